@@ -1,0 +1,113 @@
+"""Linear layers with 1-bit and 1.58-bit weights, trained straight through.
+
+The one statement of the quantisation that training, packing and the engine share: integers are
+exact in float32 here (|sum| <= 127 K < 2^24 for every K that ModelConfig admits).
+
+Letters: M output features   K input features
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yocobit.config import WeightKind
+
+# Keeps an all-zero row or matrix from dividing by zero; far below any trained magnitude.
+SMALLEST_SCALE = 1e-12
+
+
+def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
+    """Round x (..., K) to integers in [-levels, levels] per row (absmax, half to even).
+
+    Returns the integers in x's dtype and the scale (..., 1); integers * scale approximates x.
+    """
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_SCALE)
+    return (x * (levels / largest)).round(), largest / levels
+
+
+def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
+    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar tensor.
+
+    "ternary" is BitNet b1.58 (arXiv:2402.17764), "sign" is BitNet b1 (arXiv:2310.11453).
+    """
+    scale = weight.abs().mean().clamp_min(SMALLEST_SCALE)
+    if kind == "ternary":
+        return (weight / scale).round().clamp(-1, 1), scale
+    if kind == "sign":
+        return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype), scale
+    raise ValueError(f"weight kind must be 'ternary' or 'sign' but is {kind!r}")
+
+
+def fake_quantize(x: Tensor, levels: int) -> Tensor:
+    """Round the last dimension of x as a cache with that many levels would; gradient 1."""
+    codes, scale = quantize_activations(x.detach(), levels)
+    return x + (codes * scale - x.detach())
+
+
+class _QuantizedLinear(torch.autograd.Function):
+    """y = (x_codes w_codes^T) s_x s_w; both roundings have gradient 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: WeightKind) -> Tensor:
+        x_codes, x_scale = quantize_activations(x)
+        w_codes, w_scale = quantize_weight(weight, kind)
+        ctx.save_for_backward(x_codes, x_scale, w_codes, w_scale)
+        return F.linear(x_codes, w_codes) * (x_scale * w_scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x_codes, x_scale, w_codes, w_scale = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad * w_scale) @ w_codes
+        if ctx.needs_input_grad[1]:
+            scaled = (grad * x_scale).flatten(0, -2)  # (N, M)
+            grad_weight = scaled.mT @ x_codes.flatten(0, -2)
+        return grad_x, grad_weight, None
+
+
+class BitLinear(nn.Module):
+    """y = x W^T without bias, W quantised to `kind` and x to int8 per row.
+
+    Master weights stay in floating point; kind "dense" quantises nothing.
+    """
+
+    def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
+        super().__init__()
+        self.kind: WeightKind = kind
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., K) to (..., M)."""
+        if self.kind == "dense":
+            return F.linear(x, self.weight)
+        y: Tensor = _QuantizedLinear.apply(x, self.weight, self.kind)  # type: ignore[no-untyped-call]
+        return y
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, kind={self.kind!r}"
+
+
+class _Sign(torch.autograd.Function):
+    """sign(x) with sign(0) = -1; gradient 1 where |x| <= 1, else 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.where(x > 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * (x.abs() <= 1)
+
+
+def sign(x: Tensor) -> Tensor:
+    """Binarise x to -1 and +1, straight through where |x| <= 1."""
+    y: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]
+    return y

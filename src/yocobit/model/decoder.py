@@ -1,0 +1,163 @@
+"""The whole model, top down: embedding, self-decoder, shared K/V, cross-decoder, head.
+
+Letters: B batch   T positions   C model width   F feed-forward width   V vocabulary   L layers
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yocobit.config import ModelConfig
+from yocobit.model.bitlinear import BitLinear, sign
+from yocobit.model.mixers import (
+    CrossAttention,
+    GatedRetention,
+    KeysValues,
+    SelfAttention,
+    SharedKeysValues,
+    sub_norm,
+)
+
+
+@dataclass
+class Cache:
+    """What positions leave for later ones: a state per self-decoder layer, and the shared K/V."""
+
+    position: int = 0
+    layers: list[Any] = field(default_factory=list)
+    shared: KeysValues | None = None
+
+
+class FeedForward(nn.Module):
+    """SwiGLU, its squared-ReLU sibling (arXiv:2504.12285), or linear-sign-linear (BitNet b1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, F_ = config.d_model, config.d_ff
+        self.kind = config.ffn
+        if self.kind != "sign":
+            self.gate_proj = BitLinear(C, F_, config.weights)
+        self.up_proj = BitLinear(C, F_, config.weights)
+        # What sign() returns needs no norm: it is already -1 or +1.
+        self.sub_norm = nn.Identity() if self.kind == "sign" else sub_norm(config, F_)
+        self.down_proj = BitLinear(F_, C, config.weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, T, C) to (B, T, C)."""
+        if self.kind == "sign":
+            return self.down_proj(sign(self.up_proj(x)))
+        gate = self.gate_proj(x)
+        gate = F.silu(gate) if self.kind == "swiglu" else F.relu(gate).square()
+        return self.down_proj(self.sub_norm(gate * self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """x += Mixer(RMSNorm(x)); x += FeedForward(RMSNorm(x))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        kind = config.layers[layer]
+        self.is_cross = kind == "cross"
+        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer: nn.Module
+        if kind == "retention":
+            self.mixer = GatedRetention(config)
+        elif kind == "window":
+            self.mixer = SelfAttention(
+                config,
+                config.n_self_heads,
+                config.n_self_kv_heads,
+                config.window_rope,
+                config.window,
+            )
+        elif kind == "full":
+            self.mixer = SelfAttention(
+                config, config.n_heads, config.n_kv_heads, config.full_rope, window=None
+            )
+        else:
+            self.mixer = CrossAttention(config)
+        self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, start: int, state: Any) -> tuple[Tensor, Any]:
+        """Map x (B, T, C) to (B, T, C); a cross block returns the shared K/V as it got them."""
+        if self.is_cross:
+            x = x + self.mixer(self.mixer_norm(x), start, state)
+        else:
+            y, state = self.mixer(self.mixer_norm(x), start, state)
+            x = x + y
+        return x + self.ffn(self.ffn_norm(x)), state
+
+
+class Decoder(nn.Module):
+    """A decoder-decoder language model (YOCO, arXiv:2405.05254), or a plain one, by its config."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(len(config.layers)))
+        self.shared_kv = SharedKeysValues(config) if config.has_cross_decoder else None
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self._initialize()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (B, T, V) of the token after each of tokens (B, T)."""
+        return self.head(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return what the head reads, (B, T, C)."""
+        return self._cross_decode(self._self_decode(tokens, cache := Cache()), cache, start=0)
+
+    def prefill(self, tokens: Tensor, cache: Cache) -> None:
+        """Take in tokens (B, T) without their logits: the cross-decoder does not run at all."""
+        self._self_decode(tokens, cache)
+
+    def step(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Take in tokens (B, T); return their logits (B, T, V)."""
+        start = cache.position
+        return self.head(self._cross_decode(self._self_decode(tokens, cache), cache, start))
+
+    def n_parameters(self, embedding: bool = True) -> int:
+        """Count parameters, with or without embedding and head."""
+        skipped = () if embedding else (self.embedding.weight, self.head.weight)
+        return sum(p.numel() for p in self.parameters() if all(p is not s for s in skipped))
+
+    def _self_decode(self, tokens: Tensor, cache: Cache) -> Tensor:
+        start = cache.position
+        if not cache.layers:
+            cache.layers = [None] * self.config.n_self_layers
+        x = self.embedding(tokens) * self.config.d_model**0.5  # (B, T, C)
+        for i in range(self.config.n_self_layers):
+            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i])
+        if self.shared_kv is not None:
+            cache.shared = self.shared_kv(x, start, cache.shared)
+        cache.position += tokens.shape[1]
+        return x
+
+    def _cross_decode(self, x: Tensor, cache: Cache, start: int) -> Tensor:
+        for layer in self.layers[self.config.n_self_layers :]:
+            x, _ = layer(x, start, cache.shared)
+        return self.norm(x)
+
+    @torch.no_grad()
+    def _initialize(self) -> None:
+        """Draw weights so that embedding and projections start near unit variance.
+
+        Projections into the residual stream are smaller, by the number of terms it will sum.
+        """
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta or parameter.ndim < 2:
+                continue
+            std: float = parameter.shape[1] ** -0.5
+            if name.endswith(("out_proj.weight", "down_proj.weight")):
+                std *= (2 * len(self.layers)) ** -0.5
+            nn.init.normal_(parameter, std=std)

@@ -1,0 +1,169 @@
+"""Token mixers: the part of a block that moves information between positions.
+
+Every mixer maps x (B, T, C), whose first position is `start`, and the state left by the positions
+before it to y (B, T, C) and the next state; `None` is the state before position 0. One call over
+all positions equals any split into calls.
+
+Letters: B batch   T positions   S cached positions   C model width   H heads   G K/V heads
+         D head size
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yocobit.config import ModelConfig, RopeKind
+from yocobit.model import retention
+from yocobit.model.bitlinear import BitLinear, fake_quantize
+from yocobit.model.rope import rope
+
+KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
+
+
+class GatedRetention(nn.Module):
+    """Retention whose decay each token chooses for itself (YOCO, arXiv:2405.05254).
+
+    The state is one D x D matrix per head, (B, H, D, D), whatever the length of the text.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.d_model
+        self.n_heads = config.n_self_heads
+        self.rope: RopeKind = config.retention_rope
+        self.theta = config.rope_theta
+        self.eps = config.norm_eps
+        self.q_proj = BitLinear(C, C, config.weights)
+        self.k_proj = BitLinear(C, C, config.weights)
+        self.v_proj = BitLinear(C, C, config.weights)
+        self.g_proj = BitLinear(C, C, config.weights)
+        # Not quantised: H outputs only, and they decide how far the layer remembers.
+        self.decay_proj = nn.Linear(C, self.n_heads, bias=False)
+        self.sub_norm = sub_norm(config, C)
+        self.out_proj = BitLinear(C, C, config.weights)
+
+    def forward(self, x: Tensor, start: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
+        k = rope(_heads(self.k_proj(x), self.n_heads), start, self.rope, self.theta)
+        v = _heads(self.v_proj(x), self.n_heads)
+        log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
+        form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
+        y, state = form(q, k, v, log_decay, state)
+        y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
+        return self.out_proj(self.sub_norm(F.silu(self.g_proj(x)) * y)), state
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with keys and values of its own; `window` positions or, if None, all.
+
+    The state is the keys and values that later positions can still see.
+    """
+
+    def __init__(
+        self, config: ModelConfig, n_heads: int, n_kv_heads: int, rope: RopeKind, window: int | None
+    ) -> None:
+        super().__init__()
+        C, D = config.d_model, config.d_model // n_heads
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.rope: RopeKind = rope
+        self.theta = config.rope_theta
+        self.window = window
+        self.q_proj = BitLinear(C, C, config.weights)
+        self.k_proj = BitLinear(C, n_kv_heads * D, config.weights)
+        self.v_proj = BitLinear(C, n_kv_heads * D, config.weights)
+        self.sub_norm = sub_norm(config, C)
+        self.out_proj = BitLinear(C, C, config.weights)
+
+    def forward(self, x: Tensor, start: int, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
+        k = rope(_heads(self.k_proj(x), self.n_kv_heads), start, self.rope, self.theta)
+        v = _heads(self.v_proj(x), self.n_kv_heads)
+        k, v = _append(state, k, v)
+        y = attention(q, k, v, self.window)
+        if self.window is not None:
+            kept = min(self.window - 1, k.shape[2])
+            k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
+        return self.out_proj(self.sub_norm(y)), (k, v)
+
+
+class SharedKeysValues(nn.Module):
+    """The one K and V of the cross-decoder, computed once from the self-decoder's output."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C, D = config.d_model, config.head_dim
+        self.n_kv_heads = config.n_kv_heads
+        self.rope: RopeKind = config.cross_rope
+        self.theta = config.rope_theta
+        self.levels = {"float": None, "int8": 127, "int4": 7}[config.shared_kv]
+        self.norm = nn.RMSNorm(C, eps=config.norm_eps)
+        self.k_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
+        self.v_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
+
+    def forward(self, x: Tensor, start: int, state: KeysValues | None) -> KeysValues:
+        """Append the keys and values of x (B, T, C) to the cached ones."""
+        x = self.norm(x)
+        k = rope(_heads(self.k_proj(x), self.n_kv_heads), start, self.rope, self.theta)
+        v = _heads(self.v_proj(x), self.n_kv_heads)
+        if self.levels is not None:
+            k, v = fake_quantize(k, self.levels), fake_quantize(v, self.levels)
+        return _append(state, k, v)
+
+
+class CrossAttention(nn.Module):
+    """Causal attention over the shared keys and values; only queries and output are its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.d_model
+        self.n_heads = config.n_heads
+        self.rope: RopeKind = config.cross_rope
+        self.theta = config.rope_theta
+        self.q_proj = BitLinear(C, C, config.weights)
+        self.sub_norm = sub_norm(config, C)
+        self.out_proj = BitLinear(C, C, config.weights)
+
+    def forward(self, x: Tensor, start: int, shared: KeysValues) -> Tensor:
+        """Attend from x (B, T, C), the last T of the S shared positions."""
+        q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
+        return self.out_proj(self.sub_norm(attention(q, *shared, window=None)))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Causal softmax attention; q are the last T of the S positions of k and v.
+
+    q (B, H, T, D), k and v (B, G, S, D) with G dividing H; returns (B, T, H * D). A query sees
+    itself and, with `window` W, the W - 1 positions before it.
+    """
+    T, S = q.shape[2], k.shape[2]
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    if T == S and (window is None or window >= T):
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        query = torch.arange(S - T, S, device=q.device)[:, None]
+        key = torch.arange(S, device=q.device)
+        seen = key <= query
+        if window is not None:
+            seen &= key > query - window
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    return y.transpose(1, 2).flatten(2)
+
+
+def sub_norm(config: ModelConfig, size: int) -> nn.Module:
+    """Return the RMSNorm before a quantised projection that has none directly before it."""
+    return nn.RMSNorm(size, eps=config.norm_eps) if config.sub_norm else nn.Identity()
+
+
+def _heads(x: Tensor, n_heads: int) -> Tensor:
+    """Split x (B, T, H * D) into (B, H, T, D)."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def _append(state: KeysValues | None, k: Tensor, v: Tensor) -> KeysValues:
+    if state is None:
+        return k, v
+    return torch.cat((state[0], k), dim=2), torch.cat((state[1], v), dim=2)

@@ -1,0 +1,55 @@
+"""Rotary position embedding (arXiv:2104.09864) in the two layouts that models are published in.
+
+Letters: B batch   H heads   T positions   D head size
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from yocobit.config import RopeKind
+
+
+def rope(x: Tensor, start: int, kind: RopeKind, theta: float) -> Tensor:
+    """Rotate x (B, H, T, D), whose first position is `start`, by its absolute positions.
+
+    "interleaved" turns the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2), "none" nothing.
+    """
+    if kind == "none":
+        return x
+    cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
+    if kind == "interleaved":
+        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D/2)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def frequencies(head_dim: int, kind: RopeKind, theta: float) -> Tensor:
+    """Return the angle per position of each pair, (D/2,) float64.
+
+    The interleaved table runs from 1 to 1/theta inclusive, the half-split one stops a step before.
+    """
+    pairs = torch.arange(head_dim // 2, dtype=torch.float64)
+    last = head_dim // 2 - 1 if kind == "interleaved" else head_dim // 2
+    return theta ** -(pairs / last)
+
+
+@lru_cache(maxsize=8)
+def _rotation(
+    start: int,
+    length: int,
+    head_dim: int,
+    kind: RopeKind,
+    theta: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (T, D/2). Angles in float64: float32 loses them past position 1e5."""
+    with torch.inference_mode(False), torch.no_grad():
+        positions = torch.arange(start, start + length, dtype=torch.float64)
+        angles = torch.outer(positions, frequencies(head_dim, kind, theta))
+        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
