@@ -1,2 +1,231 @@
+// The only file that sees Python: numpy arrays and dicts in, C++ calls with the GIL released.
+
 #include <nanobind/nanobind.h>
-NB_MODULE(_native, m) { m.doc() = "The native engine of yocobit."; }
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "session.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace yocobit {
+
+void bind_kernels(nb::module_& m);  // bindings_kernels.cpp
+
+namespace {
+
+template <typename Enum>
+Enum choose(const char* what, const std::string& value, const std::map<std::string, Enum>& values) {
+  const auto found = values.find(value);
+  if (found == values.end()) {
+    throw std::invalid_argument(std::string(what) + " is not known to the engine: '" + value + "'");
+  }
+  return found->second;
+}
+
+RopeKind rope_kind(const std::string& value) {
+  return choose<RopeKind>(
+      "rope", value,
+      {{"interleaved", RopeKind::interleaved}, {"half", RopeKind::half}, {"none", RopeKind::none}});
+}
+
+FloatType cache_type(const std::string& value) {
+  return choose<FloatType>(
+      "cache type", value,
+      {{"f32", FloatType::f32}, {"f16", FloatType::f16}, {"int8", FloatType::i8}});
+}
+
+ModelConfig model_config(const nb::dict& fields) {
+  const auto integer = [&](const char* name) { return nb::cast<int>(fields[name]); };
+  const auto text = [&](const char* name) { return nb::cast<std::string>(fields[name]); };
+  ModelConfig config = {};
+  config.vocab_size = integer("vocab_size");
+  config.d_model = integer("d_model");
+  config.d_ff = integer("d_ff");
+  config.n_heads = integer("n_heads");
+  config.n_kv_heads = integer("n_kv_heads");
+  config.n_self_heads = integer("n_self_heads");
+  config.n_self_kv_heads = integer("n_self_kv_heads");
+  config.window = integer("window");
+  for (const std::string& mixer : nb::cast<std::vector<std::string>>(fields["layers"])) {
+    config.layers.push_back(choose<Mixer>("mixer", mixer,
+                                          {{"retention", Mixer::retention},
+                                           {"window", Mixer::window},
+                                           {"full", Mixer::full},
+                                           {"cross", Mixer::cross}}));
+  }
+  config.ffn = choose<FeedForwardKind>("ffn", text("ffn"),
+                                       {{"swiglu", FeedForwardKind::swiglu},
+                                        {"relu2", FeedForwardKind::relu2},
+                                        {"sign", FeedForwardKind::sign}});
+  config.weights = choose<WeightKind>(
+      "weights", text("weights"),
+      {{"ternary", WeightKind::ternary}, {"sign", WeightKind::sign}, {"dense", WeightKind::dense}});
+  config.sub_norm = nb::cast<bool>(fields["sub_norm"]);
+  config.tie_embeddings = nb::cast<bool>(fields["tie_embeddings"]);
+  config.retention_rope = rope_kind(text("retention_rope"));
+  config.window_rope = rope_kind(text("window_rope"));
+  config.full_rope = rope_kind(text("full_rope"));
+  config.cross_rope = rope_kind(text("cross_rope"));
+  config.rope_theta = nb::cast<double>(fields["rope_theta"]);
+  config.norm_eps = nb::cast<float>(fields["norm_eps"]);
+  if (config.head_dim() > kMaxHeadDim || config.self_head_dim() > kMaxHeadDim) {
+    throw std::invalid_argument("heads must have at most " + std::to_string(kMaxHeadDim) +
+                                " values each");
+  }
+  return config;
+}
+
+// Tensors as {name: (dtype, shape, begin, end)}.
+std::map<std::string, TensorEntry> tensor_entries(const nb::dict& tensors) {
+  std::map<std::string, TensorEntry> entries;
+  for (const auto& [name, value] : tensors) {
+    const nb::tuple fields = nb::cast<nb::tuple>(value);
+    entries[nb::cast<std::string>(name)] = {
+        nb::cast<std::string>(fields[0]), nb::cast<std::vector<int64_t>>(fields[1]),
+        nb::cast<int64_t>(fields[2]), nb::cast<int64_t>(fields[3])};
+  }
+  return entries;
+}
+
+const Kernels& find_kernels(const std::string& name) {
+  const Kernels* best = nullptr;
+  for (const Kernels* const* kernels = supported_kernels(); *kernels; ++kernels) {
+    best = *kernels;
+    if (name == best->name) return *best;
+  }
+  if (name.empty()) return *best;
+  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
+}
+
+using Floats = nb::ndarray<nb::numpy, float>;
+
+// A new array of the given shape, filled by the caller.
+Floats new_array(std::vector<size_t> shape) {
+  size_t n = 1;
+  for (const size_t length : shape) n *= length;
+  float* data = new float[n]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Floats(data, shape.size(), shape.data(), owner);
+}
+
+using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+nb::object feed(Session& session, const Tokens& tokens, const std::string& which) {
+  const Logits logits = choose<Logits>(
+      "logits", which, {{"none", Logits::none}, {"last", Logits::last}, {"all", Logits::all}});
+  const size_t V = session.engine().model.config.vocab_size, n = tokens.shape(0);
+  if (n == 0) throw std::invalid_argument("feed: needs at least one token but got none");
+  if (logits == Logits::none) {
+    nb::gil_scoped_release release;
+    session.feed(tokens.data(), n, logits, nullptr);
+    return nb::none();
+  }
+  Floats out = logits == Logits::all ? new_array({n, V}) : new_array({V});
+  {
+    nb::gil_scoped_release release;
+    session.feed(tokens.data(), n, logits, out.data());
+  }
+  return nb::cast(out);
+}
+
+int checked_layer(const Engine& engine, int layer) {
+  if (layer < 0 || layer >= static_cast<int>(engine.model.layers.size())) {
+    throw nb::index_error("layer");
+  }
+  return layer;
+}
+
+nb::object retention_state(const Session& session, int layer) {
+  const Engine& engine = session.engine();
+  const float* state = session.retention_state(checked_layer(engine, layer));
+  if (!state) return nb::none();
+  const size_t H = engine.model.config.n_self_heads, D = engine.model.config.self_head_dim();
+  Floats out = new_array({H, D, D});
+  std::copy(state, state + H * D * D, out.data());
+  return nb::cast(out);
+}
+
+nb::object keys_values(const Session& session, int layer, int64_t begin, int64_t end) {
+  const Engine& engine = session.engine();
+  const KeyValueCache* cache = session.keys_values(checked_layer(engine, layer));
+  if (!cache) return nb::none();
+  if (begin < 0 || begin > end || end > session.position() ||
+      session.position() - begin > cache->capacity()) {
+    throw nb::index_error("positions are not cached");
+  }
+  const size_t G = cache->n_heads(), D = cache->head_dim(), n = end - begin;
+  Floats keys = new_array({G, n, D}), values = new_array({G, n, D});
+  for (size_t head = 0; head < G; ++head) {
+    for (size_t i = 0; i < n; ++i) {
+      const size_t at = (head * n + i) * D;
+      cache->load(engine.kernels, head, begin + i, keys.data() + at, values.data() + at);
+    }
+  }
+  return nb::make_tuple(nb::cast(keys), nb::cast(values));
+}
+
+nb::dict memory(const Session& session) {
+  const SessionMemory memory = session.memory();
+  nb::dict result;
+  result["shared_kv"] = memory.shared_kv;
+  result["full"] = memory.full;
+  result["window"] = memory.window;
+  result["retention"] = memory.retention;
+  result["buffers"] = memory.buffers;
+  result["shared_kv_per_token"] = memory.shared_kv_per_token;
+  result["full_per_token"] = memory.full_per_token;
+  return result;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The native engine of yocobit; use it through yocobit.Engine.";
+  m.def("supported_kernels", [] {
+    std::vector<std::string> names;
+    for (const Kernels* const* k = supported_kernels(); *k; ++k) names.emplace_back((*k)->name);
+    return names;
+  });
+  bind_kernels(m);
+
+  nb::class_<Engine>(m, "Engine")
+      .def(
+          "__init__",
+          [](Engine* self, const std::string& path, const nb::dict& config, const nb::dict& tensors,
+             const std::string& kernels, int n_threads) {
+            if (n_threads < 1 || n_threads > 1024) {
+              throw std::invalid_argument("threads must be between 1 and 1024 but is " +
+                                          std::to_string(n_threads));
+            }
+            new (self)
+                Engine{.model = PackedModel(path, model_config(config), tensor_entries(tensors)),
+                       .kernels = find_kernels(kernels),
+                       .pool = ThreadPool(n_threads),
+                       .mutex = {}};
+          },
+          "path"_a, "config"_a, "tensors"_a, "kernels"_a, "n_threads"_a)
+      .def_prop_ro("kernels", [](const Engine& engine) { return engine.kernels.name; })
+      .def_prop_ro("n_threads", [](const Engine& engine) { return engine.pool.size(); });
+
+  nb::class_<Session>(m, "Session")
+      .def(
+          "__init__",
+          [](Session* self, Engine& engine, int64_t max_tokens, const std::string& type) {
+            new (self) Session(engine, max_tokens, cache_type(type));
+          },
+          "engine"_a, "max_tokens"_a, "cache_type"_a, nb::keep_alive<1, 2>())
+      .def("feed", &feed, "tokens"_a, "logits"_a)
+      .def("retention_state", &retention_state, "layer"_a)
+      .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a)
+      .def("memory", &memory)
+      .def_prop_ro("position", &Session::position)
+      .def_prop_ro("max_tokens", &Session::max_tokens);
+}
+
+}  // namespace yocobit

@@ -1,0 +1,118 @@
+// The reference kernels: no cleverness, no intrinsics. Built and tested on every machine.
+
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace yocobit {
+namespace {
+
+struct F32x8 {
+  float v[kLanes];
+};
+
+template <typename Function>
+F32x8 lanes(Function value) {
+  F32x8 result;
+  for (int i = 0; i < kLanes; ++i) result.v[i] = value(i);
+  return result;
+}
+
+float float_from_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16;
+  const uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
+  if (exponent == 0) {
+    const float value = std::ldexp(static_cast<float>(mantissa), -24);
+    return sign ? -value : value;
+  }
+  const uint32_t bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Round half to even; overflow becomes infinity, as F16C does.
+uint16_t half_from_float(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00 | (bits >> 13 & 0x3ff);
+  if (bits >= 0x477ff000) return sign | 0x7c00;
+  if (bits < 0x38800000) {  // subnormal or zero: a multiple of 2^-24
+    return sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(std::fabs(value), 24)));
+  }
+  const uint32_t rounded = bits - 0x38000000 + 0xfff + (bits >> 13 & 1);
+  return sign | static_cast<uint16_t>(rounded >> 13);
+}
+
+F32x8 load(const float* p) {
+  return lanes([&](int i) { return p[i]; });
+}
+F32x8 load_f16(const uint16_t* p) {
+  return lanes([&](int i) { return float_from_half(p[i]); });
+}
+F32x8 load_i8(const int8_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
+void store(float* p, const F32x8& x) { std::memcpy(p, x.v, sizeof x.v); }
+F32x8 splat(float x) {
+  return lanes([&](int) { return x; });
+}
+F32x8 zero() { return splat(0.0f); }
+F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
+  return lanes([&](int i) { return std::fma(a.v[i], b.v[i], c.v[i]); });
+}
+F32x8 mul(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] * b.v[i]; });
+}
+F32x8 max(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+F32x8 abs(const F32x8& x) {
+  return lanes([&](int i) { return std::fabs(x.v[i]); });
+}
+float square_root(float x) { return std::sqrt(x); }
+
+#include "kernels_float.inc"
+
+// sum over columns of (value of the weight) * x, from the code of each column.
+template <int bits, typename Weight>
+void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                float* y, ptrdiff_t y_stride, Weight weight) {
+  constexpr int kBlock = kBlockBytes * 8 / bits;
+  for (int m = group_begin * kRowsPerGroup; m < group_end * kRowsPerGroup && m < w.m; ++m) {
+    for (int n = 0; n < x.n; ++n) {
+      const int8_t* row = x.codes + static_cast<size_t>(n) * x.stride;
+      int32_t sum = 0;
+      for (int k = 0; k < w.n_blocks * kBlock; ++k) {
+        const size_t block =
+            (static_cast<size_t>(m / kRowsPerGroup) * w.n_blocks + k / kBlock) * kRowsPerGroup +
+            m % kRowsPerGroup;
+        const uint8_t byte = w.codes[block * kBlockBytes + k % kBlockBytes];
+        const int code = byte >> (k % kBlock / kBlockBytes * bits) & ((1 << bits) - 1);
+        sum += weight(code) * row[k];
+      }
+      y[n * y_stride + m] = static_cast<float>(sum) * (x.scales[n] * w.scale);
+    }
+  }
+}
+
+void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                    float* y, ptrdiff_t y_stride) {
+  bit_matmul<2>(w, x, group_begin, group_end, y, y_stride, [](int code) { return code - 1; });
+}
+
+void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                 float* y, ptrdiff_t y_stride) {
+  bit_matmul<1>(w, x, group_begin, group_end, y, y_stride, [](int code) { return 2 * code - 1; });
+}
+
+}  // namespace
+
+#define YOCOBIT_KERNEL_TABLE kScalarKernels
+#define YOCOBIT_KERNEL_NAME "scalar"
+#include "kernel_table.inc"
+
+}  // namespace yocobit

@@ -1,0 +1,189 @@
+// Single kernels as Python functions, so that tests can hold each variant against NumPy.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "cache.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace yocobit {
+namespace {
+
+template <typename T, int n>
+using Array = nb::ndarray<const T, nb::ndim<n>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<nb::numpy, float>;
+
+Floats new_array(std::initializer_list<size_t> shape) {
+  size_t n = 1;
+  for (const size_t length : shape) n *= length;
+  float* data = new float[n]();
+  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  return Floats(data, shape.size(), shape.begin(), owner);
+}
+
+const Kernels& kernels_named(const std::string& name) {
+  for (const Kernels* const* kernels = supported_kernels(); *kernels; ++kernels) {
+    if (name == (*kernels)->name) return **kernels;
+  }
+  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
+}
+
+void require(bool holds, const char* rule) {
+  if (!holds) throw std::invalid_argument(rule);
+}
+
+// codes (groups, blocks, 8, 32), x (N, K) int8 -> (N, M) with all scales 1.
+Floats bit_matmul(const std::string& name, const Array<uint8_t, 4>& codes, int m,
+                  const Array<int8_t, 2>& x, bool is_ternary) {
+  const Kernels& kernels = kernels_named(name);
+  const int block = is_ternary ? kTernaryBlock : kSignBlock;
+  const int N = x.shape(0), K = x.shape(1), n_blocks = codes.shape(1);
+  require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
+          "codes must be (groups, blocks, 8, 32)");
+  require(m > 0 && static_cast<size_t>(m + 7) / 8 == codes.shape(0), "codes must hold M rows");
+  require(K <= n_blocks * block, "x must not have more values than the codes have columns");
+  const int stride = static_cast<int>(round_up(n_blocks * block, kSignBlock));
+  Buffer<int8_t> padded = make_buffer<int8_t>(static_cast<size_t>(N) * stride);
+  std::vector<float> scales(N, 1.0f);
+  std::vector<int32_t> sums(N, 0);
+  std::memset(padded.get(), 0, static_cast<size_t>(N) * stride);
+  for (int n = 0; n < N; ++n) {
+    std::memcpy(&padded[static_cast<size_t>(n) * stride], x.data() + static_cast<size_t>(n) * K, K);
+    for (int k = 0; k < K; ++k) sums[n] += x.data()[static_cast<size_t>(n) * K + k];
+  }
+  const BitMatrix w = {.codes = codes.data(), .m = m, .n_blocks = n_blocks, .scale = 1.0f};
+  const QuantizedRows rows = {.codes = padded.get(),
+                              .scales = scales.data(),
+                              .sums = sums.data(),
+                              .n = N,
+                              .stride = stride};
+  Floats y = new_array({static_cast<size_t>(N), static_cast<size_t>(m)});
+  const auto matmul = is_ternary ? kernels.ternary_matmul : kernels.sign_matmul;
+  matmul(w, rows, 0, static_cast<int>(codes.shape(0)), y.data(), m);
+  return y;
+}
+
+// values (M, K) as raw f32, f16 or int8 with scales (M,); x (N, K) -> (N, M).
+template <typename T>
+Floats dense_matmul(const std::string& name, const Array<T, 2>& values,
+                    const Array<float, 1>& scales, const Array<float, 2>& x) {
+  constexpr FloatType type = sizeof(T) == 4   ? FloatType::f32
+                             : sizeof(T) == 2 ? FloatType::f16
+                                              : FloatType::i8;
+  const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
+  require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
+  require(scales.shape(0) == M, "scales must be (M,)");
+  const DenseMatrix w = {.values = values.data(),
+                         .scales = scales.data(),
+                         .type = type,
+                         .m = static_cast<int>(M),
+                         .k = static_cast<int>(K)};
+  Floats y = new_array({N, M});
+  kernels_named(name).dense_matmul(w, x.data(), N, 0, M, y.data(), M);
+  return y;
+}
+
+nb::tuple quantize_row(const std::string& name, const Array<float, 1>& x) {
+  const size_t K = x.shape(0);
+  require(K % kLanes == 0, "K must be a multiple of 8");
+  int8_t* codes = new int8_t[K];
+  nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  float scale;
+  int32_t sum;
+  kernels_named(name).quantize_row(x.data(), K, K, codes, &scale, &sum);
+  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int8_t>(codes, {K}, owner)), scale, sum);
+}
+
+Floats rms_norm(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& weight,
+                float eps) {
+  require(x.shape(0) % kLanes == 0 && weight.shape(0) == x.shape(0), "sizes must agree");
+  Floats y = new_array({x.shape(0)});
+  kernels_named(name).rms_norm(x.data(), weight.data(), x.shape(0), eps, y.data());
+  return y;
+}
+
+Floats activate(const std::string& name, const std::string& function, const Array<float, 1>& gate,
+                const Array<float, 1>& up) {
+  const Kernels& kernels = kernels_named(name);
+  require(gate.shape(0) == up.shape(0), "sizes must agree");
+  const int size = gate.shape(0);
+  Floats y = new_array({gate.shape(0)});
+  if (function == "swiglu") kernels.silu_multiply(gate.data(), up.data(), size, y.data());
+  if (function == "relu2") kernels.relu2_multiply(gate.data(), up.data(), size, y.data());
+  if (function == "sign") kernels.sign(up.data(), size, y.data());
+  return y;
+}
+
+Floats rope(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& cosine,
+            const Array<float, 1>& sine, bool is_interleaved) {
+  const Kernels& kernels = kernels_named(name);
+  require(cosine.shape(0) * 2 == x.shape(0) && sine.shape(0) * 2 == x.shape(0),
+          "cosine and sine must have half the values of x");
+  Floats y = new_array({x.shape(0)});
+  std::memcpy(y.data(), x.data(), x.shape(0) * sizeof(float));
+  const auto rotate = is_interleaved ? kernels.rope_interleaved : kernels.rope_half;
+  rotate(y.data(), cosine.data(), sine.data(), x.shape(0));
+  return y;
+}
+
+// One step from state (D, D); returns the next state and the output (D,).
+nb::tuple retention_step(const std::string& name, const Array<float, 2>& state,
+                         const Array<float, 1>& q, const Array<float, 1>& k,
+                         const Array<float, 1>& v, float decay) {
+  const size_t D = q.shape(0);
+  require(D % kLanes == 0 && k.shape(0) == D && v.shape(0) == D && state.shape(0) == D &&
+              state.shape(1) == D,
+          "q, k, v must be (D,) and state (D, D), D a multiple of 8");
+  Floats next = new_array({D, D}), o = new_array({D});
+  std::memcpy(next.data(), state.data(), D * D * sizeof(float));
+  kernels_named(name).retention_step(next.data(), q.data(), k.data(), v.data(), decay, D, o.data());
+  return nb::make_tuple(nb::cast(next), nb::cast(o));
+}
+
+// q (D,), keys and values (S, D) stored as `type`, attended over positions [begin, end).
+Floats attend(const std::string& name, const Array<float, 1>& q, const Array<float, 2>& keys,
+              const Array<float, 2>& values, const std::string& type, int64_t begin, int64_t end) {
+  const Kernels& kernels = kernels_named(name);
+  const size_t S = keys.shape(0), D = q.shape(0);
+  require(D % kLanes == 0 && D <= kMaxHeadDim && keys.shape(1) == D && values.shape(1) == D &&
+              values.shape(0) == S,
+          "q must be (D,), keys and values (S, D), D a multiple of 8");
+  require(0 <= begin && begin < end && end <= static_cast<int64_t>(S),
+          "need 0 <= begin < end <= S");
+  const FloatType stored = type == "f32"   ? FloatType::f32
+                           : type == "f16" ? FloatType::f16
+                                           : FloatType::i8;
+  KeyValueCache cache(stored, 1, static_cast<int>(D), S);
+  for (size_t s = 0; s < S; ++s) {
+    cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
+  }
+  Floats o = new_array({D});
+  kernels.attend(q.data(), cache.view(0), begin, end, 1.0f / std::sqrt(static_cast<float>(D)),
+                 o.data());
+  return o;
+}
+
+}  // namespace
+
+void bind_kernels(nb::module_& m) {
+  m.def("bit_matmul", &bit_matmul, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a);
+  m.def("dense_matmul", &dense_matmul<float>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
+  m.def("dense_matmul", &dense_matmul<uint16_t>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
+  m.def("dense_matmul", &dense_matmul<int8_t>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
+  m.def("quantize_row", &quantize_row, "kernels"_a, "x"_a);
+  m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
+  m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
+  m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
+  m.def("retention_step", &retention_step, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decay"_a);
+  m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a);
+}
+
+}  // namespace yocobit

@@ -1,0 +1,129 @@
+// Arithmetic kernels of the engine: one contract each, one implementation per CPU family.
+//
+//   kernels_scalar.cpp   the reference: plain loops, no intrinsics, built and tested everywhere
+//   kernels_avx2.cpp     x86 with AVX2, FMA and F16C
+//   kernels_float.inc    the floating-point kernels, written once over eight lanes, in both of them
+//
+// Every implementation returns what the reference returns, bit for bit: integer sums are exact, and
+// a floating-point sum is defined as eight lanes (element i goes to lane i % 8, fused multiply-add,
+// in order of i) added as ((0+4)+(2+6)) + ((1+5)+(3+7)). Kernels do not allocate, throw, lock or
+// start threads. Shapes and alignment are checked once, by the caller, when a model is loaded.
+//
+// Letters:  M output features   K input features   N tokens   D head size   S cached positions
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace yocobit {
+
+constexpr int kLanes = 8;
+constexpr int kRowsPerGroup = 8;    // rows of a packed matrix that are interleaved
+constexpr int kBlockBytes = 32;     // bytes of one block of one row
+constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
+constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
+constexpr int kAttentionTile = 32;  // positions per step of the online softmax
+constexpr int kMaxHeadDim = 1024;
+
+// Weights in {-1, 0, +1} or {-1, +1}, as docs/format.md lays them out: block b of row r starts at
+// byte ((r / 8 * n_blocks + b) * 8 + r % 8) * 32. The same on disk, in memory and on every CPU.
+struct BitMatrix {
+  const uint8_t* codes;  // [ceil(M / 8)][n_blocks][8][32]
+  int m;
+  int n_blocks;  // of 128 (ternary) or 256 (sign) columns
+  float scale;
+};
+
+// N activation rows rounded to int8 in [-127, 127], padded with zeros to whole weight blocks.
+struct QuantizedRows {
+  const int8_t* codes;  // [N][stride], 32-byte aligned
+  const float* scales;  // [N]
+  const int32_t* sums;  // [N], of the codes of a row
+  int n;
+  int stride;  // multiple of 256
+};
+
+enum class FloatType { f32, f16, i8 };
+
+// Weights kept in floating point, or in int8 with one scale per row (embedding and head).
+struct DenseMatrix {
+  const void* values;   // [M][K] of type
+  const float* scales;  // [M] for i8, else nullptr
+  FloatType type;
+  int m;
+  int k;  // multiple of 8
+};
+
+// One K/V head of a cache: position p is slot p % capacity; a tile of positions is contiguous.
+struct KeysValues {
+  const void* keys;           // [capacity][D] of type
+  const void* values;         // [capacity][D]
+  const float* key_scales;    // [capacity] for i8, else nullptr
+  const float* value_scales;  // [capacity]
+  FloatType type;
+  int64_t capacity;  // multiple of kAttentionTile
+  int head_dim;      // multiple of 8, at most kMaxHeadDim
+};
+
+struct Kernels {
+  const char* name;  // "scalar", "avx2"
+
+  // y[n][m] = float(sum over k of w[m][k] * x[n][k]) * (x.scales[n] * w.scale), for the rows of
+  // the groups [group_begin, group_end) that are below M. The sum is exact: |sum| <= 127 K.
+  // Any content of codes is safe; code 3 counts as weight 2.
+  //   y  [N][y_stride], must not overlap w or x
+  void (*ternary_matmul)(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                         float* y, ptrdiff_t y_stride);
+  void (*sign_matmul)(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                      float* y, ptrdiff_t y_stride);
+
+  // y[n][m] = sum over k of w[m][k] * x[n][k], times scales[m] for i8; rows [row_begin, row_end).
+  //   x  [N][K], y  [N][y_stride]
+  void (*dense_matmul)(const DenseMatrix& w, const float* x, int n, int row_begin, int row_end,
+                       float* y, ptrdiff_t y_stride);
+
+  // codes[k] = round-half-even(x[k] * (127 / max|x|)), 0 for K <= k < padded; returns the scale
+  // max|x| / 127 (max|x| is taken as at least 1e-12) and the sum of the codes.
+  void (*quantize_row)(const float* x, int k, int padded, int8_t* codes, float* scale,
+                       int32_t* sum);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight; weight may be nullptr (ones). y may be x.
+  void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);
+
+  // y = silu(gate) * up, relu(gate)^2 * up, and -1 or +1 by the sign of x (0 is -1). y may be
+  // gate or up.
+  void (*silu_multiply)(const float* gate, const float* up, int size, float* y);
+  void (*relu2_multiply)(const float* gate, const float* up, int size, float* y);
+  void (*sign)(const float* x, int size, float* y);
+
+  // Rotate one head x [D] in place; cosine, sine [D / 2]. Pairs (2i, 2i + 1) or (i, i + D/2).
+  void (*rope_interleaved)(float* x, const float* cosine, const float* sine, int head_dim);
+  void (*rope_half)(float* x, const float* cosine, const float* sine, int head_dim);
+
+  // One position of gated retention for one head: state = decay * state + k^T v; o = q state.
+  //   state  [D][D] (key by value), updated; q, k (already scaled), v, o  [D]
+  void (*retention_step)(float* state, const float* q, const float* k, const float* v, float decay,
+                         int head_dim, float* o);
+
+  // Store one head x [D] in a cache as type; for i8 also its scale (max|x| / 127).
+  void (*store)(const float* x, int head_dim, FloatType type, void* out, float* scale);
+  // The inverse, exactly as the attention kernel reads it.
+  void (*load)(const void* stored, float scale, int head_dim, FloatType type, float* x);
+
+  // o = softmax(scale * q K^T) V over positions [begin, end), walked in tiles that start at
+  // multiples of kAttentionTile: the result depends on the positions only, not on who asks.
+  //   q, o  [D]; begin < end, end - begin <= capacity
+  void (*attend)(const float* q, const KeysValues& cache, int64_t begin, int64_t end, float scale,
+                 float* o);
+
+  // y += x.
+  void (*add)(const float* x, int size, float* y);
+};
+
+// The implementations that this CPU can run, slowest first, then nullptr; [0] is the reference.
+const Kernels* const* supported_kernels();
+
+extern const Kernels kScalarKernels;
+extern const Kernels kAvx2Kernels;  // defined in x86 builds only
+
+}  // namespace yocobit

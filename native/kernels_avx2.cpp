@@ -1,0 +1,159 @@
+// Kernels for x86 with AVX2, FMA and F16C; the only file built with those flags.
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace yocobit {
+namespace {
+
+struct F32x8 {
+  __m256 v;
+};
+
+F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+F32x8 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+F32x8 load_i8(const int8_t* p) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
+void store(float* p, const F32x8& x) { _mm256_storeu_ps(p, x.v); }
+F32x8 splat(float x) { return {_mm256_set1_ps(x)}; }
+F32x8 zero() { return {_mm256_setzero_ps()}; }
+F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
+  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
+}
+F32x8 mul(const F32x8& a, const F32x8& b) { return {_mm256_mul_ps(a.v, b.v)}; }
+F32x8 max(const F32x8& a, const F32x8& b) { return {_mm256_max_ps(a.v, b.v)}; }
+F32x8 abs(const F32x8& x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
+float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+uint16_t half_from_float(float x) {
+  return static_cast<uint16_t>(
+      _mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)));
+}
+
+#include "kernels_float.inc"
+
+__m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+int32_t lane_sum(const __m256i& x) {
+  const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
+}
+
+// int16 budget of both weight kinds: maddubs adds two products of a code (<= 3, if a file is
+// corrupt) and an activation (<= 127), 762 at most; ternary adds 4 of those to a lane per block,
+// 3048, and 10 blocks reach 30480. Sign adds 8 of at most 254, 2032: 16 would fit.
+constexpr int kBlocksPerWidening = 10;
+
+// Each kind walks the 32-byte vectors of codes that a block unpacks to.
+struct Ternary {
+  static constexpr int kGroups = 4;
+  static __m256i codes(const __m256i& packed, int group) {
+    // Shifted in 16 bits: what crosses a byte is masked off.
+    return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * group), _mm256_set1_epi8(3));
+  }
+  // sum (code - 1) x = sum code x - sum x
+  static int32_t weigh(int32_t code_sum, int32_t x_sum) { return code_sum - x_sum; }
+};
+
+struct Sign {
+  static constexpr int kGroups = 8;
+  static __m256i codes(const __m256i& packed, int group) {
+    return _mm256_and_si256(_mm256_srli_epi16(packed, group), _mm256_set1_epi8(1));
+  }
+  // sum (2 code - 1) x = 2 sum code x - sum x
+  static int32_t weigh(int32_t code_sum, int32_t x_sum) { return 2 * code_sum - x_sum; }
+};
+
+// kRows rows of a group by kTokens tokens: every unpacked code vector serves kTokens tokens and
+// every activation vector kRows rows.
+template <typename Kind, int kRows, int kTokens>
+void matmul_tile(const BitMatrix& w, const QuantizedRows& x, int group, int first_row,
+                 int first_token, float* y, ptrdiff_t y_stride) {
+  const uint8_t* codes =
+      w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
+  const int8_t* activations = x.codes + static_cast<size_t>(first_token) * x.stride;
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum32[kRows][kTokens];
+  for (auto& row : sum32) {
+    for (auto& sum : row) sum = _mm256_setzero_si256();
+  }
+  for (int begin = 0; begin < w.n_blocks; begin += kBlocksPerWidening) {
+    const int end =
+        begin + kBlocksPerWidening < w.n_blocks ? begin + kBlocksPerWidening : w.n_blocks;
+    __m256i sum16[kRows][kTokens];
+    for (auto& row : sum16) {
+      for (auto& sum : row) sum = _mm256_setzero_si256();
+    }
+    for (int block = begin; block < end; ++block) {
+      const uint8_t* packed = codes + static_cast<size_t>(block) * kRowsPerGroup * kBlockBytes;
+      const int8_t* columns = activations + block * Kind::kGroups * kBlockBytes;
+#pragma GCC unroll 8
+      for (int group_of = 0; group_of < Kind::kGroups; ++group_of) {
+        __m256i xs[kTokens];
+        for (int t = 0; t < kTokens; ++t) {
+          xs[t] = load_bytes(columns + static_cast<size_t>(t) * x.stride + group_of * kBlockBytes);
+        }
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i unpacked = Kind::codes(load_bytes(packed + r * kBlockBytes), group_of);
+          for (int t = 0; t < kTokens; ++t) {
+            sum16[r][t] = _mm256_add_epi16(sum16[r][t], _mm256_maddubs_epi16(unpacked, xs[t]));
+          }
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTokens; ++t) {
+        sum32[r][t] = _mm256_add_epi32(sum32[r][t], _mm256_madd_epi16(sum16[r][t], ones));
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int m = group * kRowsPerGroup + first_row + r;
+    if (m >= w.m) return;
+    for (int t = 0; t < kTokens; ++t) {
+      const int n = first_token + t;
+      const int32_t sum = Kind::weigh(lane_sum(sum32[r][t]), x.sums[n]);
+      y[n * y_stride + m] = static_cast<float>(sum) * (x.scales[n] * w.scale);
+    }
+  }
+}
+
+template <typename Kind>
+void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                float* y, ptrdiff_t y_stride) {
+  for (int group = group_begin; group < group_end; ++group) {
+    int token = 0;
+    for (; token + 4 <= x.n; token += 4) {
+      for (int row = 0; row < kRowsPerGroup; row += 2) {
+        matmul_tile<Kind, 2, 4>(w, x, group, row, token, y, y_stride);
+      }
+    }
+    for (; token < x.n; ++token) matmul_tile<Kind, 8, 1>(w, x, group, 0, token, y, y_stride);
+  }
+}
+
+void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                    float* y, ptrdiff_t y_stride) {
+  bit_matmul<Ternary>(w, x, group_begin, group_end, y, y_stride);
+}
+
+void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
+                 float* y, ptrdiff_t y_stride) {
+  bit_matmul<Sign>(w, x, group_begin, group_end, y, y_stride);
+}
+
+}  // namespace
+
+#define YOCOBIT_KERNEL_TABLE kAvx2Kernels
+#define YOCOBIT_KERNEL_NAME "avx2"
+#include "kernel_table.inc"
+
+}  // namespace yocobit

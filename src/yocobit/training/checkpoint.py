@@ -1,0 +1,186 @@
+"""Checkpoints: RUN/checkpoints/step-000100/, written whole or not at all, read without pickle.
+
+    model.safetensors      master weights            config.json   ModelConfig
+    optimizer.safetensors  state of every parameter  train.json    TrainConfig
+    tokenizer.json                                   state.json    progress, and each file's size
+
+A directory is written beside, flushed and renamed; one whose files are absent or of another size
+than state.json says is torn, and is never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from yocobit.config import ConfigError, ModelConfig
+from yocobit.model import Decoder
+
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+CONFIG = "config.json"
+TRAIN = "train.json"
+TOKENIZER = "tokenizer.json"
+STATE = "state.json"
+_CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
+_NAME = re.compile(r"step-(\d+)")
+_PARTIAL = ".partial-"
+
+
+@dataclasses.dataclass
+class RunState:
+    """How far a run is. With the configuration and the weights, all that the next step needs."""
+
+    corpus_sha256: str
+    step: int = 0  # steps done
+    total_steps: int | None = None  # None: a time budget not measured yet
+    n_tokens: int = 0
+    seconds: float = 0.0
+    valid_bits_per_byte: float | None = None  # latest
+    best_bits_per_byte: float | None = None
+    threads: int = 1
+
+
+def save(
+    run_dir: Path,
+    state: RunState,
+    model: Decoder,
+    optimizer: dict[str, Tensor],
+    train: dict[str, Any],
+    tokenizer: Tokenizer,
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `state.step` and delete all but the `keep` newest."""
+    directory = run_dir / "checkpoints"
+    partial = directory / f"{_PARTIAL}{os.getpid()}"
+    final = directory / f"step-{state.step:06d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    save_file(weights, partial / MODEL, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
+    )
+    _write_json(partial / CONFIG, model.config.to_dict())
+    _write_json(partial / TRAIN, train)
+    (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
+    _write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    if final.exists():  # torn, or of the same step of this run: the new one holds no less
+        shutil.rmtree(final)
+    partial.rename(final)
+    _flush(directory)
+    for old in _complete(run_dir)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def last(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the largest step, if there is one."""
+    found = _complete(run_dir)
+    return found[-1] if found else None
+
+
+def load_state(checkpoint: Path) -> RunState:
+    """Read state.json."""
+    fields = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    del fields["size_bytes"]
+    return RunState(**fields)
+
+
+def load_train(checkpoint: Path) -> dict[str, Any]:
+    """Read train.json: what TrainConfig.to_dict returned."""
+    fields: dict[str, Any] = json.loads((checkpoint / TRAIN).read_text(encoding="utf-8"))
+    return fields
+
+
+def load_optimizer(checkpoint: Path) -> dict[str, Tensor]:
+    """Read what Optimizers.state returned."""
+    tensors: dict[str, Tensor] = load_file(checkpoint / OPTIMIZER)
+    return tensors
+
+
+def load_model(path: Path) -> Decoder:
+    """Read the model of a checkpoint, or of the last checkpoint of a run."""
+    checkpoint = find(path)
+    model = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
+    load_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: Decoder, checkpoint: Path) -> None:
+    """Read master weights into a model of the same shape."""
+    path = checkpoint / MODEL
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if model.config.tie_embeddings and "embedding.weight" in weights:
+        weights["head.weight"] = weights["embedding.weight"]
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    if expected != found:
+        names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+        raise ConfigError(f"{path}: does not fit {CONFIG}; '{names[0]}' differs")
+    model.load_state_dict(weights)
+
+
+def find(path: Path) -> Path:
+    """Return the checkpoint that `path`, a run or a checkpoint, stands for."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such run or checkpoint")
+    if (path / MODEL).is_file() and (path / CONFIG).is_file():
+        return path
+    checkpoint = last(path)
+    if checkpoint is None:
+        raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
+    return checkpoint
+
+
+def remove_partial(run_dir: Path) -> None:
+    """Delete what a killed run left half written."""
+    for path in (run_dir / "checkpoints").glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _complete(run_dir: Path) -> list[Path]:
+    """Return the complete checkpoints of a run by step."""
+    found = []
+    for path in (run_dir / "checkpoints").glob("step-*"):
+        if (match := _NAME.fullmatch(path.name)) and _is_complete(path):
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
+        return all((checkpoint / name).stat().st_size == sizes[name] for name in _CONTENTS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,285 @@
+"""What a training run is: TrainConfig, read from a TOML file with every key checked.
+
+One frozen dataclass per TOML section. Paths in a file are relative to that file, paths in an
+override to the working directory; both are absolute once loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
+
+Optimizer = Literal["adam", "adamw", "muon"]
+ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """[data]: which text, how it is split and cut into tokens."""
+
+    train: tuple[str, ...]  # files, directories, or PYTHON_STDLIB
+    valid: tuple[str, ...] = ()
+    valid_every: int | None = None  # instead of `valid`: about one document in this many
+    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
+    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
+    tokenizer: str | None = None  # instead of training one: a tokenizer.json
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(len(self.train) > 0, self, "train", "must name at least one file or directory")
+        if bool(self.valid) == (self.valid_every is not None):
+            raise ConfigError("give either valid (files) or valid_every (one document in N)")
+        if self.valid_every is not None:
+            require(self.valid_every >= 2, self, "valid_every", "must be at least 2")
+        if self.vocab_size is not None:
+            rule = "must be at least 257: 256 bytes and the end token"
+            require(self.vocab_size >= 257, self, "vocab_size", rule)
+            if self.tokenizer is not None:
+                raise ConfigError("give either vocab_size or tokenizer, not both")
+        require(self.context >= 1, self, "context", "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """[optim]: the optimizer and its rates.
+
+    `learning_rate` is everyone's unless a group has its own. "muon" moves the matrices of the
+    blocks by Muon and all else by AdamW.
+    """
+
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 1e-3
+    matrix_learning_rate: float | None = None
+    embedding_learning_rate: float | None = None
+    head_learning_rate: float | None = None
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    momentum: float = 0.95  # Muon's
+    grad_clip: float = 1.0  # 0: off
+    batch_size: int = 8  # windows of one forward pass
+    accumulation: int = 1  # forward passes of one step
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in (
+            "learning_rate",
+            "matrix_learning_rate",
+            "embedding_learning_rate",
+            "head_learning_rate",
+        ):
+            require(
+                getattr(self, name) is None or getattr(self, name) > 0,
+                self,
+                name,
+                "must be above 0",
+            )
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            self,
+            "betas",
+            "must be two numbers of at least 0 and below 1",
+        )
+        require(self.eps > 0, self, "eps", "must be above 0")
+        require(0 <= self.momentum < 1, self, "momentum", "must be at least 0 and below 1")
+        for name in ("weight_decay", "grad_clip"):
+            require(getattr(self, name) >= 0, self, name, "must be at least 0")
+        for name in ("batch_size", "accumulation"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """[schedule]: how rates change over the run; yocobit.training.schedule has the formulas."""
+
+    kind: ScheduleKind = "linear"
+    warmup_steps: int = 0
+    min_ratio: float = 0.0  # of the learning rate, at the end
+    decay_fraction: float = 0.2  # "wsd": the last part of the run, where the rate falls
+    step_size: int = 1000  # "step": steps between two multiplications by gamma
+    gamma: float = 0.5  # "step"
+    second_ratio: float = 1 / 3  # "two_stage": of the learning rate, where the second half starts
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.warmup_steps >= 0, self, "warmup_steps", "must be at least 0")
+        require(self.step_size >= 1, self, "step_size", "must be at least 1")
+        for name in ("min_ratio", "decay_fraction", "gamma", "second_ratio"):
+            require(0 <= getattr(self, name) <= 1, self, name, "must be between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """[run]: how long, what is written when, and the seed."""
+
+    steps: int | None = None
+    minutes: float | None = None  # instead of steps: of wall clock, preparation included
+    eval_every: int = 100
+    eval_tokens: int | None = None  # of the evaluations before the last; None: all
+    sample_every: int = 0  # 0: never
+    sample_tokens: int = 64
+    prompt: str = ""
+    checkpoint_every: int = 100
+    keep: int = 2  # newest checkpoints kept
+    seed: int = 0
+    threads: int | None = None  # None: one per CPU
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if (self.steps is None) == (self.minutes is None):
+            raise ConfigError("give either steps or minutes")
+        for name in ("steps", "eval_tokens", "threads"):
+            require(
+                getattr(self, name) is None or getattr(self, name) >= 1,
+                self,
+                name,
+                "must be at least 1",
+            )
+        require(self.minutes is None or self.minutes > 0, self, "minutes", "must be above 0")
+        for name in ("eval_every", "sample_tokens", "checkpoint_every", "keep"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        for name in ("sample_every", "seed"):
+            require(getattr(self, name) >= 0, self, name, "must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a run. `model.vocab_size` is the tokenizer's once there is one."""
+
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    run: RunConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sections as JSON values; `from_dict` reads them back."""
+        sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: _plain(dataclasses.asdict(section)) for name, section in sections.items()}
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, Any], source: str) -> TrainConfig:
+        """Make a config from the sections of a TOML or JSON file named `source`."""
+        known = {
+            "model": None,
+            "data": DataConfig,
+            "optim": OptimConfig,
+            "schedule": ScheduleConfig,
+            "run": RunConfig,
+        }
+        for name, fields in sections.items():
+            if name not in known:
+                raise ConfigError(f"{source}: unknown section '{name}'; known: {', '.join(known)}")
+            if not isinstance(fields, dict):
+                raise ConfigError(f"{source}: '{name}' must be a section but is {fields!r}")
+        made = {
+            name: from_fields(section, sections.get(name, {}), f"{source} [{name}]")
+            for name, section in known.items()
+            if section is not None
+        }
+        model = _model(dict(sections.get("model", {})), made["data"], f"{source} [model]")
+        return cls(model=model, **made)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top."""
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a directory; name a TOML file") from None
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ConfigError(f"{path}: is not valid TOML ({error})") from None
+    _resolve_paths(sections, path.resolve().parent)
+    for override in overrides:
+        section, name, value = _parse_override(override)
+        fields = sections.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: '{section}' must be a section but is {fields!r}")
+        fields[name] = value
+        _drop_alternative(fields, section, name)
+    _resolve_paths(sections, Path.cwd())
+    return TrainConfig.from_dict(sections, str(path))
+
+
+_ALTERNATIVES = {
+    ("run", "steps"): "minutes",
+    ("run", "minutes"): "steps",
+    ("data", "valid"): "valid_every",
+    ("data", "valid_every"): "valid",
+    ("data", "vocab_size"): "tokenizer",
+    ("data", "tokenizer"): "vocab_size",
+}
+
+
+def _drop_alternative(fields: dict[str, Any], section: str, name: str) -> None:
+    """An override such as run.steps replaces the run.minutes of the file."""
+    if (section, name) in _ALTERNATIVES:
+        fields.pop(_ALTERNATIVES[section, name], None)
+
+
+def _parse_override(override: str) -> tuple[str, str, Any]:
+    """Split "section.key=value"; value is TOML, and a bare word is a string."""
+    key, equals, value = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(f"override must look like section.key=value but is {override!r}")
+    try:
+        return section, name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, name, value.strip()
+
+
+def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
+    """Make the paths of [data] absolute; what is of the wrong type is left for the check."""
+    data = sections.get("data")
+    if not isinstance(data, dict):
+        return
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, str) or value == PYTHON_STDLIB:
+            return value
+        return str(directory / Path(value).expanduser())
+
+    for name in ("train", "valid"):
+        if isinstance(data.get(name), list):
+            data[name] = [resolve(item) for item in data[name]]
+    if "tokenizer" in data:
+        data["tokenizer"] = resolve(data["tokenizer"])
+
+
+def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig:
+    """Make the model of [model]: a preset's fields with others on top."""
+    name = fields.pop("preset", None)
+    base = preset(name).to_dict() if name is not None else {}
+    if data.vocab_size is not None:
+        fields["vocab_size"] = data.vocab_size
+    elif data.tokenizer is not None:
+        fields.setdefault("vocab_size", 1)  # until the tokenizer is read
+    elif name is None and "vocab_size" not in fields:
+        raise ConfigError(f"{source}: give data.vocab_size, data.tokenizer or a preset")
+    model: ModelConfig = from_fields(ModelConfig, {**base, **fields}, source)
+    return model
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with lists for tuples and without absent ones, as TOML and JSON have them."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in fields.items()
+        if value is not None
+    }

@@ -1,0 +1,276 @@
+"""The training loop. Every step is a function of the configuration, the text and the step before:
+a run that was stopped anywhere and resumed has the losses of one that never was.
+
+Letters: B batch   T positions   V vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from yocobit.config import ConfigError
+from yocobit.model import Decoder
+from yocobit.training import checkpoint
+from yocobit.training.checkpoint import RunState
+from yocobit.training.config import TrainConfig
+from yocobit.training.corpus import Corpus, prepare
+from yocobit.training.interrupt import Interrupt
+from yocobit.training.optim import Optimizers
+from yocobit.training.progress import Metrics, Progress
+from yocobit.training.sample import sample
+from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.tokenizer import end_token
+from yocobit.training.validation import bits_per_byte
+
+# A time budget becomes a number of steps after this many, the first few not counted.
+_MEASURED_STEPS, _UNMEASURED_STEPS = 20, 4
+_MARGIN = 0.98  # of the remaining time is planned
+_EVALUATION_COST = 0.45  # of training on as many tokens, and a little more
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on: its last checkpoint is kept."""
+
+
+def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console) -> Path:
+    """Train as configured into `run_dir`; return the checkpoint of the last step done.
+
+    With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
+    after the step at hand, with a checkpoint.
+    """
+    started = time.monotonic()
+    threads = config.run.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    found = _find_checkpoint(config, run_dir, resume)
+    checkpoint.remove_partial(run_dir)
+    corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
+    model = _new_model(config, corpus)
+    optimizers = Optimizers(model, config.optim)
+    state = RunState(corpus.sha256, total_steps=config.run.steps, threads=threads)
+    if found is not None:
+        state = _restore(found, corpus, config, model, optimizers)
+    _describe(console, corpus, model, state, threads, found)
+    run = _Run(config, run_dir, corpus, model, optimizers, state, console, started)
+    return run.run()
+
+
+class _Run:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run_dir: Path,
+        corpus: Corpus,
+        model: Decoder,
+        optimizers: Optimizers,
+        state: RunState,
+        console: Console,
+        started: float,
+    ) -> None:
+        self.config, self.run_dir, self.corpus = config, run_dir, corpus
+        self.model, self.optimizers, self.state = model, optimizers, state
+        self.console, self.started = console, started
+        self.seconds_before = state.seconds
+        optim = config.optim
+        self.windows_per_step = optim.batch_size * optim.accumulation
+        self.tokens_per_step = self.windows_per_step * config.data.context
+        self.durations: list[float] = []
+        self.saved: Path | None = None
+
+    def run(self) -> Path:
+        metrics = Metrics(self.run_dir, self.state.step)
+        try:
+            with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
+                while not self._is_done() and interrupt.name is None:
+                    self._step(metrics, progress)
+                saved = self._save()
+        finally:
+            metrics.close()
+        if self._is_done():
+            bits = self.state.valid_bits_per_byte
+            self._print(f"done: {saved}, {bits:.4f} bits/byte on the whole validation text")
+        else:
+            self._print(
+                f"{interrupt.name}: stopped after step {self.state.step}, saved {saved}\n"
+                f"continue with: yocobit train CONFIG --out {self.run_dir} --resume"
+            )
+        return saved
+
+    def _is_done(self) -> bool:
+        return self.state.total_steps is not None and self.state.step >= self.state.total_steps
+
+    def _step(self, metrics: Metrics, progress: Progress) -> None:
+        """Do one step and all that is due after it."""
+        state, run = self.state, self.config.run
+        begin = time.monotonic()
+        factor = rate_factor(self.config.schedule, state.step, state.total_steps)
+        loss, grad_norm = self._update(factor)
+        state.step += 1
+        state.n_tokens += self.tokens_per_step
+        self.durations.append(time.monotonic() - begin)
+        self._turn_budget_into_steps()
+        record = {
+            "step": state.step,
+            "loss": loss,
+            "lr": factor * self.config.optim.learning_rate,
+            "grad_norm": grad_norm,
+            "tokens": state.n_tokens,
+        }
+        if state.step % run.eval_every == 0 or self._is_done():
+            record["valid_bits_per_byte"] = self._validate()
+        state.seconds = self.seconds_before + time.monotonic() - self.started
+        metrics.write({**record, "seconds": round(state.seconds, 3)})
+        progress.update(
+            state.step, state.total_steps, loss, self.durations[-1], state.valid_bits_per_byte
+        )
+        if "valid_bits_per_byte" in record:
+            progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
+        if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
+            text = sample(self.model, self.corpus.tokenizer, run.prompt, run.sample_tokens)
+            progress.print(f"step {state.step}: {run.prompt}{text}")
+        if state.step % run.checkpoint_every == 0 and not self._is_done():
+            self._save()
+
+    def _update(self, factor: float) -> tuple[float, float]:
+        """Take the gradient of one batch and move the weights; return loss and gradient norm."""
+        optim, context = self.config.optim, self.config.data.context
+        first = self.state.step * self.windows_per_step
+        loss = 0.0
+        for part in range(optim.accumulation):
+            inputs, targets = self.corpus.batch(
+                self.config.run.seed, first + part * optim.batch_size, optim.batch_size, context
+            )
+            part_loss = F.cross_entropy(self.model(inputs).flatten(0, 1), targets.flatten())
+            part_loss = part_loss / optim.accumulation
+            part_loss.backward()  # type: ignore[no-untyped-call]
+            loss += part_loss.item()
+        clip = optim.grad_clip or math.inf
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            kept = checkpoint.last(self.run_dir)
+            raise TrainingError(
+                f"step {self.state.step + 1}: loss is {loss} and gradient norm {grad_norm}; "
+                f"last checkpoint: {kept or 'none yet'}; lower optim.learning_rate"
+            )
+        decay = weight_decay_factor(self.config.schedule, self.state.step, self.state.total_steps)
+        self.optimizers.step(factor, decay)
+        return loss, grad_norm
+
+    def _validate(self) -> float:
+        """Measure bits per byte; at the end of the run on the whole validation text."""
+        max_tokens = None if self._is_done() else self.config.run.eval_tokens
+        end = end_token(self.corpus.tokenizer)
+        bits = bits_per_byte(
+            self.model, self.corpus.valid, end, self.config.data.context, max_tokens
+        )
+        best = self.state.best_bits_per_byte
+        self.state.valid_bits_per_byte = bits
+        self.state.best_bits_per_byte = bits if best is None else min(best, bits)
+        return bits
+
+    def _save(self) -> Path:
+        self.saved = checkpoint.save(
+            self.run_dir,
+            self.state,
+            self.model,
+            self.optimizers.state(),
+            self.config.to_dict(),
+            self.corpus.tokenizer,
+            self.config.run.keep,
+        )
+        return self.saved
+
+    def _turn_budget_into_steps(self) -> None:
+        """Fix the number of steps of a time budget, once the speed is known."""
+        minutes = self.config.run.minutes
+        if minutes is None or self.state.total_steps is not None:
+            return
+        remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
+        if len(self.durations) < _MEASURED_STEPS and remaining > 0:
+            return
+        measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
+        seconds = measured[len(measured) // 2]
+        valid_tokens = len(self.corpus.valid.tokens)
+        evaluated = min(self.config.run.eval_tokens or valid_tokens, valid_tokens)
+        evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
+        per_step = seconds + evaluation * evaluated / self.config.run.eval_every
+        steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
+        self.state.total_steps = self.state.step + max(0, math.floor(steps))
+
+    def _print(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to resume from; ConfigError if it is of another run."""
+    found = checkpoint.last(run_dir)
+    if found is None:
+        return None
+    if not resume:
+        raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
+    before, now = checkpoint.load_train(found), config.to_dict()
+    now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
+    for section in now:
+        names = ("seed", "steps", "minutes") if section == "run" else now[section] | before[section]
+        for name in names:
+            old, new = before[section].get(name), now[section].get(name)
+            if old != new and (section, name) != ("run", "steps"):
+                raise ConfigError(
+                    f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
+                )
+    return found
+
+
+def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
+
+
+def _restore(
+    found: Path, corpus: Corpus, config: TrainConfig, model: Decoder, optimizers: Optimizers
+) -> RunState:
+    state = checkpoint.load_state(found)
+    if state.corpus_sha256 != corpus.sha256:
+        raise ConfigError(f"{found}: cannot resume, the text has changed since")
+    checkpoint.load_weights(model, found)
+    optimizers.load_state(checkpoint.load_optimizer(found))
+    if config.run.steps is not None:
+        state.total_steps = config.run.steps
+    return state
+
+
+def _describe(
+    console: Console,
+    corpus: Corpus,
+    model: Decoder,
+    state: RunState,
+    threads: int,
+    found: Path | None,
+) -> None:
+    train, valid = corpus.train, corpus.valid
+    lines = [
+        f"train {train.n_bytes / 1e6:.2f} MB, {len(train.tokens):,} tokens; "
+        f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
+        f"vocabulary {model.config.vocab_size:,}",
+        f"model {model.n_parameters() / 1e6:.2f}M parameters, "
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
+    ]
+    if corpus.n_skipped:
+        lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
+    if found is not None:
+        lines.append(f"resuming from {found}, step {state.step}")
+        if state.threads != threads:
+            lines.append(
+                f"warning: {threads} threads, not {state.threads} as before: sums are ordered "
+                "differently and losses will differ in the last bits"
+            )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

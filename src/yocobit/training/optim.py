@@ -1,0 +1,150 @@
+"""Optimizers and their parameter groups.
+
+Four groups, each with its own learning rate: the matrices of the blocks, the embedding, the head,
+and the rest (norms and decay gates). Embedding and rest have no weight decay.
+
+Letters: M output features   K input features
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yocobit.model import Decoder
+from yocobit.model.bitlinear import BitLinear
+from yocobit.training.config import OptimConfig
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose step is made orthogonal (arXiv:2502.16982), for matrices only.
+
+    W -= lr * (s O + weight_decay W),  O = orthogonalize(G + momentum B),  B = momentum B + G,
+    s = 0.2 sqrt(max(M, K)), so that a step has the size of an Adam step. In float32 and batched by
+    shape: torch.optim.Muon works in bfloat16, which most CPUs emulate.
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        assert closure is None
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for (M, K), parameters in shapes.items():
+                updates = orthogonalize(
+                    torch.stack([self._direction(p, group) for p in parameters])
+                )
+                size = group["lr"] * 0.2 * max(M, K) ** 0.5
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
+
+    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return the gradient with Nesterov momentum, (M, K)."""
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        buffer: Tensor = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
+        return parameter.grad + group["momentum"] * buffer
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Move the singular values of each of (..., M, K) near 1, by Newton-Schulz iterations.
+
+    The quintic of Muon (Jordan et al., 2024): its coefficients trade exactness for a steep start,
+    so singular values end between 0.7 and 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if is_tall else x
+
+
+class Optimizers:
+    """The optimizers of a model as one, with the rates and state of every parameter by name."""
+
+    def __init__(self, model: Decoder, config: OptimConfig) -> None:
+        self.config = config
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        groups = _groups(model, config)
+        self.parts: list[torch.optim.Optimizer] = []
+        if config.optimizer == "muon":
+            matrices = groups.pop(0)
+            decay, rate = matrices["weight_decay"], matrices["base_rate"]
+            self.parts.append(Muon([matrices], rate, config.momentum, decay))
+        kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        betas = (config.betas[0], config.betas[1])
+        self.parts.append(kind(groups, config.learning_rate, betas, config.eps, fused=True))
+
+    def step(self, rate_factor: float, weight_decay_factor: float) -> None:
+        """Move every parameter by its gradient, then clear the gradients."""
+        for group in self._groups():
+            group["lr"] = group["base_rate"] * rate_factor
+            group["weight_decay"] = group["base_weight_decay"] * weight_decay_factor
+        for part in self.parts:
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every state tensor under "parameter/key"."""
+        return {
+            f"{self.names[parameter]}/{key}": value
+            for part in self.parts
+            for parameter, values in part.state.items()
+            for key, value in values.items()
+        }
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        by_name: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            parameter_name, _, key = name.rpartition("/")
+            by_name[parameter_name][key] = tensor
+        for part in self.parts:
+            for group in part.param_groups:
+                for parameter in group["params"]:
+                    if state := by_name.get(self.names[parameter]):
+                        part.state[parameter] = state
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        for part in self.parts:
+            yield from part.param_groups
+
+
+def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:
+    """Split the parameters into groups, matrices first."""
+    embedding, head = model.embedding.weight, model.head.weight
+    matrices = [m.weight for m in model.modules() if isinstance(m, BitLinear)]
+    named = [embedding] if head is embedding else [embedding, head]
+    taken = {id(parameter) for parameter in (*matrices, *named)}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    decay = config.weight_decay
+    groups: list[tuple[list[nn.Parameter], float | None, float]] = [
+        (matrices, config.matrix_learning_rate, decay),
+        ([embedding], config.embedding_learning_rate, 0.0),
+        (named[1:], config.head_learning_rate, decay),
+        (rest, None, 0.0),
+    ]
+    return [
+        {
+            "params": parameters,
+            "base_rate": rate or config.learning_rate,
+            "base_weight_decay": weight_decay,
+            "weight_decay": weight_decay,
+        }
+        for parameters, rate, weight_decay in groups
+        if parameters
+    ]

@@ -1,0 +1,109 @@
+"""What a run shows and records: a live line or plain lines, and RUN/metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+METRICS = "metrics.jsonl"
+_PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
+
+
+class Metrics:
+    """RUN/metrics.jsonl: one object per step, appended; a resumed run forgets later steps."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        path = run_dir / METRICS
+        kept = _records_until(path, step) if path.exists() else []
+        self.file = path.open("w", encoding="utf-8")
+        for record in kept:
+            self.write(record)
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the line a killed run was writing
+            break
+        if record["step"] > step:
+            break
+        records.append(record)
+    return records
+
+
+class Progress:
+    """Loss, bits per byte, speed and remaining time of a run."""
+
+    def __init__(self, console: Console, tokens_per_step: int) -> None:
+        self.console = console
+        self.tokens_per_step = tokens_per_step
+        self.loss: float | None = None
+        self.seconds_per_step: float | None = None
+        self.last_line = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.live.stop()
+
+    def update(
+        self, step: int, total: int | None, loss: float, seconds: float, bits: float | None
+    ) -> None:
+        """Show one step that took `seconds`; loss and speed are smoothed."""
+        self.loss = _smooth(self.loss, loss, 0.95)
+        self.seconds_per_step = _smooth(self.seconds_per_step, seconds, 0.95)
+        line = self._line(step, total, bits)
+        if self.console.is_terminal:
+            self.live.update(Text(line))
+        elif time.monotonic() - self.last_line >= _PLAIN_INTERVAL_S or step == total:
+            self.last_line = time.monotonic()
+            self.print(line)
+
+    def print(self, line: str) -> None:
+        """Print a line that stays."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, step: int, total: int | None, bits: float | None) -> str:
+        assert self.loss is not None and self.seconds_per_step is not None
+        parts = [f"step {step}/{total or '?'}", f"loss {self.loss:.3f}"]
+        if bits is not None:
+            parts.append(f"valid {bits:.3f} bits/byte")
+        parts.append(f"{self.tokens_per_step / self.seconds_per_step:,.0f} tokens/s")
+        if total is not None:
+            parts.append(f"{_clock((total - step) * self.seconds_per_step)} left")
+        return "  ".join(parts)
+
+
+def _smooth(before: float | None, value: float, weight: float) -> float:
+    return value if before is None else weight * before + (1 - weight) * value
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

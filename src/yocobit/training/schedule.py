@@ -1,0 +1,44 @@
+"""Learning-rate schedules: pure functions of the step.
+
+A step is counted from 0. `total` is the number of steps of the run, or None while a time budget
+has not been turned into steps yet; the rate then stays where warm-up left it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from yocobit.training.config import ScheduleConfig
+
+
+def rate_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float:
+    """Return what learning rates are multiplied by at `step`: 0 to 1."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.kind == "step":
+        return max(schedule.gamma ** (step // schedule.step_size), schedule.min_ratio)
+    progress = _progress(schedule, step, total)
+    return schedule.min_ratio + (1 - schedule.min_ratio) * _decay(schedule, progress)
+
+
+def weight_decay_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float:
+    """Return what weight decay is multiplied by at `step`: 1, or 0 in the second of two stages."""
+    second = schedule.kind == "two_stage" and _progress(schedule, step, total) >= 0.5
+    return 0.0 if second else 1.0
+
+
+def _progress(schedule: ScheduleConfig, step: int, total: int | None) -> float:
+    """Return how much of the run after warm-up is behind `step`: 0 to 1, 1 is never reached."""
+    if total is None or step <= schedule.warmup_steps:
+        return 0.0
+    return (step - schedule.warmup_steps) / (total - schedule.warmup_steps)
+
+
+def _decay(schedule: ScheduleConfig, progress: float) -> float:
+    if schedule.kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.kind == "wsd":  # warm-up, stable, decay (arXiv:2404.06395)
+        return min(1.0, (1 - progress) / schedule.decay_fraction) if progress else 1.0
+    if schedule.kind == "two_stage" and progress >= 0.5:  # BitNet b1.58 (arXiv:2402.17764)
+        return schedule.second_ratio * (1 - progress) / 0.5
+    return 1 - progress
