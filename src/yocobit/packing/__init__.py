@@ -1,0 +1,36 @@
+"""The packed model: written from a checkpoint, read by the engine. Only pack() needs torch."""
+
+from yocobit.packing.layout import (
+    pack_sign,
+    pack_ternary,
+    quantize_rows,
+    unpack_sign,
+    unpack_ternary,
+)
+from yocobit.packing.pack import pack
+from yocobit.packing.reader import (
+    PackedModel,
+    PackedModelError,
+    TensorInfo,
+    expected_tensors,
+    read_model,
+)
+from yocobit.packing.summary import Summary, summarize
+from yocobit.packing.verify import verify
+
+__all__ = [
+    "PackedModel",
+    "PackedModelError",
+    "Summary",
+    "TensorInfo",
+    "expected_tensors",
+    "pack",
+    "pack_sign",
+    "pack_ternary",
+    "quantize_rows",
+    "read_model",
+    "summarize",
+    "unpack_sign",
+    "unpack_ternary",
+    "verify",
+]

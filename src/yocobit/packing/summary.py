@@ -1,0 +1,101 @@
+"""The numbers of a packed model: parameters, bytes, and what its caches need.
+
+Letters: C d_model   G K/V heads   D head size   L layers
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from yocobit.config import ModelConfig
+from yocobit.packing.reader import PackedModel, parameter_shapes
+
+# Bytes of a cached value, and of the scale of each position and head (native/cache.h).
+CACHE_BYTES = {"f32": (4, 0), "f16": (2, 0), "int8": (1, 4)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Sizes of a packed model; caches by their type, a key of CACHE_BYTES."""
+
+    parameters: int
+    parameters_by_part: dict[str, int]  # the final norm counts as head
+    size_bytes: int  # of all tensors, padding and scales included
+    size_bytes_by_kind: dict[str, int]
+    bits_per_weight: float  # 8 size_bytes / parameters
+    file_bytes: int  # of the safetensors file
+    cache_bytes_per_token: dict[str, int]
+    # Of a Transformer of the same shape: keys and values in every layer.
+    transformer_cache_bytes_per_token: dict[str, int]
+    # Of one session, whatever its length: retention states, and `window` positions of each window.
+    state_bytes: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def summarize(model: PackedModel) -> Summary:
+    """Compute the summary of a packed model from its configuration and tensors."""
+    by_part = _parameters_by_part(model.config)
+    parameters = sum(by_part.values())
+    by_kind = _bytes_by_kind(model)
+    size_bytes = sum(by_kind.values())
+    return Summary(
+        parameters=parameters,
+        parameters_by_part=by_part,
+        size_bytes=size_bytes,
+        size_bytes_by_kind=by_kind,
+        bits_per_weight=8 * size_bytes / parameters,
+        file_bytes=model.file.stat().st_size,
+        cache_bytes_per_token={kind: _cache_bytes(model.config, kind) for kind in CACHE_BYTES},
+        transformer_cache_bytes_per_token={
+            kind: len(model.config.layers) * _shared_bytes(model.config, kind)
+            for kind in CACHE_BYTES
+        },
+        state_bytes={kind: _state_bytes(model.config, kind) for kind in CACHE_BYTES},
+    )
+
+
+def _parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    parts = ("embedding", "self_decoder", "shared_kv", "cross_decoder", "head")
+    counts = dict.fromkeys(parts, 0)
+    for name, shape in parameter_shapes(config).items():
+        part = name.split(".")[0]
+        if part == "layers":
+            layer = int(name.split(".")[1])
+            part = "self_decoder" if layer < config.n_self_layers else "cross_decoder"
+        counts["head" if part == "norm" else part] += math.prod(shape)
+    return counts
+
+
+def _bytes_by_kind(model: PackedModel) -> dict[str, int]:
+    codes = "1-bit" if model.config.weights == "sign" else "2-bit"
+    kinds = {"U8": codes, "I8": "int8", "F32": "f32", "F16": "f16"}
+    sizes = dict.fromkeys(("2-bit", "1-bit", "int8", "f32", "f16"), 0)
+    for tensor in model.tensors.values():
+        sizes[kinds[tensor.dtype]] += tensor.end - tensor.begin
+    return sizes
+
+
+def _cache_bytes(config: ModelConfig, kind: str) -> int:
+    n_caches = config.layers.count("full") + config.has_cross_decoder
+    return n_caches * _shared_bytes(config, kind)
+
+
+def _state_bytes(config: ModelConfig, kind: str) -> int:
+    retention = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
+    ring = config.window * _position_bytes(config.n_self_kv_heads, config.self_head_dim, kind)
+    return config.layers.count("retention") * retention + config.layers.count("window") * ring
+
+
+def _shared_bytes(config: ModelConfig, kind: str) -> int:
+    return _position_bytes(config.n_kv_heads, config.head_dim, kind)
+
+
+def _position_bytes(G: int, D: int, kind: str) -> int:
+    """Return the bytes of K and V of one position."""
+    value, scale = CACHE_BYTES[kind]
+    return 2 * G * (D * value + scale)
