@@ -62,11 +62,11 @@ def chunkwise(
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """As `recurrent`, in chunks of `chunk` positions; linear in T."""
-    T = q.shape[2]
-    padding = -T % chunk
-    # Padded positions add nothing (k = v = 0) and forget nothing (log_decay = 0).
-    q, k, v = (F.pad(x, (0, 0, 0, padding)).unflatten(2, (-1, chunk)) for x in (q, k, v))
-    within, from_start, to_end = _decays(F.pad(log_decay, (0, padding)).unflatten(2, (-1, chunk)))
+    padding = -q.shape[2] % chunk
+    # Padded positions add nothing (k = v = 0) and forget nothing (log_decay = 0). They stand in
+    # front, so that the last position of every chunk is a true one (see tril in _decays).
+    q, k, v = (F.pad(x, (0, 0, padding, 0)).unflatten(2, (-1, chunk)) for x in (q, k, v))
+    within, from_start, to_end = _decays(F.pad(log_decay, (padding, 0)).unflatten(2, (-1, chunk)))
     k = k * k.shape[-1] ** -0.5  # (B, H, N, P, D)
     outputs = (q @ k.mT * within) @ v  # (B, H, N, P, E)
 
@@ -78,7 +78,7 @@ def chunkwise(
         before.append(state)
         state = kept[:, :, n] * state + added[:, :, n]
     outputs = outputs + (q * from_start[..., None]) @ torch.stack(before, dim=2)
-    return outputs.flatten(2, 3)[:, :, :T], state
+    return outputs.flatten(2, 3)[:, :, padding:], state
 
 
 def _first_state(k: Tensor, v: Tensor) -> Tensor:
@@ -96,10 +96,12 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     total = log_decay.double().clamp_min(_FORGET).cumsum(dim=-1)  # (..., P)
     P = total.shape[-1]
-    segment = total[..., :, None] - total[..., None, :]  # (..., P, P)
+    # tril(-1): a position's distance to itself is 0 whatever the decay. Left in, it would add to
+    # the gradient the rounding error of two large terms that cancel.
+    segment = (total[..., :, None] - total[..., None, :]).tril(-1)  # (..., P, P)
     future = torch.ones(P, P, dtype=torch.bool, device=total.device).triu(diagonal=1)
     # Masked before exp: the exponent of a future entry is positive and its gradient overflows.
     within = segment.to(log_decay.dtype).masked_fill(future, -torch.inf).exp()
     from_start = total.to(log_decay.dtype).exp()
-    to_end = (total[..., -1:] - total).to(log_decay.dtype).exp()
+    to_end = segment[..., -1, :].to(log_decay.dtype).exp()
     return within, from_start, to_end

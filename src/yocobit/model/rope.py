@@ -48,7 +48,7 @@ def _rotation(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (T, D/2). Angles in float64: float32 loses them past position 1e5."""
+    """Return cos and sin, each (T, D/2); angles in float64: float32 loses them past 1e5."""
     with torch.inference_mode(False), torch.no_grad():
         positions = torch.arange(start, start + length, dtype=torch.float64)
         angles = torch.outer(positions, frequencies(head_dim, kind, theta))
