@@ -1,5 +1,6 @@
 """Options and fixtures that every test file may use."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=Path(__file__).parent / "golden",
         help="directory of golden vectors (default: the subset in tests/golden)",
     )
+
+
+def pytest_collection_finish() -> None:
+    # The tests' tensors are small: on busy cores, torch's threads only wait for each other.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
