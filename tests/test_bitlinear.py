@@ -1,0 +1,300 @@
+"""The quantisation against a NumPy statement of it, and its straight-through gradients.
+
+Letters: N tokens   M output features   K input features   B batch   T positions   G K/V heads
+         D head size
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from yocobit.config import ModelConfig, preset
+from yocobit.model.bitlinear import (
+    BitLinear,
+    fake_quantize,
+    quantize_activations,
+    quantize_weight,
+    sign,
+)
+from yocobit.model.decoder import FeedForward
+from yocobit.model.mixers import SharedKeysValues
+
+QUANTIZED = ("ternary", "sign")
+
+
+def activation_codes(x: np.ndarray, levels: int = 127) -> tuple[np.ndarray, np.ndarray]:
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    codes = np.clip(np.rint(levels * x / largest), -levels, levels)
+    return codes.astype(np.int64), largest / levels
+
+
+def weight_codes(weight: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
+    scale = np.abs(weight).mean()
+    if kind == "ternary":
+        return np.clip(np.rint(weight / scale), -1, 1).astype(np.int64), scale
+    return np.where(weight - weight.mean() > 0, 1, -1), scale
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("N, M, K", [(1, 1, 8), (5, 3, 64), (7, 96, 136)])
+def test_bitlinear_equals_scaled_integer_product(kind, N, M, K):
+    layer, x = _random_layer(kind, N, M, K)
+    x_codes, x_scale = activation_codes(x.numpy())
+    w_codes, w_scale = weight_codes(layer.weight.detach().numpy(), kind)
+
+    y = layer(x).detach()
+
+    # float64: the sums are exact, three roundings remain.
+    np.testing.assert_allclose(y, (x_codes @ w_codes.T) * x_scale * w_scale, rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("levels", [127, 7])
+def test_activations_equal_absmax_rounding(levels):
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected_codes, expected_scale = activation_codes(x.numpy(), levels)
+
+    codes, scale = quantize_activations(x, levels)
+
+    np.testing.assert_array_equal(codes, expected_codes)
+    np.testing.assert_allclose(scale, expected_scale, rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_weights_equal_absmean_rounding(kind):
+    weight = torch.randn(48, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected_codes, expected_scale = weight_codes(weight.numpy(), kind)
+
+    codes, scale = quantize_weight(weight, kind)
+
+    np.testing.assert_array_equal(codes, expected_codes)
+    np.testing.assert_allclose(scale, expected_scale, rtol=1e-14)
+
+
+def test_activations_halfway_round_to_even():
+    x = torch.tensor([127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5])
+
+    codes, scale = quantize_activations(x)
+
+    assert codes.tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
+    assert scale.item() == 1
+
+
+def test_ternary_weights_halfway_round_to_even_and_clip():
+    weight = torch.tensor([[0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 0.0, 0.0, 0.0]])  # mean|W| is 1
+
+    codes, scale = quantize_weight(weight, "ternary")
+
+    assert scale.item() == 1
+    assert codes.tolist() == [[0, 0, 1, -1, 1, -1, 0, 0, 0]]
+
+
+def test_sign_weights_are_split_at_their_mean_and_the_mean_itself_is_minus():
+    weight = torch.tensor([[1.0, 2.0, 3.0, 2.0], [0.0, 4.0, 2.0, 2.0]])  # mean 2
+
+    codes, scale = quantize_weight(weight, "sign")
+
+    assert scale.item() == 2
+    assert codes.tolist() == [[-1, -1, 1, -1], [-1, 1, -1, -1]]
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e-5, 1.0, 1e30])
+def test_activation_codes_of_float32_stay_within_127(magnitude):
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * magnitude
+
+    codes, scale = quantize_activations(x)
+
+    assert codes.abs().max() <= 127
+    assert codes.isfinite().all() and scale.isfinite().all()
+    assert (codes == codes.round()).all()
+
+
+@pytest.mark.parametrize("magnitude", [1e-5, 1.0, 1e30])
+def test_largest_activation_of_each_row_has_code_127(magnitude):
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(0)) * magnitude
+
+    codes, _ = quantize_activations(x)
+
+    assert (codes.abs().amax(dim=-1) == 127).all()
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zero_rows_give_zero_and_leave_other_rows_alone(kind, zero):
+    layer, x = _random_layer(kind, N=3, M=5, K=16)
+    x[1] = zero
+
+    y = layer(x).detach()
+
+    assert (y[1] == 0).all()
+    assert torch.equal(y[[0, 2]], layer(x[[0, 2]]).detach())
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+@pytest.mark.parametrize("kind, code", [("ternary", 0), ("sign", -1)])
+def test_all_zero_weights_have_one_code_and_a_finite_output(kind, code, zero):
+    layer, x = _random_layer(kind, N=3, M=5, K=16)
+    torch.nn.init.constant_(layer.weight, zero)
+
+    codes, scale = quantize_weight(layer.weight, kind)
+    y = layer(x)
+
+    assert (codes == code).all()
+    assert 0 < scale.item() < 1e-9
+    assert y.isfinite().all()
+
+
+def test_negative_zeros_have_the_code_of_zero():
+    x_codes, _ = quantize_activations(torch.tensor([1.0, -0.0, 0.0]))
+    w_codes, _ = quantize_weight(torch.tensor([[1.0, -0.0, 0.0]]), "ternary")
+
+    assert x_codes.tolist() == [127, 0, 0]
+    assert w_codes.tolist() == [[1, 0, 0]]
+
+
+def test_activations_are_quantised_for_each_token_alone():
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+
+    codes, scale = quantize_activations(x)
+
+    assert scale.shape == (2, 5, 1)
+    assert torch.equal(codes[1, 3], quantize_activations(x[1, 3])[0])
+
+
+def test_zero_columns_change_neither_activation_codes_nor_the_integer_product():
+    layer, x = _random_layer("ternary", N=4, M=3, K=40)
+    x_codes, x_scale = quantize_activations(x)
+    w_codes, _ = quantize_weight(layer.weight.detach(), "ternary")
+
+    padded_codes, padded_scale = quantize_activations(F.pad(x, (0, 88)))
+
+    assert torch.equal(padded_codes, F.pad(x_codes, (0, 88)))
+    assert torch.equal(padded_scale, x_scale)
+    assert torch.equal(padded_codes @ F.pad(w_codes, (0, 88)).T, x_codes @ w_codes.T)
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_largest_sum_is_exact_in_float32(number):
+    K = 1 << 17  # 127 K is just below 2^24
+    layer = BitLinear(K, 1, "ternary")
+    torch.nn.init.ones_(layer.weight)
+
+    y = layer(torch.full((1, K), 127.0 * number)).item()
+
+    assert y == 127 * K * number
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_bitlinear_gradients_are_those_of_rounding_ignored(kind):
+    layer, x = _random_layer(kind, N=6, M=5, K=16)
+    x = x.unflatten(0, (2, 3)).requires_grad_()
+    upstream = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)).double()
+
+    leaves = (x, layer.weight)
+    expected = torch.autograd.grad(_straight_through(*leaves, kind), leaves, upstream)
+
+    actual = torch.autograd.grad(layer(x), leaves, upstream)
+
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_dense_bitlinear_is_a_plain_product_with_its_gradients():
+    layer, x = _random_layer("dense", N=3, M=2, K=8)
+    x.requires_grad_()
+
+    assert torch.equal(layer(x), x @ layer.weight.T)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_weight_kind_without_quantisation_is_refused():
+    with pytest.raises(ValueError, match="must be 'ternary' or 'sign' but is 'dense'"):
+        quantize_weight(torch.ones(1, 1), "dense")
+
+
+def test_sign_is_minus_one_at_zero_and_passes_gradient_where_inputs_are_at_most_1():
+    x = torch.tensor([-2.0, -1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.5], requires_grad=True)
+
+    y = sign(x)
+    y.backward(torch.arange(1.0, 9.0))
+
+    assert y.tolist() == [-1, -1, -1, -1, -1, 1, 1, 1]
+    assert x.grad.tolist() == [0, 2, 3, 4, 5, 6, 7, 0]
+
+
+def test_sign_feed_forward_trains_only_units_within_the_window():
+    ffn = FeedForward(preset("nano").replace(ffn="sign", weights="dense", d_ff=8)).double()
+    up = torch.tensor([-3.0, -1.5, -0.5, 0.0, 0.25, 0.75, 1.25, 9.0]).double()
+    torch.nn.init.zeros_(ffn.up_proj.weight)
+    ffn.up_proj.weight.data[:, 0] = up
+    torch.nn.init.ones_(ffn.down_proj.weight)
+    x = torch.zeros(1, 1, 64, dtype=torch.float64)
+    x[..., 0] = 1
+
+    y = ffn(x)
+    y.sum().backward()
+
+    assert (y == torch.where(up > 0, 1.0, -1.0).sum()).all()
+    assert (ffn.up_proj.weight.grad[:, 0] != 0).tolist() == (up.abs() <= 1).tolist()
+
+
+@pytest.mark.parametrize("levels", [127, 7])
+def test_fake_quantize_rounds_to_levels_and_has_gradient_1(levels):
+    x = torch.randn(2, 3, 4, 16, generator=torch.Generator().manual_seed(0)).double()
+    x.requires_grad_()
+    codes, scale = activation_codes(x.detach().numpy(), levels)
+
+    y = fake_quantize(x, levels)
+    y.backward(upstream := torch.randn_like(x))
+
+    np.testing.assert_allclose(y.detach(), codes * scale, rtol=1e-12, atol=1e-15)
+    assert torch.equal(x.grad, upstream)
+
+
+@pytest.mark.parametrize("kind, levels", [("int8", 127), ("int4", 7)])
+def test_shared_keys_and_values_are_rounded_per_position_and_head(kind, levels):
+    exact, rounded = (_shared_keys_values(kind) for kind in ("float", kind))
+    rounded.load_state_dict(exact.state_dict())
+    x = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).double()
+
+    pairs = zip(exact(x, 0, None), rounded(x, 0, None), strict=True)
+
+    for unrounded, cached in pairs:  # (B, G, T, D)
+        codes, scale = activation_codes(unrounded.detach().numpy(), levels)
+        np.testing.assert_allclose(cached.detach(), codes * scale, rtol=1e-12, atol=1e-15)
+
+
+def test_shared_keys_and_values_are_rounded_once_when_positions_are_appended():
+    shared = _shared_keys_values("int4")
+    x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).double()
+
+    cached = shared(x[:, 5:], 5, shared(x[:, :5], 0, None))
+
+    torch.testing.assert_close(cached, shared(x, 0, None))
+
+
+def _random_layer(kind: str, N: int, M: int, K: int) -> tuple[BitLinear, torch.Tensor]:
+    """Return a layer and x (N, K), both in float64."""
+    generator = torch.Generator().manual_seed(N * M * K)
+    layer = BitLinear(K, M, kind).double()
+    torch.nn.init.normal_(layer.weight, std=0.3, generator=generator)
+    return layer, torch.randn(N, K, generator=generator, dtype=torch.float64)
+
+
+def _straight_through(x: torch.Tensor, weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """State the layer so that autograd sees both roundings as the identity."""
+    x_codes, x_scale = activation_codes(x.detach().numpy())
+    w_codes, w_scale = weight_codes(weight.detach().numpy(), kind)
+    rounded_x = torch.from_numpy(x_codes * x_scale)
+    rounded_weight = torch.from_numpy(w_codes * w_scale)
+    return (x + (rounded_x - x).detach()) @ (weight + (rounded_weight - weight).detach()).T
+
+
+def _shared_keys_values(kind: str) -> SharedKeysValues:
+    config: ModelConfig = preset("nano").replace(shared_kv=kind, weights="dense")
+    torch.manual_seed(0)
+    shared = SharedKeysValues(config).double()
+    for projection in (shared.k_proj, shared.v_proj):
+        torch.nn.init.normal_(projection.weight, std=0.1)
+    return shared

@@ -1,0 +1,203 @@
+"""ModelConfig: what it stores, and what it says when a setting cannot work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from yocobit.config import PRESETS, ConfigError, ModelConfig, preset
+
+NANO = PRESETS["nano"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_config_survives_a_round_trip_through_json(name, tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(PRESETS[name].to_dict()), encoding="utf-8")
+
+    assert ModelConfig.from_json(path) == PRESETS[name]
+
+
+def test_dict_holds_every_field():
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+
+    assert NANO.to_dict().keys() == fields
+
+
+def test_json_may_hold_the_keys_that_hugging_face_expects(tmp_path: Path):
+    extra = {"model_type": "yocobit", "architectures": ["Decoder"]}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(NANO.to_dict() | extra), encoding="utf-8")
+
+    assert ModelConfig.from_json(path) == NANO
+
+
+def test_fields_left_out_take_their_defaults():
+    required = {
+        field.name
+        for field in dataclasses.fields(ModelConfig)
+        if field.default is dataclasses.MISSING
+    }
+    fields = {name: value for name, value in NANO.to_dict().items() if name in required}
+
+    assert ModelConfig.from_dict(fields) == NANO.replace(window=ModelConfig.window)
+
+
+def test_integers_are_accepted_as_numbers():
+    config = NANO.replace(rope_theta=500000)
+
+    assert config.rope_theta == 500000.0
+    assert type(config.rope_theta) is float
+
+
+def test_config_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        NANO.d_model = 128
+
+
+def test_unknown_key_is_named_with_its_source_and_the_known_ones():
+    fields = NANO.to_dict() | {"d_modle": 64}
+
+    with pytest.raises(ConfigError, match=r"^model\.toml: unknown key 'd_modle'; .* d_model"):
+        ModelConfig.from_dict(fields, "model.toml")
+
+
+def test_missing_key_is_named_with_its_source():
+    fields = NANO.to_dict()
+    del fields["d_ff"]
+
+    with pytest.raises(ConfigError, match=r"^model\.toml: key 'd_ff' is missing"):
+        ModelConfig.from_dict(fields, "model.toml")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"{", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"[" * 100000, "is not valid JSON"),
+        (b"[1]", "must hold an object but holds list"),
+    ],
+)
+def test_file_that_holds_no_json_object_is_named(content, message, tmp_path: Path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=message) as error:
+        ModelConfig.from_json(path)
+
+    assert str(error.value).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("d_model", 64.0, "d_model must be an integer but is 64.0"),
+        ("d_model", "64", "d_model must be an integer but is '64'"),
+        ("vocab_size", True, "vocab_size must be an integer but is True"),
+        ("window", None, "window must be an integer but is None"),
+        ("rope_theta", "1e4", "rope_theta must be a number but is '1e4'"),
+        ("rope_theta", True, "rope_theta must be a number but is True"),
+        ("sub_norm", 1, "sub_norm must be true or false but is 1"),
+        ("ffn", "gelu", "ffn must be one of 'swiglu', 'relu2', 'sign' but is 'gelu'"),
+        ("weights", 1, "weights must be one of 'ternary', 'sign', 'dense' but is 1"),
+        ("cross_rope", "neox", "cross_rope must be one of 'interleaved', 'half', 'none'"),
+        ("shared_kv", "int2", "shared_kv must be one of 'float', 'int8', 'int4' but is 'int2'"),
+        ("layers", "retention", "layers must be a list, each item one of 'retention', 'window'"),
+        ("layers", ["mamba"], r"layers must be a list, .* but is \('mamba',\)"),
+        ("layers", [["full"]], r"layers must be a list, .* but is \(\['full'\],\)"),
+    ],
+)
+def test_value_of_a_wrong_type_is_named_with_what_is_wanted(name, value, message):
+    with pytest.raises(ConfigError, match=f"^config: {message}"):
+        ModelConfig.from_dict(NANO.to_dict() | {name: value})
+
+
+COUNTS = (
+    "vocab_size",
+    "d_model",
+    "d_ff",
+    "n_heads",
+    "n_kv_heads",
+    "n_self_heads",
+    "n_self_kv_heads",
+    "window",
+)
+
+
+@pytest.mark.parametrize("value", [0, -8])
+@pytest.mark.parametrize("name", COUNTS)
+def test_count_below_1_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"^{name} must be at least 1 but is {value}$"):
+        NANO.replace(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "d_model", "d_ff"])
+def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"^{name} must be at most \d+ but is {1 << 30}$"):
+        NANO.replace(**{name: 1 << 30})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"layers": ()}, r"layers must name 1 to 1024 mixers but is \(\)"),
+        ({"layers": ("full",) * 1025}, "layers must name 1 to 1024 mixers"),
+        ({"d_model": 68}, "d_model must be a multiple of 8 but is 68"),
+        ({"d_ff": 100}, "d_ff must be a multiple of 8 but is 100"),
+        ({"n_heads": 3}, "n_heads must divide d_model = 64 into heads .* but is 3"),
+        ({"n_heads": 16}, "n_heads must divide d_model = 64 .* multiple of 8 values but is 16"),
+        ({"n_self_heads": 5}, "n_self_heads must divide d_model = 64 into heads .* but is 5"),
+        ({"n_kv_heads": 3}, "n_kv_heads must divide n_heads = 4 but is 3"),
+        ({"n_kv_heads": 8}, "n_kv_heads must divide n_heads = 4 but is 8"),
+        ({"n_self_kv_heads": 4}, "n_self_kv_heads must divide n_self_heads = 2 but is 4"),
+        ({"rope_theta": 1.0}, "rope_theta must be above 1 but is 1.0"),
+        ({"rope_theta": float("nan")}, "rope_theta must be above 1 but is nan"),
+        ({"norm_eps": 0.0}, "norm_eps must be between 0 and 1 but is 0.0"),
+        ({"norm_eps": 1.0}, "norm_eps must be between 0 and 1 but is 1.0"),
+        ({"layers": ("cross", "cross")}, "layers needs a self-decoder block before 'cross'"),
+        (
+            {"layers": ("retention", "cross", "full")},
+            r"layers must keep every 'cross' after .* but is \('retention', 'cross', 'full'\)",
+        ),
+    ],
+)
+def test_setting_that_cannot_work_is_named_with_the_rule_and_its_value(changes, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        NANO.replace(**changes)
+
+
+@pytest.mark.parametrize("layers", [("full",), ("window", "retention"), ("full", "cross")])
+def test_any_self_decoder_and_a_plain_decoder_are_accepted(layers):
+    assert NANO.replace(layers=layers).layers == layers
+
+
+@pytest.mark.parametrize(
+    "layers, n_self_layers, has_cross_decoder",
+    [
+        (("retention", "window", "cross"), 2, True),
+        (("full", "full"), 2, False),
+        (("window", "cross", "cross"), 1, True),
+    ],
+)
+def test_self_decoder_is_what_stands_before_the_first_cross(
+    layers, n_self_layers, has_cross_decoder
+):
+    config = NANO.replace(layers=layers)
+
+    assert config.n_self_layers == n_self_layers
+    assert config.has_cross_decoder == has_cross_decoder
+
+
+def test_head_sizes_divide_the_width_among_the_heads():
+    config = NANO.replace(n_heads=4, n_self_heads=2)
+
+    assert (config.head_dim, config.self_head_dim) == (16, 32)
+
+
+def test_unknown_preset_is_refused_with_the_known_names():
+    with pytest.raises(ConfigError, match="one of nano, tiny, small, 3b but is 'huge'"):
+        preset("huge")
