@@ -177,7 +177,7 @@ def _read_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
         raise PackedModelError(f"{file}: is truncated: header lacks {missing} bytes; {_AGAIN}")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PackedModelError(f"{file}: header is not valid JSON ({error}); {_AGAIN}") from None
     if not isinstance(header, dict):
         kind = type(header).__name__
