@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cfenv>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -58,6 +59,7 @@ class ThreadPool {
   }
 
   void work(int index) {
+    std::fesetenv(FE_DFL_ENV);  // not that of whoever loads the model: see Session::feed
     uint64_t seen = 0;
     while (true) {
       for (int spins = 0; round_.load(std::memory_order_acquire) == seen; ++spins) {

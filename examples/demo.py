@@ -1,0 +1,72 @@
+"""The whole way in ten minutes: train `tiny` on Python's own source, pack it, let it write.
+
+    python examples/demo.py [--minutes 9.5] [--out runs/demo]
+
+Stop it with Ctrl-C whenever you like: the next start goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from yocobit import Engine
+from yocobit.cli import report_errors
+from yocobit.engine import SamplingConfig
+from yocobit.packing.pack import pack
+from yocobit.packing.summary import summarize
+from yocobit.training import load, train
+from yocobit.training.baselines import compressed_bits_per_byte, validation_text
+from yocobit.training.plot import plot_run
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tiny.toml"
+PROMPT = "def "
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, help="time to train; the config's unless given")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the run")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+
+    console.rule("1. train")
+    overrides = [] if arguments.minutes is None else [f"run.minutes={arguments.minutes}"]
+    config = load(CONFIG, overrides)
+    checkpoint = train(config, arguments.out, resume=True, console=console)
+
+    console.rule("2. pack")
+    model = arguments.out / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    summary = summarize(pack(checkpoint, model))
+    for line in summary.lines():
+        console.print(line)
+
+    console.rule("3. compare")
+    baselines = compressed_bits_per_byte(validation_text(arguments.out / "data"))
+    plot = arguments.out / "loss.png"
+    plot_run(arguments.out, plot, baselines)
+    for name, bits in baselines.items():
+        console.print(f"{name:8} {bits:.3f} bits per byte of the same held-out files")
+    console.print(f"curve    {plot}")
+
+    console.rule("4. generate")
+    engine = Engine.load(model)
+    generation = engine.stream(
+        PROMPT, max_tokens=200, sampling=SamplingConfig(temperature=0.7, top_p=0.95)
+    )
+    console.print(PROMPT, end="", style="bold", markup=False)
+    for piece in generation:
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print(
+        f"\n\n{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f} tokens/s "
+        f"on {engine.threads} threads, {engine.kernels} kernels"
+    )
+    console.print(f"your turn: .venv/bin/yocobit generate {model} --prompt 'class '")
+
+
+if __name__ == "__main__":
+    report_errors(main)

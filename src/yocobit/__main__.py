@@ -1,0 +1,5 @@
+"""python -m yocobit"""
+
+from yocobit.cli import main
+
+main()

@@ -1,0 +1,49 @@
+"""The native engine; use it through yocobit.Engine. Bound in native/bindings*.cpp."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+def supported_kernels() -> list[str]: ...
+
+class Engine:
+    kernels: str
+    n_threads: int
+    def __init__(
+        self,
+        path: str,
+        config: dict[str, Any],
+        tensors: dict[str, tuple[str, list[int], int, int]],
+        kernels: str,
+        n_threads: int,
+    ) -> None: ...
+
+class Session:
+    position: int
+    max_tokens: int
+    def __init__(self, engine: Engine, max_tokens: int, cache_type: str) -> None: ...
+    def feed(self, tokens: NDArray[np.int32], logits: str) -> Any: ...
+    def retention_state(self, layer: int) -> Floats | None: ...
+    def keys_values(self, layer: int, begin: int, end: int) -> tuple[Floats, Floats] | None: ...
+    def memory(self) -> dict[str, int]: ...
+
+# Single kernels, for tests.
+def bit_matmul(
+    kernels: str, codes: NDArray[np.uint8], m: int, x: NDArray[np.int8], is_ternary: bool
+) -> Floats: ...
+def dense_matmul(kernels: str, values: NDArray[Any], scales: Floats, x: Floats) -> Floats: ...
+def quantize_row(kernels: str, x: Floats) -> tuple[NDArray[np.int8], float, int]: ...
+def rms_norm(kernels: str, x: Floats, weight: Floats, eps: float) -> Floats: ...
+def activate(kernels: str, function: str, gate: Floats, up: Floats) -> Floats: ...
+def rope(
+    kernels: str, x: Floats, cosine: Floats, sine: Floats, is_interleaved: bool
+) -> Floats: ...
+def retention_step(
+    kernels: str, state: Floats, q: Floats, k: Floats, v: Floats, decay: float
+) -> tuple[Floats, Floats]: ...
+def attend(
+    kernels: str, q: Floats, keys: Floats, values: Floats, type: str, begin: int, end: int
+) -> Floats: ...

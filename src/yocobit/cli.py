@@ -1,0 +1,288 @@
+"""The command line: arguments in, one call, a table or a line out. No arithmetic.
+
+A user's mistake ends in one line on standard error and exit code 2, Ctrl-C in exit code 130.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import yocobit
+from yocobit.config import ConfigError
+
+app = typer.Typer(
+    name="yocobit",
+    help="Train, pack and run YOCO language models with 1-bit and 1.58-bit weights on CPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_USER_ERROR, _INTERRUPTED = 2, 130
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU unless given.", min=1)]
+Kernels = Annotated[
+    str | None, typer.Option(help="Kernels by name; the fastest of this CPU unless given.")
+]
+Verify = Annotated[bool, typer.Option("--verify", help="Check every weight before use.")]
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    report_errors(app)
+
+
+def report_errors(program: Callable[[], Any]) -> None:
+    """Run a program; what its user can mend ends it with one line, not with a traceback."""
+    try:
+        program()
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader went away: say nothing more, not even when Python closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (ValueError, MemoryError, RuntimeError, OSError) as error:
+        if not _is_users(error):
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
+        sys.exit(_USER_ERROR)
+
+
+def _is_users(error: BaseException) -> bool:
+    """Whether an error says what a user can do; others are ours and keep their traceback."""
+    return isinstance(error, UserError | ConfigError | MemoryError | OSError) or (
+        type(error).__module__.startswith("yocobit.")
+    )
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory; lower --max-tokens or choose --cache int8"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+class UserError(ValueError):
+    """An argument that cannot work."""
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"yocobit {yocobit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/.")],
+    out: Annotated[Path, typer.Option(help="The run's directory.", show_default=False)],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is there.")
+    ] = False,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
+    ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
+    as_json: Json = False,
+) -> None:
+    """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
+    training = _import_training()
+    console = Console(stderr=as_json)
+    checkpoint = training.train(training.load(config, set_), out, resume=resume, console=console)
+    if as_json:
+        print(json.dumps({"checkpoint": str(checkpoint)}))
+    else:
+        console.print(f"pack it with: yocobit pack {out} MODEL", markup=False, highlight=False)
+
+
+@app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="ternary, sign, f32 or f16; as trained unless given."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Pack a checkpoint into a model that the engine runs."""
+    _import_training()
+    from yocobit.packing import pack
+
+    _print_summary(pack(checkpoint, out, weights), as_json)
+
+
+@app.command()
+def generate(
+    model: ModelPath,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; - reads it.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens; 0: all.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw from the likeliest tokens that reach this sum.")
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Draw from tokens at least this times as likely as the likeliest."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 discourages tokens of the text so far.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
+    stop: Annotated[list[str], typer.Option(help="Stop before this text; can be repeated.")] = [],  # noqa: B006
+    cache: Annotated[str, typer.Option(help="f32, f16 or int8.")] = "f32",
+    threads: Threads = None,
+    kernels: Kernels = None,
+    verify: Verify = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a text."""
+    if prompt is None or prompt == "-":
+        if prompt is None and sys.stdin.isatty():
+            raise UserError("prompt is missing; give --prompt TEXT or pipe a text in")
+        prompt = _read_stdin()
+    if cache not in ("f32", "f16", "int8"):
+        raise UserError(f"--cache must be f32, f16 or int8 but is {cache!r}")
+    engine = _load(model, threads, kernels, verify)
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    sampling = engine.sampling(**{k: v for k, v in settings.items() if v is not None})
+    generation = engine.stream(
+        prompt,
+        max_tokens=max_tokens,
+        stop=stop,
+        cache=cache,
+        sampling=sampling,  # type: ignore[arg-type]
+    )
+    if as_json:
+        text = "".join(generation)
+        print(
+            json.dumps(
+                {
+                    "text": text,
+                    "finish_reason": generation.finish_reason,
+                    "prompt_tokens": len(generation.prompt),
+                    "tokens": len(generation.tokens),
+                    "prefill_tokens_per_s": round(generation.prefill_tokens_per_s, 1),
+                    "decode_tokens_per_s": round(generation.decode_tokens_per_s, 1),
+                }
+            )
+        )
+        return
+    sys.stdout.write(prompt)
+    for piece in generation:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if sys.stderr.isatty():
+        print(
+            f"[{len(generation.prompt)} prompt tokens at "
+            f"{generation.prefill_tokens_per_s:,.0f}/s, {len(generation.tokens)} tokens at "
+            f"{generation.decode_tokens_per_s:,.0f}/s, {generation.finish_reason}]",
+            file=sys.stderr,
+        )
+
+
+@app.command()
+def verify(model: ModelPath, as_json: Json = False) -> None:
+    """Check every byte of a model against its hashes."""
+    from yocobit.packing import verify
+
+    problems = verify(model)
+    if as_json:
+        print(json.dumps({"model": str(model), "ok": not problems, "problems": problems}))
+    elif not problems:
+        print(f"{model}: ok, every byte matches its hash")
+    else:
+        print("\n".join(problems), file=sys.stderr)
+    if problems:
+        raise typer.Exit(_USER_ERROR)
+
+
+@app.command()
+def inspect(model: ModelPath, as_json: Json = False) -> None:
+    """Show what is in a model: parameters, bytes, cache."""
+    from yocobit.packing import read_model
+
+    _print_summary(read_model(model), as_json)
+
+
+def _print_summary(model: Any, as_json: bool) -> None:
+    from yocobit.packing import summarize
+
+    summary = summarize(model)
+    if as_json:
+        print(json.dumps(summary.to_dict(), indent=2))
+        return
+    console = Console()
+    for title, rows in summary.sections():
+        table = Table(
+            title=title, title_justify="left", show_header=False, box=None, padding=(0, 2)
+        )
+        table.add_column(justify="left")
+        for _ in range(max(len(row) for row in rows) - 1):
+            table.add_column(justify="right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        console.print()
+
+
+def _load(model: Path, threads: int | None, kernels: str | None, verify: bool) -> yocobit.Engine:
+    from yocobit import _native
+
+    supported = _native.supported_kernels()
+    if kernels is not None and kernels not in supported:
+        raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
+    return yocobit.Engine.load(model, threads=threads, kernels=kernels, verify=verify)
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
+
+
+def _import_training() -> Any:
+    try:
+        import yocobit.training
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError("training and packing need PyTorch: pip install 'yocobit[train]'") from None
+    return yocobit.training

@@ -1,0 +1,168 @@
+"""Engine: a packed model, ready to run. Make one per model, and a session per text.
+
+Letters: T positions   V vocabulary
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from yocobit import _native
+from yocobit.config import ConfigError, ModelConfig
+from yocobit.engine.generation import Generation
+from yocobit.engine.sampling import SamplingConfig
+from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_tokens
+from yocobit.packing import PackedModel, PackedModelError, read_model
+from yocobit.packing import verify as verify_model
+
+_SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+
+
+class Engine:
+    """Runs a packed model from its memory map.
+
+    engine = Engine.load("models/tiny")
+    print(engine.generate("def main():"))
+    """
+
+    def __init__(self, model: PackedModel, threads: int, kernels: str | None) -> None:
+        self.model = model
+        self._native = _native.Engine(
+            str(model.file),
+            model.config.to_dict(),
+            {name: (t.dtype, list(t.shape), t.begin, t.end) for name, t in model.tensors.items()},
+            kernels or "",
+            threads,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        kernels: str | None = None,
+        verify: bool = False,
+    ) -> Engine:
+        """Open the packed model directory `path`.
+
+        `threads` is one per CPU unless given, `kernels` the fastest this CPU supports ("scalar" is
+        the reference), `verify` also checks every weight against its hash. PackedModelError or
+        ConfigError, both ValueError, for a model that cannot be used.
+        """
+        if threads is None:
+            threads = len(os.sched_getaffinity(0))
+        model = read_model(Path(path))
+        if verify and (problems := verify_model(Path(path))):
+            raise PackedModelError("\n".join(problems))
+        return cls(model, threads, kernels)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernels at work, such as "avx2"."""
+        return str(self._native.kernels)
+
+    @property
+    def threads(self) -> int:
+        return int(self._native.n_threads)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; ConfigError if it has none that fits."""
+        path = self.model.path / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{self.model.path}: has no tokenizer.json; give tokens, not text"
+            ) from None
+        except Exception as error:  # the library raises plain Exception
+            raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
+        if tokenizer.get_vocab_size() > self.config.vocab_size:
+            raise ConfigError(
+                f"{path}: has {tokenizer.get_vocab_size()} tokens but the model's vocab_size is "
+                f"{self.config.vocab_size}"
+            )
+        return tokenizer
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """generation_config.json, as Hugging Face models have it; empty if there is none."""
+        path = self.model.path / "generation_config.json"
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise ConfigError(f"{path}: is not valid JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
+        return fields
+
+    def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
+        """Return a new session with room for that many tokens; its memory is reserved now."""
+        return Session(self._native, max_tokens, cache)
+
+    def logits(self, tokens: Tokens, cache: CacheType = "f32") -> Logits:
+        """Return the logits (T, V) after each of tokens (T,)."""
+        tokens = as_tokens(tokens)
+        return self.session(max(1, len(tokens)), cache).feed_all(tokens)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Return the tokens of a text that begins a document."""
+        begin = self.generation_config.get("bos_token_id")
+        tokens: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        return tokens if begin is None else [begin, *tokens]
+
+    def sampling(self, **changes: Any) -> SamplingConfig:
+        """Return the model's default sampling with some fields changed."""
+        fields = {k: v for k, v in self.generation_config.items() if k in _SAMPLING_KEYS}
+        if self.generation_config.get("do_sample") is False:
+            fields["temperature"] = 0.0
+        return SamplingConfig(**{**fields, **changes})
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        cache: CacheType = "f32",
+        sampling: SamplingConfig | None = None,
+    ) -> Generation:
+        """Return the continuation of a text, or of tokens, as an iterator over pieces of text."""
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
+        if any(not text for text in stop):
+            raise ValueError("stop must hold texts of at least one character")
+        tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not tokens:
+            raise ValueError("prompt must hold at least one token but is empty")
+        return Generation(
+            session=self.session(len(tokens) + max_tokens, cache),
+            tokenizer=self.tokenizer,
+            prompt=tokens,
+            max_tokens=max_tokens,
+            end_tokens=self._end_tokens(),
+            stop=tuple(stop),
+            sampling=sampling or self.sampling(),
+        )
+
+    def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
+        """Return the continuation of a text; options as of `stream`."""
+        return "".join(self.stream(prompt, **options))
+
+    def _end_tokens(self) -> frozenset[int]:
+        end = self.generation_config.get("eos_token_id")
+        return frozenset(end if isinstance(end, list) else [] if end is None else [end])

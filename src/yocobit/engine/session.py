@@ -1,0 +1,113 @@
+"""One text being read or written, and what its positions left behind.
+
+Letters: T positions   V vocabulary   H heads   G K/V heads   D head size
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit import _native
+
+CacheType = Literal["f32", "f16", "int8"]
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
+Logits = NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionMemory:
+    """Bytes that a session reserved, by what they are for."""
+
+    shared_kv: int  # the one cache that grows with the text
+    full: int  # caches of full-attention layers: one per layer, and they grow too
+    window: int  # rings of sliding-window layers
+    retention: int  # states of retention layers
+    buffers: int  # work space
+    shared_kv_per_token: int
+    full_per_token: int
+
+    @property
+    def total(self) -> int:
+        return self.shared_kv + self.full + self.window + self.retention + self.buffers
+
+
+class Session:
+    """Takes in tokens and returns logits. Made by Engine.session, to the size it was made for.
+
+    Logits depend on the model and the tokens only: not on threads, on how the tokens were split
+    between calls, or on what else runs.
+    """
+
+    def __init__(self, engine: _native.Engine, max_tokens: int, cache: CacheType) -> None:
+        self._native = _native.Session(engine, max_tokens, cache)
+        self._logits: Logits | None = None
+
+    @property
+    def position(self) -> int:
+        """Tokens taken in so far."""
+        return int(self._native.position)
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that there is room for."""
+        return int(self._native.max_tokens)
+
+    @property
+    def logits(self) -> Logits:
+        """Logits (V,) after the last token that was fed; ValueError before the first."""
+        if self._logits is None:
+            raise ValueError("session: has no logits; feed it a token first")
+        return self._logits
+
+    def feed(self, tokens: Tokens) -> Logits:
+        """Take in tokens (T,) and return the logits (V,) after the last of them.
+
+        The cross-decoder runs for the last token only. ValueError, with nothing changed, if a
+        token is not in the vocabulary or there is no room.
+        """
+        self._logits = self._native.feed(as_tokens(tokens), "last")
+        return self._logits
+
+    def step(self, token: int) -> Logits:
+        """Take in one token; return its logits (V,)."""
+        return self.feed([token])
+
+    def feed_all(self, tokens: Tokens) -> Logits:
+        """Take in tokens (T,) and return the logits after each, (T, V)."""
+        logits: Logits = self._native.feed(as_tokens(tokens), "all")
+        self._logits = logits[-1]
+        return logits
+
+    def memory(self) -> SessionMemory:
+        """Return the bytes reserved for this session."""
+        return SessionMemory(**self._native.memory())
+
+    def retention_state(self, layer: int) -> NDArray[np.float32] | None:
+        """Return the state (H, D, D), key by value, of a retention layer; None of another."""
+        state: NDArray[np.float32] | None = self._native.retention_state(layer)
+        return state
+
+    def keys_values(self, layer: int, begin: int, end: int) -> tuple[Logits, Logits] | None:
+        """Return cached keys and values, each (G, end - begin, D); None if the layer has none.
+
+        A cross layer has the shared ones. IndexError for positions that are not cached.
+        """
+        found: tuple[Logits, Logits] | None = self._native.keys_values(layer, begin, end)
+        return found
+
+
+def as_tokens(tokens: Tokens) -> NDArray[np.int32]:
+    """Return tokens as the engine takes them; ValueError unless they are a list of integers."""
+    array = np.asarray(tokens)
+    if array.ndim != 1 or (array.size > 0 and not np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            f"tokens must be a list of integers but are {array.dtype} of shape {array.shape}"
+        )
+    if array.size > 0 and not (array.min() >= -(1 << 31) and array.max() < 1 << 31):
+        raise ValueError(f"tokens must fit 32 bits but reach from {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, dtype=np.int32)

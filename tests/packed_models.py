@@ -1,0 +1,93 @@
+"""Models for tests of the engine: trained for a moment, packed, and their PyTorch twins.
+
+The twin computes what the packed model holds: its embedding and head are rounded as packed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+from yocobit.config import ModelConfig, preset
+from yocobit.model import Decoder
+from yocobit.packing import PackedModel, pack, quantize_rows
+from yocobit.training import checkpoint
+from yocobit.training.tokenizer import train_tokenizer
+
+STACKS = {
+    "yoco-gret": ("retention", "retention", "cross", "cross"),
+    "yoco-swa": ("window", "window", "cross", "cross"),
+    "transformer": ("full", "full", "full", "full"),
+    "retention": ("retention", "retention"),
+    "mixed": ("window", "retention", "full", "cross"),
+}
+KINDS = ("ternary", "sign", "dense")
+
+
+def nano(stack: str, weights: str, **changes) -> ModelConfig:
+    """The nano preset with one of STACKS."""
+    return preset("nano").replace(layers=STACKS[stack], weights=weights, **changes)
+
+
+@cache
+def text() -> str:
+    """Some Python to learn from: the package's own source."""
+    directory = Path(__file__).resolve().parent.parent / "src" / "yocobit"
+    return "\n".join(path.read_text() for path in sorted(directory.glob("**/*.py")))
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return train_tokenizer([text()], preset("nano").vocab_size)
+
+
+@cache
+def tokens() -> torch.Tensor:
+    return torch.tensor(tokenizer().encode(text()).ids)
+
+
+def trained(config: ModelConfig, steps: int = 30) -> Decoder:
+    """A model after a few steps of Adam; the same at each call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.set_num_threads(1)  # so small that more are slower
+        model = Decoder(config)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(steps):
+            starts = torch.randint(len(tokens()) - 65, (8,))
+            batch = torch.stack([tokens()[start : start + 65] for start in starts])
+            loss = F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def packed(model: Decoder, directory: Path, weights: str | None = None) -> PackedModel:
+    """Save a model as a checkpoint in `directory` and pack it there."""
+    saved = checkpoint.save(
+        directory / "run",
+        checkpoint.RunState(corpus_sha256="", step=1),
+        model,
+        {},
+        {},
+        tokenizer(),
+        keep=1,
+    )
+    return pack(saved, directory / "model", weights)
+
+
+@torch.no_grad()
+def as_packed(model: Decoder) -> Decoder:
+    """The twin of `model` whose embedding and head are what the packed model holds."""
+    twin = Decoder(model.config)
+    twin.load_state_dict(model.state_dict())
+    if model.config.weights != "dense":
+        for weight in {twin.embedding.weight, twin.head.weight}:
+            codes, scales = quantize_rows(weight.numpy())
+            weight.copy_(torch.from_numpy(codes.astype("float32") * scales[:, None]))
+    return twin.eval()

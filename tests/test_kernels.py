@@ -1,0 +1,265 @@
+"""Every native kernel that this CPU can run, against the contracts in native/kernels.h.
+
+Integer kernels: equality with NumPy's int64. Floating-point kernels: every variant returns the
+reference's bits, and the reference is within a derived bound of float64.
+
+Letters: M output features   K input features   N tokens   D head size   S cached positions
+"""
+
+import numpy as np
+import pytest
+
+from yocobit import _native
+from yocobit.packing.layout import pack_sign, pack_ternary
+
+EPS = float(np.finfo(np.float32).eps)
+
+
+@pytest.fixture(params=_native.supported_kernels())
+def kernels(request) -> str:
+    """ "scalar", and each SIMD variant that this CPU supports."""
+    return request.param
+
+
+def random(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def weights(kind, M, K, seed=0):
+    """Random weights (M, K) int8 of a kind, and their packed codes."""
+    rng = np.random.default_rng(seed)
+    if kind == "ternary":
+        w = rng.integers(-1, 2, (M, K), dtype=np.int8)
+        return w, pack_ternary(w)
+    w = rng.integers(0, 2, (M, K), dtype=np.int8) * np.int8(2) - np.int8(1)
+    return w, pack_sign(w)
+
+
+# ---- integers ----
+
+
+@pytest.mark.parametrize("kind", ["ternary", "sign"])
+@pytest.mark.parametrize("N", [1, 3, 4, 9])
+@pytest.mark.parametrize("M", [1, 7, 8, 20])
+@pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
+def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
+    w, codes = weights(kind, M, K, seed=M + K)
+    x = np.random.default_rng(N).integers(-127, 128, (N, K), dtype=np.int8)
+
+    y = _native.bit_matmul(kernels, codes, M, x, kind == "ternary")
+
+    # |sum| < 2^24: exact in float32.
+    np.testing.assert_array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", ["ternary", "sign"])
+@pytest.mark.parametrize("x_sign", [-1, 1])
+@pytest.mark.parametrize("w_sign", [-1, 1])
+@pytest.mark.parametrize("N", [1, 4])
+@pytest.mark.parametrize("K", [8192, 131072])
+def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
+    w = np.full((2, K), w_sign, dtype=np.int8)
+    codes = pack_ternary(w) if kind == "ternary" else pack_sign(w)
+    x = np.full((N, K), x_sign * 127, dtype=np.int8)
+
+    y = _native.bit_matmul(kernels, codes, 2, x, kind == "ternary")
+
+    assert (y == x_sign * w_sign * 127 * K).all()
+
+
+@pytest.mark.parametrize("x_value", [-127, 127])
+def test_ternary_matmul_reads_code_3_of_a_corrupt_file_as_2(kernels, x_value):
+    codes = np.full((1, 64, 8, 32), 0xFF, dtype=np.uint8)
+    x = np.full((4, 8192), x_value, dtype=np.int8)
+
+    y = _native.bit_matmul(kernels, codes, 8, x, True)
+
+    assert (y == 2 * x_value * 8192).all()
+
+
+@pytest.mark.parametrize("K", [8, 136, 2560])
+def test_quantize_row_equals_round_half_to_even(kernels, K):
+    x = random(K, seed=K)
+    x[:4] = [0.5, 1.5, -2.5, 127.0]  # ties, as 127 is the largest magnitude
+
+    codes, scale, total = _native.quantize_row(kernels, x)
+
+    np.testing.assert_array_equal(codes, np.rint(x * (np.float32(127) / np.abs(x).max())))
+    assert codes[:4].tolist() == [0, 2, -2, 127]
+    assert scale == 1.0
+    assert total == codes.astype(np.int64).sum()
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf, 1e-38, 3e38])
+def test_quantize_row_stays_in_range_for_any_input(kernels, value):
+    codes, _, _ = _native.quantize_row(kernels, np.full(16, value, dtype=np.float32))
+
+    assert codes.min() >= -127
+
+
+# ---- floating point: all variants alike ----
+
+
+def all_equal(call):
+    """Assert that call(kernels) has the same bits for every variant; return it."""
+    results = [call(name) for name in _native.supported_kernels()]
+    for result in results[1:]:
+        np.testing.assert_array_equal(
+            np.asarray(result).view(np.uint32), np.asarray(results[0]).view(np.uint32)
+        )
+    return results[0]
+
+
+def stored(values, dtype):
+    """values as a dense matrix stores them: the raw array and its scales."""
+    if dtype == "int8":
+        scales = np.abs(values).max(axis=1) / np.float32(127)
+        return np.rint(values / scales[:, None]).astype(np.int8), scales
+    ones = np.ones(len(values), dtype=np.float32)
+    return (values.astype(np.float16).view(np.uint16) if dtype == "f16" else values), ones
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize(("N", "M", "K"), [(1, 5, 8), (4, 3, 256), (7, 2, 1000)])
+def test_dense_matmul_is_alike_and_near_float64(dtype, N, M, K):
+    raw, scales = stored(random(M, K, seed=K), dtype)
+    x = random(N, K, seed=N)
+    exact = raw.view(np.float16) if dtype == "f16" else raw
+    exact = exact.astype(np.float64) * scales[:, None]
+
+    y = all_equal(lambda name: _native.dense_matmul(name, raw, scales, x))
+
+    # A sum of K terms in eight lanes: K / 8 + 4 roundings of partial sums, one of the scale.
+    bound = (K / 8 + 5) * EPS * (np.abs(x).astype(np.float64) @ np.abs(exact).T)
+    assert (np.abs(y - x.astype(np.float64) @ exact.T) <= bound).all()
+
+
+def test_half_precision_of_every_value_is_numpys(kernels):
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    halves = halves[np.isfinite(halves.view(np.float16))].reshape(-1, 8)
+    one = np.zeros((1, 8), dtype=np.float32)
+    scales = np.ones(len(halves), dtype=np.float32)
+    for column in range(8):
+        one[:] = 0
+        one[0, column] = 1
+
+        y = _native.dense_matmul(kernels, halves, scales, one)
+
+        np.testing.assert_array_equal(y[0], halves.view(np.float16)[:, column])
+
+
+@pytest.mark.parametrize("size", [8, 96, 2560])
+def test_rms_norm_is_alike_and_near_float64(size):
+    x, weight = 100 * random(size), random(size, seed=1)
+
+    y = all_equal(lambda name: _native.rms_norm(name, x, weight, 1e-5))
+
+    exact = x / np.sqrt(np.square(x, dtype=np.float64).mean() + 1e-5) * weight
+    # The sum's relative error halves under the root; division, root and two products add 4.
+    np.testing.assert_array_less(np.abs(y - exact), (size / 16 + 6) * EPS * np.abs(exact) + 1e-30)
+
+
+@pytest.mark.parametrize("function", ["swiglu", "relu2", "sign"])
+def test_activations_are_alike_and_near_float64(function):
+    gate = np.concatenate([random(4096) * 8, np.float32([0, -0.0, 87, -87, 1e4, -1e4, 1e-30, -1])])
+    up = random(len(gate), seed=1)
+    g, u = gate.astype(np.float64), up.astype(np.float64)
+    exact = {
+        "swiglu": g / (1 + np.exp(np.minimum(-g, 700))) * u,
+        "relu2": np.square(np.maximum(g, 0)) * u,
+        "sign": np.where(u > 0, 1.0, -1.0),
+    }[function]
+
+    y = all_equal(lambda name: _native.activate(name, function, gate, up))
+
+    # exp within 2 ulp, a sum, a quotient, a product. Below exp(-87) the clamp shows, at 1e-34.
+    assert (np.abs(y - exact) <= 6 * EPS * np.abs(exact) + 1e-33).all()
+
+
+@pytest.mark.parametrize("is_interleaved", [True, False])
+def test_rope_is_alike_and_near_complex_rotation(is_interleaved):
+    x, angles = random(64), np.random.default_rng(1).uniform(0, 6, 32)
+    cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    y = all_equal(lambda name: _native.rope(name, x, cosine, sine, is_interleaved))
+
+    a, b = (x[::2], x[1::2]) if is_interleaved else (x[:32], x[32:])
+    turned = (a + 1j * b) * np.exp(1j * angles)
+    exact = np.concatenate([turned.real, turned.imag])
+    if is_interleaved:
+        exact = np.stack([turned.real, turned.imag], axis=1).ravel()
+    np.testing.assert_allclose(y, exact, rtol=0, atol=4 * EPS * np.abs(turned).max())
+
+
+@pytest.mark.parametrize("D", [8, 64, 128])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+def test_retention_step_is_alike_and_near_float64(D, decay):
+    state, (q, k, v) = random(D, D), random(3, D, seed=1)
+    exact_state = decay * state.astype(np.float64) + np.outer(k, v.astype(np.float64))
+
+    results = [
+        _native.retention_step(name, state, q, k, v, decay) for name in _native.supported_kernels()
+    ]
+
+    for next_state, o in results:
+        np.testing.assert_array_equal(next_state, results[0][0])
+        np.testing.assert_array_equal(o, results[0][1])
+    next_state, o = results[0]
+    magnitude = decay * np.abs(state) + np.abs(np.outer(k, v))
+    assert (np.abs(next_state - exact_state) <= 2 * EPS * magnitude).all()
+    assert (np.abs(o - q @ exact_state) <= (D + 3) * EPS * (np.abs(q) @ magnitude)).all()
+
+
+def cached(values, dtype):
+    """values (S, D) as a cache of that type gives them back, float64."""
+    if dtype == "f16":
+        return values.astype(np.float16).astype(np.float64)
+    if dtype == "int8":
+        largest = np.abs(values).max(axis=1, keepdims=True)
+        codes = np.rint(values * (np.float32(127) / largest))
+        return codes.astype(np.float64) * (largest / np.float32(127))
+    return values.astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 32), (31, 33), (5, 100), (64, 100)])
+@pytest.mark.parametrize("D", [8, 128])
+def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, D):
+    q, keys, values = 3 * random(D), random(100, D, seed=1), random(100, D, seed=2)
+
+    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, begin, end))
+
+    k, v = cached(keys, dtype)[begin:end], cached(values, dtype)[begin:end]
+    scores = k @ q.astype(np.float64) / np.sqrt(D)
+    weights = np.exp(scores - scores.max())
+    exact = weights @ v / weights.sum()
+    # A score errs by (D / 8 + 6) eps of its terms' magnitude, a weight by that much relatively;
+    # sums over positions add their length, exp and tile corrections 4 each.
+    score_error = (D / 8 + 6) * EPS * (np.abs(k) @ np.abs(q)).max() / np.sqrt(D)
+    bound = (2 * score_error + 2 * (end - begin + 10) * EPS) * np.abs(v).max()
+    assert np.abs(o - exact).max() <= bound
+
+
+def test_attend_survives_scores_that_overflow_exp(kernels):
+    q, keys = np.full(8, 100, dtype=np.float32), np.zeros((64, 8), dtype=np.float32)
+    keys[40] = 100
+    values = random(64, 8)
+
+    o = _native.attend(kernels, q, keys, values, "f32", 0, 64)
+
+    np.testing.assert_array_equal(o, values[40])
+
+
+# ---- errors ----
+
+
+def test_unknown_kernels_are_refused_by_name():
+    with pytest.raises(ValueError, match="'neon' are not supported by this CPU"):
+        _native.quantize_row("neon", np.zeros(8, dtype=np.float32))
+
+
+def test_mismatched_shapes_are_refused(kernels):
+    codes = pack_ternary(np.zeros((2, 256), dtype=np.int8))
+
+    with pytest.raises(ValueError, match="more values than the codes have columns"):
+        _native.bit_matmul(kernels, codes, 2, np.zeros((1, 257), dtype=np.int8), True)
