@@ -64,7 +64,7 @@ def chunkwise(
     """As `recurrent`, in chunks of `chunk` positions; linear in T."""
     padding = -q.shape[2] % chunk
     # Padded positions add nothing (k = v = 0) and forget nothing (log_decay = 0). They stand in
-    # front, so that the last position of every chunk is a true one (see tril in _decays).
+    # front, so that the last position of every chunk is a true one (see the diagonal in _decays).
     q, k, v = (F.pad(x, (0, 0, padding, 0)).unflatten(2, (-1, chunk)) for x in (q, k, v))
     within, from_start, to_end = _decays(F.pad(log_decay, (padding, 0)).unflatten(2, (-1, chunk)))
     k = k * k.shape[-1] ** -0.5  # (B, H, N, P, D)
@@ -95,13 +95,10 @@ def _decays(log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     In float64: a difference of float32 sums loses 4e-4 where the decay is strong.
     """
     total = log_decay.double().clamp_min(_FORGET).cumsum(dim=-1)  # (..., P)
-    P = total.shape[-1]
-    # tril(-1): a position's distance to itself is 0 whatever the decay. Left in, it would add to
-    # the gradient the rounding error of two large terms that cancel.
+    # The future is cut off before exp: its exponent is positive and the gradient would overflow.
+    # So is the diagonal, always 0: two large terms of its gradient would not quite cancel.
     segment = (total[..., :, None] - total[..., None, :]).tril(-1)  # (..., P, P)
-    future = torch.ones(P, P, dtype=torch.bool, device=total.device).triu(diagonal=1)
-    # Masked before exp: the exponent of a future entry is positive and its gradient overflows.
-    within = segment.to(log_decay.dtype).masked_fill(future, -torch.inf).exp()
+    within = segment.to(log_decay.dtype).exp().tril()
     from_start = total.to(log_decay.dtype).exp()
     to_end = segment[..., -1, :].to(log_decay.dtype).exp()
     return within, from_start, to_end
