@@ -265,7 +265,7 @@ def test_shared_keys_and_values_are_rounded_per_position_and_head(kind, levels):
         np.testing.assert_allclose(cached.detach(), codes * scale, rtol=1e-12, atol=1e-15)
 
 
-def test_shared_keys_and_values_are_rounded_once_when_positions_are_appended():
+def test_shared_keys_and_values_are_rounded_alike_when_positions_are_appended():
     shared = _shared_keys_values("int4")
     x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).double()
 

@@ -130,9 +130,10 @@ def test_later_tokens_do_not_change_earlier_logits(layers, weights, t):
     assert ((after - before)[:, t:].abs().amax(dim=-1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("window", [1, W, T, T + 1])
-def test_window_layer_sees_itself_and_the_positions_before_it_up_to_its_size(window):
-    model, tokens, p = _model(layers=("window",), window=window), _tokens(), 6
+@pytest.mark.parametrize("p", [0, 6])
+@pytest.mark.parametrize("window", [1, W, T - 1, T, T + 1])
+def test_window_layer_sees_itself_and_the_positions_before_it_up_to_its_size(window, p):
+    model, tokens = _model(layers=("window",), window=window), _tokens()
     changed = tokens.clone()
     changed[:, p] = (tokens[:, p] + 1) % model.config.vocab_size
 
