@@ -135,7 +135,7 @@ def test_count_below_1_is_refused(name, value):
         NANO.replace(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["vocab_size", "d_model", "d_ff"])
+@pytest.mark.parametrize("name", ["vocab_size", "d_model", "d_ff", "window"])
 def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
     with pytest.raises(ConfigError, match=rf"^{name} must be at most \d+ but is {1 << 30}$"):
         NANO.replace(**{name: 1 << 30})
@@ -157,7 +157,10 @@ def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
         ({"rope_theta": 1.0}, "rope_theta must be above 1, at most 1e12 but is 1.0"),
         ({"rope_theta": float("nan")}, "rope_theta must be above 1, at most 1e12 but is nan"),
         ({"rope_theta": float("inf")}, "rope_theta must be above 1, at most 1e12 but is inf"),
-        ({"d_model": 2048, "n_heads": 1, "n_kv_heads": 1}, "into heads of at most 1024 values"),
+        (
+            {"d_model": 2048, "n_heads": 1, "n_kv_heads": 1},
+            "n_heads must divide d_model = 2048 into heads of at most 1024 values but is 1",
+        ),
         ({"norm_eps": 0.0}, "norm_eps must be at least 1e-20 and below 1 but is 0.0"),
         ({"norm_eps": 1.0}, "norm_eps must be at least 1e-20 and below 1 but is 1.0"),
         ({"layers": ("cross", "cross")}, "layers needs a self-decoder block before 'cross'"),
