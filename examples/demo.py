@@ -16,8 +16,7 @@ from rich.console import Console
 from yocobit import Engine
 from yocobit.cli import report_errors
 from yocobit.engine import SamplingConfig
-from yocobit.packing.pack import pack
-from yocobit.packing.summary import summarize
+from yocobit.packing import describe, pack
 from yocobit.training import load, train
 from yocobit.training.baselines import compressed_bits_per_byte, validation_text
 from yocobit.training.plot import plot_run
@@ -41,8 +40,7 @@ def main() -> None:
     console.rule("2. pack")
     model = arguments.out / "model"
     shutil.rmtree(model, ignore_errors=True)
-    summary = summarize(pack(checkpoint, model))
-    for line in summary.lines():
+    for line in describe(pack(checkpoint, model)):
         console.print(line)
 
     console.rule("3. compare")

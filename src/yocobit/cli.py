@@ -10,14 +10,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 import yocobit
+from yocobit import _native, packing
 from yocobit.config import ConfigError
+from yocobit.engine.session import CacheType
+from yocobit.packing import PackedModel, describe, summarize
 
 app = typer.Typer(
     name="yocobit",
@@ -126,23 +128,28 @@ def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     weights: Annotated[
-        str | None,
-        typer.Option(help="ternary, sign, f32 or f16; as trained unless given."),
+        Literal["ternary", "sign", "f32", "f16"] | None,
+        typer.Option(help="How to store the weights; as trained unless given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Pack a checkpoint into a model that the engine runs."""
     _import_training()
-    from yocobit.packing import pack
-
-    _print_summary(pack(checkpoint, out, weights), as_json)
+    _print_summary(packing.pack(checkpoint, out, weights), as_json)
 
 
 @app.command()
 def generate(
     model: ModelPath,
-    prompt: Annotated[str | None, typer.Option(help="Text to continue; - reads it.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 256,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="Text to continue; standard input if it is - or absent."
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.", min=1)
+    ] = 256,
     temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens; 0: all.")] = None,
     top_p: Annotated[
@@ -157,7 +164,7 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text.")] = None,
     stop: Annotated[list[str], typer.Option(help="Stop before this text; can be repeated.")] = [],  # noqa: B006
-    cache: Annotated[str, typer.Option(help="f32, f16 or int8.")] = "f32",
+    cache: Annotated[CacheType, typer.Option(help="What keys and values are stored as.")] = "f32",
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
@@ -168,8 +175,6 @@ def generate(
         if prompt is None and sys.stdin.isatty():
             raise UserError("prompt is missing; give --prompt TEXT or pipe a text in")
         prompt = _read_stdin()
-    if cache not in ("f32", "f16", "int8"):
-        raise UserError(f"--cache must be f32, f16 or int8 but is {cache!r}")
     engine = _load(model, threads, kernels, verify)
     settings: dict[str, Any] = {
         "temperature": temperature,
@@ -180,13 +185,12 @@ def generate(
         "seed": seed,
     }
     sampling = engine.sampling(**{k: v for k, v in settings.items() if v is not None})
-    generation = engine.stream(
-        prompt,
-        max_tokens=max_tokens,
-        stop=stop,
-        cache=cache,
-        sampling=sampling,  # type: ignore[arg-type]
-    )
+    try:
+        generation = engine.stream(
+            prompt, max_tokens=max_tokens, stop=stop, cache=cache, sampling=sampling
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     if as_json:
         text = "".join(generation)
         print(
@@ -220,9 +224,7 @@ def generate(
 @app.command()
 def verify(model: ModelPath, as_json: Json = False) -> None:
     """Check every byte of a model against its hashes."""
-    from yocobit.packing import verify
-
-    problems = verify(model)
+    problems = packing.verify(model)
     if as_json:
         print(json.dumps({"model": str(model), "ok": not problems, "problems": problems}))
     elif not problems:
@@ -236,35 +238,17 @@ def verify(model: ModelPath, as_json: Json = False) -> None:
 @app.command()
 def inspect(model: ModelPath, as_json: Json = False) -> None:
     """Show what is in a model: parameters, bytes, cache."""
-    from yocobit.packing import read_model
-
-    _print_summary(read_model(model), as_json)
+    _print_summary(packing.read_model(model), as_json)
 
 
-def _print_summary(model: Any, as_json: bool) -> None:
-    from yocobit.packing import summarize
-
-    summary = summarize(model)
+def _print_summary(model: PackedModel, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(summary.to_dict(), indent=2))
-        return
-    console = Console()
-    for title, rows in summary.sections():
-        table = Table(
-            title=title, title_justify="left", show_header=False, box=None, padding=(0, 2)
-        )
-        table.add_column(justify="left")
-        for _ in range(max(len(row) for row in rows) - 1):
-            table.add_column(justify="right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+        print(json.dumps(summarize(model).to_dict(), indent=2))
+    else:
+        print("\n".join(describe(model)))
 
 
 def _load(model: Path, threads: int | None, kernels: str | None, verify: bool) -> yocobit.Engine:
-    from yocobit import _native
-
     supported = _native.supported_kernels()
     if kernels is not None and kernels not in supported:
         raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")

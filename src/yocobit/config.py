@@ -62,8 +62,9 @@ class ModelConfig:
         for name in ("n_self_heads", "n_self_kv_heads"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         require(self.vocab_size <= 1 << 20, self, "vocab_size", "must be at most 1048576")
+        require(self.window <= 1 << 24, self, "window", "must be at most 16777216")
         require(self.d_model <= 1 << 16, self, "d_model", "must be at most 65536")
-        require(self.d_ff <= 1 << 18, self, "d_ff", "must be at most 262144")
+        require(self.d_ff <= 1 << 17, self, "d_ff", "must be at most 131072")
         require(0 < len(self.layers) <= 1024, self, "layers", "must name 1 to 1024 mixers")
         require(self.d_model % 8 == 0, self, "d_model", "must be a multiple of 8")
         require(self.d_ff % 8 == 0, self, "d_ff", "must be a multiple of 8")
@@ -71,11 +72,13 @@ class ModelConfig:
             heads = getattr(self, name)
             rule = f"must divide d_model = {self.d_model} into heads of a multiple of 8 values"
             require(self.d_model % (8 * heads) == 0, self, name, rule)
+            rule = f"must divide d_model = {self.d_model} into heads of at most 1024 values"
+            require(self.d_model <= 1024 * heads, self, name, rule)
         for kv, query in (("n_kv_heads", "n_heads"), ("n_self_kv_heads", "n_self_heads")):
             n_query = getattr(self, query)
             require(n_query % getattr(self, kv) == 0, self, kv, f"must divide {query} = {n_query}")
-        require(self.rope_theta > 1, self, "rope_theta", "must be above 1")
-        require(0 < self.norm_eps < 1, self, "norm_eps", "must be between 0 and 1")
+        require(1 < self.rope_theta <= 1e12, self, "rope_theta", "must be above 1, at most 1e12")
+        require(1e-20 <= self.norm_eps < 1, self, "norm_eps", "must be at least 1e-20 and below 1")
         if "cross" in self.layers:
             first = self.layers.index("cross")
             require(first > 0, self, "layers", "needs a self-decoder block before 'cross'")

@@ -5,6 +5,7 @@ Letters: T positions   V vocabulary
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_tokens
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
+from yocobit.packing.reader import GENERATION, TOKENIZER
 
 _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
@@ -80,7 +82,7 @@ class Engine:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; ConfigError if it has none that fits."""
-        path = self.model.path / "tokenizer.json"
+        path = self.model.path / TOKENIZER
         try:
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -99,7 +101,7 @@ class Engine:
     @cached_property
     def generation_config(self) -> dict[str, Any]:
         """generation_config.json, as Hugging Face models have it; empty if there is none."""
-        path = self.model.path / "generation_config.json"
+        path = self.model.path / GENERATION
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -130,7 +132,11 @@ class Engine:
         fields = {k: v for k, v in self.generation_config.items() if k in _SAMPLING_KEYS}
         if self.generation_config.get("do_sample") is False:
             fields["temperature"] = 0.0
-        return SamplingConfig(**{**fields, **changes})
+        try:
+            defaults = SamplingConfig(**fields)
+        except ConfigError as error:
+            raise ConfigError(f"{self.model.path / GENERATION}: {error}") from None
+        return dataclasses.replace(defaults, **changes)
 
     def stream(
         self,

@@ -15,7 +15,7 @@ from yocobit.packing.reader import (
     expected_tensors,
     read_model,
 )
-from yocobit.packing.summary import Summary, summarize
+from yocobit.packing.summary import Summary, describe, summarize
 from yocobit.packing.verify import verify
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "PackedModelError",
     "Summary",
     "TensorInfo",
+    "describe",
     "expected_tensors",
     "pack",
     "pack_sign",

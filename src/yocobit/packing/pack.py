@@ -26,6 +26,7 @@ from yocobit.packing.reader import (
     CONFIG,
     FORMAT,
     FORMAT_VERSION,
+    GENERATION,
     MODEL,
     TOKENIZER,
     PackedModel,
@@ -40,7 +41,6 @@ from yocobit.packing.reader import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-GENERATION = "generation_config.json"
 WEIGHTS = ("ternary", "sign", "f32", "f16")
 
 _DTYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
@@ -200,7 +200,8 @@ def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
         end = Tokenizer.from_str(tokenizer_file.read_text(encoding="utf-8")).token_to_id(END)
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
-    return _SAMPLING if end is None else {"eos_token_id": end, **_SAMPLING}
+    # Documents begin where the one before has ended, so the same token begins a text.
+    return _SAMPLING if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from yocobit.packing.layout import sign_shape, ternary_shape
 MODEL = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+GENERATION = "generation_config.json"
 FORMAT = "yocobit"
 FORMAT_VERSION = "1"
 ALIGNMENT = 64  # of every tensor whose size is a multiple of it

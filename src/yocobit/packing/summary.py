@@ -6,6 +6,7 @@ Letters: C d_model   G K/V heads   D head size   L layers
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -57,6 +58,38 @@ def summarize(model: PackedModel) -> Summary:
         },
         state_bytes={kind: _state_bytes(model.config, kind) for kind in CACHE_BYTES},
     )
+
+
+def describe(model: PackedModel) -> list[str]:
+    """Return the summary of a packed model as lines of text for people."""
+    summary, config = summarize(model), model.config
+    stack = ", ".join(
+        f"{len(list(run))} {mixer}" for mixer, run in itertools.groupby(config.layers)
+    )
+    parts = summary.parameters_by_part.items()
+    kinds = summary.size_bytes_by_kind.items()
+    own, transformer = summary.cache_bytes_per_token, summary.transformer_cache_bytes_per_token
+    lines = [
+        f"model       {stack}; d_model {config.d_model}, d_ff {config.d_ff}, vocabulary "
+        f"{config.vocab_size:,}; {config.weights} weights",
+        f"parameters  {summary.parameters:,}: "
+        + ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in parts if n),
+        f"file        {summary.file_bytes:,} bytes: "
+        + ", ".join(f"{kind} {size:,}" for kind, size in kinds if size)
+        + f"; {summary.bits_per_weight:.2f} bits a parameter",
+        "cache       " + _by_type(own) + " bytes a token",
+    ]
+    if own["f32"] < transformer["f32"]:
+        ratio = f"{transformer['f32'] / own['f32']:.3g} times" if own["f32"] else "all"
+        lines.append(f"            {_by_type(transformer)} as a Transformer: {ratio} as much")
+    lines.append("state       " + _by_type(summary.state_bytes) + " bytes, however long the text")
+    return lines
+
+
+def _by_type(sizes: dict[str, int]) -> str:
+    if len(set(sizes.values())) == 1:
+        return f"{sizes['f32']:,}"
+    return ", ".join(f"{size:,} ({kind})" for kind, size in sizes.items())
 
 
 def _parameters_by_part(config: ModelConfig) -> dict[str, int]:

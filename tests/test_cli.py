@@ -1,0 +1,288 @@
+"""The command line as a user meets it: a subprocess, its output, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+from packed_models import nano, packed, text, trained
+
+from yocobit.cli import app
+
+# A new option needs a line here, and its reason in the commit.
+OPTIONS = {
+    "train": {"--out", "--resume", "--set", "--json"},
+    "pack": {"--weights", "--json"},
+    "generate": {
+        "--prompt",
+        "--max-tokens",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repetition-penalty",
+        "--seed",
+        "--stop",
+        "--cache",
+        "--threads",
+        "--kernels",
+        "--verify",
+        "--json",
+    },
+    "verify": {"--json"},
+    "inspect": {"--json"},
+}
+
+CONFIG = """
+[model]
+preset = "nano"
+[data]
+train = ["text"]
+valid_every = 2
+vocab_size = 300
+context = 32
+[optim]
+batch_size = 2
+[run]
+steps = 3
+threads = 1
+"""
+
+
+def run(*arguments, stdin="") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "yocobit", *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def fails(result: subprocess.CompletedProcess[str], *words: str) -> bool:
+    """Whether a command ended as a user's mistake should: one line, exit code 2."""
+    assert result.returncode == 2, result
+    assert result.stderr.startswith("error: "), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    return True
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return packed(trained(nano("yoco-gret", "ternary")), tmp_path_factory.mktemp("model")).path
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A directory with a config and a little text."""
+    (tmp_path / "text").mkdir()
+    for i in range(8):
+        (tmp_path / "text" / f"{i}.py").write_text(text()[i * 2000 : (i + 1) * 2000])
+    (tmp_path / "config.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_commands_and_options_are_these():
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: {option for p in command.params for option in p.opts if option.startswith("--")}
+        for name, command in commands.items()
+    }
+    for options in found.values():
+        options.discard("--help")
+
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_every_command_explains_itself(command):
+    result = run(command, "--help")
+
+    assert result.returncode == 0
+    for option in OPTIONS[command]:
+        assert option in result.stdout
+
+
+def test_version_is_printed():
+    assert run("--version").stdout == "yocobit 0.1.0\n"
+
+
+def test_the_whole_way_from_text_to_text(project):
+    trained_run, model = project / "run", project / "model"
+
+    train = run("train", project / "config.toml", "--out", trained_run)
+    assert train.returncode == 0, train.stderr
+    assert "bits/byte" in train.stdout
+    assert len((trained_run / "metrics.jsonl").read_text().splitlines()) == 3
+
+    pack = run("pack", trained_run, model)
+    assert pack.returncode == 0, pack.stderr
+    assert "ternary weights" in pack.stdout
+
+    assert run("verify", model).stdout.endswith("every byte matches its hash\n")
+    generated = run("generate", model, "--prompt", "def ", "--max-tokens", 5)
+    assert generated.returncode == 0, generated.stderr
+    assert generated.stdout.startswith("def ")
+
+
+def test_train_resumes_and_refuses_to_overwrite(project):
+    config, out = project / "config.toml", project / "run"
+    assert run("train", config, "--out", out).returncode == 0
+
+    assert fails(run("train", config, "--out", out), "already holds a run", "--resume")
+    resumed = run("train", config, "--out", out, "--resume", "--set", "run.steps=5")
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("optim.learning_rat=1", ["unknown key 'learning_rat'", "learning_rate"]),
+        ("optim.learning_rate=-1", ["learning_rate must be above 0 but is -1"]),
+        ("model.d_model=60", ["d_model must be a multiple of 8 but is 60"]),
+        ('data.train=["nowhere"]', ["nowhere", "no such file or directory"]),
+        ('data.train=["empty"]', ["no text for the train split"]),
+        ("nonsense", ["must look like section.key=value"]),
+    ],
+)
+def test_train_mistakes_are_one_line(project, change, words):
+    (project / "empty").mkdir()
+
+    result = subprocess.run(
+        [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run", "--set", change],
+        cwd=project,
+        capture_output=True,
+        text=True,
+    )
+
+    assert fails(result, *words)
+
+
+def test_missing_files_are_one_line(tmp_path):
+    assert fails(run("train", tmp_path / "no.toml", "--out", tmp_path / "run"), "no.toml")
+    assert fails(run("pack", tmp_path / "no", tmp_path / "model"), "no such run or checkpoint")
+    for command in ("generate", "verify", "inspect"):
+        assert fails(run(command, tmp_path / "no", stdin="x"), str(tmp_path / "no"))
+
+
+def test_generate_json_is_one_object(model):
+    result = run("generate", model, "-p", "import os", "-n", 8, "--seed", 1, "--json")
+
+    report = json.loads(result.stdout)
+
+    assert report["tokens"] == 8
+    assert report["finish_reason"] == "length"
+    assert (
+        run("generate", model, "-n", 8, "--seed", 1, "--json", stdin="import os").stdout.split(
+            '"finish_reason"'
+        )[0]
+        == result.stdout.split('"finish_reason"')[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--top-p", "2"], ["top_p must be above 0 and at most 1 but is 2.0"]),
+        (["--kernels", "neon"], ["--kernels must be one of scalar", "neon"]),
+        (["--max-tokens", str(1 << 42)], ["max_tokens must be between 1 and"]),
+        (["--max-tokens", str(1 << 38)], ["not enough memory", "--cache int8"]),
+        (["--stop", ""], ["stop must hold texts of at least one character"]),
+    ],
+)
+def test_generate_mistakes_are_one_line(model, options, words):
+    assert fails(run("generate", model, "--prompt", "x", *options), *words)
+
+
+def test_standard_input_that_is_not_utf8_is_refused(model):
+    result = subprocess.run(
+        [sys.executable, "-m", "yocobit", "generate", str(model)],
+        input=b"ab\xff",
+        capture_output=True,
+    )
+
+    assert result.returncode == 2
+    assert result.stderr == b"error: standard input is not UTF-8 (byte 2)\n"
+
+
+def test_verify_reports_a_flipped_bit_and_generate_verify_refuses_it(model, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(model, tmp_path / "model")
+    data = bytearray((broken / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (broken / "model.safetensors").write_bytes(data)
+
+    result = run("verify", broken)
+    as_json = run("verify", broken, "--json")
+
+    assert result.returncode == as_json.returncode == 2
+    assert "tensor '" in result.stderr
+    assert json.loads(as_json.stdout)["ok"] is False
+    assert fails(run("generate", broken, "--prompt", "x", "--verify"), "tensor '")
+
+
+def test_inspect_json_has_the_numbers_of_the_text(model):
+    report = json.loads(run("inspect", model, "--json").stdout)
+    shown = run("inspect", model).stdout
+
+    assert f"{report['parameters']:,}" in shown
+    assert f"{report['file_bytes']:,}" in shown
+    assert f"{report['cache_bytes_per_token']['int8']:,} (int8)" in shown
+
+
+def test_ctrl_c_ends_generation_quietly(model):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yocobit", "generate", str(model), "-p", "x", "-n", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    process.stdout.read(20)  # it has begun
+    process.send_signal(signal.SIGINT)
+
+    _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert errors == ""
+
+
+def test_ctrl_c_in_training_leaves_a_checkpoint(project):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run",
+         "--set", "run.steps=100000"],
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    metrics = project / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+
+    output, errors = process.communicate(timeout=60)
+
+    assert process.returncode in (0, 130), errors
+    assert "continue with: yocobit train" in output
+    assert list((project / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_closed_pipe_is_no_error(model):
+    command = f"{sys.executable} -m yocobit generate {model} -p x -n 2000 | head -c 10"
+
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+
+    assert result.stderr == ""

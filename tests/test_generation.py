@@ -1,0 +1,208 @@
+"""Text from the engine: what is streamed is the text, characters and stop texts kept whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from packed_models import nano, packed, text, tokenizer, trained
+
+from yocobit import Engine
+from yocobit.config import ConfigError
+from yocobit.engine import SamplingConfig
+from yocobit.engine.generation import Generation
+from yocobit.training.tokenizer import END
+
+GREEDY = SamplingConfig(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def model_directory(tmp_path_factory):
+    return packed(trained(nano("yoco-gret", "ternary")), tmp_path_factory.mktemp("model")).path
+
+
+@pytest.fixture
+def engine(model_directory) -> Engine:
+    return Engine.load(model_directory)
+
+
+class Script:
+    """A session that wants to say one text, whatever it is fed."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens = iter(tokens)
+        self.position = 0
+
+    def feed(self, tokens):
+        self.position += len(tokens)
+        logits = np.zeros(tokenizer().get_vocab_size(), dtype=np.float32)
+        logits[next(self.tokens)] = 1
+        return logits
+
+    def step(self, token):
+        return self.feed([token])
+
+
+def scripted(said: str, stop=(), end="", max_tokens=1000) -> Generation:
+    tokens = tokenizer().encode(said + end).ids
+    return Generation(
+        session=Script(tokens),
+        tokenizer=tokenizer(),
+        prompt=[0],
+        max_tokens=max_tokens,
+        end_tokens=frozenset([tokenizer().token_to_id(END)]),
+        stop=tuple(stop),
+        sampling=GREEDY,
+    )
+
+
+def test_pieces_joined_are_the_text_and_never_split_a_character():
+    said = "x = 'Größe, 漢字, 🙂🙃'  # naïve\n\tend"
+
+    generation = scripted(said, end=END)
+    pieces = list(generation)
+
+    assert "".join(pieces) == said
+    assert all("\ufffd" not in piece for piece in pieces)
+    assert len(pieces) > 10
+    assert generation.finish_reason == "stop"
+    assert generation.tokens == tokenizer().encode(said).ids
+
+
+def test_half_a_character_at_the_end_is_shown_as_a_replacement():
+    n_tokens = len(tokenizer().encode("ab").ids) + 1
+
+    pieces = list(scripted("ab🙂", max_tokens=n_tokens))
+
+    assert "".join(pieces) == "ab\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        (["return"], "def f():\n    "),
+        (["zzz", "f()"], "def "),
+        (["d"], ""),
+        (["ef", "def"], ""),  # the one that begins first
+        (["returns"], "def f():\n    return 1"),
+        (["1"], "def f():\n    return "),
+    ],
+)
+def test_text_ends_before_the_first_stop_text(stop, expected):
+    generation = scripted("def f():\n    return 1", stop=stop, end=END)
+
+    assert "".join(generation) == expected
+    assert generation.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("stop", ["():\n    ret", "f():", "urn 1x"])
+def test_no_piece_shows_what_may_become_a_stop_text(stop):
+    said = "def f():\n    return 1"
+
+    shown = ""
+    for piece in scripted(said, stop=[stop], end=END):
+        shown += piece
+        if stop in said:
+            assert said.index(stop) >= len(shown)
+
+    assert shown == said.split(stop)[0]
+
+
+def test_max_tokens_ends_with_length(engine):
+    generation = engine.stream("def ", max_tokens=7)
+
+    assert "".join(generation) == tokenizer().decode(generation.tokens)
+    assert len(generation.tokens) == 7
+    assert generation.finish_reason == "length"
+
+
+def test_generate_equals_argmax_of_logits(engine):
+    generation = engine.stream("import ", max_tokens=20, sampling=GREEDY)
+    list(generation)
+
+    tokens = generation.prompt
+    for token in generation.tokens:
+        assert token == engine.logits(tokens)[-1].argmax()
+        tokens = [*tokens, token]
+
+
+def test_same_seed_gives_the_same_text_on_any_threads(model_directory):
+    def generated(threads, seed):
+        engine = Engine.load(model_directory, threads=threads)
+        return engine.generate("def ", max_tokens=40, sampling=engine.sampling(seed=seed))
+
+    assert generated(1, seed=1) == generated(2, seed=1)
+    assert generated(1, seed=1) != generated(1, seed=2)
+
+
+def test_text_prompts_begin_a_document_and_token_prompts_are_taken_as_they_are(engine):
+    end = tokenizer().token_to_id(END)
+
+    assert engine.encode("x") == [end, *tokenizer().encode("x").ids]
+    assert engine.stream([5, 6]).prompt == [5, 6]
+
+
+def test_defaults_for_sampling_come_from_generation_config(model_directory, tmp_path):
+    directory = shutil.copytree(model_directory, tmp_path / "model")
+    (directory / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.25, "top_k": 3, "do_sample": True})
+    )
+
+    sampling = Engine.load(directory).sampling(top_k=5)
+
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.25, 5, 1.0)
+
+
+def test_do_sample_false_is_greedy(model_directory, tmp_path):
+    directory = shutil.copytree(model_directory, tmp_path / "model")
+    (directory / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')
+
+    assert Engine.load(directory).sampling().temperature == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[]", "must hold an object"), ("{", "is not valid JSON"), ('{"top_p": 2}', "top_p must be")],
+)
+def test_a_bad_generation_config_is_refused(model_directory, tmp_path, content, message):
+    directory = shutil.copytree(model_directory, tmp_path / "model")
+    (directory / "generation_config.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=message):
+        Engine.load(directory).generate("x")
+
+
+def test_a_model_without_tokenizer_takes_tokens_for_logits_and_refuses_text(tmp_path, engine):
+    directory = shutil.copytree(engine.model.path, tmp_path / "model")
+    (directory / "tokenizer.json").unlink()
+    bare = Engine.load(directory)
+
+    assert bare.logits([1, 2]).shape == (2, 512)
+    with pytest.raises(ConfigError, match=r"has no tokenizer.json; give tokens, not text"):
+        bare.generate("x")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": []}, "prompt must hold at least one token"),
+        ({"prompt": "x", "max_tokens": 0}, "max_tokens must be at least 1 but is 0"),
+        ({"prompt": "x", "stop": [""]}, "stop must hold texts of at least one character"),
+    ],
+)
+def test_impossible_requests_are_refused(engine, options, message):
+    with pytest.raises(ValueError, match=message):
+        engine.generate(**options)
+
+
+def test_a_trained_model_has_learned_something(engine):
+    """30 steps are little, but enough that likely text costs less than unlikely text."""
+    tokens = engine.encode(text()[:400])
+    logits = engine.logits(tokens[:-1]).astype(np.float64)
+
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    nats = -log_probabilities[np.arange(len(tokens) - 1), tokens[1:]].mean()
+
+    assert nats < np.log(len(logits[0])) - 1
