@@ -49,25 +49,46 @@ def fake_quantize(x: Tensor, levels: int) -> Tensor:
 
 
 class _QuantizedLinear(torch.autograd.Function):
-    """y = (x_codes w_codes^T) s_x s_w; both roundings have gradient 1."""
+    """y = (x_codes w_codes^T) s_x s_w for each weight; all roundings have gradient 1."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: WeightKind) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kind: WeightKind, *weights: Tensor) -> tuple[Tensor, ...]:
         x_codes, x_scale = quantize_activations(x)
-        w_codes, w_scale = quantize_weight(weight, kind)
-        ctx.save_for_backward(x_codes, x_scale, w_codes, w_scale)
-        return F.linear(x_codes, w_codes) * (x_scale * w_scale)
+        quantized = [quantize_weight(weight, kind) for weight in weights]
+        w_codes = torch.cat([codes for codes, _ in quantized])  # (sum of M, K)
+        w_scales = [scale for _, scale in quantized]
+        ctx.sizes = [len(weight) for weight in weights]
+        ctx.is_fast = uses_fast_products(x)
+        if ctx.is_fast:
+            x_codes, w_codes = x_codes.to(torch.int8), w_codes.to(torch.int8)
+            sums = torch._int_mm(x_codes.flatten(0, -2), w_codes.mT)
+            sums = sums.unflatten(0, x.shape[:-1])
+        else:
+            sums = F.linear(x_codes, w_codes)
+        ctx.save_for_backward(x_codes, x_scale, w_codes, *w_scales)
+        parts = sums.split(ctx.sizes, dim=-1)
+        return tuple(part * (x_scale * s) for part, s in zip(parts, w_scales, strict=True))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x_codes, x_scale, w_codes, w_scale = ctx.saved_tensors
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = (grad * w_scale) @ w_codes
-        if ctx.needs_input_grad[1]:
-            scaled = (grad * x_scale).flatten(0, -2)  # (N, M)
-            grad_weight = scaled.mT @ x_codes.flatten(0, -2)
-        return grad_x, grad_weight, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_codes, x_scale, w_codes, *w_scales = ctx.saved_tensors
+        dtype = torch.bfloat16 if ctx.is_fast else x_scale.dtype
+        grad = torch.cat([g.to(dtype).flatten(0, -2) for g in grads], dim=-1)  # (N, sum of M)
+        x = (x_codes.to(dtype) * x_scale.to(dtype)).flatten(0, -2)
+        w_scale = torch.cat([s.expand(m) for s, m in zip(w_scales, ctx.sizes, strict=True)])
+        w = w_codes.to(dtype) * w_scale.to(dtype)[:, None]
+        grad_x = (grad @ w).to(x_scale.dtype).unflatten(0, grads[0].shape[:-1])
+        grad_w = (grad.mT @ x).to(x_scale.dtype).split(ctx.sizes)
+        return grad_x, None, *grad_w
+
+
+def uses_fast_products(x: Tensor) -> bool:
+    """Whether products may be of int8 and bfloat16: torch.set_float32_matmul_precision allows it.
+
+    Forward, integers are exact either way; gradients then have the precision of bfloat16.
+    """
+    is_allowed = torch.get_float32_matmul_precision() == "medium"
+    return is_allowed and x.device.type == "cpu" and x.dtype == torch.float32
 
 
 class BitLinear(nn.Module):
@@ -83,14 +104,22 @@ class BitLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., K) to (..., M)."""
-        if self.kind == "dense":
-            return F.linear(x, self.weight)
-        y: Tensor = _QuantizedLinear.apply(x, self.weight, self.kind)  # type: ignore[no-untyped-call]
+        (y,) = project(x, self)
         return y
 
     def extra_repr(self) -> str:
         out_features, in_features = self.weight.shape
         return f"{in_features}, {out_features}, kind={self.kind!r}"
+
+
+def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
+    """Map x (..., K) through linears of one kind to (..., M) each, rounding x once."""
+    kind = linears[0].kind
+    if kind == "dense":
+        return tuple(F.linear(x, linear.weight) for linear in linears)
+    weights = [linear.weight for linear in linears]
+    ys: tuple[Tensor, ...] = _QuantizedLinear.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
+    return ys
 
 
 class _Sign(torch.autograd.Function):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.config import ModelConfig
-from yocobit.model.bitlinear import BitLinear, sign
+from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.mixers import (
     CrossAttention,
     GatedRetention,
@@ -22,6 +22,7 @@ from yocobit.model.mixers import (
     SharedKeysValues,
     sub_norm,
 )
+from yocobit.model.norm import RMSNorm
 
 
 @dataclass
@@ -51,9 +52,9 @@ class FeedForward(nn.Module):
         """Map x (B, T, C) to (B, T, C)."""
         if self.kind == "sign":
             return self.down_proj(sign(self.up_proj(x)))
-        gate = self.gate_proj(x)
+        gate, up = project(x, self.gate_proj, self.up_proj)
         gate = F.silu(gate) if self.kind == "swiglu" else F.relu(gate).square()
-        return self.down_proj(self.sub_norm(gate * self.up_proj(x)))
+        return self.down_proj(self.sub_norm(gate * up))
 
 
 class Block(nn.Module):
@@ -63,7 +64,7 @@ class Block(nn.Module):
         super().__init__()
         kind = config.layers[layer]
         self.is_cross = kind == "cross"
-        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer: nn.Module
         if kind == "retention":
             self.mixer = GatedRetention(config)
@@ -81,7 +82,7 @@ class Block(nn.Module):
             )
         else:
             self.mixer = CrossAttention(config)
-        self.ffn_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.ffn = FeedForward(config)
 
     def forward(self, x: Tensor, start: int, state: Any) -> tuple[Tensor, Any]:
@@ -103,7 +104,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config, i) for i in range(len(config.layers)))
         self.shared_kv = SharedKeysValues(config) if config.has_cross_decoder else None
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight

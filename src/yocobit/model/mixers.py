@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
-from yocobit.model.bitlinear import BitLinear, fake_quantize
+from yocobit.model.bitlinear import BitLinear, fake_quantize, project
+from yocobit.model.norm import RMSNorm
 from yocobit.model.rope import rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
@@ -45,14 +46,15 @@ class GatedRetention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(self, x: Tensor, start: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        k = rope(_heads(self.k_proj(x), self.n_heads), start, self.rope, self.theta)
-        v = _heads(self.v_proj(x), self.n_heads)
+        q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
+        k = rope(_heads(k, self.n_heads), start, self.rope, self.theta)
+        v = _heads(v, self.n_heads)
         log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
         y, state = form(q, k, v, log_decay, state)
         y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
-        return self.out_proj(self.sub_norm(F.silu(self.g_proj(x)) * y)), state
+        return self.out_proj(self.sub_norm(F.silu(g) * y)), state
 
 
 class SelfAttention(nn.Module):
@@ -77,9 +79,10 @@ class SelfAttention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(self, x: Tensor, start: int, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        k = rope(_heads(self.k_proj(x), self.n_kv_heads), start, self.rope, self.theta)
-        v = _heads(self.v_proj(x), self.n_kv_heads)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
+        k = rope(_heads(k, self.n_kv_heads), start, self.rope, self.theta)
+        v = _heads(v, self.n_kv_heads)
         k, v = _append(state, k, v)
         y = attention(q, k, v, self.window)
         if self.window is not None:
@@ -98,15 +101,16 @@ class SharedKeysValues(nn.Module):
         self.rope: RopeKind = config.cross_rope
         self.theta = config.rope_theta
         self.levels = {"float": None, "int8": 127, "int4": 7}[config.shared_kv]
-        self.norm = nn.RMSNorm(C, eps=config.norm_eps)
+        self.norm = RMSNorm(C, eps=config.norm_eps)
         self.k_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
         self.v_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
 
     def forward(self, x: Tensor, start: int, state: KeysValues | None) -> KeysValues:
         """Append the keys and values of x (B, T, C) to the cached ones."""
         x = self.norm(x)
-        k = rope(_heads(self.k_proj(x), self.n_kv_heads), start, self.rope, self.theta)
-        v = _heads(self.v_proj(x), self.n_kv_heads)
+        k, v = project(x, self.k_proj, self.v_proj)
+        k = rope(_heads(k, self.n_kv_heads), start, self.rope, self.theta)
+        v = _heads(v, self.n_kv_heads)
         if self.levels is not None:
             k, v = fake_quantize(k, self.levels), fake_quantize(v, self.levels)
         return _append(state, k, v)
@@ -155,7 +159,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 
 def sub_norm(config: ModelConfig, size: int) -> nn.Module:
     """Return the RMSNorm before a quantised projection that has none directly before it."""
-    return nn.RMSNorm(size, eps=config.norm_eps) if config.sub_norm else nn.Identity()
+    return RMSNorm(size, eps=config.norm_eps) if config.sub_norm else nn.Identity()
 
 
 def _heads(x: Tensor, n_heads: int) -> Tensor:

@@ -22,8 +22,8 @@ def rope(x: Tensor, start: int, kind: RopeKind, theta: float) -> Tensor:
         return x
     cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
     if kind == "interleaved":
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, H, T, D/2)
-        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (B, H, T, D/2)
+        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
