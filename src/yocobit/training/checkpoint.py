@@ -25,6 +25,7 @@ from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.model import Decoder
+from yocobit.training.disk import flush, write_json
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -60,10 +61,12 @@ def save(
     tokenizer: Tokenizer,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `state.step` and delete all but the `keep` newest."""
+    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest."""
     directory = run_dir / "checkpoints"
     partial = directory / f"{_PARTIAL}{os.getpid()}"
     final = directory / f"step-{state.step:06d}"
+    if _is_complete(final):
+        return final
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
@@ -73,19 +76,20 @@ def save(
     save_file(
         {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
     )
-    _write_json(partial / CONFIG, model.config.to_dict())
-    _write_json(partial / TRAIN, train)
+    write_json(partial / CONFIG, model.config.to_dict())
+    write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
-    _write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
+    write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
-        _flush(path)
-    if final.exists():  # torn, or of the same step of this run: the new one holds no less
-        shutil.rmtree(final)
+        flush(path)
+    shutil.rmtree(final, ignore_errors=True)  # torn
     partial.rename(final)
-    _flush(directory)
+    for path in (directory, run_dir):
+        flush(path)
     for old in _complete(run_dir)[:-keep]:
-        shutil.rmtree(old)
+        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
+        shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
     return final
 
 
@@ -172,15 +176,3 @@ def _is_complete(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == sizes[name] for name in _CONTENTS)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

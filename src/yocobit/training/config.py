@@ -117,8 +117,10 @@ class ScheduleConfig:
         check_types(self)
         require(self.warmup_steps >= 0, self, "warmup_steps", "must be at least 0")
         require(self.step_size >= 1, self, "step_size", "must be at least 1")
-        for name in ("min_ratio", "decay_fraction", "gamma", "second_ratio"):
+        for name in ("min_ratio", "gamma", "second_ratio"):
             require(0 <= getattr(self, name) <= 1, self, name, "must be between 0 and 1")
+        rule = "must be above 0 and at most 1"
+        require(0 < self.decay_fraction <= 1, self, "decay_fraction", rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +204,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a directory; name a TOML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # not UTF-8, or not TOML
         raise ConfigError(f"{path}: is not valid TOML ({error})") from None
     _resolve_paths(sections, path.resolve().parent)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from yocobit.config import ConfigError
 from yocobit.training.config import DataConfig
+from yocobit.training.disk import flush, write_json
 from yocobit.training.documents import Document, Documents
 from yocobit.training.tokenizer import (
     TOKENIZER_VERSION,
@@ -88,10 +89,10 @@ def _pass(
 def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
     """Read, split and tokenise the text of `config` into `directory`, or reuse what is there."""
     documents = Documents(config.train, config.exclude)
+    train: Iterable[Document] = documents
+    valid: Iterable[Document] = Documents(config.valid, config.exclude)
     if config.valid_every is not None:
         train, valid = _split(documents, config.valid_every)
-    else:
-        train, valid = documents, Documents(config.valid, config.exclude)
     inputs = {
         "train": _hash(train),
         "valid": _hash(valid),
@@ -99,7 +100,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
     }
     if config.tokenizer is not None:
         inputs["tokenizer"] = fingerprint(load_tokenizer(Path(config.tokenizer)))
-    if not _is_current(directory, inputs):
+    if not _is_current(directory, inputs):  # made before from the same text, and whole
         _write(config, train, valid, vocab_size, directory, inputs)
     corpus = _open(directory, len(documents.skipped))
     needed = config.context + 1
@@ -139,9 +140,11 @@ def _hash(documents: Iterable[Document]) -> str:
 def _is_current(directory: Path, inputs: dict[str, str]) -> bool:
     try:
         index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return index["inputs"] == inputs and all(
+            (directory / name).stat().st_size == size for name, size in index["size_bytes"].items()
+        )
+    except (OSError, ValueError, KeyError):
         return False
-    return bool(index.get("inputs") == inputs)
 
 
 def _write(
@@ -166,8 +169,12 @@ def _write(
         if index[split]["n_tokens"] == 0:
             remedy = "; lower data.valid_every" if split == "valid" and not config.valid else ""
             raise ConfigError(f"data: no text for the {split} split{remedy}")
+    files = [directory / name for name in (TOKENIZER, "train.bin", "valid.bin")]
+    index["size_bytes"] = {path.name: path.stat().st_size for path in files}
     partial = directory / f"{_INDEX}.partial"
-    partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(partial, index)
+    for path in (*files, partial):
+        flush(path)
     os.replace(partial, directory / _INDEX)
 
 

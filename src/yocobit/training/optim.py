@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from yocobit.model import Decoder
-from yocobit.model.bitlinear import BitLinear
+from yocobit.model.bitlinear import BitLinear, uses_fast_products
 from yocobit.training.config import OptimConfig
 
 
@@ -54,7 +54,8 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(parameter)
         assert parameter.grad is not None
         buffer: Tensor = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-        return parameter.grad + group["momentum"] * buffer
+        direction: Tensor = parameter.grad + group["momentum"] * buffer
+        return direction
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -65,12 +66,14 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if is_tall else matrices
+    dtype = torch.bfloat16 if uses_fast_products(matrices) else matrices.dtype
+    x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x
+    y: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
+    return y
 
 
 class Optimizers:
@@ -78,7 +81,9 @@ class Optimizers:
 
     def __init__(self, model: Decoder, config: OptimConfig) -> None:
         self.config = config
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {
+            parameter: name for name, parameter in model.named_parameters()
+        }
         groups = _groups(model, config)
         self.parts: list[torch.optim.Optimizer] = []
         if config.optimizer == "muon":
@@ -117,7 +122,8 @@ class Optimizers:
             for group in part.param_groups:
                 for parameter in group["params"]:
                     if state := by_name.get(self.names[parameter]):
-                        part.state[parameter] = state
+                        # Cloned: memory of torch's own has the alignment it had before.
+                        part.state[parameter] = {k: v.clone() for k, v in state.items()}
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
@@ -127,12 +133,14 @@ class Optimizers:
 def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the parameters into groups, matrices first."""
     embedding, head = model.embedding.weight, model.head.weight
-    matrices = [m.weight for m in model.modules() if isinstance(m, BitLinear)]
-    named = [embedding] if head is embedding else [embedding, head]
+    matrices: list[Tensor] = [m.weight for m in model.modules() if isinstance(m, BitLinear)]
+    named: list[Tensor] = [embedding] if head is embedding else [embedding, head]
     taken = {id(parameter) for parameter in (*matrices, *named)}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    rest: list[Tensor] = [
+        parameter for parameter in model.parameters() if id(parameter) not in taken
+    ]
     decay = config.weight_decay
-    groups: list[tuple[list[nn.Parameter], float | None, float]] = [
+    groups: list[tuple[list[Tensor], float | None, float]] = [
         (matrices, config.matrix_learning_rate, decay),
         ([embedding], config.embedding_learning_rate, 0.0),
         (named[1:], config.head_learning_rate, decay),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +23,19 @@ class Metrics:
     def __init__(self, run_dir: Path, step: int) -> None:
         path = run_dir / METRICS
         kept = _records_until(path, step) if path.exists() else []
-        self.file = path.open("w", encoding="utf-8")
-        for record in kept:
-            self.write(record)
+        # Beside and renamed: a run killed here has lost nothing.
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        os.replace(partial, path)
+        self.file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
+
+    def sync(self) -> None:
+        """Bring all records to disk; due before the checkpoint that follows them."""
+        os.fsync(self.file.fileno())
 
     def close(self) -> None:
         self.file.close()

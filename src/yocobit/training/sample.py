@@ -23,7 +23,8 @@ def sample(
     end = end_token(tokenizer)
     # A document starts where the one before has ended.
     tokens = [end, *tokenizer.encode(prompt, add_special_tokens=False).ids]
-    cache, made = Cache(), []
+    cache = Cache()
+    made: list[int] = []
     while len(made) < n_tokens:
         logits = model.step(torch.tensor([tokens]), cache)[0, -1]  # (V,)
         if temperature > 0:

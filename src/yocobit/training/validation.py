@@ -6,6 +6,7 @@ Letters: B batch   T positions   V vocabulary
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,20 +24,21 @@ def bits_per_byte(
 ) -> float:
     """Return what a byte of the text costs, every token of it predicted once.
 
-    The windows of `context` tokens do not overlap; the first token of the text is predicted from
-    the end token. `max_tokens` takes that many, in windows spread evenly over the text, and their
-    bytes to be in proportion.
+    Each window of `context` tokens scores its last half and sees the rest; the first token of the
+    text is predicted from the end token. `max_tokens` takes that many, in windows spread evenly
+    over the text, and their bytes to be in proportion.
     """
     n_tokens = len(shard.tokens)
-    starts = np.arange(0, n_tokens, context)
+    n_new = (context + 1) // 2  # scored by each window
+    starts = np.arange(0, n_tokens, n_new)
     if max_tokens is not None and max_tokens < n_tokens:
-        n_windows = max(1, max_tokens // context)
+        n_windows = max(1, max_tokens // n_new)
         starts = starts[np.arange(n_windows) * len(starts) // n_windows]
     was_training = model.training
     model.eval()
     nats, n_scored = 0.0, 0
     for first in range(0, len(starts), _BATCH):
-        inputs, targets = _windows(shard, end, context, starts[first : first + _BATCH])
+        inputs, targets = _windows(shard, end, context, n_new, starts[first : first + _BATCH])
         losses = F.cross_entropy(
             model(inputs).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
         )
@@ -47,15 +49,16 @@ def bits_per_byte(
 
 
 def _windows(
-    shard: Shard, end: int, context: int, starts: np.ndarray
+    shard: Shard, end: int, context: int, n_new: int, starts: np.ndarray[Any, Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return inputs and targets (B, T); past the end of the text, targets are -1."""
+    """Return inputs and targets (B, T); targets are -1 but for `n_new` tokens from each start."""
     targets = np.full((len(starts), context), -1, dtype=np.int64)
     inputs = np.full((len(starts), context), end, dtype=np.int64)
     for row, start in enumerate(starts):
-        tokens = shard.tokens[start : start + context]
-        targets[row, : len(tokens)] = tokens
+        first = max(0, start + n_new - context)
+        tokens = shard.tokens[first : start + n_new]
+        targets[row, start - first : len(tokens)] = tokens[start - first :]
         inputs[row, 1 : len(tokens)] = tokens[:-1]
-        if start > 0:
-            inputs[row, 0] = shard.tokens[start - 1]
+        if first > 0:
+            inputs[row, 0] = shard.tokens[first - 1]
     return torch.from_numpy(inputs), torch.from_numpy(targets)
