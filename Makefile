@@ -1,7 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; both set themselves up.
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h)
+NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc)
 GOLDEN ?= tests/golden
 
 .PHONY: setup demo test check bench golden clean
@@ -29,7 +29,7 @@ check: setup
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror native/*.cpp native/*.h
+	$(BIN)/clang-format --dry-run --Werror $(wildcard native/*.cpp native/*.h native/*.inc)
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -118,7 +118,8 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
         """Make a config from JSON or TOML values; ConfigError names what is wrong in `source`."""
-        return from_fields(cls, fields, source)
+        config: ModelConfig = from_fields(cls, fields, source)
+        return config
 
     @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
@@ -201,7 +202,8 @@ def _describe(kind: Any) -> str:
 
 
 def _yoco(n_layers: int, mixer: Mixer = "retention") -> tuple[Mixer, ...]:
-    return (mixer,) * (n_layers // 2) + ("cross",) * (n_layers - n_layers // 2)
+    cross: Mixer = "cross"
+    return (mixer,) * (n_layers // 2) + (cross,) * (n_layers - n_layers // 2)
 
 
 PRESETS: dict[str, ModelConfig] = {

@@ -21,7 +21,7 @@ def validation_text(data: Path) -> bytes:
     begin = 0
     for end in np.flatnonzero(tokens == end_token(tokenizer)):
         texts.append(tokenizer.decode(tokens[begin:end].tolist()).encode())
-        begin = end + 1
+        begin = int(end) + 1
     return b"".join(texts)
 
 
