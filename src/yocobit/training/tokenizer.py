@@ -28,7 +28,10 @@ _SPLIT = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE with END as token 0; the same texts give the same tokenizer."""
+    """Train byte-level BPE with END as token 0; the same texts give the same tokenizer.
+
+    A text that spells END gets ordinary tokens: only the end of a document is the end token.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -44,11 +47,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; it must know END."""
+    """Read a tokenizer.json; it must know END. A text that spells END gets ordinary tokens."""
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,6 +60,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
     end_token(tokenizer, str(path))
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 
