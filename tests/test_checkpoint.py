@@ -1,0 +1,144 @@
+"""Checkpoints: whole or never loaded, and equal to what was saved."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from yocobit.config import ConfigError, preset
+from yocobit.model import Decoder
+from yocobit.training import checkpoint
+from yocobit.training.checkpoint import RunState
+from yocobit.training.config import OptimConfig
+from yocobit.training.optim import Optimizers
+from yocobit.training.tokenizer import train_tokenizer
+
+TOKENIZER = train_tokenizer(["one text"], 257)
+FILES = [
+    "model.safetensors",
+    "optimizer.safetensors",
+    "config.json",
+    "train.json",
+    "tokenizer.json",
+    "state.json",
+]
+
+
+def save(run_dir: Path, step: int, keep: int = 9, **changes) -> tuple[Path, Decoder]:
+    torch.manual_seed(step)
+    model = Decoder(preset("nano").replace(**changes))
+    optimizers = Optimizers(model, OptimConfig(optimizer="muon"))
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    optimizers.step(1.0, 1.0)
+    state = RunState("hash", step=step)
+    path = checkpoint.save(
+        run_dir, state, model, optimizers.state(), {"run": {"seed": 1}}, TOKENIZER, keep
+    )
+    return path, model
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("tie_embeddings", [False, True])
+def test_load_model_returns_the_saved_weights(tmp_path, tie_embeddings):
+    path, model = save(tmp_path, 7, tie_embeddings=tie_embeddings)
+
+    loaded = checkpoint.load_model(path)
+
+    assert loaded.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert (loaded.head.weight is loaded.embedding.weight) == tie_embeddings
+
+
+def test_load_state_returns_the_saved_progress(tmp_path):
+    path, _ = save(tmp_path, 7)
+
+    assert checkpoint.load_state(path) == RunState("hash", step=7)
+    assert checkpoint.load_train(path) == {"run": {"seed": 1}}
+
+
+def test_last_is_the_largest_step_not_the_last_name(tmp_path):
+    save(tmp_path, 999_999)
+    newest, _ = save(tmp_path, 1_000_000)
+
+    assert checkpoint.last(tmp_path) == newest
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["absent", "shorter", "empty"])
+def test_torn_checkpoint_is_not_the_last(tmp_path, name, damage):
+    whole, _ = save(tmp_path, 1)
+    torn, _ = save(tmp_path, 2)
+    content = (torn / name).read_bytes()
+    (torn / name).unlink()
+    if damage != "absent":
+        (torn / name).write_bytes(content[: len(content) // 2] if damage == "shorter" else b"")
+
+    assert checkpoint.last(tmp_path) == whole
+
+
+def test_torn_checkpoint_is_replaced_when_its_step_is_saved_again(tmp_path):
+    path, _ = save(tmp_path, 2)
+    (path / "model.safetensors").write_bytes(b"torn")
+
+    save(tmp_path, 2)
+
+    assert checkpoint.last(tmp_path) == path
+
+
+def test_whole_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path):
+    path, _ = save(tmp_path, 2)
+    inode = (path / "model.safetensors").stat().st_ino
+
+    save(tmp_path, 2)
+
+    assert (path / "model.safetensors").stat().st_ino == inode
+
+
+def test_save_keeps_the_newest(tmp_path):
+    for step in (1, 2, 10):
+        save(tmp_path, step, keep=2)
+
+    assert names(tmp_path) == ["step-000002", "step-000010"]
+
+
+def test_remove_partial_leaves_whole_checkpoints(tmp_path):
+    save(tmp_path, 1)
+    partial = tmp_path / "checkpoints" / ".partial-1234"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+
+    checkpoint.remove_partial(tmp_path)
+
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_find_names_a_path_that_does_not_exist(tmp_path):
+    with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
+        checkpoint.find(tmp_path / "absent")
+
+
+def test_find_names_a_run_without_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match="holds no complete checkpoint"):
+        checkpoint.find(tmp_path)
+
+
+def test_load_model_names_the_tensor_that_does_not_fit(tmp_path):
+    path, _ = save(tmp_path, 1)
+    fields = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**fields, "d_ff": 64}))
+
+    with pytest.raises(ConfigError, match=r"does not fit config.json; 'layers.0.ffn.down_proj"):
+        checkpoint.load_model(path)
+
+
+def test_load_model_names_a_file_that_is_not_safetensors(tmp_path):
+    path, _ = save(tmp_path, 1)
+    (path / "model.safetensors").write_bytes(b"not safetensors")
+
+    with pytest.raises(ConfigError, match=r"model.safetensors: cannot be read"):
+        checkpoint.load_model(path)
