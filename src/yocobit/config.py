@@ -169,11 +169,20 @@ def check_types(config: Any) -> None:
     where floats are asked for.
     """
     for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if kind is float and type(value) is int:
-            object.__setattr__(config, name, float(value))
-        elif not _is_of(value, kind):
+        value = _with_floats(getattr(config, name), kind)
+        if not _is_of(value, kind):
             raise ConfigError(f"{name} must be {_describe(kind)} but is {value!r}")
+        object.__setattr__(config, name, value)
+
+
+def _with_floats(value: Any, kind: Any) -> Any:
+    """Return value with a float for each integer that stands where only a float may."""
+    arguments = get_args(kind)
+    if type(value) is int and (kind is float or (float in arguments and int not in arguments)):
+        return float(value)
+    if isinstance(value, tuple) and float in arguments:
+        return tuple(_with_floats(item, float) for item in value)
+    return value
 
 
 def _is_of(value: Any, kind: Any) -> bool:
