@@ -22,6 +22,7 @@ constexpr int kRowsPerGroup = 8;    // rows of a packed matrix that are interlea
 constexpr int kBlockBytes = 32;     // bytes of one block of one row
 constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
 constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
+constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
 constexpr int kMaxHeadDim = 1024;
 
@@ -70,7 +71,7 @@ struct Kernels {
 
   // y[n][m] = float(sum over k of w[m][k] * x[n][k]) * (x.scales[n] * w.scale), for the rows of
   // the groups [group_begin, group_end) that are below M. The sum is exact: |sum| <= 127 K.
-  // Any content of codes is safe; code 3 counts as weight 2.
+  // Any content of codes is safe, but what code 3 counts as is not defined.
   //   y  [N][y_stride], must not overlap w or x
   void (*ternary_matmul)(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                          float* y, ptrdiff_t y_stride);

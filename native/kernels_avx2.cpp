@@ -126,28 +126,38 @@ void matmul_tile(const BitMatrix& w, const QuantizedRows& x, int group, int firs
   }
 }
 
-template <typename Kind>
+#include "table_matmul_avx2.inc"
+
+template <typename Kind, typename Tables>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
+  int token = 0;
+  for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
+    constexpr int kGroups = kTableRows / kRowsPerGroup;
+    for (int group = group_begin; group < group_end; group += kGroups) {
+      const int end = group + kGroups < group_end ? group + kGroups : group_end;
+      table_tile<Tables>(w, x, token, group, end, y, y_stride);
+    }
+  }
   for (int group = group_begin; group < group_end; ++group) {
-    int token = 0;
-    for (; token + 4 <= x.n; token += 4) {
+    int n = token;
+    for (; n + 4 <= x.n; n += 4) {
       for (int row = 0; row < kRowsPerGroup; row += 2) {
-        matmul_tile<Kind, 2, 4>(w, x, group, row, token, y, y_stride);
+        matmul_tile<Kind, 2, 4>(w, x, group, row, n, y, y_stride);
       }
     }
-    for (; token < x.n; ++token) matmul_tile<Kind, 8, 1>(w, x, group, 0, token, y, y_stride);
+    for (; n < x.n; ++n) matmul_tile<Kind, 8, 1>(w, x, group, 0, n, y, y_stride);
   }
 }
 
 void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                     float* y, ptrdiff_t y_stride) {
-  bit_matmul<Ternary>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Ternary, TernaryTables>(w, x, group_begin, group_end, y, y_stride);
 }
 
 void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                  float* y, ptrdiff_t y_stride) {
-  bit_matmul<Sign>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Sign, SignTables>(w, x, group_begin, group_end, y, y_stride);
 }
 
 }  // namespace

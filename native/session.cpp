@@ -306,8 +306,23 @@ void Session::apply(const Linear& linear, float* y) {
   }
   const auto matmul =
       linear.kind == WeightKind::ternary ? kernels_.ternary_matmul : kernels_.sign_matmul;
-  engine_.pool.run((linear.m + kRowsPerGroup - 1) / kRowsPerGroup, [&](int64_t begin, int64_t end) {
-    matmul(linear.bits, quantized_, begin, end, y, linear.m);
+  const int n_groups = (linear.m + kRowsPerGroup - 1) / kRowsPerGroup;
+  if (n_ < kTokenBlock * engine_.pool.size()) {
+    engine_.pool.run(n_groups, [&](int64_t begin, int64_t end) {
+      matmul(linear.bits, quantized_, begin, end, y, linear.m);
+    });
+    return;
+  }
+  // What a kernel prepares for a block of tokens then serves all rows.
+  engine_.pool.run((n_ + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
+    const int first = static_cast<int>(begin) * kTokenBlock;
+    const QuantizedRows rows = {
+        .codes = quantized_.codes + static_cast<ptrdiff_t>(first) * quantized_.stride,
+        .scales = quantized_.scales + first,
+        .sums = quantized_.sums + first,
+        .n = std::min(static_cast<int>(end) * kTokenBlock, n_) - first,
+        .stride = quantized_.stride};
+    matmul(linear.bits, rows, 0, n_groups, y + static_cast<ptrdiff_t>(first) * linear.m, linear.m);
   });
 }
 

@@ -39,7 +39,7 @@ def weights(kind, M, K, seed=0):
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
-@pytest.mark.parametrize("N", [1, 3, 4, 9])
+@pytest.mark.parametrize("N", [1, 3, 4, 9, 32, 69])
 @pytest.mark.parametrize("M", [1, 7, 8, 20])
 @pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
 def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
@@ -53,9 +53,19 @@ def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
+def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind):
+    w, codes = weights(kind, 2100, 136)
+    x = np.random.default_rng(1).integers(-127, 128, (33, 136), dtype=np.int8)
+
+    y = _native.bit_matmul(kernels, codes, 2100, x, kind == "ternary")
+
+    np.testing.assert_array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize("x_sign", [-1, 1])
 @pytest.mark.parametrize("w_sign", [-1, 1])
-@pytest.mark.parametrize("N", [1, 4])
+@pytest.mark.parametrize("N", [1, 4, 32])
 @pytest.mark.parametrize("K", [8192, 131072])
 def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
     w = np.full((2, K), w_sign, dtype=np.int8)
@@ -67,14 +77,15 @@ def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_si
     assert (y == x_sign * w_sign * 127 * K).all()
 
 
-@pytest.mark.parametrize("x_value", [-127, 127])
-def test_ternary_matmul_reads_code_3_of_a_corrupt_file_as_2(kernels, x_value):
-    codes = np.full((1, 64, 8, 32), 0xFF, dtype=np.uint8)
-    x = np.full((4, 8192), x_value, dtype=np.int8)
+@pytest.mark.parametrize("N", [1, 4, 32])
+def test_ternary_matmul_survives_code_3_of_a_corrupt_file(kernels, N):
+    codes = np.full((2, 64, 8, 32), 0xFF, dtype=np.uint8)
+    codes[1] = 0x55  # weights 0
+    x = np.full((N, 8192), 127, dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 8, x, True)
+    y = _native.bit_matmul(kernels, codes, 16, x, True)
 
-    assert (y == 2 * x_value * 8192).all()
+    assert (y[:, 8:] == 0).all()
 
 
 @pytest.mark.parametrize("K", [8, 136, 2560])
