@@ -303,6 +303,20 @@ def test_accumulation_equals_a_bigger_batch_to_rounding(toml, tmp_path, monkeypa
     assert parts["tokens"] == big["tokens"] == 96
 
 
+def test_steps_read_the_windows_of_the_text_one_after_the_other(toml, tmp_path, monkeypatch):
+    read = []
+    batch = loop.Corpus.batch
+
+    def noting(self, seed, first, size, context):
+        read.append((first, size))
+        return batch(self, seed, first, size, context)
+
+    monkeypatch.setattr(loop.Corpus, "batch", noting)
+    run(toml, tmp_path / "run", "run.steps=2", "optim.accumulation=3")
+
+    assert read == [(0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 2)]
+
+
 def test_gradient_above_the_clip_is_scaled_to_it(toml, tmp_path, monkeypatch):
     norms = []
     step = loop.Optimizers.step
