@@ -8,7 +8,7 @@
 
 #include <stdexcept>
 
-#include "session.h"
+#include "engine.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -116,47 +116,58 @@ Floats new_array(std::vector<size_t> shape) {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::object feed(Session& session, const Tokens& tokens, const std::string& which) {
+nb::object feed(Engine& engine, Session& session, const Tokens& tokens, const std::string& which) {
   const Logits logits = choose<Logits>(
       "logits", which, {{"none", Logits::none}, {"last", Logits::last}, {"all", Logits::all}});
-  const size_t V = session.engine().model.config.vocab_size, n = tokens.shape(0);
+  const size_t V = engine.model().config.vocab_size, n = tokens.shape(0);
   if (n == 0) throw std::invalid_argument("feed: needs at least one token but got none");
   if (logits == Logits::none) {
     nb::gil_scoped_release release;
-    session.feed(tokens.data(), n, logits, nullptr);
+    engine.feed(session, tokens.data(), n, logits, nullptr);
     return nb::none();
   }
   Floats out = logits == Logits::all ? new_array({n, V}) : new_array({V});
   {
     nb::gil_scoped_release release;
-    session.feed(tokens.data(), n, logits, out.data());
+    engine.feed(session, tokens.data(), n, logits, out.data());
   }
   return nb::cast(out);
 }
 
-int checked_layer(const Engine& engine, int layer) {
-  if (layer < 0 || layer >= static_cast<int>(engine.model.layers.size())) {
+Floats step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens) {
+  const size_t n = sessions.size();
+  if (n == 0 || n != tokens.shape(0)) {
+    throw std::invalid_argument("step: needs one token for each session but got " +
+                                std::to_string(tokens.shape(0)) + " for " + std::to_string(n));
+  }
+  Floats out = new_array({n, static_cast<size_t>(engine.model().config.vocab_size)});
+  nb::gil_scoped_release release;
+  engine.step(sessions.data(), tokens.data(), static_cast<int>(n), out.data());
+  return out;
+}
+
+int checked_layer(const Session& session, int layer) {
+  if (layer < 0 || layer >= static_cast<int>(session.model.layers.size())) {
     throw nb::index_error("layer");
   }
   return layer;
 }
 
 nb::object retention_state(const Session& session, int layer) {
-  const Engine& engine = session.engine();
-  const float* state = session.retention_state(checked_layer(engine, layer));
+  if (checked_layer(session, layer) >= session.model.n_self_layers) return nb::none();
+  const float* state = session.layers[layer].retention.get();
   if (!state) return nb::none();
-  const size_t H = engine.model.config.n_self_heads, D = engine.model.config.self_head_dim();
+  const size_t H = session.model.config.n_self_heads, D = session.model.config.self_head_dim();
   Floats out = new_array({H, D, D});
   std::copy(state, state + H * D * D, out.data());
   return nb::cast(out);
 }
 
 nb::object keys_values(const Session& session, int layer, int64_t begin, int64_t end) {
-  const Engine& engine = session.engine();
-  const KeyValueCache* cache = session.keys_values(checked_layer(engine, layer));
+  const KeyValueCache* cache = session.keys_values(checked_layer(session, layer));
   if (!cache) return nb::none();
-  if (begin < 0 || begin > end || end > session.position() ||
-      session.position() - begin > cache->capacity()) {
+  if (begin < 0 || begin > end || end > session.position ||
+      session.position - begin > cache->capacity()) {
     throw nb::index_error("positions are not cached");
   }
   const size_t G = cache->n_heads(), D = cache->head_dim(), n = end - begin;
@@ -164,7 +175,7 @@ nb::object keys_values(const Session& session, int layer, int64_t begin, int64_t
   for (size_t head = 0; head < G; ++head) {
     for (size_t i = 0; i < n; ++i) {
       const size_t at = (head * n + i) * D;
-      cache->load(engine.kernels, head, begin + i, keys.data() + at, values.data() + at);
+      cache->load(kScalarKernels, head, begin + i, keys.data() + at, values.data() + at);
     }
   }
   return nb::make_tuple(nb::cast(keys), nb::cast(values));
@@ -177,7 +188,6 @@ nb::dict memory(const Session& session) {
   result["full"] = memory.full;
   result["window"] = memory.window;
   result["retention"] = memory.retention;
-  result["buffers"] = memory.buffers;
   result["shared_kv_per_token"] = memory.shared_kv_per_token;
   result["full_per_token"] = memory.full_per_token;
   return result;
@@ -203,29 +213,29 @@ NB_MODULE(_native, m) {
               throw std::invalid_argument("threads must be between 1 and 1024 but is " +
                                           std::to_string(n_threads));
             }
-            new (self)
-                Engine{.model = PackedModel(path, model_config(config), tensor_entries(tensors)),
-                       .kernels = find_kernels(kernels),
-                       .pool = ThreadPool(n_threads),
-                       .mutex = {}};
+            new (self) Engine(path, model_config(config), tensor_entries(tensors),
+                              find_kernels(kernels), n_threads);
           },
           "path"_a, "config"_a, "tensors"_a, "kernels"_a, "n_threads"_a)
-      .def_prop_ro("kernels", [](const Engine& engine) { return engine.kernels.name; })
-      .def_prop_ro("n_threads", [](const Engine& engine) { return engine.pool.size(); });
+      .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a)
+      .def("step", &step, "sessions"_a, "tokens"_a)
+      .def_prop_ro("kernels", [](const Engine& engine) { return engine.kernels().name; })
+      .def_prop_ro("n_threads", &Engine::n_threads)
+      .def_prop_ro("buffer_bytes", &Engine::buffer_bytes);
 
   nb::class_<Session>(m, "Session")
       .def(
           "__init__",
           [](Session* self, Engine& engine, int64_t max_tokens, const std::string& type) {
-            new (self) Session(engine, max_tokens, cache_type(type));
+            new (self) Session(engine.model(), max_tokens, cache_type(type));
+            engine.reserve(max_tokens);
           },
           "engine"_a, "max_tokens"_a, "cache_type"_a, nb::keep_alive<1, 2>())
-      .def("feed", &feed, "tokens"_a, "logits"_a)
       .def("retention_state", &retention_state, "layer"_a)
       .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a)
       .def("memory", &memory)
-      .def_prop_ro("position", &Session::position)
-      .def_prop_ro("max_tokens", &Session::max_tokens);
+      .def_ro("position", &Session::position)
+      .def_ro("max_tokens", &Session::max_tokens);
 }
 
 }  // namespace yocobit

@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -144,20 +145,22 @@ nb::tuple retention_step(const std::string& name, const Array<float, 2>& state,
           "q, k, v must be (D,) and state (D, D), D a multiple of 8");
   Floats next = new_array({D, D}), o = new_array({D});
   std::memcpy(next.data(), state.data(), D * D * sizeof(float));
-  kernels_named(name).retention_step(next.data(), q.data(), k.data(), v.data(), decay, D, o.data());
+  kernels_named(name).retain(next.data(), q.data(), k.data(), v.data(), D, &decay, 1, D, o.data());
   return nb::make_tuple(nb::cast(next), nb::cast(o));
 }
 
-// q (D,), keys and values (S, D) stored as `type`, attended over positions [begin, end).
-Floats attend(const std::string& name, const Array<float, 1>& q, const Array<float, 2>& keys,
-              const Array<float, 2>& values, const std::string& type, int64_t begin, int64_t end) {
+// q (n, D) of one K/V head, keys and values (S, D) stored as `type`, attended over positions
+// [begin, end) in partitions of that many positions; returns (n, D).
+Floats attend(const std::string& name, const Array<float, 2>& q, const Array<float, 2>& keys,
+              const Array<float, 2>& values, const std::string& type, int64_t begin, int64_t end,
+              int64_t partition) {
   const Kernels& kernels = kernels_named(name);
-  const size_t S = keys.shape(0), D = q.shape(0);
+  const size_t S = keys.shape(0), N = q.shape(0), D = q.shape(1);
   require(D % kLanes == 0 && D <= kMaxHeadDim && keys.shape(1) == D && values.shape(1) == D &&
               values.shape(0) == S,
-          "q must be (D,), keys and values (S, D), D a multiple of 8");
-  require(0 <= begin && begin < end && end <= static_cast<int64_t>(S),
-          "need 0 <= begin < end <= S");
+          "q must be (n, D), keys and values (S, D), D a multiple of 8");
+  require(0 <= begin && begin < end && end <= static_cast<int64_t>(S) && partition > 0,
+          "need 0 <= begin < end <= S and a partition");
   const FloatType stored = type == "f32"   ? FloatType::f32
                            : type == "f16" ? FloatType::f16
                                            : FloatType::i8;
@@ -165,9 +168,20 @@ Floats attend(const std::string& name, const Array<float, 1>& q, const Array<flo
   for (size_t s = 0; s < S; ++s) {
     cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
   }
-  Floats o = new_array({D});
-  kernels.attend(q.data(), cache.view(0), begin, end, 1.0f / std::sqrt(static_cast<float>(D)),
-                 o.data());
+  const int64_t stride = D + kPartialExtra, first = begin / partition;
+  const int64_t n_partials = (end - 1) / partition - first + 1;
+  std::vector<float> partials(N * n_partials * stride);
+  for (int64_t i = 0; i < n_partials; ++i) {
+    const int64_t from = (first + i) * partition;
+    kernels.attend(q.data(), static_cast<int>(N), cache.view(0), std::max(begin, from),
+                   std::min(end, from + partition), 1.0f / std::sqrt(static_cast<float>(D)),
+                   &partials[i * stride], n_partials * stride);
+  }
+  Floats o = new_array({N, D});
+  for (size_t n = 0; n < N; ++n) {
+    kernels.merge(&partials[n * n_partials * stride], stride, static_cast<int>(n_partials),
+                  static_cast<int>(D), o.data() + n * D);
+  }
   return o;
 }
 
@@ -183,7 +197,8 @@ void bind_kernels(nb::module_& m) {
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
   m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
   m.def("retention_step", &retention_step, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decay"_a);
-  m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a);
+  m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
+        "partition"_a);
 }
 
 }  // namespace yocobit

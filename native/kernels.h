@@ -24,6 +24,7 @@ constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
 constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
 constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
+constexpr int kPartialExtra = 8;    // floats after the [D] of a partial attention result
 constexpr int kMaxHeadDim = 1024;
 
 // Weights in {-1, 0, +1} or {-1, +1}, as docs/format.md lays them out: block b of row r starts at
@@ -53,6 +54,15 @@ struct DenseMatrix {
   FloatType type;
   int m;
   int k;  // multiple of 8
+
+  // One row of an f32 matrix as a matrix.
+  DenseMatrix row(int index) const {
+    return {.values = static_cast<const float*>(values) + static_cast<ptrdiff_t>(index) * k,
+            .scales = nullptr,
+            .type = FloatType::f32,
+            .m = 1,
+            .k = k};
+  }
 };
 
 // One K/V head of a cache: position p is slot p % capacity; a tile of positions is contiguous.
@@ -101,21 +111,27 @@ struct Kernels {
   void (*rope_interleaved)(float* x, const float* cosine, const float* sine, int head_dim);
   void (*rope_half)(float* x, const float* cosine, const float* sine, int head_dim);
 
-  // One position of gated retention for one head: state = decay * state + k^T v; o = q state.
-  //   state  [D][D] (key by value), updated; q, k (already scaled), v, o  [D]
-  void (*retention_step)(float* state, const float* q, const float* k, const float* v, float decay,
-                         int head_dim, float* o);
+  // n positions of gated retention for one head, one after the other:
+  // state = decay * state + k^T v; o = q state.
+  //   state  [D][D] (key by value), updated; q, k (already scaled), v, o  [n][stride]
+  void (*retain)(float* state, const float* q, const float* k, const float* v, ptrdiff_t stride,
+                 const float* decays, int n, int head_dim, float* o);
 
   // Store one head x [D] in a cache as type; for i8 also its scale (max|x| / 127).
   void (*store)(const float* x, int head_dim, FloatType type, void* out, float* scale);
   // The inverse, exactly as the attention kernel reads it.
   void (*load)(const void* stored, float scale, int head_dim, FloatType type, float* x);
 
-  // o = softmax(scale * q K^T) V over positions [begin, end), walked in tiles that start at
-  // multiples of kAttentionTile: the result depends on the positions only, not on who asks.
-  //   q, o  [D]; begin < end, end - begin <= capacity
-  void (*attend)(const float* q, const KeysValues& cache, int64_t begin, int64_t end, float scale,
-                 float* o);
+  // Attend with the n_queries heads that share a K/V head over positions [begin, end), walked in
+  // tiles that start at multiples of kAttentionTile: the result depends on the positions only, not
+  // on who asks. Leaves, per query, sum(e^(score - largest) V) [D], then largest, then
+  // sum(e^(score - largest)).
+  //   q  [n_queries][D]; partials  [n_queries][stride]; begin < end, end - begin <= capacity
+  void (*attend)(const float* q, int n_queries, const KeysValues& cache, int64_t begin, int64_t end,
+                 float scale, float* partials, ptrdiff_t stride);
+
+  // o [D] = softmax over what n partials [n][stride] saw, in their order.
+  void (*merge)(const float* partials, ptrdiff_t stride, int n, int head_dim, float* o);
 
   // y += x.
   void (*add)(const float* x, int size, float* y);

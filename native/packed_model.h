@@ -63,6 +63,8 @@ struct Linear {
   BitMatrix bits;     // ternary, sign
   DenseMatrix dense;  // dense
   int m, k;
+
+  int n_groups() const { return (m + kRowsPerGroup - 1) / kRowsPerGroup; }
 };
 
 struct Layer {
@@ -82,6 +84,8 @@ class PackedModel {
  public:
   PackedModel(const std::string& path, const ModelConfig& config,
               const std::map<std::string, TensorEntry>& tensors);
+
+  bool has_cross_decoder() const { return n_self_layers < static_cast<int>(layers.size()); }
 
   const ModelConfig config;
   DenseMatrix embedding;  // [V][C]

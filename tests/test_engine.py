@@ -211,6 +211,35 @@ def test_sessions_of_one_engine_do_not_disturb_each_other(model_of, tokens):
         np.testing.assert_array_equal(bits(one.step(tokens[t])), expected[t])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernels", _native.supported_kernels())
+@pytest.mark.parametrize("stack", STACKS)
+def test_a_sessions_logits_are_the_same_alone_and_among_others(
+    model_of, stack, kernels, threads, tokens
+):
+    path = model_of(stack, "ternary")[1]
+    engine = Engine.load(path, threads=threads, kernels=kernels)
+    expected = bits(engine.logits(tokens))
+    sessions = [engine.session(T) for _ in range(33)]
+    for i, session in enumerate(sessions):
+        session.feed(tokens[: 1 + 3 * i])
+
+    for _ in range(4):
+        logits = engine.step(sessions, [tokens[s.position] for s in sessions])
+        for session, row in zip(sessions, logits, strict=True):
+            np.testing.assert_array_equal(bits(row), expected[session.position - 1])
+
+
+def test_more_sessions_than_fit_one_pass_step_alike(model_of, tokens):
+    engine = Engine.load(model_of("mixed", "ternary")[1])
+    expected = bits(engine.logits(tokens[:1]))[0]
+    sessions = [engine.session(1) for _ in range(300)]
+
+    logits = engine.step(sessions, [tokens[0]] * 300)
+
+    assert (bits(logits) == expected).all()
+
+
 def test_a_callers_flush_to_zero_mode_changes_nothing(model_of, tokens):
     path = model_of("yoco-gret", "ternary")[1]
     expected = bits(Engine.load(path).logits(tokens))
@@ -273,6 +302,25 @@ def test_bad_tokens_are_refused_and_change_nothing(engine, tokens, message):
 
     assert session.position == 2
     np.testing.assert_array_equal(session.step(3), undisturbed.step(3))
+
+
+def test_bad_steps_are_refused_and_change_nothing(engine, model_of):
+    one, two = engine.session(2), engine.session(2)
+    other = Engine.load(model_of("yoco-gret", "ternary")[1]).session(2)
+    two.feed([1, 2])
+
+    for sessions, tokens, message in (
+        ([one, one], [1, 2], "must differ but one is given twice"),
+        ([one], [1, 2], "one token for each session but got 2 for 1"),
+        ([], [], "one token for each session but got 0 for 0"),
+        ([one, two], [1, 2], "has room for 2 tokens and holds 2"),
+        ([one, other], [1, 2], "must be of this engine"),
+        ([one], [512], r"must be in \[0, 512\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.step(sessions, tokens)
+
+    assert one.position == other.position == 0
 
 
 def test_logits_before_the_first_token_are_refused(engine):

@@ -46,7 +46,7 @@ class Script:
 
 
 def scripted(said: str, stop=(), end="", max_tokens=1000) -> Generation:
-    tokens = tokenizer().encode(said + end).ids
+    tokens = tokenizer().encode(said).ids + ([tokenizer().token_to_id(end)] if end else [])
     return Generation(
         session=Script(tokens),
         tokenizer=tokenizer(),

@@ -234,31 +234,32 @@ def cached(values, dtype):
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 32), (31, 33), (5, 100), (64, 100)])
-@pytest.mark.parametrize("D", [8, 128])
-def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, D):
-    q, keys, values = 3 * random(D), random(100, D, seed=1), random(100, D, seed=2)
+@pytest.mark.parametrize(("n", "D", "partition"), [(1, 8, 32), (3, 128, 64), (6, 24, 1024)])
+def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, partition):
+    q, keys, values = 3 * random(n, D), random(100, D, seed=1), random(100, D, seed=2)
 
-    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, begin, end))
+    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, begin, end, partition))
 
     k, v = cached(keys, dtype)[begin:end], cached(values, dtype)[begin:end]
-    scores = k @ q.astype(np.float64) / np.sqrt(D)
-    weights = np.exp(scores - scores.max())
-    exact = weights @ v / weights.sum()
+    scores = q.astype(np.float64) @ k.T / np.sqrt(D)
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    exact = weights @ v / weights.sum(axis=1, keepdims=True)
     # A score errs by (D / 8 + 6) eps of its terms' magnitude, a weight by that much relatively;
     # sums over positions add their length, exp and tile corrections 4 each.
-    score_error = (D / 8 + 6) * EPS * (np.abs(k) @ np.abs(q)).max() / np.sqrt(D)
+    score_error = (D / 8 + 6) * EPS * (np.abs(q) @ np.abs(k).T).max() / np.sqrt(D)
     bound = (2 * score_error + 2 * (end - begin + 10) * EPS) * np.abs(v).max()
     assert np.abs(o - exact).max() <= bound
 
 
-def test_attend_survives_scores_that_overflow_exp(kernels):
-    q, keys = np.full(8, 100, dtype=np.float32), np.zeros((64, 8), dtype=np.float32)
+@pytest.mark.parametrize("partition", [32, 64])
+def test_attend_survives_scores_that_overflow_exp(kernels, partition):
+    q, keys = np.full((1, 8), 100, dtype=np.float32), np.zeros((64, 8), dtype=np.float32)
     keys[40] = 100
     values = random(64, 8)
 
-    o = _native.attend(kernels, q, keys, values, "f32", 0, 64)
+    o = _native.attend(kernels, q, keys, values, "f32", 0, 64, partition)
 
-    np.testing.assert_array_equal(o, values[40])
+    np.testing.assert_array_equal(o[0], values[40])
 
 
 # ---- errors ----

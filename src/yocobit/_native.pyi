@@ -12,6 +12,7 @@ def supported_kernels() -> list[str]: ...
 class Engine:
     kernels: str
     n_threads: int
+    buffer_bytes: int
     def __init__(
         self,
         path: str,
@@ -20,12 +21,13 @@ class Engine:
         kernels: str,
         n_threads: int,
     ) -> None: ...
+    def feed(self, session: Session, tokens: NDArray[np.int32], logits: str) -> Any: ...
+    def step(self, sessions: list[Session], tokens: NDArray[np.int32]) -> Floats: ...
 
 class Session:
     position: int
     max_tokens: int
     def __init__(self, engine: Engine, max_tokens: int, cache_type: str) -> None: ...
-    def feed(self, tokens: NDArray[np.int32], logits: str) -> Any: ...
     def retention_state(self, layer: int) -> Floats | None: ...
     def keys_values(self, layer: int, begin: int, end: int) -> tuple[Floats, Floats] | None: ...
     def memory(self) -> dict[str, int]: ...
@@ -43,5 +45,12 @@ def retention_step(
     kernels: str, state: Floats, q: Floats, k: Floats, v: Floats, decay: float
 ) -> tuple[Floats, Floats]: ...
 def attend(
-    kernels: str, q: Floats, keys: Floats, values: Floats, type: str, begin: int, end: int
+    kernels: str,
+    q: Floats,
+    keys: Floats,
+    values: Floats,
+    type: str,
+    begin: int,
+    end: int,
+    partition: int,
 ) -> Floats: ...

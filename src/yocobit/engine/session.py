@@ -27,13 +27,12 @@ class SessionMemory:
     full: int  # caches of full-attention layers: one per layer, and they grow too
     window: int  # rings of sliding-window layers
     retention: int  # states of retention layers
-    buffers: int  # work space
     shared_kv_per_token: int
     full_per_token: int
 
     @property
     def total(self) -> int:
-        return self.shared_kv + self.full + self.window + self.retention + self.buffers
+        return self.shared_kv + self.full + self.window + self.retention
 
 
 class Session:
@@ -44,6 +43,7 @@ class Session:
     """
 
     def __init__(self, engine: _native.Engine, max_tokens: int, cache: CacheType) -> None:
+        self._engine = engine
         self._native = _native.Session(engine, max_tokens, cache)
         self._logits: Logits | None = None
 
@@ -70,7 +70,7 @@ class Session:
         The cross-decoder runs for the last token only. ValueError, with nothing changed, if a
         token is not in the vocabulary or there is no room.
         """
-        self._logits = self._native.feed(as_tokens(tokens), "last")
+        self._logits = self._engine.feed(self._native, as_tokens(tokens), "last")
         return self._logits
 
     def step(self, token: int) -> Logits:
@@ -79,7 +79,7 @@ class Session:
 
     def feed_all(self, tokens: Tokens) -> Logits:
         """Take in tokens (T,) and return the logits after each, (T, V)."""
-        logits: Logits = self._native.feed(as_tokens(tokens), "all")
+        logits: Logits = self._engine.feed(self._native, as_tokens(tokens), "all")
         self._logits = logits[-1]
         return logits
 

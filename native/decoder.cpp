@@ -1,0 +1,293 @@
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "session.h"
+
+namespace yocobit {
+namespace {
+
+// sigmoid(logit)^(1/16). In double: one scalar per head and token decides how far a layer sees.
+float decay_from_logit(float logit) {
+  const double z = logit;
+  const double log_sigmoid = z < 0 ? z - std::log1p(std::exp(z)) : -std::log1p(std::exp(-z));
+  return static_cast<float>(std::exp(log_sigmoid / 16));
+}
+
+}  // namespace
+
+template <typename T>
+Buffer<T> Decoder::allocate(size_t n) {
+  buffer_bytes_ += static_cast<int64_t>(n * sizeof(T));
+  return make_buffer<T>(n);
+}
+
+Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool)
+    : model_(model),
+      kernels_(kernels),
+      pool_(pool),
+      retention_rotation_(model.config.retention_rope, model.config.self_head_dim(),
+                          model.config.rope_theta, kMaxRows),
+      window_rotation_(model.config.window_rope, model.config.self_head_dim(),
+                       model.config.rope_theta, kMaxRows),
+      full_rotation_(model.config.full_rope, model.config.head_dim(), model.config.rope_theta,
+                     kMaxRows),
+      cross_rotation_(model.config.cross_rope, model.config.head_dim(), model.config.rope_theta,
+                      kMaxRows) {
+  const size_t N = kMaxRows, C = model.config.d_model, F = model.config.d_ff;
+  const size_t wide = std::max(C, F);
+  code_stride_ = static_cast<int>(round_up(wide, kSignBlock));
+  x_ = allocate<float>(N * C);
+  normed_ = allocate<float>(N * wide);
+  codes_ = allocate<int8_t>(N * code_stride_);
+  code_scales_ = allocate<float>(N);
+  code_sums_ = allocate<int32_t>(N);
+  for (Buffer<float>* buffer : {&q_, &k_, &v_, &g_, &y_}) *buffer = allocate<float>(N * C);
+  decay_ = allocate<float>(N * model.config.n_self_heads);
+  gate_ = allocate<float>(N * F);
+  up_ = allocate<float>(N * F);
+  rows_.reserve(N);
+  segments_.reserve(N);
+  reserve(kPartition);
+}
+
+void Decoder::reserve(int64_t max_tokens) {
+  const ModelConfig& config = model_.config;
+  int64_t size = 0;  // of one row: the widest of what its layers attend over
+  const auto widen = [&](int64_t n_positions, int n_heads, int head_dim) {
+    const int64_t n_partitions = (n_positions + kPartition - 1) / kPartition + 1;
+    size = std::max(size, n_partitions * n_heads * (head_dim + kPartialExtra));
+  };
+  for (const Mixer mixer : config.layers) {
+    if (mixer == Mixer::window) {
+      widen(std::min<int64_t>(max_tokens, config.window), config.n_self_heads,
+            config.self_head_dim());
+    } else if (mixer != Mixer::retention) {
+      widen(max_tokens, config.n_heads, config.head_dim());
+    }
+  }
+  if (size <= partials_size_) return;
+  Buffer<float> larger = make_buffer<float>(size);
+  buffer_bytes_ += (size - partials_size_) * int64_t{sizeof(float)};
+  partials_ = std::move(larger);
+  partials_size_ = size;
+}
+
+void Decoder::forward(const Row* rows, int n, int n_logits, float* logits) {
+  rows_.assign(rows, rows + n);
+  n_ = n;
+  segments_.clear();
+  for (int row = 0; row < n; ++row) {
+    if (row == 0 || rows[row].session != rows[row - 1].session) segments_.push_back({row, row});
+    segments_.back().end = row + 1;
+  }
+  pool_.run(n, [&](int64_t begin, int64_t end) {
+    for (int row = static_cast<int>(begin); row < end; ++row) {
+      for (Rotation* rotation :
+           {&retention_rotation_, &window_rotation_, &full_rotation_, &cross_rotation_}) {
+        rotation->turn(row, rows_[row].position);
+      }
+    }
+  });
+  self_decode();
+  if (n_logits == 0) return;
+  keep_last_rows(n_logits);
+  cross_decode();
+  write_logits(logits);
+}
+
+void Decoder::self_decode() {
+  embed();
+  for (int i = 0; i < model_.n_self_layers; ++i) {
+    const Layer& layer = model_.layers[i];
+    if (layer.mixer == Mixer::retention) {
+      retain(layer, i);
+    } else {
+      self_attend(layer, i);
+    }
+    feed_forward(layer);
+  }
+  if (!model_.has_cross_decoder()) return;
+  prepare(x_.get(), model_.config.d_model, model_.shared_norm);
+  apply({{&model_.shared_k, k_.get()}, {&model_.shared_v, v_.get()}});
+  store_keys_values(model_.n_self_layers, cross_rotation_);
+}
+
+// Early exit: only rows whose logits are asked for go on.
+void Decoder::keep_last_rows(int n) {
+  const int first = n_ - n, C = model_.config.d_model;
+  if (first == 0) return;
+  std::memmove(x_.get(), &x_[static_cast<size_t>(first) * C], sizeof(float) * n * C);
+  rows_.erase(rows_.begin(), rows_.begin() + first);
+  n_ = n;
+  for (int row = 0; row < n; ++row) cross_rotation_.turn(row, rows_[row].position);
+}
+
+void Decoder::cross_decode() {
+  for (size_t i = model_.n_self_layers; i < model_.layers.size(); ++i) {
+    cross_attend(model_.layers[i]);
+    feed_forward(model_.layers[i]);
+  }
+}
+
+void Decoder::embed() {
+  const DenseMatrix& table = model_.embedding;
+  const int C = table.k;
+  const float root = std::sqrt(static_cast<float>(C));
+  const int64_t row_bytes = C * size_bytes(table.type);
+  for (int row = 0; row < n_; ++row) {
+    const int64_t token = rows_[row].token;
+    float* x = &x_[static_cast<size_t>(row) * C];
+    const uint8_t* stored = static_cast<const uint8_t*>(table.values) + token * row_bytes;
+    kernels_.load(stored, table.scales ? table.scales[token] : 1.0f, C, table.type, x);
+    for (int c = 0; c < C; ++c) x[c] *= root;
+  }
+}
+
+void Decoder::write_logits(float* logits) {
+  const DenseMatrix& head = model_.head;
+  for (int row = 0; row < n_; ++row) {
+    const size_t at = static_cast<size_t>(row) * head.k;
+    kernels_.rms_norm(&x_[at], model_.norm, head.k, model_.config.norm_eps, &normed_[at]);
+  }
+  pool_.run(head.m, [&](int64_t begin, int64_t end) {
+    kernels_.dense_matmul(head, normed_.get(), n_, begin, end, logits, head.m);
+  });
+}
+
+void Decoder::feed_forward(const Layer& layer) {
+  const FeedForwardKind kind = model_.config.ffn;
+  const int F = model_.config.d_ff;
+  prepare(x_.get(), model_.config.d_model, layer.ffn_norm);
+  if (kind == FeedForwardKind::sign) {
+    apply({{&layer.up, up_.get()}});
+  } else {
+    apply({{&layer.gate, gate_.get()}, {&layer.up, up_.get()}});
+  }
+  pool_.run(n_, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* gate = &gate_[row * F];
+      const float* up = &up_[row * F];
+      if (kind == FeedForwardKind::swiglu) kernels_.silu_multiply(gate, up, F, gate);
+      if (kind == FeedForwardKind::relu2) kernels_.relu2_multiply(gate, up, F, gate);
+      if (kind == FeedForwardKind::sign) kernels_.sign(up, F, gate);
+    }
+  });
+  project_out(layer.down, gate_.get(), layer.down_norm);
+}
+
+void Decoder::retain(const Layer& layer, int index) {
+  const ModelConfig& config = model_.config;
+  const int C = config.d_model, H = config.n_self_heads, D = config.self_head_dim();
+  const float key_scale = 1.0f / std::sqrt(static_cast<float>(D));
+  prepare(x_.get(), C, layer.mixer_norm);
+  apply({{&layer.q, q_.get()}, {&layer.k, k_.get()}, {&layer.v, v_.get()}, {&layer.g, g_.get()}});
+  pool_.run(static_cast<int64_t>(segments_.size()) * H, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Segment& segment = segments_[item / H];
+      const int head = static_cast<int>(item % H), n = segment.end - segment.begin;
+      const size_t at = static_cast<size_t>(segment.begin) * C + head * D;
+      float* decays = &decay_[static_cast<size_t>(head) * kMaxRows + segment.begin];
+      kernels_.dense_matmul(layer.decay.row(head), &normed_[static_cast<size_t>(segment.begin) * C],
+                            n, 0, 1, decays, 1);
+      for (int i = 0; i < n; ++i) {
+        float* k = &k_[at + static_cast<size_t>(i) * C];
+        decays[i] = decay_from_logit(decays[i]);
+        retention_rotation_.apply(kernels_, segment.begin + i,
+                                  &q_[at + static_cast<size_t>(i) * C]);
+        retention_rotation_.apply(kernels_, segment.begin + i, k);
+        for (int d = 0; d < D; ++d) k[d] *= key_scale;
+      }
+      float* state = rows_[segment.begin].session->layers[index].retention.get();
+      kernels_.retain(state + static_cast<size_t>(head) * D * D, &q_[at], &k_[at], &v_[at], C,
+                      decays, n, D, &y_[at]);
+      for (int i = 0; i < n; ++i) {
+        float* y = &y_[at + static_cast<size_t>(i) * C];
+        kernels_.rms_norm(y, nullptr, D, config.norm_eps, y);
+        kernels_.silu_multiply(&g_[at + static_cast<size_t>(i) * C], y, D, y);
+      }
+    }
+  });
+  project_out(layer.out, y_.get(), layer.out_norm);
+}
+
+// stream += linear(norm(x)).
+void Decoder::project_out(const Linear& linear, float* x, const float* norm) {
+  const int C = linear.m;
+  prepare(x, linear.k, norm);
+  apply({{&linear, q_.get()}});
+  pool_.run(n_, [&](int64_t begin, int64_t end) {
+    kernels_.add(&q_[begin * C], static_cast<int>((end - begin) * C), &x_[begin * C]);
+  });
+}
+
+// Make x [N][size], normalised if norm is given, the input of the next projections.
+void Decoder::prepare(const float* x, int size, const float* norm) {
+  const int padded = static_cast<int>(round_up(size, kSignBlock));
+  pool_.run(n_, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float* from = x + row * size;
+      float* to = &normed_[row * size];
+      if (norm) {
+        kernels_.rms_norm(from, norm, size, model_.config.norm_eps, to);
+      } else {
+        std::memcpy(to, from, size * sizeof(float));
+      }
+      if (model_.config.weights == WeightKind::dense) continue;
+      kernels_.quantize_row(to, size, padded, &codes_[row * code_stride_], &code_scales_[row],
+                            &code_sums_[row]);
+    }
+  });
+}
+
+// y [N][M] = W times what prepare() left, for projections of the same input.
+void Decoder::apply(std::initializer_list<Output> outputs) {
+  const bool is_dense = model_.config.weights == WeightKind::dense;
+  if (!is_dense && n_ >= kTokenBlock * pool_.size()) {
+    // What a kernel prepares for a block of rows then serves all weights.
+    pool_.run((n_ + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
+      const int last = std::min(static_cast<int>(end) * kTokenBlock, n_);
+      for (const Output& output : outputs) {
+        apply_rows(output, 0, output.linear->n_groups(), static_cast<int>(begin) * kTokenBlock,
+                   last);
+      }
+    });
+    return;
+  }
+  int n_groups = 0;
+  for (const Output& output : outputs) n_groups += output.linear->n_groups();
+  pool_.run(n_groups, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;  // group of this output, counted over all
+    for (const Output& output : outputs) {
+      const int64_t n = output.linear->n_groups();
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, n);
+      if (from < to) apply_rows(output, static_cast<int>(from), static_cast<int>(to), 0, n_);
+      first += n;
+    }
+  });
+}
+
+// Groups of eight output features by the given rows.
+void Decoder::apply_rows(const Output& output, int group_begin, int group_end, int row_begin,
+                         int row_end) {
+  const Linear& linear = *output.linear;
+  float* y = output.y + static_cast<ptrdiff_t>(row_begin) * linear.m;
+  if (linear.kind == WeightKind::dense) {
+    kernels_.dense_matmul(linear.dense, &normed_[static_cast<size_t>(row_begin) * linear.k],
+                          row_end - row_begin, group_begin * kRowsPerGroup,
+                          std::min(group_end * kRowsPerGroup, linear.m), y, linear.m);
+    return;
+  }
+  const QuantizedRows x = {.codes = &codes_[static_cast<size_t>(row_begin) * code_stride_],
+                           .scales = &code_scales_[row_begin],
+                           .sums = &code_sums_[row_begin],
+                           .n = row_end - row_begin,
+                           .stride = code_stride_};
+  const auto matmul =
+      linear.kind == WeightKind::ternary ? kernels_.ternary_matmul : kernels_.sign_matmul;
+  matmul(linear.bits, x, group_begin, group_end, y, linear.m);
+}
+
+}  // namespace yocobit

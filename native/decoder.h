@@ -1,0 +1,105 @@
+// The forward pass over rows: tokens of one session or of many, each at its own position.
+//
+// Logits are a pure function of model and tokens. Every value is computed by one thread in one
+// order; threads, rows side by side and early exit only decide who computes what, and whether.
+//
+// Letters:  N rows   C model width   F feed-forward width   H heads   G K/V heads   D head size
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <vector>
+
+#include "cache.h"
+#include "kernels.h"
+#include "packed_model.h"
+#include "rotation.h"
+#include "thread_pool.h"
+
+namespace yocobit {
+
+struct Session;
+
+// A token to take in. Rows of one session stand together, in the order of their positions.
+struct Row {
+  Session* session;
+  int64_t position;
+  int32_t token;
+};
+
+class Decoder {
+ public:
+  static constexpr int kMaxRows = 128;
+
+  Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool);
+
+  // Make work space for attention over that many positions; throws std::bad_alloc.
+  void reserve(int64_t max_tokens);
+
+  // Take in rows[n], n <= kMaxRows; write the logits [n_logits][V] of the last n_logits of them.
+  // The cross-decoder runs for those rows only.
+  void forward(const Row* rows, int n, int n_logits, float* logits);
+
+  int64_t buffer_bytes() const { return buffer_bytes_; }
+
+ private:
+  // Positions that one thread attends over at a time; at fixed multiples, whoever asks.
+  static constexpr int64_t kPartition = 1024;
+
+  struct Output {  // of a projection
+    const Linear* linear;
+    float* y;  // [N][M]
+  };
+
+  struct Segment {  // rows of one session
+    int begin, end;
+  };
+
+  void self_decode();
+  void keep_last_rows(int n);
+  void cross_decode();
+  void write_logits(float* logits);
+
+  void embed();
+  void retain(const Layer& layer, int index);
+  void self_attend(const Layer& layer, int index);
+  void cross_attend(const Layer& layer);
+  void feed_forward(const Layer& layer);
+
+  void store_keys_values(int index, const Rotation& rotation);
+  void attend(int index, const Rotation& rotation, int n_heads, int64_t window);
+  void attend_rows(int index, int first, int last, int n_heads, int64_t window,
+                   int64_t n_partitions);
+
+  void prepare(const float* x, int size, const float* norm);
+  void apply(std::initializer_list<Output> outputs);
+  void apply_rows(const Output& output, int group_begin, int group_end, int row_begin, int row_end);
+  void project_out(const Linear& linear, float* x, const float* norm);
+
+  template <typename T>
+  Buffer<T> allocate(size_t n);
+
+  const PackedModel& model_;
+  const Kernels& kernels_;
+  ThreadPool& pool_;
+  Rotation retention_rotation_, window_rotation_, full_rotation_, cross_rotation_;
+
+  int n_ = 0;  // rows at work
+  std::vector<Row> rows_;
+  std::vector<Segment> segments_;
+
+  int64_t buffer_bytes_ = 0;
+  Buffer<float> x_;            // [N][C], the residual stream
+  Buffer<float> normed_;       // [N][max(C, F)], input of projections
+  Buffer<int8_t> codes_;       // [N][stride], the same in int8
+  Buffer<float> code_scales_;  // [N]
+  Buffer<int32_t> code_sums_;  // [N]
+  int code_stride_;
+  Buffer<float> q_, k_, v_, g_, y_;  // [N][C]; k and v [N][G * D]
+  Buffer<float> decay_;              // [N][H]
+  Buffer<float> gate_, up_;          // [N][F]
+  Buffer<float> partials_;           // [rows][partitions][H][D + 2]
+  int64_t partials_size_ = 0;
+};
+
+}  // namespace yocobit
