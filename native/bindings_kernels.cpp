@@ -72,23 +72,44 @@ Floats bit_matmul(const std::string& name, const Array<uint8_t, 4>& codes, int m
   return y;
 }
 
-// values (M, K) as raw f32, f16 or int8 with scales (M,); x (N, K) -> (N, M).
+// values (M, K) as raw f32 or f16; x (N, K) -> (N, M).
 template <typename T>
-Floats dense_matmul(const std::string& name, const Array<T, 2>& values,
-                    const Array<float, 1>& scales, const Array<float, 2>& x) {
-  constexpr FloatType type = sizeof(T) == 4   ? FloatType::f32
-                             : sizeof(T) == 2 ? FloatType::f16
-                                              : FloatType::i8;
+Floats dense_matmul(const std::string& name, const Array<T, 2>& values, const Array<float, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
-  require(scales.shape(0) == M, "scales must be (M,)");
   const DenseMatrix w = {.values = values.data(),
-                         .scales = scales.data(),
-                         .type = type,
+                         .scales = nullptr,
+                         .type = sizeof(T) == 4 ? FloatType::f32 : FloatType::f16,
                          .m = static_cast<int>(M),
                          .k = static_cast<int>(K)};
   Floats y = new_array({N, M});
   kernels_named(name).dense_matmul(w, x.data(), N, 0, M, y.data(), M);
+  return y;
+}
+
+// values (M, K) int8, x (N, K) int16 -> (N, M) with all scales 1.
+Floats int8_matmul(const std::string& name, const Array<int8_t, 2>& values,
+                   const Array<int16_t, 2>& x) {
+  const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
+  require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
+  const size_t stride = round_up(K, 16);
+  Buffer<int16_t> padded = make_buffer<int16_t>(N * stride);
+  std::memset(padded.get(), 0, N * stride * sizeof(int16_t));
+  for (size_t n = 0; n < N; ++n) {
+    std::memcpy(&padded[n * stride], x.data() + n * K, K * sizeof(int16_t));
+  }
+  const std::vector<float> ones(std::max(M, N), 1.0f);
+  const DenseMatrix w = {.values = values.data(),
+                         .scales = ones.data(),
+                         .type = FloatType::i8,
+                         .m = static_cast<int>(M),
+                         .k = static_cast<int>(K)};
+  const WideRows rows = {.codes = padded.get(),
+                         .scales = ones.data(),
+                         .n = static_cast<int>(N),
+                         .stride = static_cast<int>(stride)};
+  Floats y = new_array({N, M});
+  kernels_named(name).int8_matmul(w, rows, 0, static_cast<int>(M), y.data(), M);
   return y;
 }
 
@@ -101,6 +122,16 @@ nb::tuple quantize_row(const std::string& name, const Array<float, 1>& x) {
   int32_t sum;
   kernels_named(name).quantize_row(x.data(), K, K, codes, &scale, &sum);
   return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int8_t>(codes, {K}, owner)), scale, sum);
+}
+
+nb::tuple quantize_wide_row(const std::string& name, const Array<float, 1>& x) {
+  const size_t K = x.shape(0);
+  require(K % kLanes == 0, "K must be a multiple of 8");
+  int16_t* codes = new int16_t[K];
+  nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int16_t*>(p); });
+  float scale;
+  kernels_named(name).quantize_wide_row(x.data(), K, K, codes, &scale);
+  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int16_t>(codes, {K}, owner)), scale);
 }
 
 Floats rms_norm(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& weight,
@@ -189,10 +220,11 @@ Floats attend(const std::string& name, const Array<float, 2>& q, const Array<flo
 
 void bind_kernels(nb::module_& m) {
   m.def("bit_matmul", &bit_matmul, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a);
-  m.def("dense_matmul", &dense_matmul<float>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
-  m.def("dense_matmul", &dense_matmul<uint16_t>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
-  m.def("dense_matmul", &dense_matmul<int8_t>, "kernels"_a, "values"_a, "scales"_a, "x"_a);
+  m.def("int8_matmul", &int8_matmul, "kernels"_a, "values"_a, "x"_a);
+  m.def("dense_matmul", &dense_matmul<float>, "kernels"_a, "values"_a, "x"_a);
+  m.def("dense_matmul", &dense_matmul<uint16_t>, "kernels"_a, "values"_a, "x"_a);
   m.def("quantize_row", &quantize_row, "kernels"_a, "x"_a);
+  m.def("quantize_wide_row", &quantize_wide_row, "kernels"_a, "x"_a);
   m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
   m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);

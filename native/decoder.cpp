@@ -42,6 +42,8 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
   x_ = allocate<float>(N * C);
   normed_ = allocate<float>(N * wide);
   codes_ = allocate<int8_t>(N * code_stride_);
+  wide_stride_ = static_cast<int>(round_up(C, 16));
+  wide_codes_ = allocate<int16_t>(N * wide_stride_);
   code_scales_ = allocate<float>(N);
   code_sums_ = allocate<int32_t>(N);
   for (Buffer<float>* buffer : {&q_, &k_, &v_, &g_, &y_}) *buffer = allocate<float>(N * C);
@@ -148,12 +150,25 @@ void Decoder::embed() {
 
 void Decoder::write_logits(float* logits) {
   const DenseMatrix& head = model_.head;
-  for (int row = 0; row < n_; ++row) {
-    const size_t at = static_cast<size_t>(row) * head.k;
-    kernels_.rms_norm(&x_[at], model_.norm, head.k, model_.config.norm_eps, &normed_[at]);
-  }
+  const bool is_int8 = head.type == FloatType::i8;
+  pool_.run(n_, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      float* normed = &normed_[row * head.k];
+      kernels_.rms_norm(&x_[row * head.k], model_.norm, head.k, model_.config.norm_eps, normed);
+      if (!is_int8) continue;
+      kernels_.quantize_wide_row(normed, head.k, wide_stride_, &wide_codes_[row * wide_stride_],
+                                 &code_scales_[row]);
+    }
+  });
+  const WideRows x = {
+      .codes = wide_codes_.get(), .scales = code_scales_.get(), .n = n_, .stride = wide_stride_};
   pool_.run(head.m, [&](int64_t begin, int64_t end) {
-    kernels_.dense_matmul(head, normed_.get(), n_, begin, end, logits, head.m);
+    const int first = static_cast<int>(begin), last = static_cast<int>(end);
+    if (is_int8) {
+      kernels_.int8_matmul(head, x, first, last, logits, head.m);
+    } else {
+      kernels_.dense_matmul(head, normed_.get(), n_, first, last, logits, head.m);
+    }
   });
 }
 

@@ -89,12 +89,13 @@ class Decoder {
   std::vector<Segment> segments_;
 
   int64_t buffer_bytes_ = 0;
-  Buffer<float> x_;            // [N][C], the residual stream
-  Buffer<float> normed_;       // [N][max(C, F)], input of projections
-  Buffer<int8_t> codes_;       // [N][stride], the same in int8
-  Buffer<float> code_scales_;  // [N]
-  Buffer<int32_t> code_sums_;  // [N]
-  int code_stride_;
+  Buffer<float> x_;             // [N][C], the residual stream
+  Buffer<float> normed_;        // [N][max(C, F)], input of projections
+  Buffer<int8_t> codes_;        // [N][stride], the same in int8
+  Buffer<int16_t> wide_codes_;  // [N][wide_stride], in int16 for an int8 head
+  Buffer<float> code_scales_;   // [N]
+  Buffer<int32_t> code_sums_;   // [N]
+  int code_stride_, wide_stride_;
   Buffer<float> q_, k_, v_, g_, y_;  // [N][C]; k and v [N][G * D]
   Buffer<float> decay_;              // [N][H]
   Buffer<float> gate_, up_;          // [N][F]

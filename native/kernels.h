@@ -22,6 +22,7 @@ constexpr int kRowsPerGroup = 8;    // rows of a packed matrix that are interlea
 constexpr int kBlockBytes = 32;     // bytes of one block of one row
 constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
 constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
+constexpr int kWideLevels = 16383;  // of an int16 code; 4096 pairs with int8 fit an int32
 constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
 constexpr int kPartialExtra = 8;    // floats after the [D] of a partial attention result
@@ -43,6 +44,14 @@ struct QuantizedRows {
   const int32_t* sums;  // [N], of the codes of a row
   int n;
   int stride;  // multiple of 256
+};
+
+// The same in int16, for products with int8 weights: codes in [-kWideLevels, kWideLevels].
+struct WideRows {
+  const int16_t* codes;  // [N][stride], 32-byte aligned
+  const float* scales;   // [N]
+  int n;
+  int stride;  // multiple of 16
 };
 
 enum class FloatType { f32, f16, i8 };
@@ -88,7 +97,13 @@ struct Kernels {
   void (*sign_matmul)(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                       float* y, ptrdiff_t y_stride);
 
-  // y[n][m] = sum over k of w[m][k] * x[n][k], times scales[m] for i8; rows [row_begin, row_end).
+  // y[n][m] = float(sum over k of w[m][k] * x[n][k]) * (x.scales[n] * w.scales[m]) for i8 weights;
+  // rows [row_begin, row_end). The sum is exact in int64.
+  //   y  [N][y_stride]
+  void (*int8_matmul)(const DenseMatrix& w, const WideRows& x, int row_begin, int row_end, float* y,
+                      ptrdiff_t y_stride);
+
+  // y[n][m] = sum over k of w[m][k] * x[n][k] for f32 and f16 weights; rows [row_begin, row_end).
   //   x  [N][K], y  [N][y_stride]
   void (*dense_matmul)(const DenseMatrix& w, const float* x, int n, int row_begin, int row_end,
                        float* y, ptrdiff_t y_stride);
@@ -97,6 +112,9 @@ struct Kernels {
   // max|x| / 127 (max|x| is taken as at least 1e-12) and the sum of the codes.
   void (*quantize_row)(const float* x, int k, int padded, int8_t* codes, float* scale,
                        int32_t* sum);
+
+  // The same with kWideLevels levels instead of 127, and without the sum.
+  void (*quantize_wide_row)(const float* x, int k, int padded, int16_t* codes, float* scale);
 
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be nullptr (ones). y may be x.
   void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);

@@ -31,6 +31,28 @@ F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
 F32x8 mul(const F32x8& a, const F32x8& b) { return {_mm256_mul_ps(a.v, b.v)}; }
 F32x8 max(const F32x8& a, const F32x8& b) { return {_mm256_max_ps(a.v, b.v)}; }
 F32x8 abs(const F32x8& x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
+float lane_sum(const F32x8& x) {
+  const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+  const __m128 pairs = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
+  return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+}
+template <int n>
+void lane_sums(const F32x8* x, float* sums) {
+  int i = 0;
+  for (; i + 4 <= n; i += 4) {  // four at once, each in the order of lane_sum
+    __m128 fours[4];
+    for (int j = 0; j < 4; ++j) {
+      fours[j] =
+          _mm_add_ps(_mm256_castps256_ps128(x[i + j].v), _mm256_extractf128_ps(x[i + j].v, 1));
+    }
+    const __m128 first =
+        _mm_add_ps(_mm_movelh_ps(fours[0], fours[1]), _mm_movehl_ps(fours[1], fours[0]));
+    const __m128 second =
+        _mm_add_ps(_mm_movelh_ps(fours[2], fours[3]), _mm_movehl_ps(fours[3], fours[2]));
+    _mm_storeu_ps(sums + i, _mm_hadd_ps(first, second));
+  }
+  for (; i < n; ++i) sums[i] = lane_sum(x[i]);
+}
 float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 uint16_t half_from_float(float x) {
   return static_cast<uint16_t>(
@@ -158,6 +180,75 @@ void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin,
 void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                  float* y, ptrdiff_t y_stride) {
   bit_matmul<Sign, SignTables>(w, x, group_begin, group_end, y, y_stride);
+}
+
+// int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each, and
+// 512 of those stay below 2^31.
+constexpr int kColumnsPerWidening = 512 * 16;
+
+int64_t lane_sum_wide(const __m256i& x) {
+  const __m256i sums = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(x)),
+                                        _mm256_cvtepi32_epi64(_mm256_extracti128_si256(x, 1)));
+  const __m128i pair =
+      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return _mm_cvtsi128_si64(pair) + _mm_extract_epi64(pair, 1);
+}
+
+// Weights of kRows rows widened to int16, each serving kTokens tokens. The last 8 columns may be
+// alone: activations are padded with zeros, weights are not padded at all.
+template <int kRows, int kTokens>
+void int8_tile(const DenseMatrix& w, const WideRows& x, int m, int n, float* y,
+               ptrdiff_t y_stride) {
+  const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
+  const int16_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  int64_t totals[kRows][kTokens] = {};
+  for (int begin = 0; begin < w.k; begin += kColumnsPerWidening) {
+    const int end = begin + kColumnsPerWidening < w.k ? begin + kColumnsPerWidening : w.k;
+    __m256i sums[kRows][kTokens];
+    for (auto& row : sums) {
+      for (auto& sum : row) sum = _mm256_setzero_si256();
+    }
+    const auto add_columns = [&](int k, auto load) {
+      __m256i xs[kTokens];
+      for (int t = 0; t < kTokens; ++t) {
+        xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride + k);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const auto* row =
+            reinterpret_cast<const __m128i*>(weights + static_cast<size_t>(r) * w.k + k);
+        const __m256i wide = _mm256_cvtepi8_epi16(load(row));
+        for (int t = 0; t < kTokens; ++t) {
+          sums[r][t] = _mm256_add_epi32(sums[r][t], _mm256_madd_epi16(wide, xs[t]));
+        }
+      }
+    };
+    int k = begin;
+    for (; k + 16 <= end; k += 16)
+      add_columns(k, [](const __m128i* p) { return _mm_loadu_si128(p); });
+    if (k < end) add_columns(k, [](const __m128i* p) { return _mm_loadl_epi64(p); });
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTokens; ++t) totals[r][t] += lane_sum_wide(sums[r][t]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) {
+      y[(n + t) * y_stride + m + r] =
+          static_cast<float>(totals[r][t]) * (x.scales[n + t] * w.scales[m + r]);
+    }
+  }
+}
+
+void int8_matmul(const DenseMatrix& w, const WideRows& x, int row_begin, int row_end, float* y,
+                 ptrdiff_t y_stride) {
+  int m = row_begin;
+  for (; m + 4 <= row_end; m += 4) {
+    int n = 0;
+    for (; n + 2 <= x.n; n += 2) int8_tile<4, 2>(w, x, m, n, y, y_stride);
+    for (; n < x.n; ++n) int8_tile<4, 1>(w, x, m, n, y, y_stride);
+  }
+  for (; m < row_end; ++m) {
+    for (int n = 0; n < x.n; ++n) int8_tile<1, 1>(w, x, m, n, y, y_stride);
+  }
 }
 
 }  // namespace

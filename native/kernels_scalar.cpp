@@ -73,6 +73,14 @@ F32x8 max(const F32x8& a, const F32x8& b) {
 F32x8 abs(const F32x8& x) {
   return lanes([&](int i) { return std::fabs(x.v[i]); });
 }
+float lane_sum(const F32x8& x) {
+  const float* v = x.v;
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+template <int n>
+void lane_sums(const F32x8* x, float* sums) {
+  for (int i = 0; i < n; ++i) sums[i] = lane_sum(x[i]);
+}
 float square_root(float x) { return std::sqrt(x); }
 
 #include "kernels_float.inc"
@@ -107,6 +115,19 @@ void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin,
 void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                  float* y, ptrdiff_t y_stride) {
   bit_matmul<1>(w, x, group_begin, group_end, y, y_stride, [](int code) { return 2 * code - 1; });
+}
+
+void int8_matmul(const DenseMatrix& w, const WideRows& x, int row_begin, int row_end, float* y,
+                 ptrdiff_t y_stride) {
+  for (int m = row_begin; m < row_end; ++m) {
+    const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
+    for (int n = 0; n < x.n; ++n) {
+      int64_t sum = 0;
+      for (int k = 0; k < w.k; ++k)
+        sum += weights[k] * x.codes[static_cast<size_t>(n) * x.stride + k];
+      y[n * y_stride + m] = static_cast<float>(sum) * (x.scales[n] * w.scales[m]);
+    }
+  }
 }
 
 }  // namespace

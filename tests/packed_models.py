@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from yocobit.config import ModelConfig, preset
 from yocobit.model import Decoder
+from yocobit.model.bitlinear import quantize_activations
 from yocobit.packing import PackedModel, pack, quantize_rows
 from yocobit.training import checkpoint
 from yocobit.training.tokenizer import train_tokenizer
@@ -83,11 +84,17 @@ def packed(model: Decoder, directory: Path, weights: str | None = None) -> Packe
 
 @torch.no_grad()
 def as_packed(model: Decoder) -> Decoder:
-    """The twin of `model` whose embedding and head are what the packed model holds."""
+    """The twin of `model` with embedding, head and the head's input as the packed model has them."""
     twin = Decoder(model.config)
     twin.load_state_dict(model.state_dict())
     if model.config.weights != "dense":
         for weight in {twin.embedding.weight, twin.head.weight}:
             codes, scales = quantize_rows(weight.numpy())
             weight.copy_(torch.from_numpy(codes.astype("float32") * scales[:, None]))
+        twin.head.register_forward_pre_hook(lambda _, inputs: (_rounded(inputs[0]),))
     return twin.eval()
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    codes, scale = quantize_activations(x, levels=16383)
+    return codes * scale

@@ -56,11 +56,11 @@ def errors(twin, engine: Engine, tokens: np.ndarray) -> np.ndarray:
 
 def assert_agree(error: np.ndarray) -> None:
     """Both compute in float32, in different orders, so errors of some 1e-7 are to be expected; but
-    an activation that is as near to a rounding tie becomes another int8 code in one of them, and
-    that shows as some 1e-3 from there on. Not in most texts: PyTorch in float32 and in float64
-    differ alike.
+    an activation that is as near to a rounding tie becomes another code in one of them. In the
+    head's 15 bits that shows as some 1e-5; in the 8 bits of the others as some 1e-3 from there on,
+    but not in most texts. PyTorch in float32 and in float64 differ alike.
     """
-    assert np.median(error) < 1e-5
+    assert np.median(error) < 1e-4
     assert error.max() < 1e-2
 
 
