@@ -60,6 +60,7 @@ uint16_t half_from_float(float x) {
 }
 
 #include "kernels_float.inc"
+#include "kernels_mixers.inc"
 
 __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 

@@ -84,6 +84,7 @@ void lane_sums(const F32x8* x, float* sums) {
 float square_root(float x) { return std::sqrt(x); }
 
 #include "kernels_float.inc"
+#include "kernels_mixers.inc"
 
 // sum over columns of (value of the weight) * x, from the code of each column.
 template <int bits, typename Weight>

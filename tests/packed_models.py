@@ -84,7 +84,7 @@ def packed(model: Decoder, directory: Path, weights: str | None = None) -> Packe
 
 @torch.no_grad()
 def as_packed(model: Decoder) -> Decoder:
-    """The twin of `model` with embedding, head and the head's input as the packed model has them."""
+    """The twin of `model`: embedding, head and the input of the head as the packed model has them."""
     twin = Decoder(model.config)
     twin.load_state_dict(model.state_dict())
     if model.config.weights != "dense":
