@@ -2,8 +2,8 @@
 //
 //   kernels_scalar.cpp   the reference: plain loops, no intrinsics, built and tested everywhere
 //   kernels_avx2.cpp     x86 with AVX2, FMA and F16C
-//   kernels_float.inc    the floating-point kernels, written once over eight lanes, in both of
-//   them; kernels_mixers.inc   retention and attention likewise
+//   kernels_float.inc    floating-point kernels, written once over eight lanes, in both of them
+//   kernels_mixers.inc   retention and attention, likewise
 //
 // Every implementation returns what the reference returns, bit for bit: integer sums are exact, and
 // a floating-point sum is defined as eight lanes (element i goes to lane i % 8, fused multiply-add,

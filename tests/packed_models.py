@@ -84,7 +84,7 @@ def packed(model: Decoder, directory: Path, weights: str | None = None) -> Packe
 
 @torch.no_grad()
 def as_packed(model: Decoder) -> Decoder:
-    """The twin of `model`: embedding, head and the input of the head as the packed model has them."""
+    """The twin of `model`: embedding, head and its input are rounded as the packed model's are."""
     twin = Decoder(model.config)
     twin.load_state_dict(model.state_dict())
     if model.config.weights != "dense":
