@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from yocobit.config import ModelConfig
-from yocobit.packing import PackedModel, expected_tensors, read_model
-from yocobit.packing.pack import write_safetensors
+from yocobit.packing import PackedModel, expected_tensors
+from yocobit.packing.writer import write_model
 
 # Bytes of four 2-bit codes without the invalid code 3.
 _TERNARY_BYTES = np.array(
@@ -21,17 +19,11 @@ _TERNARY_BYTES = np.array(
 def write_random_model(config: ModelConfig, directory: Path, seed: int = 0) -> PackedModel:
     """Write a packed model of that shape into a new directory, without a tokenizer."""
     rng = np.random.default_rng(seed)
-    directory.mkdir(parents=True)
     tensors = {
         name: _random(rng, name, dtype, shape, config)
         for name, (dtype, shape) in expected_tensors(config).items()
     }
-    raw = json.dumps({"model_type": "yocobit", **config.to_dict()}).encode()
-    (directory / "config.json").write_bytes(raw)
-    metadata = {"format": "yocobit", "format_version": "1"}
-    metadata["config_sha256"] = hashlib.sha256(raw).hexdigest()
-    write_safetensors(directory / "model.safetensors", tensors, metadata)
-    return read_model(directory)
+    return write_model(directory, config, tensors, None, {})
 
 
 def _random(

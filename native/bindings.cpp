@@ -68,6 +68,7 @@ ModelConfig model_config(const nb::dict& fields) {
       {{"ternary", WeightKind::ternary}, {"sign", WeightKind::sign}, {"dense", WeightKind::dense}});
   config.sub_norm = nb::cast<bool>(fields["sub_norm"]);
   config.tie_embeddings = nb::cast<bool>(fields["tie_embeddings"]);
+  config.scale_embedding = nb::cast<bool>(fields["scale_embedding"]);
   config.retention_rope = rope_kind(text("retention_rope"));
   config.window_rope = rope_kind(text("window_rope"));
   config.full_rope = rope_kind(text("full_rope"));

@@ -137,7 +137,7 @@ void Decoder::cross_decode() {
 void Decoder::embed() {
   const DenseMatrix& table = model_.embedding;
   const int C = table.k;
-  const float root = std::sqrt(static_cast<float>(C));
+  const float root = model_.config.scale_embedding ? std::sqrt(static_cast<float>(C)) : 1.0f;
   const int64_t row_bytes = C * size_bytes(table.type);
   for (int row = 0; row < n_; ++row) {
     const int64_t token = rows_[row].token;

@@ -25,7 +25,7 @@ struct ModelConfig {
   std::vector<Mixer> layers;
   FeedForwardKind ffn;
   WeightKind weights;
-  bool sub_norm, tie_embeddings;
+  bool sub_norm, tie_embeddings, scale_embedding;
   RopeKind retention_rope, window_rope, full_rope, cross_rope;
   double rope_theta;
   float norm_eps;

@@ -36,9 +36,8 @@ def nano(stack: str, weights: str, **changes) -> ModelConfig:
 
 @cache
 def text() -> str:
-    """Some Python to learn from: the package's own source."""
-    directory = Path(__file__).resolve().parent.parent / "src" / "yocobit"
-    return "\n".join(path.read_text() for path in sorted(directory.glob("**/*.py")))
+    """Some prose that never changes: the package's licence."""
+    return (Path(__file__).resolve().parent.parent / "LICENSE").read_text()
 
 
 @cache

@@ -20,6 +20,7 @@ from yocobit.cli import app
 OPTIONS = {
     "train": {"--out", "--resume", "--set", "--json"},
     "pack": {"--weights", "--json"},
+    "import": {"--json"},
     "generate": {
         "--prompt",
         "--max-tokens",
@@ -86,7 +87,7 @@ def project(tmp_path) -> Path:
     """A directory with a config and a little text."""
     (tmp_path / "text").mkdir()
     for i in range(8):
-        (tmp_path / "text" / f"{i}.py").write_text(text()[i * 2000 : (i + 1) * 2000])
+        (tmp_path / "text" / f"{i}.py").write_text(text()[i * 1400 : (i + 1) * 1400])
     (tmp_path / "config.toml").write_text(CONFIG)
     return tmp_path
 

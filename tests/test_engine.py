@@ -113,7 +113,7 @@ def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
         {"ffn": "relu2"},
         {"ffn": "sign"},
         {"sub_norm": False},
-        {"tie_embeddings": True},
+        {"tie_embeddings": True, "scale_embedding": False},
         {"d_ff": 136},  # off the block size
         {
             "retention_rope": "half",

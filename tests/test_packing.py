@@ -17,14 +17,14 @@ from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig, preset
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import quantize_weight
-from yocobit.packing import PackedModelError, pack, read_model, summarize, verify
+from yocobit.packing import PackedModelError, pack, read_model, summarize, verify, writer
 from yocobit.packing.layout import quantize_rows, unpack_sign, unpack_ternary
 from yocobit.packing.reader import header_sha256, is_projection, is_table, parameter_shapes
 from yocobit.training import checkpoint
 from yocobit.training.tokenizer import train_tokenizer
 
 KINDS = ["ternary", "sign", "dense"]
-pack_module = sys.modules[pack.__module__]  # its name in the package is that of the function
+
 TOKENIZER = train_tokenizer(["one two three"], 260)
 FILES = ["config.json", "tokenizer.json", "model.safetensors"]
 
@@ -129,9 +129,12 @@ def test_parameter_shapes_are_those_of_the_decoder(config):
 def test_packed_model_runs_in_the_engine(kind, config, tmp_path):
     run = save_checkpoint(tmp_path, config.replace(weights=kind))
 
-    session = _native.Session(engine(pack(run, tmp_path / "model")), 8, "f32")
+    opened = engine(pack(run, tmp_path / "model"))
 
-    logits = session.feed(np.array([1, 2, 3], dtype=np.int32), "last")
+    logits = opened.feed(
+        _native.Session(opened, 8, "f32"), np.array([1, 2, 3], dtype=np.int32), "last"
+    )
+
     assert np.isfinite(logits).all()
     assert logits.std() > 0
 
@@ -300,7 +303,7 @@ def test_interrupted_pack_leaves_nothing_behind(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     run = save_checkpoint(tmp_path, preset("nano"))
-    monkeypatch.setattr(pack_module, "write_safetensors", interrupt)
+    monkeypatch.setattr(writer, "write_safetensors", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         pack(run, tmp_path / "a" / "b" / "model")

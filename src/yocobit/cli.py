@@ -138,6 +138,17 @@ def pack(
     _print_summary(packing.pack(checkpoint, out, weights), as_json)
 
 
+@app.command("import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
+    as_json: Json = False,
+) -> None:
+    """Bring a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
+    _import_training()
+    _print_summary(packing.import_bitnet(checkpoint, out), as_json)
+
+
 @app.command()
 def generate(
     model: ModelPath,

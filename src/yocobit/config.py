@@ -54,6 +54,7 @@ class ModelConfig:
     shared_kv: CacheType = "float"  # what training rounds the shared K/V to
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    scale_embedding: bool = True  # by sqrt(d_model); published BitNet models do not
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -136,7 +136,9 @@ class Decoder(nn.Module):
         start = cache.position
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
-        x = self.embedding(tokens) * self.config.d_model**0.5  # (B, T, C)
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.config.scale_embedding:
+            x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
             x, cache.layers[i] = self.layers[i](x, start, cache.layers[i])
         if self.shared_kv is not None:

@@ -1,5 +1,7 @@
-"""The packed model: written from a checkpoint, read by the engine. Only pack() needs torch."""
+"""The packed model: written from a checkpoint, read by the engine. Only pack() and
+import_bitnet() need torch."""
 
+from yocobit.packing.bitnet import import_bitnet
 from yocobit.packing.layout import (
     pack_sign,
     pack_ternary,
@@ -25,6 +27,7 @@ __all__ = [
     "TensorInfo",
     "describe",
     "expected_tensors",
+    "import_bitnet",
     "pack",
     "pack_sign",
     "pack_ternary",

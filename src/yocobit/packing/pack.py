@@ -8,10 +8,6 @@ Letters: M output features   K input features   V vocabulary   C model width
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,32 +18,23 @@ from numpy.typing import NDArray
 from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.packing.layout import pack_sign, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
-    ALIGNMENT,
     CONFIG,
-    FORMAT,
-    FORMAT_VERSION,
-    GENERATION,
     MODEL,
     TOKENIZER,
     PackedModel,
-    canonical_json,
-    header_sha256,
     is_projection,
     is_table,
     parameter_shapes,
-    read_model,
 )
+from yocobit.packing.writer import Array, check_new, write_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = ("ternary", "sign", "f32", "f16")
 
-_DTYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
 _LARGEST_F16 = float(np.finfo(np.float16).max)
 _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256}
-
-Array = NDArray[Any]
 
 
 def pack(checkpoint: Path, out: Path, weights: str | None = None) -> PackedModel:
@@ -60,47 +47,13 @@ def pack(checkpoint: Path, out: Path, weights: str | None = None) -> PackedModel
     source = find(checkpoint)
     config = ModelConfig.from_json(source / CONFIG)
     kind = _weight_kind(source, config.weights, weights)
-    with _new_directory(out) as directory:
-        config_json = _config_json(config)
-        (directory / CONFIG).write_bytes(config_json)
-        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        metadata["config_sha256"] = hashlib.sha256(config_json).hexdigest()
-        if (source / TOKENIZER).is_file():
-            tokenizer = (source / TOKENIZER).read_bytes()
-            (directory / TOKENIZER).write_bytes(tokenizer)
-            metadata["tokenizer_sha256"] = hashlib.sha256(tokenizer).hexdigest()
-        (directory / GENERATION).write_bytes(_json(_generation_config(source / TOKENIZER)))
-        with _threads_of_training(source):
-            parameters = load_model(source).state_dict()
-            tensors = _tensors(parameters, config, kind, source / MODEL)
-        write_safetensors(directory / MODEL, tensors, metadata)
-        read_model(directory)
-    return read_model(out)
-
-
-def write_safetensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Write a safetensors file whose big tensors are aligned, with a hash of each in its metadata.
-
-    Data begins at a multiple of ALIGNMENT; tensors whose size is a multiple of it come first.
-    """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)
-    hashes = {f"sha256:{name}": hashlib.sha256(arrays[name].data).hexdigest() for name in order}
-    header: dict[str, Any] = {"__metadata__": {**metadata, **hashes}}
-    position = 0
-    for name in order:
-        array = arrays[name]
-        offsets = [position, position := position + array.nbytes]
-        dtype = _DTYPES[array.dtype.name]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
-    header["__metadata__"]["header_sha256"] = header_sha256(header)
-    raw = canonical_json(header)
-    raw += b" " * (-(8 + len(raw)) % ALIGNMENT)
-    with path.open("wb") as stream:
-        stream.write(len(raw).to_bytes(8, "little"))
-        stream.write(raw)
-        for name in order:
-            stream.write(arrays[name].data)
+    check_new(out)
+    with _threads_of_training(source):
+        parameters = load_model(source).state_dict()
+        tensors = _tensors(parameters, config, kind, source / MODEL)
+    tokenizer_file = source / TOKENIZER
+    tokenizer = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
+    return write_model(out, config, tensors, tokenizer, _generation_config(tokenizer_file))
 
 
 def _weight_kind(source: Path, trained: WeightKind, asked: str | None) -> str:
@@ -183,11 +136,6 @@ def _threads_of_training(source: Path) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _config_json(config: ModelConfig) -> bytes:
-    names = {"model_type": FORMAT, "architectures": ["YocobitForCausalLM"]}
-    return _json({**names, **config.to_dict()})
-
-
 def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
     """Return defaults for sampling, under the names that Hugging Face gives them."""
     from tokenizers import Tokenizer
@@ -202,39 +150,3 @@ def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
         raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
     # Documents begin where the one before has ended, so the same token begins a text.
     return _SAMPLING if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-@contextlib.contextmanager
-def _new_directory(out: Path) -> Iterator[Path]:
-    """Give a directory to fill, which becomes `out` if the block ends well and else vanishes."""
-    out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: must not exist or be an empty directory; choose another name")
-    made = [parent for parent in out.parents if not parent.exists()]  # innermost first
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process that had our id
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            _flush(path)
-        partial.rename(out)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: someone else uses it by now
-                parent.rmdir()
-        raise
-    _flush(out.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

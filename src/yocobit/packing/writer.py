@@ -1,0 +1,127 @@
+"""Writing a packed model: a directory that appears whole or not at all.
+
+docs/format.md is the format; reader.py is what reads it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit.config import ConfigError, ModelConfig
+from yocobit.packing.reader import (
+    ALIGNMENT,
+    CONFIG,
+    FORMAT,
+    FORMAT_VERSION,
+    GENERATION,
+    MODEL,
+    TOKENIZER,
+    PackedModel,
+    canonical_json,
+    header_sha256,
+    read_model,
+)
+
+Array = NDArray[Any]
+
+_DTYPES = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
+
+
+def write_model(
+    out: Path,
+    config: ModelConfig,
+    tensors: dict[str, Array],
+    tokenizer: bytes | None,
+    generation: dict[str, Any],
+) -> PackedModel:
+    """Write a packed model into the new directory `out`; ConfigError if that exists."""
+    config_json = _json({"model_type": FORMAT, **_ARCHITECTURE, **config.to_dict()})
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    metadata["config_sha256"] = hashlib.sha256(config_json).hexdigest()
+    with _new_directory(out) as directory:
+        (directory / CONFIG).write_bytes(config_json)
+        if tokenizer is not None:
+            (directory / TOKENIZER).write_bytes(tokenizer)
+            metadata["tokenizer_sha256"] = hashlib.sha256(tokenizer).hexdigest()
+        (directory / GENERATION).write_bytes(_json(generation))
+        write_safetensors(directory / MODEL, tensors, metadata)
+        read_model(directory)
+    return read_model(out)
+
+
+def write_safetensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+    """Write a safetensors file whose big tensors are aligned, with a hash of each in its metadata.
+
+    Data begins at a multiple of ALIGNMENT; tensors whose size is a multiple of it come first.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    order = sorted(arrays, key=lambda name: arrays[name].nbytes % ALIGNMENT != 0)
+    hashes = {f"sha256:{name}": hashlib.sha256(arrays[name].data).hexdigest() for name in order}
+    header: dict[str, Any] = {"__metadata__": {**metadata, **hashes}}
+    position = 0
+    for name in order:
+        array = arrays[name]
+        offsets = [position, position := position + array.nbytes]
+        dtype = _DTYPES[array.dtype.name]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+    header["__metadata__"]["header_sha256"] = header_sha256(header)
+    raw = canonical_json(header)
+    raw += b" " * (-(8 + len(raw)) % ALIGNMENT)
+    with path.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little"))
+        stream.write(raw)
+        for name in order:
+            stream.write(arrays[name].data)
+
+
+def check_new(out: Path) -> None:
+    """Raise ConfigError if a model cannot be written to `out`: ask before long work."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: must not exist or be an empty directory; choose another name")
+
+
+_ARCHITECTURE = {"architectures": ["YocobitForCausalLM"]}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _new_directory(out: Path) -> Iterator[Path]:
+    """Give a directory to fill, which becomes `out` if the block ends well and else vanishes."""
+    out = out.resolve()
+    check_new(out)
+    made = [parent for parent in out.parents if not parent.exists()]  # innermost first
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        partial.rename(out)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: someone else uses it by now
+                parent.rmdir()
+        raise
+    _flush(out.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
