@@ -16,12 +16,14 @@ _TERNARY_BYTES = np.array(
      for d in range(3)], dtype=np.uint8)  # fmt: skip
 
 
-def write_random_model(config: ModelConfig, directory: Path, seed: int = 0) -> PackedModel:
+def write_random_model(
+    config: ModelConfig, directory: Path, head: str = "int8", seed: int = 0
+) -> PackedModel:
     """Write a packed model of that shape into a new directory, without a tokenizer."""
     rng = np.random.default_rng(seed)
     tensors = {
         name: _random(rng, name, dtype, shape, config)
-        for name, (dtype, shape) in expected_tensors(config).items()
+        for name, (dtype, shape) in expected_tensors(config, head=head).items()
     }
     return write_model(directory, config, tensors, None, {})
 
@@ -29,14 +31,14 @@ def write_random_model(config: ModelConfig, directory: Path, seed: int = 0) -> P
 def _random(
     rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...], config: ModelConfig
 ) -> np.ndarray:
-    if dtype == "U8" and config.weights == "ternary":
+    if dtype == "U8" and config.weights == "ternary" and not name.startswith("head."):
         return _TERNARY_BYTES[rng.integers(0, 81, shape, dtype=np.uint8)]
     if dtype in ("U8", "I8"):
         return rng.integers(0, 256, shape, dtype=np.uint8).view(
             np.uint8 if dtype == "U8" else np.int8
         )
     if name.endswith("_scale"):
-        return np.full(shape, config.d_model**-0.5, dtype=np.float32)
+        return np.full(shape, config.d_model**-0.5, np.float16 if dtype == "F16" else np.float32)
     if len(shape) == 1:
         return np.ones(shape, dtype=np.float32)
     values = rng.standard_normal(shape, dtype=np.float32) * shape[-1] ** -0.5

@@ -22,7 +22,7 @@ from yocobit.training.baselines import compressed_bits_per_byte, validation_text
 from yocobit.training.plot import plot_run
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tiny.toml"
-PROMPT = "def "
+PROMPT = "class PathReader:\n    def read(self, path):"
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     model = arguments.out / "model"
     shutil.rmtree(model, ignore_errors=True)
     for line in describe(pack(checkpoint, model)):
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
     console.rule("3. compare")
     baselines = compressed_bits_per_byte(validation_text(arguments.out / "data"))
@@ -54,7 +54,7 @@ def main() -> None:
     console.rule("4. generate")
     engine = Engine.load(model)
     generation = engine.stream(
-        PROMPT, max_tokens=200, sampling=SamplingConfig(temperature=0.7, top_p=0.95)
+        PROMPT, max_tokens=200, sampling=SamplingConfig(temperature=0.6, top_p=0.9)
     )
     console.print(PROMPT, end="", style="bold", markup=False)
     for piece in generation:
@@ -63,7 +63,7 @@ def main() -> None:
         f"\n\n{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f} tokens/s "
         f"on {engine.threads} threads, {engine.kernels} kernels"
     )
-    console.print(f"your turn: .venv/bin/yocobit generate {model} --prompt 'class '")
+    console.print(f"your turn: .venv/bin/yocobit generate {model} --prompt 'import os'")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
@@ -87,29 +88,65 @@ Floats dense_matmul(const std::string& name, const Array<T, 2>& values, const Ar
   return y;
 }
 
+// x (N, K) int16 as rows with all scales 1, padded.
+struct WideInput {
+  explicit WideInput(const Array<int16_t, 2>& x) : ones(x.shape(0), 1.0f) {
+    const size_t N = x.shape(0), K = x.shape(1), stride = round_up(K, kInt4Block);
+    codes = make_buffer<int16_t>(N * stride);
+    std::memset(codes.get(), 0, N * stride * sizeof(int16_t));
+    sums.resize(N * stride / kInt4Block);
+    for (size_t n = 0; n < N; ++n) {
+      std::memcpy(&codes[n * stride], x.data() + n * K, K * sizeof(int16_t));
+      for (size_t k = 0; k < stride; ++k) {
+        sums[(n * stride + k) / kInt4Block] += codes[n * stride + k];
+      }
+    }
+    rows = {.codes = codes.get(),
+            .sums = sums.data(),
+            .scales = ones.data(),
+            .n = static_cast<int>(N),
+            .stride = static_cast<int>(stride)};
+  }
+
+  Buffer<int16_t> codes;
+  std::vector<int32_t> sums;
+  std::vector<float> ones;
+  WideRows rows;
+};
+
 // values (M, K) int8, x (N, K) int16 -> (N, M) with all scales 1.
 Floats int8_matmul(const std::string& name, const Array<int8_t, 2>& values,
                    const Array<int16_t, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
-  const size_t stride = round_up(K, 16);
-  Buffer<int16_t> padded = make_buffer<int16_t>(N * stride);
-  std::memset(padded.get(), 0, N * stride * sizeof(int16_t));
-  for (size_t n = 0; n < N; ++n) {
-    std::memcpy(&padded[n * stride], x.data() + n * K, K * sizeof(int16_t));
-  }
-  const std::vector<float> ones(std::max(M, N), 1.0f);
+  const WideInput input(x);
+  const std::vector<float> ones(M, 1.0f);
   const DenseMatrix w = {.values = values.data(),
                          .scales = ones.data(),
                          .type = FloatType::i8,
                          .m = static_cast<int>(M),
                          .k = static_cast<int>(K)};
-  const WideRows rows = {.codes = padded.get(),
-                         .scales = ones.data(),
-                         .n = static_cast<int>(N),
-                         .stride = static_cast<int>(stride)};
   Floats y = new_array({N, M});
-  kernels_named(name).int8_matmul(w, rows, 0, static_cast<int>(M), y.data(), M);
+  kernels_named(name).int8_matmul(w, input.rows, 0, static_cast<int>(M), y.data(), M);
+  return y;
+}
+
+// codes (groups, blocks, 8, 32), scales (groups, blocks, 8) float16; x (N, K) int16 -> (N, M).
+Floats int4_matmul(const std::string& name, const Array<uint8_t, 4>& codes,
+                   const Array<uint16_t, 3>& scales, int m, const Array<int16_t, 2>& x) {
+  const size_t groups = codes.shape(0), blocks = codes.shape(1), N = x.shape(0);
+  require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
+          "codes must be (groups, blocks, 8, 32)");
+  require(scales.shape(0) == groups && scales.shape(1) == blocks && scales.shape(2) == 8,
+          "scales must be (groups, blocks, 8)");
+  require(m > 0 && static_cast<size_t>(m + 7) / 8 == groups, "codes must hold M rows");
+  const WideInput input(x);
+  require(static_cast<size_t>(input.rows.stride) == blocks * kInt4Block,
+          "x must have as many values as the codes have columns");
+  const Int4Matrix w = {
+      .codes = codes.data(), .scales = scales.data(), .m = m, .n_blocks = static_cast<int>(blocks)};
+  Floats y = new_array({N, static_cast<size_t>(m)});
+  kernels_named(name).int4_matmul(w, input.rows, 0, static_cast<int>(groups), y.data(), m);
   return y;
 }
 
@@ -125,13 +162,14 @@ nb::tuple quantize_row(const std::string& name, const Array<float, 1>& x) {
 }
 
 nb::tuple quantize_wide_row(const std::string& name, const Array<float, 1>& x) {
-  const size_t K = x.shape(0);
+  const size_t K = x.shape(0), padded = round_up(K, kInt4Block);
   require(K % kLanes == 0, "K must be a multiple of 8");
-  int16_t* codes = new int16_t[K];
+  int16_t* codes = new int16_t[padded];
   nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int16_t*>(p); });
+  std::vector<int32_t> sums(padded / kInt4Block);
   float scale;
-  kernels_named(name).quantize_wide_row(x.data(), K, K, codes, &scale);
-  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int16_t>(codes, {K}, owner)), scale);
+  kernels_named(name).quantize_wide_row(x.data(), K, padded, codes, &scale, sums.data());
+  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int16_t>(codes, {K}, owner)), scale, sums);
 }
 
 Floats rms_norm(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& weight,
@@ -221,6 +259,7 @@ Floats attend(const std::string& name, const Array<float, 2>& q, const Array<flo
 void bind_kernels(nb::module_& m) {
   m.def("bit_matmul", &bit_matmul, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a);
   m.def("int8_matmul", &int8_matmul, "kernels"_a, "values"_a, "x"_a);
+  m.def("int4_matmul", &int4_matmul, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a);
   m.def("dense_matmul", &dense_matmul<float>, "kernels"_a, "values"_a, "x"_a);
   m.def("dense_matmul", &dense_matmul<uint16_t>, "kernels"_a, "values"_a, "x"_a);
   m.def("quantize_row", &quantize_row, "kernels"_a, "x"_a);

@@ -42,8 +42,9 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
   x_ = allocate<float>(N * C);
   normed_ = allocate<float>(N * wide);
   codes_ = allocate<int8_t>(N * code_stride_);
-  wide_stride_ = static_cast<int>(round_up(C, 16));
+  wide_stride_ = static_cast<int>(round_up(C, kInt4Block));
   wide_codes_ = allocate<int16_t>(N * wide_stride_);
+  wide_sums_ = allocate<int32_t>(N * wide_stride_ / kInt4Block);
   code_scales_ = allocate<float>(N);
   code_sums_ = allocate<int32_t>(N);
   for (Buffer<float>* buffer : {&q_, &k_, &v_, &g_, &y_}) *buffer = allocate<float>(N * C);
@@ -150,24 +151,32 @@ void Decoder::embed() {
 
 void Decoder::write_logits(float* logits) {
   const DenseMatrix& head = model_.head;
-  const bool is_int8 = head.type == FloatType::i8;
+  const int V = model_.config.vocab_size, C = model_.config.d_model;
+  const bool is_int4 = model_.int4_head.has_value();
+  const bool is_integer = is_int4 || head.type == FloatType::i8;
   pool_.run(n_, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      float* normed = &normed_[row * head.k];
-      kernels_.rms_norm(&x_[row * head.k], model_.norm, head.k, model_.config.norm_eps, normed);
-      if (!is_int8) continue;
-      kernels_.quantize_wide_row(normed, head.k, wide_stride_, &wide_codes_[row * wide_stride_],
-                                 &code_scales_[row]);
+      float* normed = &normed_[row * C];
+      kernels_.rms_norm(&x_[row * C], model_.norm, C, model_.config.norm_eps, normed);
+      if (!is_integer) continue;
+      kernels_.quantize_wide_row(normed, C, wide_stride_, &wide_codes_[row * wide_stride_],
+                                 &code_scales_[row], &wide_sums_[row * wide_stride_ / kInt4Block]);
     }
   });
-  const WideRows x = {
-      .codes = wide_codes_.get(), .scales = code_scales_.get(), .n = n_, .stride = wide_stride_};
-  pool_.run(head.m, [&](int64_t begin, int64_t end) {
-    const int first = static_cast<int>(begin), last = static_cast<int>(end);
-    if (is_int8) {
-      kernels_.int8_matmul(head, x, first, last, logits, head.m);
+  const WideRows x = {.codes = wide_codes_.get(),
+                      .sums = wide_sums_.get(),
+                      .scales = code_scales_.get(),
+                      .n = n_,
+                      .stride = wide_stride_};
+  pool_.run((V + kRowsPerGroup - 1) / kRowsPerGroup, [&](int64_t begin, int64_t end) {
+    const int group_begin = static_cast<int>(begin), group_end = static_cast<int>(end);
+    const int first = group_begin * kRowsPerGroup, last = std::min(group_end * kRowsPerGroup, V);
+    if (is_int4) {
+      kernels_.int4_matmul(*model_.int4_head, x, group_begin, group_end, logits, V);
+    } else if (is_integer) {
+      kernels_.int8_matmul(head, x, first, last, logits, V);
     } else {
-      kernels_.dense_matmul(head, normed_.get(), n_, first, last, logits, head.m);
+      kernels_.dense_matmul(head, normed_.get(), n_, first, last, logits, V);
     }
   });
 }

@@ -93,6 +93,7 @@ class Decoder {
   Buffer<float> normed_;        // [N][max(C, F)], input of projections
   Buffer<int8_t> codes_;        // [N][stride], the same in int8
   Buffer<int16_t> wide_codes_;  // [N][wide_stride], in int16 for an int8 head
+  Buffer<int32_t> wide_sums_;   // [N][wide_stride / 64]
   Buffer<float> code_scales_;   // [N]
   Buffer<int32_t> code_sums_;   // [N]
   int code_stride_, wide_stride_;

@@ -23,6 +23,7 @@ constexpr int kRowsPerGroup = 8;    // rows of a packed matrix that are interlea
 constexpr int kBlockBytes = 32;     // bytes of one block of one row
 constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
 constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
+constexpr int kInt4Block = 64;      // columns of a block, 4 bits each
 constexpr int kWideLevels = 16383;  // of an int16 code; 4096 pairs with int8 fit an int32
 constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
@@ -47,12 +48,22 @@ struct QuantizedRows {
   int stride;  // multiple of 256
 };
 
-// The same in int16, for products with int8 weights: codes in [-kWideLevels, kWideLevels].
+// The same in int16, for products with int8 and int4 weights: codes in [-kWideLevels, kWideLevels].
 struct WideRows {
   const int16_t* codes;  // [N][stride], 32-byte aligned
+  const int32_t* sums;   // [N][stride / 64], of the codes of each block
   const float* scales;   // [N]
   int n;
-  int stride;  // multiple of 16
+  int stride;  // multiple of 64
+};
+
+// Weights in [-8, 7] as 4-bit codes weight + 8, laid out as BitMatrix is, with a float16 scale for
+// every 64 columns of a row.
+struct Int4Matrix {
+  const uint8_t* codes;    // [ceil(M / 8)][n_blocks][8][32]
+  const uint16_t* scales;  // [ceil(M / 8)][n_blocks][8]
+  int m;
+  int n_blocks;  // of 64 columns
 };
 
 enum class FloatType { f32, f16, i8 };
@@ -104,6 +115,12 @@ struct Kernels {
   void (*int8_matmul)(const DenseMatrix& w, const WideRows& x, int row_begin, int row_end, float* y,
                       ptrdiff_t y_stride);
 
+  // y[n][m] = x.scales[n] * sum over blocks b, in order, of w.scales[m][b] * float(sum in the block
+  // of w[m][k] * x[n][k]), by fused multiply-add; the sums in blocks are exact. Rows of the groups
+  // [group_begin, group_end) that are below M.
+  void (*int4_matmul)(const Int4Matrix& w, const WideRows& x, int group_begin, int group_end,
+                      float* y, ptrdiff_t y_stride);
+
   // y[n][m] = sum over k of w[m][k] * x[n][k] for f32 and f16 weights; rows [row_begin, row_end).
   //   x  [N][K], y  [N][y_stride]
   void (*dense_matmul)(const DenseMatrix& w, const float* x, int n, int row_begin, int row_end,
@@ -114,8 +131,9 @@ struct Kernels {
   void (*quantize_row)(const float* x, int k, int padded, int8_t* codes, float* scale,
                        int32_t* sum);
 
-  // The same with kWideLevels levels instead of 127, and without the sum.
-  void (*quantize_wide_row)(const float* x, int k, int padded, int16_t* codes, float* scale);
+  // The same with kWideLevels levels instead of 127, and a sum for every 64 codes.
+  void (*quantize_wide_row)(const float* x, int k, int padded, int16_t* codes, float* scale,
+                            int32_t* sums);
 
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be nullptr (ones). y may be x.
   void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);

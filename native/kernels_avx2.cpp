@@ -252,6 +252,74 @@ void int8_matmul(const DenseMatrix& w, const WideRows& x, int row_begin, int row
   }
 }
 
+// Sums of the lanes of eight vectors, the i-th in lane i.
+__m256i lane_sums(const __m256i* x) {
+  const __m256i low =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+  const __m256i high =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+                          _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+// The eight rows of a group by kTokens tokens. sum (code - 8) x = sum code x - 8 sum x.
+template <int kTokens>
+void int4_tile(const Int4Matrix& w, const WideRows& x, int group, int n, float* y,
+               ptrdiff_t y_stride) {
+  const __m256i low_four_bits = _mm256_set1_epi8(15);
+  const int blocks_per_row = x.stride / kInt4Block;
+  __m256 totals[kTokens];
+  for (__m256& total : totals) total = _mm256_setzero_ps();
+  for (int block = 0; block < w.n_blocks; ++block) {
+    const size_t at = (static_cast<size_t>(group) * w.n_blocks + block) * kRowsPerGroup;
+    __m256i sums[kTokens][kRowsPerGroup];
+    for (int r = 0; r < kRowsPerGroup; ++r) {
+      const __m256i packed = load_bytes(w.codes + (at + r) * kBlockBytes);
+      const __m256i low = _mm256_and_si256(packed, low_four_bits);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_four_bits);
+      const __m256i weights[4] = {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)),
+                                  _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1)),
+                                  _mm256_cvtepu8_epi16(_mm256_castsi256_si128(high)),
+                                  _mm256_cvtepu8_epi16(_mm256_extracti128_si256(high, 1))};
+      for (int t = 0; t < kTokens; ++t) {
+        const int16_t* inputs =
+            x.codes + static_cast<size_t>(n + t) * x.stride + block * kInt4Block;
+        const __m256i first =
+            _mm256_add_epi32(_mm256_madd_epi16(weights[0], load_bytes(inputs)),
+                             _mm256_madd_epi16(weights[1], load_bytes(inputs + 16)));
+        const __m256i second =
+            _mm256_add_epi32(_mm256_madd_epi16(weights[2], load_bytes(inputs + 32)),
+                             _mm256_madd_epi16(weights[3], load_bytes(inputs + 48)));
+        sums[t][r] = _mm256_add_epi32(first, second);
+      }
+    }
+    const __m256 scales =
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.scales + at)));
+    for (int t = 0; t < kTokens; ++t) {
+      const __m256i offset =
+          _mm256_set1_epi32(8 * x.sums[static_cast<size_t>(n + t) * blocks_per_row + block]);
+      const __m256i sum = _mm256_sub_epi32(lane_sums(sums[t]), offset);
+      totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scales, totals[t]);
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    float out[kRowsPerGroup];
+    _mm256_storeu_ps(out, _mm256_mul_ps(totals[t], _mm256_set1_ps(x.scales[n + t])));
+    for (int r = 0; r < kRowsPerGroup && group * kRowsPerGroup + r < w.m; ++r) {
+      y[(n + t) * y_stride + group * kRowsPerGroup + r] = out[r];
+    }
+  }
+}
+
+void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int group_end, float* y,
+                 ptrdiff_t y_stride) {
+  for (int group = group_begin; group < group_end; ++group) {
+    int n = 0;
+    for (; n + 4 <= x.n; n += 4) int4_tile<4>(w, x, group, n, y, y_stride);
+    for (; n < x.n; ++n) int4_tile<1>(w, x, group, n, y, y_stride);
+  }
+}
+
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kAvx2Kernels

@@ -131,6 +131,29 @@ void int8_matmul(const DenseMatrix& w, const WideRows& x, int row_begin, int row
   }
 }
 
+void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int group_end, float* y,
+                 ptrdiff_t y_stride) {
+  for (int m = group_begin * kRowsPerGroup; m < group_end * kRowsPerGroup && m < w.m; ++m) {
+    for (int n = 0; n < x.n; ++n) {
+      const int16_t* row = x.codes + static_cast<size_t>(n) * x.stride;
+      float total = 0.0f;
+      for (int block = 0; block < w.n_blocks; ++block) {
+        const size_t at =
+            (static_cast<size_t>(m / kRowsPerGroup) * w.n_blocks + block) * kRowsPerGroup +
+            m % kRowsPerGroup;
+        int32_t sum = 0;
+        for (int k = 0; k < kInt4Block; ++k) {
+          const uint8_t byte = w.codes[at * kBlockBytes + k % kBlockBytes];
+          const int code = byte >> (k / kBlockBytes * 4) & 15;
+          sum += (code - 8) * row[block * kInt4Block + k];
+        }
+        total = std::fma(static_cast<float>(sum), float_from_half(w.scales[at]), total);
+      }
+      y[n * y_stride + m] = total * x.scales[n];
+    }
+  }
+}
+
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kScalarKernels

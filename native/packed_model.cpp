@@ -63,7 +63,8 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
     shared_v = linear("shared_kv.v_proj", width, C);
   }
   norm = floats("norm.weight", {C});
-  head = config.tie_embeddings ? embedding : table("head");
+  int4_head = int4_table("head");
+  if (!int4_head) head = config.tie_embeddings ? embedding : table("head");
 }
 
 const TensorEntry& PackedModel::entry(const std::string& name, std::vector<int64_t> shape) const {
@@ -130,6 +131,19 @@ DenseMatrix PackedModel::table(const std::string& name) const {
           .type = FloatType::i8,
           .m = V,
           .k = C};
+}
+
+std::optional<Int4Matrix> PackedModel::int4_table(const std::string& name) const {
+  const auto found = tensors_.find(name + ".weight");
+  if (found == tensors_.end() || found->second.dtype != "U8") return std::nullopt;
+  const int n_groups = (config.vocab_size + kRowsPerGroup - 1) / kRowsPerGroup;
+  const int n_blocks = (config.d_model + kInt4Block - 1) / kInt4Block;
+  return Int4Matrix{.codes = static_cast<const uint8_t*>(bytes(
+                        name + ".weight", "U8", {n_groups, n_blocks, kRowsPerGroup, kBlockBytes})),
+                    .scales = static_cast<const uint16_t*>(
+                        bytes(name + ".weight_scale", "F16", {n_groups, n_blocks, kRowsPerGroup})),
+                    .m = config.vocab_size,
+                    .n_blocks = n_blocks};
 }
 
 Layer PackedModel::layer(int index) const {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -94,7 +95,8 @@ class PackedModel {
   const float* shared_norm = nullptr;  // [C], if there are cross layers
   Linear shared_k, shared_v;
   const float* norm;  // [C]
-  DenseMatrix head;   // [V][C]
+  DenseMatrix head;   // [V][C], unless there is
+  std::optional<Int4Matrix> int4_head;
 
  private:
   const TensorEntry& entry(const std::string& name, std::vector<int64_t> shape) const;
@@ -103,6 +105,7 @@ class PackedModel {
   const float* floats(const std::string& name, std::vector<int64_t> shape) const;
   Linear linear(const std::string& name, int m, int k) const;
   DenseMatrix table(const std::string& name) const;
+  std::optional<Int4Matrix> int4_table(const std::string& name) const;
   Layer layer(int index) const;
 
   const std::map<std::string, TensorEntry>& tensors_;  // valid during construction only

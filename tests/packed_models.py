@@ -67,7 +67,9 @@ def trained(config: ModelConfig, steps: int = 30) -> Decoder:
     return model.eval()
 
 
-def packed(model: Decoder, directory: Path, weights: str | None = None) -> PackedModel:
+def packed(
+    model: Decoder, directory: Path, weights: str | None = None, head: str = "int8"
+) -> PackedModel:
     """Save a model as a checkpoint in `directory` and pack it there."""
     saved = checkpoint.save(
         directory / "run",
@@ -78,7 +80,7 @@ def packed(model: Decoder, directory: Path, weights: str | None = None) -> Packe
         tokenizer(),
         keep=1,
     )
-    return pack(saved, directory / "model", weights)
+    return pack(saved, directory / "model", weights, head)
 
 
 @torch.no_grad()

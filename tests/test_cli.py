@@ -19,8 +19,8 @@ from yocobit.cli import app
 # A new option needs a line here, and its reason in the commit.
 OPTIONS = {
     "train": {"--out", "--resume", "--set", "--json"},
-    "pack": {"--weights", "--json"},
-    "import": {"--json"},
+    "pack": {"--weights", "--head", "--json"},
+    "import": {"--head", "--json"},
     "generate": {
         "--prompt",
         "--max-tokens",

@@ -15,6 +15,7 @@ from packed_models import KINDS, STACKS, as_packed, nano, packed, trained
 
 from yocobit import Engine, _native
 from yocobit.model import Cache
+from yocobit.packing.layout import pack_int4, unpack_int4
 
 T = 136  # more than two chunks of 64, and eight windows of 16
 
@@ -150,6 +151,31 @@ def test_f16_weights_equal_pytorch_with_weights_rounded(tmp_path, tokens):
                 parameter.copy_(parameter.half())
 
     assert errors(model, engine, tokens).max() < 1e-5
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_int4_head_equals_pytorch_with_its_head_rounded(tmp_path, is_tied, tokens):
+    model = trained(nano("yoco-gret", "sign", tie_embeddings=is_tied), steps=3)
+    engine = Engine(packed(model, tmp_path, head="int4"), threads=2, kernels=None)
+    twin = as_packed(model)
+    with torch.no_grad():
+        codes, scales = pack_int4(model.head.weight.numpy())
+        head = torch.from_numpy(unpack_int4(codes, scales, *model.head.weight.shape))
+    twin.head.weight = torch.nn.Parameter(head)
+
+    assert_agree(errors(twin, engine, tokens))
+
+
+def test_int4_head_logits_have_the_same_bits_whatever_kernels_threads_and_pieces(tmp_path, tokens):
+    path = packed(trained(nano("mixed", "ternary"), steps=3), tmp_path, head="int4").path
+    expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens))
+
+    for kernels in _native.supported_kernels():
+        engine = Engine.load(path, threads=2, kernels=kernels)
+        np.testing.assert_array_equal(bits(engine.logits(tokens)), expected)
+        session = engine.session(T)
+        for t in range(T):
+            np.testing.assert_array_equal(bits(session.step(tokens[t])), expected[t])
 
 
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yocobit import _native
-from yocobit.packing.layout import pack_sign, pack_ternary
+from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, unpack_int4
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -113,15 +113,43 @@ def test_int8_matmul_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value)
     assert (y == np.float32(w_value * x_value * 65536)).all()
 
 
+@pytest.mark.parametrize("N", [1, 4, 5])
+@pytest.mark.parametrize("M", [1, 8, 20])
+@pytest.mark.parametrize("K", [64, 200, 2560])
+def test_int4_matmul_is_alike_and_near_float64(N, M, K):
+    codes, scales = pack_int4(random(M, K, seed=K))
+    x = np.random.default_rng(N).integers(-16383, 16384, (N, K), dtype=np.int16)
+    raw = scales.view(np.uint16)
+
+    y = all_equal(lambda name: _native.int4_matmul(name, codes, raw, M, x))
+
+    w = unpack_int4(codes, scales, M, K).astype(np.float64)
+    # One conversion and one fused multiply-add for each block of 64 columns.
+    bound = (K / 64 + 2) * EPS * (np.abs(x).astype(np.float64) @ np.abs(w).T)
+    assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
+
+
+def test_int4_matmul_of_one_block_is_exact_up_to_its_largest_sum(kernels):
+    codes = np.full((1, 1, 8, 32), 0xFF, dtype=np.uint8)  # weights 7
+    codes[0, 0, 1] = 0x00  # weights -8
+    scales = np.ones((1, 1, 8), dtype=np.float16).view(np.uint16)
+    x = np.full((1, 64), 16383, dtype=np.int16)
+
+    y = _native.int4_matmul(kernels, codes, scales, 8, x)
+
+    assert y[0, :2].tolist() == [7 * 16383 * 64, -8 * 16383 * 64]
+
+
 @pytest.mark.parametrize("K", [8, 136, 2560])
 def test_quantize_wide_row_equals_round_half_to_even(kernels, K):
     x = 0.01 * random(K, seed=K)
     x[:4] = [0.5, 1.5, -2.5, 16383.0]  # ties, as 16383 is the largest magnitude
 
-    codes, scale = _native.quantize_wide_row(kernels, x)
+    codes, scale, sums = _native.quantize_wide_row(kernels, x)
 
     np.testing.assert_array_equal(codes, np.rint(x))
     assert codes[:4].tolist() == [0, 2, -2, 16383]
+    assert sums == [codes[i : i + 64].astype(int).sum() for i in range(0, K, 64)]
     assert scale == 1.0
 
 

@@ -138,3 +138,42 @@ def test_quantize_rows_equals_the_engines_quantisation():
         native_codes, native_scale, _ = _native.quantize_row("scalar", row)
         np.testing.assert_array_equal(row_codes, native_codes)
         assert scale == np.float32(native_scale)
+
+
+@pytest.mark.parametrize(("M", "K"), [(1, 64), (9, 200), (16, 8)])
+def test_unpack_int4_gives_back_weights_within_half_a_step(M, K):
+    rows = np.random.default_rng(K).standard_normal((M, K)).astype(np.float32)
+
+    codes, scales = layout.pack_int4(rows)
+    found = layout.unpack_int4(codes, scales, M, K)
+
+    assert codes.shape == (-(-M // 8), -(-K // 64), 8, 32)
+    assert scales.shape == codes.shape[:3]
+    blocks = [np.abs(rows[:, k : k + 64]).max(axis=1, keepdims=True) for k in range(0, K, 64)]
+    step = np.concatenate(blocks, axis=1).repeat(64, axis=1)[:, :K] / 7
+    # Half a step; float16 rounds the scale by at most 2^-11, and 7 of it count at the end.
+    assert (np.abs(found - rows) <= (0.5 + 7 * 2**-11) * step).all()
+
+
+def test_pack_int4_puts_columns_32_apart_into_a_byte():
+    row = np.zeros((1, 64), dtype=np.float32)
+    row[0, [0, 1, 32]] = 7, -7, 3
+
+    codes, scales = layout.pack_int4(row)
+
+    assert [f"{byte:02x}" for byte in codes[0, 0, 0, :3]] == ["bf", "81", "88"]
+    assert scales[0, 0, 0] == 1
+    assert (codes[0, 0, 1:] == 0x88).all()  # rows past the last have weight 0
+
+
+def test_pack_int4_refuses_weights_beyond_its_scales():
+    with pytest.raises(
+        ValueError, match="weights must be within 458528 for int4 but reach 1e\\+06"
+    ):
+        layout.pack_int4(np.full((1, 64), 1e6, dtype=np.float32))
+
+
+def test_pack_int4_of_zeros_is_zeros():
+    codes, scales = layout.pack_int4(np.zeros((2, 64), dtype=np.float32))
+
+    assert (layout.unpack_int4(codes, scales, 2, 64) == 0).all()

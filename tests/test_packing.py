@@ -468,7 +468,8 @@ def set_metadata(name, value):
         (set_entry("norm.weight", shape=[8, 8]), r"must be F32 \[64\] but is 'F32' \[8, 8\]"),
         (set_entry("norm.weight", shape=[64.0]), r"must be F32 \[64\] but is 'F32' \[64.0\]"),
         (set_entry("norm.weight", shape=None), r"must be F32 \[64\] but is 'F32' None"),
-        (set_entry("head.weight", dtype="U8"), r"'head.weight' must be I8 \[512, 64\]"),
+        (set_entry("head.weight", dtype="F32"), r"'head.weight' must be I8 \[512, 64\]"),
+        (set_entry("head.weight", dtype="U8"), r"'head.weight' must be U8 \[64, 1, 8, 32\]"),
         (set_entry("norm.weight", data_offsets=[0, 255]), "two data_offsets, 256 apart"),
         (set_entry("norm.weight", data_offsets=[-256, 0]), "two data_offsets, 256 apart"),
         (set_entry("norm.weight", data_offsets=[False, 256]), "two data_offsets, 256 apart"),
@@ -704,3 +705,29 @@ def test_reading_and_verifying_work_without_torch(models):
     )
 
     subprocess.run([sys.executable, "-c", code, str(models["ternary"])], check=True)
+
+
+@pytest.mark.parametrize("bits", [0x7E00, 0x7C00, 0xBC00], ids=["nan", "infinite", "negative"])
+def test_read_refuses_a_bad_scale_of_an_int4_head(tmp_path, bits):
+    model = pack(save_checkpoint(tmp_path, preset("nano")), tmp_path / "model", head="int4")
+    data = bytearray(model.file.read_bytes())
+    begin = model.tensors["head.weight_scale"].begin
+    data[begin + 20 : begin + 22] = bits.to_bytes(2, "little")
+    model.file.write_bytes(data)
+
+    with pytest.raises(PackedModelError, match=r"'head\.weight_scale' must be finite and not neg"):
+        read_model(model.path)
+
+
+def test_pack_refuses_an_int4_head_of_a_dense_model(tmp_path):
+    run = save_checkpoint(tmp_path, preset("nano").replace(weights="dense"))
+
+    with pytest.raises(ConfigError, match="head must be int8 for a dense model"):
+        pack(run, tmp_path / "model", head="int4")
+
+
+def test_verify_of_an_int4_head_has_no_invalid_codes(tmp_path):
+    model = pack(save_checkpoint(tmp_path, preset("nano")), tmp_path / "model", head="int4")
+
+    assert verify(model.path) == []
+    assert summarize(model).size_bytes_by_kind["int4"] == 512 * 64 // 2

@@ -38,6 +38,10 @@ Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU unless g
 Kernels = Annotated[
     str | None, typer.Option(help="Kernels by name; the fastest of this CPU unless given.")
 ]
+Head = Annotated[
+    Literal["int8", "int4"],
+    typer.Option(help="How to store the output head; int4 is faster and less exact."),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every weight before use.")]
 
 
@@ -131,22 +135,24 @@ def pack(
         Literal["ternary", "sign", "f32", "f16"] | None,
         typer.Option(help="How to store the weights; as trained unless given."),
     ] = None,
+    head: Head = "int8",
     as_json: Json = False,
 ) -> None:
     """Pack a checkpoint into a model that the engine runs."""
     _import_training()
-    _print_summary(packing.pack(checkpoint, out, weights), as_json)
+    _print_summary(packing.pack(checkpoint, out, weights, head), as_json)
 
 
 @app.command("import")
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
+    head: Head = "int8",
     as_json: Json = False,
 ) -> None:
     """Bring a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
     _import_training()
-    _print_summary(packing.import_bitnet(checkpoint, out), as_json)
+    _print_summary(packing.import_bitnet(checkpoint, out, head), as_json)
 
 
 @app.command()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.packing.layout import pack_ternary, quantize_rows
+from yocobit.packing.layout import pack_int4, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
     CONFIG,
     GENERATION,
@@ -60,9 +60,10 @@ _GENERATION_KEYS = (
 )
 
 
-def import_bitnet(source: Path, out: Path) -> PackedModel:
+def import_bitnet(source: Path, out: Path, head: str = "int8") -> PackedModel:
     """Write the Hugging Face checkpoint in `source` as a packed model into the new directory `out`.
 
+    `head` is "int8" or "int4", which halves what a token reads of it and costs some exactness.
     ConfigError names what is missing or what the engine cannot run.
     """
     check_new(out)
@@ -72,6 +73,10 @@ def import_bitnet(source: Path, out: Path) -> PackedModel:
     tensors: dict[str, Array] = {}
     for name, shape in parameter_shapes(config).items():
         tensors.update(_convert(checkpoint, name, shape))
+    if head == "int4":
+        name = "embedding.weight" if config.tie_embeddings else "head.weight"
+        values = checkpoint.floats(_their_name(name), (config.vocab_size, config.d_model))
+        tensors["head.weight"], tensors["head.weight_scale"] = pack_int4(values)
     tokenizer = source / TOKENIZER
     return write_model(
         out,

@@ -16,6 +16,7 @@ ROWS = 8
 BLOCK_BYTES = 32
 TERNARY_COLUMNS = BLOCK_BYTES * 8 // 2  # of a block
 SIGN_COLUMNS = BLOCK_BYTES * 8
+INT4_COLUMNS = BLOCK_BYTES * 8 // 4
 
 # As yocobit.model.bitlinear has it, which needs torch.
 SMALLEST_SCALE = np.float32(1e-12)
@@ -70,6 +71,38 @@ def quantize_rows(rows: Floats) -> tuple[Int8s, Floats]:
     largest = np.maximum(np.abs(rows).max(axis=1), SMALLEST_SCALE)  # (M,)
     codes = np.rint(rows * (np.float32(127) / largest)[:, None])
     return codes.astype(np.int8), largest / np.float32(127)
+
+
+def int4_shape(M: int, K: int) -> tuple[int, int, int, int]:
+    """Return the shape of the codes of int4 weights (M, K); scales lack the last dimension."""
+    return -(-M // ROWS), -(-K // INT4_COLUMNS), ROWS, BLOCK_BYTES
+
+
+def pack_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
+    """Round rows (M, K) to 4-bit codes in [-7, 7] with a float16 scale per 64 columns; pack both.
+
+    Codes are stored plus 8. ValueError for a weight that float16 scales cannot reach.
+    """
+    M, K = rows.shape
+    groups, blocks, _, _ = int4_shape(M, K)
+    padded = np.zeros((groups * ROWS, blocks * INT4_COLUMNS), dtype=np.float32)
+    padded[:M, :K] = rows
+    stretches = padded.reshape(groups * ROWS, blocks, INT4_COLUMNS)
+    scales = (np.abs(stretches).max(axis=2) / np.float32(7)).astype(np.float16)  # (M, blocks)
+    if not np.isfinite(scales).all():
+        raise ValueError(f"weights must be within 458528 for int4 but reach {np.abs(rows).max():g}")
+    divisors = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)[:, :, None]
+    codes = np.clip(np.rint(stretches / divisors), -7, 7).astype(np.int8) + np.int8(8)
+    packed = _pack(codes.reshape(groups * ROWS, -1).astype(np.uint8), bits=4, padding=8)
+    return packed, np.ascontiguousarray(scales.reshape(groups, ROWS, blocks).transpose(0, 2, 1))
+
+
+def unpack_int4(codes: Codes, scales: NDArray[np.float16], M: int, K: int) -> Floats:
+    """Return the weights (M, K) that pack_int4 left."""
+    _check_codes(codes, int4_shape(M, K))
+    weights = _unpack(codes, M, K, bits=4).astype(np.float32) - np.float32(8)
+    rows = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1])[:M].astype(np.float32)
+    return weights * rows.repeat(INT4_COLUMNS, axis=1)[:, :K]
 
 
 def _pack(codes: Codes, bits: int, padding: int) -> Codes:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
-from yocobit.packing.layout import pack_sign, pack_ternary, quantize_rows
+from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
     CONFIG,
     MODEL,
@@ -37,10 +37,13 @@ _LARGEST_F16 = float(np.finfo(np.float16).max)
 _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256}
 
 
-def pack(checkpoint: Path, out: Path, weights: str | None = None) -> PackedModel:
+def pack(
+    checkpoint: Path, out: Path, weights: str | None = None, head: str = "int8"
+) -> PackedModel:
     """Pack a run or a checkpoint into the new directory `out`, which appears whole or not at all.
 
-    `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense).
+    `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense). `head`
+    is "int8" or "int4", which halves what a token reads of it and costs some exactness.
     """
     from yocobit.training.checkpoint import find, load_model
 
@@ -51,6 +54,10 @@ def pack(checkpoint: Path, out: Path, weights: str | None = None) -> PackedModel
     with _threads_of_training(source):
         parameters = load_model(source).state_dict()
         tensors = _tensors(parameters, config, kind, source / MODEL)
+        if head == "int4":
+            tensors.update(_int4_head(parameters, config, source))
+        elif head != "int8":
+            raise ConfigError(f"head must be int8 or int4 but is {head!r}")
     tokenizer_file = source / TOKENIZER
     tokenizer = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
     return write_model(out, config, tensors, tokenizer, _generation_config(tokenizer_file))
@@ -106,6 +113,15 @@ def _quantize(parameter: Tensor, kind: str) -> tuple[Array, Array]:
     integers = weights.numpy().astype(np.int8)
     codes = pack_ternary(integers) if kind == "ternary" else pack_sign(integers)
     return codes, scale.numpy().reshape(1)
+
+
+def _int4_head(
+    parameters: dict[str, Tensor], config: ModelConfig, source: Path
+) -> dict[str, Array]:
+    if config.weights == "dense":
+        raise ConfigError(f"{source}: head must be int8 for a dense model; it stays in float")
+    codes, scales = pack_int4(parameters["head.weight"].numpy())
+    return {"head.weight": codes, "head.weight_scale": scales}
 
 
 def _half(name: str, values: NDArray[np.float32], file: Path) -> Array:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from yocobit.config import ModelConfig
-from yocobit.packing.layout import sign_shape, ternary_shape
+from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"
@@ -120,11 +120,12 @@ def is_projection(name: str) -> bool:
 
 
 def expected_tensors(
-    config: ModelConfig, float_dtype: str = "F32"
+    config: ModelConfig, float_dtype: str = "F32", head: str = "int8"
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return dtype and shape of every tensor that the file must hold, and may hold.
 
-    `float_dtype` is that of the weights of a dense model; others do not use it.
+    `float_dtype` is that of the weights of a dense model, `head` ("int8" or "int4") is how others
+    store theirs; an int4 head is there even where the embedding is tied to it.
     """
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in parameter_shapes(config).items():
@@ -139,6 +140,10 @@ def expected_tensors(
             code_shape = ternary_shape if config.weights == "ternary" else sign_shape
             tensors[name] = "U8", code_shape(*shape)
             tensors[f"{name}_scale"] = "F32", (1,)
+    if head == "int4" and config.weights != "dense":
+        head_shape = int4_shape(config.vocab_size, config.d_model)
+        tensors["head.weight"] = "U8", head_shape
+        tensors["head.weight_scale"] = "F16", head_shape[:3]
     return tensors
 
 
@@ -230,9 +235,16 @@ def _tensors(
 ) -> dict[str, TensorInfo]:
     """Return the tensors in the order of the model; each is what the configuration implies."""
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    embedding = entries.get("embedding.weight")
-    is_half = isinstance(embedding, dict) and embedding.get("dtype") == "F16"
-    expected = expected_tensors(config, "F16" if is_half else "F32")
+
+    def has_dtype(name: str, dtype: str) -> bool:
+        entry = entries.get(name)
+        return isinstance(entry, dict) and entry.get("dtype") == dtype
+
+    expected = expected_tensors(
+        config,
+        "F16" if has_dtype("embedding.weight", "F16") else "F32",
+        "int4" if has_dtype("head.weight", "U8") else "int8",
+    )
     for name in entries:
         if name not in expected:
             raise PackedModelError(f"{file}: tensor {name!r} must not be there; {_AGAIN}")
@@ -299,8 +311,15 @@ def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) 
 def _check_floats(
     stream: BinaryIO, tensors: dict[str, TensorInfo], config: ModelConfig, file: Path
 ) -> None:
-    """Check what is small and always F32: norms and decays are finite, scales positive too."""
+    """Check what is small: norms and decays are finite, scales positive too."""
     for name, tensor in tensors.items():
+        if tensor.dtype == "F16" and name.endswith("_scale"):
+            stream.seek(tensor.begin)
+            bits = np.frombuffer(stream.read(tensor.end - tensor.begin), dtype="<u2")
+            if bits.max() >= 0x7C00:  # infinity, NaN, and whatever has the sign bit
+                raise PackedModelError(
+                    f"{file}: tensor '{name}' must be finite and not negative but is not; {_AGAIN}"
+                )
         if tensor.dtype != "F32" or is_table(name) or is_projection(name):
             continue
         stream.seek(tensor.begin)

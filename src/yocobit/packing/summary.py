@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 from yocobit.config import ModelConfig
-from yocobit.packing.reader import PackedModel, parameter_shapes
+from yocobit.packing.reader import PackedModel, is_table, parameter_shapes
 
 # Bytes of a cached value, and of the scale of each position and head (native/cache.h).
 CACHE_BYTES = {"f32": (4, 0), "f16": (2, 0), "int8": (1, 4)}
@@ -107,9 +107,10 @@ def _parameters_by_part(config: ModelConfig) -> dict[str, int]:
 def _bytes_by_kind(model: PackedModel) -> dict[str, int]:
     codes = "1-bit" if model.config.weights == "sign" else "2-bit"
     kinds = {"U8": codes, "I8": "int8", "F32": "f32", "F16": "f16"}
-    sizes = dict.fromkeys(("2-bit", "1-bit", "int8", "f32", "f16"), 0)
-    for tensor in model.tensors.values():
-        sizes[kinds[tensor.dtype]] += tensor.end - tensor.begin
+    sizes = dict.fromkeys(("2-bit", "1-bit", "int4", "int8", "f32", "f16"), 0)
+    for name, tensor in model.tensors.items():
+        kind = "int4" if tensor.dtype == "U8" and is_table(name) else kinds[tensor.dtype]
+        sizes[kind] += tensor.end - tensor.begin
     return sizes
 
 

@@ -15,6 +15,7 @@ from yocobit.packing.reader import (
     PackedModel,
     PackedModelError,
     TensorInfo,
+    is_projection,
     read_model,
 )
 
@@ -33,7 +34,11 @@ def verify(path: Path) -> list[str]:
             for name, tensor in model.tensors.items():
                 subject = f"{model.file}: tensor '{name}'"
                 expected = model.metadata.get(f"sha256:{name}")
-                is_ternary = tensor.dtype == "U8" and model.config.weights == "ternary"
+                is_ternary = (
+                    model.config.weights == "ternary"
+                    and tensor.dtype == "U8"
+                    and is_projection(name)
+                )
                 problems += _tensor_problems(stream, tensor, subject, expected, is_ternary)
         problems += _tokenizer_problems(model)
     except OSError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from yocobit.config import ConfigError
 from yocobit.training.progress import METRICS
 
-_SMOOTHING = 0.98
+_SMOOTHING = 0.95
 
 
 def plot_run(run_dir: Path, out: Path, baselines: Mapping[str, float] | None = None) -> None:
