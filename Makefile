@@ -4,7 +4,7 @@ BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc)
 GOLDEN ?= tests/golden
 
-.PHONY: setup demo test check bench golden clean
+.PHONY: setup demo test check bench bench-peers golden clean
 
 setup: .venv/.built
 
@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest --golden $(GOLDEN)
+	$(BIN)/python -m pytest --golden=$(GOLDEN)
 
 check: setup
 	$(BIN)/ruff format --check src tests examples benchmarks
@@ -33,6 +33,11 @@ check: setup
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+bench-peers: setup
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install -q -c constraints.txt -e '.[peers]' \
+	  --no-build-isolation
+	$(BIN)/python benchmarks/peers.py
 
 golden: setup
 	$(BIN)/python tests/make_golden.py
