@@ -88,7 +88,8 @@ def pack_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
     padded = np.zeros((groups * ROWS, blocks * INT4_COLUMNS), dtype=np.float32)
     padded[:M, :K] = rows
     stretches = padded.reshape(groups * ROWS, blocks, INT4_COLUMNS)
-    scales = (np.abs(stretches).max(axis=2) / np.float32(7)).astype(np.float16)  # (M, blocks)
+    with np.errstate(over="ignore"):  # checked below
+        scales = (np.abs(stretches).max(axis=2) / np.float32(7)).astype(np.float16)  # (M, blocks)
     if not np.isfinite(scales).all():
         raise ValueError(f"weights must be within 458528 for int4 but reach {np.abs(rows).max():g}")
     divisors = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)[:, :, None]
