@@ -3,7 +3,7 @@
     python benchmarks/peers.py [--rounds 3] [--shapes 2b4t 150m] [--work DIR]
 
 Needs the extra `peers` (llama-cpp-python, gguf). Every round runs every engine once for each shape
-and number of threads; ratios are of the medians' rounds: ours / the best of theirs in the same round.
+and number of threads; a ratio is the median over rounds of ours / the best of theirs in that round.
 Writes benchmarks/results/peers.json.
 """
 
