@@ -29,8 +29,27 @@ F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
   return {_mm256_fmadd_ps(a.v, b.v, c.v)};
 }
 F32x8 mul(const F32x8& a, const F32x8& b) { return {_mm256_mul_ps(a.v, b.v)}; }
+F32x8 add(const F32x8& a, const F32x8& b) { return {_mm256_add_ps(a.v, b.v)}; }
+F32x8 sub(const F32x8& a, const F32x8& b) { return {_mm256_sub_ps(a.v, b.v)}; }
+F32x8 div(const F32x8& a, const F32x8& b) { return {_mm256_div_ps(a.v, b.v)}; }
+F32x8 min(const F32x8& a, const F32x8& b) { return {_mm256_min_ps(a.v, b.v)}; }
 F32x8 max(const F32x8& a, const F32x8& b) { return {_mm256_max_ps(a.v, b.v)}; }
 F32x8 abs(const F32x8& x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
+F32x8 power_of_two(const F32x8& n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
+__m128i to_int16(const F32x8& x) {
+  const __m256i wide = _mm256_cvtps_epi32(x.v);
+  return _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+}
+void store_codes(int16_t* p, const F32x8& x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_int16(x));
+}
+void store_codes(int8_t* p, const F32x8& x) {
+  const __m128i narrow = to_int16(x);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(narrow, narrow));
+}
 float lane_sum(const F32x8& x) {
   const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
   const __m128 pairs = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));

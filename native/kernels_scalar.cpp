@@ -67,11 +67,30 @@ F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
 F32x8 mul(const F32x8& a, const F32x8& b) {
   return lanes([&](int i) { return a.v[i] * b.v[i]; });
 }
+F32x8 add(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] + b.v[i]; });
+}
+F32x8 sub(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] - b.v[i]; });
+}
+F32x8 div(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] / b.v[i]; });
+}
+F32x8 min(const F32x8& a, const F32x8& b) {
+  return lanes([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
 F32x8 max(const F32x8& a, const F32x8& b) {
   return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
 }
 F32x8 abs(const F32x8& x) {
   return lanes([&](int i) { return std::fabs(x.v[i]); });
+}
+F32x8 power_of_two(const F32x8& n) {
+  return lanes([&](int i) { return std::ldexp(1.0f, static_cast<int>(n.v[i])); });
+}
+template <typename Code>
+void store_codes(Code* p, const F32x8& x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<Code>(x.v[i]);
 }
 float lane_sum(const F32x8& x) {
   const float* v = x.v;
