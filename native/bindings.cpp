@@ -9,6 +9,7 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "numpy_array.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -102,17 +103,6 @@ const Kernels& find_kernels(const std::string& name) {
   }
   if (name.empty()) return *best;
   throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
-}
-
-using Floats = nb::ndarray<nb::numpy, float>;
-
-// A new array of the given shape, filled by the caller.
-Floats new_array(std::vector<size_t> shape) {
-  size_t n = 1;
-  for (const size_t length : shape) n *= length;
-  float* data = new float[n]();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return Floats(data, shape.size(), shape.data(), owner);
 }
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "numpy_array.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,15 +22,6 @@ namespace {
 
 template <typename T, int n>
 using Array = nb::ndarray<const T, nb::ndim<n>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<nb::numpy, float>;
-
-Floats new_array(std::initializer_list<size_t> shape) {
-  size_t n = 1;
-  for (const size_t length : shape) n *= length;
-  float* data = new float[n]();
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  return Floats(data, shape.size(), shape.begin(), owner);
-}
 
 const Kernels& kernels_named(const std::string& name) {
   for (const Kernels* const* kernels = supported_kernels(); *kernels; ++kernels) {

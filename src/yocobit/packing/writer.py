@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.disk import flush
 from yocobit.packing.reader import (
     ALIGNMENT,
     CONFIG,
@@ -108,7 +109,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for path in (*partial.iterdir(), partial):
-            _flush(path)
+            flush(path)
         partial.rename(out)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(partial, ignore_errors=True)
@@ -116,12 +117,4 @@ def _new_directory(out: Path) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # not empty: someone else uses it by now
                 parent.rmdir()
         raise
-    _flush(out.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(out.parent)

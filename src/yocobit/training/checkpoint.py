@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.disk import flush, write_json
 from yocobit.model import Decoder
-from yocobit.training.disk import flush, write_json
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError
+from yocobit.disk import flush, write_json
 from yocobit.training.config import DataConfig
-from yocobit.training.disk import flush, write_json
 from yocobit.training.documents import Document, Documents
 from yocobit.training.tokenizer import (
     TOKENIZER_VERSION,
