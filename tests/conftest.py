@@ -1,9 +1,15 @@
 """Options and fixtures that every test file may use."""
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even where the shell ignores it for a job in the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
