@@ -16,6 +16,12 @@ float decay_from_logit(float logit) {
   return static_cast<float>(std::exp(log_sigmoid / 16));
 }
 
+// The rope of a mixer, or none where no layer has it: its angles are then never computed.
+RopeKind rope_if_present(const ModelConfig& config, Mixer mixer, RopeKind kind) {
+  const auto& layers = config.layers;
+  return std::find(layers.begin(), layers.end(), mixer) == layers.end() ? RopeKind::none : kind;
+}
+
 }  // namespace
 
 template <typename T>
@@ -28,14 +34,15 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
     : model_(model),
       kernels_(kernels),
       pool_(pool),
-      retention_rotation_(model.config.retention_rope, model.config.self_head_dim(),
-                          model.config.rope_theta, kMaxRows),
-      window_rotation_(model.config.window_rope, model.config.self_head_dim(),
-                       model.config.rope_theta, kMaxRows),
-      full_rotation_(model.config.full_rope, model.config.head_dim(), model.config.rope_theta,
-                     kMaxRows),
-      cross_rotation_(model.config.cross_rope, model.config.head_dim(), model.config.rope_theta,
-                      kMaxRows) {
+      retention_rotation_(
+          rope_if_present(model.config, Mixer::retention, model.config.retention_rope),
+          model.config.self_head_dim(), model.config.rope_theta, kMaxRows),
+      window_rotation_(rope_if_present(model.config, Mixer::window, model.config.window_rope),
+                       model.config.self_head_dim(), model.config.rope_theta, kMaxRows),
+      full_rotation_(rope_if_present(model.config, Mixer::full, model.config.full_rope),
+                     model.config.head_dim(), model.config.rope_theta, kMaxRows),
+      cross_rotation_(rope_if_present(model.config, Mixer::cross, model.config.cross_rope),
+                      model.config.head_dim(), model.config.rope_theta, kMaxRows) {
   const size_t N = kMaxRows, C = model.config.d_model, F = model.config.d_ff;
   const size_t wide = std::max(C, F);
   code_stride_ = static_cast<int>(round_up(wide, kSignBlock));

@@ -298,6 +298,19 @@ def test_memory_grows_by_the_growing_caches_only(model_of, stack, cache):
     assert large.retention == config.layers.count("retention") * state
 
 
+def test_work_space_belongs_to_the_engine_and_grows_with_the_longest_session(model_of):
+    engine = Engine.load(model_of("yoco-gret", "ternary")[1])
+    before = engine.buffer_bytes
+    rows = 128 * 4 * (6 * engine.config.d_model + 3 * engine.config.d_ff)
+
+    engine.session(100)
+    same = engine.buffer_bytes
+    engine.session(100_000)
+
+    assert before > rows * 0.8
+    assert same == before < engine.buffer_bytes
+
+
 # ---- bad input ----
 
 

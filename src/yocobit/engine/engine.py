@@ -79,6 +79,11 @@ class Engine:
     def threads(self) -> int:
         return int(self._native.n_threads)
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of work space that the sessions of this engine share; theirs are not in it."""
+        return int(self._native.buffer_bytes)
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; ConfigError if it has none that fits."""
