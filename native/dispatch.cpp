@@ -5,11 +5,16 @@
 namespace yocobit {
 
 const Kernels* const* supported_kernels() {
-  static const Kernels* kernels[] = {&kScalarKernels, nullptr, nullptr};
-#ifdef YOCOBIT_HAVE_AVX2
+  static const Kernels* kernels[] = {&kScalarKernels, nullptr, nullptr, nullptr};
+#ifdef YOCOBIT_X86
   static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                                __builtin_cpu_supports("f16c");
+  static const bool has_avx512 =
+      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni");
   if (has_avx2) kernels[1] = &kAvx2Kernels;
+  if (has_avx512) kernels[2] = &kAvx512Kernels;
 #endif
   return kernels;
 }

@@ -2,7 +2,8 @@
 //
 //   kernels_scalar.cpp   the reference: plain loops, no intrinsics, built and tested everywhere
 //   kernels_avx2.cpp     x86 with AVX2, FMA and F16C
-//   kernels_float.inc    floating-point kernels, written once over eight lanes, in both of them
+//   kernels_avx512.cpp   x86 with AVX-512 and VNNI
+//   kernels_float.inc    floating-point kernels, written once over eight lanes, in all of them
 //   kernels_mixers.inc   retention and attention, likewise
 //
 // Every implementation returns what the reference returns, bit for bit: integer sums are exact, and
@@ -98,7 +99,7 @@ struct KeysValues {
 };
 
 struct Kernels {
-  const char* name;  // "scalar", "avx2"
+  const char* name;  // "scalar", "avx2", "avx512"
 
   // y[n][m] = float(sum over k of w[m][k] * x[n][k]) * (x.scales[n] * w.scale), for the rows of
   // the groups [group_begin, group_end) that are below M. The sum is exact: |sum| <= 127 K.
@@ -178,6 +179,6 @@ struct Kernels {
 const Kernels* const* supported_kernels();
 
 extern const Kernels kScalarKernels;
-extern const Kernels kAvx2Kernels;  // defined in x86 builds only
+extern const Kernels kAvx2Kernels, kAvx512Kernels;  // defined in x86 builds only
 
 }  // namespace yocobit

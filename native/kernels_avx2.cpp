@@ -1,4 +1,4 @@
-// Kernels for x86 with AVX2, FMA and F16C; the only file built with those flags.
+// Kernels for x86 with AVX2, FMA and F16C.
 
 #include <immintrin.h>
 
@@ -10,78 +10,12 @@
 namespace yocobit {
 namespace {
 
-struct F32x8 {
-  __m256 v;
-};
+#include "lanes_avx2.inc"
 
-F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
-F32x8 load_f16(const uint16_t* p) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
-}
-F32x8 load_i8(const int8_t* p) {
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
-}
-void store(float* p, const F32x8& x) { _mm256_storeu_ps(p, x.v); }
-F32x8 splat(float x) { return {_mm256_set1_ps(x)}; }
-F32x8 zero() { return {_mm256_setzero_ps()}; }
-F32x8 fma(const F32x8& a, const F32x8& b, const F32x8& c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-F32x8 mul(const F32x8& a, const F32x8& b) { return {_mm256_mul_ps(a.v, b.v)}; }
-F32x8 add(const F32x8& a, const F32x8& b) { return {_mm256_add_ps(a.v, b.v)}; }
-F32x8 sub(const F32x8& a, const F32x8& b) { return {_mm256_sub_ps(a.v, b.v)}; }
-F32x8 div(const F32x8& a, const F32x8& b) { return {_mm256_div_ps(a.v, b.v)}; }
-F32x8 min(const F32x8& a, const F32x8& b) { return {_mm256_min_ps(a.v, b.v)}; }
-F32x8 max(const F32x8& a, const F32x8& b) { return {_mm256_max_ps(a.v, b.v)}; }
-F32x8 abs(const F32x8& x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
-F32x8 power_of_two(const F32x8& n) {
-  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
-}
-__m128i to_int16(const F32x8& x) {
-  const __m256i wide = _mm256_cvtps_epi32(x.v);
-  return _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
-}
-void store_codes(int16_t* p, const F32x8& x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), to_int16(x));
-}
-void store_codes(int8_t* p, const F32x8& x) {
-  const __m128i narrow = to_int16(x);
-  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(narrow, narrow));
-}
-float lane_sum(const F32x8& x) {
-  const __m128 fours = _mm_add_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
-  const __m128 pairs = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
-  return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
-}
-template <int n>
-void lane_sums(const F32x8* x, float* sums) {
-  int i = 0;
-  for (; i + 4 <= n; i += 4) {  // four at once, each in the order of lane_sum
-    __m128 fours[4];
-    for (int j = 0; j < 4; ++j) {
-      fours[j] =
-          _mm_add_ps(_mm256_castps256_ps128(x[i + j].v), _mm256_extractf128_ps(x[i + j].v, 1));
-    }
-    const __m128 first =
-        _mm_add_ps(_mm_movelh_ps(fours[0], fours[1]), _mm_movehl_ps(fours[1], fours[0]));
-    const __m128 second =
-        _mm_add_ps(_mm_movelh_ps(fours[2], fours[3]), _mm_movehl_ps(fours[3], fours[2]));
-    _mm_storeu_ps(sums + i, _mm_hadd_ps(first, second));
-  }
-  for (; i < n; ++i) sums[i] = lane_sum(x[i]);
-}
-float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
-uint16_t half_from_float(float x) {
-  return static_cast<uint16_t>(
-      _mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT)));
-}
+__m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 #include "kernels_float.inc"
 #include "kernels_mixers.inc"
-
-__m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 int32_t lane_sum(const __m256i& x) {
   const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -168,18 +102,56 @@ void matmul_tile(const BitMatrix& w, const QuantizedRows& x, int group, int firs
   }
 }
 
-#include "table_matmul_avx2.inc"
+// Sums over 16 * kVectors tokens.
+template <int kVectors>
+struct TokenSums {
+  static constexpr int kTokens = 16 * kVectors;
+  __m256i parts[kVectors];
+
+  static TokenSums widened(const __m128i* bytes) {
+    TokenSums sums;
+    for (int i = 0; i < kVectors; ++i) sums.parts[i] = _mm256_cvtepi8_epi16(bytes[i]);
+    return sums;
+  }
+  TokenSums operator+(const TokenSums& other) const {
+    TokenSums sums;
+    for (int i = 0; i < kVectors; ++i) {
+      sums.parts[i] = _mm256_add_epi16(parts[i], other.parts[i]);
+    }
+    return sums;
+  }
+  TokenSums operator-(const TokenSums& other) const {
+    TokenSums sums;
+    for (int i = 0; i < kVectors; ++i) {
+      sums.parts[i] = _mm256_sub_epi16(parts[i], other.parts[i]);
+    }
+    return sums;
+  }
+  void add_to(int32_t* totals) const {
+    auto* total = reinterpret_cast<__m256i*>(totals);
+    for (int i = 0; i < kVectors; ++i) {
+      const __m256i low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(parts[i]));
+      const __m256i high = _mm256_cvtepi16_epi32(_mm256_extracti128_si256(parts[i], 1));
+      total[2 * i] = _mm256_add_epi32(total[2 * i], low);
+      total[2 * i + 1] = _mm256_add_epi32(total[2 * i + 1], high);
+    }
+  }
+};
+
+#include "table_matmul.inc"
+
+constexpr int kTokensWorthTables = 9;  // fewer are faster by multiply-add
 
 template <typename Kind, typename Tables>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
   int token = 0;
-  for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
-    constexpr int kGroups = kTableRows / kRowsPerGroup;
-    for (int group = group_begin; group < group_end; group += kGroups) {
-      const int end = group + kGroups < group_end ? group + kGroups : group_end;
-      table_tile<Tables>(w, x, token, group, end, y, y_stride);
-    }
+  for (; token + 32 <= x.n; token += 32) {
+    table_matmul<Tables, TokenSums<2>>(w, x, token, 32, group_begin, group_end, y, y_stride);
+  }
+  for (; token + kTokensWorthTables <= x.n; token += 16) {
+    const int n = x.n - token < 16 ? x.n - token : 16;
+    table_matmul<Tables, TokenSums<1>>(w, x, token, n, group_begin, group_end, y, y_stride);
   }
   for (int group = group_begin; group < group_end; ++group) {
     int n = token;

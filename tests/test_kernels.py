@@ -39,7 +39,7 @@ def weights(kind, M, K, seed=0):
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
-@pytest.mark.parametrize("N", [1, 3, 4, 9, 32, 69])
+@pytest.mark.parametrize("N", [1, 2, 3, 4, 9, 25, 32, 69])
 @pytest.mark.parametrize("M", [1, 7, 8, 20])
 @pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
 def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
@@ -65,7 +65,7 @@ def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind):
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize("x_sign", [-1, 1])
 @pytest.mark.parametrize("w_sign", [-1, 1])
-@pytest.mark.parametrize("N", [1, 4, 32])
+@pytest.mark.parametrize("N", [1, 4, 16, 32])
 @pytest.mark.parametrize("K", [8192, 131072])
 def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
     w = np.full((2, K), w_sign, dtype=np.int8)
@@ -77,7 +77,7 @@ def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_si
     assert (y == x_sign * w_sign * 127 * K).all()
 
 
-@pytest.mark.parametrize("N", [1, 4, 32])
+@pytest.mark.parametrize("N", [1, 4, 16, 32])
 def test_ternary_matmul_survives_code_3_of_a_corrupt_file(kernels, N):
     codes = np.full((2, 64, 8, 32), 0xFF, dtype=np.uint8)
     codes[1] = 0x55  # weights 0
