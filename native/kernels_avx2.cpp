@@ -23,81 +23,132 @@ int32_t lane_sum(const __m256i& x) {
   return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
 }
 
-// int16 budget of both weight kinds: maddubs adds two products of a code (<= 3, if a file is
-// corrupt) and an activation (<= 127), 762 at most; ternary adds 4 of those to a lane per block,
-// 3048, and 10 blocks reach 30480. Sign adds 8 of at most 254, 2032: 16 would fit.
-constexpr int kBlocksPerWidening = 10;
-
-// Each kind walks the 32-byte vectors of codes that a block unpacks to.
+// Bits that a weight has, and what its code is worth: sum (code * kFactor - 1) x.
 struct Ternary {
-  static constexpr int kGroups = 4;
-  static __m256i codes(const __m256i& packed, int group) {
-    // Shifted in 16 bits: what crosses a byte is masked off.
-    return _mm256_and_si256(_mm256_srli_epi16(packed, 2 * group), _mm256_set1_epi8(3));
-  }
-  // sum (code - 1) x = sum code x - sum x
-  static int32_t weigh(int32_t code_sum, int32_t x_sum) { return code_sum - x_sum; }
+  static constexpr int kBits = 2, kFactor = 1;
+};
+struct Sign {
+  static constexpr int kBits = 1, kFactor = 2;
 };
 
-struct Sign {
-  static constexpr int kGroups = 8;
-  static __m256i codes(const __m256i& packed, int group) {
-    return _mm256_and_si256(_mm256_srli_epi16(packed, group), _mm256_set1_epi8(1));
+template <typename Kind>
+void write_sum(const __m256i& code_sums, const BitMatrix& w, const QuantizedRows& x, int m, int n,
+               float* y) {
+  const int32_t sum = Kind::kFactor * lane_sum(code_sums) - x.sums[n];
+  y[m] = static_cast<float>(sum) * (x.scales[n] * w.scale);
+}
+
+// int16 budget: in the highest place of a nibble a code is worth at most 8, so maddubs adds
+// 2 * 8 * 127 to a lane for each nibble, 4064 a block, and 8 blocks reach 32512.
+constexpr int kBlocksPerPlaces = 8;
+
+// kRows rows of a group by one token. Codes stay in their places in the nibbles, which saves a
+// shift; each place has sums of its own, shifted down before they are widened.
+template <typename Kind, int kRows>
+void matvec_rows(const BitMatrix& w, const QuantizedRows& x, int group, int first_row, int n,
+                 float* y) {
+  constexpr int kPlaces = 4 / Kind::kBits, kMask = (1 << Kind::kBits) - 1;
+  constexpr ptrdiff_t kPrefetchBytes = 2048;  // ahead in the stream of weights
+  const uint8_t* codes =
+      w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
+  const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  __m256i totals[kRows];
+  for (__m256i& total : totals) total = _mm256_setzero_si256();
+  for (int begin = 0; begin < w.n_blocks; begin += kBlocksPerPlaces) {
+    const int end = begin + kBlocksPerPlaces < w.n_blocks ? begin + kBlocksPerPlaces : w.n_blocks;
+    __m256i sums[kRows][kPlaces];
+    for (auto& row : sums) {
+      for (__m256i& sum : row) sum = _mm256_setzero_si256();
+    }
+    for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
+      for (int r = 0; r < kRows; r += 2) {
+        __builtin_prefetch(codes + r * kBlockBytes + kPrefetchBytes);
+      }
+      for (int half = 0; half < 2; ++half) {
+        __m256i packed[kRows];
+        for (int r = 0; r < kRows; ++r) {
+          packed[r] = load_bytes(codes + r * kBlockBytes);
+          if (half == 1) packed[r] = _mm256_srli_epi16(packed[r], 4);
+        }
+#pragma GCC unroll 4
+        for (int place = 0; place < kPlaces; ++place, inputs += kBlockBytes) {
+          const __m256i mask = _mm256_set1_epi8(kMask << (place * Kind::kBits));
+          const __m256i xs = load_bytes(inputs);
+          for (int r = 0; r < kRows; ++r) {
+            const __m256i products = _mm256_maddubs_epi16(_mm256_and_si256(packed[r], mask), xs);
+            sums[r][place] = _mm256_add_epi16(sums[r][place], products);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      __m256i sum = sums[r][0];
+      for (int place = 1; place < kPlaces; ++place) {
+        sum = _mm256_add_epi16(sum, _mm256_srai_epi16(sums[r][place], place * Kind::kBits));
+      }
+      totals[r] = _mm256_add_epi32(totals[r], _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+    }
   }
-  // sum (2 code - 1) x = 2 sum code x - sum x
-  static int32_t weigh(int32_t code_sum, int32_t x_sum) { return 2 * code_sum - x_sum; }
-};
+  for (int r = 0; r < kRows; ++r) {
+    const int m = group * kRowsPerGroup + first_row + r;
+    if (m < w.m) write_sum<Kind>(totals[r], w, x, m, n, y);
+  }
+}
+
+// int16 budget: maddubs adds two products of a code (<= 3, if a file is corrupt) and an activation
+// (<= 127), 762 at most; ternary adds 4 of those to a lane per block, 3048, and 10 blocks reach
+// 30480. Sign adds 8 of at most 254, 2032: 16 would fit.
+constexpr int kBlocksPerWidening = 10;
 
 // kRows rows of a group by kTokens tokens: every unpacked code vector serves kTokens tokens and
 // every activation vector kRows rows.
 template <typename Kind, int kRows, int kTokens>
-void matmul_tile(const BitMatrix& w, const QuantizedRows& x, int group, int first_row,
-                 int first_token, float* y, ptrdiff_t y_stride) {
+void matmul_rows(const BitMatrix& w, const QuantizedRows& x, int group, int first_row, int n,
+                 float* y, ptrdiff_t y_stride) {
   const uint8_t* codes =
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
-  const int8_t* activations = x.codes + static_cast<size_t>(first_token) * x.stride;
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i sum32[kRows][kTokens];
-  for (auto& row : sum32) {
-    for (auto& sum : row) sum = _mm256_setzero_si256();
+  const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  const __m256i mask = _mm256_set1_epi8((1 << Kind::kBits) - 1);
+  __m256i totals[kRows][kTokens];
+  for (auto& row : totals) {
+    for (__m256i& total : row) total = _mm256_setzero_si256();
   }
   for (int begin = 0; begin < w.n_blocks; begin += kBlocksPerWidening) {
     const int end =
         begin + kBlocksPerWidening < w.n_blocks ? begin + kBlocksPerWidening : w.n_blocks;
-    __m256i sum16[kRows][kTokens];
-    for (auto& row : sum16) {
-      for (auto& sum : row) sum = _mm256_setzero_si256();
+    __m256i sums[kRows][kTokens];
+    for (auto& row : sums) {
+      for (__m256i& sum : row) sum = _mm256_setzero_si256();
     }
-    for (int block = begin; block < end; ++block) {
-      const uint8_t* packed = codes + static_cast<size_t>(block) * kRowsPerGroup * kBlockBytes;
-      const int8_t* columns = activations + block * Kind::kGroups * kBlockBytes;
+    for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
 #pragma GCC unroll 8
-      for (int group_of = 0; group_of < Kind::kGroups; ++group_of) {
+      for (int place = 0; place < 8 / Kind::kBits; ++place, inputs += kBlockBytes) {
         __m256i xs[kTokens];
         for (int t = 0; t < kTokens; ++t) {
-          xs[t] = load_bytes(columns + static_cast<size_t>(t) * x.stride + group_of * kBlockBytes);
+          xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride);
         }
         for (int r = 0; r < kRows; ++r) {
-          const __m256i unpacked = Kind::codes(load_bytes(packed + r * kBlockBytes), group_of);
+          const __m256i packed = load_bytes(codes + r * kBlockBytes);
+          // Shifted in 16 bits: what crosses a byte is masked off.
+          const __m256i unpacked =
+              _mm256_and_si256(_mm256_srli_epi16(packed, place * Kind::kBits), mask);
           for (int t = 0; t < kTokens; ++t) {
-            sum16[r][t] = _mm256_add_epi16(sum16[r][t], _mm256_maddubs_epi16(unpacked, xs[t]));
+            sums[r][t] = _mm256_add_epi16(sums[r][t], _mm256_maddubs_epi16(unpacked, xs[t]));
           }
         }
       }
     }
     for (int r = 0; r < kRows; ++r) {
       for (int t = 0; t < kTokens; ++t) {
-        sum32[r][t] = _mm256_add_epi32(sum32[r][t], _mm256_madd_epi16(sum16[r][t], ones));
+        const __m256i widened = _mm256_madd_epi16(sums[r][t], _mm256_set1_epi16(1));
+        totals[r][t] = _mm256_add_epi32(totals[r][t], widened);
       }
     }
   }
   for (int r = 0; r < kRows; ++r) {
     const int m = group * kRowsPerGroup + first_row + r;
-    if (m >= w.m) return;
-    for (int t = 0; t < kTokens; ++t) {
-      const int n = first_token + t;
-      const int32_t sum = Kind::weigh(lane_sum(sum32[r][t]), x.sums[n]);
-      y[n * y_stride + m] = static_cast<float>(sum) * (x.scales[n] * w.scale);
+    for (int t = 0; t < kTokens && m < w.m; ++t) {
+      write_sum<Kind>(totals[r][t], w, x, m, n + t, y + (n + t) * y_stride);
     }
   }
 }
@@ -153,14 +204,19 @@ void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int
     const int n = x.n - token < 16 ? x.n - token : 16;
     table_matmul<Tables, TokenSums<1>>(w, x, token, n, group_begin, group_end, y, y_stride);
   }
+  constexpr int kRows = 4 / (8 / Kind::kBits / 4);  // at a time: 8 sums, whatever the kind
   for (int group = group_begin; group < group_end; ++group) {
     int n = token;
     for (; n + 4 <= x.n; n += 4) {
       for (int row = 0; row < kRowsPerGroup; row += 2) {
-        matmul_tile<Kind, 2, 4>(w, x, group, row, n, y, y_stride);
+        matmul_rows<Kind, 2, 4>(w, x, group, row, n, y, y_stride);
       }
     }
-    for (; n < x.n; ++n) matmul_tile<Kind, 8, 1>(w, x, group, 0, n, y, y_stride);
+    for (; n < x.n; ++n) {
+      for (int row = 0; row < kRowsPerGroup; row += kRows) {
+        matvec_rows<Kind, kRows>(w, x, group, row, n, y + n * y_stride);
+      }
+    }
   }
 }
 
