@@ -192,20 +192,20 @@ void Decoder::feed_forward(const Layer& layer) {
   const FeedForwardKind kind = model_.config.ffn;
   const int F = model_.config.d_ff;
   prepare(x_.get(), model_.config.d_model, layer.ffn_norm);
-  if (kind == FeedForwardKind::sign) {
-    apply({{&layer.up, up_.get()}});
-  } else {
-    apply({{&layer.gate, gate_.get()}, {&layer.up, up_.get()}});
-  }
-  pool_.run(n_, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      float* gate = &gate_[row * F];
-      const float* up = &up_[row * F];
-      if (kind == FeedForwardKind::swiglu) kernels_.silu_multiply(gate, up, F, gate);
-      if (kind == FeedForwardKind::relu2) kernels_.relu2_multiply(gate, up, F, gate);
-      if (kind == FeedForwardKind::sign) kernels_.sign(up, F, gate);
+  const auto activate = [&](int row_begin, int row_end, int begin, int end) {
+    for (int row = row_begin; row < row_end; ++row) {
+      float* gate = &gate_[static_cast<size_t>(row) * F + begin];
+      const float* up = &up_[static_cast<size_t>(row) * F + begin];
+      if (kind == FeedForwardKind::swiglu) kernels_.silu_multiply(gate, up, end - begin, gate);
+      if (kind == FeedForwardKind::relu2) kernels_.relu2_multiply(gate, up, end - begin, gate);
+      if (kind == FeedForwardKind::sign) kernels_.sign(up, end - begin, gate);
     }
-  });
+  };
+  if (kind == FeedForwardKind::sign) {
+    apply_alike({{&layer.up, up_.get()}}, activate);
+  } else {
+    apply_alike({{&layer.gate, gate_.get()}, {&layer.up, up_.get()}}, activate);
+  }
   project_out(layer.down, gate_.get(), layer.down_norm);
 }
 
@@ -248,9 +248,11 @@ void Decoder::retain(const Layer& layer, int index) {
 void Decoder::project_out(const Linear& linear, float* x, const float* norm) {
   const int C = linear.m;
   prepare(x, linear.k, norm);
-  apply({{&linear, q_.get()}});
-  pool_.run(n_, [&](int64_t begin, int64_t end) {
-    kernels_.add(&q_[begin * C], static_cast<int>((end - begin) * C), &x_[begin * C]);
+  apply_alike({{&linear, q_.get()}}, [&](int row_begin, int row_end, int begin, int end) {
+    for (int row = row_begin; row < row_end; ++row) {
+      const size_t at = static_cast<size_t>(row) * C + begin;
+      kernels_.add(&q_[at], end - begin, &x_[at]);
+    }
   });
 }
 
@@ -273,18 +275,16 @@ void Decoder::prepare(const float* x, int size, const float* norm) {
   });
 }
 
+// Whether threads share the rows at work, rather than output features: what a kernel prepares for a
+// block of rows then serves all weights.
+bool Decoder::shares_rows() const {
+  return model_.config.weights != WeightKind::dense && n_ >= kTokenBlock * pool_.size();
+}
+
 // y [N][M] = W times what prepare() left, for projections of the same input.
 void Decoder::apply(std::initializer_list<Output> outputs) {
-  const bool is_dense = model_.config.weights == WeightKind::dense;
-  if (!is_dense && n_ >= kTokenBlock * pool_.size()) {
-    // What a kernel prepares for a block of rows then serves all weights.
-    pool_.run((n_ + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
-      const int last = std::min(static_cast<int>(end) * kTokenBlock, n_);
-      for (const Output& output : outputs) {
-        apply_rows(output, 0, output.linear->n_groups(), static_cast<int>(begin) * kTokenBlock,
-                   last);
-      }
-    });
+  if (shares_rows()) {
+    apply_to_blocks(outputs, [](int, int) {});
     return;
   }
   int n_groups = 0;
@@ -297,6 +297,35 @@ void Decoder::apply(std::initializer_list<Output> outputs) {
       if (from < to) apply_rows(output, static_cast<int>(from), static_cast<int>(to), 0, n_);
       first += n;
     }
+  });
+}
+
+// The same for projections alike in M, each thread then calling finish(row_begin, row_end, begin,
+// end) for the rows and features that it has computed of all of them.
+template <typename Finish>
+void Decoder::apply_alike(std::initializer_list<Output> outputs, const Finish& finish) {
+  const Linear& first = *outputs.begin()->linear;
+  if (shares_rows()) {
+    apply_to_blocks(outputs,
+                    [&](int row_begin, int row_end) { finish(row_begin, row_end, 0, first.m); });
+    return;
+  }
+  pool_.run(first.n_groups(), [&](int64_t begin, int64_t end) {
+    const int group_begin = static_cast<int>(begin), group_end = static_cast<int>(end);
+    for (const Output& output : outputs) apply_rows(output, group_begin, group_end, 0, n_);
+    finish(0, n_, group_begin * kRowsPerGroup, std::min(group_end * kRowsPerGroup, first.m));
+  });
+}
+
+template <typename Finish>
+void Decoder::apply_to_blocks(std::initializer_list<Output> outputs, const Finish& finish) {
+  pool_.run((n_ + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
+    const int row_begin = static_cast<int>(begin) * kTokenBlock;
+    const int row_end = std::min(static_cast<int>(end) * kTokenBlock, n_);
+    for (const Output& output : outputs) {
+      apply_rows(output, 0, output.linear->n_groups(), row_begin, row_end);
+    }
+    finish(row_begin, row_end);
   });
 }
 

@@ -72,7 +72,12 @@ class Decoder {
                    int64_t n_partitions);
 
   void prepare(const float* x, int size, const float* norm);
+  bool shares_rows() const;
   void apply(std::initializer_list<Output> outputs);
+  template <typename Finish>
+  void apply_alike(std::initializer_list<Output> outputs, const Finish& finish);
+  template <typename Finish>
+  void apply_to_blocks(std::initializer_list<Output> outputs, const Finish& finish);
   void apply_rows(const Output& output, int group_begin, int group_end, int row_begin, int row_end);
   void project_out(const Linear& linear, float* x, const float* norm);
 

@@ -54,10 +54,10 @@ def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind):
-    w, codes = weights(kind, 2100, 136)
+    w, codes = weights(kind, 2700, 136)
     x = np.random.default_rng(1).integers(-127, 128, (33, 136), dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 2100, x, kind == "ternary")
+    y = _native.bit_matmul(kernels, codes, 2700, x, kind == "ternary")
 
     np.testing.assert_array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
 
