@@ -1,10 +1,10 @@
-"""yocobit beside llama.cpp: the same shapes, random weights, the same machine, in turn.
+"""yocobit beside llama.cpp, PyTorch and itself: the same shapes, random weights, in turn.
 
-    python benchmarks/peers.py [--rounds 3] [--shapes 2b4t 150m] [--work DIR]
+    python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--work DIR]
 
-Needs the extra `peers` (llama-cpp-python, gguf). Every round runs every engine once for each shape
-and number of threads; a ratio is the median over rounds of ours / the best of theirs in that round.
-Writes benchmarks/results/peers.json.
+Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a process
+of its own; a ratio is the median over rounds of ours / the best of theirs in that round. Writes
+benchmarks/results/peers.json; docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -13,172 +13,148 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from random_model import write_random_model
-from shapes import SHAPES
-
-from yocobit import Engine
+import measures
+from ratios import ratios
+from yocobit.benchmark.machine import describe_machine
+from yocobit.benchmark.random_model import write_random_model
+from yocobit.benchmark.shapes import SHAPES, transformer, yoco
+from yocobit.config import ModelConfig
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
-PREFILL, DECODE = 512, 48
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
 THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's own choice for these types, and ours
+
+_ALL_SHAPES: dict[str, ModelConfig] = {
+    "2b4t": SHAPES["2b4t"],
+    "150m": SHAPES["150m"],
+    "150m-yoco": yoco(SHAPES["150m"]),
+    # Weights that fit a last-level cache of 32 MB.
+    "85m": transformer(768, 12, 12, 12, 2048, 8192),
+    # One layer of attention as in 2b4t, and little else.
+    "attention": transformer(2560, 1, 20, 5, 256, 1024),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--only", nargs="+", choices=_PLANS, default=list(_PLANS))
     parser.add_argument("--work", type=Path, help="keep models here between runs")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measure(json.loads(arguments.one))))
+        run = json.loads(arguments.one)
+        print(json.dumps(getattr(measures, run["measure"])(run)))
         return
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = [run for shape in arguments.shapes for run in prepare(work, shape)]
+        runs = [run for name in arguments.only for run in _PLANS[name](work)]
         report = {"machine": machine(), "runs": list(measured(runs, arguments.rounds))}
     report["ratios"] = ratios(report["runs"])
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, ratio in report["ratios"].items():
-        print(f"{name:28} {ratio:.2f}")
+        print(f"{name:36} {ratio:8.2f}")
     print(f"wrote {RESULTS}")
 
 
-def prepare(work: Path, shape: str) -> Iterator[dict[str, Any]]:
-    """Write the models of a shape; give one run for each engine, weight kind and thread count."""
+def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
+    """Prefill and decode: every weight kind beside the types of llama.cpp, and PyTorch."""
+    for shape in ("2b4t", "150m"):
+        config = _ALL_SHAPES[shape]
+        for kind, types in THEIRS.items():
+            paths = {measures.YOCOBIT: ours(work, shape, kind)}
+            paths |= {f"llama.cpp {name}": theirs(work, shape, name) for name in types}
+            for threads in (2, 1):
+                for engine, path in paths.items():
+                    yield {"measure": "speed", "shape": shape, "kind": kind, "engine": engine,
+                           "threads": threads, "path": path,
+                           "vocab_size": config.vocab_size}  # fmt: skip
+    for threads in (2, 1):
+        yield {"measure": "speed", "shape": "150m", "kind": "float32",
+               "engine": measures.PYTORCH, "threads": threads,
+               "config": config.to_dict(), "vocab_size": config.vocab_size}  # fmt: skip
+
+
+def attention_runs(work: Path) -> Iterator[dict[str, Any]]:
+    """A layer of attention over a long f16 cache."""
+    paths = {
+        measures.YOCOBIT: ours(work, "attention", "ternary"),
+        "llama.cpp TQ2_0": theirs(work, "attention", "TQ2_0"),
+    }
+    for engine, path in paths.items():
+        yield {"measure": "attention", "shape": "attention", "engine": engine, "threads": 2,
+               "path": path}  # fmt: skip
+
+
+def own_runs(work: Path) -> Iterator[dict[str, Any]]:
+    """What needs no peer: ratios to ourselves and to the machine's limits."""
+    for shape, kind in (("2b4t", "ternary"), ("2b4t", "sign"), ("85m", "ternary")):
+        for threads in (2, 1):
+            yield {"measure": "share", "shape": shape, "kind": kind, "threads": threads,
+                   "path": ours(work, shape, kind)}  # fmt: skip
+    for shape in ("2b4t", "150m"):
+        yield {"measure": "sessions", "shape": shape, "threads": 2,
+               "path": ours(work, shape, "ternary")}  # fmt: skip
+    yield {"measure": "early_exit", "shape": "150m", "threads": 2,
+           "path": ours(work, "150m", "ternary"),
+           "yoco_path": ours(work, "150m-yoco", "ternary")}  # fmt: skip
+    yield {"measure": "opening", "shape": "2b4t", "threads": 2,
+           "path": ours(work, "2b4t", "ternary")}  # fmt: skip
+
+
+_PLANS = {"speed": speed_runs, "attention": attention_runs, "own": own_runs}
+
+
+def ours(work: Path, shape: str, kind: str) -> str:
+    """Return a packed model of that shape, written unless it is there."""
+    path = work / f"{shape}-{kind}"
+    if not path.exists():
+        write_random_model(_ALL_SHAPES[shape].replace(weights=kind), path, head=OUR_HEAD)
+    return str(path)
+
+
+def theirs(work: Path, shape: str, kind: str) -> str:
+    """Return a GGUF file of that shape, written unless it is there."""
     from llama_cpp_model import write_gguf
 
-    config = SHAPES[shape]
-    for kind, types in THEIRS.items():
-        ours = work / f"{shape}-{kind}"
-        if not ours.exists():
-            write_random_model(config.replace(weights=kind), ours, head=OUR_HEAD)
-        paths = {f"yocobit {kind}": ours}
-        for name in types:
-            path = work / f"{shape}-{name}.gguf"
-            if not path.exists():
-                write_gguf(path, config, name, THEIR_HEAD)
-            paths[f"llama.cpp {name}"] = path
-        for threads in (2, 1):
-            for engine, path in paths.items():
-                yield {"shape": shape, "kind": kind, "engine": engine, "threads": threads,
-                       "path": str(path)}  # fmt: skip
+    path = work / f"{shape}-{kind}.gguf"
+    if not path.exists():
+        write_gguf(path, _ALL_SHAPES[shape], kind, THEIR_HEAD)
+    return str(path)
 
 
 def measured(runs: list[dict[str, Any]], rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure every run once a round, each in a process of its own."""
+    """Make every run once a round, each in a process of its own."""
     for number in range(rounds):
         for run in runs:
             command = [sys.executable, __file__, "--one", json.dumps(run)]
             output = subprocess.run(command, capture_output=True, text=True)
+            known = {key: value for key, value in run.items() if key in _SHOWN}
+            name = f"{number} " + " ".join(map(str, known.values()))
             if output.returncode != 0:
-                print(f"{run['engine']} {run['shape']}: {output.stderr.strip()[-300:]}")
+                print(f"{name}: {output.stderr.strip()[-300:]}", flush=True)
                 continue
-            result = {**run, "round": number, **json.loads(output.stdout.splitlines()[-1])}
-            del result["path"]
-            print(
-                f"{number} {run['shape']} {run['engine']:18} {run['threads']} threads: "
-                f"prefill {result['prefill']:7.1f}, decode {result['decode']:6.1f} tokens/s",
-                flush=True,
-            )
-            yield result
+            found = json.loads(output.stdout.splitlines()[-1])
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+            print(f"{name}: {shown}", flush=True)
+            yield {**known, "round": number, **found}
 
 
-def measure(run: dict[str, Any]) -> dict[str, float]:
-    """Prefill PREFILL tokens and decode DECODE after them; tokens/s of both, after a warm-up."""
-    vocab_size = SHAPES[run["shape"]].vocab_size
-    tokens = np.random.default_rng(0).integers(1, vocab_size, PREFILL + DECODE).tolist()
-    is_ours = run["engine"].startswith("yocobit")
-    texts = (_ours if is_ours else _theirs)(run["path"], run["threads"])
-    feed = next(texts)
-    feed(tokens[:64])
-    feed = next(texts)
-    begin = time.perf_counter()
-    feed(tokens[:PREFILL])
-    prefill = PREFILL / (time.perf_counter() - begin)
-    seconds = []
-    for token in tokens[PREFILL:]:
-        begin = time.perf_counter()
-        feed([token])
-        seconds.append(time.perf_counter() - begin)
-    return {"prefill": prefill, "decode": 1 / statistics.median(seconds)}
-
-
-def _ours(path: str, threads: int) -> Iterator[Any]:
-    engine = Engine.load(path, threads=threads)
-    while True:
-        yield engine.session(PREFILL + DECODE, "f16").feed
-
-
-def _theirs(path: str, threads: int) -> Iterator[Any]:
-    from llama_cpp import Llama
-
-    model = Llama(path, n_ctx=1024, n_batch=512, n_ubatch=512, n_threads=threads,
-                  n_threads_batch=threads, flash_attn=True, verbose=False)  # fmt: skip
-    while True:
-        model.reset()
-        yield model.eval
-
-
-def ratios(runs: list[dict[str, Any]]) -> dict[str, float]:
-    """Medians over rounds of ours / the best of theirs."""
-    found = {}
-    for shape in SHAPES:
-        for kind in THEIRS:
-            for threads in (2, 1):
-                for what in ("prefill", "decode"):
-                    rounds: dict[int, dict[str, float]] = {}
-                    for run in runs:
-                        if (run["shape"], run["kind"], run["threads"]) == (shape, kind, threads):
-                            rounds.setdefault(run["round"], {})[run["engine"]] = run[what]
-                    each = [
-                        speeds[f"yocobit {kind}"] / max(theirs)
-                        for speeds in rounds.values()
-                        if f"yocobit {kind}" in speeds
-                        and (theirs := [v for n, v in speeds.items() if n.startswith("llama")])
-                    ]
-                    if each:
-                        size = "" if shape == "2b4t" else f"_{shape}"
-                        name = f"{what}{size}_{kind}_{threads}t"
-                        found[name] = round(statistics.median(each), 3)
-    return found
+_SHOWN = ("measure", "shape", "kind", "engine", "threads")
 
 
 def machine() -> dict[str, Any]:
-    cpu = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "cpu": cpu,
-        "n_cpus": os.cpu_count(),
-        "commit": commit,
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("yocobit", "llama-cpp-python", "gguf", "numpy")
-        },
-    }
+    packages = ("yocobit", "llama-cpp-python", "gguf", "torch", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {**describe_machine().to_dict(), "versions": versions}
 
 
 if __name__ == "__main__":

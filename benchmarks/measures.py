@@ -1,0 +1,128 @@
+"""What peers.py measures, one function a kind of run; each returns the figures of one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from engines import Feed, NewText, open_llama_cpp, open_pytorch, open_yocobit
+from yocobit import Engine
+from yocobit.benchmark.limits import measure_limits
+from yocobit.benchmark.machine import read_caches, usable_cpus
+from yocobit.benchmark.traffic import decode_bytes
+from yocobit.config import ModelConfig
+
+YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
+PREFILL, DECODE = 512, 64
+DEPTH = 16384
+SESSIONS = 16
+LONG_PREFILL = 2048
+
+
+def speed(run: dict[str, Any]) -> dict[str, float]:
+    """Prefill PREFILL tokens and decode DECODE after them; tokens/s of both, after a warm-up."""
+    tokens = np.random.default_rng(0).integers(1, run["vocab_size"], PREFILL + DECODE).tolist()
+    new_text = _open(run, PREFILL + DECODE)
+    new_text()(tokens[:64])
+    feed = new_text()
+    prefill = PREFILL / _seconds(lambda: feed(tokens[:PREFILL]))
+    seconds = _decode(feed, tokens[PREFILL:])
+    return {"prefill": prefill, "decode": 1 / statistics.median(seconds)}
+
+
+def attention(run: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds that DEPTH positions add to a decode step of the one layer."""
+    tokens = np.random.default_rng(0).integers(1, 1000, DEPTH + 64).tolist()
+    new_text = _open(run, DEPTH + 128)
+    feed = new_text()
+    feed(tokens[:64])
+    shallow = statistics.median(_decode(feed, tokens[:32]))
+    feed = new_text()
+    feed(tokens[:DEPTH])
+    deep = statistics.median(_decode(feed, tokens[DEPTH:]))
+    return {"ms": 1000 * (deep - shallow)}
+
+
+def share(run: dict[str, Any]) -> dict[str, float]:
+    """Bytes that decoding must touch a second, over what the machine reads a second."""
+    engine = Engine.load(run["path"], threads=run["threads"])
+    session = engine.session(512, "f16")
+    tokens = np.random.default_rng(0).integers(1, engine.config.vocab_size, 256).tolist()
+    session.feed(tokens[:16])
+    n_bytes = decode_bytes(engine.model, "f16", 16, len(tokens), 1) / len(tokens)
+    caches = read_caches()
+    is_resident = n_bytes < caches.last_bytes
+    rates, roofs = [], []
+    for part in range(4):  # in turn, so that both see the same machine
+        limits = measure_limits(run["threads"], usable_cpus(), caches)
+        roofs.append(limits.last_level_bytes_per_s if is_resident else limits.dram_bytes_per_s)
+        seconds = _decode(session.feed, tokens[part * 64 : part * 64 + 64])
+        rates.append(n_bytes / statistics.median(seconds))
+    return {
+        "gigabytes_per_s": statistics.median(rates) / 1e9,
+        "limit_gigabytes_per_s": max(roofs) / 1e9,
+        "share": statistics.median(rates) / max(roofs),
+        "p99_over_median": _p99_over_median(session.feed, tokens),
+    }
+
+
+def sessions(run: dict[str, Any]) -> dict[str, float]:
+    """Tokens/s of SESSIONS sessions that decode together, and of one alone."""
+    engine = Engine.load(run["path"], threads=run["threads"])
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(1, engine.config.vocab_size, (SESSIONS, 32)).tolist()
+    texts = [engine.session(128, "f16") for _ in prompts]
+    for text, prompt in zip(texts, prompts, strict=True):
+        text.feed(prompt)
+    alone = statistics.median(_decode(texts[0].feed, prompts[0][:24]))
+    steps = [[prompt[i] for prompt in prompts] for i in range(12)]
+    together = statistics.median(_seconds(lambda s=s: engine.step(texts, s)) for s in steps)
+    return {"alone": 1 / alone, "together": SESSIONS / together}
+
+
+def early_exit(run: dict[str, Any]) -> dict[str, float]:
+    """Prefill of LONG_PREFILL tokens in a YOCO stack and in a Transformer, tokens/s."""
+    found = {}
+    for name, path in (("transformer", run["path"]), ("yoco", run["yoco_path"])):
+        engine = Engine.load(path, threads=run["threads"])
+        tokens = np.random.default_rng(0).integers(1, engine.config.vocab_size, LONG_PREFILL)
+        engine.session(64, "f16").feed(tokens[:64])
+        session = engine.session(LONG_PREFILL, "f16")
+        found[name] = LONG_PREFILL / _seconds(lambda s=session, t=tokens: s.feed(t))
+    return found
+
+
+def opening(run: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds from a path to a session that takes tokens; the second time, files cached."""
+    Engine.load(run["path"], threads=run["threads"]).session(64, "f16").feed([1])
+
+    begin = time.perf_counter()
+    session = Engine.load(run["path"], threads=run["threads"]).session(64, "f16")
+    opened = time.perf_counter()
+    session.feed([1])
+    return {"ms": 1000 * (opened - begin), "first_token_ms": 1000 * (time.perf_counter() - opened)}
+
+
+def _open(run: dict[str, Any], room: int) -> NewText:
+    if run["engine"] == PYTORCH:
+        return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
+    opener = open_yocobit if run["engine"] == YOCOBIT else open_llama_cpp
+    return opener(run["path"], run["threads"], room)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _decode(feed: Feed, tokens: list[int]) -> list[float]:
+    return [_seconds(lambda token=token: feed([token])) for token in tokens]
+
+
+def _p99_over_median(feed: Feed, tokens: list[int]) -> float:
+    seconds = _decode(feed, tokens[:200])
+    return float(np.quantile(seconds, 0.99)) / statistics.median(seconds)
