@@ -10,6 +10,8 @@
 namespace yocobit {
 namespace {
 
+constexpr int kRegisters = 16;
+
 struct F32x8 {
   __m256 v;
 };
@@ -21,6 +23,13 @@ F32x8 load_f16(const uint16_t* p) {
 F32x8 load_i8(const int8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes))};
+}
+F32x8 load_i4(const uint8_t* p, int half) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i pairs = _mm256_cvtepi8_epi32(bytes);
+  const __m256i codes =
+      half ? _mm256_srai_epi32(pairs, 4) : _mm256_srai_epi32(_mm256_slli_epi32(pairs, 28), 28);
+  return {_mm256_cvtepi32_ps(codes)};
 }
 void store(float* p, const F32x8& x) { _mm256_storeu_ps(p, x.v); }
 F32x8 splat(float x) { return {_mm256_set1_ps(x)}; }
@@ -55,23 +64,57 @@ float lane_sum(const F32x8& x) {
   const __m128 pairs = _mm_add_ps(fours, _mm_movehl_ps(fours, fours));
   return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
 }
-template <int n>
-void lane_sums(const F32x8* x, float* sums) {
-  int i = 0;
-  for (; i + 4 <= n; i += 4) {  // four at once, each in the order of lane_sum
-    __m128 fours[4];
-    for (int j = 0; j < 4; ++j) {
-      fours[j] =
-          _mm_add_ps(_mm256_castps256_ps128(x[i + j].v), _mm256_extractf128_ps(x[i + j].v, 1));
-    }
-    const __m128 first =
-        _mm_add_ps(_mm_movelh_ps(fours[0], fours[1]), _mm_movehl_ps(fours[1], fours[0]));
-    const __m128 second =
-        _mm_add_ps(_mm_movelh_ps(fours[2], fours[3]), _mm_movehl_ps(fours[3], fours[2]));
-    _mm_storeu_ps(sums + i, _mm_hadd_ps(first, second));
+// Eight at once, each in the order of lane_sum.
+[[gnu::always_inline]] inline __m256 eight_lane_sums(const F32x8* x) {
+  __m256 fours[4], pairs[2];  // of x[i] in the low half, of x[i + 4] in the high one
+  for (int i = 0; i < 4; ++i) {
+    fours[i] = _mm256_add_ps(_mm256_blend_ps(x[i].v, x[i + 4].v, 0xf0),
+                             _mm256_permute2f128_ps(x[i].v, x[i + 4].v, 0x21));
   }
-  for (; i < n; ++i) sums[i] = lane_sum(x[i]);
+  for (int i = 0; i < 2; ++i) {
+    const __m256d first = _mm256_castps_pd(fours[2 * i]);
+    const __m256d second = _mm256_castps_pd(fours[2 * i + 1]);
+    pairs[i] = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(first, second)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(first, second)));
+  }
+  return _mm256_add_ps(_mm256_shuffle_ps(pairs[0], pairs[1], 0x88),
+                       _mm256_shuffle_ps(pairs[0], pairs[1], 0xdd));
 }
+template <int n, int run>
+[[gnu::always_inline]] inline void lane_sums(const F32x8* x, float* sums, ptrdiff_t stride) {
+  for (int i = 0; i < n; i += 8) {
+    F32x8 eight[8];
+    for (int j = 0; j < 8; ++j) eight[j] = x[i + j < n ? i + j : i];
+    const __m256 totals = eight_lane_sums(eight);
+    const __m128 halves[] = {_mm256_castps256_ps128(totals), _mm256_extractf128_ps(totals, 1)};
+    if constexpr (n % 8 == 0 && run % 8 == 0) {
+      _mm256_storeu_ps(sums + i / run * stride + i % run, totals);
+    } else if constexpr (n % 8 == 0 && run == 4) {
+      for (int j = 0; j < 2; ++j) _mm_storeu_ps(sums + (i / run + j) * stride, halves[j]);
+    } else if constexpr (n % 8 == 0 && run == 2) {
+      for (int j = 0; j < 2; ++j) {
+        float* first = sums + (i / run + 2 * j) * stride;
+        _mm_storel_pi(reinterpret_cast<__m64*>(first), halves[j]);
+        _mm_storeh_pi(reinterpret_cast<__m64*>(first + stride), halves[j]);
+      }
+    } else {
+      float each[8];
+      _mm256_storeu_ps(each, totals);
+      for (int j = i; j < i + 8 && j < n; ++j) sums[j / run * stride + j % run] = each[j - i];
+    }
+  }
+}
+float lane_max(const F32x8& x) {
+  const __m128 fours = _mm_max_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+  const __m128 pairs = _mm_max_ps(fours, _mm_movehl_ps(fours, fours));
+  return _mm_cvtss_f32(_mm_max_ss(pairs, _mm_movehdup_ps(pairs)));
+}
+// Else GCC reads x from memory for every use, and loads bound what multiplications should.
+F32x8 in_register(F32x8 x) {
+  asm("" : "+v"(x.v));
+  return x;
+}
+void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 float square_root(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 uint16_t half_from_float(float x) {
   return static_cast<uint16_t>(
