@@ -60,59 +60,58 @@ void Decoder::attend(int index, const Rotation& rotation, int n_heads, int64_t w
       rotation.apply(kernels_, static_cast<int>(i / n_heads), &q_[i * D]);
     }
   });
-  // As many rows at a time as the partial results of their partitions have room for.
-  const int64_t room = partials_size_ / (int64_t{n_heads} * (D + kPartialExtra));
-  for (int first = 0; first < n_;) {
-    int64_t n_partitions = 0;
-    int last = first;
-    while (last < n_) {
-      const int64_t end = rows_[last].position + 1;
-      const int64_t begin = window ? std::max<int64_t>(0, end - window) : 0;
-      const int64_t needed = (end - 1) / kPartition - begin / kPartition + 1;
-      if (last > first && std::max(n_partitions, needed) * (last + 1 - first) > room) break;
-      n_partitions = std::max(n_partitions, needed);
-      ++last;
-    }
-    attend_rows(index, first, last, n_heads, window, n_partitions);
-    first = last;
+  int64_t n_partitions = 0;
+  for (int row = 0; row < n_; ++row) n_partitions = std::max(n_partitions, span(row, window).size);
+  // As many partitions of every row at a time as there is room for; the first place of a row
+  // holds the sum of those before.
+  const int64_t places = kPartials / n_;
+  for (int64_t first = 0; first < n_partitions;) {
+    const int64_t n = std::min(n_partitions - first, places - (first > 0));
+    attend_partitions(index, n_heads, window, first, n, places);
+    first += n;
   }
+  pool_.run(int64_t{n_} * n_heads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels_.finish(&partials_[i * places * (D + kPartialExtra)], D, &y_[i * D]);
+    }
+  });
 }
 
-void Decoder::attend_rows(int index, int first, int last, int n_heads, int64_t window,
-                          int64_t n_partitions) {
+// The partitions that a row sees, of which the first and the last need not be whole.
+Decoder::Span Decoder::span(int row, int64_t window) const {
+  const int64_t end = rows_[row].position + 1;
+  const int64_t begin = window ? std::max<int64_t>(0, end - window) : 0;
+  const int64_t first = begin / kPartition;
+  return {.begin = begin, .end = end, .first = first, .size = (end - 1) / kPartition - first + 1};
+}
+
+// Partitions [first, first + n) of every row, counted from the first that it sees.
+void Decoder::attend_partitions(int index, int n_heads, int64_t window, int64_t first, int64_t n,
+                                int64_t places) {
   const int G = cache_of(*rows_[0].session, index).n_heads(), D = model_.config.d_model / n_heads;
   const int n_queries = n_heads / G;
   const int64_t stride = D + kPartialExtra;
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-  const auto span = [&](int row, int64_t partition) {
-    const int64_t end = rows_[row].position + 1;
-    const int64_t begin = window ? std::max<int64_t>(0, end - window) : 0;
-    const int64_t from = (begin / kPartition + partition) * kPartition;
-    return std::pair{std::max(begin, from), std::min(end, from + kPartition)};
-  };
-  const auto partial = [&](int row, int head, int64_t partition) {
-    return &partials_[((int64_t{row - first} * n_heads + head) * n_partitions + partition) *
-                      stride];
-  };
-  pool_.run((last - first) * G * n_partitions, [&](int64_t item, int64_t item_end) {
+  // Rows next to each other see the same keys and values, which then stay in the CPU's caches.
+  pool_.run(G * n * n_, [&](int64_t item, int64_t item_end) {
     for (; item < item_end; ++item) {
-      const int row = first + static_cast<int>(item / n_partitions / G);
-      const int head = static_cast<int>(item / n_partitions % G);
-      const auto [begin, end] = span(row, item % n_partitions);
-      if (begin >= end) continue;
-      kernels_.attend(&q_[(int64_t{row} * n_heads + head * n_queries) * D], n_queries,
-                      cache_of(*rows_[row].session, index).view(head), begin, end, scale,
-                      partial(row, head * n_queries, item % n_partitions), n_partitions * stride);
+      const int row = static_cast<int>(item % n_), head = static_cast<int>(item / n_ / n);
+      const int64_t partition = item / n_ % n;
+      const Span seen = span(row, window);
+      if (first + partition >= seen.size) continue;
+      const int64_t from = (seen.first + first + partition) * kPartition;
+      const int64_t query = int64_t{row} * n_heads + head * n_queries;
+      kernels_.attend(&q_[query * D], n_queries, cache_of(*rows_[row].session, index).view(head),
+                      std::max(seen.begin, from), std::min(seen.end, from + kPartition), scale,
+                      &partials_[(query * places + partition + (first > 0)) * stride],
+                      places * stride);
     }
   });
-  pool_.run(int64_t{last - first} * n_heads, [&](int64_t item, int64_t item_end) {
-    for (; item < item_end; ++item) {
-      const int row = first + static_cast<int>(item / n_heads);
-      const int head = static_cast<int>(item % n_heads);
-      int64_t n = n_partitions;
-      while (span(row, n - 1).first >= span(row, n - 1).second) --n;
-      kernels_.merge(partial(row, head, 0), stride, static_cast<int>(n), D,
-                     &y_[(int64_t{row} * n_heads + head) * D]);
+  pool_.run(int64_t{n_} * n_heads, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int64_t left = span(static_cast<int>(i / n_heads), window).size - first;
+      const int64_t n_partials = std::min(n, left) + (first > 0);
+      kernels_.merge(&partials_[i * places * stride], stride, static_cast<int>(n_partials), D);
     }
   });
 }

@@ -36,9 +36,11 @@ RopeKind rope_kind(const std::string& value) {
 }
 
 FloatType cache_type(const std::string& value) {
-  return choose<FloatType>(
-      "cache type", value,
-      {{"f32", FloatType::f32}, {"f16", FloatType::f16}, {"int8", FloatType::i8}});
+  return choose<FloatType>("cache type", value,
+                           {{"f32", FloatType::f32},
+                            {"f16", FloatType::f16},
+                            {"int8", FloatType::i8},
+                            {"int4", FloatType::i4}});
 }
 
 ModelConfig model_config(const nb::dict& fields) {
@@ -219,7 +221,6 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Session* self, Engine& engine, int64_t max_tokens, const std::string& type) {
             new (self) Session(engine.model(), max_tokens, cache_type(type));
-            engine.reserve(max_tokens);
           },
           "engine"_a, "max_tokens"_a, "cache_type"_a, nb::keep_alive<1, 2>())
       .def("retention_state", &retention_state, "layer"_a)

@@ -210,6 +210,27 @@ nb::tuple retention_step(const std::string& name, const Array<float, 2>& state,
   return nb::make_tuple(nb::cast(next), nb::cast(o));
 }
 
+// x (D,) as an int4 cache stores it, and its scale.
+nb::tuple store_int4(const std::string& name, const Array<float, 1>& x) {
+  const size_t D = x.shape(0), size = row_bytes(FloatType::i4, D);
+  require(D % kLanes == 0 && D <= kMaxHeadDim, "D must be a multiple of 8 up to 1024");
+  uint8_t* stored = new uint8_t[size];
+  nb::capsule owner(stored, [](void* p) noexcept { delete[] static_cast<uint8_t*>(p); });
+  float scale;
+  kernels_named(name).store(x.data(), static_cast<int>(D), FloatType::i4, stored, &scale);
+  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, uint8_t>(stored, {size}, owner)), scale);
+}
+
+// The inverse (D,).
+Floats load_int4(const std::string& name, const Array<uint8_t, 1>& stored, float scale, int D) {
+  require(D > 0 && D % kLanes == 0 &&
+              stored.shape(0) == static_cast<size_t>(row_bytes(FloatType::i4, D)),
+          "stored must be a row of D values, D a multiple of 8");
+  Floats x = new_array({static_cast<size_t>(D)});
+  kernels_named(name).load(stored.data(), scale, D, FloatType::i4, x.data());
+  return x;
+}
+
 // q (n, D) of one K/V head, keys and values (S, D) stored as `type`, attended over positions
 // [begin, end) in partitions of that many positions; returns (n, D).
 Floats attend(const std::string& name, const Array<float, 2>& q, const Array<float, 2>& keys,
@@ -222,9 +243,10 @@ Floats attend(const std::string& name, const Array<float, 2>& q, const Array<flo
           "q must be (n, D), keys and values (S, D), D a multiple of 8");
   require(0 <= begin && begin < end && end <= static_cast<int64_t>(S) && partition > 0,
           "need 0 <= begin < end <= S and a partition");
-  const FloatType stored = type == "f32"   ? FloatType::f32
-                           : type == "f16" ? FloatType::f16
-                                           : FloatType::i8;
+  const FloatType stored = type == "f32"    ? FloatType::f32
+                           : type == "f16"  ? FloatType::f16
+                           : type == "int8" ? FloatType::i8
+                                            : FloatType::i4;
   KeyValueCache cache(stored, 1, static_cast<int>(D), S);
   for (size_t s = 0; s < S; ++s) {
     cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
@@ -240,8 +262,9 @@ Floats attend(const std::string& name, const Array<float, 2>& q, const Array<flo
   }
   Floats o = new_array({N, D});
   for (size_t n = 0; n < N; ++n) {
-    kernels.merge(&partials[n * n_partials * stride], stride, static_cast<int>(n_partials),
-                  static_cast<int>(D), o.data() + n * D);
+    float* partial = &partials[n * n_partials * stride];
+    kernels.merge(partial, stride, static_cast<int>(n_partials), static_cast<int>(D));
+    kernels.finish(partial, static_cast<int>(D), o.data() + n * D);
   }
   return o;
 }
@@ -260,6 +283,8 @@ void bind_kernels(nb::module_& m) {
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
   m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
   m.def("retention_step", &retention_step, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decay"_a);
+  m.def("store_int4", &store_int4, "kernels"_a, "x"_a);
+  m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a);
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
         "partition"_a);
 }

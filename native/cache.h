@@ -34,8 +34,13 @@ inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-inline int64_t size_bytes(FloatType type) {
-  return type == FloatType::f32 ? 4 : type == FloatType::f16 ? 2 : 1;
+inline int64_t size_bits(FloatType type) {
+  return type == FloatType::f32 ? 32 : type == FloatType::f16 ? 16 : type == FloatType::i8 ? 8 : 4;
+}
+
+// Of n values that are stored together.
+inline int64_t row_bytes(FloatType type, int64_t n) {
+  return (type == FloatType::i4 ? round_up(n, 16) : n) * size_bits(type) / 8;
 }
 
 // Keys and values of G heads for the last `capacity` positions, [G][capacity][D] each.
@@ -84,19 +89,20 @@ class KeyValueCache {
             .key_scales = &key_scales_[first * has_scales()],
             .value_scales = &value_scales_[first * has_scales()],
             .type = type_,
+            .row_bytes = row_bytes(),
             .capacity = capacity_,
             .head_dim = head_dim_};
   }
 
  private:
-  bool has_scales() const { return type_ == FloatType::i8; }
-  int64_t row_bytes() const { return head_dim_ * size_bytes(type_); }
+  bool has_scales() const { return type_ == FloatType::i8 || type_ == FloatType::i4; }
+  int64_t row_bytes() const { return yocobit::row_bytes(type_, head_dim_); }
 
   FloatType type_;
   int n_heads_, head_dim_;
   int64_t capacity_;
   Buffer<uint8_t> keys_, values_;
-  Buffer<float> key_scales_, value_scales_;  // [G][capacity], i8 only
+  Buffer<float> key_scales_, value_scales_;  // [G][capacity], i8 and i4 only
 };
 
 }  // namespace yocobit

@@ -60,29 +60,13 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
   up_ = allocate<float>(N * F);
   rows_.reserve(N);
   segments_.reserve(N);
-  reserve(kPartition);
-}
-
-void Decoder::reserve(int64_t max_tokens) {
-  const ModelConfig& config = model_.config;
-  int64_t size = 0;  // of one row: the widest of what its layers attend over
-  const auto widen = [&](int64_t n_positions, int n_heads, int head_dim) {
-    const int64_t n_partitions = (n_positions + kPartition - 1) / kPartition + 1;
-    size = std::max(size, n_partitions * n_heads * (head_dim + kPartialExtra));
-  };
-  for (const Mixer mixer : config.layers) {
-    if (mixer == Mixer::window) {
-      widen(std::min<int64_t>(max_tokens, config.window), config.n_self_heads,
-            config.self_head_dim());
-    } else if (mixer != Mixer::retention) {
-      widen(max_tokens, config.n_heads, config.head_dim());
-    }
+  int64_t size = 0;  // of a partial result of all heads, where they are widest
+  for (const Mixer mixer : model.config.layers) {
+    if (mixer == Mixer::retention) continue;
+    const int H = mixer == Mixer::window ? model.config.n_self_heads : model.config.n_heads;
+    size = std::max(size, model.config.d_model + int64_t{H} * kPartialExtra);
   }
-  if (size <= partials_size_) return;
-  Buffer<float> larger = make_buffer<float>(size);
-  buffer_bytes_ += (size - partials_size_) * int64_t{sizeof(float)};
-  partials_ = std::move(larger);
-  partials_size_ = size;
+  partials_ = allocate<float>(kPartials * size);
 }
 
 void Decoder::forward(const Row* rows, int n, int n_logits, float* logits) {
@@ -146,11 +130,11 @@ void Decoder::embed() {
   const DenseMatrix& table = model_.embedding;
   const int C = table.k;
   const float root = model_.config.scale_embedding ? std::sqrt(static_cast<float>(C)) : 1.0f;
-  const int64_t row_bytes = C * size_bytes(table.type);
+  const int64_t row_size = row_bytes(table.type, C);
   for (int row = 0; row < n_; ++row) {
     const int64_t token = rows_[row].token;
     float* x = &x_[static_cast<size_t>(row) * C];
-    const uint8_t* stored = static_cast<const uint8_t*>(table.values) + token * row_bytes;
+    const uint8_t* stored = static_cast<const uint8_t*>(table.values) + token * row_size;
     kernels_.load(stored, table.scales ? table.scales[token] : 1.0f, C, table.type, x);
     for (int c = 0; c < C; ++c) x[c] *= root;
   }

@@ -33,9 +33,6 @@ class Decoder {
 
   Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool);
 
-  // Make work space for attention over that many positions; throws std::bad_alloc.
-  void reserve(int64_t max_tokens);
-
   // Take in rows[n], n <= kMaxRows; write the logits [n_logits][V] of the last n_logits of them.
   // The cross-decoder runs for those rows only.
   void forward(const Row* rows, int n, int n_logits, float* logits);
@@ -44,7 +41,9 @@ class Decoder {
 
  private:
   // Positions that one thread attends over at a time; at fixed multiples, whoever asks.
-  static constexpr int64_t kPartition = 1024;
+  static constexpr int64_t kPartition = 512;
+  // Partial results of a head that are kept at a time, of all rows; at least two of each.
+  static constexpr int64_t kPartials = 2 * kMaxRows;
 
   struct Output {  // of a projection
     const Linear* linear;
@@ -53,6 +52,10 @@ class Decoder {
 
   struct Segment {  // rows of one session
     int begin, end;
+  };
+
+  struct Span {  // positions that a row sees, and the partitions that they are in
+    int64_t begin, end, first, size;
   };
 
   void self_decode();
@@ -68,8 +71,9 @@ class Decoder {
 
   void store_keys_values(int index, const Rotation& rotation);
   void attend(int index, const Rotation& rotation, int n_heads, int64_t window);
-  void attend_rows(int index, int first, int last, int n_heads, int64_t window,
-                   int64_t n_partitions);
+  Span span(int row, int64_t window) const;
+  void attend_partitions(int index, int n_heads, int64_t window, int64_t first, int64_t n,
+                         int64_t places);
 
   void prepare(const float* x, int size, const float* norm);
   bool shares_rows() const;
@@ -105,8 +109,7 @@ class Decoder {
   Buffer<float> q_, k_, v_, g_, y_;  // [N][C]; k and v [N][G * D]
   Buffer<float> decay_;              // [N][H]
   Buffer<float> gate_, up_;          // [N][F]
-  Buffer<float> partials_;           // [rows][partitions][H][D + 2]
-  int64_t partials_size_ = 0;
+  Buffer<float> partials_;           // [N][H][kPartials / N][D + kPartialExtra]
 };
 
 }  // namespace yocobit

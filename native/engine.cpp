@@ -30,11 +30,6 @@ Engine::Engine(const std::string& path, const ModelConfig& config,
       pool_(n_threads),
       decoder_(model_, kernels_, pool_) {}
 
-void Engine::reserve(int64_t max_tokens) {
-  const std::lock_guard<std::mutex> turn(mutex_);
-  decoder_.reserve(max_tokens);
-}
-
 void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits) {
   const std::lock_guard<std::mutex> turn(mutex_);
   check(session, tokens, n);

@@ -26,9 +26,6 @@ class Engine {
   int n_threads() const { return pool_.size(); }
   int64_t buffer_bytes() const { return decoder_.buffer_bytes(); }
 
-  // Prepare for a session of that many positions.
-  void reserve(int64_t max_tokens);
-
   // Take in tokens[n]; write the logits asked for, [V] or [n][V]. Throws std::invalid_argument,
   // with nothing changed, for a token outside the vocabulary or more tokens than there is room.
   void feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits);

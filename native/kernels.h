@@ -28,7 +28,8 @@ constexpr int kInt4Block = 64;      // columns of a block, 4 bits each
 constexpr int kWideLevels = 16383;  // of an int16 code; 4096 pairs with int8 fit an int32
 constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
-constexpr int kPartialExtra = 8;    // floats after the [D] of a partial attention result
+constexpr int kCacheLine = 64;
+constexpr int kPartialExtra = 8;  // floats after the [D] of a partial attention result
 constexpr int kMaxHeadDim = 1024;
 
 // Weights in {-1, 0, +1} or {-1, +1}, as docs/format.md lays them out: block b of row r starts at
@@ -67,7 +68,9 @@ struct Int4Matrix {
   int n_blocks;  // of 64 columns
 };
 
-enum class FloatType { f32, f16, i8 };
+// i4 is for caches only: 16 codes in [-7, 7] in 8 bytes, of which byte b holds codes b and b + 8
+// in its low and high half; a row is padded to whole blocks with zeros.
+enum class FloatType { f32, f16, i8, i4 };
 
 // Weights kept in floating point, or in int8 with one scale per row (embedding and head).
 struct DenseMatrix {
@@ -91,11 +94,12 @@ struct DenseMatrix {
 struct KeysValues {
   const void* keys;           // [capacity][D] of type
   const void* values;         // [capacity][D]
-  const float* key_scales;    // [capacity] for i8, else nullptr
+  const float* key_scales;    // [capacity] for i8 and i4
   const float* value_scales;  // [capacity]
   FloatType type;
-  int64_t capacity;  // multiple of kAttentionTile
-  int head_dim;      // multiple of 8, at most kMaxHeadDim
+  int64_t row_bytes;  // of the D values of a position
+  int64_t capacity;   // multiple of kAttentionTile
+  int head_dim;       // multiple of 8, at most kMaxHeadDim
 };
 
 struct Kernels {
@@ -155,7 +159,7 @@ struct Kernels {
   void (*retain)(float* state, const float* q, const float* k, const float* v, ptrdiff_t stride,
                  const float* decays, int n, int head_dim, float* o);
 
-  // Store one head x [D] in a cache as type; for i8 also its scale (max|x| / 127).
+  // Store one head x [D] in a cache as type; for i8 and i4 also its scale (max|x| / 127 and / 7).
   void (*store)(const float* x, int head_dim, FloatType type, void* out, float* scale);
   // The inverse, exactly as the attention kernel reads it.
   void (*load)(const void* stored, float scale, int head_dim, FloatType type, float* x);
@@ -168,8 +172,10 @@ struct Kernels {
   void (*attend)(const float* q, int n_queries, const KeysValues& cache, int64_t begin, int64_t end,
                  float scale, float* partials, ptrdiff_t stride);
 
-  // o [D] = softmax over what n partials [n][stride] saw, in their order.
-  void (*merge)(const float* partials, ptrdiff_t stride, int n, int head_dim, float* o);
+  // Merge partial results [n][stride] over positions that follow each other, in order, into the
+  // first: merged in pieces, the bits are the same. Then the output o [D] of the query.
+  void (*merge)(float* partials, ptrdiff_t stride, int n, int head_dim);
+  void (*finish)(const float* partial, int head_dim, float* o);
 
   // y += x.
   void (*add)(const float* x, int size, float* y);

@@ -10,6 +10,8 @@
 namespace yocobit {
 namespace {
 
+constexpr int kRegisters = 16;
+
 #include "lanes_avx2.inc"
 
 __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }

@@ -12,6 +12,8 @@
 namespace yocobit {
 namespace {
 
+constexpr int kRegisters = 32;
+
 #include "lanes_avx2.inc"
 
 __m512i load_pair(const uint8_t* p) { return _mm512_loadu_si512(p); }

@@ -8,6 +8,8 @@
 namespace yocobit {
 namespace {
 
+constexpr int kRegisters = 16;
+
 struct F32x8 {
   float v[kLanes];
 };
@@ -56,6 +58,12 @@ F32x8 load_f16(const uint16_t* p) {
 F32x8 load_i8(const int8_t* p) {
   return lanes([&](int i) { return static_cast<float>(p[i]); });
 }
+F32x8 load_i4(const uint8_t* p, int half) {
+  return lanes([&](int i) {
+    const int code = p[i] >> (4 * half) & 15;
+    return static_cast<float>(code < 8 ? code : code - 16);
+  });
+}
 void store(float* p, const F32x8& x) { std::memcpy(p, x.v, sizeof x.v); }
 F32x8 splat(float x) {
   return lanes([&](int) { return x; });
@@ -96,10 +104,17 @@ float lane_sum(const F32x8& x) {
   const float* v = x.v;
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
-template <int n>
-void lane_sums(const F32x8* x, float* sums) {
-  for (int i = 0; i < n; ++i) sums[i] = lane_sum(x[i]);
+template <int n, int run>
+void lane_sums(const F32x8* x, float* sums, ptrdiff_t stride) {
+  for (int i = 0; i < n; ++i) sums[i / run * stride + i % run] = lane_sum(x[i]);
 }
+float lane_max(const F32x8& x) {
+  float largest = x.v[0];
+  for (int i = 1; i < kLanes; ++i) largest = x.v[i] > largest ? x.v[i] : largest;
+  return largest;
+}
+F32x8 in_register(const F32x8& x) { return x; }
+void prefetch(const void*) {}
 float square_root(float x) { return std::sqrt(x); }
 
 #include "kernels_float.inc"

@@ -279,16 +279,19 @@ def cached(values, dtype):
     """values (S, D) as a cache of that type gives them back, float64."""
     if dtype == "f16":
         return values.astype(np.float16).astype(np.float64)
-    if dtype == "int8":
+    if dtype in ("int8", "int4"):
+        levels = np.float32(127 if dtype == "int8" else 7)
         largest = np.abs(values).max(axis=1, keepdims=True)
-        codes = np.rint(values * (np.float32(127) / largest))
-        return codes.astype(np.float64) * (largest / np.float32(127))
+        codes = np.rint(values * (levels / largest))
+        return codes.astype(np.float64) * (largest / levels)
     return values.astype(np.float64)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int8", "int4"])
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 32), (31, 33), (5, 100), (64, 100)])
-@pytest.mark.parametrize(("n", "D", "partition"), [(1, 8, 32), (3, 128, 64), (6, 24, 1024)])
+@pytest.mark.parametrize(
+    ("n", "D", "partition"), [(1, 8, 32), (3, 128, 64), (6, 24, 1024), (4, 136, 64)]
+)
 def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, partition):
     q, keys, values = 3 * random(n, D), random(100, D, seed=1), random(100, D, seed=2)
 
@@ -303,6 +306,32 @@ def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, parti
     score_error = (D / 8 + 6) * EPS * (np.abs(q) @ np.abs(k).T).max() / np.sqrt(D)
     bound = (2 * score_error + 2 * (end - begin + 10) * EPS) * np.abs(v).max()
     assert np.abs(o - exact).max() <= bound
+
+
+@pytest.mark.parametrize("D", [8, 24, 64, 128, 1024])
+def test_int4_cache_holds_what_its_definition_says(kernels, D):
+    x = random(D, seed=D)
+    x[:6] = [7, -7, 0.5, 1.5, -2.5, 6.5]  # ties, as 7 is the largest magnitude
+
+    stored, scale = _native.store_int4(kernels, x)
+    loaded = _native.load_int4(kernels, stored, scale, D)
+
+    codes = np.zeros(-(-D // 16) * 16, dtype=int)
+    codes[:D] = np.rint(x)
+    low, high = codes.reshape(-1, 2, 8).transpose(1, 0, 2) & 15
+    np.testing.assert_array_equal(stored, (low | high << 4).ravel())
+    assert codes[:6].tolist() == [7, -7, 0, 2, -2, 6]
+    assert scale == 1.0
+    np.testing.assert_array_equal(loaded, np.rint(x))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf, 1e-38, 3e38])
+def test_int4_cache_stays_in_range_for_any_input(kernels, value):
+    x = np.full(16, value, dtype=np.float32)
+
+    codes = _native.load_int4(kernels, _native.store_int4(kernels, x)[0], 1.0, 16)
+
+    assert np.abs(codes).max() <= 7
 
 
 @pytest.mark.parametrize("partition", [32, 64])

@@ -643,7 +643,7 @@ def test_verify_finds_a_lost_and_a_foreign_tokenizer(ternary):
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("cache_type", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("cache_type", ["f32", "f16", "int8", "int4"])
 def test_summary_equals_the_decoder_and_the_session(config, cache_type, tmp_path):
     model = pack(save_checkpoint(tmp_path, config), tmp_path / "model")
 

@@ -76,7 +76,7 @@ def _is_users(error: BaseException) -> bool:
 
 def _line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
-        return "not enough memory; lower --max-tokens or choose --cache int8"
+        return "not enough memory; lower --max-tokens or choose --cache int4"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from yocobit import _native
 
-CacheType = Literal["f32", "f16", "int8"]
+CacheType = Literal["f32", "f16", "int8", "int4"]
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Logits = NDArray[np.float32]
 

@@ -13,13 +13,13 @@ from typing import Any
 from yocobit.config import ModelConfig
 from yocobit.packing.reader import PackedModel, is_table, parameter_shapes
 
-# Bytes of a cached value, and of the scale of each position and head (native/cache.h).
-CACHE_BYTES = {"f32": (4, 0), "f16": (2, 0), "int8": (1, 4)}
+# Bits of a cached value, and bytes of the scale of each position and head (native/cache.h).
+CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Sizes of a packed model; caches by their type, a key of CACHE_BYTES."""
+    """Sizes of a packed model; caches by their type, a key of CACHE_SIZES."""
 
     parameters: int
     parameters_by_part: dict[str, int]  # the final norm counts as head
@@ -51,12 +51,12 @@ def summarize(model: PackedModel) -> Summary:
         size_bytes_by_kind=by_kind,
         bits_per_weight=8 * size_bytes / parameters,
         file_bytes=model.file.stat().st_size,
-        cache_bytes_per_token={kind: _cache_bytes(model.config, kind) for kind in CACHE_BYTES},
+        cache_bytes_per_token={kind: _cache_bytes(model.config, kind) for kind in CACHE_SIZES},
         transformer_cache_bytes_per_token={
             kind: len(model.config.layers) * _shared_bytes(model.config, kind)
-            for kind in CACHE_BYTES
+            for kind in CACHE_SIZES
         },
-        state_bytes={kind: _state_bytes(model.config, kind) for kind in CACHE_BYTES},
+        state_bytes={kind: _state_bytes(model.config, kind) for kind in CACHE_SIZES},
     )
 
 
@@ -131,5 +131,6 @@ def _shared_bytes(config: ModelConfig, kind: str) -> int:
 
 def _position_bytes(G: int, D: int, kind: str) -> int:
     """Return the bytes of K and V of one position."""
-    value, scale = CACHE_BYTES[kind]
-    return 2 * G * (D * value + scale)
+    bits, scale = CACHE_SIZES[kind]
+    stored = -(-D // 16) * 16 if kind == "int4" else D  # its blocks are whole
+    return 2 * G * (stored * bits // 8 + scale)
