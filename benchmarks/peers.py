@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from random_model import write_random_model
-from shapes import SHAPES
 
 from yocobit import Engine
+from yocobit.benchmark.random_model import write_random_model
+from yocobit.benchmark.shapes import SHAPES
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 PREFILL, DECODE = 512, 48
