@@ -398,3 +398,19 @@ def test_peak_memory_begins_anew_and_counts_what_is_gone_again():
     assert machine.peak_bytes() - before > 90_000_000
     machine.forget_peak()
     assert machine.peak_bytes() - before < 50_000_000
+
+
+def test_peak_memory_leaves_out_what_was_freed_before():
+    machine.forget_peak()
+    before = machine.peak_bytes()
+    # What stays between the pieces keeps the heap from shrinking by itself.
+    pieces, between = zip(
+        *((bytes(100_000 + i), bytes(1000 + i)) for i in range(2000)), strict=True
+    )
+    size = sum(map(len, pieces))
+
+    del pieces
+    machine.forget_peak()
+
+    assert size + len(between) > 200_000_000
+    assert machine.peak_bytes() - before < 50_000_000
