@@ -16,7 +16,8 @@ using namespace nb::literals;
 
 namespace yocobit {
 
-void bind_kernels(nb::module_& m);  // bindings_kernels.cpp
+void bind_kernels(nb::module_& m);    // bindings_kernels.cpp
+void bind_benchmark(nb::module_& m);  // bindings_benchmark.cpp
 
 namespace {
 
@@ -228,6 +229,7 @@ NB_MODULE(_native, m) {
       .def("memory", &memory)
       .def_ro("position", &Session::position)
       .def_ro("max_tokens", &Session::max_tokens);
+  bind_benchmark(m);  // after the classes that its signatures name
 }
 
 }  // namespace yocobit

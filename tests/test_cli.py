@@ -39,6 +39,21 @@ OPTIONS = {
     },
     "verify": {"--json"},
     "inspect": {"--json"},
+    "bench": {
+        "--shape",
+        "--weights",
+        "--head",
+        "--prompt",
+        "--gen",
+        "--depth",
+        "--batch",
+        "--threads",
+        "--cache",
+        "--kernels",
+        "--repetitions",
+        "--no-limits",
+        "--json",
+    },
 }
 
 CONFIG = """
@@ -241,6 +256,45 @@ def test_inspect_json_has_the_numbers_of_the_text(model):
     assert f"{report['parameters']:,}" in shown
     assert f"{report['file_bytes']:,}" in shown
     assert f"{report['cache_bytes_per_token']['int8']:,} (int8)" in shown
+
+
+def test_bench_prints_a_table_of_every_test(model):
+    result = run("bench", model, "-p", "8,16", "-n", "4", "-d", "0,32", "-b", "1,2", "-r", "1")
+
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines() if " @ d" in line] == [
+        "pp8", "pp16", "tg4", "tg4", "pp8", "pp16", "tg4", "tg4",
+    ]  # fmt: skip
+    assert "DRAM GB/s" in result.stdout
+    assert "…" not in result.stdout
+
+
+def test_bench_json_of_a_shape_without_a_model():
+    result = run("bench", "--shape", "nano", "-p", "8", "-n", "0", "-r", "2", "--no-limits",
+                 "-t", "1,2", "--json")  # fmt: skip
+
+    report = json.loads(result.stdout)
+    assert [(row["test"], row["threads"]) for row in report["tests"]] == [
+        ("pp8 @ d0", 1),
+        ("pp8 @ d0", 2),
+    ]
+    assert report["model"]["name"] == "nano with random weights"
+    assert report["limits"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["packed model's directory or --shape"]),
+        (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
+        (["--shape", "nano", "--cache", "q8"], ["--cache must be of f32,", "but is 'q8'"]),
+        (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
+        (["missing"], ["missing: no such directory"]),
+        (["missing", "--weights", "sign"], ["--weights and --head go with --shape"]),
+    ],
+)
+def test_bench_mistakes_are_one_line(arguments, words):
+    assert fails(run("bench", *arguments), *words)
 
 
 def test_ctrl_c_ends_generation_quietly(model):

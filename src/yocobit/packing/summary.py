@@ -121,15 +121,15 @@ def _cache_bytes(config: ModelConfig, kind: str) -> int:
 
 def _state_bytes(config: ModelConfig, kind: str) -> int:
     retention = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
-    ring = config.window * _position_bytes(config.n_self_kv_heads, config.self_head_dim, kind)
+    ring = config.window * position_bytes(config.n_self_kv_heads, config.self_head_dim, kind)
     return config.layers.count("retention") * retention + config.layers.count("window") * ring
 
 
 def _shared_bytes(config: ModelConfig, kind: str) -> int:
-    return _position_bytes(config.n_kv_heads, config.head_dim, kind)
+    return position_bytes(config.n_kv_heads, config.head_dim, kind)
 
 
-def _position_bytes(G: int, D: int, kind: str) -> int:
+def position_bytes(G: int, D: int, kind: str) -> int:
     """Return the bytes of K and V of one position."""
     bits, scale = CACHE_SIZES[kind]
     stored = -(-D // 16) * 16 if kind == "int4" else D  # its blocks are whole

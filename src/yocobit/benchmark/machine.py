@@ -1,0 +1,168 @@
+"""The machine and the program: what a figure is worth nothing without."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yocobit
+
+# What kernels of this engine or of others choose by.
+_FEATURES = re.compile(
+    r"avx\w*|fma|f16c|sse4_2|ssse3|bmi2|gfni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16|fphp|neon|dotprod"
+)
+_KIB, _MIB = 1 << 10, 1 << 20
+_CPU = Path("/sys/devices/system/cpu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Caches:
+    """Of the first CPU; of a common size where the system does not say."""
+
+    l2_bytes: int = _MIB
+    last_bytes: int = 32 * _MIB
+    last_level: int = 3
+    last_shared_by: int = 1  # CPUs
+    is_known: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the figures were measured on and with."""
+
+    version: str  # of yocobit
+    commit: str | None  # None unless it runs from its own source tree
+    cpu: str
+    n_cpus: int  # that this process may use
+    features: tuple[str, ...]
+    caches: Caches
+    memory_bytes: int | None
+    system: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**dataclasses.asdict(self), "features": list(self.features)}
+
+
+def describe_machine() -> Machine:
+    info = _cpu_info()
+    words = info.get("flags", info.get("Features", "")).split()
+    return Machine(
+        version=yocobit.__version__,
+        commit=_commit(),
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        n_cpus=len(usable_cpus()),
+        features=tuple(word for word in words if _FEATURES.fullmatch(word)),
+        caches=read_caches(),
+        memory_bytes=_memory("MemTotal"),
+        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+    )
+
+
+def usable_cpus() -> list[int]:
+    """CPUs that this process may use, one of each core first."""
+    allowed = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
+    if not allowed:
+        return list(range(os.cpu_count() or 1))
+    seen: set[str] = set()
+    first: list[int] = []
+    others: list[int] = []
+    for cpu in allowed:
+        siblings = _read(_CPU / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+        (others if siblings in seen else first).append(cpu)
+        seen.add(siblings)
+    return first + others
+
+
+def read_caches(directory: Path = _CPU / "cpu0/cache") -> Caches:
+    """Read the sizes of a CPU's caches from a directory of the form that Linux has."""
+    levels: dict[int, tuple[int, int]] = {}  # bytes, CPUs that share it
+    for index in directory.glob("index*"):
+        kind, level, size = (_read(index / name) for name in ("type", "level", "size"))
+        match = re.fullmatch(r"(\d+)([KM])", size or "")
+        if kind not in ("Data", "Unified") or not (level or "").isdecimal() or not match:
+            continue
+        n_bytes = int(match[1]) * (_KIB if match[2] == "K" else _MIB)
+        levels[int(level or 0)] = n_bytes, _count(_read(index / "shared_cpu_list") or "0")
+    if not levels or max(levels) < 2:
+        return Caches()
+    last = max(levels)
+    l2_bytes = levels.get(2, levels[last])[0]
+    return Caches(l2_bytes, levels[last][0], last, levels[last][1], is_known=True)
+
+
+def available_bytes() -> int | None:
+    """Memory that can be had without pushing anything out; None where the system does not say."""
+    return _memory("MemAvailable")
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew from what is in use, where the system can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed but is still held, as glibc does
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """Most memory that this process held at a time, pages of mapped files included."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
+    if found:
+        return int(found[1]) * _KIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * _KIB
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _count(ranges: str) -> int:
+    """Count the CPUs of a list such as "0-3,8"."""
+    return sum(int(b or a) - int(a) + 1 for a, _, b in _pairs(ranges))
+
+
+def _pairs(ranges: str) -> Iterator[tuple[str, str, str]]:
+    for part in ranges.split(","):
+        yield part.partition("-")
+
+
+def _cpu_info() -> dict[str, str]:
+    """Return the lines of the first CPU in /proc/cpuinfo."""
+    lines = (_read(Path("/proc/cpuinfo")) or "").split("\n\n")[0].splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _memory(name: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", _read(Path("/proc/meminfo")) or "", re.MULTILINE)
+    return int(found[1]) * _KIB if found else None
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree that this runs from, with "-dirty" if changed."""
+    package = Path(yocobit.__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if git("rev-parse", "--show-prefix") != "src/yocobit/":
+            return None  # installed inside of another project's tree
+        return git("describe", "--always", "--dirty", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None

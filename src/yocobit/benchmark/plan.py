@@ -1,0 +1,126 @@
+"""What is to be measured: every combination of the lengths, depths and settings asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal, cast, get_args
+
+from yocobit import _native
+from yocobit.benchmark.machine import usable_cpus
+from yocobit.engine.session import CacheType
+
+_MOST_TOKENS = 1 << 32  # of a depth, a prompt or a generation
+_MOST_THREADS = 1024
+
+
+class BenchmarkError(ValueError):
+    """Something that cannot be measured: names the option, the rule and the actual value."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to measure: tokens taken in together, or generated one after the other."""
+
+    kind: Literal["prefill", "decode"]
+    n_tokens: int  # of each session
+    depth: int  # tokens that each session holds before
+    batch: int  # sessions decoded together
+    cache: CacheType
+
+    @property
+    def name(self) -> str:
+        """As llama-bench names its tests."""
+        batch = f" b{self.batch}" if self.batch > 1 else ""
+        return f"{'pp' if self.kind == 'prefill' else 'tg'}{self.n_tokens} @ d{self.depth}{batch}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Lists of what to combine; checked when made."""
+
+    prompts: tuple[int, ...]  # tokens of a prefill; 0 measures none
+    generations: tuple[int, ...]  # tokens to decode; 0 measures none
+    depths: tuple[int, ...]
+    batches: tuple[int, ...]
+    threads: tuple[int, ...]
+    caches: tuple[CacheType, ...]
+    kernels: str | None  # the fastest of this CPU unless given
+    repetitions: int
+    with_limits: bool
+
+    def __post_init__(self) -> None:
+        for option, values, least, most in (
+            ("--prompt", self.prompts, 0, _MOST_TOKENS),
+            ("--gen", self.generations, 0, _MOST_TOKENS),
+            ("--depth", self.depths, 0, _MOST_TOKENS),
+            ("--batch", self.batches, 1, 1 << 16),
+            ("--threads", self.threads, 1, _MOST_THREADS),
+            ("--repetitions", (self.repetitions,), 1, 1 << 16),
+        ):
+            for value in values:
+                if not least <= value <= most:
+                    raise BenchmarkError(
+                        f"{option} must be between {least} and {most} but is {value}"
+                    )
+        for cache in self.caches:
+            if cache not in get_args(CacheType):
+                known = ", ".join(get_args(CacheType))
+                raise BenchmarkError(f"--cache must be of {known} but is {cache!r}")
+        supported = _native.supported_kernels()
+        if self.kernels is not None and self.kernels not in supported:
+            raise BenchmarkError(
+                f"--kernels must be one of {', '.join(supported)} but is {self.kernels!r}"
+            )
+        if not any(self.prompts) and not any(self.generations):
+            raise BenchmarkError("--prompt and --gen must not both be 0: nothing to measure")
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        prompts: str,
+        generations: str,
+        depths: str,
+        batches: str,
+        threads: str | None,
+        caches: str,
+        kernels: str | None,
+        repetitions: int,
+        with_limits: bool,
+    ) -> Plan:
+        """Read lists such as "0,4096"; `threads` is one per CPU unless given."""
+        return cls(
+            prompts=_integers("--prompt", prompts),
+            generations=_integers("--gen", generations),
+            depths=_integers("--depth", depths),
+            batches=_integers("--batch", batches),
+            threads=_integers("--threads", threads or str(len(usable_cpus()))),
+            caches=cast("tuple[CacheType, ...]", _words(caches)),  # checked when made
+            kernels=kernels,
+            repetitions=repetitions,
+            with_limits=with_limits,
+        )
+
+    def cases(self) -> Iterator[Case]:
+        """Give every case once, prefill first; each is run with every number of threads."""
+        for cache in self.caches:
+            for depth in self.depths:
+                for n in filter(None, self.prompts):
+                    yield Case("prefill", n, depth, 1, cache)
+                for batch in self.batches:
+                    for n in filter(None, self.generations):
+                        yield Case("decode", n, depth, batch, cache)
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(word) for word in _words(text)))
+    except ValueError:
+        raise BenchmarkError(
+            f"{option} must be integers with commas between them but is {text!r}"
+        ) from None
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))

@@ -1,0 +1,178 @@
+"""A report as JSON values and as tables for people. docs/benchmarking.md explains the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from yocobit.benchmark.limits import Limits
+from yocobit.benchmark.measure import Report, Row
+
+_GB, _MB = 1e9, 1e6
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """Return a report as JSON values."""
+    return {
+        "machine": report.machine.to_dict(),
+        "kernels": report.kernels,
+        "model": {
+            "name": report.name,
+            "config": report.config.to_dict(),
+            "parameters": report.parameters,
+            "weight_bytes_per_step": report.weight_bytes,
+        },
+        "repetitions": report.repetitions,
+        "limits": [limits.to_dict() for limits in report.limits.values()],
+        "tests": [_row_dict(row, report) for row in report.rows],
+    }
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print a report; lines that do not fit the console's width are longer, and not cut."""
+    tables = [_rows_table(report)]
+    if report.limits:
+        tables.insert(0, _limits_table(report))
+    unbounded = console.options.update(max_width=1000)
+    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
+    console.width = max(console.width, *widths)
+    console.print(_heading(report), highlight=False)
+    for table in tables:
+        console.print()
+        console.print(table, highlight=False)
+
+
+def _row_dict(row: Row, report: Report) -> dict[str, Any]:
+    case = row.case
+    limits = report.limits.get(row.threads)
+    bytes_per_s = None if row.n_bytes is None else row.n_bytes / row.median_s
+    multiply_adds_per_s = row.multiply_adds / row.median_s
+    return {
+        "test": case.name,
+        "kind": case.kind,
+        "n_tokens": case.n_tokens,
+        "depth": case.depth,
+        "batch": case.batch,
+        "threads": row.threads,
+        "cache": case.cache,
+        "tokens_per_s": row.tokens_per_s,
+        "seconds": row.seconds,
+        "ms_per_token": row.ms_per_token,
+        "bytes_per_token": None if row.n_bytes is None else row.n_bytes / row.n_tokens,
+        "bytes_per_s": bytes_per_s,
+        "roof": None if row.n_bytes is None else _roof_name(row),
+        "roof_share": _share(bytes_per_s, _roof(limits, row)),
+        "multiply_adds_per_token": row.multiply_adds / row.n_tokens,
+        "mixer_multiply_adds_per_token": row.mixer_multiply_adds / row.n_tokens,
+        "multiply_adds_per_s": multiply_adds_per_s,
+        "int8_share": _share(multiply_adds_per_s, _int8_roof(limits, report)),
+        "session_bytes": row.session_bytes,
+        "peak_bytes": row.peak_bytes,
+    }
+
+
+def _heading(report: Report) -> Text:
+    machine, caches = report.machine, report.machine.caches
+    commit = f", commit {machine.commit}" if machine.commit else ""
+    memory = f", {machine.memory_bytes / _GB:.1f} GB" if machine.memory_bytes else ""
+    guess = "" if caches.is_known else " (assumed)"
+    lines = [
+        f"yocobit     {machine.version}{commit}, {machine.system}",
+        f"cpu         {machine.cpu}, {machine.n_cpus} CPUs, L2 {caches.l2_bytes >> 10:,} KiB, "
+        f"L{caches.last_level} {caches.last_bytes >> 20:,} MiB{guess}{memory}",
+        f"features    {' '.join(machine.features) or 'unknown'}",
+        f"kernels     {report.kernels}",
+        *report.description,
+        f"weights     {report.weight_bytes / _MB:,.1f} MB a decode step, {report.name}",
+        f"tests       {report.repetitions} rounds"
+        + "".join(f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]),
+    ]
+    return Text("\n".join(lines))
+
+
+def _settings(report: Report) -> list[tuple[str, list[str]]]:
+    """Return the values of the settings that have a column only where they differ."""
+    return [
+        ("threads", list(dict.fromkeys(str(row.threads) for row in report.rows))),
+        ("cache", list(dict.fromkeys(row.case.cache for row in report.rows))),
+    ]
+
+
+def _limits_table(report: Report) -> Table:
+    level = f"L{report.machine.caches.last_level}"
+    instructions = list(next(iter(report.limits.values())).multiply_adds_per_s)
+    rates = (f"{name} GMAC/s" for name in instructions)
+    table = _table("limits", "DRAM GB/s", f"{level} GB/s", *rates)
+    for limits in report.limits.values():
+        table.add_row(
+            f"{limits.threads} thread{'s' * (limits.threads > 1)}",
+            f"{limits.dram_bytes_per_s / _GB:.1f}",
+            f"{limits.last_level_bytes_per_s / _GB:.1f}",
+            *(f"{limits.multiply_adds_per_s[name] / _GB:.0f}" for name in instructions),
+        )
+    return table
+
+
+def _rows_table(report: Report) -> Table:
+    varying = [name for name, values in _settings(report) if values[1:]]
+    headings = ["test", *varying, "tokens/s", "min-max", "p50 ms", "p90", "p99", "max"]
+    table = _table(*headings, "GB/s", "of roof", "GMAC/s", "of int8", "peak MB")
+    for row in report.rows:
+        settings = {"threads": str(row.threads), "cache": row.case.cache}
+        table.add_row(
+            row.case.name,
+            *(settings[name] for name in varying),
+            *_figures(row, report),
+        )
+    return table
+
+
+def _figures(row: Row, report: Report) -> Iterator[str]:
+    fields = _row_dict(row, report)
+    rate, latency, share = fields["tokens_per_s"], fields["ms_per_token"], fields["roof_share"]
+    roof = f"L{report.machine.caches.last_level}" if row.fits_last_level else "DRAM"
+    yield _number(rate["median"])
+    yield f"{_number(rate['min'])}-{_number(rate['max'])}"
+    yield from map(_number, latency.values()) if latency else [""] * 4
+    yield "" if row.n_bytes is None else f"{fields['bytes_per_s'] / _GB:.1f}"
+    yield "" if share is None else f"{share:.0%} {roof}"
+    yield f"{fields['multiply_adds_per_s'] / _GB:.1f}"
+    yield "" if fields["int8_share"] is None else f"{fields['int8_share']:.0%}"
+    yield f"{row.peak_bytes / _MB:,.0f}"
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def _number(value: float) -> str:
+    """Write a number with three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _roof_name(row: Row) -> str:
+    return "last_level" if row.fits_last_level else "dram"
+
+
+def _roof(limits: Limits | None, row: Row) -> float | None:
+    if limits is None:
+        return None
+    return limits.last_level_bytes_per_s if row.fits_last_level else limits.dram_bytes_per_s
+
+
+def _int8_roof(limits: Limits | None, report: Report) -> float | None:
+    """Return the limit of integer products; a dense model has none of them."""
+    is_dense = report.config.weights == "dense"
+    return None if limits is None or is_dense else limits.int8_per_s
+
+
+def _share(rate: float | None, limit: float | None) -> float | None:
+    return None if rate is None or limit is None else rate / limit

@@ -1,0 +1,120 @@
+"""What a token must touch: the bytes and multiply-adds that no implementation can do without.
+
+Counted from the packed tensors that run. Caches count as often as they are read: a cross layer
+reads the shared keys and values anew. Activations, logits and work space count for nothing.
+
+Letters: C d_model   M output features   K input features   D head size   T positions
+"""
+
+from __future__ import annotations
+
+import math
+
+from yocobit.config import ModelConfig
+from yocobit.packing.reader import PackedModel, parameter_shapes
+from yocobit.packing.summary import position_bytes
+
+
+def weight_bytes(model: PackedModel) -> int:
+    """Return the bytes of every tensor that a decode step reads: all but the embedding.
+
+    A head that is tied to the embedding reads all of that.
+    """
+    is_tied = "head.weight" not in model.tensors
+    return sum(
+        tensor.end - tensor.begin
+        for name, tensor in model.tensors.items()
+        if is_tied or not name.startswith("embedding.")
+    )
+
+
+def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
+    """Return the bytes that decoding `n_tokens` after `depth` others reads and writes of the caches
+    of their session.
+
+    Keys and values are read of every position that each layer sees, the token's own included;
+    retention states are read and written.
+    """
+    end = depth + n_tokens
+    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
+    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
+    state = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
+    by_mixer = {
+        "full": shared * _positions(depth, end),
+        "cross": shared * _positions(depth, end),
+        "window": ring * _positions(depth, end, config.window),
+        "retention": 2 * state * n_tokens,
+    }
+    return sum(by_mixer[mixer] for mixer in config.layers)
+
+
+def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
+    """Return the memory that a session of so many tokens needs, but for rounding."""
+    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
+    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
+    return (
+        config.layers.count("full") * shared * n_tokens
+        + config.has_cross_decoder * shared * n_tokens
+        + config.layers.count("window") * ring * config.window
+        + config.layers.count("retention") * 4 * config.d_model * config.self_head_dim
+    )
+
+
+def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batch: int) -> int:
+    """Return the bytes of `n_tokens` decode steps of `batch` sessions after `depth` tokens each.
+
+    A step reads the weights once, and of each session a row of the embedding and the caches.
+    """
+    embedding_row = sum(
+        (tensor.end - tensor.begin) // tensor.shape[0]
+        for name, tensor in model.tensors.items()
+        if name.startswith("embedding.")
+    )
+    each = n_tokens * embedding_row + cache_bytes(model.config, cache, depth, n_tokens)
+    return n_tokens * weight_bytes(model) + batch * each
+
+
+def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
+    """Return the products with weights for `n_tokens` tokens, `n_logits` of which get logits.
+
+    The cross-decoder and the head run for those only.
+    """
+    early, late = 0, 0  # of one token: before the early exit, and after it
+    for name, shape in parameter_shapes(config).items():
+        if len(shape) != 2 or name == "embedding.weight":
+            continue
+        if _runs_late(name, config):
+            late += math.prod(shape)
+        else:
+            early += math.prod(shape)
+    if config.tie_embeddings:
+        late += config.vocab_size * config.d_model
+    return n_tokens * early + n_logits * late
+
+
+def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits: int) -> int:
+    """Return the multiply-adds of attention and retention: of scores and of values, both float."""
+    C, D = config.d_model, config.self_head_dim
+    end = depth + n_tokens
+    by_mixer = {
+        "full": 2 * C * _positions(depth, end),
+        "cross": 2 * C * _positions(end - n_logits, end),
+        "window": 2 * C * _positions(depth, end, config.window),
+        "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
+    }
+    return sum(by_mixer[mixer] for mixer in config.layers)
+
+
+def _runs_late(name: str, config: ModelConfig) -> bool:
+    """Say whether a weight is of the cross-decoder or the head."""
+    part, _, rest = name.partition(".")
+    if part == "layers":
+        return int(rest.split(".")[0]) >= config.n_self_layers
+    return part == "head"
+
+
+def _positions(begin: int, end: int, window: int | None = None) -> int:
+    """Return the sum over tokens [begin, end) of the positions that each sees, itself included."""
+    whole = max(begin, min(end, end if window is None else window))  # from here on the window is
+    growing = (whole * (whole + 1) - begin * (begin + 1)) // 2
+    return growing + (end - whole) * (window or 0)
