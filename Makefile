@@ -1,7 +1,7 @@
 # The two commands of the README are `make demo` and `make test`; both set themselves up.
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc)
+NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*)
 GOLDEN ?= tests/golden
 
 .PHONY: setup demo test check bench bench-peers golden clean
@@ -16,7 +16,8 @@ setup: .venv/.built
 	touch $@
 
 .venv/.built: .venv/.installed $(NATIVE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
+	  -C cmake.define.YOCOBIT_TESTS=ON -e .
 	touch $@
 
 demo: setup

@@ -3,9 +3,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "engine.h"
@@ -110,34 +112,41 @@ const Kernels& find_kernels(const std::string& name) {
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-nb::object feed(Engine& engine, Session& session, const Tokens& tokens, const std::string& which) {
+// Where results go: yocobit.engine makes it, or checks a caller's. Python objects apart, a call
+// then allocates nothing.
+using Out = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
+
+void check_size(const Out& out, size_t size) {
+  if (out.size() != size) {
+    throw std::invalid_argument("out must have " + std::to_string(size) + " values but has " +
+                                std::to_string(out.size()));
+  }
+}
+
+void feed(Engine& engine, Session& session, const Tokens& tokens, const std::string& which,
+          const std::optional<Out>& out) {
   const Logits logits = choose<Logits>(
       "logits", which, {{"none", Logits::none}, {"last", Logits::last}, {"all", Logits::all}});
   const size_t V = engine.model().config.vocab_size, n = tokens.shape(0);
   if (n == 0) throw std::invalid_argument("feed: needs at least one token but got none");
-  if (logits == Logits::none) {
-    nb::gil_scoped_release release;
-    engine.feed(session, tokens.data(), n, logits, nullptr);
-    return nb::none();
+  if (logits != Logits::none) {
+    if (!out) throw std::invalid_argument("feed: needs out for the logits");
+    check_size(*out, logits == Logits::all ? n * V : V);
   }
-  Floats out = logits == Logits::all ? new_array({n, V}) : new_array({V});
-  {
-    nb::gil_scoped_release release;
-    engine.feed(session, tokens.data(), n, logits, out.data());
-  }
-  return nb::cast(out);
+  nb::gil_scoped_release release;
+  engine.feed(session, tokens.data(), n, logits, out ? out->data() : nullptr);
 }
 
-Floats step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens) {
+void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens,
+          const Out& out) {
   const size_t n = sessions.size();
   if (n == 0 || n != tokens.shape(0)) {
     throw std::invalid_argument("step: needs one token for each session but got " +
                                 std::to_string(tokens.shape(0)) + " for " + std::to_string(n));
   }
-  Floats out = new_array({n, static_cast<size_t>(engine.model().config.vocab_size)});
+  check_size(out, n * engine.model().config.vocab_size);
   nb::gil_scoped_release release;
   engine.step(sessions.data(), tokens.data(), static_cast<int>(n), out.data());
-  return out;
 }
 
 int checked_layer(const Session& session, int layer) {
@@ -211,10 +220,11 @@ NB_MODULE(_native, m) {
                               find_kernels(kernels), n_threads);
           },
           "path"_a, "config"_a, "tensors"_a, "kernels"_a, "n_threads"_a)
-      .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a)
-      .def("step", &step, "sessions"_a, "tokens"_a)
+      .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none())
+      .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert())
       .def_prop_ro("kernels", [](const Engine& engine) { return engine.kernels().name; })
       .def_prop_ro("n_threads", &Engine::n_threads)
+      .def_prop_ro("vocab_size", [](const Engine& e) { return e.model().config.vocab_size; })
       .def_prop_ro("buffer_bytes", &Engine::buffer_bytes);
 
   nb::class_<Session>(m, "Session")

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cfenv>
 #include <stdexcept>
+#include <utility>
 
 namespace yocobit {
 namespace {
@@ -50,12 +51,13 @@ void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits whi
 
 void Engine::step(Session* const* sessions, const int32_t* tokens, int n, float* logits) {
   const std::lock_guard<std::mutex> turn(mutex_);
-  std::vector<const Session*> sorted(sessions, sessions + n);
-  std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    throw std::invalid_argument("step: sessions must differ but one is given twice");
+  ++n_steps_;
+  for (int i = 0; i < n; ++i) {
+    check(*sessions[i], tokens + i, 1);
+    if (std::exchange(sessions[i]->last_step, n_steps_) == n_steps_) {
+      throw std::invalid_argument("step: sessions must differ but one is given twice");
+    }
   }
-  for (int i = 0; i < n; ++i) check(*sessions[i], tokens + i, 1);
   const DefaultFloatEnvironment environment;
   const int64_t V = model_.config.vocab_size;
   Row rows[Decoder::kMaxRows];

@@ -42,6 +42,7 @@ class Engine {
   ThreadPool pool_;
   Decoder decoder_;
   std::mutex mutex_;
+  uint64_t n_steps_ = 0;
 };
 
 }  // namespace yocobit

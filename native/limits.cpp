@@ -70,7 +70,7 @@ const MultiplyAddLoop kCompiledLoop = {
     .instruction = "compiled loop", .per_round = kCompiledSize, .run = multiply_add_compiled};
 
 ReadLoop fastest_read() {
-#ifdef YOCOBIT_HAVE_AVX2
+#ifdef YOCOBIT_X86
   if (__builtin_cpu_supports("avx2")) return read_avx2;
 #endif
   return read_compiled;
@@ -155,7 +155,7 @@ std::atomic<uint64_t> used;  // where results go, so that they count as needed
 const MultiplyAddLoop* const* supported_multiply_adds() {
   static const std::vector<const MultiplyAddLoop*> loops = [] {
     std::vector<const MultiplyAddLoop*> found;
-#ifdef YOCOBIT_HAVE_AVX2
+#ifdef YOCOBIT_X86
     if (__builtin_cpu_supports("avx2")) found.push_back(&kMaddubsLoop);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni")) {
       found.push_back(&kVnniLoop);

@@ -34,6 +34,7 @@ struct Session {
   const PackedModel& model;
   const int64_t max_tokens;
   int64_t position = 0;            // tokens taken in
+  uint64_t last_step = 0;          // of the engine, counted from 1, that the session was in
   std::vector<LayerState> layers;  // of the self-decoder
   std::optional<KeyValueCache> shared;
 };

@@ -1,5 +1,6 @@
 """Options and fixtures that every test file may use."""
 
+import importlib.util
 import signal
 import sys
 from pathlib import Path
@@ -7,9 +8,13 @@ from pathlib import Path
 import pytest
 
 
-def pytest_configure() -> None:
-    """Take Ctrl-C even where the shell ignores it for a job in the background."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Take Ctrl-C even where the shell ignores it for a job in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if native := config.getoption("native"):
+        spec = importlib.util.spec_from_file_location("yocobit._native", native)
+        sys.modules["yocobit._native"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         default=Path(__file__).parent / "golden",
         help="directory of golden vectors (default: the subset in tests/golden)",
+    )
+    parser.addoption(
+        "--native",
+        metavar="FILE",
+        type=Path,
+        help="a build of the native module to test in place of the installed one",
     )
 
 

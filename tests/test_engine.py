@@ -38,6 +38,11 @@ def tokens() -> np.ndarray:
     return packed_models.tokens()[1000 : 1000 + T].numpy()
 
 
+@pytest.fixture
+def engine(model_of) -> Engine:
+    return Engine.load(model_of("yoco-gret", "ternary")[1])
+
+
 def bits(array) -> np.ndarray:
     """Floats as integers, so that equality means the same bits."""
     return np.ascontiguousarray(array).view(np.uint32)
@@ -312,6 +317,49 @@ def test_a_callers_flush_to_zero_mode_changes_nothing(model_of, tokens):
         torch.set_flush_denormal(False)
 
 
+# ---- out ----
+
+
+def test_logits_go_to_out_and_are_the_same(engine, tokens):
+    expected = engine.logits(tokens[:8])
+    V = engine.config.vocab_size
+    row, rows = np.empty(V, np.float32), np.empty((5, V), np.float32)
+    session, other = engine.session(8), engine.session(8)
+
+    assert session.feed(tokens[:2], out=row) is row is session.logits
+    np.testing.assert_array_equal(bits(row), bits(expected[1]))
+    assert session.step(tokens[2], out=row) is row
+    np.testing.assert_array_equal(bits(row), bits(expected[2]))
+    assert session.feed_all(tokens[3:8], out=rows) is rows
+    np.testing.assert_array_equal(bits(rows), bits(expected[3:8]))
+    assert engine.step([other], tokens[:1], out=rows[:1]).base is rows
+    np.testing.assert_array_equal(bits(rows[0]), bits(expected[0]))
+
+
+@pytest.mark.parametrize(
+    ("out", "actual"),
+    [
+        (np.empty(511, np.float32), r"float32 of shape \(511,\)"),
+        (np.empty((1, 512), np.float32), r"float32 of shape \(1, 512\)"),
+        (np.empty(512), r"float64 of shape \(512,\)"),
+        (np.empty(512, ">f4"), r">f4 of shape \(512,\)"),
+        (np.empty(1024, np.float32)[::2], r"not contiguous, with strides \(8,\)"),
+        (np.broadcast_to(np.float32(0), 512), "not contiguous"),
+        (np.frombuffer(bytes(2048), np.float32), "read-only"),
+        ([0.0] * 512, "list"),
+    ],
+)
+def test_an_unfit_out_is_refused_and_nothing_changes(engine, out, actual):
+    session = engine.session(8)
+
+    with pytest.raises(ValueError, match=r"out must be .* of shape \(512,\) .* but is " + actual):
+        session.step(1, out=out)
+    with pytest.raises(ValueError, match=r"out must be .* of shape \(2, 512\)"):
+        engine.step([session, engine.session(8)], [1, 1], out=out)
+
+    assert session.position == 0
+
+
 # ---- memory ----
 
 
@@ -345,11 +393,6 @@ def test_work_space_belongs_to_the_engine_and_does_not_grow_with_sessions(model_
 
 
 # ---- bad input ----
-
-
-@pytest.fixture
-def engine(model_of) -> Engine:
-    return Engine.load(model_of("yoco-gret", "ternary")[1])
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,16 @@ class Script:
         self.tokens = iter(tokens)
         self.position = 0
 
-    def feed(self, tokens):
+    def feed(self, tokens, out=None):
         self.position += len(tokens)
-        logits = np.zeros(tokenizer().get_vocab_size(), dtype=np.float32)
-        logits[next(self.tokens)] = 1
-        return logits
+        if out is None:
+            out = np.empty(tokenizer().get_vocab_size(), dtype=np.float32)
+        out[:] = 0
+        out[next(self.tokens)] = 1
+        return out
 
-    def step(self, token):
-        return self.feed([token])
+    def step(self, token, out=None):
+        return self.feed([token], out)
 
 
 def scripted(said: str, stop=(), end="", max_tokens=1000) -> Generation:

@@ -131,9 +131,9 @@ def test_packed_model_runs_in_the_engine(kind, config, tmp_path):
 
     opened = engine(pack(run, tmp_path / "model"))
 
-    logits = opened.feed(
-        _native.Session(opened, 8, "f32"), np.array([1, 2, 3], dtype=np.int32), "last"
-    )
+    logits = np.empty(opened.vocab_size, dtype=np.float32)
+    session = _native.Session(opened, 8, "f32")
+    opened.feed(session, np.array([1, 2, 3], dtype=np.int32), "last", logits)
 
     assert np.isfinite(logits).all()
     assert logits.std() > 0

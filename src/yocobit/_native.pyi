@@ -12,6 +12,7 @@ def supported_kernels() -> list[str]: ...
 class Engine:
     kernels: str
     n_threads: int
+    vocab_size: int
     buffer_bytes: int
     def __init__(
         self,
@@ -21,8 +22,10 @@ class Engine:
         kernels: str,
         n_threads: int,
     ) -> None: ...
-    def feed(self, session: Session, tokens: NDArray[np.int32], logits: str) -> Any: ...
-    def step(self, sessions: list[Session], tokens: NDArray[np.int32]) -> Floats: ...
+    def feed(
+        self, session: Session, tokens: NDArray[np.int32], logits: str, out: Floats | None
+    ) -> None: ...
+    def step(self, sessions: list[Session], tokens: NDArray[np.int32], out: Floats) -> None: ...
 
 class Session:
     position: int

@@ -19,7 +19,7 @@ from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
-from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_tokens
+from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.reader import GENERATION, TOKENIZER
@@ -126,12 +126,16 @@ class Engine:
         tokens = as_tokens(tokens)
         return self.session(max(1, len(tokens)), cache).feed_all(tokens)
 
-    def step(self, sessions: Sequence[Session], tokens: Tokens) -> Logits:
+    def step(
+        self, sessions: Sequence[Session], tokens: Tokens, out: Logits | None = None
+    ) -> Logits:
         """Take in one token of each of n different sessions; return their logits (n, V).
 
-        Reads every weight once, and gives each session what it would get alone, bit for bit.
+        They are in `out`, if given, until it is written again. Reads every weight once, and gives
+        each session what it would get alone, bit for bit.
         """
-        logits: Logits = self._native.step([s._native for s in sessions], as_tokens(tokens))
+        logits = as_out(out, (len(sessions), self.config.vocab_size))
+        self._native.step([s._native for s in sessions], as_tokens(tokens), logits)
         for session, row in zip(sessions, logits, strict=True):
             session._logits = row
         return logits

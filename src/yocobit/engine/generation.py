@@ -62,7 +62,7 @@ class Generation:
 
     def _run(self) -> Iterator[str]:
         begin = time.perf_counter()
-        logits = self._session.feed(self.prompt)
+        logits = self._session.feed(self.prompt)  # the one array for those of all tokens
         self.prefill_s = time.perf_counter() - begin
         seen = list(self.prompt)
         decoder, text, held = DecodeStream(skip_special_tokens=True), "", ""
@@ -82,7 +82,7 @@ class Generation:
                 self.finish_reason = "length"
             if self.finish_reason is None:
                 begin = time.perf_counter()
-                logits = self._session.step(token)
+                self._session.step(token, out=logits)
                 self.decode_s += time.perf_counter() - begin
         # What was held back was no stop text after all; bytes of half a character come out too.
         whole: str = self._tokenizer.decode(self.tokens, skip_special_tokens=True)

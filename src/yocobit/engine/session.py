@@ -64,22 +64,27 @@ class Session:
             raise ValueError("session: has no logits; feed it a token first")
         return self._logits
 
-    def feed(self, tokens: Tokens) -> Logits:
+    def feed(self, tokens: Tokens, out: Logits | None = None) -> Logits:
         """Take in tokens (T,) and return the logits (V,) after the last of them.
 
-        The cross-decoder runs for the last token only. ValueError, with nothing changed, if a
-        token is not in the vocabulary or there is no room.
+        They are in `out`, if given, until it is written again. The cross-decoder runs for the last
+        token only. ValueError, with nothing changed, if a token is not in the vocabulary, there is
+        no room or `out` is no float32 array of that shape.
         """
-        self._logits = self._engine.feed(self._native, as_tokens(tokens), "last")
-        return self._logits
+        logits = as_out(out, (self._engine.vocab_size,))
+        self._engine.feed(self._native, as_tokens(tokens), "last", logits)
+        self._logits = logits
+        return logits
 
-    def step(self, token: int) -> Logits:
-        """Take in one token; return its logits (V,)."""
-        return self.feed([token])
+    def step(self, token: int, out: Logits | None = None) -> Logits:
+        """Take in one token; return its logits (V,), in `out` if given."""
+        return self.feed([token], out)
 
-    def feed_all(self, tokens: Tokens) -> Logits:
-        """Take in tokens (T,) and return the logits after each, (T, V)."""
-        logits: Logits = self._engine.feed(self._native, as_tokens(tokens), "all")
+    def feed_all(self, tokens: Tokens, out: Logits | None = None) -> Logits:
+        """Take in tokens (T,) and return the logits after each, (T, V), in `out` if given."""
+        tokens = as_tokens(tokens)
+        logits = as_out(out, (len(tokens), self._engine.vocab_size))
+        self._engine.feed(self._native, tokens, "all", logits)
         self._logits = logits[-1]
         return logits
 
@@ -111,3 +116,23 @@ def as_tokens(tokens: Tokens) -> NDArray[np.int32]:
     if array.size > 0 and not (array.min() >= -(1 << 31) and array.max() < 1 << 31):
         raise ValueError(f"tokens must fit 32 bits but reach from {array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def as_out(out: Logits | None, shape: tuple[int, ...]) -> Logits:
+    """Return where logits of that shape go: `out`, or a new array. ValueError if `out` is unfit."""
+    if out is None:
+        return np.empty(shape, dtype=np.float32)
+    if not isinstance(out, np.ndarray):
+        actual = type(out).__name__
+    elif out.dtype != np.float32 or out.shape != shape:
+        actual = f"{out.dtype} of shape {out.shape}"
+    elif not out.flags.c_contiguous:
+        actual = f"not contiguous, with strides {out.strides}"
+    elif not out.flags.writeable:
+        actual = "read-only"
+    else:
+        return out
+    raise ValueError(
+        f"out must be a contiguous float32 array of shape {shape} that can be written but is "
+        f"{actual}; make it with numpy.empty({shape}, numpy.float32)"
+    )

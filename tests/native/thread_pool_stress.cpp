@@ -1,0 +1,83 @@
+// Rounds of all sizes on pools of all sizes, over-subscribed too: every item is taken once, by the
+// thread whose share it is in, and what a round wrote is there in the next. For ThreadSanitizer.
+
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <vector>
+
+#include "thread_pool.h"
+
+namespace yocobit {
+namespace {
+
+void check(bool is_true, const char* claim, int n_threads) {
+  if (is_true) return;
+  std::printf("%d threads: %s\n", n_threads, claim);
+  std::exit(1);
+}
+
+// Plain memory, so that a missing barrier is a race.
+struct Items {
+  std::vector<int> rounds;           // that an item was taken in
+  std::vector<std::thread::id> ids;  // of the threads that began a share in this round
+};
+
+void run_rounds(ThreadPool& pool, Items& items, int n_rounds, int first_size) {
+  for (int round = 0; round < n_rounds; ++round) {
+    const int n = (first_size + round * 7) % static_cast<int>(items.rounds.size());
+    std::fill(items.ids.begin(), items.ids.end(), std::thread::id());
+    int before = 0;
+    for (int i = 0; i < n; ++i) before += items.rounds[i];
+    pool.run(n, [&](int64_t begin, int64_t end) {
+      items.ids[begin] = std::this_thread::get_id();
+      for (int64_t i = begin; i < end; ++i) ++items.rounds[i];
+    });
+    int after = 0, n_shares = 0;
+    for (int i = 0; i < n; ++i) {
+      after += items.rounds[i];
+      n_shares += items.ids[i] != std::thread::id();
+    }
+    check(after == before + n, "every item must be taken once", pool.size());
+    check(n_shares == (n > 1 ? std::min(n, pool.size()) : n), "shares must be one per thread",
+          pool.size());
+  }
+}
+
+double cpu_seconds() {
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+void stress(int n_threads) {
+  Items items = {.rounds = std::vector<int>(100), .ids = std::vector<std::thread::id>(100)};
+  {
+    const ThreadPool unused(n_threads);
+  }
+  for (int i = 0; i < 20; ++i) {
+    ThreadPool pool(n_threads);
+    run_rounds(pool, items, 10, i);
+  }
+  ThreadPool pool(n_threads);
+  run_rounds(pool, items, 500, 0);
+  // Pauses around the time after which workers go to sleep.
+  for (const int pause_us : {100, 1000, 1900, 2000, 2100, 2500, 5000, 20000}) {
+    for (int i = 0; i < 4; ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(pause_us));
+      run_rounds(pool, items, 3, i);
+    }
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  const double before = cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  check(cpu_seconds() - before < 0.1, "a pool without work must use no CPU", n_threads);
+}
+
+}  // namespace
+}  // namespace yocobit
+
+int main() {
+  for (int n_threads = 1; n_threads <= 8; ++n_threads) yocobit::stress(n_threads);
+  std::printf("%d CPUs, 1 to 8 threads: good\n", yocobit::available_cpus());
+}
