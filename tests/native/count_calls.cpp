@@ -178,7 +178,6 @@ void count(const char* description, int n_threads, FloatType cache) {
   const Kernels* kernels = nullptr;
   for (const Kernels* const* k = supported_kernels(); *k; ++k) kernels = *k;
   Engine engine(path, config, read_tensors(in), *kernels, n_threads);
-  engine.reserve(kMaxTokens);
   std::vector<Session> sessions;
   sessions.reserve(kSessions);
   Session* pointers[kSessions];
