@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from engines import Feed, NewText, open_llama_cpp, open_pytorch, open_yocobit
+
 from yocobit import Engine
 from yocobit.benchmark.limits import measure_limits
 from yocobit.benchmark.machine import read_caches, usable_cpus
@@ -64,6 +65,7 @@ def share(run: dict[str, Any]) -> dict[str, float]:
     return {
         "gigabytes_per_s": statistics.median(rates) / 1e9,
         "limit_gigabytes_per_s": max(roofs) / 1e9,
+        "limit_gigamultiply_adds_per_s": limits.int8_per_s / 1e9,
         "share": statistics.median(rates) / max(roofs),
         "p99_over_median": _p99_over_median(session.feed, tokens),
     }

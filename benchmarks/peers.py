@@ -2,9 +2,9 @@
 
     python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--work DIR]
 
-Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a process
-of its own; a ratio is the median over rounds of ours / the best of theirs in that round. Writes
-benchmarks/results/peers.json; docs/performance.md explains the figures.
+Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a
+process of its own; a ratio is the median over rounds of ours / the best of theirs in that round.
+Writes benchmarks/results/peers.json; docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import measures
 from ratios import ratios
+
 from yocobit.benchmark.machine import describe_machine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco

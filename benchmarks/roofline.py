@@ -1,0 +1,107 @@
+"""The picture of docs/performance.md: what was measured, under what the machine can do.
+
+    python benchmarks/roofline.py
+
+Reads benchmarks/results/peers.json, writes docs/roofline.png. Across: multiply-adds for each byte
+that must be read from memory; up: multiply-adds a second. Both axes are logarithmic.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from measures import PREFILL, YOCOBIT
+
+from yocobit.benchmark.shapes import SHAPES
+from yocobit.benchmark.traffic import multiply_adds
+
+ROOT = Path(__file__).parent.parent
+CONFIG = SHAPES["2b4t"]
+THREADS = 2
+# Bytes a weight, by what the files hold: body, then head.
+_BYTES = {
+    (YOCOBIT, "ternary"): (1 / 4, 4.25 / 8),
+    (YOCOBIT, "sign"): (1 / 8, 4.25 / 8),
+    ("llama.cpp TQ2_0", "ternary"): (66 / 256, 210 / 256),
+    ("llama.cpp TQ1_0", "ternary"): (54 / 256, 210 / 256),
+    ("llama.cpp Q1_0", "sign"): (18 / 128, 210 / 256),
+}
+_OURS, _THEIRS, _ROOF = "#c2410c", "#475569", "#94a3b8"
+_LABEL = {"fontsize": 8, "textcoords": "offset points"}
+
+
+def main() -> None:
+    report = json.loads((ROOT / "benchmarks/results/peers.json").read_text())
+    figure, axes = plt.subplots(figsize=(8, 5), dpi=120)
+    draw_roofs(axes, limits(report["runs"]))
+    for engine, kind in _BYTES:
+        draw_engine(axes, report["runs"], engine, kind)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(1, 4000),
+        ylim=(8, 2000),
+        xlabel="multiply-adds for each byte read from memory",
+        ylabel="10⁹ multiply-adds a second",
+        title=f"2B4T shape, {THREADS} threads: decode (left), prefill of {PREFILL} (right)",
+    )
+    axes.title.set_fontsize(10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(ROOT / "docs/roofline.png")
+
+
+def limits(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the largest that any round measured, in 10^9 a second."""
+    of_threads = [r for r in runs if r["measure"] == "share" and r["threads"] == THREADS]
+    resident = [r["limit_gigabytes_per_s"] for r in of_threads if r["shape"] == "85m"]
+    streamed = [r["limit_gigabytes_per_s"] for r in of_threads if r["shape"] != "85m"]
+    multiplied = [r["limit_gigamultiply_adds_per_s"] for r in of_threads]
+    return {"DRAM": max(streamed), "last-level cache": max(resident), "int8": max(multiplied)}
+
+
+def draw_roofs(axes: Any, limit: dict[str, float]) -> None:
+    across = np.geomspace(1, 4000, 2)
+    for name in ("DRAM", "last-level cache"):
+        axes.plot(across, limit[name] * across, color=_ROOF, lw=1)
+        where = 0.75 * limit["int8"] / limit[name]
+        axes.annotate(f"{name} {limit[name]:.0f} GB/s", (where, 0.75 * limit["int8"]),
+                      xytext=(-4, 4), ha="right", color=_ROOF, **_LABEL)  # fmt: skip
+    axes.axhline(limit["int8"], color=_ROOF, lw=1)
+    axes.annotate(f"int8 multiply-add {limit['int8']:.0f}", (4000, limit["int8"]),
+                  xytext=(-2, 4), ha="right", color=_ROOF, **_LABEL)  # fmt: skip
+
+
+def draw_engine(axes: Any, runs: list[dict[str, Any]], engine: str, kind: str) -> None:
+    match = {"measure": "speed", "shape": "2b4t", "engine": engine, "kind": kind,
+             "threads": THREADS}  # fmt: skip
+    own = [run for run in runs if match.items() <= run.items()]
+    if not own:
+        return
+    body = multiply_adds(CONFIG, 1, 0)
+    head = multiply_adds(CONFIG, 1, 1) - body
+    body_bytes, head_bytes = (
+        n * size for n, size in zip((body, head), _BYTES[engine, kind], strict=True)
+    )
+    work = {"decode": (body + head, 1), "prefill": (body + head / PREFILL, PREFILL)}
+    points = [
+        (
+            count * n / (body_bytes + head_bytes),
+            count * statistics.median(r[what] for r in own) / 1e9,
+        )
+        for what, (count, n) in work.items()
+    ]
+    color = _OURS if engine == YOCOBIT else _THEIRS
+    axes.plot(*zip(*points, strict=True), "o", color=color, ms=6)
+    name = f"{engine} {kind}" if engine == YOCOBIT else engine
+    for point, (dx, dy) in zip(points, ((7, -3), (7, -3)), strict=True):
+        axes.annotate(name, point, xytext=(dx, dy), color=color, **_LABEL)
+
+
+if __name__ == "__main__":
+    main()
