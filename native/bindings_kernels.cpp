@@ -196,17 +196,18 @@ Floats rope(const std::string& name, const Array<float, 1>& x, const Array<float
   return y;
 }
 
-// One step from state (D, D); returns the next state and the output (D,).
-nb::tuple retention_step(const std::string& name, const Array<float, 2>& state,
-                         const Array<float, 1>& q, const Array<float, 1>& k,
-                         const Array<float, 1>& v, float decay) {
-  const size_t D = q.shape(0);
-  require(D % kLanes == 0 && k.shape(0) == D && v.shape(0) == D && state.shape(0) == D &&
-              state.shape(1) == D,
-          "q, k, v must be (D,) and state (D, D), D a multiple of 8");
-  Floats next = new_array({D, D}), o = new_array({D});
+// n positions q, k, v (n, D) after state (D, D); returns the next state and the outputs (n, D).
+nb::tuple retain(const std::string& name, const Array<float, 2>& state, const Array<float, 2>& q,
+                 const Array<float, 2>& k, const Array<float, 2>& v,
+                 const Array<float, 1>& decays) {
+  const size_t n = q.shape(0), D = q.shape(1);
+  require(D % kLanes == 0 && k.shape(0) == n && k.shape(1) == D && v.shape(0) == n &&
+              v.shape(1) == D && state.shape(0) == D && state.shape(1) == D && decays.shape(0) == n,
+          "q, k, v must be (n, D), decays (n,) and state (D, D), D a multiple of 8");
+  Floats next = new_array({D, D}), o = new_array({n, D});
   std::memcpy(next.data(), state.data(), D * D * sizeof(float));
-  kernels_named(name).retain(next.data(), q.data(), k.data(), v.data(), D, &decay, 1, D, o.data());
+  kernels_named(name).retain(next.data(), q.data(), k.data(), v.data(), D, decays.data(),
+                             static_cast<int>(n), static_cast<int>(D), o.data());
   return nb::make_tuple(nb::cast(next), nb::cast(o));
 }
 
@@ -282,7 +283,7 @@ void bind_kernels(nb::module_& m) {
   m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
   m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
-  m.def("retention_step", &retention_step, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decay"_a);
+  m.def("retain", &retain, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decays"_a);
   m.def("store_int4", &store_int4, "kernels"_a, "x"_a);
   m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a);
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,

@@ -43,6 +43,12 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
                      model.config.head_dim(), model.config.rope_theta, kMaxRows),
       cross_rotation_(rope_if_present(model.config, Mixer::cross, model.config.cross_rope),
                       model.config.head_dim(), model.config.rope_theta, kMaxRows) {
+  for (Rotation* rotation :
+       {&retention_rotation_, &window_rotation_, &full_rotation_, &cross_rotation_}) {
+    const bool is_shared = std::any_of(turned_.begin(), turned_.end(),
+                                       [&](Rotation* other) { return rotation->share(*other); });
+    if (!is_shared) turned_.push_back(rotation);
+  }
   const size_t N = kMaxRows, C = model.config.d_model, F = model.config.d_ff;
   const size_t wide = std::max(C, F);
   code_stride_ = static_cast<int>(round_up(wide, kSignBlock));
@@ -79,10 +85,7 @@ void Decoder::forward(const Row* rows, int n, int n_logits, float* logits) {
   }
   pool_.run(n, [&](int64_t begin, int64_t end) {
     for (int row = static_cast<int>(begin); row < end; ++row) {
-      for (Rotation* rotation :
-           {&retention_rotation_, &window_rotation_, &full_rotation_, &cross_rotation_}) {
-        rotation->turn(row, rows_[row].position);
-      }
+      for (Rotation* rotation : turned_) rotation->turn(row, rows_[row].position);
     }
   });
   self_decode();

@@ -92,6 +92,7 @@ class Decoder {
   const Kernels& kernels_;
   ThreadPool& pool_;
   Rotation retention_rotation_, window_rotation_, full_rotation_, cross_rotation_;
+  std::vector<Rotation*> turned_;  // those of them whose angles are not another's
 
   int n_ = 0;  // rows at work
   std::vector<Row> rows_;

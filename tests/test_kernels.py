@@ -258,12 +258,14 @@ def test_rope_is_alike_and_near_complex_rotation(is_interleaved):
 
 @pytest.mark.parametrize("D", [8, 64, 128])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-def test_retention_step_is_alike_and_near_float64(D, decay):
+def test_a_step_of_retention_is_alike_and_near_float64(D, decay):
     state, (q, k, v) = random(D, D), random(3, D, seed=1)
+    decays = np.float32([decay])
     exact_state = decay * state.astype(np.float64) + np.outer(k, v.astype(np.float64))
 
     results = [
-        _native.retention_step(name, state, q, k, v, decay) for name in _native.supported_kernels()
+        _native.retain(name, state, q[None], k[None], v[None], decays)
+        for name in _native.supported_kernels()
     ]
 
     for next_state, o in results:
@@ -272,7 +274,22 @@ def test_retention_step_is_alike_and_near_float64(D, decay):
     next_state, o = results[0]
     magnitude = decay * np.abs(state) + np.abs(np.outer(k, v))
     assert (np.abs(next_state - exact_state) <= 2 * EPS * magnitude).all()
-    assert (np.abs(o - q @ exact_state) <= (D + 3) * EPS * (np.abs(q) @ magnitude)).all()
+    assert (np.abs(o[0] - q @ exact_state) <= (D + 3) * EPS * (np.abs(q) @ magnitude)).all()
+
+
+@pytest.mark.parametrize("D", [8, 64, 136])
+def test_retention_of_many_positions_has_the_bits_of_steps(kernels, D):
+    n, state = 5, random(D, D)
+    q, k, v = (random(n, D, seed=seed) for seed in (1, 2, 3))
+    decays = np.linspace(0, 1, n, dtype=np.float32)
+
+    last, o = _native.retain(kernels, state, q, k, v, decays)
+
+    for i in range(n):
+        one = slice(i, i + 1)
+        state, expected = _native.retain(kernels, state, q[one], k[one], v[one], decays[one])
+        np.testing.assert_array_equal(o[one], expected)
+    np.testing.assert_array_equal(last, state)
 
 
 def cached(values, dtype):
