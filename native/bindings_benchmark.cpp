@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "limits.h"
+#include "machine_limits.h"
 #include "session.h"
 
 namespace nb = nanobind;

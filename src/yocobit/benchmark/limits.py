@@ -1,6 +1,6 @@
 """What the machine can do at most: measured beside every run, since it differs by the minute.
 
-The loops are in native/limits*.cpp.
+The loops are in native/machine_limits*.cpp.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 // What the machine can do at most, measured: bytes read and int8 multiply-adds, per second.
 //
-//   limits.cpp         threads, clocks, and compiled loops for any CPU
-//   limits_avx2.cpp    x86 with AVX2
-//   limits_avx512.cpp  x86 with AVX-512 VNNI
+//   machine_limits.cpp         threads, clocks, and compiled loops for any CPU
+//   machine_limits_avx2.cpp    x86 with AVX2
+//   machine_limits_avx512.cpp  x86 with AVX-512 VNNI
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ struct MultiplyAddLoop {
 };
 
 uint64_t read_avx2(const uint8_t* data, size_t size, int n_streams, size_t ahead);
-extern const MultiplyAddLoop kMaddubsLoop;  // limits_avx2.cpp
-extern const MultiplyAddLoop kVnniLoop;     // limits_avx512.cpp
+extern const MultiplyAddLoop kMaddubsLoop;  // machine_limits_avx2.cpp
+extern const MultiplyAddLoop kVnniLoop;     // machine_limits_avx512.cpp
 
 // The loops that this CPU can run, then nullptr.
 const MultiplyAddLoop* const* supported_multiply_adds();

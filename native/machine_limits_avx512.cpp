@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "limits.h"
+#include "machine_limits.h"
 
 namespace yocobit {
 namespace {
