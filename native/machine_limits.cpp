@@ -58,7 +58,7 @@ uint64_t multiply_add_compiled(int64_t n_rounds) {
   std::memset(x, 3, sizeof(x));
   int32_t sum = 0;
   for (int64_t round = 0; round < n_rounds; ++round) {
-    asm volatile("" : : "r"(codes) : "memory");  // other codes each time
+    asm volatile("" : : "r"(codes), "r"(x) : "memory");  // other values each time
     int32_t products = 0;
     for (int i = 0; i < kCompiledSize; ++i) products += codes[i] * x[i];
     sum |= products;

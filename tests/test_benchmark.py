@@ -1,6 +1,6 @@
 """yocobit bench: what it counts and how it counts it. How fast anything is, no test says.
 
-Letters: C d_model   H heads   G K/V heads   D head size   V vocab_size
+Letters: G K/V heads   D head size
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from packed_models import nano
 from rich.console import Console
 
 from yocobit import Engine, _native
@@ -20,29 +21,12 @@ from yocobit.benchmark import random_model as random_models
 from yocobit.benchmark.plan import Case, Plan
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, named_shape
-from yocobit.benchmark.traffic import (
-    cache_bytes,
-    decode_bytes,
-    mixer_multiply_adds,
-    multiply_adds,
-    session_bytes,
-    weight_bytes,
-)
-from yocobit.config import ModelConfig, preset
-from yocobit.engine.session import CacheType
+from yocobit.benchmark.traffic import multiply_adds, session_bytes, weight_bytes
+from yocobit.config import preset
+from yocobit.engine.session import CacheType, Session
 
-# One layer of each mixer; D is 16, and 32 in the self-decoder's own heads.
-MIXED = ModelConfig(
-    vocab_size=512,
-    d_model=64,
-    layers=("retention", "window", "full", "cross"),
-    d_ff=128,
-    n_heads=4,
-    n_kv_heads=2,
-    n_self_heads=2,
-    n_self_kv_heads=2,
-    window=4,
-)
+# One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
+MIXED = nano("mixed", "ternary", window=4)
 CACHES = get_args(CacheType)
 
 
@@ -59,98 +43,6 @@ def plan(**changes) -> Plan:
     return Plan.parse(**{**fields, **changes})
 
 
-# ---- what a token must touch ----
-
-
-def test_cache_bytes_are_those_counted_by_hand():
-    position, ring, state = 2 * 2 * 16 * 2, 2 * 2 * 32 * 2, 4 * 2 * 32 * 32
-
-    # full and cross see 1 position; then 11 and 12 of them, the window 4 each.
-    assert cache_bytes(MIXED, "f16", 0, 1) == 2 * position + ring + 2 * state
-    assert cache_bytes(MIXED, "f16", 10, 2) == 2 * 23 * position + 2 * 4 * ring + 2 * 2 * state
-    # int8 has a float32 scale for each position and head.
-    assert cache_bytes(MIXED, "int8", 0, 1) == 2 * 2 * 2 * 20 + 2 * 2 * 36 + 2 * state
-
-
-def test_every_cross_layer_reads_the_shared_cache_anew():
-    config = MIXED.replace(layers=("retention", "cross", "cross", "cross"))
-    alone = MIXED.replace(layers=("retention",))
-
-    read = cache_bytes(config, "f16", 99, 1) - cache_bytes(alone, "f16", 99, 1)
-
-    assert read == 3 * 100 * (2 * 2 * 16 * 2)
-
-
-@pytest.mark.parametrize("cache", CACHES)
-def test_one_more_position_costs_what_the_engine_says(model, cache):
-    memory = Engine(model, 1, None).session(64, cache).memory()
-
-    more = cache_bytes(MIXED, cache, 50, 1) - cache_bytes(MIXED, cache, 49, 1)
-
-    assert more == memory.shared_kv_per_token + memory.full_per_token
-
-
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("layers", [("full", "full"), ("retention", "cross"), ("full", "cross")])
-def test_session_bytes_are_what_the_engine_reserves(tmp_path, layers, cache):
-    model = write_random_model(MIXED.replace(layers=layers), tmp_path / "model")
-
-    session = Engine(model, 1, None).session(96, cache)
-
-    assert session_bytes(model.config, cache, 96) == session.memory().total
-
-
-def test_weight_bytes_are_all_tensors_but_the_embedding(model):
-    sizes = {name: tensor.end - tensor.begin for name, tensor in model.tensors.items()}
-
-    embedding = 512 * 64 + 512 * 4
-    assert weight_bytes(model) == sum(sizes.values()) - embedding
-    # 8 rows of 64 columns are one block of 128: 32 bytes a row.
-    assert sizes["layers.0.mixer.q_proj.weight"] == 64 * 32
-
-
-def test_a_tied_head_reads_the_embedding_unless_it_is_int4(tmp_path):
-    config = MIXED.replace(tie_embeddings=True)
-    tied = write_random_model(config, tmp_path / "tied")
-    int4 = write_random_model(config, tmp_path / "int4", head="int4")
-
-    body = weight_bytes(tied) - (512 * 64 + 512 * 4)
-    # 64 columns are one block: 32 bytes and a float16 scale a row.
-    assert weight_bytes(int4) == body + 512 * (32 + 2)
-
-
-def test_decode_bytes_are_weights_once_and_each_sessions_own(model):
-    each = cache_bytes(MIXED, "f16", 7, 3) + 3 * (64 + 4)  # rows of the embedding
-
-    assert decode_bytes(model, "f16", 7, 3, batch=5) == 3 * weight_bytes(model) + 5 * each
-
-
-def test_multiply_adds_are_those_counted_by_hand():
-    ffn = 3 * 64 * 128
-    retention, window, full = 5 * 64 * 64 + 2 * 64, 4 * 64 * 64, 2 * 64 * 64 + 2 * 32 * 64
-    shared = 2 * 32 * 64
-    early = retention + window + full + 3 * ffn + shared
-    late = 2 * 64 * 64 + ffn + 512 * 64
-
-    assert multiply_adds(MIXED, 10, 10) == 10 * (early + late)
-    assert multiply_adds(MIXED, 10, 1) == 10 * early + late
-    assert multiply_adds(MIXED.replace(tie_embeddings=True), 10, 1) == 10 * early + late
-
-
-@pytest.mark.parametrize(("depth", "n"), [(0, 1), (0, 3), (0, 9), (2, 5), (4, 2), (9, 7)])
-def test_mixer_multiply_adds_equal_a_count_over_tokens(depth, n):
-    C, D, last = 64, 32, 2
-    expected = 0
-    for position in range(depth, depth + n):
-        expected += 2 * C * (position + 1)  # full
-        expected += 2 * C * min(position + 1, 4)  # window
-        expected += 2 * C * D  # retention
-        if position >= depth + n - last:
-            expected += 2 * C * (position + 1)  # cross
-
-    assert mixer_multiply_adds(MIXED, depth, n, min(last, n)) == expected
-
-
 # ---- sessions filled with noise ----
 
 
@@ -161,7 +53,7 @@ def test_a_filled_session_holds_noise_at_every_position(model, cache):
     _native.fill(session._native, 290)
 
     assert session.position == 290
-    for layer, begin in ((1, 286), (2, 0), (3, 0)):
+    for layer, begin in ((0, 286), (2, 0), (3, 0)):
         keys, values = session.keys_values(layer, begin, 290)
         for found in (keys, values):  # (G, n, D)
             assert np.abs(found).max(axis=2).min() > 0
@@ -244,6 +136,37 @@ def test_percentiles_are_measured_values():
         "max": 100,
     }
     assert measure.percentiles([7.0]) == {"p50": 7, "p90": 7, "p99": 7, "max": 7}
+
+
+def test_a_repetition_takes_in_the_tokens_it_names_at_the_depth_it_names(model, monkeypatch):
+    taken = []
+
+    class Spy(Session):
+        def feed(self, tokens):
+            taken.append((self.position, len(tokens)))
+            return super().feed(tokens)
+
+    monkeypatch.setattr("yocobit.engine.engine.Session", Spy)
+    monkeypatch.setattr(measure, "_warm_up", lambda engine: None)
+
+    measure.run(model, plan(generations="3", depths="40", repetitions=2), "mixed")
+
+    assert taken == 2 * [(40, 8), (40, 1), (41, 1), (42, 1)]
+
+
+def test_a_batch_is_decoded_in_step(model, monkeypatch):
+    taken = []
+
+    class Spy(Engine):
+        def step(self, sessions, tokens):
+            taken.append([session.position for session in sessions])
+            return super().step(sessions, tokens)
+
+    monkeypatch.setattr(measure, "Engine", Spy)
+
+    measure.run(model, plan(prompts="0", generations="2", batches="3", depths="9"), "mixed")
+
+    assert taken == [[9, 9, 9], [10, 10, 10]]
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +299,7 @@ def test_measuring_limits_leaves_the_process_on_its_cpus():
 
 def test_caches_are_read_as_linux_lists_them(tmp_path):
     for i, (level, kind, size, cpus) in enumerate(
-        [("1", "Data", "32K", "0"), ("1", "Instruction", "64K", "0"), ("2", "Unified", "512K", "0"),
+        [("1", "Data", "32K", "0"), ("2", "Unified", "512K", "0"), ("2", "Instruction", "64K", "0"),
          ("3", "Unified", "16M", "0-3,8-11")]
     ):  # fmt: skip
         index = tmp_path / f"index{i}"

@@ -261,7 +261,7 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
 @app.command()
 def bench(
     model: Annotated[
-        Path | None, typer.Argument(metavar="[MODEL]", help="A packed model's directory.")
+        Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
     ] = None,
     shape: Annotated[
         str | None,
@@ -316,7 +316,7 @@ def bench(
     with status, benchmark.open_model(model, shape, weights, head) as (name, opened):
         report = benchmark.run(opened, plan, name, status.update)
     if as_json:
-        print(json.dumps(benchmark.to_dict(report)))
+        print(json.dumps(benchmark.to_dict(report), indent=2))
     else:
         benchmark.print_report(report, Console())
 

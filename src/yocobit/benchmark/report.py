@@ -81,6 +81,9 @@ def _heading(report: Report) -> Text:
     commit = f", commit {machine.commit}" if machine.commit else ""
     memory = f", {machine.memory_bytes / _GB:.1f} GB" if machine.memory_bytes else ""
     guess = "" if caches.is_known else " (assumed)"
+    weights = f"a decode step reads {report.weight_bytes / _MB:,.1f} MB of weights"
+    rounds = f"{report.repetitions} round{'s' * (report.repetitions > 1)}"
+    constant = (f", {name} {values[0]}" for name, values in _settings(report) if not values[1:])
     lines = [
         f"yocobit     {machine.version}{commit}, {machine.system}",
         f"cpu         {machine.cpu}, {machine.n_cpus} CPUs, L2 {caches.l2_bytes >> 10:,} KiB, "
@@ -88,9 +91,8 @@ def _heading(report: Report) -> Text:
         f"features    {' '.join(machine.features) or 'unknown'}",
         f"kernels     {report.kernels}",
         *report.description,
-        f"weights     {report.weight_bytes / _MB:,.1f} MB a decode step, {report.name}",
-        f"tests       {report.repetitions} rounds"
-        + "".join(f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]),
+        f"            {report.name}; {weights}",
+        f"tests       {rounds}{''.join(constant)}",
     ]
     return Text("\n".join(lines))
 
