@@ -20,61 +20,83 @@ KeyValueCache& cache_of(Session& session, int index) {
 void Decoder::self_attend(const Layer& layer, int index) {
   const ModelConfig& config = model_.config;
   const bool is_window = layer.mixer == Mixer::window;
-  const Rotation& rotation = is_window ? window_rotation_ : full_rotation_;
   prepare(x_.get(), config.d_model, layer.mixer_norm);
   apply({{&layer.q, q_.get()}, {&layer.k, k_.get()}, {&layer.v, v_.get()}});
-  store_keys_values(index, rotation);
-  if (is_window) {
-    attend(index, rotation, config.n_self_heads, config.window);
-  } else {
-    attend(index, rotation, config.n_heads, 0);
-  }
+  attend({.index = index,
+          .rotation = is_window ? window_rotation_ : full_rotation_,
+          .n_heads = is_window ? config.n_self_heads : config.n_heads,
+          .window = is_window ? config.window : 0,
+          .stores = true});
   project_out(layer.out, y_.get(), layer.out_norm);
 }
 
 void Decoder::cross_attend(const Layer& layer) {
   prepare(x_.get(), model_.config.d_model, layer.mixer_norm);
   apply({{&layer.q, q_.get()}});
-  attend(model_.n_self_layers, cross_rotation_, model_.config.n_heads, 0);
+  attend({.index = model_.n_self_layers,
+          .rotation = cross_rotation_,
+          .n_heads = model_.config.n_heads,
+          .window = 0,
+          .stores = false});
   project_out(layer.out, y_.get(), layer.out_norm);
 }
 
-void Decoder::store_keys_values(int index, const Rotation& rotation) {
-  const KeyValueCache& any = cache_of(*rows_[0].session, index);
-  const int G = any.n_heads(), D = any.head_dim();
+void Decoder::store_shared_keys_values() {
+  const int G = model_.config.n_kv_heads;
   pool_.run(int64_t{n_} * G, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int row = static_cast<int>(i / G), head = static_cast<int>(i % G);
-      rotation.apply(kernels_, row, &k_[i * D]);
-      cache_of(*rows_[row].session, index)
-          .store(kernels_, head, rows_[row].position, &k_[i * D], &v_[i * D]);
+      store_keys_values(model_.n_self_layers, cross_rotation_, static_cast<int>(i / G),
+                        static_cast<int>(i % G));
     }
   });
 }
 
-// Queries in q_ to outputs in y_; window 0 sees everything.
-void Decoder::attend(int index, const Rotation& rotation, int n_heads, int64_t window) {
-  const int D = model_.config.d_model / n_heads;
-  pool_.run(int64_t{n_} * n_heads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      rotation.apply(kernels_, static_cast<int>(i / n_heads), &q_[i * D]);
+// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache.
+void Decoder::store_keys_values(int index, const Rotation& rotation, int row, int head) {
+  KeyValueCache& cache = cache_of(*rows_[row].session, index);
+  const int64_t at = (int64_t{row} * cache.n_heads() + head) * cache.head_dim();
+  rotation.apply(kernels_, row, &k_[at]);
+  cache.store(kernels_, head, rows_[row].position, &k_[at], &v_[at]);
+}
+
+// Queries in q_ to outputs in y_.
+void Decoder::attend(const Attention& layer) {
+  const int D = model_.config.d_model / layer.n_heads;
+  const int G = cache_of(*rows_[0].session, layer.index).n_heads(), n_queries = layer.n_heads / G;
+  const auto begin_head = [&](int row, int head) {
+    if (layer.stores) store_keys_values(layer.index, layer.rotation, row, head);
+    for (int i = 0; i < n_queries; ++i) {
+      layer.rotation.apply(kernels_, row,
+                           &q_[(int64_t{row} * layer.n_heads + head * n_queries + i) * D]);
+    }
+  };
+  int64_t n_partitions = 0;
+  for (int row = 0; row < n_; ++row) {
+    n_partitions = std::max(n_partitions, span(row, layer.window).size);
+  }
+  // Where no row waits for the keys of another and nothing is to be merged, threads meet once.
+  const bool sees_own_only = !layer.stores || static_cast<int>(segments_.size()) == n_;
+  const bool is_one_round = n_partitions == 1 && sees_own_only;
+  pool_.run(int64_t{n_} * G, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int row = static_cast<int>(i / G), head = static_cast<int>(i % G);
+      begin_head(row, head);
+      if (!is_one_round) continue;
+      attend_partition(layer, row, head, 0, 0, 1);
+      for (int query = 0; query < n_queries; ++query) {
+        finish_head(layer, row, head * n_queries + query, 1);
+      }
     }
   });
-  int64_t n_partitions = 0;
-  for (int row = 0; row < n_; ++row) n_partitions = std::max(n_partitions, span(row, window).size);
+  if (is_one_round) return;
   // As many partitions of every row at a time as there is room for; the first place of a row
   // holds the sum of those before.
   const int64_t places = kPartials / n_;
   for (int64_t first = 0; first < n_partitions;) {
     const int64_t n = std::min(n_partitions - first, places - (first > 0));
-    attend_partitions(index, n_heads, window, first, n, places);
+    attend_partitions(layer, first, n, places, first + n == n_partitions);
     first += n;
   }
-  pool_.run(int64_t{n_} * n_heads, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels_.finish(&partials_[i * places * (D + kPartialExtra)], D, &y_[i * D]);
-    }
-  });
 }
 
 // The partitions that a row sees, of which the first and the last need not be whole.
@@ -85,33 +107,48 @@ Decoder::Span Decoder::span(int row, int64_t window) const {
   return {.begin = begin, .end = end, .first = first, .size = (end - 1) / kPartition - first + 1};
 }
 
-// Partitions [first, first + n) of every row, counted from the first that it sees.
-void Decoder::attend_partitions(int index, int n_heads, int64_t window, int64_t first, int64_t n,
-                                int64_t places) {
-  const int G = cache_of(*rows_[0].session, index).n_heads(), D = model_.config.d_model / n_heads;
-  const int n_queries = n_heads / G;
+// The partition of that number, counted from the first that the row sees, to a place of the row.
+void Decoder::attend_partition(const Attention& layer, int row, int head, int64_t partition,
+                               int64_t place, int64_t places) {
+  const KeyValueCache& cache = cache_of(*rows_[row].session, layer.index);
+  const int D = cache.head_dim(), n_queries = layer.n_heads / cache.n_heads();
   const int64_t stride = D + kPartialExtra;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(D));
+  const Span seen = span(row, layer.window);
+  if (partition >= seen.size) return;
+  const int64_t from = (seen.first + partition) * kPartition;
+  const int64_t query = int64_t{row} * layer.n_heads + head * n_queries;
+  kernels_.attend(&q_[query * D], n_queries, cache.view(head), std::max(seen.begin, from),
+                  std::min(seen.end, from + kPartition), 1.0f / std::sqrt(static_cast<float>(D)),
+                  &partials_[(query * places + place) * stride], places * stride);
+}
+
+void Decoder::finish_head(const Attention& layer, int row, int head, int64_t places) {
+  const int D = model_.config.d_model / layer.n_heads;
+  const int64_t query = int64_t{row} * layer.n_heads + head;
+  kernels_.finish(&partials_[query * places * (D + kPartialExtra)], D, &y_[query * D]);
+}
+
+// Partitions [first, first + n) of every row, merged with those before.
+void Decoder::attend_partitions(const Attention& layer, int64_t first, int64_t n, int64_t places,
+                                bool is_last) {
+  const int G = cache_of(*rows_[0].session, layer.index).n_heads();
+  const int D = model_.config.d_model / layer.n_heads;
+  const int64_t stride = D + kPartialExtra;
   // Rows next to each other see the same keys and values, which then stay in the CPU's caches.
-  pool_.run(G * n * n_, [&](int64_t item, int64_t item_end) {
-    for (; item < item_end; ++item) {
-      const int row = static_cast<int>(item % n_), head = static_cast<int>(item / n_ / n);
-      const int64_t partition = item / n_ % n;
-      const Span seen = span(row, window);
-      if (first + partition >= seen.size) continue;
-      const int64_t from = (seen.first + first + partition) * kPartition;
-      const int64_t query = int64_t{row} * n_heads + head * n_queries;
-      kernels_.attend(&q_[query * D], n_queries, cache_of(*rows_[row].session, index).view(head),
-                      std::max(seen.begin, from), std::min(seen.end, from + kPartition), scale,
-                      &partials_[(query * places + partition + (first > 0)) * stride],
-                      places * stride);
+  pool_.run(G * n * n_, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int row = static_cast<int>(i % n_), head = static_cast<int>(i / n_ / n);
+      const int64_t partition = i / n_ % n;
+      attend_partition(layer, row, head, first + partition, partition + (first > 0), places);
     }
   });
-  pool_.run(int64_t{n_} * n_heads, [&](int64_t i, int64_t end) {
+  pool_.run(int64_t{n_} * layer.n_heads, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const int64_t left = span(static_cast<int>(i / n_heads), window).size - first;
+      const int row = static_cast<int>(i / layer.n_heads);
+      const int64_t left = span(row, layer.window).size - first;
       const int64_t n_partials = std::min(n, left) + (first > 0);
       kernels_.merge(&partials_[i * places * stride], stride, static_cast<int>(n_partials), D);
+      if (is_last) finish_head(layer, row, static_cast<int>(i % layer.n_heads), places);
     }
   });
 }

@@ -109,7 +109,7 @@ void Decoder::self_decode() {
   if (!model_.has_cross_decoder()) return;
   prepare(x_.get(), model_.config.d_model, model_.shared_norm);
   apply({{&model_.shared_k, k_.get()}, {&model_.shared_v, v_.get()}});
-  store_keys_values(model_.n_self_layers, cross_rotation_);
+  store_shared_keys_values();
 }
 
 // Early exit: only rows whose logits are asked for go on.

@@ -54,6 +54,14 @@ class Decoder {
     int begin, end;
   };
 
+  struct Attention {
+    int index;  // of the layer's cache: its own, or n_self_layers for the shared one
+    const Rotation& rotation;
+    int n_heads;
+    int64_t window;  // 0 sees everything
+    bool stores;     // whether the rows' keys and values are in k_ and v_, to be cached first
+  };
+
   struct Span {  // positions that a row sees, and the partitions that they are in
     int64_t begin, end, first, size;
   };
@@ -69,11 +77,15 @@ class Decoder {
   void cross_attend(const Layer& layer);
   void feed_forward(const Layer& layer);
 
-  void store_keys_values(int index, const Rotation& rotation);
-  void attend(int index, const Rotation& rotation, int n_heads, int64_t window);
+  void store_shared_keys_values();
+  void store_keys_values(int index, const Rotation& rotation, int row, int head);
+  void attend(const Attention& layer);
   Span span(int row, int64_t window) const;
-  void attend_partitions(int index, int n_heads, int64_t window, int64_t first, int64_t n,
-                         int64_t places);
+  void attend_partition(const Attention& layer, int row, int head, int64_t partition, int64_t place,
+                        int64_t places);
+  void attend_partitions(const Attention& layer, int64_t first, int64_t n, int64_t places,
+                         bool is_last);
+  void finish_head(const Attention& layer, int row, int head, int64_t places);
 
   void prepare(const float* x, int size, const float* norm);
   bool shares_rows() const;
