@@ -6,6 +6,7 @@ The loops are in native/machine_limits*.cpp.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from yocobit import _native
@@ -18,7 +19,7 @@ _SMALLEST_BUFFER, _LARGEST_BUFFER = 1 << 28, 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The best that was seen with some number of threads."""
+    """What some number of threads reached."""
 
     threads: int
     dram_bytes_per_s: float
@@ -34,23 +35,22 @@ class Limits:
     def int8_per_s(self) -> float:
         return self.multiply_adds_per_s[self.instruction]
 
-    def best(self, other: Limits | None) -> Limits:
-        """Return the larger of each figure."""
-        if other is None:
-            return self
-        return Limits(
-            self.threads,
-            max(self.dram_bytes_per_s, other.dram_bytes_per_s),
-            max(self.last_level_bytes_per_s, other.last_level_bytes_per_s),
-            {
-                name: max(rate, other.multiply_adds_per_s[name])
-                for name, rate in self.multiply_adds_per_s.items()
-            },
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
         return {**dataclasses.asdict(self), "instruction": self.instruction}
+
+
+def best(rounds: Sequence[Limits]) -> Limits:
+    """Return the largest of each figure."""
+    return Limits(
+        rounds[0].threads,
+        max(limits.dram_bytes_per_s for limits in rounds),
+        max(limits.last_level_bytes_per_s for limits in rounds),
+        {
+            name: max(limits.multiply_adds_per_s[name] for limits in rounds)
+            for name in rounds[0].multiply_adds_per_s
+        },
+    )
 
 
 def measure_limits(threads: int, cpus: list[int], caches: Caches) -> Limits:

@@ -89,7 +89,7 @@ class Report:
     machine: Machine
     kernels: str
     repetitions: int
-    limits: dict[int, Limits]  # by threads; empty if not asked for
+    limits: dict[int, list[Limits]]  # of every round, by threads; empty if not asked for
     rows: list[Row]
 
 
@@ -110,14 +110,14 @@ def run(
         for threads in plan.threads
         for case in cases
     }
-    limits: dict[int, Limits] = {}
+    limits: dict[int, list[Limits]] = {}
     for number in range(plan.repetitions):
         for threads in plan.threads:
             where = f"round {number + 1} of {plan.repetitions}, threads {threads}: "
             if plan.with_limits:
                 progress(where + "limits of the machine")
                 measured = measure_limits(threads, cpus, machine.caches)
-                limits[threads] = measured.best(limits.get(threads))
+                limits.setdefault(threads, []).append(measured)
             progress(where + "warming up")
             engine = Engine(model, threads, plan.kernels)
             _warm_up(engine)

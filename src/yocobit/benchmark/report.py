@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.benchmark.limits import Limits
+from yocobit.benchmark.limits import Limits, best
 from yocobit.benchmark.measure import Report, Row
 
 _GB, _MB = 1e9, 1e6
@@ -28,7 +28,10 @@ def to_dict(report: Report) -> dict[str, Any]:
             "weight_bytes_per_step": report.weight_bytes,
         },
         "repetitions": report.repetitions,
-        "limits": [limits.to_dict() for limits in report.limits.values()],
+        "limits": [
+            {**best(rounds).to_dict(), "rounds": [limits.to_dict() for limits in rounds]}
+            for rounds in report.limits.values()
+        ],
         "tests": [_row_dict(row, report) for row in report.rows],
     }
 
@@ -49,7 +52,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def _row_dict(row: Row, report: Report) -> dict[str, Any]:
     case = row.case
-    limits = report.limits.get(row.threads)
+    rounds = report.limits.get(row.threads)
+    limits = best(rounds) if rounds else None
     bytes_per_s = None if row.n_bytes is None else row.n_bytes / row.median_s
     multiply_adds_per_s = row.multiply_adds / row.median_s
     return {
@@ -107,15 +111,16 @@ def _settings(report: Report) -> list[tuple[str, list[str]]]:
 
 def _limits_table(report: Report) -> Table:
     level = f"L{report.machine.caches.last_level}"
-    instructions = list(next(iter(report.limits.values())).multiply_adds_per_s)
+    instructions = list(next(iter(report.limits.values()))[0].multiply_adds_per_s)
     rates = (f"{name} GMAC/s" for name in instructions)
-    table = _table("limits", "DRAM GB/s", f"{level} GB/s", *rates)
-    for limits in report.limits.values():
+    table = _table("limits", "DRAM GB/s", "min-max", f"{level} GB/s", "min-max", *rates)
+    for threads, rounds in report.limits.items():
+        limits = best(rounds)
         table.add_row(
-            f"{limits.threads} thread{'s' * (limits.threads > 1)}",
-            f"{limits.dram_bytes_per_s / _GB:.1f}",
-            f"{limits.last_level_bytes_per_s / _GB:.1f}",
-            *(f"{limits.multiply_adds_per_s[name] / _GB:.0f}" for name in instructions),
+            f"{threads} thread{'s' * (threads > 1)}",
+            *_with_range([each.dram_bytes_per_s / _GB for each in rounds]),
+            *_with_range([each.last_level_bytes_per_s / _GB for each in rounds]),
+            *(_number(limits.multiply_adds_per_s[name] / _GB) for name in instructions),
         )
     return table
 
@@ -153,6 +158,11 @@ def _table(*headings: str) -> Table:
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     return table
+
+
+def _with_range(values: list[float]) -> tuple[str, str]:
+    """Write the largest value, which counts, and how far they differ."""
+    return _number(max(values)), f"{_number(min(values))}-{_number(max(values))}"
 
 
 def _number(value: float) -> str:
