@@ -43,6 +43,10 @@ MappedFile::MappedFile(const std::string& path) {
     throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(errno));
   }
   data_ = static_cast<const uint8_t*>(address);
+#ifdef MADV_HUGEPAGE
+  // Whatever it says: weights are read faster from huge pages where the file system has them.
+  madvise(address, size_, MADV_HUGEPAGE);
+#endif
 }
 
 MappedFile::~MappedFile() { munmap(const_cast<uint8_t*>(data_), size_); }
