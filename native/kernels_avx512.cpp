@@ -26,7 +26,6 @@ constexpr int kPairs = kRowsPerGroup / 2;  // vectors of a group's block
 #define USE_TABLES true
 #endif
 constexpr bool kUseTables = USE_TABLES;
-constexpr int kPrefetchBytes = 4096;  // ahead in the stream of weights
 
 __m512i splat_block(const void* p) {
   return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
@@ -34,7 +33,7 @@ __m512i splat_block(const void* p) {
 __m512i splat_byte(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
 // Sums of the lanes of both halves of a group's vectors: row r in lane r.
-__m256i row_sums(const __m512i* x) {
+[[gnu::always_inline]] inline __m256i row_sums(const __m512i* x) {
   __m256i halves[kPairs];  // of rows 2i and 2i + 1: four lanes each
   for (int i = 0; i < kPairs; ++i) {
     // Lanes 0-3 of row 2i, then of row 2i + 1.
@@ -92,8 +91,6 @@ void matvec_group(const BitMatrix& w, const QuantizedRows& x, int group, int n, 
       __m512i packed[kPairs];
       for (int i = 0; i < kPairs; ++i) {
         packed[i] = load_pair(codes + 64 * i);
-        if (half == 0)
-          _mm_prefetch(reinterpret_cast<const char*>(codes) + kPrefetchBytes + 64 * i, _MM_HINT_T0);
         if (half == 1) packed[i] = _mm512_srli_epi16(packed[i], 4);
       }
       for (int place = 0; place < kPlaces; ++place, inputs += kBlockBytes) {
@@ -269,7 +266,7 @@ void int8_matmul(const DenseMatrix& w, const WideRows& x, int row_begin, int row
 }
 
 // Sums of the 16 lanes of eight vectors, the i-th in lane i.
-__m256i lane_sums(const __m512i* x) {
+[[gnu::always_inline]] inline __m256i lane_sums(const __m512i* x) {
   __m512i pairs[4], fours[2];
   for (int i = 0; i < 4; ++i) {
     pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
@@ -302,8 +299,6 @@ void int4_tile(const Int4Matrix& w, const WideRows& x, int group, int n, float* 
     for (int r = 0; r < kRowsPerGroup; ++r) {
       const uint8_t* codes = w.codes + (at + r) * kBlockBytes;
       const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
-      if (r % 2 == 0)
-        _mm_prefetch(reinterpret_cast<const char*>(codes) + kPrefetchBytes, _MM_HINT_T0);
       const __m512i low = _mm512_cvtepu8_epi16(_mm256_and_si256(packed, low_four_bits));
       const __m512i high =
           _mm512_cvtepu8_epi16(_mm256_and_si256(_mm256_srli_epi16(packed, 4), low_four_bits));
