@@ -4,7 +4,14 @@ BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*)
 GOLDEN ?= tests/golden
 
-.PHONY: setup demo test check bench bench-peers golden clean
+# The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
+SANITIZED_TESTS := tests/test_kernels.py tests/test_engine_golden.py tests/test_engine.py \
+  -k 'not pytorch and not (same_bits_whatever and (sign or transformer or swa))'
+# Python leaks, and a test asks for more memory than there is.
+ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
+CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+
+.PHONY: setup demo test check sanitize bench bench-peers golden clean
 
 setup: .venv/.built
 
@@ -31,6 +38,18 @@ check: setup
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(wildcard native/*.cpp native/*.h native/*.inc)
+
+# Address and undefined behaviour in the engine, under Python; races in the pool, without it.
+sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
+sanitize: setup
+	$(CONFIGURE) -B build/sanitize -DYOCOBIT_SANITIZE=address,undefined
+	cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=$(ASAN_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
+	  python -m pytest --native build/sanitize/_native.*.so $(SANITIZED_TESTS)
+	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
+	cmake --build build/thread --target thread_pool_stress
+	$$(setarch -R true 2>/dev/null && echo setarch -R) build/thread/tests/native/thread_pool_stress
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

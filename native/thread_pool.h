@@ -1,9 +1,10 @@
 // A pool whose threads meet at a spinning barrier: work starts within a microsecond, and which
 // thread computes an item never changes the item's result.
 //
-// A thread that waits makes no system call: it spins for as long as a decode loop may pause to
-// draw a token. It yields where there are more threads than CPUs, or where another thread is late
-// by more than its share of work explains; a worker that stays without work goes to sleep.
+// A thread that waits makes no system call for longer than a decode loop pauses to draw a token, so
+// that steps follow each other without one; then it sleeps. Where there are more threads than CPUs
+// it yields as it spins. Where others want the CPUs it soon sleeps: what a thread spins away there
+// it lacks when it has work, and every round waits for the thread whose turn comes last.
 #pragma once
 
 #include <algorithm>
@@ -69,19 +70,26 @@ class ThreadPool {
     round_.n_threads = size();
     begin_round();
     share(0);
-    const uint32_t all = arrived_before_ += static_cast<uint32_t>(workers_.size());
-    const auto is_done = [&] { return arrived_.load(std::memory_order_acquire) == all; };
+    n_expected_ += static_cast<uint32_t>(workers_.size());
+    const auto is_done = [&] { return arrived_.load() == n_expected_; };
     if (spin_until(is_done, kPatience)) return;
-    while (!is_done()) std::this_thread::yield();
+    // Already so, a short wait does not show that it still is.
+    const Clock::rep now = Clock::now().time_since_epoch().count();
+    if (now >= busy_until_) busy_until_ = now + Clock::duration(kBusy).count();
+    is_caller_asleep_ = true;
+    for (uint32_t n = arrived_; n != n_expected_; n = arrived_) arrived_.wait(n);
+    is_caller_asleep_ = false;
   }
 
  private:
-  using Duration = std::chrono::steady_clock::duration;
-  // Late beyond this, another thread lost its CPU to somebody, who may want ours.
-  static constexpr Duration kPatience = std::chrono::microseconds(200);
-  // Longer than it takes to draw a token between two steps; short enough to cost an idle engine
-  // nothing that shows.
-  static constexpr Duration kIdle = std::chrono::milliseconds(2);
+  using Clock = std::chrono::steady_clock;
+  // A worker that has no work for so long goes to sleep.
+  static constexpr Clock::duration kIdle = std::chrono::milliseconds(2);
+  // If the caller waits for so long, a worker has lost its CPU: more than uneven shares explain.
+  static constexpr Clock::duration kPatience = std::chrono::microseconds(200);
+  // For so long after that all threads spin no longer than this.
+  static constexpr Clock::duration kBusy = std::chrono::milliseconds(20);
+  static constexpr Clock::duration kBusySpin = std::chrono::microseconds(20);
   static constexpr int kSpinsPerLook = 64;  // at the clock
   static constexpr int kCacheLine = 64;
 
@@ -95,11 +103,16 @@ class ThreadPool {
     bool is_last = false;
   };
 
+  // Who goes to sleep says so, then looks whether to; who wakes it makes that true, then looks
+  // whether anybody said so. All in one order (sequentially consistent), so no sleeper is missed.
   void begin_round() {
-    // Before a worker sleeps it counts itself, then looks at the number; we write the number, then
-    // look at the count. Both orders are sequentially consistent, so one of us sees the other.
-    round_.number.fetch_add(1, std::memory_order_seq_cst);
-    if (n_sleepers_.load(std::memory_order_seq_cst) != 0) round_.number.notify_all();
+    ++round_.number;
+    if (n_sleepers_ != 0) round_.number.notify_all();
+  }
+
+  void arrive() {
+    ++arrived_;
+    if (is_caller_asleep_) arrived_.notify_one();
   }
 
   void stop() {
@@ -117,22 +130,21 @@ class ThreadPool {
   void work(int index) {
     std::fesetenv(FE_DFL_ENV);  // not that of whoever loads the model: see Engine::feed
     for (uint32_t seen = 0;; ++seen) {
-      const auto is_next = [&] { return round_.number.load(std::memory_order_acquire) != seen; };
+      const auto is_next = [&] { return round_.number != seen; };
       if (!spin_until(is_next, kIdle)) {
-        n_sleepers_.fetch_add(1, std::memory_order_seq_cst);
-        round_.number.wait(seen, std::memory_order_seq_cst);
-        n_sleepers_.fetch_sub(1, std::memory_order_relaxed);
+        ++n_sleepers_;
+        round_.number.wait(seen);
+        --n_sleepers_;
       }
       if (round_.is_last) return;
       share(index);
-      arrived_.fetch_add(1, std::memory_order_release);
+      arrive();
     }
   }
 
   // Whether it became true within about that time.
   template <typename Condition>
-  bool spin_until(const Condition& is_true, Duration limit) const {
-    using Clock = std::chrono::steady_clock;
+  bool spin_until(const Condition& is_true, Clock::duration limit) const {
     Clock::time_point end;
     for (int spins = 1; !is_true(); ++spins) {
       if (is_oversubscribed_) {
@@ -140,9 +152,11 @@ class ThreadPool {
       } else {
         pause();
       }
+      if (spins % kSpinsPerLook != 0) continue;
+      const Clock::time_point now = Clock::now();
       if (spins == kSpinsPerLook) {
-        end = Clock::now() + limit;
-      } else if (spins % kSpinsPerLook == 0 && Clock::now() >= end) {
+        end = now + (now.time_since_epoch().count() < busy_until_ ? kBusySpin : limit);
+      } else if (now >= end) {
         return false;
       }
     }
@@ -160,8 +174,10 @@ class ThreadPool {
 
   Round round_;
   alignas(kCacheLine) std::atomic<uint32_t> arrived_{0};  // workers, in all rounds; wraps around
+  uint32_t n_expected_ = 0;                               // arrived_ when the round ends
   alignas(kCacheLine) std::atomic<uint32_t> n_sleepers_{0};
-  uint32_t arrived_before_ = 0;  // arrived_ when the round before ended
+  std::atomic<bool> is_caller_asleep_{false};
+  std::atomic<Clock::rep> busy_until_{0};
   const bool is_oversubscribed_;
   std::vector<std::thread> workers_;
 };
