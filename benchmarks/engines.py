@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from yocobit import Engine
 from yocobit.config import ModelConfig
 
@@ -17,7 +19,13 @@ NewText = Callable[[], Feed]
 
 def open_yocobit(path: str, threads: int, room: int) -> NewText:
     engine = Engine.load(path, threads=threads)
-    return lambda: engine.session(room, "f16").feed
+    logits = np.empty(engine.config.vocab_size, dtype=np.float32)
+
+    def new_text() -> Feed:
+        session = engine.session(room, "f16")
+        return lambda tokens: session.feed(tokens, logits)
+
+    return new_text
 
 
 def open_llama_cpp(path: str, threads: int, room: int) -> NewText:

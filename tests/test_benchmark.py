@@ -142,9 +142,9 @@ def test_a_repetition_takes_in_the_tokens_it_names_at_the_depth_it_names(model, 
     taken = []
 
     class Spy(Session):
-        def feed(self, tokens):
+        def feed(self, tokens, out=None):
             taken.append((self.position, len(tokens)))
-            return super().feed(tokens)
+            return super().feed(tokens, out)
 
     monkeypatch.setattr("yocobit.engine.engine.Session", Spy)
     monkeypatch.setattr(measure, "_warm_up", lambda engine: None)

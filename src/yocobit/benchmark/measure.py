@@ -200,14 +200,15 @@ def _step_times(
 ) -> NDArray[np.float64]:
     """Decode tokens (n, B); return the time (n + 1,) of the begin and after each step."""
     times = np.empty(len(tokens) + 1)
+    logits = np.empty((len(sessions), engine.config.vocab_size), dtype=np.float32)
     only = sessions[0] if len(sessions) == 1 else None
     integers = tokens[:, 0].tolist()
     times[0] = time.perf_counter()
     for i in range(len(tokens)):
         if only is not None:
-            only.step(integers[i])
+            only.step(integers[i], logits[0])
         else:
-            engine.step(sessions, tokens[i])
+            engine.step(sessions, tokens[i], logits)
         times[i + 1] = time.perf_counter()
     return times
 
