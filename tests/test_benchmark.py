@@ -158,9 +158,9 @@ def test_a_batch_is_decoded_in_step(model, monkeypatch):
     taken = []
 
     class Spy(Engine):
-        def step(self, sessions, tokens):
+        def step(self, sessions, tokens, out=None):
             taken.append([session.position for session in sessions])
-            return super().step(sessions, tokens)
+            return super().step(sessions, tokens, out)
 
     monkeypatch.setattr(measure, "Engine", Spy)
 
