@@ -37,7 +37,8 @@ check: setup
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard native/*.cpp native/*.h native/*.inc)
+	$(BIN)/clang-format --dry-run --Werror \
+	  $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*.cpp)
 
 # Address and undefined behaviour in the engine, under Python; races in the pool, without it.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -46,7 +47,7 @@ sanitize: setup
 	cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
-	  python -m pytest --native build/sanitize/_native.*.so $(SANITIZED_TESTS)
+	  python -m pytest --capture=sys --native build/sanitize/_native.*.so $(SANITIZED_TESTS)
 	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
 	cmake --build build/thread --target thread_pool_stress
 	$$(setarch -R true 2>/dev/null && echo setarch -R) build/thread/tests/native/thread_pool_stress
