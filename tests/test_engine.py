@@ -287,9 +287,9 @@ def test_a_sessions_logits_are_the_same_alone_and_among_others(
     path = model_of(stack, "ternary")[1]
     engine = Engine.load(path, threads=threads, kernels=kernels)
     expected = bits(engine.logits(tokens))
-    sessions = [engine.session(T) for _ in range(33)]
+    sessions = [engine.session(T) for _ in range(64)]
     for i, session in enumerate(sessions):
-        session.feed(tokens[: 1 + 3 * i])
+        session.feed(tokens[: 1 + 3 * i % 97])
 
     for _ in range(4):
         logits = engine.step(sessions, [tokens[s.position] for s in sessions])

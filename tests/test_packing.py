@@ -311,6 +311,23 @@ def test_interrupted_pack_leaves_nothing_behind(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("piece_bytes", [64, 100, 4096])
+def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, piece_bytes):
+    tensors = {
+        "a": np.arange(96, dtype=np.uint8),
+        "b": np.arange(1000, dtype=np.float32).reshape(10, 100),
+        "c": np.zeros((0, 8), dtype=np.int8),
+    }
+    writer.write_safetensors(tmp_path / "whole", tensors, {"format": "yocobit"})
+    monkeypatch.setattr(writer, "_PIECE_BYTES", piece_bytes)
+
+    writer.write_safetensors(tmp_path / "pieces", tensors, {"format": "yocobit"})
+
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    found = safetensors.numpy.load_file(tmp_path / "pieces")
+    assert all((found[name] == tensors[name]).all() for name in tensors)
+
+
 def test_pack_refuses_an_output_that_holds_something(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
     (tmp_path / "full").mkdir()
