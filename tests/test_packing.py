@@ -316,7 +316,7 @@ def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, pi
     tensors = {
         "a": np.arange(96, dtype=np.uint8),
         "b": np.arange(1000, dtype=np.float32).reshape(10, 100),
-        "c": np.zeros((0, 8), dtype=np.int8),
+        "c": np.zeros((8, 0), dtype=np.int8),
     }
     writer.write_safetensors(tmp_path / "whole", tensors, {"format": "yocobit"})
     monkeypatch.setattr(writer, "_PIECE_BYTES", piece_bytes)

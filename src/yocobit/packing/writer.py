@@ -90,8 +90,10 @@ def _write_in_pieces(path: Path, parts: Iterable[Any]) -> None:
     """
     position = 0
     with path.open("wb", buffering=_PIECE_BYTES) as stream:  # full buffers go out as they are
-        for part in parts:
-            rest = memoryview(part).cast("B")
+        for view in map(memoryview, parts):
+            if view.nbytes == 0:
+                continue  # cannot be cast
+            rest = view.cast("B")
             while rest:
                 now = rest[: _PIECE_BYTES - position % _PIECE_BYTES]
                 position += stream.write(now)
