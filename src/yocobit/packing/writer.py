@@ -90,7 +90,8 @@ def _write_in_pieces(path: Path, parts: Iterable[Any]) -> None:
     """
     position = 0
     with path.open("wb", buffering=_PIECE_BYTES) as stream:  # full buffers go out as they are
-        for view in map(memoryview, parts):
+        for part in parts:
+            view = memoryview(part)
             if view.nbytes == 0:
                 continue  # cannot be cast
             rest = view.cast("B")
