@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-from random_model import write_random_model
 
 from yocobit import Engine
+from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ModelConfig
 from yocobit.engine.session import CacheType, Session
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -338,3 +341,13 @@ def test_peak_memory_leaves_out_what_was_freed_before():
 
     assert size + len(between) > 200_000_000
     assert machine.peak_bytes() - before < 50_000_000
+
+
+@pytest.mark.parametrize("script", ["run", "peers", "attention"])
+def test_a_benchmark_script_starts(script):
+    path = Path(__file__).parent.parent / "benchmarks" / f"{script}.py"
+
+    ended = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "--rounds" in ended.stdout
