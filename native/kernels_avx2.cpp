@@ -25,13 +25,7 @@ int32_t lane_sum(const __m256i& x) {
   return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
 }
 
-// Bits that a weight has, and what its code is worth: sum (code * kFactor - 1) x.
-struct Ternary {
-  static constexpr int kBits = 2, kFactor = 1;
-};
-struct Sign {
-  static constexpr int kBits = 1, kFactor = 2;
-};
+#include "table_matmul.inc"
 
 template <typename Kind>
 void write_sum(const __m256i& code_sums, const BitMatrix& w, const QuantizedRows& x, int m, int n,
@@ -191,20 +185,18 @@ struct TokenSums {
   }
 };
 
-#include "table_matmul.inc"
-
 constexpr int kTokensWorthTables = 9;  // fewer are faster by multiply-add
 
-template <typename Kind, typename Tables>
+template <typename Kind>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
   int token = 0;
-  for (; token + 32 <= x.n; token += 32) {
-    table_matmul<Tables, TokenSums<2>>(w, x, token, 32, group_begin, group_end, y, y_stride);
+  for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
+    table_matmul<Kind, TokenSums<2>>(w, x, token, kTokenBlock, group_begin, group_end, y, y_stride);
   }
   for (; token + kTokensWorthTables <= x.n; token += 16) {
     const int n = x.n - token < 16 ? x.n - token : 16;
-    table_matmul<Tables, TokenSums<1>>(w, x, token, n, group_begin, group_end, y, y_stride);
+    table_matmul<Kind, TokenSums<1>>(w, x, token, n, group_begin, group_end, y, y_stride);
   }
   constexpr int kRows = 4 / (8 / Kind::kBits / 4);  // at a time: 8 sums, whatever the kind
   for (int group = group_begin; group < group_end; ++group) {
@@ -224,12 +216,12 @@ void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int
 
 void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                     float* y, ptrdiff_t y_stride) {
-  bit_matmul<Ternary, TernaryTables>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Ternary>(w, x, group_begin, group_end, y, y_stride);
 }
 
 void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                  float* y, ptrdiff_t y_stride) {
-  bit_matmul<Sign, SignTables>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Sign>(w, x, group_begin, group_end, y, y_stride);
 }
 
 // int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each, and

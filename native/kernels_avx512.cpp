@@ -22,10 +22,6 @@ __m512i load_pair(const uint8_t* p) { return _mm512_loadu_si512(p); }
 #include "kernels_mixers.inc"
 
 constexpr int kPairs = kRowsPerGroup / 2;  // vectors of a group's block
-#ifndef USE_TABLES
-#define USE_TABLES true
-#endif
-constexpr bool kUseTables = USE_TABLES;
 
 __m512i splat_block(const void* p) {
   return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
@@ -53,16 +49,10 @@ __mmask8 rows_below(int m, int group) {
   return static_cast<__mmask8>(n >= kRowsPerGroup ? 0xff : (1 << n) - 1);
 }
 
-// Bits that a weight has, and what its code is worth: sum (code * kFactor - 1) x. int32 budget: a
-// lane adds 4 products of a code in its place in a nibble (at most 12) and an activation for every
-// 32 columns of a block's 32 bytes; below 2^24 columns that is less than 2^31.
-struct Ternary {
-  static constexpr int kBits = 2, kFactor = 1;
-};
-struct Sign {
-  static constexpr int kBits = 1, kFactor = 2;
-};
+#include "table_matmul.inc"
 
+// int32 budget: a lane adds 4 products of a code in its place in a nibble (at most 12) and an
+// activation for every 32 columns of a block's 32 bytes; below 2^24 columns that is less than 2^31.
 template <typename Kind>
 void write_rows(const __m256i& code_sums, const BitMatrix& w, const QuantizedRows& x, int group,
                 int n, float* y) {
@@ -149,7 +139,7 @@ void matmul_group(const BitMatrix& w, const QuantizedRows& x, int group, int n, 
 
 // Sums over 32 tokens.
 struct TokenSums {
-  static constexpr int kTokens = 32;
+  static constexpr int kTokens = kTokenBlock;
   __m512i all;
 
   static TokenSums widened(const __m128i* bytes) {
@@ -166,15 +156,12 @@ struct TokenSums {
   }
 };
 
-#include "table_matmul.inc"
-
-template <typename Kind, typename Tables>
+template <typename Kind>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
   int token = 0;
-  for (; token + TokenSums::kTokens <= x.n; token += TokenSums::kTokens) {
-    table_matmul<Tables, TokenSums>(w, x, token, TokenSums::kTokens, group_begin, group_end, y,
-                                    y_stride);
+  for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
+    table_matmul<Kind, TokenSums>(w, x, token, kTokenBlock, group_begin, group_end, y, y_stride);
   }
   for (int group = group_begin; group < group_end; ++group) {
     int n = token;
@@ -195,12 +182,12 @@ void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int
 
 void ternary_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                     float* y, ptrdiff_t y_stride) {
-  bit_matmul<Ternary, TernaryTables>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Ternary>(w, x, group_begin, group_end, y, y_stride);
 }
 
 void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                  float* y, ptrdiff_t y_stride) {
-  bit_matmul<Sign, SignTables>(w, x, group_begin, group_end, y, y_stride);
+  bit_matmul<Sign>(w, x, group_begin, group_end, y, y_stride);
 }
 
 #include "head_matmul_avx512.inc"
