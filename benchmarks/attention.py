@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+from measures import seconds
 
 from yocobit import Engine
+from yocobit.benchmark.limits import measure_limits
+from yocobit.benchmark.machine import read_caches, usable_cpus
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ModelConfig
 from yocobit.engine.session import CacheType, Session
@@ -60,16 +60,13 @@ def main() -> None:
         for threads in map(int, arguments.threads.split(",")):
             engine = Engine.load(path, threads=threads, kernels=arguments.kernels)
             print(f"\n{engine.kernels}, {threads} threads, minimum of {arguments.rounds}")
-            memory = list(np.ones((threads, (1 << 24) // threads), dtype=np.int64))
             print(f"{'cache':6} {'depth':>7} {'MB':>7} {'ms':>9} {unit:>8} {'bound ms':>9}")
             for cache in arguments.caches.split(","):
                 for depth in depths:
-                    show(engine, cache, depth, memory, arguments.rounds)
+                    show(engine, cache, depth, arguments.rounds)
 
 
-def show_decode(
-    engine: Engine, cache: CacheType, depth: int, memory: list[np.ndarray], rounds: int
-) -> None:
+def show_decode(engine: Engine, cache: CacheType, depth: int, rounds: int) -> None:
     """Measure and print one token at a depth."""
     session, start = session_at(engine, cache, depth, 4 * rounds), engine.session(4 * rounds, cache)
     size = depth * session.memory().shared_kv_per_token
@@ -79,7 +76,7 @@ def show_decode(
             at_start.append(seconds(lambda: start.step(1)))
         for _ in range(4):
             at_depth.append(seconds(lambda: session.step(1)))
-        bandwidth.append(read_bandwidth(memory))
+        bandwidth.append(read_limit(engine))
     elapsed = min(at_depth) - min(at_start)
     print(
         f"{cache:6} {depth:7,} {size / 1e6:7.1f} {elapsed * 1e3:9.3f} {size / elapsed / 1e9:8.1f} "
@@ -88,9 +85,7 @@ def show_decode(
     )
 
 
-def show_prefill(
-    engine: Engine, cache: CacheType, depth: int, memory: list[np.ndarray], rounds: int
-) -> None:
+def show_prefill(engine: Engine, cache: CacheType, depth: int, rounds: int) -> None:
     """Measure and print N_ROWS tokens, all of whose logits are asked for, at a depth."""
     session = session_at(engine, cache, depth, N_ROWS * rounds)
     start = [engine.session(N_ROWS, cache) for _ in range(rounds)]
@@ -100,7 +95,7 @@ def show_prefill(
     operations = 4 * N_ROWS * depth * CONFIG.d_model
     size = depth * session.memory().shared_kv_per_token
     elapsed = at_depth - at_start
-    bound = size / read_bandwidth(memory) * 1e3
+    bound = size / read_limit(engine) * 1e3
     print(
         f"{cache:6} {depth:7,} {size / 1e6:7.1f} {elapsed * 1e3:9.3f} "
         f"{operations / elapsed / 1e9:8.1f} {bound:9.3f}",
@@ -115,21 +110,9 @@ def session_at(engine: Engine, cache: CacheType, depth: int, more: int) -> Sessi
     return session
 
 
-def read_bandwidth(parts: list[np.ndarray]) -> float:
-    """Bytes a second that NumPy reads from memory with one thread for each part."""
-    workers = [threading.Thread(target=np.bitwise_or.reduce, args=(part,)) for part in parts]
-    begin = time.perf_counter()
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(part.nbytes for part in parts) / (time.perf_counter() - begin)
-
-
-def seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
+def read_limit(engine: Engine) -> float:
+    """Bytes a second that as many threads read from memory."""
+    return measure_limits(engine.threads, usable_cpus(), read_caches()).dram_bytes_per_s
 
 
 if __name__ == "__main__":

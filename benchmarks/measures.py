@@ -29,9 +29,9 @@ def speed(run: dict[str, Any]) -> dict[str, float]:
     new_text = _open(run, PREFILL + DECODE)
     new_text()(tokens[:64])
     feed = new_text()
-    prefill = PREFILL / _seconds(lambda: feed(tokens[:PREFILL]))
-    seconds = _decode(feed, tokens[PREFILL:])
-    return {"prefill": prefill, "decode": 1 / statistics.median(seconds)}
+    prefill = PREFILL / seconds(lambda: feed(tokens[:PREFILL]))
+    times = _decode(feed, tokens[PREFILL:])
+    return {"prefill": prefill, "decode": 1 / statistics.median(times)}
 
 
 def attention(run: dict[str, Any]) -> dict[str, float]:
@@ -60,8 +60,8 @@ def share(run: dict[str, Any]) -> dict[str, float]:
     for part in range(4):  # in turn, so that both see the same machine
         limits = measure_limits(run["threads"], usable_cpus(), caches)
         roofs.append(limits.last_level_bytes_per_s if is_resident else limits.dram_bytes_per_s)
-        seconds = _decode(session.feed, tokens[part * 64 : part * 64 + 64])
-        rates.append(n_bytes / statistics.median(seconds))
+        times = _decode(session.feed, tokens[part * 64 : part * 64 + 64])
+        rates.append(n_bytes / statistics.median(times))
     return {
         "gigabytes_per_s": statistics.median(rates) / 1e9,
         "limit_gigabytes_per_s": max(roofs) / 1e9,
@@ -81,7 +81,7 @@ def sessions(run: dict[str, Any]) -> dict[str, float]:
         text.feed(prompt)
     alone = statistics.median(_decode(texts[0].feed, prompts[0][:24]))
     steps = [[prompt[i] for prompt in prompts] for i in range(12)]
-    together = statistics.median(_seconds(lambda s=s: engine.step(texts, s)) for s in steps)
+    together = statistics.median(seconds(lambda s=s: engine.step(texts, s)) for s in steps)
     return {"alone": 1 / alone, "together": SESSIONS / together}
 
 
@@ -93,7 +93,7 @@ def early_exit(run: dict[str, Any]) -> dict[str, float]:
         tokens = np.random.default_rng(0).integers(1, engine.config.vocab_size, LONG_PREFILL)
         engine.session(64, "f16").feed(tokens[:64])
         session = engine.session(LONG_PREFILL, "f16")
-        found[name] = LONG_PREFILL / _seconds(lambda s=session, t=tokens: s.feed(t))
+        found[name] = LONG_PREFILL / seconds(lambda s=session, t=tokens: s.feed(t))
     return found
 
 
@@ -108,6 +108,13 @@ def opening(run: dict[str, Any]) -> dict[str, float]:
     return {"ms": 1000 * (opened - begin), "first_token_ms": 1000 * (time.perf_counter() - opened)}
 
 
+def seconds(call: Callable[[], object]) -> float:
+    """Time a call."""
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
 def _open(run: dict[str, Any], room: int) -> NewText:
     if run["engine"] == PYTORCH:
         return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
@@ -115,16 +122,10 @@ def _open(run: dict[str, Any], room: int) -> NewText:
     return opener(run["path"], run["threads"], room)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
-
-
 def _decode(feed: Feed, tokens: list[int]) -> list[float]:
-    return [_seconds(lambda token=token: feed([token])) for token in tokens]
+    return [seconds(lambda token=token: feed([token])) for token in tokens]
 
 
 def _p99_over_median(feed: Feed, tokens: list[int]) -> float:
-    seconds = _decode(feed, tokens[:200])
-    return float(np.quantile(seconds, 0.99)) / statistics.median(seconds)
+    times = _decode(feed, tokens[:200])
+    return float(np.quantile(times, 0.99)) / statistics.median(times)

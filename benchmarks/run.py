@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from yocobit import Engine, _native
+from yocobit.benchmark.machine import describe_machine
 from yocobit.config import PRESETS, ModelConfig
 from yocobit.model import Cache, Decoder
 from yocobit.packing import pack, pack_sign, pack_ternary
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    print(f"{_cpu()}, {arguments.threads} threads, torch {torch.__version__}")
+    print(f"{describe_machine().cpu}, {arguments.threads} threads, torch {torch.__version__}")
     compare("matrix product, one thread, G multiply-adds/s", products(), arguments.rounds)
     with tempfile.TemporaryDirectory() as directory:
         config = PRESETS[arguments.preset].replace(weights="ternary", sub_norm=True)
@@ -141,13 +141,6 @@ def _seconds(call: Callable[[], object]) -> float:
         call()
         n += 1
     return elapsed / n
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":
