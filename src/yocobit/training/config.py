@@ -136,6 +136,7 @@ class RunConfig:
     prompt: str = ""
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints kept
+    tensorboard: bool = False  # events in RUN/tensorboard, too
     seed: int = 0
     threads: int | None = None  # None: one per CPU
 

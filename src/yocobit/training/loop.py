@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,14 +24,17 @@ from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
+from yocobit.training.description import describe_run
 from yocobit.training.interrupt import Interrupt
+from yocobit.training.journal import Journal
 from yocobit.training.loss import head_cross_entropy
 from yocobit.training.optim import Optimizers
-from yocobit.training.progress import Metrics, Progress
+from yocobit.training.progress import Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
+from yocobit.training.weight_counts import WEIGHT_COUNTS, weight_counts
 
 # A time budget becomes a number of steps after this many, the first few not counted.
 _MEASURED_STEPS, _UNMEASURED_STEPS = 30, 6
@@ -60,6 +65,8 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
     if found is not None:
         state = _restore(found, corpus, config, model, optimizers)
     _describe(console, corpus, model, state, threads, found)
+    now = datetime.now(timezone.utc)
+    describe_run(run_dir, config, corpus, model, step=state.step, threads=threads, now=now)
     run = _Run(config, run_dir, corpus, model, optimizers, state, console, started)
     with _native_products():
         return run.run()
@@ -99,14 +106,14 @@ class _Run:
         self.durations: list[float] = []
 
     def run(self) -> Path:
-        metrics = Metrics(self.run_dir, self.state.step)
+        journal = Journal(self.run_dir, self.state.step, tensorboard=self.config.run.tensorboard)
         try:
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and interrupt.name is None:
-                    self._step(metrics, progress)
-                saved = self._save(metrics)
+                    self._step(journal, progress)
+                saved = self._save(journal)
         finally:
-            metrics.close()
+            journal.close()
         if self._is_done():
             bits = self.state.valid_bits_per_byte
             result = "" if bits is None else f", {bits:.4f} bits/byte on the validation text"
@@ -121,7 +128,7 @@ class _Run:
     def _is_done(self) -> bool:
         return self.state.total_steps is not None and self.state.step >= self.state.total_steps
 
-    def _step(self, metrics: Metrics, progress: Progress) -> None:
+    def _step(self, journal: Journal, progress: Progress) -> None:
         """Do one step and all that is due after it."""
         state, run = self.state, self.config.run
         begin = time.monotonic()
@@ -131,7 +138,7 @@ class _Run:
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
         is_planned = self._turn_budget_into_steps()
-        record = {
+        record: dict[str, Any] = {
             "step": state.step,
             "loss": loss,
             "lr": factor * self.config.optim.learning_rate,
@@ -140,15 +147,16 @@ class _Run:
         }
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
+            record[WEIGHT_COUNTS] = weight_counts(self.model)
         state.seconds = self.seconds_before + time.monotonic() - self.started
-        metrics.write({**record, "seconds": round(state.seconds, 3)})
+        journal.write({**record, "seconds": round(state.seconds, 3)})
         progress.update(
             state.step, state.total_steps, loss, self.durations[-1], state.valid_bits_per_byte
         )
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
-            text = sample(
+            text = run.prompt + sample(
                 self.model,
                 self.corpus.tokenizer,
                 run.prompt,
@@ -156,10 +164,11 @@ class _Run:
                 _SAMPLE_TEMPERATURE,
                 run.seed,
             )
-            progress.print(f"step {state.step}: {run.prompt}{text}")
+            progress.print(f"step {state.step}: {text}")
+            journal.write_sample(state.step, text)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
         if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
-            self._save(metrics)
+            self._save(journal)
 
     def _update(self, factor: float) -> tuple[float, float]:
         """Take the gradient of one batch and move the weights; return loss and gradient norm."""
@@ -199,8 +208,8 @@ class _Run:
         self.state.best_bits_per_byte = bits if best is None else min(best, bits)
         return bits
 
-    def _save(self, metrics: Metrics) -> Path:
-        metrics.sync()
+    def _save(self, journal: Journal) -> Path:
+        journal.sync()
         return checkpoint.save(
             self.run_dir,
             self.state,
