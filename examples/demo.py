@@ -19,7 +19,7 @@ from yocobit.engine import SamplingConfig
 from yocobit.packing import describe, pack
 from yocobit.training import load, train
 from yocobit.training.baselines import compressed_bits_per_byte, validation_text
-from yocobit.training.plot import plot_run
+from yocobit.training.plot import plot_runs
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tiny.toml"
 PROMPT = "class PathReader:\n    def read(self, path):"
@@ -45,8 +45,8 @@ def main() -> None:
 
     console.rule("3. compare")
     baselines = compressed_bits_per_byte(validation_text(arguments.out / "data"))
-    plot = arguments.out / "loss.png"
-    plot_run(arguments.out, plot, baselines)
+    plot = arguments.out / "curves.png"
+    plot_runs([arguments.out], plot, baselines=baselines)
     for name, bits in baselines.items():
         console.print(f"{name:8} {bits:.3f} bits per byte of the same held-out files")
     console.print(f"curve    {plot}")

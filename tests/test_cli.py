@@ -18,7 +18,8 @@ from yocobit.cli import app
 
 # A new option needs a line here, and its reason in the commit.
 OPTIONS = {
-    "train": {"--out", "--resume", "--set", "--json"},
+    "train": {"--out", "--resume", "--set", "--tensorboard", "--json"},
+    "plot": {"--out", "--x"},
     "pack": {"--weights", "--head", "--json"},
     "import": {"--head", "--json"},
     "generate": {

@@ -115,16 +115,41 @@ def train(
         list[str],
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
     ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's events, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
     training = _import_training()
     console = Console(stderr=as_json)
+    if tensorboard:
+        set_ = [*set_, "run.tensorboard=true"]
     checkpoint = training.train(training.load(config, set_), out, resume=resume, console=console)
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:
         console.print(f"pack it with: yocobit pack {out} MODEL", markup=False, highlight=False)
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    out: Annotated[
+        list[Path],
+        typer.Option(help="A .html, .png, .svg or .pdf file; can be repeated."),
+    ] = [Path("runs.html"), Path("runs.png")],  # noqa: B006
+    x: Annotated[
+        Literal["step", "tokens", "seconds"], typer.Option(help="What curves are drawn over.")
+    ] = "step",
+) -> None:
+    """Draw the curves of runs over each other, as a page to explore and as a picture."""
+    _import_training()
+    from yocobit.training.plot import plot_runs
+
+    for path in out:
+        plot_runs(runs, path, x)
+        print(path)
 
 
 @app.command()
