@@ -19,7 +19,7 @@ setup: .venv/.built
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt scikit-build-core nanobind cmake ninja
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q -c constraints.txt \
-	  --no-build-isolation -e '.[train,dev]'
+	  --no-build-isolation -e '.[train,tensorboard,dev]'
 	touch $@
 
 .venv/.built: .venv/.installed $(NATIVE)

@@ -97,7 +97,7 @@ def _start(step: int, threads: int, now: datetime) -> dict[str, Any]:
         "date": now.isoformat(timespec="seconds"),
         "step": step,
         "command": _command(sys.argv),
-        "directory": git_state(Path.cwd()),
+        "git": git_state(Path.cwd()),
         "versions": {
             "yocobit": machine.version,
             "yocobit_commit": machine.commit,
