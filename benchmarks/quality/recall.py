@@ -1,0 +1,130 @@
+"""Recall by length, up to eight times the trained one: associative recall and passkeys.
+
+    python benchmarks/quality/recall.py --out benchmarks/results/recall.json
+
+trains each variant that FILE does not hold yet, one process and thread each, and adds what it
+found. The tasks are in recall_tasks.py, the recipe in recall_training.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from recall_tasks import VOCAB_SIZE
+from recall_training import BEYOND, TRAINED, Recipe, evaluate, train
+
+from yocobit.config import ModelConfig
+from yocobit.model import Decoder
+
+BASE = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    d_model=64,
+    layers=("retention", "retention", "cross", "cross"),
+    d_ff=128,
+    n_heads=2,
+    n_kv_heads=2,
+    n_self_heads=2,
+    n_self_kv_heads=2,
+    window=16,
+)
+FULL, WINDOW = ("full",) * 4, ("window", "window", "cross", "cross")
+VARIANTS: dict[str, dict[str, Any]] = {
+    "transformer-dense": {"layers": FULL, "weights": "dense"},
+    "transformer-ternary": {"layers": FULL},
+    "gret-dense": {"weights": "dense"},
+    "gret-ternary": {},
+    "gret-sign": {"weights": "sign"},
+    "swa-ternary": {"layers": WINDOW},
+    "retention-dense": {"layers": ("retention",) * 4, "weights": "dense"},
+    "retention-ternary": {"layers": ("retention",) * 4},
+    "gret-ternary-int8": {"shared_kv": "int8"},
+    "gret-ternary-int4": {"shared_kv": "int4"},
+    "gret-ternary-nope": {"cross_rope": "none"},
+    "gret-dense-nope": {"cross_rope": "none", "weights": "dense"},
+}
+CACHES = ("int8", "int4")  # what models trained with a float cache are evaluated with, too
+
+
+def measure(variant: str, recipe: Recipe) -> dict[str, Any]:
+    """Train one variant and return what it recalls."""
+    config, begin = BASE.replace(**VARIANTS[variant]), time.process_time()
+
+    def report(step: int, loss: float) -> None:
+        print(f"{variant:22} step {step}/{recipe.steps}  loss {loss:.3f}", flush=True)
+
+    model = train(config, recipe, report)
+    found = {
+        "parameters": model.n_parameters(),
+        "cpu_seconds": round(time.process_time() - begin),
+        **evaluate(model, recipe),
+    }
+    if config.has_cross_decoder and config.shared_kv == "float":
+        found["evaluated_with"] = {}
+        for cache in CACHES:
+            rounded = Decoder(config.replace(shared_kv=cache))
+            rounded.load_state_dict(model.state_dict())
+            found["evaluated_with"][cache] = evaluate(rounded, recipe)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", metavar="FILE", type=Path, required=True)
+    parser.add_argument("--variants", help="separated by commas", default=",".join(VARIANTS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="variants at once")
+    for field in dataclasses.fields(Recipe):
+        name = "--" + field.name.replace("_", "-")
+        parser.add_argument(name, type=type(field.default), default=field.default)
+    arguments = parser.parse_args()
+    chosen = arguments.variants.split(",")
+    for variant in chosen:
+        if variant not in VARIANTS:
+            parser.error(f"--variants must be of {', '.join(VARIANTS)} but has {variant!r}")
+    recipe = Recipe(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Recipe)})
+    results = _open(arguments.out, recipe)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        left = [variant for variant in chosen if variant not in results["variants"]]
+        jobs = {pool.submit(measure, variant, recipe): variant for variant in left}
+        for job in as_completed(jobs):
+            results["variants"][jobs[job]] = job.result()
+            _save(arguments.out, results)
+            recalled = job.result()["associative_recall"]
+            line = "  ".join(f"{length}: {share:.3f}" for length, share in recalled.items())
+            print(f"{jobs[job]:22} {line}", flush=True)
+
+
+def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return the results in a file, or none; a file of another recipe is not added to."""
+    made_by = {
+        "recipe": dataclasses.asdict(recipe),
+        "pairs_by_length": {"trained": _keyed(TRAINED), "beyond": _keyed(BEYOND)},
+    }
+    if not path.exists():
+        return {**made_by, "variants": {}}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if {name: results.get(name) for name in made_by} != made_by:
+        raise SystemExit(f"{path}: holds results of another recipe; choose another --out")
+    return results
+
+
+def _keyed(pairs: dict[int, int]) -> dict[str, int]:
+    return {str(length): n_pairs for length, n_pairs in pairs.items()}
+
+
+def _save(path: Path, results: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Training and evaluation of one model on the tasks of recall_tasks, one thread, from one seed.
+
+Letters: B batch   T positions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from recall_tasks import Tokens, associative_recall, passkey
+from torch import Tensor
+
+from yocobit.config import ModelConfig
+from yocobit.model import Decoder
+from yocobit.training.config import OptimConfig, ScheduleConfig
+from yocobit.training.optim import Optimizers
+from yocobit.training.schedule import rate_factor
+
+TRAINED = {64: 16, 128: 32, 256: 64}  # pairs of associative recall by length
+BEYOND = {512: 64, 1024: 64, 2048: 64}
+_SHAPES = ((64, 64, 4), (64, 64, 16), (32, 128, 32), (16, 256, 64))  # B, T, pairs of a batch
+_TRAINING, _EVALUATION = 0, 1  # streams of random numbers
+_REPORT_EVERY = 100  # steps
+_BATCH_TOKENS = 4096  # of an evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a variant is trained and evaluated; the same for all."""
+
+    steps: int = 1500
+    learning_rate: float = 1e-2
+    warmup_steps: int = 50
+    answers: int = 2048  # of associative recall, at each length of an evaluation
+    passkeys: int = 64
+    seed: int = 0
+
+
+def batch(seed: int, index: int) -> tuple[Tokens, Tokens]:
+    """Return tokens and targets (B, T) of a step: three of four ask for pairs, one for a key."""
+    rng = np.random.default_rng((seed, _TRAINING, index))
+    B, T, n_pairs = _SHAPES[rng.integers(len(_SHAPES))]
+    if index % 4 == 3:
+        return passkey(rng, B, T)
+    return associative_recall(rng, B, T, n_pairs)
+
+
+def train(config: ModelConfig, recipe: Recipe, report: Callable[[int, float], None]) -> Decoder:
+    """Train a model from nothing, its loss on the answers only; `report` gets step and loss."""
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.seed)
+    model = Decoder(config)
+    optimizers = Optimizers(
+        model,
+        OptimConfig(optimizer="muon", learning_rate=recipe.learning_rate, weight_decay=0.0),
+    )
+    schedule = ScheduleConfig(kind="cosine", warmup_steps=recipe.warmup_steps)
+    smoothed = 0.0
+    for step in range(recipe.steps):
+        tokens, targets = (torch.from_numpy(a) for a in batch(recipe.seed, step))
+        loss = F.cross_entropy(*answers(model, tokens, targets))
+        if not math.isfinite(loss.item()):
+            raise RuntimeError(f"step {step + 1}: loss is {loss.item()}; lower the learning rate")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizers.step(rate_factor(schedule, step, recipe.steps), 1.0)
+        smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
+        if (step + 1) % _REPORT_EVERY == 0:
+            report(step + 1, smoothed)
+    return model
+
+
+def answers(model: Decoder, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits (N, V) and targets (N) where something is asked."""
+    is_asked = targets >= 0
+    return model.head(model.hidden(tokens)[is_asked]), targets[is_asked]
+
+
+@torch.no_grad()
+def evaluate(model: Decoder, recipe: Recipe) -> dict[str, dict[int, float]]:
+    """Return by length the share of right answers, and of passkeys that are right throughout."""
+    found: dict[str, dict[int, float]] = {"associative_recall": {}, "passkey": {}}
+    for length, n_pairs in (TRAINED | BEYOND).items():
+        rng = np.random.default_rng((recipe.seed, _EVALUATION, length))
+        pairs = associative_recall(rng, max(1, recipe.answers // n_pairs), length, n_pairs)
+        found["associative_recall"][length] = _share(_is_right(model, *pairs))
+        keys = passkey(rng, recipe.passkeys, length)
+        right = _is_right(model, *keys).view(recipe.passkeys, -1)
+        found["passkey"][length] = _share(right.all(dim=1))
+    return found
+
+
+def _is_right(model: Decoder, tokens: Tokens, targets: Tokens) -> Tensor:
+    """Return for each question, text by text, whether the likeliest token is its answer."""
+    size = max(1, _BATCH_TOKENS // tokens.shape[1])
+    right = []
+    for first in range(0, len(tokens), size):
+        part = slice(first, first + size)
+        inputs: Any = (torch.from_numpy(a[part]) for a in (tokens, targets))
+        logits, expected = answers(model, *inputs)
+        right.append(logits.argmax(dim=-1) == expected)
+    return torch.cat(right)
+
+
+def _share(right: Tensor) -> float:
+    return round(float(right.double().mean()), 4)
