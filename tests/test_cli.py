@@ -162,6 +162,19 @@ def test_train_resumes_and_refuses_to_overwrite(project):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 5
 
 
+def test_plot_writes_what_it_is_asked_for_and_needs_a_run(tmp_path):
+    record = {"step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "tokens": 8, "seconds": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    page = tmp_path / "page.html"
+
+    plotted = run("plot", tmp_path, "--out", page, "--x", "tokens")
+
+    assert plotted.returncode == 0, plotted.stderr
+    assert plotted.stdout == f"{page}\n"
+    assert '"start":"tokens"' in page.read_text()
+    assert fails(run("plot", tmp_path / "nowhere", "--out", page), "nowhere", "no such file")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
