@@ -5,6 +5,7 @@ Letters: B batch   T positions   C model width   F feed-forward width   V vocabu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +115,8 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        # Calls a layer so that the backward pass computes it again, as torch.utils.checkpoint does.
+        self.checkpoint: Callable[..., tuple[Tensor, Any]] | None = None
         self._initialize()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -173,7 +176,7 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i], unseen)
+            x, cache.layers[i] = self._run(i, x, start, cache.layers[i], unseen)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
@@ -182,9 +185,16 @@ class Decoder(nn.Module):
     def _cross_decode(
         self, x: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
     ) -> Tensor:
-        for layer in self.layers[self.config.n_self_layers :]:
-            x, _ = layer(x, start, cache.shared, unseen)
+        for i in range(self.config.n_self_layers, len(self.layers)):
+            x, _ = self._run(i, x, start, cache.shared, unseen)
         return self.norm(x)
+
+    def _run(self, i: int, *inputs: Any) -> tuple[Tensor, Any]:
+        layer = self.layers[i]
+        outputs: tuple[Tensor, Any] = (
+            layer(*inputs) if self.checkpoint is None else self.checkpoint(layer, *inputs)
+        )
+        return outputs
 
     @torch.no_grad()
     def _initialize(self) -> None:
