@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
 from transformers import DynamicCache
 
 from yocobit.hf.configuration import YocobitConfig
 from yocobit.model import Cache
+from yocobit.model.mixers import KeysValues
 
 
 def take(cache: DynamicCache, config: YocobitConfig) -> Cache:
@@ -47,23 +47,23 @@ def put(cache: DynamicCache, states: Cache, config: YocobitConfig) -> None:
         if config.layers[i] == "retention":
             cache.update_recurrent_state(state, i)
         else:
-            _store(cache.layers[i], *state, n_new)
+            _store(cache.layers[i], state, n_new)
     if states.shared is not None:
-        _store(cache.layers[len(states.layers)], *states.shared, n_new)
+        _store(cache.layers[len(states.layers)], states.shared, n_new)
     if config.layer_types[0] == "hybrid_sliding":
         empty = states.layers[0].new_empty(len(states.layers[0]), 1, 0, 0)
-        _store(cache.layers[0], empty, empty, n_new)
+        _store(cache.layers[0], (empty, empty), n_new)
 
 
-def _keys_values(layer: Any) -> tuple[Tensor, Tensor] | None:
+def _keys_values(layer: Any) -> KeysValues | None:
     is_empty = layer.keys is None or layer.get_seq_length() == 0
     return None if is_empty else (layer.keys, layer.values)
 
 
-def _store(layer: Any, keys: Tensor, values: Tensor, n_new: int) -> None:
+def _store(layer: Any, keys_values: KeysValues, n_new: int) -> None:
     # Not by its update(), which would append them once more.
     if not layer.is_initialized:
-        layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
+        layer.lazy_initialization(*keys_values)
+    layer.keys, layer.values = keys_values
     if layer.is_sliding:
         layer.cumulative_length += n_new

@@ -5,6 +5,8 @@ Letters: B batch   T positions   S cached and new positions   C model width   V 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -12,9 +14,11 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from yocobit.config import ConfigError
 from yocobit.hf import cache as hf_cache
 from yocobit.hf.configuration import YocobitConfig
 from yocobit.model import Cache, Decoder
+from yocobit.packing import is_packed
 
 
 class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
@@ -39,6 +43,23 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         object.__setattr__(self, "_decoder", decoder)  # past nn.Module: its parts are here already
         self.gradient_checkpointing = False  # set by transformers, with the function that does it
         self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint as transformers does; ConfigError unless it has all the weights."""
+        path = Path(pretrained_model_name_or_path)
+        if is_packed(path):
+            raise ConfigError(
+                f"{path}: is a packed model, which the engine runs; for transformers name the "
+                "checkpoint that it was packed from"
+            )
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        if missing := sorted(info["missing_keys"]):
+            raise ConfigError(f"{path}: does not fit its config.json; '{missing[0]}' is missing")
+        return (model, info) if wants_info else model
 
     @property
     def decoder(self) -> Decoder:

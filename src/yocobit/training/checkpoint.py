@@ -99,7 +99,7 @@ def save(
 def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
     """Tell transformers what END is for; yocobit itself does not read these files."""
     roles = ("bos_token", "eos_token", "pad_token")
-    names = {role: END for role in roles}
+    names = dict.fromkeys(roles, END)
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
     write_json(checkpoint / "tokenizer_config.json", names)
     end = end_token(tokenizer)
