@@ -28,7 +28,7 @@ class YocobitConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "last_hidden_state"]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "intermediate_size": "d_ff",

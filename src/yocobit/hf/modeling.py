@@ -6,6 +6,7 @@ Letters: B batch   T positions   S cached and new positions   C model width   V 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,13 @@ from yocobit.hf import cache as hf_cache
 from yocobit.hf.configuration import YocobitConfig
 from yocobit.model import Cache, Decoder
 from yocobit.packing import is_packed
+
+
+@dataclass
+class YocobitOutput(CausalLMOutputWithPast):  # type: ignore[misc]
+    """With what the head read, (B, T, C): TRL's trainers compute losses from it."""
+
+    last_hidden_state: Tensor | None = None
 
 
 class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
@@ -83,27 +91,30 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> YocobitOutput:
         """Return logits (B, T, V) after input_ids (B, T), and the loss if there are labels (B, T).
 
-        attention_mask (B, S) is 0 at padding, which may stand anywhere; positions count from the
-        first token that is none. position_ids (B, T) matter where they fall, without mask and
-        cache: there a document starts that sees nothing of those before. Labels of -100 are not
-        scored. `logits_to_keep` is how many of the last logits to return, 0 for all: with 1, a
-        prompt costs the self-decoder only.
+        attention_mask (B, S), over cached and new tokens, is 0 at padding, which may stand on
+        either side. position_ids (B, T), without mask and cache, only say where a document starts
+        that sees nothing of those before it: where they do not rise; such a batch leaves no cache.
+        Labels of -100 are not scored. `logits_to_keep` is how many of the last logits to return,
+        0 for all: with 1, a prompt costs the self-decoder only.
         """
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name):
                 raise ValueError(f"{name} must be false: the model does not return them")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        if past_key_values is None and use_cache:
+        resets = None
+        if attention_mask is None and past_key_values is None and position_ids is not None:
+            resets = position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) <= 0
+            resets = resets if resets.any() else None
+        if past_key_values is None and use_cache and resets is None:
             past_key_values = DynamicCache(config=self.config)
 
         decoder = self.decoder
         n_last = logits_to_keep or input_ids.shape[1]
-        if past_key_values is None and attention_mask is None and position_ids is not None:
-            resets = position_ids.diff(dim=1, prepend=position_ids[:, :1]) < 0
+        if resets is not None:
             hidden = decoder.hidden(input_ids, resets)[:, -n_last:]
         elif past_key_values is None:
             real = self._real(attention_mask, is_kept=False)
@@ -121,7 +132,9 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return YocobitOutput(
+            loss=loss, logits=logits, past_key_values=past_key_values, last_hidden_state=hidden
+        )
 
     @staticmethod
     def _real(attention_mask: Tensor | None, is_kept: bool) -> Tensor | None:
