@@ -49,7 +49,7 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         for name, part in decoder.named_children():
             setattr(self, name, part)
         object.__setattr__(self, "_decoder", decoder)  # past nn.Module: its parts are here already
-        self.gradient_checkpointing = False  # set by transformers, with the function that does it
+        self.gradient_checkpointing = False  # set by transformers
         self.post_init()
 
     @classmethod
@@ -76,8 +76,7 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         for name, part in self.named_children():
             if getattr(decoder, name) is not part:
                 setattr(decoder, name, part)
-        is_checkpointing = self.gradient_checkpointing and self.training
-        decoder.checkpoint = self._gradient_checkpointing_func if is_checkpointing else None
+        decoder.recompute = self.gradient_checkpointing and self.training
         return decoder
 
     @can_return_tuple

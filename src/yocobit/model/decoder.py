@@ -5,13 +5,13 @@ Letters: B batch   T positions   C model width   F feed-forward width   V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from yocobit.config import ModelConfig
 from yocobit.model.bitlinear import BitLinear, project, sign
@@ -115,8 +115,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        # Calls a layer so that the backward pass computes it again, as torch.utils.checkpoint does.
-        self.checkpoint: Callable[..., tuple[Tensor, Any]] | None = None
+        self.recompute = False  # what a block computed, in its backward pass instead of storing it
         self._initialize()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -176,7 +175,7 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self._run(i, x, start, cache.layers[i], unseen)
+            x, cache.layers[i] = self._block(i, x, start, cache.layers[i], unseen)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
@@ -186,15 +185,18 @@ class Decoder(nn.Module):
         self, x: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
     ) -> Tensor:
         for i in range(self.config.n_self_layers, len(self.layers)):
-            x, _ = self._run(i, x, start, cache.shared, unseen)
+            x, _ = self._block(i, x, start, cache.shared, unseen)
         return self.norm(x)
 
-    def _run(self, i: int, *inputs: Any) -> tuple[Tensor, Any]:
-        layer = self.layers[i]
-        outputs: tuple[Tensor, Any] = (
-            layer(*inputs) if self.checkpoint is None else self.checkpoint(layer, *inputs)
+    def _block(
+        self, i: int, x: Tensor, start: Positions, state: Any, unseen: Unseen
+    ) -> tuple[Tensor, Any]:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.layers[i](x, start, state, unseen)
+        # The state of random numbers is kept: adapters in a block may drop out.
+        return checkpoint(  # type: ignore[return-value]
+            self.layers[i], x, start, state, unseen, use_reentrant=False
         )
-        return outputs
 
     @torch.no_grad()
     def _initialize(self) -> None:
