@@ -170,6 +170,15 @@ def test_caches_of_other_kinds_are_refused(gret):
             model(tokens()[:4][None], past_key_values=cache)
 
 
+def test_a_cache_that_must_give_tokens_back_is_refused(decoders):
+    model = as_transformers(decoders["yoco-swa"])
+    cache = DynamicCache(config=model.config)
+    cache.activate_past_recording()
+
+    with pytest.raises(ValueError, match="must not record the past"):
+        model(tokens()[:4][None], past_key_values=cache)
+
+
 def test_a_full_attention_cache_can_be_cropped(decoders):
     model = as_transformers(decoders["transformer"])
     cache = model(tokens()[:20][None]).past_key_values
