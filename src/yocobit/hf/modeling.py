@@ -169,11 +169,5 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.head = new_embeddings
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Resize embedding and head, as transformers does, and tell the Decoder."""
-        embedding: nn.Module = super().resize_token_embeddings(*args, **kwargs)
-        self._decoder.config = self.config.model
-        return embedding
-
     def _init_weights(self, module: nn.Module) -> None:
         """Leave weights as the Decoder drew them."""
