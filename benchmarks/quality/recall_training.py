@@ -24,7 +24,13 @@ from yocobit.training.schedule import rate_factor
 
 TRAINED = {64: 16, 128: 32, 256: 64}  # pairs of associative recall by length
 BEYOND = {512: 64, 1024: 64, 2048: 64}
-_SHAPES = ((64, 64, 4), (64, 64, 16), (32, 128, 32), (16, 256, 64))  # B, T, pairs of a batch
+_SHAPES = (
+    (64, 64, 4),
+    (64, 64, 8),
+    (64, 64, 16),
+    (32, 128, 32),
+    (16, 256, 64),
+)  # B, T, pairs of a batch
 _TRAINING, _EVALUATION = 0, 1  # streams of random numbers
 _REPORT_EVERY = 100  # steps
 _BATCH_TOKENS = 4096  # of an evaluation
@@ -34,7 +40,7 @@ _BATCH_TOKENS = 4096  # of an evaluation
 class Recipe:
     """How a variant is trained and evaluated; the same for all."""
 
-    steps: int = 1500
+    steps: int = 3000
     learning_rate: float = 1e-2
     warmup_steps: int = 50
     answers: int = 2048  # of associative recall, at each length of an evaluation
