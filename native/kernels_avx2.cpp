@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "row_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -366,5 +367,7 @@ void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int gr
 #define YOCOBIT_KERNEL_TABLE kAvx2Kernels
 #define YOCOBIT_KERNEL_NAME "avx2"
 #include "kernel_table.inc"
+#define YOCOBIT_ROW_TABLE kAvx2Rows
+#include "row_kernels.inc"
 
 }  // namespace yocobit

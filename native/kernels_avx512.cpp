@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "row_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -197,5 +198,7 @@ void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, in
 #define YOCOBIT_KERNEL_TABLE kAvx512Kernels
 #define YOCOBIT_KERNEL_NAME "avx512"
 #include "kernel_table.inc"
+#define YOCOBIT_ROW_TABLE kAvx512Rows
+#include "row_kernels.inc"
 
 }  // namespace yocobit
