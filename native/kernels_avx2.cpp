@@ -7,6 +7,7 @@
 
 #include "kernels.h"
 #include "row_kernels.h"
+#include "training_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -362,12 +363,52 @@ void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int gr
   }
 }
 
+using Int16Sums = TokenSums<2>;
+
+// Sums over 16 tokens.
+struct FloatSums {
+  __m256 low, high;
+
+  static FloatSums zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  FloatSums operator+(const FloatSums& other) const {
+    return {_mm256_add_ps(low, other.low), _mm256_add_ps(high, other.high)};
+  }
+  FloatSums operator-(const FloatSums& other) const {
+    return {_mm256_sub_ps(low, other.low), _mm256_sub_ps(high, other.high)};
+  }
+};
+
+// Sums of products of pairs of int16.
+struct PairSums {
+  static constexpr int kLanes = 8;
+  __m256i all;
+
+  static PairSums zero() { return {_mm256_setzero_si256()}; }
+  static PairSums splat(int32_t pair) { return {_mm256_set1_epi32(pair)}; }
+  static PairSums widened(const int8_t* first, const int8_t* second) {
+    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first));
+    const __m128i high =
+        second ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
+    return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high))};
+  }
+  void multiply_add(const PairSums& a, const PairSums& b) {
+    all = _mm256_add_epi32(all, _mm256_madd_epi16(a.all, b.all));
+  }
+  void store_floats(float* p) const { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(all)); }
+};
+
+constexpr int kPanelRows = 4, kPanelVectors = 2;  // 8 sums, 3 operands and a product
+
+#include "training_backward.inc"
+
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kAvx2Kernels
+#define YOCOBIT_TRAINING_TABLE kAvx2Training
 #define YOCOBIT_KERNEL_NAME "avx2"
 #include "kernel_table.inc"
 #define YOCOBIT_ROW_TABLE kAvx2Rows
 #include "row_kernels.inc"
+#include "training_table.inc"
 
 }  // namespace yocobit

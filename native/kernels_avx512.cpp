@@ -9,6 +9,7 @@
 
 #include "kernels.h"
 #include "row_kernels.h"
+#include "training_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -193,12 +194,49 @@ void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, in
 
 #include "head_matmul_avx512.inc"
 
+using Int16Sums = TokenSums;
+
+// Sums over 16 tokens.
+struct FloatSums {
+  __m512 all;
+
+  static FloatSums zero() { return {_mm512_setzero_ps()}; }
+  FloatSums operator+(const FloatSums& other) const { return {_mm512_add_ps(all, other.all)}; }
+  FloatSums operator-(const FloatSums& other) const { return {_mm512_sub_ps(all, other.all)}; }
+};
+
+// Sums of products of pairs of int16.
+struct PairSums {
+  static constexpr int kLanes = 16;
+  __m512i all;
+
+  static PairSums zero() { return {_mm512_setzero_si512()}; }
+  static PairSums splat(int32_t pair) { return {_mm512_set1_epi32(pair)}; }
+  static PairSums widened(const int8_t* first, const int8_t* second) {
+    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(first));
+    const __m128i high =
+        second ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
+    return {_mm512_cvtepi8_epi16(
+        _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high)))};
+  }
+  void multiply_add(const PairSums& a, const PairSums& b) {
+    all = _mm512_dpwssd_epi32(all, a.all, b.all);
+  }
+  void store_floats(float* p) const { _mm512_storeu_ps(p, _mm512_cvtepi32_ps(all)); }
+};
+
+constexpr int kPanelRows = 8, kPanelVectors = 3;  // 24 sums and 4 operands
+
+#include "training_backward.inc"
+
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kAvx512Kernels
+#define YOCOBIT_TRAINING_TABLE kAvx512Training
 #define YOCOBIT_KERNEL_NAME "avx512"
 #include "kernel_table.inc"
 #define YOCOBIT_ROW_TABLE kAvx512Rows
 #include "row_kernels.inc"
+#include "training_table.inc"
 
 }  // namespace yocobit
