@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
 from yocobit.model.bitlinear import BitLinear, fake_quantize, project
-from yocobit.model.norm import RMSNorm
+from yocobit.model.norm import RMSNorm, gated_norm
 from yocobit.model.rope import rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
@@ -79,8 +79,7 @@ class GatedRetention(nn.Module):
             log_decay = log_decay.masked_fill(documents.resets[:, None], -torch.inf)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
         y, state = form(q, k, v, log_decay, state)
-        y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
-        return self.out_proj(self.sub_norm(F.silu(g) * y)), state
+        return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state
 
 
 class SelfAttention(nn.Module):

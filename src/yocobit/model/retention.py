@@ -76,7 +76,7 @@ def chunkwise(
         q, k, v = (F.pad(x, (0, 0, padding, 0)) for x in (q, k, v))
         log_decay = F.pad(log_decay, (padding, 0))
     outputs, state = _Chunkwise.apply(q, k, v, log_decay, state, chunk)  # type: ignore[no-untyped-call]
-    return outputs[:, :, padding:], state
+    return (outputs[:, :, padding:] if padding else outputs), state
 
 
 class _Chunkwise(torch.autograd.Function):
