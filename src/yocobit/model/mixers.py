@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
-from yocobit.model.bitlinear import BitLinear, fake_quantize, project
+from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import RMSNorm
+from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
