@@ -19,8 +19,8 @@ from yocobit.config import ModelConfig, WeightKind
 from yocobit.model import Decoder
 from yocobit.training.config import OptimConfig
 from yocobit.training.loop import _native_products
-from yocobit.training.loss import head_cross_entropy
 from yocobit.training.optim import Optimizers
+from yocobit.training.step import GradientStep, Objective
 
 LLAMA = "llama dense"  # of transformers, float32; the others are ours
 OURS = ("yoco ternary", "yoco dense", "transformer ternary", "transformer dense")
@@ -70,14 +70,11 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
     )
     model = Decoder(config)
     optim = OptimConfig(optimizer="adamw")
-    optimizers = Optimizers(model, optim)
+    gradient_step = GradientStep(Objective(model), Optimizers(model, optim), optim.grad_clip)
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         with _native_products():
-            hidden = model.hidden(inputs).flatten(0, 1)  # (B * T, C)
-            head_cross_entropy(hidden, model.head.weight, targets.flatten()).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), optim.grad_clip)
-            optimizers.step(1.0, 1.0)
+            gradient_step([(inputs, targets)], 1.0, 1.0)
 
     return model, step
 

@@ -379,22 +379,22 @@ struct FloatSums {
 };
 
 // Sums of products of pairs of int16.
-struct PairSums {
+struct Pairs {
+  using Vector = __m256i;
   static constexpr int kLanes = 8;
-  __m256i all;
 
-  static PairSums zero() { return {_mm256_setzero_si256()}; }
-  static PairSums splat(int32_t pair) { return {_mm256_set1_epi32(pair)}; }
-  static PairSums widened(const int8_t* first, const int8_t* second) {
+  static Vector zero() { return _mm256_setzero_si256(); }
+  static Vector splat(int32_t pair) { return _mm256_set1_epi32(pair); }
+  static Vector widened(const int8_t* first, const int8_t* second) {
     const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first));
     const __m128i high =
         second ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
-    return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high))};
+    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high));
   }
-  void multiply_add(const PairSums& a, const PairSums& b) {
-    all = _mm256_add_epi32(all, _mm256_madd_epi16(a.all, b.all));
+  static Vector multiply_add(Vector sum, Vector a, Vector b) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
   }
-  void store_floats(float* p) const { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(all)); }
+  static void store_floats(float* p, Vector sum) { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(sum)); }
 };
 
 constexpr int kPanelRows = 4, kPanelVectors = 2;  // 8 sums, 3 operands and a product

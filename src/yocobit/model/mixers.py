@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
-from yocobit.model.bitlinear import BitLinear, fake_quantize, project
+from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import RMSNorm, gated_norm
+from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
@@ -175,18 +176,16 @@ def attention(
     if documents is not None:
         return _attention_by_document(q, k, v, window, documents)
     T, S = q.shape[2], k.shape[2]
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    has_groups = q.shape[1] != k.shape[1]
     if T == S and (window is None or window >= T):
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=has_groups)
     else:
         query = torch.arange(S - T, S, device=q.device)[:, None]
         key = torch.arange(S, device=q.device)
         seen = key <= query
         if window is not None:
             seen &= key > query - window
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=has_groups)
     return y.transpose(1, 2).flatten(2)
 
 

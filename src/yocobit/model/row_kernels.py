@@ -5,20 +5,18 @@ Letters: N tokens   K features   H heads   D head size
 
 from __future__ import annotations
 
-import ctypes
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from yocobit import _native
+from yocobit.model import native_products
 
 _LANES = 8
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels take tensors of this type, device and last dimension."""
-    return all(
+    """Whether kernels are in use and take tensors of this type, device and last dimension."""
+    return native_products.kernels() != native_products.PYTORCH and all(
         x.device.type == "cpu" and x.dtype == torch.float32 and x.shape[-1] % _LANES == 0
         for x in tensors
     )
@@ -98,14 +96,5 @@ def _(
 
 def _context() -> tuple[str, int]:
     """Return the kernels to use and the number of threads, which are PyTorch's own."""
-    return _kernels(), torch.get_num_threads()
-
-
-@lru_cache
-def _kernels() -> str:
-    runtime = ctypes.CDLL(None)
-    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-    found = [getattr(runtime, name, None) for name in names]
-    if all(found):
-        _native.use_openmp(*(ctypes.cast(f, ctypes.c_void_p).value for f in found))
-    return _native.supported_kernels()[-1]
+    native_products._share_threads_of_torch()
+    return native_products.kernels(), torch.get_num_threads()
