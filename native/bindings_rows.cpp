@@ -149,18 +149,18 @@ void gate_gradient(const std::string& name, int n_threads, const In& grad, const
 }  // namespace
 
 void bind_rows(nb::module_& m) {
-  m.def("norm", &norm, "kernels"_a, "n_threads"_a, "x"_a.noconvert(), "weight"_a.noconvert(),
-        "eps"_a, "y"_a.noconvert(), "r"_a.noconvert());
-  m.def("norm_gradient", &norm_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
+  m.def("training_norm", &norm, "kernels"_a, "n_threads"_a, "x"_a.noconvert(),
+        "weight"_a.noconvert(), "eps"_a, "y"_a.noconvert(), "r"_a.noconvert());
+  m.def("training_norm_gradient", &norm_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
         "x"_a.noconvert(), "weight"_a.noconvert(), "r"_a.noconvert(), "grad_x"_a.noconvert(),
         "grad_weight"_a.noconvert());
-  m.def("gate", &gate, "kernels"_a, "n_threads"_a, "gate"_a.noconvert(), "up"_a.noconvert(),
-        "weight"_a.noconvert().none(), "eps"_a, "y"_a.noconvert(), "r"_a.noconvert(),
-        "head_r"_a.noconvert());
-  m.def("gate_gradient", &gate_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
-        "gate"_a.noconvert(), "up"_a.noconvert(), "weight"_a.noconvert().none(),
-        "r"_a.noconvert(), "head_r"_a.noconvert(), "grad_gate"_a.noconvert(),
-        "grad_up"_a.noconvert(), "grad_weight"_a.noconvert());
+  m.def("training_gate", &gate, "kernels"_a, "n_threads"_a, "gate"_a.noconvert(),
+        "up"_a.noconvert(), "weight"_a.noconvert().none(), "eps"_a, "y"_a.noconvert(),
+        "r"_a.noconvert(), "head_r"_a.noconvert());
+  m.def("training_gate_gradient", &gate_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
+        "gate"_a.noconvert(), "up"_a.noconvert(), "weight"_a.noconvert().none(), "r"_a.noconvert(),
+        "head_r"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(),
+        "grad_weight"_a.noconvert());
 }
 
 }  // namespace yocobit

@@ -41,6 +41,45 @@ def multiply_adds_per_s(instruction: str, cpus: list[int], n_passes: int) -> flo
 def read_bytes_per_s(cpus: list[int], size: int, n_passes: int) -> float: ...
 def fill(session: Session, n: int) -> None: ...
 
+# Rows of training; the last arrays of each take the results.
+def training_norm(
+    kernels: str, n_threads: int, x: Floats, weight: Floats, eps: float, y: Floats, r: Floats
+) -> None: ...
+def training_norm_gradient(
+    kernels: str,
+    n_threads: int,
+    grad: Floats,
+    x: Floats,
+    weight: Floats,
+    r: Floats,
+    grad_x: Floats,
+    grad_weight: Floats,
+) -> None: ...
+def training_gate(
+    kernels: str,
+    n_threads: int,
+    gate: Floats,
+    up: Floats,
+    weight: Floats | None,
+    eps: float,
+    y: Floats,
+    r: Floats,
+    head_r: Floats,
+) -> None: ...
+def training_gate_gradient(
+    kernels: str,
+    n_threads: int,
+    grad: Floats,
+    gate: Floats,
+    up: Floats,
+    weight: Floats | None,
+    r: Floats,
+    head_r: Floats,
+    grad_gate: Floats,
+    grad_up: Floats,
+    grad_weight: Floats,
+) -> None: ...
+
 # Single kernels, for tests.
 def bit_matmul(
     kernels: str, codes: NDArray[np.uint8], m: int, x: NDArray[np.int8], is_ternary: bool

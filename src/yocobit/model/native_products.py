@@ -81,7 +81,7 @@ def _project(x: Tensor, weights: list[Tensor], is_ternary: bool, kernels: str) -
     x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
     scales = torch.stack([torch.stack((weight_scale(w), w.mean())) for w in weights])
     ys, codes, x_scales = _outputs(x, weights, is_ternary)
-    _share_threads_of_torch()
+    share_threads_of_torch()
     _native.training_forward(
         kernels,
         torch.get_num_threads(),
@@ -116,7 +116,7 @@ def _project_backward(
 ) -> list[Tensor]:
     """Return the gradient of x (N, K), if wanted, then those of the weights, if wanted."""
     gradients = _gradients(codes, weights, needs_x, needs_weights)
-    _share_threads_of_torch()
+    share_threads_of_torch()
     _native.training_backward(
         kernels,
         torch.get_num_threads(),
@@ -202,7 +202,7 @@ def _arrays(tensors: list[Tensor]) -> list[Any]:
 
 
 @cache
-def _share_threads_of_torch() -> None:
+def share_threads_of_torch() -> None:
     """Give the kernels the OpenMP runtime that PyTorch has loaded, if it is one that they know."""
     if not sys.platform.startswith("linux"):
         return

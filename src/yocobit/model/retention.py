@@ -132,7 +132,10 @@ class _Chunkwise(torch.autograd.Function):
         grad_total = torch.empty_like(total)
         for h in range(H):
             q_h, k_h, v_h, grad_h = (_head(x, h, chunk) for x in (q, k, v, grad))
-            before, grad_after = states[h, :, :-1].flatten(0, 1), grad_states[h, :, 1:].flatten(0, 1)
+            before, grad_after = (
+                states[h, :, :-1].flatten(0, 1),
+                grad_states[h, :, 1:].flatten(0, 1),
+            )
             from_start_h, to_end_h = _head(from_start, h)[..., None], _head(to_end, h)[..., None]
             k_h = k_h * D**-0.5
             within = _within(_head(total, h), q.dtype)

@@ -5,6 +5,8 @@ Letters: N tokens   K features   H heads   D head size
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -26,17 +28,27 @@ def serves(*tensors: Tensor) -> bool:
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x r weight and r = 1 / sqrt(mean(x^2) + eps), (N, K) and (N,), of x (N, K)."""
     y, r = torch.empty_like(x), x.new_empty(len(x))
-    _native.norm(*_context(), x.detach(), weight.detach(), eps, y, r)
+    _native.training_norm(*_context(), _array(x), _array(weight), eps, _array(y), _array(r))
     return y, r
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(len(x))
 
 
 @torch.library.custom_op("yocobit::norm_gradient", mutates_args=())
 def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of x (N, K) and weight (K,)."""
-    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    inputs = (grad.detach(), x.detach(), weight.detach(), r)
-    _native.norm_gradient(*_context(), *inputs, grad_x, grad_weight)
-    return grad_x, grad_weight
+    gradients = torch.empty_like(x), torch.empty_like(weight)
+    arrays = [_array(tensor) for tensor in (grad, x, weight, r, *gradients)]
+    _native.training_norm_gradient(*_context(), *arrays)
+    return gradients
+
+
+@norm_gradient.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight)
 
 
 @torch.library.custom_op("yocobit::gate", mutates_args=())
@@ -47,54 +59,52 @@ def gate(
 
     gate is (N, K) and up (H, N, D), each head of it normalised first if has_heads.
     """
-    y, r = torch.empty_like(gate), gate.new_empty(len(gate))
-    head_r = gate.new_empty(len(gate), len(up) if has_heads else 0)
-    inputs = (gate.detach(), up.detach(), None if weight is None else weight.detach())
-    _native.gate(*_context(), *inputs, eps, y, r, head_r)
+    y, r, head_r = _outputs(gate, up, has_heads)
+    inputs = (_array(gate), _array(up), None if weight is None else _array(weight))
+    _native.training_gate(*_context(), *inputs, eps, _array(y), _array(r), _array(head_r))
     return y, r, head_r
-
-
-@torch.library.custom_op("yocobit::gate_gradient", mutates_args=())
-def gate_gradient(
-    grad: Tensor, gate: Tensor, up: Tensor, weight: Tensor | None, r: Tensor, head_r: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of gate (N, K), up as (N, H * D), and weight (K,)."""
-    grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
-    grad_weight = gate.new_empty(gate.shape[1])
-    inputs = (grad.detach(), gate.detach(), up.detach())
-    w = None if weight is None else weight.detach()
-    _native.gate_gradient(
-        *_context(), *inputs, w, r, head_r, grad_gate, grad_up, grad_weight
-    )
-    return grad_gate, grad_up, grad_weight
-
-
-@norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(len(x))
-
-
-@norm_gradient.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(weight)
 
 
 @gate.register_fake
 def _(
     gate: Tensor, up: Tensor, weight: Tensor | None, eps: float, has_heads: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    N, H = len(gate), len(up) if has_heads else 0
-    return torch.empty_like(gate), gate.new_empty(N), gate.new_empty(N, H)
+    return _outputs(gate, up, has_heads)
+
+
+@torch.library.custom_op("yocobit::gate_gradient", mutates_args=())
+def gate_gradient(
+    grad: Tensor, gate: Tensor, up: Tensor, weight: Tensor | None, r: Tensor, head_r: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of gate (N, K), of up as (N, H * D), and of weight (K,)."""
+    gradients = _gradients(gate)
+    inputs = (_array(grad), _array(gate), _array(up), None if weight is None else _array(weight))
+    outputs = [_array(tensor) for tensor in gradients]
+    _native.training_gate_gradient(*_context(), *inputs, _array(r), _array(head_r), *outputs)
+    return gradients
 
 
 @gate_gradient.register_fake
 def _(
     grad: Tensor, gate: Tensor, up: Tensor, weight: Tensor | None, r: Tensor, head_r: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(gate)
+
+
+def _outputs(gate: Tensor, up: Tensor, has_heads: bool) -> tuple[Tensor, Tensor, Tensor]:
+    N, H = len(gate), len(up) if has_heads else 0
+    return torch.empty_like(gate), gate.new_empty(N), gate.new_empty((N, H))
+
+
+def _gradients(gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(gate), torch.empty_like(gate), gate.new_empty(gate.shape[1])
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().numpy()
 
 
 def _context() -> tuple[str, int]:
     """Return the kernels to use and the number of threads, which are PyTorch's own."""
-    native_products._share_threads_of_torch()
+    native_products.share_threads_of_torch()
     return native_products.kernels(), torch.get_num_threads()
