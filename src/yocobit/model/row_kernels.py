@@ -60,8 +60,9 @@ def gate(
     gate is (N, K) and up (H, N, D), each head of it normalised first if has_heads.
     """
     y, r, head_r = _outputs(gate, up, has_heads)
-    inputs = (_array(gate), _array(up), None if weight is None else _array(weight))
-    _native.training_gate(*_context(), *inputs, eps, _array(y), _array(r), _array(head_r))
+    w = None if weight is None else _array(weight)
+    outputs = (_array(y), _array(r), _array(head_r))
+    _native.training_gate(*_context(), _array(gate), _array(up), w, eps, *outputs)
     return y, r, head_r
 
 
@@ -78,9 +79,10 @@ def gate_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of gate (N, K), of up as (N, H * D), and of weight (K,)."""
     gradients = _gradients(gate)
-    inputs = (_array(grad), _array(gate), _array(up), None if weight is None else _array(weight))
+    w = None if weight is None else _array(weight)
+    inputs = (_array(grad), _array(gate), _array(up), w, _array(r), _array(head_r))
     outputs = [_array(tensor) for tensor in gradients]
-    _native.training_gate_gradient(*_context(), *inputs, _array(r), _array(head_r), *outputs)
+    _native.training_gate_gradient(*_context(), *inputs, *outputs)
     return gradients
 
 
