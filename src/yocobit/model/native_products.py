@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from yocobit import _native
+from yocobit.config import WeightKind
 from yocobit.model.plain_products import straight_through_gradients
 from yocobit.model.quantization import weight_scale
 
@@ -55,6 +56,11 @@ def use_kernels(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def describe() -> str:
+    """Say in a few words what multiplies ternary and sign weights here."""
+    return "plain PyTorch" if kernels() == PYTORCH else f"native {kernels()} kernels"
+
+
 def kernels_for(x: Tensor, weights: Sequence[Tensor]) -> str:
     """Return the name of the kernels that multiply x (..., K) by weights (M, K).
 
@@ -72,14 +78,16 @@ def project(x: Tensor, weights: list[Tensor], is_ternary: bool, name: str) -> li
     """Return x (..., K) times each of weights (M, K), both rounded: (..., M) each."""
     rows = x.reshape(-1, x.shape[-1])
     ys = torch.ops.yocobit.project(rows, weights, is_ternary, name)[: len(weights)]
-    return [y.unflatten(0, x.shape[:-1]) for y in ys]
+    return [y.reshape(*x.shape[:-1], -1) for y in ys]
 
 
 @torch.library.custom_op("yocobit::project", mutates_args=())
 def _project(x: Tensor, weights: list[Tensor], is_ternary: bool, kernels: str) -> list[Tensor]:
     """Return the outputs (N, M), then what backward needs: the codes of x, its scales, theirs."""
     x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
-    scales = torch.stack([torch.stack((weight_scale(w), w.mean())) for w in weights])
+    # The mean decides the codes of sign weights only.
+    means = [x.new_zeros(()) if is_ternary else weight.mean() for weight in weights]
+    scales = torch.stack((*map(weight_scale, weights), *means)).view(2, -1).T.contiguous()
     ys, codes, x_scales = _outputs(x, weights, is_ternary)
     share_threads_of_torch()
     _native.training_forward(
@@ -159,17 +167,15 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     needs_x, needs_each, *_ = ctx.needs_input_grad
     needs_weights = any(needs_each)
     if torch.is_grad_enabled():  # somebody will differentiate the gradients: see there
-        kind = "ternary" if ctx.is_ternary else "sign"
-        grad_x, grad_ws = straight_through_gradients(
-            grads, codes[:, : weights[0].shape[1]], x_scales[:, None], weights, kind
-        )
-        return grad_x, grad_ws, None, None
+        kind: WeightKind = "ternary" if ctx.is_ternary else "sign"
+        x_codes = codes[:, : weights[0].shape[1]]
+        gradients = straight_through_gradients(grads, x_codes, x_scales[:, None], weights, kind)
+        return *gradients, None, None
     gradients = torch.ops.yocobit.project_backward(
         grads, codes, x_scales, weights, scales, ctx.is_ternary, ctx.kernels, needs_x, needs_weights
     )
-    grad_x = gradients[0] if needs_x else None
-    grad_ws = gradients[needs_x:] if needs_weights else [None] * len(weights)
-    return grad_x, grad_ws, None, None
+    of_weights = gradients[needs_x:] if needs_weights else [None] * len(weights)
+    return gradients[0] if needs_x else None, of_weights, None, None
 
 
 _project.register_autograd(_backward, setup_context=_remember)

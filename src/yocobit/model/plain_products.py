@@ -35,13 +35,13 @@ class PlainProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes, x_scale, *weights = ctx.saved_tensors
         grad_x, grad_ws = straight_through_gradients(
-            [grad.flatten(0, -2) for grad in grads],
-            codes.flatten(0, -2),
-            x_scale.flatten(0, -2),
+            [grad.reshape(-1, grad.shape[-1]) for grad in grads],
+            codes.reshape(-1, codes.shape[-1]),
+            x_scale.reshape(-1, 1),
             weights,
             ctx.kind,
         )
-        return grad_x.unflatten(0, codes.shape[:-1]), None, *grad_ws
+        return grad_x.reshape(codes.shape), None, *grad_ws
 
 
 def straight_through_gradients(

@@ -80,9 +80,9 @@ def gate_gradient(
     """Return the gradients of gate (N, K), of up as (N, H * D), and of weight (K,)."""
     gradients = _gradients(gate)
     w = None if weight is None else _array(weight)
-    inputs = (_array(grad), _array(gate), _array(up), w, _array(r), _array(head_r))
+    gates, factors = (_array(gate), _array(up)), (_array(r), _array(head_r))
     outputs = [_array(tensor) for tensor in gradients]
-    _native.training_gate_gradient(*_context(), *inputs, *outputs)
+    _native.training_gate_gradient(*_context(), _array(grad), *gates, w, *factors, *outputs)
     return gradients
 
 
