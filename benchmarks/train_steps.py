@@ -5,9 +5,10 @@ Letters: B batch   T positions
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from yocobit.benchmark.machine import peak_bytes
 from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
-from yocobit.model import Decoder
+from yocobit.model import Decoder, native_products
 from yocobit.training.config import OptimConfig
 from yocobit.training.loop import _native_products
 from yocobit.training.optim import Optimizers
@@ -42,22 +43,32 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
     config, B, T = SHAPES[run["shape"]], run["batch"], run["length"]
     tokens = torch.randint(config.vocab_size, (B, T + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-    if run["model"] == LLAMA:
-        model, step = _llama(config, T)
-    else:
-        model, step = _ours(config, run["model"])
-    step(inputs[:, :64].contiguous(), targets[:, :64].contiguous())
+    is_llama = run["model"] == LLAMA
+    model, step = _llama(config, T) if is_llama else _ours(config, run["model"])
     times: list[float] = []
-    while sum(times) < run["seconds"]:
-        begin = time.perf_counter()
-        step(inputs, targets)
-        times.append(time.perf_counter() - begin)
+    with contextlib.nullcontext() if is_llama else _as_trained(run["cpu"]):
+        step(inputs[:, :64].contiguous(), targets[:, :64].contiguous())
+        while sum(times) < run["seconds"]:
+            begin = time.perf_counter()
+            step(inputs, targets)
+            times.append(time.perf_counter() - begin)
     return {
         "tokens_per_s": B * T / statistics.median(times),
         "peak_mb": peak_bytes() / 1e6,
         "steps": len(times),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+@contextlib.contextmanager
+def _as_trained(cpu: str) -> Iterator[None]:
+    """Use the products that `yocobit train` would use on that CPU."""
+    if cpu == "native":
+        with _native_products():
+            yield
+    else:
+        with native_products.use_kernels(cpu):
+            yield
 
 
 def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
@@ -73,8 +84,7 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
     gradient_step = GradientStep(Objective(model), Optimizers(model, optim), optim.grad_clip)
 
     def step(inputs: Tensor, targets: Tensor) -> None:
-        with _native_products():
-            gradient_step([(inputs, targets)], 1.0, 1.0)
+        gradient_step([(inputs, targets)], 1.0, 1.0)
 
     return model, step
 

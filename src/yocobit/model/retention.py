@@ -158,7 +158,6 @@ class _Chunkwise(torch.autograd.Function):
             torch.mul(written, D**-0.5, out=_head(grads[1], h, chunk))
             _head(grads[2], h, chunk).copy_(grad_v)
         grad_log_decay = grad_total.flip(-1).cumsum(-1).flip(-1).flatten(2).to(log_decay.dtype)
-        grad_log_decay.masked_fill_(log_decay < _FORGET, 0.0)
         return *grads, grad_log_decay, grad_states[:, :, 0].transpose(0, 1), None
 
 
