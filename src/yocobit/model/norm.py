@@ -21,7 +21,8 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if row_kernels.serves(x, weight):
+        ctx.is_native = row_kernels.serves(x, weight)
+        if ctx.is_native:
             y, r = row_kernels.norm(_rows(x), weight, eps)
             y = y.view_as(x)
         else:
@@ -33,7 +34,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
-        if row_kernels.serves(x, weight):
+        if ctx.is_native:
             grad_x, grad_weight = row_kernels.norm_gradient(_rows(grad), _rows(x), weight, r)
             return grad_x.view_as(x), grad_weight, None
         products = (grad * x).flatten(0, -2)  # (N, K)

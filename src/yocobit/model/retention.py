@@ -80,7 +80,8 @@ def chunkwise(
 
 
 class _Chunkwise(torch.autograd.Function):
-    """o = (q k^T * within) v + from_start q S_n for the N chunks that fill T, S_n as in _states.
+    """o = (q k^T * within) v + from_start (q S_n) for the N chunks that fill T, where S_n is the
+    state before chunk n: S_n+1 = kept S_n + k^T (to_end v).
 
     Head by head: what lies between two products stays in the cache.
     """
