@@ -130,6 +130,42 @@ def test_later_tokens_do_not_change_earlier_logits(layers, weights, t):
     assert ((after - before)[:, t:].abs().amax(dim=-1) > 1e-3).all()
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_documents_in_one_sequence_equal_each_document_alone(layers, first):
+    model, tokens = _model(layers=layers, weights="dense"), _tokens()
+    resets = torch.zeros(B, T, dtype=torch.bool)
+    resets[:, 0] = first
+    resets[1, [1, 9]] = True
+
+    hidden = model.hidden(tokens, resets)
+
+    for row, begin, end in [(0, 0, T), (1, 0, 1), (1, 1, 9), (1, 9, T)]:
+        alone = model.hidden(tokens[row : row + 1, begin:end])
+        # Positions within a document are relative; only rounding depends on where it starts.
+        torch.testing.assert_close(hidden[row : row + 1, begin:end], alone, rtol=0, atol=1e-12)
+
+
+def test_resets_at_first_positions_change_no_bit(layers, weights):
+    model, tokens = _model(layers=layers, weights=weights), _tokens()
+    resets = torch.zeros(B, T, dtype=torch.bool)
+    resets[:, 0] = True
+
+    assert torch.equal(model.hidden(tokens, resets), model.hidden(tokens))
+
+
+def test_gradients_of_one_document_do_not_depend_on_those_beside_it(layers):
+    model, tokens = _model(layers=layers, weights="dense"), _tokens()
+    resets = torch.zeros(B, T, dtype=torch.bool)
+    resets[:, 9] = True
+
+    embedded = model.embedding.weight.requires_grad_()
+    (grad,) = torch.autograd.grad(model.hidden(tokens, resets)[:, 9:].square().sum(), embedded)
+
+    alone = model.hidden(tokens[:, 9:]).square().sum()
+    (expected,) = torch.autograd.grad(alone, embedded)
+    torch.testing.assert_close(grad, expected, rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("p", [0, 6])
 @pytest.mark.parametrize("window", [1, W, T - 1, T, T + 1])
 def test_window_layer_sees_itself_and_the_positions_before_it_up_to_its_size(window, p):

@@ -16,6 +16,7 @@ from yocobit.config import ModelConfig
 from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.mixers import (
     CrossAttention,
+    Documents,
     GatedRetention,
     KeysValues,
     SelfAttention,
@@ -85,12 +86,14 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, start: int, state: Any) -> tuple[Tensor, Any]:
+    def forward(
+        self, x: Tensor, start: int, state: Any, documents: Documents | None = None
+    ) -> tuple[Tensor, Any]:
         """Map x (B, T, C) to (B, T, C); a cross block returns the shared K/V as it got them."""
         if self.is_cross:
-            x = x + self.mixer(self.mixer_norm(x), start, state)
+            x = x + self.mixer(self.mixer_norm(x), start, state, documents)
         else:
-            y, state = self.mixer(self.mixer_norm(x), start, state)
+            y, state = self.mixer(self.mixer_norm(x), start, state, documents)
             x = x + y
         return x + self.ffn(self.ffn_norm(x)), state
 
@@ -114,9 +117,14 @@ class Decoder(nn.Module):
         """Return logits (B, T, V) of the token after each of tokens (B, T)."""
         return self.head(self.hidden(tokens))
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Return what the head reads, (B, T, C)."""
-        return self._cross_decode(self._self_decode(tokens, cache := Cache()), cache, start=0)
+    def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
+        """Return what the head reads, (B, T, C).
+
+        A position where resets (B, T) is True sees nothing before it, as the first of a document.
+        """
+        documents = None if resets is None else Documents.of(resets)
+        x = self._self_decode(tokens, cache := Cache(), documents)
+        return self._cross_decode(x, cache, start=0, documents=documents)
 
     def prefill(self, tokens: Tensor, cache: Cache) -> None:
         """Take in tokens (B, T) without their logits: the cross-decoder does not run at all."""
@@ -132,7 +140,9 @@ class Decoder(nn.Module):
         skipped = () if embedding else (self.embedding.weight, self.head.weight)
         return sum(p.numel() for p in self.parameters() if all(p is not s for s in skipped))
 
-    def _self_decode(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def _self_decode(
+        self, tokens: Tensor, cache: Cache, documents: Documents | None = None
+    ) -> Tensor:
         start = cache.position
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
@@ -140,15 +150,17 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i])
+            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i], documents)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
         return x
 
-    def _cross_decode(self, x: Tensor, cache: Cache, start: int) -> Tensor:
+    def _cross_decode(
+        self, x: Tensor, cache: Cache, start: int, documents: Documents | None = None
+    ) -> Tensor:
         for layer in self.layers[self.config.n_self_layers :]:
-            x, _ = layer(x, start, cache.shared)
+            x, _ = layer(x, start, cache.shared, documents)
         return self.norm(x)
 
     @torch.no_grad()

@@ -10,6 +10,9 @@ Letters: B batch   T positions   S cached positions   C model width   H heads   
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +25,25 @@ from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents that lie end to end in a batch: none sees anything of those before it."""
+
+    resets: Tensor  # (B, T) bool, True at first positions
+    lengths: list[list[int]]  # of the documents of each row; each row's sum is T
+
+    @classmethod
+    def of(cls, resets: Tensor) -> Documents | None:
+        """Return the documents that start where resets (B, T) is True, None if there is no cut."""
+        if not resets[:, 1:].any():
+            return None
+        lengths = []
+        for row in resets[:, 1:]:
+            cuts = [0, *(row.nonzero()[:, 0] + 1).tolist(), resets.shape[1]]
+            lengths.append([end - begin for begin, end in pairwise(cuts)])
+        return cls(resets, lengths)
 
 
 class GatedRetention(nn.Module):
@@ -46,12 +68,16 @@ class GatedRetention(nn.Module):
         self.sub_norm = sub_norm(config, C)
         self.out_proj = BitLinear(C, C, config.weights)
 
-    def forward(self, x: Tensor, start: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, start: int, state: Tensor | None, documents: Documents | None = None
+    ) -> tuple[Tensor, Tensor]:
         q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_heads), start, self.rope, self.theta)
         v = _heads(v, self.n_heads)
         log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
+        if documents is not None:
+            log_decay = log_decay.masked_fill(documents.resets[:, None], -torch.inf)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
         y, state = form(q, k, v, log_decay, state)
         y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
@@ -79,13 +105,15 @@ class SelfAttention(nn.Module):
         self.sub_norm = sub_norm(config, C)
         self.out_proj = BitLinear(C, C, config.weights)
 
-    def forward(self, x: Tensor, start: int, state: KeysValues | None) -> tuple[Tensor, KeysValues]:
+    def forward(
+        self, x: Tensor, start: int, state: KeysValues | None, documents: Documents | None = None
+    ) -> tuple[Tensor, KeysValues]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_kv_heads), start, self.rope, self.theta)
         v = _heads(v, self.n_kv_heads)
         k, v = _append(state, k, v)
-        y = attention(q, k, v, self.window)
+        y = attention(q, k, v, self.window, documents)
         if self.window is not None:
             kept = min(self.window - 1, k.shape[2])
             k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
@@ -130,18 +158,24 @@ class CrossAttention(nn.Module):
         self.sub_norm = sub_norm(config, C)
         self.out_proj = BitLinear(C, C, config.weights)
 
-    def forward(self, x: Tensor, start: int, shared: KeysValues) -> Tensor:
+    def forward(
+        self, x: Tensor, start: int, shared: KeysValues, documents: Documents | None = None
+    ) -> Tensor:
         """Attend from x (B, T, C), the last T of the S shared positions."""
         q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        return self.out_proj(self.sub_norm(attention(q, *shared, window=None)))
+        return self.out_proj(self.sub_norm(attention(q, *shared, None, documents)))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents | None = None
+) -> Tensor:
     """Causal softmax attention; q are the last T of the S positions of k and v.
 
     q (B, H, T, D), k and v (B, G, S, D) with G dividing H; returns (B, T, H * D). A query sees
-    itself and, with `window` W, the W - 1 positions before it.
+    itself and, with `window` W, the W - 1 positions before it, of its own document.
     """
+    if documents is not None:
+        return _attention_by_document(q, k, v, window, documents)
     T, S = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
@@ -156,6 +190,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
             seen &= key > query - window
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return y.transpose(1, 2).flatten(2)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # other lengths in every batch
+def _attention_by_document(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
+) -> Tensor:
+    rows = []
+    # unbind and split, not slices: the gradient of a slice is as large as the whole.
+    for lengths, *row in zip(documents.lengths, q.unbind(), k.unbind(), v.unbind(), strict=True):
+        parts = zip(*(x[None].split(lengths, dim=2) for x in row), strict=True)
+        rows.append(torch.cat([attention(q, k, v, window) for q, k, v in parts], dim=1))
+    return torch.cat(rows)
 
 
 def sub_norm(config: ModelConfig, size: int) -> nn.Module:

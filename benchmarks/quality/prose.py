@@ -1,0 +1,133 @@
+"""Bits per byte on real prose: architectures and weight kinds at equal parameters and tokens.
+
+    python benchmarks/quality/corpus.py DATA runs/quality/data
+    python benchmarks/quality/prose.py --out runs/quality
+
+trains what is not trained yet, continues what was stopped, and writes the table of all that is
+finished to benchmarks/results/quality_prose.json. Feed-forward widths differ so that parameters do
+not.
+
+Letters: C model width   F feed-forward width   L layers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from yocobit.config import ModelConfig, preset
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "quality_prose.json"
+
+RETENTION, WINDOW = ["retention"] * 3 + ["cross"] * 3, ["window"] * 3 + ["cross"] * 3
+VARIANTS: dict[str, dict[str, Any]] = {
+    "transformer-dense": {"layers": ["full"] * 6, "weights": "dense"},
+    "transformer-ternary": {"layers": ["full"] * 6},
+    "gret-dense": {"layers": RETENTION, "weights": "dense"},
+    "gret-ternary": {"layers": RETENTION},
+    "gret-sign": {"layers": RETENTION, "weights": "sign"},
+    "swa-ternary": {"layers": WINDOW, "window": 128},
+    "retention-ternary": {"layers": ["retention"] * 6},
+    "gret-ternary-int8": {"layers": RETENTION, "shared_kv": "int8"},
+    "gret-ternary-int4": {"layers": RETENTION, "shared_kv": "int4"},
+    "gret-ternary-nope": {"layers": RETENTION, "cross_rope": "none"},
+}
+MAIN_PAIR = ("transformer-ternary", "gret-ternary")
+MAIN_SEEDS, SEEDS = (0, 1, 2), (0,)
+
+
+def model_of(variant: str) -> dict[str, Any]:
+    """Return a variant's [model], its d_ff such that it has the parameters of "gret-ternary"."""
+    fields = dict(VARIANTS[variant])
+    base = preset("tiny")
+    target = n_matrix_parameters(base)
+    config = base.replace(**{k: tuple(v) if k == "layers" else v for k, v in fields.items()})
+    spare = target - n_matrix_parameters(config)
+    d_ff = base.d_ff + round(spare / (3 * base.d_model * len(config.layers)) / 8) * 8
+    return {**fields, "d_ff": d_ff}
+
+
+def n_matrix_parameters(config: ModelConfig) -> int:
+    """Count the parameters of the projections in blocks and of the shared K/V."""
+    C, F = config.d_model, config.d_ff
+    shared = config.n_kv_heads * config.head_dim
+    own = config.n_self_kv_heads * config.self_head_dim
+    mixer = {
+        "retention": 5 * C * C,
+        "window": 2 * C * C + 2 * C * own,
+        "full": 2 * C * C + 2 * C * shared,
+        "cross": 2 * C * C,
+    }
+    blocks = sum(mixer[kind] + 3 * C * F for kind in config.layers)
+    return blocks + (2 * C * shared if config.has_cross_decoder else 0)
+
+
+def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
+    """Train one variant to its end unless it is there; return its run."""
+    run = out / f"{variant}-seed{seed}"
+    if (run / "done").exists():
+        return run
+    changes = [f"model.{key}={json.dumps(value)}" for key, value in model_of(variant).items()]
+    data = out.resolve() / "data"
+    changes += [f'data.{split}=["{data / split}.jsonl"]' for split in ("train", "valid")]
+    changes += [f"run.seed={seed}", *settings]
+    command = [sys.executable, "-m", "yocobit", "train", str(HERE / "prose.toml")]
+    command += ["--out", str(run), "--resume"]
+    for change in changes:
+        command += ["--set", change]
+    with (out / f"{run.name}.log").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=_one_thread())
+    (run / "done").touch()
+    print(f"{run.name}: {final(run):.4f} bits/byte", flush=True)
+    return run
+
+
+def final(run: Path) -> float:
+    """Return a finished run's bits per byte on the whole validation text."""
+    last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    return float(json.loads(last)["valid_bits_per_byte"])
+
+
+def table(out: Path) -> dict[str, Any]:
+    """Return the results of the finished runs by variant."""
+    found: dict[str, Any] = {}
+    for variant in VARIANTS:
+        runs = sorted(p.parent for p in out.glob(f"{variant}-seed*/done"))
+        if runs:
+            bits = [final(run) for run in runs]
+            found[variant] = {"bits_per_byte": bits, "mean": round(statistics.mean(bits), 4)}
+    return found
+
+
+def _one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--only", help="variants, separated by commas", default=",".join(VARIANTS))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
+    parser.add_argument("--set", action="append", default=[], help="as yocobit train")
+    arguments = parser.parse_args()
+    jobs = [
+        (variant, seed)
+        for variant in arguments.only.split(",")
+        for seed in (MAIN_SEEDS if variant in MAIN_PAIR else SEEDS)
+    ]
+    jobs.sort(key=lambda job: job[1])
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(lambda job: train(arguments.out, *job, arguments.set), jobs))
+    RESULTS.write_text(json.dumps(table(arguments.out), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
