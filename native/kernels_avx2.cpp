@@ -363,43 +363,7 @@ void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int gr
   }
 }
 
-using Int16Sums = TokenSums<2>;
-
-// Sums over 16 tokens.
-struct FloatSums {
-  __m256 low, high;
-
-  static FloatSums zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-  FloatSums operator+(const FloatSums& other) const {
-    return {_mm256_add_ps(low, other.low), _mm256_add_ps(high, other.high)};
-  }
-  FloatSums operator-(const FloatSums& other) const {
-    return {_mm256_sub_ps(low, other.low), _mm256_sub_ps(high, other.high)};
-  }
-};
-
-// Sums of products of pairs of int16.
-struct Pairs {
-  using Vector = __m256i;
-  static constexpr int kLanes = 8;
-
-  static Vector zero() { return _mm256_setzero_si256(); }
-  static Vector splat(int32_t pair) { return _mm256_set1_epi32(pair); }
-  static Vector widened(const int8_t* first, const int8_t* second) {
-    const __m128i low = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(first));
-    const __m128i high =
-        second ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
-    return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high));
-  }
-  static Vector multiply_add(Vector sum, Vector a, Vector b) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-  }
-  static void store_floats(float* p, Vector sum) { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(sum)); }
-};
-
-constexpr int kPanelRows = 4, kPanelVectors = 2;  // 8 sums, 3 operands and a product
-
-#include "training_backward.inc"
+#include "training_avx2.inc"
 
 }  // namespace
 

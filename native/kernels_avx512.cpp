@@ -193,43 +193,7 @@ void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, in
 }
 
 #include "head_matmul_avx512.inc"
-
-using Int16Sums = TokenSums;
-
-// Sums over 16 tokens.
-struct FloatSums {
-  __m512 all;
-
-  static FloatSums zero() { return {_mm512_setzero_ps()}; }
-  FloatSums operator+(const FloatSums& other) const { return {_mm512_add_ps(all, other.all)}; }
-  FloatSums operator-(const FloatSums& other) const { return {_mm512_sub_ps(all, other.all)}; }
-};
-
-// Sums of products of pairs of int16.
-struct Pairs {
-  using Vector = __m512i;
-  static constexpr int kLanes = 16;
-
-  static Vector zero() { return _mm512_setzero_si512(); }
-  static Vector splat(int32_t pair) { return _mm512_set1_epi32(pair); }
-  static Vector widened(const int8_t* first, const int8_t* second) {
-    const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(first));
-    const __m128i high =
-        second ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
-    return _mm512_cvtepi8_epi16(
-        _mm256_set_m128i(_mm_unpackhi_epi8(low, high), _mm_unpacklo_epi8(low, high)));
-  }
-  static Vector multiply_add(Vector sum, Vector a, Vector b) {
-    // Not the intrinsic: of 24 sums GCC 12 copies and stores each in every round.
-    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-    return sum;
-  }
-  static void store_floats(float* p, Vector sum) { _mm512_storeu_ps(p, _mm512_cvtepi32_ps(sum)); }
-};
-
-constexpr int kPanelRows = 8, kPanelVectors = 3;  // 24 sums and 4 operands
-
-#include "training_backward.inc"
+#include "training_avx512.inc"
 
 }  // namespace
 

@@ -67,7 +67,7 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
 
 @contextmanager
 def _native_products() -> Iterator[None]:
-    """Let products be of int8 and bfloat16 where the CPU has instructions for both."""
+    """Let products of float32 be of bfloat16 where the CPU has instructions for it."""
     before = torch.get_float32_matmul_precision()
     has_both = all(torch.cpu.get_capabilities().get(n) for n in ("avx512_bf16", "avx512_vnni"))
     torch.set_float32_matmul_precision("medium" if has_both else "highest")
