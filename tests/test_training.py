@@ -23,7 +23,6 @@ from safetensors.torch import load_file
 
 from yocobit.config import ConfigError, preset
 from yocobit.model import Decoder
-from yocobit.model.bitlinear import BitLinear
 from yocobit.training import TrainingError, checkpoint, load_model, loop
 from yocobit.training.config import TrainConfig
 from yocobit.training.config import load as load_config
@@ -368,34 +367,6 @@ def test_head_cross_entropy_ignores_targets_below_zero():
     torch.testing.assert_close(loss, expected)
     gradients = torch.autograd.grad(loss, (x, weight))
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, weight)))
-
-
-@pytest.mark.parametrize("kind", ["ternary", "sign"])
-def test_native_products_change_gradients_by_bfloat16_rounding_only(kind):
-    generator = torch.Generator().manual_seed(0)
-    linear = BitLinear(64, 48, kind)
-    torch.nn.init.normal_(linear.weight, generator=generator)
-    x = torch.randn(5, 7, 64, generator=generator, requires_grad=True)
-    grad = torch.randn(5, 7, 48, generator=generator)
-
-    y, *gradients = products(linear, x, grad, "highest")
-    fast_y, *fast_gradients = products(linear, x, grad, "medium")
-
-    assert torch.equal(fast_y, y)  # exact integers either way
-    for fast, exact in zip(fast_gradients, gradients, strict=True):
-        # Three roundings of at most 2^-9 each (two factors and the result), of random sign.
-        assert (fast - exact).norm() < 3 * 2**-9 * exact.norm()
-
-
-def products(linear, x, grad, precision):
-    """Return y, and the gradients of x and of the weight, at a precision of products."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        y = linear(x)
-        return y.detach(), *torch.autograd.grad(y, (x, linear.weight), grad)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def test_train_restores_the_precision_of_products(toml, tmp_path):

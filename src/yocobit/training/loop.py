@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from yocobit.config import ConfigError
-from yocobit.model import Decoder
+from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
@@ -67,7 +67,7 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
 
 @contextmanager
 def _native_products() -> Iterator[None]:
-    """Let products be of int8 and bfloat16 where the CPU has instructions for both."""
+    """Let products of float32 be of bfloat16 where the CPU has instructions for it."""
     before = torch.get_float32_matmul_precision()
     has_both = all(torch.cpu.get_capabilities().get(n) for n in ("avx512_bf16", "avx512_vnni"))
     torch.set_float32_matmul_precision("medium" if has_both else "highest")
@@ -294,6 +294,8 @@ def _describe(
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
     ]
+    if model.config.weights != "dense":
+        lines.append(f"products of {model.config.weights} weights by {native_products.describe()}")
     if corpus.n_skipped:
         lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
     if found is not None:
