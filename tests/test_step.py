@@ -155,7 +155,7 @@ def test_compiled_objective_is_one_graph_and_the_head_with_equal_gradients(monke
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.manual_seed(0)
-    model = Decoder(preset("nano"))
+    model = Decoder(preset("nano").replace(layers=("retention", "cross")))
     objective = Objective(model, 0.0)
 
     found = gradients(model, compiled(objective), resets=False)
@@ -173,7 +173,7 @@ def test_run_whose_compilation_fails_ends_with_one_line(toml, tmp_path, monkeypa
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
     with pytest.raises(CompilationError, match=r"file too short.*; leave out --compile, or empty"):
-        run(toml, tmp_path / "run", "run.compile=true")
+        run(toml, tmp_path / "run", "run.compile=true", 'model.layers=["window"]')
 
 
 def test_run_without_a_compiler_says_so_and_goes_on(toml, tmp_path, monkeypatch, capsys):
