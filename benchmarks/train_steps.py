@@ -19,8 +19,9 @@ from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
 from yocobit.model import Decoder, native_products
 from yocobit.training.config import OptimConfig
-from yocobit.training.loop import _native_products
+from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
+from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.step import GradientStep, Objective
 
 LLAMA = "llama dense"  # of transformers, float32; the others are ours
@@ -64,7 +65,7 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
 def _as_trained(cpu: str) -> Iterator[None]:
     """Use the products that `yocobit train` would use on that CPU."""
     if cpu == "native":
-        with _native_products():
+        with products_in(choose_precision(None)):
             yield
     else:
         with native_products.use_kernels(cpu):
@@ -81,7 +82,13 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
     )
     model = Decoder(config)
     optim = OptimConfig(optimizer="adamw")
-    gradient_step = GradientStep(Objective(model), Optimizers(model, optim), optim.grad_clip)
+    gradient_step = GradientStep(
+        Objective(model, optim.z_loss),
+        Optimizers(model, optim),
+        Guard(),
+        optim.grad_clip,
+        optim.spike_factor,
+    )
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         gradient_step([(inputs, targets)], 1.0, 1.0)

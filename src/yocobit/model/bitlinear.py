@@ -21,8 +21,13 @@ from yocobit.model.plain_products import PlainProducts
 
 def uses_fast_products(x: Tensor) -> bool:
     """Whether products may be of bfloat16: torch.set_float32_matmul_precision allows it."""
-    is_allowed = torch.get_float32_matmul_precision() == "medium"
-    return is_allowed and x.device.type == "cpu" and x.dtype == torch.float32
+    return _allows_fast_products() and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+# torch.compile cannot trace the question, and a run asks it of one setting only.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_fast_products() -> bool:
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 class BitLinear(nn.Linear):
@@ -54,7 +59,10 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
         return tuple(linear(x) for linear in linears)  # adapters wrap some
     kind = linears[0].kind
     if kind == "dense":
-        return tuple(F.linear(x, linear.weight) for linear in linears)
+        if not uses_fast_products(x):
+            return tuple(F.linear(x, linear.weight) for linear in linears)
+        with torch.autocast("cpu", torch.bfloat16):
+            return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
     weights: list[Tensor] = [linear.weight for linear in linears]
     kernels = native_products.kernels_for(x, weights)
     if kernels != native_products.PYTORCH:
