@@ -26,6 +26,8 @@ from torch import Tensor
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.disk import flush, write_json
 from yocobit.model import Decoder
+from yocobit.training.distributed import ALONE, Processes
+from yocobit.training.sharding import is_sharded, save_parts
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -49,7 +51,8 @@ class RunState:
     seconds: float = 0.0
     valid_bits_per_byte: float | None = None  # latest
     best_bits_per_byte: float | None = None
-    threads: int = 1
+    threads: int = 1  # of each process
+    processes: int = 1
 
 
 def save(
@@ -60,23 +63,54 @@ def save(
     train: dict[str, Any],
     tokenizer: Tokenizer,
     keep: int,
+    processes: Processes = ALONE,
 ) -> Path:
-    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest."""
+    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest.
+
+    All processes of a run call this together, each with its part of the tensors.
+    """
     directory = run_dir / "checkpoints"
-    partial = directory / f"{_PARTIAL}{os.getpid()}"
+    partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
     final = directory / f"step-{state.step:06d}"
-    if _is_complete(final):
+    if processes.from_first(_is_complete(final)):
         return final
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    processes.first(lambda: _make_empty(partial))
+    weights = dict(model.state_dict())
     if model.config.tie_embeddings:
         del weights["head.weight"]
-    save_file(weights, partial / MODEL, metadata={"format": "pt"})
-    save_file(
-        {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
-    )
-    write_json(partial / CONFIG, model.config.to_dict())
+    if is_sharded(model.embedding.weight):
+        files = {partial / MODEL: weights, partial / OPTIMIZER: optimizer}
+        save_parts(files, processes.is_first)
+    else:
+        processes.first(lambda: _write_tensors(partial, weights, optimizer))
+    processes.first(lambda: _finish(partial, final, state, model.config, train, tokenizer, keep))
+    return final
+
+
+def _make_empty(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write_tensors(partial: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
+    for name, tensors in ((MODEL, weights), (OPTIMIZER, optimizer)):
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, partial / name, metadata={"format": "pt"})
+
+
+def _finish(
+    partial: Path,
+    final: Path,
+    state: RunState,
+    config: ModelConfig,
+    train: dict[str, Any],
+    tokenizer: Tokenizer,
+    keep: int,
+) -> None:
+    """Write what stands beside the tensors and bring it all to disk, then under its name."""
+    directory = final.parent
+    run_dir = directory.parent
+    write_json(partial / CONFIG, config.to_dict())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
@@ -90,7 +124,6 @@ def save(
     for old in _complete(run_dir)[:-keep]:
         # Renamed first: one killed while deleting leaves no half checkpoint under its name.
         shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
-    return final
 
 
 def last(run_dir: Path) -> Path | None:

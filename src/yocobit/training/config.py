@@ -23,6 +23,7 @@ PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, no
 
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
+Parallel = Literal["fsdp", "ddp"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,8 @@ class RunConfig:
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
-    threads: int | None = None  # None: one per CPU
+    threads: int | None = None  # of each process; None: one per CPU, over all of them
+    parallel: Parallel = "fsdp"  # how many processes share a model, if there are many
 
     def __post_init__(self) -> None:
         check_types(self)

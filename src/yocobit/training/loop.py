@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from yocobit.config import ConfigError
 from yocobit.model import Decoder
@@ -22,11 +23,13 @@ from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
+from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.optim import Optimizers
-from yocobit.training.progress import Metrics, Progress
+from yocobit.training.progress import Metrics, NoMetrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.sharding import evaluator, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
@@ -46,23 +49,57 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
     With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
-    after the step at hand, with a checkpoint.
+    after the step at hand, with a checkpoint. Under torchrun, all its processes do this together.
     """
     started = time.monotonic()
-    threads = config.run.threads or os.cpu_count() or 1
+    with joined(alike=(ConfigError, TrainingError)) as processes:
+        return _train(config, run_dir, resume, console, started, processes)
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    started: float,
+    processes: Processes,
+) -> Path:
+    if not processes.is_first:
+        console = Console(quiet=True)
+    _check_share(config, processes)
+    threads = config.run.threads or max(1, (os.cpu_count() or 1) // processes.n_local)
     torch.set_num_threads(threads)
-    found = _find_checkpoint(config, run_dir, resume)
-    checkpoint.remove_partial(run_dir)
-    corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
-    model = _new_model(config, corpus)
-    optimizers = Optimizers(model, config.optim)
-    state = RunState(corpus.sha256, total_steps=config.run.steps, threads=threads)
+    found = processes.together(lambda: _find_checkpoint(config, run_dir, resume))
+    check_shared(run_dir, processes)
+    processes.first(lambda: checkpoint.remove_partial(run_dir))
+    corpus = processes.first_then_others(
+        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+    )
+    state = RunState(corpus.sha256, total_steps=config.run.steps)
     if found is not None:
-        state = _restore(found, corpus, config, model, optimizers)
-    _describe(console, corpus, model, state, threads, found)
-    run = _Run(config, run_dir, corpus, model, optimizers, state, console, started)
+        state = processes.together(lambda: _restore_state(found, corpus, config))
+    model = processes.together(lambda: _model(config, corpus, found))
+    objective = wrap(Objective(model), model, config.run.parallel, processes.size)
+    optimizers = Optimizers(model, config.optim)
+    if found is not None:
+        processes.together(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
+    _describe(console, corpus, model, state, threads, processes.size, found)
+    state.threads, state.processes = threads, processes.size
+    run = _Run(
+        config, run_dir, corpus, model, objective, optimizers, state, console, started, processes
+    )
     with _native_products():
         return run.run()
+
+
+def _check_share(config: TrainConfig, processes: Processes) -> None:
+    optim = config.optim
+    n_windows = optim.batch_size * optim.accumulation
+    if n_windows % processes.size != 0:
+        raise ConfigError(
+            f"optim.batch_size * optim.accumulation must be divisible by the {processes.size} "
+            f"processes but is {optim.batch_size} * {optim.accumulation} = {n_windows}"
+        )
 
 
 @contextmanager
@@ -84,26 +121,30 @@ class _Run:
         run_dir: Path,
         corpus: Corpus,
         model: Decoder,
+        objective: nn.Module,
         optimizers: Optimizers,
         state: RunState,
         console: Console,
         started: float,
+        processes: Processes,
     ) -> None:
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.model, self.optimizers, self.state = model, optimizers, state
-        self.console, self.started = console, started
+        self.model, self.objective, self.optimizers = model, objective, optimizers
+        self.state, self.console, self.started = state, console, started
+        self.processes = processes
         self.seconds_before = state.seconds
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
-        self.gradient_step = GradientStep(Objective(model), optimizers, optim.grad_clip)
+        self.gradient_step = GradientStep(objective, optimizers, optim.grad_clip, processes)
         self.durations: list[float] = []
 
     def run(self) -> Path:
-        metrics = Metrics(self.run_dir, self.state.step)
+        is_first = self.processes.is_first
+        metrics = Metrics(self.run_dir, self.state.step) if is_first else NoMetrics()
         try:
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
-                while not self._is_done() and interrupt.name is None:
+                while not self._is_done() and not self._is_stopped(interrupt):
                     self._step(metrics, progress)
                 saved = self._save(metrics)
         finally:
@@ -121,6 +162,11 @@ class _Run:
 
     def _is_done(self) -> bool:
         return self.state.total_steps is not None and self.state.step >= self.state.total_steps
+
+    def _is_stopped(self, interrupt: Interrupt) -> bool:
+        """Whether any of the processes got a signal; all of them then stop after the same step."""
+        interrupt.number = int(self.processes.max(interrupt.number))
+        return interrupt.number != 0
 
     def _step(self, metrics: Metrics, progress: Progress) -> None:
         """Do one step and all that is due after it."""
@@ -153,15 +199,7 @@ class _Run:
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
-            text = sample(
-                self.model,
-                self.corpus.tokenizer,
-                run.prompt,
-                run.sample_tokens,
-                _SAMPLE_TEMPERATURE,
-                run.seed,
-            )
-            progress.print(f"step {state.step}: {run.prompt}{text}")
+            self._sample(progress)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
         if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
             self._save(metrics)
@@ -170,11 +208,12 @@ class _Run:
         """Move the weights by the gradient of the next batch."""
         optim, state = self.config.optim, self.state
         first = state.step * self.windows_per_step
+        windows = self.processes.share(range(first, first + self.windows_per_step))
         batches = [
-            self.corpus.batch(
-                self.config.run.seed, window, optim.batch_size, self.config.data.context
+            self.corpus.batch(self.config.run.seed, part.start, len(part), self.config.data.context)
+            for part in (
+                windows[i : i + optim.batch_size] for i in range(0, len(windows), optim.batch_size)
             )
-            for window in range(first, first + self.windows_per_step, optim.batch_size)
         ]
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
         result = self.gradient_step(batches, factor, decay)
@@ -187,13 +226,21 @@ class _Run:
             )
         return result
 
+    def _sample(self, progress: Progress) -> None:
+        run = self.config.run
+        model = gather_model(self.model, self.processes.is_first)
+        if model is None:
+            return
+        tokenizer, n_tokens = self.corpus.tokenizer, run.sample_tokens
+        text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
+        progress.print(f"step {self.state.step}: {run.prompt}{text}")
+
     def _validate(self) -> float:
         """Measure bits per byte; at the end of the run on the whole validation text."""
         max_tokens = None if self._is_done() else self.config.run.eval_tokens
         end = end_token(self.corpus.tokenizer)
-        bits = bits_per_byte(
-            self.model, self.corpus.valid, end, self.config.data.context, max_tokens
-        )
+        logits, context = evaluator(self.objective, self.model), self.config.data.context
+        bits = bits_per_byte(logits, self.corpus.valid, end, context, max_tokens, self.processes)
         best = self.state.best_bits_per_byte
         self.state.valid_bits_per_byte = bits
         self.state.best_bits_per_byte = bits if best is None else min(best, bits)
@@ -209,16 +256,23 @@ class _Run:
             self.config.to_dict(),
             self.corpus.tokenizer,
             self.config.run.keep,
+            self.processes,
         )
 
     def _turn_budget_into_steps(self) -> bool:
         """Fix the number of steps of a time budget once the speed is known; say if that was now."""
-        minutes = self.config.run.minutes
-        if minutes is None or self.state.total_steps is not None:
+        if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
+        self.state.total_steps = self.processes.from_first(self._planned_steps())
+        return self.state.total_steps is not None
+
+    def _planned_steps(self) -> int | None:
+        """Return how many steps fit in the time budget, None if that is not known yet."""
+        minutes = self.config.run.minutes
+        assert minutes is not None
         remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
         if len(self.durations) < _MEASURED_STEPS and remaining > 0:
-            return False
+            return None
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
         seconds = measured[len(measured) // 2]
         valid_tokens = len(self.corpus.valid.tokens)
@@ -226,8 +280,7 @@ class _Run:
         evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
         per_step = seconds + evaluation * evaluated / self.config.run.eval_every
         steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
-        self.state.total_steps = self.state.step + max(0, math.floor(steps))
-        return True
+        return self.state.step + max(0, math.floor(steps))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -259,23 +312,23 @@ def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path |
     return found
 
 
-def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
-
-
-def _restore(
-    found: Path, corpus: Corpus, config: TrainConfig, model: Decoder, optimizers: Optimizers
-) -> RunState:
+def _restore_state(found: Path, corpus: Corpus, config: TrainConfig) -> RunState:
     state = checkpoint.load_state(found)
     if state.corpus_sha256 != corpus.sha256:
         raise ConfigError(f"{found}: cannot resume, the text has changed since")
-    checkpoint.load_weights(model, found)
-    optimizers.load_state(checkpoint.load_optimizer(found))
     if config.run.steps is not None:
         state.total_steps = config.run.steps
     return state
+
+
+def _model(config: TrainConfig, corpus: Corpus, found: Path | None) -> Decoder:
+    """Return a new model, or that of the checkpoint to resume from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        model = Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
+    if found is not None:
+        checkpoint.load_weights(model, found)
+    return model
 
 
 def _describe(
@@ -284,6 +337,7 @@ def _describe(
     model: Decoder,
     state: RunState,
     threads: int,
+    n_processes: int,
     found: Path | None,
 ) -> None:
     train, valid = corpus.train, corpus.valid
@@ -292,16 +346,22 @@ def _describe(
         f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
         f"vocabulary {model.config.vocab_size:,}",
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
-        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; "
+        + _workers(threads, n_processes),
     ]
     if corpus.n_skipped:
         lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
     if found is not None:
         lines.append(f"resuming from {found}, step {state.step}")
-        if state.threads != threads:
+        now, before = (threads, n_processes), (state.threads, state.processes)
+        if now != before:
             lines.append(
-                f"warning: {threads} threads, not {state.threads} as before: sums are ordered "
+                f"warning: {_workers(*now)}, not {_workers(*before)} as before: sums are ordered "
                 "differently and losses will differ in the last bits"
             )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _workers(threads: int, n_processes: int) -> str:
+    return f"{threads} threads" + (f" in each of {n_processes} processes" * (n_processes > 1))

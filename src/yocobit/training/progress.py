@@ -41,6 +41,22 @@ class Metrics:
         self.file.close()
 
 
+class NoMetrics(Metrics):
+    """The metrics of a process that is not the first of its run: written nowhere."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: dict[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
+from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.loss import head_cross_entropy
 from yocobit.training.optim import Optimizers
+from yocobit.training.sharding import backward_context, whole
 
 MicroBatch = tuple[Tensor, Tensor]  # inputs, targets, each (B, T)
 
@@ -41,6 +43,10 @@ class Objective(nn.Module):
         nats = head_cross_entropy(hidden, self.model.head.weight, targets.flatten())
         return nats, nats.detach()
 
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return logits (B, T, V) of inputs (B, T): for evaluation."""
+        return self.model(inputs)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -57,27 +63,40 @@ class StepResult:
 class GradientStep:
     """The gradient of a global batch, its clipping, and the movement of the weights.
 
-    Sums over targets are divided by the number of scored targets of all micro-batches: how a
-    batch is cut never changes what its loss means.
+    Sums over targets are divided by the number of scored targets of all micro-batches of all
+    processes: how a batch is cut never changes what its loss means.
     """
 
-    def __init__(self, objective: nn.Module, optimizers: Optimizers, grad_clip: float) -> None:
-        self.objective, self.optimizers = objective, optimizers
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizers: Optimizers,
+        grad_clip: float,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.objective, self.optimizers, self.processes = objective, optimizers, processes
         self.max_norm = grad_clip or math.inf
 
     def __call__(
         self, batches: Sequence[MicroBatch], rate_factor: float, decay_factor: float
     ) -> StepResult:
-        """Move the weights by the gradient of `batches`, if it is finite."""
-        n_scored = max(1, sum(int((targets >= 0).sum()) for _, targets in batches))
+        """Move the weights by the gradient of `batches`, if it is finite.
+
+        Every process has as many micro-batches as the others, and gets the same result.
+        """
+        n_here = sum(int((targets >= 0).sum()) for _, targets in batches)
+        n_scored = max(1.0, self.processes.sum(n_here))
+        # Of one process: FSDP2 and DDP return the mean over processes of their gradients.
+        n_mean = n_scored / self.processes.size
         nats = 0.0
-        for inputs, targets in batches:
-            objective, part_nats = self.objective(inputs, targets)
-            (objective / n_scored).backward()
+        for i, (inputs, targets) in enumerate(batches, start=1):
+            with backward_context(self.objective, is_last=i == len(batches)):
+                objective, part_nats = self.objective(inputs, targets)
+                (objective / n_mean).backward()
             nats += part_nats.item()
         parameters = self.objective.parameters()
         norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        result = StepResult(nats / n_scored, float(norm))
+        result = StepResult(self.processes.sum(nats) / n_scored, float(whole(norm)))
         if result.is_finite:
             self.optimizers.step(rate_factor, decay_factor)
         return result
