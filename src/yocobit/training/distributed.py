@@ -130,7 +130,8 @@ def joined(alike: tuple[type[Exception], ...]) -> Iterator[Processes]:
         yield ALONE
         return
     _silence()
-    dist.init_process_group("gloo")
+    if not dist.is_initialized():  # by an earlier run: torchrun's processes can meet once only
+        dist.init_process_group("gloo")
     processes = Processes(
         dist.get_rank(),
         dist.get_world_size(),
@@ -139,7 +140,7 @@ def joined(alike: tuple[type[Exception], ...]) -> Iterator[Processes]:
     )
     try:
         yield processes
-    except (RuntimeError, *alike, Ended) as error:
+    except (Exception, Ended) as error:
         if isinstance(error, (*alike, Ended)) and not processes.is_first:
             _wait_for_the_end()
             raise Ended(1) from None
@@ -149,7 +150,6 @@ def joined(alike: tuple[type[Exception], ...]) -> Iterator[Processes]:
             f"process {processes.rank} of {processes.size} has lost another one; start them all "
             "again with --resume, from the last checkpoint"
         ) from error
-    dist.destroy_process_group()
 
 
 def _wait_for_the_end() -> None:

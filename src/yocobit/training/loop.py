@@ -29,7 +29,7 @@ from yocobit.training.optim import Optimizers
 from yocobit.training.progress import Metrics, NoMetrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
-from yocobit.training.sharding import evaluator, gather_model, wrap
+from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
@@ -239,8 +239,9 @@ class _Run:
         """Measure bits per byte; at the end of the run on the whole validation text."""
         max_tokens = None if self._is_done() else self.config.run.eval_tokens
         end = end_token(self.corpus.tokenizer)
-        logits, context = evaluator(self.objective, self.model), self.config.data.context
-        bits = bits_per_byte(logits, self.corpus.valid, end, context, max_tokens, self.processes)
+        valid, context = self.corpus.valid, self.config.data.context
+        with evaluation(self.objective, self.model) as logits:
+            bits = bits_per_byte(logits, valid, end, context, max_tokens, self.processes)
         best = self.state.best_bits_per_byte
         self.state.valid_bits_per_byte = bits
         self.state.best_bits_per_byte = bits if best is None else min(best, bits)

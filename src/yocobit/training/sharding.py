@@ -9,9 +9,10 @@ Letters: N matrices   M output features   K input features
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -45,12 +46,15 @@ def wrap(objective: nn.Module, model: Decoder, parallel: Parallel, n_processes: 
     return objective
 
 
-def evaluator(objective: nn.Module, model: Decoder) -> Callable[[Tensor], Tensor]:
-    """Return what maps tokens (B, T) to logits (B, T, V), once `wrap` has spread the model."""
+@contextmanager
+def evaluation(objective: nn.Module, model: Decoder) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Give what maps tokens (B, T) to logits (B, T, V); all processes must call it as often."""
     if not is_sharded(model.embedding.weight):
-        return model
-    logits: Callable[[Tensor], Tensor] = objective.logits  # type: ignore[assignment]
-    return logits
+        yield model
+        return
+    assert isinstance(objective.logits, MethodType)
+    yield objective.logits
+    objective.reshard()  # FSDP2 leaves that to a backward pass
 
 
 def backward_context(objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:
