@@ -87,8 +87,13 @@ def uses_fast_products(x: Tensor) -> bool:
 
     Forward, integers are exact either way; gradients then have the precision of bfloat16.
     """
-    is_allowed = torch.get_float32_matmul_precision() == "medium"
-    return is_allowed and x.device.type == "cpu" and x.dtype == torch.float32
+    return _allows_fast_products() and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+# torch.compile cannot trace the question, and a run asks it of one setting only.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_fast_products() -> bool:
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 class BitLinear(nn.Module):
@@ -116,7 +121,10 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     """Map x (..., K) through linears of one kind to (..., M) each, rounding x once."""
     kind = linears[0].kind
     if kind == "dense":
-        return tuple(F.linear(x, linear.weight) for linear in linears)
+        if not uses_fast_products(x):
+            return tuple(F.linear(x, linear.weight) for linear in linears)
+        with torch.autocast("cpu", torch.bfloat16):
+            return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
     weights = [linear.weight for linear in linears]
     ys: tuple[Tensor, ...] = _QuantizedLinear.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
     return ys

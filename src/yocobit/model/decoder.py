@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from yocobit.config import ModelConfig
 from yocobit.model.bitlinear import BitLinear, project, sign
@@ -111,6 +112,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.recompute = False  # what a block computed, in its backward pass instead of storing it
         self._initialize()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ class Decoder(nn.Module):
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i], documents)
+            x, cache.layers[i] = self._block(i, x, start, cache.layers[i], documents)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
@@ -159,9 +161,24 @@ class Decoder(nn.Module):
     def _cross_decode(
         self, x: Tensor, cache: Cache, start: int, documents: Documents | None = None
     ) -> Tensor:
-        for layer in self.layers[self.config.n_self_layers :]:
-            x, _ = layer(x, start, cache.shared, documents)
+        for i in range(self.config.n_self_layers, len(self.layers)):
+            x, _ = self._block(i, x, start, cache.shared, documents)
         return self.norm(x)
+
+    def _block(
+        self, i: int, x: Tensor, start: int, state: Any, documents: Documents | None
+    ) -> tuple[Tensor, Any]:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.layers[i](x, start, state, documents)
+        return checkpoint(  # type: ignore[return-value]
+            self.layers[i],
+            x,
+            start,
+            state,
+            documents,
+            use_reentrant=False,
+            preserve_rng_state=False,  # a block draws no random numbers
+        )
 
     @torch.no_grad()
     def _initialize(self) -> None:

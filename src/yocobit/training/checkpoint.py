@@ -24,9 +24,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.disk import flush, write_json
+from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
 from yocobit.training.distributed import ALONE, Processes
+from yocobit.training.guard import Guard
+from yocobit.training.precision import Precision
 from yocobit.training.sharding import is_sharded, save_parts
 
 MODEL = "model.safetensors"
@@ -36,7 +38,9 @@ TRAIN = "train.json"
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 _CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
+BEST, LAST = "best", "last"  # names that `find` knows beside those of directories
 _NAME = re.compile(r"step-(\d+)")
+_DIRECTORY = "checkpoints"
 _PARTIAL = ".partial-"
 
 
@@ -45,14 +49,27 @@ class RunState:
     """How far a run is. With the configuration and the weights, all that the next step needs."""
 
     corpus_sha256: str
+    teacher_sha256: str | None = None
     step: int = 0  # steps done
     total_steps: int | None = None  # None: a time budget not measured yet
     n_tokens: int = 0
     seconds: float = 0.0
     valid_bits_per_byte: float | None = None  # latest
-    best_bits_per_byte: float | None = None
+    best_bits_per_byte: float | None = None  # on the text of evaluations before the last
+    best_step: int | None = None
+    guard: Guard = dataclasses.field(default_factory=Guard)
+    # How the machine computed: with another, the same run has other last bits.
     threads: int = 1  # of each process
     processes: int = 1
+    precision: Precision = "float32"
+    is_compiled: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        workers = f"{self.threads} threads"
+        if self.processes > 1:
+            workers += f" in each of {self.processes} processes"
+        return f"{workers}, {self.precision}{', compiled' * self.is_compiled}"
 
 
 def save(
@@ -65,25 +82,31 @@ def save(
     keep: int,
     processes: Processes = ALONE,
 ) -> Path:
-    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest.
+    """Write the checkpoint of `state.step`, if it is not there.
 
-    All processes of a run call this together, each with its part of the tensors.
+    The `keep` newest and the best are kept. WriteError leaves what was there before as it was. All
+    processes of a run call this together, each with its part of the tensors.
     """
-    directory = run_dir / "checkpoints"
-    partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
+    directory = run_dir / _DIRECTORY
     final = directory / f"step-{state.step:06d}"
     if processes.from_first(_is_complete(final)):
         return final
-    processes.first(lambda: _make_empty(partial))
-    weights = dict(model.state_dict())
-    if model.config.tie_embeddings:
-        del weights["head.weight"]
-    if is_sharded(model.embedding.weight):
-        files = {partial / MODEL: weights, partial / OPTIMIZER: optimizer}
-        save_parts(files, processes.is_first)
-    else:
-        processes.first(lambda: _write_tensors(partial, weights, optimizer))
-    processes.first(lambda: _finish(partial, final, state, model.config, train, tokenizer, keep))
+    partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
+
+    def finish() -> None:
+        _write_rest(partial, state, model.config, train, tokenizer)
+        shutil.rmtree(final, ignore_errors=True)  # torn
+        partial.rename(final)
+
+    try:
+        processes.first(lambda: _make_empty(partial))
+        _write_tensors(partial, model, optimizer, processes)
+        processes.first(finish)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = last(run_dir)
+        raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
+    processes.first(lambda: _keep(run_dir, keep, state.best_step))
     return final
 
 
@@ -92,24 +115,28 @@ def _make_empty(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _write_tensors(partial: Path, weights: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-    for name, tensors in ((MODEL, weights), (OPTIMIZER, optimizer)):
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, partial / name, metadata={"format": "pt"})
-
-
-def _finish(
-    partial: Path,
-    final: Path,
-    state: RunState,
-    config: ModelConfig,
-    train: dict[str, Any],
-    tokenizer: Tokenizer,
-    keep: int,
+def _write_tensors(
+    partial: Path, model: Decoder, optimizer: dict[str, Tensor], processes: Processes
 ) -> None:
-    """Write what stands beside the tensors and bring it all to disk, then under its name."""
-    directory = final.parent
-    run_dir = directory.parent
+    weights = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    files = {partial / MODEL: weights, partial / OPTIMIZER: optimizer}
+    if is_sharded(weights["embedding.weight"]):
+        return save_parts(files, processes.is_first)
+
+    def save() -> None:
+        for path, tensors in files.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, path, metadata={"format": "pt"})
+
+    processes.first(save)
+
+
+def _write_rest(
+    partial: Path, state: RunState, config: ModelConfig, train: dict[str, Any], tokenizer: Tokenizer
+) -> None:
+    """Write what belongs to the tensors that are there, and bring all of it to disk."""
     write_json(partial / CONFIG, config.to_dict())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
@@ -117,13 +144,16 @@ def _finish(
     write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
         flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # torn
-    partial.rename(final)
+
+
+def _keep(run_dir: Path, n_newest: int, best_step: int | None) -> None:
+    directory = run_dir / _DIRECTORY
     for path in (directory, run_dir):
         flush(path)
-    for old in _complete(run_dir)[:-keep]:
+    for old in _complete(run_dir)[:-n_newest]:
         # Renamed first: one killed while deleting leaves no half checkpoint under its name.
-        shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
+        if _step(old) != best_step:
+            shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
 
 
 def last(run_dir: Path) -> Path | None:
@@ -136,6 +166,7 @@ def load_state(checkpoint: Path) -> RunState:
     """Read state.json."""
     fields = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     del fields["size_bytes"]
+    fields["guard"] = Guard(**fields.get("guard", {}))
     return RunState(**fields)
 
 
@@ -176,8 +207,24 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
+def best(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the fewest bits per byte, as far as its run knows."""
+    newest = last(run_dir)
+    step = newest and load_state(newest).best_step
+    found = [path for path in _complete(run_dir) if _step(path) == step]
+    return found[0] if found else None
+
+
 def find(path: Path) -> Path:
-    """Return the checkpoint that `path`, a run or a checkpoint, stands for."""
+    """Return the checkpoint that `path` stands for.
+
+    It is a checkpoint, or a run for its last, or RUN/checkpoints/best or RUN/checkpoints/last.
+    """
+    named = {BEST: best, LAST: last}.get(path.name)
+    if named is not None and path.parent.name == _DIRECTORY and not path.exists():
+        if (checkpoint := named(path.parent.parent)) is None:
+            raise ConfigError(f"{path}: the run has no such checkpoint yet")
+        return checkpoint
     if not path.exists():
         raise ConfigError(f"{path}: no such run or checkpoint")
     if (path / MODEL).is_file() and (path / CONFIG).is_file():
@@ -190,17 +237,20 @@ def find(path: Path) -> Path:
 
 def remove_partial(run_dir: Path) -> None:
     """Delete what a killed run left half written."""
-    for path in (run_dir / "checkpoints").glob(f"{_PARTIAL}*"):
+    for path in (run_dir / _DIRECTORY).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _complete(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run by step."""
-    found = []
-    for path in (run_dir / "checkpoints").glob("step-*"):
-        if (match := _NAME.fullmatch(path.name)) and _is_complete(path):
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    found = {_step(path): path for path in (run_dir / _DIRECTORY).glob("step-*")}
+    return [found[step] for step in sorted(found) if step >= 0 and _is_complete(found[step])]
+
+
+def _step(checkpoint: Path) -> int:
+    """Return the step that a directory is named after, -1 if it is not."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.training.precision import Precision
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,6 +72,9 @@ class OptimConfig:
     weight_decay: float = 0.1
     momentum: float = 0.95  # Muon's
     grad_clip: float = 1.0  # 0: off
+    z_loss: float = 0.0  # times the square of log(sum exp logits), added to the loss
+    spike_factor: float = 10.0  # a gradient norm above this many medians is skipped; 0: never
+    max_skips: int = 10  # skipped steps in a row that end the run
     batch_size: int = 8  # windows of one forward pass
     accumulation: int = 1  # forward passes of one step
 
@@ -96,9 +100,11 @@ class OptimConfig:
         )
         require(self.eps > 0, self, "eps", "must be above 0")
         require(0 <= self.momentum < 1, self, "momentum", "must be at least 0 and below 1")
-        for name in ("weight_decay", "grad_clip"):
+        for name in ("weight_decay", "grad_clip", "z_loss"):
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
-        for name in ("batch_size", "accumulation"):
+        rule = "must be 0 or above 1"
+        require(self.spike_factor == 0 or self.spike_factor > 1, self, "spike_factor", rule)
+        for name in ("batch_size", "accumulation", "max_skips"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
 
 
@@ -139,7 +145,10 @@ class RunConfig:
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
     threads: int | None = None  # of each process; None: one per CPU, over all of them
-    parallel: Parallel = "fsdp"  # how many processes share a model, if there are many
+    parallel: Parallel = "fsdp"  # how processes share a model, where there are many
+    precision: Precision | None = None  # None: bfloat16 if the CPU has it; training.precision
+    compile: bool = False  # by torch.compile
+    recompute: bool = False  # activations of a block in its backward pass: less memory, more time
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -160,6 +169,23 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """[distill]: whose logits are learned beside the text; yocobit.training.loss has the formula.
+
+    The teacher's tokenizer is the run's unless [data] names one.
+    """
+
+    teacher: str  # a run, a checkpoint, or a directory of transformers
+    weight: float = 0.5  # of the teacher; the text has the rest
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 < self.weight <= 1, self, "weight", "must be above 0 and at most 1")
+        require(0 < self.temperature <= 1000, self, "temperature", "must be above 0, at most 1000")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run. `model.vocab_size` is the tokenizer's once there is one."""
 
@@ -168,11 +194,16 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     run: RunConfig
+    distill: DistillConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sections as JSON values; `from_dict` reads them back."""
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: _plain(dataclasses.asdict(section)) for name, section in sections.items()}
+        return {
+            name: _plain(dataclasses.asdict(section))
+            for name, section in sections.items()
+            if section is not None
+        }
 
     @classmethod
     def from_dict(cls, sections: dict[str, Any], source: str) -> TrainConfig:
@@ -183,6 +214,7 @@ class TrainConfig:
             "optim": OptimConfig,
             "schedule": ScheduleConfig,
             "run": RunConfig,
+            "distill": DistillConfig,
         }
         for name, fields in sections.items():
             if name not in known:
@@ -192,7 +224,7 @@ class TrainConfig:
         made = {
             name: from_fields(section, sections.get(name, {}), f"{source} [{name}]")
             for name, section in known.items()
-            if section is not None
+            if section is not None and (name != "distill" or name in sections)
         }
         model = _model(dict(sections.get("model", {})), made["data"], f"{source} [model]")
         return cls(model=model, **made)
@@ -221,6 +253,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     _resolve_paths(sections, Path.cwd())
     return TrainConfig.from_dict(sections, str(path))
 
+
+_PATHS = (("data", "train"), ("data", "valid"), ("data", "tokenizer"), ("distill", "teacher"))
 
 _ALTERNATIVES = {
     ("run", "steps"): "minutes",
@@ -251,21 +285,20 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
-    """Make the paths of [data] absolute; what is of the wrong type is left for the check."""
-    data = sections.get("data")
-    if not isinstance(data, dict):
-        return
+    """Make the paths of [data] and [distill] absolute; the check deals with wrong types."""
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, str) or value == PYTHON_STDLIB:
             return value
         return str(directory / Path(value).expanduser())
 
-    for name in ("train", "valid"):
-        if isinstance(data.get(name), list):
-            data[name] = [resolve(item) for item in data[name]]
-    if "tokenizer" in data:
-        data["tokenizer"] = resolve(data["tokenizer"])
+    for section, name in _PATHS:
+        fields = sections.get(section)
+        if not isinstance(fields, dict) or name not in fields:
+            continue
+        value = fields[name]
+        is_list = isinstance(value, list)
+        fields[name] = [resolve(item) for item in value] if is_list else resolve(value)
 
 
 def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig:

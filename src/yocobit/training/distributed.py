@@ -10,7 +10,7 @@ import logging
 import os
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,13 +53,13 @@ class Processes:
         n = len(items) // self.size
         return items[self.rank * n : (self.rank + 1) * n]
 
-    def sum(self, value: float) -> float:
-        """Return the sum of the processes' values."""
-        return self._reduce(value, dist.ReduceOp.SUM)
+    def sum(self, *values: float) -> list[float]:
+        """Return the sum over processes of each value: to the last bit the same in all."""
+        return self._reduce(values, dist.ReduceOp.SUM)
 
-    def max(self, value: float) -> float:
+    def max(self, value: int) -> int:
         """Return the largest of the processes' values."""
-        return self._reduce(value, dist.ReduceOp.MAX)
+        return int(self._reduce((value,), dist.ReduceOp.MAX)[0])
 
     def from_first(self, value: T) -> T:
         """Return the first process's value."""
@@ -109,12 +109,12 @@ class Processes:
                 raise ConfigError(found if i == 0 else f"process {i}: {found}")
         return result[0]
 
-    def _reduce(self, value: float, operation: Any) -> float:
+    def _reduce(self, values: Sequence[float], operation: Any) -> list[float]:
         if self.size == 1:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64)
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, operation)
-        return tensor.item()
+        return tensor.tolist()
 
 
 ALONE = Processes()
@@ -185,7 +185,7 @@ def check_shared(directory: Path, processes: Processes) -> None:
         mark.touch()
 
     processes.first(write)
-    n_seen = processes.sum(mark.exists())
+    (n_seen,) = processes.sum(mark.exists())
     processes.first(mark.unlink)
     if n_seen < processes.size:
         raise ConfigError(

@@ -10,22 +10,27 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 
 from yocobit.config import ConfigError
+from yocobit.disk import WriteError
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
+from yocobit.training.compilation import compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
+from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.optim import Optimizers
+from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Metrics, NoMetrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
@@ -49,10 +54,10 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
     With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
-    after the step at hand, with a checkpoint. Under torchrun, all its processes do this together.
+    after the step at hand, with a checkpoint. The processes of one torchrun all call this.
     """
     started = time.monotonic()
-    with joined(alike=(ConfigError, TrainingError)) as processes:
+    with joined(alike=(ConfigError, TrainingError, WriteError)) as processes:
         return _train(config, run_dir, resume, console, started, processes)
 
 
@@ -72,23 +77,45 @@ def _train(
     found = processes.together(lambda: _find_checkpoint(config, run_dir, resume))
     check_shared(run_dir, processes)
     processes.first(lambda: checkpoint.remove_partial(run_dir))
+    distill = config.distill
+    teacher = processes.together(lambda: None if distill is None else Teacher(distill))
+    config = _with_tokenizer_of(teacher, config)
     corpus = processes.first_then_others(
         lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
     )
-    state = RunState(corpus.sha256, total_steps=config.run.steps)
+    if teacher is not None:
+        teacher.check(corpus.tokenizer)
+    why_not = why_not_compilable() if config.run.compile else None
+    state = RunState(
+        corpus.sha256,
+        teacher_sha256=None if teacher is None else teacher.sha256,
+        total_steps=config.run.steps,
+        threads=threads,
+        processes=processes.size,
+        precision=choose_precision(config.run.precision),
+        is_compiled=config.run.compile and why_not is None,
+    )
+    model = _new_model(config, corpus)
+    lines = [*_describe(corpus, model, state)]
+    if why_not is not None:
+        lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:
-        state = processes.together(lambda: _restore_state(found, corpus, config))
-    model = processes.together(lambda: _model(config, corpus, found))
-    objective = wrap(Objective(model), model, config.run.parallel, processes.size)
+        state, warnings = processes.together(lambda: _restore(found, state, config, model))
+        lines += [f"resuming from {found}, step {state.step}", *warnings]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    model.recompute = config.run.recompute
+    objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    objective = wrap(objective, model, config.run.parallel, processes.size)
+    if state.is_compiled:
+        objective = compiled(objective)
     optimizers = Optimizers(model, config.optim)
     if found is not None:
         processes.together(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
-    _describe(console, corpus, model, state, threads, processes.size, found)
-    state.threads, state.processes = threads, processes.size
     run = _Run(
         config, run_dir, corpus, model, objective, optimizers, state, console, started, processes
     )
-    with _native_products():
+    with products_in(state.precision):
         return run.run()
 
 
@@ -102,16 +129,12 @@ def _check_share(config: TrainConfig, processes: Processes) -> None:
         )
 
 
-@contextmanager
-def _native_products() -> Iterator[None]:
-    """Let products be of int8 and bfloat16 where the CPU has instructions for both."""
-    before = torch.get_float32_matmul_precision()
-    has_both = all(torch.cpu.get_capabilities().get(n) for n in ("avx512_bf16", "avx512_vnni"))
-    torch.set_float32_matmul_precision("medium" if has_both else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainConfig:
+    """Take the teacher's tokenizer unless [data] says which."""
+    data = config.data
+    if teacher is None or data.tokenizer is not None or data.vocab_size is not None:
+        return config
+    return replace(config, data=replace(data, tokenizer=str(teacher.tokenizer_path)))
 
 
 class _Run:
@@ -136,7 +159,9 @@ class _Run:
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
-        self.gradient_step = GradientStep(objective, optimizers, optim.grad_clip, processes)
+        self.gradient_step = GradientStep(
+            objective, optimizers, state.guard, optim.grad_clip, optim.spike_factor, processes
+        )
         self.durations: list[float] = []
 
     def run(self) -> Path:
@@ -153,6 +178,9 @@ class _Run:
             bits = self.state.valid_bits_per_byte
             result = "" if bits is None else f", {bits:.4f} bits/byte on the validation text"
             self._print(f"done: {saved}{result}")
+            if self.state.best_step not in (None, self.state.step):
+                best = f"step {self.state.best_step}, {saved.parent / checkpoint.BEST}"
+                self._print(f"fewer bits/byte on the text of evaluations: {best}")
         else:
             self._print(
                 f"{interrupt.name}: stopped after step {self.state.step}, saved {saved}\n"
@@ -164,8 +192,8 @@ class _Run:
         return self.state.total_steps is not None and self.state.step >= self.state.total_steps
 
     def _is_stopped(self, interrupt: Interrupt) -> bool:
-        """Whether any of the processes got a signal; all of them then stop after the same step."""
-        interrupt.number = int(self.processes.max(interrupt.number))
+        """Whether any of the processes got a signal: then all stop after the same step."""
+        interrupt.number = self.processes.max(interrupt.number)
         return interrupt.number != 0
 
     def _step(self, metrics: Metrics, progress: Progress) -> None:
@@ -178,13 +206,18 @@ class _Run:
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
         is_planned = self._turn_budget_into_steps()
-        record = {
+        record: dict[str, Any] = {
             "step": state.step,
             "loss": result.loss,
             "lr": factor * self.config.optim.learning_rate,
             "grad_norm": result.grad_norm,
             "tokens": state.n_tokens,
         }
+        if self.config.distill is not None:
+            record["divergence"] = result.divergence
+        if result.skipped is not None:
+            record["skipped"] = result.skipped
+            progress.print(f"step {state.step}: skipped, {result.skipped}")
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
         state.seconds = self.seconds_before + time.monotonic() - self.started
@@ -192,7 +225,7 @@ class _Run:
         progress.update(
             state.step,
             state.total_steps,
-            result.loss,
+            None if result.skipped else result.loss,
             self.durations[-1],
             state.valid_bits_per_byte,
         )
@@ -200,8 +233,12 @@ class _Run:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
             self._sample(progress)
+        self._check_skips(result)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
-        if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
+        # While steps are skipped none is made: the weights may be past saving.
+        is_due = state.step % run.checkpoint_every == 0 or state.best_step == state.step
+        is_due = is_due and state.guard.n_in_a_row == 0
+        if (is_due or is_planned) and not self._is_done():
             self._save(metrics)
 
     def _update(self, factor: float) -> StepResult:
@@ -209,43 +246,53 @@ class _Run:
         optim, state = self.config.optim, self.state
         first = state.step * self.windows_per_step
         windows = self.processes.share(range(first, first + self.windows_per_step))
-        batches = [
-            self.corpus.batch(self.config.run.seed, part.start, len(part), self.config.data.context)
-            for part in (
-                windows[i : i + optim.batch_size] for i in range(0, len(windows), optim.batch_size)
-            )
-        ]
+        seed, context = self.config.run.seed, self.config.data.context
+        batches = []
+        for i in range(0, len(windows), optim.batch_size):
+            part = windows[i : i + optim.batch_size]
+            batches.append(self.corpus.batch(seed, part.start, len(part), context))
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
-        result = self.gradient_step(batches, factor, decay)
-        if not result.is_finite:
-            kept = checkpoint.last(self.run_dir)
-            raise TrainingError(
-                f"step {state.step + 1}: loss is {result.loss} and gradient norm "
-                f"{result.grad_norm}; last checkpoint: {kept or 'none yet'}; "
-                "lower optim.learning_rate"
-            )
-        return result
+        return self.gradient_step(batches, factor, decay)
+
+    def _check_skips(self, result: StepResult) -> None:
+        n_skipped = self.state.guard.n_in_a_row
+        if n_skipped < self.config.optim.max_skips:
+            return
+        kept = checkpoint.last(self.run_dir)
+        raise TrainingError(
+            f"step {self.state.step}: skipped {n_skipped} steps in a row, the last one because "
+            f"{result.skipped}; last checkpoint: {kept or 'none yet'}; "
+            "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
+        )
 
     def _sample(self, progress: Progress) -> None:
-        run = self.config.run
+        """Let the first process write some text."""
+        run, tokenizer = self.config.run, self.corpus.tokenizer
         model = gather_model(self.model, self.processes.is_first)
-        if model is None:
-            return
-        tokenizer, n_tokens = self.corpus.tokenizer, run.sample_tokens
-        text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
-        progress.print(f"step {self.state.step}: {run.prompt}{text}")
+        if model is not None:
+            n_tokens = run.sample_tokens
+            text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
+            progress.print(f"step {self.state.step}: {run.prompt}{text}")
 
     def _validate(self) -> float:
-        """Measure bits per byte; at the end of the run on the whole validation text."""
-        max_tokens = None if self._is_done() else self.config.run.eval_tokens
-        end = end_token(self.corpus.tokenizer)
-        valid, context = self.corpus.valid, self.config.data.context
-        with evaluation(self.objective, self.model) as logits:
-            bits = bits_per_byte(logits, valid, end, context, max_tokens, self.processes)
-        best = self.state.best_bits_per_byte
-        self.state.valid_bits_per_byte = bits
-        self.state.best_bits_per_byte = bits if best is None else min(best, bits)
+        """Measure bits per byte; at the end of the run on the whole validation text.
+
+        The best step is found on the same text each time: a part of it where eval_tokens is set.
+        """
+        state, eval_tokens = self.state, self.config.run.eval_tokens
+        bits = self._bits_per_byte(eval_tokens)
+        if bits < (state.best_bits_per_byte or math.inf):
+            state.best_bits_per_byte, state.best_step = bits, state.step
+        if self._is_done() and eval_tokens is not None:
+            bits = self._bits_per_byte(None)
+        state.valid_bits_per_byte = bits
         return bits
+
+    def _bits_per_byte(self, max_tokens: int | None) -> float:
+        end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
+        context = self.config.data.context
+        with evaluation(self.objective, self.model) as logits:
+            return bits_per_byte(logits, valid, end, context, max_tokens, self.processes)
 
     def _save(self, metrics: Metrics) -> Path:
         metrics.sync()
@@ -268,7 +315,7 @@ class _Run:
         return self.state.total_steps is not None
 
     def _planned_steps(self) -> int | None:
-        """Return how many steps fit in the time budget, None if that is not known yet."""
+        """Return the steps that fit into the time budget, None while the speed is not known."""
         minutes = self.config.run.minutes
         assert minutes is not None
         remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
@@ -287,8 +334,14 @@ class _Run:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-# On resume. That the text is the same is checked by its hash, wherever it lies now.
-_MAY_CHANGE = (("run", "steps"), ("data", "train"), ("data", "valid"), ("data", "tokenizer"))
+# On resume. That text and teacher are the same is checked by hash, wherever they lie now.
+_MAY_CHANGE = (
+    ("run", "steps"),
+    ("data", "train"),
+    ("data", "valid"),
+    ("data", "tokenizer"),
+    ("distill", "teacher"),
+)
 
 
 def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
@@ -300,12 +353,16 @@ def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path |
         return None
     if not resume:
         raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
-    before, now = checkpoint.load_train(found), config.to_dict()
+    # Through TrainConfig: an older run has today's defaults where it has no setting.
+    train_json = checkpoint.load_train(found)
+    before = TrainConfig.from_dict(train_json, str(found / checkpoint.TRAIN)).to_dict()
+    now = config.to_dict()
     now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
-    for section in now:
-        names = ("seed", "steps", "minutes") if section == "run" else now[section] | before[section]
+    for section in now | before:
+        old_fields, new_fields = before.get(section, {}), now.get(section, {})
+        names = ("seed", "steps", "minutes") if section == "run" else new_fields | old_fields
         for name in names:
-            old, new = before[section].get(name), now[section].get(name)
+            old, new = old_fields.get(name), new_fields.get(name)
             if old != new and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
                     f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
@@ -313,56 +370,46 @@ def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path |
     return found
 
 
-def _restore_state(found: Path, corpus: Corpus, config: TrainConfig) -> RunState:
-    state = checkpoint.load_state(found)
-    if state.corpus_sha256 != corpus.sha256:
-        raise ConfigError(f"{found}: cannot resume, the text has changed since")
-    if config.run.steps is not None:
-        state.total_steps = config.run.steps
-    return state
-
-
-def _model(config: TrainConfig, corpus: Corpus, found: Path | None) -> Decoder:
-    """Return a new model, or that of the checkpoint to resume from."""
+def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        model = Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
-    if found is not None:
-        checkpoint.load_weights(model, found)
-    return model
+        return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
 
 
-def _describe(
-    console: Console,
-    corpus: Corpus,
-    model: Decoder,
-    state: RunState,
-    threads: int,
-    n_processes: int,
-    found: Path | None,
-) -> None:
+_MACHINE = ("threads", "processes", "precision", "is_compiled")
+
+
+def _restore(
+    found: Path, new: RunState, config: TrainConfig, model: Decoder
+) -> tuple[RunState, list[str]]:
+    """Load a checkpoint; return its state, for the machine of the `new` one, and warnings."""
+    state = checkpoint.load_state(found)
+    for name, what in (("corpus_sha256", "text"), ("teacher_sha256", "teacher")):
+        if getattr(state, name) != getattr(new, name):
+            raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
+    checkpoint.load_weights(model, found)
+    if config.run.steps is not None:
+        state.total_steps = config.run.steps
+    warnings = []
+    if state.arithmetic != new.arithmetic:
+        warnings.append(
+            f"warning: {new.arithmetic} now, {state.arithmetic} before: losses will differ from "
+            "those of a run that never stopped"
+        )
+    machine = {name: getattr(new, name) for name in _MACHINE}
+    return replace(state, **machine), warnings
+
+
+def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
     train, valid = corpus.train, corpus.valid
-    lines = [
+    yield (
         f"train {train.n_bytes / 1e6:.2f} MB, {len(train.tokens):,} tokens; "
         f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
-        f"vocabulary {model.config.vocab_size:,}",
+        f"vocabulary {model.config.vocab_size:,}"
+    )
+    yield (
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
-        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; "
-        + _workers(threads, n_processes),
-    ]
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
+    )
     if corpus.n_skipped:
-        lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
-    if found is not None:
-        lines.append(f"resuming from {found}, step {state.step}")
-        now, before = (threads, n_processes), (state.threads, state.processes)
-        if now != before:
-            lines.append(
-                f"warning: {_workers(*now)}, not {_workers(*before)} as before: sums are ordered "
-                "differently and losses will differ in the last bits"
-            )
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _workers(threads: int, n_processes: int) -> str:
-    return f"{threads} threads" + (f" in each of {n_processes} processes" * (n_processes > 1))
+        yield f"skipped {corpus.n_skipped} .py files that are not UTF-8"

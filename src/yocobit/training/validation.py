@@ -54,8 +54,8 @@ def bits_per_byte(
         )
         nats += float(losses.double().sum())
         n_scored += int((targets >= 0).sum())
-    n_bytes = shard.n_bytes * processes.sum(n_scored) / n_tokens
-    return processes.sum(nats) / math.log(2) / n_bytes
+    total_nats, total_scored = processes.sum(nats, n_scored)
+    return total_nats / math.log(2) / (shard.n_bytes * total_scored / n_tokens)
 
 
 def _windows(
