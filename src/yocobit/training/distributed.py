@@ -25,6 +25,7 @@ from yocobit.config import ConfigError
 T = TypeVar("T")
 
 _PATIENCE = timedelta(days=7)  # with a process that prepares a text or writes a file
+_END = timedelta(seconds=20)  # in which a process that raises an error ends
 
 
 class LostProcess(RuntimeError):
@@ -132,33 +133,30 @@ def joined(alike: tuple[type[Exception], ...]) -> Iterator[Processes]:
     _silence()
     if not dist.is_initialized():  # by an earlier run: torchrun's processes can meet once only
         dist.init_process_group("gloo")
-    processes = Processes(
-        dist.get_rank(),
-        dist.get_world_size(),
-        int(os.environ["LOCAL_WORLD_SIZE"]),
-        dist.new_group(timeout=_PATIENCE),
-    )
+    rank, size = dist.get_rank(), dist.get_world_size()
+    patient, ending = dist.new_group(timeout=_PATIENCE), dist.new_group(timeout=_END)
     try:
-        yield processes
+        yield Processes(rank, size, int(os.environ["LOCAL_WORLD_SIZE"]), patient)
     except (Exception, Ended) as error:
-        if isinstance(error, (*alike, Ended)) and not processes.is_first:
-            _wait_for_the_end()
+        if rank > 0 and isinstance(error, (*alike, Ended)) and _has_first_ended(ending):
             raise Ended(1) from None
         if not _is_lost(error):
             raise
         raise LostProcess(
-            f"process {processes.rank} of {processes.size} has lost another one; start them all "
-            "again with --resume, from the last checkpoint"
+            f"process {rank} of {size} has lost another one; start them all again with --resume, "
+            "from the last checkpoint"
         ) from error
 
 
-def _wait_for_the_end() -> None:
-    """Wait until the first process has gone: torchrun kills it as soon as another one fails."""
+def _has_first_ended(group: Any) -> bool:
+    """Whether the first process ends about now: torchrun kills it if others do before it."""
     try:
-        dist.barrier()
+        dist.barrier(group)
     except RuntimeError as error:
         if not _is_lost(error):
             raise
+        return "Timed out" not in str(error)
+    return False
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -85,14 +85,17 @@ def _train(
     )
     if teacher is not None:
         teacher.check(corpus.tokenizer)
-    why_not = why_not_compilable() if config.run.compile else None
+    why_not = _why_not_compiled(processes) if config.run.compile else None
+    precision = processes.together(lambda: choose_precision(config.run.precision))
+    if processes.max(precision == "float32"):  # in the slowest of different machines
+        precision = "float32"
     state = RunState(
         corpus.sha256,
         teacher_sha256=None if teacher is None else teacher.sha256,
         total_steps=config.run.steps,
         threads=threads,
         processes=processes.size,
-        precision=choose_precision(config.run.precision),
+        precision=precision,
         is_compiled=config.run.compile and why_not is None,
     )
     model = _new_model(config, corpus)
@@ -117,6 +120,10 @@ def _train(
     )
     with products_in(state.precision):
         return run.run()
+
+
+def _why_not_compiled(processes: Processes) -> str | None:
+    return why_not_compilable() if processes.size == 1 else "there are many processes"
 
 
 def _check_share(config: TrainConfig, processes: Processes) -> None:
