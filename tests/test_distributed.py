@@ -99,7 +99,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=100, env=environment
+        command, capture_output=True, text=True, check=False, timeout=600, env=environment
     )
 
 
