@@ -9,6 +9,7 @@ from training_runs import TOML
 from yocobit.config import ConfigError
 from yocobit.training.config import TrainConfig
 from yocobit.training.config import load as load_config
+from yocobit.training.schedule import rate_factor
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -33,6 +34,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ("optim.momentum=1", r"\[optim\]: momentum must be at least 0 and below 1"),
         ("optim.weight_decay=-0.1", r"\[optim\]: weight_decay must be at least 0"),
         ("optim.grad_clip=-1", r"\[optim\]: grad_clip must be at least 0"),
+        ("optim.z_loss=-1", r"\[optim\]: z_loss must be at least 0 but is -1"),
+        ("optim.spike_factor=1", r"\[optim\]: spike_factor must be 0 or above 1 but is 1"),
+        ("optim.max_skips=0", r"\[optim\]: max_skips must be at least 1 but is 0"),
+        ("optim.recipe=gpt", r"\[optim\]: recipe must be one of bitnet but is 'gpt'"),
+        ("run.precision=half", r"\[run\]: precision must be one of 'float32', 'bfloat16' .*is 'half'"),
         ("optim.batch_size=0", r"\[optim\]: batch_size must be at least 1"),
         ("optim.batch_size=1.5", r"\[optim\]: batch_size must be an integer but is 1.5"),
         ("optim.accumulation=0", r"\[optim\]: accumulation must be at least 1"),
@@ -125,3 +131,28 @@ def test_config_comes_back_from_its_dictionary(toml):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_configuration_of_the_repository_is_valid(path):
     assert load_config(path).model.weights == "ternary"
+
+
+def test_recipe_gives_the_settings_of_bitnet_and_the_file_goes_first(toml):
+    toml.write_text(toml.read_text().replace('optimizer = "muon"', 'recipe = "bitnet"'))
+
+    config = load_config(toml, ["optim.weight_decay=0.05", "schedule.kind=two_stage"])
+
+    assert (config.optim.optimizer, config.optim.betas) == ("adamw", (0.9, 0.95))
+    assert (config.optim.learning_rate, config.optim.weight_decay) == (1.5e-3, 0.05)
+    assert (config.schedule.kind, config.schedule.warmup_steps) == ("two_stage", 2)
+    assert TrainConfig.from_dict(config.to_dict(), "x") == config
+
+
+def test_rates_of_the_bitnet_recipe_are_two_lines_to_zero(toml):
+    toml.write_text(toml.read_text().replace("warmup_steps = 2", "").replace('kind = "linear"', ""))
+    config = load_config(toml, ["optim.recipe=bitnet"])
+    total = 2000
+
+    def rate(step: int) -> float:
+        return config.optim.learning_rate * rate_factor(config.schedule, step, total)
+
+    after = [step - 375 for step in (500, 1000, 1200, 1999)]
+    lines = [1.5e-3, 1.5e-3, 1e-3, 1e-3]
+    expected = [line * (1 - a / (total - 375)) for line, a in zip(lines, after, strict=True)]
+    assert [rate(step) for step in (500, 1000, 1200, 1999)] == pytest.approx(expected)

@@ -208,6 +208,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, sections: dict[str, Any], source: str) -> TrainConfig:
         """Make a config from the sections of a TOML or JSON file named `source`."""
+        sections = _with_recipe(sections, source)
         known = {
             "model": None,
             "data": DataConfig,
@@ -264,6 +265,39 @@ _ALTERNATIVES = {
     ("data", "vocab_size"): "tokenizer",
     ("data", "tokenizer"): "vocab_size",
 }
+
+
+# Named settings of [optim] and [schedule], as optim.recipe = "bitnet"; what a file says goes first.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # BitNet b1.58 of 700M parameters: "The Era of 1-bit LLMs: Training Tips, Code and FAQ".
+    "bitnet": {
+        "optim": {
+            "optimizer": "adamw",
+            "learning_rate": 1.5e-3,
+            "betas": [0.9, 0.95],
+            "weight_decay": 0.1,
+        },
+        # Each half is a part of a line to zero: from 1.5e-3 and, without weight decay, from 1e-3.
+        "schedule": {"kind": "two_stage", "warmup_steps": 375, "second_ratio": 1 / 3},
+    },
+}
+
+
+def _with_recipe(sections: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return sections with the settings of optim.recipe under those that they have."""
+    optim = sections.get("optim")
+    if not isinstance(optim, dict) or "recipe" not in optim:
+        return sections
+    optim = dict(optim)
+    name = optim.pop("recipe")
+    if not isinstance(name, str) or name not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ConfigError(f"{source} [optim]: recipe must be one of {known} but is {name!r}")
+    merged = {**sections, "optim": optim}
+    for section, fields in RECIPES[name].items():
+        if isinstance(own := merged.get(section, {}), dict):
+            merged[section] = {**fields, **own}
+    return merged
 
 
 def _drop_alternative(fields: dict[str, Any], section: str, name: str) -> None:

@@ -89,7 +89,7 @@ def _is_ours(directory: Path) -> bool:
 
 def _hash_weights(directory: Path) -> str:
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob("model*.safetensors")):
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
