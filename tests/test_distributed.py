@@ -74,7 +74,9 @@ def main():
                 signal.raise_signal(raised[2])
             return original(schedule, done, total)
         loop.rate_factor = rate_factor
-        loop.train(load(Path(toml), overrides), Path(out), resume=resume, console=Console())
+        console = Console()
+        loop.train(load(Path(toml), overrides), Path(out), resume=resume, console=console)
+        console.print("after it")
 
 report_errors(main)
 """
@@ -197,6 +199,7 @@ def test_only_the_first_process_prints(outs):
     lines = (outs / "stdout").read_text().splitlines()
 
     assert sum(line.startswith("model ") for line in lines) == 2 * len(RUNS) + 1
+    assert lines.count("after it") == 2 * len(RUNS) + 1
     assert sum(line.startswith("done: ") for line in lines) == 2 * len(RUNS)
     assert sum(line.startswith("warning: 1 threads in each of") for line in lines) == len(RUNS)
 

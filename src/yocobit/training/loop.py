@@ -69,8 +69,7 @@ def _train(
     started: float,
     processes: Processes,
 ) -> Path:
-    if not processes.is_first:
-        console = Console(quiet=True)
+    console.quiet = console.quiet or not processes.is_first
     _check_share(config, processes)
     threads = config.run.threads or max(1, (os.cpu_count() or 1) // processes.n_local)
     torch.set_num_threads(threads)
