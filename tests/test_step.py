@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch._inductor import config as inductor_config
+from torch._inductor.exc import InductorError
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from training_runs import assert_same_run, records, run
@@ -17,7 +18,7 @@ from training_runs import assert_same_run, records, run
 from yocobit.config import preset
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, loop
-from yocobit.training.compilation import compiled
+from yocobit.training.compilation import CompilationError, compiled
 from yocobit.training.config import load as load_config
 from yocobit.training.step import Objective
 
@@ -154,7 +155,7 @@ def test_compiled_objective_is_one_graph_and_the_head_with_equal_gradients(monke
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.manual_seed(0)
-    model = Decoder(preset("nano"))
+    model = Decoder(preset("nano").replace(layers=("retention", "cross")))
     objective = Objective(model, 0.0)
 
     found = gradients(model, compiled(objective), resets=False)
@@ -162,6 +163,17 @@ def test_compiled_objective_is_one_graph_and_the_head_with_equal_gradients(monke
     assert len(graphs) == 1
     expected = gradients(model, objective, resets=False)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_run_whose_compilation_fails_ends_with_one_line(toml, tmp_path, monkeypatch):
+    def backend(graph, inputs):
+        raise InductorError(ImportError("main.so: file too short"), None)
+
+    monkeypatch.setattr(loop, "why_not_compilable", lambda: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+
+    with pytest.raises(CompilationError, match=r"file too short.*; leave out --compile, or empty"):
+        run(toml, tmp_path / "run", "run.compile=true", 'model.layers=["window"]')
 
 
 def test_run_without_a_compiler_says_so_and_goes_on(toml, tmp_path, monkeypatch, capsys):

@@ -38,7 +38,10 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ("optim.spike_factor=1", r"\[optim\]: spike_factor must be 0 or above 1 but is 1"),
         ("optim.max_skips=0", r"\[optim\]: max_skips must be at least 1 but is 0"),
         ("optim.recipe=gpt", r"\[optim\]: recipe must be one of bitnet but is 'gpt'"),
-        ("run.precision=half", r"\[run\]: precision must be one of 'float32', 'bfloat16' .*is 'half'"),
+        (
+            "run.precision=half",
+            r"\[run\]: precision must be one of 'float32', 'bfloat16' .*is 'half'",
+        ),
         ("optim.batch_size=0", r"\[optim\]: batch_size must be at least 1"),
         ("optim.batch_size=1.5", r"\[optim\]: batch_size must be an integer but is 1.5"),
         ("optim.accumulation=0", r"\[optim\]: accumulation must be at least 1"),

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from yocobit.disk import WriteError
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
-from yocobit.training.compilation import compiled, why_not_compilable
+from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
 from yocobit.training.distill import Teacher
@@ -258,7 +259,8 @@ class _Run:
             part = windows[i : i + optim.batch_size]
             batches.append(self.corpus.batch(seed, part.start, len(part), context))
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
-        return self.gradient_step(batches, factor, decay)
+        with clear_errors() if state.is_compiled else nullcontext():
+            return self.gradient_step(batches, factor, decay)
 
     def _check_skips(self, result: StepResult) -> None:
         n_skipped = self.state.guard.n_in_a_row
