@@ -349,11 +349,25 @@ def test_head_cross_entropy_equals_that_of_all_logits(n_tokens):
     targets = torch.randint(50, (n_tokens,), generator=generator)
 
     loss = head_cross_entropy(x, weight, targets)
-    expected = F.cross_entropy(x @ weight.mT, targets)
+    expected = F.cross_entropy(x @ weight.mT, targets, reduction="sum")
 
     torch.testing.assert_close(loss, expected)
     gradients = torch.autograd.grad(2 * loss, (x, weight))
     torch.testing.assert_close(gradients, torch.autograd.grad(2 * expected, (x, weight)))
+
+
+def test_head_cross_entropy_ignores_targets_below_zero():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(9, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([3, -1, 7, -1, -1, 0, 49, 8, -1])
+
+    loss = head_cross_entropy(x, weight, targets)
+    expected = F.cross_entropy(x @ weight.mT, targets, reduction="sum", ignore_index=-1)
+
+    torch.testing.assert_close(loss, expected)
+    gradients = torch.autograd.grad(loss, (x, weight))
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (x, weight)))
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])

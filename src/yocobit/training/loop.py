@@ -23,11 +23,11 @@ from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
 from yocobit.training.interrupt import Interrupt
-from yocobit.training.loss import head_cross_entropy
 from yocobit.training.optim import Optimizers
 from yocobit.training.progress import Metrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
 
@@ -96,6 +96,7 @@ class _Run:
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
+        self.gradient_step = GradientStep(Objective(model), optimizers, optim.grad_clip)
         self.durations: list[float] = []
 
     def run(self) -> Path:
@@ -126,16 +127,16 @@ class _Run:
         state, run = self.state, self.config.run
         begin = time.monotonic()
         factor = rate_factor(self.config.schedule, state.step, state.total_steps)
-        loss, grad_norm = self._update(factor)
+        result = self._update(factor)
         state.step += 1
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
         is_planned = self._turn_budget_into_steps()
         record = {
             "step": state.step,
-            "loss": loss,
+            "loss": result.loss,
             "lr": factor * self.config.optim.learning_rate,
-            "grad_norm": grad_norm,
+            "grad_norm": result.grad_norm,
             "tokens": state.n_tokens,
         }
         if state.step % run.eval_every == 0 or self._is_done():
@@ -143,7 +144,11 @@ class _Run:
         state.seconds = self.seconds_before + time.monotonic() - self.started
         metrics.write({**record, "seconds": round(state.seconds, 3)})
         progress.update(
-            state.step, state.total_steps, loss, self.durations[-1], state.valid_bits_per_byte
+            state.step,
+            state.total_steps,
+            result.loss,
+            self.durations[-1],
+            state.valid_bits_per_byte,
         )
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
@@ -161,31 +166,26 @@ class _Run:
         if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
             self._save(metrics)
 
-    def _update(self, factor: float) -> tuple[float, float]:
-        """Take the gradient of one batch and move the weights; return loss and gradient norm."""
-        optim, context = self.config.optim, self.config.data.context
-        first = self.state.step * self.windows_per_step
-        loss = 0.0
-        for part in range(optim.accumulation):
-            inputs, targets = self.corpus.batch(
-                self.config.run.seed, first + part * optim.batch_size, optim.batch_size, context
+    def _update(self, factor: float) -> StepResult:
+        """Move the weights by the gradient of the next batch."""
+        optim, state = self.config.optim, self.state
+        first = state.step * self.windows_per_step
+        batches = [
+            self.corpus.batch(
+                self.config.run.seed, window, optim.batch_size, self.config.data.context
             )
-            hidden = self.model.hidden(inputs).flatten(0, 1)  # (B * T, C)
-            part_loss = head_cross_entropy(hidden, self.model.head.weight, targets.flatten())
-            part_loss = part_loss / optim.accumulation
-            part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.item()
-        clip = optim.grad_clip or math.inf
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            for window in range(first, first + self.windows_per_step, optim.batch_size)
+        ]
+        decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
+        result = self.gradient_step(batches, factor, decay)
+        if not result.is_finite:
             kept = checkpoint.last(self.run_dir)
             raise TrainingError(
-                f"step {self.state.step + 1}: loss is {loss} and gradient norm {grad_norm}; "
-                f"last checkpoint: {kept or 'none yet'}; lower optim.learning_rate"
+                f"step {state.step + 1}: loss is {result.loss} and gradient norm "
+                f"{result.grad_norm}; last checkpoint: {kept or 'none yet'}; "
+                "lower optim.learning_rate"
             )
-        decay = weight_decay_factor(self.config.schedule, self.state.step, self.state.total_steps)
-        self.optimizers.step(factor, decay)
-        return loss, grad_norm
+        return result
 
     def _validate(self) -> float:
         """Measure bits per byte; at the end of the run on the whole validation text."""

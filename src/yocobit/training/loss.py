@@ -26,11 +26,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
             loss -= log_p.gather(1, target).sum()
             grad = log_p.exp_()
             grad.scatter_add_(1, target, grad.new_full((), -1.0).expand_as(target))
-            grad /= len(x)
             grad_x[part] = grad @ weight
             grad_weight += grad.mT @ x[part]
         ctx.save_for_backward(grad_x, grad_weight)
-        return loss / len(x)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -39,6 +38,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 
 def head_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy of logits x weight^T; x (N, C), weight (V, C), targets (N)."""
+    """Return the cross-entropy of logits x weight^T in nats, summed over targets of at least 0.
+
+    x is (N, C), weight (V, C), targets (N).
+    """
+    is_scored = targets >= 0
+    if not is_scored.all():
+        x, targets = x[is_scored], targets[is_scored]
     loss: Tensor = _HeadCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
     return loss
