@@ -111,6 +111,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is there.")
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
+    ] = None,
     set_: Annotated[
         list[str],
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
@@ -120,7 +124,8 @@ def train(
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
     training = _import_training()
     console = Console(stderr=as_json)
-    checkpoint = training.train(training.load(config, set_), out, resume=resume, console=console)
+    loaded = training.load(config, set_, init)
+    checkpoint = training.train(loaded, out, resume=resume, console=console, init=init)
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:

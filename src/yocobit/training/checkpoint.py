@@ -3,6 +3,7 @@
     model.safetensors      master weights            config.json   ModelConfig
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
     tokenizer.json                                   state.json    progress, and each file's size
+    chat_template.jinja    of a run whose text has conversations
 
 A directory is written beside, flushed and renamed; one whose files are absent or of another size
 than state.json says is torn, and is never read.
@@ -18,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -33,6 +35,7 @@ CONFIG = "config.json"
 TRAIN = "train.json"
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 _CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
 _NAME = re.compile(r"step-(\d+)")
 _PARTIAL = ".partial-"
@@ -60,6 +63,7 @@ def save(
     train: dict[str, Any],
     tokenizer: Tokenizer,
     keep: int,
+    chat_template: str | None = None,
 ) -> Path:
     """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest."""
     directory = run_dir / "checkpoints"
@@ -79,7 +83,9 @@ def save(
     write_json(partial / CONFIG, model.config.to_dict())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
+    if chat_template is not None:
+        (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
     write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
         flush(path)
@@ -143,6 +149,24 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
+def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
+    """Read master weights into a new model; ConfigError where their shapes differ."""
+    with torch.device("meta"):
+        source = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
+    there, here = (
+        {name: list(tensor.shape) for name, tensor in m.state_dict().items()}
+        for m in (source, model)
+    )
+    for name in (*there, *here):
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"{checkpoint}: cannot start from it: '{name}' is {there.get(name, 'absent')} "
+                f"there but {here.get(name, 'absent')} here; leave out [model] and "
+                "data.tokenizer to take the checkpoint's"
+            )
+    load_weights(model, checkpoint)
+
+
 def find(path: Path) -> Path:
     """Return the checkpoint that `path`, a run or a checkpoint, stands for."""
     if not path.exists():
@@ -173,6 +197,8 @@ def _complete(run_dir: Path) -> list[Path]:
 def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
-        return all((checkpoint / name).stat().st_size == sizes[name] for name in _CONTENTS)
+        return sizes.keys() >= set(_CONTENTS) and all(
+            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.training import checkpoint
 from yocobit.training.windows import BLOCK
 
 if sys.version_info >= (3, 11):
@@ -240,8 +241,12 @@ class TrainConfig:
         return cls(model=model, **made)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top."""
+def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) -> TrainConfig:
+    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top.
+
+    What starts from the run or checkpoint `init` has its tokenizer, and its model if the file
+    describes none.
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -261,7 +266,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         fields[name] = value
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
+    if init is not None:
+        _take_from(checkpoint.find(init), sections)
     return TrainConfig.from_dict(sections, str(path))
+
+
+def _take_from(source: Path, sections: dict[str, Any]) -> None:
+    data = sections.get("data")
+    if isinstance(data, dict) and "tokenizer" not in data:
+        data["tokenizer"] = str(source.resolve() / checkpoint.TOKENIZER)
+        _drop_alternative(data, "data", "tokenizer")
+    if "model" not in sections:
+        sections["model"] = ModelConfig.from_json(source / checkpoint.CONFIG).to_dict()
 
 
 _ALTERNATIVES = {

@@ -12,14 +12,14 @@ import hashlib
 import importlib
 import json
 import re
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 from yocobit.config import ConfigError
 from yocobit.training.chat import render
@@ -28,6 +28,7 @@ from yocobit.training.sources import SourceFile
 PIECE_LENGTH = 1 << 16  # characters; long enough for any piece to be rare, short enough to share
 _CHUNK_BYTES = 1 << 16
 _ROWS = 256  # of a .parquet file, at once
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 # Where a long text may be cut: no token of a tokenizer trained here goes across.
 _LINE_BEGINS = re.compile(r"(?<=\S\n)(?=\S)")
@@ -205,45 +206,21 @@ def _raw_lines(file: SourceFile) -> Iterator[bytes]:
             with gzip.open(stream) as lines:
                 yield from lines
         elif file.suffix == ".jsonl.zst":
-            yield from _zstd_lines(stream, file.path)
+            zstd = _import(_ZSTD, "zstd", file.path)
+            try:
+                with zstd.open(stream) as lines:
+                    yield from lines
+            except zstd.ZstdError as error:
+                raise ConfigError(f"{file.path}: is damaged ({error})") from None
         else:
             yield from stream
-
-
-def _zstd_lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
-    zstandard = _import("zstandard", "zstd", path)
-    rest = b""
-    try:
-        for chunk in _zstd_chunks(stream, zstandard):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from lines
-    except zstandard.ZstdError as error:
-        raise ConfigError(f"{path}: is damaged ({error})") from None
-    yield rest
-
-
-def _zstd_chunks(stream: BinaryIO, zstandard: ModuleType) -> Iterator[bytes]:
-    # Not zstandard's own reader: it takes a file that was cut off for one that ends there.
-    decompressor = zstandard.ZstdDecompressor()
-    frame = None
-    while chunk := stream.read(_CHUNK_BYTES):
-        while chunk:
-            frame = frame or decompressor.decompressobj()
-            yield frame.decompress(chunk)
-            chunk = frame.unused_data
-            frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the last frame has no end")
 
 
 def _import(module: str, extra: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        package = module.partition(".")[0]
-        raise ConfigError(
-            f"{path}: needs the package {package}; pip install 'yocobit[{extra}]'"
-        ) from None
+        raise ConfigError(f"{path}: needs {module}; pip install 'yocobit[{extra}]'") from None
 
 
 @contextmanager

@@ -42,10 +42,18 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: its last checkpoint is kept."""
 
 
-def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console) -> Path:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    console: Console,
+    init: Path | None = None,
+) -> Path:
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
-    With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
+    With `resume`, continue from the last checkpoint there, if any. A new run starts from the
+    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run
     after the step at hand, with a checkpoint.
     """
     started = time.monotonic()
@@ -55,6 +63,8 @@ def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console)
     checkpoint.remove_partial(run_dir)
     corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
     model = _new_model(config, corpus)
+    if init is not None and found is None:
+        checkpoint.load_initial_weights(model, checkpoint.find(init))
     optimizers = Optimizers(model, config.optim)
     state = RunState(corpus.sha256, total_steps=config.run.steps, threads=threads)
     if found is not None:
@@ -209,6 +219,7 @@ class _Run:
             self.config.to_dict(),
             self.corpus.tokenizer,
             self.config.run.keep,
+            self.corpus.chat_template,
         )
 
     def _turn_budget_into_steps(self) -> bool:
@@ -221,7 +232,7 @@ class _Run:
             return False
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
         seconds = measured[len(measured) // 2]
-        valid_tokens = len(self.corpus.valid.tokens)
+        valid_tokens = len(self.corpus.valid)
         evaluated = min(self.config.run.eval_tokens or valid_tokens, valid_tokens)
         evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
         per_step = seconds + evaluation * evaluated / self.config.run.eval_every
@@ -286,16 +297,11 @@ def _describe(
     threads: int,
     found: Path | None,
 ) -> None:
-    train, valid = corpus.train, corpus.valid
     lines = [
-        f"train {train.n_bytes / 1e6:.2f} MB, {len(train.tokens):,} tokens; "
-        f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
-        f"vocabulary {model.config.vocab_size:,}",
+        *corpus.describe(),
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
     ]
-    if corpus.n_skipped:
-        lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
     if found is not None:
         lines.append(f"resuming from {found}, step {state.step}")
         if state.threads != threads:

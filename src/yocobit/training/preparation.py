@@ -103,7 +103,7 @@ def _identify(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what decides the tokens, and what spares reading the files again."""
     files = text.files
-    hashes = fingerprints(files, {path: tuple(values) for path, values in known.items()})
+    hashes = fingerprints(files, {path: (*values,) for path, values in known.items()})
     by_path = dict(zip((file.path for file in files), hashes, strict=True))
 
     def identity(files: Sequence[SourceFile]) -> str:

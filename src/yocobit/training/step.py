@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
+from yocobit.training.corpus import Batch
 from yocobit.training.loss import head_cross_entropy
 from yocobit.training.optim import Optimizers
-
-MicroBatch = tuple[Tensor, Tensor]  # inputs, targets, each (B, T)
 
 
 class Objective(nn.Module):
@@ -33,11 +32,10 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the objective and the cross-entropy in nats, each summed over scored targets.
 
-        Inputs and targets are (B, T); a target below 0 is not scored. Only the first result has
-        a gradient.
+        Inputs, targets and resets are (B, T); a target below 0 is not scored. Only the first result
+        has a gradient.
         """
-        assert resets is None, "Decoder.hidden does not take resets yet"
-        hidden = self.model.hidden(inputs).flatten(0, 1)  # (B * T, C)
+        hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
         nats = head_cross_entropy(hidden, self.model.head.weight, targets.flatten())
         return nats, nats.detach()
 
@@ -66,13 +64,13 @@ class GradientStep:
         self.max_norm = grad_clip or math.inf
 
     def __call__(
-        self, batches: Sequence[MicroBatch], rate_factor: float, decay_factor: float
+        self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
         """Move the weights by the gradient of `batches`, if it is finite."""
-        n_scored = max(1, sum(int((targets >= 0).sum()) for _, targets in batches))
+        n_scored = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
         nats = 0.0
-        for inputs, targets in batches:
-            objective, part_nats = self.objective(inputs, targets)
+        for batch in batches:
+            objective, part_nats = self.objective(batch.inputs, batch.targets, batch.resets)
             (objective / n_scored).backward()
             nats += part_nats.item()
         parameters = self.objective.parameters()

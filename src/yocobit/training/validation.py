@@ -30,7 +30,7 @@ def bits_per_byte(
     windows spread evenly over the text, and their bytes to be in proportion.
     """
     n_new = (context + 1) // 2  # scored by each window
-    places = range(0, len(text), n_new)
+    places = list(range(0, len(text), n_new))
     if text.has_mask:
         places = [p for p in places if text.is_scored(p, min(p + n_new, len(text))).any()]
     starts = np.array(places)

@@ -23,12 +23,10 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     """Return how many windows of a block each source has; at least one."""
     exact = np.array(weights, dtype=np.float64) / sum(weights) * BLOCK
     counts = np.maximum(1, np.floor(exact)).astype(int)
-    while (rest := BLOCK - int(counts.sum())) != 0:
-        # To the one that has too few by most, or from the one that has too many by most.
-        i = int(
-            (exact - counts).argmax() if rest > 0 else (counts - exact - (counts == 1)).argmax()
-        )
-        counts[i] += 1 if rest > 0 else -1
+    while (missing := BLOCK - int(counts.sum())) > 0:
+        counts[(exact - counts).argmax()] += 1
+    for _ in range(-missing):  # because others have more than their due
+        counts[np.where(counts > 1, counts - exact, -np.inf).argmax()] -= 1
     return tuple(counts.tolist())
 
 
