@@ -1,105 +1,37 @@
-"""Corpus and tokenizer: text in, windows of tokens out, and one clear line where text is missing.
+"""Corpus: windows of tokens, where they reset, and where a loss is taken.
 
 Letters: B batch   T positions
 """
 
 import hashlib
-import json
-import os
-import random
-import tracemalloc
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
+import corpora
 import pytest
 import torch
+from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
-from yocobit.training import preparation, shards, sources
-from yocobit.training.config import DataConfig, SourceConfig
+from yocobit.training import shards
+from yocobit.training.config import DataConfig
 from yocobit.training.corpus import IGNORED, Corpus, prepare
 from yocobit.training.seen import Seen
-from yocobit.training.shards import Tokens
-from yocobit.training.tokenizer import END, end_token, load_tokenizer, train_tokenizer
-
-TEXT = "def f(x):\n    return x + 1\n\n" * 40
 
 
 @pytest.fixture
 def config(tmp_path) -> DataConfig:
-    (tmp_path / "train.txt").write_text(TEXT)
-    (tmp_path / "valid.txt").write_text("def g(y):\n    return y\n")
-    return DataConfig(
-        train=(str(tmp_path / "train.txt"),),
-        valid=(str(tmp_path / "valid.txt"),),
-        vocab_size=270,
-        context=8,
-    )
+    return corpora.plain(tmp_path)
+
+
+@pytest.fixture
+def mixture(tmp_path) -> DataConfig:
+    return corpora.mixture(tmp_path)
 
 
 @pytest.fixture
 def corpus(config, tmp_path) -> Corpus:
     return prepare(config, 270, tmp_path / "data")
-
-
-# ---- tokenizer ----
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        bytes(range(256)).decode("latin-1"),
-        random.Random(0).randbytes(5000).decode("latin-1"),
-        "".join(map(chr, random.Random(1).sample(range(0x20, 0xD800), 3000))),
-        "\U0001f600 e\u0301 \u0000 \u2028 \ufeff",
-        "\tif x:\r\n        y\n\n\n    \n   z   \r\r\n",
-        " ",
-        "\n",
-        f"a{END}b",
-        "x" * 10_000,
-    ],
-)
-def test_tokenizer_gives_back_every_text(text):
-    tokenizer = train_tokenizer([TEXT], 300)
-
-    tokens = tokenizer.encode(text, add_special_tokens=False).ids
-
-    assert tokenizer.decode(tokens) == text
-
-
-def test_text_that_spells_the_end_token_does_not_contain_it(tmp_path):
-    trained = train_tokenizer([TEXT], 300)
-    (tmp_path / "tokenizer.json").write_text(trained.to_str())
-    loaded = load_tokenizer(tmp_path / "tokenizer.json")
-
-    for tokenizer in (trained, loaded):
-        assert end_token(tokenizer) not in tokenizer.encode(f"a{END}b").ids
-
-
-def test_end_is_token_zero_and_the_vocabulary_has_the_size_asked_for():
-    tokenizer = train_tokenizer([TEXT], 270)
-
-    assert end_token(tokenizer) == 0
-    assert tokenizer.get_vocab_size() == 270
-
-
-def test_training_a_tokenizer_twice_gives_the_same():
-    texts = [TEXT, "class A:\n    pass\n" * 9]
-
-    assert train_tokenizer(texts, 300).to_str() == train_tokenizer(texts, 300).to_str()
-
-
-# ---- corpus ----
-
-
-def read(tokens: Tokens) -> list[int]:
-    return tokens.read(0, len(tokens)).tolist()
-
-
-def write_jsonl(path: Path, records: list[dict]) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
 
 
 def test_shard_is_the_documents_each_followed_by_the_end_token(config, tmp_path):
@@ -177,23 +109,6 @@ def test_one_window_is_enough_text(tmp_path):
 
 
 # ---- several sources ----
-
-
-@pytest.fixture
-def mixture(tmp_path) -> DataConfig:
-    """Two sources that share no word, with weights 3 and 1."""
-    for name, word in (("a", "one "), ("b", "two ")):
-        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": word * 20}] * 20)
-    (tmp_path / "valid.txt").write_text("one two")
-    return DataConfig(
-        train=(
-            SourceConfig(path=str(tmp_path / "a.jsonl"), weight=3.0),
-            SourceConfig(path=str(tmp_path / "b.jsonl"), weight=1.0),
-        ),
-        valid=(str(tmp_path / "valid.txt"),),
-        vocab_size=257,
-        context=8,
-    )
 
 
 def test_windows_come_from_the_sources_by_weight(mixture, tmp_path):
@@ -294,232 +209,3 @@ def test_text_without_conversations_has_no_mask_and_no_template(corpus, chat, tm
     assert corpus.chat_template is None
     assert list((tmp_path / "data").glob("*.mask")) == []
     assert prepare(chat, 257, tmp_path / "chat").chat_template is not None
-
-
-# ---- preparation ----
-
-
-def test_valid_every_splits_by_name_whatever_the_other_files_are(tmp_path):
-    for i in range(60):
-        (tmp_path / f"{i}.txt").write_text(f"text {i} " * 5)
-    config = DataConfig(train=(str(tmp_path),), valid_every=4, vocab_size=257, context=4)
-    before = prepare(config, 257, tmp_path / "data")
-    held_out = before.tokenizer.decode(read(before.valid))
-    (tmp_path / "aaa.txt").write_text("first now " * 5)
-
-    after = prepare(config, 257, tmp_path / "data")
-
-    # 60 names in one of 4 parts: 15 expected, 3.4 standard deviation.
-    assert 5 <= held_out.count("text") / 5 <= 25
-    assert held_out in after.tokenizer.decode(read(after.valid))
-
-
-def test_prepare_reuses_what_it_made_until_the_text_changes(config, tmp_path):
-    directory = tmp_path / "data"
-    first = prepare(config, 270, directory)
-    made = (directory / "train-0-00000.bin").stat().st_mtime_ns
-
-    again = prepare(config, 270, directory)
-    unchanged = (directory / "train-0-00000.bin").stat().st_mtime_ns
-    Path(config.train[0]).write_text(TEXT + "# more\n")
-    changed = prepare(config, 270, directory)
-
-    assert unchanged == made
-    assert again.sha256 == first.sha256
-    assert changed.sha256 != first.sha256
-    assert changed.train[0].n_bytes == first.train[0].n_bytes + 7
-
-
-def test_files_that_did_not_change_are_not_read_again(config, tmp_path, monkeypatch):
-    for path in (config.train[0], config.valid[0]):
-        os.utime(path, (1, 1))
-    first = prepare(config, 270, tmp_path / "data")
-    monkeypatch.setattr(sources, "_sha256", None)
-
-    assert prepare(config, 270, tmp_path / "data").sha256 == first.sha256
-
-
-def test_files_that_moved_or_were_touched_are_the_same_text(config, tmp_path):
-    first = prepare(config, 270, tmp_path / "data")
-    made = (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns
-    (tmp_path / "moved").mkdir()
-    moved = Path(config.train[0]).rename(tmp_path / "moved" / "train.txt")
-    os.utime(moved, (1, 1))
-
-    again = prepare(replace(config, train=(str(moved),)), 270, tmp_path / "data")
-
-    assert again.sha256 == first.sha256
-    assert (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns == made
-
-
-def test_file_that_changes_while_it_is_read_is_named(config, tmp_path, monkeypatch):
-    run = preparation._Tokenising.run
-
-    def changing(self):
-        Path(config.train[0]).write_text("other")
-        return run(self)
-
-    monkeypatch.setattr(preparation._Tokenising, "run", changing)
-
-    with pytest.raises(ConfigError, match=r"train\.txt: has changed while it was read"):
-        prepare(config, 270, tmp_path / "data")
-    assert not (tmp_path / "data" / "index.json").exists()
-
-
-def test_preparation_that_was_killed_is_made_again(config, tmp_path, monkeypatch):
-    whole = read(prepare(config, 270, tmp_path / "whole").train[0])
-    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(
-            preparation, "check_unchanged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
-        prepare(config, 270, tmp_path / "data")
-    assert len(list((tmp_path / "data").glob("train-*"))) > 5
-    monkeypatch.undo()
-
-    corpus = prepare(config, 270, tmp_path / "data")
-
-    assert read(corpus.train[0]) == whole
-    assert len(list((tmp_path / "data").glob("train-*"))) == 1
-
-
-def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, monkeypatch):
-    path = write_jsonl(tmp_path / "t.jsonl", [{"text": f"{TEXT} {i}"} for i in range(40)])
-    (tmp_path / "tokenizer.json").write_text(train_tokenizer([TEXT], 270).to_str())
-    tokenizer = str(tmp_path / "tokenizer.json")
-    config = DataConfig(train=(path,), valid_every=3, tokenizer=tokenizer)
-    made = [prepare(config, 1, tmp_path / "data")]
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    made.append(prepare(config, 1, tmp_path / "serial"))
-    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1)
-    made.append(prepare(config, 1, tmp_path / "single"))
-
-    assert len(made[0].valid) > 1000
-    assert read(made[0].train[0]) == read(made[1].train[0]) == read(made[2].train[0])
-    assert read(made[0].valid) == read(made[1].valid) == read(made[2].valid)
-
-
-def test_preparing_a_large_corpus_takes_little_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1 << 16)
-    with (tmp_path / "big.jsonl").open("w") as file:
-        for i in range(2500):
-            file.write(json.dumps({"text": f"{i} " + "some words " * 100}) + "\n")
-    (tmp_path / "tokenizer.json").write_text(train_tokenizer(["some words " * 9], 280).to_str())
-    config = DataConfig(
-        train=(str(tmp_path / "big.jsonl"),),
-        valid_every=20,
-        tokenizer=str(tmp_path / "tokenizer.json"),
-    )
-
-    tracemalloc.start()
-    corpus = prepare(config, 1, tmp_path / "data")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-
-    assert corpus.train[0].n_bytes > 2_500_000
-    assert peak < 1_200_000
-
-
-def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
-    mixture, tmp_path, monkeypatch
-):
-    taken = []
-
-    def noting(texts, vocab_size):
-        taken.extend(texts)
-        return train_tokenizer(taken, vocab_size)
-
-    monkeypatch.setattr(preparation, "SAMPLE_LENGTH", 1600)
-    monkeypatch.setattr(preparation, "train_tokenizer", noting)
-    prepare(mixture, 257, tmp_path / "data")
-
-    # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.
-    assert Counter(text[:3] for text in taken) == {"one": 15, "two": 5}
-
-
-def test_listing_thousands_of_files_reads_only_what_is_asked_for(tmp_path):
-    for i in range(2000):
-        (tmp_path / f"{i:05d}.txt").write_text("x")
-
-    files = sources.list_files(SourceConfig(path=str(tmp_path)), ("0000*", "skipped"))
-
-    assert len(files) == 1990
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no index", "index of another kind"])
-def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
-    directory = tmp_path / "data"
-    whole = read(prepare(config, 270, directory).train[0])
-    if damage == "truncated":
-        (directory / "train-0-00000.bin").write_bytes(b"\0\0")
-    else:
-        (directory / "index.json").write_text("{" if damage == "no index" else "[]")
-
-    assert read(prepare(config, 270, directory).train[0]) == whole
-
-
-def test_given_tokenizer_is_used_as_it_is(config, tmp_path):
-    tokenizer = train_tokenizer(["zzz " * 50], 260)
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
-    config = DataConfig(
-        train=config.train,
-        valid=config.valid,
-        tokenizer=str(tmp_path / "tokenizer.json"),
-        context=8,
-    )
-
-    corpus = prepare(config, 1, tmp_path / "data")
-
-    assert json.loads(corpus.tokenizer.to_str()) == json.loads(tokenizer.to_str())
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "tokenizer.json: no such file"),
-        ("{}", "tokenizer.json: is not a tokenizer.json"),
-    ],
-)
-def test_tokenizer_that_cannot_be_read_is_named(config, tmp_path, content, message):
-    path = tmp_path / "tokenizer.json"
-    if content is not None:
-        path.write_text(content)
-    config = DataConfig(train=config.train, valid=config.valid, tokenizer=str(path), context=8)
-
-    with pytest.raises(ConfigError, match=message):
-        prepare(config, 1, tmp_path / "data")
-
-
-def test_tokenizer_without_end_token_is_refused(config, tmp_path):
-    path = tmp_path / "tokenizer.json"
-    path.write_text(train_tokenizer([TEXT], 260).to_str().replace(END, "<|other|>"))
-    config = DataConfig(train=config.train, valid=config.valid, tokenizer=str(path), context=8)
-
-    with pytest.raises(ConfigError, match=r"has no token <\|endoftext\|>"):
-        prepare(config, 1, tmp_path / "data")
-
-
-@pytest.mark.parametrize(
-    ("split", "message"),
-    [("train", r"no text for train\[0\]"), ("valid", "no text for valid")],
-)
-def test_empty_split_is_named(config, tmp_path, split, message):
-    Path(getattr(config, split)[0]).write_text("")
-
-    with pytest.raises(ConfigError, match=message):
-        prepare(config, 270, tmp_path / "data")
-
-
-def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
-    (tmp_path / "only.txt").write_text(TEXT)
-    config = DataConfig(train=(str(tmp_path),), valid_every=1000, vocab_size=270, context=8)
-
-    with pytest.raises(ConfigError, match=r"no text for valid; lower data.valid_every"):
-        prepare(config, 270, tmp_path / "data")
-
-
-def test_text_shorter_than_one_window_is_refused_with_both_numbers(config, tmp_path):
-    Path(config.train[0]).write_text("abc")
-
-    with pytest.raises(ConfigError, match=r"has 4 tokens but one window needs 8"):
-        prepare(config, 257, tmp_path / "data")

@@ -98,6 +98,15 @@ def test_source_without_files_is_named(tmp_path, path, message):
         documents(tmp_path / path)
 
 
+def test_listing_thousands_of_files_reads_only_what_is_asked_for(tmp_path):
+    for i in range(2000):
+        (tmp_path / f"{i:05d}.txt").write_text("x")
+
+    files = list_files(SourceConfig(path=str(tmp_path)), ("0000*", "skipped"))
+
+    assert len(files) == 1990
+
+
 def test_fingerprint_of_a_file_with_the_size_and_time_known_is_not_computed_again(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (file,) = list_files(SourceConfig(path=str(tmp_path)), ())
