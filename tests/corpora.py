@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from yocobit.training.config import DataConfig, SourceConfig
+from yocobit.training.data_config import DataConfig, SourceConfig
 from yocobit.training.shards import Tokens
 
 TEXT = "def f(x):\n    return x + 1\n\n" * 40

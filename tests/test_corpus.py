@@ -14,8 +14,8 @@ from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
 from yocobit.training import shards
-from yocobit.training.config import DataConfig
 from yocobit.training.corpus import IGNORED, Corpus, prepare
+from yocobit.training.data_config import DataConfig
 from yocobit.training.seen import Seen
 
 

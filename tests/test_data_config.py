@@ -5,7 +5,8 @@ import json
 import pytest
 
 from yocobit.config import ConfigError
-from yocobit.training.config import DataConfig, SourceConfig, TrainConfig, load, sources
+from yocobit.training.config import TrainConfig, load
+from yocobit.training.data_config import DataConfig, SourceConfig, sources
 
 TOML = """
 [model]

@@ -10,7 +10,7 @@ import pytest
 from packed_models import text, tokenizer
 
 from yocobit.config import ConfigError
-from yocobit.training.config import SourceConfig
+from yocobit.training.data_config import SourceConfig
 from yocobit.training.documents import PIECE_LENGTH, Documents
 from yocobit.training.sources import fingerprints, list_files, to_know
 
@@ -152,6 +152,13 @@ def test_text_by_line_has_a_document_per_line_that_is_not_blank(tmp_path):
     found = documents(tmp_path / "x.txt", by_line=True)
 
     assert found == [("x.txt:1", "one"), ("x.txt:4", " two "), ("x.txt:5", "three")]
+
+
+def test_by_line_without_a_text_file_is_refused(tmp_path):
+    (tmp_path / "x.md").write_text("one\ntwo")
+
+    with pytest.raises(ConfigError, match=r"by_line is for \.txt files but there is none"):
+        documents(tmp_path, by_line=True)
 
 
 def test_python_file_in_another_encoding_is_skipped_and_counted(tmp_path):

@@ -12,8 +12,8 @@ from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
 from yocobit.training import preparation, shards, sources
-from yocobit.training.config import DataConfig
 from yocobit.training.corpus import prepare
+from yocobit.training.data_config import DataConfig
 from yocobit.training.tokenizer import train_tokenizer
 
 

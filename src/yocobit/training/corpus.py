@@ -20,7 +20,7 @@ from torch import Tensor
 
 from yocobit.config import ConfigError
 from yocobit.training.chat import CHAT_TEMPLATE
-from yocobit.training.config import DataConfig, sources
+from yocobit.training.data_config import DataConfig, sources
 from yocobit.training.preparation import INDEX, TOKENIZER, made_index
 from yocobit.training.shards import Tokens
 from yocobit.training.tokenizer import end_token, load_tokenizer

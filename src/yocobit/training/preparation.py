@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError
 from yocobit.disk import flush, write_json
-from yocobit.training.config import DataConfig, sources
+from yocobit.training.data_config import DataConfig, sources
 from yocobit.training.documents import Documents
 from yocobit.training.seen import Seen
 from yocobit.training.shards import ShardWriter, is_whole, remove_shards
@@ -146,7 +146,7 @@ def _is_current(directory: Path, index: dict[str, Any]) -> bool:
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
-    partial = directory / f"{INDEX}.partial"
+    partial = directory / f"{INDEX}.{os.getpid()}"  # of several processes, each has its own
     write_json(partial, index)
     flush(partial)
     os.replace(partial, directory / INDEX)

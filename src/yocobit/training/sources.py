@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from yocobit.config import ConfigError
-from yocobit.training.config import PYTHON_STDLIB, SourceConfig
+from yocobit.training.data_config import PYTHON_STDLIB, SourceConfig
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
@@ -77,6 +77,8 @@ def list_files(source: SourceConfig, exclude: Sequence[str]) -> list[SourceFile]
                 source.by_line,
             )
         )
+    if source.by_line and all(file.suffix != ".txt" for file in files):
+        raise ConfigError(f"{source.path}: by_line is for .txt files but there is none")
     return files
 
 
