@@ -1,5 +1,9 @@
 """Conversations: the template, what of it is learnt, and its tokens."""
 
+import json
+import re
+from pathlib import Path
+
 import jinja2.sandbox
 import pytest
 from packed_models import tokenizer
@@ -32,6 +36,14 @@ def by_jinja(messages, add_generation_prompt=False) -> str:
 
 def test_template_renders_what_training_renders():
     assert by_jinja(TALK) == "".join(text for text, _ in render(TALK, ""))
+
+
+def test_example_of_the_documentation_is_rendered_as_it_says():
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "data.md").read_text()
+    record = re.search(r"```json\n(.*?)```", docs, re.DOTALL)[1]
+    rendered = re.search(r"```\n(<\|user.*?)```", docs, re.DOTALL)[1]
+
+    assert by_jinja(json.loads(record)["messages"]) == rendered
 
 
 def test_what_is_learnt_is_what_the_assistant_says_and_the_end_of_its_turns():

@@ -1,6 +1,8 @@
 """[data]: paths and tables of sources as a TOML file has them."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from yocobit.config import ConfigError
 from yocobit.training.config import TrainConfig, load
 from yocobit.training.data_config import DataConfig, SourceConfig, sources
 
+DOCS = Path(__file__).resolve().parent.parent / "docs" / "data.md"
 TOML = """
 [model]
 preset = "nano"
@@ -16,6 +19,13 @@ steps = 1
 [data]
 valid = ["valid.txt"]
 """
+
+
+def data_of(tmp_path, text: str) -> DataConfig:
+    """The settings of a file with nothing else in it but what every file needs."""
+    (tmp_path / "run.toml").write_text(f'[model]\npreset = "nano"\n[run]\nsteps = 1\n{text}')
+    overrides = [] if "valid" in text else ["data.valid_every=2"]
+    return load(tmp_path / "run.toml", overrides).data
 
 
 def data(tmp_path, lines: str, *overrides: str) -> DataConfig:
@@ -30,6 +40,15 @@ def test_paths_and_tables_are_sources_relative_to_the_file(tmp_path):
         SourceConfig(path=str(tmp_path / "a/**/*.md")),
         SourceConfig(path=str(tmp_path / "b.txt"), by_line=True),
     )
+
+
+def test_examples_of_the_documentation_are_settings(tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+    found = [data_of(tmp_path, block) for block in blocks]
+
+    assert [len(config.train) for config in found] == [2, 2]
+    assert sources(found[1].train)[0].weight == 3.0
 
 
 def test_mixture_reads_as_tables_one_below_the_other(tmp_path):

@@ -84,6 +84,24 @@ def test_run_starts_from_the_weights_tokenizer_and_model_of_another(base, chat, 
         assert torch.equal(tensor, made.state_dict()[name])
 
 
+def test_training_and_validation_reset_the_model_where_a_document_begins(
+    base, chat, tmp_path, monkeypatch
+):
+    seen = []
+    hidden = Decoder.hidden
+
+    def noting(self, tokens, resets=None):
+        seen.append((self.training, tokens, resets))
+        return hidden(self, tokens, resets)
+
+    monkeypatch.setattr(Decoder, "hidden", noting)
+    run(chat, tmp_path / "run", "data.context=256", init=base)
+
+    assert {training for training, _, _ in seen} == {True, False}
+    for _, tokens, resets in seen:
+        assert torch.equal(resets, tokens == 0) and resets[:, 1:].any()
+
+
 def test_resumed_run_goes_on_from_its_own_checkpoint(base, chat, tmp_path):
     whole = run(chat, tmp_path / "whole", "run.steps=4", init=base)
     run(chat, tmp_path / "parts", "run.steps=2", init=base)
