@@ -178,7 +178,7 @@ def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("train", r"no text for train\[0\]"), ("valid", "no text for valid")],
+    [("train", "no text for train"), ("valid", "no text for valid")],
 )
 def test_empty_split_is_named(config, tmp_path, split, message):
     Path(getattr(config, split)[0]).write_text("")

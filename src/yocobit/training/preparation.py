@@ -137,12 +137,10 @@ def _read_index(directory: Path) -> dict[str, Any]:
 
 def _is_current(directory: Path, index: dict[str, Any]) -> bool:
     """Whether all that the index names is there, whole."""
-    is_tokenizer_whole = (directory / TOKENIZER).exists() and (
-        directory / TOKENIZER
-    ).stat().st_size == index["tokenizer_bytes"]
-    return is_tokenizer_whole and all(
-        is_whole(directory, entry) for entry in (*index["train"], index["valid"])
-    )
+    tokenizer = directory / TOKENIZER
+    if not tokenizer.exists() or tokenizer.stat().st_size != index["tokenizer_bytes"]:
+        return False
+    return all(is_whole(directory, entry) for entry in (*index["train"], index["valid"]))
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
@@ -165,13 +163,13 @@ def _make(config: DataConfig, text: _Text, vocab_size: int, directory: Path) -> 
     path.write_text(tokenizer.to_str(), encoding="utf-8")
     flush(path)
     made = _Tokenising(text, tokenizer, Seen() if config.deduplicate else None, directory).run()
-    for name, entry in (
-        *((f"train[{i}]", e) for i, e in enumerate(made["train"])),
-        ("valid", made["valid"]),
-    ):
+    for i, entry in enumerate(made["train"]):
         if entry["documents"] == 0:
-            remedy = "; lower data.valid_every" if name == "valid" and text.valid_every else ""
-            raise ConfigError(f"data: no text for {name}{remedy}")
+            which = f"train[{i}]" if len(made["train"]) > 1 else "train"
+            raise ConfigError(f"data: no text for {which}")
+    if made["valid"]["documents"] == 0:
+        remedy = "; lower data.valid_every" if text.valid_every else ""
+        raise ConfigError(f"data: no text for valid{remedy}")
     sizes = {"tokenizer_sha256": fingerprint(tokenizer), "tokenizer_bytes": path.stat().st_size}
     return {**made, **sizes}
 
@@ -218,10 +216,11 @@ class _Tokenising:
         try:
             # First, as of two equal documents the first is kept.
             self._add(self.text.valid, self.valid)
+            train = []
             for files, writer in zip(self.text.train, self.train, strict=True):
                 self._add(files, writer)
-            self._tokenise()
-            train = [writer.close() for writer in self.train]
+                self._tokenise()
+                train.append(writer.close())  # now: of many sources, few files are open
             valid = self.valid.close()
         finally:
             for writer in (self.valid, *self.train):
