@@ -178,7 +178,7 @@ def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("train", "no text for train"), ("valid", "no text for valid")],
+    [("train", "no text for the train split"), ("valid", "no text for the valid split")],
 )
 def test_empty_split_is_named(config, tmp_path, split, message):
     Path(getattr(config, split)[0]).write_text("")
@@ -191,7 +191,7 @@ def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
     (tmp_path / "only.txt").write_text(TEXT)
     config = DataConfig(train=(str(tmp_path),), valid_every=1000, vocab_size=270, context=8)
 
-    with pytest.raises(ConfigError, match=r"no text for valid; lower data.valid_every"):
+    with pytest.raises(ConfigError, match=r"no text for the valid split; lower data.valid_every"):
         prepare(config, 270, tmp_path / "data")
 
 

@@ -165,11 +165,11 @@ def _make(config: DataConfig, text: _Text, vocab_size: int, directory: Path) -> 
     made = _Tokenising(text, tokenizer, Seen() if config.deduplicate else None, directory).run()
     for i, entry in enumerate(made["train"]):
         if entry["documents"] == 0:
-            which = f"train[{i}]" if len(made["train"]) > 1 else "train"
+            which = f"train[{i}]" if len(made["train"]) > 1 else "the train split"
             raise ConfigError(f"data: no text for {which}")
     if made["valid"]["documents"] == 0:
         remedy = "; lower data.valid_every" if text.valid_every else ""
-        raise ConfigError(f"data: no text for valid{remedy}")
+        raise ConfigError(f"data: no text for the valid split{remedy}")
     sizes = {"tokenizer_sha256": fingerprint(tokenizer), "tokenizer_bytes": path.stat().st_size}
     return {**made, **sizes}
 
