@@ -17,7 +17,8 @@ setup: .venv/.built
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt scikit-build-core nanobind cmake ninja
+	$(BIN)/python -m pip install -q -c constraints.txt \
+	  scikit-build-core nanobind cmake ninja setuptools
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q -c constraints.txt \
 	  --no-build-isolation -e '.[train,dev]'
 	touch $@

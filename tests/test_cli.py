@@ -37,6 +37,7 @@ OPTIONS = {
         "--verify",
         "--json",
     },
+    "eval": {"--backend", "--context", "--cache", "--threads", "--json"},
     "verify": {"--json"},
     "inspect": {"--json"},
     "bench": {

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 import yocobit
-from yocobit import _native, benchmark, packing
+from yocobit import _native, benchmark, evaluation, packing
 from yocobit.config import ConfigError
 from yocobit.engine.session import CacheType
 from yocobit.packing import PackedModel, describe, summarize
@@ -263,6 +263,36 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
     _print_summary(packing.read_model(model), as_json)
 
 
+@app.command("eval")
+def eval_(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A packed model, a run, or a checkpoint.")
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Texts; a .jsonl has one in each line.")
+    ],
+    backend: Annotated[
+        evaluation.Backend | None,
+        typer.Option(help="native for a packed model, torch for others, unless given."),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens of a window; the next one is moved by half.")
+    ] = evaluation.CONTEXT,
+    cache: Annotated[
+        CacheType | None, typer.Option(help="What the engine stores keys and values as; f32.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity and bits per byte of texts."""
+    scorer = _open_scorer(model, backend, threads, cache)
+    result = evaluation.perplexity(scorer, evaluation.read_documents(files), context)
+    if as_json:
+        print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
+    else:
+        print("\n".join(result.describe()))
+
+
 @app.command()
 def bench(
     model: Annotated[
@@ -338,6 +368,22 @@ def _load(model: Path, threads: int | None, kernels: str | None, verify: bool) -
     if kernels is not None and kernels not in supported:
         raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
     return yocobit.Engine.load(model, threads=threads, kernels=kernels, verify=verify)
+
+
+def _open_scorer(
+    model: Path,
+    backend: evaluation.Backend | None,
+    threads: int | None,
+    cache: CacheType | None,
+) -> evaluation.Scorer:
+    try:
+        return evaluation.open_scorer(model, backend, threads, cache)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError(
+            f"{model}: is not a packed model, and others need PyTorch: pip install 'yocobit[train]'"
+        ) from None
 
 
 def _read_stdin() -> str:

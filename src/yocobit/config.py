@@ -14,6 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+MODEL_TYPE = "yocobit"  # by which transformers knows a config.json
+# What config.json may hold besides the fields of ModelConfig, for transformers alone.
+TRANSFORMERS_KEYS = (
+    "model_type",
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
 Mixer = Literal["retention", "window", "full", "cross"]
 FeedForwardKind = Literal["swiglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "sign", "dense"]
@@ -116,6 +129,11 @@ class ModelConfig:
         fields["layers"] = list(self.layers)
         return fields
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of config.json: the fields, and by what transformers knows them."""
+        known_by = {"model_type": MODEL_TYPE, "architectures": ["YocobitForCausalLM"]}
+        return {**known_by, **self.to_dict()}
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
         """Make a config from JSON or TOML values; ConfigError names what is wrong in `source`."""
@@ -131,8 +149,8 @@ class ModelConfig:
             raise ConfigError(f"{path}: is not valid JSON ({error})") from error
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
-        fields.pop("model_type", None)
-        fields.pop("architectures", None)
+        for name in TRANSFORMERS_KEYS:
+            fields.pop(name, None)
         return cls.from_dict(fields, str(path))
 
 

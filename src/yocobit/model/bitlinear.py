@@ -91,16 +91,19 @@ def uses_fast_products(x: Tensor) -> bool:
     return is_allowed and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-class BitLinear(nn.Module):
+class BitLinear(nn.Linear):
     """y = x W^T without bias, W quantised to `kind` and x to int8 per row.
 
-    Master weights stay in floating point; kind "dense" quantises nothing.
+    Master weights stay in floating point; kind "dense" quantises nothing. An nn.Linear to those
+    who look for one, such as PEFT.
     """
 
     def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
-        super().__init__()
+        super().__init__(in_features, out_features, bias=False)
         self.kind: WeightKind = kind
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: the model draws all weights, once."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., K) to (..., M)."""
@@ -108,12 +111,13 @@ class BitLinear(nn.Module):
         return y
 
     def extra_repr(self) -> str:
-        out_features, in_features = self.weight.shape
-        return f"{in_features}, {out_features}, kind={self.kind!r}"
+        return f"{self.in_features}, {self.out_features}, kind={self.kind!r}"
 
 
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     """Map x (..., K) through linears of one kind to (..., M) each, rounding x once."""
+    if not all(isinstance(linear, BitLinear) for linear in linears):
+        return tuple(linear(x) for linear in linears)  # adapters wrap some
     kind = linears[0].kind
     if kind == "dense":
         return tuple(F.linear(x, linear.weight) for linear in linears)

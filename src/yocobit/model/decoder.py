@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from yocobit.config import ModelConfig
 from yocobit.model.bitlinear import BitLinear, project, sign
@@ -19,11 +20,14 @@ from yocobit.model.mixers import (
     Documents,
     GatedRetention,
     KeysValues,
+    Padding,
     SelfAttention,
     SharedKeysValues,
+    Unseen,
     sub_norm,
 )
 from yocobit.model.norm import RMSNorm
+from yocobit.model.rope import Positions
 
 
 @dataclass
@@ -87,13 +91,13 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def forward(
-        self, x: Tensor, start: int, state: Any, documents: Documents | None = None
+        self, x: Tensor, start: Positions, state: Any, unseen: Unseen = None
     ) -> tuple[Tensor, Any]:
         """Map x (B, T, C) to (B, T, C); a cross block returns the shared K/V as it got them."""
         if self.is_cross:
-            x = x + self.mixer(self.mixer_norm(x), start, state, documents)
+            x = x + self.mixer(self.mixer_norm(x), start, state, unseen)
         else:
-            y, state = self.mixer(self.mixer_norm(x), start, state, documents)
+            y, state = self.mixer(self.mixer_norm(x), start, state, unseen)
             x = x + y
         return x + self.ffn(self.ffn_norm(x)), state
 
@@ -111,6 +115,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
+        self.recompute = False  # what a block computed, in its backward pass instead of storing it
         self._initialize()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -123,17 +128,38 @@ class Decoder(nn.Module):
         A position where resets (B, T) is True sees nothing before it, as the first of a document.
         """
         documents = None if resets is None else Documents.of(resets)
-        x = self._self_decode(tokens, cache := Cache(), documents)
-        return self._cross_decode(x, cache, start=0, documents=documents)
+        x = self._self_decode(tokens, cache := Cache(), 0, documents)
+        return self._cross_decode(x, cache, 0, documents)
+
+    def extend(
+        self,
+        tokens: Tensor,
+        cache: Cache,
+        real: Tensor | None = None,
+        n_last: int | None = None,
+    ) -> Tensor:
+        """Take in tokens (B, T); return what the head reads of the last `n_last`, else of all.
+
+        Where real (B, S) is False, of the cached positions and of tokens, there is padding: it has
+        no position, and the others see nothing of it. The cross-decoder runs for `n_last` tokens
+        only; the result is (B, n_last, C).
+        """
+        T = tokens.shape[1]
+        start: Positions = cache.position if real is None else (real.cumsum(dim=1) - 1)[:, -T:]
+        padding = None if real is None else Padding(real)
+        x = self._self_decode(tokens, cache, start, padding)
+        if n_last is not None and n_last < T:
+            x = x[:, -n_last:]
+            start = start[:, -n_last:] if isinstance(start, Tensor) else start + T - n_last
+        return self._cross_decode(x, cache, start, padding)
 
     def prefill(self, tokens: Tensor, cache: Cache) -> None:
         """Take in tokens (B, T) without their logits: the cross-decoder does not run at all."""
-        self._self_decode(tokens, cache)
+        self._self_decode(tokens, cache, cache.position)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Take in tokens (B, T); return their logits (B, T, V)."""
-        start = cache.position
-        return self.head(self._cross_decode(self._self_decode(tokens, cache), cache, start))
+        return self.head(self.extend(tokens, cache))
 
     def n_parameters(self, embedding: bool = True) -> int:
         """Count parameters, with or without embedding and head."""
@@ -141,27 +167,36 @@ class Decoder(nn.Module):
         return sum(p.numel() for p in self.parameters() if all(p is not s for s in skipped))
 
     def _self_decode(
-        self, tokens: Tensor, cache: Cache, documents: Documents | None = None
+        self, tokens: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
     ) -> Tensor:
-        start = cache.position
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
         x = self.embedding(tokens)  # (B, T, C)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self.layers[i](x, start, cache.layers[i], documents)
+            x, cache.layers[i] = self._block(i, x, start, cache.layers[i], unseen)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
         return x
 
     def _cross_decode(
-        self, x: Tensor, cache: Cache, start: int, documents: Documents | None = None
+        self, x: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
     ) -> Tensor:
-        for layer in self.layers[self.config.n_self_layers :]:
-            x, _ = layer(x, start, cache.shared, documents)
+        for i in range(self.config.n_self_layers, len(self.layers)):
+            x, _ = self._block(i, x, start, cache.shared, unseen)
         return self.norm(x)
+
+    def _block(
+        self, i: int, x: Tensor, start: Positions, state: Any, unseen: Unseen
+    ) -> tuple[Tensor, Any]:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.layers[i](x, start, state, unseen)
+        # The state of random numbers is kept: adapters in a block may drop out.
+        return checkpoint(  # type: ignore[return-value]
+            self.layers[i], x, start, state, unseen, use_reentrant=False
+        )
 
     @torch.no_grad()
     def _initialize(self) -> None:

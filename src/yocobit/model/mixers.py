@@ -1,6 +1,6 @@
 """Token mixers: the part of a block that moves information between positions.
 
-Every mixer maps x (B, T, C), whose first position is `start`, and the state left by the positions
+Every mixer maps x (B, T, C), whose positions `start` gives, and the state left by the positions
 before it to y (B, T, C) and the next state; `None` is the state before position 0. One call over
 all positions equals any split into calls.
 
@@ -21,7 +21,7 @@ from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
 from yocobit.model.bitlinear import BitLinear, fake_quantize, project
 from yocobit.model.norm import RMSNorm
-from yocobit.model.rope import rope
+from yocobit.model.rope import Positions, rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
 
@@ -43,6 +43,17 @@ class Documents:
             cuts = [0, *(row.nonzero()[:, 0] + 1).tolist(), resets.shape[1]]
             lengths.append([end - begin for begin, end in pairwise(cuts)])
         return cls(resets, lengths)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Tokens that are of no text: the others see nothing of them, and they keep no state."""
+
+    real: Tensor  # (B, S) bool, False where padding; S counts the positions before x too
+
+
+# What a token does not see, of those before it.
+Unseen = Documents | Padding | None
 
 
 class GatedRetention(nn.Module):
@@ -68,15 +79,19 @@ class GatedRetention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(
-        self, x: Tensor, start: int, state: Tensor | None, documents: Documents | None = None
+        self, x: Tensor, start: Positions, state: Tensor | None, unseen: Unseen = None
     ) -> tuple[Tensor, Tensor]:
         q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_heads), start, self.rope, self.theta)
         v = _heads(v, self.n_heads)
         log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
-        if documents is not None:
-            log_decay = log_decay.masked_fill(documents.resets[:, None], -torch.inf)
+        if isinstance(unseen, Documents):
+            log_decay = log_decay.masked_fill(unseen.resets[:, None], -torch.inf)
+        elif unseen is not None:
+            padding = ~unseen.real[:, None, -x.shape[1] :]  # (B, 1, T)
+            v = v.masked_fill(padding[..., None], 0)
+            log_decay = log_decay.masked_fill(padding, 0)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
         y, state = form(q, k, v, log_decay, state)
         y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
@@ -105,14 +120,14 @@ class SelfAttention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(
-        self, x: Tensor, start: int, state: KeysValues | None, documents: Documents | None = None
+        self, x: Tensor, start: Positions, state: KeysValues | None, unseen: Unseen = None
     ) -> tuple[Tensor, KeysValues]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_kv_heads), start, self.rope, self.theta)
         v = _heads(v, self.n_kv_heads)
         k, v = _append(state, k, v)
-        y = attention(q, k, v, self.window, documents)
+        y = attention(q, k, v, self.window, unseen)
         if self.window is not None:
             kept = min(self.window - 1, k.shape[2])
             k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
@@ -133,7 +148,7 @@ class SharedKeysValues(nn.Module):
         self.k_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
         self.v_proj = BitLinear(C, self.n_kv_heads * D, config.weights)
 
-    def forward(self, x: Tensor, start: int, state: KeysValues | None) -> KeysValues:
+    def forward(self, x: Tensor, start: Positions, state: KeysValues | None) -> KeysValues:
         """Append the keys and values of x (B, T, C) to the cached ones."""
         x = self.norm(x)
         k, v = project(x, self.k_proj, self.v_proj)
@@ -158,28 +173,26 @@ class CrossAttention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(
-        self, x: Tensor, start: int, shared: KeysValues, documents: Documents | None = None
+        self, x: Tensor, start: Positions, shared: KeysValues, unseen: Unseen = None
     ) -> Tensor:
         """Attend from x (B, T, C), the last T of the S shared positions."""
         q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        return self.out_proj(self.sub_norm(attention(q, *shared, None, documents)))
+        return self.out_proj(self.sub_norm(attention(q, *shared, None, unseen)))
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents | None = None
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unseen = None) -> Tensor:
     """Causal softmax attention; q are the last T of the S positions of k and v.
 
     q (B, H, T, D), k and v (B, G, S, D) with G dividing H; returns (B, T, H * D). A query sees
-    itself and, with `window` W, the W - 1 positions before it, of its own document.
+    itself and, with `window` W, the W - 1 positions before it, of what is not unseen.
     """
-    if documents is not None:
-        return _attention_by_document(q, k, v, window, documents)
+    if isinstance(unseen, Documents):
+        return _attention_by_document(q, k, v, window, unseen)
     T, S = q.shape[2], k.shape[2]
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if T == S and (window is None or window >= T):
+    if T == S and unseen is None and (window is None or window >= T):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         query = torch.arange(S - T, S, device=q.device)[:, None]
@@ -187,6 +200,9 @@ def attention(
         seen = key <= query
         if window is not None:
             seen &= key > query - window
+        if unseen is not None:
+            # Padding sees itself: softmax over nothing would be NaN.
+            seen = seen & unseen.real[:, None, None, -S:] | (key == query)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
     return y.transpose(1, 2).flatten(2)
 

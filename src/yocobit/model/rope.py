@@ -12,15 +12,21 @@ from torch import Tensor
 
 from yocobit.config import RopeKind
 
+# Of the first of T tokens, which are neighbours; or of each, (B, T).
+Positions = int | Tensor
 
-def rope(x: Tensor, start: int, kind: RopeKind, theta: float) -> Tensor:
-    """Rotate x (B, H, T, D), whose first position is `start`, by its absolute positions.
+
+def rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
+    """Rotate x (B, H, T, D) by the absolute positions that `start` gives.
 
     "interleaved" turns the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2), "none" nothing.
     """
     if kind == "none":
         return x
-    cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
+    if isinstance(start, Tensor):
+        cos, sin = (y[:, None].to(x.dtype) for y in _cos_sin(start, x.shape[3], kind, theta))
+    else:
+        cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
     if kind == "interleaved":
         pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (B, H, T, D/2)
         return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
@@ -48,8 +54,16 @@ def _rotation(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (T, D/2); angles in float64: float32 loses them past 1e5."""
+    """Return cos and sin, each (T, D/2)."""
     with torch.inference_mode(False), torch.no_grad():
-        positions = torch.arange(start, start + length, dtype=torch.float64)
-        angles = torch.outer(positions, frequencies(head_dim, kind, theta))
-        return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
+        cos, sin = _cos_sin(torch.arange(start, start + length), head_dim, kind, theta)
+        return cos.to(device, dtype), sin.to(device, dtype)
+
+
+def _cos_sin(
+    positions: Tensor, head_dim: int, kind: RopeKind, theta: float
+) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (..., D/2) float64: float32 loses angles past 1e5."""
+    table = frequencies(head_dim, kind, theta).to(positions.device)
+    angles = positions[..., None].double() * table
+    return angles.cos(), angles.sin()

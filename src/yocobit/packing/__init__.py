@@ -15,6 +15,7 @@ from yocobit.packing.reader import (
     PackedModelError,
     TensorInfo,
     expected_tensors,
+    is_packed,
     read_model,
 )
 from yocobit.packing.summary import Summary, describe, summarize
@@ -28,6 +29,7 @@ __all__ = [
     "describe",
     "expected_tensors",
     "import_bitnet",
+    "is_packed",
     "pack",
     "pack_sign",
     "pack_ternary",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from yocobit.config import ModelConfig
 from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
@@ -58,6 +59,15 @@ class PackedModel:
     file: Path  # the safetensors file in it
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+
+
+def is_packed(path: Path) -> bool:
+    """Say whether a directory holds a packed model, sound or not; a checkpoint is none."""
+    try:
+        with safe_open(path / MODEL, "numpy") as file:
+            return bool((file.metadata() or {}).get("format") == FORMAT)
+    except (OSError, SafetensorError):
+        return False
 
 
 def read_model(path: Path) -> PackedModel:

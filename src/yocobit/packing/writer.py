@@ -49,7 +49,7 @@ def write_model(
     chat_template: bytes | None = None,
 ) -> PackedModel:
     """Write a packed model into the new directory `out`; ConfigError if that exists."""
-    config_json = _json({"model_type": FORMAT, **_ARCHITECTURE, **config.to_dict()})
+    config_json = _json(config.to_json())
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION}
     metadata["config_sha256"] = hashlib.sha256(config_json).hexdigest()
     with _new_directory(out) as directory:
@@ -109,9 +109,6 @@ def check_new(out: Path) -> None:
     """Raise ConfigError if a model cannot be written to `out`: ask before long work."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: must not exist or be an empty directory; choose another name")
-
-
-_ARCHITECTURE = {"architectures": ["YocobitForCausalLM"]}
 
 
 def _json(value: dict[str, Any]) -> bytes:

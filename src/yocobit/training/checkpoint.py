@@ -3,6 +3,7 @@
     model.safetensors      master weights            config.json   ModelConfig
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
     tokenizer.json                                   state.json    progress, and each file's size
+    tokenizer_config.json, generation_config.json    for transformers
     chat_template.jinja    of a run whose text has conversations
 
 A directory is written beside, flushed and renamed; one whose files are absent or of another size
@@ -28,6 +29,7 @@ from torch import Tensor
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.disk import flush, write_json
 from yocobit.model import Decoder
+from yocobit.training.tokenizer import END, end_token
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
@@ -80,9 +82,10 @@ def save(
     save_file(
         {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
     )
-    write_json(partial / CONFIG, model.config.to_dict())
+    write_json(partial / CONFIG, model.config.to_json())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
+    _write_token_roles(partial, tokenizer)
     if chat_template is not None:
         (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
     sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
@@ -97,6 +100,16 @@ def save(
         # Renamed first: one killed while deleting leaves no half checkpoint under its name.
         shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
     return final
+
+
+def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
+    """Tell transformers what END is for; yocobit itself does not read these files."""
+    roles = ("bos_token", "eos_token", "pad_token")
+    names = dict.fromkeys(roles, END)
+    names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
+    write_json(checkpoint / "tokenizer_config.json", names)
+    end = end_token(tokenizer)
+    write_json(checkpoint / "generation_config.json", {f"{role}_id": end for role in roles})
 
 
 def last(run_dir: Path) -> Path | None:

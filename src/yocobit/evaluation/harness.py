@@ -1,0 +1,132 @@
+"""Packed models in lm-evaluation-harness (extra `eval`), as the model "yocobit".
+
+    python -m yocobit.evaluation.harness --model yocobit --model_args pretrained=MODEL --tasks TASK
+
+Run so, the harness also knows checkpoints as `--model hf`, where transformers is installed. Each
+request is a session of its own, from the token that begins a document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from yocobit.engine import Engine
+from yocobit.engine.session import CacheType
+from yocobit.evaluation.perplexity import CONTEXT
+from yocobit.evaluation.scorer import NativeScorer
+
+_MAX_NEW_TOKENS = 256  # of a task that names no number
+
+
+@register_model("yocobit")
+class HarnessModel(TemplateLM):  # type: ignore[misc]
+    """Answers the harness's requests with the engine; its batch size and device do not matter."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        max_length: int = CONTEXT,
+        threads: int | None = None,
+        cache: CacheType = "f32",
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        """Open the packed model `pretrained`; requests keep their last `max_length` tokens."""
+        super().__init__()
+        self.max_length = max_length
+        self._engine = Engine.load(Path(pretrained), threads=threads)
+        self._scorer = NativeScorer(self._engine, cache)
+        self._cache = cache
+
+    @property
+    def eot_token_id(self) -> int:
+        return self._scorer.begin
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self._engine.model.path)
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        """Return the tokens of a text, which begins a document unless add_special_tokens=False."""
+        tokens = self._scorer.encode(string)
+        return tokens if add_special_tokens is False else [self._scorer.begin, *tokens]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        answers = []
+        for request, context, continuation in tqdm(requests, disable=disable_tqdm):
+            tokens = (context + continuation)[-(self.max_length + 1) :]
+            nats, is_greedy = 0.0, True
+            n_seen = max(1, len(tokens) - len(continuation))
+            targets = np.asarray(tokens[n_seen:])
+            for piece, likeliest in self._scorer.pieces(tokens, n_seen):
+                nats += float(piece.sum())
+                is_greedy &= bool((likeliest == targets[: len(piece)]).all())
+                targets = targets[len(piece) :]
+            answers.append((-nats, is_greedy))
+            if request is not None:
+                self.cache_hook.add_partial("loglikelihood", request, answers[-1])
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Return log p of whole texts, in windows of max_length tokens that share one token."""
+        answers = []
+        for (text,) in tqdm([request.args for request in requests], disable=disable_tqdm):
+            windows = get_rolling_token_windows(
+                token_list=self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            parts = [(None, *make_disjoint_window(window)) for window in windows]
+            answers.append(sum(nats for nats, _ in self._loglikelihood_tokens(parts, True)))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), answers[-1])
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continue texts up to a stop text, the end token or the task's number of tokens."""
+        answers = []
+        for text, settings in tqdm([request.args for request in requests], disable=disable_tqdm):
+            kwargs = normalize_gen_kwargs(settings, _MAX_NEW_TOKENS)
+            max_tokens = kwargs["max_gen_toks"]
+            sampling = {k: kwargs[k] for k in ("top_k", "top_p", "min_p") if k in kwargs}
+            generation = self._engine.stream(
+                self.tok_encode(text)[-max(1, self.max_length - max_tokens) :],
+                max_tokens=max_tokens,
+                stop=[stop for stop in kwargs["until"] if stop],
+                cache=self._cache,
+                sampling=self._engine.sampling(
+                    temperature=kwargs.get("temperature", 0.0), **sampling
+                ),
+            )
+            answers.append("".join(generation))
+            self.cache_hook.add_partial("generate_until", (text, settings), answers[-1])
+        return answers
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    with contextlib.suppress(ModuleNotFoundError):
+        import yocobit.hf  # noqa: F401
+    cli_evaluate()

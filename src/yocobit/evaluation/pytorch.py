@@ -1,0 +1,51 @@
+"""Scoring with the PyTorch model: the definition that the engine is held against. Needs torch.
+
+Letters: B batch, of 1   T tokens   C model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from yocobit.evaluation.scorer import PIECE, Backend, Nats
+from yocobit.model import Cache
+from yocobit.training.checkpoint import TOKENIZER, find, load_model
+from yocobit.training.tokenizer import end_token, load_tokenizer
+
+
+class TorchScorer:
+    """Scores with the weights of a checkpoint, quantised as in training."""
+
+    backend: Backend = "torch"
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        checkpoint = find(path)
+        self._tokenizer = load_tokenizer(checkpoint / TOKENIZER)
+        self._model = load_model(checkpoint).eval()
+        self.begin = end_token(self._tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    @torch.inference_mode()
+    def nats(self, tokens: Sequence[int], n_seen: int) -> Nats:
+        n_scored = len(tokens) - n_seen
+        if n_scored == 0:
+            return np.empty(0)
+        ids = torch.tensor(tokens)
+        hidden = self._model.extend(ids[None, :-1], Cache(), n_last=n_scored)[0]  # (T, C)
+        # Not all logits at once: they are by far the largest tensor.
+        losses = [
+            F.cross_entropy(self._model.head(rows), targets, reduction="none")
+            for rows, targets in zip(hidden.split(PIECE), ids[n_seen:].split(PIECE), strict=True)
+        ]
+        nats: Nats = torch.cat(losses).double().numpy()
+        return nats

@@ -1,0 +1,101 @@
+"""lm-evaluation-harness: a local task gives the same with the engine and with transformers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from packed_models import nano, packed, text, trained
+
+from yocobit.training import checkpoint
+
+pytest.importorskip("lm_eval")
+MAX_LENGTH = 16  # tokens: the texts are longer, and so are some prompts with their continuations
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Three tasks over one local file, as lm-eval's YAML (of which JSON is a part)."""
+    directory = tmp_path_factory.mktemp("tasks")
+    lines = [line for line in text().splitlines() if len(line.split()) > 6][:8]
+    with (directory / "lines.jsonl").open("w") as file:
+        for line in lines:
+            words = line.split()
+            record = {"start": " ".join(words[:4]), "choices": [words[4], "zebra", "of the of"]}
+            file.write(json.dumps({**record, "text": line}) + "\n")
+    data = {"test": str(directory / "lines.jsonl")}
+    cache = str(directory / "cache")
+    shared = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": data, "cache_dir": cache},
+        "test_split": "test",
+        "doc_to_text": "{{start}}",
+    }
+    choice = {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}"}
+    choice |= {"doc_to_target": "0", "metric_list": [{"metric": "acc"}]}
+    rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": ""}
+    rolling |= {"doc_to_target": "{{text}}", "metric_list": [{"metric": "bits_per_byte"}]}
+    going_on = {"output_type": "generate_until", "doc_to_target": "{{choices[0]}}"}
+    going_on |= {"generation_kwargs": {"until": ["\n", " of"], "max_gen_toks": 6}}
+    going_on |= {"metric_list": [{"metric": "exact_match"}]}
+    for name, task in {"choice": choice, "rolling": rolling, "going_on": going_on}.items():
+        content = json.dumps({**shared, "task": name, **task})
+        (directory / f"{name}.yaml").write_text(content)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A packed model and its checkpoint; dense, so that only sums in another order differ."""
+    directory = tmp_path_factory.mktemp("harness")
+    model = packed(trained(nano("yoco-gret", "dense")), directory)
+    return {"yocobit": model.path, "hf": checkpoint.find(directory / "run")}
+
+
+def evaluate(model, path, tasks, names, **options):
+    """Return what lm-eval measured, and what the model answered."""
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    import yocobit.evaluation.harness
+    import yocobit.hf  # noqa: F401
+
+    found = simple_evaluate(
+        model=model,
+        model_args={"pretrained": str(path), "max_length": MAX_LENGTH, **options},
+        tasks=names,
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        device="cpu",
+        batch_size=4,
+        bootstrap_iters=0,
+    )
+    answers = {
+        name: [sample["filtered_resps"] for sample in found["samples"][name]] for name in names
+    }
+    return found["results"], answers
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+
+
+def test_engine_and_transformers_answer_a_local_task_alike(models, tasks):
+    # Texts that begin a document; of the whole texts, transformers' token to begin with is enough.
+    names = ["choice", "going_on"]
+
+    results, answers = evaluate("yocobit", models["yocobit"], tasks, [*names, "rolling"])
+    theirs, their_answers = evaluate("hf", models["hf"], tasks, names, add_bos_token=True)
+    rolling, _ = evaluate("hf", models["hf"], tasks, ["rolling"])
+
+    assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"] > 0.5
+    assert answers["going_on"] == their_answers["going_on"]
+    for ours, other in zip(answers["choice"], their_answers["choice"], strict=True):
+        assert [is_greedy for _, is_greedy in ours] == [is_greedy for _, is_greedy in other]
+        log_p = [log_p for log_p, _ in ours]
+        assert log_p == pytest.approx([log_p for log_p, _ in other], rel=1e-4)
+    ours, other = (found["rolling"]["bits_per_byte,none"] for found in (results, rolling))
+    assert ours == pytest.approx(other, rel=1e-4)

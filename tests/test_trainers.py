@@ -1,0 +1,86 @@
+"""Training with the libraries around transformers: its Trainer, and PEFT's adapters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from packed_models import nano, tokens
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from yocobit.hf import YocobitConfig, YocobitForCausalLM
+from yocobit.packing import pack
+
+STEPS = 10
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def new_model() -> YocobitForCausalLM:
+    torch.manual_seed(0)
+    return YocobitForCausalLM(YocobitConfig(**nano("yoco-gret", "ternary").to_dict()))
+
+
+def windows(length: int = 32) -> list[dict[str, torch.Tensor]]:
+    return [{"input_ids": row, "labels": row} for row in tokens().split(length)[:40]]
+
+
+def train(model, directory, **settings) -> list[float]:
+    """Train for STEPS steps; return the losses."""
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        max_steps=STEPS,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=windows())
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_trainer_learns_and_saves_what_loads_and_packs(tmp_path):
+    model = new_model()
+
+    losses = train(model, tmp_path, save_steps=STEPS)
+
+    saved = tmp_path / f"checkpoint-{STEPS}"
+    batch = tokens()[:20][None]
+    assert len(losses) == STEPS and losses[-1] < losses[0] - 0.5
+    again = AutoModelForCausalLM.from_pretrained(saved)
+    assert torch.equal(again(batch).logits, model.eval()(batch).logits)
+    assert pack(saved, tmp_path / "packed").config == model.config.model
+
+
+def test_lora_trains_only_its_adapters_and_learns(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = new_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, lora)
+
+    losses = train(adapted, tmp_path)
+
+    assert losses[-1] < losses[0]
+    adapters = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert any("q_proj.lora_A" in name for name in adapters)
+    assert all("lora_" in name for name in adapters)
+    for name, p in adapted.unload().named_parameters():
+        assert torch.equal(p, before[name])
+
+
+def test_a_part_that_peft_replaces_is_trained(tmp_path):
+    peft = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=4, target_modules=["v_proj"], modules_to_save=["head"])
+    adapted = peft.get_peft_model(new_model(), lora)
+    before = adapted.base_model.model.head.modules_to_save["default"].weight.clone()
+
+    train(adapted, tmp_path)
+
+    assert not torch.equal(adapted.base_model.model.head.modules_to_save["default"].weight, before)
