@@ -119,13 +119,27 @@ def train(
         list[str],
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
     ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Learn from its logits, too: a run, or a Hugging Face directory."
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the model by torch.compile.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
     training = _import_training()
     console = Console(stderr=as_json)
-    loaded = training.load(config, set_, init)
-    checkpoint = training.train(loaded, out, resume=resume, console=console, init=init)
+    overrides = [*set_]
+    if teacher is not None:
+        overrides.append(f"distill.teacher={json.dumps(str(teacher))}")
+    if compile_:
+        overrides.append("run.compile=true")
+    settings = training.load(config, overrides, init)
+    checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:

@@ -113,7 +113,7 @@ def _tensors(
 
 def _quantize(parameter: Tensor, kind: str) -> tuple[Array, Array]:
     """Return the codes and the scale (1,) of master weights (M, K), as training computes them."""
-    from yocobit.model.bitlinear import quantize_weight
+    from yocobit.model.quantization import quantize_weight
 
     assert kind in ("ternary", "sign")
     weights, scale = quantize_weight(parameter, "ternary" if kind == "ternary" else "sign")

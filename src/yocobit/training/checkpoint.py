@@ -27,8 +27,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.disk import flush, write_json
+from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
+from yocobit.training.guard import Guard
+from yocobit.training.precision import Precision
 from yocobit.training.tokenizer import END, end_token
 
 MODEL = "model.safetensors"
@@ -39,7 +41,9 @@ TOKENIZER = "tokenizer.json"
 STATE = "state.json"
 CHAT_TEMPLATE = "chat_template.jinja"
 _CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
+BEST, LAST = "best", "last"  # names that `find` knows beside those of directories
 _NAME = re.compile(r"step-(\d+)")
+_DIRECTORY = "checkpoints"
 _PARTIAL = ".partial-"
 
 
@@ -48,13 +52,23 @@ class RunState:
     """How far a run is. With the configuration and the weights, all that the next step needs."""
 
     corpus_sha256: str
+    teacher_sha256: str | None = None
     step: int = 0  # steps done
     total_steps: int | None = None  # None: a time budget not measured yet
     n_tokens: int = 0
     seconds: float = 0.0
     valid_bits_per_byte: float | None = None  # latest
-    best_bits_per_byte: float | None = None
+    best_bits_per_byte: float | None = None  # on the text of evaluations before the last
+    best_step: int | None = None
+    guard: Guard = dataclasses.field(default_factory=Guard)
+    # How the machine computed: with another, the same run has other last bits.
     threads: int = 1
+    precision: Precision = "float32"
+    is_compiled: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.threads} threads, {self.precision}{', compiled' * self.is_compiled}"
 
 
 def save(
@@ -67,14 +81,43 @@ def save(
     keep: int,
     chat_template: str | None = None,
 ) -> Path:
-    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest."""
-    directory = run_dir / "checkpoints"
-    partial = directory / f"{_PARTIAL}{os.getpid()}"
+    """Write the checkpoint of `state.step`, if it is not there.
+
+    The `keep` newest and the best are kept. WriteError leaves what was there before as it was.
+    """
+    directory = run_dir / _DIRECTORY
     final = directory / f"step-{state.step:06d}"
     if _is_complete(final):
         return final
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial = directory / f"{_PARTIAL}{os.getpid()}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write(partial, state, model, optimizer, train, tokenizer, chat_template)
+        shutil.rmtree(final, ignore_errors=True)  # torn
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = last(run_dir)
+        raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
+    for path in (directory, run_dir):
+        flush(path)
+    for old in _complete(run_dir)[:-keep]:
+        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
+        if _step(old) != state.best_step:
+            shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
+    return final
+
+
+def _write(
+    partial: Path,
+    state: RunState,
+    model: Decoder,
+    optimizer: dict[str, Tensor],
+    train: dict[str, Any],
+    tokenizer: Tokenizer,
+    chat_template: str | None,
+) -> None:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_embeddings:
         del weights["head.weight"]
@@ -92,14 +135,6 @@ def save(
     write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
         flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # torn
-    partial.rename(final)
-    for path in (directory, run_dir):
-        flush(path)
-    for old in _complete(run_dir)[:-keep]:
-        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
-        shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
-    return final
 
 
 def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
@@ -122,6 +157,7 @@ def load_state(checkpoint: Path) -> RunState:
     """Read state.json."""
     fields = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     del fields["size_bytes"]
+    fields["guard"] = Guard(**fields.get("guard", {}))
     return RunState(**fields)
 
 
@@ -180,8 +216,24 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
     load_weights(model, checkpoint)
 
 
+def best(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the fewest bits per byte, as far as its run knows."""
+    newest = last(run_dir)
+    step = newest and load_state(newest).best_step
+    found = [path for path in _complete(run_dir) if _step(path) == step]
+    return found[0] if found else None
+
+
 def find(path: Path) -> Path:
-    """Return the checkpoint that `path`, a run or a checkpoint, stands for."""
+    """Return the checkpoint that `path` stands for.
+
+    It is a checkpoint, or a run for its last, or RUN/checkpoints/best or RUN/checkpoints/last.
+    """
+    named = {BEST: best, LAST: last}.get(path.name)
+    if named is not None and path.parent.name == _DIRECTORY and not path.exists():
+        if (checkpoint := named(path.parent.parent)) is None:
+            raise ConfigError(f"{path}: the run has no such checkpoint yet")
+        return checkpoint
     if not path.exists():
         raise ConfigError(f"{path}: no such run or checkpoint")
     if (path / MODEL).is_file() and (path / CONFIG).is_file():
@@ -194,17 +246,20 @@ def find(path: Path) -> Path:
 
 def remove_partial(run_dir: Path) -> None:
     """Delete what a killed run left half written."""
-    for path in (run_dir / "checkpoints").glob(f"{_PARTIAL}*"):
+    for path in (run_dir / _DIRECTORY).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _complete(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run by step."""
-    found = []
-    for path in (run_dir / "checkpoints").glob("step-*"):
-        if (match := _NAME.fullmatch(path.name)) and _is_complete(path):
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    found = {_step(path): path for path in (run_dir / _DIRECTORY).glob("step-*")}
+    return [found[step] for step in sorted(found) if step >= 0 and _is_complete(found[step])]
+
+
+def _step(checkpoint: Path) -> int:
+    """Return the step that a directory is named after, -1 if it is not."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def _is_complete(checkpoint: Path) -> bool:

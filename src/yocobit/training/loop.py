@@ -10,20 +10,26 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from yocobit.config import ConfigError
-from yocobit.model import Decoder
+from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
+from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
+from yocobit.training.distill import Teacher
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.optim import Optimizers
+from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Metrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
@@ -61,30 +67,47 @@ def train(
     torch.set_num_threads(threads)
     found = _find_checkpoint(config, run_dir, resume)
     checkpoint.remove_partial(run_dir)
+    teacher = Teacher(config.distill) if config.distill is not None else None
+    config = _with_tokenizer_of(teacher, config)
     corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
+    if teacher is not None:
+        teacher.check(corpus.tokenizer)
     model = _new_model(config, corpus)
     if init is not None and found is None:
         checkpoint.load_initial_weights(model, checkpoint.find(init))
     optimizers = Optimizers(model, config.optim)
-    state = RunState(corpus.sha256, total_steps=config.run.steps, threads=threads)
+    why_not = why_not_compilable() if config.run.compile else None
+    state = RunState(
+        corpus.sha256,
+        teacher_sha256=None if teacher is None else teacher.sha256,
+        total_steps=config.run.steps,
+        threads=threads,
+        precision=choose_precision(config.run.precision),
+        is_compiled=config.run.compile and why_not is None,
+    )
+    lines = [*_describe(corpus, model, state)]
+    if why_not is not None:
+        lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:
-        state = _restore(found, corpus, config, model, optimizers)
-    _describe(console, corpus, model, state, threads, found)
-    run = _Run(config, run_dir, corpus, model, optimizers, state, console, started)
-    with _native_products():
+        state, warnings = _restore(found, state, config, model, optimizers)
+        lines += [f"resuming from {found}, step {state.step}", *warnings]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    model.recompute = config.run.recompute
+    objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    if state.is_compiled:
+        objective = compiled(objective)
+    run = _Run(config, run_dir, corpus, model, objective, optimizers, state, console, started)
+    with products_in(state.precision):
         return run.run()
 
 
-@contextmanager
-def _native_products() -> Iterator[None]:
-    """Let products be of int8 and bfloat16 where the CPU has instructions for both."""
-    before = torch.get_float32_matmul_precision()
-    has_both = all(torch.cpu.get_capabilities().get(n) for n in ("avx512_bf16", "avx512_vnni"))
-    torch.set_float32_matmul_precision("medium" if has_both else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainConfig:
+    """Take the teacher's tokenizer unless [data] says which."""
+    data = config.data
+    if teacher is None or data.tokenizer is not None or data.vocab_size is not None:
+        return config
+    return replace(config, data=replace(data, tokenizer=str(teacher.tokenizer_path)))
 
 
 class _Run:
@@ -94,6 +117,7 @@ class _Run:
         run_dir: Path,
         corpus: Corpus,
         model: Decoder,
+        objective: nn.Module,
         optimizers: Optimizers,
         state: RunState,
         console: Console,
@@ -106,7 +130,9 @@ class _Run:
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
-        self.gradient_step = GradientStep(Objective(model), optimizers, optim.grad_clip)
+        self.gradient_step = GradientStep(
+            objective, optimizers, state.guard, optim.grad_clip, optim.spike_factor
+        )
         self.durations: list[float] = []
 
     def run(self) -> Path:
@@ -122,6 +148,9 @@ class _Run:
             bits = self.state.valid_bits_per_byte
             result = "" if bits is None else f", {bits:.4f} bits/byte on the validation text"
             self._print(f"done: {saved}{result}")
+            if self.state.best_step not in (None, self.state.step):
+                best = f"step {self.state.best_step}, {saved.parent / checkpoint.BEST}"
+                self._print(f"fewer bits/byte on the text of evaluations: {best}")
         else:
             self._print(
                 f"{interrupt.name}: stopped after step {self.state.step}, saved {saved}\n"
@@ -142,13 +171,18 @@ class _Run:
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
         is_planned = self._turn_budget_into_steps()
-        record = {
+        record: dict[str, Any] = {
             "step": state.step,
             "loss": result.loss,
             "lr": factor * self.config.optim.learning_rate,
             "grad_norm": result.grad_norm,
             "tokens": state.n_tokens,
         }
+        if self.config.distill is not None:
+            record["divergence"] = result.divergence
+        if result.skipped is not None:
+            record["skipped"] = result.skipped
+            progress.print(f"step {state.step}: skipped, {result.skipped}")
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
         state.seconds = self.seconds_before + time.monotonic() - self.started
@@ -156,7 +190,7 @@ class _Run:
         progress.update(
             state.step,
             state.total_steps,
-            result.loss,
+            None if result.skipped else result.loss,
             self.durations[-1],
             state.valid_bits_per_byte,
         )
@@ -172,8 +206,12 @@ class _Run:
                 run.seed,
             )
             progress.print(f"step {state.step}: {run.prompt}{text}")
+        self._check_skips(result)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
-        if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
+        # While steps are skipped none is made: the weights may be past saving.
+        is_due = state.step % run.checkpoint_every == 0 or state.best_step == state.step
+        is_due = is_due and state.guard.n_in_a_row == 0
+        if (is_due or is_planned) and not self._is_done():
             self._save(metrics)
 
     def _update(self, factor: float) -> StepResult:
@@ -187,27 +225,39 @@ class _Run:
             for window in range(first, first + self.windows_per_step, optim.batch_size)
         ]
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
-        result = self.gradient_step(batches, factor, decay)
-        if not result.is_finite:
-            kept = checkpoint.last(self.run_dir)
-            raise TrainingError(
-                f"step {state.step + 1}: loss is {result.loss} and gradient norm "
-                f"{result.grad_norm}; last checkpoint: {kept or 'none yet'}; "
-                "lower optim.learning_rate"
-            )
-        return result
+        with clear_errors() if state.is_compiled else nullcontext():
+            return self.gradient_step(batches, factor, decay)
+
+    def _check_skips(self, result: StepResult) -> None:
+        n_skipped = self.state.guard.n_in_a_row
+        if n_skipped < self.config.optim.max_skips:
+            return
+        kept = checkpoint.last(self.run_dir)
+        raise TrainingError(
+            f"step {self.state.step}: skipped {n_skipped} steps in a row, the last one because "
+            f"{result.skipped}; last checkpoint: {kept or 'none yet'}; "
+            "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
+        )
 
     def _validate(self) -> float:
-        """Measure bits per byte; at the end of the run on the whole validation text."""
-        max_tokens = None if self._is_done() else self.config.run.eval_tokens
+        """Measure bits per byte; at the end of the run on the whole validation text.
+
+        The best step is found on the same text each time: a part of it where eval_tokens is set.
+        """
+        state, eval_tokens = self.state, self.config.run.eval_tokens
+        bits = self._bits_per_byte(eval_tokens)
+        if bits < (state.best_bits_per_byte or math.inf):
+            state.best_bits_per_byte, state.best_step = bits, state.step
+        if self._is_done() and eval_tokens is not None:
+            bits = self._bits_per_byte(None)
+        state.valid_bits_per_byte = bits
+        return bits
+
+    def _bits_per_byte(self, max_tokens: int | None) -> float:
         end = end_token(self.corpus.tokenizer)
-        bits = bits_per_byte(
+        return bits_per_byte(
             self.model, self.corpus.valid, end, self.config.data.context, max_tokens
         )
-        best = self.state.best_bits_per_byte
-        self.state.valid_bits_per_byte = bits
-        self.state.best_bits_per_byte = bits if best is None else min(best, bits)
-        return bits
 
     def _save(self, metrics: Metrics) -> Path:
         metrics.sync()
@@ -244,8 +294,14 @@ class _Run:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-# On resume. That the text is the same is checked by its hash, wherever it lies now.
-_MAY_CHANGE = (("run", "steps"), ("data", "train"), ("data", "valid"), ("data", "tokenizer"))
+# On resume. That text and teacher are the same is checked by hash, wherever they lie now.
+_MAY_CHANGE = (
+    ("run", "steps"),
+    ("data", "train"),
+    ("data", "valid"),
+    ("data", "tokenizer"),
+    ("distill", "teacher"),
+)
 
 
 def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
@@ -257,12 +313,16 @@ def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path |
         return None
     if not resume:
         raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
-    before, now = checkpoint.load_train(found), config.to_dict()
+    # Through TrainConfig: an older run has today's defaults where it has no setting.
+    train_json = checkpoint.load_train(found)
+    before = TrainConfig.from_dict(train_json, str(found / checkpoint.TRAIN)).to_dict()
+    now = config.to_dict()
     now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
-    for section in now:
-        names = ("seed", "steps", "minutes") if section == "run" else now[section] | before[section]
+    for section in now | before:
+        old_fields, new_fields = before.get(section, {}), now.get(section, {})
+        names = ("seed", "steps", "minutes") if section == "run" else new_fields | old_fields
         for name in names:
-            old, new = before[section].get(name), now[section].get(name)
+            old, new = old_fields.get(name), new_fields.get(name)
             if old != new and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
                     f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
@@ -277,37 +337,32 @@ def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
 
 
 def _restore(
-    found: Path, corpus: Corpus, config: TrainConfig, model: Decoder, optimizers: Optimizers
-) -> RunState:
+    found: Path, new: RunState, config: TrainConfig, model: Decoder, optimizers: Optimizers
+) -> tuple[RunState, list[str]]:
+    """Load a checkpoint; return its state, for the machine of the `new` one, and warnings."""
     state = checkpoint.load_state(found)
-    if state.corpus_sha256 != corpus.sha256:
-        raise ConfigError(f"{found}: cannot resume, the text has changed since")
+    for name, what in (("corpus_sha256", "text"), ("teacher_sha256", "teacher")):
+        if getattr(state, name) != getattr(new, name):
+            raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
     checkpoint.load_weights(model, found)
     optimizers.load_state(checkpoint.load_optimizer(found))
     if config.run.steps is not None:
         state.total_steps = config.run.steps
-    return state
+    warnings = []
+    if state.arithmetic != new.arithmetic:
+        warnings.append(
+            f"warning: {new.arithmetic} now, {state.arithmetic} before: losses will differ from "
+            "those of a run that never stopped"
+        )
+    machine = {name: getattr(new, name) for name in ("threads", "precision", "is_compiled")}
+    return replace(state, **machine), warnings
 
 
-def _describe(
-    console: Console,
-    corpus: Corpus,
-    model: Decoder,
-    state: RunState,
-    threads: int,
-    found: Path | None,
-) -> None:
-    lines = [
-        *corpus.describe(),
+def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
+    yield from corpus.describe()
+    yield (
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
-        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
-    ]
-    if found is not None:
-        lines.append(f"resuming from {found}, step {state.step}")
-        if state.threads != threads:
-            lines.append(
-                f"warning: {threads} threads, not {state.threads} as before: sums are ordered "
-                "differently and losses will differ in the last bits"
-            )
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
+    )
+    if model.config.weights != "dense":
+        yield f"products of {model.config.weights} weights by {native_products.describe()}"

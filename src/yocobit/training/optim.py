@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Move the singular values of each of (..., M, K) near 1, by Newton-Schulz iterations.
+    """Move the singular values of each of (N, M, K) near 1, by Newton-Schulz iterations.
 
     The quintic of Muon (Jordan et al., 2024): its coefficients trade exactness for a steep start,
     so singular values end between 0.7 and 1.2.
@@ -71,7 +71,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     y: Tensor = (x.mT if is_tall else x).to(matrices.dtype)
     return y
 
@@ -95,12 +95,15 @@ class Optimizers:
         self.parts.append(kind(groups, config.learning_rate, betas, config.eps, fused=True))
 
     def step(self, rate_factor: float, weight_decay_factor: float) -> None:
-        """Move every parameter by its gradient, then clear the gradients."""
+        """Move every parameter by its gradient."""
         for group in self._groups():
             group["lr"] = group["base_rate"] * rate_factor
             group["weight_decay"] = group["base_weight_decay"] * weight_decay_factor
         for part in self.parts:
             part.step()
+
+    def clear_gradients(self) -> None:
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ def plot_run(run_dir: Path, out: Path, baselines: Mapping[str, float] | None = N
     loss_axes, bits_axes = figure.subplots(1, 2)
 
     tokens = [record["tokens"] / 1e6 for record in records]
-    losses = [record["loss"] for record in records]
+    losses = [math.nan if record["loss"] is None else record["loss"] for record in records]
     loss_axes.plot(tokens, losses, color="0.8", linewidth=0.6, label="each step")
     loss_axes.plot(tokens, _smooth(losses), color="C0", label="smoothed")
     loss_axes.set(xlabel="million tokens seen", ylabel="training loss, nats per token")

@@ -14,42 +14,42 @@ from torch import Tensor, nn
 
 from yocobit.model import Decoder
 from yocobit.training.corpus import Batch
-from yocobit.training.loss import head_cross_entropy
+from yocobit.training.distill import Teacher
+from yocobit.training.guard import Guard
+from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
 
 
 class Objective(nn.Module):
     """What training minimises. All that reads weights happens in `forward`, so that this module
-    is what is compiled, sharded or replicated.
+    is what is compiled, sharded or replicated. The teacher is not a part of it.
     """
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Decoder, z_weight: float, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.z_weight, self.teacher = model, z_weight, teacher
 
     def forward(
         self, inputs: Tensor, targets: Tensor, resets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the objective and the cross-entropy in nats, each summed over scored targets.
+        """Return the loss, and cross-entropy and divergence from the teacher (2,) without gradient.
 
-        Inputs, targets and resets are (B, T); a target below 0 is not scored. Only the first result
-        has a gradient.
+        Inputs, targets and resets are (B, T); a target below 0 is not scored, and a position where
+        resets is True sees nothing before it. All are sums of nats over scored targets.
         """
         hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
-        nats = head_cross_entropy(hidden, self.model.head.weight, targets.flatten())
-        return nats, nats.detach()
+        guidance = self.teacher and self.teacher.guide(inputs, resets)
+        return head_loss(hidden, self.model.head.weight, targets.flatten(), self.z_weight, guidance)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step found before it moved the weights."""
+    """What one step found, before it moved the weights."""
 
-    loss: float  # nats per scored target
+    loss: float  # cross-entropy in nats per scored target
+    divergence: float  # from the teacher, in nats per scored target; 0 without one
     grad_norm: float  # before clipping
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+    skipped: str | None  # why the weights were not moved
 
 
 class GradientStep:
@@ -59,23 +59,32 @@ class GradientStep:
     batch is cut never changes what its loss means.
     """
 
-    def __init__(self, objective: nn.Module, optimizers: Optimizers, grad_clip: float) -> None:
-        self.objective, self.optimizers = objective, optimizers
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizers: Optimizers,
+        guard: Guard,
+        grad_clip: float,
+        spike_factor: float,
+    ) -> None:
+        self.objective, self.optimizers, self.guard = objective, optimizers, guard
         self.max_norm = grad_clip or math.inf
+        self.spike_factor = spike_factor
 
     def __call__(
         self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
-        """Move the weights by the gradient of `batches`, if it is finite."""
+        """Move the weights by the gradient of `batches`, unless the guard says no."""
         n_scored = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
-        nats = 0.0
+        terms = torch.zeros(2, dtype=torch.float64)
         for batch in batches:
-            objective, part_nats = self.objective(batch.inputs, batch.targets, batch.resets)
-            (objective / n_scored).backward()
-            nats += part_nats.item()
-        parameters = self.objective.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        result = StepResult(nats / n_scored, float(norm))
-        if result.is_finite:
+            loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
+            (loss / n_scored).backward()
+            terms += part_terms
+        norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm))
+        nats, divergence = (terms / n_scored).tolist()
+        skipped = self.guard.check(nats + divergence, norm, self.spike_factor)
+        if skipped is None:
             self.optimizers.step(rate_factor, decay_factor)
-        return result
+        self.optimizers.clear_gradients()
+        return StepResult(nats, divergence, norm, skipped)
