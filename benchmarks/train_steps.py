@@ -19,6 +19,7 @@ from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
 from yocobit.model import Decoder, native_products
 from yocobit.training.config import OptimConfig
+from yocobit.training.corpus import Batch
 from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
 from yocobit.training.precision import choose_precision, products_in
@@ -91,7 +92,8 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
     )
 
     def step(inputs: Tensor, targets: Tensor) -> None:
-        gradient_step([(inputs, targets)], 1.0, 1.0)
+        resets = torch.zeros_like(inputs, dtype=torch.bool)
+        gradient_step([Batch(inputs, targets, resets)], 1.0, 1.0)
 
     return model, step
 

@@ -18,7 +18,7 @@ from yocobit.cli import app
 
 # A new option needs a line here, and its reason in the commit.
 OPTIONS = {
-    "train": {"--out", "--resume", "--set", "--teacher", "--compile", "--json"},
+    "train": {"--out", "--resume", "--init", "--set", "--teacher", "--compile", "--json"},
     "pack": {"--weights", "--head", "--json"},
     "import": {"--head", "--json"},
     "generate": {

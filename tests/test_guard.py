@@ -11,6 +11,7 @@ from yocobit.config import preset
 from yocobit.model import Decoder
 from yocobit.training import TrainingError, checkpoint, loop
 from yocobit.training.config import OptimConfig
+from yocobit.training.corpus import Batch
 from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
 from yocobit.training.step import GradientStep, Objective
@@ -68,7 +69,7 @@ def test_skipped_step_changes_neither_weights_nor_optimizer_state(optimizer):
     objective = Objective(model, 0.0)
     step = GradientStep(objective, optimizers, Guard(), grad_clip=1.0, spike_factor=0)
     tokens = torch.arange(18).view(2, 9)
-    batch = (tokens[:, :-1], tokens[:, 1:])
+    batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(2, 8, dtype=torch.bool))
     step([batch], 1.0, 1.0)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     state = {name: value.clone() for name, value in optimizers.state().items()}

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
     ("override", "message"),
     [
         ("data.train=[]", r"\[data\]: train must name at least one file or directory"),
-        ("data.train=x", r"\[data\]: train must be a list, each item a string but is"),
+        ("data.train=x", r"\[data\]: train must be a list, each item a string or a table but is"),
         ("data.valid=[]", r"\[data\]: give either valid \(files\) or valid_every"),
         ("data.valid_every=1", r"\[data\]: valid_every must be at least 2 but is 1"),
         ("data.vocab_size=256", r"vocab_size must be at least 257.* but is 256"),

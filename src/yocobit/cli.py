@@ -111,6 +111,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is there.")
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
+    ] = None,
     set_: Annotated[
         list[str],
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
@@ -134,8 +138,8 @@ def train(
         overrides.append(f"distill.teacher={json.dumps(str(teacher))}")
     if compile_:
         overrides.append("run.compile=true")
-    settings = training.load(config, overrides)
-    checkpoint = training.train(settings, out, resume=resume, console=console)
+    settings = training.load(config, overrides, init)
+    checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
     if console.quiet:  # in a process that is not the first of its run
         return
     if as_json:

@@ -4,6 +4,7 @@
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
     tokenizer.json                                   state.json    progress, and each file's size
     tokenizer_config.json, generation_config.json    for transformers
+    chat_template.jinja    of a run whose text has conversations
 
 A directory is written beside, flushed and renamed; one whose files are absent or of another size
 than state.json says is torn, and is never read.
@@ -19,6 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -39,6 +41,7 @@ CONFIG = "config.json"
 TRAIN = "train.json"
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 _CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
 BEST, LAST = "best", "last"  # names that `find` knows beside those of directories
 _NAME = re.compile(r"step-(\d+)")
@@ -82,6 +85,7 @@ def save(
     train: dict[str, Any],
     tokenizer: Tokenizer,
     keep: int,
+    chat_template: str | None = None,
     processes: Processes = ALONE,
 ) -> Path:
     """Write the checkpoint of `state.step`, if it is not there.
@@ -96,7 +100,7 @@ def save(
     partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
 
     def finish() -> None:
-        _write_rest(partial, state, model.config, train, tokenizer)
+        _write_rest(partial, state, model.config, train, tokenizer, chat_template)
         shutil.rmtree(final, ignore_errors=True)  # torn
         partial.rename(final)
 
@@ -136,14 +140,21 @@ def _write_tensors(
 
 
 def _write_rest(
-    partial: Path, state: RunState, config: ModelConfig, train: dict[str, Any], tokenizer: Tokenizer
+    partial: Path,
+    state: RunState,
+    config: ModelConfig,
+    train: dict[str, Any],
+    tokenizer: Tokenizer,
+    chat_template: str | None,
 ) -> None:
     """Write what belongs to the tensors that are there, and bring all of it to disk."""
     write_json(partial / CONFIG, config.to_json())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     _write_token_roles(partial, tokenizer)
-    sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
+    if chat_template is not None:
+        (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
     write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
         flush(path)
@@ -220,6 +231,24 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
+def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
+    """Read master weights into a new model; ConfigError where their shapes differ."""
+    with torch.device("meta"):
+        source = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
+    there, here = (
+        {name: list(tensor.shape) for name, tensor in m.state_dict().items()}
+        for m in (source, model)
+    )
+    for name in (*there, *here):
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"{checkpoint}: cannot start from it: '{name}' is {there.get(name, 'absent')} "
+                f"there but {here.get(name, 'absent')} here; leave out [model] and "
+                "data.tokenizer to take the checkpoint's"
+            )
+    load_weights(model, checkpoint)
+
+
 def best(run_dir: Path) -> Path | None:
     """Return the complete checkpoint of the fewest bits per byte, as far as its run knows."""
     newest = last(run_dir)
@@ -269,6 +298,8 @@ def _step(checkpoint: Path) -> int:
 def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
-        return all((checkpoint / name).stat().st_size == sizes[name] for name in _CONTENTS)
+        return sizes.keys() >= set(_CONTENTS) and all(
+            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.training import checkpoint
+from yocobit.training.data_config import PYTHON_STDLIB, DataConfig
 from yocobit.training.precision import Precision
 
 if sys.version_info >= (3, 11):
@@ -20,38 +22,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
-
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
 Parallel = Literal["fsdp", "ddp"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """[data]: which text, how it is split and cut into tokens."""
-
-    train: tuple[str, ...]  # files, directories, or PYTHON_STDLIB
-    valid: tuple[str, ...] = ()
-    valid_every: int | None = None  # instead of `valid`: about one document in this many
-    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
-    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
-    tokenizer: str | None = None  # instead of training one: a tokenizer.json
-    context: int = 256
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(len(self.train) > 0, self, "train", "must name at least one file or directory")
-        if bool(self.valid) == (self.valid_every is not None):
-            raise ConfigError("give either valid (files) or valid_every (one document in N)")
-        if self.valid_every is not None:
-            require(self.valid_every >= 2, self, "valid_every", "must be at least 2")
-        if self.vocab_size is not None:
-            rule = "must be at least 257: 256 bytes and the end token"
-            require(self.vocab_size >= 257, self, "vocab_size", rule)
-            if self.tokenizer is not None:
-                raise ConfigError("give either vocab_size or tokenizer, not both")
-        require(self.context >= 1, self, "context", "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -231,8 +204,12 @@ class TrainConfig:
         return cls(model=model, **made)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top."""
+def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) -> TrainConfig:
+    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top.
+
+    What starts from the run or checkpoint `init` has its tokenizer, and its model if the file
+    describes none.
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -252,7 +229,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         fields[name] = value
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
+    if init is not None:
+        _take_from(checkpoint.find(init), sections)
     return TrainConfig.from_dict(sections, str(path))
+
+
+def _take_from(source: Path, sections: dict[str, Any]) -> None:
+    data = sections.get("data")
+    if isinstance(data, dict) and "tokenizer" not in data:
+        data["tokenizer"] = str(source.resolve() / checkpoint.TOKENIZER)
+        _drop_alternative(data, "data", "tokenizer")
+    if "model" not in sections:
+        sections["model"] = ModelConfig.from_json(source / checkpoint.CONFIG).to_dict()
 
 
 _PATHS = (("data", "train"), ("data", "valid"), ("data", "tokenizer"), ("distill", "teacher"))
@@ -326,13 +314,18 @@ def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
             return value
         return str(directory / Path(value).expanduser())
 
+    def resolve_item(item: Any) -> Any:
+        if isinstance(item, dict) and "path" in item:
+            return {**item, "path": resolve(item["path"])}
+        return resolve(item)
+
     for section, name in _PATHS:
         fields = sections.get(section)
         if not isinstance(fields, dict) or name not in fields:
             continue
         value = fields[name]
         is_list = isinstance(value, list)
-        fields[name] = [resolve(item) for item in value] if is_list else resolve(value)
+        fields[name] = [resolve_item(item) for item in value] if is_list else resolve(value)
 
 
 def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig:
@@ -349,10 +342,8 @@ def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig
     return model
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields with lists for tuples and without absent ones, as TOML and JSON have them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in fields.items()
-        if value is not None
-    }
+def _plain(value: Any) -> Any:
+    """Return a value with lists for tuples and no absent fields, as TOML and JSON have them."""
+    if isinstance(value, dict):
+        return {name: _plain(field) for name, field in value.items() if field is not None}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

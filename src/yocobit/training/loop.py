@@ -51,15 +51,23 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: its last checkpoint is kept."""
 
 
-def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console) -> Path:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    console: Console,
+    init: Path | None = None,
+) -> Path:
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
-    With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
-    after the step at hand, with a checkpoint. The processes of one torchrun all call this.
+    With `resume`, continue from the last checkpoint there, if any. A new run starts from the
+    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run after the
+    step at hand, with a checkpoint. The processes of one torchrun all call this.
     """
     started = time.monotonic()
     with joined(alike=(ConfigError, TrainingError, WriteError)) as processes:
-        return _train(config, run_dir, resume, console, started, processes)
+        return _train(config, run_dir, resume, console, init, started, processes)
 
 
 def _train(
@@ -67,6 +75,7 @@ def _train(
     run_dir: Path,
     resume: bool,
     console: Console,
+    init: Path | None,
     started: float,
     processes: Processes,
 ) -> Path:
@@ -99,6 +108,9 @@ def _train(
         is_compiled=config.run.compile and why_not is None,
     )
     model = _new_model(config, corpus)
+    if init is not None and found is None:
+        start = init
+        processes.together(lambda: checkpoint.load_initial_weights(model, checkpoint.find(start)))
     lines = [*_describe(corpus, model, state)]
     if why_not is not None:
         lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
@@ -299,8 +311,8 @@ class _Run:
     def _bits_per_byte(self, max_tokens: int | None) -> float:
         end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
         context = self.config.data.context
-        with evaluation(self.objective, self.model) as logits:
-            return bits_per_byte(logits, valid, end, context, max_tokens, self.processes)
+        with evaluation(self.objective, Objective(self.model, 0.0)) as objective:
+            return bits_per_byte(objective, valid, end, context, max_tokens, self.processes)
 
     def _save(self, metrics: Metrics) -> Path:
         metrics.sync()
@@ -312,6 +324,7 @@ class _Run:
             self.config.to_dict(),
             self.corpus.tokenizer,
             self.config.run.keep,
+            self.corpus.chat_template,
             self.processes,
         )
 
@@ -331,7 +344,7 @@ class _Run:
             return None
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
         seconds = measured[len(measured) // 2]
-        valid_tokens = len(self.corpus.valid.tokens)
+        valid_tokens = len(self.corpus.valid)
         evaluated = min(self.config.run.eval_tokens or valid_tokens, valid_tokens)
         evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
         per_step = seconds + evaluation * evaluated / self.config.run.eval_every
@@ -409,17 +422,10 @@ def _restore(
 
 
 def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
-    train, valid = corpus.train, corpus.valid
-    yield (
-        f"train {train.n_bytes / 1e6:.2f} MB, {len(train.tokens):,} tokens; "
-        f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
-        f"vocabulary {model.config.vocab_size:,}"
-    )
+    yield from corpus.describe()
     yield (
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
     )
     if model.config.weights != "dense":
         yield f"products of {model.config.weights} weights by {native_products.describe()}"
-    if corpus.n_skipped:
-        yield f"skipped {corpus.n_skipped} .py files that are not UTF-8"

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -36,25 +35,26 @@ def wrap(objective: nn.Module, model: Decoder, parallel: Parallel, n_processes: 
     if parallel == "ddp":
         return nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (n_processes,))
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(objective, mesh=mesh)
-    register_fsdp_forward_method(objective, "logits")
     return objective
 
 
 @contextmanager
-def evaluation(objective: nn.Module, model: Decoder) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Give what maps tokens (B, T) to logits (B, T, V); all processes must call it as often."""
-    if not is_sharded(model.embedding.weight):
-        yield model
+def evaluation(objective: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
+    """Give what evaluates; all processes must call it as often.
+
+    That is the plain objective, neither wrapped nor compiled, unless its weights are sharded.
+    """
+    if not any(is_sharded(parameter) for parameter in plain.parameters()):
+        yield plain
         return
-    assert isinstance(objective.logits, MethodType)
-    yield objective.logits
-    objective.reshard()  # FSDP2 leaves that to a backward pass
+    yield objective
+    objective.reshard()  # type: ignore[operator]  # FSDP2 leaves that to a backward pass
 
 
 def backward_context(objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
+from yocobit.training.corpus import Batch
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
 from yocobit.training.sharding import backward_context, whole
-
-MicroBatch = tuple[Tensor, Tensor]  # inputs, targets, each (B, T)
 
 
 class Objective(nn.Module):
@@ -38,15 +37,14 @@ class Objective(nn.Module):
         """Return the loss, and cross-entropy and divergence from the teacher (2,) without gradient.
 
         Inputs, targets and resets are (B, T); a target below 0 is not scored, and a position where
-        resets is True sees nothing before it. All are sums of nats over scored targets.
+        resets is True sees nothing before it. All are sums of nats over scored targets. Without
+        gradients the teacher is not asked.
         """
         hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
-        guidance = self.teacher and self.teacher.guide(inputs, resets)
+        guidance = None
+        if self.teacher is not None and torch.is_grad_enabled():
+            guidance = self.teacher.guide(inputs, resets)
         return head_loss(hidden, self.model.head.weight, targets.flatten(), self.z_weight, guidance)
-
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Return logits (B, T, V) of inputs (B, T): for evaluation."""
-        return self.model(inputs)
 
 
 @dataclass(frozen=True)
@@ -81,20 +79,20 @@ class GradientStep:
         self.spike_factor = spike_factor
 
     def __call__(
-        self, batches: Sequence[MicroBatch], rate_factor: float, decay_factor: float
+        self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
         """Move the weights by the gradient of `batches`, unless the guard says no.
 
         Every process has as many micro-batches as the others, and gets the same result.
         """
-        n_here = sum(int((targets >= 0).sum()) for _, targets in batches)
+        n_here = sum(int((batch.targets >= 0).sum()) for batch in batches)
         (n_scored,) = self.processes.sum(n_here)
         n_scored = max(1, n_scored)
         n_processes = self.processes.size
         terms = torch.zeros(2, dtype=torch.float64)
-        for i, (inputs, targets) in enumerate(batches, start=1):
+        for i, batch in enumerate(batches, start=1):
             with backward_context(self.objective, is_last=i == len(batches)):
-                loss, part_terms = self.objective(inputs, targets)
+                loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
                 # FSDP2 and DDP divide the sum over processes by their number.
                 (loss / (n_scored / n_processes)).backward()
             terms += part_terms
