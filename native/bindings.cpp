@@ -20,6 +20,8 @@ namespace yocobit {
 
 void bind_kernels(nb::module_& m);    // bindings_kernels.cpp
 void bind_benchmark(nb::module_& m);  // bindings_benchmark.cpp
+void bind_rows(nb::module_& m);       // bindings_rows.cpp
+void bind_training(nb::module_& m);   // bindings_training.cpp
 
 namespace {
 
@@ -206,6 +208,8 @@ NB_MODULE(_native, m) {
     return names;
   });
   bind_kernels(m);
+  bind_rows(m);
+  bind_training(m);
 
   nb::class_<Engine>(m, "Engine")
       .def(

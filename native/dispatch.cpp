@@ -1,6 +1,7 @@
 // Which kernels this CPU can run, asked once.
 
-#include "kernels.h"
+#include "row_kernels.h"
+#include "training_kernels.h"
 
 namespace yocobit {
 
@@ -17,6 +18,24 @@ const Kernels* const* supported_kernels() {
   if (has_avx512) kernels[2] = &kAvx512Kernels;
 #endif
   return kernels;
+}
+
+const RowKernels* const* supported_row_kernels() {
+  static const RowKernels* rows[] = {&kScalarRows, nullptr, nullptr, nullptr};
+#ifdef YOCOBIT_X86
+  const RowKernels* variants[] = {&kAvx2Rows, &kAvx512Rows};
+  for (int i = 1; supported_kernels()[i]; ++i) rows[i] = variants[i - 1];
+#endif
+  return rows;
+}
+
+const TrainingKernels* const* supported_training_kernels() {
+  static const TrainingKernels* training[] = {&kScalarTraining, nullptr, nullptr, nullptr};
+#ifdef YOCOBIT_X86
+  const TrainingKernels* variants[] = {&kAvx2Training, &kAvx512Training};
+  for (int i = 1; supported_kernels()[i]; ++i) training[i] = variants[i - 1];
+#endif
+  return training;
 }
 
 }  // namespace yocobit

@@ -6,6 +6,8 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "row_kernels.h"
+#include "training_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -361,10 +363,16 @@ void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int gr
   }
 }
 
+#include "training_avx2.inc"
+
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kAvx2Kernels
+#define YOCOBIT_TRAINING_TABLE kAvx2Training
 #define YOCOBIT_KERNEL_NAME "avx2"
 #include "kernel_table.inc"
+#define YOCOBIT_ROW_TABLE kAvx2Rows
+#include "row_kernels.inc"
+#include "training_table.inc"
 
 }  // namespace yocobit

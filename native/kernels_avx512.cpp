@@ -8,6 +8,8 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "row_kernels.h"
+#include "training_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -191,11 +193,16 @@ void sign_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, in
 }
 
 #include "head_matmul_avx512.inc"
+#include "training_avx512.inc"
 
 }  // namespace
 
 #define YOCOBIT_KERNEL_TABLE kAvx512Kernels
+#define YOCOBIT_TRAINING_TABLE kAvx512Training
 #define YOCOBIT_KERNEL_NAME "avx512"
 #include "kernel_table.inc"
+#define YOCOBIT_ROW_TABLE kAvx512Rows
+#include "row_kernels.inc"
+#include "training_table.inc"
 
 }  // namespace yocobit

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels.h"
+#include "row_kernels.h"
 
 namespace yocobit {
 namespace {
@@ -193,5 +194,7 @@ void int4_matmul(const Int4Matrix& w, const WideRows& x, int group_begin, int gr
 #define YOCOBIT_KERNEL_TABLE kScalarKernels
 #define YOCOBIT_KERNEL_NAME "scalar"
 #include "kernel_table.inc"
+#define YOCOBIT_ROW_TABLE kScalarRows
+#include "row_kernels.inc"
 
 }  // namespace yocobit

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from yocobit.config import ModelConfig, preset
 from yocobit.model import Decoder
-from yocobit.model.bitlinear import quantize_activations
+from yocobit.model.quantization import quantize_activations
 from yocobit.packing import PackedModel, pack, quantize_rows
 from yocobit.training import checkpoint
 from yocobit.training.tokenizer import train_tokenizer

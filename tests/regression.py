@@ -18,6 +18,7 @@ from packed_models import nano, packed
 from yocobit import Engine
 from yocobit.config import ModelConfig
 from yocobit.model import Decoder
+from yocobit.model.native_products import use_kernels
 
 FILE = Path(__file__).parent / "golden" / "regression.json"
 CASES = [(stack, kind) for stack in ("yoco-gret", "yoco-swa") for kind in ("ternary", "sign")]
@@ -36,7 +37,7 @@ def measure(stack: str, kind: str) -> dict[str, Any]:
         return {
             "codes_sha256": codes.hexdigest(),
             "greedy_tokens": greedy(Engine(packed_model, threads=1, kernels=None)),
-            "losses": losses(model),
+            "losses": plain_losses(model),
         }
 
 
@@ -61,8 +62,9 @@ def greedy(engine: Engine) -> list[int]:
     return tokens
 
 
-def losses(model: Decoder) -> list[float]:
-    """20 steps of plain gradient descent on a fixed batch."""
+@use_kernels("pytorch")
+def plain_losses(model: Decoder) -> list[float]:
+    """20 steps of plain gradient descent on a fixed batch, by products that any CPU has."""
     rng = np.random.default_rng(1)
     batch = torch.from_numpy(rng.integers(0, 64, (4, 33)))
     found = []

@@ -6,21 +6,21 @@ Letters: N tokens   M output features   K input features   B batch   T positions
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from yocobit import _native
 from yocobit.config import ModelConfig, preset
-from yocobit.model.bitlinear import (
-    BitLinear,
-    fake_quantize,
-    quantize_activations,
-    quantize_weight,
-    sign,
-)
+from yocobit.model import native_products
+from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.decoder import FeedForward
 from yocobit.model.mixers import SharedKeysValues
+from yocobit.model.native_products import kernels_for, use_kernels
+from yocobit.model.quantization import fake_quantize, quantize_activations, quantize_weight
 
 QUANTIZED = ("ternary", "sign")
 
@@ -200,6 +200,112 @@ def test_bitlinear_gradients_are_those_of_rounding_ignored(kind):
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.fixture
+def native():
+    """Use the native kernels, the scalar reference if the CPU has no others."""
+    with use_kernels(_native.supported_kernels()[-1]):
+        yield
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("shape", [(200,), (1, 200), (3, 37, 200)])
+def test_native_products_equal_plain_pytorch(native, kind, shape):
+    linears, x = _float32_layers(kind, (40, 24, 7), shape)
+
+    with use_kernels("pytorch"):
+        expected_ys, expected_grad_x, *expected_grads = _products(x, linears)
+    ys, grad_x, *grads = _products(x, linears)
+
+    for y, expected in zip(ys, expected_ys, strict=True):
+        assert torch.equal(y, expected)
+    assert (grad_x - expected_grad_x).abs().max() <= 1e-5 * expected_grad_x.abs().max()
+    # Half a step of 15 bits each, and not all of one sign: far above what float32 loses.
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        assert (grad - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_native_products_take_inputs_and_gradients_of_any_strides(native, kind):
+    linears, x = _float32_layers(kind, (16,), (2, 24, 5))
+    upstream = torch.randn(2, 16, 5, generator=torch.Generator().manual_seed(1)).mT
+
+    strided = torch.autograd.grad(linears[0](x.mT), linears[0].weight, upstream)
+    dense = torch.autograd.grad(
+        linears[0](x.mT.contiguous()), linears[0].weight, upstream.contiguous()
+    )
+
+    assert torch.equal(strided[0], dense[0])
+
+
+def test_native_products_give_only_the_gradients_asked_for(native):
+    linears, x = _float32_layers("ternary", (16,), (3, 24))
+    weight = linears[0].weight
+
+    (only_x,) = torch.autograd.grad(linears[0](x).sum(), x)
+    weight.requires_grad_(False)
+    (without_weight,) = torch.autograd.grad(linears[0](x).sum(), x)
+    weight.requires_grad_(True)
+    (only_weight,) = torch.autograd.grad(linears[0](x.detach()).sum(), weight)
+
+    assert torch.equal(only_x, without_weight)
+    assert only_weight.shape == weight.shape
+
+
+def test_native_products_pass_the_checks_of_pytorch_operators(native):
+    linears, x = _float32_layers("ternary", (5, 8), (3, 24))
+    weights = [linear.weight for linear in linears]
+
+    torch.library.opcheck(torch.ops.yocobit.project, (x, weights, True, "scalar"))
+
+
+@pytest.mark.parametrize("kernels", ["native", "pytorch"])
+def test_compiled_products_equal_eager_ones(native, kernels):
+    linears, x = _float32_layers("sign", (5, 8), (3, 24))
+    compiled = torch.compile(project, backend="aot_eager", fullgraph=True)
+    name = kernels if kernels == "pytorch" else native_products.kernels()
+
+    with use_kernels(name):
+        actual = torch.autograd.grad([y.sum() for y in compiled(x, *linears)], x)
+        expected = torch.autograd.grad([y.sum() for y in project(x, *linears)], x)
+
+    assert torch.equal(actual[0], expected[0])
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_gradients_of_native_products_can_be_differentiated_as_plain_ones_can(native, kind):
+    linears, x = _float32_layers(kind, (16,), (3, 24))
+
+    def twice():
+        (grad,) = torch.autograd.grad(linears[0](x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    with use_kernels("pytorch"):
+        expected = twice()
+    actual = twice()
+
+    assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_kernels_are_native_for_float32_on_a_cpu_only(native):
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    name = native_products.kernels()
+
+    assert kernels_for(x, [weight]) == name
+    assert kernels_for(x.double(), [weight.double()]) == "pytorch"
+    assert kernels_for(x, [weight.bfloat16()]) == "pytorch"
+    assert kernels_for(x.to("meta"), [weight.to("meta")]) == "pytorch"
+    assert kernels_for(x[:0], [weight]) == "pytorch"
+    assert name in native_products.describe()
+    with use_kernels("pytorch"):
+        assert kernels_for(x, [weight]) == "pytorch"
+        assert native_products.describe() == "plain PyTorch"
+
+
+def test_kernels_that_are_not_there_are_refused_and_named():
+    with pytest.raises(ValueError, match=r"must be one of pytorch, scalar.* but are 'sse'"):
+        use_kernels("sse").__enter__()
+
+
 def test_dense_bitlinear_is_a_plain_product_with_its_gradients():
     layer, x = _random_layer("dense", N=3, M=2, K=8)
     x.requires_grad_()
@@ -280,6 +386,27 @@ def _random_layer(kind: str, N: int, M: int, K: int) -> tuple[BitLinear, torch.T
     layer = BitLinear(K, M, kind).double()
     torch.nn.init.normal_(layer.weight, std=0.3, generator=generator)
     return layer, torch.randn(N, K, generator=generator, dtype=torch.float64)
+
+
+def _float32_layers(
+    kind: str, Ms: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[list[BitLinear], torch.Tensor]:
+    """Return layers of K input features and x, whose shape ends in K or (K, B)."""
+    generator = torch.Generator().manual_seed(sum(Ms))
+    K = shape[1] if shape[-1] == 5 else shape[-1]
+    linears = [BitLinear(K, M, kind) for M in Ms]
+    for linear in linears:
+        torch.nn.init.normal_(linear.weight, std=0.3, generator=generator)
+    return linears, torch.randn(shape, generator=generator).requires_grad_()
+
+
+def _products(x: torch.Tensor, linears: list[BitLinear]) -> list[Any]:
+    """Return the outputs, then the gradients of x and of the weights for random upstream ones."""
+    ys = project(x, *linears)
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(y.shape, generator=generator) for y in ys]
+    leaves = [x, *(linear.weight for linear in linears)]
+    return [ys, *torch.autograd.grad(ys, leaves, upstream)]
 
 
 def _straight_through(x: torch.Tensor, weight: torch.Tensor, kind: str) -> torch.Tensor:

@@ -11,6 +11,7 @@ from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import OptimConfig
+from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
 from yocobit.training.tokenizer import train_tokenizer
 
@@ -25,13 +26,15 @@ FILES = [
 ]
 
 
-def save(run_dir: Path, step: int, keep: int = 9, **changes) -> tuple[Path, Decoder]:
+def save(
+    run_dir: Path, step: int, keep: int = 9, best: int | None = None, **changes
+) -> tuple[Path, Decoder]:
     torch.manual_seed(step)
     model = Decoder(preset("nano").replace(**changes))
     optimizers = Optimizers(model, OptimConfig(optimizer="muon"))
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     optimizers.step(1.0, 1.0)
-    state = RunState("hash", step=step)
+    state = RunState("hash", step=step, best_step=best)
     path = checkpoint.save(
         run_dir, state, model, optimizers.state(), {"run": {"seed": 1}}, TOKENIZER, keep
     )
@@ -58,6 +61,21 @@ def test_load_state_returns_the_saved_progress(tmp_path):
     path, _ = save(tmp_path, 7)
 
     assert checkpoint.load_state(path) == RunState("hash", step=7)
+
+
+def test_load_state_gives_the_guard_back(tmp_path):
+    guard = Guard(norms=[0.1, 1 / 3], n_skipped=3, n_in_a_row=1)
+    model = Decoder(preset("nano"))
+
+    state = RunState("hash", step=1, guard=guard)
+    path = checkpoint.save(tmp_path, state, model, {}, {}, TOKENIZER, 1)
+
+    assert checkpoint.load_state(path).guard == guard
+
+
+def test_load_train_returns_the_saved_settings(tmp_path):
+    path, _ = save(tmp_path, 7)
+
     assert checkpoint.load_train(path) == {"run": {"seed": 1}}
 
 
@@ -104,6 +122,40 @@ def test_save_keeps_the_newest(tmp_path):
         save(tmp_path, step, keep=2)
 
     assert names(tmp_path) == ["step-000002", "step-000010"]
+
+
+def test_save_keeps_the_best_beside_the_newest(tmp_path):
+    for step, best in ((1, 1), (2, 2), (3, 2), (10, 2)):
+        save(tmp_path, step, keep=1, best=best)
+
+    assert names(tmp_path) == ["step-000002", "step-000010"]
+
+
+def test_best_and_last_are_names_of_checkpoints(tmp_path):
+    for step, best in ((1, 1), (2, 2), (3, 2)):
+        save(tmp_path, step, best=best)
+    directory = tmp_path / "checkpoints"
+
+    assert checkpoint.find(directory / "best") == directory / "step-000002"
+    assert checkpoint.find(directory / "last") == directory / "step-000003"
+    assert checkpoint.find(tmp_path) == directory / "step-000003"
+    assert checkpoint.load_model(directory / "best").config == preset("nano")
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_best_and_last_of_a_run_without_them_are_refused(tmp_path, name):
+    path = tmp_path / "checkpoints" / name
+
+    with pytest.raises(ConfigError, match=f"{name}: the run has no such checkpoint yet"):
+        checkpoint.find(path)
+
+
+def test_best_that_is_torn_is_no_checkpoint(tmp_path):
+    torn, _ = save(tmp_path, 1, best=1)
+    save(tmp_path, 2, best=1)
+    (torn / "model.safetensors").write_bytes(b"torn")
+
+    assert checkpoint.best(tmp_path) is None
 
 
 def test_remove_partial_leaves_whole_checkpoints(tmp_path):

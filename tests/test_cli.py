@@ -18,7 +18,16 @@ from yocobit.cli import app
 
 # A new option needs a line here, and its reason in the commit.
 OPTIONS = {
-    "train": {"--out", "--resume", "--set", "--tensorboard", "--json"},
+    "train": {
+        "--out",
+        "--resume",
+        "--init",
+        "--set",
+        "--teacher",
+        "--compile",
+        "--tensorboard",
+        "--json",
+    },
     "plot": {"--out", "--x"},
     "pack": {"--weights", "--head", "--json"},
     "import": {"--head", "--json"},
@@ -150,6 +159,25 @@ def test_the_whole_way_from_text_to_text(project):
     generated = run("generate", model, "--prompt", "def ", "--max-tokens", 5)
     assert generated.returncode == 0, generated.stderr
     assert generated.stdout.startswith("def ")
+
+
+def test_train_distils_from_a_teacher_and_says_why_nothing_is_compiled(project):
+    config, out = project / "config.toml", project / "run"
+    assert run("train", config, "--out", project / "teacher").returncode == 0
+    config.write_text(CONFIG.replace("vocab_size = 300\n", ""))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run",
+         "--teacher", "teacher", "--compile"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CXX": "/nowhere/c++"},
+    )  # fmt: skip
+
+    assert result.returncode == 0, result.stderr
+    assert "warning: run.compile is on but nothing is compiled" in result.stdout
+    assert '"divergence"' in (out / "metrics.jsonl").read_text()
 
 
 def test_train_resumes_and_refuses_to_overwrite(project):

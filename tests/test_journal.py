@@ -17,7 +17,8 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from yocobit.config import ConfigError
 from yocobit.model import Decoder
-from yocobit.model.bitlinear import BitLinear, quantize_weight
+from yocobit.model.bitlinear import BitLinear
+from yocobit.model.quantization import quantize_weight
 from yocobit.training import checkpoint, description, loop
 from yocobit.training.config import load
 from yocobit.training.journal import Journal

@@ -268,6 +268,13 @@ def test_rope_in_float32_keeps_its_angles_at_far_positions(kind):
     np.testing.assert_allclose(y, expected, rtol=0, atol=4 * 6 * 2**-24)
 
 
+@pytest.mark.parametrize("kind", ["interleaved", "half"])
+def test_rope_gradients_equal_finite_differences(kind):
+    x = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+
+    assert torch.autograd.gradcheck(lambda x: rope(x, 7, kind, 100.0), x.requires_grad_())
+
+
 def test_rope_kind_none_changes_nothing():
     x = torch.randn(B, 3, 7, 16)
 

@@ -133,6 +133,42 @@ def test_form_gradients_equal_those_of_the_recurrence(form, log_decay):
         assert error <= 1e-10 * reference.abs().max()  # the bound of the golden files
 
 
+def test_form_gradients_are_those_of_the_recurrence_where_all_is_forgotten(form):
+    q, k, v, log_decay, state = _random_inputs(T=70)
+    log_decay[:, :, [0, 40, 41, 64]] = -torch.inf
+    inputs = [x.requires_grad_() for x in (q, k, v, log_decay, state)]
+
+    expected = _gradients(retention.recurrent, inputs)
+    actual = _gradients(form, inputs)
+
+    for gradient, reference in zip(actual, expected, strict=True):
+        # The clamp costs an exponent 1e-13, its distance from -1000 in float64.
+        assert (gradient - reference).abs().max() <= 1e-12 * reference.abs().max()
+
+
+def test_chunkwise_keeps_its_inputs_and_a_state_per_chunk_for_the_backward_pass():
+    T, chunk = 48, 16
+    q, k, v, log_decay, state = (x.requires_grad_() for x in _random_inputs(T))
+    kept: list[torch.Tensor] = []
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        retention.chunkwise(q, k, v, log_decay, state, chunk)
+
+    new = [x for x in kept if all(x is not given for given in (q, k, v, log_decay))]
+    assert sum(x.numel() for x in new) == B * H * (T // chunk + 1) * D * E
+
+
+def test_chunkwise_takes_heads_as_projections_leave_them_in_memory(T=70):
+    q, k, v, log_decay, state = _random_inputs(T)
+    strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
+    inputs = [x.requires_grad_() for x in (q, k, v, log_decay, state)]
+    others = [x.requires_grad_() for x in (*strided, log_decay, state)]
+
+    actual = _gradients(lambda *args: retention.chunkwise(*args, chunk=10), others)
+
+    torch.testing.assert_close(actual, _gradients(retention.recurrent, inputs))
+
+
 @pytest.mark.parametrize("T", [1, 70])
 @pytest.mark.parametrize("gate_logits", [(-1e3, -1e3), (1e3, 1e3), (-1e3, 1e3)])
 def test_layer_gradients_are_finite_at_extreme_gates(T, gate_logits):

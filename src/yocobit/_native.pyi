@@ -41,6 +41,71 @@ def multiply_adds_per_s(instruction: str, cpus: list[int], n_passes: int) -> flo
 def read_bytes_per_s(cpus: list[int], size: int, n_passes: int) -> float: ...
 def fill(session: Session, n: int) -> None: ...
 
+# Products of training: arrays of NumPy; the results are written into the last ones.
+def use_openmp(parallel: int, thread_num: int, num_threads: int) -> None: ...
+def training_forward(
+    kernels: str,
+    n_threads: int,
+    x: Floats,
+    weights: list[Floats],
+    scales: Floats,
+    is_ternary: bool,
+    codes: NDArray[np.int8],
+    x_scales: Floats,
+    ys: list[Floats],
+) -> None: ...
+def training_backward(
+    kernels: str,
+    n_threads: int,
+    grads: list[Floats],
+    codes: NDArray[np.int8],
+    x_scales: Floats,
+    weights: list[Floats],
+    scales: Floats,
+    is_ternary: bool,
+    grad_x: Floats | None,
+    grad_ws: list[Floats],
+) -> None: ...
+
+# Rows of training; the last arrays of each take the results.
+def training_norm(
+    kernels: str, n_threads: int, x: Floats, weight: Floats, eps: float, y: Floats, r: Floats
+) -> None: ...
+def training_norm_gradient(
+    kernels: str,
+    n_threads: int,
+    grad: Floats,
+    x: Floats,
+    weight: Floats,
+    r: Floats,
+    grad_x: Floats,
+    grad_weight: Floats,
+) -> None: ...
+def training_gate(
+    kernels: str,
+    n_threads: int,
+    gate: Floats,
+    up: Floats,
+    weight: Floats | None,
+    eps: float,
+    y: Floats,
+    r: Floats,
+    head_r: Floats,
+) -> None: ...
+def training_gate_gradient(
+    kernels: str,
+    n_threads: int,
+    grad: Floats,
+    gate: Floats,
+    up: Floats,
+    weight: Floats | None,
+    r: Floats,
+    head_r: Floats,
+    grad_gate: Floats,
+    grad_up: Floats,
+    grad_weight: Floats,
+) -> None: ...
+
 # Single kernels, for tests.
 def bit_matmul(
     kernels: str, codes: NDArray[np.uint8], m: int, x: NDArray[np.int8], is_ternary: bool

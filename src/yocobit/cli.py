@@ -111,10 +111,23 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run that is there.")
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
+    ] = None,
     set_: Annotated[
         list[str],
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
     ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Learn from its logits, too: a run, or a Hugging Face directory."
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the model by torch.compile.")
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's events, too.")
     ] = False,
@@ -123,9 +136,17 @@ def train(
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
     training = _import_training()
     console = Console(stderr=as_json)
+    overrides = [*set_]
+    if teacher is not None:
+        overrides.append(f"distill.teacher={json.dumps(str(teacher))}")
+    if compile_:
+        overrides.append("run.compile=true")
     if tensorboard:
-        set_ = [*set_, "run.tensorboard=true"]
-    checkpoint = training.train(training.load(config, set_), out, resume=resume, console=console)
+        overrides.append("run.tensorboard=true")
+    settings = training.load(config, overrides, init)
+    checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
+    if console.quiet:  # in a process that is not the first of its run
+        return
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:

@@ -225,6 +225,8 @@ def _describe(kind: Any) -> str:
         return "a list, each item " + _describe(arguments[0])
     if arguments:
         return " or ".join(_describe(argument) for argument in arguments)
+    if dataclasses.is_dataclass(kind):
+        return "a table"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return words.get(kind, "absent" if kind is type(None) else kind.__name__)
 

@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+class WriteError(RuntimeError):
+    """A file that cannot be written, as when the disk is full; what was there before is whole."""
+
+    def __init__(self, path: Path, error: Exception, kept: str) -> None:
+        reason = error.strerror if isinstance(error, OSError) else error
+        super().__init__(
+            f"{path}: cannot be written ({reason}); {kept}; make room and go on with --resume"
+        )
+
+
 def flush(path: Path) -> None:
     """Bring a file's content, or a directory's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,7 +1,7 @@
 """Linear layers with 1-bit and 1.58-bit weights, trained straight through.
 
-The one statement of the quantisation that training, packing and the engine share: integers are
-exact in float32 here (|sum| <= 127 K < 2^24 for every K that ModelConfig admits).
+Their products are native where there are kernels for them, plain PyTorch elsewhere: the same
+integers, scales and roundings (native_products.py, plain_products.py).
 
 Letters: M output features   K input features
 """
@@ -15,80 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.config import WeightKind
-
-# Keeps an all-zero row or matrix from dividing by zero; far below any trained magnitude.
-SMALLEST_SCALE = 1e-12
-
-
-def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
-    """Round x (..., K) to integers in [-levels, levels] per row (absmax, half to even).
-
-    Returns the integers in x's dtype and the scale (..., 1); integers * scale approximates x.
-    """
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_SCALE)
-    return (x * (levels / largest)).round(), largest / levels
-
-
-def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
-    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar tensor.
-
-    "ternary" is BitNet b1.58 (arXiv:2402.17764), "sign" is BitNet b1 (arXiv:2310.11453).
-    """
-    scale = weight.abs().mean().clamp_min(SMALLEST_SCALE)
-    if kind == "ternary":
-        return (weight / scale).round().clamp(-1, 1), scale
-    if kind == "sign":
-        return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype), scale
-    raise ValueError(f"weight kind must be 'ternary' or 'sign' but is {kind!r}")
-
-
-def fake_quantize(x: Tensor, levels: int) -> Tensor:
-    """Round the last dimension of x as a cache with that many levels would; gradient 1."""
-    codes, scale = quantize_activations(x.detach(), levels)
-    return x + (codes * scale - x.detach())
-
-
-class _QuantizedLinear(torch.autograd.Function):
-    """y = (x_codes w_codes^T) s_x s_w for each weight; all roundings have gradient 1."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: WeightKind, *weights: Tensor) -> tuple[Tensor, ...]:
-        x_codes, x_scale = quantize_activations(x)
-        quantized = [quantize_weight(weight, kind) for weight in weights]
-        w_codes = torch.cat([codes for codes, _ in quantized])  # (sum of M, K)
-        w_scales = [scale for _, scale in quantized]
-        ctx.sizes = [len(weight) for weight in weights]
-        ctx.is_fast = uses_fast_products(x)
-        if ctx.is_fast:
-            x_codes, w_codes = x_codes.to(torch.int8), w_codes.to(torch.int8)
-            sums = torch._int_mm(x_codes.flatten(0, -2), w_codes.mT)
-            sums = sums.unflatten(0, x.shape[:-1])
-        else:
-            sums = F.linear(x_codes, w_codes)
-        ctx.save_for_backward(x_codes, x_scale, w_codes, *w_scales)
-        parts = sums.split(ctx.sizes, dim=-1)
-        return tuple(part * (x_scale * s) for part, s in zip(parts, w_scales, strict=True))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_codes, x_scale, w_codes, *w_scales = ctx.saved_tensors
-        dtype = torch.bfloat16 if ctx.is_fast else x_scale.dtype
-        grad = torch.cat([g.to(dtype).flatten(0, -2) for g in grads], dim=-1)  # (N, sum of M)
-        x = (x_codes.to(dtype) * x_scale.to(dtype)).flatten(0, -2)
-        w_scale = torch.cat([s.expand(m) for s, m in zip(w_scales, ctx.sizes, strict=True)])
-        w = w_codes.to(dtype) * w_scale.to(dtype)[:, None]
-        grad_x = (grad @ w).to(x_scale.dtype).unflatten(0, grads[0].shape[:-1])
-        grad_w = (grad.mT @ x).to(x_scale.dtype).split(ctx.sizes)
-        return grad_x, None, *grad_w
+from yocobit.model import native_products
+from yocobit.model.plain_products import PlainProducts
 
 
 def uses_fast_products(x: Tensor) -> bool:
-    """Whether products may be of int8 and bfloat16: torch.set_float32_matmul_precision allows it.
+    """Whether products may be of bfloat16: torch.set_float32_matmul_precision allows it."""
+    return _allows_fast_products() and x.device.type == "cpu" and x.dtype == torch.float32
 
-    Forward, integers are exact either way; gradients then have the precision of bfloat16.
-    """
-    is_allowed = torch.get_float32_matmul_precision() == "medium"
-    return is_allowed and x.device.type == "cpu" and x.dtype == torch.float32
+
+# torch.compile cannot trace the question, and a run asks it of one setting only.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _allows_fast_products() -> bool:
+    return torch.get_float32_matmul_precision() == "medium"
 
 
 class BitLinear(nn.Linear):
@@ -120,9 +59,15 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
         return tuple(linear(x) for linear in linears)  # adapters wrap some
     kind = linears[0].kind
     if kind == "dense":
-        return tuple(F.linear(x, linear.weight) for linear in linears)
-    weights = [linear.weight for linear in linears]
-    ys: tuple[Tensor, ...] = _QuantizedLinear.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
+        if not uses_fast_products(x):
+            return tuple(F.linear(x, linear.weight) for linear in linears)
+        with torch.autocast("cpu", torch.bfloat16):
+            return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    kernels = native_products.kernels_for(x, weights)
+    if kernels != native_products.PYTORCH:
+        return tuple(native_products.project(x, weights, kind == "ternary", kernels))
+    ys: tuple[Tensor, ...] = PlainProducts.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
     return ys
 
 

@@ -26,7 +26,7 @@ from yocobit.model.mixers import (
     Unseen,
     sub_norm,
 )
-from yocobit.model.norm import RMSNorm
+from yocobit.model.norm import RMSNorm, gated_norm
 from yocobit.model.rope import Positions
 
 
@@ -46,6 +46,7 @@ class FeedForward(nn.Module):
         super().__init__()
         C, F_ = config.d_model, config.d_ff
         self.kind = config.ffn
+        self.eps = config.norm_eps
         if self.kind != "sign":
             self.gate_proj = BitLinear(C, F_, config.weights)
         self.up_proj = BitLinear(C, F_, config.weights)
@@ -58,8 +59,9 @@ class FeedForward(nn.Module):
         if self.kind == "sign":
             return self.down_proj(sign(self.up_proj(x)))
         gate, up = project(x, self.gate_proj, self.up_proj)
-        gate = F.silu(gate) if self.kind == "swiglu" else F.relu(gate).square()
-        return self.down_proj(self.sub_norm(gate * up))
+        if self.kind == "swiglu":
+            return self.down_proj(gated_norm(gate, up, self.sub_norm, self.eps))
+        return self.down_proj(self.sub_norm(F.relu(gate).square() * up))
 
 
 class Block(nn.Module):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
-from yocobit.model.bitlinear import BitLinear, fake_quantize, project
-from yocobit.model.norm import RMSNorm
+from yocobit.model.bitlinear import BitLinear, project
+from yocobit.model.norm import RMSNorm, gated_norm
+from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import Positions, rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
@@ -94,8 +95,7 @@ class GatedRetention(nn.Module):
             log_decay = log_decay.masked_fill(padding, 0)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
         y, state = form(q, k, v, log_decay, state)
-        y = F.rms_norm(y, y.shape[-1:], eps=self.eps).transpose(1, 2).flatten(2)
-        return self.out_proj(self.sub_norm(F.silu(g) * y)), state
+        return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state
 
 
 class SelfAttention(nn.Module):
@@ -189,11 +189,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unsee
     if isinstance(unseen, Documents):
         return _attention_by_document(q, k, v, window, unseen)
     T, S = q.shape[2], k.shape[2]
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    has_groups = q.shape[1] != k.shape[1]
     if T == S and unseen is None and (window is None or window >= T):
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=has_groups)
     else:
         query = torch.arange(S - T, S, device=q.device)[:, None]
         key = torch.arange(S, device=q.device)
@@ -203,7 +201,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unsee
         if unseen is not None:
             # Padding sees itself: softmax over nothing would be NaN.
             seen = seen & unseen.real[:, None, None, -S:] | (key == query)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=has_groups)
     return y.transpose(1, 2).flatten(2)
 
 

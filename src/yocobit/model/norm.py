@@ -1,6 +1,8 @@
-"""RMSNorm (arXiv:1910.07467) in few passes over memory; torch composes it of many on CPUs.
+"""RMSNorm (arXiv:1910.07467) and the gated products before it, in one pass over memory each.
 
-Letters: N tokens   K features
+Where the native kernels do not serve a tensor, its plain PyTorch twin here does.
+
+Letters: B batch   T positions   N tokens   K features   H heads   D head size
 """
 
 from __future__ import annotations
@@ -8,7 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from yocobit.model import row_kernels
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -16,13 +21,22 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()  # (..., 1)
+        ctx.is_native = row_kernels.serves(x, weight)
+        if ctx.is_native:
+            y, r = row_kernels.norm(_rows(x), weight, eps)
+            y = y.view_as(x)
+        else:
+            r = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()  # (..., 1)
+            y = (x * r).mul_(weight)
         ctx.save_for_backward(x, r, weight)
-        return (x * r).mul_(weight)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
+        if ctx.is_native:
+            grad_x, grad_weight = row_kernels.norm_gradient(_rows(grad), _rows(x), weight, r)
+            return grad_x.view_as(x), grad_weight, None
         products = (grad * x).flatten(0, -2)  # (N, K)
         grad_weight = products.mT @ r.flatten()
         # d r / d x_k = -r^3 x_k / K
@@ -38,3 +52,48 @@ class RMSNorm(nn.RMSNorm):
         assert self.eps is not None
         y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return y
+
+
+class _Gate(torch.autograd.Function):
+    """norm(silu(gate) * up) by the native kernels; keeps gate and up, and recomputes the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        ctx.has_heads = up.ndim > gate.ndim
+        # (H, N, D), as retention.chunkwise leaves it in memory
+        up = up.transpose(0, 1).flatten(1, 2).contiguous() if ctx.has_heads else _rows(up)[None]
+        y, r, head_r = row_kernels.gate(_rows(gate), up, weight, eps, ctx.has_heads)
+        ctx.save_for_backward(gate, up, weight, r, head_r)
+        return y.view_as(gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight, r, head_r = ctx.saved_tensors
+        grad_gate, grad_up, grad_weight = row_kernels.gate_gradient(
+            _rows(grad), _rows(gate), up, weight, r, head_r
+        )
+        grad_up = grad_up.view_as(gate)
+        if ctx.has_heads:
+            grad_up = grad_up.unflatten(-1, (len(up), -1)).transpose(1, 2)
+        return grad_gate.view_as(gate), grad_up, None if weight is None else grad_weight, None
+
+
+def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    """Return norm(silu(gate) * up) for gate (..., K); norm is an RMSNorm or an Identity.
+
+    up is (..., K), or (B, H, T, D) for gate (B, T, H * D): each head of it is then normalised,
+    without weight.
+    """
+    weight = norm.weight if isinstance(norm, RMSNorm) else None
+    if row_kernels.serves(gate, up) and (weight is None or row_kernels.serves(weight)):
+        y: Tensor = _Gate.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
+        return y
+    if up.ndim > gate.ndim:
+        up = F.rms_norm(up, up.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
+    normed: Tensor = norm(F.silu(gate) * up)
+    return normed
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return x (..., K) as (N, K), contiguous."""
+    return x.reshape(-1, x.shape[-1]).contiguous()

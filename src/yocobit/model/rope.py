@@ -6,6 +6,7 @@ Letters: B batch   H heads   T positions   D head size
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,10 +29,32 @@ def rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
     else:
         cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
     if kind == "interleaved":
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (B, H, T, D/2)
-        return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+        y: Tensor = _Turn.apply(x, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
+        return y
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class _Turn(torch.autograd.Function):
+    """x (..., T, D) with its pairs of neighbours as complex numbers times turns (T, D/2).
+
+    The gradient is turned back; autograd's own copies it to conjugate it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, turns: Tensor) -> Tensor:
+        ctx.save_for_backward(turns)
+        return _times(x, turns)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (turns,) = ctx.saved_tensors
+        return _times(grad, turns.conj().resolve_conj()), None
+
+
+def _times(x: Tensor, turns: Tensor) -> Tensor:
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (..., T, D/2)
+    return torch.view_as_real(pairs * turns).flatten(-2)
 
 
 def frequencies(head_dim: int, kind: RopeKind, theta: float) -> Tensor:

@@ -150,7 +150,7 @@ def _ternary(
     checkpoint: _Checkpoint, name: str, shape: tuple[int, ...]
 ) -> tuple[NDArray[np.int8], float]:
     """Return weights (M, K) in {-1, 0, +1} and their scale."""
-    from yocobit.model.bitlinear import quantize_weight
+    from yocobit.model.quantization import quantize_weight
 
     M, K = shape
     weight = checkpoint.read(name)

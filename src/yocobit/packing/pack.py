@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
+    CHAT_TEMPLATE,
     CONFIG,
     MODEL,
     TOKENIZER,
@@ -45,6 +46,7 @@ def pack(
     `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense). `head`
     is "int8" or "int4", which halves what a token reads of it and costs some exactness.
     """
+    from yocobit.training.chat import END_OF_TURN
     from yocobit.training.checkpoint import find, load_model
 
     source = find(checkpoint)
@@ -60,7 +62,12 @@ def pack(
             raise ConfigError(f"head must be int8 or int4 but is {head!r}")
     tokenizer_file = source / TOKENIZER
     tokenizer = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
-    return write_model(out, config, tensors, tokenizer, _generation_config(tokenizer_file))
+    generation = _generation_config(tokenizer_file)
+    template_file, template = source / CHAT_TEMPLATE, None
+    if template_file.is_file():
+        template = template_file.read_bytes()
+        generation["stop_strings"] = [END_OF_TURN]
+    return write_model(out, config, tensors, tokenizer, generation, template)
 
 
 def _weight_kind(source: Path, trained: WeightKind, asked: str | None) -> str:
@@ -106,7 +113,7 @@ def _tensors(
 
 def _quantize(parameter: Tensor, kind: str) -> tuple[Array, Array]:
     """Return the codes and the scale (1,) of master weights (M, K), as training computes them."""
-    from yocobit.model.bitlinear import quantize_weight
+    from yocobit.model.quantization import quantize_weight
 
     assert kind in ("ternary", "sign")
     weights, scale = quantize_weight(parameter, "ternary" if kind == "ternary" else "sign")
@@ -159,10 +166,12 @@ def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
     from yocobit.training.tokenizer import END
 
     if not tokenizer_file.is_file():
-        return _SAMPLING
+        return dict(_SAMPLING)
     try:
         end = Tokenizer.from_str(tokenizer_file.read_text(encoding="utf-8")).token_to_id(END)
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
     # Documents begin where the one before has ended, so the same token begins a text.
-    return _SAMPLING if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
+    return (
+        dict(_SAMPLING) if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
+    )

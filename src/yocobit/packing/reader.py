@@ -24,6 +24,7 @@ from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
 MODEL = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION = "generation_config.json"
 FORMAT = "yocobit"
 FORMAT_VERSION = "1"

@@ -21,6 +21,7 @@ from yocobit.config import ConfigError, ModelConfig
 from yocobit.disk import flush
 from yocobit.packing.reader import (
     ALIGNMENT,
+    CHAT_TEMPLATE,
     CONFIG,
     FORMAT,
     FORMAT_VERSION,
@@ -45,6 +46,7 @@ def write_model(
     tensors: dict[str, Array],
     tokenizer: bytes | None,
     generation: dict[str, Any],
+    chat_template: bytes | None = None,
 ) -> PackedModel:
     """Write a packed model into the new directory `out`; ConfigError if that exists."""
     config_json = _json(config.to_json())
@@ -56,6 +58,8 @@ def write_model(
             (directory / TOKENIZER).write_bytes(tokenizer)
             metadata["tokenizer_sha256"] = hashlib.sha256(tokenizer).hexdigest()
         (directory / GENERATION).write_bytes(_json(generation))
+        if chat_template is not None:
+            (directory / CHAT_TEMPLATE).write_bytes(chat_template)
         write_safetensors(directory / MODEL, tensors, metadata)
         read_model(directory)
     return read_model(out)

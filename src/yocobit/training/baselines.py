@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import json
 import lzma
 from pathlib import Path
 
 import numpy as np
 
-from yocobit.training.tokenizer import end_token, load_tokenizer
+from yocobit.training.corpus import open_valid
+from yocobit.training.tokenizer import end_token
 
 
 def validation_text(data: Path) -> bytes:
     """Return the validation documents of RUN/data, one after the other, as UTF-8."""
-    index = json.loads((data / "index.json").read_text(encoding="utf-8"))
-    tokenizer = load_tokenizer(data / "tokenizer.json")
-    tokens = np.fromfile(data / "valid.bin", dtype=index["valid"]["dtype"])
+    tokenizer, valid = open_valid(data)
+    tokens = valid.read(0, len(valid))
     texts: list[bytes] = []
     begin = 0
     for end in np.flatnonzero(tokens == end_token(tokenizer)):

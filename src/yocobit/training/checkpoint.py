@@ -4,6 +4,7 @@
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
     tokenizer.json                                   state.json    progress, and each file's size
     tokenizer_config.json, generation_config.json    for transformers
+    chat_template.jinja    of a run whose text has conversations
 
 A directory is written beside, flushed and renamed; one whose files are absent or of another size
 than state.json says is torn, and is never read.
@@ -19,14 +20,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.disk import flush, write_json
+from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
+from yocobit.training.distributed import ALONE, Processes
+from yocobit.training.guard import Guard
+from yocobit.training.precision import Precision
+from yocobit.training.sharding import is_sharded, save_parts
 from yocobit.training.tokenizer import END, end_token
 
 MODEL = "model.safetensors"
@@ -35,8 +41,11 @@ CONFIG = "config.json"
 TRAIN = "train.json"
 TOKENIZER = "tokenizer.json"
 STATE = "state.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 _CONTENTS = (MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER)
+BEST, LAST = "best", "last"  # names that `find` knows beside those of directories
 _NAME = re.compile(r"step-(\d+)")
+_DIRECTORY = "checkpoints"
 _PARTIAL = ".partial-"
 
 
@@ -45,13 +54,27 @@ class RunState:
     """How far a run is. With the configuration and the weights, all that the next step needs."""
 
     corpus_sha256: str
+    teacher_sha256: str | None = None
     step: int = 0  # steps done
     total_steps: int | None = None  # None: a time budget not measured yet
     n_tokens: int = 0
     seconds: float = 0.0
     valid_bits_per_byte: float | None = None  # latest
-    best_bits_per_byte: float | None = None
-    threads: int = 1
+    best_bits_per_byte: float | None = None  # on the text of evaluations before the last
+    best_step: int | None = None
+    guard: Guard = dataclasses.field(default_factory=Guard)
+    # How the machine computed: with another, the same run has other last bits.
+    threads: int = 1  # of each process
+    processes: int = 1
+    precision: Precision = "float32"
+    is_compiled: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        workers = f"{self.threads} threads"
+        if self.processes > 1:
+            workers += f" in each of {self.processes} processes"
+        return f"{workers}, {self.precision}{', compiled' * self.is_compiled}"
 
 
 def save(
@@ -62,38 +85,79 @@ def save(
     train: dict[str, Any],
     tokenizer: Tokenizer,
     keep: int,
+    chat_template: str | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
-    """Write the checkpoint of `state.step`, if it is not there, and keep the `keep` newest."""
-    directory = run_dir / "checkpoints"
-    partial = directory / f"{_PARTIAL}{os.getpid()}"
+    """Write the checkpoint of `state.step`, if it is not there.
+
+    The `keep` newest and the best are kept. WriteError leaves what was there before as it was. All
+    processes of a run call this together, each with its part of the tensors.
+    """
+    directory = run_dir / _DIRECTORY
     final = directory / f"step-{state.step:06d}"
-    if _is_complete(final):
+    if processes.from_first(_is_complete(final)):
         return final
+    partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
+
+    def finish() -> None:
+        _write_rest(partial, state, model.config, train, tokenizer, chat_template)
+        shutil.rmtree(final, ignore_errors=True)  # torn
+        partial.rename(final)
+
+    try:
+        processes.first(lambda: _make_empty(partial))
+        _write_tensors(partial, model, optimizer, processes)
+        processes.first(finish)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        kept = last(run_dir)
+        raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
+    processes.first(lambda: _keep(run_dir, keep, state.best_step))
+    return final
+
+
+def _make_empty(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _write_tensors(
+    partial: Path, model: Decoder, optimizer: dict[str, Tensor], processes: Processes
+) -> None:
+    weights = dict(model.state_dict())
     if model.config.tie_embeddings:
         del weights["head.weight"]
-    save_file(weights, partial / MODEL, metadata={"format": "pt"})
-    save_file(
-        {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
-    )
-    write_json(partial / CONFIG, model.config.to_json())
+    files = {partial / MODEL: weights, partial / OPTIMIZER: optimizer}
+    if is_sharded(weights["embedding.weight"]):
+        return save_parts(files, processes.is_first)
+
+    def save() -> None:
+        for path, tensors in files.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, path, metadata={"format": "pt"})
+
+    processes.first(save)
+
+
+def _write_rest(
+    partial: Path,
+    state: RunState,
+    config: ModelConfig,
+    train: dict[str, Any],
+    tokenizer: Tokenizer,
+    chat_template: str | None,
+) -> None:
+    """Write what belongs to the tensors that are there, and bring all of it to disk."""
+    write_json(partial / CONFIG, config.to_json())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     _write_token_roles(partial, tokenizer)
-    sizes = {name: (partial / name).stat().st_size for name in _CONTENTS}
+    if chat_template is not None:
+        (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
     write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
     for path in (*partial.iterdir(), partial):
         flush(path)
-    shutil.rmtree(final, ignore_errors=True)  # torn
-    partial.rename(final)
-    for path in (directory, run_dir):
-        flush(path)
-    for old in _complete(run_dir)[:-keep]:
-        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
-        shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
-    return final
 
 
 def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
@@ -106,6 +170,16 @@ def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
     write_json(checkpoint / "generation_config.json", {f"{role}_id": end for role in roles})
 
 
+def _keep(run_dir: Path, n_newest: int, best_step: int | None) -> None:
+    directory = run_dir / _DIRECTORY
+    for path in (directory, run_dir):
+        flush(path)
+    for old in _complete(run_dir)[:-n_newest]:
+        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
+        if _step(old) != best_step:
+            shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
+
+
 def last(run_dir: Path) -> Path | None:
     """Return the complete checkpoint of the largest step, if there is one."""
     found = _complete(run_dir)
@@ -116,6 +190,7 @@ def load_state(checkpoint: Path) -> RunState:
     """Read state.json."""
     fields = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     del fields["size_bytes"]
+    fields["guard"] = Guard(**fields.get("guard", {}))
     return RunState(**fields)
 
 
@@ -156,8 +231,42 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
     model.load_state_dict(weights)
 
 
+def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
+    """Read master weights into a new model; ConfigError where their shapes differ."""
+    with torch.device("meta"):
+        source = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
+    there, here = (
+        {name: list(tensor.shape) for name, tensor in m.state_dict().items()}
+        for m in (source, model)
+    )
+    for name in (*there, *here):
+        if there.get(name) != here.get(name):
+            raise ConfigError(
+                f"{checkpoint}: cannot start from it: '{name}' is {there.get(name, 'absent')} "
+                f"there but {here.get(name, 'absent')} here; leave out [model] and "
+                "data.tokenizer to take the checkpoint's"
+            )
+    load_weights(model, checkpoint)
+
+
+def best(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the fewest bits per byte, as far as its run knows."""
+    newest = last(run_dir)
+    step = newest and load_state(newest).best_step
+    found = [path for path in _complete(run_dir) if _step(path) == step]
+    return found[0] if found else None
+
+
 def find(path: Path) -> Path:
-    """Return the checkpoint that `path`, a run or a checkpoint, stands for."""
+    """Return the checkpoint that `path` stands for.
+
+    It is a checkpoint, or a run for its last, or RUN/checkpoints/best or RUN/checkpoints/last.
+    """
+    named = {BEST: best, LAST: last}.get(path.name)
+    if named is not None and path.parent.name == _DIRECTORY and not path.exists():
+        if (checkpoint := named(path.parent.parent)) is None:
+            raise ConfigError(f"{path}: the run has no such checkpoint yet")
+        return checkpoint
     if not path.exists():
         raise ConfigError(f"{path}: no such run or checkpoint")
     if (path / MODEL).is_file() and (path / CONFIG).is_file():
@@ -170,22 +279,27 @@ def find(path: Path) -> Path:
 
 def remove_partial(run_dir: Path) -> None:
     """Delete what a killed run left half written."""
-    for path in (run_dir / "checkpoints").glob(f"{_PARTIAL}*"):
+    for path in (run_dir / _DIRECTORY).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _complete(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run by step."""
-    found = []
-    for path in (run_dir / "checkpoints").glob("step-*"):
-        if (match := _NAME.fullmatch(path.name)) and _is_complete(path):
-            found.append((int(match[1]), path))
-    return [path for _, path in sorted(found)]
+    found = {_step(path): path for path in (run_dir / _DIRECTORY).glob("step-*")}
+    return [found[step] for step in sorted(found) if step >= 0 and _is_complete(found[step])]
+
+
+def _step(checkpoint: Path) -> int:
+    """Return the step that a directory is named after, -1 if it is not."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
         sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
-        return all((checkpoint / name).stat().st_size == sizes[name] for name in _CONTENTS)
+        return sizes.keys() >= set(_CONTENTS) and all(
+            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -13,43 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.training import checkpoint
+from yocobit.training.data_config import PYTHON_STDLIB, DataConfig
+from yocobit.training.precision import Precision
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
-
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """[data]: which text, how it is split and cut into tokens."""
-
-    train: tuple[str, ...]  # files, directories, or PYTHON_STDLIB
-    valid: tuple[str, ...] = ()
-    valid_every: int | None = None  # instead of `valid`: about one document in this many
-    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
-    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
-    tokenizer: str | None = None  # instead of training one: a tokenizer.json
-    context: int = 256
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(len(self.train) > 0, self, "train", "must name at least one file or directory")
-        if bool(self.valid) == (self.valid_every is not None):
-            raise ConfigError("give either valid (files) or valid_every (one document in N)")
-        if self.valid_every is not None:
-            require(self.valid_every >= 2, self, "valid_every", "must be at least 2")
-        if self.vocab_size is not None:
-            rule = "must be at least 257: 256 bytes and the end token"
-            require(self.vocab_size >= 257, self, "vocab_size", rule)
-            if self.tokenizer is not None:
-                raise ConfigError("give either vocab_size or tokenizer, not both")
-        require(self.context >= 1, self, "context", "must be at least 1")
+Parallel = Literal["fsdp", "ddp"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +45,9 @@ class OptimConfig:
     weight_decay: float = 0.1
     momentum: float = 0.95  # Muon's
     grad_clip: float = 1.0  # 0: off
+    z_loss: float = 0.0  # times the square of log(sum exp logits), added to the loss
+    spike_factor: float = 10.0  # a gradient norm above this many medians is skipped; 0: never
+    max_skips: int = 10  # skipped steps in a row that end the run
     batch_size: int = 8  # windows of one forward pass
     accumulation: int = 1  # forward passes of one step
 
@@ -95,9 +73,11 @@ class OptimConfig:
         )
         require(self.eps > 0, self, "eps", "must be above 0")
         require(0 <= self.momentum < 1, self, "momentum", "must be at least 0 and below 1")
-        for name in ("weight_decay", "grad_clip"):
+        for name in ("weight_decay", "grad_clip", "z_loss"):
             require(getattr(self, name) >= 0, self, name, "must be at least 0")
-        for name in ("batch_size", "accumulation"):
+        rule = "must be 0 or above 1"
+        require(self.spike_factor == 0 or self.spike_factor > 1, self, "spike_factor", rule)
+        for name in ("batch_size", "accumulation", "max_skips"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
 
 
@@ -138,7 +118,11 @@ class RunConfig:
     keep: int = 2  # newest checkpoints kept
     tensorboard: bool = False  # events in RUN/tensorboard, too
     seed: int = 0
-    threads: int | None = None  # None: one per CPU
+    threads: int | None = None  # of each process; None: one per CPU, over all of them
+    parallel: Parallel = "fsdp"  # how processes share a model, where there are many
+    precision: Precision | None = None  # None: bfloat16 if the CPU has it; training.precision
+    compile: bool = False  # by torch.compile
+    recompute: bool = False  # activations of a block in its backward pass: less memory, more time
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -159,6 +143,23 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """[distill]: whose logits are learned beside the text; yocobit.training.loss has the formula.
+
+    The teacher's tokenizer is the run's unless [data] names one.
+    """
+
+    teacher: str  # a run, a checkpoint, or a directory of transformers
+    weight: float = 0.5  # of the teacher; the text has the rest
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(0 < self.weight <= 1, self, "weight", "must be above 0 and at most 1")
+        require(0 < self.temperature <= 1000, self, "temperature", "must be above 0, at most 1000")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a run. `model.vocab_size` is the tokenizer's once there is one."""
 
@@ -167,21 +168,28 @@ class TrainConfig:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     run: RunConfig
+    distill: DistillConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sections as JSON values; `from_dict` reads them back."""
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: _plain(dataclasses.asdict(section)) for name, section in sections.items()}
+        return {
+            name: _plain(dataclasses.asdict(section))
+            for name, section in sections.items()
+            if section is not None
+        }
 
     @classmethod
     def from_dict(cls, sections: dict[str, Any], source: str) -> TrainConfig:
         """Make a config from the sections of a TOML or JSON file named `source`."""
+        sections = _with_recipe(sections, source)
         known = {
             "model": None,
             "data": DataConfig,
             "optim": OptimConfig,
             "schedule": ScheduleConfig,
             "run": RunConfig,
+            "distill": DistillConfig,
         }
         for name, fields in sections.items():
             if name not in known:
@@ -191,14 +199,18 @@ class TrainConfig:
         made = {
             name: from_fields(section, sections.get(name, {}), f"{source} [{name}]")
             for name, section in known.items()
-            if section is not None
+            if section is not None and (name != "distill" or name in sections)
         }
         model = _model(dict(sections.get("model", {})), made["data"], f"{source} [model]")
         return cls(model=model, **made)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top."""
+def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) -> TrainConfig:
+    """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top.
+
+    What starts from the run or checkpoint `init` has its tokenizer, and its model if the file
+    describes none.
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -218,8 +230,21 @@ def load(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         fields[name] = value
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
+    if init is not None:
+        _take_from(checkpoint.find(init), sections)
     return TrainConfig.from_dict(sections, str(path))
 
+
+def _take_from(source: Path, sections: dict[str, Any]) -> None:
+    data = sections.get("data")
+    if isinstance(data, dict) and "tokenizer" not in data:
+        data["tokenizer"] = str(source.resolve() / checkpoint.TOKENIZER)
+        _drop_alternative(data, "data", "tokenizer")
+    if "model" not in sections:
+        sections["model"] = ModelConfig.from_json(source / checkpoint.CONFIG).to_dict()
+
+
+_PATHS = (("data", "train"), ("data", "valid"), ("data", "tokenizer"), ("distill", "teacher"))
 
 _ALTERNATIVES = {
     ("run", "steps"): "minutes",
@@ -229,6 +254,39 @@ _ALTERNATIVES = {
     ("data", "vocab_size"): "tokenizer",
     ("data", "tokenizer"): "vocab_size",
 }
+
+
+# Named settings of [optim] and [schedule], as optim.recipe = "bitnet"; what a file says goes first.
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    # BitNet b1.58 of 700M parameters: "The Era of 1-bit LLMs: Training Tips, Code and FAQ".
+    "bitnet": {
+        "optim": {
+            "optimizer": "adamw",
+            "learning_rate": 1.5e-3,
+            "betas": [0.9, 0.95],
+            "weight_decay": 0.1,
+        },
+        # Each half is a part of a line to zero: from 1.5e-3 and, without weight decay, from 1e-3.
+        "schedule": {"kind": "two_stage", "warmup_steps": 375, "second_ratio": 1 / 3},
+    },
+}
+
+
+def _with_recipe(sections: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return sections with the settings of optim.recipe under those that they have."""
+    optim = sections.get("optim")
+    if not isinstance(optim, dict) or "recipe" not in optim:
+        return sections
+    optim = dict(optim)
+    name = optim.pop("recipe")
+    if not isinstance(name, str) or name not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ConfigError(f"{source} [optim]: recipe must be one of {known} but is {name!r}")
+    merged = {**sections, "optim": optim}
+    for section, fields in RECIPES[name].items():
+        if isinstance(own := merged.get(section, {}), dict):
+            merged[section] = {**fields, **own}
+    return merged
 
 
 def _drop_alternative(fields: dict[str, Any], section: str, name: str) -> None:
@@ -250,21 +308,25 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
-    """Make the paths of [data] absolute; what is of the wrong type is left for the check."""
-    data = sections.get("data")
-    if not isinstance(data, dict):
-        return
+    """Make the paths of [data] and [distill] absolute; the check deals with wrong types."""
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, str) or value == PYTHON_STDLIB:
             return value
         return str(directory / Path(value).expanduser())
 
-    for name in ("train", "valid"):
-        if isinstance(data.get(name), list):
-            data[name] = [resolve(item) for item in data[name]]
-    if "tokenizer" in data:
-        data["tokenizer"] = resolve(data["tokenizer"])
+    def resolve_item(item: Any) -> Any:
+        if isinstance(item, dict) and "path" in item:
+            return {**item, "path": resolve(item["path"])}
+        return resolve(item)
+
+    for section, name in _PATHS:
+        fields = sections.get(section)
+        if not isinstance(fields, dict) or name not in fields:
+            continue
+        value = fields[name]
+        is_list = isinstance(value, list)
+        fields[name] = [resolve_item(item) for item in value] if is_list else resolve(value)
 
 
 def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig:
@@ -281,10 +343,8 @@ def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig
     return model
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return fields with lists for tuples and without absent ones, as TOML and JSON have them."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in fields.items()
-        if value is not None
-    }
+def _plain(value: Any) -> Any:
+    """Return a value with lists for tuples and no absent fields, as TOML and JSON have them."""
+    if isinstance(value, dict):
+        return {name: _plain(field) for name, field in value.items() if field is not None}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -1,8 +1,4 @@
-"""The corpus of a run: documents split into training and validation, as tokens on disk.
-
-RUN/data/ holds tokenizer.json, train.bin, valid.bin (uint16 or uint32, memory-mapped) and
-index.json, which says what they were made from; they are made again when that changes. Each
-document ends with the end token.
+"""The corpus of a run: what training and validation read, as windows of tokens.
 
 Letters: B batch   T positions
 """
@@ -11,201 +7,159 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError
-from yocobit.disk import flush, write_json
-from yocobit.training.config import DataConfig
-from yocobit.training.documents import Document, Documents
-from yocobit.training.tokenizer import (
-    TOKENIZER_VERSION,
-    end_token,
-    fingerprint,
-    load_tokenizer,
-    train_tokenizer,
-)
+from yocobit.training.chat import CHAT_TEMPLATE
+from yocobit.training.data_config import DataConfig, sources
+from yocobit.training.preparation import INDEX, TOKENIZER, made_index
+from yocobit.training.shards import Tokens
+from yocobit.training.tokenizer import end_token, load_tokenizer
+from yocobit.training.windows import shares, source_of, window_start
 
-TOKENIZER = "tokenizer.json"
-_INDEX = "index.json"
-_BATCH = 256  # documents tokenised at once
+IGNORED = -1  # the target of a position where no loss is taken
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The tokens of one split and the number of UTF-8 bytes of text that they spell."""
+class Batch:
+    """Windows of text: documents laid end to end, each ending with the end token.
 
-    tokens: np.ndarray[Any, Any]
-    n_bytes: int
+    A position whose input is the end token begins the next document and sees nothing before it.
+    """
+
+    inputs: Tensor  # (B, T)
+    targets: Tensor  # (B, T), or IGNORED
+    resets: Tensor  # (B, T) bool
+
+    @classmethod
+    def of(cls, inputs: NDArray[np.int64], targets: NDArray[np.int64], end: int) -> Batch:
+        """Make a batch of inputs (B, T) and targets (B, T), where `end` is the end token."""
+        return cls(
+            torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(inputs == end)
+        )
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What training reads. `sha256` is of every document and the tokenizer."""
+    """The tokens of each source and of the validation text; `sha256` is of all that made them."""
 
     tokenizer: Tokenizer
-    train: Shard
-    valid: Shard
+    train: tuple[Tokens, ...]
+    weights: tuple[float, ...]  # of the sources
+    valid: Tokens
     sha256: str
-    n_skipped: int  # .py files that are not UTF-8
+    n_skipped: int = 0  # .py files that are not UTF-8
+    n_duplicates: int = 0  # documents left out
 
-    def batch(self, seed: int, first: int, size: int, context: int) -> tuple[Tensor, Tensor]:
-        """Return windows `first` to `first + size` of an endless shuffled pass over the text.
+    @property
+    def chat_template(self) -> str | None:
+        """The template of the conversations in the training text, if it has any."""
+        return CHAT_TEMPLATE if any(tokens.has_mask for tokens in self.train) else None
 
-        Inputs and targets are (B, T). Within a pass no two windows overlap; each pass shifts the
-        cuts and the order. A pure function of its arguments.
+    def batch(self, seed: int, first: int, size: int, context: int) -> Batch:
+        """Return windows `first` to `first + size` of endless shuffled passes over the sources.
+
+        Each source has its weight's share of the windows and passes of its own, in which no two
+        windows overlap. A pure function of its arguments.
         """
-        n_tokens = len(self.train.tokens) - 1  # each window has one more: the last target
-        n_windows = max(1, n_tokens // context - 1)  # one less than fit: room for the shift
-        rows = []
+        counts = shares(self.weights)
+        windows = []
         for index in range(first, first + size):
-            order, shift = _pass(seed, index // n_windows, n_windows, n_tokens, context)
-            start = int(order[index % n_windows]) * context + shift
-            rows.append(self.train.tokens[start : start + context + 1])
-        windows = torch.from_numpy(np.stack(rows).astype(np.int64))  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
+            source, number = source_of(seed, index, counts)
+            tokens = self.train[source]
+            start = window_start(seed, source, number, len(tokens), context)
+            windows.append(_window(tokens, start, context))
+        inputs, targets = (np.stack(part) for part in zip(*windows, strict=True))
+        return Batch.of(inputs, targets, end_token(self.tokenizer))
 
+    def describe(self) -> list[str]:
+        """Return lines that say how much there is of what."""
+        lines = []
+        for name, tokens, share in zip(
+            self._names(), self.train, shares(self.weights), strict=True
+        ):
+            part = (
+                f", {share / sum(shares(self.weights)):.1%} of windows"
+                if len(self.train) > 1
+                else ""
+            )
+            lines.append(f"{name} {_amount(tokens)}{part}")
+        lines.append(f"valid {_amount(self.valid)}; vocabulary {self.tokenizer.get_vocab_size():,}")
+        if self.n_skipped:
+            lines.append(f"skipped {self.n_skipped} .py files that are not UTF-8")
+        if self.n_duplicates:
+            lines.append(f"left out {self.n_duplicates:,} documents that are there already")
+        return lines
 
-@lru_cache(maxsize=2)
-def _pass(
-    seed: int, number: int, n_windows: int, n_tokens: int, context: int
-) -> tuple[np.ndarray[Any, Any], int]:
-    """Return the order of the windows of one pass, and where its first one starts."""
-    generator = np.random.default_rng((seed, number))
-    shift = int(generator.integers(min(context, n_tokens - n_windows * context + 1)))
-    return generator.permutation(n_windows), shift
+    def _names(self) -> list[str]:
+        return (
+            ["train"] if len(self.train) == 1 else [f"train[{i}]" for i in range(len(self.train))]
+        )
 
 
 def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
     """Read, split and tokenise the text of `config` into `directory`, or reuse what is there."""
-    documents = Documents(config.train, config.exclude)
-    train: Iterable[Document] = documents
-    valid: Iterable[Document] = Documents(config.valid, config.exclude)
-    if config.valid_every is not None:
-        train, valid = _split(documents, config.valid_every)
-    inputs = {
-        "train": _hash(train),
-        "valid": _hash(valid),
-        "tokenizer": f"BPE {vocab_size} {TOKENIZER_VERSION}",
-    }
-    if config.tokenizer is not None:
-        inputs["tokenizer"] = fingerprint(load_tokenizer(Path(config.tokenizer)))
-    if not _is_current(directory, inputs):  # made before from the same text, and whole
-        _write(config, train, valid, vocab_size, directory, inputs)
-    corpus = _open(directory, len(documents.skipped))
-    needed = config.context + 1
-    if len(corpus.train.tokens) < needed:
-        raise ConfigError(
-            f"training text has {len(corpus.train.tokens)} tokens but one window needs {needed}; "
-            "add text or lower data.context"
-        )
-    return corpus
+    index = made_index(config, vocab_size, directory)
+    weights = tuple(source.weight or 1.0 for source in sources(config.train))
+    weights = weights if len(index["train"]) > 1 else (1.0,)
+    for i, entry in enumerate(index["train"]):
+        if entry["tokens"] < config.context:
+            which = f"train[{i}]" if len(index["train"]) > 1 else "training text"
+            raise ConfigError(
+                f"{which} has {entry['tokens']} tokens but one window needs {config.context}; "
+                "add text or lower data.context"
+            )
+    identity = json.dumps([index["inputs"], index["tokenizer_sha256"], weights], sort_keys=True)
+    return Corpus(
+        load_tokenizer(directory / TOKENIZER),
+        tuple(Tokens(directory, entry) for entry in index["train"]),
+        weights,
+        Tokens(directory, index["valid"]),
+        hashlib.sha256(identity.encode()).hexdigest(),
+        index["n_skipped"],
+        index["n_duplicates"],
+    )
 
 
-class _Split:
-    """The documents whose name falls in, or out of, one of `every` equal parts of all names."""
-
-    def __init__(self, documents: Documents, every: int, is_valid: bool) -> None:
-        self.documents, self.every, self.is_valid = documents, every, is_valid
-
-    def __iter__(self) -> Iterator[Document]:
-        for document in self.documents:
-            digest = hashlib.sha256(document.name.encode()).digest()
-            if (int.from_bytes(digest[:8], "big") % self.every == 0) is self.is_valid:
-                yield document
+def open_valid(directory: Path) -> tuple[Tokenizer, Tokens]:
+    """Return tokenizer and validation text of what was prepared in a directory."""
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    return load_tokenizer(directory / TOKENIZER), Tokens(directory, index["valid"])
 
 
-def _split(documents: Documents, every: int) -> tuple[_Split, _Split]:
-    return _Split(documents, every, is_valid=False), _Split(documents, every, is_valid=True)
+def _window(
+    tokens: Tokens, start: int, context: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return inputs (T,) and targets (T,), the first of them token `start`.
+
+    The text is a ring: its last token, an end, is what its first is predicted from.
+    """
+    window = _around(tokens.read, start - 1, context + 1, len(tokens))
+    inputs, targets = window[:-1], window[1:]
+    if tokens.has_mask:
+        is_scored = _around(tokens.is_scored, start, context, len(tokens))
+        targets = np.where(is_scored, targets, IGNORED)
+    return inputs, targets
 
 
-def _hash(documents: Iterable[Document]) -> str:
-    digest = hashlib.sha256()
-    for document in documents:
-        for part in (document.name.encode(), document.text.encode()):
-            digest.update(len(part).to_bytes(8, "big") + part)
-    return digest.hexdigest()
+def _around(
+    read: Callable[[int, int], NDArray[Any]], begin: int, n: int, size: int
+) -> NDArray[Any]:
+    begin %= size
+    if begin + n <= size:
+        return read(begin, begin + n)
+    return np.concatenate([read(begin, size), read(0, begin + n - size)])
 
 
-def _is_current(directory: Path, inputs: dict[str, str]) -> bool:
-    try:
-        index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-        return index["inputs"] == inputs and all(
-            (directory / name).stat().st_size == size for name, size in index["size_bytes"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        return False
-
-
-def _write(
-    config: DataConfig,
-    train: Iterable[Document],
-    valid: Iterable[Document],
-    vocab_size: int,
-    directory: Path,
-    inputs: dict[str, str],
-) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / _INDEX).unlink(missing_ok=True)
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(Path(config.tokenizer))
-    else:
-        tokenizer = train_tokenizer((document.text for document in train), vocab_size)
-    (directory / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    index: dict[str, Any] = {"inputs": inputs, "tokenizer_sha256": fingerprint(tokenizer)}
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    for split, documents in (("train", train), ("valid", valid)):
-        index[split] = _write_shard(directory / f"{split}.bin", tokenizer, documents, dtype)
-        if index[split]["n_tokens"] == 0:
-            remedy = "; lower data.valid_every" if split == "valid" and not config.valid else ""
-            raise ConfigError(f"data: no text for the {split} split{remedy}")
-    files = [directory / name for name in (TOKENIZER, "train.bin", "valid.bin")]
-    index["size_bytes"] = {path.name: path.stat().st_size for path in files}
-    partial = directory / f"{_INDEX}.partial"
-    write_json(partial, index)
-    for path in (*files, partial):
-        flush(path)
-    os.replace(partial, directory / _INDEX)
-
-
-def _write_shard(
-    path: Path,
-    tokenizer: Tokenizer,
-    documents: Iterable[Document],
-    dtype: type[np.unsignedinteger[Any]],
-) -> dict[str, Any]:
-    end = end_token(tokenizer)
-    n_tokens = n_bytes = 0
-    texts = (document.text for document in documents)
-    with path.open("wb") as file:
-        while batch := list(islice(texts, _BATCH)):
-            for encoding in tokenizer.encode_batch(batch, add_special_tokens=False):
-                tokens = np.array([*encoding.ids, end], dtype=dtype)
-                file.write(tokens.tobytes())
-                n_tokens += len(tokens)
-            n_bytes += sum(len(text.encode()) for text in batch)
-    return {"n_tokens": n_tokens, "n_bytes": n_bytes, "dtype": np.dtype(dtype).name}
-
-
-def _open(directory: Path, n_skipped: int) -> Corpus:
-    index = json.loads((directory / _INDEX).read_text(encoding="utf-8"))
-    shards = {
-        split: Shard(
-            np.memmap(directory / f"{split}.bin", dtype=index[split]["dtype"], mode="r"),
-            index[split]["n_bytes"],
-        )
-        for split in ("train", "valid")
-    }
-    sha256 = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-    tokenizer = load_tokenizer(directory / TOKENIZER)
-    return Corpus(tokenizer, shards["train"], shards["valid"], sha256, n_skipped)
+def _amount(tokens: Tokens) -> str:
+    learnt = f", {tokens.n_scored:,} of them learnt" if tokens.has_mask else ""
+    return f"{tokens.n_bytes / 1e6:.2f} MB, {len(tokens):,} tokens{learnt}"

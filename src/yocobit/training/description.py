@@ -22,7 +22,8 @@ from yocobit import _native
 from yocobit.benchmark.machine import describe_machine
 from yocobit.disk import flush
 from yocobit.model import Decoder
-from yocobit.training.config import PYTHON_STDLIB, TrainConfig
+from yocobit.training.checkpoint import RunState
+from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus
 
 DESCRIPTION, README = "run.json", "README.md"
@@ -33,21 +34,26 @@ def describe_run(
     config: TrainConfig,
     corpus: Corpus,
     model: Decoder,
+    state: RunState,
     *,
-    step: int,
-    threads: int,
     now: datetime,
-) -> None:
-    """Write how the run that is at `step` came about; a resume adds itself to the starts."""
+) -> str | None:
+    """Write how the run came about; a resume adds itself to the starts.
+
+    Returns a warning if it cannot be written: that is no reason not to train.
+    """
     path = run_dir / DESCRIPTION
-    starts = _starts(path) if step > 0 else []
+    starts = _starts(path) if state.step > 0 else []
     description = {
-        "config": _with_relative_paths(config.to_dict(), Path.cwd()),
+        "config": _relative(config.to_dict(), Path.cwd()),
         "corpus": {
             "sha256": corpus.sha256,
             **{
-                split: {"bytes": shard.n_bytes, "tokens": len(shard.tokens)}
-                for split, shard in (("train", corpus.train), ("valid", corpus.valid))
+                split: {
+                    "bytes": sum(tokens.n_bytes for tokens in parts),
+                    "tokens": sum(len(tokens) for tokens in parts),
+                }
+                for split, parts in (("train", corpus.train), ("valid", (corpus.valid,)))
             },
             "vocab_size": model.config.vocab_size,
         },
@@ -55,17 +61,24 @@ def describe_run(
             "parameters": model.n_parameters(),
             "parameters_in_blocks": model.n_parameters(embedding=False),
         },
-        "starts": [*starts, _start(step, threads, now)],
+        "starts": [*starts, _start(state, now)],
     }
-    _write(path, json.dumps(description, indent=2) + "\n")
-    _write(run_dir / README, _readme(run_dir, description))
+    try:
+        _write(path, json.dumps(description, indent=2) + "\n")
+        _write(run_dir / README, _readme(run_dir, description))
+    except OSError as error:
+        return f"warning: {path}: cannot be written ({error.strerror}); the run goes on"
+    return None
 
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        flush(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
@@ -91,11 +104,11 @@ def _starts(path: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def _start(step: int, threads: int, now: datetime) -> dict[str, Any]:
+def _start(state: RunState, now: datetime) -> dict[str, Any]:
     machine = describe_machine()
     start = {
         "date": now.isoformat(timespec="seconds"),
-        "step": step,
+        "step": state.step,
         "command": _command(sys.argv),
         "git": git_state(Path.cwd()),
         "versions": {
@@ -113,7 +126,9 @@ def _start(step: int, threads: int, now: datetime) -> dict[str, Any]:
             "memory_bytes": machine.memory_bytes,
         },
         "kernels": _native.supported_kernels()[-1],
-        "threads": threads,
+        "threads": state.threads,
+        "processes": state.processes,
+        "precision": state.precision,
     }
     return {name: value for name, value in start.items() if value is not None}
 
@@ -124,20 +139,15 @@ def _command(argv: list[str]) -> str:
     return shlex.join(["yocobit" if program == "__main__.py" else program, *argv[1:]])
 
 
-def _with_relative_paths(config: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """Return config with the paths of [data] that lie in `directory` relative to it."""
-
-    def relative(value: str) -> str:
-        if value == PYTHON_STDLIB or not Path(value).is_relative_to(directory):
-            return value
+def _relative(value: Any, directory: Path) -> Any:
+    """Return JSON values with the paths that lie in `directory` relative to it."""
+    if isinstance(value, dict):
+        return {name: _relative(item, directory) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_relative(item, directory) for item in value]
+    if isinstance(value, str) and Path(value).is_relative_to(directory):
         return str(Path(value).relative_to(directory))
-
-    data = dict(config["data"])
-    for name in ("train", "valid"):
-        data[name] = [relative(value) for value in data.get(name, [])]
-    if "tokenizer" in data:
-        data["tokenizer"] = relative(data["tokenizer"])
-    return {**config, "data": data}
+    return value
 
 
 def _readme(run_dir: Path, description: dict[str, Any]) -> str:

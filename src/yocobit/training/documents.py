@@ -1,121 +1,239 @@
-"""Documents: the texts of files and directories, one after the other, each under a stable name.
+"""Documents: the texts of source files, one after the other, each under a stable name.
 
-A .txt, .md or .py file is one document, each line of a .jsonl file is one.
+A .txt, .md or .py file is one document (a .txt may also be one a line); each line of a .jsonl file
+and each row of a .parquet file is one. Nothing holds more of a file than one record or piece.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import codecs
+import gzip
+import hashlib
+import importlib
 import json
-import sysconfig
+import re
+import sys
+import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from yocobit.config import ConfigError
-from yocobit.training.config import PYTHON_STDLIB
+from yocobit.training.chat import render
+from yocobit.training.sources import SourceFile
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
+PIECE_LENGTH = 1 << 16  # characters; long enough for any piece to be rare, short enough to share
+_CHUNK_BYTES = 1 << 16
+_ROWS = 256  # of a .parquet file, at once
+_ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
-# Of the standard library: what is not its own source, tests, and generated tables.
-_STDLIB_EXCLUDE = (
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "test",
-    "tests",
-    "idle_test",
-    "lib2to3",
-    "encodings",
-    "pydoc_data/topics.py",
-    "config-*",
-)
+# Where a long text may be cut: no token of a tokenizer trained here goes across.
+_LINE_BEGINS = re.compile(r"(?<=\S\n)(?=\S)")
+_WORD_ENDS = re.compile(r"(?<=\w)(?= \w)")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a document's text, and whether a model learns to write it."""
+
+    text: str
+    is_scored: bool = True
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text and a name that does not depend on where the corpus lies."""
+    """A text in pieces, and a name that does not depend on where the corpus lies."""
 
     name: str
-    text: str
+    pieces: Iterable[Piece]  # each iteration begins anew
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that no other text has."""
+        digest = hashlib.blake2b(digest_size=16)
+        for piece in self.pieces:
+            digest.update(piece.text.encode())
+        return digest.digest()
 
 
 @dataclass
 class Documents:
-    """The documents of some sources, in a fixed order; each iteration reads the files again."""
+    """The documents of some files, in their order; each iteration reads the files again."""
 
-    sources: Sequence[str]
-    exclude: Sequence[str] = ()
+    files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
 
     def __iter__(self) -> Iterator[Document]:
-        for source in self.sources:
-            for path, name in _files(source, self.exclude):
-                yield from self._read(path, name)
+        for file in self.files:
+            if file.suffix == ".py":
+                yield from self._python(file)
+            elif file.suffix == ".parquet":
+                yield from _rows(file)
+            elif file.suffix.startswith(".jsonl"):
+                yield from _records(file)
+            elif file.suffix == ".txt" and file.by_line:
+                yield from _lines(file)
+            elif file.size > 0:
+                yield Document(file.name, _TextFile(file.path))
 
-    def _read(self, path: Path, name: str) -> Iterator[Document]:
+    def _python(self, file: SourceFile) -> Iterator[Document]:
+        with _reading(file.path):
+            data = file.path.read_bytes()
         try:
-            if path.suffix == ".jsonl":
-                yield from _lines(path, name)
-            elif text := path.read_bytes().decode("utf-8"):
-                yield Document(name, text)
-        except UnicodeDecodeError as error:
-            if path.suffix == ".py":  # Python source may declare another encoding
-                self.skipped.add(str(path))
-                return
-            byte = f"byte {error.object[error.start]:#04x} at {error.start}"
-            raise ConfigError(f"{path}: is not UTF-8 ({byte})") from None
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+            if data:
+                yield _document(file.name, data.decode("utf-8"))
+        except UnicodeDecodeError:  # Python source may declare another encoding
+            self.skipped.add(str(file.path))
 
 
-def _lines(path: Path, name: str) -> Iterator[Document]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+@dataclass(frozen=True)
+class _TextFile:
+    """The pieces of a file that is one document."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[Piece]:
+        return (Piece(text) for text in _cut(self._chunks()))
+
+    def _chunks(self) -> Iterator[str]:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        position = 0  # of the first byte that is not decoded yet
+        with _reading(self.path), self.path.open("rb") as file:
+            is_last = False
+            while not is_last:
+                chunk = file.read(_CHUNK_BYTES)
+                is_last = not chunk
+                n_pending = len(decoder.getstate()[0])
+                try:
+                    yield decoder.decode(chunk, is_last)
+                except UnicodeDecodeError as error:
+                    raise _not_utf8(str(self.path), error, position - n_pending) from None
+                position += len(chunk)
+
+
+def _document(name: str, text: str) -> Document:
+    return Document(name, [Piece(part) for part in _cut([text])])
+
+
+def _cut(chunks: Iterable[str]) -> Iterator[str]:
+    """Yield a text in pieces of at most PIECE_LENGTH characters."""
+    rest = ""
+    for chunk in chunks:
+        rest += chunk
+        begin = 0
+        while len(rest) - begin > PIECE_LENGTH:
+            end = _cut_at(rest, begin)
+            yield rest[begin:end]
+            begin = end
+        rest = rest[begin:]
+    if rest:
+        yield rest
+
+
+def _cut_at(text: str, begin: int) -> int:
+    end = begin + PIECE_LENGTH
+    for places in (_LINE_BEGINS, _WORD_ENDS):
+        if last := deque(places.finditer(text, begin + 1, end), maxlen=1):
+            return last[0].start()
+    return end
+
+
+def _lines(file: SourceFile) -> Iterator[Document]:
+    with _reading(file.path), file.path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise _not_utf8(f"{file.path}:{number}", error, 0) from None
+            if text.strip():
+                yield _document(f"{file.name}:{number}", text)
+
+
+def _records(file: SourceFile) -> Iterator[Document]:
+    with _reading(file.path):
+        for number, line in enumerate(_raw_lines(file), start=1):
             if not line.strip():
                 continue
+            source = f"{file.path}:{number}"
             try:
                 record = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # not UTF-8, or not JSON
-                raise ConfigError(f"{path}:{number}: is not valid JSON ({error})") from None
-            value = record.get("text") if isinstance(record, dict) else None
-            if not isinstance(value, str):
-                raise ConfigError(f"{path}:{number}: must be an object with a string 'text'")
-            if value:
-                yield Document(f"{name}:{number}", value)
+            except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+                raise ConfigError(f"{source}: is not valid JSON ({error})") from None
+            yield from _record(record, file.text_field, f"{file.name}:{number}", source)
 
 
-def _files(source: str, exclude: Sequence[str]) -> Iterable[tuple[Path, str]]:
-    """Return the files of a source with their names, sorted by name."""
-    if source == PYTHON_STDLIB:
-        directory = Path(sysconfig.get_paths()["stdlib"])
-        files = _directory(directory, (*_STDLIB_EXCLUDE, *exclude))
-        return [(path, name) for path, name in files if path.suffix == ".py"]
-    path = Path(source)
-    if path.is_dir():
-        return _directory(path, exclude)
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file or directory")
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"{path}: must end in one of {', '.join(SUFFIXES)}")
-    return [(path, path.name)]
+def _rows(file: SourceFile) -> Iterator[Document]:
+    pyarrow = _import("pyarrow", "parquet", file.path)
+    parquet = _import("pyarrow.parquet", "parquet", file.path)
+    number = 0
+    try:
+        with _reading(file.path), parquet.ParquetFile(file.path) as table:
+            names = table.schema_arrow.names
+            column = next((n for n in (file.text_field, "messages") if n in names), None)
+            if column is None:
+                raise ConfigError(
+                    f"{file.path}: must have a column '{file.text_field}' or 'messages' but has "
+                    f"{', '.join(names)}"
+                )
+            for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
+                for record in batch.to_pylist():
+                    number += 1
+                    name, source = f"{file.name}:{number}", f"{file.path}:{number}"
+                    yield from _record(record, file.text_field, name, source)
+    except pyarrow.ArrowException as error:
+        raise ConfigError(f"{file.path}: is not a whole .parquet file ({error})") from None
 
 
-def _directory(directory: Path, exclude: Sequence[str]) -> list[tuple[Path, str]]:
-    found = []
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory).as_posix()
-        if path.suffix in SUFFIXES and not _is_excluded(name, exclude) and path.is_file():
-            found.append((path, name))
-    return sorted(found, key=lambda item: item[1])
+def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Document]:
+    """Yield the document of a record with a text or with messages, unless its text is empty."""
+    fields = record if isinstance(record, dict) else {}
+    if text_field not in fields and "messages" in fields:
+        yield Document(name, [Piece(*part) for part in render(fields["messages"], source)])
+    elif isinstance(text := fields.get(text_field), str):
+        if text:
+            yield _document(name, text)
+    else:
+        raise ConfigError(
+            f"{source}: must be an object with a string '{text_field}' or a list 'messages'"
+        )
 
 
-def _is_excluded(name: str, exclude: Sequence[str]) -> bool:
-    """Whether a pattern fits the whole name or, without a slash, any part of it."""
-    parts = PurePosixPath(name).parts
-    for pattern in exclude:
-        if fnmatch.fnmatchcase(name, pattern):
-            return True
-        if "/" not in pattern and any(fnmatch.fnmatchcase(part, pattern) for part in parts):
-            return True
-    return False
+def _raw_lines(file: SourceFile) -> Iterator[bytes]:
+    with file.path.open("rb") as stream:
+        if file.suffix == ".jsonl.gz":
+            with gzip.open(stream) as lines:
+                yield from lines
+        elif file.suffix == ".jsonl.zst":
+            zstd = _import(_ZSTD, "zstd", file.path)
+            try:
+                with zstd.open(stream) as lines:
+                    yield from lines
+            except zstd.ZstdError as error:
+                raise ConfigError(f"{file.path}: is damaged ({error})") from None
+        else:
+            yield from stream
+
+
+def _import(module: str, extra: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"{path}: needs {module}; pip install 'yocobit[{extra}]'") from None
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file is read into a line that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ConfigError(f"{path}: is damaged ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _not_utf8(source: str, error: UnicodeDecodeError, offset: int) -> ConfigError:
+    byte = f"byte {error.object[error.start]:#04x} at {offset + error.start}"
+    return ConfigError(f"{source}: is not UTF-8 ({byte})")

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from yocobit.disk import WriteError
 from yocobit.training.board import Board
 from yocobit.training.progress import Metrics
 
@@ -36,9 +37,13 @@ class Journal:
 
     def write_sample(self, step: int, text: str) -> None:
         """Add a text of the model, its prompt included."""
-        self.samples.mkdir(exist_ok=True)
         path = self.samples / f"step-{step:06d}.txt"
-        path.write_text(text + "\n", encoding="utf-8")
+        try:
+            self.samples.mkdir(exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise WriteError(path, error, "checkpoints are as they were") from None
         if self.board is not None:
             self.board.write_sample(step, text)
 
@@ -52,3 +57,22 @@ class Journal:
         self.metrics.close()
         if self.board is not None:
             self.board.close()
+
+
+class NoJournal(Journal):
+    """The journal of a process that is not the first of its run: written nowhere."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: dict[str, Any]) -> None:
+        pass
+
+    def write_sample(self, step: int, text: str) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

@@ -10,27 +10,35 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from yocobit.config import ConfigError
-from yocobit.model import Decoder
+from yocobit.disk import WriteError
+from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
+from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
 from yocobit.training.description import describe_run
+from yocobit.training.distill import Teacher
+from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
-from yocobit.training.journal import Journal
+from yocobit.training.journal import Journal, NoJournal
 from yocobit.training.optim import Optimizers
+from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
@@ -47,41 +55,109 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: its last checkpoint is kept."""
 
 
-def train(config: TrainConfig, run_dir: Path, *, resume: bool, console: Console) -> Path:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    console: Console,
+    init: Path | None = None,
+) -> Path:
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
-    With `resume`, continue from the last checkpoint there, if any. Ctrl-C and SIGTERM end the run
-    after the step at hand, with a checkpoint.
+    With `resume`, continue from the last checkpoint there, if any. A new run starts from the
+    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run after the
+    step at hand, with a checkpoint. The processes of one torchrun all call this.
     """
     started = time.monotonic()
-    threads = config.run.threads or os.cpu_count() or 1
+    with joined(alike=(ConfigError, TrainingError, WriteError)) as processes:
+        return _train(config, run_dir, resume, console, init, started, processes)
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    resume: bool,
+    console: Console,
+    init: Path | None,
+    started: float,
+    processes: Processes,
+) -> Path:
+    console.quiet = console.quiet or not processes.is_first
+    _check_share(config, processes)
+    threads = config.run.threads or max(1, (os.cpu_count() or 1) // processes.n_local)
     torch.set_num_threads(threads)
-    found = _find_checkpoint(config, run_dir, resume)
-    checkpoint.remove_partial(run_dir)
-    corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
+    found = processes.together(lambda: _find_checkpoint(config, run_dir, resume))
+    check_shared(run_dir, processes)
+    processes.first(lambda: checkpoint.remove_partial(run_dir))
+    distill = config.distill
+    teacher = processes.together(lambda: None if distill is None else Teacher(distill))
+    config = _with_tokenizer_of(teacher, config)
+    corpus = processes.first_then_others(
+        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+    )
+    if teacher is not None:
+        teacher.check(corpus.tokenizer)
+    why_not = _why_not_compiled(processes) if config.run.compile else None
+    precision = processes.together(lambda: choose_precision(config.run.precision))
+    if processes.max(precision == "float32"):  # in the slowest of different machines
+        precision = "float32"
+    state = RunState(
+        corpus.sha256,
+        teacher_sha256=None if teacher is None else teacher.sha256,
+        total_steps=config.run.steps,
+        threads=threads,
+        processes=processes.size,
+        precision=precision,
+        is_compiled=config.run.compile and why_not is None,
+    )
     model = _new_model(config, corpus)
-    optimizers = Optimizers(model, config.optim)
-    state = RunState(corpus.sha256, total_steps=config.run.steps, threads=threads)
+    if init is not None and found is None:
+        start = init
+        processes.together(lambda: checkpoint.load_initial_weights(model, checkpoint.find(start)))
+    lines = [*_describe(corpus, model, state)]
+    if why_not is not None:
+        lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:
-        state = _restore(found, corpus, config, model, optimizers)
-    _describe(console, corpus, model, state, threads, found)
-    now = datetime.now(timezone.utc)
-    describe_run(run_dir, config, corpus, model, step=state.step, threads=threads, now=now)
-    run = _Run(config, run_dir, corpus, model, optimizers, state, console, started)
-    with _native_products():
+        state, warnings = processes.together(lambda: _restore(found, state, config, model))
+        lines += [f"resuming from {found}, step {state.step}", *warnings]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    model.recompute = config.run.recompute
+    objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    objective = wrap(objective, model, config.run.parallel, processes.size)
+    if state.is_compiled:
+        objective = compiled(objective)
+    optimizers = Optimizers(model, config.optim)
+    if found is not None:
+        processes.together(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
+    run = _Run(
+        config, run_dir, corpus, model, objective, optimizers, state, console, started, processes
+    )
+    with products_in(state.precision):
         return run.run()
 
 
-@contextmanager
-def _native_products() -> Iterator[None]:
-    """Let products be of int8 and bfloat16 where the CPU has instructions for both."""
-    before = torch.get_float32_matmul_precision()
-    has_both = all(torch.cpu.get_capabilities().get(n) for n in ("avx512_bf16", "avx512_vnni"))
-    torch.set_float32_matmul_precision("medium" if has_both else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def _why_not_compiled(processes: Processes) -> str | None:
+    return why_not_compilable() if processes.size == 1 else "there are many processes"
+
+
+def _check_share(config: TrainConfig, processes: Processes) -> None:
+    optim = config.optim
+    n_windows = optim.batch_size * optim.accumulation
+    if n_windows % processes.size != 0:
+        raise ConfigError(
+            f"optim.batch_size * optim.accumulation must be divisible by the {processes.size} "
+            f"processes but is {optim.batch_size} * {optim.accumulation} = {n_windows}"
+        )
+
+
+def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainConfig:
+    """Take the teacher's tokenizer unless [data] says which."""
+    data = config.data
+    if teacher is None or data.tokenizer is not None or data.vocab_size is not None:
+        return config
+    return replace(config, data=replace(data, tokenizer=str(teacher.tokenizer_path)))
 
 
 class _Run:
@@ -91,26 +167,32 @@ class _Run:
         run_dir: Path,
         corpus: Corpus,
         model: Decoder,
+        objective: nn.Module,
         optimizers: Optimizers,
         state: RunState,
         console: Console,
         started: float,
+        processes: Processes,
     ) -> None:
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.model, self.optimizers, self.state = model, optimizers, state
-        self.console, self.started = console, started
+        self.model, self.objective, self.optimizers = model, objective, optimizers
+        self.state, self.console, self.started = state, console, started
+        self.processes = processes
         self.seconds_before = state.seconds
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
-        self.gradient_step = GradientStep(Objective(model), optimizers, optim.grad_clip)
+        self.gradient_step = GradientStep(
+            objective, optimizers, state.guard, optim.grad_clip, optim.spike_factor, processes
+        )
         self.durations: list[float] = []
 
     def run(self) -> Path:
-        journal = Journal(self.run_dir, self.state.step, tensorboard=self.config.run.tensorboard)
+        journal = self.processes.together(self._open_journal)
         try:
+            self.processes.first(self._describe)
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
-                while not self._is_done() and interrupt.name is None:
+                while not self._is_done() and not self._is_stopped(interrupt):
                     self._step(journal, progress)
                 saved = self._save(journal)
         finally:
@@ -119,6 +201,9 @@ class _Run:
             bits = self.state.valid_bits_per_byte
             result = "" if bits is None else f", {bits:.4f} bits/byte on the validation text"
             self._print(f"done: {saved}{result}")
+            if self.state.best_step not in (None, self.state.step):
+                best = f"step {self.state.best_step}, {saved.parent / checkpoint.BEST}"
+                self._print(f"fewer bits/byte on the text of evaluations: {best}")
         else:
             self._print(
                 f"{interrupt.name}: stopped after step {self.state.step}, saved {saved}\n"
@@ -126,8 +211,26 @@ class _Run:
             )
         return saved
 
+    def _open_journal(self) -> Journal:
+        if not self.processes.is_first:
+            return NoJournal()
+        return Journal(self.run_dir, self.state.step, tensorboard=self.config.run.tensorboard)
+
+    def _describe(self) -> None:
+        now = datetime.now(timezone.utc)
+        warning = describe_run(
+            self.run_dir, self.config, self.corpus, self.model, self.state, now=now
+        )
+        if warning is not None:
+            self._print(warning)
+
     def _is_done(self) -> bool:
         return self.state.total_steps is not None and self.state.step >= self.state.total_steps
+
+    def _is_stopped(self, interrupt: Interrupt) -> bool:
+        """Whether any of the processes got a signal: then all stop after the same step."""
+        interrupt.number = self.processes.max(interrupt.number)
+        return interrupt.number != 0
 
     def _step(self, journal: Journal, progress: Progress) -> None:
         """Do one step and all that is due after it."""
@@ -146,6 +249,11 @@ class _Run:
             "grad_norm": result.grad_norm,
             "tokens": state.n_tokens,
         }
+        if self.config.distill is not None:
+            record["divergence"] = result.divergence
+        if result.skipped is not None:
+            record["skipped"] = result.skipped
+            progress.print(f"step {state.step}: skipped, {result.skipped}")
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
             record[WEIGHT_COUNTS] = weight_counts(self.model)
@@ -154,59 +262,76 @@ class _Run:
         progress.update(
             state.step,
             state.total_steps,
-            result.loss,
+            None if result.skipped else result.loss,
             self.durations[-1],
             state.valid_bits_per_byte,
         )
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
-            text = run.prompt + sample(
-                self.model,
-                self.corpus.tokenizer,
-                run.prompt,
-                run.sample_tokens,
-                _SAMPLE_TEMPERATURE,
-                run.seed,
-            )
-            progress.print(f"step {state.step}: {text}")
-            journal.write_sample(state.step, text)
+            self._sample(journal, progress)
+        self._check_skips(result)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
-        if (state.step % run.checkpoint_every == 0 or is_planned) and not self._is_done():
+        # While steps are skipped none is made: the weights may be past saving.
+        is_due = state.step % run.checkpoint_every == 0 or state.best_step == state.step
+        is_due = is_due and state.guard.n_in_a_row == 0
+        if (is_due or is_planned) and not self._is_done():
             self._save(journal)
 
     def _update(self, factor: float) -> StepResult:
         """Move the weights by the gradient of the next batch."""
         optim, state = self.config.optim, self.state
         first = state.step * self.windows_per_step
-        batches = [
-            self.corpus.batch(
-                self.config.run.seed, window, optim.batch_size, self.config.data.context
-            )
-            for window in range(first, first + self.windows_per_step, optim.batch_size)
-        ]
+        windows = self.processes.share(range(first, first + self.windows_per_step))
+        seed, context = self.config.run.seed, self.config.data.context
+        batches = []
+        for i in range(0, len(windows), optim.batch_size):
+            part = windows[i : i + optim.batch_size]
+            batches.append(self.corpus.batch(seed, part.start, len(part), context))
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
-        result = self.gradient_step(batches, factor, decay)
-        if not result.is_finite:
-            kept = checkpoint.last(self.run_dir)
-            raise TrainingError(
-                f"step {state.step + 1}: loss is {result.loss} and gradient norm "
-                f"{result.grad_norm}; last checkpoint: {kept or 'none yet'}; "
-                "lower optim.learning_rate"
-            )
-        return result
+        with clear_errors() if state.is_compiled else nullcontext():
+            return self.gradient_step(batches, factor, decay)
+
+    def _check_skips(self, result: StepResult) -> None:
+        n_skipped = self.state.guard.n_in_a_row
+        if n_skipped < self.config.optim.max_skips:
+            return
+        kept = checkpoint.last(self.run_dir)
+        raise TrainingError(
+            f"step {self.state.step}: skipped {n_skipped} steps in a row, the last one because "
+            f"{result.skipped}; last checkpoint: {kept or 'none yet'}; "
+            "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
+        )
+
+    def _sample(self, journal: Journal, progress: Progress) -> None:
+        """Let the first process write some text."""
+        run, tokenizer = self.config.run, self.corpus.tokenizer
+        model = gather_model(self.model, self.processes.is_first)
+        if model is not None:
+            n_tokens = run.sample_tokens
+            text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
+            progress.print(f"step {self.state.step}: {run.prompt}{text}")
+            journal.write_sample(self.state.step, run.prompt + text)
 
     def _validate(self) -> float:
-        """Measure bits per byte; at the end of the run on the whole validation text."""
-        max_tokens = None if self._is_done() else self.config.run.eval_tokens
-        end = end_token(self.corpus.tokenizer)
-        bits = bits_per_byte(
-            self.model, self.corpus.valid, end, self.config.data.context, max_tokens
-        )
-        best = self.state.best_bits_per_byte
-        self.state.valid_bits_per_byte = bits
-        self.state.best_bits_per_byte = bits if best is None else min(best, bits)
+        """Measure bits per byte; at the end of the run on the whole validation text.
+
+        The best step is found on the same text each time: a part of it where eval_tokens is set.
+        """
+        state, eval_tokens = self.state, self.config.run.eval_tokens
+        bits = self._bits_per_byte(eval_tokens)
+        if bits < (state.best_bits_per_byte or math.inf):
+            state.best_bits_per_byte, state.best_step = bits, state.step
+        if self._is_done() and eval_tokens is not None:
+            bits = self._bits_per_byte(None)
+        state.valid_bits_per_byte = bits
         return bits
+
+    def _bits_per_byte(self, max_tokens: int | None) -> float:
+        end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
+        context = self.config.data.context
+        with evaluation(self.objective, Objective(self.model, 0.0)) as objective:
+            return bits_per_byte(objective, valid, end, context, max_tokens, self.processes)
 
     def _save(self, journal: Journal) -> Path:
         journal.sync()
@@ -218,32 +343,45 @@ class _Run:
             self.config.to_dict(),
             self.corpus.tokenizer,
             self.config.run.keep,
+            self.corpus.chat_template,
+            self.processes,
         )
 
     def _turn_budget_into_steps(self) -> bool:
         """Fix the number of steps of a time budget once the speed is known; say if that was now."""
-        minutes = self.config.run.minutes
-        if minutes is None or self.state.total_steps is not None:
+        if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
+        self.state.total_steps = self.processes.from_first(self._planned_steps())
+        return self.state.total_steps is not None
+
+    def _planned_steps(self) -> int | None:
+        """Return the steps that fit into the time budget, None while the speed is not known."""
+        minutes = self.config.run.minutes
+        assert minutes is not None
         remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
         if len(self.durations) < _MEASURED_STEPS and remaining > 0:
-            return False
+            return None
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
         seconds = measured[len(measured) // 2]
-        valid_tokens = len(self.corpus.valid.tokens)
+        valid_tokens = len(self.corpus.valid)
         evaluated = min(self.config.run.eval_tokens or valid_tokens, valid_tokens)
         evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
         per_step = seconds + evaluation * evaluated / self.config.run.eval_every
         steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
-        self.state.total_steps = self.state.step + max(0, math.floor(steps))
-        return True
+        return self.state.step + max(0, math.floor(steps))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-# On resume. That the text is the same is checked by its hash, wherever it lies now.
-_MAY_CHANGE = (("run", "steps"), ("data", "train"), ("data", "valid"), ("data", "tokenizer"))
+# On resume. That text and teacher are the same is checked by hash, wherever they lie now.
+_MAY_CHANGE = (
+    ("run", "steps"),
+    ("data", "train"),
+    ("data", "valid"),
+    ("data", "tokenizer"),
+    ("distill", "teacher"),
+)
 
 
 def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
@@ -255,12 +393,16 @@ def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path |
         return None
     if not resume:
         raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
-    before, now = checkpoint.load_train(found), config.to_dict()
+    # Through TrainConfig: an older run has today's defaults where it has no setting.
+    train_json = checkpoint.load_train(found)
+    before = TrainConfig.from_dict(train_json, str(found / checkpoint.TRAIN)).to_dict()
+    now = config.to_dict()
     now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
-    for section in now:
-        names = ("seed", "steps", "minutes") if section == "run" else now[section] | before[section]
+    for section in now | before:
+        old_fields, new_fields = before.get(section, {}), now.get(section, {})
+        names = ("seed", "steps", "minutes") if section == "run" else new_fields | old_fields
         for name in names:
-            old, new = before[section].get(name), now[section].get(name)
+            old, new = old_fields.get(name), new_fields.get(name)
             if old != new and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
                     f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
@@ -274,43 +416,35 @@ def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
         return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
 
 
+_MACHINE = ("threads", "processes", "precision", "is_compiled")
+
+
 def _restore(
-    found: Path, corpus: Corpus, config: TrainConfig, model: Decoder, optimizers: Optimizers
-) -> RunState:
+    found: Path, new: RunState, config: TrainConfig, model: Decoder
+) -> tuple[RunState, list[str]]:
+    """Load a checkpoint; return its state, for the machine of the `new` one, and warnings."""
     state = checkpoint.load_state(found)
-    if state.corpus_sha256 != corpus.sha256:
-        raise ConfigError(f"{found}: cannot resume, the text has changed since")
+    for name, what in (("corpus_sha256", "text"), ("teacher_sha256", "teacher")):
+        if getattr(state, name) != getattr(new, name):
+            raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
     checkpoint.load_weights(model, found)
-    optimizers.load_state(checkpoint.load_optimizer(found))
     if config.run.steps is not None:
         state.total_steps = config.run.steps
-    return state
+    warnings = []
+    if state.arithmetic != new.arithmetic:
+        warnings.append(
+            f"warning: {new.arithmetic} now, {state.arithmetic} before: losses will differ from "
+            "those of a run that never stopped"
+        )
+    machine = {name: getattr(new, name) for name in _MACHINE}
+    return replace(state, **machine), warnings
 
 
-def _describe(
-    console: Console,
-    corpus: Corpus,
-    model: Decoder,
-    state: RunState,
-    threads: int,
-    found: Path | None,
-) -> None:
-    train, valid = corpus.train, corpus.valid
-    lines = [
-        f"train {train.n_bytes / 1e6:.2f} MB, {len(train.tokens):,} tokens; "
-        f"valid {valid.n_bytes / 1e6:.2f} MB, {len(valid.tokens):,} tokens; "
-        f"vocabulary {model.config.vocab_size:,}",
+def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
+    yield from corpus.describe()
+    yield (
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
-        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {threads} threads",
-    ]
-    if corpus.n_skipped:
-        lines.append(f"skipped {corpus.n_skipped} .py files that are not UTF-8")
-    if found is not None:
-        lines.append(f"resuming from {found}, step {state.step}")
-        if state.threads != threads:
-            lines.append(
-                f"warning: {threads} threads, not {state.threads} as before: sums are ordered "
-                "differently and losses will differ in the last bits"
-            )
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
+    )
+    if model.config.weights != "dense":
+        yield f"products of {model.config.weights} weights by {native_products.describe()}"

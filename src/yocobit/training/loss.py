@@ -1,49 +1,124 @@
-"""Cross-entropy of the head's logits, a slice of tokens at a time: never all logits at once.
+"""The loss of the head's logits, a slice of tokens at a time: never all logits at once.
+
+    cross-entropy   log Z - logit of the target,   Z = sum exp logits
+    z-loss          (log Z)^2, which keeps logits near 0 (PaLM, arXiv:2204.02311)
+    divergence      sum p (log p - log q),  p and q softmax(logits / temperature) of teacher and
+                    student (arXiv:1503.02531)
+
+    loss = (1 - w) cross-entropy + w temperature^2 divergence + z_weight z-loss,  w of the teacher
 
 Letters: N tokens   C model width   V vocabulary
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from yocobit.model.bitlinear import uses_fast_products
 
 _SLICE = 512  # tokens; their logits and gradients stay in the cache
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
+@dataclass(frozen=True)
+class Guidance:
+    """What a teacher says of N tokens: its logits are made from its hidden states in slices."""
+
+    hidden: Tensor  # (N, its own width)
+    head: Callable[[Tensor], Tensor]  # hidden to logits, of the student's vocabulary or a larger
+    weight: float  # w of the loss
+    temperature: float
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Gradients are computed with the loss, as they need the same probabilities."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        loss = x.new_zeros(())
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_weight: float,
+        teacher: Guidance | None,
+        has_grad: bool,
+    ) -> tuple[Tensor, Tensor]:
+        z_loss, terms = x.new_zeros(()), x.new_zeros(2)
+        nats, divergence = terms
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        dtype = torch.bfloat16 if uses_fast_products(x) else x.dtype
+        x, weight = x.to(dtype), weight.to(dtype)
         for first in range(0, len(x), _SLICE):
             part = slice(first, first + _SLICE)
-            log_p = F.linear(x[part], weight).log_softmax(dim=-1)  # (N, V)
+            logits = (x[part] @ weight.mT).to(terms.dtype)  # (N, V)
             target = targets[part, None]
-            loss -= log_p.gather(1, target).sum()
+            log_p = logits.log_softmax(dim=-1)
+            target_log_p = log_p.gather(1, target)
+            nats -= target_log_p.sum()
+            log_z = logits.gather(1, target) - target_log_p  # (N, 1)
             grad = log_p.exp_()
+            if z_weight:
+                z_loss += log_z.square().sum()
+                z_grad = grad * (2 * z_weight * log_z)
             grad.scatter_add_(1, target, grad.new_full((), -1.0).expand_as(target))
-            grad_x[part] = grad @ weight
-            grad_weight += grad.mT @ x[part]
+            if teacher is not None:
+                part_divergence, part_grad = _divergence(logits, teacher, part)
+                divergence += part_divergence
+                grad.lerp_(part_grad, teacher.weight)
+            if z_weight:
+                grad += z_grad
+            if has_grad:
+                grad = grad.to(dtype)
+                grad_x[part] = grad @ weight
+                grad_weight += grad.mT @ x[part]
         ctx.save_for_backward(grad_x, grad_weight)
-        return loss
+        ctx.mark_non_differentiable(terms)
+        loss = nats
+        if teacher is not None:
+            loss = nats.lerp(divergence * teacher.temperature**2, teacher.weight)
+        return loss + z_weight * z_loss, terms
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad, grad_weight * grad, None
+        return grad_x * grad, grad_weight * grad, None, None, None, None
 
 
-def head_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of logits x weight^T in nats, summed over targets of at least 0.
+def _divergence(logits: Tensor, teacher: Guidance, part: slice) -> tuple[Tensor, Tensor]:
+    """Return the divergence of a slice, and temperature^2 times its gradient by logits (N, V)."""
+    said = teacher.head(teacher.hidden[part])[:, : logits.shape[1]].to(logits.dtype)
+    log_p = (said / teacher.temperature).log_softmax(dim=-1)
+    log_q = (logits / teacher.temperature).log_softmax(dim=-1)
+    p = log_p.exp()
+    divergence = (p * log_p.sub_(log_q)).sum()
+    return divergence, log_q.exp_().sub_(p).mul_(teacher.temperature)
 
-    x is (N, C), weight (V, C), targets (N).
+
+# Its shapes vary with the number of targets; there is nothing to fuse.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def head_loss(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_weight: float = 0.0,
+    teacher: Guidance | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of logits x weight^T, and cross-entropy and divergence (2,): sums of nats.
+
+    x is (N, C), weight (V, C), targets (N); a target below 0 is not counted. Only the loss has a
+    gradient.
     """
     is_scored = targets >= 0
     if not is_scored.all():
         x, targets = x[is_scored], targets[is_scored]
-    loss: Tensor = _HeadCrossEntropy.apply(x, weight, targets)  # type: ignore[no-untyped-call]
-    return loss
+        if teacher is not None:
+            teacher = replace(teacher, hidden=teacher.hidden[is_scored])
+    has_grad = torch.is_grad_enabled()
+    found: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        x, weight, targets, z_weight, teacher, has_grad
+    )
+    return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from yocobit.disk import WriteError
 
 METRICS = "metrics.jsonl"
 _PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
@@ -21,24 +25,44 @@ class Metrics:
     """RUN/metrics.jsonl: one object per step, appended; a resumed run forgets later steps."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        path = run_dir / METRICS
-        kept = _records_until(path, step) if path.exists() else []
+        self.path = run_dir / METRICS
+        kept = _records_until(self.path, step) if self.path.exists() else []
         # Beside and renamed: a run killed here has lost nothing.
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        os.replace(partial, path)
-        self.file = path.open("a", encoding="utf-8")
+        partial = self.path.with_suffix(".partial")
+        try:
+            partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+            os.replace(partial, self.path)
+            self.file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._error(error) from None
 
     def write(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        try:
+            self.file.write(_line(record))
+            self.file.flush()
+        except OSError as error:
+            raise self._error(error) from None
 
     def sync(self) -> None:
         """Bring all records to disk; due before the checkpoint that follows them."""
-        os.fsync(self.file.fileno())
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise self._error(error) from None
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # tries again to write what could not be written
+            self.file.close()
+
+    def _error(self, error: OSError) -> WriteError:
+        return WriteError(self.path, error, "checkpoints are as they were")
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Return a record as JSON, which has no NaN and no infinity."""
+    is_bad = {k: isinstance(v, float) and not math.isfinite(v) for k, v in record.items()}
+    return json.dumps({k: None if is_bad[k] else v for k, v in record.items()}) + "\n"
 
 
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -79,10 +103,11 @@ class Progress:
         self.live.stop()
 
     def update(
-        self, step: int, total: int | None, loss: float, seconds: float, bits: float | None
+        self, step: int, total: int | None, loss: float | None, seconds: float, bits: float | None
     ) -> None:
-        """Show one step that took `seconds`; loss and speed are smoothed."""
-        self.loss = _smooth(self.loss, loss, 0.95)
+        """Show one step that took `seconds`; loss (None: skipped) and speed are smoothed."""
+        if loss is not None:
+            self.loss = _smooth(self.loss, loss, 0.95)
         self.seconds_per_step = _smooth(self.seconds_per_step, seconds, 0.95)
         line = self._line(step, total, bits)
         if self.console.is_terminal:
@@ -96,8 +121,9 @@ class Progress:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, step: int, total: int | None, bits: float | None) -> str:
-        assert self.loss is not None and self.seconds_per_step is not None
-        parts = [f"step {step}/{total or '?'}", f"loss {self.loss:.3f}"]
+        assert self.seconds_per_step is not None
+        loss = "?" if self.loss is None else f"{self.loss:.3f}"
+        parts = [f"step {step}/{total or '?'}", f"loss {loss}"]
         if bits is not None:
             parts.append(f"valid {bits:.3f} bits/byte")
         parts.append(f"{self.tokens_per_step / self.seconds_per_step:,.0f} tokens/s")

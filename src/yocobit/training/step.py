@@ -13,71 +13,95 @@ import torch
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
-from yocobit.training.loss import head_cross_entropy
+from yocobit.training.corpus import Batch
+from yocobit.training.distill import Teacher
+from yocobit.training.distributed import ALONE, Processes
+from yocobit.training.guard import Guard
+from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
-
-MicroBatch = tuple[Tensor, Tensor]  # inputs, targets, each (B, T)
+from yocobit.training.sharding import backward_context, whole
 
 
 class Objective(nn.Module):
     """What training minimises. All that reads weights happens in `forward`, so that this module
-    is what is compiled, sharded or replicated.
+    is what is compiled, sharded or replicated. The teacher is not a part of it.
     """
 
-    def __init__(self, model: Decoder) -> None:
+    def __init__(self, model: Decoder, z_weight: float, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.z_weight, self.teacher = model, z_weight, teacher
 
     def forward(
         self, inputs: Tensor, targets: Tensor, resets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the objective and the cross-entropy in nats, each summed over scored targets.
+        """Return the loss, and cross-entropy and divergence from the teacher (2,) without gradient.
 
-        Inputs and targets are (B, T); a target below 0 is not scored. Only the first result has
-        a gradient.
+        Inputs, targets and resets are (B, T); a target below 0 is not scored, and a position where
+        resets is True sees nothing before it. All are sums of nats over scored targets. Without
+        gradients the teacher is not asked.
         """
-        assert resets is None, "Decoder.hidden does not take resets yet"
-        hidden = self.model.hidden(inputs).flatten(0, 1)  # (B * T, C)
-        nats = head_cross_entropy(hidden, self.model.head.weight, targets.flatten())
-        return nats, nats.detach()
+        hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
+        guidance = None
+        if self.teacher is not None and torch.is_grad_enabled():
+            guidance = self.teacher.guide(inputs, resets)
+        return head_loss(hidden, self.model.head.weight, targets.flatten(), self.z_weight, guidance)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step found before it moved the weights."""
+    """What one step found, before it moved the weights."""
 
-    loss: float  # nats per scored target
+    loss: float  # cross-entropy in nats per scored target
+    divergence: float  # from the teacher, in nats per scored target; 0 without one
     grad_norm: float  # before clipping
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+    skipped: str | None  # why the weights were not moved
 
 
 class GradientStep:
     """The gradient of a global batch, its clipping, and the movement of the weights.
 
-    Sums over targets are divided by the number of scored targets of all micro-batches: how a
-    batch is cut never changes what its loss means.
+    Sums over targets are divided by the number of scored targets of all micro-batches of all
+    processes: how a batch is cut never changes what its loss means.
     """
 
-    def __init__(self, objective: nn.Module, optimizers: Optimizers, grad_clip: float) -> None:
-        self.objective, self.optimizers = objective, optimizers
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizers: Optimizers,
+        guard: Guard,
+        grad_clip: float,
+        spike_factor: float,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.objective, self.optimizers, self.guard = objective, optimizers, guard
+        self.processes = processes
         self.max_norm = grad_clip or math.inf
+        self.spike_factor = spike_factor
 
     def __call__(
-        self, batches: Sequence[MicroBatch], rate_factor: float, decay_factor: float
+        self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
-        """Move the weights by the gradient of `batches`, if it is finite."""
-        n_scored = max(1, sum(int((targets >= 0).sum()) for _, targets in batches))
-        nats = 0.0
-        for inputs, targets in batches:
-            objective, part_nats = self.objective(inputs, targets)
-            (objective / n_scored).backward()
-            nats += part_nats.item()
-        parameters = self.objective.parameters()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
-        result = StepResult(nats / n_scored, float(norm))
-        if result.is_finite:
+        """Move the weights by the gradient of `batches`, unless the guard says no.
+
+        Every process has as many micro-batches as the others, and gets the same result.
+        """
+        n_here = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        (n_scored,) = self.processes.sum(n_here)
+        n_scored = max(1, n_scored)
+        n_processes = self.processes.size
+        terms = torch.zeros(2, dtype=torch.float64)
+        for i, batch in enumerate(batches, start=1):
+            with backward_context(self.objective, is_last=i == len(batches)):
+                loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
+                # FSDP2 and DDP divide the sum over processes by their number.
+                (loss / (n_scored / n_processes)).backward()
+            terms += part_terms
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm)
+        nats, divergence, grad_norm = self.processes.sum(
+            *(terms / n_scored).tolist(), float(whole(norm)) / n_processes
+        )
+        skipped = self.guard.check(nats + divergence, grad_norm, self.spike_factor)
+        if skipped is None:
             self.optimizers.step(rate_factor, decay_factor)
-        return result
+        self.optimizers.clear_gradients()
+        return StepResult(nats, divergence, grad_norm, skipped)

@@ -1,0 +1,142 @@
+"""Training steps of our models beside a Llama of the same size, transformers' in float32.
+
+    python benchmarks/train_throughput.py [--rounds 3] [--shapes 20m 100m] [--lengths 512 4096]
+
+A step is forward, loss, backward, clipping and AdamW over the same number of tokens for each
+model. Every round makes every run once, each in a process of its own; a ratio is the median over
+rounds of ours / Llama's in that round. Figures of other points in the results file are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import train_steps
+from train_steps import LLAMA, OURS, SHAPES
+
+from yocobit.benchmark.machine import describe_machine
+
+RESULTS = Path(__file__).parent / "results" / "train_throughput.json"
+LENGTHS = (512, 4096, 16384)
+TOKENS = 4096  # a step; one window where it is longer
+# Holds every library to the instructions of a CPU without AVX-512.
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "DNNL_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+}
+_POINT = ("cpu", "shape", "length", "threads")
+
+Run = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20, help="of steps a run, one at least")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
+    parser.add_argument("--models", nargs="+", choices=OURS, default=OURS)
+    parser.add_argument("--avx2", action="store_true", help="hold every library to AVX2")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(train_steps.measure(json.loads(arguments.one))))
+        return
+    runs = list(_measured(list(_runs(arguments)), arguments.rounds))
+    report = _merge(arguments.out, runs)
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print_table(report["points"])
+    print(f"wrote {arguments.out}")
+
+
+def _runs(arguments: argparse.Namespace) -> Iterator[Run]:
+    for shape in arguments.shapes:
+        for length in arguments.lengths:
+            for model in (LLAMA, *arguments.models):
+                yield {
+                    "cpu": "avx2" if arguments.avx2 else "native",
+                    "shape": shape,
+                    "length": length,
+                    "batch": max(1, TOKENS // length),
+                    "model": model,
+                    "threads": arguments.threads,
+                    "seconds": arguments.seconds,
+                }
+
+
+def _measured(runs: list[Run], rounds: int) -> Iterator[Run]:
+    """Make every run once a round, each in a process of its own."""
+    for number in range(rounds):
+        for run in runs:
+            command = [sys.executable, __file__, "--one", json.dumps(run)]
+            environment = os.environ | (AVX2 if run["cpu"] == "avx2" else {})
+            output = subprocess.run(command, capture_output=True, text=True, env=environment)
+            name = f"{number} {run['cpu']} {run['shape']} {run['length']} {run['model']}"
+            if output.returncode != 0:
+                print(f"{name}: {output.stderr.strip()[-300:]}", flush=True)
+                continue
+            found = json.loads(output.stdout.splitlines()[-1])
+            print(f"{name}: {found['tokens_per_s']:.0f} tokens/s, {found['peak_mb']:.0f} MB",
+                  flush=True)  # fmt: skip
+            yield {**run, "round": number, **found}
+
+
+def _merge(path: Path, runs: list[Run]) -> dict[str, Any]:
+    """Put runs in the place of those that the file has of the same points."""
+    before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    points = {_point(run) for run in runs}
+    runs = [run for run in before if _point(run) not in points] + runs
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    machine = {**describe_machine().to_dict(), "versions": versions}
+    return {"machine": machine, "points": _summarize(runs), "runs": runs}
+
+
+def _summarize(runs: list[Run]) -> list[dict[str, Any]]:
+    """Return medians of each model at each point, and their ratios to Llama's."""
+    found = []
+    for point in sorted({_point(run) for run in runs}):
+        here = [run for run in runs if _point(run) == point]
+        theirs = {run["round"]: run for run in here if run["model"] == LLAMA}
+        for model in dict.fromkeys(run["model"] for run in here):
+            own = [run for run in here if run["model"] == model]
+            row = dict(zip(_POINT, point, strict=True)) | {"model": model, "rounds": len(own)}
+            for key in ("tokens_per_s", "peak_mb"):
+                pairs = [(run[key], theirs[run["round"]][key]) for run in own
+                         if run["round"] in theirs]  # fmt: skip
+                row[key] = round(statistics.median(run[key] for run in own), 1)
+                if pairs:
+                    row[f"{key}_ratio"] = round(statistics.median(a / b for a, b in pairs), 3)
+            found.append(row)
+    return found
+
+
+def _point(run: Run) -> tuple[Any, ...]:
+    return tuple(run[key] for key in _POINT)
+
+
+def _print_table(points: list[dict[str, Any]]) -> None:
+    print(f"{'':48} {'tokens/s':>10} {'ratio':>6} {'peak MB':>9} {'ratio':>6}")
+    for row in points:
+        name = f"{row['cpu']}, {row['shape']}, T {row['length']}, {row['model']}"
+        ratios = (row.get(f"{key}_ratio", float("nan")) for key in ("tokens_per_s", "peak_mb"))
+        speed, memory = ratios
+        print(f"{name:48} {row['tokens_per_s']:10,.0f} {speed:6.2f} {row['peak_mb']:9,.0f} "
+              f"{memory:6.2f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

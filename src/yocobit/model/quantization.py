@@ -1,0 +1,50 @@
+"""What weights and activations are rounded to: the one statement of it for training and packing.
+
+The engine and the training kernels round alike, in native code.
+
+Letters: M output features   K input features
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yocobit.config import WeightKind
+
+# Keeps an all-zero row or matrix from dividing by zero; far below any trained magnitude.
+SMALLEST_SCALE = 1e-12
+
+
+def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
+    """Round x (..., K) to integers in [-levels, levels] per row (absmax, half to even).
+
+    Returns the integers in x's dtype and the scale (..., 1); integers * scale approximates x.
+    """
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_SCALE)
+    # Not levels / largest, which PyTorch takes for levels times a rounded reciprocal.
+    return (x * (torch.full_like(largest, levels) / largest)).round(), largest / levels
+
+
+def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
+    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar tensor.
+
+    "ternary" is BitNet b1.58 (arXiv:2402.17764), "sign" is BitNet b1 (arXiv:2310.11453).
+    """
+    scale = weight_scale(weight)
+    if kind == "ternary":
+        return (weight / scale).round().clamp(-1, 1), scale
+    if kind == "sign":
+        return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype), scale
+    raise ValueError(f"weight kind must be 'ternary' or 'sign' but is {kind!r}")
+
+
+def weight_scale(weight: Tensor) -> Tensor:
+    """Return the scale of a weight (M, K) of any kind, a scalar tensor."""
+    return weight.abs().mean().clamp_min(SMALLEST_SCALE)
+
+
+def fake_quantize(x: Tensor, levels: int) -> Tensor:
+    """Round the last dimension of x as a cache with that many levels would; gradient 1."""
+    codes, scale = quantize_activations(x.detach(), levels)
+    return x + (codes * scale - x.detach())

@@ -1,0 +1,81 @@
+"""The section [data] of a training run: which text, and how it becomes tokens; see docs/data.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from yocobit.config import ConfigError, check_types, from_fields, require
+from yocobit.training.windows import BLOCK
+
+PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """An item of data.train or data.valid that says more than a path; docs/data.md explains."""
+
+    path: str  # a file, a directory, a glob, or PYTHON_STDLIB
+    weight: float | None = None  # of the windows of `train`, relative to the other items'
+    text_field: str = "text"  # of a .jsonl record, or the column of a .parquet file
+    by_line: bool = False  # whether each line of a .txt file is a document
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        require(self.path != "", self, "path", "must not be empty")
+        require(
+            self.weight is None or 0 < self.weight < math.inf, self, "weight", "must be above 0"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """[data]: which text, how it is split and cut into tokens."""
+
+    train: tuple[str | SourceConfig, ...]  # a string is a path with nothing more to say
+    valid: tuple[str | SourceConfig, ...] = ()
+    valid_every: int | None = None  # instead of `valid`: about one document in this many
+    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
+    deduplicate: bool = False  # keep the first of documents with the same text
+    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
+    tokenizer: str | None = None  # instead of training one: a tokenizer.json
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("train", "valid"):
+            object.__setattr__(self, name, _with_sources(getattr(self, name), name))
+        check_types(self)
+        require(len(self.train) > 0, self, "train", "must name at least one file or directory")
+        weights = [source.weight for source in sources(self.train)]
+        if None in weights and any(weight is not None for weight in weights):
+            raise ConfigError("train must have a weight in every item or in none")
+        if None not in weights and len(weights) > BLOCK:
+            raise ConfigError(f"train must have at most {BLOCK} weights but has {len(weights)}")
+        if any(source.weight is not None for source in sources(self.valid)):
+            raise ConfigError("valid must have no weight: all of it is read")
+        if bool(self.valid) == (self.valid_every is not None):
+            raise ConfigError("give either valid (files) or valid_every (one document in N)")
+        if self.valid_every is not None:
+            require(self.valid_every >= 2, self, "valid_every", "must be at least 2")
+        if self.vocab_size is not None:
+            rule = "must be at least 257: 256 bytes and the end token"
+            require(self.vocab_size >= 257, self, "vocab_size", rule)
+            if self.tokenizer is not None:
+                raise ConfigError("give either vocab_size or tokenizer, not both")
+        require(self.context >= 1, self, "context", "must be at least 1")
+
+
+def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+    """Return the items of data.train or data.valid, paths among them as sources, too."""
+    return tuple(SourceConfig(path=item) if isinstance(item, str) else item for item in items)
+
+
+def _with_sources(items: Any, name: str) -> Any:
+    """Make a source of each table among items; what is of a wrong type is left for the check."""
+    if not isinstance(items, tuple):
+        return items
+    return tuple(
+        from_fields(SourceConfig, item, f"{name}[{i}]") if isinstance(item, dict) else item
+        for i, item in enumerate(items)
+    )

@@ -1,0 +1,159 @@
+"""Tokens on disk: memory-mapped files of bounded size that read as one sequence.
+
+NAME-00000.bin, NAME-00001.bin, ... hold tokens; a NAME-00000.mask beside one has a byte for each of
+its tokens, 1 where a model learns to write it. A shard without a mask is learnt whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit.config import ConfigError
+from yocobit.disk import flush
+
+SHARD_BYTES = 1 << 30
+
+_Array = NDArray[Any]
+
+
+class ShardWriter:
+    """Writes the tokens of one sequence; `close` says what a Tokens is made from."""
+
+    def __init__(self, directory: Path, name: str, dtype: str) -> None:
+        self.directory, self.name, self.dtype = directory, name, np.dtype(dtype)
+        self.shards: list[dict[str, Any]] = []
+        self.counts = {"tokens": 0, "scored_tokens": 0, "bytes": 0, "documents": 0}
+        self.tokens_file: BinaryIO | None = None
+        self.mask_file: BinaryIO | None = None
+        self.n_here = 0  # tokens in the open shard
+
+    def write(self, tokens: _Array, is_scored: bool) -> None:
+        """Append tokens (T,) that are all learnt, or not."""
+        self.counts["tokens"] += len(tokens)
+        self.counts["scored_tokens"] += len(tokens) if is_scored else 0
+        n_most = max(1, SHARD_BYTES // self.dtype.itemsize)
+        while len(tokens) > 0:
+            part, tokens = np.split(tokens, [n_most - self.n_here])
+            self._write(part, is_scored)
+            if self.n_here == n_most:
+                self._close_shard()
+
+    def close(self) -> dict[str, Any]:
+        """End the sequence, flushed to disk; return its entry in the index."""
+        self._close_shard()
+        return {"shards": self.shards, "dtype": self.dtype.name, **self.counts}
+
+    def abandon(self) -> None:
+        """Close what is open, as it is."""
+        for file in (self.tokens_file, self.mask_file):
+            if file is not None:
+                file.close()
+
+    def _write(self, tokens: _Array, is_scored: bool) -> None:
+        path = self._path(".bin")
+        try:
+            if self.tokens_file is None:
+                self.tokens_file = path.open("wb")
+            if self.mask_file is None and not is_scored:
+                self.mask_file = self._path(".mask").open("wb")
+                self.mask_file.write(b"\1" * self.n_here)
+            self.tokens_file.write(tokens.astype(self.dtype).tobytes())
+            if self.mask_file is not None:
+                self.mask_file.write((b"\1" if is_scored else b"\0") * len(tokens))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+        self.n_here += len(tokens)
+
+    def _close_shard(self) -> None:
+        if self.tokens_file is None:
+            return
+        shard = {"tokens": self.n_here, "has_mask": self.mask_file is not None}
+        for file, suffix in ((self.tokens_file, ".bin"), (self.mask_file, ".mask")):
+            if file is not None:
+                try:
+                    file.close()  # writes what is buffered
+                    flush(self._path(suffix))
+                except OSError as error:
+                    path = self._path(suffix)
+                    raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
+        self.shards.append({"name": self._path("").name, **shard})
+        self.tokens_file = self.mask_file = None
+        self.n_here = 0
+
+    def _path(self, suffix: str) -> Path:
+        return self.directory / f"{self.name}-{len(self.shards):05d}{suffix}"
+
+
+class Tokens:
+    """The tokens of one sequence, mapped into memory; each document ends with the end token."""
+
+    def __init__(self, directory: Path, entry: dict[str, Any]) -> None:
+        """Open what a ShardWriter closed with `entry`."""
+        shards = entry["shards"]
+        self.n_bytes: int = entry["bytes"]  # of UTF-8 that the scored tokens spell
+        self.n_documents: int = entry["documents"]
+        self.n_scored: int = entry["scored_tokens"]
+        self.has_mask = any(shard["has_mask"] for shard in shards)
+        self._starts = [0, *accumulate(shard["tokens"] for shard in shards)]
+        self._shards = [
+            np.memmap(directory / f"{shard['name']}.bin", dtype=entry["dtype"], mode="r")
+            for shard in shards
+        ]
+        self._masks = [
+            np.memmap(directory / f"{shard['name']}.mask", dtype=np.bool_, mode="r")
+            if shard["has_mask"]
+            else None
+            for shard in shards
+        ]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, begin: int, end: int) -> _Array:
+        """Return a copy of tokens `begin` to `end`, as int64."""
+        parts = [self._shards[i][part] for i, part in self._parts(begin, end)]
+        return np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64)
+
+    def is_scored(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Return whether a model learns to write each of tokens `begin` to `end`."""
+        found = np.ones(max(0, end - begin), dtype=np.bool_)
+        at = 0
+        for i, part in self._parts(begin, end):
+            n = part.stop - part.start
+            if (mask := self._masks[i]) is not None:
+                found[at : at + n] = mask[part]
+            at += n
+        return found
+
+    def _parts(self, begin: int, end: int) -> Iterator[tuple[int, slice]]:
+        first = max(0, int(np.searchsorted(self._starts, begin, side="right")) - 1)
+        for i, (start, stop) in enumerate(pairwise(self._starts[first:]), start=first):
+            if start >= end:
+                return
+            yield i, slice(max(begin, start) - start, min(end, stop) - start)
+
+
+def is_whole(directory: Path, entry: dict[str, Any]) -> bool:
+    """Whether the files of a sequence are there and of their size."""
+    itemsize = np.dtype(entry["dtype"]).itemsize
+    for shard in entry["shards"]:
+        suffixes = {".bin": itemsize, **({".mask": 1} if shard["has_mask"] else {})}
+        for suffix, size in suffixes.items():
+            path = directory / f"{shard['name']}{suffix}"
+            if not path.exists() or os.stat(path).st_size != size * shard["tokens"]:
+                return False
+    return True
+
+
+def remove_shards(directory: Path) -> None:
+    """Delete every shard in a directory."""
+    for suffix in (".bin", ".mask"):
+        for path in directory.glob(f"*{suffix}"):
+            path.unlink()

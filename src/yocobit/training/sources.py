@@ -1,0 +1,181 @@
+"""Source files: what the paths, directories and globs of a corpus stand for, in a fixed order.
+
+A file is known by its name, which does not depend on where the corpus lies, its size and the
+SHA-256 of its bytes. documents.py reads what is in it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import os
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from yocobit.config import ConfigError
+from yocobit.training.data_config import PYTHON_STDLIB, SourceConfig
+
+SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+# Of the standard library: what is not its own source, tests, and generated tables.
+_STDLIB_EXCLUDE = (
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "lib2to3",
+    "encodings",
+    "pydoc_data/topics.py",
+    "config-*",
+)
+
+_CHUNK_BYTES = 1 << 20
+# A file that changed so shortly ago may change again without a new time of change.
+_SETTLED_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file, and how to read documents from it."""
+
+    path: Path
+    name: str
+    size: int
+    mtime_ns: int
+    text_field: str = "text"
+    by_line: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """The one of SUFFIXES that the name ends in."""
+        return next(suffix for suffix in SUFFIXES if self.path.name.endswith(suffix))
+
+
+def list_files(source: SourceConfig, exclude: Sequence[str]) -> list[SourceFile]:
+    """Return the files of a source sorted by name; ConfigError if there is none such."""
+    files = []
+    for path, name in _paths(source.path, tuple(exclude)):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        files.append(
+            SourceFile(
+                Path(path),
+                name,
+                status.st_size,
+                status.st_mtime_ns,
+                source.text_field,
+                source.by_line,
+            )
+        )
+    if source.by_line and all(file.suffix != ".txt" for file in files):
+        raise ConfigError(f"{source.path}: by_line is for .txt files but there is none")
+    return files
+
+
+# What was known of files before: size, time of change, SHA-256, by path.
+Known = Mapping[str, tuple[int, int, str]]
+
+
+def fingerprints(files: Sequence[SourceFile], known: Known) -> list[str]:
+    """Return the SHA-256 of each file; one with the size and time that are known is not read."""
+
+    def fingerprint(file: SourceFile) -> str:
+        size, mtime_ns, sha256 = known.get(str(file.path), (None, None, ""))
+        return sha256 if (size, mtime_ns) == (file.size, file.mtime_ns) else _sha256(file.path)
+
+    with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter to others
+        return list(pool.map(fingerprint, files))
+
+
+def to_know(files: Sequence[SourceFile], sha256: Sequence[str]) -> dict[str, tuple[int, int, str]]:
+    """Return what may be taken as known of the files next time."""
+    settled = time.time_ns() - _SETTLED_NS
+    return {
+        str(file.path): (file.size, file.mtime_ns, digest)
+        for file, digest in zip(files, sha256, strict=True)
+        if file.mtime_ns < settled
+    }
+
+
+def check_unchanged(files: Sequence[SourceFile]) -> None:
+    """Raise ConfigError if a file is not any more what it was when it was listed."""
+    for file in files:
+        try:
+            status = os.stat(file.path)
+        except OSError as error:
+            raise ConfigError(f"{file.path}: cannot be read ({error.strerror})") from None
+        if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise ConfigError(f"{file.path}: has changed while it was read; start again")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def _paths(source: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return path and name of each file of a source, sorted by name."""
+    if source == PYTHON_STDLIB:
+        found = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
+        return [(path, name) for path, name in found if name.endswith(".py")]
+    if os.path.isdir(source):
+        return _directory(source, exclude)
+    if os.path.exists(source):
+        if not source.endswith(SUFFIXES):
+            raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
+        return [(source, os.path.basename(source))]
+    if not glob.has_magic(source):
+        raise ConfigError(f"{source}: no such file or directory")
+    found = sorted(_glob(source, exclude), key=lambda item: item[1])
+    if not found:
+        raise ConfigError(f"{source}: no file with this pattern ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def _directory(directory: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
+    found = []
+    for root, _, files in os.walk(directory):
+        prefix = "" if root == directory else Path(root).relative_to(directory).as_posix() + "/"
+        for file in files:
+            if file.endswith(SUFFIXES) and not _is_excluded(name := prefix + file, exclude):
+                found.append((os.path.join(root, file), name))
+    return sorted(found, key=lambda item: item[1])
+
+
+def _glob(pattern: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the files of a glob, named from the last directory before its first wildcard on."""
+    parts = Path(pattern).parts
+    n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:n_fixed])
+    for path in glob.iglob(pattern, recursive=True):
+        name = Path(path).relative_to(root).as_posix()
+        if name.endswith(SUFFIXES) and not _is_excluded(name, exclude) and os.path.isfile(path):
+            yield path, name
+
+
+def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
+    """Whether a pattern fits the whole name or, without a slash, any part of it."""
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
+        return True
+    return any(_is_part_excluded(part, exclude) for part in PurePosixPath(name).parts)
+
+
+@lru_cache(maxsize=4096)
+def _is_part_excluded(part: str, exclude: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(part, p) for p in exclude if "/" not in p)

@@ -1,0 +1,92 @@
+"""Products in bfloat16: how near they are, and that a run gives the setting back."""
+
+import pytest
+import torch
+from rich.console import Console
+from training_runs import run
+
+from yocobit.config import ConfigError
+from yocobit.model.bitlinear import BitLinear
+from yocobit.training import loop
+from yocobit.training.config import load as load_config
+from yocobit.training.precision import choose_precision
+
+
+@pytest.mark.parametrize("kind", ["ternary", "sign"])
+def test_precision_changes_nothing_of_quantised_products(kind):
+    linear, x, grad = draw(kind)
+
+    found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
+
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_dense_products_change_by_bfloat16_rounding_only():
+    linear, x, grad = draw("dense")
+
+    found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
+
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    for fast, exact in zip(found, expected, strict=True):
+        # Three roundings of at most 2^-9 each (two factors and the result), of random sign.
+        assert 0 < (fast - exact).norm() < 3 * 2**-9 * exact.norm()
+
+
+def draw(kind):
+    """Return a linear, an input and a gradient of its output."""
+    generator = torch.Generator().manual_seed(0)
+    linear = BitLinear(64, 48, kind)
+    torch.nn.init.normal_(linear.weight, generator=generator)
+    x = torch.randn(5, 7, 64, generator=generator, requires_grad=True)
+    return linear, x, torch.randn(5, 7, 48, generator=generator)
+
+
+def products(linear, x, grad, precision):
+    """Return y, and the gradients of x and of the weight, at a precision of products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        y = linear(x)
+        return y.detach(), *torch.autograd.grad(y, (x, linear.weight), grad)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_train_restores_the_precision_of_products(toml, tmp_path):
+    before = torch.get_float32_matmul_precision()
+
+    run(toml, tmp_path / "run", "run.steps=1")
+
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_bfloat16_is_refused_where_the_cpu_lacks_it(toml, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_vnni": True})
+
+    with pytest.raises(ConfigError, match="'bfloat16' but this CPU has no avx512_bf16; set it to"):
+        run(toml, tmp_path / "run", "run.precision=bfloat16")
+
+
+@pytest.mark.parametrize(("has_both", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_precision_is_what_the_cpu_has_instructions_for(monkeypatch, has_both, expected):
+    names = ("avx512_bf16", "avx512_vnni")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, has_both))
+
+    assert choose_precision(None) == expected
+    assert choose_precision("float32") == "float32"
+
+
+def test_resume_with_another_precision_warns(toml, tmp_path, monkeypatch, capsys):
+    run(toml, tmp_path / "run", "run.steps=1", "run.precision=float32")
+    names = ("avx512_bf16", "avx512_vnni")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
+
+    loop.train(
+        load_config(toml, ["run.steps=1"]),
+        tmp_path / "run",
+        resume=True,
+        console=Console(width=300),
+    )
+
+    expected = "warning: 1 threads, bfloat16 now, 1 threads, float32 before: losses will differ"
+    assert expected in capsys.readouterr().out

@@ -1,0 +1,202 @@
+"""Preparation: text to tokens on disk, once, whole, in little memory, and what is said when not."""
+
+import os
+import tracemalloc
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import corpora
+import pytest
+from corpora import TEXT, read, write_jsonl
+
+from yocobit.config import ConfigError
+from yocobit.training import preparation, shards, sources
+from yocobit.training.corpus import prepare
+from yocobit.training.data_config import DataConfig
+from yocobit.training.tokenizer import train_tokenizer
+
+
+@pytest.fixture
+def config(tmp_path) -> DataConfig:
+    return corpora.plain(tmp_path)
+
+
+@pytest.fixture
+def mixture(tmp_path) -> DataConfig:
+    return corpora.mixture(tmp_path)
+
+
+def test_valid_every_splits_by_name_whatever_the_other_files_are(tmp_path):
+    for i in range(60):
+        (tmp_path / f"{i}.txt").write_text(f"text {i} " * 5)
+    config = DataConfig(train=(str(tmp_path),), valid_every=4, vocab_size=257, context=4)
+    before = prepare(config, 257, tmp_path / "data")
+    held_out = before.tokenizer.decode(read(before.valid))
+    (tmp_path / "aaa.txt").write_text("first now " * 5)
+
+    after = prepare(config, 257, tmp_path / "data")
+
+    # 60 names in one of 4 parts: 15 expected, 3.4 standard deviation.
+    assert 5 <= held_out.count("text") / 5 <= 25
+    assert held_out in after.tokenizer.decode(read(after.valid))
+
+
+def test_prepare_reuses_what_it_made_until_the_text_changes(config, tmp_path):
+    directory = tmp_path / "data"
+    first = prepare(config, 270, directory)
+    made = (directory / "train-0-00000.bin").stat().st_mtime_ns
+
+    again = prepare(config, 270, directory)
+    unchanged = (directory / "train-0-00000.bin").stat().st_mtime_ns
+    Path(config.train[0]).write_text(TEXT + "# more\n")
+    changed = prepare(config, 270, directory)
+
+    assert unchanged == made
+    assert again.sha256 == first.sha256
+    assert changed.sha256 != first.sha256
+    assert changed.train[0].n_bytes == first.train[0].n_bytes + 7
+
+
+def test_files_that_did_not_change_are_not_read_again(config, tmp_path, monkeypatch):
+    for path in (config.train[0], config.valid[0]):
+        os.utime(path, (1, 1))
+    first = prepare(config, 270, tmp_path / "data")
+    monkeypatch.setattr(sources, "_sha256", None)
+
+    assert prepare(config, 270, tmp_path / "data").sha256 == first.sha256
+
+
+def test_files_that_moved_or_were_touched_are_the_same_text(config, tmp_path):
+    first = prepare(config, 270, tmp_path / "data")
+    made = (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns
+    (tmp_path / "moved").mkdir()
+    moved = Path(config.train[0]).rename(tmp_path / "moved" / "train.txt")
+    os.utime(moved, (1, 1))
+
+    again = prepare(replace(config, train=(str(moved),)), 270, tmp_path / "data")
+
+    assert again.sha256 == first.sha256
+    assert (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns == made
+
+
+def test_file_that_changes_while_it_is_read_is_named(config, tmp_path, monkeypatch):
+    run = preparation._Tokenising.run
+
+    def changing(self):
+        Path(config.train[0]).write_text("other")
+        return run(self)
+
+    monkeypatch.setattr(preparation._Tokenising, "run", changing)
+
+    with pytest.raises(ConfigError, match=r"train\.txt: has changed while it was read"):
+        prepare(config, 270, tmp_path / "data")
+    assert not (tmp_path / "data" / "index.json").exists()
+
+
+def test_preparation_that_was_killed_is_made_again(config, tmp_path, monkeypatch):
+    whole = read(prepare(config, 270, tmp_path / "whole").train[0])
+    monkeypatch.setattr(shards, "SHARD_BYTES", 100)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            preparation, "check_unchanged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        prepare(config, 270, tmp_path / "data")
+    assert len(list((tmp_path / "data").glob("train-*"))) > 5
+    monkeypatch.undo()
+
+    corpus = prepare(config, 270, tmp_path / "data")
+
+    assert read(corpus.train[0]) == whole
+    assert len(list((tmp_path / "data").glob("train-*"))) == 1
+
+
+def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, monkeypatch):
+    path = write_jsonl(tmp_path / "t.jsonl", [{"text": f"{TEXT} {i}"} for i in range(40)])
+    (tmp_path / "tokenizer.json").write_text(train_tokenizer([TEXT], 270).to_str())
+    tokenizer = str(tmp_path / "tokenizer.json")
+    config = DataConfig(train=(path,), valid_every=3, tokenizer=tokenizer)
+    made = [prepare(config, 1, tmp_path / "data")]
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    made.append(prepare(config, 1, tmp_path / "serial"))
+    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1)
+    made.append(prepare(config, 1, tmp_path / "single"))
+
+    assert len(made[0].valid) > 1000
+    assert read(made[0].train[0]) == read(made[1].train[0]) == read(made[2].train[0])
+    assert read(made[0].valid) == read(made[1].valid) == read(made[2].valid)
+
+
+def test_memory_of_preparing_does_not_grow_with_the_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1 << 14)
+    monkeypatch.setattr(sources, "_CHUNK_BYTES", 1 << 14)
+    (tmp_path / "tokenizer.json").write_text(train_tokenizer(["some words " * 9], 280).to_str())
+    peaks = []
+    for n_documents in (100, 800):
+        texts = [{"text": f"{i} " + "some words " * 100} for i in range(n_documents)]
+        path = write_jsonl(tmp_path / "text.jsonl", texts)
+        tokenizer = str(tmp_path / "tokenizer.json")
+        config = DataConfig(train=(path,), valid_every=20, tokenizer=tokenizer)
+        prepare(config, 1, tmp_path / "warm")
+        tracemalloc.start()
+        prepare(config, 1, tmp_path / f"{n_documents}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    # Eight times the text, 0.9 MB of it.
+    assert peaks[1] < 1.1 * peaks[0] + 50_000
+
+
+def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
+    mixture, tmp_path, monkeypatch
+):
+    taken = []
+
+    def noting(texts, vocab_size):
+        taken.extend(texts)
+        return train_tokenizer(taken, vocab_size)
+
+    monkeypatch.setattr(preparation, "SAMPLE_LENGTH", 1600)
+    monkeypatch.setattr(preparation, "train_tokenizer", noting)
+    prepare(mixture, 257, tmp_path / "data")
+
+    # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.
+    assert Counter(text[:3] for text in taken) == {"one": 15, "two": 5}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no index", "index of another kind"])
+def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
+    directory = tmp_path / "data"
+    whole = read(prepare(config, 270, directory).train[0])
+    if damage == "truncated":
+        (directory / "train-0-00000.bin").write_bytes(b"\0\0")
+    else:
+        (directory / "index.json").write_text("{" if damage == "no index" else "[]")
+
+    assert read(prepare(config, 270, directory).train[0]) == whole
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("train", "no text for the train split"), ("valid", "no text for the valid split")],
+)
+def test_empty_split_is_named(config, tmp_path, split, message):
+    Path(getattr(config, split)[0]).write_text("")
+
+    with pytest.raises(ConfigError, match=message):
+        prepare(config, 270, tmp_path / "data")
+
+
+def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
+    (tmp_path / "only.txt").write_text(TEXT)
+    config = DataConfig(train=(str(tmp_path),), valid_every=1000, vocab_size=270, context=8)
+
+    with pytest.raises(ConfigError, match=r"no text for the valid split; lower data.valid_every"):
+        prepare(config, 270, tmp_path / "data")
+
+
+def test_text_shorter_than_one_window_is_refused_with_both_numbers(config, tmp_path):
+    Path(config.train[0]).write_text("abc")
+
+    with pytest.raises(ConfigError, match=r"has 4 tokens but one window needs 8"):
+        prepare(config, 257, tmp_path / "data")

@@ -1,0 +1,306 @@
+"""Runs that are stopped, by whatever, and go on: nothing may differ from one that never stopped."""
+
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from training_runs import Killed, assert_same_run, raise_at, records, run, signal_at
+
+from yocobit.config import ConfigError
+from yocobit.disk import WriteError
+from yocobit.training import checkpoint, loop
+
+# Runs the configuration, and kills itself at the n-th call of a function.
+KILLED_RUN = """
+import importlib, os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from yocobit.training import load, train
+
+toml, out, module, name, n = sys.argv[1:]
+owner, calls = importlib.import_module(module), 0
+function = getattr(owner, name)
+
+def killing(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == int(n):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return function(*args, **kwargs)
+
+setattr(owner, name, killing)
+train(load(Path(toml)), Path(out), resume=True, console=Console())
+"""
+
+
+def test_run_killed_again_and_again_equals_one_that_never_stopped(toml, tmp_path):
+    run(toml, tmp_path / "straight")
+    out = tmp_path / "killed"
+    moments = [
+        # In the middle of a step, no checkpoint yet.
+        ("yocobit.training.loop", "rate_factor", 3),
+        # While the first checkpoint is flushed: half of it is there, under no name.
+        ("yocobit.training.checkpoint", "flush", 4),
+        # Steps after a checkpoint: metrics are ahead of it.
+        ("yocobit.training.loop", "rate_factor", 7),
+        # While the metrics of the steps that are undone are dropped.
+        ("os", "replace", 1),
+    ]
+
+    for module, name, n in moments:
+        command = [sys.executable, "-c", KILLED_RUN, str(toml), str(out), module, name, str(n)]
+        killed = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run(toml, out, resume=True)
+
+    assert_same_run(out, tmp_path / "straight")
+    assert not list((out / "checkpoints").glob(".partial*"))
+
+
+@pytest.mark.parametrize("call", range(1, 9))
+def test_run_killed_at_any_moment_of_a_checkpoint_resumes_identically(
+    toml, tmp_path, monkeypatch, call
+):
+    run(toml, tmp_path / "straight")
+    out, calls = tmp_path / "killed", count(1)
+
+    def killing(function):
+        def call_or_die(*args, **kwargs):
+            if next(calls) == call:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call_or_die
+
+    with monkeypatch.context() as patch:
+        for name in ("save_file", "write_json"):
+            patch.setattr(checkpoint, name, killing(getattr(checkpoint, name)))
+        patch.setattr(Path, "rename", killing(Path.rename))
+        patch.setattr(shutil, "rmtree", killing(shutil.rmtree))
+        with pytest.raises(Killed):
+            run(toml, out, "run.keep=1")
+    run(toml, out, "run.keep=1", resume=True)
+
+    assert_same_run(out, tmp_path / "straight")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_run_killed_at_random_steps_equals_one_that_never_stopped(
+    toml, tmp_path, monkeypatch, seed
+):
+    run(toml, tmp_path / "straight")
+    out = tmp_path / "killed"
+
+    for step in random.Random(seed).sample(range(2, 12), 3):
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(loop, "rate_factor", raise_at(step))
+            run(toml, out, resume=True)
+    run(toml, out, resume=True)
+
+    assert_same_run(out, tmp_path / "straight")
+
+
+@pytest.fixture
+def stopped(toml, tmp_path, monkeypatch) -> Path:
+    """A run that was stopped after step 4, by SIGTERM."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rate_factor", signal_at(4, signal.SIGTERM))
+        run(toml, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@contextmanager
+def full_disk(n_bytes: int):
+    """Let no file grow beyond `n_bytes`: writing fails in the kernel, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def files(out: Path) -> list[str]:
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
+
+
+def test_full_disk_leaves_the_last_checkpoint_whole_and_resuming_is_identical(
+    toml, tmp_path, stopped
+):
+    run(toml, tmp_path / "straight")
+    kept, before = checkpoint.last(stopped), files(stopped)
+    message = (
+        r"step-000006: cannot be written \(.*File too large.*\); "
+        rf"last checkpoint: {kept}; make room and go on with --resume"
+    )
+
+    with (
+        full_disk((kept / "model.safetensors").stat().st_size // 2),
+        pytest.raises(WriteError, match=message),
+    ):
+        run(toml, stopped, resume=True)
+
+    assert checkpoint.last(stopped) == kept and files(stopped) == before
+    run(toml, stopped, resume=True)
+    assert_same_run(stopped, tmp_path / "straight")
+
+
+def test_disk_that_is_full_of_metrics_stops_the_run_and_resuming_is_identical(
+    toml, tmp_path, stopped
+):
+    run(toml, tmp_path / "straight")
+    before = files(stopped)
+
+    with (
+        full_disk((stopped / "metrics.jsonl").stat().st_size + 50),
+        pytest.raises(WriteError, match=r"metrics.jsonl: cannot be written \(File too large"),
+    ):
+        run(toml, stopped, resume=True)
+
+    assert files(stopped) == before
+    run(toml, stopped, resume=True)
+    assert_same_run(stopped, tmp_path / "straight")
+
+
+def test_metrics_that_cannot_be_taken_over_are_left_as_they_were(toml, stopped):
+    before, metrics = files(stopped), (stopped / "metrics.jsonl").read_bytes()
+
+    with full_disk(50), pytest.raises(WriteError, match=r"metrics.jsonl: cannot be written"):
+        run(toml, stopped, resume=True)
+
+    assert files(stopped) == before and (stopped / "metrics.jsonl").read_bytes() == metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_run_after_its_step_and_resuming_is_identical(
+    toml, tmp_path, monkeypatch, number
+):
+    run(toml, tmp_path / "straight")
+    out = tmp_path / "stopped"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "rate_factor", signal_at(7, number))
+        saved = run(toml, out)
+    handler_after = signal.getsignal(number)
+    n_records = len(records(out))
+    run(toml, out, resume=True)
+
+    assert saved.name == "step-000007" and n_records == 7
+    assert handler_after in (signal.SIG_DFL, signal.default_int_handler)
+    assert_same_run(out, tmp_path / "straight")
+
+
+def test_resume_ignores_a_torn_checkpoint(toml, tmp_path):
+    run(toml, tmp_path / "straight")
+    out = tmp_path / "torn"
+    shutil.copytree(tmp_path / "straight", out)
+    newest = checkpoint.last(out)
+    (newest / "model.safetensors").write_bytes(b"torn")
+
+    run(toml, out, resume=True)
+
+    assert checkpoint.last(out) == newest
+    assert_same_run(out, tmp_path / "straight")
+
+
+def test_resume_of_a_finished_run_changes_nothing(toml, tmp_path):
+    out = tmp_path / "run"
+    saved = run(toml, out)
+    before = records(out), saved.stat().st_mtime_ns
+
+    again = run(toml, out, resume=True)
+
+    assert (records(out), again.stat().st_mtime_ns) == before
+    assert again == saved
+
+
+def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch):
+    minutes = "run.minutes=0.16"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", clock(step_s=0.2))
+        run(toml, tmp_path / "straight", minutes)
+    out = tmp_path / "stopped"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", clock(step_s=0.2))
+        patch.setattr(loop, "rate_factor", signal_at(loop._MEASURED_STEPS + 3, signal.SIGTERM))
+        run(toml, out, minutes)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine has the same plan
+        run(toml, out, minutes, resume=True)
+
+    total = checkpoint.load_state(checkpoint.last(out)).total_steps
+    assert total is not None and total > loop._MEASURED_STEPS + 3
+    assert_same_run(out, tmp_path / "straight")
+
+
+def test_plan_of_a_budget_survives_a_kill_right_after_it(toml, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(loop, "time", clock(step_s=0.2))
+    monkeypatch.setattr(loop, "rate_factor", raise_at(loop._MEASURED_STEPS + 1))
+
+    with pytest.raises(Killed):
+        run(toml, out, "run.minutes=0.16", "run.checkpoint_every=1000")
+
+    state = checkpoint.load_state(checkpoint.last(out))
+    assert state.step == loop._MEASURED_STEPS and state.total_steps is not None
+
+
+def clock(step_s: float) -> SimpleNamespace:
+    """Return a `time` whose clock goes on by a third of a step whenever it is read."""
+    ticks = count()
+    return SimpleNamespace(monotonic=lambda: next(ticks) * step_s / 3)
+
+
+def test_second_run_in_the_same_directory_is_refused_without_resume(toml, tmp_path):
+    run(toml, tmp_path / "run", "run.steps=1")
+
+    with pytest.raises(ConfigError, match="already holds a run; pass --resume"):
+        run(toml, tmp_path / "run", "run.steps=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed=1", "run.seed was 0 and is now 1"),
+        ("optim.batch_size=3", "optim.batch_size was 2 and is now 3"),
+        ("model.d_ff=64", "model.d_ff was 128 and is now 64"),
+        ("data.context=8", "data.context was 16 and is now 8"),
+        ("data.vocab_size=260", "data.vocab_size was 270 and is now 260"),
+    ],
+)
+def test_resume_with_another_setting_is_refused_with_both_values(toml, tmp_path, override, message):
+    run(toml, tmp_path / "run", "run.steps=1")
+
+    with pytest.raises(ConfigError, match=message):
+        run(toml, tmp_path / "run", "run.steps=1", override, resume=True)
+
+
+def test_resume_on_changed_text_is_refused(toml, tmp_path):
+    run(toml, tmp_path / "run", "run.steps=1")
+    with (tmp_path / "train.txt").open("a") as file:
+        file.write("more")
+
+    with pytest.raises(ConfigError, match="cannot resume, the text has changed"):
+        run(toml, tmp_path / "run", "run.steps=1", resume=True)
+
+
+def test_resume_with_more_steps_goes_on(toml, tmp_path):
+    run(toml, tmp_path / "run", "run.steps=4")
+
+    saved = run(toml, tmp_path / "run", "run.steps=6", resume=True)
+
+    assert saved.name == "step-000006"
+
+
+def test_out_that_is_a_file_is_refused(toml, tmp_path):
+    with pytest.raises(ConfigError, match="must be a directory but is a file"):
+        run(toml, tmp_path / "train.txt")

@@ -1,0 +1,103 @@
+"""The tokenizer: every text has tokens, and they give it back."""
+
+import json
+import random
+
+import corpora
+import pytest
+from corpora import TEXT
+
+from yocobit.config import ConfigError
+from yocobit.training.corpus import prepare
+from yocobit.training.data_config import DataConfig
+from yocobit.training.tokenizer import END, end_token, load_tokenizer, train_tokenizer
+
+
+@pytest.fixture
+def config(tmp_path) -> DataConfig:
+    return corpora.plain(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bytes(range(256)).decode("latin-1"),
+        random.Random(0).randbytes(5000).decode("latin-1"),
+        "".join(map(chr, random.Random(1).sample(range(0x20, 0xD800), 3000))),
+        "\U0001f600 e\u0301 \u0000 \u2028 \ufeff",
+        "\tif x:\r\n        y\n\n\n    \n   z   \r\r\n",
+        " ",
+        "\n",
+        f"a{END}b",
+        "x" * 10_000,
+    ],
+)
+def test_tokenizer_gives_back_every_text(text):
+    tokenizer = train_tokenizer([TEXT], 300)
+
+    tokens = tokenizer.encode(text, add_special_tokens=False).ids
+
+    assert tokenizer.decode(tokens) == text
+
+
+def test_text_that_spells_the_end_token_does_not_contain_it(tmp_path):
+    trained = train_tokenizer([TEXT], 300)
+    (tmp_path / "tokenizer.json").write_text(trained.to_str())
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+
+    for tokenizer in (trained, loaded):
+        assert end_token(tokenizer) not in tokenizer.encode(f"a{END}b").ids
+
+
+def test_end_is_token_zero_and_the_vocabulary_has_the_size_asked_for():
+    tokenizer = train_tokenizer([TEXT], 270)
+
+    assert end_token(tokenizer) == 0
+    assert tokenizer.get_vocab_size() == 270
+
+
+def test_training_a_tokenizer_twice_gives_the_same():
+    texts = [TEXT, "class A:\n    pass\n" * 9]
+
+    assert train_tokenizer(texts, 300).to_str() == train_tokenizer(texts, 300).to_str()
+
+
+def test_given_tokenizer_is_used_as_it_is(config, tmp_path):
+    tokenizer = train_tokenizer(["zzz " * 50], 260)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    config = DataConfig(
+        train=config.train,
+        valid=config.valid,
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        context=8,
+    )
+
+    corpus = prepare(config, 1, tmp_path / "data")
+
+    assert json.loads(corpus.tokenizer.to_str()) == json.loads(tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "tokenizer.json: no such file"),
+        ("{}", "tokenizer.json: is not a tokenizer.json"),
+    ],
+)
+def test_tokenizer_that_cannot_be_read_is_named(config, tmp_path, content, message):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    config = DataConfig(train=config.train, valid=config.valid, tokenizer=str(path), context=8)
+
+    with pytest.raises(ConfigError, match=message):
+        prepare(config, 1, tmp_path / "data")
+
+
+def test_tokenizer_without_end_token_is_refused(config, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(train_tokenizer([TEXT], 260).to_str().replace(END, "<|other|>"))
+    config = DataConfig(train=config.train, valid=config.valid, tokenizer=str(path), context=8)
+
+    with pytest.raises(ConfigError, match=r"has no token <\|endoftext\|>"):
+        prepare(config, 1, tmp_path / "data")

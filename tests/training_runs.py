@@ -1,0 +1,86 @@
+"""A small run, and what tests ask of it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from yocobit.training import checkpoint, loop
+from yocobit.training.config import load as load_config
+
+TOML = """
+[model]
+preset = "nano"
+
+[data]
+train = ["train.txt"]
+valid = ["valid.txt"]
+vocab_size = 270
+context = 16
+
+[optim]
+optimizer = "muon"
+batch_size = 2
+
+[schedule]
+kind = "linear"
+warmup_steps = 2
+
+[run]
+steps = 12
+checkpoint_every = 4
+eval_every = 6
+threads = 1
+"""
+
+
+def run(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    return loop.train(load_config(toml, overrides), out, resume=resume, console=console)
+
+
+def records(out: Path) -> list[dict]:
+    """Read metrics.jsonl without the times, which no two runs share."""
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    """All losses and the final weights and optimizer state are equal, to the last bit."""
+    assert records(out) == records(expected)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        path, other = (checkpoint.last(run_dir) / name for run_dir in (out, expected))
+        tensors, others = load_file(path), load_file(other)
+        assert tensors.keys() == others.keys()
+        assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+class Killed(BaseException):
+    """Stands for kill -9 where the process must live on; no handler of ours may run."""
+
+
+def signal_at(step: int, number: int):
+    """Return rate_factor that raises a signal while the step of that number (from 1) is done."""
+    original = loop.rate_factor
+
+    def rate_factor(schedule, done, total):
+        if done + 1 == step:
+            signal.raise_signal(number)
+        return original(schedule, done, total)
+
+    return rate_factor
+
+
+def raise_at(step: int):
+    original = loop.rate_factor
+
+    def rate_factor(schedule, done, total):
+        if done + 1 == step:
+            raise Killed
+        return original(schedule, done, total)
+
+    return rate_factor
