@@ -93,7 +93,7 @@ def test_best_is_found_on_the_same_text_each_time(toml, tmp_path, monkeypatch):
     """The last evaluation is of the whole text: its figure does not compare with the others."""
     sizes = []
 
-    def fake(model, shard, end, context, max_tokens=None):
+    def fake(logits, shard, end, context, max_tokens, processes):
         sizes.append(max_tokens)
         return 2.0 if max_tokens else 1.0
 

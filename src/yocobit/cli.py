@@ -140,6 +140,8 @@ def train(
         overrides.append("run.compile=true")
     settings = training.load(config, overrides, init)
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
+    if console.quiet:  # in a process that is not the first of its run
+        return
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:

@@ -120,9 +120,9 @@ class Decoder(nn.Module):
         self.recompute = False  # what a block computed, in its backward pass instead of storing it
         self._initialize()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits (B, T, V) of the token after each of tokens (B, T)."""
-        return self.head(self.hidden(tokens))
+    def forward(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V) of the token after each of tokens (B, T); `hidden` has resets."""
+        return self.head(self.hidden(tokens, resets))
 
     def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Return what the head reads, (B, T, C).

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from yocobit import _native
@@ -27,6 +29,7 @@ from yocobit.model.quantization import weight_scale
 PYTORCH = "pytorch"
 _BLOCKS = {True: 128, False: 256}  # columns of a packed block, by whether weights are ternary
 _SUPPORTED = tuple(_native.supported_kernels())
+_TYPES = {torch.float32: "<f4", torch.int8: "|i1"}
 _MOST_COLUMNS = 1 << 17  # whose sums are exact in float32
 
 _chosen: str | None = None
@@ -93,12 +96,12 @@ def _project(x: Tensor, weights: list[Tensor], is_ternary: bool, kernels: str) -
     _native.training_forward(
         kernels,
         torch.get_num_threads(),
-        _array(x),
+        as_array(x),
         _arrays(weights),
-        _array(scales),
+        as_array(scales),
         is_ternary,
-        _array(codes),
-        _array(x_scales),
+        as_array(codes),
+        as_array(x_scales),
         _arrays(ys),
     )
     return [*ys, codes, x_scales, scales]
@@ -129,12 +132,12 @@ def _project_backward(
         kernels,
         torch.get_num_threads(),
         _arrays([grad.contiguous() for grad in grads]),
-        _array(codes),
-        _array(x_scales),
+        as_array(codes),
+        as_array(x_scales),
         _arrays([weight.contiguous() for weight in weights]),
-        _array(scales),
+        as_array(scales),
         is_ternary,
-        _array(gradients[0]) if needs_x else None,
+        as_array(gradients[0]) if needs_x else None,
         _arrays(gradients[needs_x:]),
     )
     return gradients
@@ -199,12 +202,29 @@ def _gradients(
     return grad_x + ([w.new_empty(w.shape) for w in weights] if needs_weights else [])
 
 
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy()
+class _Memory:
+    """The memory of a tensor to NumPy. Not tensor.numpy(): it would fix the size of the storage,
+    which FSDP frees and makes anew.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(stride * tensor.element_size() for stride in tensor.stride()),
+            "typestr": _TYPES[tensor.dtype],
+            "version": 3,
+        }
 
 
-def _arrays(tensors: list[Tensor]) -> list[Any]:
-    return [_array(tensor) for tensor in tensors]
+def as_array(tensor: Tensor) -> NDArray[Any]:
+    """Return an array that shares the memory of a tensor on the CPU."""
+    return np.asarray(_Memory(tensor))
+
+
+def _arrays(tensors: list[Tensor]) -> list[NDArray[Any]]:
+    return [as_array(tensor) for tensor in tensors]
 
 
 @cache

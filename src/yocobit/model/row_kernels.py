@@ -5,13 +5,12 @@ Letters: N tokens   K features   H heads   D head size
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from yocobit import _native
 from yocobit.model import native_products
+from yocobit.model.native_products import as_array
 
 _LANES = 8
 
@@ -28,7 +27,7 @@ def serves(*tensors: Tensor) -> bool:
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x r weight and r = 1 / sqrt(mean(x^2) + eps), (N, K) and (N,), of x (N, K)."""
     y, r = torch.empty_like(x), x.new_empty(len(x))
-    _native.training_norm(*_context(), _array(x), _array(weight), eps, _array(y), _array(r))
+    _native.training_norm(*_context(), as_array(x), as_array(weight), eps, as_array(y), as_array(r))
     return y, r
 
 
@@ -41,7 +40,7 @@ def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of x (N, K) and weight (K,)."""
     gradients = torch.empty_like(x), torch.empty_like(weight)
-    arrays = [_array(tensor) for tensor in (grad, x, weight, r, *gradients)]
+    arrays = [as_array(tensor) for tensor in (grad, x, weight, r, *gradients)]
     _native.training_norm_gradient(*_context(), *arrays)
     return gradients
 
@@ -60,9 +59,9 @@ def gate(
     gate is (N, K) and up (H, N, D), each head of it normalised first if has_heads.
     """
     y, r, head_r = _outputs(gate, up, has_heads)
-    w = None if weight is None else _array(weight)
-    outputs = (_array(y), _array(r), _array(head_r))
-    _native.training_gate(*_context(), _array(gate), _array(up), w, eps, *outputs)
+    w = None if weight is None else as_array(weight)
+    outputs = (as_array(y), as_array(r), as_array(head_r))
+    _native.training_gate(*_context(), as_array(gate), as_array(up), w, eps, *outputs)
     return y, r, head_r
 
 
@@ -79,10 +78,10 @@ def gate_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of gate (N, K), of up as (N, H * D), and of weight (K,)."""
     gradients = _gradients(gate)
-    w = None if weight is None else _array(weight)
-    gates, factors = (_array(gate), _array(up)), (_array(r), _array(head_r))
-    outputs = [_array(tensor) for tensor in gradients]
-    _native.training_gate_gradient(*_context(), _array(grad), *gates, w, *factors, *outputs)
+    w = None if weight is None else as_array(weight)
+    gates, factors = (as_array(gate), as_array(up)), (as_array(r), as_array(head_r))
+    outputs = [as_array(tensor) for tensor in gradients]
+    _native.training_gate_gradient(*_context(), as_array(grad), *gates, w, *factors, *outputs)
     return gradients
 
 
@@ -100,10 +99,6 @@ def _outputs(gate: Tensor, up: Tensor, has_heads: bool) -> tuple[Tensor, Tensor,
 
 def _gradients(gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(gate), torch.empty_like(gate), gate.new_empty(gate.shape[1])
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.detach().numpy()
 
 
 def _context() -> tuple[str, int]:

@@ -29,8 +29,10 @@ from torch import Tensor
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
+from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.precision import Precision
+from yocobit.training.sharding import is_sharded, save_parts
 from yocobit.training.tokenizer import END, end_token
 
 MODEL = "model.safetensors"
@@ -62,13 +64,17 @@ class RunState:
     best_step: int | None = None
     guard: Guard = dataclasses.field(default_factory=Guard)
     # How the machine computed: with another, the same run has other last bits.
-    threads: int = 1
+    threads: int = 1  # of each process
+    processes: int = 1
     precision: Precision = "float32"
     is_compiled: bool = False
 
     @property
     def arithmetic(self) -> str:
-        return f"{self.threads} threads, {self.precision}{', compiled' * self.is_compiled}"
+        workers = f"{self.threads} threads"
+        if self.processes > 1:
+            workers += f" in each of {self.processes} processes"
+        return f"{workers}, {self.precision}{', compiled' * self.is_compiled}"
 
 
 def save(
@@ -80,52 +86,69 @@ def save(
     tokenizer: Tokenizer,
     keep: int,
     chat_template: str | None = None,
+    processes: Processes = ALONE,
 ) -> Path:
     """Write the checkpoint of `state.step`, if it is not there.
 
-    The `keep` newest and the best are kept. WriteError leaves what was there before as it was.
+    The `keep` newest and the best are kept. WriteError leaves what was there before as it was. All
+    processes of a run call this together, each with its part of the tensors.
     """
     directory = run_dir / _DIRECTORY
     final = directory / f"step-{state.step:06d}"
-    if _is_complete(final):
+    if processes.from_first(_is_complete(final)):
         return final
-    partial = directory / f"{_PARTIAL}{os.getpid()}"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        _write(partial, state, model, optimizer, train, tokenizer, chat_template)
+    partial = directory / f"{_PARTIAL}{processes.from_first(os.getpid())}"
+
+    def finish() -> None:
+        _write_rest(partial, state, model.config, train, tokenizer, chat_template)
         shutil.rmtree(final, ignore_errors=True)  # torn
         partial.rename(final)
+
+    try:
+        processes.first(lambda: _make_empty(partial))
+        _write_tensors(partial, model, optimizer, processes)
+        processes.first(finish)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         kept = last(run_dir)
         raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
-    for path in (directory, run_dir):
-        flush(path)
-    for old in _complete(run_dir)[:-keep]:
-        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
-        if _step(old) != state.best_step:
-            shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
+    processes.first(lambda: _keep(run_dir, keep, state.best_step))
     return final
 
 
-def _write(
+def _make_empty(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _write_tensors(
+    partial: Path, model: Decoder, optimizer: dict[str, Tensor], processes: Processes
+) -> None:
+    weights = dict(model.state_dict())
+    if model.config.tie_embeddings:
+        del weights["head.weight"]
+    files = {partial / MODEL: weights, partial / OPTIMIZER: optimizer}
+    if is_sharded(weights["embedding.weight"]):
+        return save_parts(files, processes.is_first)
+
+    def save() -> None:
+        for path, tensors in files.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, path, metadata={"format": "pt"})
+
+    processes.first(save)
+
+
+def _write_rest(
     partial: Path,
     state: RunState,
-    model: Decoder,
-    optimizer: dict[str, Tensor],
+    config: ModelConfig,
     train: dict[str, Any],
     tokenizer: Tokenizer,
     chat_template: str | None,
 ) -> None:
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_embeddings:
-        del weights["head.weight"]
-    save_file(weights, partial / MODEL, metadata={"format": "pt"})
-    save_file(
-        {name: tensor.contiguous() for name, tensor in optimizer.items()}, partial / OPTIMIZER
-    )
-    write_json(partial / CONFIG, model.config.to_json())
+    """Write what belongs to the tensors that are there, and bring all of it to disk."""
+    write_json(partial / CONFIG, config.to_json())
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     _write_token_roles(partial, tokenizer)
@@ -145,6 +168,16 @@ def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
     write_json(checkpoint / "tokenizer_config.json", names)
     end = end_token(tokenizer)
     write_json(checkpoint / "generation_config.json", {f"{role}_id": end for role in roles})
+
+
+def _keep(run_dir: Path, n_newest: int, best_step: int | None) -> None:
+    directory = run_dir / _DIRECTORY
+    for path in (directory, run_dir):
+        flush(path)
+    for old in _complete(run_dir)[:-n_newest]:
+        # Renamed first: one killed while deleting leaves no half checkpoint under its name.
+        if _step(old) != best_step:
+            shutil.rmtree(old.rename(directory / f"{_PARTIAL}{old.name}"))
 
 
 def last(run_dir: Path) -> Path | None:

@@ -24,6 +24,7 @@ else:
 
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
+Parallel = Literal["fsdp", "ddp"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ class RunConfig:
     checkpoint_every: int = 100
     keep: int = 2  # newest checkpoints kept
     seed: int = 0
-    threads: int | None = None  # None: one per CPU
+    threads: int | None = None  # of each process; None: one per CPU, over all of them
+    parallel: Parallel = "fsdp"  # how processes share a model, where there are many
     precision: Precision | None = None  # None: bfloat16 if the CPU has it; training.precision
     compile: bool = False  # by torch.compile
     recompute: bool = False  # activations of a block in its backward pass: less memory, more time

@@ -8,11 +8,15 @@ from types import FrameType, TracebackType
 
 
 class Interrupt:
-    """Inside `with`, the first signal sets `name`; a second one acts as it would outside."""
+    """Inside `with`, the first signal sets `number`; a second one acts as it would outside."""
 
     def __init__(self) -> None:
-        self.name: str | None = None
+        self.number = 0  # no signal
         self.previous: dict[signal.Signals, object] = {}
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number).name
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # signals belong to it
@@ -29,7 +33,7 @@ class Interrupt:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
+        self.number = number
         self._restore()
 
     def _restore(self) -> None:

@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from yocobit.config import ConfigError
+from yocobit.disk import WriteError
 from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
@@ -27,12 +28,14 @@ from yocobit.training.compilation import clear_errors, compiled, why_not_compila
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
 from yocobit.training.distill import Teacher
+from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.optim import Optimizers
 from yocobit.training.precision import choose_precision, products_in
-from yocobit.training.progress import Metrics, Progress
+from yocobit.training.progress import Metrics, NoMetrics, Progress
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
@@ -59,47 +62,90 @@ def train(
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
     With `resume`, continue from the last checkpoint there, if any. A new run starts from the
-    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run
-    after the step at hand, with a checkpoint.
+    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run after the
+    step at hand, with a checkpoint. The processes of one torchrun all call this.
     """
     started = time.monotonic()
-    threads = config.run.threads or os.cpu_count() or 1
+    with joined(alike=(ConfigError, TrainingError, WriteError)) as processes:
+        return _train(config, run_dir, resume, init, console, started, processes)
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    resume: bool,
+    init: Path | None,
+    console: Console,
+    started: float,
+    processes: Processes,
+) -> Path:
+    console.quiet = console.quiet or not processes.is_first
+    _check_share(config, processes)
+    threads = config.run.threads or max(1, (os.cpu_count() or 1) // processes.n_local)
     torch.set_num_threads(threads)
-    found = _find_checkpoint(config, run_dir, resume)
-    checkpoint.remove_partial(run_dir)
-    teacher = Teacher(config.distill) if config.distill is not None else None
+    found = processes.together(lambda: _find_checkpoint(config, run_dir, resume))
+    check_shared(run_dir, processes)
+    processes.first(lambda: checkpoint.remove_partial(run_dir))
+    distill = config.distill
+    teacher = processes.together(lambda: None if distill is None else Teacher(distill))
     config = _with_tokenizer_of(teacher, config)
-    corpus = prepare(config.data, config.model.vocab_size, run_dir / "data")
+    corpus = processes.first_then_others(
+        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+    )
     if teacher is not None:
         teacher.check(corpus.tokenizer)
-    model = _new_model(config, corpus)
-    if init is not None and found is None:
-        checkpoint.load_initial_weights(model, checkpoint.find(init))
-    optimizers = Optimizers(model, config.optim)
-    why_not = why_not_compilable() if config.run.compile else None
+    why_not = _why_not_compiled(processes) if config.run.compile else None
+    precision = processes.together(lambda: choose_precision(config.run.precision))
+    if processes.max(precision == "float32"):  # in the slowest of different machines
+        precision = "float32"
     state = RunState(
         corpus.sha256,
         teacher_sha256=None if teacher is None else teacher.sha256,
         total_steps=config.run.steps,
         threads=threads,
-        precision=choose_precision(config.run.precision),
+        processes=processes.size,
+        precision=precision,
         is_compiled=config.run.compile and why_not is None,
     )
+    model = _new_model(config, corpus)
+    if init is not None and found is None:
+        source = init
+        processes.together(lambda: checkpoint.load_initial_weights(model, checkpoint.find(source)))
     lines = [*_describe(corpus, model, state)]
     if why_not is not None:
         lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:
-        state, warnings = _restore(found, state, config, model, optimizers)
+        state, warnings = processes.together(lambda: _restore(found, state, config, model))
         lines += [f"resuming from {found}, step {state.step}", *warnings]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     model.recompute = config.run.recompute
     objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    objective = wrap(objective, model, config.run.parallel, processes.size)
     if state.is_compiled:
         objective = compiled(objective)
-    run = _Run(config, run_dir, corpus, model, objective, optimizers, state, console, started)
+    optimizers = Optimizers(model, config.optim)
+    if found is not None:
+        processes.together(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
+    run = _Run(
+        config, run_dir, corpus, model, objective, optimizers, state, console, started, processes
+    )
     with products_in(state.precision):
         return run.run()
+
+
+def _why_not_compiled(processes: Processes) -> str | None:
+    return why_not_compilable() if processes.size == 1 else "there are many processes"
+
+
+def _check_share(config: TrainConfig, processes: Processes) -> None:
+    optim = config.optim
+    n_windows = optim.batch_size * optim.accumulation
+    if n_windows % processes.size != 0:
+        raise ConfigError(
+            f"optim.batch_size * optim.accumulation must be divisible by the {processes.size} "
+            f"processes but is {optim.batch_size} * {optim.accumulation} = {n_windows}"
+        )
 
 
 def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainConfig:
@@ -122,24 +168,27 @@ class _Run:
         state: RunState,
         console: Console,
         started: float,
+        processes: Processes,
     ) -> None:
         self.config, self.run_dir, self.corpus = config, run_dir, corpus
-        self.model, self.optimizers, self.state = model, optimizers, state
-        self.console, self.started = console, started
+        self.model, self.objective, self.optimizers = model, objective, optimizers
+        self.state, self.console, self.started = state, console, started
+        self.processes = processes
         self.seconds_before = state.seconds
         optim = config.optim
         self.windows_per_step = optim.batch_size * optim.accumulation
         self.tokens_per_step = self.windows_per_step * config.data.context
         self.gradient_step = GradientStep(
-            objective, optimizers, state.guard, optim.grad_clip, optim.spike_factor
+            objective, optimizers, state.guard, optim.grad_clip, optim.spike_factor, processes
         )
         self.durations: list[float] = []
 
     def run(self) -> Path:
-        metrics = Metrics(self.run_dir, self.state.step)
+        is_first = self.processes.is_first
+        metrics = Metrics(self.run_dir, self.state.step) if is_first else NoMetrics()
         try:
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
-                while not self._is_done() and interrupt.name is None:
+                while not self._is_done() and not self._is_stopped(interrupt):
                     self._step(metrics, progress)
                 saved = self._save(metrics)
         finally:
@@ -160,6 +209,11 @@ class _Run:
 
     def _is_done(self) -> bool:
         return self.state.total_steps is not None and self.state.step >= self.state.total_steps
+
+    def _is_stopped(self, interrupt: Interrupt) -> bool:
+        """Whether any of the processes got a signal: then all stop after the same step."""
+        interrupt.number = self.processes.max(interrupt.number)
+        return interrupt.number != 0
 
     def _step(self, metrics: Metrics, progress: Progress) -> None:
         """Do one step and all that is due after it."""
@@ -197,15 +251,7 @@ class _Run:
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
-            text = sample(
-                self.model,
-                self.corpus.tokenizer,
-                run.prompt,
-                run.sample_tokens,
-                _SAMPLE_TEMPERATURE,
-                run.seed,
-            )
-            progress.print(f"step {state.step}: {run.prompt}{text}")
+            self._sample(progress)
         self._check_skips(result)
         # A plan is saved at once: a run resumed before the next checkpoint must not make another.
         # While steps are skipped none is made: the weights may be past saving.
@@ -218,12 +264,12 @@ class _Run:
         """Move the weights by the gradient of the next batch."""
         optim, state = self.config.optim, self.state
         first = state.step * self.windows_per_step
-        batches = [
-            self.corpus.batch(
-                self.config.run.seed, window, optim.batch_size, self.config.data.context
-            )
-            for window in range(first, first + self.windows_per_step, optim.batch_size)
-        ]
+        windows = self.processes.share(range(first, first + self.windows_per_step))
+        seed, context = self.config.run.seed, self.config.data.context
+        batches = []
+        for i in range(0, len(windows), optim.batch_size):
+            part = windows[i : i + optim.batch_size]
+            batches.append(self.corpus.batch(seed, part.start, len(part), context))
         decay = weight_decay_factor(self.config.schedule, state.step, state.total_steps)
         with clear_errors() if state.is_compiled else nullcontext():
             return self.gradient_step(batches, factor, decay)
@@ -238,6 +284,15 @@ class _Run:
             f"{result.skipped}; last checkpoint: {kept or 'none yet'}; "
             "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
         )
+
+    def _sample(self, progress: Progress) -> None:
+        """Let the first process write some text."""
+        run, tokenizer = self.config.run, self.corpus.tokenizer
+        model = gather_model(self.model, self.processes.is_first)
+        if model is not None:
+            n_tokens = run.sample_tokens
+            text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
+            progress.print(f"step {self.state.step}: {run.prompt}{text}")
 
     def _validate(self) -> float:
         """Measure bits per byte; at the end of the run on the whole validation text.
@@ -254,10 +309,10 @@ class _Run:
         return bits
 
     def _bits_per_byte(self, max_tokens: int | None) -> float:
-        end = end_token(self.corpus.tokenizer)
-        return bits_per_byte(
-            self.model, self.corpus.valid, end, self.config.data.context, max_tokens
-        )
+        end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
+        context = self.config.data.context
+        with evaluation(self.objective, self.model) as logits:
+            return bits_per_byte(logits, valid, end, context, max_tokens, self.processes)
 
     def _save(self, metrics: Metrics) -> Path:
         metrics.sync()
@@ -270,16 +325,23 @@ class _Run:
             self.corpus.tokenizer,
             self.config.run.keep,
             self.corpus.chat_template,
+            self.processes,
         )
 
     def _turn_budget_into_steps(self) -> bool:
         """Fix the number of steps of a time budget once the speed is known; say if that was now."""
-        minutes = self.config.run.minutes
-        if minutes is None or self.state.total_steps is not None:
+        if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
+        self.state.total_steps = self.processes.from_first(self._planned_steps())
+        return self.state.total_steps is not None
+
+    def _planned_steps(self) -> int | None:
+        """Return the steps that fit into the time budget, None while the speed is not known."""
+        minutes = self.config.run.minutes
+        assert minutes is not None
         remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
         if len(self.durations) < _MEASURED_STEPS and remaining > 0:
-            return False
+            return None
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
         seconds = measured[len(measured) // 2]
         valid_tokens = len(self.corpus.valid)
@@ -287,8 +349,7 @@ class _Run:
         evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
         per_step = seconds + evaluation * evaluated / self.config.run.eval_every
         steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
-        self.state.total_steps = self.state.step + max(0, math.floor(steps))
-        return True
+        return self.state.step + max(0, math.floor(steps))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -336,8 +397,11 @@ def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
         return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
 
 
+_MACHINE = ("threads", "processes", "precision", "is_compiled")
+
+
 def _restore(
-    found: Path, new: RunState, config: TrainConfig, model: Decoder, optimizers: Optimizers
+    found: Path, new: RunState, config: TrainConfig, model: Decoder
 ) -> tuple[RunState, list[str]]:
     """Load a checkpoint; return its state, for the machine of the `new` one, and warnings."""
     state = checkpoint.load_state(found)
@@ -345,7 +409,6 @@ def _restore(
         if getattr(state, name) != getattr(new, name):
             raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
     checkpoint.load_weights(model, found)
-    optimizers.load_state(checkpoint.load_optimizer(found))
     if config.run.steps is not None:
         state.total_steps = config.run.steps
     warnings = []
@@ -354,7 +417,7 @@ def _restore(
             f"warning: {new.arithmetic} now, {state.arithmetic} before: losses will differ from "
             "those of a run that never stopped"
         )
-    machine = {name: getattr(new, name) for name in ("threads", "precision", "is_compiled")}
+    machine = {name: getattr(new, name) for name in _MACHINE}
     return replace(state, **machine), warnings
 
 

@@ -9,7 +9,7 @@ Letters: M output features   K input features
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear, uses_fast_products
 from yocobit.training.config import OptimConfig
+from yocobit.training.sharding import is_sharded, map_whole, shard_like
 
 
 class Muon(torch.optim.Optimizer):
@@ -40,9 +41,7 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for (M, K), parameters in shapes.items():
-                updates = orthogonalize(
-                    torch.stack([self._direction(p, group) for p in parameters])
-                )
+                updates = _orthogonalize_all([self._direction(p, group) for p in parameters])
                 size = group["lr"] * 0.2 * max(M, K) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
@@ -56,6 +55,14 @@ class Muon(torch.optim.Optimizer):
         buffer: Tensor = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
         direction: Tensor = parameter.grad + group["momentum"] * buffer
         return direction
+
+
+def _orthogonalize_all(matrices: list[Tensor]) -> Sequence[Tensor]:
+    """Orthogonalise matrices (M, K); where they are sharded, each in one of the processes."""
+    sharded = [matrix for matrix in matrices if is_sharded(matrix)]
+    if sharded:
+        return map_whole(orthogonalize, sharded)
+    return orthogonalize(torch.stack(matrices)).unbind()
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -107,9 +114,12 @@ class Optimizers:
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return every state tensor under "parameter/key"."""
+        """Return every state tensor under "parameter/key".
+
+        None is a scalar: torch.distributed.checkpoint writes zeros for those.
+        """
         return {
-            f"{self.names[parameter]}/{key}": value
+            f"{self.names[parameter]}/{key}": torch.atleast_1d(value)
             for part in self.parts
             for parameter, values in part.state.items()
             for key, value in values.items()
@@ -125,12 +135,19 @@ class Optimizers:
             for group in part.param_groups:
                 for parameter in group["params"]:
                     if state := by_name.get(self.names[parameter]):
-                        # Cloned: memory of torch's own has the alignment it had before.
-                        part.state[parameter] = {k: v.clone() for k, v in state.items()}
+                        part.state[parameter] = {
+                            key: _state(parameter, key, value) for key, value in state.items()
+                        }
 
     def _groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             yield from part.param_groups
+
+
+def _state(parameter: Tensor, key: str, value: Tensor) -> Tensor:
+    """Return a state tensor as an optimizer has it, from one that `Optimizers.state` returned."""
+    value = value.reshape(()) if key == "step" else shard_like(parameter, value)
+    return value.clone()  # memory of torch's own has the alignment it had before
 
 
 def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:

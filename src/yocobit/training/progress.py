@@ -65,6 +65,22 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps({k: None if is_bad[k] else v for k, v in record.items()}) + "\n"
 
 
+class NoMetrics(Metrics):
+    """The metrics of a process that is not the first of its run: written nowhere."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: dict[str, Any]) -> None:
+        pass
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from yocobit.model import Decoder
 from yocobit.training.corpus import Batch
 from yocobit.training.distill import Teacher
+from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
+from yocobit.training.sharding import backward_context, whole
 
 
 class Objective(nn.Module):
@@ -41,6 +43,10 @@ class Objective(nn.Module):
         guidance = self.teacher and self.teacher.guide(inputs, resets)
         return head_loss(hidden, self.model.head.weight, targets.flatten(), self.z_weight, guidance)
 
+    def logits(self, inputs: Tensor, resets: Tensor) -> Tensor:
+        """Return logits (B, T, V) of inputs and resets (B, T): for evaluation."""
+        return self.model(inputs, resets)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -55,8 +61,8 @@ class StepResult:
 class GradientStep:
     """The gradient of a global batch, its clipping, and the movement of the weights.
 
-    Sums over targets are divided by the number of scored targets of all micro-batches: how a
-    batch is cut never changes what its loss means.
+    Sums over targets are divided by the number of scored targets of all micro-batches of all
+    processes: how a batch is cut never changes what its loss means.
     """
 
     def __init__(
@@ -66,25 +72,37 @@ class GradientStep:
         guard: Guard,
         grad_clip: float,
         spike_factor: float,
+        processes: Processes = ALONE,
     ) -> None:
         self.objective, self.optimizers, self.guard = objective, optimizers, guard
+        self.processes = processes
         self.max_norm = grad_clip or math.inf
         self.spike_factor = spike_factor
 
     def __call__(
         self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
-        """Move the weights by the gradient of `batches`, unless the guard says no."""
-        n_scored = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
+        """Move the weights by the gradient of `batches`, unless the guard says no.
+
+        Every process has as many micro-batches as the others, and gets the same result.
+        """
+        n_here = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        (n_scored,) = self.processes.sum(n_here)
+        n_scored = max(1, n_scored)
+        n_processes = self.processes.size
         terms = torch.zeros(2, dtype=torch.float64)
-        for batch in batches:
-            loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
-            (loss / n_scored).backward()
+        for i, batch in enumerate(batches, start=1):
+            with backward_context(self.objective, is_last=i == len(batches)):
+                loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
+                # FSDP2 and DDP divide the sum over processes by their number.
+                (loss / (n_scored / n_processes)).backward()
             terms += part_terms
-        norm = float(torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm))
-        nats, divergence = (terms / n_scored).tolist()
-        skipped = self.guard.check(nats + divergence, norm, self.spike_factor)
+        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm)
+        nats, divergence, grad_norm = self.processes.sum(
+            *(terms / n_scored).tolist(), float(whole(norm)) / n_processes
+        )
+        skipped = self.guard.check(nats + divergence, grad_norm, self.spike_factor)
         if skipped is None:
             self.optimizers.step(rate_factor, decay_factor)
         self.optimizers.clear_gradients()
-        return StepResult(nats, divergence, norm, skipped)
+        return StepResult(nats, divergence, grad_norm, skipped)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from yocobit.model import Decoder
 from yocobit.training.corpus import IGNORED, Batch
+from yocobit.training.distributed import ALONE, Processes
+from yocobit.training.sharding import Logits
 from yocobit.training.shards import Tokens
 
 _BATCH = 8  # windows of one forward pass
@@ -21,13 +22,19 @@ _BATCH = 8  # windows of one forward pass
 
 @torch.no_grad()
 def bits_per_byte(
-    model: Decoder, text: Tokens, end: int, context: int, max_tokens: int | None = None
+    logits: Logits,
+    text: Tokens,
+    end: int,
+    context: int,
+    max_tokens: int | None = None,
+    processes: Processes = ALONE,
 ) -> float:
     """Return what a byte of the text costs, every scored token of it predicted once.
 
-    Each window of `context` tokens scores its last half and sees the rest of their documents; the
-    first token of a document is predicted from the end token. `max_tokens` takes that many, in
-    windows spread evenly over the text, and their bytes to be in proportion.
+    `logits` is a model, or what stands for one in all processes at once. Each window of `context`
+    tokens scores its last half and sees the rest of their documents; the first token of a document
+    is predicted from the end token. `max_tokens` takes that many, in windows spread evenly over
+    the text, and their bytes to be in proportion.
     """
     n_new = (context + 1) // 2  # scored by each window
     places = list(range(0, len(text), n_new))
@@ -37,19 +44,24 @@ def bits_per_byte(
     if max_tokens is not None and max_tokens < len(starts) * n_new:
         n_windows = max(1, max_tokens // n_new)
         starts = starts[np.arange(n_windows) * len(starts) // n_windows]
-    was_training = model.training
-    model.eval()
     nats, n_scored = 0.0, 0
-    for first in range(0, len(starts), _BATCH):
-        batch = _windows(text, end, context, n_new, starts[first : first + _BATCH])
-        logits = model.head(model.hidden(batch.inputs, batch.resets))
+    n_batches = -(-len(starts) // _BATCH)
+    for round_ in range(-(-n_batches // processes.size)):
+        first = (round_ * processes.size + processes.rank) * _BATCH
+        if first < len(starts):
+            batch = _windows(text, end, context, n_new, starts[first : first + _BATCH])
+        else:  # nothing is left, but the others need this process's weights
+            batch = Batch.of(np.full((1, 1), end), np.full((1, 1), IGNORED), end)
         losses = F.cross_entropy(
-            logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="none"
+            logits(batch.inputs, batch.resets).flatten(0, 1),
+            batch.targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="none",
         )
         nats += float(losses.double().sum())
         n_scored += int((batch.targets != IGNORED).sum())
-    model.train(was_training)
-    return nats / math.log(2) / (text.n_bytes * n_scored / text.n_scored)
+    total_nats, total_scored = processes.sum(nats, n_scored)
+    return total_nats / math.log(2) / (text.n_bytes * total_scored / text.n_scored)
 
 
 def _windows(text: Tokens, end: int, context: int, n_new: int, starts: NDArray[np.int64]) -> Batch:

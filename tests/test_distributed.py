@@ -1,0 +1,242 @@
+"""Runs of two processes: the losses and the checkpoints of one."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from yocobit import packing
+from yocobit.config import ConfigError
+from yocobit.training import checkpoint, loop
+from yocobit.training.config import load as load_config
+from yocobit.training.distributed import Processes
+
+TOML = """
+[model]
+preset = "nano"
+
+[data]
+train = ["train.txt"]
+valid = ["valid.txt"]
+vocab_size = 270
+context = 16
+
+[schedule]
+kind = "step"
+
+[run]
+steps = 6
+checkpoint_every = 3
+eval_every = 3
+sample_every = 3
+sample_tokens = 4
+threads = 1
+precision = "float32"
+"""
+
+# What is changed in the configuration of each run. Where weights are quantised, both processes have
+# whole micro-batches of one: else a code that was rounded the other way changes losses by 1e-6.
+WHOLE = ["optim.batch_size=3", "optim.accumulation=2", "optim.grad_clip=0"]
+# One process has micro-batches of 2, 2 and 2 windows, two have 2 and 1 each.
+CUT = ["optim.batch_size=2", "optim.accumulation=3", "model.weights=dense"]
+RUNS = {
+    "fsdp-adamw": [*WHOLE, "model.tie_embeddings=true"],
+    "fsdp-muon": [*WHOLE, "optim.optimizer=muon"],
+    "fsdp-cut": [*CUT, "optim.optimizer=muon"],
+    "ddp-muon": [*WHOLE, "optim.optimizer=muon", "run.parallel=ddp"],
+    "ddp-cut": [*CUT, "run.parallel=ddp"],
+}
+
+# Runs of a configuration one after the other: [out, overrides, resume, [rank, step, signal]], the
+# last of which is raised in that process while it does that step.
+WORKER = """
+import json, os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from yocobit.training import load, loop
+from yocobit.cli import report_errors
+
+original = loop.rate_factor
+
+def main():
+    toml, runs = sys.argv[1:]
+    for out, overrides, resume, raised in json.loads(runs):
+        def rate_factor(schedule, done, total):
+            if raised and raised[:2] == [int(os.environ["RANK"]), done + 1]:
+                signal.raise_signal(raised[2])
+            return original(schedule, done, total)
+        loop.rate_factor = rate_factor
+        console = Console()
+        loop.train(load(Path(toml), overrides), Path(out), resume=resume, console=console)
+        console.print("after it")
+
+report_errors(main)
+"""
+
+
+def write_configuration(directory: Path) -> Path:
+    words = random.Random(0)
+    for name, size in (("train.txt", 900), ("valid.txt", 160)):
+        text = " ".join(words.choice(["def", "return", "x", "y", "+", "\n"]) for _ in range(size))
+        (directory / name).write_text(text)
+    path = directory / "run.toml"
+    path.write_text(TOML)
+    return path
+
+
+def run_alone(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
+    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    return loop.train(load_config(toml, overrides), out, resume=resume, console=console)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=600, env=environment
+    )
+
+
+def run_two(toml: Path, *runs: tuple) -> subprocess.CompletedProcess:
+    worker = toml.parent / "worker.py"
+    worker.write_text(WORKER)
+    return torchrun(str(worker), str(toml), json.dumps(runs))
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory) -> Path:
+    return write_configuration(tmp_path_factory.mktemp("distributed"))
+
+
+@pytest.fixture(scope="module")
+def outs(toml) -> Path:
+    """A directory with the runs NAME-1 by one process and NAME-2 by two, for each of RUNS; with
+    NAME-12, begun by one process and ended by two; and with the run `stopped` by a signal."""
+    directory = toml.parent
+    for name, overrides in RUNS.items():
+        run_alone(toml, directory / f"{name}-1", *overrides)
+        run_alone(toml, directory / f"{name}-12", *overrides, "run.steps=3")
+
+    result = run_two(
+        toml,
+        *((str(directory / f"{name}-2"), RUNS[name], False, None) for name in RUNS),
+        *((str(directory / f"{name}-12"), RUNS[name], True, None) for name in RUNS),
+        (str(directory / "stopped"), RUNS["fsdp-muon"], False, (1, 2, signal.SIGTERM)),
+    )
+
+    assert result.returncode == 0, result.stderr
+    (directory / "stdout").write_text(result.stdout)
+    return directory
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    """Losses are equal but for the order of sums."""
+    for record, other in zip(records(out), records(expected), strict=True):
+        assert record.keys() == other.keys()
+        for key in other.keys() - {"seconds"}:
+            assert record[key] == pytest.approx(other[key], rel=1e-6), (record["step"], key)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_have_the_losses_of_one(outs, name):
+    assert_same_run(outs / f"{name}-2", outs / f"{name}-1")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_continue_what_one_began(outs, name):
+    assert_same_run(outs / f"{name}-12", outs / f"{name}-1")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
+    out = tmp_path / "run"
+    shutil.copytree(outs / f"{name}-2", out)
+    shutil.rmtree(checkpoint.last(out))
+    assert checkpoint.last(out).name == "step-000003"
+
+    run_alone(toml, out, *RUNS[name], resume=True)
+
+    assert_same_run(out, outs / f"{name}-1")
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
+def test_checkpoint_of_two_processes_has_the_tensors_of_one(outs, name, file):
+    tensors, others = (load_file(checkpoint.last(outs / f"{name}-{n}") / file) for n in (2, 1))
+
+    assert tensors.keys() == others.keys()
+    for key, other in others.items():
+        assert (tensors[key].shape, tensors[key].dtype) == (other.shape, other.dtype)
+        # Six steps of Adam, whose update does not see the size of a gradient.
+        assert (tensors[key] - other).norm() <= 1e-4 * other.norm(), key
+
+
+def test_checkpoint_of_two_processes_can_be_packed(outs, tmp_path):
+    packed = packing.pack(outs / "fsdp-muon-2", tmp_path / "model", None, "int8")
+
+    assert packed.config.vocab_size == 270
+
+
+def test_signal_in_one_process_ends_both_after_its_step(outs):
+    assert checkpoint.last(outs / "stopped").name == "step-000002"
+    assert len(records(outs / "stopped")) == 2
+    assert "SIGTERM: stopped after step 2" in (outs / "stdout").read_text()
+
+
+def test_only_the_first_process_prints(outs):
+    lines = (outs / "stdout").read_text().splitlines()
+
+    assert sum(line.startswith("model ") for line in lines) == 2 * len(RUNS) + 1
+    assert lines.count("after it") == 2 * len(RUNS) + 1
+    assert sum(line.startswith("done: ") for line in lines) == 2 * len(RUNS)
+    assert sum(line.startswith("warning: 1 threads in each of") for line in lines) == len(RUNS)
+
+
+def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_path):
+    out = tmp_path / "run"
+
+    result = run_two(toml, (str(out), RUNS["fsdp-muon"], False, (1, 5, signal.SIGKILL)))
+    kept = checkpoint.last(out)
+    run_alone(toml, out, *RUNS["fsdp-muon"], resume=True)
+
+    assert result.returncode != 0
+    assert "error: process 0 of 2 has lost another one" in result.stderr
+    assert kept.name == "step-000003" and len(records(out)) == 6
+
+
+def test_user_error_of_the_first_process_is_one_line_and_ends_both(tmp_path):
+    toml = write_configuration(tmp_path)
+    (tmp_path / "valid.txt").unlink()
+
+    result = torchrun("-m", "yocobit", "train", str(toml), "--out", str(tmp_path / "run"))
+
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "valid.txt" in errors[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_shares_of_all_processes_are_a_batch_in_order(size):
+    shares = [Processes(rank, size).share(range(12, 18)) for rank in range(size)]
+
+    assert [i for share in shares for i in share] == list(range(12, 18))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_batch_that_processes_cannot_share_is_refused_with_both_numbers(toml):
+    config = load_config(toml, CUT)
+
+    with pytest.raises(ConfigError, match=r"divisible by the 4 processes but is 2 \* 3 = 6"):
+        loop._check_share(config, Processes(0, 4))
