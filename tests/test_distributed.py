@@ -146,7 +146,9 @@ def assert_same_run(out: Path, expected: Path) -> None:
     for record, other in zip(records(out), records(expected), strict=True):
         assert record.keys() == other.keys()
         for key in other.keys() - {"seconds"}:
-            assert record[key] == pytest.approx(other[key], rel=1e-6), (record["step"], key)
+            # Norms are roots of float32 sums of many squares.
+            rel = 1e-5 if key == "grad_norm" else 1e-6
+            assert record[key] == pytest.approx(other[key], rel=rel), (record["step"], key)
 
 
 @pytest.mark.parametrize("name", RUNS)
