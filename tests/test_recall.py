@@ -71,6 +71,14 @@ def test_a_batch_is_a_pure_function_of_seed_and_index(recall):
     )
 
 
+def test_a_step_moves_by_its_own_gradient_only(recall):
+    from recall_training import Recipe, train
+
+    model = train(recall.BASE, Recipe(steps=1), lambda *_: None)
+
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_what_is_measured_is_kept_and_not_measured_again(recall, tmp_path, monkeypatch):
     import recall_training
 

@@ -76,6 +76,7 @@ def train(config: ModelConfig, recipe: Recipe, report: Callable[[int, float], No
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(rate_factor(schedule, step, recipe.steps), 1.0)
+        optimizers.clear_gradients()
         smoothed = loss.item() if step == 0 else 0.98 * smoothed + 0.02 * loss.item()
         if (step + 1) % _REPORT_EVERY == 0:
             report(step + 1, smoothed)
