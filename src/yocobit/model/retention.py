@@ -156,7 +156,7 @@ class _Chunkwise(torch.autograd.Function):
             written.baddbmm_(grad_scores.mT, q_h)
             grad_v = torch.bmm(k_h, grad_after).mul_(to_end_h).baddbmm_(reads.mT, grad_h)
             _head(grads[0], h, chunk).copy_(read.baddbmm_(grad_scores, k_h))
-            torch.mul(written, D**-0.5, out=_head(grads[1], h, chunk))
+            _head(grads[1], h, chunk).copy_(written.mul_(D**-0.5))
             _head(grads[2], h, chunk).copy_(grad_v)
         grad_log_decay = grad_total.flip(-1).cumsum(-1).flip(-1).flatten(2).to(log_decay.dtype)
         return *grads, grad_log_decay, grad_states[:, :, 0].transpose(0, 1), None
