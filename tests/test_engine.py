@@ -60,14 +60,14 @@ def errors(twin, engine: Engine, tokens: np.ndarray) -> np.ndarray:
     return np.abs(logits - expected).max(axis=(1, 2)) / np.abs(expected).max()
 
 
-def assert_agree(error: np.ndarray) -> None:
+def assert_agree(error: np.ndarray, largest: float = 1e-2) -> None:
     """Both compute in float32, in different orders, so errors of some 1e-7 are to be expected; but
     an activation that is as near to a rounding tie becomes another code in one of them. In the
     head's 15 bits that shows as some 1e-5; in the 8 bits of the others as some 1e-3 from there on,
     but not in most texts. PyTorch in float32 and in float64 differ alike.
     """
     assert np.median(error) < 1e-4
-    assert error.max() < 1e-2
+    assert error.max() < largest
 
 
 @pytest.mark.parametrize("weights", KINDS)
@@ -144,7 +144,8 @@ def test_logits_of_every_option_equal_pytorch(model_of, changes, tokens):
 
     error = errors(twin, Engine.load(path), tokens)
 
-    assert_agree(error)
+    # Where sign() flips, a feature moves by 2, not by a code: PyTorch in float64 is 0.09 away.
+    assert_agree(error, largest=0.2 if changes.get("ffn") == "sign" else 1e-2)
 
 
 def test_f16_weights_equal_pytorch_with_weights_rounded(tmp_path, tokens):
