@@ -11,6 +11,7 @@
 #include <stdexcept>
 
 #include "engine.h"
+#include "kernel_arguments.h"
 #include "numpy_array.h"
 
 namespace nb = nanobind;
@@ -103,13 +104,10 @@ std::map<std::string, TensorEntry> tensor_entries(const nb::dict& tensors) {
 }
 
 const Kernels& find_kernels(const std::string& name) {
-  const Kernels* best = nullptr;
-  for (const Kernels* const* kernels = supported_kernels(); *kernels; ++kernels) {
-    best = *kernels;
-    if (name == best->name) return *best;
-  }
-  if (name.empty()) return *best;
-  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
+  const Kernels* const* kernels = supported_kernels();
+  if (!name.empty()) return named(kernels, name);
+  while (kernels[1]) ++kernels;
+  return **kernels;
 }
 
 using Tokens = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

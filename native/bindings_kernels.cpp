@@ -1,7 +1,6 @@
 // Single kernels as Python functions, so that tests can hold each variant against NumPy.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "cache.h"
+#include "kernel_arguments.h"
 #include "numpy_array.h"
 
 namespace nb = nanobind;
@@ -20,23 +20,11 @@ using namespace nb::literals;
 namespace yocobit {
 namespace {
 
-template <typename T, int n>
-using Array = nb::ndarray<const T, nb::ndim<n>, nb::c_contig, nb::device::cpu>;
-
-const Kernels& kernels_named(const std::string& name) {
-  for (const Kernels* const* kernels = supported_kernels(); *kernels; ++kernels) {
-    if (name == (*kernels)->name) return **kernels;
-  }
-  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
-}
-
-void require(bool holds, const char* rule) {
-  if (!holds) throw std::invalid_argument(rule);
-}
+const Kernels& kernels_named(const std::string& name) { return named(supported_kernels(), name); }
 
 // codes (groups, blocks, 8, 32), x (N, K) int8 -> (N, M) with all scales 1.
-Floats bit_matmul(const std::string& name, const Array<uint8_t, 4>& codes, int m,
-                  const Array<int8_t, 2>& x, bool is_ternary) {
+Floats bit_matmul(const std::string& name, const Array<const uint8_t, 4>& codes, int m,
+                  const Array<const int8_t, 2>& x, bool is_ternary) {
   const Kernels& kernels = kernels_named(name);
   const int block = is_ternary ? kTernaryBlock : kSignBlock;
   const int N = x.shape(0), K = x.shape(1), n_blocks = codes.shape(1);
@@ -67,7 +55,8 @@ Floats bit_matmul(const std::string& name, const Array<uint8_t, 4>& codes, int m
 
 // values (M, K) as raw f32 or f16; x (N, K) -> (N, M).
 template <typename T>
-Floats dense_matmul(const std::string& name, const Array<T, 2>& values, const Array<float, 2>& x) {
+Floats dense_matmul(const std::string& name, const Array<const T, 2>& values,
+                    const Array<const float, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
   const DenseMatrix w = {.values = values.data(),
@@ -82,7 +71,7 @@ Floats dense_matmul(const std::string& name, const Array<T, 2>& values, const Ar
 
 // x (N, K) int16 as rows with all scales 1, padded.
 struct WideInput {
-  explicit WideInput(const Array<int16_t, 2>& x) : ones(x.shape(0), 1.0f) {
+  explicit WideInput(const Array<const int16_t, 2>& x) : ones(x.shape(0), 1.0f) {
     const size_t N = x.shape(0), K = x.shape(1), stride = round_up(K, kInt4Block);
     codes = make_buffer<int16_t>(N * stride);
     std::memset(codes.get(), 0, N * stride * sizeof(int16_t));
@@ -107,8 +96,8 @@ struct WideInput {
 };
 
 // values (M, K) int8, x (N, K) int16 -> (N, M) with all scales 1.
-Floats int8_matmul(const std::string& name, const Array<int8_t, 2>& values,
-                   const Array<int16_t, 2>& x) {
+Floats int8_matmul(const std::string& name, const Array<const int8_t, 2>& values,
+                   const Array<const int16_t, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
   const WideInput input(x);
@@ -124,8 +113,9 @@ Floats int8_matmul(const std::string& name, const Array<int8_t, 2>& values,
 }
 
 // codes (groups, blocks, 8, 32), scales (groups, blocks, 8) float16; x (N, K) int16 -> (N, M).
-Floats int4_matmul(const std::string& name, const Array<uint8_t, 4>& codes,
-                   const Array<uint16_t, 3>& scales, int m, const Array<int16_t, 2>& x) {
+Floats int4_matmul(const std::string& name, const Array<const uint8_t, 4>& codes,
+                   const Array<const uint16_t, 3>& scales, int m,
+                   const Array<const int16_t, 2>& x) {
   const size_t groups = codes.shape(0), blocks = codes.shape(1), N = x.shape(0);
   require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
           "codes must be (groups, blocks, 8, 32)");
@@ -142,7 +132,7 @@ Floats int4_matmul(const std::string& name, const Array<uint8_t, 4>& codes,
   return y;
 }
 
-nb::tuple quantize_row(const std::string& name, const Array<float, 1>& x) {
+nb::tuple quantize_row(const std::string& name, const Array<const float, 1>& x) {
   const size_t K = x.shape(0);
   require(K % kLanes == 0, "K must be a multiple of 8");
   int8_t* codes = new int8_t[K];
@@ -153,7 +143,7 @@ nb::tuple quantize_row(const std::string& name, const Array<float, 1>& x) {
   return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int8_t>(codes, {K}, owner)), scale, sum);
 }
 
-nb::tuple quantize_wide_row(const std::string& name, const Array<float, 1>& x) {
+nb::tuple quantize_wide_row(const std::string& name, const Array<const float, 1>& x) {
   const size_t K = x.shape(0), padded = round_up(K, kInt4Block);
   require(K % kLanes == 0, "K must be a multiple of 8");
   int16_t* codes = new int16_t[padded];
@@ -164,16 +154,16 @@ nb::tuple quantize_wide_row(const std::string& name, const Array<float, 1>& x) {
   return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int16_t>(codes, {K}, owner)), scale, sums);
 }
 
-Floats rms_norm(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& weight,
-                float eps) {
+Floats rms_norm(const std::string& name, const Array<const float, 1>& x,
+                const Array<const float, 1>& weight, float eps) {
   require(x.shape(0) % kLanes == 0 && weight.shape(0) == x.shape(0), "sizes must agree");
   Floats y = new_array({x.shape(0)});
   kernels_named(name).rms_norm(x.data(), weight.data(), x.shape(0), eps, y.data());
   return y;
 }
 
-Floats activate(const std::string& name, const std::string& function, const Array<float, 1>& gate,
-                const Array<float, 1>& up) {
+Floats activate(const std::string& name, const std::string& function,
+                const Array<const float, 1>& gate, const Array<const float, 1>& up) {
   const Kernels& kernels = kernels_named(name);
   require(gate.shape(0) == up.shape(0), "sizes must agree");
   const int size = gate.shape(0);
@@ -184,8 +174,9 @@ Floats activate(const std::string& name, const std::string& function, const Arra
   return y;
 }
 
-Floats rope(const std::string& name, const Array<float, 1>& x, const Array<float, 1>& cosine,
-            const Array<float, 1>& sine, bool is_interleaved) {
+Floats rope(const std::string& name, const Array<const float, 1>& x,
+            const Array<const float, 1>& cosine, const Array<const float, 1>& sine,
+            bool is_interleaved) {
   const Kernels& kernels = kernels_named(name);
   require(cosine.shape(0) * 2 == x.shape(0) && sine.shape(0) * 2 == x.shape(0),
           "cosine and sine must have half the values of x");
@@ -197,9 +188,9 @@ Floats rope(const std::string& name, const Array<float, 1>& x, const Array<float
 }
 
 // n positions q, k, v (n, D) after state (D, D); returns the next state and the outputs (n, D).
-nb::tuple retain(const std::string& name, const Array<float, 2>& state, const Array<float, 2>& q,
-                 const Array<float, 2>& k, const Array<float, 2>& v,
-                 const Array<float, 1>& decays) {
+nb::tuple retain(const std::string& name, const Array<const float, 2>& state,
+                 const Array<const float, 2>& q, const Array<const float, 2>& k,
+                 const Array<const float, 2>& v, const Array<const float, 1>& decays) {
   const size_t n = q.shape(0), D = q.shape(1);
   require(D % kLanes == 0 && k.shape(0) == n && k.shape(1) == D && v.shape(0) == n &&
               v.shape(1) == D && state.shape(0) == D && state.shape(1) == D && decays.shape(0) == n,
@@ -212,7 +203,7 @@ nb::tuple retain(const std::string& name, const Array<float, 2>& state, const Ar
 }
 
 // x (D,) as an int4 cache stores it, and its scale.
-nb::tuple store_int4(const std::string& name, const Array<float, 1>& x) {
+nb::tuple store_int4(const std::string& name, const Array<const float, 1>& x) {
   const size_t D = x.shape(0), size = row_bytes(FloatType::i4, D);
   require(D % kLanes == 0 && D <= kMaxHeadDim, "D must be a multiple of 8 up to 1024");
   uint8_t* stored = new uint8_t[size];
@@ -223,7 +214,8 @@ nb::tuple store_int4(const std::string& name, const Array<float, 1>& x) {
 }
 
 // The inverse (D,).
-Floats load_int4(const std::string& name, const Array<uint8_t, 1>& stored, float scale, int D) {
+Floats load_int4(const std::string& name, const Array<const uint8_t, 1>& stored, float scale,
+                 int D) {
   require(D > 0 && D % kLanes == 0 &&
               stored.shape(0) == static_cast<size_t>(row_bytes(FloatType::i4, D)),
           "stored must be a row of D values, D a multiple of 8");
@@ -234,9 +226,9 @@ Floats load_int4(const std::string& name, const Array<uint8_t, 1>& stored, float
 
 // q (n, D) of one K/V head, keys and values (S, D) stored as `type`, attended over positions
 // [begin, end) in partitions of that many positions; returns (n, D).
-Floats attend(const std::string& name, const Array<float, 2>& q, const Array<float, 2>& keys,
-              const Array<float, 2>& values, const std::string& type, int64_t begin, int64_t end,
-              int64_t partition) {
+Floats attend(const std::string& name, const Array<const float, 2>& q,
+              const Array<const float, 2>& keys, const Array<const float, 2>& values,
+              const std::string& type, int64_t begin, int64_t end, int64_t partition) {
   const Kernels& kernels = kernels_named(name);
   const size_t S = keys.shape(0), N = q.shape(0), D = q.shape(1);
   require(D % kLanes == 0 && D <= kMaxHeadDim && keys.shape(1) == D && values.shape(1) == D &&

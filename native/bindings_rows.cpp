@@ -1,14 +1,13 @@
 // The row kernels of training as Python functions, on tensors of PyTorch by DLPack.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <optional>
-#include <stdexcept>
 #include <vector>
 
+#include "kernel_arguments.h"
 #include "row_kernels.h"
 #include "torch_threads.h"
 
@@ -21,20 +20,11 @@ extern OpenMp openmp;  // bindings_training.cpp
 
 namespace {
 
-template <typename T>
-using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Heads = nb::ndarray<T, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using In = Matrix<const float>;
-using InRow = Vector<const float>;
-using Out = Matrix<float>;
-using OutRow = Vector<float>;
-
-void require(bool holds, const char* rule) {
-  if (!holds) throw std::invalid_argument(rule);
-}
+using In = Array<const float, 2>;
+using InRow = Array<const float, 1>;
+using Out = Array<float, 2>;
+using OutRow = Array<float, 1>;
+using Heads = Array<const float, 3>;
 
 template <typename A, typename B>
 void require_same(const A& a, const B& b) {
@@ -50,16 +40,9 @@ int features(const In& x, const Weight& weight, const R& r) {
   return static_cast<int>(K);
 }
 
-const RowKernels& row_kernels_named(const std::string& name) {
-  for (const RowKernels* const* k = supported_row_kernels(); *k; ++k) {
-    if (name == (*k)->name) return **k;
-  }
-  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
-}
-
 void norm(const std::string& name, int n_threads, const In& x, const InRow& weight, float eps,
           Out& y, OutRow& r) {
-  const RowKernels& kernels = row_kernels_named(name);
+  const RowKernels& kernels = named(supported_row_kernels(), name);
   const int K = features(x, weight, r);
   require_same(x, y);
   const nb::gil_scoped_release release;
@@ -87,7 +70,7 @@ void share_sums(int n_threads, int64_t N, int K, float* total, const Part& part)
 
 void norm_gradient(const std::string& name, int n_threads, const In& grad, const In& x,
                    const InRow& weight, const InRow& r, Out& grad_x, OutRow& grad_weight) {
-  const RowKernels& kernels = row_kernels_named(name);
+  const RowKernels& kernels = named(supported_row_kernels(), name);
   const int K = features(x, weight, r);
   require_same(x, grad);
   require_same(x, grad_x);
@@ -100,8 +83,8 @@ void norm_gradient(const std::string& name, int n_threads, const In& grad, const
              });
 }
 
-GatedRows gated_rows(const In& gate, const Heads<const float>& up,
-                     const std::optional<InRow>& weight, size_t n_head_r, float eps) {
+GatedRows gated_rows(const In& gate, const Heads& up, const std::optional<InRow>& weight,
+                     size_t n_head_r, float eps) {
   const size_t N = gate.shape(0), K = gate.shape(1), H = up.shape(0), D = up.shape(2);
   require(K > 0 && K < 1 << 24 && D % kLanes == 0 && H * D == K && up.shape(1) == N,
           "up must be (H, N, D) with D a multiple of 8 and gate (N, H * D)");
@@ -116,9 +99,9 @@ GatedRows gated_rows(const In& gate, const Heads<const float>& up,
           .eps = eps};
 }
 
-void gate(const std::string& name, int n_threads, const In& gate, const Heads<const float>& up,
+void gate(const std::string& name, int n_threads, const In& gate, const Heads& up,
           const std::optional<InRow>& weight, float eps, Out& y, OutRow& r, Out& head_r) {
-  const RowKernels& kernels = row_kernels_named(name);
+  const RowKernels& kernels = named(supported_row_kernels(), name);
   const GatedRows rows = gated_rows(gate, up, weight, head_r.size(), eps);
   require_same(gate, y);
   require(r.shape(0) == gate.shape(0), "r must be (N,)");
@@ -129,9 +112,9 @@ void gate(const std::string& name, int n_threads, const In& gate, const Heads<co
 }
 
 void gate_gradient(const std::string& name, int n_threads, const In& grad, const In& gate,
-                   const Heads<const float>& up, const std::optional<InRow>& weight, const InRow& r,
+                   const Heads& up, const std::optional<InRow>& weight, const InRow& r,
                    const In& head_r, Out& grad_gate, Out& grad_up, OutRow& grad_weight) {
-  const RowKernels& kernels = row_kernels_named(name);
+  const RowKernels& kernels = named(supported_row_kernels(), name);
   const GatedRows rows = gated_rows(gate, up, weight, head_r.size(), 0.0f);
   require_same(gate, grad);
   require_same(gate, grad_gate);

@@ -1,7 +1,6 @@
 // The products of training as two Python functions, on arrays of NumPy or of PyTorch by DLPack.
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -9,10 +8,10 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <stdexcept>
 #include <vector>
 
 #include "cache.h"
+#include "kernel_arguments.h"
 #include "torch_threads.h"
 #include "training_kernels.h"
 
@@ -25,21 +24,13 @@ OpenMp openmp;  // set once, under the GIL, before the first product
 
 namespace {
 
-template <typename T>
-using Matrix = nb::ndarray<T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-template <typename T>
-using Vector = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Inputs = std::vector<Matrix<const float>>;
-using Outputs = std::vector<Matrix<float>>;
+using Inputs = std::vector<Array<const float, 2>>;
+using Outputs = std::vector<Array<float, 2>>;
 
 void use_openmp(uintptr_t parallel, uintptr_t thread_num, uintptr_t num_threads) {
   openmp.parallel = reinterpret_cast<decltype(openmp.parallel)>(parallel);
   openmp.thread_num = reinterpret_cast<decltype(openmp.thread_num)>(thread_num);
   openmp.num_threads = reinterpret_cast<decltype(openmp.num_threads)>(num_threads);
-}
-
-void require(bool holds, const char* rule) {
-  if (!holds) throw std::invalid_argument(rule);
 }
 
 template <typename Array>
@@ -57,7 +48,7 @@ std::vector<T*> pointers(const Arrays& arrays) {
 // Weights with scales (number of weights, 2): the scale and the mean of each.
 class Weights {
  public:
-  Weights(const Inputs& weights, const Matrix<const float>& scales, int64_t K, bool is_ternary) {
+  Weights(const Inputs& weights, const Array<const float, 2>& scales, int64_t K, bool is_ternary) {
     require(!weights.empty() && is_shape(scales, weights.size(), 2),
             "scales must be a scale and a mean for each weight");
     // So that a sum is exact: |sum| <= 127 K < 2^24.
@@ -91,14 +82,7 @@ class Weights {
   std::vector<MasterWeight> all_;
 };
 
-const TrainingKernels& training_kernels_named(const std::string& name) {
-  for (const TrainingKernels* const* k = supported_training_kernels(); *k; ++k) {
-    if (name == (*k)->name) return **k;
-  }
-  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
-}
-
-QuantizedRows rows_of(const Matrix<const int8_t>& codes, const Vector<const float>& scales,
+QuantizedRows rows_of(const Array<const int8_t, 2>& codes, const Array<const float, 1>& scales,
                       const Projection& p) {
   const int block = p.is_ternary ? kTernaryBlock : kSignBlock;
   require(codes.shape(0) < 1 << 30 && codes.shape(0) == scales.shape(0),
@@ -113,13 +97,14 @@ QuantizedRows rows_of(const Matrix<const int8_t>& codes, const Vector<const floa
 }
 
 // x (N, K) rounded into codes (N, stride) and x_scales (N,), then times each weight into ys.
-void training_forward(const std::string& name, int n_threads, const Matrix<const float>& x,
-                      const Inputs& weights, const Matrix<const float>& scales, bool is_ternary,
-                      Matrix<int8_t>& codes, Vector<float>& x_scales, Outputs& ys) {
-  const TrainingKernels& kernels = training_kernels_named(name);
+void training_forward(const std::string& name, int n_threads, const Array<const float, 2>& x,
+                      const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
+                      Array<int8_t, 2>& codes, Array<float, 1>& x_scales, Outputs& ys) {
+  const TrainingKernels& kernels = named(supported_training_kernels(), name);
   const Weights all(weights, scales, x.shape(1), is_ternary);
   const Projection& p = all.projection;
-  const QuantizedRows rows = rows_of(Matrix<const int8_t>(codes), Vector<const float>(x_scales), p);
+  const QuantizedRows rows =
+      rows_of(Array<const int8_t, 2>(codes), Array<const float, 1>(x_scales), p);
   require(x.shape(0) == codes.shape(0), "codes must have a row for each row of x");
   all.require_outputs(ys, rows.n);
   const std::vector<float*> outs = pointers<float>(ys);
@@ -141,10 +126,10 @@ void training_forward(const std::string& name, int n_threads, const Matrix<const
 
 // grads (N, M) of the outputs -> gradients of x, if wanted, and of the weights, if any are.
 void training_backward(const std::string& name, int n_threads, const Inputs& grads,
-                       const Matrix<const int8_t>& codes, const Vector<const float>& x_scales,
-                       const Inputs& weights, const Matrix<const float>& scales, bool is_ternary,
-                       std::optional<Matrix<float>> grad_x, Outputs& grad_ws) {
-  const TrainingKernels& kernels = training_kernels_named(name);
+                       const Array<const int8_t, 2>& codes, const Array<const float, 1>& x_scales,
+                       const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
+                       std::optional<Array<float, 2>> grad_x, Outputs& grad_ws) {
+  const TrainingKernels& kernels = named(supported_training_kernels(), name);
   require(!weights.empty(), "there must be a weight");
   const Weights all(weights, scales, weights[0].shape(1), is_ternary);
   const Projection& p = all.projection;
