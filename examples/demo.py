@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Console
 
 from yocobit import Engine
-from yocobit.cli import report_errors
 from yocobit.engine import SamplingConfig
+from yocobit.errors import report_errors
 from yocobit.packing import describe, pack
 from yocobit.training import load, train
 from yocobit.training.baselines import compressed_bits_per_byte, validation_text

@@ -1,7 +1,6 @@
 """Options and fixtures that every test file may use."""
 
 import importlib.util
-import random
 import signal
 import sys
 from pathlib import Path
@@ -47,13 +46,6 @@ def golden_directory(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def toml(tmp_path) -> Path:
-    """A configuration and its text: words in random order, so that a step has work to do."""
-    from training_runs import TOML
+    from training_runs import write_toml
 
-    words = random.Random(0)
-    for name, size in (("train.txt", 900), ("valid.txt", 60)):
-        text = " ".join(words.choice(["def", "return", "x", "y", "+", "\n"]) for _ in range(size))
-        (tmp_path / name).write_text(text)
-    path = tmp_path / "run.toml"
-    path.write_text(TOML)
-    return path
+    return write_toml(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -10,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file
+from training_runs import MODEL_AND_DATA, run, write_toml
 
 from yocobit import packing
 from yocobit.config import ConfigError
@@ -19,16 +18,7 @@ from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
 from yocobit.training.distributed import Processes
 
-TOML = """
-[model]
-preset = "nano"
-
-[data]
-train = ["train.txt"]
-valid = ["valid.txt"]
-vocab_size = 270
-context = 16
-
+TOML = f"""{MODEL_AND_DATA}
 [schedule]
 kind = "step"
 
@@ -62,7 +52,7 @@ import json, os, signal, sys
 from pathlib import Path
 from rich.console import Console
 from yocobit.training import load, loop
-from yocobit.cli import report_errors
+from yocobit.errors import report_errors
 
 original = loop.rate_factor
 
@@ -80,21 +70,6 @@ def main():
 
 report_errors(main)
 """
-
-
-def write_configuration(directory: Path) -> Path:
-    words = random.Random(0)
-    for name, size in (("train.txt", 900), ("valid.txt", 160)):
-        text = " ".join(words.choice(["def", "return", "x", "y", "+", "\n"]) for _ in range(size))
-        (directory / name).write_text(text)
-    path = directory / "run.toml"
-    path.write_text(TOML)
-    return path
-
-
-def run_alone(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
-    console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
-    return loop.train(load_config(toml, overrides), out, resume=resume, console=console)
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess:
@@ -117,7 +92,7 @@ def records(out: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory) -> Path:
-    return write_configuration(tmp_path_factory.mktemp("distributed"))
+    return write_toml(tmp_path_factory.mktemp("distributed"), TOML, n_valid=160)
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +101,8 @@ def outs(toml) -> Path:
     NAME-12, begun by one process and ended by two; and with the run `stopped` by a signal."""
     directory = toml.parent
     for name, overrides in RUNS.items():
-        run_alone(toml, directory / f"{name}-1", *overrides)
-        run_alone(toml, directory / f"{name}-12", *overrides, "run.steps=3")
+        run(toml, directory / f"{name}-1", *overrides)
+        run(toml, directory / f"{name}-12", *overrides, "run.steps=3")
 
     result = run_two(
         toml,
@@ -171,7 +146,7 @@ def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
     shutil.rmtree(checkpoint.last(out))
     assert checkpoint.last(out).name == "step-000003"
 
-    run_alone(toml, out, *RUNS[name], resume=True)
+    run(toml, out, *RUNS[name], resume=True)
 
     assert_same_run(out, outs / f"{name}-1")
 
@@ -214,7 +189,7 @@ def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_
 
     result = run_two(toml, (str(out), RUNS["fsdp-muon"], False, (1, 5, signal.SIGKILL)))
     kept = checkpoint.last(out)
-    run_alone(toml, out, *RUNS["fsdp-muon"], resume=True)
+    run(toml, out, *RUNS["fsdp-muon"], resume=True)
 
     assert result.returncode != 0
     assert "error: process 0 of 2 has lost another one" in result.stderr
@@ -222,7 +197,7 @@ def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_
 
 
 def test_user_error_of_the_first_process_is_one_line_and_ends_both(tmp_path):
-    toml = write_configuration(tmp_path)
+    toml = write_toml(tmp_path)
     (tmp_path / "valid.txt").unlink()
 
     result = torchrun("-m", "yocobit", "train", str(toml), "--out", str(tmp_path / "run"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
 
-TOML = """
+MODEL_AND_DATA = """
 [model]
 preset = "nano"
 
@@ -21,7 +22,8 @@ train = ["train.txt"]
 valid = ["valid.txt"]
 vocab_size = 270
 context = 16
-
+"""
+TOML = f"""{MODEL_AND_DATA}
 [optim]
 optimizer = "muon"
 batch_size = 2
@@ -36,6 +38,17 @@ checkpoint_every = 4
 eval_every = 6
 threads = 1
 """
+
+
+def write_toml(directory: Path, toml: str = TOML, n_valid: int = 60) -> Path:
+    """Write a configuration and its text: words in random order, so that a step has work to do."""
+    words = random.Random(0)
+    for name, size in (("train.txt", 900), ("valid.txt", n_valid)):
+        text = " ".join(words.choice(["def", "return", "x", "y", "+", "\n"]) for _ in range(size))
+        (directory / name).write_text(text)
+    path = directory / "run.toml"
+    path.write_text(toml)
+    return path
 
 
 def run(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:

@@ -6,9 +6,7 @@ A user's mistake ends in one line on standard error and exit code 2, Ctrl-C in e
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +15,8 @@ from rich.console import Console
 
 import yocobit
 from yocobit import _native, benchmark, evaluation, packing
-from yocobit.config import ConfigError
 from yocobit.engine.session import CacheType
+from yocobit.errors import USER_ERROR, UserError, report_errors
 from yocobit.packing import PackedModel, describe, summarize
 
 app = typer.Typer(
@@ -29,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-_USER_ERROR, _INTERRUPTED = 2, 130
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -48,42 +44,6 @@ Verify = Annotated[bool, typer.Option("--verify", help="Check every weight befor
 def main() -> None:
     """Run the command line; never returns."""
     report_errors(app)
-
-
-def report_errors(program: Callable[[], Any]) -> None:
-    """Run a program; what its user can mend ends it with one line, not with a traceback."""
-    try:
-        program()
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader went away: say nothing more, not even when Python closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except (ValueError, MemoryError, RuntimeError, OSError) as error:
-        if not _is_users(error):
-            raise
-        print(f"error: {_line(error)}", file=sys.stderr)
-        sys.exit(_USER_ERROR)
-
-
-def _is_users(error: BaseException) -> bool:
-    """Whether an error says what a user can do; others are ours and keep their traceback."""
-    return isinstance(error, UserError | ConfigError | MemoryError | OSError) or (
-        type(error).__module__.startswith("yocobit.")
-    )
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "not enough memory; lower --max-tokens or choose --cache int4"
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
-
-
-class UserError(ValueError):
-    """An argument that cannot work."""
 
 
 def _print_version(value: bool) -> None:
@@ -295,7 +255,7 @@ def verify(model: ModelPath, as_json: Json = False) -> None:
     else:
         print("\n".join(problems), file=sys.stderr)
     if problems:
-        raise typer.Exit(_USER_ERROR)
+        raise typer.Exit(USER_ERROR)
 
 
 @app.command()

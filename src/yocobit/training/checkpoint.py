@@ -20,7 +20,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -216,37 +215,46 @@ def load_model(path: Path) -> Decoder:
 
 def load_weights(model: Decoder, checkpoint: Path) -> None:
     """Read master weights into a model of the same shape."""
-    path = checkpoint / MODEL
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    if model.config.tie_embeddings and "embedding.weight" in weights:
-        weights["head.weight"] = weights["embedding.weight"]
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in weights.items()}
-    if expected != found:
-        names = sorted(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-        raise ConfigError(f"{path}: does not fit {CONFIG}; '{names[0]}' differs")
+    weights = _read_weights(checkpoint, model.config.tie_embeddings)
+    if names := _differences(weights, model):
+        raise ConfigError(f"{checkpoint / MODEL}: does not fit {CONFIG}; '{min(names)}' differs")
     model.load_state_dict(weights)
 
 
 def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
     """Read master weights into a new model; ConfigError where their shapes differ."""
-    with torch.device("meta"):
-        source = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
+    is_tied = ModelConfig.from_json(checkpoint / CONFIG).tie_embeddings
+    weights = _read_weights(checkpoint, is_tied or model.config.tie_embeddings)
+    for name, (there, here) in _differences(weights, model).items():
+        raise ConfigError(
+            f"{checkpoint}: cannot start from it: '{name}' is {there} there but {here} here; "
+            "leave out [model] and data.tokenizer to take the checkpoint's"
+        )
+    model.load_state_dict(weights)
+
+
+def _read_weights(checkpoint: Path, is_tied: bool) -> dict[str, Tensor]:
+    path = checkpoint / MODEL
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    if is_tied and "embedding.weight" in weights:
+        weights["head.weight"] = weights["embedding.weight"]
+    return weights
+
+
+def _differences(weights: dict[str, Tensor], model: Decoder) -> dict[str, tuple[str, str]]:
+    """Return the shapes of the tensors that differ, in the file and in the model, by name."""
     there, here = (
-        {name: list(tensor.shape) for name, tensor in m.state_dict().items()}
-        for m in (source, model)
+        {name: str(list(tensor.shape)) for name, tensor in tensors.items()}
+        for tensors in (weights, model.state_dict())
     )
-    for name in (*there, *here):
-        if there.get(name) != here.get(name):
-            raise ConfigError(
-                f"{checkpoint}: cannot start from it: '{name}' is {there.get(name, 'absent')} "
-                f"there but {here.get(name, 'absent')} here; leave out [model] and "
-                "data.tokenizer to take the checkpoint's"
-            )
-    load_weights(model, checkpoint)
+    return {
+        name: (there.get(name, "absent"), here.get(name, "absent"))
+        for name in (*here, *there)
+        if there.get(name) != here.get(name)
+    }
 
 
 def best(run_dir: Path) -> Path | None:

@@ -66,8 +66,7 @@ class Teacher:
                 f"{self.reader.vocab_size}"
             )
 
-        # It has no gradient to fuse, and may be anyone's code.
-
+    # It has no gradient to fuse, and may be anyone's code.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def guide(self, tokens: Tensor, resets: Tensor | None) -> Guidance:

@@ -36,6 +36,7 @@ from yocobit.training.journal import Journal, NoJournal
 from yocobit.training.optim import Optimizers
 from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Progress
+from yocobit.training.resuming import find_resumable, restore
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
 from yocobit.training.sharding import evaluation, gather_model, wrap
@@ -87,7 +88,7 @@ def _train(
     _check_share(config, processes)
     threads = config.run.threads or max(1, (os.cpu_count() or 1) // processes.n_local)
     torch.set_num_threads(threads)
-    found = processes.together(lambda: _find_checkpoint(config, run_dir, resume))
+    found = processes.together(lambda: find_resumable(config, run_dir, resume))
     check_shared(run_dir, processes)
     processes.first(lambda: checkpoint.remove_partial(run_dir))
     distill = config.distill
@@ -119,7 +120,7 @@ def _train(
     if why_not is not None:
         lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:
-        state, warnings = processes.together(lambda: _restore(found, state, config, model))
+        state, warnings = processes.together(lambda: restore(found, state, config, model))
         lines += [f"resuming from {found}, step {state.step}", *warnings]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -374,70 +375,10 @@ class _Run:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-# On resume. That text and teacher are the same is checked by hash, wherever they lie now.
-_MAY_CHANGE = (
-    ("run", "steps"),
-    ("data", "train"),
-    ("data", "valid"),
-    ("data", "tokenizer"),
-    ("distill", "teacher"),
-)
-
-
-def _find_checkpoint(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to resume from; ConfigError if it is of another run."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: must be a directory but is a file; choose another --out")
-    found = checkpoint.last(run_dir)
-    if found is None:
-        return None
-    if not resume:
-        raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
-    # Through TrainConfig: an older run has today's defaults where it has no setting.
-    train_json = checkpoint.load_train(found)
-    before = TrainConfig.from_dict(train_json, str(found / checkpoint.TRAIN)).to_dict()
-    now = config.to_dict()
-    now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
-    for section in now | before:
-        old_fields, new_fields = before.get(section, {}), now.get(section, {})
-        names = ("seed", "steps", "minutes") if section == "run" else new_fields | old_fields
-        for name in names:
-            old, new = old_fields.get(name), new_fields.get(name)
-            if old != new and (section, name) not in _MAY_CHANGE:
-                raise ConfigError(
-                    f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
-                )
-    return found
-
-
 def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
-
-
-_MACHINE = ("threads", "processes", "precision", "is_compiled")
-
-
-def _restore(
-    found: Path, new: RunState, config: TrainConfig, model: Decoder
-) -> tuple[RunState, list[str]]:
-    """Load a checkpoint; return its state, for the machine of the `new` one, and warnings."""
-    state = checkpoint.load_state(found)
-    for name, what in (("corpus_sha256", "text"), ("teacher_sha256", "teacher")):
-        if getattr(state, name) != getattr(new, name):
-            raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
-    checkpoint.load_weights(model, found)
-    if config.run.steps is not None:
-        state.total_steps = config.run.steps
-    warnings = []
-    if state.arithmetic != new.arithmetic:
-        warnings.append(
-            f"warning: {new.arithmetic} now, {state.arithmetic} before: losses will differ from "
-            "those of a run that never stopped"
-        )
-    machine = {name: getattr(new, name) for name in _MACHINE}
-    return replace(state, **machine), warnings
 
 
 def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
