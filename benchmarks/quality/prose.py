@@ -3,9 +3,9 @@
     python benchmarks/quality/corpus.py DATA runs/quality/data
     python benchmarks/quality/prose.py --out runs/quality
 
-trains what is not trained yet, continues what was stopped, and writes the table of all that is
-finished to benchmarks/results/quality_prose.json. Feed-forward widths differ so that parameters do
-not.
+trains what is not trained yet, continues what was stopped, and adds each run that is finished to
+benchmarks/results/quality_prose.json; what that file holds of the same recipe is not trained again.
+Feed-forward widths differ so that parameters do not.
 
 Letters: C model width   F feed-forward width   L layers
 """
@@ -15,16 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from yocobit.config import ModelConfig, preset
 
 HERE = Path(__file__).parent
+RECIPE = HERE / "prose.toml"
 RESULTS = HERE.parent / "results" / "quality_prose.json"
 
 RETENTION, WINDOW = ["retention"] * 3 + ["cross"] * 3, ["window"] * 3 + ["cross"] * 3
@@ -71,7 +71,7 @@ def n_matrix_parameters(config: ModelConfig) -> int:
 
 
 def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
-    """Train one variant to its end unless it is there; return its run."""
+    """Train one variant to its end, from where it is; return its run."""
     run = out / f"{variant}-seed{seed}"
     if (run / "done").exists():
         return run
@@ -79,32 +79,38 @@ def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
     data = out.resolve() / "data"
     changes += [f'data.{split}=["{data / split}.jsonl"]' for split in ("train", "valid")]
     changes += [f"run.seed={seed}", *settings]
-    command = [sys.executable, "-m", "yocobit", "train", str(HERE / "prose.toml")]
+    command = [sys.executable, "-m", "yocobit", "train", str(RECIPE)]
     command += ["--out", str(run), "--resume"]
     for change in changes:
         command += ["--set", change]
     with (out / f"{run.name}.log").open("a") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=_one_thread())
     (run / "done").touch()
-    print(f"{run.name}: {final(run):.4f} bits/byte", flush=True)
     return run
 
 
-def final(run: Path) -> float:
-    """Return a finished run's bits per byte on the whole validation text."""
+def measured(run: Path) -> dict[str, float]:
+    """Return a finished run's size, time and bits per byte on the whole validation text."""
     last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
-    return float(json.loads(last)["valid_bits_per_byte"])
+    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    return {
+        "bits_per_byte": float(json.loads(last)["valid_bits_per_byte"]),
+        "tokens": int(json.loads(last)["tokens"]),
+        "parameters": int(described["model"]["parameters"]),
+        "minutes": round(float(json.loads(last)["seconds"]) / 60, 1),
+    }
 
 
-def table(out: Path) -> dict[str, Any]:
-    """Return the results of the finished runs by variant."""
-    found: dict[str, Any] = {}
-    for variant in VARIANTS:
-        runs = sorted(p.parent for p in out.glob(f"{variant}-seed*/done"))
-        if runs:
-            bits = [final(run) for run in runs]
-            found[variant] = {"bits_per_byte": bits, "mean": round(statistics.mean(bits), 4)}
-    return found
+def record(path: Path, settings: list[str]) -> dict[str, Any]:
+    """Return the results in a file, or none; a file of another recipe is not added to."""
+    lines = RECIPE.read_text(encoding="utf-8").splitlines()
+    recipe = [line for line in lines if line and not line.startswith("#")] + settings
+    if not path.exists():
+        return {"recipe": recipe, "runs": {}}
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if results["recipe"] != recipe:
+        raise SystemExit(f"{path}: holds results of another recipe; give another --results")
+    return results
 
 
 def _one_thread() -> dict[str, str]:
@@ -114,19 +120,27 @@ def _one_thread() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--results", metavar="FILE", type=Path, default=RESULTS)
     parser.add_argument("--only", help="variants, separated by commas", default=",".join(VARIANTS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     parser.add_argument("--set", action="append", default=[], help="as yocobit train")
     arguments = parser.parse_args()
+    results = record(arguments.results, arguments.set)
     jobs = [
         (variant, seed)
         for variant in arguments.only.split(",")
         for seed in (MAIN_SEEDS if variant in MAIN_PAIR else SEEDS)
+        if f"{variant}-seed{seed}" not in results["runs"]
     ]
     jobs.sort(key=lambda job: job[1])
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        list(pool.map(lambda job: train(arguments.out, *job, arguments.set), jobs))
-    RESULTS.write_text(json.dumps(table(arguments.out), indent=2) + "\n", encoding="utf-8")
+        runs = [pool.submit(train, arguments.out, *job, arguments.set) for job in jobs]
+        for finished in as_completed(runs):
+            run = finished.result()
+            results["runs"][run.name] = measured(run)
+            text = json.dumps(results, indent=2) + "\n"
+            arguments.results.write_text(text, encoding="utf-8")
+            print(f"{run.name}: {results['runs'][run.name]['bits_per_byte']:.4f} bits/byte")
 
 
 if __name__ == "__main__":
