@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*)
+PACKAGES := $(shell find src -type d -not -name __pycache__)  # newer when a module comes or goes
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
@@ -24,7 +25,7 @@ setup: .venv/.built
 	  --no-build-isolation -e '.[train,tensorboard,dev]'
 	touch $@
 
-.venv/.built: .venv/.installed $(NATIVE)
+.venv/.built: .venv/.installed $(NATIVE) $(PACKAGES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
 	  -C cmake.define.YOCOBIT_TESTS=ON -e .
 	touch $@

@@ -31,8 +31,23 @@ OPTIONS = {
     "plot": {"--out", "--x"},
     "pack": {"--weights", "--head", "--json"},
     "import": {"--head", "--json"},
+    "chat": {
+        "--system",
+        "--max-tokens",
+        "--context",
+        "--temperature",
+        "--top-k",
+        "--top-p",
+        "--min-p",
+        "--repetition-penalty",
+        "--seed",
+        "--cache",
+        "--threads",
+        "--kernels",
+        "--verify",
+    },
     "generate": {
-        "--prompt",
+        "--model",
         "--max-tokens",
         "--temperature",
         "--top-k",
@@ -156,7 +171,7 @@ def test_the_whole_way_from_text_to_text(project):
     assert "ternary weights" in pack.stdout
 
     assert run("verify", model).stdout.endswith("every byte matches its hash\n")
-    generated = run("generate", model, "--prompt", "def ", "--max-tokens", 5)
+    generated = run("generate", "def ", "--model", model, "--max-tokens", 5)
     assert generated.returncode == 0, generated.stderr
     assert generated.stdout.startswith("def ")
 
@@ -231,19 +246,19 @@ def test_train_mistakes_are_one_line(project, change, words):
 def test_missing_files_are_one_line(tmp_path):
     assert fails(run("train", tmp_path / "no.toml", "--out", tmp_path / "run"), "no.toml")
     assert fails(run("pack", tmp_path / "no", tmp_path / "model"), "no such run or checkpoint")
-    for command in ("generate", "verify", "inspect"):
-        assert fails(run(command, tmp_path / "no", stdin="x"), str(tmp_path / "no"))
+    for command in (["generate", "-m"], ["chat"], ["verify"], ["inspect"]):
+        assert fails(run(*command, tmp_path / "no", stdin="x"), str(tmp_path / "no"))
 
 
 def test_generate_json_is_one_object(model):
-    result = run("generate", model, "-p", "import os", "-n", 8, "--seed", 1, "--json")
+    result = run("generate", "import os", "-m", model, "-n", 8, "--seed", 1, "--json")
 
     report = json.loads(result.stdout)
 
     assert report["tokens"] == 8
     assert report["finish_reason"] == "length"
     assert (
-        run("generate", model, "-n", 8, "--seed", 1, "--json", stdin="import os").stdout.split(
+        run("generate", "-m", model, "-n", 8, "--seed", 1, "--json", stdin="import os").stdout.split(
             '"finish_reason"'
         )[0]
         == result.stdout.split('"finish_reason"')[0]
@@ -261,12 +276,31 @@ def test_generate_json_is_one_object(model):
     ],
 )
 def test_generate_mistakes_are_one_line(model, options, words):
-    assert fails(run("generate", model, "--prompt", "x", *options), *words)
+    assert fails(run("generate", "x", "-m", model, *options), *words)
+
+
+def test_the_packaged_model_answers_without_any_other():
+    generated = run("generate", "In the beginning", "-n", 8)
+    answered = run("chat", "-n", 8, stdin="Tell me about the sea.\n\nGo on.\n/again\n/exit\nunheard\n")
+
+    assert generated.returncode == answered.returncode == 0, generated.stderr + answered.stderr
+    assert generated.stdout.startswith("In the beginning")
+    assert len(generated.stdout) > len("In the beginning\n")
+    assert answered.stdout.strip()
+
+
+def test_chat_mistakes_are_one_line(model, tmp_path):
+    question = "Tell me about the sea."
+
+    assert fails(run("chat", model, stdin=question), "chat_template.jinja: is missing", "generate")
+    assert fails(run("chat", "--context", 4, stdin=question), "tokens but room for 4")
+    assert fails(run("chat", "--top-p", 2, stdin=question), "top_p must be")
+    assert fails(run("chat", stdin="/again\n"), "nothing was said yet")
 
 
 def test_standard_input_that_is_not_utf8_is_refused(model):
     result = subprocess.run(
-        [sys.executable, "-m", "yocobit", "generate", str(model)],
+        [sys.executable, "-m", "yocobit", "generate", "-m", str(model)],
         input=b"ab\xff",
         capture_output=True,
     )
@@ -289,7 +323,7 @@ def test_verify_reports_a_flipped_bit_and_generate_verify_refuses_it(model, tmp_
     assert result.returncode == as_json.returncode == 2
     assert "tensor '" in result.stderr
     assert json.loads(as_json.stdout)["ok"] is False
-    assert fails(run("generate", broken, "--prompt", "x", "--verify"), "tensor '")
+    assert fails(run("generate", "x", "-m", broken, "--verify"), "tensor '")
 
 
 def test_inspect_json_has_the_numbers_of_the_text(model):
@@ -342,7 +376,7 @@ def test_bench_mistakes_are_one_line(arguments, words):
 
 def test_ctrl_c_ends_generation_quietly(model):
     process = subprocess.Popen(
-        [sys.executable, "-m", "yocobit", "generate", str(model), "-p", "x", "-n", "100000"],
+        [sys.executable, "-m", "yocobit", "generate", "x", "-m", str(model), "-n", "100000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -379,7 +413,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint(project):
 
 
 def test_a_closed_pipe_is_no_error(model):
-    command = f"{sys.executable} -m yocobit generate {model} -p x -n 2000 | head -c 10"
+    command = f"{sys.executable} -m yocobit generate x -m {model} -n 2000 | head -c 10"
 
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
 

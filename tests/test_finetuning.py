@@ -133,7 +133,7 @@ def test_model_of_conversations_is_packed_with_their_template(base, chat, tmp_pa
 
     assert (packed / "chat_template.jinja").read_text() == CHAT_TEMPLATE
     generation = json.loads((packed / "generation_config.json").read_text())
-    assert generation["stop_strings"] == ["<|end|>"]
+    assert generation["stop_strings"] == ["\n<|end|>", "<|end|>"]
     assert verify(packed) == []
 
 

@@ -208,3 +208,17 @@ def test_a_trained_model_has_learned_something(engine):
     nats = -log_probabilities[np.arange(len(tokens) - 1), tokens[1:]].mean()
 
     assert nats < np.log(len(logits[0])) - 1
+
+
+def test_a_session_that_holds_part_of_the_prompt_gives_the_same_text(engine):
+    prompt = engine.encode(text()[:300])
+    whole = engine.stream(prompt, max_tokens=20)
+    session = engine.session(len(prompt) + 20)
+    session.feed(prompt[:40])
+
+    rest = engine.stream(prompt, max_tokens=20, session=session)
+
+    assert "".join(rest) == "".join(whole)
+    assert rest.tokens == whole.tokens
+    assert rest.text == whole.text != ""
+    assert session.position == len(prompt) + 19

@@ -1,7 +1,8 @@
 """Running packed models: prompts in, logits and text out. Never imports torch."""
 
+from yocobit.engine.chat import Chat
 from yocobit.engine.engine import Engine
 from yocobit.engine.sampling import Sampler, SamplingConfig
 from yocobit.engine.session import Session
 
-__all__ = ["Engine", "Sampler", "SamplingConfig", "Session"]
+__all__ = ["Chat", "Engine", "Sampler", "SamplingConfig", "Session"]

@@ -17,12 +17,14 @@ from tokenizers import Tokenizer
 
 from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.engine.chat_template import ChatTemplate
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
-from yocobit.packing.reader import GENERATION, TOKENIZER
+from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.pretrained import TINY
 
 _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
@@ -47,13 +49,13 @@ class Engine:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path = TINY,
         *,
         threads: int | None = None,
         kernels: str | None = None,
         verify: bool = False,
     ) -> Engine:
-        """Open the packed model directory `path`.
+        """Open the packed model directory `path`; the packaged model unless given.
 
         `threads` is one per CPU unless given, `kernels` the fastest this CPU supports ("scalar" is
         the reference), `verify` also checks every weight against its hash. PackedModelError or
@@ -117,6 +119,22 @@ class Engine:
             raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
         return fields
 
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """How conversations look as text; ConfigError if the model has no chat template."""
+        return ChatTemplate.read(self.model.path / CHAT_TEMPLATE)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end the model's turn in a conversation; ConfigError if they are none."""
+        found = self.generation_config.get("stop_strings") or []
+        texts = [found] if isinstance(found, str) else found
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            raise ConfigError(
+                f"{self.model.path / GENERATION}: stop_strings must be texts but is {found!r}"
+            )
+        return tuple(texts)
+
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
         """Return a new session with room for that many tokens; its memory is reserved now."""
         return Session(self._native, max_tokens, cache)
@@ -165,8 +183,13 @@ class Engine:
         stop: Sequence[str] = (),
         cache: CacheType = "f32",
         sampling: SamplingConfig | None = None,
+        session: Session | None = None,
     ) -> Generation:
-        """Return the continuation of a text, or of tokens, as an iterator over pieces of text."""
+        """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
+
+        A `session`, if given, has taken in some of the first tokens of the prompt, and has room
+        for the rest and max_tokens; `cache` is its own then.
+        """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
         if any(not text for text in stop):
@@ -175,7 +198,7 @@ class Engine:
         if not tokens:
             raise ValueError("prompt must hold at least one token but is empty")
         return Generation(
-            session=self.session(len(tokens) + max_tokens, cache),
+            session=session or self.session(len(tokens) + max_tokens, cache),
             tokenizer=self.tokenizer,
             prompt=tokens,
             max_tokens=max_tokens,

@@ -33,10 +33,12 @@ class Generation:
     ) -> None:
         self.prompt = list(prompt)
         self.tokens: list[int] = []  # drawn, without the end token
+        self.text = ""  # of the pieces so far
         self.finish_reason: Literal["stop", "length"] | None = None
         self.prefill_s = 0.0  # taking in the prompt
         self.decode_s = 0.0  # all tokens after the first
         self._session = session
+        self._n_known = session.position  # tokens of the prompt that it holds already
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._end_tokens = end_tokens
@@ -46,14 +48,17 @@ class Generation:
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        self.text += piece
+        return piece
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return len(self.prompt) / self.prefill_s if self.prefill_s else 0.0
+        new = len(self.prompt) - self._n_known
+        return new / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -62,7 +67,9 @@ class Generation:
 
     def _run(self) -> Iterator[str]:
         begin = time.perf_counter()
-        logits = self._session.feed(self.prompt)  # the one array for those of all tokens
+        logits = self._session.feed(
+            self.prompt[self._n_known :]
+        )  # the one array for those of all tokens
         self.prefill_s = time.perf_counter() - begin
         seen = list(self.prompt)
         decoder, text, held = DecodeStream(skip_special_tokens=True), "", ""

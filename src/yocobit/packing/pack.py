@@ -66,7 +66,7 @@ def pack(
     template_file, template = source / CHAT_TEMPLATE, None
     if template_file.is_file():
         template = template_file.read_bytes()
-        generation["stop_strings"] = [END_OF_TURN]
+        generation["stop_strings"] = [f"\n{END_OF_TURN}", END_OF_TURN]
     return write_model(out, config, tensors, tokenizer, generation, template)
 
 

@@ -1,0 +1,105 @@
+"""Make conversations of prose: somebody names a subject, and a passage about it is the answer.
+
+    python benchmarks/quality/conversations.py runs/quality/data/train.jsonl chat.jsonl
+
+What a passage is about are the words that it repeats, and of those the ones that are rarest in all
+of the text. A second turn asks to go on, and the next passage is the answer. The same text gives
+the same conversations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+_ASK = (
+    "Tell me about {}.",
+    "What can you say about {}?",
+    "Speak about {}.",
+    "I want to hear about {}.",
+    "Write a few sentences about {}.",
+    "{}?",
+)
+_GO_ON = ("Go on.", "And then?", "Please continue.", "What else?", "Tell me more.")
+_WORD = re.compile(r"[A-Za-z][a-z]+(?:-[a-z]+)*")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+")
+_WORDS = 20, 90  # of a passage
+_KNOWN = 60, 3_000  # how often a subject occurs in all of the text
+_SHARE_OF_TWO_TURNS = 0.3
+
+
+def passages(text: str) -> Iterator[str]:
+    """Yield the passages of a document: whole sentences, of about as many words as an answer."""
+    held: list[str] = []
+    n_words = 0
+    for sentence in _SENTENCE.split(" ".join(text.split())):
+        length = sentence.count(" ") + 1
+        if held and n_words + length > _WORDS[1]:
+            yield " ".join(held)
+            held, n_words = [], 0
+        held.append(sentence)
+        n_words += length
+    if held:
+        yield " ".join(held)
+
+
+def subjects(passage: str, counts: Counter[str], random_: random.Random) -> str | None:
+    """Return one or two words that say what a passage is about, or None."""
+    here = Counter(word for word in _WORD.findall(passage) if len(word) > 3)
+    known = [word for word in here if _KNOWN[0] <= counts[word] <= _KNOWN[1]]
+    likeliest = sorted(known, key=lambda word: (-here[word], counts[word], word))[:3]
+    if not likeliest:
+        return None
+    chosen = random_.sample(likeliest, min(len(likeliest), random_.choice((1, 1, 2))))
+    return " and ".join(chosen)
+
+
+def conversations(texts: list[str], seed: int) -> Iterator[list[dict[str, str]]]:
+    """Yield conversations, a document after the other."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text))
+    random_ = random.Random(seed)
+    for text in texts:
+        found = (passage for passage in passages(text) if _fits(passage))
+        for passage in found:
+            subject = subjects(passage, counts, random_)
+            if subject is None:
+                continue
+            messages = [_user(random_.choice(_ASK).format(subject)), _assistant(passage)]
+            if random_.random() < _SHARE_OF_TWO_TURNS:
+                for after in islice(found, 1):
+                    messages += [_user(random_.choice(_GO_ON)), _assistant(after)]
+            yield messages
+
+
+def _fits(passage: str) -> bool:
+    return _WORDS[0] <= passage.count(" ") + 1 <= 2 * _WORDS[1]
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", metavar="TRAIN.jsonl", type=Path)
+    parser.add_argument("out", metavar="OUT.jsonl", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    lines = arguments.text.read_text(encoding="utf-8").splitlines()
+    with arguments.out.open("w", encoding="utf-8") as file:
+        for messages in conversations([json.loads(line)["text"] for line in lines], arguments.seed):
+            file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

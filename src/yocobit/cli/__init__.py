@@ -1,0 +1,61 @@
+"""The command line: arguments in, one call, a table or a line out. No arithmetic.
+
+A user's mistake ends in one line on standard error and exit code 2, Ctrl-C in exit code 130.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import yocobit
+from yocobit.cli.generation import chat, generate
+from yocobit.cli.measurement import bench, eval_
+from yocobit.cli.models import inspect, verify
+from yocobit.cli.training import import_, pack, plot, train
+from yocobit.errors import report_errors
+
+app = typer.Typer(
+    name="yocobit",
+    help="Train, pack and run YOCO language models with 1-bit and 1.58-bit weights on CPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    report_errors(app)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"yocobit {yocobit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(generate)
+app.command()(chat)
+app.command()(train)
+app.command()(plot)
+app.command()(pack)
+app.command("import")(import_)
+app.command("eval")(eval_)
+app.command()(bench)
+app.command()(inspect)
+app.command()(verify)

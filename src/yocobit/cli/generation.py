@@ -1,0 +1,173 @@
+"""generate, chat: what a model says, with the packaged one unless another is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import yocobit
+from yocobit import _native
+from yocobit.cli import terminal
+from yocobit.cli.options import (
+    Cache,
+    Json,
+    Kernels,
+    MinP,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Verify,
+)
+from yocobit.engine import Chat, SamplingConfig
+from yocobit.errors import UserError
+from yocobit.pretrained import TINY
+
+Model = Annotated[
+    Path,
+    typer.Option(
+        "--model", "-m", help="A packed model's directory.", show_default="the packaged one"
+    ),
+]
+ChatModel = Annotated[
+    Path,
+    typer.Argument(
+        metavar="[MODEL]", help="A packed model's directory.", show_default="the packaged one"
+    ),
+]
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT]", help="Text to continue; standard input if it is - or absent."
+        ),
+    ] = None,
+    model: Model = TINY,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.", min=1)
+    ] = 256,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Annotated[list[str], typer.Option(help="Stop before this text; can be repeated.")] = [],  # noqa: B006
+    cache: Cache = "f32",
+    threads: Threads = None,
+    kernels: Kernels = None,
+    verify: Verify = False,
+    as_json: Json = False,
+) -> None:
+    """Continue a text."""
+    if prompt is None or prompt == "-":
+        if prompt is None and sys.stdin.isatty():
+            raise UserError("PROMPT is missing; give a text to continue or pipe one in")
+        prompt = _read_stdin()
+    engine = _load(model, threads, kernels, verify)
+    sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    try:
+        generation = engine.stream(
+            prompt, max_tokens=max_tokens, stop=stop, cache=cache, sampling=sampling
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if as_json:
+        text = "".join(generation)
+        print(
+            json.dumps(
+                {
+                    "text": text,
+                    "finish_reason": generation.finish_reason,
+                    "prompt_tokens": len(generation.prompt),
+                    "tokens": len(generation.tokens),
+                    "prefill_tokens_per_s": round(generation.prefill_tokens_per_s, 1),
+                    "decode_tokens_per_s": round(generation.decode_tokens_per_s, 1),
+                }
+            )
+        )
+        return
+    sys.stdout.write(prompt)
+    terminal.write(generation)
+    terminal.say(
+        f"{len(generation.prompt)} prompt tokens at {generation.prefill_tokens_per_s:,.0f}/s, "
+        f"{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f}/s, "
+        f"{generation.finish_reason}"
+    )
+
+
+def chat(
+    model: ChatModel = TINY,
+    system: Annotated[str | None, typer.Option(help="What the model is told at first.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="Tokens of an answer at most.", min=1)
+    ] = 512,
+    context: Annotated[
+        int, typer.Option(help="Tokens that a conversation has room for.", min=1)
+    ] = 8192,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    cache: Cache = "f32",
+    threads: Threads = None,
+    kernels: Kernels = None,
+    verify: Verify = False,
+) -> None:
+    """Talk with a model that was trained on conversations; a line is a message."""
+    engine = _load(model, threads, kernels, verify)
+    sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    conversation = Chat(
+        engine,
+        system=system,
+        context=context,
+        max_tokens=max_tokens,
+        cache=cache,
+        sampling=sampling,
+    )
+    terminal.converse(conversation, model.resolve().name)
+
+
+def _load(model: Path, threads: int | None, kernels: str | None, verify: bool) -> yocobit.Engine:
+    supported = _native.supported_kernels()
+    if kernels is not None and kernels not in supported:
+        raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
+    return yocobit.Engine.load(model, threads=threads, kernels=kernels, verify=verify)
+
+
+def _sampling(
+    engine: yocobit.Engine,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+) -> SamplingConfig:
+    """Return the model's sampling with what was given changed."""
+    settings = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+    }
+    return engine.sampling(**{k: v for k, v in settings.items() if v is not None})
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None

@@ -1,0 +1,122 @@
+"""eval, bench: how good a model is, and how fast."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from yocobit import benchmark, evaluation
+from yocobit.cli.options import Json, Kernels, Threads
+from yocobit.engine.session import CacheType
+from yocobit.errors import UserError
+
+
+def eval_(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A packed model, a run, or a checkpoint.")
+    ],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Texts; a .jsonl has one in each line.")
+    ],
+    backend: Annotated[
+        evaluation.Backend | None,
+        typer.Option(help="native for a packed model, torch for others, unless given."),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens of a window; the next one is moved by half.")
+    ] = evaluation.CONTEXT,
+    cache: Annotated[
+        CacheType | None, typer.Option(help="What the engine stores keys and values as; f32.")
+    ] = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure perplexity and bits per byte of texts."""
+    scorer = _open_scorer(model, backend, threads, cache)
+    result = evaluation.perplexity(scorer, evaluation.read_documents(files), context)
+    if as_json:
+        print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
+    else:
+        print("\n".join(result.describe()))
+
+
+def bench(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Instead of MODEL: random weights of a shape, such as 150m or 2b4t."),
+    ] = None,
+    weights: Annotated[
+        Literal["ternary", "sign", "f32", "f16"] | None,
+        typer.Option(help="Of --shape; ternary unless given."),
+    ] = None,
+    head: Annotated[
+        Literal["int8", "int4"] | None, typer.Option(help="Of --shape; int8 unless given.")
+    ] = None,
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="Tokens to prefill, such as 128,512; 0: none.")
+    ] = "512",
+    gen: Annotated[str, typer.Option("--gen", "-n", help="Tokens to decode; 0: none.")] = "64",
+    depth: Annotated[
+        str, typer.Option("--depth", "-d", help="Tokens before those, such as 0,4096.")
+    ] = "0",
+    batch: Annotated[
+        str, typer.Option("--batch", "-b", help="Sessions decoded together, such as 1,16.")
+    ] = "1",
+    threads: Annotated[
+        str | None,
+        typer.Option("--threads", "-t", help="Such as 1,2; one per CPU unless given."),
+    ] = None,
+    cache: Annotated[str, typer.Option(help="Cache types, such as f16,int8.")] = "f16",
+    kernels: Kernels = None,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Rounds.")] = 5,
+    no_limits: Annotated[
+        bool, typer.Option("--no-limits", help="Do not measure what the machine can do at most.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure prefill and decode, beside what the machine can do at most."""
+    if (model is None) == (shape is None):
+        raise UserError("bench needs a packed model's directory or --shape, one of the two")
+    if shape is None and (weights or head):
+        raise UserError("--weights and --head go with --shape; a packed model has its own")
+    plan = benchmark.Plan.parse(
+        prompts=prompt,
+        generations=gen,
+        depths=depth,
+        batches=batch,
+        threads=threads,
+        caches=cache,
+        kernels=kernels,
+        repetitions=repetitions,
+        with_limits=not no_limits,
+    )
+    status = Console(stderr=True).status("opening the model")
+    with status, benchmark.open_model(model, shape, weights, head) as (name, opened):
+        report = benchmark.run(opened, plan, name, status.update)
+    if as_json:
+        print(json.dumps(benchmark.to_dict(report), indent=2))
+    else:
+        benchmark.print_report(report, Console())
+
+
+def _open_scorer(
+    model: Path,
+    backend: evaluation.Backend | None,
+    threads: int | None,
+    cache: CacheType | None,
+) -> evaluation.Scorer:
+    try:
+        return evaluation.open_scorer(model, backend, threads, cache)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError(
+            f"{model}: is not a packed model, and others need PyTorch: pip install 'yocobit[train]'"
+        ) from None

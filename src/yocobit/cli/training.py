@@ -1,0 +1,123 @@
+"""train, plot, pack, import: what needs PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from yocobit import packing
+from yocobit.cli.models import print_summary
+from yocobit.cli.options import Json
+from yocobit.errors import UserError
+
+Head = Annotated[
+    Literal["int8", "int4"],
+    typer.Option(help="How to store the output head; int4 is faster and less exact."),
+]
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/.")],
+    out: Annotated[Path, typer.Option(help="The run's directory.", show_default=False)],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run that is there.")
+    ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
+    ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Learn from its logits, too: a run, or a Hugging Face directory."
+        ),
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the model by torch.compile.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard's events, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
+    training = _import_training()
+    console = Console(stderr=as_json)
+    overrides = [*set_]
+    if teacher is not None:
+        overrides.append(f"distill.teacher={json.dumps(str(teacher))}")
+    if compile_:
+        overrides.append("run.compile=true")
+    if tensorboard:
+        overrides.append("run.tensorboard=true")
+    settings = training.load(config, overrides, init)
+    checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
+    if console.quiet:  # in a process that is not the first of its run
+        return
+    if as_json:
+        print(json.dumps({"checkpoint": str(checkpoint)}))
+    else:
+        console.print(f"pack it with: yocobit pack {out} MODEL", markup=False, highlight=False)
+
+
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    out: Annotated[
+        list[Path],
+        typer.Option(help="A .html, .png, .svg or .pdf file; can be repeated."),
+    ] = [Path("runs.html"), Path("runs.png")],  # noqa: B006
+    x: Annotated[
+        Literal["step", "tokens", "seconds"], typer.Option(help="What curves are drawn over.")
+    ] = "step",
+) -> None:
+    """Draw the curves of runs over each other, as a page to explore and as a picture."""
+    _import_training()
+    from yocobit.training.plot import plot_runs
+
+    for path in out:
+        plot_runs(runs, path, x)
+        print(path)
+
+
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
+    weights: Annotated[
+        Literal["ternary", "sign", "f32", "f16"] | None,
+        typer.Option(help="How to store the weights; as trained unless given."),
+    ] = None,
+    head: Head = "int8",
+    as_json: Json = False,
+) -> None:
+    """Pack a checkpoint into a model that the engine runs."""
+    _import_training()
+    print_summary(packing.pack(checkpoint, out, weights, head), as_json)
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
+    out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
+    head: Head = "int8",
+    as_json: Json = False,
+) -> None:
+    """Bring a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
+    _import_training()
+    print_summary(packing.import_bitnet(checkpoint, out, head), as_json)
+
+
+def _import_training() -> Any:
+    try:
+        import yocobit.training
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError("training and packing need PyTorch: pip install 'yocobit[train]'") from None
+    return yocobit.training

@@ -1,0 +1,113 @@
+"""Chat: a conversation with a model that was trained on conversations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from yocobit.engine.engine import Engine
+from yocobit.engine.generation import Generation
+from yocobit.engine.sampling import SamplingConfig
+from yocobit.engine.session import CacheType, Session
+from yocobit.errors import UserError
+
+
+class Chat:
+    """Keeps what was said, and feeds the engine only what is new.
+
+    chat = Chat(Engine.load())
+    for piece in chat.reply("Tell me about the sea."):
+        print(piece, end="", flush=True)
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        context: int = 8192,
+        max_tokens: int = 512,
+        cache: CacheType = "f32",
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        """Begin a conversation of at most `context` tokens, with answers of at most `max_tokens`.
+
+        ConfigError if the model has no chat template.
+        """
+        self.engine = engine
+        self.context = context
+        self._max_tokens = max_tokens
+        self._cache: CacheType = cache
+        self._sampling = sampling or engine.sampling()
+        self._template = engine.chat_template
+        self._system = [] if system is None else [{"role": "system", "content": system}]
+        self._n_replies = 0
+        self.clear()
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What was said so far, with as much of the last answer as has come."""
+        return [*self._messages, *self._last_answer()]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the model has taken in."""
+        return self._session.position
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes reserved for the conversation's cache."""
+        return self._session.memory().total
+
+    def clear(self) -> None:
+        """Forget everything but the system's message."""
+        self._messages = list(self._system)
+        self._reply: Generation | None = None
+        self._session: Session = self.engine.session(self.context, self._cache)
+
+    def withdraw(self) -> str:
+        """Take the last message and its answer back; return the message."""
+        if self._reply is None:
+            raise UserError("nothing was said yet")
+        self._reply = None
+        return self._messages.pop()["content"]
+
+    def reply(self, message: str) -> Generation:
+        """Return the answer to a message, as an iterator over pieces of text.
+
+        What is iterated over is part of the conversation, even if it is stopped early. UserError
+        if there is no room; then nothing changes.
+        """
+        messages = [*self.messages, {"role": "user", "content": message}]
+        prompt = self.engine.encode(self._template.render(messages))
+        room = self.context - len(prompt)
+        if room < 1:
+            raise UserError(
+                f"the conversation has {len(prompt)} tokens but room for {self.context}; begin a "
+                "new one, or choose a larger context"
+            )
+        session = self._session
+        if prompt[: session.position] != self._taken_in() or session.position == len(prompt):
+            session = self.engine.session(self.context, self._cache)
+        # An answer that is asked for again is another one.
+        sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + self._n_replies)
+        self._n_replies += 1
+        self._session, self._messages = session, messages
+        self._reply = self.engine.stream(
+            prompt,
+            max_tokens=min(self._max_tokens, room),
+            stop=self.engine.stop_strings,
+            sampling=sampling,
+            session=session,
+        )
+        return self._reply
+
+    def _last_answer(self) -> list[dict[str, str]]:
+        if self._reply is None:
+            return []
+        return [{"role": "assistant", "content": self._reply.text.strip()}]
+
+    def _taken_in(self) -> list[int]:
+        """Return the tokens that the session holds."""
+        if self._reply is None:
+            return []
+        return [*self._reply.prompt, *self._reply.tokens][: self._session.position]
