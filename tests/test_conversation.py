@@ -39,9 +39,7 @@ def test_answers_are_those_of_the_whole_conversation_as_one_prompt(engine):
     text = "".join(answer)
 
     prompt = engine.chat_template.render([*said, {"role": "user", "content": "And then?"}])
-    alone = engine.stream(
-        prompt, max_tokens=12, stop=["<|end|>"], sampling=SamplingConfig(seed=4)
-    )
+    alone = engine.stream(prompt, max_tokens=12, stop=["<|end|>"], sampling=SamplingConfig(seed=4))
 
     assert "".join(alone) == text
     assert alone.tokens == answer.tokens

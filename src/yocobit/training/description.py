@@ -133,6 +133,12 @@ def _start(state: RunState, now: datetime) -> dict[str, Any]:
     return {name: value for name, value in start.items() if value is not None}
 
 
+def command_to_resume() -> str:
+    """Return the command of this process as it would be typed to go on from where it stopped."""
+    is_missing = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
+    return _command([*sys.argv, "--resume"] if is_missing else sys.argv)
+
+
 def _command(argv: list[str]) -> str:
     """Return the command as it would be typed, without where its program lies."""
     program = Path(argv[0]).name

@@ -28,7 +28,7 @@ from yocobit.training.checkpoint import RunState
 from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
-from yocobit.training.description import describe_run
+from yocobit.training.description import command_to_resume, describe_run
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
@@ -208,7 +208,7 @@ class _Run:
         else:
             self._print(
                 f"{interrupt.name}: stopped after step {self.state.step}, saved {saved}\n"
-                f"continue with: yocobit train CONFIG --out {self.run_dir} --resume"
+                f"continue with: {command_to_resume()}"
             )
         return saved
 

@@ -1,0 +1,44 @@
+"""Bits per byte of a trained model by the type that the engine stores keys and values as.
+
+    python benchmarks/quality/cache_types.py runs/quality/gret-ternary-seed0 TEXT.jsonl
+
+packs the run and measures it with `yocobit eval`, over the same text each time; adds what it found
+to benchmarks/results/quality_cache.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from yocobit.engine.session import CacheType
+from yocobit.evaluation import open_scorer, perplexity, read_documents
+from yocobit.packing import pack
+
+RESULTS = Path(__file__).parent.parent / "results" / "quality_cache.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--threads", type=int)
+    arguments = parser.parse_args()
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as directory:
+        model = pack(arguments.run, Path(directory) / "model").path
+        for cache in get_args(CacheType):
+            scorer = open_scorer(model, "native", arguments.threads, cache)
+            documents = read_documents([arguments.text])
+            found = perplexity(scorer, documents, arguments.context)
+            results.setdefault(arguments.run.name, {})[cache] = found.to_dict()
+            print(f"{arguments.run.name} {cache:5} {found.bits_per_byte:.4f} bits/byte", flush=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
