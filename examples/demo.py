@@ -63,7 +63,7 @@ def main() -> None:
         f"\n\n{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f} tokens/s "
         f"on {engine.threads} threads, {engine.kernels} kernels"
     )
-    console.print(f"your turn: .venv/bin/yocobit generate {model} --prompt 'import os'")
+    console.print(f"your turn: .venv/bin/yocobit generate 'import os' --model {model}")
 
 
 if __name__ == "__main__":
