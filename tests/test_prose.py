@@ -69,7 +69,7 @@ def test_conversations_hold_passages_of_the_text_as_they_stand(made):
     for messages in found:
         question, answer = messages[0]["content"], messages[1]["content"]
         assert answer in flat
-        assert any(word in question for word in ("harbor", "river", "mill", "sluice"))
+        assert question.rstrip("?.").split()[-1] in answer
         assert render(messages, "")
 
 
