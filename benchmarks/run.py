@@ -24,10 +24,10 @@ import torch
 from yocobit import Engine, _native
 from yocobit.benchmark.machine import describe_machine
 from yocobit.config import PRESETS, ModelConfig
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Cache, Decoder
 from yocobit.packing import pack, pack_sign, pack_ternary
 from yocobit.training import checkpoint
-from yocobit.training.tokenizer import train_tokenizer
 
 Rate = Callable[[], float]
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from yocobit.training.data_config import DataConfig, SourceConfig
-from yocobit.training.shards import Tokens
+from yocobit.data.config import DataConfig, SourceConfig
+from yocobit.data.shards import Tokens
 
 TEXT = "def f(x):\n    return x + 1\n\n" * 40
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 from yocobit.config import ModelConfig, preset
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_activations
 from yocobit.packing import PackedModel, pack, quantize_rows
 from yocobit.training import checkpoint
-from yocobit.training.tokenizer import train_tokenizer
 
 STACKS = {
     "yoco-gret": ("retention", "retention", "cross", "cross"),

@@ -9,7 +9,7 @@ import pytest
 from packed_models import tokenizer
 
 from yocobit.config import ConfigError
-from yocobit.training.chat import CHAT_TEMPLATE, render
+from yocobit.data.chat import CHAT_TEMPLATE, render
 
 USER, ASSISTANT = "user", "assistant"
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from yocobit.config import ConfigError, preset
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import OptimConfig
 from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
-from yocobit.training.tokenizer import train_tokenizer
 
 TOKENIZER = train_tokenizer(["one text"], 257)
 FILES = [

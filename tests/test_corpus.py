@@ -13,10 +13,10 @@ import torch
 from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
-from yocobit.training import shards
+from yocobit.data import shards
+from yocobit.data.config import DataConfig
+from yocobit.data.seen import Seen
 from yocobit.training.corpus import IGNORED, Corpus, prepare
-from yocobit.training.data_config import DataConfig
-from yocobit.training.seen import Seen
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from yocobit.config import ConfigError
+from yocobit.data.config import DataConfig, SourceConfig, sources
 from yocobit.training.config import TrainConfig, load
-from yocobit.training.data_config import DataConfig, SourceConfig, sources
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "data.md"
 TOML = """

@@ -7,6 +7,7 @@ import torch
 from training_runs import Killed, assert_same_run, raise_at, records, run
 
 from yocobit.config import ConfigError, preset
+from yocobit.data.tokenizer import load_tokenizer, train_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, loop
 from yocobit.training.checkpoint import RunState
@@ -14,7 +15,6 @@ from yocobit.training.config import DistillConfig
 from yocobit.training.config import load as load_config
 from yocobit.training.distill import Teacher
 from yocobit.training.step import Objective
-from yocobit.training.tokenizer import load_tokenizer, train_tokenizer
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from packed_models import text, tokenizer
 
 from yocobit.config import ConfigError
-from yocobit.training.data_config import SourceConfig
-from yocobit.training.documents import PIECE_LENGTH, Documents
-from yocobit.training.sources import fingerprints, list_files, to_know
+from yocobit.data.config import SourceConfig
+from yocobit.data.documents import PIECE_LENGTH, Documents
+from yocobit.data.sources import fingerprints, list_files, to_know
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 

@@ -10,14 +10,14 @@ from packed_models import text
 from rich.console import Console
 
 from yocobit.config import ConfigError, preset
+from yocobit.data.chat import CHAT_TEMPLATE
+from yocobit.data.tokenizer import load_tokenizer
 from yocobit.model import Decoder
 from yocobit.packing import pack
 from yocobit.packing.verify import verify
 from yocobit.training import TrainConfig, checkpoint, load, train
-from yocobit.training.chat import CHAT_TEMPLATE
 from yocobit.training.corpus import prepare
 from yocobit.training.step import Objective
-from yocobit.training.tokenizer import load_tokenizer
 from yocobit.training.validation import bits_per_byte
 
 COMMON = """

@@ -11,9 +11,9 @@ from packed_models import nano, packed, text, tokenizer, trained
 
 from yocobit import Engine
 from yocobit.config import ConfigError
+from yocobit.data.tokenizer import END
 from yocobit.engine import SamplingConfig
 from yocobit.engine.generation import Generation
-from yocobit.training.tokenizer import END
 
 GREEDY = SamplingConfig(temperature=0)
 

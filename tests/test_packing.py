@@ -15,13 +15,13 @@ import torch
 
 from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig, preset
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
 from yocobit.packing import PackedModelError, pack, read_model, summarize, verify, writer
 from yocobit.packing.layout import quantize_rows, unpack_sign, unpack_ternary
 from yocobit.packing.reader import header_sha256, is_projection, is_table, parameter_shapes
 from yocobit.training import checkpoint
-from yocobit.training.tokenizer import train_tokenizer
 
 KINDS = ["ternary", "sign", "dense"]
 

@@ -11,10 +11,10 @@ import pytest
 from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
-from yocobit.training import preparation, shards, sources
+from yocobit.data import preparation, shards, sources
+from yocobit.data.config import DataConfig
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.training.corpus import prepare
-from yocobit.training.data_config import DataConfig
-from yocobit.training.tokenizer import train_tokenizer
 
 
 @pytest.fixture

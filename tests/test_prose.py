@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yocobit.config import preset
-from yocobit.training.chat import render
+from yocobit.data.chat import render
 
 DIRECTORY = Path(__file__).parent.parent / "benchmarks" / "quality"
 

@@ -8,9 +8,9 @@ import pytest
 from corpora import TEXT
 
 from yocobit.config import ConfigError
+from yocobit.data.config import DataConfig
+from yocobit.data.tokenizer import END, end_token, load_tokenizer, train_tokenizer
 from yocobit.training.corpus import prepare
-from yocobit.training.data_config import DataConfig
-from yocobit.training.tokenizer import END, end_token, load_tokenizer, train_tokenizer
 
 
 @pytest.fixture

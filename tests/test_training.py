@@ -6,11 +6,11 @@ from rich.console import Console
 from training_runs import records, run
 
 from yocobit.config import ConfigError, preset
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
 from yocobit.training.sample import sample
-from yocobit.training.tokenizer import train_tokenizer
 
 
 def test_run_repeats_itself_and_another_seed_does_not(toml, tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from yocobit.training.windows import BLOCK, shares, shuffled, source_of, window_start
+from yocobit.data.windows import BLOCK, shares, shuffled, source_of, window_start
 
 KEYS, OTHER_KEYS = (3, 1, 4, 1, 5, 9), (2, 7, 1, 8, 2, 8)
 

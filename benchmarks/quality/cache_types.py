@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from yocobit.data.documents import read_texts
 from yocobit.engine.session import CacheType
-from yocobit.evaluation import open_scorer, perplexity, read_documents
+from yocobit.evaluation import open_scorer, perplexity
 from yocobit.packing import pack
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality_cache.json"
@@ -33,8 +34,7 @@ def main() -> None:
         model = pack(arguments.run, Path(directory) / "model").path
         for cache in get_args(CacheType):
             scorer = open_scorer(model, "native", arguments.threads, cache)
-            documents = read_documents([arguments.text])
-            found = perplexity(scorer, documents, arguments.context)
+            found = perplexity(scorer, read_texts([arguments.text]), arguments.context)
             results.setdefault(arguments.run.name, {})[cache] = found.to_dict()
             print(f"{arguments.run.name} {cache:5} {found.bits_per_byte:.4f} bits/byte", flush=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

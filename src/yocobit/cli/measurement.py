@@ -11,6 +11,7 @@ from rich.console import Console
 
 from yocobit import benchmark, evaluation
 from yocobit.cli.options import Json, Kernels, Threads
+from yocobit.data.documents import read_texts
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 
@@ -20,7 +21,7 @@ def eval_(
         Path, typer.Argument(metavar="MODEL", help="A packed model, a run, or a checkpoint.")
     ],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Texts; a .jsonl has one in each line.")
+        list[Path], typer.Argument(metavar="FILE...", help="Texts, as `train` reads them.")
     ],
     backend: Annotated[
         evaluation.Backend | None,
@@ -37,7 +38,7 @@ def eval_(
 ) -> None:
     """Measure perplexity and bits per byte of texts."""
     scorer = _open_scorer(model, backend, threads, cache)
-    result = evaluation.perplexity(scorer, evaluation.read_documents(files), context)
+    result = evaluation.perplexity(scorer, read_texts(files), context)
     if as_json:
         print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
     else:

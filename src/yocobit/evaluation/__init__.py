@@ -4,7 +4,6 @@
 transformers.
 """
 
-from yocobit.evaluation.documents import read_documents
 from yocobit.evaluation.perplexity import CONTEXT, Perplexity, perplexity
 from yocobit.evaluation.scorer import Backend, Scorer, open_scorer
 
@@ -15,5 +14,4 @@ __all__ = [
     "Scorer",
     "open_scorer",
     "perplexity",
-    "read_documents",
 ]

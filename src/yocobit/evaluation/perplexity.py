@@ -78,7 +78,7 @@ def perplexity(scorer: Scorer, documents: Iterable[str], context: int = CONTEXT)
         n_tokens += len(tokens) - 1
         n_bytes += len(document.encode())
     if n_tokens == 0:
-        raise ConfigError(f"documents must hold text but {n_documents} of them hold none")
+        raise ConfigError("documents must hold text but there is none in them")
     return Perplexity(n_documents, n_tokens, n_bytes, math.fsum(nats))
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from yocobit.data.tokenizer import end_token, load_tokenizer
 from yocobit.evaluation.scorer import PIECE, Backend, Nats
 from yocobit.model import Cache
 from yocobit.training.checkpoint import TOKENIZER, find, load_model
-from yocobit.training.tokenizer import end_token, load_tokenizer
 
 
 class TorchScorer:

@@ -46,7 +46,7 @@ def pack(
     `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense). `head`
     is "int8" or "int4", which halves what a token reads of it and costs some exactness.
     """
-    from yocobit.training.chat import END_OF_TURN
+    from yocobit.data.chat import END_OF_TURN
     from yocobit.training.checkpoint import find, load_model
 
     source = find(checkpoint)
@@ -163,7 +163,7 @@ def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
     """Return defaults for sampling, under the names that Hugging Face gives them."""
     from tokenizers import Tokenizer
 
-    from yocobit.training.tokenizer import END
+    from yocobit.data.tokenizer import END
 
     if not tokenizer_file.is_file():
         return dict(_SAMPLING)

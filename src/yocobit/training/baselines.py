@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from yocobit.data.tokenizer import end_token
 from yocobit.training.corpus import open_valid
-from yocobit.training.tokenizer import end_token
 
 
 def validation_text(data: Path) -> bytes:

@@ -26,13 +26,13 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.data.tokenizer import END, end_token
 from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
 from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.precision import Precision
 from yocobit.training.sharding import is_sharded, save_parts
-from yocobit.training.tokenizer import END, end_token
 
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"

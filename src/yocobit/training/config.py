@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.data.config import PYTHON_STDLIB, DataConfig
 from yocobit.training import checkpoint
-from yocobit.training.data_config import PYTHON_STDLIB, DataConfig
 from yocobit.training.precision import Precision
 
 if sys.version_info >= (3, 11):

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError
-from yocobit.training.chat import CHAT_TEMPLATE
-from yocobit.training.data_config import DataConfig, sources
-from yocobit.training.preparation import INDEX, TOKENIZER, made_index
-from yocobit.training.shards import Tokens
-from yocobit.training.tokenizer import end_token, load_tokenizer
-from yocobit.training.windows import shares, source_of, window_start
+from yocobit.data.chat import CHAT_TEMPLATE
+from yocobit.data.config import DataConfig, sources
+from yocobit.data.preparation import INDEX, TOKENIZER, made_index
+from yocobit.data.shards import Tokens
+from yocobit.data.tokenizer import end_token, load_tokenizer
+from yocobit.data.windows import shares, source_of, window_start
 
 IGNORED = -1  # the target of a position where no loss is taken
 

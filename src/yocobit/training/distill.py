@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError
+from yocobit.data.tokenizer import fingerprint, load_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
 from yocobit.training.loss import Guidance
-from yocobit.training.tokenizer import fingerprint, load_tokenizer
 
 TOKENIZER = "tokenizer.json"
 

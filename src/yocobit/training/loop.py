@@ -21,6 +21,7 @@ from rich.console import Console
 from torch import nn
 
 from yocobit.config import ConfigError
+from yocobit.data.tokenizer import end_token
 from yocobit.disk import WriteError
 from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
@@ -41,7 +42,6 @@ from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, weight_decay_factor
 from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
-from yocobit.training.tokenizer import end_token
 from yocobit.training.validation import bits_per_byte
 from yocobit.training.weight_counts import WEIGHT_COUNTS, weight_counts
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from tokenizers import Tokenizer
 
+from yocobit.data.tokenizer import end_token
 from yocobit.model import Cache, Decoder
-from yocobit.training.tokenizer import end_token
 
 
 @torch.no_grad()

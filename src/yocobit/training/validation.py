@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yocobit.data.shards import Tokens
 from yocobit.training.corpus import IGNORED, Batch
 from yocobit.training.distributed import ALONE, Processes
-from yocobit.training.shards import Tokens
 
 _BATCH = 8  # windows of one forward pass
 

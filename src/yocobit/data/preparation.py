@@ -23,12 +23,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError
-from yocobit.disk import flush, write_json
-from yocobit.training.data_config import DataConfig, sources
-from yocobit.training.documents import Documents
-from yocobit.training.seen import Seen
-from yocobit.training.shards import ShardWriter, is_whole, remove_shards
-from yocobit.training.sources import (
+from yocobit.data.config import DataConfig, sources
+from yocobit.data.documents import Documents
+from yocobit.data.seen import Seen
+from yocobit.data.shards import ShardWriter, is_whole, remove_shards
+from yocobit.data.sources import (
     Known,
     SourceFile,
     check_unchanged,
@@ -36,13 +35,14 @@ from yocobit.training.sources import (
     list_files,
     to_know,
 )
-from yocobit.training.tokenizer import (
+from yocobit.data.tokenizer import (
     TOKENIZER_VERSION,
     end_token,
     fingerprint,
     load_tokenizer,
     train_tokenizer,
 )
+from yocobit.disk import flush, write_json
 
 TOKENIZER = "tokenizer.json"
 INDEX = "index.json"

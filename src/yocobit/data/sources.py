@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from yocobit.config import ConfigError
-from yocobit.training.data_config import PYTHON_STDLIB, SourceConfig
+from yocobit.data.config import PYTHON_STDLIB, SourceConfig
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 

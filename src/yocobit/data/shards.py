@@ -114,7 +114,7 @@ class Tokens:
         ]
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return int(self._starts[-1])
 
     def read(self, begin: int, end: int) -> _Array:
         """Return a copy of tokens `begin` to `end`, as int64."""

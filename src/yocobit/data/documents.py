@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.config import ConfigError
-from yocobit.training.chat import render
-from yocobit.training.sources import SourceFile
+from yocobit.data.chat import render
+from yocobit.data.config import SourceConfig
+from yocobit.data.sources import SourceFile, list_files
 
 PIECE_LENGTH = 1 << 16  # characters; long enough for any piece to be rare, short enough to share
 _CHUNK_BYTES = 1 << 16
@@ -86,6 +87,13 @@ class Documents:
                 yield _document(file.name, data.decode("utf-8"))
         except UnicodeDecodeError:  # Python source may declare another encoding
             self.skipped.add(str(file.path))
+
+
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield the text of each document of files, directories and globs; ConfigError if unfit."""
+    for path in paths:
+        for document in Documents(list_files(SourceConfig(path=str(path)), ())):
+            yield "".join(piece.text for piece in document.pieces)
 
 
 @dataclass(frozen=True)

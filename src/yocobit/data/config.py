@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from yocobit.config import ConfigError, check_types, from_fields, require
-from yocobit.training.windows import BLOCK
+from yocobit.data.windows import BLOCK
 
 PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
 

@@ -1,0 +1,1 @@
+"""Data: files -> documents -> tokens -> windows. Without torch."""
