@@ -41,6 +41,10 @@ def converse(chat: Chat, name: str) -> None:
             return
         try:
             _obey(chat, message)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print()
         except UserError as error:
             if not sys.stdin.isatty():
                 raise
@@ -56,6 +60,12 @@ def _next_message() -> str | None:
             if sys.stdin.isatty():
                 print()
             return None
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print()
+            say("Ctrl-D leaves")
+            continue
         except UnicodeDecodeError as error:
             raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
         if line.strip():
@@ -76,10 +86,7 @@ def _obey(chat: Chat, message: str) -> None:
 
 def _answer(chat: Chat, message: str) -> None:
     reply = chat.reply(message)
-    try:
-        write(reply)
-    except KeyboardInterrupt:
-        print()
+    write(reply)
     say(
         f"first token after {reply.prefill_s * 1000:,.0f} ms, {len(reply.tokens)} tokens at "
         f"{reply.decode_tokens_per_s:,.0f}/s, {chat.n_tokens} of {chat.context} tokens, "
