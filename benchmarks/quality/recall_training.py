@@ -40,11 +40,11 @@ _BATCH_TOKENS = 4096  # of an evaluation
 class Recipe:
     """How a variant is trained and evaluated; the same for all."""
 
-    steps: int = 3000
+    steps: int = 4000
     learning_rate: float = 1e-2
     warmup_steps: int = 50
     answers: int = 2048  # of associative recall, at each length of an evaluation
-    passkeys: int = 64
+    passkeys: int = 256
     seed: int = 0
 
 
