@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from yocobit.data.documents import read_texts
+
 _ASK = (
     "Tell me about {}.",
     "What can you say about {}?",
@@ -95,9 +97,9 @@ def main() -> None:
     parser.add_argument("out", metavar="OUT.jsonl", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    lines = arguments.text.read_text(encoding="utf-8").splitlines()
+    texts = list(read_texts([arguments.text]))
     with arguments.out.open("w", encoding="utf-8") as file:
-        for messages in conversations([json.loads(line)["text"] for line in lines], arguments.seed):
+        for messages in conversations(texts, arguments.seed):
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 

@@ -4,7 +4,8 @@
     python benchmarks/quality/prose.py --out runs/quality
 
 trains what is not trained yet, continues what was stopped, and adds each run that is finished to
-benchmarks/results/quality_prose.json; what that file holds of the same recipe is not trained again.
+OUT/results.json, or to the file of --results; what that file holds is not trained again. Those of
+this project are in benchmarks/results/quality_prose.json.
 Feed-forward widths differ so that parameters do not.
 
 Letters: C model width   F feed-forward width   L layers
@@ -25,7 +26,6 @@ from yocobit.config import ModelConfig, preset
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "prose.toml"
-RESULTS = HERE.parent / "results" / "quality_prose.json"
 
 RETENTION, WINDOW = ["retention"] * 3 + ["cross"] * 3, ["window"] * 3 + ["cross"] * 3
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -91,13 +91,13 @@ def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
 
 def measured(run: Path) -> dict[str, float]:
     """Return a finished run's size, time and bits per byte on the whole validation text."""
-    last = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     described = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return {
-        "bits_per_byte": float(json.loads(last)["valid_bits_per_byte"]),
-        "tokens": int(json.loads(last)["tokens"]),
+        "bits_per_byte": float(last["valid_bits_per_byte"]),
+        "tokens": int(last["tokens"]),
         "parameters": int(described["model"]["parameters"]),
-        "minutes": round(float(json.loads(last)["seconds"]) / 60, 1),
+        "minutes": round(float(last["seconds"]) / 60, 1),
     }
 
 
@@ -120,12 +120,13 @@ def _one_thread() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--results", metavar="FILE", type=Path, default=RESULTS)
+    parser.add_argument("--results", metavar="FILE", type=Path, help="OUT/results.json")
     parser.add_argument("--only", help="variants, separated by commas", default=",".join(VARIANTS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
     parser.add_argument("--set", action="append", default=[], help="as yocobit train")
     arguments = parser.parse_args()
-    results = record(arguments.results, arguments.set)
+    path = arguments.results or arguments.out / "results.json"
+    results = record(path, arguments.set)
     jobs = [
         (variant, seed)
         for variant in arguments.only.split(",")
@@ -138,8 +139,7 @@ def main() -> None:
         for finished in as_completed(runs):
             run = finished.result()
             results["runs"][run.name] = measured(run)
-            text = json.dumps(results, indent=2) + "\n"
-            arguments.results.write_text(text, encoding="utf-8")
+            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
             print(f"{run.name}: {results['runs'][run.name]['bits_per_byte']:.4f} bits/byte")
 
 

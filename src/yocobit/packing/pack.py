@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
+from yocobit.data.chat import END_OF_TURN
+from yocobit.data.tokenizer import END
 from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
     CHAT_TEMPLATE,
@@ -46,7 +49,6 @@ def pack(
     `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense). `head`
     is "int8" or "int4", which halves what a token reads of it and costs some exactness.
     """
-    from yocobit.data.chat import END_OF_TURN
     from yocobit.training.checkpoint import find, load_model
 
     source = find(checkpoint)
@@ -161,10 +163,6 @@ def _threads_of_training(source: Path) -> Iterator[None]:
 
 def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
     """Return defaults for sampling, under the names that Hugging Face gives them."""
-    from tokenizers import Tokenizer
-
-    from yocobit.data.tokenizer import END
-
     if not tokenizer_file.is_file():
         return dict(_SAMPLING)
     try:
