@@ -4,6 +4,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -22,6 +23,7 @@ namespace yocobit {
 void bind_kernels(nb::module_& m);    // bindings_kernels.cpp
 void bind_benchmark(nb::module_& m);  // bindings_benchmark.cpp
 void bind_rows(nb::module_& m);       // bindings_rows.cpp
+void bind_sampling(nb::module_& m);   // bindings_sampling.cpp
 void bind_training(nb::module_& m);   // bindings_training.cpp
 
 namespace {
@@ -138,15 +140,50 @@ void feed(Engine& engine, Session& session, const Tokens& tokens, const std::str
 }
 
 void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens,
-          const Out& out) {
+          const std::optional<Out>& out, const std::vector<std::pair<Session*, Tokens>>& prompts) {
   const size_t n = sessions.size();
-  if (n == 0 || n != tokens.shape(0)) {
+  if (n != tokens.shape(0)) {
     throw std::invalid_argument("step: needs one token for each session but got " +
                                 std::to_string(tokens.shape(0)) + " for " + std::to_string(n));
   }
-  check_size(out, n * engine.model().config.vocab_size);
+  if (n == 0 && prompts.empty()) throw std::invalid_argument("step: needs a session");
+  if (n > 0 && !out) throw std::invalid_argument("step: needs out for the logits");
+  if (n > 0) check_size(*out, n * engine.model().config.vocab_size);
+  std::vector<Prompt> parts;
+  for (const auto& [session, part] : prompts) {
+    parts.push_back({session, part.data(), static_cast<int64_t>(part.shape(0))});
+  }
   nb::gil_scoped_release release;
-  engine.step(sessions.data(), tokens.data(), static_cast<int>(n), out.data());
+  engine.step(parts, sessions.data(), tokens.data(), static_cast<int>(n),
+              out ? out->data() : nullptr);
+}
+
+using ByteArray = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+Bytes bytes_of(const ByteArray& array) {
+  return {array.data(), static_cast<int64_t>(array.shape(0))};
+}
+
+using ByteOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void copy_state(Engine& engine, Session& session, const ByteOut& out) {
+  nb::gil_scoped_release release;
+  engine.copy_state(session, out.data(), static_cast<int64_t>(out.shape(0)));
+}
+
+void copy_positions(Engine& engine, Session& session, int64_t begin, int64_t end,
+                    const ByteOut& out) {
+  nb::gil_scoped_release release;
+  engine.copy_positions(session, begin, end, out.data(), static_cast<int64_t>(out.shape(0)));
+}
+
+void restore(Engine& engine, Session& session, const Tokens& tokens, const ByteArray& state,
+             int64_t kept, const std::vector<ByteArray>& pieces) {
+  std::vector<Bytes> bytes;
+  for (const ByteArray& piece : pieces) bytes.push_back(bytes_of(piece));
+  nb::gil_scoped_release release;
+  engine.restore(session, tokens.data(), static_cast<int64_t>(tokens.shape(0)), bytes_of(state),
+                 kept, bytes);
 }
 
 int checked_layer(const Session& session, int layer) {
@@ -207,6 +244,7 @@ NB_MODULE(_native, m) {
   });
   bind_kernels(m);
   bind_rows(m);
+  bind_sampling(m);
   bind_training(m);
 
   nb::class_<Engine>(m, "Engine")
@@ -223,7 +261,10 @@ NB_MODULE(_native, m) {
           },
           "path"_a, "config"_a, "tensors"_a, "kernels"_a, "n_threads"_a)
       .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none())
-      .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert())
+      .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert().none(), "prompts"_a)
+      .def("copy_state", &copy_state, "session"_a, "out"_a.noconvert())
+      .def("copy_positions", &copy_positions, "session"_a, "begin"_a, "end"_a, "out"_a.noconvert())
+      .def("restore", &restore, "session"_a, "tokens"_a, "state"_a, "kept"_a, "pieces"_a)
       .def_prop_ro("kernels", [](const Engine& engine) { return engine.kernels().name; })
       .def_prop_ro("n_threads", &Engine::n_threads)
       .def_prop_ro("vocab_size", [](const Engine& e) { return e.model().config.vocab_size; })
@@ -239,6 +280,13 @@ NB_MODULE(_native, m) {
       .def("retention_state", &retention_state, "layer"_a)
       .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a)
       .def("memory", &memory)
+      .def("tokens",
+           [](const Session& session) {
+             return std::vector<int32_t>(session.tokens.get(),
+                                         session.tokens.get() + session.position);
+           })
+      .def("state_bytes", &Session::state_bytes, "position"_a)
+      .def_prop_ro("bytes_per_position", &Session::bytes_per_position)
       .def_ro("position", &Session::position)
       .def_ro("max_tokens", &Session::max_tokens);
   bind_benchmark(m);  // after the classes that its signatures name

@@ -4,6 +4,7 @@
 // Letters:  G K/V heads   D head size
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -80,6 +81,26 @@ class KeyValueCache {
     const int64_t scale = slot * has_scales();
     kernels.load(&keys_[slot * row_bytes()], key_scales_[scale], head_dim_, type_, key);
     kernels.load(&values_[slot * row_bytes()], value_scales_[scale], head_dim_, type_, value);
+  }
+
+  // Call visit(memory, bytes) for what positions [begin, end) have in memory, of each head its
+  // keys, values and their scales; all must be cached, or about to be.
+  template <typename Visit>
+  void for_each_piece(int64_t begin, int64_t end, const Visit& visit) {
+    for (int head = 0; head < n_heads_; ++head) {
+      for (int64_t position = begin; position < end;) {
+        const int64_t slot = position % capacity_;
+        const int64_t n = std::min(end - position, capacity_ - slot);
+        const int64_t first = head * capacity_ + slot;
+        visit(&keys_[first * row_bytes()], n * row_bytes());
+        visit(&values_[first * row_bytes()], n * row_bytes());
+        if (has_scales()) {
+          visit(reinterpret_cast<uint8_t*>(&key_scales_[first]), n * sizeof(float));
+          visit(reinterpret_cast<uint8_t*>(&value_scales_[first]), n * sizeof(float));
+        }
+        position += n;
+      }
+    }
   }
 
   KeysValues view(int head) const {

@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -8,6 +9,53 @@
 
 namespace yocobit {
 
+namespace {
+
+int64_t retention_bytes(const ModelConfig& config) {
+  return int64_t{sizeof(float)} * config.d_model * config.self_head_dim();  // [H][D][D]
+}
+
+[[noreturn]] void refuse(const std::string& why) {
+  throw std::invalid_argument("session: cannot be restored: " + why);
+}
+
+void check_restore(const Session& session, const int32_t* tokens, int64_t n, Bytes state,
+                   int64_t kept, const std::vector<Bytes>& pieces) {
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  if (n > session.max_tokens) {
+    refuse("it has room for " + number(session.max_tokens) + " tokens but is given " + number(n));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (tokens[i] < 0 || tokens[i] >= session.model.config.vocab_size) {
+      refuse("token " + number(i) + " must be in the vocabulary of " +
+             number(session.model.config.vocab_size) + " but is " + number(tokens[i]));
+    }
+  }
+  if (kept < 0 || kept > std::min(n, session.position) ||
+      !std::equal(tokens, tokens + kept, session.tokens.get())) {
+    refuse("it does not hold the first " + number(kept) + " tokens");
+  }
+  if (state.size != session.state_bytes(n)) {
+    refuse("the state after " + number(n) + " tokens has " + number(session.state_bytes(n)) +
+           " bytes but is given " + number(state.size));
+  }
+  const int64_t size = session.bytes_per_position();
+  int64_t total = 0;
+  for (const Bytes& piece : pieces) {
+    if (piece.size % std::max<int64_t>(1, size) != 0) {
+      refuse("positions have " + number(size) + " bytes each but a piece has " +
+             number(piece.size));
+    }
+    total += piece.size;
+  }
+  if (total != (n - kept) * size) {
+    refuse(number(n - kept) + " positions have " + number((n - kept) * size) +
+           " bytes but are given " + number(total));
+  }
+}
+
+}  // namespace
+
 Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_type)
     : model(model), max_tokens(max_tokens) {
   const ModelConfig& config = model.config;
@@ -15,13 +63,14 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
     throw std::invalid_argument("max_tokens must be between 1 and 2^40 but is " +
                                 std::to_string(max_tokens));
   }
+  tokens = make_buffer<int32_t>(max_tokens);
   for (int i = 0; i < model.n_self_layers; ++i) {
     LayerState& state = layers.emplace_back();
     const int self_dim = config.self_head_dim(), dim = config.head_dim();
     if (config.layers[i] == Mixer::retention) {
-      const size_t size = size_t{1} * config.d_model * self_dim;
-      state.retention = make_buffer<float>(size);
-      std::memset(state.retention.get(), 0, size * sizeof(float));
+      const size_t bytes = retention_bytes(config);
+      state.retention = make_buffer<float>(bytes / sizeof(float));
+      std::memset(state.retention.get(), 0, bytes);
     } else if (config.layers[i] == Mixer::window) {
       state.kv.emplace(cache_type, config.n_self_kv_heads, self_dim,
                        int64_t{config.window} + Decoder::kMaxRows);
@@ -43,7 +92,7 @@ SessionMemory Session::memory() const {
   SessionMemory memory = {};
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].retention) {
-      memory.retention += int64_t{4} * model.config.d_model * model.config.self_head_dim();
+      memory.retention += retention_bytes(model.config);
     }
     if (!layers[i].kv) continue;
     const KeyValueCache& kv = *layers[i].kv;
@@ -56,6 +105,81 @@ SessionMemory Session::memory() const {
     memory.shared_kv = shared->capacity() * shared->bytes_per_position();
   }
   return memory;
+}
+
+int64_t Session::bytes_per_position() const {
+  const SessionMemory sizes = memory();
+  return sizes.shared_kv_per_token + sizes.full_per_token;
+}
+
+int64_t Session::state_bytes(int64_t position) const {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].retention) bytes += retention_bytes(model.config);
+    if (model.config.layers[i] == Mixer::window) {
+      bytes +=
+          std::min<int64_t>(position, model.config.window) * layers[i].kv->bytes_per_position();
+    }
+  }
+  return bytes;
+}
+
+template <typename Visit>
+void Session::for_each_growing(const Visit& visit) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (model.config.layers[i] == Mixer::full) visit(*layers[i].kv);
+  }
+  if (shared) visit(*shared);
+}
+
+template <typename Visit>
+void Session::for_each_state_piece(int64_t position, const Visit& visit) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].retention) {
+      visit(reinterpret_cast<uint8_t*>(layers[i].retention.get()), retention_bytes(model.config));
+    }
+    if (model.config.layers[i] != Mixer::window) continue;
+    const int64_t begin = std::max<int64_t>(0, position - model.config.window);
+    layers[i].kv->for_each_piece(begin, position, visit);
+  }
+}
+
+void Session::copy_positions(int64_t begin, int64_t end, uint8_t* out) {
+  for_each_growing([&](KeyValueCache& cache) {
+    cache.for_each_piece(begin, end, [&](const uint8_t* memory, int64_t bytes) {
+      out = std::copy_n(memory, bytes, out);
+    });
+  });
+}
+
+void Session::copy_state(uint8_t* out) {
+  for_each_state_piece(position, [&](const uint8_t* memory, int64_t bytes) {
+    out = std::copy_n(memory, bytes, out);
+  });
+}
+
+void Session::restore(const int32_t* new_tokens, int64_t n, Bytes state, int64_t kept,
+                      const std::vector<Bytes>& pieces) {
+  check_restore(*this, new_tokens, n, state, kept, pieces);
+  std::copy_n(new_tokens, n, tokens.get());
+  for_each_state_piece(n, [&](uint8_t* memory, int64_t bytes) {
+    std::copy_n(state.data, bytes, memory);
+    state.data += bytes;
+  });
+  int64_t begin = kept;
+  for (const Bytes& piece : pieces) {
+    const uint8_t* from = piece.data;
+    const int64_t end =
+        std::min(n, begin + piece.size / std::max<int64_t>(1, bytes_per_position()));
+    for_each_growing([&](KeyValueCache& cache) {
+      cache.for_each_piece(begin, end, [&](uint8_t* memory, int64_t bytes) {
+        std::copy_n(from, bytes, memory);
+        from += bytes;
+      });
+    });
+    begin = end;
+  }
+  position = n;
 }
 
 }  // namespace yocobit

@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
+from yocobit import _native
 from yocobit.config import ConfigError
 from yocobit.engine import Sampler, SamplingConfig
 
 LOGITS = np.log(np.float32([0.4, 0.3, 0.2, 0.06, 0.04]))
 
 
-def drawn(n=2000, seen=(), logits=LOGITS, **config):
+def drawn(n=2000, logits=LOGITS, **config):
     """Frequencies of n draws by token."""
     sampler = Sampler(SamplingConfig(**config))
-    tokens = [sampler.draw(logits, seen) for _ in range(n)]
+    tokens = [sampler.draw(logits) for _ in range(n)]
     return np.bincount(tokens, minlength=len(logits)) / n
 
 
@@ -57,12 +58,104 @@ def test_top_k_breaks_ties_by_token():
     assert (frequencies > 0).tolist() == [False, True, True, False]
 
 
+def first(logits, prompt=(), logit_bias=None, **config):
+    """The likeliest token after a prompt."""
+    config = SamplingConfig(temperature=0, **config)
+    return Sampler(config, prompt, logit_bias).draw(np.float32(logits))
+
+
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
+    assert first([3, 2, -1], prompt=[0, 0], repetition_penalty=2.0) == 1
+    assert first([-3, -2], prompt=[1], repetition_penalty=2.0) == 0
+    assert first([3, 2, -1], repetition_penalty=2.0) == 0
+
+
+def test_repetition_penalty_counts_drawn_tokens_too():
     sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=2.0))
 
-    assert sampler.draw(np.float32([3, 2, -1]), seen=[0, 0]) == 1
-    assert sampler.draw(np.float32([-3, -2]), seen=[1]) == 0
-    assert sampler.draw(np.float32([3, 2, -1]), seen=[]) == 0
+    assert [sampler.draw(np.float32([3, 2, 1])) for _ in range(3)] == [0, 1, 0]
+
+
+def test_presence_penalty_counts_a_drawn_token_once_and_the_prompt_not_at_all():
+    sampler = Sampler(SamplingConfig(temperature=0, presence_penalty=1.5), prompt=[0])
+
+    assert [sampler.draw(np.float32([3, 2, -9])) for _ in range(4)] == [0, 1, 0, 0]
+
+
+def test_frequency_penalty_grows_with_each_time_that_a_token_was_drawn():
+    sampler = Sampler(SamplingConfig(temperature=0, frequency_penalty=0.75), prompt=[0])
+
+    assert [sampler.draw(np.float32([3, 2, -9])) for _ in range(5)] == [0, 0, 1, 0, 1]
+
+
+def test_logit_bias_forbids_and_forces_tokens():
+    assert first([3, 2, 1], logit_bias={0: -100}) == 1
+    assert first([3, 2, 1], logit_bias={2: 100}) == 2
+    assert first([3, 2, 1], logit_bias={2: 2.5, 1: 0.5}) == 2
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"top_k": 40},
+        {"top_p": 0.9},
+        {"min_p": 0.05},
+        {"top_k": 300, "top_p": 0.95, "min_p": 0.01},
+        {"top_p": 0.99999},
+    ],
+)
+def test_filters_equal_their_definition_on_many_tokens(config, seed):
+    """Sorted whole, summed and cut, by NumPy; what is drawn lies in what that keeps, all of it."""
+    logits = np.random.default_rng(seed).normal(scale=3, size=1000).astype(np.float32).round(1)
+    order = np.argsort(-logits, kind="stable")
+    weights = np.exp(logits[order].astype(np.float64) - logits.max())
+    kept = min(config.get("top_k", 1000), 1000)
+    weights = weights[:kept] / weights[:kept].sum()
+    if "top_p" in config:
+        kept = int(np.searchsorted(weights.cumsum(), config["top_p"], side="left")) + 1
+    if "min_p" in config:
+        kept = min(kept, int((weights >= config["min_p"] * weights[0]).sum()))
+    expected = weights[:kept] / weights[:kept].sum()
+
+    frequencies = drawn(4000, logits, temperature=1.0, seed=seed, **config)
+
+    assert set(np.flatnonzero(frequencies)) <= set(order[:kept])
+    # Six standard deviations of a frequency.
+    bound = 6 * np.sqrt(expected * (1 - expected) / 4000) + 3e-4
+    assert (np.abs(frequencies[order[:kept]] - expected) <= bound).all()
+    uniform = np.linspace(0, 1, 20_000, endpoint=False)
+    if kept <= 100 and expected.min() > 1e-4:  # so fine that each kept token is met
+        drawer, how = _native.TokenDrawer(), (1.0, *(config.get(k, d) for k, d in DEFAULTS))
+        assert {drawer.draw(logits, *how, u) for u in uniform} == set(order[:kept])
+
+
+DEFAULTS = (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("logits", "token"),
+    [
+        ([np.nan, 1, np.nan], 1),
+        ([np.nan, np.nan], 0),
+        ([-np.inf, -np.inf], 0),
+        ([0, np.inf, 0], 1),
+        ([-np.inf, 2, -np.inf], 1),
+    ],
+)
+def test_logits_that_are_not_finite_give_a_token_all_the_same(logits, token, temperature):
+    sampler = Sampler(SamplingConfig(temperature=temperature, top_p=0.9))
+
+    assert [sampler.draw(np.float32(logits)) for _ in range(3)] == [token] * 3
+
+
+@pytest.mark.parametrize("temperature", [1e-9, 100.0])
+def test_extreme_temperatures_give_tokens(temperature):
+    logits = np.float32([-3e38, 3e38, 1.0])
+
+    assert Sampler(SamplingConfig(temperature=temperature)).draw(logits) == 1
 
 
 def test_same_seed_draws_the_same_and_another_seed_does_not():
@@ -77,7 +170,10 @@ def test_same_seed_draws_the_same_and_another_seed_does_not():
 def test_draw_does_not_change_the_logits():
     logits = LOGITS.copy()
 
-    Sampler(SamplingConfig(repetition_penalty=2.0)).draw(logits, seen=[0, 1])
+    penalties = SamplingConfig(repetition_penalty=2.0, presence_penalty=1.0)
+    sampler = Sampler(penalties, prompt=[0, 1], logit_bias={2: 1.0})
+    sampler.draw(logits)
+    sampler.draw(logits)
 
     np.testing.assert_array_equal(logits, LOGITS)
 
@@ -93,6 +189,8 @@ def test_draw_does_not_change_the_logits():
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", float("nan")),
         ("seed", -1),
     ],
 )

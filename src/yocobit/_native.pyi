@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 
 def supported_kernels() -> list[str]: ...
 
@@ -25,7 +26,23 @@ class Engine:
     def feed(
         self, session: Session, tokens: NDArray[np.int32], logits: str, out: Floats | None
     ) -> None: ...
-    def step(self, sessions: list[Session], tokens: NDArray[np.int32], out: Floats) -> None: ...
+    def step(
+        self,
+        sessions: list[Session],
+        tokens: NDArray[np.int32],
+        out: Floats,
+        prompts: list[tuple[Session, NDArray[np.int32]]],
+    ) -> None: ...
+    def copy_state(self, session: Session, out: Bytes) -> None: ...
+    def copy_positions(self, session: Session, begin: int, end: int, out: Bytes) -> None: ...
+    def restore(
+        self,
+        session: Session,
+        tokens: NDArray[np.int32],
+        state: Bytes,
+        kept: int,
+        pieces: list[Bytes],
+    ) -> None: ...
 
 class Session:
     position: int
@@ -34,6 +51,21 @@ class Session:
     def retention_state(self, layer: int) -> Floats | None: ...
     def keys_values(self, layer: int, begin: int, end: int) -> tuple[Floats, Floats] | None: ...
     def memory(self) -> dict[str, int]: ...
+    bytes_per_position: int
+    def tokens(self) -> list[int]: ...
+    def state_bytes(self, position: int) -> int: ...
+
+class TokenDrawer:
+    def __init__(self) -> None: ...
+    def draw(
+        self,
+        logits: Floats,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        uniform: float,
+    ) -> int: ...
 
 # What yocobit bench needs.
 def multiply_add_instructions() -> list[str]: ...

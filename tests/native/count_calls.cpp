@@ -194,7 +194,7 @@ void count(const char* description, int n_threads, FloatType cache) {
     engine.feed(sessions[0], tokens, 1, Logits::last, logits.data());
     n_undisturbed += n_waits == before;
     engine.feed(sessions[1], tokens, kSessions, Logits::all, logits.data());
-    engine.step(pointers, tokens, kSessions, logits.data());
+    engine.step({}, pointers, tokens, kSessions, logits.data());
   };
   const bool has_cpus = n_threads <= available_cpus();
   step(0);

@@ -3,6 +3,15 @@
 from yocobit.engine.chat import Chat
 from yocobit.engine.engine import Engine
 from yocobit.engine.sampling import Sampler, SamplingConfig
-from yocobit.engine.session import Session
+from yocobit.engine.saved_session import SavedSessionError
+from yocobit.engine.session import Session, Snapshot
 
-__all__ = ["Chat", "Engine", "Sampler", "SamplingConfig", "Session"]
+__all__ = [
+    "Chat",
+    "Engine",
+    "Sampler",
+    "SamplingConfig",
+    "SavedSessionError",
+    "Session",
+    "Snapshot",
+]

@@ -20,6 +20,7 @@ from yocobit.config import ConfigError, ModelConfig
 from yocobit.engine.chat_template import ChatTemplate
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
+from yocobit.engine.saved_session import SavedSession
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
@@ -139,21 +140,54 @@ class Engine:
         """Return a new session with room for that many tokens; its memory is reserved now."""
         return Session(self._native, max_tokens, cache)
 
+    def save(self, session: Session, path: str | Path) -> None:
+        """Write a session to a file, whole or not at all; `restore` reads it back."""
+        SavedSession(
+            model=self.model.metadata["header_sha256"],
+            cache=session.cache,
+            tokens=session.tokens,
+            state=session.copy_state(),
+            positions=session.copy_positions(0, session.position),
+        ).write(Path(path))
+
+    def restore(self, path: str | Path, max_tokens: int | None = None) -> Session:
+        """Return a session that was saved, with room for twice its tokens unless given.
+
+        SavedSessionError, a ValueError, if the file is not whole or of another model.
+        """
+        saved = SavedSession.read(Path(path), self.model.metadata["header_sha256"])
+        room = 2 * len(saved.tokens) if max_tokens is None else max_tokens
+        session = self.session(max(1, room), saved.cache)
+        session.restore(saved.tokens, saved.state, [saved.positions])
+        return session
+
     def logits(self, tokens: Tokens, cache: CacheType = "f32") -> Logits:
         """Return the logits (T, V) after each of tokens (T,)."""
         tokens = as_tokens(tokens)
         return self.session(max(1, len(tokens)), cache).feed_all(tokens)
 
     def step(
-        self, sessions: Sequence[Session], tokens: Tokens, out: Logits | None = None
+        self,
+        sessions: Sequence[Session],
+        tokens: Tokens,
+        out: Logits | None = None,
+        prompts: Sequence[tuple[Session, Tokens]] = (),
     ) -> Logits:
         """Take in one token of each of n different sessions; return their logits (n, V).
 
-        They are in `out`, if given, until it is written again. Reads every weight once, and gives
-        each session what it would get alone, bit for bit.
+        They are in `out`, if given, until it is written again. `prompts` are more tokens of other
+        sessions, taken in beside without logits. Reads every weight once for all of up to 128
+        tokens, and gives each session what it would get alone, bit for bit.
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
-        self._native.step([s._native for s in sessions], as_tokens(tokens), logits)
+        self._native.step(
+            [session._native for session in sessions],
+            as_tokens(tokens),
+            logits,
+            [(session._native, as_tokens(part)) for session, part in prompts],
+        )
+        for session, _ in prompts:
+            session._logits = None
         for session, row in zip(sessions, logits, strict=True):
             session._logits = row
         return logits

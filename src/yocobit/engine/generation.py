@@ -7,18 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from yocobit.engine.sampling import Sampler, SamplingConfig
 from yocobit.engine.session import Session
+from yocobit.engine.text_stream import TextStream
 
 
 class Generation:
-    """An iterator over pieces of text; when it ends, the attributes say how it went.
-
-    The pieces joined are the text. A piece never splits a character, and never shows text that
-    may turn out to be part of a stop text.
-    """
+    """An iterator over pieces of text; when it ends, the attributes say how it went."""
 
     def __init__(
         self,
@@ -32,19 +28,16 @@ class Generation:
         sampling: SamplingConfig,
     ) -> None:
         self.prompt = list(prompt)
-        self.tokens: list[int] = []  # drawn, without the end token
         self.text = ""  # of the pieces so far
         self.finish_reason: Literal["stop", "length"] | None = None
         self.prefill_s = 0.0  # taking in the prompt
         self.decode_s = 0.0  # all tokens after the first
         self._session = session
         self._n_known = session.position  # tokens of the prompt that it holds already
-        self._tokenizer = tokenizer
         self._max_tokens = max_tokens
         self._end_tokens = end_tokens
-        self._stop = stop
-        self._stopped_at_text = False
-        self._sampler = Sampler(sampling)
+        self._stream = TextStream(tokenizer, stop)
+        self._sampler = Sampler(sampling, self.prompt)
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -54,6 +47,11 @@ class Generation:
         piece = next(self._pieces)
         self.text += piece
         return piece
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens drawn so far, without the end token."""
+        return self._stream.tokens
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -71,42 +69,20 @@ class Generation:
             self.prompt[self._n_known :]
         )  # the one array for those of all tokens
         self.prefill_s = time.perf_counter() - begin
-        seen = list(self.prompt)
-        decoder, text, held = DecodeStream(skip_special_tokens=True), "", ""
         while self.finish_reason is None:
-            token = self._sampler.draw(logits, seen)
+            token = self._sampler.draw(logits)
             if token in self._end_tokens:
                 self.finish_reason = "stop"
                 break
-            self.tokens.append(token)
-            seen.append(token)
-            piece = decoder.step(self._tokenizer, token) or ""
-            text += piece
-            certain, held = self._split(held + piece)
-            if certain:
-                yield certain
-            if self.finish_reason is None and len(self.tokens) == self._max_tokens:
+            if piece := self._stream.add(token):
+                yield piece
+            if self._stream.stopped_at is not None:
+                self.finish_reason = "stop"
+            elif len(self.tokens) == self._max_tokens:
                 self.finish_reason = "length"
-            if self.finish_reason is None:
+            else:
                 begin = time.perf_counter()
                 self._session.step(token, out=logits)
                 self.decode_s += time.perf_counter() - begin
-        # What was held back was no stop text after all; bytes of half a character come out too.
-        whole: str = self._tokenizer.decode(self.tokens, skip_special_tokens=True)
-        if not self._stopped_at_text and (rest := held + whole[len(text) :]):
+        if rest := self._stream.finish():
             yield rest
-
-    def _split(self, text: str) -> tuple[str, str]:
-        """Split text into what can be shown and what may be the begin of a stop text."""
-        found = [text.find(stop) for stop in self._stop if stop in text]
-        if found:
-            self.finish_reason = "stop"
-            self._stopped_at_text = True
-            return text[: min(found)], ""
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return text[: len(text) - longest], text[len(text) - longest :]

@@ -6,19 +6,23 @@ Letters: V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yocobit import _native
 from yocobit.config import check_types, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How tokens are drawn. Filters apply in the order of the fields, after the penalty."""
+    """How tokens are drawn. Filters apply in the order of the fields, after the penalties."""
 
     repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies others
+    presence_penalty: float = 0.0  # subtracted from logits of tokens that were drawn
+    frequency_penalty: float = 0.0  # the same, as often as they were drawn
     temperature: float = 0.8  # 0 takes the likeliest token
     top_k: int = 0  # this many likeliest tokens; 0 keeps all
     top_p: float = 1.0  # the fewest tokens whose probabilities reach this sum
@@ -33,6 +37,8 @@ class SamplingConfig:
             "repetition_penalty",
             "must be between 0.01 and 100",
         )
+        for name in ("presence_penalty", "frequency_penalty"):
+            require(-2 <= getattr(self, name) <= 2, self, name, "must be between -2 and 2")
         require(0 <= self.temperature <= 100, self, "temperature", "must be between 0 and 100")
         require(self.top_k >= 0, self, "top_k", "must be at least 0")
         require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
@@ -41,46 +47,52 @@ class SamplingConfig:
 
 
 class Sampler:
-    """Draws tokens; the same config and logits give the same tokens."""
+    """Draws the tokens of one text; the same settings and logits give the same tokens."""
 
-    def __init__(self, config: SamplingConfig) -> None:
+    def __init__(
+        self,
+        config: SamplingConfig,
+        prompt: Sequence[int] = (),
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> None:
+        """Begin after a prompt; `logit_bias` is added to logits of tokens in the vocabulary."""
         self.config = config
-        self.random = np.random.default_rng(config.seed)
+        self._random = np.random.default_rng(config.seed)
+        self._drawer = _native.TokenDrawer()
+        self._prompt = set(prompt) if config.repetition_penalty != 1 else set()
+        self._drawn: Counter[int] = Counter()
+        bias = logit_bias or {}
+        self._biased = np.array(list(bias), dtype=np.int64)
+        self._bias = np.array(list(bias.values()), dtype=np.float32)
 
-    def draw(self, logits: NDArray[np.float32], seen: Sequence[int] = ()) -> int:
-        """Return the next token after logits (V,); `seen` are the tokens of the text so far."""
-        scores = logits.astype(np.float64)
-        if self.config.repetition_penalty != 1 and len(seen) > 0:
-            repeated = np.unique(np.asarray(seen))
-            penalty = self.config.repetition_penalty
-            found = scores[repeated]
-            scores[repeated] = np.where(found > 0, found / penalty, found * penalty)
-        if self.config.temperature == 0:
-            return int(scores.argmax())
-        tokens, probabilities = self._candidates(scores / self.config.temperature)
-        position = self.random.random() * probabilities.sum()
-        index = np.searchsorted(probabilities.cumsum(), position, side="right")
-        return int(tokens[min(int(index), len(tokens) - 1)])
-
-    def _candidates(
-        self, scores: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Return the tokens that the filters keep, likeliest first, and their weights."""
+    def draw(self, logits: NDArray[np.float32]) -> int:
+        """Return the next token after logits (V,), which stay as they are."""
         config = self.config
-        if 0 < config.top_k < len(scores):
-            # Everything that ties with the last one is sorted too, so that ties go by token.
-            smallest = np.partition(scores, -config.top_k)[-config.top_k]
-            tokens = np.flatnonzero(scores >= smallest)
-        else:
-            tokens = np.arange(len(scores))
-        tokens = tokens[np.argsort(-scores[tokens], kind="stable")]
-        if config.top_k > 0:
-            tokens = tokens[: config.top_k]
-        weights = np.exp(scores[tokens] - scores[tokens[0]])
-        weights /= weights.sum()
-        kept = len(tokens)
-        if config.top_p < 1:
-            kept = int(np.searchsorted(weights.cumsum(), config.top_p, side="left")) + 1
-        if config.min_p > 0:
-            kept = min(kept, int((weights >= config.min_p * weights[0]).sum()))
-        return tokens[:kept], weights[:kept]
+        token = self._drawer.draw(
+            self._adjusted(logits),
+            config.temperature,
+            config.top_k,
+            config.top_p,
+            config.min_p,
+            self._random.random(),
+        )
+        self._drawn[token] += 1
+        return token
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits with bias and penalties."""
+        config = self.config
+        counts = config.presence_penalty != 0 or config.frequency_penalty != 0
+        if config.repetition_penalty == 1 and not counts and not len(self._biased):
+            return logits
+        logits = logits.copy()
+        if config.repetition_penalty != 1:
+            seen = np.fromiter(self._prompt | self._drawn.keys(), dtype=np.int64)
+            found, penalty = logits[seen], np.float32(config.repetition_penalty)
+            logits[seen] = np.where(found > 0, found / penalty, found * penalty)
+        if counts and self._drawn:
+            tokens = np.fromiter(self._drawn.keys(), dtype=np.int64)
+            often = np.fromiter(self._drawn.values(), dtype=np.float32)
+            logits[tokens] -= config.presence_penalty + config.frequency_penalty * often
+        logits[self._biased] += self._bias
+        return logits

@@ -35,6 +35,14 @@ class SessionMemory:
         return self.shared_kv + self.full + self.window + self.retention
 
 
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """A place in a text that a session can go back to."""
+
+    tokens: NDArray[np.int32]  # (T,) taken in before it
+    state: NDArray[np.uint8]  # bytes of retention states and windows
+
+
 class Session:
     """Takes in tokens and returns logits. Made by Engine.session, to the size it was made for.
 
@@ -43,6 +51,7 @@ class Session:
     """
 
     def __init__(self, engine: _native.Engine, max_tokens: int, cache: CacheType) -> None:
+        self.cache: CacheType = cache
         self._engine = engine
         self._native = _native.Session(engine, max_tokens, cache)
         self._logits: Logits | None = None
@@ -89,8 +98,61 @@ class Session:
         return logits
 
     def memory(self) -> SessionMemory:
-        """Return the bytes reserved for this session."""
+        """Return the bytes reserved for this session; 4 more a token remember the tokens."""
         return SessionMemory(**self._native.memory())
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """The tokens taken in so far, (T,)."""
+        return np.asarray(self._native.tokens(), dtype=np.int32)
+
+    def snapshot(self) -> Snapshot:
+        """Return this place in the text; its cost does not grow with what came before."""
+        return Snapshot(self.tokens, self.copy_state())
+
+    def truncate(self, snapshot: Snapshot) -> None:
+        """Forget what came after a snapshot, of this session or of one that began alike.
+
+        ValueError, with nothing changed, if this session does not begin with its tokens.
+        """
+        self.restore(snapshot.tokens, snapshot.state, kept=len(snapshot.tokens))
+
+    def fork(self, max_tokens: int | None = None) -> Session:
+        """Return a session of its own that has taken in the same, with as much room or as given."""
+        other = Session(self._engine, max_tokens or self.max_tokens, self.cache)
+        if self.position > 0:
+            other.restore(self.tokens, self.copy_state(), [self.copy_positions(0, self.position)])
+            other._logits = None if self._logits is None else self._logits.copy()
+        return other
+
+    def copy_state(self) -> NDArray[np.uint8]:
+        """Return the bytes of retention states and windows."""
+        state = np.empty(self._native.state_bytes(self.position), dtype=np.uint8)
+        self._engine.copy_state(self._native, state)
+        return state
+
+    def copy_positions(self, begin: int, end: int) -> NDArray[np.uint8]:
+        """Return the bytes that positions [begin, end) left in the caches that grow."""
+        size = max(0, end - begin) * self._native.bytes_per_position
+        positions = np.empty(size, dtype=np.uint8)
+        self._engine.copy_positions(self._native, begin, end, positions)
+        return positions
+
+    def restore(
+        self,
+        tokens: Tokens,
+        state: NDArray[np.uint8],
+        positions: Sequence[NDArray[np.uint8]] = (),
+        kept: int = 0,
+    ) -> None:
+        """Become a session that has taken in tokens (T,), by what another of its cache type gave.
+
+        `state` is that after them, `positions` those from `kept` on, in pieces that follow each
+        other; what this session holds of the first `kept` tokens stays. ValueError, with nothing
+        changed, if sizes or tokens do not fit.
+        """
+        self._engine.restore(self._native, as_tokens(tokens), state, kept, list(positions))
+        self._logits = None
 
     def retention_state(self, layer: int) -> NDArray[np.float32] | None:
         """Return the state (H, D, D), key by value, of a retention layer; None of another."""

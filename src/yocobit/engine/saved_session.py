@@ -1,0 +1,108 @@
+"""Sessions as files: what a text left behind, to go on with later or elsewhere.
+
+A safetensors file with three tensors and metadata; it is checked before it is used, and never
+unpickled. A session needs the model that it was made by; any CPU, cache size and thread count will
+do, as all compute the same bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from yocobit.disk import flush
+from yocobit.engine.session import CacheType
+
+FORMAT, VERSION = "yocobit-session", "1"
+_DTYPES = {"tokens": np.int32, "state": np.uint8, "positions": np.uint8}
+_AGAIN = "feed its text to a new session"
+
+
+class SavedSessionError(ValueError):
+    """A saved session that cannot be used: names the file, the rule, what is there, the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedSession:
+    """What is in the file."""
+
+    model: str  # header_sha256 of the packed model
+    cache: CacheType
+    tokens: NDArray[np.int32]  # (T,) taken in
+    state: NDArray[np.uint8]  # retention states and windows after them
+    positions: NDArray[np.uint8]  # what they left in the caches that grow
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        tensors = {name: getattr(self, name) for name in _DTYPES}
+        metadata = {
+            "format": FORMAT,
+            "format_version": VERSION,
+            "model": self.model,
+            "cache": self.cache,
+            "sha256": _hash(tensors),
+        }
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            partial.write_bytes(save(tensors, metadata))
+            flush(partial)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)
+
+    @classmethod
+    def read(cls, path: Path, model: str) -> SavedSession:
+        """Read a file; SavedSessionError unless it is whole and of that model."""
+        try:
+            with safe_open(path, "numpy") as file:
+                metadata = file.metadata() or {}
+                _check(path, metadata, model)
+                tensors = {name: file.get_tensor(name) for name in _DTYPES}
+        except FileNotFoundError:
+            raise SavedSessionError(f"{path}: no such file") from None
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            if isinstance(error, SavedSessionError):
+                raise
+            raise SavedSessionError(f"{path}: is not a saved session ({error}); {_AGAIN}") from None
+        for name, dtype in _DTYPES.items():
+            if tensors[name].dtype != dtype or tensors[name].ndim != 1:
+                raise SavedSessionError(
+                    f"{path}: {name} must be a list of {np.dtype(dtype)} but is "
+                    f"{tensors[name].dtype} of shape {tensors[name].shape}; {_AGAIN}"
+                )
+        if metadata.get("sha256") != _hash(tensors):
+            raise SavedSessionError(f"{path}: its bytes do not match their hash; {_AGAIN}")
+        cache: CacheType = metadata["cache"]
+        return cls(model, cache, tensors["tokens"], tensors["state"], tensors["positions"])
+
+
+def _check(path: Path, metadata: dict[str, str], model: str) -> None:
+    if metadata.get("format") != FORMAT:
+        raise SavedSessionError(f"{path}: is not a saved session; {_AGAIN}")
+    if (version := metadata.get("format_version")) != VERSION:
+        raise SavedSessionError(
+            f"{path}: format_version must be {VERSION!r} but is {version!r}; {_AGAIN}"
+        )
+    if metadata.get("model") != model:
+        raise SavedSessionError(
+            f"{path}: was made by the model {str(metadata.get('model'))[:12]} but this is "
+            f"{model[:12]}; load that one"
+        )
+    if metadata.get("cache") not in get_args(CacheType):
+        raise SavedSessionError(f"{path}: has a cache of type {metadata.get('cache')!r}; {_AGAIN}")
+
+
+def _hash(tensors: dict[str, NDArray[np.generic]]) -> str:
+    whole = hashlib.sha256()
+    for name in _DTYPES:
+        whole.update(np.ascontiguousarray(tensors[name]).data)
+    return whole.hexdigest()
