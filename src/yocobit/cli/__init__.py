@@ -13,6 +13,7 @@ import yocobit
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
+from yocobit.cli.serving import serve
 from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
 
@@ -51,6 +52,7 @@ def _options(
 
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(train)
 app.command()(plot)
 app.command()(pack)

@@ -136,6 +136,12 @@ class Engine:
             )
         return tuple(texts)
 
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        end = self.generation_config.get("eos_token_id")
+        return frozenset(end if isinstance(end, list) else [] if end is None else [end])
+
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
         """Return a new session with room for that many tokens; its memory is reserved now."""
         return Session(self._native, max_tokens, cache)
@@ -236,7 +242,7 @@ class Engine:
             tokenizer=self.tokenizer,
             prompt=tokens,
             max_tokens=max_tokens,
-            end_tokens=self._end_tokens(),
+            end_tokens=self.end_tokens,
             stop=tuple(stop),
             sampling=sampling or self.sampling(),
         )
@@ -244,7 +250,3 @@ class Engine:
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """Return the continuation of a text; options as of `stream`."""
         return "".join(self.stream(prompt, **options))
-
-    def _end_tokens(self) -> frozenset[int]:
-        end = self.generation_config.get("eos_token_id")
-        return frozenset(end if isinstance(end, list) else [] if end is None else [end])

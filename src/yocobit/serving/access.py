@@ -1,0 +1,131 @@
+"""Who may ask, and what is written down of it: keys, hosts, request ids, logs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Mapping
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from yocobit.serving.errors import APIError
+from yocobit.serving.exchange import ClientGoneError, write_error
+from yocobit.serving.settings import ServerSettings
+
+logger = logging.getLogger("yocobit.access")
+
+_OPEN_PATHS = frozenset({"/health"})
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class Access:
+    """Middleware around everything: lets a request in or refuses it, and logs how it went."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._keys = [key.encode() for key in settings.api_keys]
+        self._hosts = frozenset(settings.trusted_hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # a websocket is closed by the server
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
+        begin, status = time.perf_counter(), 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        try:
+            self._check(scope["path"], headers, scope)
+            await self._app(scope, receive, send_with_id)
+        except ClientGoneError:
+            status = status or 499  # as nginx has it
+        except APIError as error:
+            await write_error(send_with_id, error)
+        finally:
+            logger.info(
+                "%s %s %s",
+                scope["method"],
+                scope["path"],
+                status,
+                extra={
+                    "fields": {
+                        "request_id": request_id.decode(),
+                        "client": (scope.get("client") or ("", 0))[0],
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": status,
+                        "seconds": round(time.perf_counter() - begin, 6),
+                    }
+                },
+            )
+
+    def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
+        """APIError unless the request names a host of ours and has a key, where they are asked."""
+        if self._hosts:
+            host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1")).lower()
+            if host not in self._hosts:
+                raise APIError(
+                    403,
+                    f"this server is not called {host!r}; allow that by --trusted-host",
+                    code="host_not_allowed",
+                )
+        if not self._keys or path in _OPEN_PATHS or scope["method"] == "OPTIONS":
+            scope["state"] = {**scope.get("state", {}), "caller": client_of(scope)}
+            return
+        given = _key(headers)
+        # Every key is compared, each in constant time: how long it takes tells nothing.
+        found = [hmac.compare_digest(given, key) for key in self._keys]
+        if not any(found):
+            what = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
+            raise APIError(401, f"the API key {what}", code="invalid_api_key")
+        scope["state"] = {**scope.get("state", {}), "caller": f"key {found.index(True)}"}
+
+
+def client_of(scope: Scope) -> str:
+    """Return the address that a request comes from."""
+    return str((scope.get("client") or ("", 0))[0])
+
+
+def _key(headers: Mapping[bytes, bytes]) -> bytes:
+    """Return the key that a request gives; a browser gives it as the password of Basic."""
+    scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() == b"basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return b""
+    return headers.get(b"x-api-key", b"")
+
+
+class JSONFormatter(logging.Formatter):
+    """A line of JSON for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **(getattr(record, "fields", None) or {"message": record.getMessage()}),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(fields).decode()

@@ -1,0 +1,208 @@
+"""chat/completions: a conversation in, the assistant's answer out."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from yocobit.config import ConfigError
+from yocobit.serving import protocol, tools
+from yocobit.serving.completion import Completion, stops, usage
+from yocobit.serving.errors import APIError
+from yocobit.serving.generation import Constraint, Finish, Request, Token
+from yocobit.serving.protocol import ChatRequest, ToolChoice
+from yocobit.serving.service import Answer, Service
+
+_CHUNK = "chat.completion.chunk"
+
+
+@dataclasses.dataclass
+class _Choice:
+    """An answer as it grows."""
+
+    reader: tools.ToolCallReader | None
+    text: str = ""
+    calls: list[tools.Call] = dataclasses.field(default_factory=list)
+    logprobs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    reason: str | None = None
+
+    def add(self, text: str, is_last: bool) -> tuple[str, list[tools.Call]]:
+        """Take in text; return what can be shown of it, and the calls that it completes."""
+        shown, calls = text, list[tools.Call]()
+        if self.reader is not None:
+            shown, calls = self.reader.add(text)
+            if is_last:
+                rest, more = self.reader.finish()
+                shown, calls = shown + rest, calls + more
+        self.text += shown
+        self.calls += calls
+        return shown, calls
+
+
+class ChatCompletion(Completion):
+    """One request to chat/completions."""
+
+    kind = "chatcmpl"
+
+    def __init__(self, service: Service, body: ChatRequest, client: str) -> None:
+        super().__init__(service, body)
+        self._tools = [] if body.tool_choice == "none" else body.tools or []
+        self._has_logprobs = bool(body.logprobs)
+        if body.top_logprobs and not body.logprobs:
+            raise APIError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
+        prompt = render(service, body.messages, self._tools)
+        room = service.settings.context - len(prompt)
+        asked = body.max_completion_tokens or body.max_tokens
+        max_tokens = max(1, room) if asked is None else asked
+        self.requests = [
+            service.check(
+                Request(
+                    prompt=tuple(prompt),
+                    max_tokens=max_tokens,
+                    sampling=service.sampling(body),
+                    stop=(*stops(body.stop), *service.engine.stop_strings),
+                    logit_bias=service.logit_bias(body),
+                    n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+                    constraint=self._constraint(body, max_tokens),
+                    client=client,
+                    timeout_s=service.settings.timeout_s,
+                )
+            )
+        ]
+
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        choices = self._choices()
+        async for _, event in answer.events():
+            if isinstance(event, Token):
+                choice = choices[event.choice]
+                choice.add(event.text, is_last=False)
+                if event.logprob is not None:
+                    choice.logprobs.append(self.chosen(event.logprob))
+            elif isinstance(event, Finish):
+                choice = choices[event.choice]
+                choice.add(event.text, is_last=True)
+                choice.reason = event.reason
+        results = [self._result(i, choice) for i, choice in enumerate(choices)]
+        used = usage(answer.jobs)
+        return self.frame("chat.completion", results, usage=used, x_groq=self.groq())
+
+    async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        choices = self._choices()
+        for i in range(len(choices)):
+            begin = {"role": "assistant", "content": ""}
+            yield self._chunk(i, begin, x_groq=self.groq()) if i == 0 else self._chunk(i, begin)
+        n_open = len(choices)
+        async for _, event in answer.events():
+            if not isinstance(event, Token | Finish):
+                continue
+            choice, is_last = choices[event.choice], isinstance(event, Finish)
+            first_call = len(choice.calls)
+            shown, calls = choice.add(event.text, is_last)
+            logprobs = None
+            if isinstance(event, Token) and event.logprob is not None:
+                logprobs = {"content": [self.chosen(event.logprob)], "refusal": None}
+            if shown or logprobs:
+                yield self._chunk(event.choice, {"content": shown}, logprobs=logprobs)
+            for i, call in enumerate(calls, first_call):
+                delta = {"tool_calls": [{"index": i, **_call(call)}]}
+                yield self._chunk(event.choice, delta)
+            if isinstance(event, Finish):
+                n_open -= 1
+                reason = "tool_calls" if choice.calls else event.reason
+                more = {} if n_open else {"x_groq": self.groq(usage=usage(answer.jobs))}
+                yield self._chunk(event.choice, {}, finish_reason=reason, **more)
+        if self.has_usage_chunk:
+            yield self.frame(_CHUNK, [], usage=usage(answer.jobs))
+
+    def _choices(self) -> list[_Choice]:
+        names = [tool.function.name for tool in self._tools]
+        return [
+            _Choice(tools.ToolCallReader(names) if names else None)
+            for _ in self.requests[0].sampling
+        ]
+
+    def _result(self, index: int, choice: _Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+        if choice.calls:
+            message["content"] = choice.text or None
+            message["tool_calls"] = [_call(call) for call in choice.calls]
+        logprobs = {"content": choice.logprobs, "refusal": None} if self._has_logprobs else None
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": "tool_calls" if choice.calls else choice.reason,
+        }
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return self.frame(_CHUNK, [choice], **more)
+
+    def _constraint(self, body: ChatRequest, max_tokens: int) -> Callable[[], Constraint] | None:
+        """Return what makes the constraint that a request asks for, if it asks for one."""
+        choice, grammars = body.tool_choice, self.service.grammars
+        if choice == "required" or isinstance(choice, ToolChoice):
+            named = choice.function.name if isinstance(choice, ToolChoice) else None
+            wanted = [t for t in self._tools if named is None or t.function.name == named]
+            if not wanted:
+                what = f"the function {named!r}" if named else "a function"
+                raise APIError(
+                    400, f"tool_choice asks for {what}, which is not in tools", param="tool_choice"
+                )
+            return grammars.follow(tools.schema_of_calls(wanted), "tools", max_tokens)
+        form = body.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.type == "json_object":
+            return grammars.follow({"type": "object"}, "response_format", max_tokens)
+        if form.json_schema is None or form.json_schema.schema is None:
+            raise APIError(
+                400,
+                "response_format: json_schema.schema is missing",
+                param="response_format",
+            )
+        return grammars.follow(form.json_schema.schema, "response_format", max_tokens)
+
+
+def render(
+    service: Service, messages: list[protocol.Message], tool_list: list[protocol.Tool]
+) -> list[int]:
+    """Return the prompt of a conversation; APIError 400 for messages that cannot be one."""
+    for i, message in enumerate(messages):
+        for part in message.content if isinstance(message.content, list) else ():
+            if part.type != "text":
+                raise APIError(
+                    400,
+                    f"messages[{i}].content: {part.type!r} parts are not understood, only text",
+                    param="messages",
+                )
+    variables = {"tools": tools.to_template(tool_list)} if tool_list else {}
+    try:
+        template = service.engine.chat_template
+        text = template.render(protocol.to_template(messages), **variables)
+    except ConfigError as error:
+        raise APIError(400, str(error), param="messages") from None
+    return service.engine.encode(text)
+
+
+def _call(call: tools.Call) -> dict[str, Any]:
+    return {
+        "id": f"call_{secrets.token_hex(12)}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }

@@ -1,0 +1,89 @@
+"""What answers to both kinds of requests have in common."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from yocobit.serving.generation import Logprob, Request
+from yocobit.serving.job import Job
+from yocobit.serving.protocol import Sampling
+from yocobit.serving.service import Answer, Service
+
+
+class Completion(ABC):
+    """A request's body, and how its answer is written."""
+
+    requests: Sequence[Request]
+    kind: str  # begins its id
+
+    def __init__(self, service: Service, body: Sampling) -> None:
+        self.service = service
+        self.id = f"{self.kind}-{secrets.token_hex(12)}"
+        self.streams = bool(body.stream)
+        self.has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
+        self._model = body.model or service.name
+        self._created = int(time.time())
+
+    @abstractmethod
+    async def whole(self, answer: Answer) -> dict[str, Any]:
+        """Return the whole answer."""
+
+    @abstractmethod
+    def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        """Yield the answer in chunks, one for each token that shows text."""
+
+    def frame(self, object_: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """Return what surrounds choices."""
+        return {
+            "id": self.id,
+            "object": object_,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self.service.fingerprint,
+            "choices": choices,
+            **more,
+        }
+
+    def groq(self, **more: Any) -> dict[str, Any]:
+        return {"id": f"req_{self.id.partition('-')[2]}", **more}
+
+    def token_text(self, token: int) -> tuple[str, list[int]]:
+        """Return a token as text, and its bytes, which may be half a character."""
+        raw = self.service.grammars.token_bytes(token)
+        return raw.decode("utf-8", errors="replace"), list(raw)
+
+    def chosen(self, found: Logprob) -> dict[str, Any]:
+        """Return a token's log-probability as chat completions have it."""
+        entry = self._entry(found.token, found.logprob)
+        entry["top_logprobs"] = [self._entry(*each) for each in found.top]
+        return entry
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self.token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": raw}
+
+
+def stops(stop: str | list[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def usage(jobs: Sequence[Job]) -> dict[str, Any]:
+    """Return the tokens and seconds that jobs took; seconds are those of the slowest."""
+    prompt = sum(len(job.request.prompt) for job in jobs)
+    drawn = sum(job.n_drawn for job in jobs)
+    last = max(jobs, key=lambda job: job.ended_at)
+    read_at = last.read_at or last.ended_at
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": drawn,
+        "total_tokens": prompt + drawn,
+        "prompt_tokens_details": {"cached_tokens": sum(job.n_cached for job in jobs)},
+        "queue_time": last.begun_at - last.queued_at,
+        "prompt_time": read_at - last.begun_at,
+        "completion_time": last.ended_at - read_at,
+        "total_time": last.ended_at - last.queued_at,
+    }

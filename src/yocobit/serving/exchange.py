@@ -1,0 +1,145 @@
+"""HTTP bodies: requests read with limits, answers written whole or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from yocobit.serving.errors import APIError
+
+PING_S = 15.0  # without anything to say
+BODY_S = 60.0  # for a client to send its body
+_JSON = [(b"content-type", b"application/json")]
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+T = TypeVar("T")
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+async def read_json(scope: Scope, receive: Receive, kind: type[T], limit: int) -> T:
+    """Read a body of at most `limit` bytes; APIError if it is not JSON of that kind."""
+    headers = dict(scope["headers"])
+    content = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if content != b"application/json":
+        # Also keeps out other sites' pages: a browser asks us before it sends them this type.
+        raise APIError(
+            415, f"Content-Type must be application/json but is {content.decode('latin-1')!r}"
+        )
+    too_large = APIError(413, f"the body must have at most {limit:,} bytes")
+    with contextlib.suppress(ValueError):
+        if int(headers.get(b"content-length", b"0")) > limit:
+            raise too_large
+    try:
+        body = await asyncio.wait_for(_read(receive, limit, too_large), BODY_S)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise APIError(408, f"the body did not arrive within {BODY_S:g} s") from None
+    return parse(body, kind)
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Return JSON as that kind; APIError 400 that names the field if it is not."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        param = where.rstrip("`").lstrip(".") or None
+        raise APIError(400, f"{param}: {what}" if param else what, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise APIError(400, f"the body is not JSON: {error}") from None
+
+
+async def write_json(
+    send: Send, status: int, value: Any, headers: Mapping[str, str] | None = None
+) -> None:
+    """Answer with JSON."""
+    more = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": _JSON + more})
+    await send({"type": "http.response.body", "body": msgspec.json.encode(value)})
+
+
+async def write_error(send: Send, error: APIError) -> None:
+    """Answer with an error in OpenAI's shape."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = 'Basic realm="yocobit: any name, the API key as password"'
+    await write_json(send, error.status, error.to_dict(), headers)
+
+
+async def write_events(
+    receive: Receive, send: Send, chunks: AsyncIterator[Any], ping_s: float = PING_S
+) -> None:
+    """Answer with an event for each chunk, [DONE] at the end, and pings while nothing comes.
+
+    A failure after the begin is an event, too. ClientGoneError if the client goes away.
+    """
+    await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
+    ping = asyncio.create_task(_ping(send, ping_s))
+    try:
+        await while_connected(receive, _write_chunks(send, chunks))
+    finally:
+        ping.cancel()
+    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """Return what work returns; it is cancelled, with ClientGoneError, if the client goes away."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _write_chunks(send: Send, chunks: AsyncIterator[Any]) -> None:
+    try:
+        async for chunk in chunks:
+            await _write_event(send, msgspec.json.encode(chunk))
+    except APIError as error:
+        await _write_event(send, msgspec.json.encode(error.to_dict()))
+
+
+async def _write_event(send: Send, data: bytes) -> None:
+    body = b"data: " + data + b"\n\n"
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _ping(send: Send, ping_s: float) -> None:
+    """Write a comment now and then, so that nobody on the way takes the silence for an end."""
+    while True:
+        await asyncio.sleep(ping_s)
+        await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(receive: Receive, limit: int, too_large: APIError) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large
+        if not message.get("more_body"):
+            return bytes(body)

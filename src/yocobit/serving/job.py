@@ -1,0 +1,166 @@
+"""A request at work: one session reads the prompt, then each choice is written by its own."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit.engine import Engine, Sampler, Session
+from yocobit.engine.session import CacheType
+from yocobit.engine.text_stream import TextStream
+from yocobit.serving.generation import (
+    Event,
+    Finish,
+    FinishReason,
+    Logits,
+    Logprob,
+    Prompt,
+    Request,
+    Token,
+    logprob,
+)
+from yocobit.serving.prefix_cache import PrefixCache
+
+
+class Sequence:
+    """One choice: a text that is being written."""
+
+    def __init__(self, job: Job, choice: int, session: Session) -> None:
+        request = job.request
+        self.session = session
+        self.next_token = request.prompt[-1]  # to be taken in
+        self.is_over = False
+        self._job = job
+        self._choice = choice
+        self._sampler = Sampler(request.sampling[choice], request.prompt, request.logit_bias)
+        self._stream = TextStream(job.engine.tokenizer, request.stop)
+        self._constraint = request.constraint() if request.constraint else None
+
+    def draw(self, logits: Logits) -> None:
+        """Draw the token that follows logits (V,)."""
+        request, job = self._job.request, self._job
+        allowed = self._constraint.apply(logits) if self._constraint else logits
+        token = self._sampler.draw(allowed)
+        if self._constraint:
+            token = self._constraint.settle(token, request.max_tokens - len(self._stream.tokens))
+        if token in job.engine.end_tokens:
+            self.finish("stop")
+            return
+        if job.n_drawn == 0:
+            job.read_at = time.monotonic()
+        job.n_drawn += 1
+        n = request.n_logprobs
+        found = None if n is None else logprob(logits, token, n)
+        job.events.append(Token(self._choice, token, self._stream.add(token), found))
+        is_complete = self._constraint is not None and self._constraint.accept(token)
+        if is_complete or self._stream.stopped_at is not None:
+            self.finish("stop")
+        elif len(self._stream.tokens) == request.max_tokens:
+            self.finish("length")
+        else:
+            self.next_token = token
+
+    def finish(self, reason: FinishReason) -> None:
+        self.is_over = True
+        self._job.finish_reason = reason
+        text, stopped_at = self._stream.finish(), self._stream.stopped_at
+        self._job.events.append(Finish(self._choice, reason, text, stopped_at))
+
+
+class Job:
+    """Where a request is. Times are of time.monotonic()."""
+
+    def __init__(self, request: Request, engine: Engine) -> None:
+        self.request = request
+        self.engine = engine
+        self.sequences: list[Sequence] = []
+        self.events: list[Event] = []
+        self.reserved_bytes = 0
+        self.n_cached = 0  # tokens of the prompt that were known
+        self.n_drawn = 0
+        self.finish_reason: FinishReason = "stop"  # of the choice that was complete last
+        self.is_writing = False
+        self.is_cancelled = False
+        self.is_over = False
+        self.queued_at = time.monotonic()
+        self.begun_at = self.read_at = self.ended_at = 0.0
+        self._prompt = np.array(request.prompt, dtype=np.int32)
+        self._logprobs: list[Logprob | None] = [None]
+        self._stops: list[int] = []  # positions to keep, in order
+
+    @property
+    def deadline(self) -> float:
+        return self.queued_at + self.request.timeout_s
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether all layers must read the prompt, as its own tokens' logits are asked for."""
+        return self.request.n_prompt_logprobs is not None
+
+    def begin(self, cache: CacheType, prefixes: PrefixCache | None) -> None:
+        """Make the session, with what is known of the prompt; MemoryError if there is no room."""
+        self.begun_at = time.monotonic()
+        self.session = self.engine.session(max(1, self.request.n_tokens), cache)
+        self._stops = [len(self._prompt) - 1]
+        if prefixes is not None and not self.scores_prompt:
+            self._chain = prefixes.chain()
+            hit = prefixes.find(self._prompt, self._chain)
+            if hit.state is not None:
+                self.session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
+            self.n_cached = hit.position
+            self._stops = sorted({hit.fork, *self._stops} - set(range(hit.position + 1)))
+        if not self._stops:
+            self._write()
+
+    def next_part(self, rows: int) -> NDArray[np.int32]:
+        """Return at most that many of the next tokens of the prompt."""
+        begin = self.session.position
+        return self._prompt[begin : min(begin + rows, self._stops[0])]
+
+    def has_read(self, prefixes: PrefixCache | None) -> None:
+        """Note that a part of the prompt has been taken in."""
+        if self.session.position == self._stops[0]:
+            if prefixes is not None:
+                prefixes.keep(self.session, self._chain)
+            del self._stops[0]
+        if not self._stops:
+            self._write()
+
+    def score(self, rows: int) -> None:
+        """Take in at most that many tokens of the prompt by all layers, and score those after."""
+        begin = self.session.position
+        part = self._prompt[begin : begin + rows]
+        logits = self.session.feed_all(part)
+        n = self.request.n_prompt_logprobs or 0
+        for i, token in enumerate(self._prompt[begin + 1 : begin + len(part) + 1]):
+            self._logprobs.append(logprob(logits[i], int(token), n))
+        if begin + len(part) == len(self._prompt):
+            self._write()
+            for sequence in self.sequences:
+                if not sequence.is_over:
+                    sequence.draw(logits[-1])
+
+    def keep(self, prefixes: PrefixCache | None) -> None:
+        """Keep what was read and written for those who go on from there."""
+        if prefixes is None or self.scores_prompt or not hasattr(self, "session"):
+            return
+        for session in [s.session for s in self.sequences] or [self.session]:
+            if session.position > 0:
+                prefixes.keep(session, self._chain.copy())
+
+    def take_events(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def _write(self) -> None:
+        """Begin to write: each choice gets a session."""
+        self.is_writing = True
+        self.events.append(Prompt(self.n_cached, self._logprobs if self.scores_prompt else ()))
+        n = len(self.request.sampling)
+        sessions = [self.session, *(self.session.fork() for _ in range(n - 1))]
+        self.sequences = [Sequence(self, i, session) for i, session in enumerate(sessions)]
+        if self.request.max_tokens == 0:
+            for sequence in self.sequences:
+                sequence.finish("length")

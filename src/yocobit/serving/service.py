@@ -1,0 +1,197 @@
+"""The service: a model behind a scheduler, as the endpoints use it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from yocobit import __version__
+from yocobit.engine import Engine, SamplingConfig
+from yocobit.packing import summarize
+from yocobit.packing.reader import CHAT_TEMPLATE
+from yocobit.serving import protocol
+from yocobit.serving.constraint import Grammars
+from yocobit.serving.errors import APIError
+from yocobit.serving.generation import Event, Failure, Finish, Request
+from yocobit.serving.job import Job
+from yocobit.serving.metrics import Metrics
+from yocobit.serving.prefix_cache import PrefixCache
+from yocobit.serving.prefix_store import PrefixStore
+from yocobit.serving.scheduler import Scheduler
+from yocobit.serving.settings import ServerSettings
+
+
+class Answer:
+    """What comes of one or more requests, as it comes."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._n_open = 0  # choices that are not complete
+
+    def add(self, job: Job) -> None:
+        self.jobs.append(job)
+        self._n_open += len(job.request.sampling)
+
+    def put(self, job: Job, events: Sequence[Event]) -> None:
+        index = self.jobs.index(job)
+        for event in events:
+            self._events.put_nowait((index, event))
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Yield events, each with the index of its request, until every choice is complete.
+
+        Raises the error of a failure.
+        """
+        while self._n_open > 0:
+            index, event = await self._events.get()
+            if isinstance(event, Failure):
+                raise event.error
+            self._n_open -= isinstance(event, Finish)
+            yield index, event
+
+
+class Service:
+    """Made in the event loop that it serves."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings, metrics: Metrics) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.name = settings.model.resolve().name
+        self.summary = summarize(engine.model)
+        self._answers: dict[Job, Answer] = {}
+        self._loop = asyncio.get_running_loop()
+        identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
+        # What the same request and seed get the same answer from.
+        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self._store = (
+            PrefixStore(settings.prefix_dir, settings.prefix_dir_mb << 20)
+            if settings.prefix_dir is not None and settings.prefix_mb > 0
+            else None
+        )
+        self.scheduler = Scheduler(
+            engine,
+            self._deliver,
+            cache=settings.cache,
+            cache_bytes=settings.cache_bytes,
+            max_sequences=settings.max_sequences,
+            max_waiting=settings.max_waiting,
+            prefixes=self._prefixes(identity) if settings.prefix_mb > 0 else None,
+            metrics=metrics,
+        )
+        metrics.watch(self.scheduler)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.engine)
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        return (self.engine.model.path / CHAT_TEMPLATE).exists()
+
+    def check_model(self, name: str | None) -> None:
+        """APIError 404 if a request names another model."""
+        if name is not None and name not in (self.name, *self.settings.alias):
+            raise APIError(
+                404,
+                f"The model {name!r} does not exist here; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
+        """Return how each choice of each prompt is drawn: as the model says but for the request."""
+        names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        changes: dict[str, Any] = {
+            name: value
+            for name in (*names, "repetition_penalty")
+            if (value := getattr(body, name)) is not None
+        }
+        if body.top_k is not None:
+            changes["top_k"] = max(0, body.top_k)  # -1 is all, too
+        seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 64)
+        return tuple(
+            self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
+        )
+
+    def logit_bias(self, body: protocol.Sampling) -> dict[int, float]:
+        """Return the bias by token; APIError 400 for what is not in the vocabulary."""
+        bias = {}
+        for key, value in (body.logit_bias or {}).items():
+            if not key.isascii() or not key.isdigit() or int(key) >= self.engine.config.vocab_size:
+                raise APIError(
+                    400,
+                    f"logit_bias: {key!r} must be a token, at least 0 and below "
+                    f"{self.engine.config.vocab_size}",
+                    param="logit_bias",
+                )
+            bias[int(key)] = value
+        return bias
+
+    def check(self, request: Request) -> Request:
+        """Return a request that can be served; APIError 400 with the numbers if it never can."""
+        n, room = len(request.prompt), self.settings.context
+        if n + request.max_tokens > room:
+            raise APIError(
+                400,
+                f"This model's maximum context length is {room} tokens, but the prompt has {n} and "
+                f"max_tokens is {request.max_tokens}: {n + request.max_tokens} together",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if len(request.sampling) > self.settings.max_sequences:
+            raise APIError(
+                400,
+                f"n is {len(request.sampling)}, but this server writes at most "
+                f"{self.settings.max_sequences} texts at a time",
+                param="n",
+            )
+        if (size := self.scheduler.bytes_of(request)) > self.settings.cache_bytes:
+            raise APIError(
+                400,
+                f"the caches of {len(request.sampling)} x {request.n_tokens} tokens need {size:,} "
+                f"bytes, but this server has {self.settings.cache_bytes:,}; ask for fewer tokens",
+                param="max_tokens",
+                code="cache_exceeded",
+            )
+        return request
+
+    @contextlib.asynccontextmanager
+    async def answer(self, requests: Sequence[Request]) -> AsyncIterator[Answer]:
+        """Give the answer to requests; what is not complete at the end is cancelled."""
+        answer = Answer()
+        try:
+            for request in requests:
+                job = self.scheduler.submit(request)
+                self._answers[job] = answer
+                answer.add(job)
+            yield answer
+        finally:
+            for job in answer.jobs:
+                del self._answers[job]
+                self.scheduler.cancel(job)
+
+    def stop(self) -> None:
+        """End; what is not complete fails."""
+        self.scheduler.stop()
+        if self._store is not None:
+            self._store.close()
+
+    def _prefixes(self, identity: str) -> PrefixCache:
+        session = self.engine.session(1, self.settings.cache)
+        per_token = session.memory().shared_kv_per_token + session.memory().full_per_token
+        return PrefixCache(self.settings.prefix_mb << 20, identity, per_token, self._store)
+
+    def _deliver(self, events: Sequence[tuple[Job, list[Event]]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._hand_out, events)
+
+    def _hand_out(self, events: Sequence[tuple[Job, list[Event]]]) -> None:
+        for job, found in events:
+            if (answer := self._answers.get(job)) is not None:
+                answer.put(job, found)

@@ -1,0 +1,90 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yocobit.config import ConfigError, check_types, require
+from yocobit.engine.session import CacheType
+from yocobit.pretrained import TINY
+
+_PREFIX = "YOCOBIT_"
+_MB = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """A model, and limits. Sizes are in bytes, times in seconds."""
+
+    model: Path = TINY
+    alias: tuple[str, ...] = ()  # further names that requests may give the model
+    threads: int | None = None  # one per CPU unless given
+    kernels: str | None = None
+    verify: bool = False  # check every weight before use
+    cache: CacheType = "f32"
+
+    context: int = 8192  # tokens of a prompt and its answer
+    max_sequences: int = 64  # texts at work at a time
+    max_waiting: int = 256  # requests that wait for a place
+    timeout_s: float = 600.0  # for a request, in the queue and at work
+    cache_mb: int = 2048  # for the caches of the texts at work
+    prefix_mb: int = 512  # for prefixes that were seen before; 0: none are kept
+    prefix_dir: Path | None = None  # keep them on disk, too
+    prefix_dir_mb: int = 4096
+    max_body_mb: int = 16  # of a request
+
+    api_keys: tuple[str, ...] = ()  # one of them is asked for; none: everybody may
+    cors_origins: tuple[str, ...] = ()  # web pages that may ask, besides our own
+    trusted_hosts: tuple[str, ...] = ()  # names that requests may call this server by; none: any
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.threads is not None:
+            require(1 <= self.threads <= 1024, self, "threads", "must be between 1 and 1024")
+        require(1 <= self.context <= 1 << 30, self, "context", "must be between 1 and 2^30")
+        require(1 <= self.max_sequences <= 1024, self, "max_sequences", "must be in 1..1024")
+        require(self.max_waiting >= 0, self, "max_waiting", "must be at least 0")
+        require(0 < self.timeout_s <= 86400, self, "timeout_s", "must be above 0, at most a day")
+        for name in ("cache_mb", "prefix_dir_mb", "max_body_mb"):
+            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        require(self.prefix_mb >= 0, self, "prefix_mb", "must be at least 0")
+        if any(len(key) < 8 or not key.isprintable() for key in self.api_keys):
+            raise ConfigError("api_keys must each have at least 8 printable characters")
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.cache_mb * _MB
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.max_body_mb * _MB
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServerSettings:
+        """Return settings of variables such as YOCOBIT_MODEL; lists are separated by commas."""
+        fields: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = environment.get(_PREFIX + field.name.upper())
+            if value is not None:
+                fields[field.name] = _parse(field.name, str(field.type), value)
+        return cls(**fields)
+
+
+def _parse(name: str, kind: str, value: str) -> object:
+    try:
+        if kind.startswith("tuple"):
+            return tuple(item.strip() for item in value.split(",") if item.strip())
+        if kind.startswith("int"):
+            return int(value)
+        if kind.startswith("float"):
+            return float(value)
+        if kind == "bool":
+            return {"0": False, "1": True, "false": False, "true": True}[value.lower()]
+        return Path(value) if kind.startswith("Path") else value
+    except (ValueError, KeyError):
+        raise ConfigError(f"{_PREFIX}{name.upper()}: must be {kind} but is {value!r}") from None

@@ -1,0 +1,125 @@
+"""Tools: functions that a model may ask the client to call.
+
+The chat template tells the model of them, and how it calls one depends on the model; understood
+are `<tool_call>{...}</tool_call>`, as Hermes and Qwen write, and an answer that is such JSON as a
+whole, as Llama 3 writes. The JSON has a name and "arguments" or "parameters".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from yocobit.serving.protocol import Tool
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A function that the model asks for; `arguments` are JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallReader:
+    """Takes an answer piece by piece, and tells text from calls."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = frozenset(names)
+        self._held = ""
+        self._has_text = False
+        self._n_calls = 0
+
+    def add(self, piece: str) -> tuple[str, list[Call]]:
+        """Return what is text for certain, and the calls that are complete."""
+        self._held += piece
+        text, calls = "", []
+        while True:
+            at = self._held.find(OPEN)
+            end = self._held.find(CLOSE, at) if at >= 0 else -1
+            if end < 0:
+                break
+            before, inside = self._held[:at], self._held[at + len(OPEN) : end]
+            self._held = self._held[end + len(CLOSE) :]
+            call = self._parse(inside)
+            if call is None:
+                text += before + OPEN + inside + CLOSE
+            else:
+                text += before.rstrip() if not before.strip() else before
+                calls.append(call)
+        text += self._certain()
+        return self._shown(text), self._count(calls)
+
+    def finish(self) -> tuple[str, list[Call]]:
+        """Return the rest of the text, and the call that it may be."""
+        rest, self._held = self._held, ""
+        body = rest.strip()
+        call = self._parse(body[len(OPEN) :] if body.startswith(OPEN) else body)
+        if call is not None and not self._has_text:
+            return "", self._count([call])
+        return (self._shown(rest) if body or self._n_calls == 0 else ""), []
+
+    def _certain(self) -> str:
+        """Take from what is held back that which cannot begin a call."""
+        if (at := self._held.find(OPEN)) < 0:
+            at = len(self._held)
+            for length in range(min(len(OPEN) - 1, at), 0, -1):
+                if self._held.endswith(OPEN[:length]):
+                    at -= length
+                    break
+        text = self._held[:at]
+        if not self._has_text and (not text.strip() or text.lstrip().startswith("{")):
+            return ""  # blanks before a call, or an answer that may be one as a whole
+        self._held = self._held[at:]
+        return text
+
+    def _shown(self, text: str) -> str:
+        self._has_text = self._has_text or bool(text.strip())
+        return text
+
+    def _count(self, calls: list[Call]) -> list[Call]:
+        self._n_calls += len(calls)
+        return calls
+
+    def _parse(self, text: str) -> Call | None:
+        try:
+            value = msgspec.json.decode(text)
+        except msgspec.DecodeError:
+            return None
+        if not isinstance(value, dict) or value.get("name") not in self._names:
+            return None
+        arguments = value.get("arguments", value.get("parameters", {}))
+        if isinstance(arguments, str):
+            return Call(value["name"], arguments)
+        return Call(value["name"], msgspec.json.encode(arguments).decode())
+
+
+def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
+    """Return the JSON schema of a call of one of the tools."""
+    return {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool.function.name},
+                    "arguments": tool.function.parameters or {"type": "object"},
+                },
+                "required": ["name", "arguments"],
+                "additionalProperties": False,
+            }
+            for tool in tools
+        ]
+    }
+
+
+def to_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """Return tools as chat templates take them."""
+    found: list[dict[str, Any]] = msgspec.to_builtins(list(tools))
+    for tool in found:
+        tool["function"] = {k: v for k, v in tool["function"].items() if v is not None}
+    return found
