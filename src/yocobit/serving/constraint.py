@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
 
 from yocobit.engine import Engine
 from yocobit.serving.errors import APIError
@@ -24,8 +25,10 @@ from yocobit.serving.generation import Logits
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
 # Tokens left from which on it is asked whether an answer can still be completed.
 _AMPLE = 1024
-# What ends strings, lists and objects soonest, then what begins the shortest values.
-_CLOSERS = ('"', "}", "]", '"}', '"]', "0", '""', "[]", "{}", "[", "{", "null", "true", ":", ",")
+# What ends lists and objects soonest, then what begins the shortest values. Strings end by a quote;
+# where a letter may follow that begins no value of JSON, it stands in one.
+_CLOSERS = ("}", "]", "0", '""', '"', "[]", "{}", "[", "{", "null", "true", ":", ",")
+_QUOTE, _LETTER = '"', "q"
 
 
 class Grammars:
@@ -38,9 +41,8 @@ class Grammars:
             n_vocab=self._n_tokens,
             eos_token=sorted(engine.end_tokens) or None,
         )
-        self._closers = [
-            ids[0] for text in _CLOSERS if len(ids := self._tokenizer.tokenize_str(text)) == 1
-        ]
+        self._closers = [token for text in _CLOSERS if (token := self._single(text)) is not None]
+        self._quote, self._letter = self._single(_QUOTE), self._single(_LETTER)
         self._matcher = lru_cache(64)(self._compile)
 
     def follow(
@@ -55,15 +57,30 @@ class Grammars:
             raise APIError(
                 400, f"{param}: is not a schema that can be followed ({matcher})", param=param
             )
-        constraint = JSONConstraint(matcher, self._n_tokens, self._closers)
-        if (n := len(constraint.completion(matcher, max_tokens + 1))) > max_tokens:
+        if (n := len(self.completion(matcher, max_tokens + 1))) > max_tokens:
             raise APIError(
                 400,
                 f"{param}: the shortest answer has {n} tokens or more, but max_tokens is "
                 f"{max_tokens}; allow more",
                 param="max_tokens",
             )
-        return constraint.copy
+        return lambda: JSONConstraint(self, matcher.deep_copy())
+
+    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
+        """Return which tokens (V,) may follow."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: self._n_tokens].astype(bool)
+
+    def completion(self, matcher: LLMatcher, limit: int) -> list[int]:
+        """Return few tokens that complete an answer; `limit` of them if it takes more."""
+        tokens: list[int] = []
+        matcher = matcher.deep_copy()
+        while len(tokens) < limit and not matcher.is_accepting():
+            token = self._next_closer(matcher)
+            if token is None or not matcher.consume_token(token):
+                break
+            tokens.append(token)
+        return tokens if matcher.is_accepting() else tokens + [0] * (limit - len(tokens))
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for."""
@@ -79,22 +96,35 @@ class Grammars:
             return problem
         return LLMatcher(self._tokenizer, grammar, log_level=0)
 
+    def _next_closer(self, matcher: LLMatcher) -> int | None:
+        if forced := matcher.compute_ff_tokens():
+            return int(forced[0])
+        allowed = self.allowed(matcher)
+        closers = self._closers
+        if self._quote is not None and self._letter is not None and allowed[self._letter]:
+            closers = [self._quote, *closers]
+        for token in closers:
+            if allowed[token]:
+                return token
+        found = np.flatnonzero(allowed)
+        return int(found[0]) if len(found) else None
+
+    def _single(self, text: str) -> int | None:
+        """Return the token of a text; None if it is several."""
+        tokens = self._tokenizer.tokenize_str(text)
+        return int(tokens[0]) if len(tokens) == 1 else None
+
 
 class JSONConstraint:
     """One answer that follows a schema."""
 
-    def __init__(self, matcher: LLMatcher, n_tokens: int, closers: list[int]) -> None:
+    def __init__(self, grammars: Grammars, matcher: LLMatcher) -> None:
+        self._grammars = grammars
         self._matcher = matcher
-        self._n_tokens = n_tokens
-        self._closers = closers
-
-    def copy(self) -> JSONConstraint:
-        """Return a constraint of its own for another answer."""
-        return JSONConstraint(self._matcher.deep_copy(), self._n_tokens, self._closers)
 
     def apply(self, logits: Logits) -> Logits:
         """Return logits (V,) in which tokens that must not follow are -infinity."""
-        return np.where(self._allowed(self._matcher), logits, np.float32(-np.inf))
+        return np.where(self._grammars.allowed(self._matcher), logits, np.float32(-np.inf))
 
     def settle(self, token: int, left: int) -> int:
         """Return the token that follows: the one drawn, unless no completion would fit behind it.
@@ -103,7 +133,7 @@ class JSONConstraint:
         """
         if left > _AMPLE or self._completes(token, left - 1):
             return token
-        completion = self.completion(self._matcher, left)
+        completion = self._grammars.completion(self._matcher, left)
         return completion[0] if completion else token
 
     def accept(self, token: int) -> bool:
@@ -111,33 +141,8 @@ class JSONConstraint:
         self._matcher.consume_token(token)
         return bool(self._matcher.is_stopped())
 
-    def completion(self, matcher: LLMatcher, limit: int) -> list[int]:
-        """Return few tokens that complete an answer; `limit` of them if it takes more."""
-        tokens: list[int] = []
-        matcher = matcher.deep_copy()
-        while len(tokens) < limit and not matcher.is_accepting():
-            token = self._next_closer(matcher)
-            if token is None or not matcher.consume_token(token):
-                break
-            tokens.append(token)
-        return tokens if matcher.is_accepting() else tokens + [0] * (limit - len(tokens))
-
     def _completes(self, token: int, left: int) -> bool:
         matcher = self._matcher.deep_copy()
         if not matcher.consume_token(token):
             return False
-        return matcher.is_stopped() or len(self.completion(matcher, left + 1)) <= left
-
-    def _next_closer(self, matcher: LLMatcher) -> int | None:
-        if forced := matcher.compute_ff_tokens():
-            return int(forced[0])
-        allowed = self._allowed(matcher)
-        for token in self._closers:
-            if allowed[token]:
-                return token
-        found = np.flatnonzero(allowed)
-        return int(found[0]) if len(found) else None
-
-    def _allowed(self, matcher: LLMatcher) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        return np.unpackbits(bits, bitorder="little")[: self._n_tokens].astype(bool)
+        return matcher.is_stopped() or len(self._grammars.completion(matcher, left + 1)) <= left

@@ -1,0 +1,67 @@
+"""Servers for tests: on a free port of this machine, in a thread of this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import uvicorn
+
+from yocobit.serving import ServerSettings, create_app
+
+
+class Server:
+    """A running server and a client of it."""
+
+    def __init__(self, url: str, app: Any, headers: dict[str, str]) -> None:
+        self.url = url
+        self.state = app.state.server
+        self.client = httpx.Client(base_url=url, timeout=60, headers=headers)
+
+    @property
+    def service(self):
+        return self.state.service
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+    def events(self, path: str, **body: Any) -> list[dict]:
+        """The events of a streamed answer, without the [DONE] that must end it."""
+        with self.client.stream("POST", path, json={**body, "stream": True}) as response:
+            assert response.status_code == 200, response.read()
+            lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+        assert lines[-1] == "data: [DONE]"
+        return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+    def wait_until_idle(self) -> None:
+        scheduler = self.service.scheduler
+        while scheduler.running or scheduler.n_waiting:
+            time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def running(settings: ServerSettings, wait: bool = True) -> Iterator[Server]:
+    """Run a server until the block ends."""
+    app = create_app(settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    key = settings.api_keys[0] if settings.api_keys else None
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    running = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", app, headers)
+    try:
+        while wait and running.state.service is None and running.state.problem is None:
+            time.sleep(0.005)
+        yield running
+    finally:
+        running.client.close()
+        server.should_exit = True
+        thread.join()
+        listener.close()
