@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from yocobit.config import ConfigError
 
-_SUFFIX, _HASH = ".prefix", 32  # bytes of a hash before an entry's own
+_SUFFIX, _PARTIAL = ".prefix", ".partial-"
+_HASH = 32  # bytes of a hash before an entry's own
 
 Bytes = NDArray[np.uint8]
 
@@ -105,7 +106,9 @@ class PrefixStore:
     def _scan(self) -> None:
         found = []
         for file in os.scandir(self._directory):
-            if file.name.endswith(_SUFFIX) and (named := _parse(file.name)) is not None:
+            if f"{_SUFFIX}{_PARTIAL}" in file.name and not _is_alive(file.name.split(_PARTIAL)[1]):
+                os.unlink(file)  # of a server that was killed
+            elif file.name.endswith(_SUFFIX) and (named := _parse(file.name)) is not None:
                 status = file.stat()
                 found.append((status.st_mtime_ns, file.name, status.st_size, *named))
         for _, name, size, key, place in sorted(found, key=lambda each: each[:2]):
@@ -129,7 +132,7 @@ class PrefixStore:
 
     def _write(self, key: bytes, data: bytes, place: Place | None) -> _File:
         name = key.hex() + ("" if place is None else f"-{place.block.hex()}-{place.tail}") + _SUFFIX
-        partial = self._directory / f".{name}.partial-{os.getpid()}"
+        partial = self._directory / f".{name}{_PARTIAL}{os.getpid()}"
         try:
             with partial.open("wb") as stream:
                 stream.write(_hash(data) + data)
@@ -171,6 +174,10 @@ def _parse(name: str) -> tuple[bytes, Place | None] | None:
         return bytes.fromhex(key), Place(bytes.fromhex(block), int(tail))
     except ValueError:
         return None
+
+
+def _is_alive(process: str) -> bool:
+    return process.isdigit() and Path("/proc", process).exists()
 
 
 def _hash(data: bytes) -> bytes:

@@ -101,7 +101,8 @@ class Scheduler:
         with self._changed:
             if self._stopping:
                 raise ServerStoppedError
-            if self.n_waiting >= self.max_waiting:
+            is_next = self.n_waiting == 0 and self._fits(request)
+            if self.n_waiting >= self.max_waiting and not is_next:
                 raise ServerBusyError(self.max_waiting)
             self._waiting.setdefault(request.client, deque()).append(job)
             self._changed.notify()
@@ -163,27 +164,33 @@ class Scheduler:
         while self._waiting:
             client, jobs = next(iter(self._waiting.items()))
             job = jobs[0]
-            n_sequences = self.n_sequences + sum(len(other.request.sampling) for other in admitted)
-            if n_sequences + len(job.request.sampling) > self._max_sequences:
-                break
-            if self.reserved_bytes + (size := self.bytes_of(job.request)) > self.cache_bytes:
+            if not self._fits(job.request):
                 break
             jobs.popleft()
             del self._waiting[client]  # to the end of the row
             if jobs:
                 self._waiting[client] = jobs
-            self.reserved_bytes += size
-            job.reserved_bytes = size
+            job.reserved_bytes = self.bytes_of(job.request)
+            self.reserved_bytes += job.reserved_bytes
+            self.running.append(job)
             admitted.append(job)
         return admitted
 
+    def _fits(self, request: Request) -> bool:
+        """Whether there are a place and memory for a request now."""
+        n_sequences = self.n_sequences + len(request.sampling)
+        size = self.reserved_bytes + self.bytes_of(request)
+        return n_sequences <= self._max_sequences and size <= self.cache_bytes
+
     def _begin(self, jobs: list[Job]) -> None:
         for job in jobs:
-            self.running.append(job)
             try:
                 job.begin(self.cache, self.prefixes)
             except MemoryError:
                 self._fail(job, NoMemoryError())
+            except Exception as error:  # ours; the others go on
+                logger.exception("request could not begin")
+                self._fail(job, error)
 
     def _step(self) -> None:
         """Take in the next token of each text, and some of each prompt."""

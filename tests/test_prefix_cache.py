@@ -1,0 +1,294 @@
+"""Prefixes that were seen before: what is found, with the bits of a miss, and what is dropped."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+import numpy as np
+import packed_models
+import pytest
+from packed_models import nano, packed, trained
+
+from yocobit import Engine
+from yocobit.serving.prefix_cache import BLOCK, PrefixCache
+from yocobit.serving.prefix_store import PrefixStore
+
+T = 500
+AMPLE = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def engine_of(tmp_path_factory):
+    """A function from a stack to an engine."""
+
+    @functools.cache
+    def make(stack: str) -> Engine:
+        model = trained(nano(stack, "ternary"), steps=3)
+        return Engine.load(packed(model, tmp_path_factory.mktemp(stack)).path, threads=1)
+
+    return make
+
+
+@pytest.fixture
+def engine(engine_of) -> Engine:
+    return engine_of("yoco-gret")
+
+
+@pytest.fixture
+def tokens() -> np.ndarray:
+    return packed_models.tokens()[:T].numpy().astype(np.int32)
+
+
+def prefix_cache(engine: Engine, capacity=AMPLE, store=None, model="model") -> PrefixCache:
+    memory = engine.session(1).memory()
+    per_token = memory.shared_kv_per_token + memory.full_per_token
+    return PrefixCache(capacity, model, per_token, store)
+
+
+def keep(cache: PrefixCache, engine: Engine, tokens) -> None:
+    session = engine.session(T)
+    session.feed(tokens)
+    cache.keep(session, cache.chain())
+
+
+def find(cache: PrefixCache, tokens):
+    return cache.find(np.asarray(tokens, dtype=np.int32), cache.chain())
+
+
+@pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer", "mixed"])
+@pytest.mark.parametrize("kept", [1, 63, 64, 65, 200, 256])
+def test_hit_has_the_bits_of_a_miss(engine_of, tokens, stack, kept):
+    engine = engine_of(stack)
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:kept])
+
+    hit = find(cache, tokens)
+    session = engine.session(T)
+    session.restore(tokens[: hit.position], hit.state, hit.pieces)
+
+    assert hit.position == kept
+    found, expected = session.feed(tokens[kept:]), engine.session(T).feed(tokens)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_nothing_is_found_in_an_empty_cache(engine, tokens):
+    assert find(prefix_cache(engine), tokens).position == 0
+
+
+def test_last_token_of_a_prompt_is_never_known(engine, tokens):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:100])
+
+    assert find(cache, tokens[:100]).position == 0
+    assert find(cache, tokens[:101]).position == 100
+
+
+def test_longest_place_is_found(engine, tokens):
+    cache = prefix_cache(engine)
+    for n in (10, 70, 90, 300):
+        keep(cache, engine, tokens[:n])
+
+    assert [find(cache, tokens[:n]).position for n in (11, 80, 91, 200, 400)] == [
+        10,
+        70,
+        90,
+        90,
+        300,
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 5, 64, 99])
+def test_other_token_before_the_place_is_a_miss(engine, tokens, at):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:100])
+    other = tokens.copy()
+    other[at] += 1
+
+    assert find(cache, other).position == 0
+
+
+def test_place_where_texts_part_is_told(engine, tokens):
+    """The second of two texts that begin alike learns where, so that a third can begin there."""
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:300])
+    other = np.concatenate([tokens[:200], tokens[:50]])
+
+    hit = find(cache, other)
+
+    assert hit.position == 0
+    assert hit.fork == 192  # three whole blocks
+    keep(cache, engine, other[: hit.fork])
+    assert find(cache, other).position == 192
+
+
+def test_blocks_are_shared(engine, tokens):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:256])
+    size, entries = cache.size, len(cache)
+
+    keep(cache, engine, [*tokens[:192], *tokens[:64]])
+
+    assert len(cache) == entries + 2  # a block and a state
+    assert cache.size < 1.5 * size
+
+
+def test_keeping_the_same_again_costs_nothing(engine, tokens):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:200])
+    size = cache.size
+
+    keep(cache, engine, tokens[:200])
+
+    assert cache.size == size
+
+
+def test_size_stays_within_capacity_and_longest_unused_goes_first(engine, tokens):
+    texts = [np.roll(tokens, 7 * i)[:130] for i in range(6)]
+    one = prefix_cache(engine)
+    keep(one, engine, texts[0])
+    cache = prefix_cache(engine, capacity=3 * one.size)
+
+    for text in texts[:3]:
+        keep(cache, engine, text)
+    find(cache, [*texts[0], 1])  # used again
+    for text in texts[3:5]:
+        keep(cache, engine, text)
+
+    known = [find(cache, [*text, 1]).position for text in texts]
+    assert known == [130, 0, 0, 130, 130, 0]
+    assert cache.size <= 3 * one.size
+
+
+@pytest.mark.parametrize("capacity", [0, 1000])
+def test_capacity_may_be_too_small_for_anything(engine, tokens, capacity):
+    cache = prefix_cache(engine, capacity=capacity)
+
+    keep(cache, engine, tokens)
+
+    assert cache.size <= capacity
+    assert find(cache, [*tokens, 1]).position == 0
+
+
+def test_size_is_that_of_the_entries_after_many_texts(engine):
+    rng = np.random.default_rng(0)
+    cache = prefix_cache(engine, capacity=400_000)
+
+    for _ in range(60):
+        text = rng.integers(0, 3, size=rng.integers(1, 200)).astype(np.int32)
+        find(cache, [*text, 1])
+        keep(cache, engine, text)
+
+        assert cache.size == sum(entry.nbytes for entry in cache._entries.values()) <= 400_000
+        assert set(cache._places) <= set(cache._entries)
+        counted = sum(sum(tails.values()) for tails in cache._tails.values())
+        assert counted == len(cache._places)
+
+
+# ---- on disk ----
+
+
+def stored(engine, directory, capacity=AMPLE, memory=AMPLE, model="model"):
+    store = PrefixStore(directory, capacity)
+    return prefix_cache(engine, memory, store, model), store
+
+
+def test_prefix_outlives_the_server(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:200])
+    store.close()
+
+    cache, store = stored(engine, tmp_path)
+    hit = find(cache, tokens)
+    session = engine.session(T)
+    session.restore(tokens[: hit.position], hit.state, hit.pieces)
+
+    assert hit.position == 200
+    expected = engine.session(T).feed(tokens)
+    np.testing.assert_array_equal(session.feed(tokens[200:]), expected)
+    store.close()
+
+
+def test_prefix_on_disk_is_found_when_memory_is_too_small(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path, memory=1)
+    keep(cache, engine, tokens[:200])
+
+    assert cache.size <= 1
+    assert find(cache, tokens).position == 200
+    store.close()
+
+
+def test_prefix_of_another_model_is_not_found(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:200])
+    store.close()
+
+    cache, store = stored(engine, tmp_path, model="another")
+    assert find(cache, tokens).position == 0
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "gone"])
+def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage):
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:200])
+    store.close()
+    for path in tmp_path.iterdir():
+        raw = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        else:
+            changed = {"cut": raw[:-1], "flip": raw[:-1] + bytes([raw[-1] ^ 1]), "empty": b""}
+            path.write_bytes(changed[damage])
+
+    cache, store = stored(engine, tmp_path)
+    assert find(cache, tokens).position == 0
+    for _ in range(4):  # of three blocks and a state, one is read and found damaged a time
+        keep(cache, engine, tokens[:200])
+        hit = find(cache, tokens)
+    assert hit.position == 200
+    store.close()
+
+
+def test_disk_is_bounded(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path, capacity=200_000)
+    for i in range(8):
+        keep(cache, engine, np.roll(tokens, 7 * i)[:130])
+    store.close()
+
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
+
+
+def test_other_files_in_the_directory_are_left_alone(engine, tokens, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "zz.prefix").write_text("mine")
+    (tmp_path / ".half.prefix.partial-999999999").write_text("of a killed server")
+
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:70])
+    store.close()
+
+    assert (tmp_path / "notes.txt").exists()
+    assert (tmp_path / "zz.prefix").exists()
+    assert not (tmp_path / ".half.prefix.partial-999999999").exists()
+
+
+def test_full_disk_loses_nothing_but_the_entry(engine, tokens, tmp_path, monkeypatch, caplog):
+    cache, store = stored(engine, tmp_path)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    keep(cache, engine, tokens[:200])
+    while store._waiting:
+        time.sleep(0.01)
+
+    assert list(tmp_path.iterdir()) == []
+    assert find(cache, tokens).position == 200  # from memory
+    assert "No space left" in caplog.text
+    store.close()
+
+
+def test_blocks_are_whole_tiles_of_attention():
+    assert BLOCK % 32 == 0

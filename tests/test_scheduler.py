@@ -1,0 +1,339 @@
+"""The scheduler: who gets what and when, and that company changes no answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from yocobit import Engine
+from yocobit.serving.errors import APIError, DeadlineError, ServerBusyError, ServerStoppedError
+from yocobit.serving.generation import Failure, Finish, Prompt, Request, Token
+from yocobit.serving.metrics import Metrics
+from yocobit.serving.prefix_cache import PrefixCache
+from yocobit.serving.scheduler import Scheduler
+
+TEXT = "And God said, Let there be light: and there was light. And God saw the light. "
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(threads=1)
+
+
+class Listener:
+    """Collects events by job."""
+
+    def __init__(self) -> None:
+        self.events: dict = {}
+        self.steps: list = []  # jobs that each delivery was for
+        self._changed = threading.Condition()
+
+    def __call__(self, batches) -> None:
+        with self._changed:
+            self.steps.append([job for job, _ in batches])
+            for job, events in batches:
+                self.events.setdefault(job, []).extend(events)
+            self._changed.notify_all()
+
+    def wait(self, job, until=(Finish, Failure), n=1):
+        def has_come():
+            return sum(isinstance(e, until) for e in self.events.get(job, [])) >= n
+
+        with self._changed:
+            assert self._changed.wait_for(has_come, timeout=60)
+        return self.events[job]
+
+    def text(self, job, n=1) -> str:
+        return "".join(e.text for e in self.wait(job, n=n) if isinstance(e, Token | Finish))
+
+
+@pytest.fixture
+def make(engine):
+    """A function that makes a scheduler and its listener."""
+    made = []
+
+    def scheduler(prefix_mb=0, **settings):
+        listener = Listener()
+        memory = engine.session(1).memory()
+        prefixes = PrefixCache(prefix_mb << 20, "m", memory.shared_kv_per_token)
+        defaults = {"cache_bytes": 1 << 30, "max_sequences": 64, "max_waiting": 256, "cache": "f32"}
+        made.append(
+            Scheduler(
+                engine,
+                listener,
+                prefixes=prefixes if prefix_mb else None,
+                metrics=Metrics(),
+                **{**defaults, **settings},
+            )
+        )
+        return made[-1], listener
+
+    yield scheduler
+    for each in made:
+        each.stop()
+
+
+def request(engine: Engine, prompt=TEXT, max_tokens=20, seed=0, n=1, **fields) -> Request:
+    tokens = engine.encode(prompt) if isinstance(prompt, str) else prompt
+    sampling = tuple(engine.sampling(temperature=1.0, seed=seed + i) for i in range(n))
+    return Request(prompt=tuple(tokens), max_tokens=max_tokens, sampling=sampling, **fields)
+
+
+def alone(engine: Engine, asked: Request, choice=0) -> str:
+    return engine.generate(
+        asked.prompt, max_tokens=asked.max_tokens, sampling=asked.sampling[choice]
+    )
+
+
+@pytest.mark.parametrize("prefix_mb", [0, 64])
+def test_answers_in_company_are_those_alone(engine, make, prefix_mb):
+    scheduler, listener = make(prefix_mb)
+    asked = [
+        request(engine, TEXT * (1 + i % 5) + "x" * (i % 7), max_tokens=5 + 3 * (i % 8), seed=i)
+        for i in range(40)
+    ]
+
+    jobs = [scheduler.submit(each) for each in asked]
+
+    for job, each in zip(jobs, asked, strict=True):
+        assert listener.text(job) == alone(engine, each)
+
+
+def test_prompts_are_read_beside_texts_that_are_written(engine, make):
+    """While a long prompt is read, a text that is being written gets a token in every step."""
+    scheduler, listener = make()
+    writer = scheduler.submit(request(engine, "The", max_tokens=400))
+    listener.wait(writer, until=Token)
+
+    reader = scheduler.submit(request(engine, TEXT * 60, max_tokens=1))
+    listener.wait(reader)
+
+    n_prompt = len(engine.encode(TEXT * 60))
+    drawn = [job for step in listener.steps for job in step].count(writer)
+    assert drawn >= n_prompt / 32
+    scheduler.cancel(writer)
+
+
+def test_short_prompt_does_not_wait_for_a_long_one(engine, make):
+    scheduler, listener = make()
+    long = scheduler.submit(request(engine, TEXT * 100, max_tokens=1))
+    short = scheduler.submit(request(engine, "The", max_tokens=1))
+
+    listener.wait(short)
+
+    assert not any(isinstance(e, Finish) for e in listener.events.get(long, []))
+
+
+def test_clients_take_turns(engine, make):
+    scheduler, listener = make(max_sequences=1)
+    first = scheduler.submit(request(engine, max_tokens=30, client="a"))
+    many = [scheduler.submit(request(engine, max_tokens=2, client="a")) for _ in range(6)]
+    one = scheduler.submit(request(engine, max_tokens=2, client="b"))
+
+    listener.wait(one)
+
+    assert first.is_over
+    assert sum(job.is_over for job in many) <= 1
+
+
+def test_choices_share_the_reading_of_a_prompt(engine, make):
+    scheduler, listener = make()
+    asked = request(engine, n=3, max_tokens=10)
+
+    job = scheduler.submit(asked)
+    events = listener.wait(job, until=Finish, n=3)
+
+    for choice in range(3):
+        text = "".join(
+            e.text for e in events if isinstance(e, Token | Finish) and e.choice == choice
+        )
+        assert text == alone(engine, asked, choice)
+
+
+def test_prefix_is_read_once(engine, make):
+    scheduler, listener = make(prefix_mb=64)
+    asked = request(engine, TEXT * 10, max_tokens=3)
+    first = scheduler.submit(asked)
+    listener.wait(first)
+
+    again = scheduler.submit(asked)
+    longer = scheduler.submit(request(engine, TEXT * 11, max_tokens=3))
+    listener.wait(longer)
+
+    assert [job.n_cached for job in (first, again)] == [0, len(asked.prompt) - 1]
+    assert longer.n_cached >= len(asked.prompt) - 64
+    assert listener.text(again) == listener.text(first) == alone(engine, asked)
+
+
+def test_conversation_goes_on_where_the_answer_ended(engine, make):
+    scheduler, listener = make(prefix_mb=64)
+    job = scheduler.submit(request(engine, TEXT, max_tokens=20))
+    drawn = [e.token for e in listener.wait(job) if isinstance(e, Token)]
+    prompt = [*job.request.prompt, *drawn, *engine.encode("And then")]
+
+    on = scheduler.submit(request(engine, prompt, max_tokens=5))
+    listener.wait(on)
+
+    assert on.n_cached == len(job.request.prompt) + 19  # the last token was never taken in
+    assert listener.text(on) == alone(engine, on.request)
+
+
+def test_third_text_begins_where_two_parted(engine, make):
+    scheduler, listener = make(prefix_mb=64)
+    jobs = []
+    for i in range(3):
+        prompt = engine.encode(TEXT * 10) + engine.encode(f"{i} other words") * 20
+        jobs.append(scheduler.submit(request(engine, prompt, max_tokens=1)))
+        listener.wait(jobs[-1])
+
+    shared = len(engine.encode(TEXT * 10))
+    assert jobs[0].n_cached == jobs[1].n_cached == 0
+    assert shared - 64 <= jobs[2].n_cached <= shared + 2
+
+
+def test_cancelled_job_is_gone_with_the_next_step(engine, make):
+    scheduler, listener = make(prefix_mb=64)
+    job = scheduler.submit(request(engine, "The", max_tokens=2000))
+    listener.wait(job, until=Token, n=3)
+
+    scheduler.cancel(job)
+    other = scheduler.submit(request(engine, "The", max_tokens=2))
+    listener.wait(other)
+
+    n = len(listener.events[job])
+    assert job.is_over and not scheduler.running and scheduler.reserved_bytes == 0
+    time.sleep(0.05)
+    assert len(listener.events[job]) == n
+
+
+def test_cancelled_job_never_waits_for_a_place(engine, make):
+    scheduler, listener = make(max_sequences=1)
+    first = scheduler.submit(request(engine, "The", max_tokens=100))
+    waiting = [scheduler.submit(request(engine, max_tokens=1)) for _ in range(3)]
+
+    scheduler.cancel(waiting[0])
+    listener.wait(waiting[2])
+
+    assert first.is_over
+    assert waiting[0] not in listener.events
+    assert scheduler.n_waiting == 0
+
+
+def test_full_queue_refuses(engine, make):
+    scheduler, listener = make(max_sequences=1, max_waiting=2)
+    running = scheduler.submit(request(engine, "The", max_tokens=2000))
+    listener.wait(running, until=Token)
+    waiting = [scheduler.submit(request(engine, max_tokens=1)) for _ in range(2)]
+
+    with pytest.raises(ServerBusyError, match="2 requests are waiting already"):
+        scheduler.submit(request(engine))
+
+    scheduler.cancel(running)
+    for job in waiting:
+        listener.wait(job)
+
+
+def test_queue_of_none_still_serves_who_comes_alone(engine, make):
+    scheduler, listener = make(max_sequences=1, max_waiting=0)
+
+    for _ in range(3):
+        job = scheduler.submit(request(engine, max_tokens=2))
+        assert listener.text(job) == alone(engine, job.request)
+        while scheduler.running:
+            time.sleep(0.001)
+
+
+def test_caches_stay_within_their_memory(engine, make):
+    asked = [request(engine, max_tokens=30, seed=i) for i in range(12)]
+    scheduler, listener = make(cache_bytes=3 * make()[0].bytes_of(asked[0]))
+    most = 0
+
+    jobs = [scheduler.submit(each) for each in asked]
+    while not all(job.is_over for job in jobs):
+        most = max(most, len(scheduler.running))
+        assert scheduler.reserved_bytes <= scheduler.cache_bytes
+    for job, each in zip(jobs, asked, strict=True):
+        assert listener.text(job) == alone(engine, each)
+
+    assert 2 <= most <= 3
+
+
+def test_bytes_of_a_request_are_those_of_its_sessions(engine, make):
+    scheduler, _ = make()
+
+    for max_tokens in (1, 30, 1000):
+        asked = request(engine, max_tokens=max_tokens, n=2)
+        session = engine.session(asked.n_tokens)
+        assert scheduler.bytes_of(asked) == 2 * session.memory().total
+
+
+def test_late_job_fails_and_others_go_on(engine, make):
+    scheduler, listener = make()
+    late = scheduler.submit(request(engine, "The", max_tokens=5000, timeout_s=0.1))
+    other = scheduler.submit(request(engine, max_tokens=20))
+
+    events = listener.wait(late, until=Failure)
+
+    assert isinstance(events[-1].error, DeadlineError)
+    assert listener.text(other) == alone(engine, other.request)
+
+
+def test_jobs_fail_when_the_scheduler_stops(engine, make):
+    scheduler, listener = make(max_sequences=1)
+    jobs = [scheduler.submit(request(engine, "The", max_tokens=5000)) for _ in range(3)]
+    listener.wait(jobs[0], until=Token)
+
+    scheduler.stop()
+
+    for job in jobs:
+        assert isinstance(listener.events[job][-1].error, ServerStoppedError)
+    with pytest.raises(ServerStoppedError):
+        scheduler.submit(request(engine))
+
+
+def test_system_without_memory_fails_the_job_alone(engine, make, monkeypatch):
+    scheduler, listener = make()
+    real = engine.session
+
+    def session(max_tokens, cache="f32"):
+        if max_tokens > 10_000:
+            raise MemoryError
+        return real(max_tokens, cache)
+
+    monkeypatch.setattr(engine, "session", session)
+    hungry = scheduler.submit(request(engine, max_tokens=20_000))
+    other = scheduler.submit(request(engine, max_tokens=10))
+
+    assert listener.wait(hungry)[-1].error.status == 503
+    monkeypatch.undo()
+    assert listener.text(other) == alone(engine, other.request)
+    assert scheduler.reserved_bytes == 0
+
+
+@pytest.mark.parametrize("broken", ["step", "session"])
+def test_failure_of_ours_is_told_and_the_scheduler_goes_on(engine, make, monkeypatch, broken):
+    scheduler, listener = make()
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(engine, broken, fail)
+    job = scheduler.submit(request(engine))
+    events = listener.wait(job, until=Failure)
+    monkeypatch.undo()
+
+    assert not isinstance(events[-1].error, APIError)
+    other = scheduler.submit(request(engine))
+    assert listener.text(other) == alone(engine, other.request)
+    assert scheduler.reserved_bytes == 0
+
+
+def test_prompt_is_told_before_its_first_token(engine, make):
+    scheduler, listener = make()
+
+    events = listener.wait(scheduler.submit(request(engine, max_tokens=3)))
+
+    assert isinstance(events[0], Prompt)
+    assert [type(e) for e in events[1:]] == [Token, Token, Token, Finish]
