@@ -53,6 +53,7 @@ class State:
         self.metrics = Metrics()
         self.service: Service | None = None
         self.problem: str | None = None  # why there is no service
+        self.report: Callable[[str], None] = logger.error  # is told of it
         self.is_draining = False
 
     def ready(self) -> Service:
@@ -135,7 +136,7 @@ async def _load(state: State) -> None:
         await asyncio.to_thread(lambda: state.service and state.service.grammars)
     except (ValueError, OSError, MemoryError) as error:
         state.problem = str(error) or type(error).__name__
-        logger.error("%s", state.problem)
+        state.report(state.problem)
 
 
 class Post:

@@ -76,15 +76,13 @@ async def write_error(send: Send, error: APIError) -> None:
     await write_json(send, error.status, error.to_dict(), headers)
 
 
-async def write_events(
-    receive: Receive, send: Send, chunks: AsyncIterator[Any], ping_s: float = PING_S
-) -> None:
+async def write_events(receive: Receive, send: Send, chunks: AsyncIterator[Any]) -> None:
     """Answer with an event for each chunk, [DONE] at the end, and pings while nothing comes.
 
     A failure after the begin is an event, too. ClientGoneError if the client goes away.
     """
     await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
-    ping = asyncio.create_task(_ping(send, ping_s))
+    ping = asyncio.create_task(_ping(send))
     try:
         await while_connected(receive, _write_chunks(send, chunks))
     finally:
@@ -120,10 +118,10 @@ async def _write_event(send: Send, data: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _ping(send: Send, ping_s: float) -> None:
+async def _ping(send: Send) -> None:
     """Write a comment now and then, so that nobody on the way takes the silence for an end."""
     while True:
-        await asyncio.sleep(ping_s)
+        await asyncio.sleep(PING_S)
         await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
 
 

@@ -43,6 +43,7 @@ def serve(
     _set_up_logging(settings.log_json)
     app = create_app(settings)
     state: State = app.state.server
+    state.report = lambda problem: None  # ServeError says it
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
@@ -91,7 +92,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain at the first signal, and end at once at the second."""
         if self._state.is_draining or self._state.service is None:
-            super().handle_exit(sig, frame)
+            self.should_exit = self.force_exit = True
             return
         self._state.is_draining = True
         if sig == signal.SIGINT:

@@ -1,0 +1,274 @@
+"""Who may ask a server, how much, and what is kept from whom."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import servers
+
+from yocobit.serving import ServerSettings
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+KEYS = ("the-first-key", "the-second-key")
+HOSTS = ("127.0.0.1", "localhost")
+LONG = {"prompt": "The king", "max_tokens": 5000, "logit_bias": {"0": -100}}
+
+
+@pytest.fixture(scope="module")
+def server():
+    settings = ServerSettings(
+        threads=1,
+        api_keys=KEYS,
+        trusted_hosts=HOSTS,
+        cors_origins=("https://friend.example",),
+        max_body_mb=1,
+        max_waiting=2,
+        max_sequences=4,
+    )
+    with servers.running(settings) as running:
+        yield running
+
+
+def bare(server, method: str, path: str, **headers: str) -> httpx.Response:
+    """A request with these headers and no key."""
+    return httpx.request(method, server.url + path, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/models", "/metrics", "/openapi.json", "/page/page.js", "/nothing", TEXT]
+)
+def test_every_path_but_health_asks_for_a_key(server, path):
+    for method in ("GET", "POST", "HEAD"):
+        response = bare(server, method, path)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"].startswith("Basic")
+    assert bare(server, "GET", "/health").status_code == 200
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_key_opens_in_each_way(server, key):
+    basic = base64.b64encode(f"me:{key}".encode()).decode()
+
+    for headers in (
+        {"authorization": f"Bearer {key}"},
+        {"authorization": f"bearer  {key}"},
+        {"authorization": f"Basic {basic}"},
+        {"x-api-key": key},
+    ):
+        assert bare(server, "GET", "/v1/models", **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["Bearer the-first-ke", "Bearer the-first-keyy", "Bearer", "", "Basic !!", "Basic YTpi", "x"],
+)
+def test_wrong_keys_do_not_open(server, value):
+    assert bare(server, "GET", "/v1/models", authorization=value).status_code == 401
+
+
+def test_keys_are_compared_in_constant_time(server, monkeypatch):
+    compared = []
+    real = __import__("hmac").compare_digest
+    monkeypatch.setattr(
+        "yocobit.serving.access.hmac.compare_digest",
+        lambda a, b: compared.append((a, b)) or real(a, b),
+    )
+
+    bare(server, "GET", "/v1/models", authorization=f"Bearer {KEYS[0]}")
+
+    assert [b for _, b in compared] == [key.encode() for key in KEYS]
+
+
+def test_other_host_names_are_refused(server):
+    key = {"authorization": f"Bearer {KEYS[0]}"}
+
+    assert bare(server, "GET", "/v1/models", host="evil.example", **key).status_code == 403
+    assert bare(server, "GET", "/v1/models", host="localhost:99", **key).status_code == 200
+
+
+def test_cors_is_for_friends_only(server):
+    def allowed(origin):
+        preflight = bare(
+            server, "OPTIONS", TEXT, origin=origin, **{"access-control-request-method": "POST"}
+        )
+        headers = {"origin": origin, "authorization": f"Bearer {KEYS[0]}"}
+        answer = bare(server, "GET", "/v1/models", **headers)
+        name = "access-control-allow-origin"
+        return preflight.headers.get(name), answer.headers.get(name)
+
+    assert allowed("https://friend.example") == ("https://friend.example",) * 2
+    assert allowed("https://evil.example") == (None, None)
+
+
+def test_cors_is_off_unless_asked():
+    with servers.running(ServerSettings(threads=1)) as server:
+        answer = bare(server, "GET", "/v1/models", origin="https://friend.example")
+        preflight = bare(
+            server,
+            "OPTIONS",
+            TEXT,
+            origin="https://a.b",
+            **{"access-control-request-method": "POST"},
+        )
+
+    assert not any(name.startswith("access-control") for name in answer.headers)
+    assert preflight.status_code == 405
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_that_is_too_large_is_refused(server, chunked):
+    body = json.dumps({"prompt": "x" * (1 << 20)}).encode()
+    content = iter([body[: 1 << 19], body[1 << 19 :]]) if chunked else body
+
+    response = server.client.post(
+        TEXT, content=content, headers={"content-type": "application/json"}
+    )
+
+    assert response.status_code == 413
+
+
+def test_request_ids_are_given_back_if_they_are_harmless(server):
+    answers = [
+        server.client.get("/v1/models", headers={"x-request-id": name}).headers["x-request-id"]
+        for name in ("abc-1", "a b", "x" * 500)
+    ]
+
+    assert answers[0] == "abc-1"
+    assert all(len(each) == 32 for each in answers[1:])
+
+
+# ---- going away ----
+
+
+def raw(server, body: dict) -> socket.socket:
+    """A connection on which a request has been sent."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS[0]}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
+    connection.sendall(head.encode() + content)
+    return connection
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
+    scheduler = server.service.scheduler
+    connection = raw(server, {**LONG, "stream": stream})
+    wait_for(lambda: scheduler.running and scheduler.running[0].n_drawn > 3)
+    job = scheduler.running[0]
+
+    connection.close()
+    wait_for(lambda: job.is_cancelled)
+    at = job.n_drawn
+    wait_for(lambda: not scheduler.running)
+
+    assert job.n_drawn <= at + 1
+    assert scheduler.reserved_bytes == 0
+    assert not server.service._answers
+
+
+def test_full_server_says_when_to_come_again(server):
+    scheduler = server.service.scheduler
+    connections = [raw(server, {**LONG, "stream": True}) for _ in range(6)]
+    wait_for(lambda: scheduler.n_waiting == 2)
+
+    refused = server.post(TEXT, prompt="The", max_tokens=1)
+
+    for connection in connections:
+        connection.close()
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
+
+
+def test_half_a_request_is_nobody(server):
+    connection = raw(server, LONG)
+    connection.close()
+    host, port = server.url.removeprefix("http://").split(":")
+    half = socket.create_connection((host, int(port)))
+    half.sendall(
+        f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEYS[0]}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
+    )
+    half.close()
+
+    wait_for(lambda: not server.service.scheduler.running)
+    assert server.post(TEXT, prompt="The", max_tokens=1).status_code == 200
+
+
+# ---- time ----
+
+
+def test_request_that_takes_too_long_ends_with_an_error():
+    with servers.running(ServerSettings(threads=1, timeout_s=0.2)) as server:
+        whole = server.post(TEXT, **LONG)
+        events = server.events(TEXT, **LONG)
+
+    assert whole.status_code == 504
+    assert whole.json()["error"]["code"] == "timeout"
+    assert events[-1]["error"]["code"] == "timeout"
+
+
+def test_pings_come_while_nothing_does(monkeypatch):
+    monkeypatch.setattr("yocobit.serving.exchange.PING_S", 0.01)
+    with servers.running(ServerSettings(threads=1, max_sequences=1)) as server:
+        first = raw(server, {**LONG, "stream": True})
+        wait_for(lambda: server.service.scheduler.running)
+        body = {"prompt": "x", "max_tokens": 1, "stream": True}
+        with server.client.stream("POST", TEXT, json=body) as response:
+            lines = response.iter_lines()
+            assert next(lines) == ": ping"
+            first.close()
+            lines = [line for line in lines if line]
+
+    assert lines[-1] == "data: [DONE]"
+
+
+# ---- loading ----
+
+
+def test_server_is_unwell_until_the_model_is_there(monkeypatch):
+    release = threading.Event()
+    from yocobit import Engine
+
+    real = Engine.load
+
+    def slow(*args, **kwargs):
+        release.wait(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(Engine, "load", slow)
+    with servers.running(ServerSettings(threads=1), wait=False) as server:
+        wait_for(lambda: _answers(server))
+        loading, refused = server.client.get("/health"), server.post(TEXT, prompt="The")
+        release.set()
+        wait_for(lambda: server.client.get("/health").status_code == 200)
+
+    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+
+
+def _answers(server) -> bool:
+    try:
+        server.client.get("/health")
+    except httpx.ConnectError:
+        return False
+    return True

@@ -1,0 +1,208 @@
+"""`yocobit serve` as a process: how it begins and ends, and that it answers the same each time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SEA = [{"role": "user", "content": "Tell me about the sea."}]
+
+
+class Process:
+    """A server process; `url` once it takes requests."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "yocobit", "serve", "--port", "0", *options]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines: list[str] = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"http://\S+", line):
+                self.url = found[0]
+                break
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self.lines.extend(self.process.stderr)
+
+    def end(self, sig=signal.SIGTERM) -> int:
+        self.process.send_signal(sig)
+        status = self.process.wait(timeout=60)
+        self._reader.join()
+        return status
+
+    def post(self, path: str, **body) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60)
+
+
+@contextlib.contextmanager
+def serving(*options: str):
+    process = Process(*options)
+    try:
+        yield process
+    finally:
+        if process.process.poll() is None:
+            process.end(signal.SIGKILL)
+        process.process.stderr.close()
+
+
+def texts(response: httpx.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [choice.get("text", choice.get("message")) for choice in response.json()["choices"]]
+
+
+def test_answers_are_the_same_alone_in_company_after_a_restart_and_with_other_threads():
+    body = {"messages": SEA, "max_tokens": 60, "seed": 4, "temperature": 1.0}
+    found = []
+    for threads in ("1", "2"):
+        with serving("--threads", threads) as server:
+            found.append(texts(server.post(CHAT, **body)))
+            others = [
+                threading.Thread(
+                    target=server.post,
+                    args=[TEXT],
+                    kwargs={"prompt": "The king " * (1 + i % 9), "max_tokens": 40, "seed": i},
+                )
+                for i in range(32)
+            ]
+            for thread in others:
+                thread.start()
+            found.append(texts(server.post(CHAT, **body)))
+            for thread in others:
+                thread.join()
+            assert server.end() == 0
+
+    assert all(each == found[0] for each in found)
+
+
+def test_sigterm_lets_streams_end_and_refuses_new_requests():
+    with (
+        serving("--threads", "1") as server,
+        httpx.Client(base_url=server.url, timeout=60) as client,
+    ):
+        body = {"prompt": "The king", "max_tokens": 1500, "seed": 1, "stream": True}
+        with httpx.stream("POST", server.url + TEXT, json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            assert next(lines).startswith("data: ")
+            client.get("/health")  # keeps a connection open
+
+            server.process.send_signal(signal.SIGTERM)
+            while (health := client.get("/health")).status_code == 200:
+                pass
+            refused = client.post(TEXT, json={"prompt": "x", "max_tokens": 1})
+            rest = [line for line in lines if line]
+
+        assert health.json() == {"status": "draining"}
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "draining"
+        assert refused.headers["retry-after"]
+        assert rest[-1] == "data: [DONE]"
+        events = [json.loads(line[6:]) for line in rest[:-1]]
+        assert events[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+        assert server.process.wait(timeout=60) == 0
+
+
+def test_second_signal_ends_at_once():
+    with serving("--threads", "1", "--context", "1000000") as server:
+        body = {
+            "prompt": "The king",
+            "max_tokens": 500_000,
+            "stream": True,
+            "logit_bias": {"0": -100},
+        }
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.stream("POST", server.url + TEXT, json=body, timeout=60) as stream,
+        ):
+            lines = stream.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+            assert server.process.poll() is None
+            server.process.send_signal(signal.SIGINT)
+            begin = time.monotonic()
+            for _ in lines:
+                pass
+        server.process.wait(timeout=30)
+        assert time.monotonic() - begin < 20
+
+
+def test_prefixes_outlive_a_server_that_is_killed(tmp_path):
+    options = ("--threads", "1", "--prefix-dir", str(tmp_path))
+    body = {"prompt": "And God said, Let there be light. " * 40, "max_tokens": 5, "seed": 3}
+    with serving(*options) as server:
+        first = server.post(TEXT, **body)
+        deadline = time.monotonic() + 30
+        while not list(tmp_path.glob("*-*.prefix")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        server.end(signal.SIGKILL)
+
+    with serving(*options) as server:
+        again = server.post(TEXT, **body)
+
+    usage = again.json()["usage"]
+    assert texts(first) == texts(again)
+    assert usage["prompt_tokens_details"]["cached_tokens"] == usage["prompt_tokens"] - 1
+
+
+def test_json_logs_have_request_ids_and_no_secrets():
+    key = "a-secret-key-of-mine"
+    with serving("--threads", "1", "--log-json", "--api-key", key) as server:
+        headers = {"authorization": f"Bearer {key}", "x-request-id": "mine-1"}
+        body = {"prompt": "a secret prompt", "max_tokens": 1}
+        answer = httpx.post(server.url + TEXT, json=body, headers=headers, timeout=60)
+        httpx.post(server.url + TEXT, json=body, headers={"authorization": "Bearer wrong-key-1"})
+        server.end()
+
+    records = [json.loads(line) for line in server.lines if line.startswith("{")]
+    requests = [r for r in records if r.get("path") == TEXT]
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert [r["status"] for r in requests] == [200, 401]
+    assert requests[0]["request_id"] == "mine-1"
+    whole = "".join(server.lines)
+    assert key not in whole and "wrong-key-1" not in whole and "secret prompt" not in whole
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["absent"], "absent: no such directory"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached by others"),
+        (["--host", "no.such.invalid", "--no-api-key"], "no.such.invalid:0 cannot be listened on"),
+        (["--api-key", "short"], "at least 8 printable characters"),
+        (["--api-key-file", "absent"], "absent: No such file"),
+        (["--kernels", "mmx"], "mmx"),
+        (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
+    ],
+)
+def test_mistake_is_one_line(options, words, tmp_path):
+    command = [sys.executable, "-m", "yocobit", "serve", "--port", "0", *options]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+
+    assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_port_that_is_taken_is_one_line():
+    with serving("--threads", "1") as server:
+        port = server.url.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "yocobit", "serve", "--port", port]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert result.returncode == 2
+    assert f"127.0.0.1:{port} cannot be listened on" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
