@@ -174,6 +174,14 @@ Floats activate(const std::string& name, const std::string& function,
   return y;
 }
 
+Floats exponentials(const std::string& name, const Array<const float, 1>& x, float largest,
+                    float rate) {
+  require(x.shape(0) % kLanes == 0, "sizes must be multiples of 8");
+  Floats y = new_array({x.shape(0)});
+  kernels_named(name).exponentials(x.data(), x.shape(0), largest, rate, y.data());
+  return y;
+}
+
 Floats rope(const std::string& name, const Array<const float, 1>& x,
             const Array<const float, 1>& cosine, const Array<const float, 1>& sine,
             bool is_interleaved) {
@@ -273,6 +281,7 @@ void bind_kernels(nb::module_& m) {
   m.def("quantize_row", &quantize_row, "kernels"_a, "x"_a);
   m.def("quantize_wide_row", &quantize_wide_row, "kernels"_a, "x"_a);
   m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
+  m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a);
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
   m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
   m.def("retain", &retain, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decays"_a);

@@ -26,7 +26,12 @@ int32_t draw(TokenDrawer& drawer, const Logits& logits, double temperature, int6
 
 void bind_sampling(nb::module_& m) {
   nb::class_<TokenDrawer>(m, "TokenDrawer")
-      .def(nb::init<>())
+      .def("__init__",
+           [](TokenDrawer* self) {
+             const Kernels* const* kernels = supported_kernels();
+             while (kernels[1]) ++kernels;
+             new (self) TokenDrawer(**kernels);
+           })
       .def("draw", &draw, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
            "uniform"_a);
 }

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
+
 namespace yocobit {
 
 // How a token is drawn; filters apply in this order, after the temperature.
@@ -20,21 +22,29 @@ struct Draw {
 // Draws tokens; keeps its work space.
 class TokenDrawer {
  public:
-  // Return the next token after logits [V]. Equals go by token. A NaN counts as -infinity, so any
-  // logits give a token of the vocabulary.
+  explicit TokenDrawer(const Kernels& kernels) : kernels_(kernels) {}
+
+  // Return the next token after logits [V]. Equals go by token; those that are e^86 times less
+  // likely than the likeliest are not drawn. A NaN counts as -infinity, so any logits give a token
+  // of the vocabulary.
   int32_t draw(const float* logits, int64_t V, const Draw& how);
 
  private:
   struct Candidate {
-    double weight;  // its probability by the likeliest's
+    float weight;  // its probability by the likeliest's
     int32_t token;
   };
 
-  int64_t keep(const Draw& how);
-  void sort_first(int64_t n);
+  void weigh(const float* logits, int64_t V, float largest, double temperature);
+  template <typename Condition>
+  void drop(const Condition& condition);
+  void keep_likeliest(int64_t top_k, double top_p);
+  int32_t find(double uniform);
 
+  const Kernels& kernels_;
+  std::vector<float> weights_;  // [V] and zeros up to whole blocks; 0 is not drawn
+  std::vector<double> sums_;    // of weights, by block
   std::vector<Candidate> candidates_;
-  int64_t n_sorted_ = 0;
 };
 
 }  // namespace yocobit

@@ -224,6 +224,30 @@ def test_rms_norm_is_alike_and_near_float64(size):
     np.testing.assert_array_less(np.abs(y - exact), (size / 16 + 6) * EPS * np.abs(exact) + 1e-30)
 
 
+@pytest.mark.parametrize("rate", [1.0, 1.25, 0.01])
+def test_exponentials_are_within_3_ulp_and_the_same_everywhere(kernels, rate):
+    x = np.random.default_rng(1).normal(scale=20, size=4096).astype(np.float32)
+    largest, rate = x.max(), np.float32(rate)
+
+    y = _native.exponentials(kernels, x, largest, rate)
+
+    # The exponent as the kernel has it: each operation rounds once in float32.
+    exponent = ((x - largest) * rate).astype(np.float64)
+    expected = np.exp(np.maximum(exponent, -87))
+    assert (np.abs(y - expected) <= 3 * np.spacing(expected.astype(np.float32))).all()
+    np.testing.assert_array_equal(y, _native.exponentials("scalar", x, largest, rate))
+
+
+def test_exponentials_of_what_is_not_finite_are_next_to_0(kernels):
+    x = np.float32([0, -np.inf, np.nan, -1e30, -86, -88, 0, 0])
+
+    y = _native.exponentials(kernels, x, 0.0, 1.0)
+
+    assert (y[[0, 6, 7]] == 1).all()
+    assert (y[[1, 2, 3, 5]] < 4e-38).all()
+    assert y[4] > 4e-38
+
+
 @pytest.mark.parametrize("function", ["swiglu", "relu2", "sign"])
 def test_activations_are_alike_and_near_float64(function):
     gate = np.concatenate([random(4096) * 8, np.float32([0, -0.0, 87, -87, 1e4, -1e4, 1e-30, -1])])

@@ -62,14 +62,15 @@ def write_random_model(
     head: str = "int8",
     float_dtype: str = "F32",
     seed: int = 0,
+    tokenizer: bytes | None = None,
 ) -> PackedModel:
-    """Write a packed model of that shape into a new directory, without a tokenizer."""
+    """Write a packed model of that shape into a new directory, with a tokenizer.json if given."""
     rng = np.random.default_rng(seed)
     tensors = {
         name: _random(rng, name, dtype, shape, config)
         for name, (dtype, shape) in expected_tensors(config, float_dtype, head).items()
     }
-    return write_model(directory, config, tensors, None, {})
+    return write_model(directory, config, tensors, tokenizer, {})
 
 
 def _random(

@@ -38,7 +38,7 @@ Model = Annotated[
 ChatModel = Annotated[
     Path,
     typer.Argument(
-        metavar="[MODEL]", help="A packed model's directory.", show_default="the packaged one"
+        metavar="MODEL", help="A packed model's directory.", show_default="the packaged one"
     ),
 ]
 
@@ -47,7 +47,7 @@ def generate(
     prompt: Annotated[
         str | None,
         typer.Argument(
-            metavar="[PROMPT]", help="Text to continue; standard input if it is - or absent."
+            metavar="PROMPT", help="Text to continue; standard input if it is - or absent."
         ),
     ] = None,
     model: Model = TINY,

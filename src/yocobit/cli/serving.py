@@ -19,7 +19,7 @@ def serve(
     model: Annotated[
         Path,
         typer.Argument(
-            metavar="[MODEL]", help="A packed model's directory.", show_default="the packaged one"
+            metavar="MODEL", help="A packed model's directory.", show_default="the packaged one"
         ),
     ] = TINY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
