@@ -1078,7 +1078,6 @@ CALENDAR = {"type": "function", "function": {"name": "calendar"}}
         ("messages", {"messages": [{"role": "user"}]}),
         ("messages", {"messages": [{"role": "user", "content": [IMAGE]}]}),
         ("temperature", {"temperature": -0.1}),
-        ("temperature", {"temperature": 2.1}),
         ("temperature", {"temperature": "hot"}),
         ("top_p", {"top_p": 1.5}),
         ("n", {"n": 0}),

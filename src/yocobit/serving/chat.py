@@ -9,7 +9,7 @@ from typing import Any
 
 from yocobit.config import ConfigError
 from yocobit.serving import protocol, tools
-from yocobit.serving.completion import Completion, stops, usage
+from yocobit.serving.completion import Completion, stops
 from yocobit.serving.errors import APIError
 from yocobit.serving.generation import Constraint, Finish, Request, Token
 from yocobit.serving.protocol import ChatRequest, ToolChoice
@@ -50,6 +50,10 @@ class ChatCompletion(Completion):
         super().__init__(service, body)
         self._tools = [] if body.tool_choice == "none" else body.tools or []
         self._has_logprobs = bool(body.logprobs)
+        if body.functions or body.function_call not in (None, "none", "auto"):
+            raise APIError(
+                400, "functions and function_call are not offered; use tools", param="functions"
+            )
         if body.top_logprobs and not body.logprobs:
             raise APIError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
         prompt = render(service, body.messages, self._tools)
@@ -68,7 +72,8 @@ class ChatCompletion(Completion):
                     constraint=self._constraint(body, max_tokens),
                     client=client,
                     timeout_s=service.settings.timeout_s,
-                )
+                ),
+                param="messages",
             )
         ]
 
@@ -85,14 +90,12 @@ class ChatCompletion(Completion):
                 choice.add(event.text, is_last=True)
                 choice.reason = event.reason
         results = [self._result(i, choice) for i, choice in enumerate(choices)]
-        used = usage(answer.jobs)
-        return self.frame("chat.completion", results, usage=used, x_groq=self.groq())
+        return self.whole_frame("chat.completion", results, answer)
 
     async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         choices = self._choices()
         for i in range(len(choices)):
-            begin = {"role": "assistant", "content": ""}
-            yield self._chunk(i, begin, x_groq=self.groq()) if i == 0 else self._chunk(i, begin)
+            yield self._chunk(i, {"role": "assistant", "content": ""}, is_first=i == 0)
         n_open = len(choices)
         async for _, event in answer.events():
             if not isinstance(event, Token | Finish):
@@ -111,10 +114,10 @@ class ChatCompletion(Completion):
             if isinstance(event, Finish):
                 n_open -= 1
                 reason = "tool_calls" if choice.calls else event.reason
-                more = {} if n_open else {"x_groq": self.groq(usage=usage(answer.jobs))}
-                yield self._chunk(event.choice, {}, finish_reason=reason, **more)
+                ended = None if n_open else answer
+                yield self._chunk(event.choice, {}, finish_reason=reason, ended=ended)
         if self.has_usage_chunk:
-            yield self.frame(_CHUNK, [], usage=usage(answer.jobs))
+            yield self.usage_frame(_CHUNK, answer)
 
     def _choices(self) -> list[_Choice]:
         names = [tool.function.name for tool in self._tools]
@@ -143,7 +146,8 @@ class ChatCompletion(Completion):
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
-        **more: Any,
+        is_first: bool = False,
+        ended: Answer | None = None,
     ) -> dict[str, Any]:
         choice = {
             "index": index,
@@ -151,7 +155,7 @@ class ChatCompletion(Completion):
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return self.frame(_CHUNK, [choice], **more)
+        return self.chunk_frame(_CHUNK, [choice], ended, is_first=is_first)
 
     def _constraint(self, body: ChatRequest, max_tokens: int) -> Callable[[], Constraint] | None:
         """Return what makes the constraint that a request asks for, if it asks for one."""
@@ -184,6 +188,12 @@ def render(
 ) -> list[int]:
     """Return the prompt of a conversation; APIError 400 for messages that cannot be one."""
     for i, message in enumerate(messages):
+        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+            raise APIError(
+                400,
+                f"messages[{i}].content is missing; give a text",
+                param=f"messages[{i}].content",
+            )
         for part in message.content if isinstance(message.content, list) else ():
             if part.type != "text":
                 raise APIError(

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from yocobit.serving.errors import APIError
 from yocobit.serving.generation import Logprob, Request
 from yocobit.serving.job import Job
 from yocobit.serving.protocol import Sampling
@@ -25,6 +26,10 @@ class Completion(ABC):
         self.id = f"{self.kind}-{secrets.token_hex(12)}"
         self.streams = bool(body.stream)
         self.has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
+        if body.stream_options is not None and not self.streams:
+            raise APIError(
+                400, "stream_options go with stream, which is not set", param="stream_options"
+            )
         self._model = body.model or service.name
         self._created = int(time.time())
 
@@ -36,8 +41,39 @@ class Completion(ABC):
     def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         """Yield the answer in chunks, one for each token that shows text."""
 
-    def frame(self, object_: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """Return what surrounds choices."""
+    def whole_frame(
+        self, object_: str, choices: list[dict[str, Any]], answer: Answer
+    ) -> dict[str, Any]:
+        """Return choices as a whole answer."""
+        return {
+            **self._frame(object_, choices),
+            "usage": usage(answer.jobs),
+            "x_groq": self._groq(seed=self._seed),
+        }
+
+    def chunk_frame(
+        self,
+        object_: str,
+        choices: list[dict[str, Any]],
+        ended: Answer | None,
+        *,
+        is_first: bool = False,
+    ) -> dict[str, Any]:
+        """Return choices as a chunk; `ended` is the answer, if this is its last."""
+        frame = self._frame(object_, choices)
+        if self.has_usage_chunk:
+            frame["usage"] = None
+        if ended is not None:
+            frame["x_groq"] = self._groq(seed=self._seed, usage=usage(ended.jobs))
+        elif is_first:
+            frame["x_groq"] = self._groq()
+        return frame
+
+    def usage_frame(self, object_: str, answer: Answer) -> dict[str, Any]:
+        """Return the chunk that has the usage, if it is asked for, behind all others."""
+        return {**self._frame(object_, []), "usage": usage(answer.jobs)}
+
+    def _frame(self, object_: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": object_,
@@ -45,11 +81,15 @@ class Completion(ABC):
             "model": self._model,
             "system_fingerprint": self.service.fingerprint,
             "choices": choices,
-            **more,
         }
 
-    def groq(self, **more: Any) -> dict[str, Any]:
+    def _groq(self, **more: Any) -> dict[str, Any]:
         return {"id": f"req_{self.id.partition('-')[2]}", **more}
+
+    @property
+    def _seed(self) -> int:
+        """The seed of the first choice; those of the others follow."""
+        return self.requests[0].sampling[0].seed
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """Return a token as text, and its bytes, which may be half a character."""
@@ -85,5 +125,5 @@ def usage(jobs: Sequence[Job]) -> dict[str, Any]:
         "queue_time": last.begun_at - last.queued_at,
         "prompt_time": read_at - last.begun_at,
         "completion_time": last.ended_at - read_at,
-        "total_time": last.ended_at - last.queued_at,
+        "total_time": last.ended_at - last.begun_at,  # as Groq has it, without the queue
     }

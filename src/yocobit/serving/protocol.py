@@ -124,6 +124,8 @@ class ChatRequest(Sampling, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None  # refused: OpenAI's form before tools
+    function_call: Any = None
 
 
 class TokenizeRequest(Struct, kw_only=True):

@@ -91,6 +91,12 @@ class Service:
         return Grammars(self.engine)
 
     @cached_property
+    def special_tokens(self) -> frozenset[int]:
+        """Tokens that a text does not show."""
+        added = self.engine.tokenizer.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    @cached_property
     def has_chat_template(self) -> bool:
         return (self.engine.model.path / CHAT_TEMPLATE).exists()
 
@@ -114,7 +120,7 @@ class Service:
         }
         if body.top_k is not None:
             changes["top_k"] = max(0, body.top_k)  # -1 is all, too
-        seed = secrets.randbits(63) if body.seed is None else body.seed % (1 << 64)
+        seed = secrets.randbits(53) if body.seed is None else body.seed % (1 << 64)
         return tuple(
             self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
         )
@@ -133,15 +139,18 @@ class Service:
             bias[int(key)] = value
         return bias
 
-    def check(self, request: Request) -> Request:
-        """Return a request that can be served; APIError 400 with the numbers if it never can."""
+    def check(self, request: Request, param: str) -> Request:
+        """Return a request that can be served; APIError 400 with the numbers if it never can.
+
+        `param` is the field that its prompt comes from.
+        """
         n, room = len(request.prompt), self.settings.context
         if n + request.max_tokens > room:
             raise APIError(
                 400,
                 f"This model's maximum context length is {room} tokens, but the prompt has {n} and "
                 f"max_tokens is {request.max_tokens}: {n + request.max_tokens} together",
-                param="messages",
+                param=param,
                 code="context_length_exceeded",
             )
         if len(request.sampling) > self.settings.max_sequences:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
-from yocobit.serving.completion import Completion, stops, usage
+from yocobit.serving.completion import Completion, stops
 from yocobit.serving.errors import APIError
 from yocobit.serving.generation import Finish, Logprob, Prompt, Request, Token
 from yocobit.serving.protocol import CompletionRequest
@@ -28,13 +28,13 @@ class _Choice:
     n_characters: int = 0  # of the tokens
     reason: str | None = None
 
-    def add(self, text: str, token: str, found: Logprob | None, top: dict[str, float]) -> None:
-        """Take in a token, as it looks and as it was drawn."""
-        self.tokens.append(text)
+    def add(self, token: str, shown: str, found: Logprob | None, top: dict[str, float]) -> None:
+        """Take in a token, its name and what the text shows of it."""
+        self.tokens.append(token)
         self.token_logprobs.append(None if found is None else found.logprob)
         self.top_logprobs.append(None if found is None else top)
         self.text_offset.append(self.n_characters)
-        self.n_characters += len(token)
+        self.n_characters += len(shown)
 
 
 class TextCompletion(Completion):
@@ -73,7 +73,8 @@ class TextCompletion(Completion):
                     n_prompt_logprobs=body.logprobs if self._echo else None,
                     client=client,
                     timeout_s=service.settings.timeout_s,
-                )
+                ),
+                param="prompt",
             )
             for i, prompt in enumerate(prompts)
         ]
@@ -88,7 +89,7 @@ class TextCompletion(Completion):
             for i in self._take(choices, index, event):
                 choices[i].reason = event.reason if isinstance(event, Finish) else None
         results = [self._choice(i, choice) for i, choice in enumerate(choices)]
-        return self.frame(_OBJECT, results, usage=usage(answer.jobs), x_groq=self.groq())
+        return self.whole_frame(_OBJECT, results, answer)
 
     async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         choices = [_Choice() for _ in range(len(self.requests) * self._n)]
@@ -96,16 +97,15 @@ class TextCompletion(Completion):
         async for index, event in answer.events():
             for i in self._take(choices, index, event):
                 choice = choices[i]
-                more: dict[str, Any] = {}
                 if isinstance(event, Finish):
                     choice.reason = event.reason
                     n_open -= 1
-                    more = {} if n_open else {"x_groq": self.groq(usage=usage(answer.jobs))}
                 if choice.text or choice.tokens or choice.reason:
-                    yield self.frame(_OBJECT, [self._choice(i, choice)], **more)
+                    chunk = [self._choice(i, choice)]
+                    yield self.chunk_frame(_OBJECT, chunk, None if n_open else answer)
                 choices[i] = _Choice(n_characters=choice.n_characters)
         if self.has_usage_chunk:
-            yield self.frame(_OBJECT, [], usage=usage(answer.jobs))
+            yield self.usage_frame(_OBJECT, answer)
 
     def _take(self, choices: list[_Choice], index: int, event: object) -> list[int]:
         """Add an event of a request to its choices; return which they are."""
@@ -133,10 +133,11 @@ class TextCompletion(Completion):
 
     def _add(self, choice: _Choice, token: int, found: Logprob | None) -> None:
         text, _ = self.token_text(token)
+        shown = "" if token in self.service.special_tokens else text
         top = {self.token_text(t)[0]: value for t, value in reversed(found.top)} if found else {}
         if found:
             top.setdefault(text, found.logprob)
-        choice.add(text, text, found, top)
+        choice.add(text, shown, found, top)
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
         logprobs = None

@@ -101,20 +101,37 @@ class ToolCallReader:
 
 def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
     """Return the JSON schema of a call of one of the tools."""
-    return {
-        "anyOf": [
+    definitions: dict[str, Any] = {}
+    calls = []
+    for i, tool in enumerate(tools):
+        # Without parameters, OpenAI says, a function has none.
+        parameters = tool.function.parameters or {"type": "object", "additionalProperties": False}
+        definitions[f"tool_{i}"] = _moved(parameters, f"#/$defs/tool_{i}")
+        calls.append(
             {
                 "type": "object",
                 "properties": {
                     "name": {"const": tool.function.name},
-                    "arguments": tool.function.parameters or {"type": "object"},
+                    "arguments": {"$ref": f"#/$defs/tool_{i}"},
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
             }
-            for tool in tools
-        ]
-    }
+        )
+    return {"$defs": definitions, "anyOf": calls}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """Return a schema that stands in another, at that place: what it refers to is there, too."""
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: _moved(value, place) for key, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = place + reference[1:]
+    return moved
 
 
 def to_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
