@@ -36,8 +36,9 @@ class Access:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            return  # a websocket is closed by the server
+        if scope["type"] == "websocket":  # there are none here
+            await send({"type": "websocket.close", "code": 1000})
+            return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
