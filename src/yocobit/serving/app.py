@@ -78,6 +78,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
         Route("/models/{name:path}", model),
         Route("/tokenize", Post(protocol.TokenizeRequest, tokenize)),
         Route("/detokenize", Post(protocol.DetokenizeRequest, detokenize)),
+        Route("/tokenizer_info", tokenizer_info),
     ]
     middleware = [Middleware(Access, settings=settings)]
     if settings.cors_origins:
@@ -95,7 +96,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
         routes=[
             Mount("/v1", routes=api),
             Mount("/openai/v1", routes=api),
-            *api[-2:],  # tokenize and detokenize, where vLLM has them
+            *api[-3:],  # of the tokenizer, where vLLM has them
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
@@ -205,6 +206,10 @@ async def detokenize(service: Service, body: protocol.DetokenizeRequest) -> dict
             )
     text = service.engine.tokenizer.decode(body.tokens, skip_special_tokens=False)
     return {"prompt": text}
+
+
+async def tokenizer_info(request: HTTPRequest) -> Response:
+    return _json(request.app.state.server.ready().tokenizer_info)
 
 
 async def models(request: HTTPRequest) -> Response:

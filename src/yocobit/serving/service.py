@@ -100,6 +100,19 @@ class Service:
     def has_chat_template(self) -> bool:
         return (self.engine.model.path / CHAT_TEMPLATE).exists()
 
+    @cached_property
+    def tokenizer_info(self) -> dict[str, Any]:
+        """What lm-evaluation-harness wants to know of the tokenizer, as vLLM tells it."""
+        config, tokenizer = self.engine.generation_config, self.engine.tokenizer
+        begin, ends = config.get("bos_token_id"), sorted(self.engine.end_tokens)
+        template = self.engine.model.path / CHAT_TEMPLATE
+        return {
+            "bos_token": None if begin is None else tokenizer.id_to_token(begin),
+            "eos_token": tokenizer.id_to_token(ends[0]) if ends else None,
+            "model_max_length": self.settings.context,
+            "chat_template": template.read_text("utf-8") if self.has_chat_template else None,
+        }
+
     def check_model(self, name: str | None) -> None:
         """APIError 404 if a request names another model."""
         if name is not None and name not in (self.name, *self.settings.alias):
