@@ -11,13 +11,12 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.engine.chat_template import ChatTemplate
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
@@ -25,6 +24,9 @@ from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
+
+if TYPE_CHECKING:
+    from yocobit.engine.chat_template import ChatTemplate
 
 _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
@@ -122,6 +124,8 @@ class Engine:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """How conversations look as text; ConfigError if the model has no chat template."""
+        from yocobit.engine.chat_template import ChatTemplate  # and with it Jinja
+
         return ChatTemplate.read(self.model.path / CHAT_TEMPLATE)
 
     @property
