@@ -181,6 +181,7 @@ def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp
         ("x.txt", b"a" * 65_535 + b"\xe2\x28", r"is not UTF-8 \(byte 0xe2 at 65535\)"),
         ("x.jsonl", b'{"text": "a"}\n{', r"x\.jsonl:2: is not valid JSON"),
         ("x.jsonl", b'{"text": "\xff"}', r"x\.jsonl:1: is not valid JSON"),
+        ("x.jsonl", rb'{"text": "a\ud800"}', r"x\.jsonl:1: text has half a character, '\\ud800'"),
         ("x.jsonl", b"[]", r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"text": 1}', r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"messages": 1}', r"x\.jsonl:1: messages must be a list but is 1"),

@@ -208,14 +208,25 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
     """Yield the document of a record with a text or with messages, unless its text is empty."""
     fields = record if isinstance(record, dict) else {}
     if text_field not in fields and "messages" in fields:
-        yield Document(name, [Piece(*part) for part in render(fields["messages"], source)])
+        parts = render(fields["messages"], source)
+        yield Document(name, [Piece(_encodable(part, source), scored) for part, scored in parts])
     elif isinstance(text := fields.get(text_field), str):
         if text:
-            yield _document(name, text)
+            yield _document(name, _encodable(text, source))
     else:
         raise ConfigError(
             f"{source}: must be an object with a string '{text_field}' or a list 'messages'"
         )
+
+
+def _encodable(text: str, source: str) -> str:
+    """Return a text that has UTF-8; JSON can also spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ConfigError(f"{source}: text has half a character, {half!r}") from None
+    return text
 
 
 def _raw_lines(file: SourceFile) -> Iterator[bytes]:

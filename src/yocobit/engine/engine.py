@@ -20,6 +20,7 @@ from yocobit.config import ConfigError, ModelConfig
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
+from yocobit.errors import UserError
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
@@ -163,7 +164,11 @@ class Engine:
         return logits
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the tokens of a text that begins a document."""
+        """Return the tokens of a text that begins a document; UserError if it has no UTF-8."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # Python makes halves of characters of other bytes
+            raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
         begin = self.generation_config.get("bos_token_id")
         tokens: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         return tokens if begin is None else [begin, *tokens]
