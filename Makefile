@@ -2,7 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*)
-PACKAGES := $(shell find src -type d -not -name __pycache__)  # newer when a module comes or goes
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
@@ -13,7 +12,7 @@ SANITIZED_TESTS := tests/test_kernels.py tests/test_native_products.py \
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup demo test check sanitize bench bench-peers golden clean
+.PHONY: setup demo test check sanitize bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -25,7 +24,12 @@ setup: .venv/.built
 	  --no-build-isolation -e '.[train,tensorboard,dev]'
 	touch $@
 
-.venv/.built: .venv/.installed $(NATIVE) $(PACKAGES)
+# What the installed package knows of: newer only when a module comes or goes.
+.venv/.modules: .venv/.installed FORCE
+	@find src -name '*.py' | LC_ALL=C sort > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+.venv/.built: .venv/.installed .venv/.modules $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
 	  -C cmake.define.YOCOBIT_TESTS=ON -e .
 	touch $@

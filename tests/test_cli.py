@@ -329,6 +329,19 @@ def test_standard_input_that_is_not_utf8_is_refused(model):
     assert result.stderr == b"error: standard input is not UTF-8 (byte 2)\n"
 
 
+@pytest.mark.parametrize("command", [["generate", b"ab\xff"], ["chat"]])
+def test_text_that_is_not_utf8_is_refused_where_python_lets_it_through(command):
+    result = subprocess.run(
+        [sys.executable, "-m", "yocobit", *command],
+        input=b"ab\xff\n",
+        capture_output=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+
+    assert result.returncode == 2
+    assert result.stderr == b"error: text is not UTF-8 (it has '\\udcff')\n"
+
+
 def test_verify_reports_a_flipped_bit_and_generate_verify_refuses_it(model, tmp_path):
     import shutil
 

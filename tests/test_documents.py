@@ -19,7 +19,7 @@ ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 def documents(path: Path | str, exclude=(), **fields) -> list[tuple[str, str]]:
     files = list_files(SourceConfig(path=str(path), **fields), exclude)
-    return [(d.name, "".join(piece.text for piece in d.pieces)) for d in Documents(files)]
+    return [(d.name, d.text()) for d in Documents(files)]
 
 
 def write_records(path: Path, records: list[dict]) -> None:
@@ -161,10 +161,11 @@ def test_by_line_without_a_text_file_is_refused(tmp_path):
         documents(tmp_path, by_line=True)
 
 
-def test_python_file_in_another_encoding_is_skipped_and_counted(tmp_path):
+@pytest.mark.parametrize("pattern", [".", "*.py"])
+def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp_path, pattern):
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
 
-    found = Documents(list_files(SourceConfig(path=str(tmp_path)), ()))
+    found = Documents.of([tmp_path / pattern])
 
     assert list(found) == []
     assert found.skipped == {str(tmp_path / "latin.py")}
@@ -174,11 +175,13 @@ def test_python_file_in_another_encoding_is_skipped_and_counted(tmp_path):
     ("name", "content", "message"),
     [
         ("x.txt", b"ab\xff", r"x\.txt: is not UTF-8 \(byte 0xff at 2\)"),
+        ("x.py", b"# \xe9", r"x\.py: is not UTF-8 \(byte 0xe9 at 2\)"),
         ("x.txt", b"ab" + b"\xe2\x82", r"x\.txt: is not UTF-8 \(byte 0xe2 at 2\)"),
         ("x.txt", b"a" * 200_000 + b"\xff", r"x\.txt: is not UTF-8 \(byte 0xff at 200000\)"),
         ("x.txt", b"a" * 65_535 + b"\xe2\x28", r"is not UTF-8 \(byte 0xe2 at 65535\)"),
         ("x.jsonl", b'{"text": "a"}\n{', r"x\.jsonl:2: is not valid JSON"),
         ("x.jsonl", b'{"text": "\xff"}', r"x\.jsonl:1: is not valid JSON"),
+        ("x.jsonl", rb'{"text": "a\ud800"}', r"x\.jsonl:1: text has half a character, '\\ud800'"),
         ("x.jsonl", b"[]", r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"text": 1}', r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"messages": 1}', r"x\.jsonl:1: messages must be a list but is 1"),

@@ -479,3 +479,14 @@ def test_yocobit_engine_imports_without_torch():
         "import yocobit.cli; assert yocobit.Engine"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_jinja_is_imported_when_a_chat_template_is_read():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, yocobit, yocobit.cli; engine = yocobit.Engine.load();"
+        "assert 'jinja2' not in sys.modules; engine.chat_template; assert 'jinja2' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

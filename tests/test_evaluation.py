@@ -139,6 +139,16 @@ def test_eval_reads_text_and_jsonl(paths, tmp_path):
     assert json.loads(of_lines.stdout)["backend"] == "native"
 
 
+def test_eval_of_a_directory_says_how_many_files_are_passed_over(paths, tmp_path):
+    (tmp_path / "latin.py").write_bytes(b"# \xe9")
+    (tmp_path / "a.py").write_text("answer = 42")
+
+    shown = run(paths["native"], tmp_path, "--json")
+
+    assert json.loads(shown.stdout)["documents"] == 1
+    assert shown.stderr == "skipped 1 .py files that are not UTF-8\n"
+
+
 def test_eval_shows_a_table(paths, tmp_path):
     (tmp_path / "a.txt").write_text(text()[:500])
 
@@ -151,6 +161,7 @@ def test_eval_shows_a_table(paths, tmp_path):
     "name, content, rule",
     [
         ("a.txt", b"\xff", "a.txt: is not UTF-8 (byte 0xff at 0)"),
+        ("a.py", b"# \xe9", "a.py: is not UTF-8 (byte 0xe9 at 2)"),
         ("a.txt", b"", "documents must hold text"),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}', "a.jsonl:2: must be an object with a string"),
         ("a.jsonl", b"{", "a.jsonl:1: is not valid JSON"),

@@ -1,9 +1,8 @@
-"""The prose benchmark: its variants have equal parameters, its record is of one recipe, and what
-the packaged model learns to talk from is text as it stands."""
+"""The prose benchmark: its variants have equal parameters, and what the packaged model learns to
+talk from is text as it stands."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -47,16 +46,6 @@ def test_variants_have_the_parameters_of_the_first(prose):
 
     for variant in prose.VARIANTS:
         assert abs(n_parameters(variant) - base) < 0.003 * base, variant
-
-
-def test_record_of_another_recipe_is_not_added_to(prose, tmp_path):
-    path = tmp_path / "results.json"
-    results = prose.record(path, [])
-    path.write_text(json.dumps(results))
-
-    assert prose.record(path, []) == {"recipe": results["recipe"], "runs": {}}
-    with pytest.raises(SystemExit, match="another recipe"):
-        prose.record(path, ["run.steps=3"])
 
 
 def test_conversations_hold_passages_of_the_text_as_they_stand(made):

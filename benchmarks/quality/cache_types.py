@@ -9,10 +9,11 @@ to benchmarks/results/quality_cache.json.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import get_args
+
+import results_file
 
 from yocobit.data.documents import read_texts
 from yocobit.engine.session import CacheType
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int)
     arguments = parser.parse_args()
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    results = results_file.read(RESULTS)
     with tempfile.TemporaryDirectory() as directory:
         model = pack(arguments.run, Path(directory) / "model").path
         for cache in get_args(CacheType):
@@ -37,7 +38,7 @@ def main() -> None:
             found = perplexity(scorer, read_texts([arguments.text]), arguments.context)
             results.setdefault(arguments.run.name, {})[cache] = found.to_dict()
             print(f"{arguments.run.name} {cache:5} {found.bits_per_byte:.4f} bits/byte", flush=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    results_file.write(RESULTS, results)
 
 
 if __name__ == "__main__":

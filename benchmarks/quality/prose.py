@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import results_file
+
 from yocobit.config import ModelConfig, preset
 
 HERE = Path(__file__).parent
@@ -101,16 +103,10 @@ def measured(run: Path) -> dict[str, float]:
     }
 
 
-def record(path: Path, settings: list[str]) -> dict[str, Any]:
-    """Return the results in a file, or none; a file of another recipe is not added to."""
+def recipe(settings: list[str]) -> list[str]:
+    """Return the lines that say how each variant is trained."""
     lines = RECIPE.read_text(encoding="utf-8").splitlines()
-    recipe = [line for line in lines if line and not line.startswith("#")] + settings
-    if not path.exists():
-        return {"recipe": recipe, "runs": {}}
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if results["recipe"] != recipe:
-        raise SystemExit(f"{path}: holds results of another recipe; give another --results")
-    return results
+    return [line for line in lines if line and not line.startswith("#")] + settings
 
 
 def _one_thread() -> dict[str, str]:
@@ -126,21 +122,22 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="as yocobit train")
     arguments = parser.parse_args()
     path = arguments.results or arguments.out / "results.json"
-    results = record(path, arguments.set)
+    results = results_file.read(path, {"recipe": recipe(arguments.set)})
+    found = results.setdefault("runs", {})
     jobs = [
         (variant, seed)
         for variant in arguments.only.split(",")
         for seed in (MAIN_SEEDS if variant in MAIN_PAIR else SEEDS)
-        if f"{variant}-seed{seed}" not in results["runs"]
+        if f"{variant}-seed{seed}" not in found
     ]
     jobs.sort(key=lambda job: job[1])
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [pool.submit(train, arguments.out, *job, arguments.set) for job in jobs]
         for finished in as_completed(runs):
             run = finished.result()
-            results["runs"][run.name] = measured(run)
-            path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-            print(f"{run.name}: {results['runs'][run.name]['bits_per_byte']:.4f} bits/byte")
+            found[run.name] = measured(run)
+            results_file.write(path, results)
+            print(f"{run.name}: {found[run.name]['bits_per_byte']:.4f} bits/byte")
 
 
 if __name__ == "__main__":

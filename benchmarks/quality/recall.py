@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import multiprocessing
 import os
 import time
@@ -18,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import results_file
 from recall_tasks import VOCAB_SIZE
 from recall_training import BEYOND, TRAINED, Recipe, evaluate, train
 
@@ -89,41 +89,29 @@ def main() -> None:
         if variant not in VARIANTS:
             parser.error(f"--variants must be of {', '.join(VARIANTS)} but has {variant!r}")
     recipe = Recipe(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Recipe)})
-    results = _open(arguments.out, recipe)
+    results = results_file.read(arguments.out, _made_by(recipe))
+    variants = results.setdefault("variants", {})
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        left = [variant for variant in chosen if variant not in results["variants"]]
+        left = [variant for variant in chosen if variant not in variants]
         jobs = {pool.submit(measure, variant, recipe): variant for variant in left}
         for job in as_completed(jobs):
-            results["variants"][jobs[job]] = job.result()
-            _save(arguments.out, results)
+            variants[jobs[job]] = job.result()
+            results_file.write(arguments.out, results)
             recalled = job.result()["associative_recall"]
             line = "  ".join(f"{length}: {share:.3f}" for length, share in recalled.items())
             print(f"{jobs[job]:22} {line}", flush=True)
 
 
-def _open(path: Path, recipe: Recipe) -> dict[str, Any]:
-    """Return the results in a file, or none; a file of another recipe is not added to."""
-    made_by = {
+def _made_by(recipe: Recipe) -> dict[str, Any]:
+    return {
         "recipe": dataclasses.asdict(recipe),
         "pairs_by_length": {"trained": _keyed(TRAINED), "beyond": _keyed(BEYOND)},
     }
-    if not path.exists():
-        return {**made_by, "variants": {}}
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if {name: results.get(name) for name in made_by} != made_by:
-        raise SystemExit(f"{path}: holds results of another recipe; choose another --out")
-    return results
 
 
 def _keyed(pairs: dict[int, int]) -> dict[str, int]:
     return {str(length): n_pairs for length, n_pairs in pairs.items()}
-
-
-def _save(path: Path, results: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from yocobit import benchmark, evaluation
 from yocobit.cli.options import Json, Kernels, Threads
-from yocobit.data.documents import read_texts
+from yocobit.data.documents import Documents
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 
@@ -37,8 +39,9 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure perplexity and bits per byte of texts."""
+    documents = Documents.of(files)
     scorer = _open_scorer(model, backend, threads, cache)
-    result = evaluation.perplexity(scorer, read_texts(files), context)
+    result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
         print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
     else:
@@ -105,6 +108,14 @@ def bench(
         print(json.dumps(benchmark.to_dict(report), indent=2))
     else:
         benchmark.print_report(report, Console())
+
+
+def _texts(documents: Documents) -> Iterator[str]:
+    """Yield the text of each document, then say how many files were passed over."""
+    for document in documents:
+        yield document.text()
+    if documents.skipped:
+        print(f"skipped {len(documents.skipped)} .py files that are not UTF-8", file=sys.stderr)
 
 
 def _open_scorer(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from yocobit.engine import Chat
 from yocobit.errors import UserError
 
 _PROMPT = "> "
+_LEAVE = ("/exit", "/quit", "/bye")
 _COMMANDS = """/clear    forget the conversation
 /again    answer the last message once more
 /exit     leave; so does Ctrl-D
@@ -31,45 +32,59 @@ def say(line: str) -> None:
 
 
 def converse(chat: Chat, name: str) -> None:
-    """Talk until the input ends; UserError if it is not text."""
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  # gives input() its editing and history
+    """Talk until the input ends; UserError if it is not text.
 
+    Somebody who types can go on after Ctrl-C and after a mistake; other input ends there.
+    """
     say(f"{name}: {chat.engine.config.weights} weights; /help says what else can be typed")
-    while (message := _next_message()) is not None:
-        if message in ("/exit", "/quit", "/bye"):
-            return
+    if sys.stdin.isatty():
+        _converse_at_keyboard(chat)
+    else:
+        for message in _messages(_read):
+            _obey(chat, message)
+
+
+def _converse_at_keyboard(chat: Chat) -> None:
+    import readline  # noqa: F401  # gives input() its editing and history
+
+    for message in _messages(_read_typed):
         try:
             _obey(chat, message)
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
             print()
         except UserError as error:
-            if not sys.stdin.isatty():
-                raise
             print(f"error: {error}", file=sys.stderr)
 
 
-def _next_message() -> str | None:
-    """Return the next line that is not blank, or None at the end."""
+def _messages(read: Callable[[], str | None]) -> Iterator[str]:
+    """Yield the lines that are not blank, until they end or one of them leaves."""
+    while (line := read()) is not None and line not in _LEAVE:
+        if line:
+            yield line
+
+
+def _read_typed() -> str | None:
+    """Return the next line that somebody types, or None after Ctrl-D."""
     while True:
         try:
-            line = input(_PROMPT if sys.stdin.isatty() else "")
-        except EOFError:
-            if sys.stdin.isatty():
-                print()
-            return None
+            line = _read(_PROMPT)
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
             print()
             say("Ctrl-D leaves")
             continue
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
-        if line.strip():
-            return line.strip()
+        if line is None:
+            print()
+        return line
+
+
+def _read(prompt: str = "") -> str | None:
+    """Return the next line of the input, or None at its end."""
+    try:
+        return input(prompt).strip()
+    except EOFError:
+        return None
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
 
 
 def _obey(chat: Chat, message: str) -> None:

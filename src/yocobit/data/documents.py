@@ -51,6 +51,10 @@ class Document:
     name: str
     pieces: Iterable[Piece]  # each iteration begins anew
 
+    def text(self) -> str:
+        """Return the text as a whole."""
+        return "".join(piece.text for piece in self.pieces)
+
     def digest(self) -> bytes:
         """Return 16 bytes that no other text has."""
         digest = hashlib.blake2b(digest_size=16)
@@ -65,6 +69,12 @@ class Documents:
 
     files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Documents:
+        """Return those of files, directories and globs; ConfigError if there is none such."""
+        sources = (SourceConfig(path=str(path)) for path in paths)
+        return cls([file for source in sources for file in list_files(source, ())])
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
@@ -85,15 +95,15 @@ class Documents:
         try:
             if data:
                 yield _document(file.name, data.decode("utf-8"))
-        except UnicodeDecodeError:  # Python source may declare another encoding
-            self.skipped.add(str(file.path))
+        except UnicodeDecodeError as error:
+            if file.is_named:
+                raise _not_utf8(str(file.path), error, 0) from None
+            self.skipped.add(str(file.path))  # Python source may declare another encoding
 
 
 def read_texts(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the text of each document of files, directories and globs; ConfigError if unfit."""
-    for path in paths:
-        for document in Documents(list_files(SourceConfig(path=str(path)), ())):
-            yield "".join(piece.text for piece in document.pieces)
+    return (document.text() for document in Documents.of(paths))
 
 
 @dataclass(frozen=True)
@@ -198,14 +208,25 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
     """Yield the document of a record with a text or with messages, unless its text is empty."""
     fields = record if isinstance(record, dict) else {}
     if text_field not in fields and "messages" in fields:
-        yield Document(name, [Piece(*part) for part in render(fields["messages"], source)])
+        parts = render(fields["messages"], source)
+        yield Document(name, [Piece(_encodable(part, source), scored) for part, scored in parts])
     elif isinstance(text := fields.get(text_field), str):
         if text:
-            yield _document(name, text)
+            yield _document(name, _encodable(text, source))
     else:
         raise ConfigError(
             f"{source}: must be an object with a string '{text_field}' or a list 'messages'"
         )
+
+
+def _encodable(text: str, source: str) -> str:
+    """Return a text that has UTF-8; JSON can also spell halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ConfigError(f"{source}: text has half a character, {half!r}") from None
+    return text
 
 
 def _raw_lines(file: SourceFile) -> Iterator[bytes]:

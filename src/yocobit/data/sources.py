@@ -52,6 +52,7 @@ class SourceFile:
     mtime_ns: int
     text_field: str = "text"
     by_line: bool = False
+    is_named: bool = False  # itself, not by a directory or a glob that it is in
 
     @property
     def suffix(self) -> str:
@@ -75,6 +76,7 @@ def list_files(source: SourceConfig, exclude: Sequence[str]) -> list[SourceFile]
                 status.st_mtime_ns,
                 source.text_field,
                 source.by_line,
+                path == source.path,
             )
         )
     if source.by_line and all(file.suffix != ".txt" for file in files):

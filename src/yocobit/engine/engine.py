@@ -11,21 +11,24 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
 from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.engine.chat_template import ChatTemplate
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.saved_session import SavedSession
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
+from yocobit.errors import UserError
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
+
+if TYPE_CHECKING:
+    from yocobit.engine.chat_template import ChatTemplate
 
 _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
 
@@ -123,6 +126,8 @@ class Engine:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """How conversations look as text; ConfigError if the model has no chat template."""
+        from yocobit.engine.chat_template import ChatTemplate  # and with it Jinja
+
         return ChatTemplate.read(self.model.path / CHAT_TEMPLATE)
 
     @property
@@ -199,7 +204,11 @@ class Engine:
         return logits
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the tokens of a text that begins a document."""
+        """Return the tokens of a text that begins a document; UserError if it has no UTF-8."""
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:  # Python makes halves of characters of other bytes
+            raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
         begin = self.generation_config.get("bos_token_id")
         tokens: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         return tokens if begin is None else [begin, *tokens]

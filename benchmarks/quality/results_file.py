@@ -1,0 +1,30 @@
+"""The file that a benchmark adds its results to: JSON, whole at any time, of one recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a file holds, or only `made_by` if there is none.
+
+    A file that was not `made_by` the same, such as a recipe, is not added to: SystemExit.
+    """
+    made_by = dict(made_by or {})
+    if not path.exists():
+        return made_by
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if {name: results.get(name) for name in made_by} != made_by:
+        raise SystemExit(f"{path}: holds results of another recipe; choose another file")
+    return results
+
+
+def write(path: Path, results: Mapping[str, Any]) -> None:
+    """Replace what a file holds."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
