@@ -65,15 +65,14 @@ class StandIn:
     """Speaks the server's API. `answer` is what the model says; it is cut into tokens at spaces."""
 
     def __init__(self) -> None:
-        self.app = Starlette(
-            routes=[
-                Route("/", self._index),
-                Route("/v1/models", self._models),
-                Route("/v1/chat/completions", self._complete, methods=["POST"]),
-                Route("/v1/completions", self._complete, methods=["POST"]),
-                Mount("/page", StaticFiles(directory=PAGE)),
-            ]
-        )
+        routes = [
+            Route("/", self._index),
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._complete, methods=["POST"]),
+            Route("/v1/completions", self._complete, methods=["POST"]),
+            Mount("/page", StaticFiles(directory=PAGE)),
+        ]
+        self.app = Starlette(routes=[Mount("/behind/a/proxy", routes=routes), *routes])
         self.reset()
 
     def reset(self) -> None:
@@ -432,6 +431,18 @@ def test_a_model_without_a_chat_template_continues_text(visit, stand_in):
     )
 
 
+def test_the_page_works_behind_a_proxy_that_adds_a_path(visit, stand_in):
+    page = visit()
+    page.address += "/behind/a/proxy/"
+    page.urls.clear()
+
+    page.open()
+    page.say("Who?")
+
+    assert page.texts() == ["Who?", "Hello there, reader."]
+    assert all(url.startswith(page.address) for url in page.urls)
+
+
 # ---- conversations ----
 
 
@@ -482,6 +493,34 @@ def test_conversations_are_listed_deleted_and_exported(visit):
         page.find("#sidebar .export").click()
     exported = json.loads(Path(download.value.path()).read_text())["conversations"]
     assert [c["messages"][0]["content"] for c in exported] == ["Second?", "First?"]
+
+
+def test_what_is_said_in_another_tab_comes_and_what_is_typed_here_stays(visit):
+    here = visit()
+    here.say("First?")
+    here.page.wait_for_function("() => Object.values(localStorage).join().includes('reader')")
+    there = here.page.context.new_page()
+    there.goto(here.page.url)
+
+    here.write("not sent yet")
+    there.locator("#composer textarea").fill("Second?")
+    there.locator(".send").click()
+
+    expect(here.find("article .body")).to_have_text(
+        ["First?", "Hello there, reader.", "Second?", "Hello there, reader."]
+    )
+    expect(here.find("#composer textarea")).to_have_value("not sent yet")
+    there.close()
+
+
+def test_a_browser_that_keeps_nothing_still_shows_the_conversation(visit):
+    page = visit()
+    page.page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+
+    page.say("Who?")
+
+    expect(page.find("#notice")).to_contain_text("no room")
+    assert page.texts() == ["Who?", "Hello there, reader."]
 
 
 def test_an_answer_goes_on_while_another_conversation_is_read(visit, stand_in):
@@ -739,3 +778,39 @@ def test_dark_is_as_the_system_has_it_until_the_reader_chooses(visit):
     expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
     page.open()
     expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_are_told_apart(reading, theme):
+    reading.page.emulate_media(color_scheme=theme)
+    colours = reading.page.evaluate(
+        """() => {
+          const probe = document.body.appendChild(document.createElement("i"));
+          const colour = (name) => {
+            probe.style.color = `var(--${name})`;
+            return getComputedStyle(probe).color.match(/[0-9]+/g).map(Number);
+          };
+          const names = ["paper", "side", "raised", "tint", "edge", "ink", "muted", "accent"];
+          names.push("accent-tint", "on-accent", "problem", "problem-tint");
+          return Object.fromEntries(names.map((name) => [name, colour(name)]));
+        }"""
+    )
+
+    def contrast(one: str, other: str) -> float:
+        """Of WCAG 2: 4.5 for text, 3 for the edge of what can be used."""
+        brightness = []
+        for name in (one, other):
+            red, green, blue = [
+                c / 255 / 12.92 if c < 11 else ((c / 255 + 0.055) / 1.055) ** 2.4
+                for c in colours[name]
+            ]
+            brightness.append(0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+        return max(brightness) / min(brightness)
+
+    for ground in ("paper", "side", "raised", "tint"):
+        assert min(contrast(text, ground) for text in ("ink", "muted", "accent")) >= 4.5, ground
+    assert contrast("ink", "accent-tint") >= 4.5
+    assert contrast("on-accent", "accent") >= 4.5
+    assert contrast("problem", "problem-tint") >= 4.5
+    assert contrast("problem", "paper") >= 4.5
+    assert min(contrast("edge", ground) for ground in ("paper", "raised")) >= 3

@@ -1,6 +1,6 @@
 // Where a message is written. What was typed stays until it was sent.
 
-import { fit } from "./message.js";
+import { fit, isEnter } from "./textarea.js";
 
 export class Composer {
   #isRunning = false;
@@ -19,7 +19,7 @@ export class Composer {
       this.#show();
     });
     this.area.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing || this.isTouched) return;
+      if (!isEnter(event) || this.isTouched) return;
       event.preventDefault();
       this.#submit();
     });

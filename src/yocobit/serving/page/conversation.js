@@ -2,9 +2,11 @@
 //
 // A conversation is {id, created, changed, draft, messages}; a message is {role, content} and,
 // for an answer, {model, seed, finish, error, usage}: see answer.js. `draft` and a message's `edit`
-// are what was typed and not sent yet.
+// are what was typed and not sent yet. Drafts are kept apart: a tab where somebody types must not
+// write what was said, which another tab may be writing.
 
 const PREFIX = "yocobit.conversation.";
+const DRAFT_PREFIX = "yocobit.draft.";
 const SAVE_EVERY_MS = 400;
 
 export class Conversations {
@@ -20,6 +22,7 @@ export class Conversations {
     addEventListener("storage", ({ key }) => {
       if (!key?.startsWith(PREFIX)) return;
       const id = key.slice(PREFIX.length);
+      if (this.#unsaved.has(id)) return;
       this.#kept.delete(id);
       this.#load(id);
       onchange(id);
@@ -61,10 +64,20 @@ export class Conversations {
     this.#timer ??= setTimeout(() => this.flush(), SAVE_EVERY_MS);
   }
 
+  /** Keep what was typed, at once. */
+  saveDraft({ id, draft, messages }) {
+    access(() => {
+      if (draft) localStorage.setItem(DRAFT_PREFIX + id, draft);
+      else localStorage.removeItem(DRAFT_PREFIX + id);
+    });
+    if (!messages.length) this.save(this.get(id));
+  }
+
   remove(id) {
     this.#kept.delete(id);
-    this.flush();
+    this.#unsaved.delete(id);
     access(() => localStorage.removeItem(PREFIX + id));
+    access(() => localStorage.removeItem(DRAFT_PREFIX + id));
   }
 
   flush() {
@@ -80,15 +93,17 @@ export class Conversations {
 
   #write(id) {
     const conversation = this.#kept.get(id);
-    if (!conversation) return true;
     if (isEmpty(conversation)) return access(() => localStorage.removeItem(PREFIX + id));
-    return access(() => localStorage.setItem(PREFIX + id, JSON.stringify(conversation)));
+    const text = JSON.stringify({ ...conversation, draft: undefined });
+    return access(() => localStorage.setItem(PREFIX + id, text));
   }
 
   #load(id) {
     access(() => {
       const conversation = JSON.parse(localStorage.getItem(PREFIX + id));
-      if (Array.isArray(conversation?.messages)) this.#kept.set(id, conversation);
+      if (!Array.isArray(conversation?.messages)) return;
+      conversation.draft = localStorage.getItem(DRAFT_PREFIX + id) ?? "";
+      this.#kept.set(id, conversation);
     });
   }
 }

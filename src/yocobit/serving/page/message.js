@@ -2,6 +2,7 @@
 
 import { copy } from "./clipboard.js";
 import { renderMarkdown } from "./markdown.js";
+import { fit, isEnter } from "./textarea.js";
 import * as units from "./units.js";
 
 const ENDS = {
@@ -85,7 +86,7 @@ export class MessageView {
       if (event.key === "Escape") {
         event.stopPropagation();
         this.#endEdit();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      } else if (isEnter(event)) {
         event.preventDefault();
         this.#submit(area.value);
       }
@@ -112,12 +113,6 @@ export class MessageView {
     this.element.classList.remove("editing");
     this.actions.save();
   }
-}
-
-/** Make an area as high as its text; the style says how high at most. */
-export function fit(area) {
-  area.style.height = "auto";
-  area.style.height = `${area.scrollHeight}px`;
 }
 
 function waitingNote({ waiting }) {

@@ -98,6 +98,7 @@ function remove() {
   go(store.begin().id);
   notice.show(`Deleted: ${titleOf(removed)}`, "Undo", () => {
     store.save(removed);
+    store.saveDraft(removed);
     go(removed.id);
   });
 }
@@ -117,12 +118,13 @@ function takeOver(id) {
 
 function draft(text) {
   conversation.draft = text;
-  store.save(conversation);
+  store.saveDraft(conversation);
   if (!conversation.messages.length) showList();
 }
 
 function send(text) {
   conversation.draft = "";
+  store.saveDraft(conversation);
   const content = isForText() ? text : text.trim();
   if (content.trim()) conversation.messages.push({ role: "user", content });
   ask();
