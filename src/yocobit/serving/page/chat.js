@@ -62,7 +62,7 @@ async function reason(response) {
   return wait > 0 ? `${said} (It asks to try again in ${wait} s.)` : said;
 }
 
-/** Yield the data of each server-sent event of a body; comments and other fields are passed over. */
+/** Yield the data of each server-sent event of a body; comments are passed over. */
 async function* eventData(body) {
   let data = [];
   for await (const line of lines(body)) {

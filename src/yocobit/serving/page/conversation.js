@@ -119,7 +119,8 @@ export function titleOf(conversation) {
 export function download(conversations, name) {
   const file = { format: "yocobit-conversations", version: 1, conversations };
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(file, null, 2)], { type: "application/json" }));
+  const text = JSON.stringify(file, null, 2);
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   link.download = `${name}.json`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);

@@ -48,7 +48,7 @@ export function inline(text, depth = 0, hasLinks = true) {
 function special(text, at, depth, hasLinks, absent) {
   switch (text[at]) {
     case "`":
-      return code(text, at, absent);
+      return code(text, at);
     case "*":
     case "_":
     case "~":
@@ -67,11 +67,10 @@ function special(text, at, depth, hasLinks, absent) {
   }
 }
 
-function code(text, at, absent) {
+/** Code. A run of ticks that finds no end is the only one of its length, and thus looks alone. */
+function code(text, at) {
   const [ticks] = match(TICKS, text, at);
   const from = at + ticks.length;
-  const end = { plain: ticks, end: from };
-  if (absent.has(ticks)) return end;
   for (let to = from; (to = text.indexOf(ticks, to)) >= 0; ) {
     const [run] = match(TICKS, text, to);
     if (run === ticks) {
@@ -82,8 +81,7 @@ function code(text, at, absent) {
     }
     to += run.length;
   }
-  absent.add(ticks);
-  return end;
+  return { plain: ticks, end: from };
 }
 
 function emphasis(text, at, depth, hasLinks, absent) {

@@ -14,8 +14,8 @@ const ENDS = {
 
 export class MessageView {
   /**
-   * `actions` are {again(), edit(message, text), save(), all()}. `isText`: the messages are parts of
-   * one text, which `all` returns, and are shown as they are; it is edited and copied as a whole.
+   * `actions` are {again(), edit(message, text), save(), all()}. `isText`: the messages are parts
+   * of one text, which `all` returns; it is shown as it is, and edited and copied as a whole.
    */
   constructor(message, isText, actions) {
     this.message = message;

@@ -123,8 +123,11 @@ function draft(text) {
 }
 
 function send(text) {
-  conversation.draft = "";
-  store.saveDraft(conversation);
+  draft("");
+  say(text);
+}
+
+function say(text) {
   const content = isForText() ? text : text.trim();
   if (content.trim()) conversation.messages.push({ role: "user", content });
   ask();
@@ -156,8 +159,8 @@ function edit(message, text) {
     history.pushState(null, "", `#${conversation.id}`);
     notice.show("Goes on in a copy; the conversation as it was is in the list.");
   }
-  send(text);
   composer.text = conversation.draft;
+  say(text);
 }
 
 // ---- who answers ----
