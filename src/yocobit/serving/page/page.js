@@ -42,7 +42,7 @@ const sidebar = new Sidebar(
   { open: go, begin, save: () => download(store.list(), "yocobit-conversations") },
 );
 
-addEventListener("hashchange", () => open(location.hash.slice(1)));
+addEventListener("popstate", () => open(location.hash.slice(1)));
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
@@ -75,7 +75,8 @@ function choose(chosen) {
 // ---- conversations ----
 
 function go(id) {
-  location.hash = id;
+  history.pushState(null, "", `#${id}`);
+  open(id);
 }
 
 function open(id) {
