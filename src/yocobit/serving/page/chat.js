@@ -1,0 +1,103 @@
+// The streaming client: one request, its server-sent events, and what can go wrong with them.
+
+/** What went wrong, in words for the reader. */
+export class ServerError extends Error {}
+
+/** Return what a GET of the server's API answers. */
+export async function get(path) {
+  const response = await request(path, {});
+  return parsed(await response.text());
+}
+
+/**
+ * POST a body and yield each event of the answer as an object, up to `data: [DONE]`.
+ *
+ * Aborting `signal` ends the request: the iteration then throws an AbortError.
+ */
+export async function* stream(path, body, signal) {
+  const response = await request(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+    signal,
+  });
+  for await (const data of eventData(response.body)) {
+    if (data === "[DONE]") return;
+    const event = parsed(data);
+    if (event.error) throw new ServerError(event.error.message ?? "The server reports an error.");
+    yield event;
+  }
+  throw new ServerError("The connection ended before the answer did.");
+}
+
+async function request(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError("The server cannot be reached. Is it running?");
+  }
+  if (!response.ok) throw new ServerError(await reason(response));
+  return response;
+}
+
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new ServerError("The server sent something that is not an answer.");
+  }
+}
+
+/** Why a response is an error: the server's words, and when to come back. */
+async function reason(response) {
+  let said;
+  try {
+    said = (await response.json()).error.message;
+  } catch {
+    said = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+  }
+  const wait = Number(response.headers.get("Retry-After"));
+  return wait > 0 ? `${said} (It asks to try again in ${wait} s.)` : said;
+}
+
+/** Yield the data of each server-sent event of a body; comments are passed over. */
+async function* eventData(body) {
+  let data = [];
+  for await (const line of lines(body)) {
+    if (line.startsWith("data:")) {
+      data.push(line.slice(line[5] === " " ? 6 : 5));
+    } else if (line === "" && data.length) {
+      yield data.join("\n");
+      data = [];
+    }
+  }
+  if (data.length) yield data.join("\n");
+}
+
+async function* lines(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { done, value } = await read(reader);
+      if (done) break;
+      const parts = (rest + value).split("\n");
+      rest = parts.pop();
+      for (const part of parts) yield part.replace(/\r$/, "");
+    }
+    if (rest) yield rest;
+  } finally {
+    reader.cancel().catch(() => {}); // the reader left early, or the connection is gone
+  }
+}
+
+async function read(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ServerError("The connection broke before the answer ended.");
+  }
+}

@@ -1,0 +1,21 @@
+// A block of code: its language, a button that copies it, and its text as it is.
+
+import { copy } from "./clipboard.js";
+
+export function codeBlock(text, language) {
+  const figure = document.getElementById("code").content.firstElementChild.cloneNode(true);
+  figure.querySelector(".language").textContent = language;
+  const code = figure.querySelector("code");
+  code.textContent = text;
+  const button = figure.querySelector("button");
+  button.addEventListener("click", () => copy(code.textContent, button));
+  return figure;
+}
+
+/** Change the text of a block that has a language already; false if it has another. */
+export function setCode(figure, text, language) {
+  if (figure.querySelector(".language").textContent !== language) return false;
+  const code = figure.querySelector("code");
+  if (code.textContent !== text) code.textContent = text;
+  return true;
+}

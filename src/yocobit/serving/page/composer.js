@@ -1,0 +1,69 @@
+// Where a message is written. What was typed stays until it was sent.
+
+import { fit, isEnter } from "./textarea.js";
+
+export class Composer {
+  #isRunning = false;
+  #isForText = false;
+
+  /** `actions` are {send(text), stop(), draft(text)}. */
+  constructor(form, actions) {
+    this.area = form.querySelector("textarea");
+    this.send = form.querySelector(".send");
+    this.stop = form.querySelector(".stop");
+    this.actions = actions;
+    // A phone's keyboard has no Shift+Enter: there, Enter is a new line and the button sends.
+    this.isTouched = matchMedia("(pointer: coarse)").matches;
+    this.area.addEventListener("input", () => {
+      actions.draft(this.area.value);
+      this.#show();
+    });
+    this.area.addEventListener("keydown", (event) => {
+      if (!isEnter(event) || this.isTouched) return;
+      event.preventDefault();
+      this.#submit();
+    });
+    this.send.addEventListener("click", () => this.#submit());
+    this.stop.addEventListener("click", () => actions.stop());
+  }
+
+  get text() {
+    return this.area.value;
+  }
+
+  set text(text) {
+    this.area.value = text;
+    this.#show();
+  }
+
+  /** `isForText`: for a model that goes on with a text, also when nothing is added to it. */
+  set state({ isRunning, isForText, hasText }) {
+    this.#isRunning = isRunning;
+    this.#isForText = isForText && hasText;
+    const [label, placeholder] = isForText
+      ? ["Go on", hasText ? "More of the text, if you like" : "How a text begins"]
+      : ["Send", "Message"];
+    this.area.placeholder = placeholder;
+    this.send.title = `${label} (Enter)`;
+    this.send.setAttribute("aria-label", label);
+    this.#show();
+  }
+
+  focus() {
+    if (!this.isTouched) this.area.focus();
+  }
+
+  #submit() {
+    if (this.#isRunning || this.send.disabled) return;
+    const { text } = this;
+    this.text = "";
+    this.actions.send(text);
+  }
+
+  #show() {
+    this.send.hidden = this.#isRunning;
+    this.stop.hidden = !this.#isRunning;
+    this.send.disabled = !this.text.trim() && !this.#isForText;
+    fit(this.area);
+  }
+}

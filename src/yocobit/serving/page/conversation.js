@@ -1,0 +1,150 @@
+// Conversations, kept in this browser and nowhere else.
+//
+// A conversation is {id, created, changed, draft, messages}; a message is {role, content} and,
+// for an answer, {model, seed, finish, error, usage}: see answer.js. `draft` and a message's `edit`
+// are what was typed and not sent yet. Drafts are kept apart: a tab where somebody types must not
+// write what was said, which another tab may be writing.
+
+const PREFIX = "yocobit.conversation.";
+const DRAFT_PREFIX = "yocobit.draft.";
+const SAVE_EVERY_MS = 400;
+
+export class Conversations {
+  #kept = new Map(); // by id: what storage has, what it would not take, and what is empty yet
+  #unsaved = new Set();
+  #timer;
+  #isLeft = false; // then what ends is not an end, but that the page goes away
+
+  /** `onproblem` is told, in words, when storage refuses; `onchange`, that another tab wrote. */
+  constructor({ onproblem, onchange }) {
+    this.onproblem = onproblem;
+    for (const id of storedIds()) this.#load(id);
+    addEventListener("storage", ({ key }) => {
+      if (!key?.startsWith(PREFIX)) return;
+      const id = key.slice(PREFIX.length);
+      if (this.#unsaved.has(id)) return;
+      this.#kept.delete(id);
+      this.#load(id);
+      onchange(id);
+    });
+    addEventListener("visibilitychange", () => this.flush());
+    addEventListener("pagehide", () => {
+      this.flush();
+      this.#isLeft = true;
+    });
+    addEventListener("pageshow", () => {
+      this.#isLeft = false;
+    });
+  }
+
+  /** All that have something in them, the last changed first. */
+  list() {
+    const filled = [...this.#kept.values()].filter((conversation) => !isEmpty(conversation));
+    return filled.sort((a, b) => b.changed - a.changed);
+  }
+
+  get(id) {
+    return this.#kept.get(id);
+  }
+
+  /** Begin a conversation; it is kept once it has something in it. */
+  begin(messages = []) {
+    const now = Date.now();
+    const random = crypto.getRandomValues(new Uint32Array(1))[0];
+    const id = `${now.toString(36)}-${random.toString(36)}`;
+    const conversation = { id, created: now, changed: now, draft: "", messages };
+    this.#kept.set(id, conversation);
+    return conversation;
+  }
+
+  /** Keep a conversation as it is now; written soon, or at the latest when the page goes away. */
+  save(conversation) {
+    this.#kept.set(conversation.id, conversation);
+    this.#unsaved.add(conversation.id);
+    this.#timer ??= setTimeout(() => this.flush(), SAVE_EVERY_MS);
+  }
+
+  /** Keep what was typed, at once. */
+  saveDraft({ id, draft, messages }) {
+    access(() => {
+      if (draft) localStorage.setItem(DRAFT_PREFIX + id, draft);
+      else localStorage.removeItem(DRAFT_PREFIX + id);
+    });
+    if (!messages.length) this.save(this.get(id));
+  }
+
+  remove(id) {
+    this.#kept.delete(id);
+    this.#unsaved.delete(id);
+    access(() => localStorage.removeItem(PREFIX + id));
+    access(() => localStorage.removeItem(DRAFT_PREFIX + id));
+  }
+
+  flush() {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    if (this.#isLeft) return;
+    const refused = [...this.#unsaved].filter((id) => !this.#write(id));
+    this.#unsaved.clear();
+    if (refused.length) {
+      this.onproblem("This browser has no room to keep this. Export it, or delete conversations.");
+    }
+  }
+
+  #write(id) {
+    const conversation = this.#kept.get(id);
+    if (isEmpty(conversation)) return access(() => localStorage.removeItem(PREFIX + id));
+    const text = JSON.stringify({ ...conversation, draft: undefined });
+    return access(() => localStorage.setItem(PREFIX + id, text));
+  }
+
+  #load(id) {
+    access(() => {
+      const conversation = JSON.parse(localStorage.getItem(PREFIX + id));
+      if (!Array.isArray(conversation?.messages)) return;
+      conversation.draft = localStorage.getItem(DRAFT_PREFIX + id) ?? "";
+      this.#kept.set(id, conversation);
+    });
+  }
+}
+
+/** The first words that were said, or are about to be. */
+export function titleOf(conversation) {
+  const text = conversation.messages[0]?.content ?? conversation.draft;
+  const line = text.trim().split("\n")[0].slice(0, 80);
+  return line || "New conversation";
+}
+
+/** Offer conversations as a file. */
+export function download(conversations, name) {
+  const file = { format: "yocobit-conversations", version: 1, conversations };
+  const link = document.createElement("a");
+  const text = JSON.stringify(file, null, 2);
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.download = `${name}.json`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+function isEmpty(conversation) {
+  return !conversation.messages.length && !conversation.draft;
+}
+
+function storedIds() {
+  const ids = [];
+  access(() => {
+    const keys = Object.keys(localStorage).filter((key) => key.startsWith(PREFIX));
+    ids.push(...keys.map((key) => key.slice(PREFIX.length)));
+  });
+  return ids;
+}
+
+/** Do something with storage, which a browser may forbid or have filled; return whether it did. */
+function access(action) {
+  try {
+    action();
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,65 @@
+// The messages of the conversation that is shown, and where the reader is in them.
+
+import { MessageView } from "./message.js";
+
+const AT_END_PX = 8;
+
+export class Transcript {
+  #views = [];
+  #isFollowing = true; // what comes, until the reader goes up
+  #lastTop = 0;
+
+  /** `scroller` scrolls `list`; `toEnd` is the button that leads back to the end. */
+  constructor({ scroller, list, toEnd }, actions) {
+    this.scroller = scroller;
+    this.list = list;
+    this.toEnd = toEnd;
+    this.actions = actions;
+    scroller.addEventListener("scroll", () => this.#noticeScroll(), { passive: true });
+    toEnd.addEventListener("click", () => this.follow());
+    // A window or a keyboard that changes its size must not hide what comes.
+    new ResizeObserver(() => this.#keepUp()).observe(scroller);
+  }
+
+  /** Show all messages anew. */
+  show(messages, isText, answer) {
+    this.list.setAttribute("aria-live", "off"); // what is old is not read out
+    this.#views = messages.map((message) => new MessageView(message, isText, this.actions));
+    this.list.replaceChildren(...this.#views.map((view) => view.element));
+    const last = this.#views.at(-1);
+    for (const view of this.#views) view.update(this.#running(view, answer), view === last);
+    this.follow();
+  }
+
+  /** Show what changed in the last message. */
+  update(answer) {
+    const view = this.#views.at(-1);
+    this.list.setAttribute("aria-live", "polite");
+    view?.update(this.#running(view, answer), true);
+    this.#keepUp();
+  }
+
+  /** Go to the end, and stay there as more comes. */
+  follow() {
+    this.#isFollowing = true;
+    this.#keepUp();
+  }
+
+  #running(view, answer) {
+    return answer?.message === view.message ? answer : undefined;
+  }
+
+  #keepUp() {
+    if (this.#isFollowing) this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.#noticeScroll();
+  }
+
+  #noticeScroll() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    const isAtEnd = scrollHeight - clientHeight - scrollTop < AT_END_PX;
+    if (isAtEnd) this.#isFollowing = true;
+    else if (scrollTop < this.#lastTop) this.#isFollowing = false;
+    this.#lastTop = scrollTop;
+    this.toEnd.hidden = isAtEnd || this.#isFollowing;
+  }
+}
