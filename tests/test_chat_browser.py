@@ -1,0 +1,100 @@
+"""The chat page in a browser, served by the server with the packaged model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import servers
+
+pytest.importorskip("playwright.sync_api")
+
+from test_chat_page import ARGUMENTS, CHROMIUM, Visit, expect, sync_api
+
+from yocobit.serving import ServerSettings
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
+
+
+@pytest.fixture(scope="module")
+def server():
+    with servers.running(ServerSettings(threads=1, max_waiting=0, max_sequences=1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def context():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser.new_context()
+        browser.close()
+
+
+@pytest.fixture
+def visit(context, server):
+    visit = Visit(context, server.url)
+    yield visit
+    visit.page.close()
+    assert not [url for url in visit.urls if not url.startswith((server.url, "blob:"))]
+    assert not visit.problems
+
+
+def test_answer_is_streamed_measured_and_kept_over_a_reload(visit, server):
+    visit.say("Tell me about the sea.")
+
+    said = visit.texts()[1]
+    assert len(said) > 20
+    expect(visit.find(".speed .value")).to_have_text(re.compile(r"[\d,]+"))
+    expect(visit.find(".ratio")).to_contain_text("times")
+    visit.page.reload()
+    assert visit.texts() == ["Tell me about the sea.", said]
+
+
+def test_second_message_goes_on_from_what_the_first_left(visit, server):
+    visit.say("Tell me about the sea.")
+    visit.say("And of the land?")
+
+    assert len(visit.texts()) == 4
+    text = server.client.get("/metrics").text
+    hits = float(re.search(r"prefix_cache_hits_total ([\d.]+)", text)[1])
+    assert hits > 20
+
+
+def test_stop_frees_the_server(visit, server):
+    visit.write("Tell me about the sea.")
+    visit.find(".send").click()
+    expect(visit.find(".answer .body")).not_to_be_empty()
+    visit.page.keyboard.press("Escape")
+    visit.wait()
+
+    server.wait_until_idle()
+    assert server.service.scheduler.reserved_bytes == 0
+
+
+def test_error_is_shown_and_can_be_tried_again(visit, server):
+    body = {"prompt": "The king", "max_tokens": 8000, "stream": True, "logit_bias": {"0": -100}}
+    with server.client.stream("POST", "/v1/completions", json=body) as busy:
+        next(busy.iter_lines())
+        visit.write("Tell me about the sea.")
+        visit.find(".send").click()
+        visit.page.wait_for_timeout(1500); visit.page.screenshot(path="/tmp/shot.png")
+        expect(visit.find("body")).to_contain_text("requests are waiting already")
+    server.wait_until_idle()
+
+    visit.page.get_by_role("button", name="Try again").click()
+    visit.wait()
+
+    assert len(visit.texts()) == 2
+    assert len(visit.texts()[1]) > 10
+
+
+def test_page_is_served_with_a_policy_that_lets_nothing_else_in(server):
+    page = server.client.get("/")
+
+    assert page.headers["content-security-policy"].startswith(
+        "default-src 'none'; script-src 'self'"
+    )
+    assert page.headers["x-content-type-options"] == "nosniff"
+    for name, kind in (("page.js", "text/javascript"), ("page.css", "text/css")):
+        assert server.client.get(f"/page/{name}").headers["content-type"].startswith(kind)
+    assert server.client.get("/page/icon.svg").headers["content-type"].startswith("image/svg+xml")
