@@ -97,6 +97,7 @@ void Engine::forward(int64_t n_logits, float* logits) {
 
 void Engine::copy_state(Session& session, uint8_t* out, int64_t size) {
   const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
   check_size(session.state_bytes(session.position), size);
   session.copy_state(out);
 }
@@ -104,6 +105,7 @@ void Engine::copy_state(Session& session, uint8_t* out, int64_t size) {
 void Engine::copy_positions(Session& session, int64_t begin, int64_t end, uint8_t* out,
                             int64_t size) {
   const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
   if (begin < 0 || begin > end || end > session.position) {
     throw std::invalid_argument("session: holds " + std::to_string(session.position) +
                                 " tokens, so positions " + std::to_string(begin) + " to " +
@@ -116,6 +118,7 @@ void Engine::copy_positions(Session& session, int64_t begin, int64_t end, uint8_
 void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
                      const std::vector<Bytes>& pieces) {
   const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
   session.restore(tokens, n, state, kept, pieces);
 }
 
@@ -125,10 +128,14 @@ void Engine::enter_step(Session& session) {
   }
 }
 
-void Engine::check(const Session& session, const int32_t* tokens, int64_t n) const {
+void Engine::check_own(const Session& session) const {
   if (&session.model != &model_) {
     throw std::invalid_argument("session: must be of this engine but is of another");
   }
+}
+
+void Engine::check(const Session& session, const int32_t* tokens, int64_t n) const {
+  check_own(session);
   const int V = model_.config.vocab_size;
   for (int64_t i = 0; i < n; ++i) {
     if (tokens[i] < 0 || tokens[i] >= V) {

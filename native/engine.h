@@ -50,6 +50,7 @@ class Engine {
                const std::vector<Bytes>& pieces);
 
  private:
+  void check_own(const Session& session) const;
   void check(const Session& session, const int32_t* tokens, int64_t n) const;
   void enter_step(Session& session);
   void forward(int64_t n_logits, float* logits);

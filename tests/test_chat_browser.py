@@ -77,7 +77,8 @@ def test_error_is_shown_and_can_be_tried_again(visit, server):
         next(busy.iter_lines())
         visit.write("Tell me about the sea.")
         visit.find(".send").click()
-        visit.page.wait_for_timeout(1500); visit.page.screenshot(path="/tmp/shot.png")
+        visit.page.wait_for_timeout(1500)
+        visit.page.screenshot(path="/tmp/shot.png")
         expect(visit.find("body")).to_contain_text("requests are waiting already")
     server.wait_until_idle()
 

@@ -81,6 +81,11 @@ def request(engine: Engine, prompt=TEXT, max_tokens=20, seed=0, n=1, **fields) -
     return Request(prompt=tuple(tokens), max_tokens=max_tokens, sampling=sampling, **fields)
 
 
+def submit(scheduler: Scheduler, asked: Request):
+    (job,) = scheduler.submit([asked])
+    return job
+
+
 def alone(engine: Engine, asked: Request, choice=0) -> str:
     return engine.generate(
         asked.prompt, max_tokens=asked.max_tokens, sampling=asked.sampling[choice]
@@ -95,7 +100,7 @@ def test_answers_in_company_are_those_alone(engine, make, prefix_mb):
         for i in range(40)
     ]
 
-    jobs = [scheduler.submit(each) for each in asked]
+    jobs = [submit(scheduler, each) for each in asked]
 
     for job, each in zip(jobs, asked, strict=True):
         assert listener.text(job) == alone(engine, each)
@@ -104,10 +109,10 @@ def test_answers_in_company_are_those_alone(engine, make, prefix_mb):
 def test_prompts_are_read_beside_texts_that_are_written(engine, make):
     """While a long prompt is read, a text that is being written gets a token in every step."""
     scheduler, listener = make()
-    writer = scheduler.submit(request(engine, "The", max_tokens=400))
+    writer = submit(scheduler, request(engine, "The", max_tokens=400))
     listener.wait(writer, until=Token)
 
-    reader = scheduler.submit(request(engine, TEXT * 60, max_tokens=1))
+    reader = submit(scheduler, request(engine, TEXT * 60, max_tokens=1))
     listener.wait(reader)
 
     n_prompt = len(engine.encode(TEXT * 60))
@@ -118,8 +123,8 @@ def test_prompts_are_read_beside_texts_that_are_written(engine, make):
 
 def test_short_prompt_does_not_wait_for_a_long_one(engine, make):
     scheduler, listener = make()
-    long = scheduler.submit(request(engine, TEXT * 100, max_tokens=1))
-    short = scheduler.submit(request(engine, "The", max_tokens=1))
+    long = submit(scheduler, request(engine, TEXT * 100, max_tokens=1))
+    short = submit(scheduler, request(engine, "The", max_tokens=1))
 
     listener.wait(short)
 
@@ -128,9 +133,9 @@ def test_short_prompt_does_not_wait_for_a_long_one(engine, make):
 
 def test_clients_take_turns(engine, make):
     scheduler, listener = make(max_sequences=1)
-    first = scheduler.submit(request(engine, max_tokens=30, client="a"))
-    many = [scheduler.submit(request(engine, max_tokens=2, client="a")) for _ in range(6)]
-    one = scheduler.submit(request(engine, max_tokens=2, client="b"))
+    first = submit(scheduler, request(engine, max_tokens=30, client="a"))
+    many = [submit(scheduler, request(engine, max_tokens=2, client="a")) for _ in range(6)]
+    one = submit(scheduler, request(engine, max_tokens=2, client="b"))
 
     listener.wait(one)
 
@@ -142,7 +147,7 @@ def test_choices_share_the_reading_of_a_prompt(engine, make):
     scheduler, listener = make()
     asked = request(engine, n=3, max_tokens=10)
 
-    job = scheduler.submit(asked)
+    job = submit(scheduler, asked)
     events = listener.wait(job, until=Finish, n=3)
 
     for choice in range(3):
@@ -155,11 +160,11 @@ def test_choices_share_the_reading_of_a_prompt(engine, make):
 def test_prefix_is_read_once(engine, make):
     scheduler, listener = make(prefix_mb=64)
     asked = request(engine, TEXT * 10, max_tokens=3)
-    first = scheduler.submit(asked)
+    first = submit(scheduler, asked)
     listener.wait(first)
 
-    again = scheduler.submit(asked)
-    longer = scheduler.submit(request(engine, TEXT * 11, max_tokens=3))
+    again = submit(scheduler, asked)
+    longer = submit(scheduler, request(engine, TEXT * 11, max_tokens=3))
     listener.wait(longer)
 
     assert [job.n_cached for job in (first, again)] == [0, len(asked.prompt) - 1]
@@ -169,11 +174,11 @@ def test_prefix_is_read_once(engine, make):
 
 def test_conversation_goes_on_where_the_answer_ended(engine, make):
     scheduler, listener = make(prefix_mb=64)
-    job = scheduler.submit(request(engine, TEXT, max_tokens=20))
+    job = submit(scheduler, request(engine, TEXT, max_tokens=20))
     drawn = [e.token for e in listener.wait(job) if isinstance(e, Token)]
     prompt = [*job.request.prompt, *drawn, *engine.encode("And then")]
 
-    on = scheduler.submit(request(engine, prompt, max_tokens=5))
+    on = submit(scheduler, request(engine, prompt, max_tokens=5))
     listener.wait(on)
 
     assert on.n_cached == len(job.request.prompt) + 19  # the last token was never taken in
@@ -185,7 +190,7 @@ def test_third_text_begins_where_two_parted(engine, make):
     jobs = []
     for i in range(3):
         prompt = engine.encode(TEXT * 10) + engine.encode(f"{i} other words") * 20
-        jobs.append(scheduler.submit(request(engine, prompt, max_tokens=1)))
+        jobs.append(submit(scheduler, request(engine, prompt, max_tokens=1)))
         listener.wait(jobs[-1])
 
     shared = len(engine.encode(TEXT * 10))
@@ -195,11 +200,11 @@ def test_third_text_begins_where_two_parted(engine, make):
 
 def test_cancelled_job_is_gone_with_the_next_step(engine, make):
     scheduler, listener = make(prefix_mb=64)
-    job = scheduler.submit(request(engine, "The", max_tokens=2000))
+    job = submit(scheduler, request(engine, "The", max_tokens=2000))
     listener.wait(job, until=Token, n=3)
 
     scheduler.cancel(job)
-    other = scheduler.submit(request(engine, "The", max_tokens=2))
+    other = submit(scheduler, request(engine, "The", max_tokens=2))
     listener.wait(other)
 
     n = len(listener.events[job])
@@ -210,8 +215,8 @@ def test_cancelled_job_is_gone_with_the_next_step(engine, make):
 
 def test_cancelled_job_never_waits_for_a_place(engine, make):
     scheduler, listener = make(max_sequences=1)
-    first = scheduler.submit(request(engine, "The", max_tokens=100))
-    waiting = [scheduler.submit(request(engine, max_tokens=1)) for _ in range(3)]
+    first = submit(scheduler, request(engine, "The", max_tokens=100))
+    waiting = [submit(scheduler, request(engine, max_tokens=1)) for _ in range(3)]
 
     scheduler.cancel(waiting[0])
     listener.wait(waiting[2])
@@ -223,12 +228,12 @@ def test_cancelled_job_never_waits_for_a_place(engine, make):
 
 def test_full_queue_refuses(engine, make):
     scheduler, listener = make(max_sequences=1, max_waiting=2)
-    running = scheduler.submit(request(engine, "The", max_tokens=2000))
+    running = submit(scheduler, request(engine, "The", max_tokens=2000))
     listener.wait(running, until=Token)
-    waiting = [scheduler.submit(request(engine, max_tokens=1)) for _ in range(2)]
+    waiting = [submit(scheduler, request(engine, max_tokens=1)) for _ in range(2)]
 
     with pytest.raises(ServerBusyError, match="2 requests are waiting already"):
-        scheduler.submit(request(engine))
+        submit(scheduler, request(engine))
 
     scheduler.cancel(running)
     for job in waiting:
@@ -239,7 +244,7 @@ def test_queue_of_none_still_serves_who_comes_alone(engine, make):
     scheduler, listener = make(max_sequences=1, max_waiting=0)
 
     for _ in range(3):
-        job = scheduler.submit(request(engine, max_tokens=2))
+        job = submit(scheduler, request(engine, max_tokens=2))
         assert listener.text(job) == alone(engine, job.request)
         while scheduler.running:
             time.sleep(0.001)
@@ -250,7 +255,7 @@ def test_caches_stay_within_their_memory(engine, make):
     scheduler, listener = make(cache_bytes=3 * make()[0].bytes_of(asked[0]))
     most = 0
 
-    jobs = [scheduler.submit(each) for each in asked]
+    jobs = [submit(scheduler, each) for each in asked]
     while not all(job.is_over for job in jobs):
         most = max(most, len(scheduler.running))
         assert scheduler.reserved_bytes <= scheduler.cache_bytes
@@ -271,8 +276,8 @@ def test_bytes_of_a_request_are_those_of_its_sessions(engine, make):
 
 def test_late_job_fails_and_others_go_on(engine, make):
     scheduler, listener = make()
-    late = scheduler.submit(request(engine, "The", max_tokens=5000, timeout_s=0.1))
-    other = scheduler.submit(request(engine, max_tokens=20))
+    late = submit(scheduler, request(engine, "The", max_tokens=5000, timeout_s=0.1))
+    other = submit(scheduler, request(engine, max_tokens=20))
 
     events = listener.wait(late, until=Failure)
 
@@ -282,7 +287,7 @@ def test_late_job_fails_and_others_go_on(engine, make):
 
 def test_jobs_fail_when_the_scheduler_stops(engine, make):
     scheduler, listener = make(max_sequences=1)
-    jobs = [scheduler.submit(request(engine, "The", max_tokens=5000)) for _ in range(3)]
+    jobs = [submit(scheduler, request(engine, "The", max_tokens=5000)) for _ in range(3)]
     listener.wait(jobs[0], until=Token)
 
     scheduler.stop()
@@ -290,7 +295,7 @@ def test_jobs_fail_when_the_scheduler_stops(engine, make):
     for job in jobs:
         assert isinstance(listener.events[job][-1].error, ServerStoppedError)
     with pytest.raises(ServerStoppedError):
-        scheduler.submit(request(engine))
+        submit(scheduler, request(engine))
 
 
 def test_system_without_memory_fails_the_job_alone(engine, make, monkeypatch):
@@ -303,8 +308,8 @@ def test_system_without_memory_fails_the_job_alone(engine, make, monkeypatch):
         return real(max_tokens, cache)
 
     monkeypatch.setattr(engine, "session", session)
-    hungry = scheduler.submit(request(engine, max_tokens=20_000))
-    other = scheduler.submit(request(engine, max_tokens=10))
+    hungry = submit(scheduler, request(engine, max_tokens=20_000))
+    other = submit(scheduler, request(engine, max_tokens=10))
 
     assert listener.wait(hungry)[-1].error.status == 503
     monkeypatch.undo()
@@ -320,12 +325,12 @@ def test_failure_of_ours_is_told_and_the_scheduler_goes_on(engine, make, monkeyp
         raise RuntimeError("broken")
 
     monkeypatch.setattr(engine, broken, fail)
-    job = scheduler.submit(request(engine))
+    job = submit(scheduler, request(engine))
     events = listener.wait(job, until=Failure)
     monkeypatch.undo()
 
     assert not isinstance(events[-1].error, APIError)
-    other = scheduler.submit(request(engine))
+    other = submit(scheduler, request(engine))
     assert listener.text(other) == alone(engine, other.request)
     assert scheduler.reserved_bytes == 0
 
@@ -333,7 +338,7 @@ def test_failure_of_ours_is_told_and_the_scheduler_goes_on(engine, make, monkeyp
 def test_prompt_is_told_before_its_first_token(engine, make):
     scheduler, listener = make()
 
-    events = listener.wait(scheduler.submit(request(engine, max_tokens=3)))
+    events = listener.wait(submit(scheduler, request(engine, max_tokens=3)))
 
     assert isinstance(events[0], Prompt)
     assert [type(e) for e in events[1:]] == [Token, Token, Token, Finish]

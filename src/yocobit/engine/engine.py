@@ -210,7 +210,9 @@ class Engine:
         except UnicodeEncodeError as error:  # Python makes halves of characters of other bytes
             raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
         begin = self.generation_config.get("bos_token_id")
-        tokens: list[int] = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        # Unlike encode, this lets other threads work meanwhile.
+        (encoding,) = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=False)
+        tokens: list[int] = encoding.ids
         return tokens if begin is None else [begin, *tokens]
 
     def sampling(self, **changes: Any) -> SamplingConfig:

@@ -119,7 +119,8 @@ class Session:
 
     def fork(self, max_tokens: int | None = None) -> Session:
         """Return a session of its own that has taken in the same, with as much room or as given."""
-        other = Session(self._engine, max_tokens or self.max_tokens, self.cache)
+        room = self.max_tokens if max_tokens is None else max_tokens
+        other = Session(self._engine, room, self.cache)
         if self.position > 0:
             other.restore(self.tokens, self.copy_state(), [self.copy_positions(0, self.position)])
             other._logits = None if self._logits is None else self._logits.copy()

@@ -60,22 +60,22 @@ class ChatCompletion(Completion):
         room = service.settings.context - len(prompt)
         asked = body.max_completion_tokens or body.max_tokens
         max_tokens = max(1, room) if asked is None else asked
-        self.requests = [
-            service.check(
-                Request(
-                    prompt=tuple(prompt),
-                    max_tokens=max_tokens,
-                    sampling=service.sampling(body),
-                    stop=(*stops(body.stop), *service.engine.stop_strings),
-                    logit_bias=service.logit_bias(body),
-                    n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-                    constraint=self._constraint(body, max_tokens),
-                    client=client,
-                    timeout_s=service.settings.timeout_s,
-                ),
-                param="messages",
-            )
-        ]
+        request = Request(
+            prompt=tuple(prompt),
+            max_tokens=max_tokens,
+            sampling=service.sampling(body),
+            stop=(*stops(body.stop), *service.engine.stop_strings),
+            logit_bias=service.logit_bias(body),
+            n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            client=client,
+            timeout_s=service.settings.timeout_s,
+        )
+        service.check(request, param="messages")
+        if constraint := self._constraint(body, max_tokens):
+            # JSON may hold what ends the model's turn elsewhere.
+            own = stops(body.stop)
+            request = dataclasses.replace(request, constraint=constraint, stop=own)
+        self.requests = [request]
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
         choices = self._choices()
@@ -206,8 +206,10 @@ def render(
         template = service.engine.chat_template
         text = template.render(protocol.to_template(messages), **variables)
     except ConfigError as error:
-        raise APIError(400, str(error), param="messages") from None
-    return service.engine.encode(text)
+        # What a template says of messages, without where it lies.
+        what = str(error).replace(f"{service.engine.model.path}/", "")
+        raise APIError(400, what, param="messages") from None
+    return service.encode(text, "messages")
 
 
 def _call(call: tools.Call) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from yocobit.serving.generation import (
     Token,
     logprob,
 )
-from yocobit.serving.prefix_cache import PrefixCache
+from yocobit.serving.prefix_cache import Chain, PrefixCache
 
 
 class Sequence:
@@ -87,7 +87,11 @@ class Job:
         self.queued_at = time.monotonic()
         self.begun_at = self.read_at = self.ended_at = 0.0
         self._prompt = np.array(request.prompt, dtype=np.int32)
+        self._session: Session | None = None  # reads the prompt, then writes the first choice
+        self._forks: list[Session] = []  # write the others
+        self._chain: Chain | None = None  # of the prompt, if prefixes are kept
         self._logprobs: list[Logprob | None] = [None]
+        self._last_logits: Logits | None = None  # of the prompt, if it was scored
         self._stops: list[int] = []  # positions to keep, in order
 
     @property
@@ -102,65 +106,90 @@ class Job:
     def begin(self, cache: CacheType, prefixes: PrefixCache | None) -> None:
         """Make the session, with what is known of the prompt; MemoryError if there is no room."""
         self.begun_at = time.monotonic()
-        self.session = self.engine.session(max(1, self.request.n_tokens), cache)
+        self._session = self.engine.session(max(1, self.request.n_tokens), cache)
         self._stops = [len(self._prompt) - 1]
         if prefixes is not None and not self.scores_prompt:
             self._chain = prefixes.chain()
             hit = prefixes.find(self._prompt, self._chain)
             if hit.state is not None:
-                self.session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
+                self._session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
             self.n_cached = hit.position
-            self._stops = sorted({hit.fork, *self._stops} - set(range(hit.position + 1)))
-        if not self._stops:
-            self._write()
+            stops = {hit.fork, *self._stops}
+            self._stops = sorted(stop for stop in stops if stop > hit.position)
+        else:
+            self._stops = [stop for stop in self._stops if stop > 0]
+        self._write_if_read()
 
     def next_part(self, rows: int) -> NDArray[np.int32]:
         """Return at most that many of the next tokens of the prompt."""
-        begin = self.session.position
+        begin = self.reader.position
         return self._prompt[begin : min(begin + rows, self._stops[0])]
 
     def has_read(self, prefixes: PrefixCache | None) -> None:
         """Note that a part of the prompt has been taken in."""
-        if self.session.position == self._stops[0]:
-            if prefixes is not None:
-                prefixes.keep(self.session, self._chain)
+        if self.reader.position == self._stops[0]:
+            if prefixes is not None and self._chain is not None:
+                prefixes.keep(self.reader, self._chain)
             del self._stops[0]
-        if not self._stops:
-            self._write()
+        self._write_if_read()
 
     def score(self, rows: int) -> None:
         """Take in at most that many tokens of the prompt by all layers, and score those after."""
-        begin = self.session.position
+        begin = self.reader.position
         part = self._prompt[begin : begin + rows]
-        logits = self.session.feed_all(part)
+        logits = self.reader.feed_all(part)
         n = self.request.n_prompt_logprobs or 0
         for i, token in enumerate(self._prompt[begin + 1 : begin + len(part) + 1]):
             self._logprobs.append(logprob(logits[i], int(token), n))
         if begin + len(part) == len(self._prompt):
-            self._write()
-            for sequence in self.sequences:
-                if not sequence.is_over:
-                    sequence.draw(logits[-1])
+            self._last_logits = logits[-1].copy()
+            self._stops.clear()
+            self._write_if_read()
+
+    @property
+    def reader(self) -> Session:
+        """The session that reads the prompt."""
+        assert self._session is not None
+        return self._session
+
+    @property
+    def has_to_fork(self) -> bool:
+        """Whether the prompt has been read but not every choice has a session yet."""
+        return not self._stops and not self.is_writing
+
+    def fork(self) -> None:
+        """Make the session of one more choice; the last one lets all begin."""
+        self._forks.append(self.reader.fork())
+        self._write_if_read()
 
     def keep(self, prefixes: PrefixCache | None) -> None:
         """Keep what was read and written for those who go on from there."""
-        if prefixes is None or self.scores_prompt or not hasattr(self, "session"):
+        if prefixes is None or self._chain is None or self._session is None:
             return
-        for session in [s.session for s in self.sequences] or [self.session]:
+        for session in (self._session, *self._forks):
             if session.position > 0:
                 prefixes.keep(session, self._chain.copy())
+
+    def let_go(self) -> None:
+        """Free the sessions."""
+        self._session = None
+        self._forks.clear()
+        self.sequences.clear()
 
     def take_events(self) -> list[Event]:
         events, self.events = self.events, []
         return events
 
-    def _write(self) -> None:
-        """Begin to write: each choice gets a session."""
+    def _write_if_read(self) -> None:
+        """Begin to write once the prompt has been read and each choice has a session."""
+        if self._stops or len(self._forks) < len(self.request.sampling) - 1:
+            return
         self.is_writing = True
         self.events.append(Prompt(self.n_cached, self._logprobs if self.scores_prompt else ()))
-        n = len(self.request.sampling)
-        sessions = [self.session, *(self.session.fork() for _ in range(n - 1))]
+        sessions = (self.reader, *self._forks)
         self.sequences = [Sequence(self, i, session) for i, session in enumerate(sessions)]
-        if self.request.max_tokens == 0:
-            for sequence in self.sequences:
+        for sequence in self.sequences:
+            if self.request.max_tokens == 0:
                 sequence.finish("length")
+            elif self._last_logits is not None:
+                sequence.draw(self._last_logits)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,18 +96,28 @@ class Scheduler:
         n_positions = -(-request.n_tokens // 32) * 32  # whole tiles
         return len(request.sampling) * (n_positions * self._bytes_per_token + self._state_bytes)
 
-    def submit(self, request: Request) -> Job:
-        """Queue a request. ServerBusyError if the queue is full, ServerStoppedError at the end."""
-        job = Job(request, self.engine)
+    @property
+    def is_alive(self) -> bool:
+        """Whether requests are still worked on."""
+        return self._thread.is_alive()
+
+    def check_room(self, n_requests: int) -> None:
+        """ServerBusyError if so many more requests cannot wait, ServerStoppedError at the end."""
+        if self._stopping:
+            raise ServerStoppedError
+        n_free = max(0, self._max_sequences - self.n_sequences)
+        if self.n_waiting + n_requests > self.max_waiting + n_free:
+            raise ServerBusyError(self.n_waiting)
+
+    def submit(self, requests: Sequence[Request]) -> list[Job]:
+        """Queue requests, all or none; errors as of check_room."""
+        jobs = [Job(request, self.engine) for request in requests]
         with self._changed:
-            if self._stopping:
-                raise ServerStoppedError
-            is_next = self.n_waiting == 0 and self._fits(request)
-            if self.n_waiting >= self.max_waiting and not is_next:
-                raise ServerBusyError(self.max_waiting)
-            self._waiting.setdefault(request.client, deque()).append(job)
+            self.check_room(len(jobs))
+            for job in jobs:
+                self._waiting.setdefault(job.request.client, deque()).append(job)
             self._changed.notify()
-        return job
+        return jobs
 
     def cancel(self, job: Job) -> None:
         """Forget a request before the next step, unless it is over."""
@@ -122,41 +133,60 @@ class Scheduler:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self.running or self.n_waiting or self._stopping):
-                    self._changed.wait()
-                if self._stopping:
-                    break
-                self._drop_dead()
-                admitted = self._admit()
-            self._begin(admitted)
-            try:
-                self._step()
-            except Exception as error:  # ours; whoever is left must hear of it
-                logger.exception("step failed")
-                for job in list(self.running):
-                    self._fail(job, error)
-            self._flush()
-        for job in [*self.running, *(job for jobs in self._waiting.values() for job in jobs)]:
+        try:
+            while self._work():
+                pass
+        except BaseException:  # ours; nobody may wait for what will never come
+            logger.exception("the scheduler ends")
+        with self._changed:
+            self._stopping = True
+            left = [*self.running, *self._all_waiting()]
+            self._waiting.clear()
+        for job in left:
             self._fail(job, ServerStoppedError())
-        self._waiting.clear()
         self._flush()
 
-    def _drop_dead(self) -> None:
-        """Let go of jobs that were cancelled or are too late."""
-        now = time.monotonic()
-        for job in [*self.running, *(job for jobs in self._waiting.values() for job in jobs)]:
+    def _work(self) -> bool:
+        """Take a step if there is something to do; return whether to go on."""
+        with self._changed:
+            while not (self.running or self._waiting or self._stopping):
+                self._changed.wait()
+            if self._stopping:
+                return False
+            dead = self._take_dead()
+            admitted = self._admit()
+        for job in dead:
             if job.is_cancelled:
                 self._end(job, "cancelled")
-            elif now > job.deadline:
-                self._fail(job, DeadlineError(job.request.timeout_s))
-        for client, jobs in list(self._waiting.items()):
-            alive = deque(job for job in jobs if not job.is_over)
-            if alive:
-                self._waiting[client] = alive
             else:
+                self._fail(job, DeadlineError(job.request.timeout_s))
+        for job in admitted:
+            self._guard(job, job.begin, self.cache, self.prefixes)
+        try:
+            self._step()
+        except Exception as error:  # ours; whoever is left must hear of it
+            logger.exception("step failed")
+            for job in list(self.running):
+                self._fail(job, error)
+        self._flush()
+        return True
+
+    def _all_waiting(self) -> list[Job]:
+        return [job for jobs in self._waiting.values() for job in jobs]
+
+    def _take_dead(self) -> list[Job]:
+        """Return jobs that were cancelled or are too late; they wait no more."""
+        now = time.monotonic()
+        dead = [
+            job
+            for job in [*self.running, *self._all_waiting()]
+            if job.is_cancelled or now > job.deadline
+        ]
+        for client, jobs in list(self._waiting.items()):
+            self._waiting[client] = deque(job for job in jobs if job not in dead)
+            if not self._waiting[client]:
                 del self._waiting[client]
+        return dead
 
     def _admit(self) -> list[Job]:
         """Take jobs whose caches fit, one client after the other."""
@@ -182,50 +212,60 @@ class Scheduler:
         size = self.reserved_bytes + self.bytes_of(request)
         return n_sequences <= self._max_sequences and size <= self.cache_bytes
 
-    def _begin(self, jobs: list[Job]) -> None:
-        for job in jobs:
-            try:
-                job.begin(self.cache, self.prefixes)
-            except MemoryError:
-                self._fail(job, NoMemoryError())
-            except Exception as error:  # ours; the others go on
-                logger.exception("request could not begin")
-                self._fail(job, error)
-
     def _step(self) -> None:
         """Take in the next token of each text, and some of each prompt."""
-        writing = [s for job in self.running for s in job.sequences if not s.is_over]
+        writing = [
+            (job, sequence)
+            for job in self.running
+            if job.is_writing
+            for sequence in job.sequences
+            if not sequence.is_over
+        ]
         rows = PROMPT_ROWS_BESIDE if writing else PROMPT_ROWS
         parts: list[tuple[Job, NDArray[np.int32]]] = []
         for job in [job for job in self.running if not job.is_writing]:
             if rows <= 0:
                 break
-            if job.scores_prompt:
-                job.score(rows)
+            if job.has_to_fork:
+                self._guard(job, job.fork)
+            elif job.scores_prompt:
+                self._guard(job, job.score, rows)
                 rows = 0
             else:
                 part = job.next_part(rows)
                 rows -= len(part)
                 parts.append((job, part))
-            self.running.remove(job)  # to the end of the row
-            self.running.append(job)
+            if job in self.running:  # to the end of the row
+                self.running.remove(job)
+                self.running.append(job)
         if writing or parts:
             logits = self._logits[: len(writing)]
             self.engine.step(
-                [sequence.session for sequence in writing],
-                [sequence.next_token for sequence in writing],
+                [sequence.session for _, sequence in writing],
+                [sequence.next_token for _, sequence in writing],
                 logits,
-                [(job.session, part) for job, part in parts],
+                [(job.reader, part) for job, part in parts],
             )
-            for sequence, row in zip(writing, logits, strict=True):
-                sequence.draw(row)
+            for (job, sequence), row in zip(writing, logits, strict=True):
+                if not job.is_over:
+                    self._guard(job, sequence.draw, row)
         for job, _ in parts:
-            job.has_read(self.prefixes)
+            self._guard(job, job.has_read, self.prefixes)
         for job in list(self.running):
             if events := job.take_events():
                 self._events.append((job, events))
             if job.is_writing and all(sequence.is_over for sequence in job.sequences):
                 self._end(job, job.finish_reason)
+
+    def _guard(self, job: Job, work: Callable[..., None], *arguments: Any) -> None:
+        """Do a job's own work; what goes wrong with it is the job's alone."""
+        try:
+            work(*arguments)
+        except MemoryError:
+            self._fail(job, NoMemoryError())
+        except Exception as error:
+            logger.exception("request failed")
+            self._fail(job, error)
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._events.append((job, [*job.take_events(), Failure(error)]))
@@ -236,8 +276,11 @@ class Scheduler:
         job.ended_at = time.monotonic()
         if job in self.running:
             self.running.remove(job)
-            job.keep(self.prefixes)
-        job.sequences.clear()
+            try:
+                job.keep(self.prefixes)
+            except Exception:  # what is not kept is computed again
+                logger.exception("prefix not kept")
+        job.let_go()
         self.reserved_bytes -= job.reserved_bytes
         job.reserved_bytes = 0
         self._metrics.ended(job, reason)

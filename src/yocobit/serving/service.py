@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from yocobit import __version__
 from yocobit.engine import Engine, SamplingConfig
 from yocobit.packing import summarize
-from yocobit.packing.reader import CHAT_TEMPLATE
+from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.serving import protocol
 from yocobit.serving.constraint import Grammars
 from yocobit.serving.errors import APIError
@@ -68,7 +70,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
         # What the same request and seed get the same answer from.
-        self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
+        self.fingerprint = f"fp_{_hash(identity, engine.model.path)[:12]}"
         self._store = (
             PrefixStore(settings.prefix_dir, settings.prefix_dir_mb << 20)
             if settings.prefix_dir is not None and settings.prefix_mb > 0
@@ -89,12 +91,6 @@ class Service:
     @cached_property
     def grammars(self) -> Grammars:
         return Grammars(self.engine)
-
-    @cached_property
-    def special_tokens(self) -> frozenset[int]:
-        """Tokens that a text does not show."""
-        added = self.engine.tokenizer.get_added_tokens_decoder()
-        return frozenset(token for token, entry in added.items() if entry.special)
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -123,6 +119,32 @@ class Service:
                 code="model_not_found",
             )
 
+    def encode(self, text: str, param: str) -> list[int]:
+        """Return the tokens of a text; APIError 400 at once if it is far too long for the context.
+
+        `param` is the field that it comes from.
+        """
+        most = self.settings.context * self._longest_token
+        if len(text) > most:
+            raise APIError(
+                400,
+                f"This model's maximum context length is {self.settings.context} tokens, which "
+                f"no more than {most:,} characters can be, but the prompt has {len(text):,}",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return self.engine.encode(text)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.engine.tokenizer.get_vocab()))
+
+    @property
+    def n_answers(self) -> int:
+        """Requests whose answers are not yet written to their end."""
+        return len(self._answers)
+
     def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
         """Return how each choice of each prompt is drawn: as the model says but for the request."""
         names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
@@ -132,7 +154,7 @@ class Service:
             if (value := getattr(body, name)) is not None
         }
         if body.top_k is not None:
-            changes["top_k"] = max(0, body.top_k)  # -1 is all, too
+            changes["top_k"] = min(max(0, body.top_k), self.engine.config.vocab_size)  # -1 is all
         seed = secrets.randbits(53) if body.seed is None else body.seed % (1 << 64)
         return tuple(
             self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
@@ -142,10 +164,10 @@ class Service:
         """Return the bias by token; APIError 400 for what is not in the vocabulary."""
         bias = {}
         for key, value in (body.logit_bias or {}).items():
-            if not key.isascii() or not key.isdigit() or int(key) >= self.engine.config.vocab_size:
+            if not re.fullmatch(r"\d{1,9}", key, re.A) or int(key) >= self.engine.config.vocab_size:
                 raise APIError(
                     400,
-                    f"logit_bias: {key!r} must be a token, at least 0 and below "
+                    f"logit_bias: {key[:20]!r} must be a token, at least 0 and below "
                     f"{self.engine.config.vocab_size}",
                     param="logit_bias",
                 )
@@ -188,8 +210,7 @@ class Service:
         """Give the answer to requests; what is not complete at the end is cancelled."""
         answer = Answer()
         try:
-            for request in requests:
-                job = self.scheduler.submit(request)
+            for job in self.scheduler.submit(requests):
                 self._answers[job] = answer
                 answer.add(job)
             yield answer
@@ -217,3 +238,12 @@ class Service:
         for job, found in events:
             if (answer := self._answers.get(job)) is not None:
                 answer.put(job, found)
+
+
+def _hash(identity: str, model: Path) -> str:
+    """Return a hash of that and of the files beside the weights that answers depend on."""
+    whole = hashlib.sha256(identity.encode())
+    for name in (TOKENIZER, GENERATION, CHAT_TEMPLATE):
+        path = model / name
+        whole.update(path.read_bytes() if path.exists() else b"-")
+    return whole.hexdigest()

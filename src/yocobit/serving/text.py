@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
 from yocobit.serving.completion import Completion, stops
 from yocobit.serving.errors import APIError
 from yocobit.serving.generation import Finish, Logprob, Prompt, Request, Token
@@ -14,6 +17,8 @@ from yocobit.serving.service import Answer, Service
 
 _OBJECT = "text_completion"
 _MAX_TOKENS = 16  # as OpenAI's
+_MAX_PROMPTS = 1024
+_MAX_PROMPT_LOGPROBS = 1 << 18  # entries of an answer, which take some 100 bytes each
 
 
 @dataclasses.dataclass
@@ -25,16 +30,22 @@ class _Choice:
     token_logprobs: list[float | None] = dataclasses.field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
     text_offset: list[int] = dataclasses.field(default_factory=list)
-    n_characters: int = 0  # of the tokens
     reason: str | None = None
 
-    def add(self, token: str, shown: str, found: Logprob | None, top: dict[str, float]) -> None:
-        """Take in a token, its name and what the text shows of it."""
-        self.tokens.append(token)
-        self.token_logprobs.append(None if found is None else found.logprob)
-        self.top_logprobs.append(None if found is None else top)
-        self.text_offset.append(self.n_characters)
-        self.n_characters += len(shown)
+
+class _Offsets:
+    """Where in the text of a choice its tokens begin: the text does not show every token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._n_characters = 0
+
+    def add(self, token: int) -> int:
+        """Return where a token begins."""
+        begin = self._n_characters
+        self._n_characters += len(self._decoder.step(self._tokenizer, token) or "")
+        return begin
 
 
 class TextCompletion(Completion):
@@ -57,6 +68,7 @@ class TextCompletion(Completion):
         if body.suffix:
             raise APIError(400, "suffix is not offered; leave it out", param="suffix")
         prompts = _prompts(service, body.prompt)
+        bias = service.logit_bias(body)
         sampling = service.sampling(body, len(prompts))
         max_tokens = _MAX_TOKENS if body.max_tokens is None else body.max_tokens
         if max_tokens == 0 and not self._echo:
@@ -68,7 +80,7 @@ class TextCompletion(Completion):
                     max_tokens=max_tokens,
                     sampling=sampling[i * self._n : (i + 1) * self._n],
                     stop=stops(body.stop),
-                    logit_bias=service.logit_bias(body),
+                    logit_bias=bias,
                     n_logprobs=body.logprobs,
                     n_prompt_logprobs=body.logprobs if self._echo else None,
                     client=client,
@@ -78,13 +90,19 @@ class TextCompletion(Completion):
             )
             for i, prompt in enumerate(prompts)
         ]
-        if len(self.requests) > service.settings.max_waiting + service.settings.max_sequences:
-            raise APIError(
-                400, f"{len(self.requests)} prompts are more than can wait", param="prompt"
-            )
+        n_tokens = sum(map(len, prompts))
+        if body.echo and body.logprobs is not None:
+            n_entries = n_tokens * self._n * (body.logprobs + 1)
+            if n_entries > _MAX_PROMPT_LOGPROBS:
+                raise APIError(
+                    400,
+                    f"echo with logprobs would give {n_entries:,} log-probabilities, but an answer "
+                    f"has at most {_MAX_PROMPT_LOGPROBS:,}; ask for fewer prompts, or logprobs",
+                    param="logprobs",
+                )
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
-        choices = [_Choice() for _ in range(len(self.requests) * self._n)]
+        choices = self._begin()
         async for index, event in answer.events():
             for i in self._take(choices, index, event):
                 choices[i].reason = event.reason if isinstance(event, Finish) else None
@@ -92,7 +110,7 @@ class TextCompletion(Completion):
         return self.whole_frame(_OBJECT, results, answer)
 
     async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        choices = [_Choice() for _ in range(len(self.requests) * self._n)]
+        choices = self._begin()
         n_open = len(choices)
         async for index, event in answer.events():
             for i in self._take(choices, index, event):
@@ -103,9 +121,15 @@ class TextCompletion(Completion):
                 if choice.text or choice.tokens or choice.reason:
                     chunk = [self._choice(i, choice)]
                     yield self.chunk_frame(_OBJECT, chunk, None if n_open else answer)
-                choices[i] = _Choice(n_characters=choice.n_characters)
+                choices[i] = _Choice()
         if self.has_usage_chunk:
             yield self.usage_frame(_OBJECT, answer)
+
+    def _begin(self) -> list[_Choice]:
+        """Return the choices before anything has come."""
+        n = len(self.requests) * self._n
+        self._offsets = [_Offsets(self.service.engine.tokenizer) for _ in range(n)]
+        return [_Choice() for _ in range(n)]
 
     def _take(self, choices: list[_Choice], index: int, event: object) -> list[int]:
         """Add an event of a request to its choices; return which they are."""
@@ -114,30 +138,32 @@ class TextCompletion(Completion):
             if not self._echo:
                 return []
             for i in range(first, first + self._n):
-                self._add_prompt(choices[i], index, event)
+                self._add_prompt(choices[i], i, event)
             return list(range(first, first + self._n))
         if not isinstance(event, Token | Finish):
             return []
-        choice = choices[first + event.choice]
-        choice.text += event.text
+        i = first + event.choice
+        choices[i].text += event.text
         if isinstance(event, Token) and event.logprob is not None:
-            self._add(choice, event.token, event.logprob)
-        return [first + event.choice]
+            self._add(choices[i], i, event.token, event.logprob)
+        return [i]
 
-    def _add_prompt(self, choice: _Choice, index: int, event: Prompt) -> None:
-        prompt = list(self.requests[index].prompt)
+    def _add_prompt(self, choice: _Choice, i: int, event: Prompt) -> None:
+        prompt = list(self.requests[i // self._n].prompt)
         choice.text += self.service.engine.tokenizer.decode(prompt, skip_special_tokens=True)
         if self._n_logprobs is not None:
             for token, found in zip(prompt, event.logprobs, strict=True):
-                self._add(choice, token, found)
+                self._add(choice, i, token, found)
 
-    def _add(self, choice: _Choice, token: int, found: Logprob | None) -> None:
+    def _add(self, choice: _Choice, i: int, token: int, found: Logprob | None) -> None:
         text, _ = self.token_text(token)
-        shown = "" if token in self.service.special_tokens else text
         top = {self.token_text(t)[0]: value for t, value in reversed(found.top)} if found else {}
         if found:
             top.setdefault(text, found.logprob)
-        choice.add(text, shown, found, top)
+        choice.tokens.append(text)
+        choice.token_logprobs.append(found.logprob if found else None)
+        choice.top_logprobs.append(top if found else None)
+        choice.text_offset.append(self._offsets[i].add(token))
 
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
         logprobs = None
@@ -166,15 +192,24 @@ def _prompts(service: Service, prompt: str | list[str | int | list[int]] | None)
         raise APIError(
             400, "prompt must hold texts, tokens, or lists of tokens, not a mixture", param="prompt"
         )
-    engine = service.engine
-    found = [engine.encode(item) if isinstance(item, str) else item for item in prompts]
+    if len(prompts) > _MAX_PROMPTS:
+        raise APIError(
+            400,
+            f"prompt must hold at most {_MAX_PROMPTS} texts but has {len(prompts)}",
+            param="prompt",
+        )
+    found = [service.encode(item, "prompt") if isinstance(item, str) else item for item in prompts]
     if not found or not all(found):
         raise APIError(400, "prompt must have at least one token but is empty", param="prompt")
-    for token in (token for tokens in found for token in tokens):
-        if not 0 <= token < engine.config.vocab_size:
-            raise APIError(
-                400,
-                f"prompt: token {token} must be at least 0 and below {engine.config.vocab_size}",
-                param="prompt",
-            )
+    size = service.engine.config.vocab_size
+    for tokens in found:
+        if len(tokens) > service.settings.context:
+            break  # which is said with the numbers of its request
+        for token in tokens:
+            if not 0 <= token < size:
+                raise APIError(
+                    400,
+                    f"prompt: token {token} must be at least 0 and below {size}",
+                    param="prompt",
+                )
     return found
