@@ -74,7 +74,8 @@ def test_stop_frees_the_server(visit, server):
 def test_error_is_shown_and_can_be_tried_again(visit, server):
     body = {"prompt": "The king", "max_tokens": 8000, "stream": True, "logit_bias": {"0": -100}}
     with server.client.stream("POST", "/v1/completions", json=body) as busy:
-        next(busy.iter_lines())
+        lines = busy.iter_lines()  # closes the connection when it goes
+        next(lines)
         visit.write("Tell me about the sea.")
         visit.find(".send").click()
         visit.page.wait_for_timeout(1500)
