@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-import time
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import packed_models
@@ -193,7 +196,22 @@ def stored(engine, directory, capacity=AMPLE, memory=AMPLE, model="model"):
     return prefix_cache(engine, memory, store, model), store
 
 
-def test_prefix_outlives_the_server(engine, tokens, tmp_path):
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """An event that each file waits for before it is whole."""
+    event, rename = threading.Event(), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *paths: event.wait(60) and rename(*paths))
+    yield event
+    event.set()
+
+
+def entry(size: int) -> np.ndarray:
+    return np.zeros(size, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("stack", ["yoco-gret", "transformer", "retention"])
+def test_prefix_outlives_the_server(engine_of, tokens, tmp_path, stack):
+    engine = engine_of(stack)
     cache, store = stored(engine, tmp_path)
     keep(cache, engine, tokens[:200])
     store.close()
@@ -273,21 +291,121 @@ def test_other_files_in_the_directory_are_left_alone(engine, tokens, tmp_path):
     assert not (tmp_path / ".half.prefix.partial-999999999").exists()
 
 
-def test_full_disk_loses_nothing_but_the_entry(engine, tokens, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("full")])
+def test_failed_write_loses_nothing_but_the_entry(
+    engine, tokens, tmp_path, monkeypatch, caplog, error
+):
     cache, store = stored(engine, tmp_path)
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def fail(*_):
+        raise error
 
-    monkeypatch.setattr("os.fsync", full)
-    keep(cache, engine, tokens[:200])
-    while store._waiting:
-        time.sleep(0.01)
-
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        keep(cache, engine, tokens[:200])
+        store.close()  # once it has tried them all
     assert list(tmp_path.iterdir()) == []
     assert find(cache, tokens).position == 200  # from memory
-    assert "No space left" in caplog.text
+    assert str(error.args[-1]) in caplog.text
+
+
+def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_disk, caplog):
+    store = PrefixStore(tmp_path, 1 << 20)
+    keys = [bytes([i]) * 32 for i in range(64)]
+    for key in keys:
+        store.write(key, entry(1 << 18), None)
+    waiting = sum(each.nbytes for each in store._waiting.values())
+    slow_disk.set()
     store.close()
+
+    assert waiting == 1 << 20
+    assert store.take_dropped()[:60] == keys[4:]
+    assert caplog.text.count("too slow") == 1
+
+
+def test_entry_that_is_written_again_counts_once(tmp_path, slow_disk):
+    store = PrefixStore(tmp_path, AMPLE)
+    store.write(bytes(32), entry(1000), None)
+    store.write(bytes(32), entry(1000), None)  # while it waits
+    store.write(bytes([1]) * 32, entry(1000), None)
+    slow_disk.set()
+    store.close()
+    store = PrefixStore(tmp_path, AMPLE)
+    store.write(bytes(32), entry(1000), None)  # when it is there
+    store.close()
+
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) == 2
+    assert store._size == sum(sizes)
+
+
+def test_entry_is_here_while_the_writer_moves_it(tmp_path):
+    store = PrefixStore(tmp_path, AMPLE)
+
+    class Files(OrderedDict):
+        def __contains__(self, key):
+            found = super().__contains__(key)
+            if store._lock.acquire(blocking=False):  # so the writer could, too
+                self[key] = store._waiting.pop(key)
+                store._lock.release()
+            return found
+
+    store._files = Files()
+    store._waiting[bytes(32)] = entry(10)
+
+    assert bytes(32) in store
+    store.close()
+
+
+def test_file_that_another_server_removes_does_not_stop_the_start(tmp_path, monkeypatch):
+    store = PrefixStore(tmp_path, AMPLE)
+    for i in range(2):
+        store.write(bytes([i]) * 32, entry(10), None)
+    store.close()
+    scandir = os.scandir
+
+    def scan(directory):
+        found = list(scandir(directory))
+        (tmp_path / f"{bytes(32).hex()}.prefix").unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", scan)
+        store = PrefixStore(tmp_path, AMPLE)
+    store.close()
+
+    assert [bytes([i]) * 32 in store for i in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab.prefix",
+        f"{'ab' * 32}-{'cd' * 32}--5.prefix",
+        f"{'ab' * 32}-{'cd' * 32}-99999.prefix",
+        f"{'ab' * 32}-{'cd' * 31}-5.prefix",
+        f"{'AB' * 32}.prefix",
+    ],
+)
+def test_name_that_the_store_does_not_give_is_not_its_own(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+
+    store = PrefixStore(tmp_path, capacity=1)
+    store.close()
+
+    assert store.places() == {}
+    assert (tmp_path / name).exists()
+
+
+def test_what_prompts_left_behind_is_the_owners_alone(tmp_path):
+    directory = tmp_path / "prefixes"
+    store = PrefixStore(directory, AMPLE)
+    store.write(bytes(32), entry(10), None)
+    store.close()
+
+    (path,) = directory.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_blocks_are_whole_tiles_of_attention():
