@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -209,6 +210,11 @@ def entry(size: int) -> np.ndarray:
     return np.zeros(size, dtype=np.uint8)
 
 
+def rewrite(path: Path, data: bytes) -> None:
+    """Give a file of the store other bytes, with their hash."""
+    path.write_bytes(hashlib.blake2b(data, digest_size=32).digest() + data)
+
+
 @pytest.mark.parametrize("stack", ["yoco-gret", "transformer", "retention"])
 def test_prefix_outlives_the_server(engine_of, tokens, tmp_path, stack):
     engine = engine_of(stack)
@@ -268,6 +274,23 @@ def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage
     store.close()
 
 
+@pytest.mark.parametrize("kind", ["block", "state"])
+def test_file_of_another_size_is_a_miss_and_is_replaced(engine, tokens, tmp_path, kind):
+    """As when another build of the engine has the same name."""
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:120])
+    store.close()
+    (path,) = (path for path in tmp_path.iterdir() if ("-" in path.name) == (kind == "state"))
+    rewrite(path, b"8 bytes.")
+
+    cache, store = stored(engine, tmp_path)
+    assert find(cache, tokens).position == 0
+    keep(cache, engine, tokens[:120])
+    assert find(cache, tokens).position == 120
+    store.close()
+    assert path.stat().st_size > 1000
+
+
 def test_disk_is_bounded(engine, tokens, tmp_path):
     cache, store = stored(engine, tmp_path, capacity=200_000)
     for i in range(8):
@@ -307,6 +330,48 @@ def test_failed_write_loses_nothing_but_the_entry(
     assert list(tmp_path.iterdir()) == []
     assert find(cache, tokens).position == 200  # from memory
     assert str(error.args[-1]) in caplog.text
+
+
+def known_places(cache: PrefixCache) -> set[bytes]:
+    """The states that a cache looks for, once it knows what has become of them."""
+    find(cache, [0])
+    assert sum(sum(tails.values()) for tails in cache._tails.values()) == len(cache._places)
+    return set(cache._places)
+
+
+@pytest.mark.parametrize("memory", [1, 150_000, AMPLE])
+def test_states_that_left_the_store_are_forgotten(engine, tokens, tmp_path, memory):
+    cache, store = stored(engine, tmp_path, capacity=200_000, memory=memory)
+    for i in range(20):
+        keep(cache, engine, np.roll(tokens, 7 * i)[:70])
+    store.close()
+
+    places = known_places(cache)
+    assert len(store.places()) < 20
+    assert places == {key for key in cache._entries if key in places} | set(store.places())
+
+
+def test_states_that_were_not_written_are_forgotten(engine, tokens, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    cache, store = stored(engine, tmp_path, memory=1)
+    keep(cache, engine, tokens[:70])
+    store.close()
+
+    assert known_places(cache) == set()
+
+
+def test_damaged_state_is_forgotten(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path, memory=1)
+    keep(cache, engine, tokens[:10])
+    store.close()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"")
+
+    assert find(cache, tokens).position == 0
+    assert known_places(cache) == set()
 
 
 def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_disk, caplog):

@@ -105,24 +105,25 @@ class PrefixCache:
                 self._put(chain.keys[i + 1], session.copy_positions(BLOCK * i, BLOCK * (i + 1)))
         key = _state_key(chain.keys[n], tokens[BLOCK * n :])
         if not self._holds(key):
-            rest = session.copy_positions(len(tokens) - tail, len(tokens))
+            state, rest = session.copy_state(), session.copy_positions(BLOCK * n, len(tokens))
             place = Place(chain.keys[n], tail)
             self._know(key, place)
-            self._put(key, np.concatenate([session.copy_state(), rest]), place)
+            self._put(key, np.concatenate([state, rest]), place)
         self._use([key, *chain.keys[n:0:-1]])
         self._shrink()
 
     def _find(self, known: NDArray[np.int32], chain: Chain) -> Hit:
         blocks: list[Bytes] = []
         for key in chain.keys[1 : len(known) // BLOCK + 1]:
-            if (block := self._get(key)) is None:
+            if (block := self._get(key, BLOCK)) is None:
                 break
             blocks.append(block)
         for n in range(len(blocks), -1, -1):
             for tail in sorted(self._tails.get(chain.keys[n], ()), reverse=True):
                 position = BLOCK * n + tail
                 key = _state_key(chain.keys[n], known[BLOCK * n : position])
-                if position > len(known) or (entry := self._get(key)) is None:
+                entry = self._get(key, tail, has_state=True) if position <= len(known) else None
+                if entry is None:
                     continue
                 self._use([key, *chain.keys[n:0:-1]])
                 state, rest = np.split(entry, [len(entry) - tail * self._bytes_per_position])
@@ -133,14 +134,19 @@ class PrefixCache:
     def _holds(self, key: bytes) -> bool:
         return key in self._entries or (self._store is not None and key in self._store)
 
-    def _get(self, key: bytes) -> Bytes | None:
-        """Return an entry, from the store if it must be."""
+    def _get(self, key: bytes, n_positions: int, has_state: bool = False) -> Bytes | None:
+        """Return an entry of so many positions, from the store if it must be."""
         entry = self._entries.get(key)
         if entry is None and self._store is not None:
             entry = self._store.read(key)
-            if entry is not None:
-                self._entries[key] = entry
-                self.size += entry.nbytes
+            if entry is None:
+                return None
+            state_bytes = entry.nbytes - n_positions * self._bytes_per_position
+            if state_bytes < 0 or (state_bytes > 0 and not has_state):
+                self._store.drop(key)  # as another build of the engine may have left it
+                return None
+            self._entries[key] = entry
+            self.size += entry.nbytes
         return entry
 
     def _put(self, key: bytes, entry: Bytes, place: Place | None = None) -> None:
@@ -160,6 +166,9 @@ class PrefixCache:
             key, entry = self._entries.popitem(last=False)
             self.size -= entry.nbytes
             if self._store is None or key not in self._store:
+                self._forget(key)
+        for key in self._store.take_dropped() if self._store is not None else ():
+            if not self._holds(key):
                 self._forget(key)
 
     def _know(self, key: bytes, place: Place) -> None:
