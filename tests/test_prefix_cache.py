@@ -126,6 +126,28 @@ def test_place_where_texts_part_is_told(engine, tokens):
     assert find(cache, other).position == 192
 
 
+def test_model_without_states_goes_on_after_any_block(engine_of, tokens):
+    engine = engine_of("transformer")
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:300])
+    other = np.concatenate([tokens[:200], tokens[:50]])
+
+    hit = find(cache, other)
+    session = engine.session(T)
+    session.restore(other[: hit.position], hit.state, hit.pieces)
+
+    assert (hit.position, hit.fork) == (192, 0)  # three whole blocks
+    found, expected = session.feed(other[192:]), engine.session(T).feed(other)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_model_with_states_does_not_go_on_without_one(engine, tokens):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:300])
+
+    assert find(cache, tokens[:250]).position == 0
+
+
 def test_blocks_are_shared(engine, tokens):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:256])

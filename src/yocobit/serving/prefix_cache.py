@@ -3,8 +3,8 @@
 What a text leaves in the caches that grow is kept in blocks of BLOCK positions, each under a hash
 of all tokens up to its end, so that texts which begin alike share blocks. What it leaves in
 retention states and windows is kept at places where going on is likely: the end of a prompt, the
-end of an answer, and where two texts part. A hit copies both into a session; by the engine's
-contract, what follows has the bits of a miss.
+end of an answer, and where two texts part. A model that has neither can go on after any block. A
+hit copies both into a session; by the engine's contract, what follows has the bits of a miss.
 
 Letters: T positions
 """
@@ -73,6 +73,7 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, Bytes] = OrderedDict()
         self._places: dict[bytes, Place] = {}  # of states in memory or in the store
         self._tails: dict[bytes, Counter[int]] = {}  # how many have that tail, by block
+        self._is_stateless = False  # until a session shows it
         self._store = store
         if store is not None:
             for key, place in store.places().items():
@@ -106,6 +107,7 @@ class PrefixCache:
         key = _state_key(chain.keys[n], tokens[BLOCK * n :])
         if not self._holds(key):
             state, rest = session.copy_state(), session.copy_positions(BLOCK * n, len(tokens))
+            self._is_stateless = len(tokens) > 0 and len(state) == 0
             place = Place(chain.keys[n], tail)
             self._know(key, place)
             self._put(key, np.concatenate([state, rest]), place)
@@ -129,6 +131,9 @@ class PrefixCache:
                 state, rest = np.split(entry, [len(entry) - tail * self._bytes_per_position])
                 fork = BLOCK * len(blocks) if n < len(blocks) else 0
                 return Hit(position, state, (*blocks[:n], rest), fork)
+            if self._is_stateless and n > 0:
+                self._use(chain.keys[n:0:-1])
+                return Hit(BLOCK * n, np.empty(0, dtype=np.uint8), tuple(blocks))
         return Hit(fork=BLOCK * len(blocks))
 
     def _holds(self, key: bytes) -> bool:
