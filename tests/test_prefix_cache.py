@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
-import time
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import packed_models
@@ -122,6 +126,28 @@ def test_place_where_texts_part_is_told(engine, tokens):
     assert find(cache, other).position == 192
 
 
+def test_model_without_states_goes_on_after_any_block(engine_of, tokens):
+    engine = engine_of("transformer")
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:300])
+    other = np.concatenate([tokens[:200], tokens[:50]])
+
+    hit = find(cache, other)
+    session = engine.session(T)
+    session.restore(other[: hit.position], hit.state, hit.pieces)
+
+    assert (hit.position, hit.fork) == (192, 0)  # three whole blocks
+    found, expected = session.feed(other[192:]), engine.session(T).feed(other)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+def test_model_with_states_does_not_go_on_without_one(engine, tokens):
+    cache = prefix_cache(engine)
+    keep(cache, engine, tokens[:300])
+
+    assert find(cache, tokens[:250]).position == 0
+
+
 def test_blocks_are_shared(engine, tokens):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:256])
@@ -193,7 +219,27 @@ def stored(engine, directory, capacity=AMPLE, memory=AMPLE, model="model"):
     return prefix_cache(engine, memory, store, model), store
 
 
-def test_prefix_outlives_the_server(engine, tokens, tmp_path):
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """An event that each file waits for before it is whole."""
+    event, rename = threading.Event(), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *paths: event.wait(60) and rename(*paths))
+    yield event
+    event.set()
+
+
+def entry(size: int) -> np.ndarray:
+    return np.zeros(size, dtype=np.uint8)
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Give a file of the store other bytes, with their hash."""
+    path.write_bytes(hashlib.blake2b(data, digest_size=32).digest() + data)
+
+
+@pytest.mark.parametrize("stack", ["yoco-gret", "transformer", "retention"])
+def test_prefix_outlives_the_server(engine_of, tokens, tmp_path, stack):
+    engine = engine_of(stack)
     cache, store = stored(engine, tmp_path)
     keep(cache, engine, tokens[:200])
     store.close()
@@ -250,6 +296,23 @@ def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage
     store.close()
 
 
+@pytest.mark.parametrize("kind", ["block", "state"])
+def test_file_of_another_size_is_a_miss_and_is_replaced(engine, tokens, tmp_path, kind):
+    """As when another build of the engine has the same name."""
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:120])
+    store.close()
+    (path,) = (path for path in tmp_path.iterdir() if ("-" in path.name) == (kind == "state"))
+    rewrite(path, b"8 bytes.")
+
+    cache, store = stored(engine, tmp_path)
+    assert find(cache, tokens).position == 0
+    keep(cache, engine, tokens[:120])
+    assert find(cache, tokens).position == 120
+    store.close()
+    assert path.stat().st_size > 1000
+
+
 def test_disk_is_bounded(engine, tokens, tmp_path):
     cache, store = stored(engine, tmp_path, capacity=200_000)
     for i in range(8):
@@ -273,21 +336,163 @@ def test_other_files_in_the_directory_are_left_alone(engine, tokens, tmp_path):
     assert not (tmp_path / ".half.prefix.partial-999999999").exists()
 
 
-def test_full_disk_loses_nothing_but_the_entry(engine, tokens, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("full")])
+def test_failed_write_loses_nothing_but_the_entry(
+    engine, tokens, tmp_path, monkeypatch, caplog, error
+):
     cache, store = stored(engine, tmp_path)
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def fail(*_):
+        raise error
 
-    monkeypatch.setattr("os.fsync", full)
-    keep(cache, engine, tokens[:200])
-    while store._waiting:
-        time.sleep(0.01)
-
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        keep(cache, engine, tokens[:200])
+        store.close()  # once it has tried them all
     assert list(tmp_path.iterdir()) == []
     assert find(cache, tokens).position == 200  # from memory
-    assert "No space left" in caplog.text
+    assert str(error.args[-1]) in caplog.text
+
+
+def known_places(cache: PrefixCache) -> set[bytes]:
+    """The states that a cache looks for, once it knows what has become of them."""
+    find(cache, [0])
+    assert sum(sum(tails.values()) for tails in cache._tails.values()) == len(cache._places)
+    return set(cache._places)
+
+
+@pytest.mark.parametrize("memory", [1, 150_000, AMPLE])
+def test_states_that_left_the_store_are_forgotten(engine, tokens, tmp_path, memory):
+    cache, store = stored(engine, tmp_path, capacity=200_000, memory=memory)
+    for i in range(20):
+        keep(cache, engine, np.roll(tokens, 7 * i)[:70])
     store.close()
+
+    places = known_places(cache)
+    assert len(store.places()) < 20
+    assert places == {key for key in cache._entries if key in places} | set(store.places())
+
+
+def test_states_that_were_not_written_are_forgotten(engine, tokens, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    cache, store = stored(engine, tmp_path, memory=1)
+    keep(cache, engine, tokens[:70])
+    store.close()
+
+    assert known_places(cache) == set()
+
+
+def test_damaged_state_is_forgotten(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path, memory=1)
+    keep(cache, engine, tokens[:10])
+    store.close()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"")
+
+    assert find(cache, tokens).position == 0
+    assert known_places(cache) == set()
+
+
+def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_disk, caplog):
+    store = PrefixStore(tmp_path, 1 << 20)
+    keys = [bytes([i]) * 32 for i in range(64)]
+    for key in keys:
+        store.write(key, entry(1 << 18), None)
+    waiting = sum(each.nbytes for each in store._waiting.values())
+    slow_disk.set()
+    store.close()
+
+    assert waiting == 1 << 20
+    assert store.take_dropped()[:60] == keys[4:]
+    assert caplog.text.count("too slow") == 1
+
+
+def test_entry_that_is_written_again_counts_once(tmp_path, slow_disk):
+    store = PrefixStore(tmp_path, AMPLE)
+    store.write(bytes(32), entry(1000), None)
+    store.write(bytes(32), entry(1000), None)  # while it waits
+    store.write(bytes([1]) * 32, entry(1000), None)
+    slow_disk.set()
+    store.close()
+    store = PrefixStore(tmp_path, AMPLE)
+    store.write(bytes(32), entry(1000), None)  # when it is there
+    store.close()
+
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) == 2
+    assert store._size == sum(sizes)
+
+
+def test_entry_is_here_while_the_writer_moves_it(tmp_path):
+    store = PrefixStore(tmp_path, AMPLE)
+
+    class Files(OrderedDict):
+        def __contains__(self, key):
+            found = super().__contains__(key)
+            if store._lock.acquire(blocking=False):  # so the writer could, too
+                self[key] = store._waiting.pop(key)
+                store._lock.release()
+            return found
+
+    store._files = Files()
+    store._waiting[bytes(32)] = entry(10)
+
+    assert bytes(32) in store
+    store.close()
+
+
+def test_file_that_another_server_removes_does_not_stop_the_start(tmp_path, monkeypatch):
+    store = PrefixStore(tmp_path, AMPLE)
+    for i in range(2):
+        store.write(bytes([i]) * 32, entry(10), None)
+    store.close()
+    scandir = os.scandir
+
+    def scan(directory):
+        found = list(scandir(directory))
+        (tmp_path / f"{bytes(32).hex()}.prefix").unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.scandir", scan)
+        store = PrefixStore(tmp_path, AMPLE)
+    store.close()
+
+    assert [bytes([i]) * 32 in store for i in range(2)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab.prefix",
+        f"{'ab' * 32}-{'cd' * 32}--5.prefix",
+        f"{'ab' * 32}-{'cd' * 32}-99999.prefix",
+        f"{'ab' * 32}-{'cd' * 31}-5.prefix",
+        f"{'AB' * 32}.prefix",
+    ],
+)
+def test_name_that_the_store_does_not_give_is_not_its_own(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+
+    store = PrefixStore(tmp_path, capacity=1)
+    store.close()
+
+    assert store.places() == {}
+    assert (tmp_path / name).exists()
+
+
+def test_what_prompts_left_behind_is_the_owners_alone(tmp_path):
+    directory = tmp_path / "prefixes"
+    store = PrefixStore(directory, AMPLE)
+    store.write(bytes(32), entry(10), None)
+    store.close()
+
+    (path,) = directory.iterdir()
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_blocks_are_whole_tiles_of_attention():

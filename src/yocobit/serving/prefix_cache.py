@@ -3,8 +3,8 @@
 What a text leaves in the caches that grow is kept in blocks of BLOCK positions, each under a hash
 of all tokens up to its end, so that texts which begin alike share blocks. What it leaves in
 retention states and windows is kept at places where going on is likely: the end of a prompt, the
-end of an answer, and where two texts part. A hit copies both into a session; by the engine's
-contract, what follows has the bits of a miss.
+end of an answer, and where two texts part. A model that has neither can go on after any block. A
+hit copies both into a session; by the engine's contract, what follows has the bits of a miss.
 
 Letters: T positions
 """
@@ -73,6 +73,7 @@ class PrefixCache:
         self._entries: OrderedDict[bytes, Bytes] = OrderedDict()
         self._places: dict[bytes, Place] = {}  # of states in memory or in the store
         self._tails: dict[bytes, Counter[int]] = {}  # how many have that tail, by block
+        self._is_stateless = False  # until a session shows it
         self._store = store
         if store is not None:
             for key, place in store.places().items():
@@ -105,42 +106,52 @@ class PrefixCache:
                 self._put(chain.keys[i + 1], session.copy_positions(BLOCK * i, BLOCK * (i + 1)))
         key = _state_key(chain.keys[n], tokens[BLOCK * n :])
         if not self._holds(key):
-            rest = session.copy_positions(len(tokens) - tail, len(tokens))
+            state, rest = session.copy_state(), session.copy_positions(BLOCK * n, len(tokens))
+            self._is_stateless = len(tokens) > 0 and len(state) == 0
             place = Place(chain.keys[n], tail)
             self._know(key, place)
-            self._put(key, np.concatenate([session.copy_state(), rest]), place)
+            self._put(key, np.concatenate([state, rest]), place)
         self._use([key, *chain.keys[n:0:-1]])
         self._shrink()
 
     def _find(self, known: NDArray[np.int32], chain: Chain) -> Hit:
         blocks: list[Bytes] = []
         for key in chain.keys[1 : len(known) // BLOCK + 1]:
-            if (block := self._get(key)) is None:
+            if (block := self._get(key, BLOCK)) is None:
                 break
             blocks.append(block)
         for n in range(len(blocks), -1, -1):
             for tail in sorted(self._tails.get(chain.keys[n], ()), reverse=True):
                 position = BLOCK * n + tail
                 key = _state_key(chain.keys[n], known[BLOCK * n : position])
-                if position > len(known) or (entry := self._get(key)) is None:
+                entry = self._get(key, tail, has_state=True) if position <= len(known) else None
+                if entry is None:
                     continue
                 self._use([key, *chain.keys[n:0:-1]])
                 state, rest = np.split(entry, [len(entry) - tail * self._bytes_per_position])
                 fork = BLOCK * len(blocks) if n < len(blocks) else 0
                 return Hit(position, state, (*blocks[:n], rest), fork)
+            if self._is_stateless and n > 0:
+                self._use(chain.keys[n:0:-1])
+                return Hit(BLOCK * n, np.empty(0, dtype=np.uint8), tuple(blocks))
         return Hit(fork=BLOCK * len(blocks))
 
     def _holds(self, key: bytes) -> bool:
         return key in self._entries or (self._store is not None and key in self._store)
 
-    def _get(self, key: bytes) -> Bytes | None:
-        """Return an entry, from the store if it must be."""
+    def _get(self, key: bytes, n_positions: int, has_state: bool = False) -> Bytes | None:
+        """Return an entry of so many positions, from the store if it must be."""
         entry = self._entries.get(key)
         if entry is None and self._store is not None:
             entry = self._store.read(key)
-            if entry is not None:
-                self._entries[key] = entry
-                self.size += entry.nbytes
+            if entry is None:
+                return None
+            state_bytes = entry.nbytes - n_positions * self._bytes_per_position
+            if state_bytes < 0 or (state_bytes > 0 and not has_state):
+                self._store.drop(key)  # as another build of the engine may have left it
+                return None
+            self._entries[key] = entry
+            self.size += entry.nbytes
         return entry
 
     def _put(self, key: bytes, entry: Bytes, place: Place | None = None) -> None:
@@ -160,6 +171,9 @@ class PrefixCache:
             key, entry = self._entries.popitem(last=False)
             self.size -= entry.nbytes
             if self._store is None or key not in self._store:
+                self._forget(key)
+        for key in self._store.take_dropped() if self._store is not None else ():
+            if not self._holds(key):
                 self._forget(key)
 
     def _know(self, key: bytes, place: Place) -> None:
