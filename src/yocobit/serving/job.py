@@ -21,7 +21,7 @@ from yocobit.serving.generation import (
     Token,
     logprob,
 )
-from yocobit.serving.prefix_cache import Chain, PrefixCache
+from yocobit.serving.prefix_cache import Chain, Hit, PrefixCache
 
 
 class Sequence:
@@ -112,7 +112,10 @@ class Job:
             self._chain = prefixes.chain()
             hit = prefixes.find(self._prompt, self._chain)
             if hit.state is not None:
-                self._session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
+                try:
+                    self._session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
+                except ValueError:  # a file that another build of the engine left
+                    hit = Hit()
             self.n_cached = hit.position
             stops = {hit.fork, *self._stops}
             self._stops = sorted(stop for stop in stops if stop > hit.position)
