@@ -18,6 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from yocobit.config import ConfigError
+from yocobit.engine.chat_template import ChatTemplate
 from yocobit.serving import ServerSettings
 
 TEXT = "/v1/completions"
@@ -126,6 +128,15 @@ def test_any_text_is_tokenized_and_continued(server, text):
     )
 
     assert response.status_code in (200, 400), response.text
+
+
+def test_template_refuses_what_is_nested_too_deep():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+
+    with pytest.raises(ConfigError, match="does not take these messages"):
+        ChatTemplate("{{ tools | tojson }}", "it").render([], tools=deep)
 
 
 @pytest.mark.parametrize(
