@@ -50,7 +50,10 @@ def server():
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/models", "/metrics"],
+    [
+        *("/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/tokenizer_info"),
+        *("/v1/models", "/v1/models/{id}", "/health", "/metrics"),
+    ],
 )
 def test_what_the_description_allows_and_what_it_does_not(server, path):
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
