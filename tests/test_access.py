@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import logging
 import socket
 import threading
 import time
@@ -13,10 +15,11 @@ import pytest
 import servers
 
 from yocobit.serving import ServerSettings
+from yocobit.serving.exchange import write_events
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEYS = ("the-first-key", "the-second-key")
-HOSTS = ("127.0.0.1", "localhost")
+HOSTS = ("127.0.0.1", "localhost", "MyBox", "::1")
 LONG = {"prompt": "The king", "max_tokens": 5000, "logit_bias": {"0": -100}}
 
 
@@ -44,7 +47,7 @@ def bare(server, method: str, path: str, **headers: str) -> httpx.Response:
     "path", ["/", "/v1/models", "/metrics", "/openapi.json", "/page/page.js", "/nothing", TEXT]
 )
 def test_every_path_but_health_asks_for_a_key(server, path):
-    for method in ("GET", "POST", "HEAD"):
+    for method in ("GET", "POST", "HEAD", "OPTIONS"):
         response = bare(server, method, path)
         assert response.status_code == 401
         assert response.headers["www-authenticate"].startswith("Basic")
@@ -85,11 +88,37 @@ def test_keys_are_compared_in_constant_time(server, monkeypatch):
     assert [b for _, b in compared] == [key.encode() for key in KEYS]
 
 
-def test_other_host_names_are_refused(server):
-    key = {"authorization": f"Bearer {KEYS[0]}"}
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:99", 200),
+        ("mybox", 200),
+        ("MYBOX:8080", 200),
+        ("[::1]:8080", 200),
+        ("[::1]", 200),
+        ("evil.example", 403),
+        ("[::2]:8080", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_other_host_names_are_refused(server, host, status):
+    headers = {"authorization": f"Bearer {KEYS[0]}", "host": host}
 
-    assert bare(server, "GET", "/v1/models", host="evil.example", **key).status_code == 403
-    assert bare(server, "GET", "/v1/models", host="localhost:99", **key).status_code == 200
+    assert bare(server, "GET", "/v1/models", **headers).status_code == status
+    assert bare(server, "GET", "/health", host=host).status_code == 200  # probes know no names
+
+
+@pytest.mark.parametrize("path", ["/health/", "/v1", "/v1/models/", "/metrics/", "/page/"])
+def test_path_that_is_not_there_leads_nowhere(server, path):
+    response = server.client.get(path)
+
+    assert (response.status_code, response.headers.get("location")) == (404, None)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "%2e%2e", "..%2fapp.py", "%00", "nothing.js"])
+def test_page_has_its_own_files_only(server, name):
+    assert server.client.get(f"/page/{name}").status_code == 404
 
 
 def test_cors_is_for_friends_only(server):
@@ -143,6 +172,79 @@ def test_request_ids_are_given_back_if_they_are_harmless(server):
     assert all(len(each) == 32 for each in answers[1:])
 
 
+def test_path_in_the_log_stays_on_its_line(server, caplog):
+    with caplog.at_level(logging.INFO, "yocobit.access"):
+        server.client.get("/x%0a12:00:00%20GET%20/admin%20200%1b[31m%c2%85")
+        wait_for(lambda: caplog.records)
+
+    (record,) = caplog.records
+    assert record.getMessage().isprintable()
+    assert record.fields["path"].isprintable()
+
+
+# ---- failing ----
+
+
+def test_failure_is_an_answer_with_an_id_that_the_log_has(server, monkeypatch, caplog):
+    monkeypatch.setattr("yocobit.serving.text.TextCompletion.whole", lambda *_: 1 / 0)
+
+    response = server.post(TEXT, prompt="a", max_tokens=1)
+    wait_for(lambda: not server.service._answers)
+
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "server_error"
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.fields["request_id"] == response.headers["x-request-id"]
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, caplog):
+    async def chunks(*_):
+        yield {}
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("yocobit.serving.text.TextCompletion.chunks", chunks)
+
+    events = server.events(TEXT, prompt="a", max_tokens=1)  # there is a [DONE], too
+    wait_for(lambda: not server.service._answers)
+    wait_for(lambda: caplog.records)
+
+    assert events[0] == {}
+    assert events[1]["error"]["type"] == "server_error"
+    assert caplog.records[0].exc_info[0] is ZeroDivisionError
+
+
+# ---- bodies ----
+
+
+def test_detokenize_takes_a_few_contexts_at_most(server):
+    most = 4 * server.service.settings.context
+
+    assert server.post("/detokenize", tokens=[1] * most).status_code == 200
+    assert server.post("/detokenize", tokens=[1] * (most + 1)).status_code == 400
+    assert server.post("/detokenize", tokens=[1000] * (4 * most)).status_code == 413
+
+
+def test_tokenizing_a_long_text_does_not_stop_everything(server):
+    longest, stop = 0.0, threading.Event()
+
+    def watch():
+        nonlocal longest
+        last = time.monotonic()
+        while not stop.wait(0.001):
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    begin = time.monotonic()
+    server.post("/tokenize", prompt="the king of " * 80_000, add_special_tokens=False)
+    seconds = time.monotonic() - begin
+    stop.set()
+    thread.join()
+
+    assert longest < seconds / 2
+
+
 # ---- going away ----
 
 
@@ -176,10 +278,9 @@ def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
     connection.close()
     wait_for(lambda: job.is_cancelled)
     at = job.n_drawn
-    wait_for(lambda: not scheduler.running)
+    wait_for(lambda: not scheduler.running and scheduler.reserved_bytes == 0)
 
     assert job.n_drawn <= at + 1
-    assert scheduler.reserved_bytes == 0
     assert not server.service._answers
 
 
@@ -241,7 +342,42 @@ def test_pings_come_while_nothing_does(monkeypatch):
     assert lines[-1] == "data: [DONE]"
 
 
+def test_pings_do_not_come_while_something_does(monkeypatch):
+    async def chunks():
+        for _ in range(40):
+            await asyncio.sleep(0.01)
+            yield {}
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    sent = []
+
+    async def send(message):
+        sent.append(message.get("body"))
+
+    monkeypatch.setattr("yocobit.serving.exchange.PING_S", 0.25)
+    asyncio.run(write_events(receive, send, chunks()))
+
+    assert sent == [None, *[b"data: {}\n\n"] * 40, b"data: [DONE]\n\n"]
+
+
 # ---- loading ----
+
+
+@pytest.mark.parametrize("place", ["yocobit.Engine.load", "yocobit.serving.service.Grammars"])
+def test_model_that_fails_to_load_is_told_of(place, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("no threads")
+
+    monkeypatch.setattr(place, fail)
+    with servers.running(ServerSettings(threads=1)) as server:
+        health, refused = server.client.get("/health"), server.post(TEXT, prompt="The")
+
+    assert (health.status_code, health.json()) == (503, {"status": "failed"})
+    assert refused.status_code == 503
+    assert server.state.problem == "no threads"
+    assert any(record.exc_info for record in caplog.records)
 
 
 def test_server_is_unwell_until_the_model_is_there(monkeypatch):

@@ -18,6 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from yocobit.config import ConfigError
+from yocobit.engine.chat_template import ChatTemplate
 from yocobit.serving import ServerSettings
 
 TEXT = "/v1/completions"
@@ -48,7 +50,10 @@ def server():
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/models", "/metrics"],
+    [
+        *("/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/tokenizer_info"),
+        *("/v1/models", "/v1/models/{id}", "/health", "/metrics"),
+    ],
 )
 def test_what_the_description_allows_and_what_it_does_not(server, path):
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -126,6 +131,15 @@ def test_any_text_is_tokenized_and_continued(server, text):
     )
 
     assert response.status_code in (200, 400), response.text
+
+
+def test_template_refuses_what_is_nested_too_deep():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+
+    with pytest.raises(ConfigError, match="does not take these messages"):
+        ChatTemplate("{{ tools | tojson }}", "it").render([], tools=deep)
 
 
 @pytest.mark.parametrize(

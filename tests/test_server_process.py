@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -74,7 +75,7 @@ def test_answers_are_the_same_alone_in_company_after_a_restart_and_with_other_th
                     args=[TEXT],
                     kwargs={"prompt": "The king " * (1 + i % 9), "max_tokens": 40, "seed": i},
                 )
-                for i in range(32)
+                for i in range(16)
             ]
             for thread in others:
                 thread.start()
@@ -111,6 +112,21 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests():
         events = [json.loads(line[6:]) for line in rest[:-1]]
         assert events[-1]["choices"][0]["finish_reason"] in ("length", "stop")
         assert server.process.wait(timeout=60) == 0
+
+
+def test_client_that_does_nothing_more_holds_up_no_end():
+    with serving("--threads", "1") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            client.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
+            assert client.recv(12) == b"HTTP/1.1 100"  # the body is waited for
+
+            begin = time.monotonic()
+            assert server.end() == 0
+            assert time.monotonic() - begin < 30
 
 
 def test_second_signal_ends_at_once():
@@ -198,8 +214,8 @@ def test_mistake_is_one_line(options, words, tmp_path):
 
 
 def test_port_that_is_taken_is_one_line():
-    with serving("--threads", "1") as server:
-        port = server.url.rsplit(":", 1)[1]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
         command = [sys.executable, "-m", "yocobit", "serve", "--port", port]
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
 

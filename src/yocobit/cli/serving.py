@@ -32,7 +32,12 @@ def serve(
         typer.Option(help="Ask for this key; can be repeated.", envvar="YOCOBIT_API_KEY"),
     ] = [],  # noqa: B006
     api_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Ask for one of the keys in a file's lines.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask for one of the keys in a file's lines.",
+            envvar="YOCOBIT_API_KEY_FILE",
+        ),
     ] = None,
     no_api_key: Annotated[
         bool, typer.Option("--no-api-key", help="Let others in without a key, too.")
@@ -74,11 +79,12 @@ def serve(
     """Serve a model to OpenAI's and Groq's clients, with a page to chat at."""
     try:
         from yocobit import serving
+        from yocobit.serving.settings import read_keys
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("yocobit"):
             raise
         raise UserError("serving needs more packages: pip install 'yocobit[serve]'") from None
-    keys = (*api_key, *(_read_keys(api_key_file) if api_key_file else ()))
+    keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
     is_local = host in _LOOPBACK
     if not is_local and not keys and not no_api_key:
         raise UserError(
@@ -116,14 +122,3 @@ def _say_ready(url: str) -> None:
         print(f"chat at {url}/, or point a client at {url}/v1; Ctrl-C ends", file=sys.stderr)
     else:
         print(f"serving at {url}", file=sys.stderr, flush=True)
-
-
-def _read_keys(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 (byte {error.start})") from None
-    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not keys:
-        raise UserError(f"{path}: holds no key; write one a line")
-    return keys

@@ -10,17 +10,19 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yocobit.serving.errors import APIError
-from yocobit.serving.exchange import ClientGoneError, write_error
+from yocobit.serving.exchange import SERVER_FAILED, ClientGoneError, write_error
 from yocobit.serving.settings import ServerSettings
 
 logger = logging.getLogger("yocobit.access")
 
-_OPEN_PATHS = frozenset({"/health"})
+_OPEN_PATHS = frozenset({"/health"})  # for probes, which have no key and know no name
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -30,7 +32,7 @@ class Access:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._keys = [key.encode() for key in settings.api_keys]
-        self._hosts = frozenset(settings.trusted_hosts)
+        self._hosts = frozenset(map(_name_of, settings.trusted_hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -43,6 +45,12 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         begin, status = time.perf_counter(), 0
+        fields: dict[str, Any] = {
+            "request_id": request_id.decode(),
+            "client": client_of(scope),
+            "method": scope["method"],
+            "path": quote(scope["path"]),  # else it could end a line and write another
+        }
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -58,35 +66,31 @@ class Access:
             status = status or 499  # as nginx has it
         except APIError as error:
             await write_error(send_with_id, error)
+        except Exception:
+            logger.exception(
+                "request %s failed",
+                fields["request_id"],
+                extra={"fields": {**fields, "message": "the request failed"}},
+            )
+            if not status:
+                await write_error(send_with_id, SERVER_FAILED)
         finally:
+            fields |= {"status": status, "seconds": round(time.perf_counter() - begin, 6)}
             logger.info(
-                "%s %s %s",
-                scope["method"],
-                scope["path"],
-                status,
-                extra={
-                    "fields": {
-                        "request_id": request_id.decode(),
-                        "client": (scope.get("client") or ("", 0))[0],
-                        "method": scope["method"],
-                        "path": scope["path"],
-                        "status": status,
-                        "seconds": round(time.perf_counter() - begin, 6),
-                    }
-                },
+                "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
             )
 
     def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """APIError unless the request names a host of ours and has a key, where they are asked."""
-        if self._hosts:
-            host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1")).lower()
+        if self._hosts and path not in _OPEN_PATHS:
+            host = _name_of(headers.get(b"host", b"").decode("latin-1"))
             if host not in self._hosts:
                 raise APIError(
                     403,
                     f"this server is not called {host!r}; allow that by --trusted-host",
                     code="host_not_allowed",
                 )
-        if not self._keys or path in _OPEN_PATHS or scope["method"] == "OPTIONS":
+        if not self._keys or path in _OPEN_PATHS:
             scope["state"] = {**scope.get("state", {}), "caller": client_of(scope)}
             return
         given = _key(headers)
@@ -101,6 +105,14 @@ class Access:
 def client_of(scope: Scope) -> str:
     """Return the address that a request comes from."""
     return str((scope.get("client") or ("", 0))[0])
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header: no port, no brackets, no capitals."""
+    host = host.lower()
+    if found := re.fullmatch(r"\[(.*)\](:\d*)?", host):
+        return found[1]
+    return host.partition(":")[0] if host.count(":") == 1 else host  # more: an IPv6 address
 
 
 def _key(headers: Mapping[bytes, bytes]) -> bytes:

@@ -5,43 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from yocobit.engine import Engine
 from yocobit.serving import protocol
 from yocobit.serving.access import Access
-from yocobit.serving.chat import ChatCompletion, render
+from yocobit.serving.chat import ChatCompletion
+from yocobit.serving.chat_page import page_routes
 from yocobit.serving.completion import Completion
 from yocobit.serving.errors import APIError
 from yocobit.serving.exchange import (
+    json_response,
     read_json,
     while_connected,
     write_events,
     write_json,
 )
 from yocobit.serving.metrics import Metrics
+from yocobit.serving.models import model, models
 from yocobit.serving.openapi import describe
 from yocobit.serving.service import Service
 from yocobit.serving.settings import ServerSettings
 from yocobit.serving.text import TextCompletion
-
-PAGE = Path(__file__).parent / "page"
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
-)
+from yocobit.serving.tokens import detokenize, max_token_bytes, tokenize, tokenizer_info
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +56,8 @@ class State:
         """Return the service; APIError 503 if there is none for new requests."""
         if self.is_draining:
             raise APIError(503, "the server is shutting down", code="draining", retry_after=5)
+        if self.problem is not None:
+            raise APIError(503, "the model cannot be loaded; the log says why", code="failed")
         if self.service is None:
             raise APIError(503, "the model is being loaded", code="loading", retry_after=1)
         return self.service
@@ -72,13 +69,14 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
     ConfigError for settings that cannot be.
     """
     settings = settings or ServerSettings.from_environment()
+    limit, token_limit = settings.max_body_bytes, max_token_bytes(settings)
     api: list[BaseRoute] = [
-        Route("/chat/completions", Generate(protocol.ChatRequest, ChatCompletion)),
-        Route("/completions", Generate(protocol.CompletionRequest, TextCompletion)),
+        Route("/chat/completions", Generate(protocol.ChatRequest, ChatCompletion, limit)),
+        Route("/completions", Generate(protocol.CompletionRequest, TextCompletion, limit)),
         Route("/models", models),
         Route("/models/{name:path}", model),
-        Route("/tokenize", Post(protocol.TokenizeRequest, tokenize)),
-        Route("/detokenize", Post(protocol.DetokenizeRequest, detokenize)),
+        Route("/tokenize", Post(protocol.TokenizeRequest, tokenize, limit)),
+        Route("/detokenize", Post(protocol.DetokenizeRequest, detokenize, token_limit)),
         Route("/tokenizer_info", tokenizer_info),
     ]
     middleware = [Middleware(Access, settings=settings)]
@@ -93,21 +91,23 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
                 expose_headers=["x-request-id"],
             ),
         )
+    # A redirection would lead to whatever name a request calls this server by.
+    versioned = Router(api, redirect_slashes=False)
     app = Starlette(
         routes=[
-            Mount("/v1", routes=api),
-            Mount("/openai/v1", routes=api),
+            Mount("/v1", versioned),
+            Mount("/openai/v1", versioned),
             *api[-3:],  # of the tokenizer, where vLLM has them
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/openapi.json", openapi),
-            Route("/", page),
-            Route("/page/{name}", page),
+            *page_routes(),
         ],
         middleware=middleware,
         lifespan=_lifespan,
-        exception_handlers={404: _not_found, 405: _wrong_method, Exception: _failed},
+        exception_handlers={404: _not_found, 405: _wrong_method},
     )
+    app.router.redirect_slashes = False
     app.state.server = State(settings)
     return app
 
@@ -134,36 +134,48 @@ async def _load(state: State) -> None:
             kernels=settings.kernels,
             verify=settings.verify,
         )
-        state.service = Service(engine, settings, state.metrics)
-        await asyncio.to_thread(lambda: state.service and state.service.grammars)
-    except (ValueError, OSError, MemoryError) as error:
+        service = Service(engine, settings, state.metrics)
+        try:
+            await asyncio.to_thread(lambda: service.grammars)  # takes a while
+            state.service = service
+        finally:
+            if state.service is None:
+                service.stop()
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError | MemoryError):  # not a mistake in settings
+            logger.exception("the model cannot be loaded")
         state.problem = str(error) or type(error).__name__
         state.report(state.problem)
 
 
 class Post:
-    """An endpoint that takes JSON of one kind and answers with JSON."""
+    """An endpoint that takes at most `limit` bytes of JSON of one kind, and answers with JSON.
+
+    `answer` works in a thread.
+    """
 
     def __init__(
-        self, kind: type[Any], answer: Callable[[Service, Any], Awaitable[dict[str, Any]]]
+        self, kind: type[Any], answer: Callable[[Service, Any], dict[str, Any]], limit: int
     ) -> None:
         self.kind = kind
         self._answer = answer
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, body = await _begin(self.kind, scope, receive)
-        await write_json(send, 200, await self._answer(service, body))
+        service, body = await _begin(self.kind, scope, receive, self._limit)
+        await write_json(send, 200, await asyncio.to_thread(self._answer, service, body))
 
 
 class Generate:
     """An endpoint that generates text, whole or as events."""
 
-    def __init__(self, kind: type[Any], completion: Callable[..., Completion]) -> None:
+    def __init__(self, kind: type[Any], completion: Callable[..., Completion], limit: int) -> None:
         self.kind = kind
         self._completion = completion
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, body = await _begin(self.kind, scope, receive)
+        service, body = await _begin(self.kind, scope, receive, self._limit)
         # Tokenising a long text and compiling a schema take a while.
         completion = await asyncio.to_thread(
             self._completion, service, body, scope["state"]["caller"]
@@ -176,98 +188,27 @@ class Generate:
                 await write_json(send, 200, whole)
 
 
-async def _begin(kind: type[Any], scope: Scope, receive: Receive) -> tuple[Service, Any]:
+async def _begin(
+    kind: type[Any], scope: Scope, receive: Receive, limit: int
+) -> tuple[Service, Any]:
     state: State = scope["app"].state.server
     if scope["method"] != "POST":
         raise APIError(405, f"{scope['method']} is not offered here, only POST")
     service = state.ready()
-    body = await read_json(scope, receive, kind, state.settings.max_body_bytes)
+    body = await read_json(scope, receive, kind, limit)
     service.check_model(body.model)
     return service, body
-
-
-async def tokenize(service: Service, body: protocol.TokenizeRequest) -> dict[str, Any]:
-    if (body.prompt is None) == (body.messages is None):
-        raise APIError(400, "give prompt or messages, one of the two", param="prompt")
-    if body.messages is not None:
-        tokens = render(service, body.messages, [])
-    elif body.add_special_tokens is False:
-        tokens = service.engine.tokenizer.encode(body.prompt, add_special_tokens=False).ids
-    else:
-        tokens = service.engine.encode(body.prompt or "")
-    return {"count": len(tokens), "max_model_len": service.settings.context, "tokens": tokens}
-
-
-async def detokenize(service: Service, body: protocol.DetokenizeRequest) -> dict[str, Any]:
-    size = service.engine.config.vocab_size
-    for token in body.tokens:
-        if not 0 <= token < size:
-            raise APIError(
-                400, f"tokens: {token} must be at least 0 and below {size}", param="tokens"
-            )
-    text = service.engine.tokenizer.decode(body.tokens, skip_special_tokens=False)
-    return {"prompt": text}
-
-
-async def tokenizer_info(request: HTTPRequest) -> Response:
-    return _json(request.app.state.server.ready().tokenizer_info)
-
-
-async def models(request: HTTPRequest) -> Response:
-    service = request.app.state.server.ready()
-    return _json({"object": "list", "data": [_describe(service, name) for name in _names(service)]})
-
-
-async def model(request: HTTPRequest) -> Response:
-    service: Service = request.app.state.server.ready()
-    name = request.path_params["name"]
-    service.check_model(name)
-    return _json(_describe(service, name))
-
-
-def _names(service: Service) -> tuple[str, ...]:
-    return (service.name, *service.settings.alias)
-
-
-def _describe(service: Service, name: str) -> dict[str, Any]:
-    summary, settings = service.summary, service.settings
-    sampling = service.engine.sampling()
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(service.engine.model.file.stat().st_mtime),
-        "owned_by": "yocobit",
-        "active": True,
-        "context_window": settings.context,
-        "max_completion_tokens": settings.context,
-        "yocobit": {
-            "parameters": summary.parameters,
-            "weights": service.engine.config.weights,
-            "model_bytes": summary.size_bytes,
-            "cache": settings.cache,
-            "cache_bytes_per_token": summary.cache_bytes_per_token[settings.cache],
-            "transformer_cache_bytes_per_token": summary.transformer_cache_bytes_per_token[
-                settings.cache
-            ],
-            "state_bytes": summary.state_bytes[settings.cache],
-            "sampling": {
-                name: getattr(sampling, name)
-                for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-            },
-            "has_chat_template": service.has_chat_template,
-        },
-    }
 
 
 async def health(request: HTTPRequest) -> Response:
     state: State = request.app.state.server
     if state.problem is not None:
-        return _json({"status": "failed"}, 503)
+        return json_response({"status": "failed"}, 503)
     if state.is_draining:
-        return _json({"status": "draining"}, 503)
+        return json_response({"status": "draining"}, 503)
     if state.service is None:
-        return _json({"status": "loading"}, 503)
-    return _json({"status": "ok"})
+        return json_response({"status": "loading"}, 503)
+    return json_response({"status": "ok"})
 
 
 async def metrics(request: HTTPRequest) -> Response:
@@ -276,34 +217,15 @@ async def metrics(request: HTTPRequest) -> Response:
 
 
 async def openapi(request: HTTPRequest) -> Response:
-    return _json(describe())
-
-
-async def page(request: HTTPRequest) -> Response:
-    path = PAGE / request.path_params.get("name", "index.html")
-    if path.parent != PAGE or not path.is_file():
-        raise APIError(404, f"there is nothing at {request.url.path}")
-    headers = {
-        "content-security-policy": _PAGE_POLICY,
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return FileResponse(path, headers=headers)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    return json_response(describe())
 
 
 async def _not_found(request: HTTPRequest, error: Exception) -> Response:
     path = request.url.path
-    return _json(APIError(404, f"there is nothing at {path}", code="not_found").to_dict(), 404)
+    return json_response(
+        APIError(404, f"there is nothing at {path}", code="not_found").to_dict(), 404
+    )
 
 
 async def _wrong_method(request: HTTPRequest, error: Exception) -> Response:
-    return _json(APIError(405, f"{request.method} is not offered here").to_dict(), 405)
-
-
-async def _failed(request: HTTPRequest, error: Exception) -> Response:
-    return _json(APIError(500, "the server failed; its log says more").to_dict(), 500)
+    return json_response(APIError(405, f"{request.method} is not offered here").to_dict(), 405)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from yocobit.serving.errors import APIError
 
-PING_S = 15.0  # without anything to say
+PING_S = 15.0  # of silence
 BODY_S = 60.0  # for a client to send its body
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = [
@@ -20,7 +21,10 @@ _EVENTS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold events back
 ]
+Say = Callable[[bytes], Awaitable[None]]
 T = TypeVar("T")
+
+SERVER_FAILED = APIError(500, "the server failed; its log says more")
 
 
 class ClientGoneError(Exception):
@@ -64,8 +68,15 @@ async def write_json(
 ) -> None:
     """Answer with JSON."""
     more = [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()]
+    body = msgspec.json.encode(value)
+    more.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": _JSON + more})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(value)})
+    await send({"type": "http.response.body", "body": body})
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Return JSON as an answer for Starlette to send."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 async def write_error(send: Send, error: APIError) -> None:
@@ -79,15 +90,33 @@ async def write_error(send: Send, error: APIError) -> None:
 async def write_events(receive: Receive, send: Send, chunks: AsyncIterator[Any]) -> None:
     """Answer with an event for each chunk, [DONE] at the end, and pings while nothing comes.
 
-    A failure after the begin is an event, too. ClientGoneError if the client goes away.
+    A failure after the begin is an event, too; if it is no APIError, it is raised at the end, for
+    the log. ClientGoneError if the client goes away.
     """
     await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
-    ping = asyncio.create_task(_ping(send))
+    loop = asyncio.get_running_loop()
+    said_at = loop.time()
+
+    async def say(data: bytes) -> None:
+        nonlocal said_at
+        said_at = loop.time()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def ping() -> None:
+        """Say something now and then, so that nobody on the way takes silence for an end."""
+        while True:
+            await asyncio.sleep(said_at + PING_S - loop.time())
+            if loop.time() >= said_at + PING_S:
+                await say(b": ping\n\n")
+
+    pings = asyncio.create_task(ping())
     try:
-        await while_connected(receive, _write_chunks(send, chunks))
+        failure = await while_connected(receive, _write_chunks(say, chunks))
     finally:
-        ping.cancel()
+        pings.cancel()
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+    if failure is not None:
+        raise failure
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
@@ -105,24 +134,21 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _write_chunks(send: Send, chunks: AsyncIterator[Any]) -> None:
+async def _write_chunks(say: Say, chunks: AsyncIterator[Any]) -> Exception | None:
+    """Write chunks as events; return the failure that is for the log, if any."""
     try:
         async for chunk in chunks:
-            await _write_event(send, msgspec.json.encode(chunk))
+            await say(_event(chunk))
     except APIError as error:
-        await _write_event(send, msgspec.json.encode(error.to_dict()))
+        await say(_event(error.to_dict()))
+    except Exception as error:
+        await say(_event(SERVER_FAILED.to_dict()))
+        return error
+    return None
 
 
-async def _write_event(send: Send, data: bytes) -> None:
-    body = b"data: " + data + b"\n\n"
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _ping(send: Send) -> None:
-    """Write a comment now and then, so that nobody on the way takes the silence for an end."""
-    while True:
-        await asyncio.sleep(PING_S)
-        await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+def _event(value: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 async def _disconnected(receive: Receive) -> None:

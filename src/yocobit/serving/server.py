@@ -12,15 +12,19 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
 from yocobit.serving.access import JSONFormatter
 from yocobit.serving.app import State, create_app
+from yocobit.serving.connection import Connection
 from yocobit.serving.settings import ServerSettings
 
 # How long Python lets one thread work while another waits for its turn: the scheduler's step must
 # not wait the usual 5 ms for the event loop.
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
+_FLUSH_S = 5  # for clients to read the ends of their answers
+_IDLE_CONNECTIONS = 512  # beside those of the requests that the scheduler takes
 
 
 class ServeError(RuntimeError):
@@ -45,20 +49,31 @@ def serve(
     state: State = app.state.server
     state.report = lambda problem: None  # ServeError says it
     listener = _listen(host, port)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=30,
-        backlog=1024,
-    )
+    config = configure(app, settings)
     sys.setswitchinterval(_SWITCH_S)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{listener.getsockname()[1]}"
     asyncio.run(_run(config, state, drain_s, listener, lambda: ready(url)))
     if state.problem is not None:
         raise ServeError(state.problem)
+
+
+def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
+    """Return how uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # Else whoever asks chooses the address that it asks from, and with it its turn.
+        proxy_headers=False,
+        limit_concurrency=settings.max_sequences + settings.max_waiting + _IDLE_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_FLUSH_S,
+        backlog=1024,
+    )
 
 
 async def _run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
 
 _PREFIX = "YOCOBIT_"
+# Kubernetes sets such variables for a service that is called yocobit, or yocobit-something.
+_OF_A_SERVICE = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
 _MB = 1 << 20
 
 
@@ -37,7 +40,8 @@ class ServerSettings:
     prefix_dir_mb: int = 4096
     max_body_mb: int = 16  # of a request
 
-    api_keys: tuple[str, ...] = ()  # one of them is asked for; none: everybody may
+    # One of them is asked for; none: everybody may. They do not belong into logs.
+    api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()  # web pages that may ask, besides our own
     trusted_hosts: tuple[str, ...] = ()  # names that requests may call this server by; none: any
     log_json: bool = False
@@ -66,13 +70,37 @@ class ServerSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServerSettings:
-        """Return settings of variables such as YOCOBIT_MODEL; lists are separated by commas."""
+        """Return settings of variables such as YOCOBIT_MODEL; lists are separated by commas.
+
+        Keys are those of YOCOBIT_API_KEY, as `serve` has it, of YOCOBIT_API_KEYS, and of the file
+        YOCOBIT_API_KEY_FILE together. ConfigError for a variable that means nothing.
+        """
+        names = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
         fields: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            value = environment.get(_PREFIX + field.name.upper())
-            if value is not None:
+        keys: list[str] = []
+        for variable, value in environment.items():
+            if variable == f"{_PREFIX}API_KEY":
+                keys += value.split()
+            elif variable == f"{_PREFIX}API_KEY_FILE":
+                keys += read_keys(Path(value))
+            elif (field := names.get(variable)) is not None:
                 fields[field.name] = _parse(field.name, str(field.type), value)
+            elif variable.startswith(_PREFIX) and not _OF_A_SERVICE.fullmatch(variable):
+                raise ConfigError(f"{variable} is not a setting; there are {', '.join(names)}")
+        fields["api_keys"] = (*fields.get("api_keys", ()), *keys)
         return cls(**fields)
+
+
+def read_keys(path: Path) -> tuple[str, ...]:
+    """Return the keys in a file, one a line; lines that begin with # are comments."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start})") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise ConfigError(f"{path}: holds no key; write one a line")
+    return keys
 
 
 def _parse(name: str, kind: str, value: str) -> object:

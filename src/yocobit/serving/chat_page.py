@@ -1,0 +1,35 @@
+"""The page to chat at: its files under fixed paths, with headers that keep other code out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import FileResponse, Response
+from starlette.routing import Route
+
+_PAGE = Path(__file__).parent / "page"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+
+def page_routes() -> list[Route]:
+    """Return a route for each file: nothing that a request says becomes a path here."""
+    files = {f"/page/{file.name}": file for file in _PAGE.iterdir() if file.is_file()}
+    return [_route(path, file) for path, file in {"/": _PAGE / "index.html", **files}.items()]
+
+
+def _route(path: str, file: Path) -> Route:
+    async def answer(request: HTTPRequest) -> Response:
+        return FileResponse(file, headers=_HEADERS)
+
+    return Route(path, answer)

@@ -1,0 +1,104 @@
+"""Connections of a server that runs as `serve` runs it: how many, how long, and who is on them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from yocobit.serving import ServerSettings, create_app, server
+from yocobit.serving.server import configure
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+
+
+@contextlib.contextmanager
+def running():
+    """The address of a server."""
+    settings = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
+    listener = socket.create_server(("127.0.0.1", 0))
+    runner = uvicorn.Server(configure(create_app(settings), settings))
+    thread = threading.Thread(target=runner.run, args=([listener],))
+    thread.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        runner.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def answer(client: socket.socket) -> tuple[bytes, dict]:
+    """The status line and the JSON of an answer that ends with its connection."""
+    found = b""
+    while more := client.recv(65536):
+        found += more
+    head, _, body = found.partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0], json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"",
+        HEAD,
+        HEAD + b"\r\n" + HEAD,  # the second on a connection
+        HEAD + b"Content-Length: 9\r\n\r\n{",  # answered without the rest of the body
+    ],
+)
+def test_connection_without_a_whole_request_is_ended(start, monkeypatch):
+    monkeypatch.setattr("yocobit.serving.connection.REQUEST_S", 0.05)
+    with running() as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(start)
+        if start.count(b"\r\n\r\n"):
+            assert client.recv(65536).startswith(b"HTTP/1.1 503")  # the model is being loaded
+            client.sendall(b"x")
+
+        assert client.recv(65536) == b""
+
+
+def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
+    monkeypatch.setattr(server, "_IDLE_CONNECTIONS", 0)
+    with (
+        running() as address,
+        socket.create_connection(address, timeout=10) as first,
+        socket.create_connection(address, timeout=10) as second,
+    ):
+        second.sendall(HEAD + b"\r\n")
+        status, body = answer(second)
+        first.sendall(HEAD + b"Connection: close\r\n\r\n")
+        answer(first)
+
+    assert status == b"HTTP/1.1 503 Service Unavailable"
+    assert body["error"]["code"] == "too_many_connections"
+
+
+def test_request_for_websockets_is_answered_as_any_other(caplog):
+    with running() as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(
+            b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n"
+            b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        begin = client.recv(1000)
+
+    assert begin.startswith(b"HTTP/1.1 200")
+    assert "WebSocket" not in caplog.text
+
+
+def test_client_does_not_choose_its_address(caplog):
+    with (
+        caplog.at_level(logging.INFO, "yocobit.access"),
+        running() as address,
+        socket.create_connection(address, timeout=10) as client,
+    ):
+        client.sendall(HEAD + b"X-Forwarded-For: 9.9.9.9\r\nConnection: close\r\n\r\n")
+        answer(client)
+
+    (record,) = caplog.records
+    assert record.fields["client"] == "127.0.0.1"

@@ -1,0 +1,50 @@
+"""Settings of a server, as the environment gives them."""
+
+from __future__ import annotations
+
+import pytest
+
+from yocobit.config import ConfigError
+from yocobit.serving import ServerSettings
+
+
+def test_environment_gives_settings():
+    settings = ServerSettings.from_environment(
+        {"YOCOBIT_CONTEXT": "64", "YOCOBIT_ALIAS": "a, b", "YOCOBIT_VERIFY": "true", "HOME": "/"}
+    )
+
+    assert (settings.context, settings.alias, settings.verify) == (64, ("a", "b"), True)
+
+
+def test_keys_of_each_variable_are_asked_for(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# ours\n  # theirs\n key-of-a-file \n\n")
+
+    settings = ServerSettings.from_environment(
+        {
+            "YOCOBIT_API_KEY": "key-of-serve",
+            "YOCOBIT_API_KEYS": "key-of-a-list,another-one",
+            "YOCOBIT_API_KEY_FILE": str(file),
+        }
+    )
+
+    assert set(settings.api_keys) == {
+        "key-of-serve",
+        "key-of-a-list",
+        "another-one",
+        "key-of-a-file",
+    }
+
+
+def test_variable_that_means_nothing_is_refused():
+    with pytest.raises(ConfigError, match="YOCOBIT_API_KEYZ is not a setting"):
+        ServerSettings.from_environment({"YOCOBIT_API_KEYZ": "a-secret-key"})
+
+
+@pytest.mark.parametrize("name", ["YOCOBIT_PORT", "YOCOBIT_PORT_80_TCP", "YOCOBIT_A_SERVICE_HOST"])
+def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
+    assert ServerSettings.from_environment({name: "tcp://10.0.0.1:80"}) == ServerSettings()
+
+
+def test_keys_are_not_shown():
+    assert "a-secret-key" not in repr(ServerSettings(api_keys=("a-secret-key",)))
