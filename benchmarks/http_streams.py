@@ -1,4 +1,4 @@
-"""A client that costs little: streams of completions over plain sockets, with the time of each event.
+"""A client that costs little: streams of completions over plain sockets, each event timed.
 
 It shares the CPUs with the server that it measures, so it parses no more than it must.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import time
 from typing import Any
@@ -26,7 +27,7 @@ class Stream:
 
     @property
     def gaps_s(self) -> list[float]:
-        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(self.times)]
 
 
 async def stream(

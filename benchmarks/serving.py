@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import statistics
@@ -95,7 +96,7 @@ def bare(engine: Engine, prompt: list[int], cache: str) -> float:
     times = []
     for _ in engine.stream(prompt, max_tokens=TOKENS, cache=cache, sampling=sampling(engine)):
         times.append(time.perf_counter())
-    return 1 / statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
+    return 1 / statistics.median(b - a for a, b in itertools.pairwise(times))
 
 
 def sampling(engine: Engine) -> Any:

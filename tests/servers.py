@@ -14,6 +14,7 @@ import httpx
 import uvicorn
 
 from yocobit.serving import ServerSettings, create_app
+from yocobit.serving.server import configure
 
 
 class Server:
@@ -50,7 +51,7 @@ def running(settings: ServerSettings, wait: bool = True) -> Iterator[Server]:
     """Run a server until the block ends."""
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(configure(app, settings))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     key = settings.api_keys[0] if settings.api_keys else None

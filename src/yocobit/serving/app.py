@@ -176,10 +176,11 @@ class Generate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, body = await _begin(self.kind, scope, receive, self._limit)
-        # Tokenising a long text and compiling a schema take a while.
-        completion = await asyncio.to_thread(
-            self._completion, service, body, scope["state"]["caller"]
-        )
+        async with service.preparing():
+            # Tokenising a long text and compiling a schema take a while.
+            completion = await asyncio.to_thread(
+                self._completion, service, body, scope["state"]["caller"]
+            )
         async with service.answer(completion.requests) as answer:
             if completion.streams:
                 await write_events(receive, send, completion.chunks(answer))
@@ -202,10 +203,10 @@ async def _begin(
 
 async def health(request: HTTPRequest) -> Response:
     state: State = request.app.state.server
-    if state.problem is not None:
-        return json_response({"status": "failed"}, 503)
     if state.is_draining:
         return json_response({"status": "draining"}, 503)
+    if state.problem is not None or (state.service and not state.service.scheduler.is_alive):
+        return json_response({"status": "failed"}, 503)
     if state.service is None:
         return json_response({"status": "loading"}, 503)
     return json_response({"status": "ok"})

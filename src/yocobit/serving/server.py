@@ -118,14 +118,12 @@ class _Server(uvicorn.Server):
         self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
-        assert self._state.service is not None
-        scheduler = self._state.service.scheduler
-        deadline = asyncio.get_running_loop().time() + self._drain_s
-        while scheduler.running or scheduler.n_waiting:
-            if asyncio.get_running_loop().time() > deadline:
-                break
+        service = self._state.service
+        assert service is not None
+        deadline = self._loop.time() + self._drain_s
+        while service.n_open > 0 and self._loop.time() < deadline:
             await asyncio.sleep(_POLL_S)
-        self._state.service.scheduler.stop()
+        service.scheduler.stop()
         self.should_exit = True
 
 

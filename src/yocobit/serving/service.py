@@ -27,6 +27,8 @@ from yocobit.serving.prefix_store import PrefixStore
 from yocobit.serving.scheduler import Scheduler
 from yocobit.serving.settings import ServerSettings
 
+_PREPARATIONS = 4  # requests that are tokenised at a time
+
 
 class Answer:
     """What comes of one or more requests, as it comes."""
@@ -67,6 +69,8 @@ class Service:
         self.name = settings.model.resolve().name
         self.summary = summarize(engine.model)
         self._answers: dict[Job, Answer] = {}
+        self._n_preparing = 0
+        self._preparations = asyncio.Semaphore(_PREPARATIONS)
         self._loop = asyncio.get_running_loop()
         identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
         # What the same request and seed get the same answer from.
@@ -141,9 +145,20 @@ class Service:
         return max(map(len, self.engine.tokenizer.get_vocab()))
 
     @property
-    def n_answers(self) -> int:
+    def n_open(self) -> int:
         """Requests whose answers are not yet written to their end."""
-        return len(self._answers)
+        return len(self._answers) + self._n_preparing
+
+    @contextlib.asynccontextmanager
+    async def preparing(self) -> AsyncIterator[None]:
+        """Work on a request before it is submitted, a few at a time; ServerBusyError if too many."""
+        self.scheduler.check_room(1 + self._n_preparing)
+        self._n_preparing += 1
+        try:
+            async with self._preparations:
+                yield
+        finally:
+            self._n_preparing -= 1
 
     def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
         """Return how each choice of each prompt is drawn: as the model says but for the request."""
