@@ -177,5 +177,5 @@ def _to_template(message: Message) -> dict[str, Any]:
 def _parsed(arguments: str) -> Any:
     try:
         return msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):  # not JSON, or too deep
         return arguments

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from yocobit.serving.errors import APIError
 from yocobit.serving.protocol import Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -89,24 +90,28 @@ class ToolCallReader:
     def _parse(self, text: str) -> Call | None:
         try:
             value = msgspec.json.decode(text)
-        except msgspec.DecodeError:
+            name = value.get("name") if isinstance(value, dict) else None
+            if not isinstance(name, str) or name not in self._names:
+                return None
+            arguments = value.get("arguments", value.get("parameters", {}))
+            if not isinstance(arguments, str):
+                arguments = msgspec.json.encode(arguments).decode()
+        except (msgspec.DecodeError, RecursionError):
             return None
-        if not isinstance(value, dict) or value.get("name") not in self._names:
-            return None
-        arguments = value.get("arguments", value.get("parameters", {}))
-        if isinstance(arguments, str):
-            return Call(value["name"], arguments)
-        return Call(value["name"], msgspec.json.encode(arguments).decode())
+        return Call(name, arguments)
 
 
 def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return the JSON schema of a call of one of the tools."""
+    """Return the JSON schema of a call of one of the tools; APIError 400 if it is too deep."""
     definitions: dict[str, Any] = {}
     calls = []
     for i, tool in enumerate(tools):
         # Without parameters, OpenAI says, a function has none.
         parameters = tool.function.parameters or {"type": "object", "additionalProperties": False}
-        definitions[f"tool_{i}"] = _moved(parameters, f"#/$defs/tool_{i}")
+        try:
+            definitions[f"tool_{i}"] = _moved(parameters, f"#/$defs/tool_{i}")
+        except RecursionError:
+            raise _too_deep(tool.function.name) from None
         calls.append(
             {
                 "type": "object",
@@ -135,8 +140,21 @@ def _moved(schema: Any, place: str) -> Any:
 
 
 def to_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Return tools as chat templates take them."""
-    found: list[dict[str, Any]] = msgspec.to_builtins(list(tools))
-    for tool in found:
-        tool["function"] = {k: v for k, v in tool["function"].items() if v is not None}
+    """Return tools as chat templates take them; APIError 400 if one is too deep."""
+    found: list[dict[str, Any]] = []
+    for tool in tools:
+        try:
+            builtins = msgspec.to_builtins(tool)
+        except RecursionError:
+            raise _too_deep(tool.function.name) from None
+        function = {k: v for k, v in builtins["function"].items() if v is not None}
+        found.append({**builtins, "function": function})
     return found
+
+
+def _too_deep(name: str) -> APIError:
+    return APIError(
+        400,
+        f"tools: the parameters of {name!r} are nested too deep; make them flatter",
+        param="tools",
+    )

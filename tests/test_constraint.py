@@ -1,0 +1,288 @@
+"""Answers by a JSON schema: whatever is drawn, they parse, follow it, and end in time."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jsonschema_rs
+import numpy as np
+import pytest
+
+from yocobit import Engine
+from yocobit.serving.constraint import MAX_SCHEMA_BYTES, Grammars
+from yocobit.serving.errors import APIError
+
+AMPLE = 1 << 40
+NODE = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "integer"},
+        "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
+    },
+    "required": ["value", "next"],
+    "additionalProperties": False,
+}
+LEAF = {
+    "type": "object",
+    "properties": {"end": {"type": "integer"}},
+    "required": ["end"],
+    "additionalProperties": False,
+}
+UNENDING = {
+    "type": "object",
+    "properties": {"next": {"$ref": "#/$defs/unending"}},
+    "required": ["next"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, Any] = {
+    "anything": True,
+    "object": {"type": "object"},
+    "list of strings": {"type": "array", "items": {"type": "string"}, "minItems": 50},
+    "list ended by null": {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+    "list ended by an object": {
+        "$ref": "#/$defs/node",
+        "$defs": {
+            "node": {
+                "type": "object",
+                "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, LEAF]}},
+                "required": ["next"],
+                "additionalProperties": False,
+            }
+        },
+    },
+    "integer": {"type": "integer", "minimum": 1, "maximum": 99},
+    "negative integer": {"type": "integer", "maximum": -5},
+    "fraction": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+    "integers without a zero": {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 5}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    },
+    "short or long": {"enum": ["a", "b" * 300, 3, None]},
+    "letters of all kinds": {"const": {"a<|end|>b": [1, "\n\u00e9\U0001f600"]}},
+    "pattern": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]+$"},
+    "pattern of two names": {"type": "string", "pattern": "^[a-z]+@[a-z]+[.]com$"},
+    "pattern that may grow": {"type": "string", "pattern": "^(a|b{200})*$"},
+    "long list that need not begin": {
+        "type": "object",
+        "properties": {
+            "a": {"type": "array", "items": {"type": "integer"}, "minItems": 200},
+            "b": {"type": "string"},
+        },
+        "additionalProperties": False,
+    },
+    "long string": {"type": "string", "minLength": 200},
+    "lists in lists": {
+        "type": "array",
+        "items": {"type": "array", "items": {"type": "boolean"}, "minItems": 3},
+        "minItems": 3,
+    },
+    "many properties": {
+        "type": "object",
+        "properties": {f"property_{i}": {"type": ["string", "boolean"]} for i in range(40)},
+        "required": [f"property_{i}" for i in range(0, 40, 2)],
+        "additionalProperties": False,
+    },
+    "values of different length": {
+        "anyOf": [
+            {"type": "string", "minLength": 50},
+            {"type": "array", "minItems": 60, "items": {"type": "null"}},
+            {
+                "type": "object",
+                "properties": {"x": {"enum": ["p", "q"]}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+    "date": {"type": "string", "format": "date"},
+    "uuid": {"type": "string", "format": "uuid"},
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(threads=1)
+
+
+@pytest.fixture(scope="module")
+def grammars(engine) -> Grammars:
+    return Grammars(engine)
+
+
+@pytest.fixture
+def n_masks(grammars, monkeypatch) -> list[int]:
+    """The number of masks that were made, as the only item."""
+    count = [0]
+    allowed = grammars.allowed
+
+    def counted(matcher):
+        count[0] += 1
+        return allowed(matcher)
+
+    monkeypatch.setattr(grammars, "allowed", counted)
+    return count
+
+
+def answer(engine: Engine, constraint: Any, max_tokens: int, seed: int) -> list[int]:
+    """Tokens of an answer, each drawn from all that may follow, as a sequence of a job is."""
+    rng = np.random.default_rng(seed)
+    tokens: list[int] = []
+    while len(tokens) < max_tokens:
+        logits = rng.gumbel(size=engine.config.vocab_size).astype(np.float32)
+        drawn = int(constraint.apply(logits).argmax())
+        token = constraint.settle(drawn, max_tokens - len(tokens))
+        if token in engine.end_tokens:
+            break
+        tokens.append(token)
+        if constraint.accept(token):
+            break
+    return tokens
+
+
+def text_of(grammars: Grammars, tokens: list[int]) -> str:
+    return b"".join(map(grammars.token_bytes, tokens)).decode()
+
+
+def fewest(grammars: Grammars, schema: Any) -> int:
+    """Tokens of the shortest answer that is found, as the refusal of fewer says."""
+    try:
+        grammars.follow(schema, "schema", 0)
+    except APIError as error:
+        return int(str(error).split(" tokens")[0].rsplit(" ", 1)[1])
+    raise AssertionError("an answer without tokens")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize("more", [0, 1, 7, 60])
+def test_answer_follows_its_schema_in_time(engine, grammars, name, more):
+    schema = SCHEMAS[name]
+    max_tokens = fewest(grammars, schema) + more
+    make = grammars.follow(schema, "schema", max_tokens)
+
+    answers = [answer(engine, make(), max_tokens, seed) for seed in range(3)]
+
+    for tokens in answers:
+        assert 0 < len(tokens) <= max_tokens
+        jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)), validate_formats=True)
+
+
+def test_answer_whose_shortest_completion_is_long_parses(engine, grammars):
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 600}
+
+    tokens = answer(engine, grammars.follow(schema, "schema", 2600)(), 2600, seed=1)
+
+    assert len(json.loads(text_of(grammars, tokens))) >= 600
+
+
+def test_shortest_answer_leaves_out_what_need_not_be(grammars):
+    schema = SCHEMAS["many properties"]
+    needed = {**schema, "properties": {k: schema["properties"][k] for k in schema["required"]}}
+
+    assert fewest(grammars, schema) == fewest(grammars, needed)
+
+
+def test_limit_of_tokens_is_named_when_an_answer_needs_more(grammars):
+    with pytest.raises(APIError, match="max_tokens is 20") as error:
+        grammars.follow(SCHEMAS["list of strings"], "schema", 20)
+
+    assert (error.value.status, error.value.param) == (400, "max_tokens")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "string"}, "minItems": 4 * 10**9},
+        {"type": "string", "minLength": 10**6},
+        {"$ref": "#/$defs/unending", "$defs": {"unending": UNENDING}},
+    ],
+    ids=["items", "letters", "unending"],
+)
+def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
+    with pytest.raises(APIError) as error:
+        grammars.follow(schema, "schema", AMPLE)
+
+    assert error.value.status == 400
+    assert n_masks[0] < 20_000
+
+
+@pytest.mark.parametrize(
+    "schema, message",
+    [
+        ({"type": "no such type"}, "no such type"),
+        ({"type": "string", "pattern": "("}, "regex parse error"),
+        (False, "is not a schema"),
+        ({"const": "x" * MAX_SCHEMA_BYTES}, "may have 262,144 bytes, but this has 262,156"),
+        (json.loads('{"items":' * 900 + "{}" + "}" * 900), "recursion"),
+    ],
+    ids=["type", "pattern", "false", "size", "depth"],
+)
+def test_schema_that_cannot_be_followed_is_refused(grammars, schema, message):
+    with pytest.raises(APIError, match=message) as error:
+        grammars.follow(schema, "tools", AMPLE)
+
+    assert (error.value.status, error.value.param) == (400, "tools")
+    assert str(error.value).startswith("tools: ") and len(str(error.value)) < 500
+
+
+def test_schema_deeper_than_can_be_written_is_refused(grammars):
+    schema: dict = {}
+    for _ in range(100_000):
+        schema = {"items": schema}
+
+    with pytest.raises(APIError, match="nested too deep"):
+        grammars.follow(schema, "tools", AMPLE)
+
+
+def test_completion_is_not_looked_for_again_with_each_token(engine, grammars, n_masks):
+    schema = {"type": "array", "items": {"type": "string"}, "minItems": 300}
+    constraint = grammars.follow(schema, "schema", 700)()
+    n_masks[0] = 0
+
+    tokens = answer(engine, constraint, 700, seed=1)
+
+    assert n_masks[0] <= 3 * len(tokens)
+
+
+def test_vain_searches_of_an_answer_are_bounded(engine, grammars, n_masks):
+    # What begins an object cannot be completed, so it gives way, once an item.
+    schema = {"type": "array", "items": {"anyOf": [UNENDING, {"type": "null"}]}, "minItems": 300}
+    schema = {**schema, "$defs": {"unending": UNENDING}}
+    constraint = grammars.follow(schema, "schema", 3000)()
+    n_masks[0] = 0
+
+    tokens = answer(engine, constraint, 3000, seed=2)
+
+    assert n_masks[0] < 5000 + 40 * len(tokens)
+    jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)))
+
+
+@pytest.mark.parametrize("n_before", [0, 5, 40])
+def test_answer_parses_though_the_grammar_fails(engine, grammars, n_before):
+    schema = SCHEMAS["list of strings"]
+    constraint = grammars.follow(schema, "schema", 300)()
+    tokens = []
+    for token in answer(engine, grammars.follow(schema, "schema", 300)(), 300, 3)[:n_before]:
+        tokens.append(constraint.settle(token, 300 - len(tokens)))
+        constraint.accept(tokens[-1])
+    constraint._matcher.consume_token(min(engine.end_tokens))
+    logits = constraint.apply(np.zeros(engine.config.vocab_size, dtype=np.float32))
+
+    tokens += answer(engine, constraint, 300 - n_before, seed=4)
+
+    assert constraint._matcher.is_error()
+    assert np.flatnonzero(logits == 0).tolist() == [tokens[n_before]]
+    jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
+def test_answer_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
+    monkeypatch.setattr(grammars, "end_tokens", frozenset())
+    constraint = grammars.follow(schema, "schema", 2)()
+
+    text = text_of(grammars, answer(engine, constraint, 2, seed))
+
+    jsonschema_rs.validate(schema, json.loads(text))

@@ -1,0 +1,106 @@
+"""Tools: what of an answer is a call, and what the server makes of those that a client sends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from yocobit.serving.errors import APIError
+from yocobit.serving.protocol import Function, FunctionCall, Message, Tool, ToolCall, to_template
+from yocobit.serving.tools import Call, ToolCallReader, schema_of_calls
+from yocobit.serving.tools import to_template as tools_to_template
+
+DEEP = "[" * 100_000
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+
+
+def read(text: str, piece: int) -> tuple[str, list[Call]]:
+    """The text and the calls of an answer that comes in pieces of that many characters."""
+    reader = ToolCallReader(["f"])
+    parts = [reader.add(text[i : i + piece]) for i in range(0, len(text), piece)]
+    parts.append(reader.finish())
+    return "".join(shown for shown, _ in parts), [call for _, calls in parts for call in calls]
+
+
+def nested(depth: int) -> dict:
+    schema: dict = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def tool(parameters: dict) -> Tool:
+    return Tool(type="function", function=Function(name="f", parameters=parameters))
+
+
+@pytest.mark.parametrize("piece", [1, 7, 10**6])
+@pytest.mark.parametrize("text", [CALL, f"<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>{CALL}"])
+def test_call_is_found(text, piece):
+    assert read(text, piece) == ("", [Call("f", '{"a":1}')])
+
+
+def test_text_before_a_call_is_shown():
+    shown, calls = read(f"Well. <tool_call>{CALL}</tool_call>", piece=3)
+
+    assert shown.strip() == "Well."
+    assert calls == [Call("f", '{"a":1}')]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": ["f"]}',
+        '{"name": {"f": 1}}',
+        '{"name": "g"}',
+        '{"name": null}',
+        '["f"]',
+        "7",
+        DEEP,
+        '{"name": "f", "arguments": ' + DEEP,
+        f"<tool_call>{DEEP}</tool_call>",
+        '<tool_call>{"name": ["f"]}</tool_call>',
+    ],
+    ids=lambda text: text[:24],
+)
+def test_json_that_is_no_call_is_text(text):
+    assert read(text, piece=10**6) == (text, [])
+
+
+@pytest.mark.parametrize("arguments", [DEEP, '{"a": ', "1e999", "9" * 5000], ids=lambda a: a[:8])
+def test_arguments_that_cannot_be_read_stay_text(arguments):
+    call = ToolCall(function=FunctionCall(name="f", arguments=arguments))
+
+    (message,) = to_template([Message(role="assistant", tool_calls=[call])])
+
+    assert message["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+@pytest.mark.parametrize("make", [schema_of_calls, tools_to_template])
+def test_tools_that_are_too_deep_are_refused(make):
+    with pytest.raises(APIError, match="nested too deep") as error:
+        make([tool(nested(5000))])
+
+    assert (error.value.status, error.value.param) == (400, "tools")
+
+
+def test_references_of_parameters_go_with_them():
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/q"}, "b": {"$ref": "#"}},
+        "$defs": {"q": {"type": "null"}},
+    }
+
+    schema = schema_of_calls([tool({"type": "object"}), tool(parameters)])
+
+    moved = schema["$defs"]["tool_1"]
+    assert moved["properties"]["a"] == {"$ref": "#/$defs/tool_1/$defs/q"}
+    assert moved["properties"]["b"] == {"$ref": "#/$defs/tool_1"}
+    assert moved["$defs"] == parameters["$defs"]
+
+
+def test_what_a_tool_leaves_out_is_not_in_the_template():
+    (found,) = tools_to_template([tool({"type": "object"})])
+
+    expected = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    assert json.dumps(found, sort_keys=True) == json.dumps(expected, sort_keys=True)
