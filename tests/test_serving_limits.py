@@ -34,7 +34,7 @@ def test_one_bad_request_leaves_the_others_alone(server):
     def other():
         found["other"] = httpx.post(
             server.url + TEXT,
-            json={"prompt": "The king", "max_tokens": 3000, "seed": 1},
+            json={"prompt": "The king", "max_tokens": 1000, "seed": 1},
             timeout=60,
         ).status_code
 
