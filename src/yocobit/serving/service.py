@@ -151,7 +151,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def preparing(self) -> AsyncIterator[None]:
-        """Work on a request before it is submitted, a few at a time; ServerBusyError if too many."""
+        """Work on a request before it is submitted, a few at a time; errors as of check_room."""
         self.scheduler.check_room(1 + self._n_preparing)
         self._n_preparing += 1
         try:
