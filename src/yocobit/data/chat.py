@@ -9,6 +9,8 @@ conversation has the same tokens whether it is encoded as a whole or turn by tur
     <|assistant|>
     Paris.
     <|end|>
+
+A content cannot forge one: a marker that it spells gets a space.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from yocobit.config import ConfigError
 
 ROLES = ("system", "user", "assistant")
 END_OF_TURN = "<|end|>"
+_QUOTED = {f"<|{name}|>": f"<| {name}|>" for name in (*ROLES, "end")}  # markers in a content
 
 # Jinja, as Hugging Face stores it: of `messages` and `add_generation_prompt`.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim + '\\n<|end|>\\n' }}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim"
+    + "".join(f" | replace('{marker}', '{quoted}')" for marker, quoted in _QUOTED.items())
+    + " + '\\n<|end|>\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
@@ -38,7 +43,7 @@ def render(messages: Any, source: str) -> list[tuple[str, bool]]:
     parts = []
     before = ""  # what nobody has to learn, up to the assistant's next word
     for i, message in enumerate(_checked(messages, source)):
-        role, content = message["role"], message["content"].strip()
+        role, content = message["role"], _quote(message["content"].strip())
         before += f"<|{role}|>\n"
         if role == "assistant":
             if not content:
@@ -50,6 +55,12 @@ def render(messages: Any, source: str) -> list[tuple[str, bool]]:
     if not parts:
         raise ConfigError(f"{source}: messages must have one of the assistant")
     return [*parts, (before, False)]
+
+
+def _quote(content: str) -> str:
+    for marker, quoted in _QUOTED.items():
+        content = content.replace(marker, quoted)
+    return content
 
 
 def _checked(messages: Any, source: str) -> list[dict[str, str]]:

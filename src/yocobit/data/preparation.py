@@ -47,7 +47,7 @@ from yocobit.disk import flush, write_json
 TOKENIZER = "tokenizer.json"
 INDEX = "index.json"
 
-_VERSION = 2  # to raise when the same files would give other tokens or another layout
+_VERSION = 3  # to raise when the same files would give other tokens or another layout
 SAMPLE_LENGTH = 1 << 27  # characters that a tokenizer is trained on, at most
 _BATCH_LENGTH = 1 << 21  # characters that are tokenised at once, by all threads
 
