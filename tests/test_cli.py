@@ -318,6 +318,31 @@ def test_chat_mistakes_are_one_line(model, tmp_path):
     assert fails(run("chat", stdin="/again\n"), "nothing was said yet")
 
 
+@pytest.mark.parametrize(
+    "given, spins",
+    [
+        ({}, "10000"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_threads_of_pytorch_spin_briefly_unless_the_environment_says_how(tmp_path, given, spins):
+    (tmp_path / "torch.py").write_text(
+        "import os\nraise SystemExit(f'spins: {os.environ.get(\"GOMP_SPINCOUNT\")}')"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+
+    result = subprocess.run(
+        [sys.executable, "-m", "yocobit", "train", "absent.toml", "--out", str(tmp_path / "run")],
+        env=environment | given | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+
+    # As it was when PyTorch was imported.
+    assert result.stderr == f"spins: {spins}\n"
+
+
 def test_standard_input_that_is_not_utf8_is_refused(model):
     result = subprocess.run(
         [sys.executable, "-m", "yocobit", "generate", "-m", str(model)],

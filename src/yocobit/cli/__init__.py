@@ -5,6 +5,7 @@ A user's mistake ends in one line on standard error and exit code 2, Ctrl-C in e
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -16,6 +17,8 @@ from yocobit.cli.models import inspect, verify
 from yocobit.cli.serving import serve
 from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
+
+_SPINS = "10000"  # 0.15 ms on a Xeon: several times what waking a thread takes
 
 app = typer.Typer(
     name="yocobit",
@@ -29,7 +32,18 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; never returns."""
+    _let_waiting_threads_sleep_soon()
     report_errors(app)
+
+
+def _let_waiting_threads_sleep_soon() -> None:
+    """Tell OpenMP so, which PyTorch computes with, unless its user has said how they wait.
+
+    By itself it lets them spin for milliseconds: where another program is busy, on the CPU that
+    the thread they wait for needs (docs/training.md). It reads this as PyTorch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
 
 
 def _print_version(value: bool) -> None:
