@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 @pytest.fixture(scope="module")
 def client():
     """A client of two replicas with one thread each."""
+    handler = signal.getsignal(signal.SIGTERM)  # Ray sets its own
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         cluster = ray.init(
@@ -50,6 +52,7 @@ def client():
         with httpx.Client(base_url=url, timeout=60) as client:
             yield client
     finally:
+        signal.signal(signal.SIGTERM, handler)
         process.kill()
         process.wait()
         process.stdout.close()

@@ -274,16 +274,16 @@ class Scheduler:
     def _end(self, job: Job, reason: str) -> None:
         job.is_over = True
         job.ended_at = time.monotonic()
-        if job in self.running:
-            self.running.remove(job)
-            try:
-                job.keep(self.prefixes)
-            except Exception:  # what is not kept is computed again
-                logger.exception("prefix not kept")
+        try:
+            job.keep(self.prefixes)
+        except Exception:  # what is not kept is computed again
+            logger.exception("prefix not kept")
         job.let_go()
         self.reserved_bytes -= job.reserved_bytes
         job.reserved_bytes = 0
         self._metrics.ended(job, reason)
+        if job in self.running:  # last: who sees nothing running sees all of it done
+            self.running.remove(job)
 
     def _flush(self) -> None:
         events = [(job, found) for job, found in self._events if not job.is_cancelled]
