@@ -27,7 +27,7 @@ setup: .venv/.built
 # What the installed package knows of: newer only when a module comes or goes.
 .venv/.modules: .venv/.installed FORCE
 	@find src -name '*.py' | LC_ALL=C sort > $@.new
-	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@if cmp -s $@.new $@; then rm -f $@.new; else mv $@.new $@; fi
 
 .venv/.built: .venv/.installed .venv/.modules $(NATIVE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
