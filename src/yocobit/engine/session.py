@@ -34,6 +34,11 @@ class SessionMemory:
     def total(self) -> int:
         return self.shared_kv + self.full + self.window + self.retention
 
+    @property
+    def per_token(self) -> int:
+        """Bytes that one more token needs."""
+        return self.shared_kv_per_token + self.full_per_token
+
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
@@ -107,7 +112,7 @@ class Session:
         return np.asarray(self._native.tokens(), dtype=np.int32)
 
     def snapshot(self) -> Snapshot:
-        """Return this place in the text; its cost does not grow with what came before."""
+        """Return this place in the text; of what came before, its tokens alone are copied."""
         return Snapshot(self.tokens, self.copy_state())
 
     def truncate(self, snapshot: Snapshot) -> None:

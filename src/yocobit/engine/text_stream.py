@@ -49,12 +49,17 @@ class TextStream:
         if found:
             at, self.stopped_at = min(found)
             return text[:at]
-        longest = 0
-        for stop in self._stop:
-            for length in range(min(len(stop) - 1, len(text)), longest, -1):
-                if text.endswith(stop[:length]):
-                    longest = length
-                    break
-        certain = len(text) - longest
+        certain = len(text) - begun(text, self._stop)
         self._held = text[certain:]
         return text[:certain]
+
+
+def begun(text: str, markers: Sequence[str]) -> int:
+    """Return how many of the last characters of a text may begin one of the markers."""
+    longest = 0
+    for marker in markers:
+        for length in range(min(len(marker) - 1, len(text)), longest, -1):
+            if text.endswith(marker[:length]):
+                longest = length
+                break
+    return longest

@@ -69,7 +69,7 @@ class Scheduler:
         self.reserved_bytes = 0
         self.running: list[Job] = []
         probe = engine.session(1, cache).memory()
-        self._bytes_per_token = probe.shared_kv_per_token + probe.full_per_token
+        self._bytes_per_token = probe.per_token
         self._state_bytes = probe.window + probe.retention
         self._deliver = deliver
         self._metrics = metrics

@@ -42,8 +42,8 @@ class Answer:
         self.jobs.append(job)
         self._n_open += len(job.request.sampling)
 
-    def put(self, job: Job, events: Sequence[Event]) -> None:
-        index = self.jobs.index(job)
+    def put(self, index: int, events: Sequence[Event]) -> None:
+        """Take in what came of the request with that index."""
         for event in events:
             self._events.put_nowait((index, event))
 
@@ -68,7 +68,7 @@ class Service:
         self.settings = settings
         self.name = settings.model.resolve().name
         self.summary = summarize(engine.model)
-        self._answers: dict[Job, Answer] = {}
+        self._answers: dict[Job, tuple[Answer, int]] = {}  # and the job's index in it
         self._n_preparing = 0
         self._preparations = asyncio.Semaphore(_PREPARATIONS)
         self._loop = asyncio.get_running_loop()
@@ -226,7 +226,7 @@ class Service:
         answer = Answer()
         try:
             for job in self.scheduler.submit(requests):
-                self._answers[job] = answer
+                self._answers[job] = answer, len(answer.jobs)
                 answer.add(job)
             yield answer
         finally:
@@ -241,8 +241,7 @@ class Service:
             self._store.close()
 
     def _prefixes(self, identity: str) -> PrefixCache:
-        session = self.engine.session(1, self.settings.cache)
-        per_token = session.memory().shared_kv_per_token + session.memory().full_per_token
+        per_token = self.engine.session(1, self.settings.cache).memory().per_token
         return PrefixCache(self.settings.prefix_mb << 20, identity, per_token, self._store)
 
     def _deliver(self, events: Sequence[tuple[Job, list[Event]]]) -> None:
@@ -251,8 +250,9 @@ class Service:
 
     def _hand_out(self, events: Sequence[tuple[Job, list[Event]]]) -> None:
         for job, found in events:
-            if (answer := self._answers.get(job)) is not None:
-                answer.put(job, found)
+            if job in self._answers:
+                answer, index = self._answers[job]
+                answer.put(index, found)
 
 
 def _hash(identity: str, model: Path) -> str:

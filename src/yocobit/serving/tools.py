@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from yocobit.engine.text_stream import begun
 from yocobit.serving.errors import APIError
 from yocobit.serving.protocol import Tool
 
@@ -51,7 +52,7 @@ class ToolCallReader:
             if call is None:
                 text += before + OPEN + inside + CLOSE
             else:
-                text += before.rstrip() if not before.strip() else before
+                text += before if before.strip() else ""
                 calls.append(call)
         text += self._certain()
         return self._shown(text), self._count(calls)
@@ -68,11 +69,7 @@ class ToolCallReader:
     def _certain(self) -> str:
         """Take from what is held back that which cannot begin a call."""
         if (at := self._held.find(OPEN)) < 0:
-            at = len(self._held)
-            for length in range(min(len(OPEN) - 1, at), 0, -1):
-                if self._held.endswith(OPEN[:length]):
-                    at -= length
-                    break
+            at = len(self._held) - begun(self._held, [OPEN])
         text = self._held[:at]
         if not self._has_text and (not text.strip() or text.lstrip().startswith("{")):
             return ""  # blanks before a call, or an answer that may be one as a whole
