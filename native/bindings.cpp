@@ -164,6 +164,7 @@ Bytes bytes_of(const ByteArray& array) {
   return {array.data(), static_cast<int64_t>(array.shape(0))};
 }
 
+using TokensOut = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ByteOut = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void copy_state(Engine& engine, Session& session, const ByteOut& out) {
@@ -280,11 +281,16 @@ NB_MODULE(_native, m) {
       .def("retention_state", &retention_state, "layer"_a)
       .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a)
       .def("memory", &memory)
-      .def("tokens",
-           [](const Session& session) {
-             return std::vector<int32_t>(session.tokens.get(),
-                                         session.tokens.get() + session.position);
-           })
+      .def(
+          "copy_tokens",
+          [](const Session& session, const TokensOut& out) {
+            if (static_cast<int64_t>(out.shape(0)) != session.position) {
+              throw std::invalid_argument("out must have " + std::to_string(session.position) +
+                                          " values but has " + std::to_string(out.shape(0)));
+            }
+            std::copy_n(session.tokens.get(), session.position, out.data());
+          },
+          "out"_a.noconvert())
       .def("state_bytes", &Session::state_bytes, "position"_a)
       .def_prop_ro("bytes_per_position", &Session::bytes_per_position)
       .def_ro("position", &Session::position)

@@ -109,7 +109,9 @@ class Session:
     @property
     def tokens(self) -> NDArray[np.int32]:
         """The tokens taken in so far, (T,)."""
-        return np.asarray(self._native.tokens(), dtype=np.int32)
+        tokens = np.empty(self.position, dtype=np.int32)
+        self._native.copy_tokens(tokens)
+        return tokens
 
     def snapshot(self) -> Snapshot:
         """Return this place in the text; of what came before, its tokens alone are copied."""
