@@ -123,7 +123,7 @@ def test_session_goes_with_its_job_though_the_client_does_not_read(server):
         time.sleep(0.01)
     server.wait_until_idle()
 
-    held = [job for job in server.service._answers if getattr(job, "session", None) is not None]
+    held = [job for job in server.service._answers if job._session is not None]
     client.close()
     assert not held
 
