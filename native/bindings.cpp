@@ -86,6 +86,11 @@ ModelConfig model_config(const nb::dict& fields) {
   config.cross_rope = rope_kind(text("cross_rope"));
   config.rope_theta = nb::cast<double>(fields["rope_theta"]);
   config.norm_eps = nb::cast<float>(fields["norm_eps"]);
+  config.cross_attention = choose<CrossAttention>("cross attention", text("cross_attention"),
+                                                  {{"full", CrossAttention::full},
+                                                   {"index", CrossAttention::index},
+                                                   {"window", CrossAttention::window}});
+  config.cross_positions = integer("cross_positions");
   if (config.head_dim() > kMaxHeadDim || config.self_head_dim() > kMaxHeadDim) {
     throw std::invalid_argument("heads must have at most " + std::to_string(kMaxHeadDim) +
                                 " values each");
@@ -229,6 +234,7 @@ nb::dict memory(const Session& session) {
   result["full"] = memory.full;
   result["window"] = memory.window;
   result["retention"] = memory.retention;
+  result["index"] = memory.index;
   result["shared_kv_per_token"] = memory.shared_kv_per_token;
   result["full_per_token"] = memory.full_per_token;
   return result;

@@ -101,6 +101,7 @@ void fill(Session& session, int64_t n) {
     if (layer.kv) fill_cache(*layer.kv);
   }
   if (session.shared) fill_cache(*session.shared);
+  session.index(*kernels, 0, n);
   std::fill_n(session.tokens.get(), n, 0);
   session.position = n;
 }

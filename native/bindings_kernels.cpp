@@ -1,6 +1,7 @@
 // Single kernels as Python functions, so that tests can hold each variant against NumPy.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -233,17 +234,23 @@ Floats load_int4(const std::string& name, const Array<const uint8_t, 1>& stored,
 }
 
 // q (n, D) of one K/V head, keys and values (S, D) stored as `type`, attended over positions
-// [begin, end) in partitions of that many positions; returns (n, D).
+// [begin, end), of those in `tiles` if given, in partitions of that many; returns (n, D).
 Floats attend(const std::string& name, const Array<const float, 2>& q,
               const Array<const float, 2>& keys, const Array<const float, 2>& values,
-              const std::string& type, int64_t begin, int64_t end, int64_t partition) {
+              const std::string& type, int64_t begin, int64_t end, int64_t partition,
+              const std::optional<Array<const int32_t, 1>>& tiles) {
   const Kernels& kernels = kernels_named(name);
   const size_t S = keys.shape(0), N = q.shape(0), D = q.shape(1);
   require(D % kLanes == 0 && D <= kMaxHeadDim && keys.shape(1) == D && values.shape(1) == D &&
               values.shape(0) == S,
           "q must be (n, D), keys and values (S, D), D a multiple of 8");
-  require(0 <= begin && begin < end && end <= static_cast<int64_t>(S) && partition > 0,
+  const auto seen = static_cast<int64_t>(tiles ? tiles->shape(0) * kAttentionTile : S);
+  require(0 <= begin && begin < end && end <= seen && partition > 0,
           "need 0 <= begin < end <= S and a partition");
+  for (size_t i = 0; tiles && i < tiles->shape(0); ++i) {
+    require((*tiles)(i) >= 0 && size_t(((*tiles)(i) + 1) * kAttentionTile) <= S,
+            "tiles must be whole ones of the keys");
+  }
   const FloatType stored = type == "f32"    ? FloatType::f32
                            : type == "f16"  ? FloatType::f16
                            : type == "int8" ? FloatType::i8
@@ -252,12 +259,14 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
   for (size_t s = 0; s < S; ++s) {
     cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
   }
+  KeysValues view = cache.view(0);
+  if (tiles) view.tiles = tiles->data();
   const int64_t stride = D + kPartialExtra, first = begin / partition;
   const int64_t n_partials = (end - 1) / partition - first + 1;
   std::vector<float> partials(N * n_partials * stride);
   for (int64_t i = 0; i < n_partials; ++i) {
     const int64_t from = (first + i) * partition;
-    kernels.attend(q.data(), static_cast<int>(N), cache.view(0), std::max(begin, from),
+    kernels.attend(q.data(), static_cast<int>(N), view, std::max(begin, from),
                    std::min(end, from + partition), 1.0f / std::sqrt(static_cast<float>(D)),
                    &partials[i * stride], n_partials * stride);
   }
@@ -288,7 +297,7 @@ void bind_kernels(nb::module_& m) {
   m.def("store_int4", &store_int4, "kernels"_a, "x"_a);
   m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a);
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
-        "partition"_a);
+        "partition"_a, "tiles"_a = nb::none());
 }
 
 }  // namespace yocobit

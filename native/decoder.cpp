@@ -73,16 +73,14 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
     size = std::max(size, model.config.d_model + int64_t{H} * kPartialExtra);
   }
   partials_ = allocate<float>(kPartials * size);
+  if (model.config.cross_attention != CrossAttention::full) {
+    chosen_ = allocate<int32_t>(N * model.config.n_kv_heads * model.config.cross_blocks());
+  }
 }
 
 void Decoder::forward(const Row* rows, int n, int n_logits, float* logits) {
   rows_.assign(rows, rows + n);
-  n_ = n;
-  segments_.clear();
-  for (int row = 0; row < n; ++row) {
-    if (row == 0 || rows[row].session != rows[row - 1].session) segments_.push_back({row, row});
-    segments_.back().end = row + 1;
-  }
+  find_segments();
   pool_.run(n, [&](int64_t begin, int64_t end) {
     for (int row = static_cast<int>(begin); row < end; ++row) {
       for (Rotation* rotation : turned_) rotation->turn(row, rows_[row].position);
@@ -93,6 +91,15 @@ void Decoder::forward(const Row* rows, int n, int n_logits, float* logits) {
   keep_last_rows(n_logits);
   cross_decode();
   write_logits(logits);
+}
+
+void Decoder::find_segments() {
+  n_ = static_cast<int>(rows_.size());
+  segments_.clear();
+  for (int row = 0; row < n_; ++row) {
+    if (row == 0 || rows_[row].session != rows_[row - 1].session) segments_.push_back({row, row});
+    segments_.back().end = row + 1;
+  }
 }
 
 void Decoder::self_decode() {
@@ -118,13 +125,13 @@ void Decoder::keep_last_rows(int n) {
   if (first == 0) return;
   std::memmove(x_.get(), &x_[static_cast<size_t>(first) * C], sizeof(float) * n * C);
   rows_.erase(rows_.begin(), rows_.begin() + first);
-  n_ = n;
+  find_segments();
   for (int row = 0; row < n; ++row) cross_rotation_.turn(row, rows_[row].position);
 }
 
 void Decoder::cross_decode() {
   for (size_t i = model_.n_self_layers; i < model_.layers.size(); ++i) {
-    cross_attend(model_.layers[i]);
+    cross_attend(model_.layers[i], static_cast<int>(i) == model_.n_self_layers);
     feed_forward(model_.layers[i]);
   }
 }

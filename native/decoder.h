@@ -60,12 +60,14 @@ class Decoder {
     int n_heads;
     int64_t window;  // 0 sees everything
     bool stores;     // whether the rows' keys and values are in k_ and v_, to be cached first
+    bool is_first;   // of the cross layers
   };
 
-  struct Span {  // positions that a row sees, and the partitions that they are in
+  struct Span {  // positions that a row sees, of those chosen, and the partitions that they are in
     int64_t begin, end, first, size;
   };
 
+  void find_segments();
   void self_decode();
   void keep_last_rows(int n);
   void cross_decode();
@@ -74,13 +76,15 @@ class Decoder {
   void embed();
   void retain(const Layer& layer, int index);
   void self_attend(const Layer& layer, int index);
-  void cross_attend(const Layer& layer);
+  void cross_attend(const Layer& layer, bool is_first);
   void feed_forward(const Layer& layer);
 
   void store_shared_keys_values();
   void store_keys_values(int index, const Rotation& rotation, int row, int head);
   void attend(const Attention& layer);
-  Span span(int row, int64_t window) const;
+  bool chooses(int row) const;
+  void choose_blocks();
+  Span span(const Attention& layer, int row) const;
   void attend_partition(const Attention& layer, int row, int head, int64_t partition, int64_t place,
                         int64_t places);
   void attend_partitions(const Attention& layer, int64_t first, int64_t n, int64_t places,
@@ -123,6 +127,7 @@ class Decoder {
   Buffer<float> decay_;              // [N][H]
   Buffer<float> gate_, up_;          // [N][F]
   Buffer<float> partials_;           // [N][H][kPartials / N][D + kPartialExtra]
+  Buffer<int32_t> chosen_;           // [N][G][cross_blocks], unless all are attended to
 };
 
 }  // namespace yocobit

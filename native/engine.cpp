@@ -119,7 +119,7 @@ void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes s
                      const std::vector<Bytes>& pieces) {
   const std::lock_guard<std::mutex> turn(mutex_);
   check_own(session);
-  session.restore(tokens, n, state, kept, pieces);
+  session.restore(kernels_, tokens, n, state, kept, pieces);
 }
 
 void Engine::enter_step(Session& session) {

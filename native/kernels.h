@@ -100,6 +100,10 @@ struct KeysValues {
   int64_t row_bytes;  // of the D values of a position
   int64_t capacity;   // multiple of kAttentionTile
   int head_dim;       // multiple of 8, at most kMaxHeadDim
+  // Tiles of the cache, in the order of their positions, as if there were no others: position p of
+  // what is attended to is position p % kAttentionTile of tile tiles[p / kAttentionTile]. nullptr:
+  // all.
+  const int32_t* tiles = nullptr;
 };
 
 struct Kernels {

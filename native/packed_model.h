@@ -14,6 +14,7 @@
 namespace yocobit {
 
 enum class Mixer { retention, window, full, cross };
+enum class CrossAttention { full, index, window };
 enum class FeedForwardKind { swiglu, relu2, sign };
 enum class WeightKind { ternary, sign, dense };
 enum class RopeKind { interleaved, half, none };
@@ -30,9 +31,12 @@ struct ModelConfig {
   RopeKind retention_rope, window_rope, full_rope, cross_rope;
   double rope_theta;
   float norm_eps;
+  CrossAttention cross_attention;
+  int cross_positions;  // that a token attends to, unless all
 
   int head_dim() const { return d_model / n_heads; }
   int self_head_dim() const { return d_model / n_self_heads; }
+  int cross_blocks() const { return cross_positions / kAttentionTile; }
 };
 
 // Where a tensor lies in the file, as the header says.

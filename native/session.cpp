@@ -80,6 +80,7 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
   }
   if (model.has_cross_decoder()) {
     shared.emplace(cache_type, config.n_kv_heads, config.head_dim(), max_tokens);
+    if (config.cross_attention == CrossAttention::index) blocks.emplace(config, max_tokens);
   }
 }
 
@@ -104,6 +105,7 @@ SessionMemory Session::memory() const {
     memory.shared_kv_per_token = shared->bytes_per_position();
     memory.shared_kv = shared->capacity() * shared->bytes_per_position();
   }
+  if (blocks) memory.index = blocks->bytes();
   return memory;
 }
 
@@ -158,8 +160,15 @@ void Session::copy_state(uint8_t* out) {
   });
 }
 
-void Session::restore(const int32_t* new_tokens, int64_t n, Bytes state, int64_t kept,
-                      const std::vector<Bytes>& pieces) {
+void Session::index(const Kernels& kernels, int64_t begin, int64_t end) {
+  if (!blocks) return;
+  for (int head = 0; head < shared->n_heads(); ++head) {
+    blocks->update(kernels, *shared, head, begin, end);
+  }
+}
+
+void Session::restore(const Kernels& kernels, const int32_t* new_tokens, int64_t n, Bytes state,
+                      int64_t kept, const std::vector<Bytes>& pieces) {
   check_restore(*this, new_tokens, n, state, kept, pieces);
   std::copy_n(new_tokens, n, tokens.get());
   for_each_state_piece(n, [&](uint8_t* memory, int64_t bytes) {
@@ -179,6 +188,7 @@ void Session::restore(const int32_t* new_tokens, int64_t n, Bytes state, int64_t
     });
     begin = end;
   }
+  index(kernels, kept, n);
   position = n;
 }
 

@@ -7,14 +7,15 @@
 #include <optional>
 #include <vector>
 
+#include "block_index.h"
 #include "cache.h"
 #include "packed_model.h"
 
 namespace yocobit {
 
 struct SessionMemory {
-  int64_t shared_kv, window, full, retention;   // bytes reserved
-  int64_t shared_kv_per_token, full_per_token;  // bytes that one more token needs
+  int64_t shared_kv, window, full, retention, index;  // bytes reserved
+  int64_t shared_kv_per_token, full_per_token;        // bytes that one more token needs
 };
 
 struct LayerState {
@@ -49,8 +50,11 @@ struct Session {
   // positions [kept, n), one after the other. What is there for the first `kept` tokens stays.
   // Throws std::invalid_argument, with nothing changed, if a size does not fit or the session does
   // not hold those first tokens.
-  void restore(const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
+  void restore(const Kernels& kernels, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
                const std::vector<Bytes>& pieces);
+
+  // Take in positions [begin, end) of the shared cache, whose keys are there.
+  void index(const Kernels& kernels, int64_t begin, int64_t end);
 
   const PackedModel& model;
   const int64_t max_tokens;
@@ -59,6 +63,7 @@ struct Session {
   uint64_t last_step = 0;          // of the engine, counted from 1, that the session was in
   std::vector<LayerState> layers;  // of the self-decoder
   std::optional<KeyValueCache> shared;
+  std::optional<BlockIndex> blocks;  // of the shared cache, if tokens attend to the best of them
 
  private:
   template <typename Visit>

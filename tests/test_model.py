@@ -16,7 +16,7 @@ from torch import Tensor
 from yocobit.config import ModelConfig, preset
 from yocobit.model import Cache, Decoder
 from yocobit.model.decoder import FeedForward
-from yocobit.model.mixers import attention
+from yocobit.model.mixers import CrossAttention, attention
 from yocobit.model.rope import rope
 
 B, T, W = 2, 23, 5
@@ -383,7 +383,10 @@ def _tokens() -> Tensor:
 def _count_calls(model: Decoder) -> dict[str, int]:
     """Return counts of calls, by part of the model, that rise as it runs."""
     calls = {"self": 0, "shared_kv": 0, "cross": 0, "norm": 0, "head": 0}
-    parts = [("cross" if layer.is_cross else "self", layer) for layer in model.layers]
+    parts = [
+        ("cross" if isinstance(layer.mixer, CrossAttention) else "self", layer)
+        for layer in model.layers
+    ]
     parts += [("shared_kv", model.shared_kv), ("norm", model.norm), ("head", model.head)]
     for part, module in parts:
 

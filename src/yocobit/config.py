@@ -32,6 +32,9 @@ FeedForwardKind = Literal["swiglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
+CrossAttention = Literal["full", "index", "window"]
+
+BLOCK = 32  # positions that are chosen together
 
 
 class ConfigError(ValueError):
@@ -65,6 +68,8 @@ class ModelConfig:
     cross_rope: RopeKind = "interleaved"
     rope_theta: float = 10000.0
     shared_kv: CacheType = "float"  # what training rounds the shared K/V to
+    cross_attention: CrossAttention = "full"  # of which blocks: all, the best, or first and last
+    cross_positions: int = 2048  # that a token attends to, unless all
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
     scale_embedding: bool = True  # by sqrt(d_model); published BitNet models do not
@@ -91,6 +96,12 @@ class ModelConfig:
         for kv, query in (("n_kv_heads", "n_heads"), ("n_self_kv_heads", "n_self_heads")):
             n_query = getattr(self, query)
             require(n_query % getattr(self, kv) == 0, self, kv, f"must divide {query} = {n_query}")
+        name, rule = (
+            "cross_positions",
+            f"must be a multiple of {BLOCK}, from {4 * BLOCK} to 1048576",
+        )
+        fits = 4 * BLOCK <= self.cross_positions <= 1 << 20 and self.cross_positions % BLOCK == 0
+        require(fits, self, name, rule)
         require(1 < self.rope_theta <= 1e12, self, "rope_theta", "must be above 1, at most 1e12")
         require(1e-20 <= self.norm_eps < 1, self, "norm_eps", "must be at least 1e-20 and below 1")
         if "cross" in self.layers:
@@ -122,6 +133,21 @@ class ModelConfig:
     def replace(self, **changes: Any) -> ModelConfig:
         """Return a checked copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def attending(self, to: str) -> ModelConfig:
+        """Return a copy whose cross layers attend to "full", "index:2048" or "window:2048".
+
+        The number is cross_positions; ConfigError for other texts.
+        """
+        kind, _, positions = to.partition(":")
+        is_number = positions.isascii() and positions.isdecimal()
+        if kind not in get_args(CrossAttention) or is_number == (kind == "full"):
+            raise ConfigError(
+                f"attention must be full, index:POSITIONS or window:POSITIONS but is {to!r}"
+            )
+        if kind == "full":
+            return self.replace(cross_attention=kind)
+        return self.replace(cross_attention=kind, cross_positions=int(positions))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

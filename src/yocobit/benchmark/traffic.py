@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from yocobit.config import ModelConfig
+from yocobit.config import BLOCK, ModelConfig
 from yocobit.packing.reader import PackedModel, parameter_shapes
 from yocobit.packing.summary import position_bytes
 
@@ -41,11 +41,12 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
     state = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
     by_mixer = {
         "full": shared * _positions(depth, end),
-        "cross": shared * _positions(depth, end),
+        "cross": shared * _cross_positions(config, depth, end),
         "window": ring * _positions(depth, end, config.window),
         "retention": 2 * state * n_tokens,
     }
-    return sum(by_mixer[mixer] for mixer in config.layers)
+    index = _bounds_bytes(config) * (_positions(depth, end) // BLOCK)  # read by the first of them
+    return sum(by_mixer[mixer] for mixer in config.layers) + index
 
 
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
@@ -57,6 +58,7 @@ def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
         + config.has_cross_decoder * shared * n_tokens
         + config.layers.count("window") * ring * config.window
         + config.layers.count("retention") * 4 * config.d_model * config.self_head_dim
+        + _bounds_bytes(config) * (n_tokens // BLOCK)
     )
 
 
@@ -98,7 +100,7 @@ def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits
     end = depth + n_tokens
     by_mixer = {
         "full": 2 * C * _positions(depth, end),
-        "cross": 2 * C * _positions(end - n_logits, end),
+        "cross": 2 * C * _cross_positions(config, end - n_logits, end),
         "window": 2 * C * _positions(depth, end, config.window),
         "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
     }
@@ -111,6 +113,20 @@ def _runs_late(name: str, config: ModelConfig) -> bool:
     if part == "layers":
         return int(rest.split(".")[0]) >= config.n_self_layers
     return part == "head"
+
+
+def _bounds_bytes(config: ModelConfig) -> int:
+    """Return the bytes that the index keeps of a block: the bounds of its keys, in float16."""
+    has_index = config.has_cross_decoder and config.cross_attention == "index"
+    return has_index * 2 * 2 * config.n_kv_heads * config.head_dim
+
+
+def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the positions that each attends to."""
+    if config.cross_attention == "full":
+        return _positions(begin, end)
+    window = config.cross_positions - BLOCK // 2  # the last block is half full, on average
+    return _positions(begin, end, window)
 
 
 def _positions(begin: int, end: int, window: int | None = None) -> int:

@@ -13,6 +13,7 @@ import yocobit
 from yocobit import _native
 from yocobit.cli import terminal
 from yocobit.cli.options import (
+    Attention,
     Cache,
     Json,
     Kernels,
@@ -62,6 +63,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[list[str], typer.Option(help="Stop before this text; can be repeated.")] = [],  # noqa: B006
     cache: Cache = "f32",
+    attention: Attention = None,
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
@@ -72,7 +74,7 @@ def generate(
         if prompt is None and sys.stdin.isatty():
             raise UserError("PROMPT is missing; give a text to continue or pipe one in")
         prompt = _read_stdin()
-    engine = _load(model, threads, kernels, verify)
+    engine = _load(model, attention, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     try:
         generation = engine.stream(
@@ -120,12 +122,13 @@ def chat(
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
     cache: Cache = "f32",
+    attention: Attention = None,
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
     """Talk with a model that was trained on conversations; a line is a message."""
-    engine = _load(model, threads, kernels, verify)
+    engine = _load(model, attention, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(
         engine,
@@ -138,11 +141,15 @@ def chat(
     terminal.converse(conversation, model.resolve().name)
 
 
-def _load(model: Path, threads: int | None, kernels: str | None, verify: bool) -> yocobit.Engine:
+def _load(
+    model: Path, attention: str | None, threads: int | None, kernels: str | None, verify: bool
+) -> yocobit.Engine:
     supported = _native.supported_kernels()
     if kernels is not None and kernels not in supported:
         raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
-    return yocobit.Engine.load(model, threads=threads, kernels=kernels, verify=verify)
+    return yocobit.Engine.load(
+        model, threads=threads, kernels=kernels, attention=attention, verify=verify
+    )
 
 
 def _sampling(

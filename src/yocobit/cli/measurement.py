@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from yocobit import benchmark, evaluation
-from yocobit.cli.options import Json, Kernels, Threads
+from yocobit.cli.options import Attention, Json, Kernels, Threads
 from yocobit.data.documents import Documents
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
@@ -35,12 +35,13 @@ def eval_(
     cache: Annotated[
         CacheType | None, typer.Option(help="What the engine stores keys and values as; f32.")
     ] = None,
+    attention: Attention = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity and bits per byte of texts."""
     documents = Documents.of(files)
-    scorer = _open_scorer(model, backend, threads, cache)
+    scorer = _open_scorer(model, backend, threads, cache, attention)
     result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
         print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
@@ -78,6 +79,7 @@ def bench(
         typer.Option("--threads", "-t", help="Such as 1,2; one per CPU unless given."),
     ] = None,
     cache: Annotated[str, typer.Option(help="Cache types, such as f16,int8.")] = "f16",
+    attention: Attention = None,
     kernels: Kernels = None,
     repetitions: Annotated[int, typer.Option("--repetitions", "-r", help="Rounds.")] = 5,
     no_limits: Annotated[
@@ -103,6 +105,7 @@ def bench(
     )
     status = Console(stderr=True).status("opening the model")
     with status, benchmark.open_model(model, shape, weights, head) as (name, opened):
+        opened = opened.attending(attention)
         report = benchmark.run(opened, plan, name, status.update)
     if as_json:
         print(json.dumps(benchmark.to_dict(report), indent=2))
@@ -123,9 +126,10 @@ def _open_scorer(
     backend: evaluation.Backend | None,
     threads: int | None,
     cache: CacheType | None,
+    attention: str | None,
 ) -> evaluation.Scorer:
     try:
-        return evaluation.open_scorer(model, backend, threads, cache)
+        return evaluation.open_scorer(model, backend, threads, cache, attention)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -15,6 +15,13 @@ Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU unless g
 Kernels = Annotated[
     str | None, typer.Option(help="Kernels by name; the fastest of this CPU unless given.")
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        metavar="full|index:N|window:N",
+        help="Positions that cross layers attend to; as the model says unless given.",
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check every weight before use.")]
 Cache = Annotated[CacheType, typer.Option(help="What keys and values are stored as.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from yocobit.cli.options import Cache, Kernels, Threads, Verify
+from yocobit.cli.options import Attention, Cache, Kernels, Threads, Verify
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
@@ -54,6 +54,7 @@ def serve(
         int, typer.Option(help="Tokens of a prompt and its answer at most.", min=1)
     ] = 8192,
     cache: Cache = "f32",
+    attention: Attention = None,
     cache_mb: Annotated[
         int, typer.Option(help="Memory for the caches of requests at work.", min=1)
     ] = 2048,
@@ -100,6 +101,7 @@ def serve(
         kernels=kernels,
         verify=verify,
         cache=cache,
+        attention=attention,
         context=context,
         cache_mb=cache_mb,
         max_sequences=max_sequences,

@@ -57,20 +57,23 @@ class Engine:
         *,
         threads: int | None = None,
         kernels: str | None = None,
+        attention: str | None = None,
         verify: bool = False,
     ) -> Engine:
         """Open the packed model directory `path`; the packaged model unless given.
 
         `threads` is one per CPU unless given, `kernels` the fastest this CPU supports ("scalar" is
-        the reference), `verify` also checks every weight against its hash. PackedModelError or
-        ConfigError, both ValueError, for a model that cannot be used.
+        the reference), `attention` the model's own ("full", "index:2048" or "window:2048": of how
+        many positions, and of which, cross layers read keys and values), `verify` also checks every
+        weight against its hash. PackedModelError or ConfigError, both ValueError, for a model that
+        cannot be used.
         """
         if threads is None:
             threads = len(os.sched_getaffinity(0))
         model = read_model(Path(path))
         if verify and (problems := verify_model(Path(path))):
             raise PackedModelError("\n".join(problems))
-        return cls(model, threads, kernels)
+        return cls(model.attending(attention), threads, kernels)
 
     @property
     def config(self) -> ModelConfig:

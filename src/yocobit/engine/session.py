@@ -27,12 +27,13 @@ class SessionMemory:
     full: int  # caches of full-attention layers: one per layer, and they grow too
     window: int  # rings of sliding-window layers
     retention: int  # states of retention layers
+    index: int  # bounds of the keys of blocks, and work space to choose some
     shared_kv_per_token: int
     full_per_token: int
 
     @property
     def total(self) -> int:
-        return self.shared_kv + self.full + self.window + self.retention
+        return self.shared_kv + self.full + self.window + self.retention + self.index
 
     @property
     def per_token(self) -> int:

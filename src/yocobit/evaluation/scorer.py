@@ -43,18 +43,25 @@ def open_scorer(
     backend: Backend | None = None,
     threads: int | None = None,
     cache: CacheType | None = None,
+    attention: str | None = None,
 ) -> Scorer:
     """Open a packed model ("native") or a run, a checkpoint or a transformers model ("torch").
 
-    `backend` is what fits `path` unless given; `cache` (f32 unless given) is the engine's.
+    `backend` is what fits `path` unless given; `cache` (f32 unless given) and `attention` (the
+    model's own) are the engine's.
     ConfigError for what is not there or of the other kind, PackedModelError for a bad model.
     """
     if backend is None:
         backend = "native" if is_packed(path) else "torch"
     if backend == "native":
-        return NativeScorer(Engine.load(path, threads=threads), cache or "f32")
+        engine = Engine.load(path, threads=threads, attention=attention)
+        return NativeScorer(engine, cache or "f32")
     if cache is not None:
         raise ConfigError(f"cache must not be given with PyTorch, which has none, but is {cache!r}")
+    if attention is not None:
+        raise ConfigError(
+            f"attention must not be given with PyTorch, which has the model's, but is {attention!r}"
+        )
     if is_packed(path):
         raise ConfigError(
             f"{path}: is a packed model, which only the native backend runs; for PyTorch name the "

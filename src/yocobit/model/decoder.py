@@ -22,6 +22,7 @@ from yocobit.model.mixers import (
     KeysValues,
     Padding,
     SelfAttention,
+    Shared,
     SharedKeysValues,
     Unseen,
     sub_norm,
@@ -70,7 +71,6 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         kind = config.layers[layer]
-        self.is_cross = kind == "cross"
         self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer: nn.Module
         if kind == "retention":
@@ -95,12 +95,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, start: Positions, state: Any, unseen: Unseen = None
     ) -> tuple[Tensor, Any]:
-        """Map x (B, T, C) to (B, T, C); a cross block returns the shared K/V as it got them."""
-        if self.is_cross:
-            x = x + self.mixer(self.mixer_norm(x), start, state, unseen)
-        else:
-            y, state = self.mixer(self.mixer_norm(x), start, state, unseen)
-            x = x + y
+        """Map x (B, T, C) to (B, T, C), and the state to the next one."""
+        y, state = self.mixer(self.mixer_norm(x), start, state, unseen)
+        x = x + y
         return x + self.ffn(self.ffn_norm(x)), state
 
 
@@ -186,8 +183,9 @@ class Decoder(nn.Module):
     def _cross_decode(
         self, x: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
     ) -> Tensor:
+        shared = None if cache.shared is None else Shared(*cache.shared)
         for i in range(self.config.n_self_layers, len(self.layers)):
-            x, _ = self._block(i, x, start, cache.shared, unseen)
+            x, shared = self._block(i, x, start, shared, unseen)
         return self.norm(x)
 
     def _block(

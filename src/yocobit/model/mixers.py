@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,20 @@ from torch import Tensor, nn
 from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
 from yocobit.model.bitlinear import BitLinear, project
+from yocobit.model.block_choice import Blocks, seen_positions
 from yocobit.model.norm import RMSNorm, gated_norm
 from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import Positions, rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
+
+
+class Shared(NamedTuple):
+    """The keys and values of the cross-decoder, and what of them a query attends to."""
+
+    keys: Tensor  # (B, G, S, D)
+    values: Tensor
+    seen: Tensor | None = None  # (B, G, T, S) bool, once the first cross layer has chosen
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C = config.d_model
+        self.config = config
         self.n_heads = config.n_heads
         self.rope: RopeKind = config.cross_rope
         self.theta = config.rope_theta
@@ -173,11 +184,28 @@ class CrossAttention(nn.Module):
         self.out_proj = BitLinear(C, C, config.weights)
 
     def forward(
-        self, x: Tensor, start: Positions, shared: KeysValues, unseen: Unseen = None
-    ) -> Tensor:
+        self, x: Tensor, start: Positions, shared: Shared, unseen: Unseen = None
+    ) -> tuple[Tensor, Shared]:
         """Attend from x (B, T, C), the last T of the S shared positions."""
         q = rope(_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        return self.out_proj(self.sub_norm(attention(q, *shared, None, unseen)))
+        if self.config.cross_attention == "full":
+            y = attention(q, shared.keys, shared.values, None, unseen)
+        else:
+            if shared.seen is None:
+                shared = shared._replace(seen=self._choose(q, shared.keys, unseen))
+            y = _attention_where(q, *shared)
+        return self.out_proj(self.sub_norm(y)), shared
+
+    def _choose(self, q: Tensor, k: Tensor, unseen: Unseen) -> Tensor:
+        """Return what queries (B, H, T, D) attend to, (B, G, T, S) bool."""
+        real = unseen.real[:, -k.shape[2] :] if isinstance(unseen, Padding) else None
+        positions = torch.arange(k.shape[2], device=q.device).expand(len(q), -1)
+        if isinstance(unseen, Documents):
+            begins = torch.where(unseen.resets, positions, 0).cummax(dim=1).values
+            positions = positions - begins
+        elif real is not None:
+            positions = real.cumsum(dim=1) - 1
+        return seen_positions(q, k, self.config, Blocks.of_positions(positions, real), real)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unseen = None) -> Tensor:
@@ -202,6 +230,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unsee
             # Padding sees itself: softmax over nothing would be NaN.
             seen = seen & unseen.real[:, None, None, -S:] | (key == query)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=has_groups)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _attention_where(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    has_groups = q.shape[1] != k.shape[1]
+    if seen is not None:
+        seen = seen.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=has_groups)
     return y.transpose(1, 2).flatten(2)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +59,10 @@ class PackedModel:
     file: Path  # the safetensors file in it
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+
+    def attending(self, to: str | None) -> PackedModel:
+        """Return this model with other cross attention, as ModelConfig.attending; None: its own."""
+        return self if to is None else replace(self, config=self.config.attending(to))
 
 
 def is_packed(path: Path) -> bool:

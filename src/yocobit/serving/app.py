@@ -132,6 +132,7 @@ async def _load(state: State) -> None:
             settings.model,
             threads=settings.threads,
             kernels=settings.kernels,
+            attention=settings.attention,
             verify=settings.verify,
         )
         service = Service(engine, settings, state.metrics)

@@ -73,6 +73,8 @@ class Service:
         self._preparations = asyncio.Semaphore(_PREPARATIONS)
         self._loop = asyncio.get_running_loop()
         identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
+        if settings.attention is not None:
+            identity += f" {settings.attention}"
         # What the same request and seed get the same answer from.
         self.fingerprint = f"fp_{_hash(identity, engine.model.path)[:12]}"
         self._store = (

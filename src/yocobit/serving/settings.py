@@ -29,6 +29,7 @@ class ServerSettings:
     kernels: str | None = None
     verify: bool = False  # check every weight before use
     cache: CacheType = "f32"
+    attention: str | None = None  # as the model says unless given
 
     context: int = 8192  # tokens of a prompt and its answer
     max_sequences: int = 64  # texts at work at a time
