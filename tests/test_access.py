@@ -200,7 +200,7 @@ def test_failure_is_an_answer_with_an_id_that_the_log_has(server, monkeypatch, c
 
 def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, caplog):
     async def chunks(*_):
-        yield {}
+        yield [{}]
         raise ZeroDivisionError
 
     monkeypatch.setattr("yocobit.serving.text.TextCompletion.chunks", chunks)
@@ -346,7 +346,7 @@ def test_pings_do_not_come_while_something_does(monkeypatch):
     async def chunks():
         for _ in range(40):
             await asyncio.sleep(0.01)
-            yield {}
+            yield [{}]
 
     async def receive():
         await asyncio.Event().wait()

@@ -342,3 +342,18 @@ def test_prompt_is_told_before_its_first_token(engine, make):
 
     assert isinstance(events[0], Prompt)
     assert [type(e) for e in events[1:]] == [Token, Token, Token, Finish]
+
+
+@pytest.mark.parametrize("wait_s, n_deliveries", [(0.0, range(9, 12)), (60.0, range(2, 3))])
+def test_tokens_that_come_fast_are_delivered_together(
+    engine, make, monkeypatch, wait_s, n_deliveries
+):
+    """Except the first, and all that a text waits for when it is complete."""
+    monkeypatch.setattr("yocobit.serving.scheduler.DELIVER_S", wait_s)
+    scheduler, listener = make()
+    asked = request(engine, max_tokens=10)
+
+    job = submit(scheduler, asked)
+
+    assert listener.text(job) == alone(engine, asked)
+    assert len(listener.steps) in n_deliveries

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from yocobit.config import ConfigError
 from yocobit.serving import protocol, tools
 from yocobit.serving.completion import Completion, stops
 from yocobit.serving.errors import APIError
-from yocobit.serving.generation import Constraint, Finish, Request, Token
+from yocobit.serving.generation import Constraint, Event, Finish, Request, Token
 from yocobit.serving.protocol import ChatRequest, ToolChoice
 from yocobit.serving.service import Answer, Service
-
-_CHUNK = "chat.completion.chunk"
 
 
 @dataclasses.dataclass
@@ -45,6 +43,7 @@ class ChatCompletion(Completion):
     """One request to chat/completions."""
 
     kind = "chatcmpl"
+    chunk_object = "chat.completion.chunk"
 
     def __init__(self, service: Service, body: ChatRequest, client: str) -> None:
         super().__init__(service, body)
@@ -76,55 +75,50 @@ class ChatCompletion(Completion):
             own = stops(body.stop)
             request = dataclasses.replace(request, constraint=constraint, stop=own)
         self.requests = [request]
+        names = [tool.function.name for tool in self._tools]
+        self._choices = [
+            _Choice(tools.ToolCallReader(names) if names else None) for _ in request.sampling
+        ]
+        self._n_open = len(self._choices)
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
-        choices = self._choices()
-        async for _, event in answer.events():
-            if isinstance(event, Token):
-                choice = choices[event.choice]
-                choice.add(event.text, is_last=False)
-                if event.logprob is not None:
-                    choice.logprobs.append(self.chosen(event.logprob))
-            elif isinstance(event, Finish):
-                choice = choices[event.choice]
-                choice.add(event.text, is_last=True)
-                choice.reason = event.reason
-        results = [self._result(i, choice) for i, choice in enumerate(choices)]
+        async for events in answer.events():
+            for _, event in events:
+                if isinstance(event, Token):
+                    choice = self._choices[event.choice]
+                    choice.add(event.text, is_last=False)
+                    if event.logprob is not None:
+                        choice.logprobs.append(self.chosen(event.logprob))
+                elif isinstance(event, Finish):
+                    choice = self._choices[event.choice]
+                    choice.add(event.text, is_last=True)
+                    choice.reason = event.reason
+        results = [self._result(i, choice) for i, choice in enumerate(self._choices)]
         return self.whole_frame("chat.completion", results, answer)
 
-    async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        choices = self._choices()
-        for i in range(len(choices)):
+    def first_chunks(self) -> Iterator[dict[str, Any]]:
+        for i in range(len(self._choices)):
             yield self._chunk(i, {"role": "assistant", "content": ""}, is_first=i == 0)
-        n_open = len(choices)
-        async for _, event in answer.events():
-            if not isinstance(event, Token | Finish):
-                continue
-            choice, is_last = choices[event.choice], isinstance(event, Finish)
-            first_call = len(choice.calls)
-            shown, calls = choice.add(event.text, is_last)
-            logprobs = None
-            if isinstance(event, Token) and event.logprob is not None:
-                logprobs = {"content": [self.chosen(event.logprob)], "refusal": None}
-            if shown or logprobs:
-                yield self._chunk(event.choice, {"content": shown}, logprobs=logprobs)
-            for i, call in enumerate(calls, first_call):
-                delta = {"tool_calls": [{"index": i, **_call(call)}]}
-                yield self._chunk(event.choice, delta)
-            if isinstance(event, Finish):
-                n_open -= 1
-                reason = "tool_calls" if choice.calls else event.reason
-                ended = None if n_open else answer
-                yield self._chunk(event.choice, {}, finish_reason=reason, ended=ended)
-        if self.has_usage_chunk:
-            yield self.usage_frame(_CHUNK, answer)
 
-    def _choices(self) -> list[_Choice]:
-        names = [tool.function.name for tool in self._tools]
-        return [
-            _Choice(tools.ToolCallReader(names) if names else None)
-            for _ in self.requests[0].sampling
-        ]
+    def chunks_of(self, index: int, event: Event, answer: Answer) -> Iterator[dict[str, Any]]:
+        if not isinstance(event, Token | Finish):
+            return
+        choice, is_last = self._choices[event.choice], isinstance(event, Finish)
+        first_call = len(choice.calls)
+        shown, calls = choice.add(event.text, is_last)
+        logprobs = None
+        if isinstance(event, Token) and event.logprob is not None:
+            logprobs = {"content": [self.chosen(event.logprob)], "refusal": None}
+        if shown or logprobs:
+            yield self._chunk(event.choice, {"content": shown}, logprobs=logprobs)
+        for i, call in enumerate(calls, first_call):
+            delta = {"tool_calls": [{"index": i, **_call(call)}]}
+            yield self._chunk(event.choice, delta)
+        if isinstance(event, Finish):
+            self._n_open -= 1
+            reason = "tool_calls" if choice.calls else event.reason
+            ended = None if self._n_open else answer
+            yield self._chunk(event.choice, {}, finish_reason=reason, ended=ended)
 
     def _result(self, index: int, choice: _Choice) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
@@ -155,7 +149,7 @@ class ChatCompletion(Completion):
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return self.chunk_frame(_CHUNK, [choice], ended, is_first=is_first)
+        return self.chunk_frame([choice], ended, is_first=is_first)
 
     def _constraint(self, body: ChatRequest, max_tokens: int) -> Callable[[], Constraint] | None:
         """Return what makes the constraint that a request asks for, if it asks for one."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from yocobit.serving.errors import APIError
-from yocobit.serving.generation import Logprob, Request
+from yocobit.serving.generation import Event, Logprob, Request
 from yocobit.serving.job import Job
 from yocobit.serving.protocol import Sampling
 from yocobit.serving.service import Answer, Service
@@ -20,6 +20,7 @@ class Completion(ABC):
 
     requests: Sequence[Request]
     kind: str  # begins its id
+    chunk_object: str  # what its chunks are called
 
     def __init__(self, service: Service, body: Sampling) -> None:
         self.service = service
@@ -37,9 +38,24 @@ class Completion(ABC):
     async def whole(self, answer: Answer) -> dict[str, Any]:
         """Return the whole answer."""
 
+    async def chunks(self, answer: Answer) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the answer in chunks, one for each token that shows text, as they come together."""
+        if first := list(self.first_chunks()):
+            yield first
+        async for events in answer.events():
+            chunks = [c for each in events for c in self.chunks_of(*each, answer)]
+            if chunks:
+                yield chunks
+        if self.has_usage_chunk:
+            yield [{**self._frame(self.chunk_object, []), "usage": usage(answer.jobs)}]
+
     @abstractmethod
-    def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        """Yield the answer in chunks, one for each token that shows text."""
+    def first_chunks(self) -> Iterable[dict[str, Any]]:
+        """Return the chunks before anything has come."""
+
+    @abstractmethod
+    def chunks_of(self, index: int, event: Event, answer: Answer) -> Iterable[dict[str, Any]]:
+        """Return the chunks that an event of the request with that index makes."""
 
     def whole_frame(
         self, object_: str, choices: list[dict[str, Any]], answer: Answer
@@ -53,14 +69,13 @@ class Completion(ABC):
 
     def chunk_frame(
         self,
-        object_: str,
         choices: list[dict[str, Any]],
         ended: Answer | None,
         *,
         is_first: bool = False,
     ) -> dict[str, Any]:
         """Return choices as a chunk; `ended` is the answer, if this is its last."""
-        frame = self._frame(object_, choices)
+        frame = self._frame(self.chunk_object, choices)
         if self.has_usage_chunk:
             frame["usage"] = None
         if ended is not None:
@@ -68,10 +83,6 @@ class Completion(ABC):
         elif is_first:
             frame["x_groq"] = self._groq()
         return frame
-
-    def usage_frame(self, object_: str, answer: Answer) -> dict[str, Any]:
-        """Return the chunk that has the usage, if it is asked for, behind all others."""
-        return {**self._frame(object_, []), "usage": usage(answer.jobs)}
 
     def _frame(self, object_: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {

@@ -87,11 +87,11 @@ async def write_error(send: Send, error: APIError) -> None:
     await write_json(send, error.status, error.to_dict(), headers)
 
 
-async def write_events(receive: Receive, send: Send, chunks: AsyncIterator[Any]) -> None:
+async def write_events(receive: Receive, send: Send, chunks: AsyncIterator[list[Any]]) -> None:
     """Answer with an event for each chunk, [DONE] at the end, and pings while nothing comes.
 
-    A failure after the begin is an event, too; if it is no APIError, it is raised at the end, for
-    the log. ClientGoneError if the client goes away.
+    Chunks that come together are sent together. A failure after the begin is an event, too; if it
+    is no APIError, it is raised at the end, for the log. ClientGoneError if the client goes away.
     """
     await send({"type": "http.response.start", "status": 200, "headers": _EVENTS})
     loop = asyncio.get_running_loop()
@@ -134,11 +134,11 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _write_chunks(say: Say, chunks: AsyncIterator[Any]) -> Exception | None:
+async def _write_chunks(say: Say, chunks: AsyncIterator[list[Any]]) -> Exception | None:
     """Write chunks as events; return the failure that is for the log, if any."""
     try:
-        async for chunk in chunks:
-            await say(_event(chunk))
+        async for together in chunks:
+            await say(b"".join(map(_event, together)))
     except APIError as error:
         await say(_event(error.to_dict()))
     except Exception as error:

@@ -35,6 +35,9 @@ from yocobit.serving.prefix_cache import PrefixCache
 
 # Rows of prompts that go along with a step: few beside texts that wait for their next token.
 PROMPT_ROWS, PROMPT_ROWS_BESIDE = 128, 32
+# What a token waits at most for the next ones: each time that the event loop is woken, it takes a
+# CPU from the engine for longer than a small model needs for a token.
+DELIVER_S = 0.004
 
 Deliver = Callable[[Sequence[tuple[Job, list[Event]]]], None]
 
@@ -77,6 +80,7 @@ class Scheduler:
         self._waiting: dict[str, deque[Job]] = {}  # by client; the first is the next one's turn
         self._logits = np.empty((max_sequences, engine.config.vocab_size), dtype=np.float32)
         self._events: list[tuple[Job, list[Event]]] = []
+        self._delivered_at = 0.0
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -168,7 +172,9 @@ class Scheduler:
             logger.exception("step failed")
             for job in list(self.running):
                 self._fail(job, error)
-        self._flush()
+        is_late = time.monotonic() - self._delivered_at >= DELIVER_S
+        if is_late or any(job.is_over for job, _ in self._events):
+            self._flush()
         return True
 
     def _all_waiting(self) -> list[Job]:
@@ -289,4 +295,5 @@ class Scheduler:
         events = [(job, found) for job, found in self._events if not job.is_cancelled]
         self._events = []
         if events:
+            self._delivered_at = time.monotonic()
             self._deliver(events)

@@ -35,7 +35,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.jobs: list[Job] = []
-        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._events: asyncio.Queue[list[tuple[int, Event]]] = asyncio.Queue()
         self._n_open = 0  # choices that are not complete
 
     def add(self, job: Job) -> None:
@@ -44,20 +44,24 @@ class Answer:
 
     def put(self, index: int, events: Sequence[Event]) -> None:
         """Take in what came of the request with that index."""
-        for event in events:
-            self._events.put_nowait((index, event))
+        self._events.put_nowait([(index, event) for event in events])
 
-    async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Yield events, each with the index of its request, until every choice is complete.
+    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Yield events as they came together, each with the index of its request.
 
-        Raises the error of a failure.
+        The last ones complete the last choice. Raises the error of a failure.
         """
         while self._n_open > 0:
-            index, event = await self._events.get()
-            if isinstance(event, Failure):
-                raise event.error
-            self._n_open -= isinstance(event, Finish)
-            yield index, event
+            events = await self._events.get()
+            while not self._events.empty():
+                events += self._events.get_nowait()
+            for i, (_, event) in enumerate(events):
+                if isinstance(event, Failure):
+                    if i > 0:
+                        yield events[:i]
+                    raise event.error
+                self._n_open -= isinstance(event, Finish)
+            yield events
 
 
 class Service:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -11,11 +11,10 @@ from tokenizers.decoders import DecodeStream
 
 from yocobit.serving.completion import Completion, stops
 from yocobit.serving.errors import APIError
-from yocobit.serving.generation import Finish, Logprob, Prompt, Request, Token
+from yocobit.serving.generation import Event, Finish, Logprob, Prompt, Request, Token
 from yocobit.serving.protocol import CompletionRequest
 from yocobit.serving.service import Answer, Service
 
-_OBJECT = "text_completion"
 _MAX_TOKENS = 16  # as OpenAI's
 _MAX_PROMPTS = 1024
 _MAX_PROMPT_LOGPROBS = 1 << 18  # entries of an answer, which take some 100 bytes each
@@ -52,6 +51,7 @@ class TextCompletion(Completion):
     """One request to completions."""
 
     kind = "cmpl"
+    chunk_object = "text_completion"
 
     def __init__(self, service: Service, body: CompletionRequest, client: str) -> None:
         super().__init__(service, body)
@@ -90,6 +90,9 @@ class TextCompletion(Completion):
             )
             for i, prompt in enumerate(prompts)
         ]
+        n = self._n_open = len(self.requests) * self._n
+        self._choices = [_Choice() for _ in range(n)]  # what has come of them and is not sent
+        self._offsets = [_Offsets(service.engine.tokenizer) for _ in range(n)]
         n_tokens = sum(map(len, prompts))
         if body.echo and body.logprobs is not None:
             n_entries = n_tokens * self._n * (body.logprobs + 1)
@@ -102,37 +105,28 @@ class TextCompletion(Completion):
                 )
 
     async def whole(self, answer: Answer) -> dict[str, Any]:
-        choices = self._begin()
-        async for index, event in answer.events():
-            for i in self._take(choices, index, event):
-                choices[i].reason = event.reason if isinstance(event, Finish) else None
-        results = [self._choice(i, choice) for i, choice in enumerate(choices)]
-        return self.whole_frame(_OBJECT, results, answer)
+        async for events in answer.events():
+            for index, event in events:
+                for i in self._take(index, event):
+                    self._choices[i].reason = event.reason if isinstance(event, Finish) else None
+        results = [self._choice(i, choice) for i, choice in enumerate(self._choices)]
+        return self.whole_frame(self.chunk_object, results, answer)
 
-    async def chunks(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
-        choices = self._begin()
-        n_open = len(choices)
-        async for index, event in answer.events():
-            for i in self._take(choices, index, event):
-                choice = choices[i]
-                if isinstance(event, Finish):
-                    choice.reason = event.reason
-                    n_open -= 1
-                if choice.text or choice.tokens or choice.reason:
-                    chunk = [self._choice(i, choice)]
-                    yield self.chunk_frame(_OBJECT, chunk, None if n_open else answer)
-                choices[i] = _Choice()
-        if self.has_usage_chunk:
-            yield self.usage_frame(_OBJECT, answer)
+    def first_chunks(self) -> tuple[()]:
+        return ()
 
-    def _begin(self) -> list[_Choice]:
-        """Return the choices before anything has come."""
-        n = len(self.requests) * self._n
-        self._offsets = [_Offsets(self.service.engine.tokenizer) for _ in range(n)]
-        return [_Choice() for _ in range(n)]
+    def chunks_of(self, index: int, event: Event, answer: Answer) -> Iterator[dict[str, Any]]:
+        for i in self._take(index, event):
+            choice, self._choices[i] = self._choices[i], _Choice()
+            if isinstance(event, Finish):
+                choice.reason = event.reason
+                self._n_open -= 1
+            if choice.text or choice.tokens or choice.reason:
+                yield self.chunk_frame([self._choice(i, choice)], None if self._n_open else answer)
 
-    def _take(self, choices: list[_Choice], index: int, event: object) -> list[int]:
+    def _take(self, index: int, event: Event) -> list[int]:
         """Add an event of a request to its choices; return which they are."""
+        choices = self._choices
         first = index * self._n
         if isinstance(event, Prompt):
             if not self._echo:
