@@ -58,7 +58,7 @@ def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
         + config.has_cross_decoder * shared * n_tokens
         + config.layers.count("window") * ring * config.window
         + config.layers.count("retention") * 4 * config.d_model * config.self_head_dim
-        + _bounds_bytes(config) * (n_tokens // BLOCK)
+        + _index_bytes(config, n_tokens)
     )
 
 
@@ -119,6 +119,14 @@ def _bounds_bytes(config: ModelConfig) -> int:
     """Return the bytes that the index keeps of a block: the bounds of its keys, in float16."""
     has_index = config.has_cross_decoder and config.cross_attention == "index"
     return has_index * 2 * 2 * config.n_kv_heads * config.head_dim
+
+
+def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
+    """Return the bytes of an index for so many tokens, with its work space."""
+    if not (bounds := _bounds_bytes(config)):
+        return 0
+    scores_and_order = 4 * (config.n_heads + config.n_kv_heads)
+    return (bounds + scores_and_order) * -(-n_tokens // BLOCK)
 
 
 def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:

@@ -69,8 +69,9 @@ def bench(
     ] = "512",
     gen: Annotated[str, typer.Option("--gen", "-n", help="Tokens to decode; 0: none.")] = "64",
     depth: Annotated[
-        str, typer.Option("--depth", "-d", help="Tokens before those, such as 0,4096.")
-    ] = "0",
+        str | None,
+        typer.Option("--depth", "-d", help="Tokens before those, such as 0,4096; 0 unless given."),
+    ] = None,
     batch: Annotated[
         str, typer.Option("--batch", "-b", help="Sessions decoded together, such as 1,16.")
     ] = "1",
@@ -85,9 +86,27 @@ def bench(
     no_limits: Annotated[
         bool, typer.Option("--no-limits", help="Do not measure what the machine can do at most.")
     ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper", help="A YOCO --shape beside its Transformer, by length (--depth) up to 1M."
+        ),
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --paper: draw it, as PNG, SVG or PDF.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure prefill and decode, beside what the machine can do at most."""
+    if paper:
+        if model is not None or head or (weights or "ternary") not in ("ternary", "sign"):
+            raise UserError("--paper takes a --shape with ternary or sign weights and no model")
+        _bench_paper(
+            shape or "small", weights, depth, threads, cache, kernels, repetitions, picture, as_json
+        )
+        return
+    if picture is not None:
+        raise UserError("--picture goes with --paper")
     if (model is None) == (shape is None):
         raise UserError("bench needs a packed model's directory or --shape, one of the two")
     if shape is None and (weights or head):
@@ -95,7 +114,7 @@ def bench(
     plan = benchmark.Plan.parse(
         prompts=prompt,
         generations=gen,
-        depths=depth,
+        depths=depth or "0",
         batches=batch,
         threads=threads,
         caches=cache,
@@ -111,6 +130,50 @@ def bench(
         print(json.dumps(benchmark.to_dict(report), indent=2))
     else:
         benchmark.print_report(report, Console())
+
+
+def _bench_paper(
+    shape: str,
+    weights: str | None,
+    depth: str | None,
+    threads: str | None,
+    cache: str,
+    kernels: str | None,
+    repetitions: int,
+    picture: Path | None,
+    as_json: bool,
+) -> None:
+    plan = benchmark.Plan.parse(
+        prompts="1",
+        generations="1",
+        depths=depth or ",".join(map(str, benchmark.LENGTHS)),
+        batches="1",
+        threads=threads,
+        caches=cache,
+        kernels=kernels,
+        repetitions=repetitions,
+        with_limits=False,
+    )
+    if len(plan.threads) > 1 or len(plan.caches) > 1:
+        raise UserError("--paper takes one number of --threads and one --cache")
+    config = benchmark.named_shape(shape)
+    with Console(stderr=True).status("") as status:
+        report = benchmark.run_paper(
+            shape,
+            config.replace(weights=weights or "ternary"),
+            lengths=plan.depths,
+            cache=plan.caches[0],
+            threads=plan.threads[0],
+            kernels=kernels,
+            repetitions=repetitions,
+            progress=status.update,
+        )
+    if picture is not None:
+        benchmark.write_paper_picture(report, picture)
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        benchmark.print_paper(report, Console())
 
 
 def _texts(documents: Documents) -> Iterator[str]:
