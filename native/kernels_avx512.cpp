@@ -21,6 +21,27 @@ constexpr int kRegisters = 32;
 __m512i load_pair(const uint8_t* p) { return _mm512_loadu_si512(p); }
 
 #include "kernels_float.inc"
+
+// Sums of the 16 lanes of eight vectors, the i-th in lane i.
+[[gnu::always_inline]] inline __m256i lane_sums(const __m512i* x) {
+  __m512i pairs[4], fours[2];
+  for (int i = 0; i < 4; ++i) {
+    pairs[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]),
+                                _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]));
+  }
+  for (int i = 0; i < 2; ++i) {
+    fours[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                                _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+  }
+  // Quarters of rows 0-3 and of rows 4-7, added by halves.
+  const __m512i eight =
+      _mm512_add_epi32(_mm512_shuffle_i64x2(fours[0], fours[1], _MM_SHUFFLE(1, 0, 1, 0)),
+                       _mm512_shuffle_i64x2(fours[0], fours[1], _MM_SHUFFLE(3, 2, 3, 2)));
+  const __m512i ordered = _mm512_shuffle_i64x2(eight, eight, _MM_SHUFFLE(3, 1, 2, 0));
+  return _mm256_add_epi32(_mm512_castsi512_si256(ordered), _mm512_extracti64x4_epi64(ordered, 1));
+}
+
+#include "kernels_int16_avx512.inc"
 #include "kernels_mixers.inc"
 
 constexpr int kPairs = kRowsPerGroup / 2;  // vectors of a group's block

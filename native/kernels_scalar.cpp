@@ -101,6 +101,9 @@ template <typename Code>
 void store_codes(Code* p, const F32x8& x) {
   for (int i = 0; i < kLanes; ++i) p[i] = static_cast<Code>(x.v[i]);
 }
+F32x8 from_int32(const int32_t* p) {
+  return lanes([&](int i) { return static_cast<float>(p[i]); });
+}
 float lane_sum(const F32x8& x) {
   const float* v = x.v;
   return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
@@ -119,6 +122,45 @@ void prefetch(const void*) {}
 float square_root(float x) { return std::sqrt(x); }
 
 #include "kernels_float.inc"
+
+// Code d of a row of int8 or int4 codes.
+template <FloatType type>
+int32_t code_at(const uint8_t* row, int d) {
+  if (type == FloatType::i8) return static_cast<int8_t>(row[d]);
+  const int code = row[d / 16 * 8 + d % 8] >> (d % 16 / 8 * 4) & 15;
+  return code < 8 ? code : code - 16;
+}
+
+#include "attention_tiles.inc"
+
+template <FloatType type>
+void score_codes(const int16_t* q, int n_queries, const uint8_t* keys, int64_t row_bytes, int D,
+                 NextTile&, int32_t* sums) {
+  for (int i = 0; i < n_queries; ++i) {
+    for (int j = 0; j < kAttentionTile; ++j) {
+      int32_t sum = 0;
+      for (int d = 0; d < D; ++d) {
+        sum += q[i * kCodeStride + d] * code_at<type>(keys + j * row_bytes, d);
+      }
+      sums[i * kAttentionTile + j] = sum;
+    }
+  }
+}
+
+template <FloatType type, int kQueries>
+void add_codes(const int16_t (*weights)[kAttentionTile], const uint8_t* values, int64_t row_bytes,
+               int D, NextTile&, int32_t* sums) {
+  for (int i = 0; i < kQueries; ++i) {
+    for (int d = 0; d < D; ++d) {
+      int32_t sum = 0;
+      for (int j = 0; j < kAttentionTile; ++j) {
+        sum += weights[i][j] * code_at<type>(values + j * row_bytes, d);
+      }
+      sums[i * D + d] = sum;
+    }
+  }
+}
+
 #include "kernels_mixers.inc"
 
 // sum over columns of (value of the weight) * x, from the code of each column.

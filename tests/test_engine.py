@@ -198,8 +198,9 @@ def test_logits_equal_pytorch_that_rounds_the_shared_cache_alike(model_of, cache
         for text, logits in zip(texts, expected, strict=True)
     ]
 
-    # As in assert_agree, but that a tie in int4 moves a value by a seventh.
-    assert np.median(error) < 1e-4
+    # As in assert_agree, but that a tie in int4 moves a value by a seventh, and that 15 bits of
+    # queries and weights are near enough to a tie in the 8 of activations in most texts.
+    assert np.median(error) < (1e-4 if weights == "dense" else 1e-2)
     assert max(error) < 3e-2
 
 

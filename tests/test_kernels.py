@@ -345,7 +345,12 @@ def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, parti
     # A score errs by (D / 8 + 6) eps of its terms' magnitude, a weight by that much relatively;
     # sums over positions add their length, exp and tile corrections 4 each.
     score_error = (D / 8 + 6) * EPS * (np.abs(q) @ np.abs(k).T).max() / np.sqrt(D)
-    bound = (2 * score_error + 2 * (end - begin + 10) * EPS) * np.abs(v).max()
+    weight_error = 0.0
+    if dtype in ("int8", "int4"):  # half a step of 15 bits of each query, and of each weight
+        step = 0.5 / 16383
+        score_error += step * np.abs(q).max() * np.abs(k).sum(axis=1).max() / np.sqrt(D)
+        weight_error = step * (end - begin)
+    bound = (2 * score_error + weight_error + 2 * (end - begin + 10) * EPS) * np.abs(v).max()
     assert np.abs(o - exact).max() <= bound
 
 
