@@ -68,7 +68,8 @@ ModelConfig model_config(const nb::dict& fields) {
                                           {{"retention", Mixer::retention},
                                            {"window", Mixer::window},
                                            {"full", Mixer::full},
-                                           {"cross", Mixer::cross}}));
+                                           {"cross", Mixer::cross},
+                                           {"gmu", Mixer::gmu}}));
   }
   config.ffn = choose<FeedForwardKind>("ffn", text("ffn"),
                                        {{"swiglu", FeedForwardKind::swiglu},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "session.h"
 
@@ -16,10 +17,13 @@ float decay_from_logit(float logit) {
   return static_cast<float>(std::exp(log_sigmoid / 16));
 }
 
+bool has_mixer(const ModelConfig& config, Mixer mixer) {
+  return std::find(config.layers.begin(), config.layers.end(), mixer) != config.layers.end();
+}
+
 // The rope of a mixer, or none where no layer has it: its angles are then never computed.
 RopeKind rope_if_present(const ModelConfig& config, Mixer mixer, RopeKind kind) {
-  const auto& layers = config.layers;
-  return std::find(layers.begin(), layers.end(), mixer) == layers.end() ? RopeKind::none : kind;
+  return has_mixer(config, mixer) ? kind : RopeKind::none;
 }
 
 }  // namespace
@@ -61,6 +65,7 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
   code_scales_ = allocate<float>(N);
   code_sums_ = allocate<int32_t>(N);
   for (Buffer<float>* buffer : {&q_, &k_, &v_, &g_, &y_}) *buffer = allocate<float>(N * C);
+  if (has_mixer(model.config, Mixer::gmu)) memory_ = allocate<float>(N * C);
   decay_ = allocate<float>(N * model.config.n_self_heads);
   gate_ = allocate<float>(N * F);
   up_ = allocate<float>(N * F);
@@ -68,7 +73,7 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
   segments_.reserve(N);
   int64_t size = 0;  // of a partial result of all heads, where they are widest
   for (const Mixer mixer : model.config.layers) {
-    if (mixer == Mixer::retention) continue;
+    if (mixer == Mixer::retention || mixer == Mixer::gmu) continue;
     const int H = mixer == Mixer::window ? model.config.n_self_heads : model.config.n_heads;
     size = std::max(size, model.config.d_model + int64_t{H} * kPartialExtra);
   }
@@ -114,6 +119,7 @@ void Decoder::self_decode() {
     feed_forward(layer);
   }
   if (!model_.has_cross_decoder()) return;
+  if (memory_) std::swap(memory_, y_);  // what the last mixer left, before gate and projection
   prepare(x_.get(), model_.config.d_model, model_.shared_norm);
   apply({{&model_.shared_k, k_.get()}, {&model_.shared_v, v_.get()}});
   store_shared_keys_values();
@@ -123,16 +129,25 @@ void Decoder::self_decode() {
 void Decoder::keep_last_rows(int n) {
   const int first = n_ - n, C = model_.config.d_model;
   if (first == 0) return;
-  std::memmove(x_.get(), &x_[static_cast<size_t>(first) * C], sizeof(float) * n * C);
+  for (float* rows : {x_.get(), memory_.get()}) {
+    if (rows) std::memmove(rows, rows + static_cast<size_t>(first) * C, sizeof(float) * n * C);
+  }
   rows_.erase(rows_.begin(), rows_.begin() + first);
   find_segments();
   for (int row = 0; row < n; ++row) cross_rotation_.turn(row, rows_[row].position);
 }
 
 void Decoder::cross_decode() {
+  bool is_first = true;
   for (size_t i = model_.n_self_layers; i < model_.layers.size(); ++i) {
-    cross_attend(model_.layers[i], static_cast<int>(i) == model_.n_self_layers);
-    feed_forward(model_.layers[i]);
+    const Layer& layer = model_.layers[i];
+    if (layer.mixer == Mixer::gmu) {
+      gate_memory(layer);
+    } else {
+      cross_attend(layer, is_first);
+      is_first = false;
+    }
+    feed_forward(layer);
   }
 }
 
@@ -231,11 +246,24 @@ void Decoder::retain(const Layer& layer, int index) {
       for (int i = 0; i < n; ++i) {
         float* y = &y_[at + static_cast<size_t>(i) * C];
         kernels_.rms_norm(y, nullptr, D, config.norm_eps, y);
-        kernels_.silu_multiply(&g_[at + static_cast<size_t>(i) * C], y, D, y);
+        float* g = &g_[at + static_cast<size_t>(i) * C];
+        kernels_.silu_multiply(g, y, D, g);
       }
     }
   });
-  project_out(layer.out, y_.get(), layer.out_norm);
+  project_out(layer.out, g_.get(), layer.out_norm);
+}
+
+void Decoder::gate_memory(const Layer& layer) {
+  const int C = model_.config.d_model;
+  prepare(x_.get(), C, layer.mixer_norm);
+  apply_alike({{&layer.g, g_.get()}}, [&](int row_begin, int row_end, int begin, int end) {
+    for (int row = row_begin; row < row_end; ++row) {
+      const size_t at = static_cast<size_t>(row) * C + begin;
+      kernels_.silu_multiply(&g_[at], &memory_[at], end - begin, &g_[at]);
+    }
+  });
+  project_out(layer.out, g_.get(), layer.out_norm);
 }
 
 // stream += linear(norm(x)).

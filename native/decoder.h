@@ -77,6 +77,7 @@ class Decoder {
   void retain(const Layer& layer, int index);
   void self_attend(const Layer& layer, int index);
   void cross_attend(const Layer& layer, bool is_first);
+  void gate_memory(const Layer& layer);
   void feed_forward(const Layer& layer);
 
   void store_shared_keys_values();
@@ -124,6 +125,7 @@ class Decoder {
   Buffer<int32_t> code_sums_;   // [N]
   int code_stride_, wide_stride_;
   Buffer<float> q_, k_, v_, g_, y_;  // [N][C]; k and v [N][G * D]
+  Buffer<float> memory_;             // [N][C], only for gated memory units
   Buffer<float> decay_;              // [N][H]
   Buffer<float> gate_, up_;          // [N][F]
   Buffer<float> partials_;           // [N][H][kPartials / N][D + kPartialExtra]

@@ -20,6 +20,8 @@ std::string text(const std::vector<int64_t>& shape) {
   return result + ")";
 }
 
+bool is_cross_decoder(Mixer mixer) { return mixer == Mixer::cross || mixer == Mixer::gmu; }
+
 int64_t dtype_size(const std::string& dtype) {
   if (dtype == "F32") return 4;
   if (dtype == "F16") return 2;
@@ -58,7 +60,7 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
   embedding = table("embedding");
   for (int i = 0; i < static_cast<int>(config.layers.size()); ++i) {
     layers.push_back(layer(i));
-    if (config.layers[i] != Mixer::cross) ++n_self_layers;
+    if (!is_cross_decoder(config.layers[i])) ++n_self_layers;
   }
   if (n_self_layers < static_cast<int>(layers.size())) {
     const int width = config.n_kv_heads * config.head_dim();
@@ -157,17 +159,19 @@ Layer PackedModel::layer(int index) const {
   Layer layer = {};
   layer.mixer = config.layers[index];
   layer.mixer_norm = floats(prefix + "mixer_norm.weight", {C});
-  layer.q = linear(mixer + "q_proj", C, C);
   layer.out = linear(mixer + "out_proj", C, C);
-  if (layer.mixer != Mixer::cross) {
+  if (layer.mixer != Mixer::gmu) layer.q = linear(mixer + "q_proj", C, C);
+  if (!is_cross_decoder(layer.mixer)) {
     int width = C;  // of K and V
     if (layer.mixer == Mixer::window) width = config.n_self_kv_heads * config.self_head_dim();
     if (layer.mixer == Mixer::full) width = config.n_kv_heads * config.head_dim();
     layer.k = linear(mixer + "k_proj", width, C);
     layer.v = linear(mixer + "v_proj", width, C);
   }
-  if (layer.mixer == Mixer::retention) {
+  if (layer.mixer == Mixer::retention || layer.mixer == Mixer::gmu) {
     layer.g = linear(mixer + "g_proj", C, C);
+  }
+  if (layer.mixer == Mixer::retention) {
     layer.decay = {.values = floats(mixer + "decay_proj.weight", {config.n_self_heads, C}),
                    .scales = nullptr,
                    .type = FloatType::f32,

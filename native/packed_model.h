@@ -13,7 +13,7 @@
 
 namespace yocobit {
 
-enum class Mixer { retention, window, full, cross };
+enum class Mixer { retention, window, full, cross, gmu };
 enum class CrossAttention { full, index, window };
 enum class FeedForwardKind { swiglu, relu2, sign };
 enum class WeightKind { ternary, sign, dense };
@@ -95,7 +95,7 @@ class PackedModel {
   const ModelConfig config;
   DenseMatrix embedding;  // [V][C]
   std::vector<Layer> layers;
-  int n_self_layers = 0;               // those before the first cross layer
+  int n_self_layers = 0;               // those before the first cross or gmu layer
   const float* shared_norm = nullptr;  // [C], if there are cross layers
   Linear shared_k, shared_v;
   const float* norm;  // [C]

@@ -24,7 +24,8 @@ STACKS = {
     "yoco-swa": ("window", "window", "cross", "cross"),
     "transformer": ("full", "full", "full", "full"),
     "retention": ("retention", "retention"),
-    "mixed": ("window", "retention", "full", "cross"),
+    "yoco-gmu": ("retention", "retention", "cross", "gmu"),
+    "mixed": ("window", "retention", "full", "gmu", "cross"),
 }
 KINDS = ("ternary", "sign", "dense")
 

@@ -166,7 +166,17 @@ def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
         ({"layers": ("cross", "cross")}, "layers needs a self-decoder block before 'cross'"),
         (
             {"layers": ("retention", "cross", "full")},
-            r"layers must keep every 'cross' after .* but is \('retention', 'cross', 'full'\)",
+            r"layers must keep every 'cross' and 'gmu' after .* \('retention', 'cross', 'full'\)",
+        ),
+        (
+            {"layers": ("retention", "gmu", "full", "cross")},
+            "layers must keep every 'cross' and 'gmu' after the last self-decoder block but is",
+        ),
+        ({"layers": ("gmu", "cross")}, "layers needs a self-decoder block before 'gmu'"),
+        ({"layers": ("cross", "full", "gmu")}, "layers needs a self-decoder block before 'cross'"),
+        (
+            {"layers": ("retention", "gmu")},
+            r"layers needs a 'cross' beside 'gmu', .* but is \('retention', 'gmu'\)",
         ),
     ],
 )
@@ -186,9 +196,11 @@ def test_any_self_decoder_and_a_plain_decoder_are_accepted(layers):
         (("retention", "window", "cross"), 2, True),
         (("full", "full"), 2, False),
         (("window", "cross", "cross"), 1, True),
+        (("retention", "full", "cross", "gmu"), 2, True),
+        (("retention", "gmu", "cross", "gmu"), 1, True),
     ],
 )
-def test_self_decoder_is_what_stands_before_the_first_cross(
+def test_self_decoder_is_what_stands_before_the_first_cross_or_gmu(
     layers, n_self_layers, has_cross_decoder
 ):
     config = NANO.replace(layers=layers)

@@ -37,9 +37,10 @@ precision = "float32"
 WHOLE = ["optim.batch_size=3", "optim.accumulation=2", "optim.grad_clip=0"]
 # One process has micro-batches of 2, 2 and 2 windows, two have 2 and 1 each.
 CUT = ["optim.batch_size=2", "optim.accumulation=3", "model.weights=dense"]
+GMU = '["retention", "window", "cross", "gmu"]'
 RUNS = {
     "fsdp-adamw": [*WHOLE, "model.tie_embeddings=true"],
-    "fsdp-muon": [*WHOLE, "optim.optimizer=muon"],
+    "fsdp-muon": [*WHOLE, "optim.optimizer=muon", f"model.layers={GMU}"],
     "fsdp-cut": [*CUT, "optim.optimizer=muon"],
     "ddp-muon": [*WHOLE, "optim.optimizer=muon", "run.parallel=ddp"],
     "ddp-cut": [*CUT, "run.parallel=ddp"],

@@ -28,7 +28,7 @@ def decoders() -> dict[str, Decoder]:
     return {stack: trained(nano(stack, "ternary"), steps=5) for stack in STACKS}
 
 
-@pytest.fixture(params=["yoco-gret", "mixed", "retention"])
+@pytest.fixture(params=["yoco-gret", "yoco-gmu", "mixed", "retention"])
 def pair(request, decoders) -> tuple[YocobitForCausalLM, Decoder]:
     """The same weights in both."""
     return as_transformers(decoders[request.param]), decoders[request.param]
@@ -209,6 +209,19 @@ def test_activation_checkpointing_changes_no_gradient(gret):
     assert len(calls) == 2  # once more, in the backward pass
     for plain, again in zip(*gradients, strict=True):
         assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("stack", ["yoco-gmu", "mixed"])
+def test_gated_memory_units_leave_nothing_in_the_cache(decoders, stack):
+    model = as_transformers(decoders[stack])
+
+    cache = model(tokens()[:20][None]).past_key_values
+
+    kept = {
+        mixer: getattr(layer, "keys", None) is not None
+        for layer, mixer in zip(cache.layers, model.config.layers, strict=True)
+    }
+    assert (kept["cross"], kept["gmu"]) == (True, False)
 
 
 def test_a_checkpoint_loads_with_model_tokenizer_and_end_token(decoders, tmp_path):

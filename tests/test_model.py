@@ -25,6 +25,8 @@ STACKS = {
     "retention-cross": ("retention", "retention", "cross", "cross"),
     "window-cross": ("window", "window", "cross"),
     "mixed-cross": ("retention", "window", "full", "cross"),
+    "retention-gmu": ("window", "retention", "cross", "gmu"),
+    "window-gmu": ("window", "gmu", "cross", "gmu"),
     "full": ("full", "full"),
     "retention": ("retention", "retention"),
 }

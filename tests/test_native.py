@@ -17,10 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 STACKS = {
     "yoco-gret": ("retention", "retention", "cross", "cross"),
     "yoco-swa": ("window", "window", "cross", "cross"),
+    "yoco-gmu": ("retention", "window", "cross", "gmu"),
     "transformer": ("full", "full"),
 }
 # In the order of the enumerations in native/.
-MIXERS = ("retention", "window", "full", "cross")
+MIXERS = ("retention", "window", "full", "cross", "gmu")
 FEED_FORWARDS = ("swiglu", "relu2", "sign")
 WEIGHTS = ("ternary", "sign", "dense")
 ROPES = ("interleaved", "half", "none")

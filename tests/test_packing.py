@@ -110,6 +110,7 @@ def stored(model, name: str) -> np.ndarray:
 SHAPES = {
     "retention": preset("nano"),
     "window": preset("nano").replace(layers=("window", "full", "cross"), n_self_kv_heads=1),
+    "gmu": preset("nano").replace(layers=("full", "gmu", "cross")),
     "sign ffn": preset("nano").replace(ffn="sign", tie_embeddings=True),
     "relu2": preset("nano").replace(ffn="relu2", sub_norm=False, layers=("full",)),
 }

@@ -174,7 +174,7 @@ def test_chunkwise_takes_heads_as_projections_leave_them_in_memory(T=70):
 def test_layer_gradients_are_finite_at_extreme_gates(T, gate_logits):
     mixer, x = _gated_layer(T, gate_logits)
 
-    y, state = mixer(x, start=0, state=None)
+    y, state, _ = mixer(x, start=0, state=None)
     (y.square().sum() + state.square().sum()).backward()
 
     assert x.grad.isfinite().all()
@@ -188,8 +188,8 @@ def test_layer_decays_by_a_sixteenth_of_the_gates_log_sigmoid(gate_logit, kept):
     mixer, x = mixer.double(), x.detach().double()
     before = torch.ones(1, mixer.n_heads, 8, 8, dtype=torch.float64)
 
-    _, without = mixer(x, start=0, state=None)
-    _, state = mixer(x, start=0, state=before)
+    _, without, _ = mixer(x, start=0, state=None)
+    _, state, _ = mixer(x, start=0, state=before)
 
     torch.testing.assert_close(state - without, before * math.exp(-kept), rtol=0, atol=1e-14)
 

@@ -81,7 +81,7 @@ def gradients(model: Decoder, objective: torch.nn.Module, resets: bool) -> list[
 @pytest.mark.parametrize("mixer", ["retention", "window", "full"])
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(mixer, resets):
     torch.manual_seed(0)
-    model = Decoder(preset("nano").replace(layers=(mixer, mixer, "cross", "cross")))
+    model = Decoder(preset("nano").replace(layers=(mixer, mixer, "cross", "gmu")))
     stored = gradients(model, Objective(model, 0.0), resets)
 
     model.recompute = True
@@ -155,7 +155,7 @@ def test_compiled_objective_is_one_graph_and_the_head_with_equal_gradients(monke
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     torch.manual_seed(0)
-    model = Decoder(preset("nano").replace(layers=("retention", "cross")))
+    model = Decoder(preset("nano").replace(layers=("retention", "cross", "gmu")))
     objective = Objective(model, 0.0)
 
     found = gradients(model, compiled(objective), resets=False)

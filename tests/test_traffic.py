@@ -22,7 +22,7 @@ from yocobit.benchmark.traffic import (
 )
 from yocobit.engine.session import CacheType
 
-# One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
+# One layer of each mixer: window, retention, full, gmu, cross. D is 16, and 32 in the first two.
 MIXED = nano("mixed", "ternary", window=4)
 CACHES = get_args(CacheType)
 
@@ -51,6 +51,17 @@ def test_every_cross_layer_reads_the_shared_cache_anew():
     assert read == 3 * 100 * (2 * 2 * 16 * 2)
 
 
+def test_gated_memory_units_read_weights_but_no_cache(model):
+    without = MIXED.replace(layers=("window", "retention", "full", "cross"))
+
+    assert cache_bytes(MIXED, "f16", 99, 3) == cache_bytes(without, "f16", 99, 3)
+    assert session_bytes(MIXED, "f16", 99) == session_bytes(without, "f16", 99)
+    # Two projections of 64 rows, 32 bytes each; the weights of the block's norms are no matrices.
+    of_mixer = [t for name, t in model.tensors.items() if name.startswith("layers.3.mixer.")]
+    matrices = [t.end - t.begin for t in of_mixer if t.dtype == "U8"]
+    assert matrices == [64 * 32, 64 * 32]
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_one_more_position_costs_what_the_engine_says(model, cache):
     memory = Engine(model, 1, None).session(64, cache).memory()
@@ -61,7 +72,9 @@ def test_one_more_position_costs_what_the_engine_says(model, cache):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("layers", [("full", "full"), ("retention", "cross"), ("full", "cross")])
+@pytest.mark.parametrize(
+    "layers", [("full", "full"), ("retention", "cross"), ("full", "cross", "gmu")]
+)
 def test_session_bytes_are_what_the_engine_reserves(tmp_path, layers, cache):
     model = write_random_model(MIXED.replace(layers=layers), tmp_path / "model")
 
@@ -100,7 +113,7 @@ def test_multiply_adds_are_those_counted_by_hand():
     retention, window, full = 5 * 64 * 64 + 2 * 64, 4 * 64 * 64, 2 * 64 * 64 + 2 * 32 * 64
     shared = 2 * 32 * 64
     early = retention + window + full + 3 * ffn + shared
-    late = 2 * 64 * 64 + ffn + 512 * 64
+    late = 2 * (2 * 64 * 64 + ffn) + 512 * 64  # gmu, cross and head
 
     assert multiply_adds(MIXED, 10, 10) == 10 * (early + late)
     assert multiply_adds(MIXED, 10, 1) == 10 * early + late

@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gret-ternary-int8": {"layers": RETENTION, "shared_kv": "int8"},
     "gret-ternary-int4": {"layers": RETENTION, "shared_kv": "int4"},
     "gret-ternary-nope": {"layers": RETENTION, "cross_rope": "none"},
+    "gret-ternary-gmu": {"layers": ["retention"] * 3 + ["cross", "gmu", "cross"]},
 }
 MAIN_PAIR = ("transformer-ternary", "gret-ternary")
 MAIN_SEEDS, SEEDS = (0, 1, 2), (0,)
@@ -67,6 +68,7 @@ def n_matrix_parameters(config: ModelConfig) -> int:
         "window": 2 * C * C + 2 * C * own,
         "full": 2 * C * C + 2 * C * shared,
         "cross": 2 * C * C,
+        "gmu": 2 * C * C,
     }
     blocks = sum(mixer[kind] + 3 * C * F for kind in config.layers)
     return blocks + (2 * C * shared if config.has_cross_decoder else 0)

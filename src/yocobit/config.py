@@ -27,7 +27,7 @@ TRANSFORMERS_KEYS = (
     "pad_token_id",
 )
 
-Mixer = Literal["retention", "window", "full", "cross"]
+Mixer = Literal["retention", "window", "full", "cross", "gmu"]
 FeedForwardKind = Literal["swiglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
@@ -35,6 +35,8 @@ CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index", "window"]
 
 BLOCK = 32  # positions that are chosen together
+
+CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # what its blocks may mix by
 
 
 class ConfigError(ValueError):
@@ -46,8 +48,9 @@ class ModelConfig:
     """The shape and numerics of one decoder-decoder (or plain decoder) language model.
 
     `layers` names the mixer of each block from input to output. The blocks before the first
-    "cross" are the self-decoder; keys and values are computed once from its output and every
-    "cross" block reads them (YOCO, arXiv:2405.05254). No "cross" at all is a plain decoder.
+    "cross" or "gmu" are the self-decoder; keys and values are computed once from its output and
+    every "cross" block reads them (YOCO, arXiv:2405.05254); every "gmu" block reads what the last
+    self-decoder block mixed (SambaY, arXiv:2507.06607). Neither at all is a plain decoder.
     """
 
     vocab_size: int
@@ -104,12 +107,14 @@ class ModelConfig:
         require(fits, self, name, rule)
         require(1 < self.rope_theta <= 1e12, self, "rope_theta", "must be above 1, at most 1e12")
         require(1e-20 <= self.norm_eps < 1, self, "norm_eps", "must be at least 1e-20 and below 1")
-        if "cross" in self.layers:
-            first = self.layers.index("cross")
-            require(first > 0, self, "layers", "needs a self-decoder block before 'cross'")
-            rest = self.layers[first:]
-            rule = "must keep every 'cross' after the last self-decoder block"
-            require(set(rest) == {"cross"}, self, "layers", rule)
+        late = [mixer for mixer in self.layers if mixer in CROSS_DECODER]
+        if late:
+            rule = f"needs a self-decoder block before '{late[0]}'"
+            require(self.layers[0] != late[0], self, "layers", rule)
+            rule = "must keep every 'cross' and 'gmu' after the last self-decoder block"
+            require(list(self.layers[-len(late) :]) == late, self, "layers", rule)
+            rule = "needs a 'cross' beside 'gmu', which sees its own position only"
+            require("cross" in late, self, "layers", rule)
 
     @property
     def head_dim(self) -> int:
@@ -123,8 +128,8 @@ class ModelConfig:
 
     @property
     def n_self_layers(self) -> int:
-        """Blocks before the first "cross"."""
-        return sum(mixer != "cross" for mixer in self.layers)
+        """Blocks before the first "cross" or "gmu"."""
+        return sum(mixer not in CROSS_DECODER for mixer in self.layers)
 
     @property
     def has_cross_decoder(self) -> bool:

@@ -33,7 +33,7 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
     of their session.
 
     Keys and values are read of every position that each layer sees, the token's own included;
-    retention states are read and written.
+    retention states are read and written. Gated memory units read no cache.
     """
     end = depth + n_tokens
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
@@ -44,6 +44,7 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
         "cross": shared * _cross_positions(config, depth, end),
         "window": ring * _positions(depth, end, config.window),
         "retention": 2 * state * n_tokens,
+        "gmu": 0,
     }
     index = _bounds_bytes(config) * (_positions(depth, end) // BLOCK)  # read by the first of them
     return sum(by_mixer[mixer] for mixer in config.layers) + index
@@ -103,6 +104,7 @@ def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits
         "cross": 2 * C * _cross_positions(config, end - n_logits, end),
         "window": 2 * C * _positions(depth, end, config.window),
         "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
+        "gmu": 0,
     }
     return sum(by_mixer[mixer] for mixer in config.layers)
 

@@ -2,7 +2,7 @@
 
 Layers of a DynamicCache made for the model hold them: recurrent states of retention, the window of
 sliding-window attention, keys and values of full attention, and those that the cross-decoder
-shares with its first layer. Reordering for beams is theirs; so is cropping, where there is no
+shares with its first "cross". Reordering for beams is theirs; so is cropping, where there is no
 recurrent state.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import DynamicCache
 
+from yocobit.config import CROSS_DECODER
 from yocobit.hf.configuration import YocobitConfig
 from yocobit.model import Cache
 from yocobit.model.mixers import KeysValues
@@ -34,9 +35,10 @@ def take(cache: DynamicCache, config: YocobitConfig) -> Cache:
     for layer, mixer in zip(cache.layers, config.layers, strict=True):
         if mixer == "retention":
             states.append(layer.recurrent_states[0])
-        elif mixer != "cross":
+        elif mixer not in CROSS_DECODER:
             states.append(_keys_values(layer))
-    shared = _keys_values(cache.layers[len(states)]) if "cross" in config.layers else None
+    has_cross = "cross" in config.layers
+    shared = _keys_values(cache.layers[config.layers.index("cross")]) if has_cross else None
     return Cache(cache.get_seq_length(), states, shared)
 
 
@@ -49,7 +51,7 @@ def put(cache: DynamicCache, states: Cache, config: YocobitConfig) -> None:
         else:
             _store(cache.layers[i], state, n_new)
     if states.shared is not None:
-        _store(cache.layers[len(states.layers)], states.shared, n_new)
+        _store(cache.layers[config.layers.index("cross")], states.shared, n_new)
     if config.layer_types[0] == "hybrid_sliding":
         empty = states.layers[0].new_empty(len(states.layers[0]), 1, 0, 0)
         _store(cache.layers[0], (empty, empty), n_new)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from yocobit.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.config import CROSS_DECODER, MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -17,6 +17,7 @@ _LAYER_TYPES = {
     "window": "sliding_attention",
     "full": "full_attention",
     "cross": "full_attention",
+    "gmu": "full_attention",  # of which it keeps nothing
 }
 
 
@@ -81,9 +82,12 @@ class YocobitConfig(PreTrainedConfig):
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """Which layers keep nothing: they "reuse" the keys and values of the first "cross"."""
+        """Which layers keep nothing: all of the cross-decoder but the first "cross", whose keys and
+        values they "reuse" if they read any.
+        """
         first = self.layers.index("cross") if "cross" in self.layers else len(self.layers)
-        return [None if i <= first else "reuse" for i in range(len(self.layers))]
+        keep = (mixer not in CROSS_DECODER or i == first for i, mixer in enumerate(self.layers))
+        return [None if keeps else "reuse" for keeps in keep]
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what config.json holds: all that yocobit reads, and what it knows to ignore."""

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from yocobit.config import ModelConfig
+from yocobit.config import CROSS_DECODER, ModelConfig
 from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.mixers import (
     CrossAttention,
     Documents,
+    GatedMemoryUnit,
     GatedRetention,
     KeysValues,
     Padding,
@@ -71,10 +72,12 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         kind = config.layers[layer]
+        self.is_cross = kind in CROSS_DECODER
+        gives_memory = "gmu" in config.layers and layer == config.n_self_layers - 1
         self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer: nn.Module
         if kind == "retention":
-            self.mixer = GatedRetention(config)
+            self.mixer = GatedRetention(config, gives_memory)
         elif kind == "window":
             self.mixer = SelfAttention(
                 config,
@@ -82,23 +85,32 @@ class Block(nn.Module):
                 config.n_self_kv_heads,
                 config.window_rope,
                 config.window,
+                gives_memory,
             )
         elif kind == "full":
             self.mixer = SelfAttention(
-                config, config.n_heads, config.n_kv_heads, config.full_rope, window=None
+                config, config.n_heads, config.n_kv_heads, config.full_rope, None, gives_memory
             )
-        else:
+        elif kind == "cross":
             self.mixer = CrossAttention(config)
+        else:
+            self.mixer = GatedMemoryUnit(config)
         self.ffn_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.ffn = FeedForward(config)
 
     def forward(
         self, x: Tensor, start: Positions, state: Any, unseen: Unseen = None
-    ) -> tuple[Tensor, Any]:
-        """Map x (B, T, C) to (B, T, C), and the state to the next one."""
-        y, state = self.mixer(self.mixer_norm(x), start, state, unseen)
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """Map x (B, T, C) to (B, T, C); return it, the next state, and the memory (B, T, C) if the
+        mixer gives one. A gated memory unit has the memory as its state.
+        """
+        memory = None
+        if self.is_cross:
+            y, state = self.mixer(self.mixer_norm(x), start, state, unseen)
+        else:
+            y, state, memory = self.mixer(self.mixer_norm(x), start, state, unseen)
         x = x + y
-        return x + self.ffn(self.ffn_norm(x)), state
+        return x + self.ffn(self.ffn_norm(x)), state, memory
 
 
 class Decoder(nn.Module):
@@ -127,8 +139,8 @@ class Decoder(nn.Module):
         A position where resets (B, T) is True sees nothing before it, as the first of a document.
         """
         documents = None if resets is None else Documents.of(resets)
-        x = self._self_decode(tokens, cache := Cache(), 0, documents)
-        return self._cross_decode(x, cache, 0, documents)
+        x, memory = self._self_decode(tokens, cache := Cache(), 0, documents)
+        return self._cross_decode(x, memory, cache, 0, documents)
 
     def extend(
         self,
@@ -146,11 +158,11 @@ class Decoder(nn.Module):
         T = tokens.shape[1]
         start: Positions = cache.position if real is None else (real.cumsum(dim=1) - 1)[:, -T:]
         padding = None if real is None else Padding(real)
-        x = self._self_decode(tokens, cache, start, padding)
+        x, memory = self._self_decode(tokens, cache, start, padding)
         if n_last is not None and n_last < T:
-            x = x[:, -n_last:]
+            x, memory = x[:, -n_last:], None if memory is None else memory[:, -n_last:]
             start = start[:, -n_last:] if isinstance(start, Tensor) else start + T - n_last
-        return self._cross_decode(x, cache, start, padding)
+        return self._cross_decode(x, memory, cache, start, padding)
 
     def prefill(self, tokens: Tensor, cache: Cache) -> None:
         """Take in tokens (B, T) without their logits: the cross-decoder does not run at all."""
@@ -167,30 +179,40 @@ class Decoder(nn.Module):
 
     def _self_decode(
         self, tokens: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return x (B, T, C) and, if there are gated memory units, what they read (B, T, C)."""
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
         x = self.embedding(tokens)  # (B, T, C)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
+        memory = None
         for i in range(self.config.n_self_layers):
-            x, cache.layers[i] = self._block(i, x, start, cache.layers[i], unseen)
+            x, cache.layers[i], memory = self._block(i, x, start, cache.layers[i], unseen)
         if self.shared_kv is not None:
             cache.shared = self.shared_kv(x, start, cache.shared)
         cache.position += tokens.shape[1]
-        return x
+        return x, memory
 
     def _cross_decode(
-        self, x: Tensor, cache: Cache, start: Positions, unseen: Unseen = None
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        cache: Cache,
+        start: Positions,
+        unseen: Unseen = None,
     ) -> Tensor:
         shared = None if cache.shared is None else Shared(*cache.shared)
         for i in range(self.config.n_self_layers, len(self.layers)):
-            x, shared = self._block(i, x, start, shared, unseen)
+            if self.config.layers[i] == "gmu":
+                x, *_ = self._block(i, x, start, memory, unseen)
+            else:
+                x, shared, _ = self._block(i, x, start, shared, unseen)
         return self.norm(x)
 
     def _block(
         self, i: int, x: Tensor, start: Positions, state: Any, unseen: Unseen
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, Any, Tensor | None]:
         if not (self.recompute and torch.is_grad_enabled()):
             return self.layers[i](x, start, state, unseen)
         # The state of random numbers is kept: adapters in a block may drop out.

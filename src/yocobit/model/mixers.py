@@ -2,7 +2,8 @@
 
 Every mixer maps x (B, T, C), whose positions `start` gives, and the state left by the positions
 before it to y (B, T, C) and the next state; `None` is the state before position 0. One call over
-all positions equals any split into calls.
+all positions equals any split into calls. A mixer of the self-decoder that `gives_memory` returns
+as a third what it mixed, (B, T, C) before gate and output projection, for gated memory units.
 
 Letters: B batch   T positions   S cached positions   C model width   H heads   G K/V heads
          D head size
@@ -22,7 +23,7 @@ from yocobit.config import ModelConfig, RopeKind
 from yocobit.model import retention
 from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.block_choice import Blocks, seen_positions
-from yocobit.model.norm import RMSNorm, gated_norm
+from yocobit.model.norm import RMSNorm, gated_norm, head_norm
 from yocobit.model.quantization import fake_quantize
 from yocobit.model.rope import Positions, rope
 
@@ -73,9 +74,10 @@ class GatedRetention(nn.Module):
     The state is one D x D matrix per head, (B, H, D, D), whatever the length of the text.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
         super().__init__()
         C = config.d_model
+        self.gives_memory = gives_memory
         self.n_heads = config.n_self_heads
         self.rope: RopeKind = config.retention_rope
         self.theta = config.rope_theta
@@ -91,7 +93,7 @@ class GatedRetention(nn.Module):
 
     def forward(
         self, x: Tensor, start: Positions, state: Tensor | None, unseen: Unseen = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_heads), start, self.rope, self.theta)
@@ -104,8 +106,10 @@ class GatedRetention(nn.Module):
             v = v.masked_fill(padding[..., None], 0)
             log_decay = log_decay.masked_fill(padding, 0)
         form = retention.recurrent if x.shape[1] == 1 else retention.chunkwise
-        y, state = form(q, k, v, log_decay, state)
-        return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state
+        y, state = form(q, k, v, log_decay, state)  # (B, H, T, D)
+        memory = head_norm(y, self.eps) if self.gives_memory else None
+        y = y if memory is None else memory
+        return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state, memory
 
 
 class SelfAttention(nn.Module):
@@ -115,10 +119,17 @@ class SelfAttention(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, n_heads: int, n_kv_heads: int, rope: RopeKind, window: int | None
+        self,
+        config: ModelConfig,
+        n_heads: int,
+        n_kv_heads: int,
+        rope: RopeKind,
+        window: int | None,
+        gives_memory: bool = False,
     ) -> None:
         super().__init__()
         C, D = config.d_model, config.d_model // n_heads
+        self.gives_memory = gives_memory
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.rope: RopeKind = rope
         self.theta = config.rope_theta
@@ -131,7 +142,7 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, x: Tensor, start: Positions, state: KeysValues | None, unseen: Unseen = None
-    ) -> tuple[Tensor, KeysValues]:
+    ) -> tuple[Tensor, KeysValues, Tensor | None]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
         q = rope(_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(_heads(k, self.n_kv_heads), start, self.rope, self.theta)
@@ -141,7 +152,7 @@ class SelfAttention(nn.Module):
         if self.window is not None:
             kept = min(self.window - 1, k.shape[2])
             k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
-        return self.out_proj(self.sub_norm(y)), (k, v)
+        return self.out_proj(self.sub_norm(y)), (k, v), y if self.gives_memory else None
 
 
 class SharedKeysValues(nn.Module):
@@ -206,6 +217,29 @@ class CrossAttention(nn.Module):
         elif real is not None:
             positions = real.cumsum(dim=1) - 1
         return seen_positions(q, k, self.config, Blocks.of_positions(positions, real), real)
+
+
+class GatedMemoryUnit(nn.Module):
+    """What the last self-decoder layer mixed, gated anew (SambaY, arXiv:2507.06607).
+
+    y = W_out norm(m * silu(W_g x)), with the norm as the paper's normalised variant if there is
+    SubLN. It mixes no positions, so it has no state and reads no cache.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        C = config.d_model
+        self.eps = config.norm_eps
+        self.g_proj = BitLinear(C, C, config.weights)
+        self.sub_norm = sub_norm(config, C)
+        self.out_proj = BitLinear(C, C, config.weights)
+
+    def forward(
+        self, x: Tensor, start: Positions, memory: Tensor, unseen: Unseen = None
+    ) -> tuple[Tensor, Tensor]:
+        """Gate memory (B, T, C) by x (B, T, C), position by position; return that and the memory."""
+        y = gated_norm(self.g_proj(x), memory, self.sub_norm, self.eps)
+        return self.out_proj(y), memory
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, unseen: Unseen = None) -> Tensor:

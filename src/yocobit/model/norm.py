@@ -89,9 +89,14 @@ def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
         y: Tensor = _Gate.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
         return y
     if up.ndim > gate.ndim:
-        up = F.rms_norm(up, up.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
+        up = head_norm(up, eps)
     normed: Tensor = norm(F.silu(gate) * up)
     return normed
+
+
+def head_norm(x: Tensor, eps: float) -> Tensor:
+    """Return x (B, H, T, D) as (B, T, H * D), each head of it normalised, without weight."""
+    return F.rms_norm(x, x.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from yocobit.config import ModelConfig
+from yocobit.config import CROSS_DECODER, ModelConfig
 from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
 
 MODEL = "model.safetensors"
@@ -99,8 +99,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     widths = {"retention": C, "window": config.n_self_kv_heads * config.self_head_dim}
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, C)}
     for i, mixer in enumerate(config.layers):
-        parts: dict[str, tuple[int, ...]] = {"mixer_norm": (C,), "mixer.q_proj": (C, C)}
-        if mixer != "cross":
+        parts: dict[str, tuple[int, ...]] = {"mixer_norm": (C,)}
+        parts["mixer.g_proj" if mixer == "gmu" else "mixer.q_proj"] = (C, C)
+        if mixer not in CROSS_DECODER:
             width = widths.get(mixer, shared)
             parts |= {"mixer.k_proj": (width, C), "mixer.v_proj": (width, C)}
         if mixer == "retention":
