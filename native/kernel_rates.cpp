@@ -115,10 +115,17 @@ void multiply(const Kernels& kernels, Stored stored, const uint8_t* weights, int
   }
 }
 
-std::vector<OwnMemory> filled(size_t size, int n_threads) {
-  std::vector<OwnMemory> memory;
-  for (int i = 0; i < n_threads; ++i) memory.push_back(allocate_own(size));
+// Memory as caches and states have it, which are in no huge pages unless the system chooses so.
+std::vector<Buffer<uint8_t>> buffers(size_t size, int n_threads) {
+  std::vector<Buffer<uint8_t>> memory;
+  for (int i = 0; i < n_threads; ++i) memory.push_back(make_buffer<uint8_t>(size));
   return memory;
+}
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + values.size() / 2;
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
 }
 
 }  // namespace
@@ -128,11 +135,12 @@ double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, 
   const RowLayout row = row_layout(stored, k);
   const size_t matrix = row.bytes * m, n_matrices = std::max<size_t>(size / matrix, 1);
   const size_t per_pass = std::max<size_t>(kPassBytes / (matrix * n), 1);
-  std::vector<OwnMemory> memory = filled(n_matrices * matrix, threads.n);
+  std::vector<OwnMemory> memory;  // in huge pages, as the map of a model
+  for (int i = 0; i < threads.n; ++i) memory.push_back(allocate_own(n_matrices * matrix));
   std::vector<Operands> operands;
   for (int i = 0; i < threads.n; ++i) operands.emplace_back(n, m, k);
   std::vector<size_t> next(threads.n);
-  const double seconds = fastest_pass(
+  const std::vector<double> seconds = time_passes(
       threads.cpus, threads.n, threads.n_passes,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, n_matrices * matrix); },
       [&](int thread, int) {
@@ -142,7 +150,7 @@ double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, 
           next[thread] = (next[thread] + 1) % n_matrices;
         }
       });
-  return static_cast<double>(per_pass * matrix) * threads.n / seconds;
+  return static_cast<double>(per_pass * matrix) * threads.n / median(seconds);
 }
 
 double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
@@ -153,13 +161,13 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
   const int64_t capacity = std::max<int64_t>(size / (position * kPartition), 1) * kPartition;
   const size_t half = capacity * row, scales = capacity * sizeof(float);
   const size_t total = 2 * half + 2 * scales;
-  std::vector<OwnMemory> memory = filled(total, threads.n);
+  std::vector<Buffer<uint8_t>> memory = buffers(total, threads.n);
   const ptrdiff_t stride = head_dim + kPartialExtra;
   const std::vector<float> q(static_cast<size_t>(n_queries) * head_dim, 0.5f);
   std::vector<std::vector<float>> partials(threads.n, std::vector<float>(n_queries * stride));
   std::vector<int64_t> next(threads.n);
   const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kPartition), 1);
-  const double seconds = fastest_pass(
+  const std::vector<double> seconds = time_passes(
       threads.cpus, threads.n, threads.n_passes,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, total); },
       [&](int thread, int) {
@@ -179,7 +187,7 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
           next[thread] = (next[thread] + kPartition) % capacity;
         }
       });
-  return static_cast<double>(per_pass * kPartition * position) * threads.n / seconds;
+  return static_cast<double>(per_pass * kPartition * position) * threads.n / median(seconds);
 }
 
 double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t size,
@@ -187,11 +195,11 @@ double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t
   const size_t values = static_cast<size_t>(head_dim) * head_dim, state = values * sizeof(float);
   const size_t n_states = std::max<size_t>(size / state, 1);
   const size_t per_pass = std::max<size_t>(kPassBytes / (2 * state * n), 1);
-  std::vector<OwnMemory> memory = filled(n_states * state, threads.n);
+  std::vector<Buffer<uint8_t>> memory = buffers(n_states * state, threads.n);
   const std::vector<float> x(static_cast<size_t>(n) * head_dim, 0.1f), decays(n, 0.9f);
   std::vector<std::vector<float>> o(threads.n, x);
   std::vector<size_t> next(threads.n);
-  const double seconds = fastest_pass(
+  const std::vector<double> seconds = time_passes(
       threads.cpus, threads.n, threads.n_passes,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, n_states * state); },
       [&](int thread, int) {
@@ -202,7 +210,7 @@ double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t
           next[thread] = (next[thread] + 1) % n_states;
         }
       });
-  return static_cast<double>(per_pass * 2 * state) * threads.n / seconds;
+  return static_cast<double>(per_pass * 2 * state) * threads.n / median(seconds);
 }
 
 }  // namespace yocobit

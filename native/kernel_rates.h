@@ -1,9 +1,9 @@
 // How fast the engine's own kernels go through memory: what `yocobit plan` predicts with.
 //
-// Like machine_limits.h, every rate is the best of n_passes passes that n_threads threads begin
-// together, each on its own CPU of cpus [n_threads], over its own `size` bytes again and again. A
-// buffer that fits a cache gives the rate from there. They throw std::bad_alloc and
-// std::system_error.
+// Every rate is the median of n_passes passes that n threads begin together, each on its own CPU of
+// cpus [n], over its own `size` bytes again and again: a size that fits a cache gives the rate from
+// there. machine_limits.h takes the best instead, since it asks for limits. They throw
+// std::bad_alloc and std::system_error.
 //
 // Letters:  M output features   K input features   N tokens   D head size
 #pragma once

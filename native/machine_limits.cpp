@@ -88,7 +88,7 @@ double read_bytes_per_s(const int* cpus, int n_threads, size_t size, int n_passe
   std::vector<OwnMemory> memory;
   for (int i = 0; i < n_threads; ++i) memory.push_back(allocate_own(size));
   std::vector<size_t> next(n_threads);  // byte to go on from
-  const double seconds = fastest_pass(
+  const std::vector<double> seconds = time_passes(
       cpus, n_threads, n_passes, [&](int thread) { std::memset(memory[thread].get(), 1, size); },
       [&](int thread, int number) {
         const auto [n_streams, ahead] = kPatterns[number % std::size(kPatterns)];
@@ -101,15 +101,17 @@ double read_bytes_per_s(const int* cpus, int n_threads, size_t size, int n_passe
         }
         used |= sum;
       });
-  return static_cast<double>(kPassBytes) * n_threads / seconds;
+  return static_cast<double>(kPassBytes) * n_threads /
+         *std::min_element(seconds.begin(), seconds.end());
 }
 
 double multiply_adds_per_s(const MultiplyAddLoop& loop, const int* cpus, int n_threads,
                            int n_passes) {
   const int64_t n_rounds = kPassMultiplyAdds / loop.per_round;
-  const double seconds = fastest_pass(
+  const std::vector<double> seconds = time_passes(
       cpus, n_threads, n_passes, [](int) {}, [&](int, int) { used |= loop.run(n_rounds); });
-  return static_cast<double>(n_rounds) * loop.per_round * n_threads / seconds;
+  return static_cast<double>(n_rounds) * loop.per_round * n_threads /
+         *std::min_element(seconds.begin(), seconds.end());
 }
 
 }  // namespace yocobit

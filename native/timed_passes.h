@@ -50,15 +50,15 @@ inline void stay_on(int cpu) {
 #endif
 }
 
-// Seconds of the fastest pass. Each thread calls prepare(thread) once and then pass(thread, number)
+// Seconds of every pass. Each thread calls prepare(thread) once and then pass(thread, number)
 // n_passes times, together with the others. A pass lasts from when the first thread begins it
 // until the last has done it. prepare and pass must not throw.
 template <typename Prepare, typename Pass>
-double fastest_pass(const int* cpus, int n_threads, int n_passes, const Prepare& prepare,
-                    const Pass& pass) {
+std::vector<double> time_passes(const int* cpus, int n_threads, int n_passes,
+                                const Prepare& prepare, const Pass& pass) {
   using Clock = std::chrono::steady_clock;
   std::vector<Clock::time_point> begins(n_threads), ends(n_threads);
-  double fastest = 1e30;
+  std::vector<double> seconds(n_passes);
   std::barrier<> meeting(n_threads);
   std::atomic<int> signal{0};  // 1: all threads are there; -1: one could not be made
   const auto work = [&](int thread) {
@@ -75,7 +75,7 @@ double fastest_pass(const int* cpus, int n_threads, int n_passes, const Prepare&
       if (thread > 0) continue;
       const auto first = *std::min_element(begins.begin(), begins.end());
       const auto last = *std::max_element(ends.begin(), ends.end());
-      fastest = std::min(fastest, std::chrono::duration<double>(last - first).count());
+      seconds[number] = std::chrono::duration<double>(last - first).count();
     }
   };
   const auto release = [&](int value) {
@@ -93,7 +93,7 @@ double fastest_pass(const int* cpus, int n_threads, int n_passes, const Prepare&
   }
   release(1);
   for (std::thread& thread : threads) thread.join();
-  return fastest;
+  return seconds;
 }
 
 }  // namespace yocobit
