@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from yocobit.engine.session import CacheType
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
-_PASSES = 24  # of a loop, the best of which counts
+_PASSES = 25  # of a loop, the median of which counts
 _MOST_BYTES = 512 * _MIB  # that are read: more would come from DRAM as these do
 _STEPS, _PROMPTS = 40, 5  # of the probe
 _PROBE_TOKENS = 128  # that the engine takes in together (native/decoder.h)
@@ -102,7 +103,7 @@ class MachineMeter:
                 prompts.append(_seconds(lambda s=session: s.feed(tokens)))  # type: ignore[misc]
             sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
             steps = _step_seconds(engine, sessions)
-        return ProbeTimes(min(steps), min(prompts), _PROBE_TOKENS)
+        return ProbeTimes(statistics.median(steps), statistics.median(prompts), _PROBE_TOKENS)
 
     def _rate(self, measure: Callable[..., float], kind: tuple[object, ...], n_bytes: int) -> float:
         available = available_bytes()

@@ -107,10 +107,9 @@ def _stacks_table(plan: Plan) -> Table:
     is_measured = plan.machine.is_measured
     has_chips = not is_measured and any(row.bound.chips > 1 for row in plan.rows)
     chips = ["chips"] if has_chips else []
-    at_once = ["at once"] if has_chips else []
     table = _table(
         "at most", "cache", "weights", "a token", "caches", "total", *chips,
-        "decode/s", *at_once, "prefill/s",
+        "decode/s", "prefill/s",
     )  # fmt: skip
     for row in plan.rows:
         work, limit = row.work, row.bound
@@ -123,17 +122,16 @@ def _stacks_table(plan: Plan) -> Table:
             size(work.part(KEYS_VALUES).n_bytes + states),
             size(work.n_bytes),
             *([f"{limit.chips:,}"] if has_chips else []),
-            *_rates(limit, has_chips, is_measured),
+            *_rates(limit, is_measured),
         )
     return table
 
 
-def _rates(limit: Bound, has_chips: bool, is_measured: bool) -> list[str]:
-    """Write decode, at once and prefill; nothing for what this machine cannot hold."""
+def _rates(limit: Bound, is_measured: bool) -> list[str]:
+    """Write tokens a second of decode and prefill; nothing for what this machine cannot hold."""
     if is_measured and limit.chips > 1:
         return ["too large", ""]
-    at_once = [number(limit.tokens_per_s_at_once)] if has_chips else []
-    return [number(limit.tokens_per_s), *at_once, number(limit.prefill_tokens_per_s)]
+    return [number(limit.tokens_per_s), number(limit.prefill_tokens_per_s)]
 
 
 def _conclusion(plan: Plan) -> Text:
@@ -146,6 +144,12 @@ def _conclusion(plan: Plan) -> Text:
         f"at most     decode {number(limit.tokens_per_s)} tokens/s (bound by {what}), prefill of "
         f"the context {seconds(limit.prefill_s)}"
     ]
+    if limit.chips > 1:
+        lines.append(
+            f"            the chips in turn; all {limit.chips:,} at once: decode "
+            f"{number(limit.chips * limit.tokens_per_s)}, prefill "
+            f"{seconds(limit.prefill_s / limit.chips)}"
+        )
     if plan.prediction:
         lines.append(_predicted(plan.prediction))
     if not plan.machine.is_measured:

@@ -2,7 +2,9 @@
 
 A step takes at least as long as its bytes need from where they lie, and at least as long as its
 multiply-adds; the larger is the bound. Nothing else is counted: no latency, no traffic between
-chips, no unpacking of weights.
+chips, no unpacking of weights. Where several chips hold a model, a step passes through them in
+turn: its time is that of one chip. All of them at work, on a step each or on one together, do as
+many times as much as there are chips.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ class Bound:
 
     chips: int
     places: tuple[Place, ...]
-    memory_s: float  # of a decode step, chips one after the other
+    memory_s: float  # of a decode step that passes through the chips one after the other
     arithmetic_s: float
-    prefill_s: float  # of the whole context of one session, all chips at once
+    prefill_s: float  # of the whole context of one session, likewise
     batch: int
     n_tokens: int  # of the prefill
 
@@ -42,17 +44,12 @@ class Bound:
 
     @property
     def step_s(self) -> float:
-        """Time of a decode step that passes through the chips one after the other."""
+        """Time of a decode step; a chip is at work for its share of it, and free for others."""
         return max(self.memory_s, self.arithmetic_s)
 
     @property
     def tokens_per_s(self) -> float:
         return self.batch / self.step_s
-
-    @property
-    def tokens_per_s_at_once(self) -> float:
-        """With every chip at work all the time: on one step together, or on one step each."""
-        return self.chips * self.tokens_per_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -65,9 +62,10 @@ class Bound:
             "decode_memory_s": self.memory_s,
             "decode_arithmetic_s": self.arithmetic_s,
             "decode_tokens_per_s": self.tokens_per_s,
-            "decode_tokens_per_s_at_once": self.tokens_per_s_at_once,
+            "decode_tokens_per_s_at_once": self.chips * self.tokens_per_s,
             "prefill_s": self.prefill_s,
             "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "prefill_tokens_per_s_at_once": self.chips * self.prefill_tokens_per_s,
             "read_bytes_by_level": self.read_bytes_by_level(),
         }
 
@@ -89,7 +87,7 @@ def bound(work: Work, machine: Machine) -> Bound:
         places=places,
         memory_s=sum(place.part.read_bytes / _rate(place.read_from) for place in places),
         arithmetic_s=sum(part.multiply_adds / products_per_s(part, machine) for part in work.parts),
-        prefill_s=_prefill_s(work.prefill, work.early_bytes, machine) / chips,
+        prefill_s=_prefill_s(work.prefill, work.early_bytes, machine),
         batch=work.batch,
         n_tokens=work.prefill.n_tokens,
     )
