@@ -97,14 +97,21 @@ class Work:
     def reuse_bytes(self, part: Part) -> int:
         """Return the bytes that go by between two reads of the same byte of a part.
 
-        What is read several times a step, as the shared keys and values are by every cross layer,
-        comes again after as much less. A cache of that size, whose oldest bytes go first, keeps it.
+        Every byte of what is read as often goes by, and of what is read less often as much less:
+        the shared keys and values come again, at every cross layer, after all of themselves and the
+        weights of one layer. A cache of that size, whose oldest bytes go first, keeps the part.
         """
-        step = sum(each.n_bytes for each in self.parts if each.name != EMBEDDING)
-        reads = part.read_bytes / part.n_bytes if part.n_bytes else 1
-        if part.name == STATES:
-            reads /= 2  # written where they were read
-        return math.ceil(step / max(reads, 1))
+        kept = [each for each in self.parts if each.name != EMBEDDING]
+        own = max(_reads(part), 1.0)
+        return math.ceil(sum(each.n_bytes * min(1.0, _reads(each) / own) for each in kept))
+
+
+def _reads(part: Part) -> float:
+    """Return how often a step reads the mean byte of a part."""
+    if not part.n_bytes:
+        return 0.0
+    written_too = 2 if part.name == STATES else 1  # where they were read
+    return part.read_bytes / part.n_bytes / written_too
 
 
 def imagined_model(config: ModelConfig, float_dtype: str, head: str) -> PackedModel:
