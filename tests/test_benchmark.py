@@ -343,7 +343,7 @@ def test_peak_memory_leaves_out_what_was_freed_before():
     assert machine.peak_bytes() - before < 50_000_000
 
 
-@pytest.mark.parametrize("script", ["run", "peers", "attention", "train_throughput"])
+@pytest.mark.parametrize("script", ["run", "peers", "attention", "plan", "train_throughput"])
 def test_a_benchmark_script_starts(script):
     path = Path(__file__).parent.parent / "benchmarks" / f"{script}.py"
 

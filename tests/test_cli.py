@@ -88,6 +88,19 @@ OPTIONS = {
     "eval": {"--backend", "--context", "--cache", "--threads", "--json"},
     "verify": {"--json"},
     "inspect": {"--json"},
+    "plan": {
+        "--shape",
+        "--weights",
+        "--head",
+        "--context",
+        "--batch",
+        "--cache",
+        "--machine",
+        "--threads",
+        "--kernels",
+        "--picture",
+        "--json",
+    },
     "bench": {
         "--shape",
         "--weights",
@@ -430,6 +443,66 @@ def test_bench_json_of_a_shape_without_a_model():
 )
 def test_bench_mistakes_are_one_line(arguments, words):
     assert fails(run("bench", *arguments), *words)
+
+
+def test_plan_prints_what_fits_where_on_a_machine_that_is_only_named():
+    result = run("plan", "--shape", "3b", "--context", 1048576, "--cache", "int4", "-b", 2,
+                 "--machine", "groq")  # fmt: skip
+
+    assert result.returncode == 0, result.stderr
+    assert "nothing was run on it" in result.stdout
+    assert "https://" in result.stdout
+    stacks = result.stdout.split("at most")[1].splitlines()
+    assert [line.split("  ")[0] for line in stacks[1:6]] == [
+        "Transformer f16", "YOCO f16", "BitNet Transformer", "YOCO + BitNet", "this model",
+    ]  # fmt: skip
+    assert "…" not in result.stdout
+
+
+def test_plan_json_of_a_packed_model_predicts_for_this_machine(model):
+    result = run("plan", model, "--context", 64, "--threads", 1, "--json")
+
+    report = json.loads(result.stdout)
+    assert result.returncode == 0, result.stderr
+    assert report["machine"]["name"] == "here"
+    assert report["machine"]["levels"][-1]["name"] == "DRAM"
+    assert report["stacks"][-1]["name"] == str(model)
+    assert report["prediction"]["threads"] == 1
+    assert report["prediction"]["decode_tokens_per_s"] > 0
+
+
+def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
+    arguments = ("plan", "--shape", "nano", "--machine", "h100", "--picture")
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('no', name='matplotlib')\n")
+
+    drawn = run(*arguments, tmp_path / "plan.png")
+    lacking = subprocess.run(
+        [sys.executable, "-m", "yocobit", *arguments, tmp_path / "other.png"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+
+    assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+    assert fails(lacking, "--picture needs matplotlib", "yocobit[train]")
+    assert fails(run(*arguments, tmp_path / "no" / "plan.png"), "--picture", "cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["packed model's directory or --shape"]),
+        (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
+        (["--shape", "nano", "--machine", "tpu"], ["--machine must be one of here,", "'tpu'"]),
+        (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads goes with", "leave it"]),
+        (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
+        (["missing"], ["missing: no such directory"]),
+        (["missing", "--head", "int4"], ["--weights and --head go with --shape"]),
+    ],
+)
+def test_plan_mistakes_are_one_line(arguments, words):
+    assert fails(run("plan", *arguments), *words)
 
 
 def test_ctrl_c_ends_generation_quietly(model):

@@ -67,10 +67,25 @@ class TokenDrawer:
         uniform: float,
     ) -> int: ...
 
-# What yocobit bench needs.
+# What yocobit bench and plan need.
 def multiply_add_instructions() -> list[str]: ...
 def multiply_adds_per_s(instruction: str, cpus: list[int], n_passes: int) -> float: ...
 def read_bytes_per_s(cpus: list[int], size: int, n_passes: int) -> float: ...
+def product_bytes_per_s(
+    kernels: str, stored: str, n: int, m: int, k: int, cpus: list[int], size: int, n_passes: int
+) -> float: ...
+def attention_bytes_per_s(
+    kernels: str,
+    cache: str,
+    n_queries: int,
+    head_dim: int,
+    cpus: list[int],
+    size: int,
+    n_passes: int,
+) -> float: ...
+def retention_bytes_per_s(
+    kernels: str, n: int, head_dim: int, cpus: list[int], size: int, n_passes: int
+) -> float: ...
 def fill(session: Session, n: int) -> None: ...
 
 # Products of training: arrays of NumPy; the results are written into the last ones.

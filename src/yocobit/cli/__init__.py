@@ -14,6 +14,7 @@ import yocobit
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
+from yocobit.cli.planning import plan
 from yocobit.cli.serving import serve
 from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
@@ -73,5 +74,6 @@ app.command()(pack)
 app.command("import")(import_)
 app.command("eval")(eval_)
 app.command()(bench)
+app.command()(plan)
 app.command()(inspect)
 app.command()(verify)

@@ -1,0 +1,20 @@
+"""What of a model fits where, and how fast it runs at best: on this machine, and on data sheets.
+
+Never imports torch; matplotlib only to draw.
+"""
+
+from yocobit.planning.machines import NAMED, Machine
+from yocobit.planning.picture import draw_plan
+from yocobit.planning.plan import Plan, Request, make_plan, open_shape
+from yocobit.planning.report import print_plan
+
+__all__ = [
+    "NAMED",
+    "Machine",
+    "Plan",
+    "Request",
+    "draw_plan",
+    "make_plan",
+    "open_shape",
+    "print_plan",
+]

@@ -1,0 +1,199 @@
+"""A plan: a model, what it is compared with, and a machine, put together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, get_args
+
+from yocobit import _native
+from yocobit.benchmark.machine import describe_machine, usable_cpus
+from yocobit.benchmark.shapes import named_shape
+from yocobit.engine.session import CacheType
+from yocobit.errors import UserError
+from yocobit.packing import PackedModel, read_model
+from yocobit.planning.machines import HERE, Level, Machine, named_machine
+from yocobit.planning.meter import MachineMeter
+from yocobit.planning.prediction import Prediction, predict
+from yocobit.planning.roofline import Bound, bound
+from yocobit.planning.variants import variants
+from yocobit.planning.work import Work, head_name, imagined_model, work_of
+
+# Multiply-adds of an instruction of native/machine_limits*.cpp for one of a fused float32
+# multiply-add, which takes as long; vpmaddubsw needs vpaddw besides, of which more can run at once.
+_INT8_PER_FLOAT = {
+    "AVX-512 vpdpbusd": 4,
+    "AVX2 vpmaddubsw + vpaddw": 2,
+    "compiled loop": 1,
+}
+_MOST_TOKENS, _MOST_SESSIONS, _MOST_THREADS = 1 << 32, 1 << 16, 1024
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked: checked when made."""
+
+    context: int  # tokens of each session
+    batch: int  # sessions
+    cache: CacheType
+    machine: str
+    threads: int | None = None  # of `here`; one per CPU unless given
+    kernels: str | None = None  # of `here`; the fastest unless given
+
+    def __post_init__(self) -> None:
+        for option, value, most in (
+            ("--context", self.context, _MOST_TOKENS),
+            ("--batch", self.batch, _MOST_SESSIONS),
+            ("--threads", 1 if self.threads is None else self.threads, _MOST_THREADS),
+        ):
+            if not 1 <= value <= most:
+                raise UserError(f"{option} must be between 1 and {most} but is {value}")
+        if self.cache not in get_args(CacheType):
+            known = ", ".join(get_args(CacheType))
+            raise UserError(f"--cache must be of {known} but is {self.cache!r}")
+        if self.machine == HERE:
+            supported = _native.supported_kernels()
+            if self.kernels is not None and self.kernels not in supported:
+                raise UserError(
+                    f"--kernels must be one of {', '.join(supported)} but is {self.kernels!r}"
+                )
+            return
+        named_machine(self.machine)
+        for option in ("threads", "kernels"):
+            if getattr(self, option) is not None:
+                raise UserError(
+                    f"--{option} goes with --machine {HERE}, which is measured, but the machine is "
+                    f"{self.machine!r}; leave it out"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A stack with its work on a machine."""
+
+    name: str
+    weights: str
+    work: Work
+    bound: Bound
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON values."""
+        work = self.work
+        return {
+            "name": self.name,
+            "weights": self.weights,
+            "cache": work.cache,
+            "weight_bytes": work.n_bytes - work.cache_bytes - work.part("states").n_bytes,
+            "cache_bytes_per_token": work.cache_bytes_per_token,
+            "cache_bytes": work.cache_bytes,
+            "state_bytes": work.part("states").n_bytes,
+            "total_bytes": work.n_bytes,
+            "read_bytes_per_step": work.read_bytes,
+            "prefill_multiply_adds": work.prefill.multiply_adds,
+            **self.bound.to_dict(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A model and its relatives on a machine; a prediction where the machine is this one."""
+
+    name: str
+    machine: Machine
+    own: Row
+    others: tuple[Row, ...]
+    prediction: Prediction | None
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return (*self.others, self.own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        work = self.own.work
+        places = [
+            {
+                **dataclasses.asdict(place.part),
+                "reuse_bytes": place.reuse_bytes,
+                "level": place.level.name,
+                "read_from": place.read_from.name,
+            }
+            for place in self.own.bound.places
+        ]
+        return {
+            "model": {"name": self.name, "config": work.config.to_dict()},
+            "context": work.context,
+            "batch": work.batch,
+            "machine": self.machine.to_dict(),
+            "parts": places,
+            "stacks": [row.to_dict() for row in self.rows],
+            "prediction": self.prediction and self.prediction.to_dict(),
+        }
+
+
+def open_shape(
+    path: Path | None, shape: str | None, weights: str | None, head: str | None
+) -> tuple[str, PackedModel]:
+    """Return a name and the packed model in `path`, of which the header is read, or of a shape.
+
+    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given.
+    """
+    if path is not None:
+        return str(path), read_model(path)
+    weights = weights or "ternary"
+    is_dense = weights in ("f32", "f16")
+    config = named_shape(shape or "").replace(weights="dense" if is_dense else weights)
+    model = imagined_model(config, weights.upper() if is_dense else "F32", head or "int8")
+    return f"{shape} with {weights} weights", model
+
+
+def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
+    """Compute a plan; on this machine, measure what it is predicted from."""
+    is_here = request.machine == HERE
+    meter = make_meter(request) if is_here else None
+    machine = measured_machine(meter) if meter else named_machine(request.machine)
+    head = "int4" if model.tensors[head_name(model)].dtype == "U8" else "int8"
+    others = tuple(
+        _row(each.name, each.model, each.cache, request, machine)
+        for each in variants(model.config, head)
+    )
+    own = _row(name, model, request.cache, request, machine)
+    fits = own.bound.chips == 1
+    prediction = predict(model, own.work, meter, meter.kernels) if meter and fits else None
+    return Plan(name, machine, own, others, prediction)
+
+
+def make_meter(request: Request) -> MachineMeter:
+    cpus = usable_cpus()
+    kernels = request.kernels or _native.supported_kernels()[-1]
+    return MachineMeter(request.threads or len(cpus), kernels, cpus, describe_machine())
+
+
+def measured_machine(meter: MachineMeter) -> Machine:
+    """Measure the levels of memory and the rates of arithmetic of this machine."""
+    limits, here = meter.limits(), meter.here
+    caches, source = here.caches, "measured"
+    last = f"L{caches.last_level}"
+    levels = [
+        Level("L2", meter.threads * caches.l2_bytes, meter.l2_bytes_per_s(), source),
+        Level(last, caches.last_bytes, limits.last_level_bytes_per_s, source),
+        Level("DRAM", here.memory_bytes or 1 << 62, limits.dram_bytes_per_s, source),
+    ]
+    return Machine(
+        name=HERE,
+        title=f"{here.cpu}, {meter.threads} thread{'s' * (meter.threads > 1)}",
+        levels=tuple(levels if caches.last_level > 2 else levels[1:]),
+        int8_per_s=limits.int8_per_s,
+        float_per_s=max(
+            rate / _INT8_PER_FLOAT[name] for name, rate in limits.multiply_adds_per_s.items()
+        ),
+        rates_source=f"measured: {limits.instruction}; floats by how many fit where int8 does",
+    )
+
+
+def _row(name: str, model: PackedModel, cache: str, request: Request, machine: Machine) -> Row:
+    work = work_of(model, cache, request.context, request.batch)
+    dtypes = {tensor.dtype for tensor in model.tensors.values()}
+    dense = "f16" if "F16" in dtypes else "f32"
+    weights = dense if model.config.weights == "dense" else model.config.weights
+    return Row(name, weights, work, bound(work, machine))

@@ -1,0 +1,175 @@
+"""A plan as tables for people; docs/planning.md explains the columns."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from yocobit.planning.plan import Plan
+from yocobit.planning.prediction import Prediction
+from yocobit.planning.roofline import Bound
+from yocobit.planning.work import KEYS_VALUES
+
+_GB = 1e9
+_ARITHMETIC = "arithmetic from its data sheet: nothing was run on it"
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print a plan; lines that do not fit the console's width are longer, and not cut."""
+    tables = [_levels_table(plan), _parts_table(plan), _stacks_table(plan)]
+    unbounded = console.options.update(max_width=1000)
+    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
+    console.width = max(console.width, *widths)
+    console.print(_heading(plan), highlight=False, soft_wrap=True)
+    for table in tables:
+        console.print()
+        console.print(table, highlight=False)
+    console.print()
+    console.print(_conclusion(plan), highlight=False, soft_wrap=True)
+
+
+def size(n_bytes: float) -> str:
+    """Write a number of bytes with three digits and a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 999.5 or unit == "TB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.0f} B" if unit == "B" else f"{number(n_bytes)} {unit}"
+
+
+def number(value: float) -> str:
+    """Write a number with three digits or more."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def seconds(value: float) -> str:
+    """Write a time with three digits and its unit."""
+    for unit, factor in (("us", 1e6), ("ms", 1e3)):
+        if value * factor < 999.5:
+            return f"{number(value * factor)} {unit}"
+    return f"{number(value)} s"
+
+
+def _heading(plan: Plan) -> Text:
+    work, config = plan.own.work, plan.own.work.config
+    sessions = f", {work.batch} sessions" if work.batch > 1 else ""
+    lines = [
+        f"model       {plan.name}; {len(config.layers)} layers, d_model {config.d_model}, "
+        f"d_ff {config.d_ff}, vocabulary {config.vocab_size:,}",
+        f"context     {work.context:,} tokens{sessions}, cache {work.cache}",
+        f"machine     {plan.machine.title}"
+        + ("" if plan.machine.is_measured else f"; {_ARITHMETIC}"),
+    ]
+    return Text("\n".join(lines))
+
+
+def _levels_table(plan: Plan) -> Table:
+    machine, chips = plan.machine, plan.own.bound.chips
+    read = plan.own.bound.read_bytes_by_level()
+    of_all = [f"of {chips:,} chips"] if chips > 1 else []
+    table = _table("memory", "size", *of_all, "GB/s", "read a step")
+    for level in machine.levels:
+        rate = "" if level.bytes_per_s is None else number(level.bytes_per_s / _GB)
+        total = [size(chips * level.n_bytes)] if chips > 1 else []
+        n_bytes = size(read[level.name]) if level.name in read else ""
+        table.add_row(level.name, size(level.n_bytes), *total, rate, n_bytes)
+    return table
+
+
+def _parts_table(plan: Plan) -> Table:
+    prediction = plan.prediction
+    columns = ["predicted"] if prediction else []
+    table = _table("part", "kept", "read a step", "read again after", "fits", "at best", *columns)
+    for place in plan.own.bound.places:
+        rate = place.read_from.bytes_per_s
+        assert rate is not None
+        time = prediction and prediction.decode.get(place.part.name)
+        table.add_row(
+            place.part.name,
+            size(place.part.n_bytes),
+            size(place.part.read_bytes),
+            size(place.reuse_bytes) if place.part.multiply_adds else "",
+            place.level.name,
+            seconds(place.part.read_bytes / rate) if place.part.multiply_adds else "",
+            *([seconds(time) if time else ""] if prediction else []),
+        )
+    if prediction:
+        known = {place.part.name for place in plan.own.bound.places}
+        for name, time in prediction.decode.items():
+            if name not in known:
+                table.add_row(name, "", "", "", "", "", seconds(time))
+    return table
+
+
+def _stacks_table(plan: Plan) -> Table:
+    is_measured = plan.machine.is_measured
+    has_chips = not is_measured and any(row.bound.chips > 1 for row in plan.rows)
+    chips = ["chips"] if has_chips else []
+    table = _table(
+        "at most", "cache", "weights", "a token", "caches", "total", *chips,
+        "decode/s", "prefill/s",
+    )  # fmt: skip
+    for row in plan.rows:
+        work, limit = row.work, row.bound
+        states = work.part("states").n_bytes
+        table.add_row(
+            "this model" if row is plan.own else row.name,
+            work.cache,
+            size(work.n_bytes - work.cache_bytes - states),
+            size(work.cache_bytes_per_token),
+            size(work.part(KEYS_VALUES).n_bytes + states),
+            size(work.n_bytes),
+            *([f"{limit.chips:,}"] if has_chips else []),
+            *_rates(limit, is_measured),
+        )
+    return table
+
+
+def _rates(limit: Bound, is_measured: bool) -> list[str]:
+    """Write tokens a second of decode and prefill; nothing for what this machine cannot hold."""
+    if is_measured and limit.chips > 1:
+        return ["too large", ""]
+    return [number(limit.tokens_per_s), number(limit.prefill_tokens_per_s)]
+
+
+def _conclusion(plan: Plan) -> Text:
+    limit, home = plan.own.bound, plan.machine.home
+    if plan.machine.is_measured and limit.chips > 1:
+        needed = size(plan.own.work.n_bytes)
+        return Text(f"too large   needs {needed} but {home.name} has {size(home.n_bytes)}")
+    what = "memory" if limit.is_memory_bound else "arithmetic"
+    lines = [
+        f"at most     decode {number(limit.tokens_per_s)} tokens/s (bound by {what}), prefill of "
+        f"the context {seconds(limit.prefill_s)}"
+    ]
+    if limit.chips > 1:
+        lines.append(
+            f"            the chips in turn; all {limit.chips:,} at once: decode "
+            f"{number(limit.chips * limit.tokens_per_s)}, prefill "
+            f"{seconds(limit.prefill_s / limit.chips)}"
+        )
+    if plan.prediction:
+        lines.append(_predicted(plan.prediction))
+    if not plan.machine.is_measured:
+        sources = dict.fromkeys(level.source for level in plan.machine.levels)
+        sources[plan.machine.rates_source] = None
+        lines += [f"{'source' if i == 0 else '':12}{url}" for i, url in enumerate(sources)]
+    return Text("\n".join(lines))
+
+
+def _predicted(prediction: Prediction) -> str:
+    return (
+        f"predicted   decode {number(prediction.tokens_per_s)} tokens/s "
+        f"({seconds(prediction.step_s)} a step), prefill {number(prediction.prefill_tokens_per_s)} "
+        f"tokens/s ({seconds(prediction.prefill_s)}); {prediction.threads} threads, "
+        f"{prediction.kernels} kernels"
+    )
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return table

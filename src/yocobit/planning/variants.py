@@ -1,0 +1,45 @@
+"""The stacks that a model is compared with: the same width, depth, heads and vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from yocobit.benchmark.shapes import yoco
+from yocobit.config import Mixer, ModelConfig
+from yocobit.packing import PackedModel
+from yocobit.planning.work import imagined_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A packed model that need not exist, and what its cache is stored as."""
+
+    name: str
+    model: PackedModel
+    cache: str
+
+
+def variants(config: ModelConfig, head: str) -> tuple[Variant, ...]:
+    """Return what the YOCO paper's "YOCO + BitNet + Groq" is built up from, one step at a time.
+
+    A model without a cross-decoder becomes half retention and half cross layers where YOCO is
+    asked for; one that has it keeps its layers. `head` is that of the ternary ones.
+    """
+    full: Mixer = "full"
+    transformer = config.replace(layers=(full,) * len(config.layers))
+    decoder_decoder = config if config.has_cross_decoder else yoco(config)
+    stacks = (
+        ("Transformer f16", transformer, False, "f16"),
+        ("YOCO f16", decoder_decoder, False, "f16"),
+        ("BitNet Transformer", transformer, True, "f16"),
+        ("YOCO + BitNet", decoder_decoder, True, "int4"),
+    )
+    return tuple(
+        Variant(name, imagined_model(_with_weights(stack, is_ternary), "F16", head), cache)
+        for name, stack, is_ternary, cache in stacks
+    )
+
+
+def _with_weights(config: ModelConfig, is_ternary: bool) -> ModelConfig:
+    weights = "ternary" if is_ternary else "dense"
+    return config.replace(weights=weights, sub_norm=is_ternary)
