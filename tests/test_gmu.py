@@ -24,7 +24,7 @@ def test_layer_gates_what_the_last_self_decoder_layer_mixed(mixer, sub_norm):
     model = _model(("window", mixer, "cross", "gmu"), sub_norm=sub_norm)
     unit = model.layers[3].mixer
     mixed, gated, outputs = _inputs(model.layers[1].mixer), _inputs(unit), []
-    unit.register_forward_hook(lambda _module, _args, y: outputs.append(y))
+    unit.register_forward_hook(lambda _module, _args, output: outputs.append(output[0]))
 
     model(_tokens())
 
@@ -41,7 +41,7 @@ def test_both_projections_are_quantised(weights):
     unit = Decoder(config).layers[2].mixer.double().requires_grad_(False)
     x, memory = torch.randn(2, B, T, config.d_model, dtype=torch.float64)
 
-    y = unit(x, 0, memory)
+    y, _ = unit(x, 0, memory)
 
     w = {
         name: _quantised(value, weights) if name.endswith("proj") else value

@@ -237,7 +237,7 @@ class GatedMemoryUnit(nn.Module):
     def forward(
         self, x: Tensor, start: Positions, memory: Tensor, unseen: Unseen = None
     ) -> tuple[Tensor, Tensor]:
-        """Gate memory (B, T, C) by x (B, T, C), position by position; return that and the memory."""
+        """Gate memory (B, T, C) by x (B, T, C), by position; return the memory, too."""
         y = gated_norm(self.g_proj(x), memory, self.sub_norm, self.eps)
         return self.out_proj(y), memory
 
