@@ -10,6 +10,7 @@ import time
 import httpx
 import pytest
 import servers
+from servers import wait_for
 
 from yocobit.serving import ServerSettings
 from yocobit.serving.prefix_cache import PrefixCache
@@ -40,8 +41,7 @@ def test_one_bad_request_leaves_the_others_alone(server):
 
     thread = threading.Thread(target=other)
     thread.start()
-    while not server.service.scheduler.running:
-        time.sleep(0.001)
+    wait_for(lambda: server.service.scheduler.running)
     bad = httpx.post(server.url + TEXT, json={"prompt": "The", "max_tokens": 3, "top_k": 10**30})
     thread.join()
 
@@ -103,24 +103,10 @@ def test_offsets_are_places_in_the_text(server):
 
 
 def test_session_goes_with_its_job_though_the_client_does_not_read(server):
-    client = socket.socket()
+    body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": {"0": -100}}
+    client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", int(server.url.rsplit(":")[-1])))
-    body = json.dumps(
-        {
-            "prompt": "The king",
-            "max_tokens": 8000,
-            "stream": True,
-            "logprobs": 20,
-            "logit_bias": {"0": -100},
-        }
-    ).encode()
-    client.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    )
-    while not server.service._answers:
-        time.sleep(0.01)
+    wait_for(lambda: server.service._answers)
     server.wait_until_idle()
 
     held = [job for job in server.service._answers if job._session is not None]
