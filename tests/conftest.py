@@ -49,3 +49,10 @@ def toml(tmp_path) -> Path:
     from training_runs import write_toml
 
     return write_toml(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def engine_of(tmp_path_factory):
+    from packed_models import engines
+
+    return engines(tmp_path_factory.mktemp)

@@ -5,6 +5,7 @@ The twin computes what the packed model holds: its embedding and head are rounde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
+from yocobit import Engine
 from yocobit.config import ModelConfig, preset
 from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
@@ -82,6 +84,17 @@ def packed(
         keep=1,
     )
     return pack(saved, directory / "model", weights, head)
+
+
+def engines(new_directory: Callable[[str], Path]) -> Callable[[str], Engine]:
+    """A function from one of STACKS to an engine of a ternary model, the same at each call."""
+
+    @cache
+    def make(stack: str) -> Engine:
+        model = trained(nano(stack, "ternary"), steps=5)
+        return Engine.load(packed(model, new_directory(stack)).path, threads=1)
+
+    return make
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -40,10 +40,33 @@ class Server:
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
+    def connect(self) -> socket.socket:
+        """A connection on which nothing has been sent."""
+        url = httpx.URL(self.url)
+        return socket.create_connection((url.host, url.port))
+
+    def send(self, path: str, **body: Any) -> socket.socket:
+        """A connection on which a request has been sent, and from which nothing was read."""
+        request = self.client.build_request("POST", path, json=body)
+        headers = b"".join(b"%b: %b\r\n" % pair for pair in request.headers.raw)
+        connection = self.connect()
+        connection.sendall(
+            b"POST %b HTTP/1.1\r\n%b\r\n%b" % (path.encode(), headers, request.content)
+        )
+        return connection
+
     def wait_until_idle(self) -> None:
         scheduler = self.service.scheduler
-        while scheduler.running or scheduler.n_waiting:
-            time.sleep(0.002)
+        wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    """Return once a condition holds; what never comes is an error rather than a test that hangs."""
+    end = time.monotonic() + 120
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.002)
 
 
 @contextlib.contextmanager

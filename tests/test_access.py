@@ -6,13 +6,12 @@ import asyncio
 import base64
 import json
 import logging
-import socket
 import threading
-import time
 
 import httpx
 import pytest
 import servers
+from servers import wait_for
 
 from yocobit.serving import ServerSettings
 from yocobit.serving.exchange import write_events
@@ -225,53 +224,13 @@ def test_detokenize_takes_a_few_contexts_at_most(server):
     assert server.post("/detokenize", tokens=[1000] * (4 * most)).status_code == 413
 
 
-def test_tokenizing_a_long_text_does_not_stop_everything(server):
-    longest, stop = 0.0, threading.Event()
-
-    def watch():
-        nonlocal longest
-        last = time.monotonic()
-        while not stop.wait(0.001):
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    begin = time.monotonic()
-    server.post("/tokenize", prompt="the king of " * 80_000, add_special_tokens=False)
-    seconds = time.monotonic() - begin
-    stop.set()
-    thread.join()
-
-    assert longest < seconds / 2
-
-
 # ---- going away ----
-
-
-def raw(server, body: dict) -> socket.socket:
-    """A connection on which a request has been sent."""
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
-    content = json.dumps(body).encode()
-    head = (
-        f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEYS[0]}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    connection.sendall(head.encode() + content)
-    return connection
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
     scheduler = server.service.scheduler
-    connection = raw(server, {**LONG, "stream": stream})
+    connection = server.send(TEXT, **LONG, stream=stream)
     wait_for(lambda: scheduler.running and scheduler.running[0].n_drawn > 3)
     job = scheduler.running[0]
 
@@ -286,7 +245,7 @@ def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
 
 def test_full_server_says_when_to_come_again(server):
     scheduler = server.service.scheduler
-    connections = [raw(server, {**LONG, "stream": True}) for _ in range(6)]
+    connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
     wait_for(lambda: scheduler.n_waiting == 2)
 
     refused = server.post(TEXT, prompt="The", max_tokens=1)
@@ -300,10 +259,9 @@ def test_full_server_says_when_to_come_again(server):
 
 
 def test_half_a_request_is_nobody(server):
-    connection = raw(server, LONG)
+    connection = server.send(TEXT, **LONG)
     connection.close()
-    host, port = server.url.removeprefix("http://").split(":")
-    half = socket.create_connection((host, int(port)))
+    half = server.connect()
     half.sendall(
         f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: {KEYS[0]}\r\n"
         "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
@@ -330,7 +288,7 @@ def test_request_that_takes_too_long_ends_with_an_error():
 def test_pings_come_while_nothing_does(monkeypatch):
     monkeypatch.setattr("yocobit.serving.exchange.PING_S", 0.01)
     with servers.running(ServerSettings(threads=1, max_sequences=1)) as server:
-        first = raw(server, {**LONG, "stream": True})
+        first = server.send(TEXT, **LONG, stream=True)
         wait_for(lambda: server.service.scheduler.running)
         body = {"prompt": "x", "max_tokens": 1, "stream": True}
         with server.client.stream("POST", TEXT, json=body) as response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import threading
@@ -12,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import packed_models
 import pytest
-from packed_models import nano, packed, trained
 
 from yocobit import Engine
 from yocobit.serving.prefix_cache import BLOCK, PrefixCache
@@ -20,18 +18,6 @@ from yocobit.serving.prefix_store import PrefixStore
 
 T = 500
 AMPLE = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def engine_of(tmp_path_factory):
-    """A function from a stack to an engine."""
-
-    @functools.cache
-    def make(stack: str) -> Engine:
-        model = trained(nano(stack, "ternary"), steps=3)
-        return Engine.load(packed(model, tmp_path_factory.mktemp(stack)).path, threads=1)
-
-    return make
 
 
 @pytest.fixture

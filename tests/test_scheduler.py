@@ -209,7 +209,7 @@ def test_cancelled_job_is_gone_with_the_next_step(engine, make):
 
     n = len(listener.events[job])
     assert job.is_over and not scheduler.running and scheduler.reserved_bytes == 0
-    time.sleep(0.05)
+    listener.wait(submit(scheduler, request(engine, "The", max_tokens=2)))
     assert len(listener.events[job]) == n
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
-import time
+from typing import Any
 
 import httpx
 import pytest
 import servers
+from servers import wait_for
+from tokenizers import Tokenizer
 
 from yocobit.serving import ServerSettings
+from yocobit.serving.constraint import Grammars
 from yocobit.serving.prefix_cache import PrefixCache
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG = "the king of " * 10_000  # 30,000 tokens
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
 
 
@@ -40,8 +45,7 @@ def test_one_bad_request_leaves_the_others_alone(server):
 
     thread = threading.Thread(target=other)
     thread.start()
-    while not server.service.scheduler.running:
-        time.sleep(0.001)
+    wait_for(lambda: server.service.scheduler.running)
     bad = httpx.post(server.url + TEXT, json={"prompt": "The", "max_tokens": 3, "top_k": 10**30})
     thread.join()
 
@@ -61,11 +65,9 @@ def test_scheduler_outlives_a_failure_of_the_prefix_cache(server, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(PrefixCache, "keep", fail)
-        httpx.post(server.url + TEXT, json={"prompt": "a b c d", "max_tokens": 2}, timeout=5)
+        server.post(TEXT, prompt="a b c d", max_tokens=2)
 
-    assert httpx.post(
-        server.url + TEXT, json={"prompt": "a", "max_tokens": 2}, timeout=5
-    ).is_success
+    assert server.post(TEXT, prompt="a", max_tokens=2).is_success
 
 
 def test_prompts_that_may_wait_are_taken_by_an_idle_server(server):
@@ -74,15 +76,13 @@ def test_prompts_that_may_wait_are_taken_by_an_idle_server(server):
     assert response.status_code == 200, response.text
 
 
-def test_schema_is_not_tried_for_more_tokens_than_the_context(server):
-    schema = {"type": "array", "items": {"type": "string"}, "minItems": 10**7}
-    body = {"messages": SEA, "max_tokens": 10**6, "response_format": form(schema)}
+def test_schema_is_not_tried_for_more_tokens_than_the_context(server, monkeypatch):
+    monkeypatch.setattr(Grammars, "follow", lambda *_: 1 / 0)
 
-    begin = time.monotonic()
-    response = httpx.post(server.url + CHAT, json=body, timeout=60)
+    response = server.post(CHAT, messages=SEA, max_tokens=10**6, response_format=form({}))
 
     assert response.status_code == 400
-    assert time.monotonic() - begin < 1
+    assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_stop_texts_of_the_model_do_not_cut_json(server):
@@ -103,24 +103,10 @@ def test_offsets_are_places_in_the_text(server):
 
 
 def test_session_goes_with_its_job_though_the_client_does_not_read(server):
-    client = socket.socket()
+    body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": {"0": -100}}
+    client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", int(server.url.rsplit(":")[-1])))
-    body = json.dumps(
-        {
-            "prompt": "The king",
-            "max_tokens": 8000,
-            "stream": True,
-            "logprobs": 20,
-            "logit_bias": {"0": -100},
-        }
-    ).encode()
-    client.sendall(
-        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    )
-    while not server.service._answers:
-        time.sleep(0.01)
+    wait_for(lambda: server.service._answers)
     server.wait_until_idle()
 
     held = [job for job in server.service._answers if job._session is not None]
@@ -128,20 +114,89 @@ def test_session_goes_with_its_job_though_the_client_does_not_read(server):
     assert not held
 
 
-def test_long_text_does_not_stop_everything(server):
-    """Tokenizer.encode keeps the interpreter's lock, in whatever thread it runs."""
-    longest, stop = 0.0, threading.Event()
+# ---- long texts ----
 
-    def watch():
-        nonlocal longest
-        last = time.monotonic()
-        while not stop.wait(0.001):
-            longest, last = max(longest, time.monotonic() - last), time.monotonic()
 
-    thread = threading.Thread(target=watch)
+class WatchedTokenizer:
+    """A tokenizer whose calls are repeated until another client was answered meanwhile."""
+
+    def __init__(self, tokenizer: Tokenizer, answers: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._answers = answers
+        self.n_during = 0  # answers
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._tokenizer, name)
+
+        def call(*args, **options):
+            begin = len(self._answers)
+            for _ in range(20):
+                found = method(*args, **options)
+                self.n_during = max(self.n_during, len(self._answers) - begin)
+                if self.n_during > 1:
+                    break
+            return found
+
+        return call
+
+
+@pytest.fixture
+def polite_threads():
+    """A thread that holds the interpreter's lock is not interrupted: it must let it go."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.fixture
+def answers(server):
+    """What another client gets, which asks again and again."""
+    found, is_over = [], threading.Event()
+
+    def ask():
+        while not is_over.is_set():
+            found.append(server.client.get("/v1/models").status_code)
+
+    thread = threading.Thread(target=ask)
     thread.start()
-    httpx.post(server.url + TEXT, json={"prompt": "the king of " * 100_000}, timeout=60)
-    stop.set()
+    yield found
+    is_over.set()
     thread.join()
 
-    assert longest < 0.5
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (TEXT, {"prompt": LONG}),
+        (CHAT, {"messages": [{"role": "user", "content": LONG}]}),
+        ("/tokenize", {"prompt": LONG}),
+        ("/tokenize", {"prompt": LONG, "add_special_tokens": False}),
+        ("/detokenize", {"tokens": [1000] * 32_000}),
+    ],
+    ids=["completions", "chat", "tokenize", "tokenize a part", "detokenize"],
+)
+def test_others_are_served_while_a_long_text_is_tokenized(
+    server, answers, polite_threads, monkeypatch, path, body
+):
+    tokenizer = WatchedTokenizer(server.service.engine.tokenizer, answers)
+    monkeypatch.setattr(server.service.engine, "tokenizer", tokenizer)
+
+    server.post(path, **body)
+
+    # The first may have been on its way when the call began.
+    assert tokenizer.n_during > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "content"),
+    [(TEXT, "prompt", 9 * LONG), (CHAT, "messages", [{"role": "user", "content": 9 * LONG}])],
+    ids=["completions", "chat"],
+)
+def test_text_that_cannot_fit_is_not_even_tokenized(server, monkeypatch, path, field, content):
+    monkeypatch.setattr(server.service.engine, "encode", lambda text: 1 / 0)
+
+    response = server.post(path, **{field: content})
+
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"

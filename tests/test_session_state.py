@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 
 import numpy as np
 import packed_models
 import pytest
-from packed_models import STACKS, nano, packed, trained
+from packed_models import STACKS
 
 from yocobit import Engine
 from yocobit.engine import SavedSessionError
 
 CACHES = ("f32", "f16", "int8", "int4")
 T = 200  # more than a window and its ring
-
-
-@pytest.fixture(scope="module")
-def engine_of(tmp_path_factory):
-    """A function from a stack to an engine."""
-
-    @functools.cache
-    def make(stack: str) -> Engine:
-        model = trained(nano(stack, "ternary"), steps=5)
-        return Engine.load(packed(model, tmp_path_factory.mktemp(stack)).path, threads=1)
-
-    return make
 
 
 @pytest.fixture

@@ -6,14 +6,9 @@ import re
 
 import pytest
 import servers
-
-pytest.importorskip("playwright.sync_api")
-
-from test_chat_page import ARGUMENTS, CHROMIUM, Visit, expect, sync_api
+from chat_page import expect
 
 from yocobit.serving import ServerSettings
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +17,9 @@ def server():
         yield running
 
 
-@pytest.fixture(scope="module")
-def context():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser.new_context()
-        browser.close()
-
-
 @pytest.fixture
-def visit(context, server):
-    visit = Visit(context, server.url)
-    yield visit
-    visit.page.close()
-    assert not [url for url in visit.urls if not url.startswith((server.url, "blob:"))]
-    assert not visit.problems
+def visit(opened, server):
+    return opened(server.url)
 
 
 def test_answer_is_streamed_measured_and_kept_over_a_reload(visit, server):
@@ -61,8 +44,7 @@ def test_second_message_goes_on_from_what_the_first_left(visit, server):
 
 
 def test_stop_frees_the_server(visit, server):
-    visit.write("Tell me about the sea.")
-    visit.find(".send").click()
+    visit.send("Tell me about the sea.")
     expect(visit.find(".answer .body")).not_to_be_empty()
     visit.page.keyboard.press("Escape")
     visit.wait()
@@ -76,10 +58,7 @@ def test_error_is_shown_and_can_be_tried_again(visit, server):
     with server.client.stream("POST", "/v1/completions", json=body) as busy:
         lines = busy.iter_lines()  # closes the connection when it goes
         next(lines)
-        visit.write("Tell me about the sea.")
-        visit.find(".send").click()
-        visit.page.wait_for_timeout(1500)
-        visit.page.screenshot(path="/tmp/shot.png")
+        visit.send("Tell me about the sea.")
         expect(visit.find("body")).to_contain_text("requests are waiting already")
     server.wait_until_idle()
 

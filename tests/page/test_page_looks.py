@@ -1,0 +1,81 @@
+"""How the chat page looks: on a phone, in the dark, and to eyes that tell few colours apart."""
+
+from __future__ import annotations
+
+import pytest
+from chat_page import expect
+
+
+@pytest.mark.parametrize("width", [320, 390])
+def test_a_phone_scrolls_in_one_direction(visit, stand_in, width):
+    stand_in.answer = (
+        "A" * 300
+        + "\n\n```python\n"
+        + "x = 1; " * 40
+        + "\n```\n\n"
+        + "|a" * 30
+        + "|\n"
+        + "|-" * 30
+        + "|\n\n[link](https://x.org/"
+        + "a" * 200
+        + ")"
+    )
+    page = visit(viewport={"width": width, "height": 640}, has_touch=True, is_mobile=True)
+
+    page.say("B" * 200)
+
+    inner = "(element) => element.scrollWidth - element.clientWidth"
+    for selector in ("html", "#scroller", "#meter", "#header"):
+        assert page.find(selector).evaluate(inner) <= 0, selector
+    assert page.find("html").evaluate("(root) => root.clientWidth") == width
+    page.find("#menu").tap()
+    expect(page.find("#sidebar .begin")).to_be_in_viewport()
+    page.find("#sidebar .begin").tap()
+    expect(page.find("article")).to_have_count(0)
+
+
+def test_dark_is_as_the_system_has_it_until_the_reader_chooses(visit):
+    page = visit(color_scheme="dark")
+    paper = page.find("html")
+
+    expect(paper).to_have_css("background-color", "rgb(21, 23, 22)")
+    page.find("#theme").click()
+    expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
+    page.open()
+    expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colours_are_told_apart(reading, theme):
+    reading.page.emulate_media(color_scheme=theme)
+    colours = reading.page.evaluate(
+        """() => {
+          const probe = document.body.appendChild(document.createElement("i"));
+          const colour = (name) => {
+            probe.style.color = `var(--${name})`;
+            return getComputedStyle(probe).color.match(/[0-9]+/g).map(Number);
+          };
+          const names = ["paper", "side", "raised", "tint", "edge", "ink", "muted", "accent"];
+          names.push("accent-tint", "on-accent", "problem", "problem-tint");
+          return Object.fromEntries(names.map((name) => [name, colour(name)]));
+        }"""
+    )
+
+    def contrast(one: str, other: str) -> float:
+        """Of WCAG 2: 4.5 for text, 3 for the edge of what can be used."""
+        brightness = []
+        for name in (one, other):
+            red, green, blue = [
+                c / 255 / 12.92 if c < 11 else ((c / 255 + 0.055) / 1.055) ** 2.4
+                for c in colours[name]
+            ]
+            brightness.append(0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+        return max(brightness) / min(brightness)
+
+    for ground in ("paper", "side", "raised", "tint"):
+        assert min(contrast(text, ground) for text in ("ink", "muted", "accent")) >= 4.5, ground
+    assert contrast("ink", "accent-tint") >= 4.5
+    assert contrast("on-accent", "accent") >= 4.5
+    assert contrast("problem", "problem-tint") >= 4.5
+    assert contrast("problem", "paper") >= 4.5
+    assert min(contrast("edge", ground) for ground in ("paper", "raised")) >= 3
