@@ -186,4 +186,5 @@ def attend(
     begin: int,
     end: int,
     partition: int,
+    tiles: NDArray[np.int32] | None = None,
 ) -> Floats: ...
