@@ -6,13 +6,22 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from yocobit import benchmark, evaluation
-from yocobit.cli.options import Attention, Json, Kernels, Threads
+from yocobit.cli.options import (
+    Attention,
+    Json,
+    Kernels,
+    ModelOrNone,
+    ShapeHead,
+    ShapeWeights,
+    Threads,
+    check_model_or_shape,
+)
 from yocobit.data.documents import Documents
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
@@ -50,20 +59,13 @@ def eval_(
 
 
 def bench(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
-    ] = None,
+    model: ModelOrNone = None,
     shape: Annotated[
         str | None,
         typer.Option(help="Instead of MODEL: random weights of a shape, such as 150m or 2b4t."),
     ] = None,
-    weights: Annotated[
-        Literal["ternary", "sign", "f32", "f16"] | None,
-        typer.Option(help="Of --shape; ternary unless given."),
-    ] = None,
-    head: Annotated[
-        Literal["int8", "int4"] | None, typer.Option(help="Of --shape; int8 unless given.")
-    ] = None,
+    weights: ShapeWeights = None,
+    head: ShapeHead = None,
     prompt: Annotated[
         str, typer.Option("--prompt", "-p", help="Tokens to prefill, such as 128,512; 0: none.")
     ] = "512",
@@ -107,10 +109,7 @@ def bench(
         return
     if picture is not None:
         raise UserError("--picture goes with --paper")
-    if (model is None) == (shape is None):
-        raise UserError("bench needs a packed model's directory or --shape, one of the two")
-    if shape is None and (weights or head):
-        raise UserError("--weights and --head go with --shape; a packed model has its own")
+    check_model_or_shape("bench", model, shape, weights, head)
     plan = benchmark.Plan.parse(
         prompts=prompt,
         generations=gen,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from yocobit.engine.session import CacheType
+from yocobit.errors import UserError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -25,6 +26,18 @@ Attention = Annotated[
 Verify = Annotated[bool, typer.Option("--verify", help="Check every weight before use.")]
 Cache = Annotated[CacheType, typer.Option(help="What keys and values are stored as.")]
 
+# A packed model, or a shape that has none.
+ModelOrNone = Annotated[
+    Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
+]
+ShapeWeights = Annotated[
+    Literal["ternary", "sign", "f32", "f16"] | None,
+    typer.Option(help="Of --shape; ternary unless given."),
+]
+ShapeHead = Annotated[
+    Literal["int8", "int4"] | None, typer.Option(help="Of --shape; int8 unless given.")
+]
+
 # Of sampling; the model's own unless given.
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from this many tokens; 0: all.")]
@@ -39,3 +52,13 @@ RepetitionPenalty = Annotated[
     float | None, typer.Option(help="Above 1 discourages tokens of the text so far.")
 ]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+
+
+def check_model_or_shape(
+    command: str, model: Path | None, shape: str | None, weights: str | None, head: str | None
+) -> None:
+    """UserError unless there is one of a model and a shape, and the rest goes with a shape."""
+    if (model is None) == (shape is None):
+        raise UserError(f"{command} needs a packed model's directory or --shape, one of the two")
+    if shape is None and (weights or head):
+        raise UserError("--weights and --head go with --shape; a packed model has its own")

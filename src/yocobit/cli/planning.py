@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from yocobit import planning
-from yocobit.cli.options import Cache, Json, Kernels
-from yocobit.errors import UserError
+from yocobit.cli.options import (
+    Cache,
+    Json,
+    Kernels,
+    ModelOrNone,
+    ShapeHead,
+    ShapeWeights,
+    check_model_or_shape,
+)
 
 
 def plan(
-    model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
-    ] = None,
+    model: ModelOrNone = None,
     shape: Annotated[
         str | None,
         typer.Option(help="Instead of MODEL: a shape by name, such as 3b, 150m or 2b4t-yoco."),
     ] = None,
-    weights: Annotated[
-        Literal["ternary", "sign", "f32", "f16"] | None,
-        typer.Option(help="Of --shape; ternary unless given."),
-    ] = None,
-    head: Annotated[
-        Literal["int8", "int4"] | None, typer.Option(help="Of --shape; int8 unless given.")
-    ] = None,
+    weights: ShapeWeights = None,
+    head: ShapeHead = None,
     context: Annotated[int, typer.Option(help="Tokens of each session.")] = 4096,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Sessions decoded together.")] = 1,
     cache: Cache = "f16",
@@ -46,10 +46,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show what fits where, the chips needed and the speed at best; predict it for this machine."""
-    if (model is None) == (shape is None):
-        raise UserError("plan needs a packed model's directory or --shape, one of the two")
-    if shape is None and (weights or head):
-        raise UserError("--weights and --head go with --shape; a packed model has its own")
+    check_model_or_shape("plan", model, shape, weights, head)
     request = planning.Request(
         context=context,
         batch=batch,
