@@ -18,6 +18,7 @@ from yocobit.benchmark.machine import peak_bytes
 from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
 from yocobit.model import Decoder, native_products
+from yocobit.training.allocator import keep_freed_memory
 from yocobit.training.config import OptimConfig
 from yocobit.training.corpus import Batch
 from yocobit.training.guard import Guard
@@ -47,6 +48,8 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     is_llama = run["model"] == LLAMA
     model, step = _llama(config, T) if is_llama else _ours(config, run["model"])
+    if not is_llama:
+        keep_freed_memory()  # as `yocobit train` does
     times: list[float] = []
     with contextlib.nullcontext() if is_llama else _as_trained(run["cpu"]):
         step(inputs[:, :64].contiguous(), targets[:, :64].contiguous())

@@ -67,19 +67,36 @@ def test_bfloat16_is_refused_where_the_cpu_lacks_it(toml, tmp_path, monkeypatch)
         run(toml, tmp_path / "run", "run.precision=bfloat16")
 
 
-@pytest.mark.parametrize(("has_both", "expected"), [(True, "bfloat16"), (False, "float32")])
-def test_precision_is_what_the_cpu_has_instructions_for(monkeypatch, has_both, expected):
-    names = ("avx512_bf16", "avx512_vnni")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, has_both))
+BFLOAT16 = {"avx512_bf16": True, "avx512_vnni": True}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC"} | BFLOAT16, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "amx_bf16": True} | BFLOAT16, "bfloat16"),
+        ({"cpu_name": "Intel Xeon", "amx_bf16": False} | BFLOAT16, "float32"),  # half as fast
+        ({"cpu_name": "AMD EPYC", "avx512_vnni": True}, "float32"),
+        ({}, "float32"),
+    ],
+)
+def test_precision_is_the_faster_one_of_the_cpu(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
     assert choose_precision(None) == expected
     assert choose_precision("float32") == "float32"
 
 
+def test_bfloat16_is_the_users_to_ask_for(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: BFLOAT16)
+
+    assert choose_precision("bfloat16") == "bfloat16"
+
+
 def test_resume_with_another_precision_warns(toml, tmp_path, monkeypatch, capsys):
     run(toml, tmp_path / "run", "run.steps=1", "run.precision=float32")
-    names = ("avx512_bf16", "avx512_vnni")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True))
+    capabilities = {"cpu_name": "AMD EPYC"} | BFLOAT16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
 
     loop.train(
         load_config(toml, ["run.steps=1"]),

@@ -59,6 +59,7 @@ def train(
     if tensorboard:
         overrides.append("run.tensorboard=true")
     settings = training.load(config, overrides, init)
+    training.keep_freed_memory()
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
     if console.quiet:  # in a process that is not the first of its run
         return

@@ -19,7 +19,7 @@ import torch
 from yocobit.config import ConfigError
 
 Precision = Literal["float32", "bfloat16"]
-_INSTRUCTIONS = ("avx512_bf16", "avx512_vnni")  # without them, both are slower than float32
+_INSTRUCTIONS = ("avx512_bf16", "avx512_vnni")  # without them, bfloat16 is emulated
 
 
 def choose_precision(wanted: Precision | None) -> Precision:
@@ -31,7 +31,11 @@ def choose_precision(wanted: Precision | None) -> Precision:
             f"run.precision is 'bfloat16' but this CPU has no {' and no '.join(missing)}; "
             "set it to 'float32' or leave it out"
         )
-    return wanted or ("float32" if missing else "bfloat16")
+    if wanted:
+        return wanted
+    # Twice float32's rate on AMD, half of it on Intel without AMX (docs/performance.md).
+    is_fast = capabilities.get("amx_bf16") or "AMD" in capabilities.get("cpu_name", "")
+    return "bfloat16" if is_fast and not missing else "float32"
 
 
 @contextmanager
