@@ -222,7 +222,8 @@ nb::object keys_values(const Session& session, int layer, int64_t begin, int64_t
   for (size_t head = 0; head < G; ++head) {
     for (size_t i = 0; i < n; ++i) {
       const size_t at = (head * n + i) * D;
-      cache->load(kScalarKernels, head, begin + i, keys.data() + at, values.data() + at);
+      cache->load_key(kScalarKernels, head, begin + i, keys.data() + at);
+      cache->load_value(kScalarKernels, head, begin + i, values.data() + at);
     }
   }
   return nb::make_tuple(nb::cast(keys), nb::cast(values));

@@ -33,12 +33,12 @@ int64_t BlockIndex::bytes() const {
 void BlockIndex::update(const Kernels& kernels, const KeyValueCache& cache, int head, int64_t begin,
                         int64_t end) {
   const int D = head_dim_;
-  float key[kMaxHeadDim], value[kMaxHeadDim], largest[kMaxHeadDim], smallest[kMaxHeadDim];
+  float key[kMaxHeadDim], largest[kMaxHeadDim], smallest[kMaxHeadDim];
   for (int64_t block = begin / kAttentionTile; (block + 1) * kAttentionTile <= end; ++block) {
     std::fill_n(largest, D, -kLargestHalf);
     std::fill_n(smallest, D, kLargestHalf);
     for (int64_t i = 0; i < kAttentionTile; ++i) {
-      cache.load(kernels, head, block * kAttentionTile + i, key, value);
+      cache.load_key(kernels, head, block * kAttentionTile + i, key);
       for (int d = 0; d < D; ++d) {
         largest[d] = std::max(largest[d], std::min(key[d], kLargestHalf));
         smallest[d] = std::min(smallest[d], std::max(key[d], -kLargestHalf));

@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <new>
 
+#include "code_tiles.h"
 #include "kernels.h"
 
 namespace yocobit {
@@ -68,39 +70,61 @@ class KeyValueCache {
 
   void store(const Kernels& kernels, int head, int64_t position, const float* key,
              const float* value) {
-    const int64_t slot = head * capacity_ + position % capacity_;
-    kernels.store(key, head_dim_, type_, &keys_[slot * row_bytes()],
-                  &key_scales_[slot * has_scales()]);
-    kernels.store(value, head_dim_, type_, &values_[slot * row_bytes()],
-                  &value_scales_[slot * has_scales()]);
+    const int64_t slot = slot_of(head, position), scale = slot * has_scales();
+    uint8_t row[kMaxRowBytes];
+    kernels.store(key, head_dim_, type_, row, &key_scales_[scale]);
+    put(key_byte, slot, row, keys_.get());
+    kernels.store(value, head_dim_, type_, row, &value_scales_[scale]);
+    put(value_byte, slot, row, values_.get());
   }
 
-  // Write the key and value [D] of a head and position that is still cached.
-  void load(const Kernels& kernels, int head, int64_t position, float* key, float* value) const {
-    const int64_t slot = head * capacity_ + position % capacity_;
-    const int64_t scale = slot * has_scales();
-    kernels.load(&keys_[slot * row_bytes()], key_scales_[scale], head_dim_, type_, key);
-    kernels.load(&values_[slot * row_bytes()], value_scales_[scale], head_dim_, type_, value);
+  // Write the key [D] of a head and position that is still cached, or its value.
+  void load_key(const Kernels& kernels, int head, int64_t position, float* key) const {
+    const int64_t slot = slot_of(head, position);
+    uint8_t row[kMaxRowBytes];
+    get(key_byte, slot, keys_.get(), row);
+    kernels.load(row, key_scales_[slot * has_scales()], head_dim_, type_, key);
+  }
+  void load_value(const Kernels& kernels, int head, int64_t position, float* value) const {
+    const int64_t slot = slot_of(head, position);
+    uint8_t row[kMaxRowBytes];
+    get(value_byte, slot, values_.get(), row);
+    kernels.load(row, value_scales_[slot * has_scales()], head_dim_, type_, value);
   }
 
-  // Call visit(memory, bytes) for what positions [begin, end) have in memory, of each head its
-  // keys, values and their scales; all must be cached, or about to be.
-  template <typename Visit>
-  void for_each_piece(int64_t begin, int64_t end, const Visit& visit) {
-    for (int head = 0; head < n_heads_; ++head) {
-      for (int64_t position = begin; position < end;) {
-        const int64_t slot = position % capacity_;
-        const int64_t n = std::min(end - position, capacity_ - slot);
-        const int64_t first = head * capacity_ + slot;
-        visit(&keys_[first * row_bytes()], n * row_bytes());
-        visit(&values_[first * row_bytes()], n * row_bytes());
-        if (has_scales()) {
-          visit(reinterpret_cast<uint8_t*>(&key_scales_[first]), n * sizeof(float));
-          visit(reinterpret_cast<uint8_t*>(&value_scales_[first]), n * sizeof(float));
-        }
-        position += n;
+  // Copy what positions [begin, end) have, all of them cached, of each head rows of keys and of
+  // values and their scales; returns the end of it.
+  uint8_t* copy_out(int64_t begin, int64_t end, uint8_t* out) const {
+    for_each_run(begin, end, [&](int64_t slot, int64_t n) {
+      for (int64_t i = slot; i < slot + n; ++i, out += row_bytes()) {
+        get(key_byte, i, keys_.get(), out);
       }
-    }
+      for (int64_t i = slot; i < slot + n; ++i, out += row_bytes()) {
+        get(value_byte, i, values_.get(), out);
+      }
+      const int64_t bytes = n * scale_bytes();
+      std::memcpy(out, &key_scales_[slot * has_scales()], bytes);
+      std::memcpy(out + bytes, &value_scales_[slot * has_scales()], bytes);
+      out += 2 * bytes;
+    });
+    return out;
+  }
+
+  // The inverse, for positions that are cached or about to be.
+  const uint8_t* copy_in(int64_t begin, int64_t end, const uint8_t* from) {
+    for_each_run(begin, end, [&](int64_t slot, int64_t n) {
+      for (int64_t i = slot; i < slot + n; ++i, from += row_bytes()) {
+        put(key_byte, i, from, keys_.get());
+      }
+      for (int64_t i = slot; i < slot + n; ++i, from += row_bytes()) {
+        put(value_byte, i, from, values_.get());
+      }
+      const int64_t bytes = n * scale_bytes();
+      std::memcpy(&key_scales_[slot * has_scales()], from, bytes);
+      std::memcpy(&value_scales_[slot * has_scales()], from + bytes, bytes);
+      from += 2 * bytes;
+    });
+    return from;
   }
 
   KeysValues view(int head) const {
@@ -116,8 +140,46 @@ class KeyValueCache {
   }
 
  private:
+  static constexpr int kMaxRowBytes = kMaxHeadDim * int{sizeof(float)};
+
   bool has_scales() const { return type_ == FloatType::i8 || type_ == FloatType::i4; }
+  int64_t scale_bytes() const { return has_scales() ? sizeof(float) : 0; }
   int64_t row_bytes() const { return yocobit::row_bytes(type_, head_dim_); }
+  int64_t slot_of(int head, int64_t position) const {
+    return head * capacity_ + position % capacity_;
+  }
+
+  // Call visit(slot, n) for slots next to each other of each head.
+  template <typename Visit>
+  void for_each_run(int64_t begin, int64_t end, const Visit& visit) const {
+    for (int head = 0; head < n_heads_; ++head) {
+      for (int64_t position = begin; position < end;) {
+        const int64_t n = std::min(end - position, capacity_ - position % capacity_);
+        visit(slot_of(head, position), n);
+        position += n;
+      }
+    }
+  }
+
+  // A row into its slot, and from there; codes are kept in tiles.
+  template <typename Order>
+  void put(const Order& order, int64_t slot, const uint8_t* row, uint8_t* memory) {
+    if (!has_scales()) {
+      std::memcpy(memory + slot * row_bytes(), row, row_bytes());
+      return;
+    }
+    const int position = static_cast<int>(slot % kAttentionTile);
+    put_row(order, type_, position, row_bytes(), row, memory + (slot - position) * row_bytes());
+  }
+  template <typename Order>
+  void get(const Order& order, int64_t slot, const uint8_t* memory, uint8_t* row) const {
+    if (!has_scales()) {
+      std::memcpy(row, memory + slot * row_bytes(), row_bytes());
+      return;
+    }
+    const int position = static_cast<int>(slot % kAttentionTile);
+    get_row(order, type_, position, row_bytes(), memory + (slot - position) * row_bytes(), row);
+  }
 
   FloatType type_;
   int n_heads_, head_dim_;

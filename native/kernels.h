@@ -91,6 +91,7 @@ struct DenseMatrix {
 };
 
 // One K/V head of a cache: position p is slot p % capacity; a tile of positions is contiguous.
+// Tiles of i8 and i4 are in the order of code_tiles.h.
 struct KeysValues {
   const void* keys;           // [capacity][D] of type
   const void* values;         // [capacity][D]

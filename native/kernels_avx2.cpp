@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "code_tiles.h"
 #include "kernels.h"
 #include "row_kernels.h"
 #include "training_kernels.h"
@@ -15,6 +16,7 @@ namespace {
 constexpr int kRegisters = 16;
 
 #include "lanes_avx2.inc"
+#include "lanes_eight.inc"
 
 __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "code_tiles.h"
 #include "kernels.h"
 #include "row_kernels.h"
 #include "training_kernels.h"
@@ -17,6 +18,7 @@ namespace {
 constexpr int kRegisters = 32;
 
 #include "lanes_avx2.inc"
+#include "lanes_avx512.inc"
 
 __m512i load_pair(const uint8_t* p) { return _mm512_loadu_si512(p); }
 

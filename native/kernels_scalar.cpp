@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "code_tiles.h"
 #include "kernels.h"
 #include "row_kernels.h"
 
@@ -119,28 +120,36 @@ float lane_max(const F32x8& x) {
 }
 F32x8 in_register(const F32x8& x) { return x; }
 void prefetch(const void*) {}
+
+#include "lanes_eight.inc"
+
 float square_root(float x) { return std::sqrt(x); }
 
+#include "attention_tiles.inc"
 #include "kernels_float.inc"
 
-// Code d of a row of int8 or int4 codes.
-template <FloatType type>
-int32_t code_at(const uint8_t* row, int d) {
-  if (type == FloatType::i8) return static_cast<int8_t>(row[d]);
-  const int code = row[d / 16 * 8 + d % 8] >> (d % 16 / 8 * 4) & 15;
-  return code < 8 ? code : code - 16;
+template <int kSize>
+struct Factors : Codes<kSize> {
+  void split(int) {}
+};
+
+// Code d of a row of a tile.
+template <FloatType type, typename Order>
+int32_t code_at(const Order& order, const uint8_t* tile, int position, int d, int64_t row_bytes) {
+  if (type == FloatType::i8) return tile[order(position, d, row_bytes)] - 128;
+  const uint8_t byte = tile[order(position, d / 16 * 8 + d % 8, row_bytes)];
+  return (byte >> (d % 16 / 8 * 4) & 15) - 8;
 }
 
-#include "attention_tiles.inc"
-
-template <FloatType type>
-void score_codes(const int16_t* q, int n_queries, const uint8_t* keys, int64_t row_bytes, int D,
-                 NextTile&, int32_t* sums) {
-  for (int i = 0; i < n_queries; ++i) {
+template <FloatType type, int kQueries, typename Query>
+void score_codes(const Query* queries, const uint8_t* keys, int64_t row_bytes, NextTile&,
+                 int32_t* sums) {
+  const int D = static_cast<int>(type == FloatType::i8 ? row_bytes : 2 * row_bytes);
+  for (int i = 0; i < kQueries; ++i) {
     for (int j = 0; j < kAttentionTile; ++j) {
       int32_t sum = 0;
       for (int d = 0; d < D; ++d) {
-        sum += q[i * kCodeStride + d] * code_at<type>(keys + j * row_bytes, d);
+        sum += queries[i].codes[d] * code_at<type>(key_byte, keys, j, d, row_bytes);
       }
       sums[i * kAttentionTile + j] = sum;
     }
@@ -148,13 +157,13 @@ void score_codes(const int16_t* q, int n_queries, const uint8_t* keys, int64_t r
 }
 
 template <FloatType type, int kQueries>
-void add_codes(const int16_t (*weights)[kAttentionTile], const uint8_t* values, int64_t row_bytes,
+void add_codes(const Factors<kAttentionTile>* weights, const uint8_t* values, int64_t row_bytes,
                int D, NextTile&, int32_t* sums) {
   for (int i = 0; i < kQueries; ++i) {
     for (int d = 0; d < D; ++d) {
       int32_t sum = 0;
       for (int j = 0; j < kAttentionTile; ++j) {
-        sum += weights[i][j] * code_at<type>(values + j * row_bytes, d);
+        sum += weights[i].codes[j] * code_at<type>(value_byte, values, j, d, row_bytes);
       }
       sums[i * D + d] = sum;
     }

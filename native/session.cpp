@@ -134,30 +134,31 @@ void Session::for_each_growing(const Visit& visit) {
   if (shared) visit(*shared);
 }
 
-template <typename Visit>
-void Session::for_each_state_piece(int64_t position, const Visit& visit) {
+// Retention states, and caches whose positions [begin, position) are still seen.
+template <typename VisitRetention, typename VisitWindow>
+void Session::for_each_state(int64_t position, const VisitRetention& visit_retention,
+                             const VisitWindow& visit_window) {
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].retention) {
-      visit(reinterpret_cast<uint8_t*>(layers[i].retention.get()), retention_bytes(model.config));
+      visit_retention(layers[i].retention.get(), retention_bytes(model.config));
     }
     if (model.config.layers[i] != Mixer::window) continue;
-    const int64_t begin = std::max<int64_t>(0, position - model.config.window);
-    layers[i].kv->for_each_piece(begin, position, visit);
+    visit_window(*layers[i].kv, std::max<int64_t>(0, position - model.config.window));
   }
 }
 
 void Session::copy_positions(int64_t begin, int64_t end, uint8_t* out) {
-  for_each_growing([&](KeyValueCache& cache) {
-    cache.for_each_piece(begin, end, [&](const uint8_t* memory, int64_t bytes) {
-      out = std::copy_n(memory, bytes, out);
-    });
-  });
+  for_each_growing([&](KeyValueCache& cache) { out = cache.copy_out(begin, end, out); });
 }
 
 void Session::copy_state(uint8_t* out) {
-  for_each_state_piece(position, [&](const uint8_t* memory, int64_t bytes) {
-    out = std::copy_n(memory, bytes, out);
-  });
+  for_each_state(
+      position,
+      [&](const float* state, int64_t bytes) {
+        std::memcpy(out, state, bytes);
+        out += bytes;
+      },
+      [&](KeyValueCache& cache, int64_t begin) { out = cache.copy_out(begin, position, out); });
 }
 
 void Session::index(const Kernels& kernels, int64_t begin, int64_t end) {
@@ -171,21 +172,21 @@ void Session::restore(const Kernels& kernels, const int32_t* new_tokens, int64_t
                       int64_t kept, const std::vector<Bytes>& pieces) {
   check_restore(*this, new_tokens, n, state, kept, pieces);
   std::copy_n(new_tokens, n, tokens.get());
-  for_each_state_piece(n, [&](uint8_t* memory, int64_t bytes) {
-    std::copy_n(state.data, bytes, memory);
-    state.data += bytes;
-  });
+  for_each_state(
+      n,
+      [&](float* memory, int64_t bytes) {
+        std::memcpy(memory, state.data, bytes);
+        state.data += bytes;
+      },
+      [&](KeyValueCache& cache, int64_t begin) {
+        state.data = cache.copy_in(begin, n, state.data);
+      });
   int64_t begin = kept;
   for (const Bytes& piece : pieces) {
     const uint8_t* from = piece.data;
     const int64_t end =
         std::min(n, begin + piece.size / std::max<int64_t>(1, bytes_per_position()));
-    for_each_growing([&](KeyValueCache& cache) {
-      cache.for_each_piece(begin, end, [&](uint8_t* memory, int64_t bytes) {
-        std::copy_n(from, bytes, memory);
-        from += bytes;
-      });
-    });
+    for_each_growing([&](KeyValueCache& cache) { from = cache.copy_in(begin, end, from); });
     begin = end;
   }
   index(kernels, kept, n);

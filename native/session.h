@@ -68,8 +68,9 @@ struct Session {
  private:
   template <typename Visit>
   void for_each_growing(const Visit& visit);
-  template <typename Visit>
-  void for_each_state_piece(int64_t position, const Visit& visit);
+  template <typename VisitRetention, typename VisitWindow>
+  void for_each_state(int64_t position, const VisitRetention& visit_retention,
+                      const VisitWindow& visit_window);
 };
 
 }  // namespace yocobit
