@@ -12,17 +12,18 @@ import numpy as np
 
 from yocobit import Engine
 from yocobit.config import ModelConfig
+from yocobit.engine.session import CacheType
 
 Feed = Callable[[list[int]], object]
 NewText = Callable[[], Feed]
 
 
-def open_yocobit(path: str, threads: int, room: int) -> NewText:
+def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewText:
     engine = Engine.load(path, threads=threads)
     logits = np.empty(engine.config.vocab_size, dtype=np.float32)
 
     def new_text() -> Feed:
-        session = engine.session(room, "f16")
+        session = engine.session(room, cache)
         return lambda tokens: session.feed(tokens, logits)
 
     return new_text

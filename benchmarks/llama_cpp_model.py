@@ -13,7 +13,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from yocobit.config import ModelConfig
 
 # Where a block of each type keeps its float16 scales, as byte offsets.
-_SCALES = {"TQ2_0": (64,), "TQ1_0": (52,), "Q1_0": (0,), "Q4_0": (0,), "Q6_K": (208,)}
+_SCALES: dict[str, tuple[int, ...]] = {"TQ2_0": (64,), "TQ1_0": (52,), "Q1_0": (0,), "Q4_0": (0,), "Q6_K": (208,)}
 
 
 def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None:
@@ -35,6 +35,10 @@ def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None
     writer.add_tokenizer_model("no_vocab")
 
     def matrix(name: str, kind: str, rows: int, columns: int) -> None:
+        if kind == "F16":
+            values = rng.standard_normal((rows, columns), dtype=np.float32) * columns**-0.5
+            writer.add_tensor(name, values.astype(np.float16))
+            return
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         data = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
         for at in _SCALES[kind]:

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from engines import Feed, NewText, open_llama_cpp, open_pytorch, open_yocobit
 
-from yocobit import Engine
+from yocobit import Engine, _native
 from yocobit.benchmark.limits import measure_limits
 from yocobit.benchmark.machine import read_caches, usable_cpus
 from yocobit.benchmark.traffic import decode_bytes
 from yocobit.config import ModelConfig
+from yocobit.engine.session import CacheType
+from yocobit.packing import read_model
 
 YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
 PREFILL, DECODE = 512, 64
 DEPTH = 16384
 SESSIONS = 16
+ON_CHIP_DEPTH, ON_CHIP_STEPS, EVICTED_STEPS = 512, 400, 20
 LONG_PREFILL = 2048
 
 
@@ -108,6 +111,44 @@ def opening(run: dict[str, Any]) -> dict[str, float]:
     return {"ms": 1000 * (opened - begin), "first_token_ms": 1000 * (time.perf_counter() - opened)}
 
 
+def on_chip(run: dict[str, Any]) -> dict[str, float]:
+    """Decode steps back to back, and steps before which other data filled every cache.
+
+    `dram_megabytes` is what a median step reads from DRAM if the fastest one reads nothing there
+    and one with empty caches everything.
+    """
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, run["vocab_size"], ON_CHIP_DEPTH + ON_CHIP_STEPS).tolist()
+    feed = _open(run, len(tokens) + EVICTED_STEPS, "int8")()
+    feed(tokens[:ON_CHIP_DEPTH])
+    times = _decode(feed, tokens[ON_CHIP_DEPTH:])
+    caches = read_caches()
+    evicted = []
+    for token in tokens[:EVICTED_STEPS]:
+        # Every thread writes as much as the last-level cache holds, where it runs.
+        _native.read_bytes_per_s(usable_cpus()[: run["threads"]], caches.last_bytes, 1)
+        evicted += _decode(feed, [token])
+    median, cold = statistics.median(times), statistics.median(evicted)
+    found = {
+        "tokens_per_s": 1 / median,
+        "median_ms": 1000 * median,
+        "p99_over_median": float(np.quantile(times, 0.99)) / median,
+        "evicted_over_median": cold / median,
+    }
+    if run["engine"] == YOCOBIT:
+        model = read_model(run["path"])
+        n_bytes = decode_bytes(model, "int8", ON_CHIP_DEPTH, ON_CHIP_STEPS, 1) / ON_CHIP_STEPS
+        limits = measure_limits(run["threads"], usable_cpus(), caches)
+        found |= {
+            "step_megabytes": n_bytes / 1e6,
+            "dram_megabytes": n_bytes / 1e6 * (median - min(times)) / (cold - min(times)),
+            "gigabytes_per_s": n_bytes / median / 1e9,
+            "dram_gigabytes_per_s": limits.dram_bytes_per_s / 1e9,
+            "last_level_gigabytes_per_s": limits.last_level_bytes_per_s / 1e9,
+        }
+    return found
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Time a call."""
     begin = time.perf_counter()
@@ -115,11 +156,13 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def _open(run: dict[str, Any], room: int) -> NewText:
+def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewText:
+    """Open the model of a run; `cache` is ours, theirs is f16."""
     if run["engine"] == PYTORCH:
         return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
-    opener = open_yocobit if run["engine"] == YOCOBIT else open_llama_cpp
-    return opener(run["path"], run["threads"], room)
+    if run["engine"] == YOCOBIT:
+        return open_yocobit(run["path"], run["threads"], room, cache)
+    return open_llama_cpp(run["path"], run["threads"], room)
 
 
 def _decode(feed: Feed, tokens: list[int]) -> list[float]:

@@ -32,12 +32,15 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
 THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's own choice for these types, and ours
 
-_ALL_SHAPES: dict[str, ModelConfig] = {
+ALL_SHAPES: dict[str, ModelConfig] = {
     "2b4t": SHAPES["2b4t"],
     "150m": SHAPES["150m"],
     "150m-yoco": yoco(SHAPES["150m"]),
     # Weights that fit a last-level cache of 32 MB.
     "85m": transformer(768, 12, 12, 12, 2048, 8192),
+    # on_chip.py
+    "100m": transformer(768, 12, 12, 12, 2048, 16384),
+    "100m-yoco": yoco(transformer(768, 12, 12, 12, 2048, 16384)),
     # One layer of attention as in 2b4t, and little else.
     "attention": transformer(2560, 1, 20, 5, 256, 1024),
 }
@@ -69,7 +72,7 @@ def main() -> None:
 def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
     """Prefill and decode: every weight kind beside the types of llama.cpp, and PyTorch."""
     for shape in ("2b4t", "150m"):
-        config = _ALL_SHAPES[shape]
+        config = ALL_SHAPES[shape]
         for kind, types in THEIRS.items():
             paths = {measures.YOCOBIT: ours(work, shape, kind)}
             paths |= {f"llama.cpp {name}": theirs(work, shape, name) for name in types}
@@ -118,17 +121,17 @@ def ours(work: Path, shape: str, kind: str) -> str:
     """Return a packed model of that shape, written unless it is there."""
     path = work / f"{shape}-{kind}"
     if not path.exists():
-        write_random_model(_ALL_SHAPES[shape].replace(weights=kind), path, head=OUR_HEAD)
+        write_random_model(ALL_SHAPES[shape].replace(weights=kind), path, head=OUR_HEAD)
     return str(path)
 
 
-def theirs(work: Path, shape: str, kind: str) -> str:
+def theirs(work: Path, shape: str, kind: str, head: str = THEIR_HEAD) -> str:
     """Return a GGUF file of that shape, written unless it is there."""
     from llama_cpp_model import write_gguf
 
     path = work / f"{shape}-{kind}.gguf"
     if not path.exists():
-        write_gguf(path, _ALL_SHAPES[shape], kind, THEIR_HEAD)
+        write_gguf(path, ALL_SHAPES[shape], kind, head)
     return str(path)
 
 

@@ -41,6 +41,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gret-ternary-int8": {"layers": RETENTION, "shared_kv": "int8"},
     "gret-ternary-int4": {"layers": RETENTION, "shared_kv": "int4"},
     "gret-ternary-nope": {"layers": RETENTION, "cross_rope": "none"},
+    "gret-ternary-index": {
+        "layers": RETENTION,
+        "cross_attention": "index",
+        "cross_positions": 128,
+    },
     "gret-ternary-gmu": {"layers": ["retention"] * 3 + ["cross", "gmu", "cross"]},
 }
 MAIN_PAIR = ("transformer-ternary", "gret-ternary")

@@ -49,8 +49,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gret-ternary-int4": {"shared_kv": "int4"},
     "gret-ternary-nope": {"cross_rope": "none"},
     "gret-dense-nope": {"cross_rope": "none", "weights": "dense"},
+    "gret-ternary-index": {"cross_attention": "index", "cross_positions": 128},
+    "gret-ternary-nope-index": {
+        "cross_rope": "none",
+        "cross_attention": "index",
+        "cross_positions": 128,
+    },
+    "gret-ternary-window": {"cross_attention": "window", "cross_positions": 128},
+    "gret-ternary-gmu": {"layers": ("retention", "retention", "cross", "gmu")},
 }
-CACHES = ("int8", "int4")  # what models trained with a float cache are evaluated with, too
+SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluated, too
+    "int8": {"shared_kv": "int8"},
+    "int4": {"shared_kv": "int4"},
+    "index": {"cross_attention": "index", "cross_positions": 128},
+    "window": {"cross_attention": "window", "cross_positions": 128},
+    "int4, index": {"shared_kv": "int4", "cross_attention": "index", "cross_positions": 128},
+}
 
 
 def measure(variant: str, recipe: Recipe) -> dict[str, Any]:
@@ -66,12 +80,12 @@ def measure(variant: str, recipe: Recipe) -> dict[str, Any]:
         "cpu_seconds": round(time.process_time() - begin),
         **evaluate(model, recipe),
     }
-    if config.has_cross_decoder and config.shared_kv == "float":
+    if config.has_cross_decoder and (config.shared_kv, config.cross_attention) == ("float", "full"):
         found["evaluated_with"] = {}
-        for cache in CACHES:
-            rounded = Decoder(config.replace(shared_kv=cache))
-            rounded.load_state_dict(model.state_dict())
-            found["evaluated_with"][cache] = evaluate(rounded, recipe)
+        for name, changes in SERVED.items():
+            served = Decoder(config.replace(**changes))
+            served.load_state_dict(model.state_dict())
+            found["evaluated_with"][name] = evaluate(served, recipe)
     return found
 
 

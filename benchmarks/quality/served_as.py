@@ -1,9 +1,9 @@
-"""Bits per byte of a trained model by the type that the engine stores keys and values as.
+"""Bits per byte of a trained model by how the engine caches and attends, whatever it learned with.
 
-    python benchmarks/quality/cache_types.py runs/quality/gret-ternary-seed0 TEXT.jsonl
+    python benchmarks/quality/served_as.py runs/quality/gret-ternary-seed0 TEXT.jsonl
 
 packs the run and measures it with `yocobit eval`, over the same text each time; adds what it found
-to benchmarks/results/quality_cache.json.
+to benchmarks/results/quality_served.json.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 import results_file
 
@@ -20,7 +19,18 @@ from yocobit.engine.session import CacheType
 from yocobit.evaluation import open_scorer, perplexity
 from yocobit.packing import pack
 
-RESULTS = Path(__file__).parent.parent / "results" / "quality_cache.json"
+RESULTS = Path(__file__).parent.parent / "results" / "quality_served.json"
+WAYS: list[tuple[CacheType, str]] = [
+    ("f32", "full"),
+    ("f16", "full"),
+    ("int8", "full"),
+    ("int4", "full"),
+    ("f32", "index:256"),
+    ("f32", "index:128"),
+    ("f32", "window:256"),
+    ("f32", "window:128"),
+    ("int4", "index:256"),
+]
 
 
 def main() -> None:
@@ -33,11 +43,12 @@ def main() -> None:
     results = results_file.read(RESULTS)
     with tempfile.TemporaryDirectory() as directory:
         model = pack(arguments.run, Path(directory) / "model").path
-        for cache in get_args(CacheType):
-            scorer = open_scorer(model, "native", arguments.threads, cache)
+        for cache, attention in WAYS:
+            scorer = open_scorer(model, "native", arguments.threads, cache, attention)
             found = perplexity(scorer, read_texts([arguments.text]), arguments.context)
-            results.setdefault(arguments.run.name, {})[cache] = found.to_dict()
-            print(f"{arguments.run.name} {cache:5} {found.bits_per_byte:.4f} bits/byte", flush=True)
+            name = f"{cache}, {attention}"
+            results.setdefault(arguments.run.name, {})[name] = found.to_dict()
+            print(f"{arguments.run.name} {name:16} {found.bits_per_byte:.4f} bits/byte", flush=True)
     results_file.write(RESULTS, results)
 
 
