@@ -29,11 +29,12 @@ def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewTex
     return new_text
 
 
-def open_llama_cpp(path: str, threads: int, room: int) -> NewText:
+def open_llama_cpp(path: str, threads: int, room: int, has_flash_attention: bool) -> NewText:
     from llama_cpp import Llama
 
     model = Llama(path, n_ctx=room, n_batch=512, n_ubatch=512, n_threads=threads,
-                  n_threads_batch=threads, flash_attn=True, verbose=False)  # fmt: skip
+                  n_threads_batch=threads, flash_attn=has_flash_attention,
+                  verbose=False)  # fmt: skip
 
     def new_text() -> Feed:
         model.reset()

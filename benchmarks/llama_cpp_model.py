@@ -5,19 +5,26 @@ Needs the `gguf` package (extra `peers`).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
 
 from yocobit.config import ModelConfig
 
-# Where a block of each type keeps its float16 scales, as byte offsets.
-_SCALES: dict[str, tuple[int, ...]] = {"TQ2_0": (64,), "TQ1_0": (52,), "Q1_0": (0,), "Q4_0": (0,), "Q6_K": (208,)}
+# Where a block of each type keeps its float16 scale, as a byte offset.
+_SCALES = {"TQ2_0": 64, "TQ1_0": 52, "Q1_0": 0, "Q4_0": 0, "Q6_K": 208}
 
 
-def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None:
-    """Write a llama-architecture file whose matrices are of type `weights`, its head of `head`."""
+def write_gguf(
+    path: Path, config: ModelConfig, weights: str, head: str, tokenizer: bytes | None = None
+) -> None:
+    """Write a llama-architecture file whose matrices are of type `weights`, its head of `head`.
+
+    With a tokenizer.json, byte-level BPE, it reads and writes text.
+    """
     rng = np.random.default_rng(0)
     C, F, V = config.d_model, config.d_ff, config.vocab_size
     width = config.n_kv_heads * config.head_dim
@@ -32,7 +39,10 @@ def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_vocab_size(V)
-    writer.add_tokenizer_model("no_vocab")
+    if tokenizer is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        _add_tokenizer(writer, json.loads(tokenizer))
 
     def matrix(name: str, kind: str, rows: int, columns: int) -> None:
         if kind == "F16":
@@ -41,9 +51,8 @@ def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None
             return
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
         data = rng.integers(0, 256, (rows, columns // block, size), dtype=np.uint8)
-        for at in _SCALES[kind]:
-            scale = np.array([columns**-0.5], dtype=np.float16).view(np.uint8)
-            data[:, :, at : at + 2] = scale
+        at = _SCALES[kind]
+        data[:, :, at : at + 2] = np.array([columns**-0.5], dtype=np.float16).view(np.uint8)
         raw = GGMLQuantizationType[kind]
         writer.add_tensor(name, data.reshape(rows, -1), raw_dtype=raw)
 
@@ -67,3 +76,18 @@ def write_gguf(path: Path, config: ModelConfig, weights: str, head: str) -> None
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(writer: GGUFWriter, fields: dict[str, Any]) -> None:
+    model = fields["model"]
+    special = {token["id"] for token in fields["added_tokens"]}
+    tokens = sorted({**model["vocab"], **{t["content"]: t["id"] for t in fields["added_tokens"]}}
+                    .items(), key=lambda item: item[1])  # fmt: skip
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([token for token, _ in tokens])
+    kinds = [TokenType.CONTROL if i in special else TokenType.NORMAL for _, i in tokens]
+    writer.add_token_types(kinds)
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    )

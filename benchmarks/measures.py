@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from yocobit.engine.session import CacheType
 from yocobit.packing import read_model
 
 YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
+WITHOUT_FLASH = " without flash attention"  # which is the slower way on some CPUs
 PREFILL, DECODE = 512, 64
 DEPTH = 16384
 SESSIONS = 16
@@ -136,7 +138,7 @@ def on_chip(run: dict[str, Any]) -> dict[str, float]:
         "evicted_over_median": cold / median,
     }
     if run["engine"] == YOCOBIT:
-        model = read_model(run["path"])
+        model = read_model(Path(run["path"]))
         n_bytes = decode_bytes(model, "int8", ON_CHIP_DEPTH, ON_CHIP_STEPS, 1) / ON_CHIP_STEPS
         limits = measure_limits(run["threads"], usable_cpus(), caches)
         found |= {
@@ -162,7 +164,8 @@ def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewText:
         return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
     if run["engine"] == YOCOBIT:
         return open_yocobit(run["path"], run["threads"], room, cache)
-    return open_llama_cpp(run["path"], run["threads"], room)
+    has_flash_attention = not run["engine"].endswith(WITHOUT_FLASH)
+    return open_llama_cpp(run["path"], run["threads"], room, has_flash_attention)
 
 
 def _decode(feed: Feed, tokens: list[int]) -> list[float]:

@@ -16,7 +16,7 @@ import contextlib
 import json
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ def _runs(work: Path) -> Iterator[Run]:
                    "path": peers.ours(work, shape, kind), **_vocabulary(shape)}  # fmt: skip
     for kind in F16 + TERNARY:
         path = peers.theirs(work, SHAPES[0], kind, "F16" if kind in F16 else peers.THEIR_HEAD)
-        yield {**common, "shape": SHAPES[0], "kind": kind, "engine": f"llama.cpp {kind}",
-               "path": path, **_vocabulary(SHAPES[0])}  # fmt: skip
+        for engine in peers.llama_cpp(kind):
+            yield {**common, "shape": SHAPES[0], "kind": kind, "engine": engine, "path": path,
+                   **_vocabulary(SHAPES[0])}  # fmt: skip
 
 
 def _vocabulary(shape: str) -> Run:
@@ -63,29 +64,24 @@ def _vocabulary(shape: str) -> Run:
 
 
 def _ratios(runs: list[Run]) -> dict[str, float]:
-    """Return medians over rounds: ours / theirs on one Transformer, and what each of ours found."""
-    found: dict[str, Callable[[dict[str, Run]], float]] = {}
-    for shape in SHAPES:
-        for kind in ("ternary", "sign"):
-            name = f"{shape} {kind}"
-            for peer, types in (("F16", F16), ("best ternary", TERNARY)):
-                found[f"{name} / llama.cpp {peer}"] = lambda by, name=name, types=types: (
-                    by[name]["tokens_per_s"] / max(by[_name(t)]["tokens_per_s"] for t in types)
-                )
+    """Return medians over rounds: ours / the best of theirs on that Transformer, and what each of
+    ours found."""
+    rounds: dict[int, list[Run]] = {}
+    for run in runs:
+        rounds.setdefault(run["round"], []).append(run)
+    found: dict[str, list[float]] = {}
+    for of_round in rounds.values():
+        for run in of_round:
+            if run["engine"] != measures.YOCOBIT:
+                continue
+            name = f"{run['shape']} {run['kind']}"
+            for peer, kinds in (("F16", F16), ("best ternary", TERNARY)):
+                theirs = max(r["tokens_per_s"] for r in of_round if r["kind"] in kinds)
+                ratio = run["tokens_per_s"] / theirs
+                found.setdefault(f"{name} / llama.cpp {peer}", []).append(ratio)
             for what in ("p99_over_median", "evicted_over_median"):
-                found[f"{name} {what}"] = lambda by, name=name, what=what: by[name][what]
-    rounds = [
-        {f"{run['shape']} {run['kind']}": run for run in runs if run["round"] == number}
-        for number in sorted({run["round"] for run in runs})
-    ]
-    return {
-        name: round(statistics.median(value(by) for by in rounds), 3)
-        for name, value in found.items()
-    }
-
-
-def _name(kind: str) -> str:
-    return f"{SHAPES[0]} {kind}"
+                found.setdefault(f"{name} {what}", []).append(run[what])
+    return {name: round(statistics.median(values), 3) for name, values in found.items()}
 
 
 if __name__ == "__main__":

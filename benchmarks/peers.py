@@ -75,7 +75,8 @@ def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
         config = ALL_SHAPES[shape]
         for kind, types in THEIRS.items():
             paths = {measures.YOCOBIT: ours(work, shape, kind)}
-            paths |= {f"llama.cpp {name}": theirs(work, shape, name) for name in types}
+            for name in types:
+                paths |= dict.fromkeys(llama_cpp(name), theirs(work, shape, name))
             for threads in (2, 1):
                 for engine, path in paths.items():
                     yield {"measure": "speed", "shape": shape, "kind": kind, "engine": engine,
@@ -89,10 +90,8 @@ def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
 
 def attention_runs(work: Path) -> Iterator[dict[str, Any]]:
     """A layer of attention over a long f16 cache."""
-    paths = {
-        measures.YOCOBIT: ours(work, "attention", "ternary"),
-        "llama.cpp TQ2_0": theirs(work, "attention", "TQ2_0"),
-    }
+    paths = {measures.YOCOBIT: ours(work, "attention", "ternary")}
+    paths |= dict.fromkeys(llama_cpp("TQ2_0"), theirs(work, "attention", "TQ2_0"))
     for engine, path in paths.items():
         yield {"measure": "attention", "shape": "attention", "engine": engine, "threads": 2,
                "path": path}  # fmt: skip
@@ -115,6 +114,11 @@ def own_runs(work: Path) -> Iterator[dict[str, Any]]:
 
 
 _PLANS = {"speed": speed_runs, "attention": attention_runs, "own": own_runs}
+
+
+def llama_cpp(kind: str) -> tuple[str, str]:
+    """Return the names of both ways in which llama.cpp attends."""
+    return f"llama.cpp {kind}", f"llama.cpp {kind}{measures.WITHOUT_FLASH}"
 
 
 def ours(work: Path, shape: str, kind: str) -> str:

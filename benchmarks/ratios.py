@@ -27,7 +27,7 @@ def ratios(runs: list[Run]) -> dict[str, float]:
                             runs, match, what, ours_kind=kind, peer=PYTORCH
                         )
     # Time: theirs / ours.
-    slower = _beside(runs, {"measure": "attention"}, "ms")
+    slower = _beside(runs, {"measure": "attention"}, "ms", best=min)
     found[f"attention_{DEPTH}_f16_2t"] = None if slower is None else 1 / slower
     for run in _first_of_each(runs, "share"):
         match = {key: run[key] for key in ("measure", "shape", "kind", "threads")}
@@ -46,9 +46,14 @@ def ratios(runs: list[Run]) -> dict[str, float]:
 
 
 def _beside(
-    runs: list[Run], match: Run, what: str, ours_kind: str | None = None, peer: str = "llama.cpp"
+    runs: list[Run],
+    match: Run,
+    what: str,
+    ours_kind: str | None = None,
+    peer: str = "llama.cpp",
+    best: Callable[[list[float]], float] = max,
 ) -> float | None:
-    """Median over rounds of our figure / the largest of the peer's types."""
+    """Median over rounds of our figure / the best of the peer's types."""
     rounds: dict[int, dict[str, float]] = {}
     for run in _matching(runs, match):
         is_ours = run["engine"] == YOCOBIT
@@ -57,7 +62,7 @@ def _beside(
         if is_ours or run["engine"].startswith(peer):
             rounds.setdefault(run["round"], {})[run["engine"]] = run[what]
     each = [
-        speeds[YOCOBIT] / max(others)
+        speeds[YOCOBIT] / best(others)
         for speeds in rounds.values()
         if YOCOBIT in speeds and (others := [v for n, v in speeds.items() if n != YOCOBIT])
     ]

@@ -131,6 +131,14 @@ def test_yoco_shapes_have_the_size_of_the_transformer_they_are_named_after():
 # ---- what was measured ----
 
 
+def test_gmu_shapes_replace_every_second_cross_layer():
+    assert named_shape("tiny").layers[3:] == ("cross", "cross", "cross")
+    assert named_shape("tiny-gmu").layers[3:] == ("cross", "gmu", "cross")
+    assert named_shape("150m-yoco-gmu").layers[12:] == ("cross", "gmu") * 6
+    with pytest.raises(BenchmarkError, match="--shape must be one of"):
+        named_shape("150m-gmu")  # has no cross layers
+
+
 def test_percentiles_are_measured_values():
     assert measure.percentiles([*range(100, 0, -1)]) == {
         "p50": 50,

@@ -491,7 +491,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
 
     assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-    assert fails(lacking, "--picture needs matplotlib", "yocobit[train]")
+    assert fails(lacking, "a picture needs matplotlib", "yocobit[train]")
     assert fails(run(*arguments, tmp_path / "no" / "plan.png"), "--picture", "cannot be written")
 
 

@@ -155,7 +155,7 @@ def test_picture_is_of_the_kind_that_its_name_says(run_dir, tmp_path, suffix, st
 
 
 def test_picture_labels_runs_baselines_and_layers(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("yocobit.training.picture._STYLE", {"svg.fonttype": "none"})
+    monkeypatch.setattr("yocobit.pictures.STYLE", {"svg.fonttype": "none"})
     other = write(tmp_path / "unmeasured", [record(1), record(2, loss=math.nan)])
 
     plot_runs([run_dir, other], tmp_path / "runs.svg", baselines={"gzip -9": 2.5})

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from yocobit import pictures
 from yocobit.benchmark.paper import Curve, PaperReport
-from yocobit.errors import UserError
 
-_COLORS = ("#8A8A8A", "#0072B2", "#D55E00")  # of Okabe and Ito, but for the Transformer's
+_COLORS = ("#8A8A8A", pictures.BLUE, pictures.ORANGE)
 _PAPER_MEMORY, _PAPER_PREFILL = (1 << 20, 9.4), (1 << 19, 30.3)  # lengths and ratios, on a GPU
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "grid.color": "#EAEAEA",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-}
 
 
 def print_paper(report: PaperReport, console: Console) -> None:
@@ -67,17 +54,14 @@ def print_paper(report: PaperReport, console: Console) -> None:
 
 def write_paper_picture(report: PaperReport, out: Path) -> None:
     """Draw the three figures side by side; UserError if there is no matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise UserError("--picture needs matplotlib: pip install 'yocobit[train]'") from None
     panels: list[tuple[str, Callable[[Curve, int], float | None]]] = [
         ("memory, GB", lambda curve, n: curve.memory_bytes(n) / 1e9),
         ("prefill, seconds", lambda curve, n: curve.prefill_s(n)),
         ("decoding, tokens/s", lambda curve, n: curve.tokens_per_s(n)),
     ]
-    with matplotlib.rc_context(_STYLE):
+    with pictures.style({"axes.grid.axis": "both"}):
+        from matplotlib.figure import Figure
+
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels, strict=True):
             for curve, color in zip(report.curves, _COLORS, strict=True):
@@ -93,7 +77,7 @@ def write_paper_picture(report: PaperReport, out: Path) -> None:
         where = f"{report.threads} threads of {report.machine.cpu}"
         title = f"{report.shape}, {report.cache} cache, {where}"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        figure.savefig(out, dpi=150, facecolor="white")
+        figure.savefig(out, dpi=150)
 
 
 def _against_paper(report: PaperReport) -> list[str]:

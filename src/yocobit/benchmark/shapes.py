@@ -31,6 +31,16 @@ def yoco(config: ModelConfig) -> ModelConfig:
     return config.replace(layers=("retention",) * half + ("cross",) * (len(config.layers) - half))
 
 
+def gmu(config: ModelConfig) -> ModelConfig:
+    """The same with gated memory units in place of every second cross layer (SambaY)."""
+    first = config.layers.index("cross")
+    layers = tuple(
+        "gmu" if mixer == "cross" and (i - first) % 2 else mixer
+        for i, mixer in enumerate(config.layers)
+    )
+    return config.replace(layers=layers)
+
+
 SHAPES = {
     "2b4t": transformer(2560, 30, 20, 5, 6912, 128256),  # BitNet b1.58 2B4T (arXiv:2504.12285)
     "150m": transformer(768, 24, 12, 12, 2048, 32000),
@@ -38,8 +48,10 @@ SHAPES = {
 
 
 def named_shape(name: str) -> ModelConfig:
-    """Return one of SHAPES, one of them with "-yoco" appended, or a preset."""
-    named = {**SHAPES, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}, **PRESETS}
+    """Return a preset, one of SHAPES, or one of these with "-yoco" appended; "-gmu" after a YOCO
+    stack makes every second cross layer a gated memory unit."""
+    stacks = {**PRESETS, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}}
+    named = {**SHAPES, **stacks, **{f"{key}-gmu": gmu(config) for key, config in stacks.items()}}
     if name not in named:
         raise BenchmarkError(f"--shape must be one of {', '.join(named)} but is {name!r}")
     return named[name]

@@ -8,52 +8,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from yocobit import pictures
 from yocobit.errors import UserError
 from yocobit.planning.plan import Plan, Row
 from yocobit.planning.report import number, size
 from yocobit.planning.work import EMBEDDING, HEAD, KEYS_VALUES, STATES, WEIGHTS
 
-# Okabe and Ito's colours, which people who are colour-blind can tell apart.
 _COLORS = {
-    WEIGHTS: "#0072B2",
-    HEAD: "#4AA5DC",
+    WEIGHTS: pictures.BLUE,
+    HEAD: pictures.SKY,
     EMBEDDING: "#9FCBEA",
-    KEYS_VALUES: "#D55E00",
+    KEYS_VALUES: pictures.ORANGE,
     STATES: "#E8A33D",
 }
-_WEIGHTS, _CACHES = "#0072B2", "#D55E00"
-_TEXT, _LINE, _BANDS = "#444444", "#6B7280", ("#EEF2F7", "#F7F9FC", "#FFFFFF")
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.labelcolor": _TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+_WEIGHTS, _CACHES = pictures.BLUE, pictures.ORANGE
+_LINE, _BANDS = "#6B7280", ("#EEF2F7", "#F7F9FC", "#FFFFFF")
+_STYLE = {
     "axes.spines.left": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "xtick.color": _TEXT,
+    "axes.grid": False,
+    "axes.titlecolor": "black",
     "ytick.color": "#222222",
-    "ytick.major.size": 0,
+    "ytick.labelsize": 9,
 }
 
 
 def draw_plan(plan: Plan, out: Path) -> None:
     """Draw a plan into `out`, whose name says the format; UserError if that cannot be."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise UserError(
-            "--picture needs matplotlib, which is not installed: pip install 'yocobit[train]'"
-        ) from None
     parts = [part for part in plan.own.work.parts if part.n_bytes]
     heights = [len(parts) + 0.6, len(plan.rows) + 0.6]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(9, 1.7 + 0.42 * sum(heights)), dpi=130, facecolor="white")
+    with pictures.style(_STYLE):
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 1.7 + 0.42 * sum(heights)), dpi=130)
         upper, lower = figure.subplots(
             2, 1, sharex=True, gridspec_kw={"height_ratios": heights, "hspace": 0.28}
         )
@@ -77,7 +63,9 @@ def _write_title(figure: Any, plan: Plan) -> None:
     what = "measured here" if plan.machine.is_measured else "from its data sheet"
     title = f"{plan.name}, {work.context:,} tokens{sessions}, cache {work.cache}"
     figure.text(0.02, 1 - 0.2 / top, title, va="top", fontsize=11, weight="bold")
-    figure.text(0.02, 1 - 0.42 / top, f"{plan.machine.title}, {what}", va="top", color=_TEXT)
+    figure.text(
+        0.02, 1 - 0.42 / top, f"{plan.machine.title}, {what}", va="top", color=pictures.TEXT
+    )
 
 
 def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:

@@ -8,38 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from yocobit import pictures
 from yocobit.training.curves import Axis, Run, ceiling, unit
 
-# Okabe and Ito's colours, which people who are colour-blind can tell apart, but for the yellow.
-RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#B05A8F", "#C98A00", "#4AA5DC", "#5A5A5A")
+RUN_COLORS = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, "#B05A8F", "#C98A00", pictures.SKY,
+              "#5A5A5A")  # fmt: skip
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # when the colours begin anew
 _LAYER_RAMP = ("#5A6FD6", "#2A9D8F", "#C68A12")  # first to last layer; on white and on black
-_TEXT = "#444444"
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.edgecolor": "#9A9A9A",
-    "axes.labelcolor": _TEXT,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlecolor": "#222222",
-    "grid.color": "#EAEAEA",
-    "grid.linewidth": 0.7,
-    "xtick.color": _TEXT,
-    "ytick.color": _TEXT,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.6,
-    "lines.solid_capstyle": "round",
-}
 _WIDTH, _TOP_HEIGHT, _ROW_HEIGHT = 9.0, 5.0, 1.9  # inches
 _Label = tuple[float, str, str]  # value, text, colour
 _LABEL_HEIGHT = 0.165  # inches
@@ -52,14 +27,13 @@ def write_picture(
 
     `baselines` are named bits per byte that other programs reach on the validation text.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     counted = {i: run for i, run in enumerate(runs) if run.layer_shares(axis)[1]}
     heights = [_TOP_HEIGHT, *[_ROW_HEIGHT] * len(counted)]
-    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.08)
-    with matplotlib.rc_context(_STYLE):
+    with pictures.style():
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.08)
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout=layout)
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
         top, *rows = parts.flat
@@ -70,7 +44,7 @@ def write_picture(
         figure.draw_without_rendering()  # now axes have their heights
         for axes, ends in labels.items():
             _label_ends(axes, ends)
-        figure.savefig(out, dpi=150, facecolor="white")
+        figure.savefig(out, dpi=150)
 
 
 def layer_colors(n_layers: int) -> list[str]:

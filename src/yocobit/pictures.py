@@ -1,0 +1,55 @@
+"""How every picture looks; matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from yocobit.errors import UserError
+
+# Okabe and Ito's colours, which people who are colour-blind can tell apart.
+BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
+TEXT = "#444444"
+STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "axes.edgecolor": "#9A9A9A",
+    "axes.labelcolor": TEXT,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlecolor": "#222222",
+    "figure.facecolor": "white",
+    "grid.color": "#EAEAEA",
+    "grid.linewidth": 0.7,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+def style(changes: Mapping[str, Any] | None = None) -> Any:
+    """Return a context in which matplotlib draws so, but for some changes.
+
+    UserError if there is no matplotlib.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UserError(
+            "a picture needs matplotlib, which is not installed: pip install 'yocobit[train]'"
+        ) from None
+    settings: Any = STYLE | dict(changes or {})
+    return matplotlib.rc_context(settings)
