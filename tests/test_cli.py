@@ -317,6 +317,18 @@ def test_generate_mistakes_are_one_line(model, options, words):
     assert fails(run("generate", "x", "-m", model, *options), *words)
 
 
+def test_generate_stops_where_the_model_says_it_does():
+    turn = "<|user|>\nWho was Moses?\n<|end|>\n<|assistant|>\n"
+    options = ("-n", 200, "--seed", 1, "--json")
+
+    own = json.loads(run("generate", turn, *options).stdout)
+    other = json.loads(run("generate", turn, "--stop", "no such text", *options).stdout)
+
+    assert own["finish_reason"] == "stop"
+    assert "<|end|>" in other["text"]
+    assert other["text"].startswith(own["text"] + "\n<|end|>")
+
+
 def test_the_packaged_model_answers_without_any_other():
     generated = run("generate", "In the beginning", "-n", 8)
     said = ["Tell me about the sea.", "", "Go on.", "/again", "/exit", "unheard"]

@@ -61,7 +61,10 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
-    stop: Annotated[list[str], typer.Option(help="Stop before this text; can be repeated.")] = [],  # noqa: B006
+    stop: Annotated[
+        list[str],
+        typer.Option(help="Stop before this text, instead of the model's own; can be repeated."),
+    ] = [],  # noqa: B006
     cache: Cache = "f32",
     attention: Attention = None,
     threads: Threads = None,
@@ -78,7 +81,11 @@ def generate(
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     try:
         generation = engine.stream(
-            prompt, max_tokens=max_tokens, stop=stop, cache=cache, sampling=sampling
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop or engine.stop_strings,
+            cache=cache,
+            sampling=sampling,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
