@@ -354,6 +354,23 @@ def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, parti
     assert np.abs(o - exact).max() <= bound
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("q_sign", [1, -1])
+@pytest.mark.parametrize("v_sign", [1, -1])
+def test_attend_does_not_wrap_on_the_largest_sums_of_codes(dtype, q_sign, v_sign):
+    """All codes are the largest ones: 1024 of a key by the query, 32 of a tile by the weights."""
+    q = np.full((4, 1024), q_sign, np.float32)
+    keys = np.full((96, 1024), 0.5, np.float32)
+    keys[64:] = -0.5  # far below or far above the others
+    values = np.full((96, 1024), v_sign, np.float32)
+    values[64:] *= 3
+
+    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, 0, 96, 512))
+
+    expected = v_sign * (1 if q_sign > 0 else 3)
+    np.testing.assert_allclose(o, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("D", [8, 24, 64, 128, 1024])
 def test_int4_cache_holds_what_its_definition_says(kernels, D):
     x = random(D, seed=D)

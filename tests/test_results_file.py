@@ -36,7 +36,7 @@ def test_a_file_of_another_recipe_is_not_added_to(results_file, tmp_path):
         results_file.read(path, {"recipe": ["a", "b"]})
 
 
-@pytest.mark.parametrize("name", ["quality_cache", "quality_prose", "recall"])
+@pytest.mark.parametrize("name", ["quality_served", "quality_prose", "recall"])
 def test_a_committed_file_that_is_read_and_written_has_the_same_bytes(results_file, tmp_path, name):
     path = BENCHMARKS / "results" / f"{name}.json"
 

@@ -35,8 +35,8 @@ from yocobit.serving.prefix_cache import PrefixCache
 
 # Rows of prompts that go along with a step: few beside texts that wait for their next token.
 PROMPT_ROWS, PROMPT_ROWS_BESIDE = 128, 32
-# What a token waits at most for the next ones, a frame of a screen: each time that the event loop is
-# woken, it takes a CPU from the engine for longer than a small model needs for a token.
+# What a token waits at most for the next ones, a frame of a screen: each time that the event loop
+# is woken, it takes a CPU from the engine for longer than a small model needs for a token.
 DELIVER_S = 1 / 60
 
 Deliver = Callable[[Sequence[tuple[Job, list[Event]]]], None]
