@@ -2,11 +2,11 @@
 
     python benchmarks/on_chip.py [--rounds 3] [--work DIR]
 
-Decode of single tokens behind 512 others, int8 cache, vocabulary of 16,384: our ternary and sign
-weights, in a Transformer and in a YOCO stack of the same width and depth, beside llama.cpp's F16
-and ternary types on that Transformer. The same steps again with every cache filled by other data
-before each. Needs the extra `peers`; every run is a process of its own, ratios are medians over
-rounds. Writes benchmarks/results/on_chip.json.
+Decode of single tokens behind 512 others, vocabulary of 16,384, our cache int8 and theirs f16: our
+ternary and sign weights, in a Transformer and in a YOCO stack of the same width and depth, beside
+llama.cpp's F16 and ternary types on that Transformer. Before every twentieth step all caches are
+filled with other data. Needs the extra `peers`; every run is a process of its own, ratios are
+medians over rounds. Writes benchmarks/results/on_chip.json.
 """
 
 from __future__ import annotations

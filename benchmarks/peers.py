@@ -32,6 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
 THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's own choice for these types, and ours
 
+_100M = transformer(768, 12, 12, 12, 2048, 16384)
 ALL_SHAPES: dict[str, ModelConfig] = {
     "2b4t": SHAPES["2b4t"],
     "150m": SHAPES["150m"],
@@ -39,8 +40,8 @@ ALL_SHAPES: dict[str, ModelConfig] = {
     # Weights that fit a last-level cache of 32 MB.
     "85m": transformer(768, 12, 12, 12, 2048, 8192),
     # on_chip.py
-    "100m": transformer(768, 12, 12, 12, 2048, 16384),
-    "100m-yoco": yoco(transformer(768, 12, 12, 12, 2048, 16384)),
+    "100m": _100M,
+    "100m-yoco": yoco(_100M),
     # One layer of attention as in 2b4t, and little else.
     "attention": transformer(2560, 1, 20, 5, 256, 1024),
 }

@@ -52,7 +52,8 @@ def main() -> None:
         write_gguf(theirs, config, KIND, HEAD, tokenizer)
         ports = {
             "yocobit": stack.enter_context(serving.server(ours, "f16")),
-            "llama-cpp-python": stack.enter_context(_their_server(theirs)),
+            "llama-cpp-python": stack.enter_context(_their_server(theirs, False)),
+            "with flash attention": stack.enter_context(_their_server(theirs, True)),
         }
         for number in range(arguments.rounds + 1):
             found = {name: _measure(port, number) for name, port in ports.items()}
@@ -92,20 +93,24 @@ def _body(prompt: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _their_server(model: Path) -> Iterator[int]:
+def _their_server(model: Path, has_flash_attention: bool) -> Iterator[int]:
     """Run llama-cpp-python's server with its prefix cache in memory; give its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--n_ctx", "16384", "--n_threads", "2", "--n_threads_batch", "2"]
-    command += ["--flash_attn", "true", "--cache", "true"]
+    command += ["--flash_attn", str(has_flash_attention).lower(), "--cache", "true"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
+            if process.poll() is not None:
+                raise RuntimeError(f"{command}: ended with {process.returncode}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
                 break
             time.sleep(0.1)
+        else:
+            raise RuntimeError("no server after a minute")
         yield port
     finally:
         process.terminate()

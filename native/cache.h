@@ -46,7 +46,8 @@ inline int64_t row_bytes(FloatType type, int64_t n) {
   return (type == FloatType::i4 ? round_up(n, 16) : n) * size_bits(type) / 8;
 }
 
-// Keys and values of G heads for the last `capacity` positions, [G][capacity][D] each.
+// Keys and values of G heads for the last `capacity` positions, [G][capacity][D] each; codes by
+// tiles of positions (code_tiles.h).
 class KeyValueCache {
  public:
   KeyValueCache(FloatType type, int n_heads, int head_dim, int64_t n_positions)
@@ -71,7 +72,7 @@ class KeyValueCache {
   void store(const Kernels& kernels, int head, int64_t position, const float* key,
              const float* value) {
     const int64_t slot = slot_of(head, position), scale = slot * has_scales();
-    uint8_t row[kMaxRowBytes];
+    alignas(kCacheLine) uint8_t row[kMaxRowBytes];
     kernels.store(key, head_dim_, type_, row, &key_scales_[scale]);
     put(key_byte, slot, row, keys_.get());
     kernels.store(value, head_dim_, type_, row, &value_scales_[scale]);
@@ -81,13 +82,13 @@ class KeyValueCache {
   // Write the key [D] of a head and position that is still cached, or its value.
   void load_key(const Kernels& kernels, int head, int64_t position, float* key) const {
     const int64_t slot = slot_of(head, position);
-    uint8_t row[kMaxRowBytes];
+    alignas(kCacheLine) uint8_t row[kMaxRowBytes];
     get(key_byte, slot, keys_.get(), row);
     kernels.load(row, key_scales_[slot * has_scales()], head_dim_, type_, key);
   }
   void load_value(const Kernels& kernels, int head, int64_t position, float* value) const {
     const int64_t slot = slot_of(head, position);
-    uint8_t row[kMaxRowBytes];
+    alignas(kCacheLine) uint8_t row[kMaxRowBytes];
     get(value_byte, slot, values_.get(), row);
     kernels.load(row, value_scales_[slot * has_scales()], head_dim_, type_, value);
   }

@@ -1,5 +1,5 @@
 // How a cache of int8 or int4 keeps a tile of positions: so that a vector holds several positions
-// of the same codes, which products then sum up without a sum over lanes.
+// of the same codes, which products then sum up with hardly a sum over lanes.
 //
 //   keys    [row_bytes / 4][kAttentionTile][4]   four bytes of a row, of one position after another
 //   values  [kAttentionTile / 4][row_bytes][4]   four positions of a byte of the rows

@@ -93,8 +93,8 @@ struct DenseMatrix {
 // One K/V head of a cache: position p is slot p % capacity; a tile of positions is contiguous.
 // Tiles of i8 and i4 are in the order of code_tiles.h.
 struct KeysValues {
-  const void* keys;           // [capacity][D] of type
-  const void* values;         // [capacity][D]
+  const void* keys;           // [capacity][D] of type, f32 and f16; else tiles
+  const void* values;         // likewise
   const float* key_scales;    // [capacity] for i8 and i4
   const float* value_scales;  // [capacity]
   FloatType type;
@@ -168,9 +168,10 @@ struct Kernels {
   void (*retain)(float* state, const float* q, const float* k, const float* v, ptrdiff_t stride,
                  const float* decays, int n, int head_dim, float* o);
 
-  // Store one head x [D] in a cache as type; for i8 and i4 also its scale (max|x| / 127 and / 7).
+  // One head x [D] as a row of type, and for i8 and i4 its scale (max|x| / 127 and / 7). A cache of
+  // those keeps rows in the order of code_tiles.h, which is how attend reads them.
   void (*store)(const float* x, int head_dim, FloatType type, void* out, float* scale);
-  // The inverse, exactly as the attention kernel reads it.
+  // The inverse, to the values that attend counts with.
   void (*load)(const void* stored, float scale, int head_dim, FloatType type, float* x);
 
   // Attend with the n_queries heads that share a K/V head over positions [begin, end), walked in

@@ -128,10 +128,8 @@ float square_root(float x) { return std::sqrt(x); }
 #include "attention_tiles.inc"
 #include "kernels_float.inc"
 
-template <int kSize>
-struct Factors : Codes<kSize> {
-  void split(int) {}
-};
+using QueryCodes = WholeCodes<kQueryCodes>;
+using WeightCodes = WholeCodes<kAttentionTile>;
 
 // Code d of a row of a tile.
 template <FloatType type, typename Order>
@@ -141,8 +139,8 @@ int32_t code_at(const Order& order, const uint8_t* tile, int position, int d, in
   return (byte >> (d % 16 / 8 * 4) & 15) - 8;
 }
 
-template <FloatType type, int kQueries, typename Query>
-void score_codes(const Query* queries, const uint8_t* keys, int64_t row_bytes, NextTile&,
+template <FloatType type, int kQueries>
+void score_codes(const QueryCodes* queries, const uint8_t* keys, int64_t row_bytes, NextTile&,
                  int32_t* sums) {
   const int D = static_cast<int>(type == FloatType::i8 ? row_bytes : 2 * row_bytes);
   for (int i = 0; i < kQueries; ++i) {
@@ -157,8 +155,8 @@ void score_codes(const Query* queries, const uint8_t* keys, int64_t row_bytes, N
 }
 
 template <FloatType type, int kQueries>
-void add_codes(const Factors<kAttentionTile>* weights, const uint8_t* values, int64_t row_bytes,
-               int D, NextTile&, int32_t* sums) {
+void add_codes(const WeightCodes* weights, const uint8_t* values, int64_t row_bytes, int D,
+               NextTile&, int32_t* sums) {
   for (int i = 0; i < kQueries; ++i) {
     for (int d = 0; d < D; ++d) {
       int32_t sum = 0;

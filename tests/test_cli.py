@@ -14,6 +14,7 @@ import pytest
 import typer
 from packed_models import nano, packed, text, trained
 
+from yocobit import Engine
 from yocobit.cli import app
 
 # A new option needs a line here, and its reason in the commit.
@@ -319,14 +320,13 @@ def test_generate_mistakes_are_one_line(model, options, words):
 
 def test_generate_stops_where_the_model_says_it_does():
     turn = "<|user|>\nWho was Moses?\n<|end|>\n<|assistant|>\n"
-    options = ("-n", 200, "--seed", 1, "--json")
+    engine = Engine.load()
 
-    own = json.loads(run("generate", turn, *options).stdout)
-    other = json.loads(run("generate", turn, "--stop", "no such text", *options).stdout)
+    own = json.loads(run("generate", turn, "-n", 200, "--seed", 1, "--json").stdout)
+    all_of_it = engine.stream(turn, max_tokens=200, sampling=engine.sampling(seed=1))
 
     assert own["finish_reason"] == "stop"
-    assert "<|end|>" in other["text"]
-    assert other["text"].startswith(own["text"] + "\n<|end|>")
+    assert "".join(all_of_it).startswith(own["text"] + "\n<|end|>")
 
 
 def test_the_packaged_model_answers_without_any_other():

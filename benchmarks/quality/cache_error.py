@@ -1,8 +1,8 @@
 """What rounding the cache does to logits: each cache type against f32 on the same text.
 
-    python benchmarks/quality/cache_error.py [--model DIR] [--tokens 4096] TEXT
+    python benchmarks/quality/cache_error.py [--model DIR] [--tokens 4096] [--context 512] TEXT
 
-The first tokens of TEXT, in windows of the model's context; MODEL is the packaged one unless given.
+The first tokens of TEXT, in windows of CONTEXT; the model is the packaged one unless given.
 Writes benchmarks/results/cache_error.json.
 
 Letters: T positions   V vocabulary
@@ -46,7 +46,9 @@ def main() -> None:
     }
     for cache, values in found.items():
         print(f"{cache:5} " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()))
-    results_file.write(RESULTS, {"tokens": len(tokens), "context": arguments.context, **found})
+    made_of = {"model": arguments.model.name, "text": arguments.text.name}
+    sizes = {"tokens": len(tokens), "context": arguments.context}
+    results_file.write(RESULTS, {**made_of, **sizes, **found})
 
 
 def logits(engine: Engine, tokens: list[int], context: int, cache: CacheType) -> Logits:

@@ -7,7 +7,8 @@ from typing import Any
 
 from yocobit.errors import UserError
 
-# Okabe and Ito's colours, which people who are colour-blind can tell apart.
+# Okabe and Ito's blue, vermillion and green, which people who are colour-blind can tell apart, and
+# a sky blue that shows on white.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
 TEXT = "#444444"
 STYLE: dict[str, Any] = {

@@ -63,7 +63,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[
         list[str],
-        typer.Option(help="Stop before this text, instead of the model's own; can be repeated."),
+        typer.Option(help="Stop before this text, too; can be repeated."),
     ] = [],  # noqa: B006
     cache: Cache = "f32",
     attention: Attention = None,
@@ -83,7 +83,7 @@ def generate(
         generation = engine.stream(
             prompt,
             max_tokens=max_tokens,
-            stop=stop or engine.stop_strings,
+            stop=(*stop, *engine.stop_strings),
             cache=cache,
             sampling=sampling,
         )

@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
     """Reuse the memory of freed tensors for the rest of the process, where the C library can.
 
     By default glibc returns large blocks to the system, which hands out each page again as zeros
-    at the next operation. The peak stays, as every step needs the same memory.
+    at the next operation. Every step needs the same memory, so the peak hardly grows.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
