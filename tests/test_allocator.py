@@ -1,0 +1,34 @@
+"""Memory of freed tensors: reused where the C library lets us."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource
+import torch
+from yocobit.training import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(1 << 24).add_(1)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fresh = faults()
+keep_freed_memory()
+faults()
+print(fresh, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
+def test_freed_memory_is_not_asked_for_again():
+    found = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
+
+    assert found.returncode == 0, found.stderr
+    fresh, kept = map(int, found.stdout.split())
+    assert fresh > 64  # of 64 MB, in huge pages at best
+    assert kept < fresh / 8
