@@ -35,10 +35,9 @@ from yocobit.serving.prefix_cache import PrefixCache
 
 # Rows of prompts that go along with a step: few beside texts that wait for their next token.
 PROMPT_ROWS, PROMPT_ROWS_BESIDE = 128, 32
-# How long tokens are held for the next ones, a frame of a screen, if steps take no longer than the
-# last one: each time that the event loop is woken, it takes a CPU from the engine for longer than a
-# small model needs for a token.
-DELIVER_S = 1 / 60
+# What a token waits at most for the next ones: each time that the event loop is woken, it takes a
+# CPU from the engine for longer than a small model needs for a token.
+DELIVER_S = 0.004
 
 Deliver = Callable[[Sequence[tuple[Job, list[Event]]]], None]
 
@@ -167,15 +166,13 @@ class Scheduler:
                 self._fail(job, DeadlineError(job.request.timeout_s))
         for job in admitted:
             self._guard(job, job.begin, self.cache, self.prefixes)
-        begin = time.monotonic()
         try:
             self._step()
         except Exception as error:  # ours; whoever is left must hear of it
             logger.exception("step failed")
             for job in list(self.running):
                 self._fail(job, error)
-        now = time.monotonic()
-        is_late = now + (now - begin) - self._delivered_at >= DELIVER_S
+        is_late = time.monotonic() - self._delivered_at >= DELIVER_S
         if is_late or any(job.is_over for job, _ in self._events):
             self._flush()
         return True
