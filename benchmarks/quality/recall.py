@@ -62,7 +62,13 @@ SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluat
     "int8": {"shared_kv": "int8"},
     "int4": {"shared_kv": "int4"},
     "index": {"cross_attention": "index", "cross_positions": 128},
+    "index:192": {"cross_attention": "index", "cross_positions": 192},
     "window": {"cross_attention": "window", "cross_positions": 128},
+    "int4, index:192": {
+        "shared_kv": "int4",
+        "cross_attention": "index",
+        "cross_positions": 192,
+    },
     "int4, index": {"shared_kv": "int4", "cross_attention": "index", "cross_positions": 128},
 }
 
