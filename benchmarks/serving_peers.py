@@ -99,6 +99,7 @@ def _their_server(model: Path) -> Iterator[int]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--n_ctx", "16384", "--n_threads", "2", "--n_threads_batch", "2"]
+    command += ["--interrupt_requests", "false"]  # else a new one cuts the others off
     command += ["--cache", "true"]  # without flash attention, which is slower on some CPUs
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
