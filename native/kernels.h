@@ -29,7 +29,8 @@ constexpr int kWideLevels = 16383;  // of an int16 code; 4096 pairs with int8 fi
 constexpr int kTokenBlock = 32;     // tokens that the products of a batch take together
 constexpr int kAttentionTile = 32;  // positions per step of the online softmax
 constexpr int kCacheLine = 64;
-constexpr int kPartialExtra = 8;  // floats after the [D] of a partial attention result
+constexpr ptrdiff_t kPrefetchBytes = 4096;  // that weights are asked for ahead of their turn
+constexpr int kPartialExtra = 8;            // floats after the [D] of a partial attention result
 constexpr int kMaxHeadDim = 1024;
 
 // Weights in {-1, 0, +1} or {-1, +1}, as docs/format.md lays them out: block b of row r starts at

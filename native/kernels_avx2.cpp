@@ -49,7 +49,6 @@ template <typename Kind, int kRows>
 void matvec_rows(const BitMatrix& w, const QuantizedRows& x, int group, int first_row, int n,
                  float* y) {
   constexpr int kPlaces = 4 / Kind::kBits, kMask = (1 << Kind::kBits) - 1;
-  constexpr ptrdiff_t kPrefetchBytes = 2048;  // ahead in the stream of weights
   const uint8_t* codes =
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
   const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
@@ -122,6 +121,7 @@ void matmul_rows(const BitMatrix& w, const QuantizedRows& x, int group, int firs
       for (__m256i& sum : row) sum = _mm256_setzero_si256();
     }
     for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
+      __builtin_prefetch(codes + kPrefetchBytes);
 #pragma GCC unroll 8
       for (int place = 0; place < 8 / Kind::kBits; ++place, inputs += kBlockBytes) {
         __m256i xs[kTokens];
@@ -247,6 +247,7 @@ template <int kRows, int kTokens>
 void int8_tile(const DenseMatrix& w, const WideRows& x, int m, int n, float* y,
                ptrdiff_t y_stride) {
   const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
+  const int8_t* next = weights + static_cast<size_t>(kRows) * w.k;  // tile
   const int16_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
   int64_t totals[kRows][kTokens] = {};
   for (int begin = 0; begin < w.k; begin += kColumnsPerWidening) {
@@ -256,6 +257,7 @@ void int8_tile(const DenseMatrix& w, const WideRows& x, int m, int n, float* y,
       for (auto& sum : row) sum = _mm256_setzero_si256();
     }
     const auto add_columns = [&](int k, auto load) {
+      __builtin_prefetch(next + static_cast<size_t>(k) * kRows);
       __m256i xs[kTokens];
       for (int t = 0; t < kTokens; ++t) {
         xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride + k);
@@ -320,7 +322,9 @@ void int4_tile(const Int4Matrix& w, const WideRows& x, int group, int n, float* 
     const size_t at = (static_cast<size_t>(group) * w.n_blocks + block) * kRowsPerGroup;
     __m256i sums[kTokens][kRowsPerGroup];
     for (int r = 0; r < kRowsPerGroup; ++r) {
-      const __m256i packed = load_bytes(w.codes + (at + r) * kBlockBytes);
+      const uint8_t* codes = w.codes + (at + r) * kBlockBytes;
+      if (r % 2 == 0) __builtin_prefetch(codes + kPrefetchBytes);
+      const __m256i packed = load_bytes(codes);
       const __m256i low = _mm256_and_si256(packed, low_four_bits);
       const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_four_bits);
       const __m256i weights[4] = {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)),
