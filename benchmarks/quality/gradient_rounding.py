@@ -1,5 +1,5 @@
 """Does rounding output gradients to int16 cost anything? The same training twice: by native
-kernels, which round them for the gradients of weights, and by plain PyTorch in float32.
+kernels, which round them for the gradients of weights, and by plain PyTorch that does not.
 
     python benchmarks/quality/gradient_rounding.py --data runs/quality/data [--steps 200]
 
@@ -12,11 +12,13 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import results_file
 from rich.console import Console
 
 from yocobit import training
+from yocobit.model import plain_products
 from yocobit.model.native_products import PYTORCH, kernels, use_kernels
 
 RECIPE = Path(__file__).parent / "prose.toml"
@@ -47,7 +49,8 @@ def train(arguments: argparse.Namespace, name: str, seed: int) -> float:
     changes += [f'model.preset="{arguments.preset}"', f"run.steps={arguments.steps}"]
     changes += [f"run.seed={seed}", f"run.eval_every={arguments.steps}"]
     config = training.load(RECIPE, changes)
-    with tempfile.TemporaryDirectory() as directory, use_kernels(name):
+    exact = mock.patch.object(plain_products, "rounded_gradients", lambda grads: grads)
+    with tempfile.TemporaryDirectory() as directory, use_kernels(name), exact:
         training.train(config, Path(directory) / "run", resume=False, console=Console(quiet=True))
         metrics = (Path(directory) / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     return float(json.loads(metrics.splitlines()[-1])["valid_bits_per_byte"])

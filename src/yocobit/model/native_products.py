@@ -1,8 +1,8 @@
 """Products with ternary and sign weights by the native training kernels, as PyTorch operators.
 
-They compute what plain_products.py does: outputs to the
-bit, gradients of the input within 1e-5 and of the weights within 1e-4 of the largest value. Which
-of the two runs is decided by `kernels_for` and is the user's to change with `use_kernels`.
+They compute what plain_products.py does: outputs to the bit, gradients within 1e-5 of the largest
+value. Which of the two runs is decided by `kernels_for` and is the user's to change with
+`use_kernels`.
 
 Letters: M output features   K input features   N tokens
 """

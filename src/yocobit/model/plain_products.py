@@ -16,6 +16,8 @@ from torch import Tensor
 from yocobit.config import WeightKind
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
+_BLOCK, _LEVELS, _SMALLEST = 256, 32767, 1e-30  # as native/training_kernels.h has them
+
 
 class PlainProducts(torch.autograd.Function):
     """y = (x_codes w_codes^T) s_x s_w for each weight; all roundings have gradient 1."""
@@ -52,10 +54,23 @@ def straight_through_gradients(
     By operations that can be differentiated with respect to grads; codes (N, K), their scale
     (N, 1) and what weights are rounded to count as constants.
     """
-    x = codes.to(x_scale.dtype) * x_scale
+    x = codes.to(x_scale.dtype)
     grad_x, grad_ws = torch.zeros_like(x), []
     for grad, weight in zip(grads, weights, strict=True):
         w_codes, w_scale = quantize_weight(weight.detach(), kind)
         grad_x = grad_x + grad @ (w_codes * w_scale)
-        grad_ws.append(grad.mT @ x)
+        grad_ws.append(rounded_gradients(grad * x_scale).mT @ x)
     return grad_x, grad_ws
+
+
+def rounded_gradients(grads: Tensor) -> Tensor:
+    """Round gradients (N, M) in float32 to int16, as the native kernels do for those of weights:
+    with a scale for each column and 256 tokens. Rounding has gradient 1.
+    """
+    if grads.dtype != torch.float32 or grads.numel() == 0:
+        return grads
+    N, M = grads.shape
+    blocks = F.pad(grads.detach(), (0, 0, 0, -N % _BLOCK)).view(-1, _BLOCK, M)
+    largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST)
+    codes = (blocks * (_LEVELS / largest)).round()
+    return (codes * (largest / _LEVELS)).view(-1, M)[:N] + (grads - grads.detach())
