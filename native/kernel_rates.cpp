@@ -122,9 +122,19 @@ std::vector<Buffer<uint8_t>> buffers(size_t size, int n_threads) {
   return memory;
 }
 
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + values.size() / 2;
-  std::nth_element(values.begin(), middle, values.end());
+// Seconds of a pass over pass_bytes of the `size` that a thread goes through in turn: the median,
+// after all has gone by twice and lies where it then stays.
+template <typename Fill, typename Pass>
+double pass_seconds(const Threads& threads, size_t size, size_t pass_bytes, const Fill& fill,
+                    const Pass& pass) {
+  const auto prepare = [&](int thread) {
+    fill(thread);
+    for (size_t done = 0; done < 2 * size; done += pass_bytes) pass(thread);
+  };
+  std::vector<double> seconds = time_passes(threads.cpus, threads.n, threads.n_passes, prepare,
+                                            [&](int thread, int) { pass(thread); });
+  const auto middle = seconds.begin() + seconds.size() / 2;
+  std::nth_element(seconds.begin(), middle, seconds.end());
   return *middle;
 }
 
@@ -140,17 +150,17 @@ double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, 
   std::vector<Operands> operands;
   for (int i = 0; i < threads.n; ++i) operands.emplace_back(n, m, k);
   std::vector<size_t> next(threads.n);
-  const std::vector<double> seconds = time_passes(
-      threads.cpus, threads.n, threads.n_passes,
+  const double seconds = pass_seconds(
+      threads, n_matrices * matrix, per_pass * matrix,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, n_matrices * matrix); },
-      [&](int thread, int) {
+      [&](int thread) {
         for (size_t i = 0; i < per_pass; ++i) {
           const uint8_t* weights = memory[thread].get() + next[thread] * matrix;
           multiply(kernels, stored, weights, n, m, k, row.n_blocks, operands[thread]);
           next[thread] = (next[thread] + 1) % n_matrices;
         }
       });
-  return static_cast<double>(per_pass * matrix) * threads.n / median(seconds);
+  return static_cast<double>(per_pass * matrix) * threads.n / seconds;
 }
 
 double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
@@ -167,10 +177,11 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
   std::vector<std::vector<float>> partials(threads.n, std::vector<float>(n_queries * stride));
   std::vector<int64_t> next(threads.n);
   const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kPartition), 1);
-  const std::vector<double> seconds = time_passes(
-      threads.cpus, threads.n, threads.n_passes,
+  const size_t pass_bytes = per_pass * kPartition * position;
+  const double seconds = pass_seconds(
+      threads, total, pass_bytes,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, total); },
-      [&](int thread, int) {
+      [&](int thread) {
         const uint8_t* begin = memory[thread].get();
         const float* key_scales = reinterpret_cast<const float*>(begin + 2 * half);
         const KeysValues cache = {.keys = begin,
@@ -187,7 +198,7 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
           next[thread] = (next[thread] + kPartition) % capacity;
         }
       });
-  return static_cast<double>(per_pass * kPartition * position) * threads.n / median(seconds);
+  return static_cast<double>(pass_bytes) * threads.n / seconds;
 }
 
 double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t size,
@@ -199,10 +210,10 @@ double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t
   const std::vector<float> x(static_cast<size_t>(n) * head_dim, 0.1f), decays(n, 0.9f);
   std::vector<std::vector<float>> o(threads.n, x);
   std::vector<size_t> next(threads.n);
-  const std::vector<double> seconds = time_passes(
-      threads.cpus, threads.n, threads.n_passes,
+  const double seconds = pass_seconds(
+      threads, n_states * state, per_pass * state,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, n_states * state); },
-      [&](int thread, int) {
+      [&](int thread) {
         for (size_t i = 0; i < per_pass; ++i) {
           float* at = reinterpret_cast<float*>(memory[thread].get()) + next[thread] * values;
           kernels.retain(at, x.data(), x.data(), x.data(), head_dim, decays.data(), n, head_dim,
@@ -210,7 +221,7 @@ double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t
           next[thread] = (next[thread] + 1) % n_states;
         }
       });
-  return static_cast<double>(per_pass * 2 * state) * threads.n / median(seconds);
+  return static_cast<double>(per_pass * 2 * state) * threads.n / seconds;
 }
 
 }  // namespace yocobit
