@@ -1,10 +1,11 @@
 """yocobit beside llama.cpp, PyTorch and itself: the same shapes, random weights, in turn.
 
-    python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--work DIR]
+    python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--threads 2]
+        [--work DIR] [--out benchmarks/results/peers.json]
 
 Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a
 process of its own; a ratio is the median over rounds of ours / the best of theirs in that round.
-Writes benchmarks/results/peers.json; docs/performance.md explains the figures.
+docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=_PLANS, default=list(_PLANS))
+    parser.add_argument("--threads", type=int, help="make only the runs with so many")
     parser.add_argument("--work", type=Path, help="keep models here between runs")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -60,14 +63,15 @@ def main() -> None:
         return
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        runs = [run for name in arguments.only for run in _PLANS[name](work)]
+        runs = [run for name in arguments.only for run in _PLANS[name](work)
+                if arguments.threads in (None, run["threads"])]  # fmt: skip
         report = {"machine": machine(), "runs": list(measured(runs, arguments.rounds))}
     report["ratios"] = ratios(report["runs"])
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    arguments.out.parent.mkdir(exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, ratio in report["ratios"].items():
         print(f"{name:36} {ratio:8.2f}")
-    print(f"wrote {RESULTS}")
+    print(f"wrote {arguments.out}")
 
 
 def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
