@@ -21,7 +21,7 @@ constexpr int kRegisters = 16;
 __m256i load_bytes(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 
 #include "kernels_float.inc"
-#include "kernels_int16_avx2.inc"
+#include "kernels_integer_avx2.inc"
 #include "kernels_mixers.inc"
 
 int32_t lane_sum(const __m256i& x) {

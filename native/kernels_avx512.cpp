@@ -46,7 +46,7 @@ __m512i load_pair(const uint8_t* p) { return _mm512_loadu_si512(p); }
   return _mm256_add_epi32(_mm512_castsi512_si256(ordered), _mm512_extracti64x4_epi64(ordered, 1));
 }
 
-#include "kernels_int16_avx512.inc"
+#include "kernels_integer_avx512.inc"
 #include "kernels_mixers.inc"
 
 constexpr int kPairs = kRowsPerGroup / 2;  // vectors of a group's block
