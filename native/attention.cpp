@@ -99,12 +99,21 @@ void Decoder::choose_blocks() {
   });
 }
 
-// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache.
+// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache. The caches of
+// heads and layers come to new pages at the same positions; each takes its next one at another
+// position before, so that no step has to wait for all of them.
 void Decoder::store_keys_values(int index, const Rotation& rotation, int row, int head) {
-  KeyValueCache& cache = cache_of(*rows_[row].session, index);
+  Session* const session = rows_[row].session;
+  const int64_t position = rows_[row].position;
+  KeyValueCache& cache = cache_of(*session, index);
   const int64_t at = (int64_t{row} * cache.n_heads() + head) * cache.head_dim();
   rotation.apply(kernels_, row, &k_[at]);
-  cache.store(kernels_, head, rows_[row].position, &k_[at], &v_[at]);
+  cache.store(kernels_, head, position, &k_[at], &v_[at]);
+  const bool is_last = row + 1 == n_ || rows_[row + 1].session != session;
+  const int64_t turn = position + int64_t{index} * cache.n_heads() + head;
+  if (is_last && (!is_decoding() || turn % cache.positions_per_page() == 0)) {
+    cache.touch_ahead(head, position);
+  }
 }
 
 // Queries in q_ to outputs in y_.
@@ -125,7 +134,7 @@ void Decoder::attend(const Attention& layer) {
     any_chooses |= layer.is_first && chooses(row);
   }
   // Where no row waits for the keys of another and nothing is to be merged, threads meet once.
-  const bool sees_own_only = !layer.stores || static_cast<int>(segments_.size()) == n_;
+  const bool sees_own_only = !layer.stores || is_decoding();
   const bool is_one_round = n_partitions == 1 && sees_own_only && !any_chooses;
   pool_.run(int64_t{n_} * G, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {

@@ -79,6 +79,20 @@ class KeyValueCache {
     put(value_byte, slot, row, values_.get());
   }
 
+  // Positions of a head that share a page of the system's memory, at most.
+  int64_t positions_per_page() const { return std::max<int64_t>(kPageBytes / row_bytes(), 1); }
+
+  // Take from the system what the tiles of as many positions after this one need for a head.
+  void touch_ahead(int head, int64_t position) {
+    const int64_t last = std::min(position + positions_per_page() + kAttentionTile, capacity_ - 1);
+    for (int64_t next = position + positions_per_page(); next <= last; next += kAttentionTile) {
+      for (uint8_t* memory : {keys_.get(), values_.get()}) {
+        volatile uint8_t* byte = memory + slot_of(head, next) * row_bytes();
+        *byte = *byte;  // by writing: the system shares one page of zeros among readers
+      }
+    }
+  }
+
   // Write the key [D] of a head and position that is still cached, or its value.
   void load_key(const Kernels& kernels, int head, int64_t position, float* key) const {
     const int64_t slot = slot_of(head, position);
@@ -142,6 +156,7 @@ class KeyValueCache {
 
  private:
   static constexpr int kMaxRowBytes = kMaxHeadDim * int{sizeof(float)};
+  static constexpr int64_t kPageBytes = 4096;
 
   bool has_scales() const { return type_ == FloatType::i8 || type_ == FloatType::i4; }
   int64_t scale_bytes() const { return has_scales() ? sizeof(float) : 0; }

@@ -68,6 +68,7 @@ class Decoder {
   };
 
   void find_segments();
+  bool is_decoding() const { return static_cast<int>(segments_.size()) == n_; }  // a row each
   void self_decode();
   void keep_last_rows(int n);
   void cross_decode();
