@@ -83,7 +83,7 @@ def generate(
         generation = engine.stream(
             prompt,
             max_tokens=max_tokens,
-            stop=stop,
+            stop=(*stop, *engine.stop_strings),
             cache=cache,
             sampling=sampling,
         )

@@ -95,6 +95,7 @@ class Chat:
         self._reply = self.engine.stream(
             prompt,
             max_tokens=min(self._max_tokens, room),
+            stop=self.engine.stop_strings,
             sampling=sampling,
             session=session,
         )

@@ -135,7 +135,7 @@ class Engine:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end what the model writes; ConfigError if they are none."""
+        """Texts that end the model's turn in a conversation; ConfigError if they are none."""
         found = self.generation_config.get("stop_strings") or []
         texts = [found] if isinstance(found, str) else found
         if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
@@ -241,9 +241,6 @@ class Engine:
     ) -> Generation:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
-        It ends before a text of `stop` or of `stop_strings`, after a token of `end_tokens`, or with
-        max_tokens.
-
         A `session`, if given, has taken in some of the first tokens of the prompt, and has room
         for the rest and max_tokens; `cache` is its own then.
         """
@@ -260,7 +257,7 @@ class Engine:
             prompt=tokens,
             max_tokens=max_tokens,
             end_tokens=self.end_tokens,
-            stop=(*stop, *self.stop_strings),
+            stop=tuple(stop),
             sampling=sampling or self.sampling(),
         )
 

@@ -79,7 +79,7 @@ class TextCompletion(Completion):
                     prompt=tuple(prompt),
                     max_tokens=max_tokens,
                     sampling=sampling[i * self._n : (i + 1) * self._n],
-                    stop=(*stops(body.stop), *service.engine.stop_strings),
+                    stop=stops(body.stop),
                     logit_bias=bias,
                     n_logprobs=body.logprobs,
                     n_prompt_logprobs=body.logprobs if self._echo else None,
