@@ -99,8 +99,8 @@ void Decoder::choose_blocks() {
   });
 }
 
-// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache. The caches of
-// heads and layers come to new pages at the same positions; each takes its next one at another
+// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache. The caches
+// of heads and layers come to new pages at the same positions; each takes its next one at another
 // position before, so that no step has to wait for all of them.
 void Decoder::store_keys_values(int index, const Rotation& rotation, int row, int head) {
   Session* const session = rows_[row].session;
