@@ -105,7 +105,7 @@ void write_rows(const __m512i* sums, const BitMatrix& w, const QuantizedRows& x,
 
 // The same for one token and a whole group.
 template <typename Kind>
-void write_group(const __m512i* sums, const BitMatrix& w, const QuantizedRows& x, int row, int n,
+void write_token(const __m512i* sums, const BitMatrix& w, const QuantizedRows& x, int row, int n,
                  float* y) {
   const __m512i fours = quarter_sums(sums);  // even rows twice, odd rows twice
   const __m512i halves =
@@ -155,18 +155,18 @@ void matvec_group(const BitMatrix& w, const QuantizedRows& x, int group, int n, 
       sums[0][i] = _mm512_add_epi32(sums[0][i], shifted);
     }
   }
-  write_group<Kind>(sums[0], w, x, group * kRowsPerGroup, n, y);
+  write_token<Kind>(sums[0], w, x, group * kRowsPerGroup, n, y);
 }
 
-// kVectors of a group's vectors by kTokens tokens: every unpacked vector of codes serves all of
-// them.
+// kVectors of a group's vectors, from the first on, by kTokens tokens: every unpacked vector of
+// codes serves all of them.
 template <typename Kind, int kTokens, int kVectors>
-void matmul_vectors(const BitMatrix& w, const QuantizedRows& x, int row, int n, float* y,
-                    ptrdiff_t y_stride) {
+void matmul_vectors(const BitMatrix& w, const QuantizedRows& x, int group, int first, int n,
+                    float* y, ptrdiff_t y_stride) {
   const size_t block_bytes = kRowsPerGroup * kBlockBytes;
-  const int group = row / kRowsPerGroup;
-  const uint8_t* codes = w.codes + static_cast<size_t>(group) * w.n_blocks * block_bytes +
-                         row % kRowsPerGroup * kBlockBytes;
+  const int row = group * kRowsPerGroup + 2 * first;
+  const uint8_t* codes =
+      w.codes + static_cast<size_t>(group) * w.n_blocks * block_bytes + 64 * first;
   const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
   const __m512i mask = splat_byte((1 << Kind::kBits) - 1);
   __m512i sums[kTokens][kVectors];
@@ -201,7 +201,7 @@ void matmul_vectors(const BitMatrix& w, const QuantizedRows& x, int row, int n, 
   for (; t + kTogether <= kTokens; t += kTogether) {
     write_rows<Kind, kVectors>(sums[t], w, x, row, n + t, y, y_stride);
   }
-  for (; t < kTokens; ++t) write_group<Kind>(sums[t], w, x, row, n + t, y + (n + t) * y_stride);
+  for (; t < kTokens; ++t) write_token<Kind>(sums[t], w, x, row, n + t, y + (n + t) * y_stride);
 }
 
 template <typename Kind, int kTokens>
@@ -209,8 +209,7 @@ void matmul_group(const BitMatrix& w, const QuantizedRows& x, int group, int n, 
                   ptrdiff_t y_stride) {
   constexpr int kVectors = kTokens > 4 ? kPairs / 2 : kPairs;  // whose sums registers hold
   for (int i = 0; i < kPairs; i += kVectors) {
-    const int row = group * kRowsPerGroup + 2 * i;
-    matmul_vectors<Kind, kTokens, kVectors>(w, x, row, n, y, y_stride);
+    matmul_vectors<Kind, kTokens, kVectors>(w, x, group, i, n, y, y_stride);
   }
 }
 
@@ -237,7 +236,7 @@ template <typename Kind>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
   // With ternary weights tables save less: where VNNI multiplies whole vectors twice a cycle it is
-  // faster (by 10 to 20%), on AMD's CPUs it is not.
+  // faster (by 10 to 20%). Zen 4 does so once; there tables were faster when last measured.
   const bool uses_tables = Kind::kBits == 1 || __builtin_cpu_is("amd");
   int token = 0;
   for (; uses_tables && token + kTokenBlock <= x.n; token += kTokenBlock) {

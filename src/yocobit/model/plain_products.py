@@ -16,7 +16,7 @@ from torch import Tensor
 from yocobit.config import WeightKind
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
-_BLOCK, _LEVELS, _SMALLEST = 256, 32767, 1e-30  # as native/training_kernels.h has them
+_BLOCK, _LEVELS, _SMALLEST = 256, 32767, 1e-30  # as native/training_*.{h,inc} have them
 
 
 class PlainProducts(torch.autograd.Function):
