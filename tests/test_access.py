@@ -11,7 +11,7 @@ import threading
 import httpx
 import pytest
 import servers
-from servers import wait_for
+from servers import NO_END, wait_for
 
 from yocobit.serving import ServerSettings
 from yocobit.serving.exchange import write_events
@@ -19,7 +19,7 @@ from yocobit.serving.exchange import write_events
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEYS = ("the-first-key", "the-second-key")
 HOSTS = ("127.0.0.1", "localhost", "MyBox", "::1")
-LONG = {"prompt": "The king", "max_tokens": 5000, "logit_bias": {"0": -100}}
+LONG = {"prompt": "The king", "max_tokens": 5000, "logit_bias": NO_END}
 
 
 @pytest.fixture(scope="module")

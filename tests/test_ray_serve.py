@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from servers import NO_END
 
 pytest.importorskip("ray.serve")
 
@@ -142,7 +143,7 @@ def test_errors_are_those_of_the_server(client):
 def test_client_that_goes_away_ends_its_request(client, streams):
     body = {"prompt": "The king", "max_tokens": 1, "prompt_cache_key": f"gone {streams}"}
     replica = client.post(TEXT, json=body).headers["x-replica"]
-    body |= {"max_tokens": 8000, "logit_bias": {"0": -100, "92": -100}, "stream": streams}
+    body |= {"max_tokens": 8000, "logit_bias": NO_END, "stream": streams}
     before = metric(client, replica, "request_cancelled_total")
 
     with (
@@ -171,8 +172,7 @@ def test_loss_of_a_replica_moves_its_conversations_and_another_one_comes(client)
     before = chat(client, messages)
     lost = before.headers["x-replica"]
     known = {ask_anybody(client).headers["x-replica"] for _ in range(32)}
-    # Neither the end of a text nor the "|" of the marker at the end of a turn.
-    long = {"max_tokens": 4000, "logit_bias": {"0": -100, "92": -100}}
+    long = {"max_tokens": 4000, "logit_bias": NO_END}
     at_work: list[httpx.Response] = []
     asking = threading.Thread(target=lambda: at_work.append(chat(client, messages, **long)))
     asking.start()

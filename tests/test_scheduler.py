@@ -78,7 +78,13 @@ def make(engine):
 def request(engine: Engine, prompt=TEXT, max_tokens=20, seed=0, n=1, **fields) -> Request:
     tokens = engine.encode(prompt) if isinstance(prompt, str) else prompt
     sampling = tuple(engine.sampling(temperature=1.0, seed=seed + i) for i in range(n))
-    return Request(prompt=tuple(tokens), max_tokens=max_tokens, sampling=sampling, **fields)
+    return Request(
+        prompt=tuple(tokens),
+        max_tokens=max_tokens,
+        sampling=sampling,
+        stop=engine.stop_strings,
+        **fields,
+    )
 
 
 def submit(scheduler: Scheduler, asked: Request):

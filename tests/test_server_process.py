@@ -14,7 +14,7 @@ import time
 
 import httpx
 import pytest
-from servers import wait_for
+from servers import NO_END, wait_for
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
@@ -137,7 +137,7 @@ def test_second_signal_ends_an_answer_before_its_end():
             "prompt": "The king",
             "max_tokens": 500_000,
             "stream": True,
-            "logit_bias": {"0": -100},
+            "logit_bias": NO_END,
         }
         with (
             contextlib.suppress(httpx.HTTPError),

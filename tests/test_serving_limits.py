@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import servers
-from servers import wait_for
+from servers import NO_END, wait_for
 from tokenizers import Tokenizer
 
 from yocobit.serving import ServerSettings
@@ -103,7 +103,7 @@ def test_offsets_are_places_in_the_text(server):
 
 
 def test_session_goes_with_its_job_though_the_client_does_not_read(server):
-    body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": {"0": -100}}
+    body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": NO_END}
     client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     wait_for(lambda: server.service._answers)

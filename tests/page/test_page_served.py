@@ -7,6 +7,7 @@ import re
 import pytest
 import servers
 from chat_page import expect
+from servers import NO_END
 
 from yocobit.serving import ServerSettings
 
@@ -54,7 +55,7 @@ def test_stop_frees_the_server(visit, server):
 
 
 def test_error_is_shown_and_can_be_tried_again(visit, server):
-    body = {"prompt": "The king", "max_tokens": 8000, "stream": True, "logit_bias": {"0": -100}}
+    body = {"prompt": "The king", "max_tokens": 8000, "stream": True, "logit_bias": NO_END}
     with server.client.stream("POST", "/v1/completions", json=body) as busy:
         lines = busy.iter_lines()  # closes the connection when it goes
         next(lines)
