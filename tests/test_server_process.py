@@ -44,6 +44,10 @@ class Process:
         self._reader.join()
         return status
 
+    @property
+    def has_traceback(self) -> bool:
+        return any("Traceback" in line or "Exception" in line for line in self.lines)
+
     def post(self, path: str, **body) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=60)
 
@@ -127,31 +131,36 @@ def test_client_that_does_nothing_more_holds_up_no_end():
 
             assert server.end() == 0
 
-            assert b"408" not in client.makefile("rb").read()  # it was not waited for in vain
+            answer = client.makefile("rb").read()
+
+    assert b"HTTP/1.1 503" in answer and b"shutting_down" in answer
+    assert not server.has_traceback
 
 
-def test_second_signal_ends_an_answer_before_its_end():
-    rest: list[str] = []
+def test_second_signal_ends_answers_before_their_end_by_an_error():
+    whole: list[httpx.Response] = []
+    body = {"prompt": "The king", "max_tokens": 500_000, "logit_bias": NO_END}
     with serving("--threads", "1", "--context", "1000000") as server:
-        body = {
-            "prompt": "The king",
-            "max_tokens": 500_000,
-            "stream": True,
-            "logit_bias": NO_END,
-        }
-        with (
-            contextlib.suppress(httpx.HTTPError),
-            httpx.stream("POST", server.url + TEXT, json=body, timeout=60) as stream,
-        ):
+        asking = threading.Thread(target=lambda: whole.append(server.post(TEXT, **body)))
+        asking.start()
+        with httpx.stream(
+            "POST", server.url + TEXT, json={**body, "stream": True}, timeout=60
+        ) as stream:
             lines = stream.iter_lines()
             next(lines)
+            wait_for(lambda: "num_requests_running 2.0" in httpx.get(server.url + "/metrics").text)
             server.process.send_signal(signal.SIGINT)
             wait_for(lambda: any("Ctrl-C again ends at once" in line for line in server.lines))
             server.process.send_signal(signal.SIGINT)
-            rest.extend(lines)
-        server.process.wait(timeout=60)
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        asking.join()
+        status = server.end(0)
 
-    assert "data: [DONE]" not in rest
+    assert status == 0
+    assert events[-1]["error"]["code"] == "shutting_down"
+    assert whole[0].status_code == 503
+    assert whole[0].json()["error"]["code"] == "shutting_down"
+    assert not server.has_traceback
 
 
 def test_prefixes_outlive_a_server_that_is_killed(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -16,7 +17,7 @@ from urllib.parse import quote
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from yocobit.serving.errors import APIError
+from yocobit.serving.errors import APIError, ServerStoppedError
 from yocobit.serving.exchange import SERVER_FAILED, ClientGoneError, write_error
 from yocobit.serving.settings import ServerSettings
 
@@ -66,6 +67,9 @@ class Access:
             status = status or 499  # as nginx has it
         except APIError as error:
             await write_error(send_with_id, error)
+        except asyncio.CancelledError:  # the server ends before the answer does
+            if not status:
+                await write_error(send_with_id, ServerStoppedError())
         except Exception:
             logger.exception(
                 "request %s failed",

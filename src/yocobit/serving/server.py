@@ -23,6 +23,7 @@ from yocobit.serving.settings import ServerSettings
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
 _FLUSH_S = 5  # for clients to read the ends of their answers
+_LAST_FLUSH_S = 1  # the same after a second signal
 _IDLE_CONNECTIONS = 512  # beside those of the requests that the scheduler takes
 
 
@@ -101,12 +102,17 @@ class _Server(uvicorn.Server):
         self._state = state
         self._drain_s = drain_s
         self._draining: asyncio.Task[None] | None = None
+        self._is_ending = False  # whatever is at work
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain at the first signal, and end at once at the second."""
-        if self._state.is_draining or self._state.service is None:
+        """Begin to drain at the first signal; end what is at work at the second, by an error."""
+        if self._is_ending or self._state.service is None:
             self.should_exit = self.force_exit = True
+            return
+        if self._state.is_draining:
+            self._is_ending = True
+            self.config.timeout_graceful_shutdown = _LAST_FLUSH_S
             return
         self._state.is_draining = True
         if sig == signal.SIGINT:
@@ -120,7 +126,7 @@ class _Server(uvicorn.Server):
         service = self._state.service
         assert service is not None
         deadline = self._loop.time() + self._drain_s
-        while service.n_open > 0 and self._loop.time() < deadline:
+        while service.n_open > 0 and self._loop.time() < deadline and not self._is_ending:
             await asyncio.sleep(_POLL_S)
         service.scheduler.stop()
         self.should_exit = True
