@@ -76,6 +76,16 @@ def test_prompts_that_may_wait_are_taken_by_an_idle_server(server):
     assert response.status_code == 200, response.text
 
 
+def test_more_prompts_than_can_ever_wait_are_refused_for_good(server):
+    response = server.post(TEXT, prompt=["a"] * 321, max_tokens=1)
+
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prompt"
+    assert "has 321 texts, but this server takes at most 320: 64 at work and 256 waiting" in (
+        response.json()["error"]["message"]
+    )
+
+
 def test_schema_is_not_tried_for_more_tokens_than_the_context(server, monkeypatch):
     monkeypatch.setattr(Grammars, "follow", lambda *_: 1 / 0)
 

@@ -192,12 +192,21 @@ def _prompts(service: Service, prompt: str | list[str | int | list[int]] | None)
             f"prompt must hold at most {_MAX_PROMPTS} texts but has {len(prompts)}",
             param="prompt",
         )
+    settings = service.settings
+    if len(prompts) > settings.max_sequences + settings.max_waiting:
+        raise APIError(
+            400,
+            f"prompt has {len(prompts)} texts, but this server takes at most "
+            f"{settings.max_sequences + settings.max_waiting}: {settings.max_sequences} at work "
+            f"and {settings.max_waiting} waiting",
+            param="prompt",
+        )
     found = [service.encode(item, "prompt") if isinstance(item, str) else item for item in prompts]
     if not found or not all(found):
         raise APIError(400, "prompt must have at least one token but is empty", param="prompt")
     size = service.engine.config.vocab_size
     for tokens in found:
-        if len(tokens) > service.settings.context:
+        if len(tokens) > settings.context:
             break  # which is said with the numbers of its request
         for token in tokens:
             if not 0 <= token < size:
