@@ -460,6 +460,27 @@ def test_health_and_metrics(server):
         (CHAT, {"response_format": {"type": "xml"}}, 400, "response_format", "'xml'"),
         (
             CHAT,
+            {"response_format": {"type": "json_object"}, "stop": "}"},
+            400,
+            "stop",
+            "that response_format asks",
+        ),
+        (
+            CHAT,
+            {"tool_choice": NAMED, "tools": [WEATHER], "stop": ["}"]},
+            400,
+            "stop",
+            "tool_choice",
+        ),
+        (
+            CHAT,
+            {"tool_choice": "required", "tools": [WEATHER], "stop": "}"},
+            400,
+            "stop",
+            "that tool_choice asks for",
+        ),
+        (
+            CHAT,
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
             400,
             "messages",

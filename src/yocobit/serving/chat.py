@@ -71,9 +71,16 @@ class ChatCompletion(Completion):
         )
         service.check(request, param="messages")
         if constraint := self._constraint(body, max_tokens):
+            if body.stop:
+                calls = body.tool_choice not in (None, "none", "auto")
+                field = "tool_choice" if calls else "response_format"
+                raise APIError(
+                    400,
+                    f"stop could cut the JSON that {field} asks for; leave one of the two out",
+                    param="stop",
+                )
             # JSON may hold what ends the model's turn elsewhere.
-            own = stops(body.stop)
-            request = dataclasses.replace(request, constraint=constraint, stop=own)
+            request = dataclasses.replace(request, constraint=constraint, stop=())
         self.requests = [request]
         names = [tool.function.name for tool in self._tools]
         self._choices = [
