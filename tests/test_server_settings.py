@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from yocobit.config import ConfigError
@@ -44,6 +46,17 @@ def test_variable_that_means_nothing_is_refused():
 @pytest.mark.parametrize("name", ["YOCOBIT_PORT", "YOCOBIT_PORT_80_TCP", "YOCOBIT_A_SERVICE_HOST"])
 def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
     assert ServerSettings.from_environment({name: "tcp://10.0.0.1:80"}) == ServerSettings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"prefix_dir": Path("x"), "prefix_mb": 0}, "prefix_dir has no use if prefix_mb is 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        ServerSettings(**settings)
 
 
 def test_keys_are_not_shown():

@@ -83,7 +83,7 @@ class Service:
         self.fingerprint = f"fp_{_hash(identity, engine.model.path)[:12]}"
         self._store = (
             PrefixStore(settings.prefix_dir, settings.prefix_dir_mb << 20)
-            if settings.prefix_dir is not None and settings.prefix_mb > 0
+            if settings.prefix_dir is not None
             else None
         )
         self.scheduler = Scheduler(

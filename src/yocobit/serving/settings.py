@@ -58,6 +58,8 @@ class ServerSettings:
         for name in ("cache_mb", "prefix_dir_mb", "max_body_mb"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         require(self.prefix_mb >= 0, self, "prefix_mb", "must be at least 0")
+        if self.prefix_dir is not None and self.prefix_mb == 0:
+            raise ConfigError("prefix_dir has no use if prefix_mb is 0; leave one of the two out")
         if any(len(key) < 8 or not key.isprintable() for key in self.api_keys):
             raise ConfigError("api_keys must each have at least 8 printable characters")
 
