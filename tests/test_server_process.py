@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -216,6 +217,62 @@ def test_mistake_is_one_line(options, words, tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
 
     assert result.returncode == 2, result.stderr
+    assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving.app:create_app"]
+
+
+def test_factory_logs_json_and_trusts_the_hosts_of_its_variables():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    variables = {"YOCOBIT_LOG_JSON": "1", "YOCOBIT_TRUSTED_HOSTS": "mine", "YOCOBIT_THREADS": "1"}
+    command = [*FACTORY, "--port", url.rpartition(":")[2]]
+
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | variables,
+    ) as process:
+        try:
+            wait_for(lambda: _is_healthy(url))
+            statuses = [
+                httpx.get(url + "/v1/models", headers={"host": host}).status_code
+                for host in ("mine", "other")
+            ]
+        finally:
+            process.terminate()
+        out, err = process.communicate(timeout=60)
+
+    records = [json.loads(line) for line in err.splitlines()]
+    assert statuses == [200, 403]
+    assert [r["status"] for r in records if r["path"] == "/v1/models"] == statuses
+    assert out == ""
+
+
+def _is_healthy(url: str) -> bool:
+    with contextlib.suppress(httpx.ConnectError):
+        return httpx.get(url + "/health").is_success
+    return False
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("YOCOBIT_FOO", "1", "YOCOBIT_FOO is not a setting"),
+        ("YOCOBIT_API_KEY_FILE", "absent", "absent: No such file"),
+        ("YOCOBIT_CONTEXT", "0", "context must be between"),
+    ],
+)
+def test_mistake_in_a_variable_of_the_factory_is_one_line(variable, value, words):
+    result = subprocess.run(
+        FACTORY, capture_output=True, text=True, timeout=60, env=os.environ | {variable: value}
+    )
+
+    assert result.returncode != 0
     assert words in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

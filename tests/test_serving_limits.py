@@ -81,8 +81,9 @@ def test_more_prompts_than_can_ever_wait_are_refused_for_good(server):
 
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
-    assert "has 321 texts, but this server takes at most 320: 64 at work and 256 waiting" in (
-        response.json()["error"]["message"]
+    assert (
+        "has 321 texts, but this server takes at most 320: 64 at work and 256 waiting"
+        in (response.json()["error"]["message"])
     )
 
 

@@ -91,7 +91,8 @@ class Access:
             if host not in self._hosts:
                 raise APIError(
                     403,
-                    f"this server is not called {host!r}; allow that by --trusted-host",
+                    f"this server is not called {host!r}; allow that by --trusted-host or "
+                    "YOCOBIT_TRUSTED_HOSTS",
                     code="host_not_allowed",
                 )
         if not self._keys or path in _OPEN_PATHS:
@@ -146,3 +147,16 @@ class JSONFormatter(logging.Formatter):
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return msgspec.json.encode(fields).decode()
+
+
+def set_up_logging(as_json: bool) -> None:
+    """Log to standard error, each request once: uvicorn's own lines of them are left out."""
+    handler = logging.StreamHandler()
+    if as_json:
+        handler.setFormatter(JSONFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    for name in ("yocobit", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == "yocobit" else logging.WARNING)

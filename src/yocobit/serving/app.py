@@ -16,9 +16,10 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
+from yocobit.config import ConfigError
 from yocobit.engine import Engine
 from yocobit.serving import protocol
-from yocobit.serving.access import Access
+from yocobit.serving.access import Access, set_up_logging
 from yocobit.serving.chat import ChatCompletion
 from yocobit.serving.chat_page import page_routes
 from yocobit.serving.completion import Completion
@@ -66,9 +67,9 @@ class State:
 def create_app(settings: ServerSettings | None = None) -> Starlette:
     """Return the application; its settings come from YOCOBIT_ variables unless given.
 
-    ConfigError for settings that cannot be.
+    Variables that cannot be are said in one line, and end the program that asks for it.
     """
-    settings = settings or ServerSettings.from_environment()
+    settings = settings or _settings_of_environment()
     limit, token_limit = settings.max_body_bytes, max_token_bytes(settings)
     api: list[BaseRoute] = [
         Route("/chat/completions", Generate(protocol.ChatRequest, ChatCompletion, limit)),
@@ -110,6 +111,16 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
     app.router.redirect_slashes = False
     app.state.server = State(settings)
     return app
+
+
+def _settings_of_environment() -> ServerSettings:
+    try:
+        settings = ServerSettings.from_environment()
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    if settings.log_json:  # else the program that asks for the application decides
+        set_up_logging(as_json=True)
+    return settings
 
 
 @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from yocobit.serving.access import JSONFormatter
+from yocobit.serving.access import set_up_logging
 from yocobit.serving.app import State, create_app
 from yocobit.serving.connection import Connection
 from yocobit.serving.settings import ServerSettings
@@ -44,7 +44,7 @@ def serve(
     At the end new requests are refused while those at work are finished, for at most `drain_s`.
     ServeError if the address is taken or the model cannot be used.
     """
-    _set_up_logging(settings.log_json)
+    set_up_logging(settings.log_json)
     app = create_app(settings)
     state: State = app.state.server
     state.report = lambda problem: None  # ServeError says it
@@ -148,15 +148,3 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.listen(1024)
     listener.setblocking(False)
     return listener
-
-
-def _set_up_logging(as_json: bool) -> None:
-    handler = logging.StreamHandler()
-    if as_json:
-        handler.setFormatter(JSONFormatter())
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    for name in ("yocobit", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO if name == "yocobit" else logging.WARNING)

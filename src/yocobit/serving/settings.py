@@ -100,6 +100,8 @@ def read_keys(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"{path}: holds no key; write one a line")
