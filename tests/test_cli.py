@@ -64,6 +64,7 @@ OPTIONS = {
         "--max-sequences",
         "--max-waiting",
         "--timeout",
+        "--drain",
         "--prefix-mb",
         "--prefix-dir",
         "--prefix-dir-mb",

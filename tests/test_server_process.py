@@ -120,6 +120,20 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests():
         assert server.process.wait(timeout=60) == 0
 
 
+def test_drain_ends_when_its_time_is_over():
+    body = {"prompt": "The king", "max_tokens": 500_000, "logit_bias": NO_END, "stream": True}
+    with serving("--threads", "1", "--context", "1000000", "--drain", "0.1") as server:
+        with httpx.stream("POST", server.url + TEXT, json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        status = server.end(0)
+
+    assert status == 0
+    assert events[-1]["error"]["code"] == "shutting_down"
+
+
 def test_client_that_does_nothing_more_holds_up_no_end():
     with serving("--threads", "1") as server:
         host, port = server.url.removeprefix("http://").split(":")

@@ -63,6 +63,9 @@ def serve(
     ] = 64,
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait.", min=0)] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds for a request.", min=0.001)] = 600.0,
+    drain: Annotated[
+        float, typer.Option(help="Seconds for what is at work at SIGTERM.", min=0)
+    ] = 30.0,
     prefix_mb: Annotated[
         int, typer.Option(help="Memory for prompts that were seen before; 0: none.", min=0)
     ] = 512,
@@ -116,7 +119,7 @@ def serve(
         trusted_hosts=names,
         log_json=log_json,
     )
-    serving.serve(settings, host, port, ready=_say_ready)
+    serving.serve(settings, host, port, drain_s=drain, ready=_say_ready)
 
 
 def _say_ready(url: str) -> None:
