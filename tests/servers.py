@@ -58,6 +58,9 @@ class Server:
         )
         return connection
 
+    def metrics(self) -> str:
+        return self.client.get("/metrics").text
+
     def wait_until_idle(self) -> None:
         scheduler = self.service.scheduler
         wait_for(lambda: not scheduler.running and not scheduler.n_waiting)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import re
 import threading
 
 import httpx
@@ -181,6 +182,46 @@ def test_path_in_the_log_stays_on_its_line(server, caplog):
     assert record.fields["path"].isprintable()
 
 
+# ---- refusals that are counted ----
+
+
+def failures(server) -> dict[str, float]:
+    """What /metrics says of requests that failed, by status."""
+    found = re.findall(r'request_failure_total{status="(\d+)"} (\S+)', server.metrics())
+    return {status: float(n) for status, n in found}
+
+
+def test_requests_that_are_refused_are_counted_by_status(server):
+    before = failures(server)
+
+    bare(server, "GET", "/v1/models")
+    bare(server, "GET", "/v1/models", host="evil.example")
+    server.client.get("/nothing")
+    server.client.get(TEXT)
+    server.client.get("/health/x")
+    server.post(TEXT, prompt="x", temperature=-1)
+    server.post(TEXT, prompt="x", max_tokens=10**6)
+    server.post(TEXT, prompt="x" * (1 << 20))
+    connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
+    wait_for(lambda: server.service.scheduler.n_waiting == 2)
+    server.post(TEXT, prompt="The", max_tokens=1)
+    for connection in connections:
+        connection.close()
+    server.wait_until_idle()
+
+    after = failures(server)
+    grown = {status: n - before.get(status, 0) for status, n in after.items()}
+    assert {status: n for status, n in grown.items() if n} == {
+        "400": 2,
+        "401": 1,
+        "403": 1,
+        "404": 2,
+        "405": 1,
+        "413": 1,
+        "429": 1,
+    }
+
+
 # ---- failing ----
 
 
@@ -279,10 +320,12 @@ def test_request_that_takes_too_long_ends_with_an_error():
     with servers.running(ServerSettings(threads=1, timeout_s=0.2)) as server:
         whole = server.post(TEXT, **LONG)
         events = server.events(TEXT, **LONG)
+        counted = failures(server)
 
     assert whole.status_code == 504
     assert whole.json()["error"]["code"] == "timeout"
     assert events[-1]["error"]["code"] == "timeout"
+    assert counted == {"504": 2}
 
 
 def test_pings_come_while_nothing_does(monkeypatch):

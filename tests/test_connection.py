@@ -10,19 +10,20 @@ import threading
 
 import pytest
 import uvicorn
+from starlette.applications import Starlette
 
 from yocobit.serving import ServerSettings, create_app, server
 from yocobit.serving.server import configure
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+SETTINGS = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
 
 
 @contextlib.contextmanager
-def running():
+def running(app: Starlette | None = None):
     """The address of a server."""
-    settings = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
     listener = socket.create_server(("127.0.0.1", 0))
-    runner = uvicorn.Server(configure(create_app(settings), settings))
+    runner = uvicorn.Server(configure(app or create_app(SETTINGS), SETTINGS))
     thread = threading.Thread(target=runner.run, args=([listener],))
     thread.start()
     try:
@@ -64,8 +65,9 @@ def test_connection_without_a_whole_request_is_ended(start, monkeypatch):
 
 def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
     monkeypatch.setattr(server, "_IDLE_CONNECTIONS", 0)
+    app = create_app(SETTINGS)
     with (
-        running() as address,
+        running(app) as address,
         socket.create_connection(address, timeout=10) as first,
         socket.create_connection(address, timeout=10) as second,
     ):
@@ -73,7 +75,9 @@ def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
         status, body = answer(second)
         first.sendall(HEAD + b"Connection: close\r\n\r\n")
         answer(first)
+        metrics = app.state.server.metrics.text()
 
+    assert b'request_failure_total{status="503"} 1.0' in metrics
     assert status == b"HTTP/1.1 503 Service Unavailable"
     assert body["error"]["code"] == "too_many_connections"
 

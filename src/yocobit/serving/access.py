@@ -19,19 +19,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yocobit.serving.errors import APIError, ServerStoppedError
 from yocobit.serving.exchange import SERVER_FAILED, ClientGoneError, write_error
+from yocobit.serving.metrics import Metrics
 from yocobit.serving.settings import ServerSettings
 
 logger = logging.getLogger("yocobit.access")
 
 _OPEN_PATHS = frozenset({"/health"})  # for probes, which have no key and know no name
+_CLIENT_GONE = 499  # as nginx has it
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Access:
     """Middleware around everything: lets a request in or refuses it, and logs how it went."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._keys = [key.encode() for key in settings.api_keys]
         self._hosts = frozenset(map(_name_of, settings.trusted_hosts))
 
@@ -46,6 +49,7 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         begin, status = time.perf_counter(), 0
+        state = scope["state"] = {**scope.get("state", {}), "is_counted": False}
         fields: dict[str, Any] = {
             "request_id": request_id.decode(),
             "client": client_of(scope),
@@ -64,7 +68,7 @@ class Access:
             self._check(scope["path"], headers, scope)
             await self._app(scope, receive, send_with_id)
         except ClientGoneError:
-            status = status or 499  # as nginx has it
+            status = status or _CLIENT_GONE
         except APIError as error:
             await write_error(send_with_id, error)
         except asyncio.CancelledError:  # the server ends before the answer does
@@ -79,6 +83,9 @@ class Access:
             if not status:
                 await write_error(send_with_id, SERVER_FAILED)
         finally:
+            is_refusal = status >= 400 and status != _CLIENT_GONE
+            if is_refusal and not state["is_counted"] and scope["path"] not in _OPEN_PATHS:
+                self._metrics.refused(status)
             fields |= {"status": status, "seconds": round(time.perf_counter() - begin, 6)}
             logger.info(
                 "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
@@ -96,7 +103,7 @@ class Access:
                     code="host_not_allowed",
                 )
         if not self._keys or path in _OPEN_PATHS:
-            scope["state"] = {**scope.get("state", {}), "caller": client_of(scope)}
+            scope["state"]["caller"] = client_of(scope)
             return
         given = _key(headers)
         # Every key is compared, each in constant time: how long it takes tells nothing.
@@ -104,7 +111,7 @@ class Access:
         if not any(found):
             what = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
             raise APIError(401, f"the API key {what}", code="invalid_api_key")
-        scope["state"] = {**scope.get("state", {}), "caller": f"key {found.index(True)}"}
+        scope["state"]["caller"] = f"key {found.index(True)}"
 
 
 def client_of(scope: Scope) -> str:

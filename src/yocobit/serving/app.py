@@ -80,7 +80,8 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
         Route("/detokenize", Post(protocol.DetokenizeRequest, detokenize, token_limit)),
         Route("/tokenizer_info", tokenizer_info),
     ]
-    middleware = [Middleware(Access, settings=settings)]
+    state = State(settings)
+    middleware = [Middleware(Access, settings=settings, metrics=state.metrics)]
     if settings.cors_origins:
         middleware.insert(
             0,
@@ -109,7 +110,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
         exception_handlers={404: _not_found, 405: _wrong_method},
     )
     app.router.redirect_slashes = False
-    app.state.server = State(settings)
+    app.state.server = state
     return app
 
 
@@ -194,6 +195,7 @@ class Generate:
                 self._completion, service, body, scope["state"]["caller"]
             )
         async with service.answer(completion.requests) as answer:
+            scope["state"]["is_counted"] = True  # by its jobs
             if completion.streams:
                 await write_events(receive, send, completion.chunks(answer))
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -12,6 +13,7 @@ from uvicorn.server import ServerState
 
 from yocobit.serving.errors import APIError
 from yocobit.serving.exchange import write_json
+from yocobit.serving.metrics import Metrics
 
 REQUEST_S = 20.0  # for a request's head, from when the connection is made or spoken on again
 
@@ -36,7 +38,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self._most is not None and len(self.connections) > self._most:
-            self.app = _refuse
+            metrics = self.config.app.state.server.metrics  # type: ignore[union-attr]
+            self.app = functools.partial(_refuse, metrics)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -63,6 +66,7 @@ class Connection(HttpToolsProtocol):
         """Say nothing: a request for another protocol is answered as if it did not ask."""
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
+    metrics.refused(503)
     error = APIError(503, "there are too many connections; try again", code="too_many_connections")
     await write_json(send, 503, error.to_dict(), {"retry-after": "1", "connection": "close"})

@@ -37,7 +37,9 @@ class Metrics:
         self.prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were known.")
         self.successes = counter("request_success", "Requests answered.", ("finished_reason",))
         self.cancelled = counter("request_cancelled", "Requests whose client went away.")
-        self.failures = counter("request_failure", "Requests that failed.", ("status",))
+        self.failures = counter(
+            "request_failure", "Requests that failed or were refused.", ("status",)
+        )
         self.queue = histogram("request_queue_time_seconds", "Waiting for a place.", _SECONDS)
         self.first_token = histogram("time_to_first_token_seconds", "From arrival.", _SECONDS)
         self.latency = histogram("e2e_request_latency_seconds", "From arrival to end.", _SECONDS)
@@ -74,6 +76,10 @@ class Metrics:
             self.first_token.observe(job.read_at - job.queued_at)
         if job.n_drawn > 1:
             self.per_token.observe((job.ended_at - job.read_at) / (job.n_drawn - 1))
+
+    def refused(self, status: int) -> None:
+        """Count a request that came to no job."""
+        self.failures.labels(str(status)).inc()
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
