@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from servers import NO_END
 
 from yocobit import Engine
 from yocobit.serving.errors import APIError, DeadlineError, ServerBusyError, ServerStoppedError
@@ -15,6 +16,7 @@ from yocobit.serving.prefix_cache import PrefixCache
 from yocobit.serving.scheduler import Scheduler
 
 TEXT = "And God said, Let there be light: and there was light. And God saw the light. "
+ENDLESS = {int(token): bias for token, bias in NO_END.items()}
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_answers_in_company_are_those_alone(engine, make, prefix_mb):
 def test_prompts_are_read_beside_texts_that_are_written(engine, make):
     """While a long prompt is read, a text that is being written gets a token in every step."""
     scheduler, listener = make()
-    writer = submit(scheduler, request(engine, "The", max_tokens=400))
+    writer = submit(scheduler, request(engine, "The", max_tokens=400, logit_bias=ENDLESS))
     listener.wait(writer, until=Token)
 
     reader = submit(scheduler, request(engine, TEXT * 60, max_tokens=1))
@@ -206,7 +208,7 @@ def test_third_text_begins_where_two_parted(engine, make):
 
 def test_cancelled_job_is_gone_with_the_next_step(engine, make):
     scheduler, listener = make(prefix_mb=64)
-    job = submit(scheduler, request(engine, "The", max_tokens=2000))
+    job = submit(scheduler, request(engine, "The", max_tokens=2000, logit_bias=ENDLESS))
     listener.wait(job, until=Token, n=3)
 
     scheduler.cancel(job)
@@ -234,7 +236,7 @@ def test_cancelled_job_never_waits_for_a_place(engine, make):
 
 def test_full_queue_refuses(engine, make):
     scheduler, listener = make(max_sequences=1, max_waiting=2)
-    running = submit(scheduler, request(engine, "The", max_tokens=2000))
+    running = submit(scheduler, request(engine, "The", max_tokens=2000, logit_bias=ENDLESS))
     listener.wait(running, until=Token)
     waiting = [submit(scheduler, request(engine, max_tokens=1)) for _ in range(2)]
 
@@ -282,18 +284,37 @@ def test_bytes_of_a_request_are_those_of_its_sessions(engine, make):
 
 def test_late_job_fails_and_others_go_on(engine, make):
     scheduler, listener = make()
-    late = submit(scheduler, request(engine, "The", max_tokens=5000, timeout_s=0.1))
+    late = submit(
+        scheduler, request(engine, "The", max_tokens=5000, timeout_s=0.1, logit_bias=ENDLESS)
+    )
     other = submit(scheduler, request(engine, max_tokens=20))
 
     events = listener.wait(late, until=Failure)
 
     assert isinstance(events[-1].error, DeadlineError)
+    assert "ask for fewer tokens" in str(events[-1].error)
+    assert events[-1].error.retry_after is None
     assert listener.text(other) == alone(engine, other.request)
+
+
+def test_job_that_only_waited_is_told_to_come_again(engine, make):
+    scheduler, listener = make(max_sequences=1)
+    first = submit(scheduler, request(engine, "The", max_tokens=100_000, logit_bias=ENDLESS))
+    late = submit(scheduler, request(engine, timeout_s=0.1))
+
+    events = listener.wait(late, until=Failure)
+
+    scheduler.cancel(first)
+    assert "waited for its turn for 0.1 s" in str(events[-1].error)
+    assert events[-1].error.retry_after == 5
 
 
 def test_jobs_fail_when_the_scheduler_stops(engine, make):
     scheduler, listener = make(max_sequences=1)
-    jobs = [submit(scheduler, request(engine, "The", max_tokens=5000)) for _ in range(3)]
+    jobs = [
+        submit(scheduler, request(engine, "The", max_tokens=5000, logit_bias=ENDLESS))
+        for _ in range(3)
+    ]
     listener.wait(jobs[0], until=Token)
 
     scheduler.stop()

@@ -68,12 +68,15 @@ class ServerStoppedError(APIError):
 class DeadlineError(APIError):
     """A request took longer than the server allows."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, has_begun: bool) -> None:
+        limit = f"{timeout_s:g} s, the most that this server gives a request"
         super().__init__(
             504,
-            f"the answer was not complete after {timeout_s:g} s, the most that this server gives "
-            "a request; ask for fewer tokens",
+            f"the answer was not complete after {limit}; ask for fewer tokens"
+            if has_begun
+            else f"the request waited for its turn for {limit}; try again later",
             code="timeout",
+            retry_after=None if has_begun else 5,
         )
 
 

@@ -163,7 +163,7 @@ class Scheduler:
             if job.is_cancelled:
                 self._end(job, "cancelled")
             else:
-                self._fail(job, DeadlineError(job.request.timeout_s))
+                self._fail(job, DeadlineError(job.request.timeout_s, job.begun_at > 0))
         for job in admitted:
             self._guard(job, job.begin, self.cache, self.prefixes)
         try:
