@@ -222,6 +222,7 @@ def test_json_logs_have_request_ids_and_no_secrets():
         (["--api-key", "short"], "at least 8 printable characters"),
         (["--api-key-file", "absent"], "absent: No such file"),
         (["--kernels", "mmx"], "mmx"),
+        (["--cache-mb", "1"], "a text of --context 8192 tokens needs"),
         (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
     ],
 )

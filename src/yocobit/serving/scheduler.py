@@ -97,8 +97,12 @@ class Scheduler:
 
     def bytes_of(self, request: Request) -> int:
         """Return the bytes that the caches of a request need."""
-        n_positions = -(-request.n_tokens // 32) * 32  # whole tiles
-        return len(request.sampling) * (n_positions * self._bytes_per_token + self._state_bytes)
+        return len(request.sampling) * self.bytes_of_text(request.n_tokens)
+
+    def bytes_of_text(self, n_tokens: int) -> int:
+        """Return the bytes that the caches of one text need."""
+        n_positions = -(-n_tokens // 32) * 32  # whole tiles
+        return n_positions * self._bytes_per_token + self._state_bytes
 
     @property
     def is_alive(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import __version__
+from yocobit.config import ConfigError
 from yocobit.engine import Engine, SamplingConfig
 from yocobit.packing import summarize
 from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
@@ -25,7 +26,7 @@ from yocobit.serving.metrics import Metrics
 from yocobit.serving.prefix_cache import PrefixCache
 from yocobit.serving.prefix_store import PrefixStore
 from yocobit.serving.scheduler import Scheduler
-from yocobit.serving.settings import ServerSettings
+from yocobit.serving.settings import MB, ServerSettings
 
 _PREPARATIONS = 4  # requests that are tokenised at a time
 
@@ -82,7 +83,7 @@ class Service:
         # What the same request and seed get the same answer from.
         self.fingerprint = f"fp_{_hash(identity, engine.model.path)[:12]}"
         self._store = (
-            PrefixStore(settings.prefix_dir, settings.prefix_dir_mb << 20)
+            PrefixStore(settings.prefix_dir, settings.prefix_dir_mb * MB)
             if settings.prefix_dir is not None
             else None
         )
@@ -96,6 +97,11 @@ class Service:
             prefixes=self._prefixes(identity) if settings.prefix_mb > 0 else None,
             metrics=metrics,
         )
+        try:
+            self._check_cache()
+        except ConfigError:
+            self.stop()
+            raise
         metrics.watch(self.scheduler)
 
     @cached_property
@@ -246,9 +252,20 @@ class Service:
         if self._store is not None:
             self._store.close()
 
+    def _check_cache(self) -> None:
+        """ConfigError unless a text of the whole context fits."""
+        settings = self.settings
+        size = self.scheduler.bytes_of_text(settings.context)
+        if size > settings.cache_bytes:
+            raise ConfigError(
+                f"a text of --context {settings.context} tokens needs {size:,} bytes of caches, but "
+                f"--cache-mb {settings.cache_mb} is {settings.cache_bytes:,}; give at least "
+                f"--cache-mb {-(-size // MB)}, or a smaller --context"
+            )
+
     def _prefixes(self, identity: str) -> PrefixCache:
         per_token = self.engine.session(1, self.settings.cache).memory().per_token
-        return PrefixCache(self.settings.prefix_mb << 20, identity, per_token, self._store)
+        return PrefixCache(self.settings.prefix_mb * MB, identity, per_token, self._store)
 
     def _deliver(self, events: Sequence[tuple[Job, list[Event]]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more

@@ -16,7 +16,7 @@ from yocobit.pretrained import TINY
 _PREFIX = "YOCOBIT_"
 # Kubernetes sets such variables for a service that is called yocobit, or yocobit-something.
 _OF_A_SERVICE = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
-_MB = 1 << 20
+MB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,11 @@ class ServerSettings:
 
     @property
     def cache_bytes(self) -> int:
-        return self.cache_mb * _MB
+        return self.cache_mb * MB
 
     @property
     def max_body_bytes(self) -> int:
-        return self.max_body_mb * _MB
+        return self.max_body_mb * MB
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServerSettings:
