@@ -93,6 +93,16 @@ def test_answers_are_the_same_alone_in_company_after_a_restart_and_with_other_th
     assert all(each == found[0] for each in found)
 
 
+def test_every_loopback_address_needs_no_key():
+    with serving("--threads", "1", "--host", "127.0.0.2") as server:
+        statuses = [
+            httpx.get(server.url + "/v1/models", headers=headers).status_code
+            for headers in ({}, {"host": "localhost"}, {"host": "evil.example"})
+        ]
+
+    assert statuses == [200, 200, 403]
+
+
 def test_sigterm_lets_streams_end_and_refuses_new_requests():
     with (
         serving("--threads", "1") as server,
@@ -219,7 +229,10 @@ def test_json_logs_have_request_ids_and_no_secrets():
         (["absent"], "absent: no such directory"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached by others"),
         (["--host", "no.such.invalid", "--no-api-key"], "no.such.invalid:0 cannot be listened on"),
-        (["--api-key", "short"], "at least 8 printable characters"),
+        (["--api-key", "short"], "--api-key must each have at least 8 printable characters"),
+        (["--timeout", "1e6"], "--timeout must be above 0, at most a day"),
+        (["--cors-origin", "foo"], "--cors-origin must be such as https://a.b"),
+        (["--prefix-dir", "x", "--prefix-mb", "0"], "--prefix-dir has no use if --prefix-mb is 0"),
         (["--api-key-file", "absent"], "absent: No such file"),
         (["--kernels", "mmx"], "mmx"),
         (["--cache-mb", "1"], "a text of --context 8192 tokens needs"),

@@ -521,7 +521,9 @@ def test_other_content_types_are_refused(server):
 
 def test_paths_and_methods_that_are_not_there(server):
     assert error(server.client.get("/v1/nothing"))["code"] == "not_found"
-    assert server.client.get(TEXT).status_code == 405
-    assert server.client.post("/health").status_code == 405
+    for method, path, allowed in (("GET", TEXT, "POST"), ("POST", "/health", "GET, HEAD")):
+        response = server.client.request(method, path)
+        assert response.status_code == 405
+        assert set(response.headers["allow"].split(", ")) == set(allowed.split(", "))
     assert server.client.get("/page/../app.py").status_code == 404
     assert server.client.get("/page/%2e%2e%2fapp.py").status_code == 404

@@ -221,6 +221,16 @@ def test_torn_session_file_is_refused(engine, tokens, tmp_path, size):
         engine.restore(file)
 
 
+@pytest.mark.parametrize("place", ["absent", "a_file"])
+def test_session_that_cannot_be_written_is_one_clear_error(engine, tokens, tmp_path, place):
+    (tmp_path / "a_file").touch()
+
+    with pytest.raises(SavedSessionError) as raised:
+        engine.save(fed(engine, tokens), tmp_path / place / "text.session")
+
+    assert str(raised.value).startswith(f"{tmp_path / place / 'text.session'}: cannot be written (")
+
+
 def test_other_files_are_no_sessions(engine, tmp_path):
     with pytest.raises(SavedSessionError, match="no such file"):
         engine.restore(tmp_path / "absent")

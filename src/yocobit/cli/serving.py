@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,10 +10,18 @@ from typing import Annotated
 import typer
 
 from yocobit.cli.options import Attention, Cache, Kernels, Threads, Verify
+from yocobit.config import ConfigError
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_OPTIONS = {
+    "api_keys": "--api-key",
+    "cors_origins": "--cors-origin",
+    "prefix_dir": "--prefix-dir",
+    "prefix_mb": "--prefix-mb",
+    "timeout_s": "--timeout",
+}
 
 
 def serve(
@@ -89,7 +98,7 @@ def serve(
             raise
         raise UserError("serving needs more packages: pip install 'yocobit[serve]'") from None
     keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
-    is_local = host in _LOOPBACK
+    is_local = _is_loopback(host)
     if not is_local and not keys and not no_api_key:
         raise UserError(
             f"--host {host} can be reached by others; give --api-key or --api-key-file, or let "
@@ -97,29 +106,47 @@ def serve(
         )
     # Without names, a web page could have its own name mean this machine, and ask.
     names = (*trusted_host, *_LOOPBACK) if is_local or trusted_host else ()
-    settings = serving.ServerSettings(
-        model=model,
-        alias=tuple(alias),
-        threads=threads,
-        kernels=kernels,
-        verify=verify,
-        cache=cache,
-        attention=attention,
-        context=context,
-        cache_mb=cache_mb,
-        max_sequences=max_sequences,
-        max_waiting=max_waiting,
-        timeout_s=timeout,
-        prefix_mb=prefix_mb,
-        prefix_dir=prefix_dir,
-        prefix_dir_mb=prefix_dir_mb,
-        api_keys=keys,
-        cors_origins=tuple(cors_origin),
-        # Else a web page could have its own name mean this machine, and ask.
-        trusted_hosts=names,
-        log_json=log_json,
-    )
+    if is_local:
+        names = (*names, host)
+    try:
+        settings = serving.ServerSettings(
+            model=model,
+            alias=tuple(alias),
+            threads=threads,
+            kernels=kernels,
+            verify=verify,
+            cache=cache,
+            attention=attention,
+            context=context,
+            cache_mb=cache_mb,
+            max_sequences=max_sequences,
+            max_waiting=max_waiting,
+            timeout_s=timeout,
+            prefix_mb=prefix_mb,
+            prefix_dir=prefix_dir,
+            prefix_dir_mb=prefix_dir_mb,
+            api_keys=keys,
+            cors_origins=tuple(cors_origin),
+            trusted_hosts=names,
+            log_json=log_json,
+        )
+    except ConfigError as error:
+        raise UserError(_with_options(str(error))) from None
     serving.serve(settings, host, port, drain_s=drain, ready=_say_ready)
+
+
+def _with_options(problem: str) -> str:
+    """Return what is wrong with settings, with the names of options for those of fields."""
+    for field, option in _OPTIONS.items():
+        problem = problem.replace(field, option)
+    return problem
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _say_ready(url: str) -> None:

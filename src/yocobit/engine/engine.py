@@ -155,7 +155,10 @@ class Engine:
         return Session(self._native, max_tokens, cache)
 
     def save(self, session: Session, path: str | Path) -> None:
-        """Write a session to a file, whole or not at all; `restore` reads it back."""
+        """Write a session to a file, whole or not at all; `restore` reads it back.
+
+        SavedSessionError, a ValueError, if the file cannot be written.
+        """
         SavedSession(
             model=self.model.metadata["header_sha256"],
             cache=session.cache,

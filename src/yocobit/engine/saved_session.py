@@ -7,6 +7,7 @@ do, as all compute the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -27,7 +28,7 @@ _AGAIN = "feed its text to a new session"
 
 
 class SavedSessionError(ValueError):
-    """A saved session that cannot be used: names the file, the rule, what is there, the remedy."""
+    """A session that cannot be saved or used: names the file and the rule or what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class SavedSession:
     positions: NDArray[np.uint8]  # what they left in the caches that grow
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; SavedSessionError if it cannot be written."""
         tensors = {name: getattr(self, name) for name in _DTYPES}
         metadata = {
             "format": FORMAT,
@@ -55,9 +56,12 @@ class SavedSession:
             partial.write_bytes(save(tensors, metadata))
             flush(partial)
             partial.rename(path)
+            flush(path.parent)
+        except OSError as error:
+            raise SavedSessionError(f"{path}: cannot be written ({error.strerror})") from None
         finally:
-            partial.unlink(missing_ok=True)
-        flush(path.parent)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     @classmethod
     def read(cls, path: Path, model: str) -> SavedSession:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HTTPRequest
@@ -243,4 +244,6 @@ async def _not_found(request: HTTPRequest, error: Exception) -> Response:
 
 
 async def _wrong_method(request: HTTPRequest, error: Exception) -> Response:
-    return json_response(APIError(405, f"{request.method} is not offered here").to_dict(), 405)
+    assert isinstance(error, HTTPException)
+    refusal = APIError(405, f"{request.method} is not offered here")
+    return json_response(refusal.to_dict(), 405, error.headers)

@@ -74,9 +74,11 @@ async def write_json(
     await send({"type": "http.response.body", "body": body})
 
 
-def json_response(value: Any, status: int = 200) -> Response:
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
     """Return JSON as an answer for Starlette to send."""
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
 async def write_error(send: Send, error: APIError) -> None:
@@ -84,6 +86,8 @@ async def write_error(send: Send, error: APIError) -> None:
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     if error.status == 401:
         headers["www-authenticate"] = 'Basic realm="yocobit: any name, the API key as password"'
+    if error.status == 405:
+        headers["allow"] = "POST"  # of the endpoints that take a body; Starlette knows the others
     await write_json(send, error.status, error.to_dict(), headers)
 
 

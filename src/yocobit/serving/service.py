@@ -258,8 +258,8 @@ class Service:
         size = self.scheduler.bytes_of_text(settings.context)
         if size > settings.cache_bytes:
             raise ConfigError(
-                f"a text of --context {settings.context} tokens needs {size:,} bytes of caches, but "
-                f"--cache-mb {settings.cache_mb} is {settings.cache_bytes:,}; give at least "
+                f"a text of --context {settings.context} tokens needs {size:,} bytes of caches, "
+                f"but --cache-mb {settings.cache_mb} is {settings.cache_bytes:,}; give at least "
                 f"--cache-mb {-(-size // MB)}, or a smaller --context"
             )
 

@@ -16,6 +16,7 @@ from yocobit.pretrained import TINY
 _PREFIX = "YOCOBIT_"
 # Kubernetes sets such variables for a service that is called yocobit, or yocobit-something.
 _OF_A_SERVICE = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers write it
 MB = 1 << 20
 
 
@@ -62,6 +63,11 @@ class ServerSettings:
             raise ConfigError("prefix_dir has no use if prefix_mb is 0; leave one of the two out")
         if any(len(key) < 8 or not key.isprintable() for key in self.api_keys):
             raise ConfigError("api_keys must each have at least 8 printable characters")
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ConfigError(
+                    f"cors_origins must be such as https://a.b, without a path, but has {origin!r}"
+                )
 
     @property
     def cache_bytes(self) -> int:
