@@ -199,6 +199,22 @@ def test_others_are_served_while_a_long_text_is_tokenized(
     assert tokenizer.n_during > 1
 
 
+def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
+    encoded = []
+    encode = server.service.engine.encode
+    monkeypatch.setattr(
+        server.service.engine, "encode", lambda text: encoded.append(text) or encode(text)
+    )
+
+    for prompt in ("a", "b", "a", *map(str, range(15)), "a", "b", LONG, LONG):
+        server.post(TEXT, prompt=prompt, max_tokens=1)
+    for _ in range(2):
+        server.post(CHAT, messages=SEA, max_tokens=1)
+
+    assert encoded[:-1] == ["a", "b", *map(str, range(15)), "b", LONG, LONG]
+    assert len(server.service._known_texts) == 16
+
+
 @pytest.mark.parametrize(
     ("path", "field", "content"),
     [(TEXT, "prompt", 9 * LONG), (CHAT, "messages", [{"role": "user", "content": 9 * LONG}])],

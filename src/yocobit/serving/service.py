@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import re
 import secrets
+import threading
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ from yocobit.serving.scheduler import Scheduler
 from yocobit.serving.settings import MB, ServerSettings
 
 _PREPARATIONS = 4  # requests that are tokenised at a time
+_KNOWN_TEXTS = 16  # of the last prompts: their tokens are remembered
 
 
 class Answer:
@@ -76,6 +79,8 @@ class Service:
         self._answers: dict[Job, tuple[Answer, int]] = {}  # and the job's index in it
         self._n_preparing = 0
         self._preparations = asyncio.Semaphore(_PREPARATIONS)
+        self._known_texts: dict[str, array[int]] = {}  # and their tokens
+        self._known_lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
         if settings.attention is not None:
@@ -136,7 +141,9 @@ class Service:
             )
 
     def encode(self, text: str, param: str) -> list[int]:
-        """Return the tokens of a text; APIError 400 at once if it is far too long for the context.
+        """Return the tokens of a text, at once if it was asked for a few texts ago.
+
+        APIError 400 without a try if it is far too long for the context.
 
         `param` is the field that it comes from.
         """
@@ -149,7 +156,16 @@ class Service:
                 param=param,
                 code="context_length_exceeded",
             )
-        return self.engine.encode(text)
+        with self._known_lock:
+            known = self._known_texts.pop(text, None)
+        # As an array, a token takes 4 bytes.
+        tokens = array("i", self.engine.encode(text)) if known is None else known
+        if len(tokens) <= self.settings.context:
+            with self._known_lock:
+                self._known_texts[text] = tokens  # the last: those before go first
+                while len(self._known_texts) > _KNOWN_TEXTS:
+                    del self._known_texts[next(iter(self._known_texts))]
+        return tokens.tolist()
 
     @cached_property
     def _longest_token(self) -> int:
