@@ -96,7 +96,10 @@ def submit(scheduler: Scheduler, asked: Request):
 
 def alone(engine: Engine, asked: Request, choice=0) -> str:
     return engine.generate(
-        asked.prompt, max_tokens=asked.max_tokens, sampling=asked.sampling[choice]
+        asked.prompt,
+        max_tokens=asked.max_tokens,
+        stop=asked.stop,
+        sampling=asked.sampling[choice],
     )
 
 
