@@ -81,7 +81,7 @@ def test_answers_are_the_same_alone_in_company_after_a_restart_and_with_other_th
                     args=[TEXT],
                     kwargs={"prompt": "The king " * (1 + i % 9), "max_tokens": 40, "seed": i},
                 )
-                for i in range(16)
+                for i in range(32)
             ]
             for thread in others:
                 thread.start()
