@@ -324,10 +324,13 @@ def test_generate_stops_where_the_model_says_it_does():
     engine = Engine.load()
 
     own = json.loads(run("generate", turn, "-n", 200, "--seed", 1, "--json").stdout)
-    all_of_it = engine.stream(turn, max_tokens=200, sampling=engine.sampling(seed=1))
+    stream = engine.stream(
+        turn, max_tokens=200, stop=engine.stop_strings, sampling=engine.sampling(seed=1)
+    )
 
     assert own["finish_reason"] == "stop"
-    assert "".join(all_of_it).startswith(own["text"] + "\n<|end|>")
+    assert own["text"] == "".join(stream).strip()
+    assert engine.tokenizer.decode(stream.tokens).startswith(own["text"] + "\n<|end|>")
 
 
 def test_the_packaged_model_answers_without_any_other():
