@@ -73,6 +73,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor that may be sharded, as a view."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """Return this process's part of a whole tensor, if it has the shape of a sharded parameter."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:

@@ -19,7 +19,9 @@ from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
-from yocobit.training.sharding import backward_context, whole
+from yocobit.training.sharding import backward_context, is_sharded, local
+
+_BLOCK = 1 << 17  # elements of a gradient whose squares are summed at a time, in cache
 
 
 class Objective(nn.Module):
@@ -96,12 +98,35 @@ class GradientStep:
                 # FSDP2 and DDP divide the sum over processes by their number.
                 (loss / (n_scored / n_processes)).backward()
             terms += part_terms
-        norm = torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.max_norm)
-        nats, divergence, grad_norm = self.processes.sum(
-            *(terms / n_scored).tolist(), float(whole(norm)) / n_processes
+        nats, divergence, squares = self.processes.sum(
+            *(terms / n_scored).tolist(), self._squares_here()
         )
+        grad_norm = math.sqrt(squares)
         skipped = self.guard.check(nats + divergence, grad_norm, self.spike_factor)
         if skipped is None:
+            self._clip(grad_norm)
             self.optimizers.step(rate_factor, decay_factor)
         self.optimizers.clear_gradients()
         return StepResult(nats, divergence, grad_norm, skipped)
+
+    def _squares_here(self) -> float:
+        """Return this process's part of the gradient's squared norm.
+
+        In float64 and rounded later, so that every number of processes clips by the same float32:
+        one bit of it moves all weights, and a quantised one over an edge.
+        """
+        squares = 0.0
+        for gradient in self._gradients():
+            share = 1 if is_sharded(gradient) else self.processes.size
+            for block in local(gradient).flatten().split(_BLOCK):
+                values = block.double()
+                squares += float(values.dot(values)) / share
+        return squares
+
+    def _clip(self, norm: float) -> None:
+        if norm > self.max_norm:
+            for gradient in self._gradients():
+                local(gradient).mul_(self.max_norm / norm)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.objective.parameters() if p.grad is not None]
