@@ -1,18 +1,17 @@
 """Runs that are stopped, by whatever, and go on: nothing may differ from one that never stopped."""
 
 import random
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training_runs import Killed, assert_same_run, raise_at, records, run, signal_at
+from training_runs import Killed, assert_same_run, full_disk, raise_at, records, run, signal_at
 
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
@@ -115,17 +114,6 @@ def stopped(toml, tmp_path, monkeypatch) -> Path:
         patch.setattr(loop, "rate_factor", signal_at(4, signal.SIGTERM))
         run(toml, tmp_path / "run")
     return tmp_path / "run"
-
-
-@contextmanager
-def full_disk(n_bytes: int):
-    """Let no file grow beyond `n_bytes`: writing fails in the kernel, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def files(out: Path) -> list[str]:

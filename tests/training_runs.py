@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import resource
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -70,6 +72,17 @@ def assert_same_run(out: Path, expected: Path) -> None:
         tensors, others = load_file(path), load_file(other)
         assert tensors.keys() == others.keys()
         assert all(torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+@contextmanager
+def full_disk(n_bytes: int):
+    """Let no file grow beyond `n_bytes`: writing fails in the kernel, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Killed(BaseException):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,32 @@ class WriteError(RuntimeError):
         super().__init__(
             f"{path}: cannot be written ({reason}); {kept}; make room and go on with --resume"
         )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let errors of the system name what is written: by themselves those of a write do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write, which becomes `path` if the block ends well and else vanishes."""
+    final = path.resolve()
+    partial = final.with_name(f".{final.stem}.partial-{os.getpid()}{final.suffix}")
+    try:
+        with writing(path):
+            yield partial
+            flush(partial)
+            os.replace(partial, final)
+            flush(final.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

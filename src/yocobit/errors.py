@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from yocobit.config import ConfigError
 
 USER_ERROR, _INTERRUPTED = 2, 130  # exit codes
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of disks, quotas and file systems
 
 
 class UserError(ValueError):
@@ -19,18 +22,29 @@ class UserError(ValueError):
 def report_errors(program: Callable[[], Any]) -> None:
     """Run a program; what its user can mend ends it with one line, not with a traceback."""
     try:
-        program()
+        try:
+            program()
+        except SystemExit:
+            sys.stdout.flush()  # as Python closes the stream, an error would be a traceback
+            raise
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
         # The reader went away: say nothing more, not even when Python closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(0)
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
         if not _is_users(error):
             raise
-        print(f"error: {_line(error)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _drop_output()  # it may be what cannot be written
+        with suppress(OSError):  # where it goes to the same disk
+            print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_users(error: BaseException) -> bool:
@@ -43,6 +57,9 @@ def _is_users(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory; lower --max-tokens or choose --cache int4"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        what = error.filename or "the output"  # a file has its name from disk.writing
+        return f"{what}: cannot be written ({error.strerror}); make room and run the command again"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

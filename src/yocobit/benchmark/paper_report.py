@@ -11,6 +11,7 @@ from rich.text import Text
 
 from yocobit import pictures
 from yocobit.benchmark.paper import Curve, PaperReport
+from yocobit.disk import replacing
 
 _COLORS = ("#8A8A8A", pictures.BLUE, pictures.ORANGE)
 _PAPER_MEMORY, _PAPER_PREFILL = (1 << 20, 9.4), (1 << 19, 30.3)  # lengths and ratios, on a GPU
@@ -77,7 +78,8 @@ def write_paper_picture(report: PaperReport, out: Path) -> None:
         where = f"{report.threads} threads of {report.machine.cpu}"
         title = f"{report.shape}, {report.cache} cache, {where}"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        figure.savefig(out, dpi=150)
+        with replacing(out) as partial:
+            figure.savefig(partial, dpi=150)
 
 
 def _against_paper(report: PaperReport) -> list[str]:

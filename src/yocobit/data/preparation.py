@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +41,7 @@ from yocobit.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
-from yocobit.disk import flush, write_json
+from yocobit.disk import replacing, write_json
 
 TOKENIZER = "tokenizer.json"
 INDEX = "index.json"
@@ -144,11 +143,8 @@ def _is_current(directory: Path, index: dict[str, Any]) -> bool:
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
-    partial = directory / f"{INDEX}.{os.getpid()}"  # of several processes, each has its own
-    write_json(partial, index)
-    flush(partial)
-    os.replace(partial, directory / INDEX)
-    flush(directory)
+    with replacing(directory / INDEX) as partial:
+        write_json(partial, index)
 
 
 def _make(config: DataConfig, text: _Text, vocab_size: int, directory: Path) -> dict[str, Any]:
@@ -160,9 +156,13 @@ def _make(config: DataConfig, text: _Text, vocab_size: int, directory: Path) -> 
     else:
         tokenizer = train_tokenizer(_sample(text), vocab_size)
     path = directory / TOKENIZER
-    path.write_text(tokenizer.to_str(), encoding="utf-8")
-    flush(path)
-    made = _Tokenising(text, tokenizer, Seen() if config.deduplicate else None, directory).run()
+    with replacing(path) as partial:
+        partial.write_text(tokenizer.to_str(), encoding="utf-8")
+    try:
+        made = _Tokenising(text, tokenizer, Seen() if config.deduplicate else None, directory).run()
+    except OSError:  # as of a full disk, where there are too many already
+        remove_shards(directory)
+        raise
     for i, entry in enumerate(made["train"]):
         if entry["documents"] == 0:
             which = f"train[{i}]" if len(made["train"]) > 1 else "the train split"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from yocobit.config import ConfigError
-from yocobit.disk import flush
+from yocobit.disk import flush, writing
 
 SHARD_BYTES = 1 << 30
 
@@ -54,21 +54,19 @@ class ShardWriter:
         """Close what is open, as it is."""
         for file in (self.tokens_file, self.mask_file):
             if file is not None:
-                file.close()
+                with suppress(OSError):  # tries again to write what could not be written
+                    file.close()
 
     def _write(self, tokens: _Array, is_scored: bool) -> None:
-        path = self._path(".bin")
-        try:
+        with writing(self._path(".bin")):
             if self.tokens_file is None:
-                self.tokens_file = path.open("wb")
+                self.tokens_file = self._path(".bin").open("wb")
             if self.mask_file is None and not is_scored:
                 self.mask_file = self._path(".mask").open("wb")
                 self.mask_file.write(b"\1" * self.n_here)
             self.tokens_file.write(tokens.astype(self.dtype).tobytes())
             if self.mask_file is not None:
                 self.mask_file.write((b"\1" if is_scored else b"\0") * len(tokens))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
         self.n_here += len(tokens)
 
     def _close_shard(self) -> None:
@@ -77,12 +75,9 @@ class ShardWriter:
         shard = {"tokens": self.n_here, "has_mask": self.mask_file is not None}
         for file, suffix in ((self.tokens_file, ".bin"), (self.mask_file, ".mask")):
             if file is not None:
-                try:
+                with writing(self._path(suffix)):
                     file.close()  # writes what is buffered
                     flush(self._path(suffix))
-                except OSError as error:
-                    path = self._path(suffix)
-                    raise ConfigError(f"{path}: cannot be written ({error.strerror})") from None
         self.shards.append({"name": self._path("").name, **shard})
         self.tokens_file = self.mask_file = None
         self.n_here = 0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.disk import flush
+from yocobit.disk import flush, writing
 from yocobit.packing.reader import (
     ALIGNMENT,
     CHAT_TEMPLATE,
@@ -118,16 +118,17 @@ def _json(value: dict[str, Any]) -> bytes:
 @contextlib.contextmanager
 def _new_directory(out: Path) -> Iterator[Path]:
     """Give a directory to fill, which becomes `out` if the block ends well and else vanishes."""
-    out = out.resolve()
+    name, out = out, out.resolve()
     check_new(out)
     made = [parent for parent in out.parents if not parent.exists()]  # innermost first
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        partial.rename(out)
+        with writing(name):
+            partial.mkdir(parents=True)
+            yield partial
+            for path in (*partial.iterdir(), partial):
+                flush(path)
+            partial.rename(out)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(partial, ignore_errors=True)
         for parent in made:

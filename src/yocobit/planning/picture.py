@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import pictures
+from yocobit.disk import replacing
 from yocobit.errors import UserError
 from yocobit.planning.plan import Plan, Row
 from yocobit.planning.report import number, size
@@ -52,9 +53,13 @@ def draw_plan(plan: Plan, out: Path) -> None:
         figure.subplots_adjust(bottom=0.62 / figure.get_figheight())
         _write_title(figure, plan)
         try:
-            figure.savefig(out)
+            with replacing(out) as partial:
+                figure.savefig(partial)
         except (OSError, ValueError) as error:
-            raise UserError(f"--picture: {out}: cannot be written ({error})") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise UserError(
+                f"--picture: {out}: cannot be written ({reason}); name another file"
+            ) from None
 
 
 def _write_title(figure: Any, plan: Plan) -> None:

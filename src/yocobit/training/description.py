@@ -7,7 +7,6 @@ the first start and each resume: date, command, code, machine. README.md says th
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import torch
 
 from yocobit import _native
 from yocobit.benchmark.machine import describe_machine
-from yocobit.disk import flush
+from yocobit.disk import replacing
 from yocobit.model import Decoder
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
@@ -64,21 +63,15 @@ def describe_run(
         "starts": [*starts, _start(state, now)],
     }
     try:
-        _write(path, json.dumps(description, indent=2) + "\n")
-        _write(run_dir / README, _readme(run_dir, description))
+        for file, text in (
+            (path, json.dumps(description, indent=2) + "\n"),
+            (run_dir / README, _readme(run_dir, description)),
+        ):
+            with replacing(file) as partial:
+                partial.write_text(text, encoding="utf-8")
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); the run goes on"
     return None
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        flush(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:

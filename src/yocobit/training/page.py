@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from yocobit.disk import replacing
 from yocobit.training.curves import AXES, Axis, Run, Values, ceiling, unit
 from yocobit.training.picture import RUN_COLORS, layer_colors
 
@@ -32,7 +33,8 @@ def write_page(runs: Sequence[Run], out: Path, axis: Axis) -> None:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     head, rest = page.split("DATA")
     middle, end = rest.split("SCRIPT")
-    out.write_text(head + text + middle + script + end, encoding="utf-8")
+    with replacing(out) as partial:
+        partial.write_text(head + text + middle + script + end, encoding="utf-8")
 
 
 def _run(run: Run) -> dict[str, Any]:
