@@ -43,20 +43,33 @@ def report_errors(program: Callable[[], Any]) -> None:
         sys.exit(USER_ERROR)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was no memory: on a CPU, PyTorch has no type of error for it."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(text in str(error) for text in ("DefaultCPUAllocator", "std::bad_alloc"))
+    )
+
+
 def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_users(error: BaseException) -> bool:
     """Whether an error says what a user can do; others are ours and keep their traceback."""
-    return isinstance(error, UserError | ConfigError | MemoryError | OSError) or (
-        type(error).__module__.startswith("yocobit.")
+    return (
+        isinstance(error, UserError | ConfigError | OSError)
+        or is_out_of_memory(error)
+        or type(error).__module__.startswith("yocobit.")
     )
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "not enough memory; lower --max-tokens or choose --cache int4"
+    if is_out_of_memory(error):
+        return (
+            "not enough memory; free some, choose a smaller model, or, where the command has them, "
+            "a lower --max-tokens or --cache int4"
+        )
     if isinstance(error, OSError) and error.errno in _FULL:
         what = error.filename or "the output"  # a file has its name from disk.writing
         return f"{what}: cannot be written ({error.strerror}); make room and run the command again"

@@ -34,6 +34,7 @@ from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.journal import Journal, NoJournal
+from yocobit.training.memory import in_memory, too_large, too_long
 from yocobit.training.optim import Optimizers
 from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Progress
@@ -135,7 +136,7 @@ def _train(
     run = _Run(
         config, run_dir, corpus, model, objective, optimizers, state, console, started, processes
     )
-    with products_in(state.precision):
+    with products_in(state.precision), in_memory(lambda: too_long(config, run_dir)):
         return run.run()
 
 
@@ -376,9 +377,10 @@ class _Run:
 
 
 def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
-    with torch.random.fork_rng(devices=[]):
+    model = config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size())
+    with torch.random.fork_rng(devices=[]), in_memory(lambda: too_large(model)):
         torch.manual_seed(config.run.seed)
-        return Decoder(config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size()))
+        return Decoder(model)
 
 
 def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
