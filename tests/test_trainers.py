@@ -1,12 +1,18 @@
-"""Training with the libraries around transformers: its Trainer, and PEFT's adapters."""
+"""Training with the libraries around transformers: its Trainer, PEFT's adapters, TRL."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from packed_models import nano, tokens
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from packed_models import nano, tokenizer, tokens
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 
+from yocobit.data.tokenizer import END
 from yocobit.hf import YocobitConfig, YocobitForCausalLM
 from yocobit.packing import pack
 
@@ -84,3 +90,50 @@ def test_a_part_that_peft_replaces_is_trained(tmp_path):
     train(adapted, tmp_path)
 
     assert not torch.equal(adapted.base_model.model.head.modules_to_save["default"].weight, before)
+
+
+def fine_tune(model, directory, **settings) -> list[float]:
+    """Train for 3 steps with TRL, on texts of several lengths; return the losses."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    texts = tokens()[:600].split([40, 25, 60, 75] * 3)
+    arguments = trl.SFTConfig(
+        output_dir=str(directory),
+        max_steps=3,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        logging_steps=1,
+        save_steps=3,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list([{"input_ids": row.tolist()} for row in texts]),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token=END),
+    )
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_trl_learns_and_saves_what_loads(tmp_path, packing):
+    model = new_model()
+
+    losses = fine_tune(model, tmp_path, max_length=64, packing=packing)
+
+    batch = tokens()[:20][None]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
+    assert torch.equal(again(batch).logits, model.eval()(batch).logits)
+
+
+def test_trl_without_padding_has_the_loss_of_the_same_batch_with_it(tmp_path):
+    padded = fine_tune(new_model(), tmp_path / "padded", max_length=None)
+    free = fine_tune(new_model(), tmp_path / "free", max_length=None, padding_free=True)
+
+    # Of the same weights; other sums of float32 then move values over rounding edges.
+    assert free[0] == pytest.approx(padded[0], rel=1e-6)
