@@ -521,6 +521,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--head", "int4"], ["--weights and --head go with --shape"]),
+        (["--shape", "nano", "--picture", "a.gif"], ["--picture must end in .png", "is a.gif"]),
     ],
 )
 def test_plan_mistakes_are_one_line(arguments, words):

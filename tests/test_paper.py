@@ -103,9 +103,21 @@ def test_command_prints_json_and_draws(tmp_path):
         (["--paper", "--weights", "f16"], "ternary or sign weights"),
         (["--paper", "--cache", "f16,int8"], "one --cache"),
         (["--shape", "nano", "--picture", "a.png"], "--picture goes with --paper"),
+        (["--paper", "-p", "512"], "--prompt does nothing with --paper"),
+        (["--paper", "-n", "64"], "--gen does nothing with --paper"),
+        (["--paper", "-b", "1"], "--batch does nothing with --paper"),
+        (["--paper", "--attention", "full"], "--attention does nothing with --paper"),
+        (["--paper", "--no-limits"], "--no-limits does nothing with --paper"),
+        (["--paper", "--picture", "a.gif"], "--picture must end in .png, .svg, .pdf but is a.gif"),
+        (["--paper", "--picture", "no/a.png"], "no/a.png: cannot be written: no is no directory"),
+        (["--paper", "--picture", "made.png"], "made.png: cannot be written; choose another"),
     ],
 )
-def test_options_that_do_not_go_together(options, problem):
+def test_options_that_do_not_go_together(options, problem, monkeypatch, tmp_path):
+    monkeypatch.setattr("yocobit.benchmark.paper.write_random_model", None)  # nothing is run
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made.png").mkdir()
+
     result = CliRunner().invoke(app, ["bench", *options])
 
     assert result.exit_code == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from yocobit.errors import UserError
@@ -11,6 +13,7 @@ from yocobit.errors import UserError
 # a sky blue that shows on white.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
 TEXT = "#444444"
+_FORMATS = (".png", ".svg", ".pdf")
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.edgecolor": "#9A9A9A",
@@ -54,3 +57,15 @@ def style(changes: Mapping[str, Any] | None = None) -> Any:
         ) from None
     settings: Any = STYLE | dict(changes or {})
     return matplotlib.rc_context(settings)
+
+
+def check_picture(out: Path) -> None:
+    """UserError if no picture can be written into `out`, whose name says the format."""
+    if out.suffix not in _FORMATS:
+        raise UserError(f"--picture must end in {', '.join(_FORMATS)} but is {out}")
+    if not out.parent.is_dir():
+        raise UserError(f"--picture: {out}: cannot be written: {out.parent} is no directory")
+    if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise UserError(f"--picture: {out}: cannot be written; choose another file")
+    with style():
+        pass  # there is matplotlib

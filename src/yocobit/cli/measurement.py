@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from yocobit.cli.options import (
 from yocobit.data.documents import Documents
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
+from yocobit.pictures import check_picture
 
 
 def eval_(
@@ -67,16 +68,25 @@ def bench(
     weights: ShapeWeights = None,
     head: ShapeHead = None,
     prompt: Annotated[
-        str, typer.Option("--prompt", "-p", help="Tokens to prefill, such as 128,512; 0: none.")
-    ] = "512",
-    gen: Annotated[str, typer.Option("--gen", "-n", help="Tokens to decode; 0: none.")] = "64",
+        str | None,
+        typer.Option(
+            "--prompt", "-p", help="Tokens to prefill, such as 128,512; 0: none; 512 unless given."
+        ),
+    ] = None,
+    gen: Annotated[
+        str | None,
+        typer.Option("--gen", "-n", help="Tokens to decode; 0: none; 64 unless given."),
+    ] = None,
     depth: Annotated[
         str | None,
         typer.Option("--depth", "-d", help="Tokens before those, such as 0,4096; 0 unless given."),
     ] = None,
     batch: Annotated[
-        str, typer.Option("--batch", "-b", help="Sessions decoded together, such as 1,16.")
-    ] = "1",
+        str | None,
+        typer.Option(
+            "--batch", "-b", help="Sessions decoded together, such as 1,16; 1 unless given."
+        ),
+    ] = None,
     threads: Annotated[
         str | None,
         typer.Option("--threads", "-t", help="Such as 1,2; one per CPU unless given."),
@@ -103,6 +113,15 @@ def bench(
     if paper:
         if model is not None or head or (weights or "ternary") not in ("ternary", "sign"):
             raise UserError("--paper takes a --shape with ternary or sign weights and no model")
+        _refuse_with_paper(
+            {
+                "--prompt": prompt,
+                "--gen": gen,
+                "--batch": batch,
+                "--attention": attention,
+                "--no-limits": no_limits or None,
+            }
+        )
         _bench_paper(
             shape or "small", weights, depth, threads, cache, kernels, repetitions, picture, as_json
         )
@@ -111,10 +130,10 @@ def bench(
         raise UserError("--picture goes with --paper")
     check_model_or_shape("bench", model, shape, weights, head)
     plan = benchmark.Plan.parse(
-        prompts=prompt,
-        generations=gen,
-        depths=depth or "0",
-        batches=batch,
+        prompts="512" if prompt is None else prompt,
+        generations="64" if gen is None else gen,
+        depths="0" if depth is None else depth,
+        batches="1" if batch is None else batch,
         threads=threads,
         caches=cache,
         kernels=kernels,
@@ -131,6 +150,15 @@ def bench(
         benchmark.print_report(report, Console())
 
 
+def _refuse_with_paper(options: Mapping[str, object]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(
+                f"{option} does nothing with --paper, which sets what is measured but for its "
+                "--depth; leave it out"
+            )
+
+
 def _bench_paper(
     shape: str,
     weights: str | None,
@@ -145,7 +173,7 @@ def _bench_paper(
     plan = benchmark.Plan.parse(
         prompts="1",
         generations="1",
-        depths=depth or ",".join(map(str, benchmark.LENGTHS)),
+        depths=",".join(map(str, benchmark.LENGTHS)) if depth is None else depth,
         batches="1",
         threads=threads,
         caches=cache,
@@ -155,6 +183,8 @@ def _bench_paper(
     )
     if len(plan.threads) > 1 or len(plan.caches) > 1:
         raise UserError("--paper takes one number of --threads and one --cache")
+    if picture is not None:
+        check_picture(picture)
     config = benchmark.named_shape(shape)
     with Console(stderr=True).status("") as status:
         report = benchmark.run_paper(

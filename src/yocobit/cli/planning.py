@@ -19,6 +19,7 @@ from yocobit.cli.options import (
     ShapeWeights,
     check_model_or_shape,
 )
+from yocobit.pictures import check_picture
 
 
 def plan(
@@ -41,7 +42,8 @@ def plan(
     ] = None,
     kernels: Kernels = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the model beside the machine's memory: a PNG.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw model and memory, as PNG, SVG or PDF."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -55,6 +57,8 @@ def plan(
         threads=threads,
         kernels=kernels,
     )
+    if picture is not None:
+        check_picture(picture)
     name, opened = planning.open_shape(model, shape, weights, head)
     with Console(stderr=True).status("measuring this machine"):
         made = planning.make_plan(name, opened, request)
