@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, help="keep models here between runs")
     arguments = parser.parse_args()
+    peers.need_llama_cpp()
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = list(peers.measured(list(_runs(work)), arguments.rounds))

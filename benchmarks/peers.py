@@ -61,6 +61,7 @@ def main() -> None:
         run = json.loads(arguments.one)
         print(json.dumps(getattr(measures, run["measure"])(run)))
         return
+    need_llama_cpp()
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = [run for name in arguments.only for run in _PLANS[name](work)
@@ -119,6 +120,15 @@ def own_runs(work: Path) -> Iterator[dict[str, Any]]:
 
 
 _PLANS = {"speed": speed_runs, "attention": attention_runs, "own": own_runs}
+
+
+def need_llama_cpp() -> None:
+    """End the program, unless llama.cpp and what writes its files are installed."""
+    try:
+        import gguf  # noqa: F401
+        import llama_cpp  # noqa: F401
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install 'yocobit[peers]'")
 
 
 def llama_cpp(kind: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -351,11 +352,33 @@ def test_peak_memory_leaves_out_what_was_freed_before():
     assert machine.peak_bytes() - before < 50_000_000
 
 
-@pytest.mark.parametrize("script", ["run", "peers", "attention", "plan", "train_throughput"])
-def test_a_benchmark_script_starts(script):
-    path = Path(__file__).parent.parent / "benchmarks" / f"{script}.py"
+def run_script(name, *arguments, **environment):
+    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    return subprocess.run(
+        [sys.executable, path, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
 
-    ended = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True)
+
+@pytest.mark.parametrize(
+    "script", ["run", "peers", "on_chip", "attention", "plan", "train_throughput"]
+)
+def test_a_benchmark_script_starts(script):
+    ended = run_script(script, "--help")
 
     assert ended.returncode == 0, ended.stderr
     assert "--rounds" in ended.stdout
+
+
+@pytest.mark.parametrize("script", ["peers", "on_chip"])
+def test_a_benchmark_beside_llama_cpp_says_what_it_lacks(script, tmp_path):
+    (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('no', name='gguf')\n")
+    work = tmp_path / "work"
+    work.mkdir()
+
+    ended = run_script(script, "--rounds", "0", "--work", str(work), PYTHONPATH=str(tmp_path))
+
+    assert ended.stderr == "error: gguf is not installed: pip install 'yocobit[peers]'\n"
+    assert not list(work.iterdir())  # nothing is made before
