@@ -12,6 +12,7 @@ import io
 import subprocess
 import sys
 
+import matplotlib
 import pytest
 from packed_models import nano
 from rich.console import Console
@@ -22,7 +23,7 @@ from yocobit.benchmark.shapes import named_shape
 from yocobit.benchmark.traffic import decode_bytes
 from yocobit.config import preset
 from yocobit.errors import UserError
-from yocobit.planning import NAMED, Request, make_plan, open_shape, print_plan
+from yocobit.planning import NAMED, Request, draw_plan, make_plan, open_shape, print_plan
 from yocobit.planning.machines import Level, Machine
 from yocobit.planning.meter import ProbeTimes
 from yocobit.planning.prediction import mean_rows, predict, probe_model
@@ -447,6 +448,21 @@ def test_a_report_fits_a_hundred_columns(machine):
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
     assert sum("this model" in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("batch", "reader"), [(1, "token"), (3, "step")])
+def test_a_picture_says_what_a_token_or_a_step_of_a_batch_reads(
+    tmp_path, monkeypatch, batch, reader
+):
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(batch=batch))
+
+    draw_plan(plan, tmp_path / "plan.svg")
+
+    keys_values = plan.own.work.part(KEYS_VALUES)
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert f"{size(keys_values.n_bytes)}, a {reader} reads {size(keys_values.read_bytes)}" in drawn
 
 
 def test_a_plan_never_imports_torch():

@@ -100,9 +100,10 @@ def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
 
 def _draw_parts(panel: Any, plan: Plan, low: float) -> None:
     parts = [part for part in plan.own.work.parts if part.n_bytes]
+    reader = "step" if plan.own.work.batch > 1 else "token"
     for i, part in enumerate(parts):
         panel.barh(i, part.n_bytes - low, left=low, height=0.62, color=_COLORS[part.name], zorder=2)
-        read = f", a token reads {size(part.read_bytes)}"
+        read = f", a {reader} reads {size(part.read_bytes)}"
         _annotate(panel, part.n_bytes, i, size(part.n_bytes) + read)
     panel.set_yticks(range(len(parts)), [part.name for part in parts])
     panel.invert_yaxis()
