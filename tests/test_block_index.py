@@ -15,6 +15,7 @@ from packed_models import as_packed, nano, packed, trained
 from typer.testing import CliRunner
 
 from yocobit import Engine, _native
+from yocobit.benchmark.random_model import write_random_model
 from yocobit.cli import app
 from yocobit.config import BLOCK, ConfigError, preset
 from yocobit.model import Cache, Decoder
@@ -284,11 +285,30 @@ def test_positions_must_be_blocks(positions):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "all", "index", "index:", "index:-1", "full:2048", "window:²"]
-)
+    "text",
+    ["", "all", "index", "index:", "index:-1", "full:2048", "window:²", "index:100", "window:96",
+     "index:" + 5000 * "9"],
+)  # fmt: skip
 def test_attention_is_one_of_three(text):
-    with pytest.raises(ConfigError, match=r"attention must be full, index:POSITIONS or window"):
+    rule = r"index:POSITIONS or window:POSITIONS, where POSITIONS is a multiple of 32, from 128"
+    with pytest.raises(ConfigError, match=f"^attention must be full, {rule}.* but is '{text}'$"):
         preset("nano").attending(text)
+
+
+@pytest.mark.parametrize("text", ["full", "index:2048", "window:128"])
+def test_attention_is_named_as_it_is_asked_for(text):
+    config = preset("nano").attending(text)
+
+    assert config.attention == text
+    assert config.replace(layers=("full",)).attention is None
+
+
+@pytest.mark.parametrize("text", ["full", "index:2048"])
+def test_attention_is_refused_without_cross_layers(tmp_path, text):
+    path = write_random_model(nano("transformer", "ternary"), tmp_path / "model").path
+
+    with pytest.raises(ConfigError, match=f"a model without cross layers but is '{text}'; leave"):
+        Engine.load(path, attention=text)
 
 
 def test_a_model_is_packed_with_its_attention(model_of):
@@ -304,4 +324,4 @@ def test_generate_takes_attention(model_of):
     command = ["generate", "Licensed under", "--model", str(path), "-n", "8", "--attention"]
 
     assert run([*command, "index:128"]).exit_code == 0
-    assert run([*command, "index:100"]).exit_code == 1
+    assert str(run([*command, "index:100"]).exception).startswith("--attention must be full, index")

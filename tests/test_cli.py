@@ -15,6 +15,7 @@ import typer
 from packed_models import nano, packed, text, trained
 
 from yocobit import Engine
+from yocobit.benchmark.random_model import write_random_model
 from yocobit.cli import app
 
 # A new option needs a line here, and its reason in the commit.
@@ -389,6 +390,18 @@ def test_standard_input_that_is_not_utf8_is_refused(model):
     assert result.stderr == b"error: standard input is not UTF-8 (byte 2)\n"
 
 
+@pytest.mark.parametrize(
+    "command", [["generate", "x", "-m"], ["chat"], ["bench"], ["serve", "--port", 0], ["eval"]]
+)
+def test_attention_is_refused_for_a_model_without_cross_layers(tmp_path, command):
+    model = write_random_model(nano("transformer", "ternary"), tmp_path / "model").path
+    texts = [__file__] if command == ["eval"] else []
+
+    result = run(*command, model, *texts, "--attention", "index:2048", stdin="x")
+
+    assert fails(result, "attention must not be given for a model without cross layers", "leave")
+
+
 @pytest.mark.parametrize("command", [["generate", b"ab\xff"], ["chat"]])
 def test_text_that_is_not_utf8_is_refused_where_python_lets_it_through(command):
     result = subprocess.run(
@@ -461,6 +474,7 @@ def test_bench_json_of_a_shape_without_a_model():
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--weights", "sign"], ["--weights and --head go with --shape"]),
+        (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
     ],
 )
 def test_bench_mistakes_are_one_line(arguments, words):

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 MODEL_TYPE = "yocobit"  # by which transformers knows a config.json
 # What config.json may hold besides the fields of ModelConfig, for transformers alone.
@@ -35,6 +36,8 @@ CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index", "window"]
 
 BLOCK = 32  # positions that are chosen together
+_FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of cross attention, unless all
+_BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
 
 CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # what its blocks may mix by
 
@@ -99,12 +102,8 @@ class ModelConfig:
         for kv, query in (("n_kv_heads", "n_heads"), ("n_self_kv_heads", "n_self_heads")):
             n_query = getattr(self, query)
             require(n_query % getattr(self, kv) == 0, self, kv, f"must divide {query} = {n_query}")
-        name, rule = (
-            "cross_positions",
-            f"must be a multiple of {BLOCK}, from {4 * BLOCK} to 1048576",
-        )
-        fits = 4 * BLOCK <= self.cross_positions <= 1 << 20 and self.cross_positions % BLOCK == 0
-        require(fits, self, name, rule)
+        fits = _are_blocks(self.cross_positions)
+        require(fits, self, "cross_positions", f"must be {_BLOCKS_RULE}")
         require(1 < self.rope_theta <= 1e12, self, "rope_theta", "must be above 1, at most 1e12")
         require(1e-20 <= self.norm_eps < 1, self, "norm_eps", "must be at least 1e-20 and below 1")
         late = [mixer for mixer in self.layers if mixer in CROSS_DECODER]
@@ -139,20 +138,28 @@ class ModelConfig:
         """Return a checked copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def attention(self) -> str | None:
+        """What cross layers attend to, as `attending` takes it; None if there are none."""
+        if not self.has_cross_decoder:
+            return None
+        kind = self.cross_attention
+        return kind if kind == "full" else f"{kind}:{self.cross_positions}"
+
     def attending(self, to: str) -> ModelConfig:
         """Return a copy whose cross layers attend to "full", "index:2048" or "window:2048".
 
-        The number is cross_positions; ConfigError for other texts.
+        The number is cross_positions; ConfigError for other texts, and if there are no such layers.
         """
-        kind, _, positions = to.partition(":")
-        is_number = positions.isascii() and positions.isdecimal()
-        if kind not in get_args(CrossAttention) or is_number == (kind == "full"):
+        kind, positions = parse_attention(to)
+        if not self.has_cross_decoder:
             raise ConfigError(
-                f"attention must be full, index:POSITIONS or window:POSITIONS but is {to!r}"
+                f"attention must not be given for a model without cross layers but is {to!r}; "
+                "leave it out"
             )
-        if kind == "full":
+        if positions is None:
             return self.replace(cross_attention=kind)
-        return self.replace(cross_attention=kind, cross_positions=int(positions))
+        return self.replace(cross_attention=kind, cross_positions=positions)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -183,6 +190,27 @@ class ModelConfig:
         for name in TRANSFORMERS_KEYS:
             fields.pop(name, None)
         return cls.from_dict(fields, str(path))
+
+
+def parse_attention(text: str) -> tuple[CrossAttention, int | None]:
+    """Return the kind and the positions of "full", "index:2048" or "window:2048".
+
+    ConfigError for other texts.
+    """
+    kind, _, positions = text.partition(":")
+    if text == "full":
+        return "full", None
+    is_number = re.fullmatch("[0-9]{1,7}", positions) is not None
+    if kind in ("index", "window") and is_number and _are_blocks(int(positions)):
+        return cast(CrossAttention, kind), int(positions)
+    raise ConfigError(
+        "attention must be full, index:POSITIONS or window:POSITIONS, where POSITIONS is "
+        f"{_BLOCKS_RULE}, but is {text!r}"
+    )
+
+
+def _are_blocks(positions: int) -> bool:
+    return _FEWEST_POSITIONS <= positions <= _MOST_POSITIONS and positions % BLOCK == 0
 
 
 def from_fields(cls: type[Any], fields: Mapping[str, Any], source: str) -> Any:

@@ -26,18 +26,25 @@ _TERNARY_BYTES = np.array(
 
 @contextlib.contextmanager
 def open_model(
-    path: Path | None, shape: str | None, weights: str | None, head: str | None
+    path: Path | None,
+    shape: str | None,
+    weights: str | None,
+    head: str | None,
+    attention: str | None = None,
 ) -> Iterator[tuple[str, PackedModel]]:
     """Give a name and the packed model in `path`, or one of a named shape that is gone afterwards.
 
-    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given.
+    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given;
+    `attention` is as for Engine.load.
     """
     if path is not None:
-        yield str(path), read_model(path)
+        yield str(path), read_model(path).attending(attention)
         return
     weights, head = weights or "ternary", head or "int8"
     is_dense = weights in ("f32", "f16")
     config = named_shape(shape or "").replace(weights="dense" if is_dense else weights)
+    if attention is not None:
+        config = config.attending(attention)
     float_dtype = weights.upper() if is_dense else "F32"
     check_memory(config, float_dtype, head, available_bytes())
     with tempfile.TemporaryDirectory() as directory:

@@ -141,8 +141,7 @@ def bench(
         with_limits=not no_limits,
     )
     status = Console(stderr=True).status("opening the model")
-    with status, benchmark.open_model(model, shape, weights, head) as (name, opened):
-        opened = opened.attending(attention)
+    with status, benchmark.open_model(model, shape, weights, head, attention) as (name, opened):
         report = benchmark.run(opened, plan, name, status.update)
     if as_json:
         print(json.dumps(benchmark.to_dict(report), indent=2))

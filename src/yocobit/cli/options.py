@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 
@@ -16,10 +17,23 @@ Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU unless g
 Kernels = Annotated[
     str | None, typer.Option(help="Kernels by name; the fastest of this CPU unless given.")
 ]
+
+
+def _check_attention(text: str | None) -> str | None:
+    """UserError, before a model is opened or made, for what no model can attend to."""
+    try:
+        if text is not None:
+            parse_attention(text)
+    except ConfigError as error:
+        raise UserError(f"--{error}") from None
+    return text
+
+
 Attention = Annotated[
     str | None,
     typer.Option(
         metavar="full|index:N|window:N",
+        callback=_check_attention,
         help="Positions that cross layers attend to; as the model says unless given.",
     ),
 ]
