@@ -194,7 +194,9 @@ def test_json_has_these_keys(report):
     assert fields["machine"].keys() == {
         "version", "commit", "cpu", "n_cpus", "features", "caches", "memory_bytes", "system",
     }  # fmt: skip
-    assert fields["model"].keys() == {"name", "config", "parameters", "weight_bytes_per_step"}
+    assert fields["model"].keys() == {
+        "name", "config", "attention", "parameters", "weight_bytes_per_step",
+    }  # fmt: skip
     assert fields["limits"][0].keys() == {
         "threads", "dram_bytes_per_s", "last_level_bytes_per_s", "multiply_adds_per_s",
         "instruction", "rounds",
@@ -246,6 +248,16 @@ def test_the_printed_report_cuts_nothing(report):
     assert "…" not in printed
     for word in ("DRAM GB/s", "p99", "peak MB", "tg4 @ d40 b3", report.kernels, report.machine.cpu):
         assert word in printed
+
+
+def test_a_report_names_the_attention(model):
+    report = measure.run(model.attending("index:256"), plan(prompts="0"), "mixed")
+    console = Console(file=io.StringIO(), width=200)
+
+    print_report(report, console)
+
+    assert to_dict(report)["model"]["attention"] == "index:256"
+    assert "attention index:256" in console.file.getvalue()
 
 
 # ---- the machine ----

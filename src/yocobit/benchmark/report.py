@@ -24,6 +24,7 @@ def to_dict(report: Report) -> dict[str, Any]:
         "model": {
             "name": report.name,
             "config": report.config.to_dict(),
+            "attention": report.config.attention,
             "parameters": report.parameters,
             "weight_bytes_per_step": report.weight_bytes,
         },
@@ -87,7 +88,9 @@ def _heading(report: Report) -> Text:
     guess = "" if caches.is_known else " (assumed)"
     weights = f"a decode step reads {report.weight_bytes / _MB:,.1f} MB of weights"
     rounds = f"{report.repetitions} round{'s' * (report.repetitions > 1)}"
-    constant = (f", {name} {values[0]}" for name, values in _settings(report) if not values[1:])
+    constant = [f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]]
+    if report.config.attention is not None:
+        constant.append(f", attention {report.config.attention}")
     lines = [
         f"yocobit     {machine.version}{commit}, {machine.system}",
         f"cpu         {machine.cpu}, {machine.n_cpus} CPUs, L2 {caches.l2_bytes >> 10:,} KiB, "
