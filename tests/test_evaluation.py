@@ -194,6 +194,17 @@ def test_options_that_cannot_work_are_refused(paths, tmp_path, model, options, r
     assert isinstance(error, ValueError) and rule in str(error)
 
 
+@pytest.mark.parametrize(
+    "options", [[], ["--cache", "int4"], ["--attention", "full"], ["--backend", "torch"]]
+)
+def test_a_model_that_is_not_there_is_refused_by_its_path(tmp_path, options):
+    (tmp_path / "a.txt").write_text("some text")
+
+    error = run(tmp_path / "absent", tmp_path / "a.txt", *options).exception
+
+    assert str(error) == f"{tmp_path / 'absent'}: no such packed model, run or checkpoint"
+
+
 def test_evaluation_imports_neither_torch_nor_transformers():
     imports = "yocobit.evaluation, yocobit.cli, yocobit.data.preparation"
     program = f"import sys, {imports}; print(*sys.modules)"

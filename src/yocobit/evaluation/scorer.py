@@ -51,6 +51,8 @@ def open_scorer(
     model's own) are the engine's.
     ConfigError for what is not there or of the other kind, PackedModelError for a bad model.
     """
+    if not path.exists():
+        raise ConfigError(f"{path}: no such packed model, run or checkpoint")
     if backend is None:
         backend = "native" if is_packed(path) else "torch"
     if backend == "native":
