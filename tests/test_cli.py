@@ -101,6 +101,7 @@ OPTIONS = {
         "--context",
         "--batch",
         "--cache",
+        "--attention",
         "--machine",
         "--threads",
         "--kernels",
@@ -495,6 +496,19 @@ def test_plan_prints_what_fits_where_on_a_machine_that_is_only_named():
     assert "…" not in result.stdout
 
 
+def test_plan_counts_what_cross_layers_attend_to():
+    command = ("plan", "--shape", "3b", "--context", 1048576, "--machine", "groq", "--json")
+    own = {}
+    for attention in ("full", "index:2048"):
+        report = json.loads(run(*command, "--attention", attention).stdout)
+        assert report["model"]["attention"] == attention
+        own[attention] = report["stacks"][-1]
+
+    assert own["index:2048"]["read_bytes_by_level"]["SRAM"] < 2e9
+    assert own["full"]["read_bytes_by_level"]["SRAM"] > 50e9
+    assert own["index:2048"]["decode_tokens_per_s"] > 20 * own["full"]["decode_tokens_per_s"]
+
+
 def test_plan_json_of_a_packed_model_predicts_for_this_machine(model):
     result = run("plan", model, "--context", 64, "--threads", 1, "--json")
 
@@ -535,6 +549,8 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--head", "int4"], ["--weights and --head go with --shape"]),
+        (["--shape", "nano", "--attention", "index:100"], ["--attention must be full, index"]),
+        (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
         (["--shape", "nano", "--picture", "a.gif"], ["--picture must end in .png", "is a.gif"]),
     ],
 )

@@ -109,6 +109,38 @@ def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
         assert work.read_bytes == decode_bytes(model, "f16", 49, 1, 3)
 
 
+def test_an_index_reads_its_bounds_once_and_the_best_blocks_for_every_layer():
+    position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
+    n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
+    full, index, window = (
+        nano_work(context=1000, batch=3, config=NANO.attending(to)).part(KEYS_VALUES)
+        for to in ("full", "index:128", "window:128")
+    )
+
+    # As ever, the first position counts with the states.
+    assert window.read_bytes == 3 * 2 * (seen - 1) * position
+    assert index.read_bytes == window.read_bytes + 3 * n_blocks * bounds
+    assert window.touched_bytes == 3 * seen * position
+    assert index.touched_bytes == window.touched_bytes + 3 * n_blocks * bounds
+    assert full.touched_bytes == full.n_bytes == window.n_bytes < index.n_bytes
+    assert window.multiply_adds == 3 * 2 * 2 * 64 * (seen - 1)
+    assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * n_blocks
+
+
+def test_an_index_reads_nothing_while_all_positions_are_attended_to():
+    index, full = (nano_work(context=96, config=NANO.attending(to)) for to in ("index:128", "full"))
+
+    assert index.read_bytes == full.read_bytes
+    assert index.cache_bytes > full.cache_bytes
+
+
+def test_a_session_grows_by_its_index_too():
+    work = nano_work(config=NANO.attending("index:128"))
+
+    # Bounds of a block, and of it four scores and two numbers, all of 32 positions.
+    assert work.cache_bytes_per_token == 2 * 2 * (16 + 4) + (128 + 4 * (4 + 2)) // 32
+
+
 def test_a_tied_head_is_kept_once_and_read_whole():
     tied = nano_work(config=NANO.replace(tie_embeddings=True))
 
@@ -176,6 +208,14 @@ def test_a_cache_of_a_transformer_is_read_again_after_the_whole_step():
     assert work.reuse_bytes(work.part(KEYS_VALUES)) == pytest.approx(step, rel=1e-2)
 
 
+def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
+    work = nano_work("f16", 1 << 20, config=NANO.attending("window:2048"))
+    part = work.part(KEYS_VALUES)
+
+    assert work.reuse_bytes(part) < part.touched_bytes + work.part(WEIGHTS).n_bytes
+    assert part.touched_bytes < part.n_bytes / 400
+
+
 def test_a_part_lies_in_the_fastest_level_that_keeps_it_until_it_is_read_again():
     def levels(context):
         work = nano_work("f16", context)
@@ -234,6 +274,9 @@ def test_bounds_move_the_right_way(machine):
     assert limit(batch=8).step_s > base.step_s
     assert limit(batch=8).tokens_per_s > base.tokens_per_s
     assert limit(cache="int4").memory_s < base.memory_s
+    attending = bound(nano_work("f16", 4096, config=config.attending("index:512")), machine)
+    assert attending.memory_s < base.memory_s
+    assert attending.arithmetic_s < base.arithmetic_s
 
 
 def test_many_chips_do_not_make_one_step_shorter_but_work_side_by_side():
@@ -270,6 +313,12 @@ def test_a_model_with_a_cross_decoder_keeps_its_layers():
     config = nano("mixed", "ternary")
 
     assert variants(config, "int8")[3].model.config.layers == config.layers
+
+
+def test_a_model_is_compared_with_stacks_that_attend_to_all_positions():
+    found = variants(NANO.attending("index:128"), "int8")
+
+    assert {each.model.config.attention for each in found} == {None, "full"}
 
 
 def test_every_figure_of_a_named_machine_has_a_source():

@@ -1,7 +1,8 @@
 """What a token must touch: the bytes and multiply-adds that no implementation can do without.
 
 Counted from the packed tensors that run. Caches count as often as they are read: a cross layer
-reads the shared keys and values anew. Activations, logits and work space count for nothing.
+reads the shared keys and values anew, an index of them is read once. Activations, logits and work
+space count for nothing.
 
 Letters: C d_model   M output features   K input features   D head size   T positions
 """
@@ -46,8 +47,18 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
         "retention": 2 * state * n_tokens,
         "gmu": 0,
     }
-    index = _bounds_bytes(config) * (_positions(depth, end) // BLOCK)  # read by the first of them
-    return sum(by_mixer[mixer] for mixer in config.layers) + index
+    return sum(by_mixer[mixer] for mixer in config.layers) + _bounds_bytes(config, depth, end)
+
+
+def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
+    """Return the bytes of growing caches that the last of so many tokens reads, each counted once:
+    all of them, unless cross layers attend to some blocks only."""
+    last = n_tokens - 1
+    caches = config.layers.count("full") * n_tokens
+    if config.has_cross_decoder:
+        caches += _cross_positions(config, last, n_tokens)
+    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
+    return shared * caches + _bounds_bytes(config, last, n_tokens)
 
 
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
@@ -106,7 +117,9 @@ def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits
         "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
         "gmu": 0,
     }
-    return sum(by_mixer[mixer] for mixer in config.layers)
+    # A query is multiplied with the largest and the smallest value of each block's keys, once.
+    index = 2 * C * _indexed_blocks(config, end - n_logits, end)
+    return sum(by_mixer[mixer] for mixer in config.layers) + index
 
 
 def _runs_late(name: str, config: ModelConfig) -> bool:
@@ -117,18 +130,34 @@ def _runs_late(name: str, config: ModelConfig) -> bool:
     return part == "head"
 
 
-def _bounds_bytes(config: ModelConfig) -> int:
-    """Return the bytes that the index keeps of a block: the bounds of its keys, in float16."""
-    has_index = config.has_cross_decoder and config.cross_attention == "index"
-    return has_index * 2 * 2 * config.n_kv_heads * config.head_dim
+def _has_index(config: ModelConfig) -> bool:
+    return config.has_cross_decoder and config.cross_attention == "index"
+
+
+def _block_bytes(config: ModelConfig) -> int:
+    """Return the bytes that an index keeps of a block: the bounds of its keys, in float16."""
+    return 2 * 2 * config.n_kv_heads * config.head_dim
+
+
+def _bounds_bytes(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the bytes of the index that tokens [begin, end) read, once for all cross layers."""
+    return _block_bytes(config) * _indexed_blocks(config, begin, end)
+
+
+def _indexed_blocks(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the blocks that each chooses from; none while it
+    can attend to all positions."""
+    if not _has_index(config):
+        return 0
+    return _positions(min(max(begin, config.cross_positions), end), end) // BLOCK
 
 
 def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
     """Return the bytes of an index for so many tokens, with its work space."""
-    if not (bounds := _bounds_bytes(config)):
+    if not _has_index(config):
         return 0
     scores_and_order = 4 * (config.n_heads + config.n_kv_heads)
-    return (bounds + scores_and_order) * -(-n_tokens // BLOCK)
+    return (_block_bytes(config) + scores_and_order) * -(-n_tokens // BLOCK)
 
 
 def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:

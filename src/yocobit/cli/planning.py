@@ -11,6 +11,7 @@ from rich.console import Console
 
 from yocobit import planning
 from yocobit.cli.options import (
+    Attention,
     Cache,
     Json,
     Kernels,
@@ -33,6 +34,7 @@ def plan(
     context: Annotated[int, typer.Option(help="Tokens of each session.")] = 4096,
     batch: Annotated[int, typer.Option("--batch", "-b", help="Sessions decoded together.")] = 1,
     cache: Cache = "f16",
+    attention: Attention = None,
     machine: Annotated[
         str, typer.Option(help="here, which is measured, or a data sheet: groq, h100.")
     ] = "here",
@@ -59,7 +61,7 @@ def plan(
     )
     if picture is not None:
         check_picture(picture)
-    name, opened = planning.open_shape(model, shape, weights, head)
+    name, opened = planning.open_shape(model, shape, weights, head, attention)
     with Console(stderr=True).status("measuring this machine"):
         made = planning.make_plan(name, opened, request)
     if picture is not None:

@@ -67,6 +67,8 @@ def _write_title(figure: Any, plan: Plan) -> None:
     sessions = f" x {work.batch} sessions" if work.batch > 1 else ""
     what = "measured here" if plan.machine.is_measured else "from its data sheet"
     title = f"{plan.name}, {work.context:,} tokens{sessions}, cache {work.cache}"
+    if work.config.attention not in (None, "full"):
+        title += f", attention {work.config.attention}"
     figure.text(0.02, 1 - 0.2 / top, title, va="top", fontsize=11, weight="bold")
     figure.text(
         0.02, 1 - 0.42 / top, f"{plan.machine.title}, {what}", va="top", color=pictures.TEXT

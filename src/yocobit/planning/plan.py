@@ -121,7 +121,11 @@ class Plan:
             for place in self.own.bound.places
         ]
         return {
-            "model": {"name": self.name, "config": work.config.to_dict()},
+            "model": {
+                "name": self.name,
+                "config": work.config.to_dict(),
+                "attention": work.config.attention,
+            },
             "context": work.context,
             "batch": work.batch,
             "machine": self.machine.to_dict(),
@@ -132,19 +136,24 @@ class Plan:
 
 
 def open_shape(
-    path: Path | None, shape: str | None, weights: str | None, head: str | None
+    path: Path | None,
+    shape: str | None,
+    weights: str | None,
+    head: str | None,
+    attention: str | None = None,
 ) -> tuple[str, PackedModel]:
     """Return a name and the packed model in `path`, of which the header is read, or of a shape.
 
-    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given.
+    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given;
+    `attention` is as for Engine.load.
     """
     if path is not None:
-        return str(path), read_model(path)
+        return str(path), read_model(path).attending(attention)
     weights = weights or "ternary"
     is_dense = weights in ("f32", "f16")
     config = named_shape(shape or "").replace(weights="dense" if is_dense else weights)
     model = imagined_model(config, weights.upper() if is_dense else "F32", head or "int8")
-    return f"{shape} with {weights} weights", model
+    return f"{shape} with {weights} weights", model.attending(attention)
 
 
 def make_plan(name: str, model: PackedModel, request: Request) -> Plan:

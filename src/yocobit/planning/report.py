@@ -55,10 +55,11 @@ def seconds(value: float) -> str:
 def _heading(plan: Plan) -> Text:
     work, config = plan.own.work, plan.own.work.config
     sessions = f", {work.batch} sessions" if work.batch > 1 else ""
+    attention = f", attention {config.attention}" if config.attention else ""
     lines = [
         f"model       {plan.name}; {len(config.layers)} layers, d_model {config.d_model}, "
         f"d_ff {config.d_ff}, vocabulary {config.vocab_size:,}",
-        f"context     {work.context:,} tokens{sessions}, cache {work.cache}",
+        f"context     {work.context:,} tokens{sessions}, cache {work.cache}{attention}",
         f"machine     {plan.machine.title}"
         + ("" if plan.machine.is_measured else f"; {_ARITHMETIC}"),
     ]

@@ -23,11 +23,12 @@ def variants(config: ModelConfig, head: str) -> tuple[Variant, ...]:
     """Return what the YOCO paper's "YOCO + BitNet + Groq" is built up from, one step at a time.
 
     A model without a cross-decoder becomes half retention and half cross layers where YOCO is
-    asked for; one that has it keeps its layers. `head` is that of the ternary ones.
+    asked for; one that has it keeps its layers, which attend to all positions. `head` is that of
+    the ternary ones.
     """
     full: Mixer = "full"
     transformer = config.replace(layers=(full,) * len(config.layers))
-    decoder_decoder = config if config.has_cross_decoder else yoco(config)
+    decoder_decoder = config.attending("full") if config.has_cross_decoder else yoco(config)
     stacks = (
         ("Transformer f16", transformer, False, "f16"),
         ("YOCO f16", decoder_decoder, False, "f16"),

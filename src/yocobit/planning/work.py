@@ -19,9 +19,10 @@ from yocobit.benchmark.traffic import (
     mixer_multiply_adds,
     multiply_adds,
     session_bytes,
+    touched_bytes,
     weight_bytes,
 )
-from yocobit.config import ModelConfig
+from yocobit.config import BLOCK, ModelConfig
 from yocobit.packing import PackedModel, expected_tensors
 from yocobit.packing.reader import ITEM_BYTES, TensorInfo
 
@@ -40,6 +41,7 @@ class Part:
 
     name: str
     n_bytes: int  # kept
+    touched_bytes: int  # that a step reads, each counted once
     read_bytes: int  # by a step: each time that it is read, and written
     multiply_adds: int  # by a step
     is_integer: bool  # int8 products, not floats
@@ -91,27 +93,28 @@ class Work:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes by which one session grows with one token."""
-        one, two = (session_bytes(self.config, self.cache, n) for n in (1, 2))
-        return two - one
+        one, two = (session_bytes(self.config, self.cache, n * BLOCK) for n in (1, 2))
+        return (two - one) // BLOCK  # an index grows by blocks
 
     def reuse_bytes(self, part: Part) -> int:
         """Return the bytes that go by between two reads of the same byte of a part.
 
         Every byte of what is read as often goes by, and of what is read less often as much less:
         the shared keys and values come again, at every cross layer, after all of themselves and the
-        weights of one layer. A cache of that size, whose oldest bytes go first, keeps the part.
+        weights of one layer. A cache of that size, whose oldest bytes go first, keeps the part. The
+        blocks that an index chooses are taken for the same in the next step.
         """
         kept = [each for each in self.parts if each.name != EMBEDDING]
         own = max(_reads(part), 1.0)
-        return math.ceil(sum(each.n_bytes * min(1.0, _reads(each) / own) for each in kept))
+        return math.ceil(sum(each.touched_bytes * min(1.0, _reads(each) / own) for each in kept))
 
 
 def _reads(part: Part) -> float:
-    """Return how often a step reads the mean byte of a part."""
-    if not part.n_bytes:
+    """Return how often a step reads the mean byte of what it reads of a part."""
+    if not part.touched_bytes:
         return 0.0
     written_too = 2 if part.name == STATES else 1  # where they were read
-    return part.read_bytes / part.n_bytes / written_too
+    return part.read_bytes / part.touched_bytes / written_too
 
 
 def imagined_model(config: ModelConfig, float_dtype: str, head: str) -> PackedModel:
@@ -133,6 +136,7 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
     embedding = _table_bytes(model.tensors, "embedding.weight")
     is_tied = head_name(model) == "embedding.weight"
     body = weight_bytes(model) - head
+    rows = batch * _row_bytes(model)
 
     head_products = config.vocab_size * config.d_model
     body_products = multiply_adds(config, 1, 1) - head_products
@@ -143,18 +147,26 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
     state_products = mixer_multiply_adds(config, 0, 1, 1)
 
     parts = (
-        Part(WEIGHTS, body, body, batch * body_products, is_integer),
-        Part(HEAD, head, head, batch * head_products, is_integer),
+        Part(WEIGHTS, body, body, body, batch * body_products, is_integer),
+        Part(HEAD, head, head, head, batch * head_products, is_integer),
         # A tied head is the embedding: it is kept once.
-        Part(EMBEDDING, 0 if is_tied else embedding, batch * _row_bytes(model), 0, False),
+        Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
         Part(
             KEYS_VALUES,
             batch * growing,
+            batch * touched_bytes(config, cache, context),
             batch * (cache_bytes(config, cache, last, 1) - state_traffic),
             batch * (mixer_multiply_adds(config, last, 1, 1) - state_products),
             False,
         ),
-        Part(STATES, batch * constant, batch * state_traffic, batch * state_products, False),
+        Part(
+            STATES,
+            batch * constant,
+            batch * constant,
+            batch * state_traffic,
+            batch * state_products,
+            False,
+        ),
     )
     retention = context * mixer_multiply_adds(config, 0, 1, 0)
     prefill = Prefill(
