@@ -496,7 +496,39 @@ def test_a_report_fits_a_hundred_columns(machine):
 
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= 100
-    assert sum("this model" in line for line in lines) == 1
+    assert sum("this model" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeypatch, batch):
+    monkeypatch.setitem(NAMED, "groq", SMALL_CACHE)
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(batch=batch, context=8_000 // batch))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    heading, *lines = console.file.getvalue().split("a token reads")[1].splitlines()
+    assert heading.split() == ["from", "cache", "from", "memory"]
+    for row, line in zip(plan.rows, lines, strict=False):
+        by_level = row.bound.read_bytes_by_level()
+        read = [size(by_level[name] / batch) for name in ("cache", "memory") if name in by_level]
+        assert " ".join(line.split()).endswith(" ".join(read))
+        assert sum(by_level.values()) == row.work.read_bytes
+
+
+def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(context=1 << 20))
+    here = dataclasses.replace(SMALL_CACHE, name="here", levels=SMALL_CACHE.levels[:1])
+    rows = [dataclasses.replace(r, bound=bound(r.work, here)) for r in plan.rows]
+    plan = dataclasses.replace(plan, machine=here, own=rows[-1], others=tuple(rows[:-1]))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    assert all(row.bound.chips > 1 for row in rows)
+    assert "Transformer" not in console.file.getvalue().split("a token reads")[1]
 
 
 @pytest.mark.parametrize(("batch", "reader"), [(1, "token"), (3, "step")])

@@ -7,7 +7,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.planning.plan import Plan
+from yocobit.planning.plan import Plan, Row
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
 from yocobit.planning.work import KEYS_VALUES
@@ -18,7 +18,9 @@ _ARITHMETIC = "arithmetic from its data sheet: nothing was run on it"
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan; lines that do not fit the console's width are longer, and not cut."""
-    tables = [_levels_table(plan), _parts_table(plan), _stacks_table(plan)]
+    tables = [
+        _levels_table(plan), _parts_table(plan), _stacks_table(plan), _traffic_table(plan)
+    ]  # fmt: skip
     unbounded = console.options.update(max_width=1000)
     widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
     console.width = max(console.width, *widths)
@@ -116,7 +118,7 @@ def _stacks_table(plan: Plan) -> Table:
         work, limit = row.work, row.bound
         states = work.part("states").n_bytes
         table.add_row(
-            "this model" if row is plan.own else row.name,
+            _name(row, plan),
             work.cache,
             size(work.n_bytes - work.cache_bytes - states),
             size(work.cache_bytes_per_token),
@@ -126,6 +128,27 @@ def _stacks_table(plan: Plan) -> Table:
             *_rates(limit, is_measured),
         )
     return table
+
+
+def _traffic_table(plan: Plan) -> Table:
+    """Say what a token reads from each level, a session's share of what its step reads for all."""
+    read = [(row, row.bound.read_bytes_by_level()) for row in plan.rows if _fits(row, plan)]
+    names = [level.name for level in plan.machine.levels]
+    names = [name for name in names if any(name in by_level for _, by_level in read)]
+    table = _table("a token reads", *(f"from {name}" for name in names))
+    for row, by_level in read:
+        sizes = [by_level[name] / row.work.batch if name in by_level else None for name in names]
+        table.add_row(_name(row, plan), *("" if n is None else size(n) for n in sizes))
+    return table
+
+
+def _name(row: Row, plan: Plan) -> str:
+    return "this model" if row is plan.own else row.name
+
+
+def _fits(row: Row, plan: Plan) -> bool:
+    """Say whether a machine, of which there is one if it is this one, can hold a stack."""
+    return row.bound.chips == 1 or not plan.machine.is_measured
 
 
 def _rates(limit: Bound, is_measured: bool) -> list[str]:
