@@ -3,7 +3,7 @@
     python benchmarks/serving.py [--shape small] [--rounds 5] [--out FILE]
 
 Each round takes every measure once: the engine alone, one stream, and STREAMS at once, and a long
-prompt twice. Weights are random, which is as fast; answers have TOKENS tokens each.
+prompt, as text, twice. Weights are random, which is as fast; answers have TOKENS tokens each.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(engine: Engine, port: int, cache: str, seed: int) -> dict[str, float
     """Take every measure once."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(1, 4000, (STREAMS + 1, PROMPT)).tolist()
-    long_prompt = rng.integers(1, 4000, LONG_PROMPT).tolist()
+    long_prompt = engine.tokenizer.decode(rng.integers(1, 4000, LONG_PROMPT).tolist())
     alone = bare(engine, prompts[0], cache)
     one = asyncio.run(streams("127.0.0.1", port, [body(prompts[0])]))
     many = asyncio.run(streams("127.0.0.1", port, [body(prompt) for prompt in prompts[1:]]))
@@ -101,7 +101,7 @@ def sampling(engine: Engine) -> Any:
     return engine.sampling(temperature=1.0, seed=1)
 
 
-def body(prompt: list[int]) -> dict[str, Any]:
+def body(prompt: list[int] | str) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 1.0, "seed": 1}
 
 

@@ -91,8 +91,9 @@ void Decoder::choose_blocks() {
         } else {
           const float* q =
               &q_[int64_t{row} * config.d_model + head * n_queries * config.head_dim()];
-          rows_[row].session->blocks->choose(kernels_, head, q, n_queries, rows_[row].position,
-                                             chosen);
+          Session& session = *rows_[row].session;
+          session.blocks->choose(kernels_, *session.shared, head, q, n_queries, rows_[row].position,
+                                 chosen);
         }
       }
     }

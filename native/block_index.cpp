@@ -20,14 +20,21 @@ BlockIndex::BlockIndex(const ModelConfig& config, int64_t max_tokens)
       n_chosen_(config.cross_blocks()),
       capacity_(n_blocks(max_tokens - 1)),
       stride_(round_up(capacity_, kLanes)),
+      weighed_stride_(round_up(
+          std::min<int64_t>(capacity_, int64_t{kTried} * n_best() + kFirstBlocks + kLastBlocks),
+          kLanes)),
       bounds_(make_buffer<uint16_t>(n_kv_heads_ * capacity_ * 2 * head_dim_)),
       parts_(make_buffer<float>(size_t{2} * n_heads_ * head_dim_)),
       scores_(make_buffer<float>(n_heads_ * stride_)),
+      largest_(make_buffer<float>(n_heads_ * weighed_stride_)),
+      sums_(make_buffer<float>(n_heads_ * weighed_stride_)),
+      partials_(make_buffer<float>(n_heads_ * (head_dim_ + kPartialExtra))),
       order_(make_buffer<int32_t>(n_kv_heads_ * capacity_)) {}
 
 int64_t BlockIndex::bytes() const {
-  return n_kv_heads_ * capacity_ * int64_t{4} * head_dim_ + int64_t{8} * n_heads_ * head_dim_ +
-         n_heads_ * stride_ * int64_t{4} + n_kv_heads_ * capacity_ * int64_t{4};
+  const int64_t bounds = n_kv_heads_ * capacity_ * int64_t{4} * head_dim_;
+  const int64_t of_a_query = 3 * head_dim_ + kPartialExtra + stride_ + 2 * weighed_stride_;
+  return bounds + 4 * (n_heads_ * of_a_query + n_kv_heads_ * capacity_);
 }
 
 void BlockIndex::update(const Kernels& kernels, const KeyValueCache& cache, int head, int64_t begin,
@@ -82,22 +89,65 @@ void BlockIndex::score(const Kernels& kernels, int head, const float* q, int n_q
   }
 }
 
-void BlockIndex::choose(const Kernels& kernels, int head, const float* q, int n_queries,
-                        int64_t position, int32_t* chosen) {
+// Shares of the queries' attention over n blocks, in order, summed into the scores of those in the
+// row of the first query.
+void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const float* q,
+                       int n_queries, int64_t position, const int32_t* blocks, int64_t n) {
+  const int64_t stride = head_dim_ + kPartialExtra;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
+  float* scores = &scores_[head * n_queries * stride_];
+  float* largest = &largest_[head * n_queries * weighed_stride_];
+  float* sums = &sums_[head * n_queries * weighed_stride_];
+  float* partials = &partials_[head * n_queries * stride];
+  for (int64_t i = 0; i < n; ++i) {
+    scores[blocks[i]] = 0.0f;
+    cache.tiles = blocks + i;
+    const int64_t end = position + 1 - int64_t{blocks[i]} * kAttentionTile;
+    kernels.attend(q, n_queries, cache, 0, std::min<int64_t>(end, kAttentionTile), scale, partials,
+                   stride);
+    for (int query = 0; query < n_queries; ++query) {
+      const float* found = &partials[query * stride + head_dim_];
+      largest[query * weighed_stride_ + i] = found[0] > kLowest ? found[0] : kLowest;  // NaN
+      sums[query * weighed_stride_ + i] = found[1];
+    }
+  }
+  const int64_t padded = round_up(n, kLanes);
+  for (int query = 0; query < n_queries; ++query) {
+    float* row = largest + query * weighed_stride_;
+    std::fill(row + n, row + padded, kLowest);
+    kernels.exponentials(row, static_cast<int>(padded), *std::max_element(row, row + n), 1.0f, row);
+    float total = 0.0f;
+    for (int64_t i = 0; i < n; ++i) {
+      const float weight = row[i] * sums[query * weighed_stride_ + i];
+      row[i] = weight > 0.0f ? weight : 0.0f;  // NaN
+      total += row[i];
+    }
+    const float share = total > 0.0f ? 1.0f / total : 0.0f;
+    for (int64_t i = 0; i < n; ++i) scores[blocks[i]] += share * row[i];
+  }
+}
+
+void BlockIndex::choose(const Kernels& kernels, const KeyValueCache& cache, int head,
+                        const float* q, int n_queries, int64_t position, int32_t* chosen) {
   const int64_t end = n_blocks(position), last = end - kLastBlocks;
   score(kernels, head, q, n_queries, end - 1);
   const float* scores = &scores_[head * n_queries * stride_];
-  int32_t* order = &order_[head * capacity_];
-  const int64_t n = last - kFirstBlocks;
-  std::iota(order, order + n, kFirstBlocks);
-  const int n_best = n_chosen_ - kFirstBlocks - kLastBlocks;
-  std::nth_element(order, order + n_best, order + n, [&](int32_t a, int32_t b) {
+  const auto is_better = [&](int32_t a, int32_t b) {
     return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
-  });
-  std::sort(order, order + n_best);
-  std::iota(chosen, chosen + kFirstBlocks, 0);
-  std::copy_n(order, n_best, chosen + kFirstBlocks);
-  std::iota(chosen + kFirstBlocks + n_best, chosen + n_chosen_, static_cast<int32_t>(last));
+  };
+  int32_t* order = &order_[head * capacity_];
+  std::iota(order, order + end, 0);
+  int32_t* tried = order + kFirstBlocks;
+  int32_t* last_tried = tried + std::min<int64_t>(last - kFirstBlocks, int64_t{kTried} * n_best());
+  std::nth_element(tried, last_tried, order + last, is_better);
+  std::sort(tried, last_tried);
+  std::iota(last_tried, last_tried + kLastBlocks, static_cast<int32_t>(last));
+  weigh(kernels, cache.view(head), head, q, n_queries, position, order,
+        last_tried + kLastBlocks - order);
+  std::nth_element(tried, tried + n_best(), last_tried, is_better);
+  std::sort(tried, tried + n_best());
+  std::copy_n(order, kFirstBlocks + n_best(), chosen);
+  std::iota(chosen + kFirstBlocks + n_best(), chosen + n_chosen_, static_cast<int32_t>(last));
 }
 
 void choose_window(int n_chosen, int64_t position, int32_t* chosen) {

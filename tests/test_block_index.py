@@ -60,6 +60,20 @@ def expected_blocks(q, keys, kind: str, n_chosen: int, position: int) -> set[int
         return set(range(own + 1))
     if kind == "window":
         return {0, *range(own - n_chosen + 2, own + 1)}
+    others = range(1, own - 1)
+    bounds = softmaxes_of_bounds(q, keys, own)
+    tried = sorted(others, key=lambda block: -bounds[block])[: 4 * (n_chosen - 3)]
+    shares = np.zeros(own + 1)
+    for query in q:
+        at = [p for p in range(position + 1) if p // BLOCK in {0, own - 1, own, *tried}]
+        scores = keys[at] @ query / len(query) ** 0.5
+        weights = np.exp(scores - scores.max())
+        np.add.at(shares, [p // BLOCK for p in at], weights / weights.sum())
+    best = sorted(tried, key=lambda block: -shares[block])[: n_chosen - 3]
+    return {0, own - 1, own, *best}
+
+
+def softmaxes_of_bounds(q, keys, own: int) -> np.ndarray:
     shares = np.zeros(own)
     for query in q:
         bounds = []
@@ -73,8 +87,7 @@ def expected_blocks(q, keys, kind: str, n_chosen: int, position: int) -> set[int
             )
         weights = np.exp((np.array(bounds) - max(bounds)) / len(query) ** 0.5)
         shares += weights / weights.sum()
-    best = sorted(range(1, own - 1), key=lambda block: -shares[block])[: n_chosen - 3]
-    return {0, own - 1, own, *best}
+    return shares
 
 
 def seen_by_blocks(seen: torch.Tensor, position: int) -> set[int]:
@@ -90,7 +103,7 @@ def seen_by_blocks(seen: torch.Tensor, position: int) -> set[int]:
 def test_chosen_are_the_best_by_an_independent_statement(kind, lengths):
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((1, 4, T, 16)), rng.standard_normal((1, 2, T, 16))
-    config = preset("nano").replace(cross_attention=kind, cross_positions=5 * BLOCK)
+    config = preset("nano").replace(cross_attention=kind, **FOUR_BLOCKS)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
 
     seen = seen_positions(
@@ -107,20 +120,24 @@ def test_chosen_are_the_best_by_an_independent_statement(kind, lengths):
                 found = seen_by_blocks(seen[0, head, at, begin:], position)
                 queries = q[0, 2 * head : 2 * head + 2, at]
                 keys = k[0, head, begin : begin + length]
-                assert found == expected_blocks(queries, keys, kind, 5, position)
+                assert found == expected_blocks(queries, keys, kind, 4, position)
         begin += length
 
 
-def test_a_block_with_one_key_like_the_query_is_chosen():
+def test_the_block_with_the_key_that_is_asked_for_is_chosen_though_bounds_of_others_are_larger():
     rng = np.random.default_rng(1)
-    k = torch.from_numpy(rng.standard_normal((1, 1, T, 16)))
-    q = torch.from_numpy(rng.standard_normal((1, 1, T, 16)))
-    k[0, 0, 107] = 6 * q[0, 0, -1]
+    n = 7 * BLOCK
+    k = torch.from_numpy(2 * rng.standard_normal((1, 1, n, 16)))
+    q = torch.from_numpy(rng.standard_normal((1, 1, n, 16)))
+    k[0, 0, 3 * BLOCK : 4 * BLOCK] *= 0.1
+    k[0, 0, 107] = 3 * q[0, 0, -1]
     config = preset("nano").replace(cross_attention="index", **FOUR_BLOCKS)
 
-    seen = seen_positions(q, k, config, Blocks.of_positions(torch.arange(T)[None]))
+    seen = seen_positions(q, k, config, Blocks.of_positions(torch.arange(n)[None]))
+    bounds = softmaxes_of_bounds(q[0, 0, -1:].numpy(), k[0, 0].numpy(), 6)
 
     assert seen[0, 0, -1, 107]
+    assert bounds[1:5].argmax() != 107 // BLOCK - 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

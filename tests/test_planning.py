@@ -109,9 +109,10 @@ def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
         assert work.read_bytes == decode_bytes(model, "f16", 49, 1, 3)
 
 
-def test_an_index_reads_its_bounds_once_and_the_best_blocks_for_every_layer():
+def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_for_every_layer():
     position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
     n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
+    tried = seen + 3 * 32  # four other blocks than the first and the last two, not one
     full, index, window = (
         nano_work(context=1000, batch=3, config=NANO.attending(to)).part(KEYS_VALUES)
         for to in ("full", "index:128", "window:128")
@@ -119,12 +120,12 @@ def test_an_index_reads_its_bounds_once_and_the_best_blocks_for_every_layer():
 
     # As ever, the first position counts with the states.
     assert window.read_bytes == 3 * 2 * (seen - 1) * position
-    assert index.read_bytes == window.read_bytes + 3 * n_blocks * bounds
+    assert index.read_bytes == window.read_bytes + 3 * (n_blocks * bounds + tried * position)
     assert window.touched_bytes == 3 * seen * position
-    assert index.touched_bytes == window.touched_bytes + 3 * n_blocks * bounds
+    assert index.touched_bytes == 3 * (n_blocks * bounds + tried * position)
     assert full.touched_bytes == full.n_bytes == window.n_bytes < index.n_bytes
     assert window.multiply_adds == 3 * 2 * 2 * 64 * (seen - 1)
-    assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * n_blocks
+    assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
 
 
 def test_an_index_reads_nothing_while_all_positions_are_attended_to():

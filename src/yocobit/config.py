@@ -36,6 +36,8 @@ CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index", "window"]
 
 BLOCK = 32  # positions that are chosen together
+FIRST_BLOCKS, LAST_BLOCKS = 1, 2  # of them, that every token attends to
+TRIED_BLOCKS = 4  # for each other one that an index chooses
 _FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of cross attention, unless all
 _BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from yocobit.config import BLOCK, ModelConfig
+from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
 from yocobit.packing.reader import PackedModel, parameter_shapes
 from yocobit.packing.summary import position_bytes
 
@@ -47,7 +47,9 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
         "retention": 2 * state * n_tokens,
         "gmu": 0,
     }
-    return sum(by_mixer[mixer] for mixer in config.layers) + _bounds_bytes(config, depth, end)
+    tried = shared * _tried_positions(config, depth, end)
+    read = sum(by_mixer[mixer] for mixer in config.layers)
+    return read + tried + _bounds_bytes(config, depth, end)
 
 
 def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
@@ -55,8 +57,9 @@ def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     all of them, unless cross layers attend to some blocks only."""
     last = n_tokens - 1
     caches = config.layers.count("full") * n_tokens
-    if config.has_cross_decoder:
-        caches += _cross_positions(config, last, n_tokens)
+    if config.has_cross_decoder:  # what an index tries has all that it chooses
+        chosen = _cross_positions(config, last, n_tokens)
+        caches += max(chosen, _tried_positions(config, last, n_tokens))
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
     return shared * caches + _bounds_bytes(config, last, n_tokens)
 
@@ -117,8 +120,10 @@ def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits
         "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
         "gmu": 0,
     }
-    # A query is multiplied with the largest and the smallest value of each block's keys, once.
-    index = 2 * C * _indexed_blocks(config, end - n_logits, end)
+    # A query is multiplied with the largest and the smallest value of each block's keys, once, and
+    # attends to the blocks that are tried.
+    begin = end - n_logits
+    index = 2 * C * (_indexed_blocks(config, begin, end) + _tried_positions(config, begin, end))
     return sum(by_mixer[mixer] for mixer in config.layers) + index
 
 
@@ -150,6 +155,17 @@ def _indexed_blocks(config: ModelConfig, begin: int, end: int) -> int:
     if not _has_index(config):
         return 0
     return _positions(min(max(begin, config.cross_positions), end), end) // BLOCK
+
+
+def _tried_positions(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the positions that each attends to in order to
+    choose; none while it can attend to all."""
+    if not _has_index(config):
+        return 0
+    n_anyway = FIRST_BLOCKS + LAST_BLOCKS
+    n_blocks = n_anyway + TRIED_BLOCKS * (config.cross_positions // BLOCK - n_anyway)
+    choosing = min(max(begin, config.cross_positions), end)
+    return _positions(choosing, end, n_blocks * BLOCK - BLOCK // 2)
 
 
 def _index_bytes(config: ModelConfig, n_tokens: int) -> int:

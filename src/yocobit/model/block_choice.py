@@ -1,11 +1,13 @@
 """Which positions of the shared keys and values a token attends to, where it may not see all.
 
 Positions are taken in blocks of BLOCK. A token sees the first block of its document, the last two,
-its own included, and either those before them ("window") or the best of the others ("index"). How
-good a block is, is known from the largest and the smallest value of each component of its keys: no
-score in it is above q+ max + q- min, where q+ and q- are the positive and negative parts of q
-(Quest, arXiv:2406.10774). Blocks with the largest share of the softmax of those bounds, summed over
-the query heads of a K/V head, are chosen, once for all cross layers.
+its own included, and either those before them ("window") or the best of the others ("index"). Of
+each block the largest and the smallest value of each component of its keys are known: no score in
+it is above q+ max + q- min, where q+ and q- are the positive and negative parts of q (Quest,
+arXiv:2406.10774). Some times as many blocks as can be seen are tried: those with the largest share
+of the softmax of those bounds. Chosen are those with the largest share of the attention over what
+is seen anyway and what is tried. Shares are summed over the query heads of a K/V head, and blocks
+chosen once for all cross layers.
 
 Letters: B batch   T positions   S cached positions   H heads   G K/V heads   D head size   N blocks
 """
@@ -17,9 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yocobit.config import BLOCK, ModelConfig
+from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
 
-_FIRST, _LAST = 1, 2  # blocks that every token sees
 _LARGEST_HALF = 65504.0
 
 
@@ -52,35 +53,66 @@ def seen_positions(
     q (B, H, T, D) are the last T of the S positions of k (B, G, S, D); where real (B, S) is False
     there is padding, which nobody sees.
     """
-    T, S = q.shape[2], k.shape[2]
+    T = q.shape[2]
     n_chosen = config.cross_positions // BLOCK
     n_blocks = int(blocks.of.max()) + 1
     block = torch.arange(n_blocks, device=q.device)  # (N,)
     own = blocks.of[:, None, -T:, None]  # (B, 1, T, 1)
     first = blocks.first[:, None, -T:, None]
-    is_seen = (block == first) | (block <= own) & (block > own - _LAST)
+    is_seen = (block == first) | (block <= own) & (block > own - LAST_BLOCKS)
     if config.cross_attention == "window":
-        is_seen = is_seen | (block > own - (n_chosen - _FIRST))
+        is_seen = is_seen | (block > own - (n_chosen - FIRST_BLOCKS))
         is_seen = is_seen & (block >= first) & (block <= own)
     else:
-        share = _shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
-        is_candidate = (block >= first + _FIRST) & (block <= own - _LAST)
-        ranked = share.masked_fill(~is_candidate, -1.0).sort(dim=-1, descending=True, stable=True)
-        best = torch.zeros_like(share, dtype=torch.bool).scatter(
-            -1, ranked.indices[..., : n_chosen - _FIRST - _LAST], True
-        )
-        is_seen = is_seen & (block >= first) | best & is_candidate
-    is_seen = is_seen.expand(-1, k.shape[1], -1, -1)  # (B, G, T, N)
-    at = blocks.of[:, None, None].expand(-1, k.shape[1], T, -1)  # (B, G, T, S)
-    order = torch.arange(S, device=q.device)
-    seen = is_seen.gather(-1, at) & (order <= order[-T:, None])
-    if real is not None:
-        # Padding sees itself: softmax over nothing would be NaN.
-        seen = seen & real[:, None, None] | (order == order[-T:, None])
-    return seen
+        n_best = n_chosen - FIRST_BLOCKS - LAST_BLOCKS
+        is_seen = is_seen & (block >= first)
+        is_other = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
+        bounds = _shares_of_bounds(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
+        is_tried = _best(bounds, is_other, TRIED_BLOCKS * n_best)
+        tried = _positions_of(is_seen | is_tried, blocks, T, real)
+        shares = _shares_of_attention(q, k, blocks, n_blocks, tried)
+        is_seen = is_seen | _best(shares, is_tried, n_best)
+    return _positions_of(is_seen.expand(-1, k.shape[1], -1, -1), blocks, T, real)
 
 
-def _shares(
+def _positions_of(is_chosen: Tensor, blocks: Blocks, T: int, real: Tensor | None) -> Tensor:
+    """Return the positions (B, G, T, S) of blocks (B, G, T, N), none after the query's own."""
+    G, S = is_chosen.shape[1], blocks.of.shape[1]
+    order = torch.arange(S, device=is_chosen.device)
+    own = order[S - T :, None]
+    seen = is_chosen.gather(-1, _at(blocks, G, T)) & (order <= own)
+    if real is None:
+        return seen
+    # Padding sees itself: softmax over nothing would be NaN.
+    return seen & real[:, None, None] | (order == own)
+
+
+def _at(blocks: Blocks, G: int, T: int) -> Tensor:
+    """Return the block of each position for heads and queries, (B, G, T, S)."""
+    return blocks.of[:, None, None].expand(-1, G, T, -1)
+
+
+def _best(shares: Tensor, counts: Tensor, n: int) -> Tensor:
+    """Say which n blocks (B, G, T, N) have the largest shares of those that count, or all those."""
+    ranked = shares.masked_fill(~counts, -1.0).sort(dim=-1, descending=True, stable=True)
+    best = torch.zeros_like(shares, dtype=torch.bool).scatter(-1, ranked.indices[..., :n], True)
+    return best & counts
+
+
+def _shares_of_attention(
+    q: Tensor, k: Tensor, blocks: Blocks, n_blocks: int, seen: Tensor
+) -> Tensor:
+    """Return what share of the attention over the seen positions each block has, (B, G, T, N)."""
+    B, G, T, _ = seen.shape
+    shares = q.new_zeros(B, G, T, n_blocks)
+    for queries in q.unflatten(1, (G, -1)).unbind(2):  # one head of each group at a time
+        scores = queries @ k.mT * k.shape[-1] ** -0.5  # (B, G, T, S)
+        scores = scores.masked_fill(~seen, torch.finfo(scores.dtype).min)
+        shares = shares.scatter_add(-1, _at(blocks, G, T), scores.softmax(dim=-1))
+    return shares
+
+
+def _shares_of_bounds(
     q: Tensor, k: Tensor, blocks: Blocks, n_blocks: int, real: Tensor | None, counts: Tensor
 ) -> Tensor:
     """Return what share of the softmax of bounds each block has, of those that count."""
