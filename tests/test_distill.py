@@ -1,13 +1,16 @@
 """Distillation: from a teacher of ours and one of transformers, in whole runs."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from training_runs import Killed, assert_same_run, raise_at, records, run
 
 from yocobit.config import ConfigError, preset
-from yocobit.data.tokenizer import load_tokenizer, train_tokenizer
+from yocobit.data.tokenizer import END, load_tokenizer, train_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, loop
 from yocobit.training.checkpoint import RunState
@@ -75,7 +78,9 @@ def test_resume_with_another_teacher_is_refused(toml, tmp_path, teacher):
 
 
 def test_teacher_with_another_tokenizer_is_refused(toml, tmp_path, teacher):
-    with pytest.raises(ConfigError, match="the teacher's tokenizer is not the run's; leave out"):
+    message = r"vocabulary is not the run's: token 260 is '.*' there but None here; leave out"
+
+    with pytest.raises(ConfigError, match=message):
         student(toml, tmp_path / "student", teacher, "data.vocab_size=260")
 
 
@@ -185,6 +190,49 @@ def test_student_of_a_published_teacher_learns_from_it(toml, tmp_path, published
 
     divergences = [record["divergence"] for record in records(tmp_path / "student")]
     assert len(divergences) == 2 and min(divergences) > 0
+
+
+def rename_end(directory: Path, eos: str | None) -> None:
+    """Name the end token as Llama does, and say so beside unless `eos` is None."""
+    path = directory / "tokenizer.json"
+    path.write_text(path.read_text().replace(END, "</s>"))
+    if eos is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+
+
+def test_teacher_whose_end_token_has_another_name_gives_its_tokenizer(toml, tmp_path, published):
+    directory = tmp_path / "published"
+    shutil.copytree(published, directory)
+    rename_end(directory, "</s>")
+
+    saved = student(toml, tmp_path / "student", directory, "run.steps=1")
+
+    given, taken = (Tokenizer.from_file(f"{d}/tokenizer.json") for d in (directory, saved))
+    assert taken.token_to_id(END) == given.token_to_id("</s>") == 0
+    assert given.get_vocab().keys() ^ taken.get_vocab().keys() == {END, "</s>"}
+
+
+def test_teacher_needs_no_name_for_the_end_token_if_the_run_has_a_tokenizer(
+    toml, tmp_path, published
+):
+    directory, own = tmp_path / "published", tmp_path / "tokenizer.json"
+    shutil.copytree(published, directory)
+    own.write_text((directory / "tokenizer.json").read_text())
+    rename_end(directory, None)
+
+    student(toml, tmp_path / "student", directory, f"data.tokenizer={own}", "run.steps=1")
+
+    assert "divergence" in records(tmp_path / "student")[0]
+    with pytest.raises(ConfigError, match=r"tokenizer.json: has no token <\|endoftext\|>"):
+        student(toml, tmp_path / "other", directory, "run.steps=1")
+
+
+def test_teacher_without_a_tokenizer_is_refused(tmp_path, published):
+    shutil.copytree(published, tmp_path / "bare")
+    (tmp_path / "bare" / "tokenizer.json").unlink()
+
+    with pytest.raises(ConfigError, match=r"tokenizer.json: no such file; save the teacher's"):
+        Teacher(DistillConfig(teacher=str(tmp_path / "bare")))
 
 
 def test_directory_that_is_no_causal_model_is_refused(tmp_path):

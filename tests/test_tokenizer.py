@@ -6,6 +6,7 @@ import random
 import corpora
 import pytest
 from corpora import TEXT
+from tokenizers import Tokenizer, models
 
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
@@ -92,6 +93,41 @@ def test_tokenizer_that_cannot_be_read_is_named(config, tmp_path, content, messa
 
     with pytest.raises(ConfigError, match=message):
         prepare(config, 1, tmp_path / "data")
+
+
+@pytest.mark.parametrize("eos", ["</s>", {"content": "</s>", "special": True}])
+def test_end_token_of_another_name_is_what_the_file_beside_says(tmp_path, eos):
+    trained = train_tokenizer([TEXT], 270)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained.to_str().replace(END, "</s>"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+
+    loaded = load_tokenizer(path)
+
+    assert loaded.get_vocab() == trained.get_vocab()
+    assert loaded.encode(TEXT).ids == trained.encode(TEXT).ids
+    assert end_token(loaded) not in loaded.encode(f"a</s>{END}b").ids
+
+
+def test_end_token_of_a_unigram_tokenizer_is_renamed(tmp_path):
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0), ("b", -1.5)]
+    unigram = Tokenizer(models.Unigram(pieces, unk_id=0))
+    unigram.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+
+    assert (end_token(loaded), loaded.encode("ab").ids) == (1, [2, 3])
+
+
+@pytest.mark.parametrize("config_json", ["[]", "{", '{"eos_token": "</other>"}'])
+def test_end_token_that_is_named_wrongly_is_refused(tmp_path, config_json):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(train_tokenizer([TEXT], 260).to_str().replace(END, "</s>"))
+    (tmp_path / "tokenizer_config.json").write_text(config_json)
+
+    with pytest.raises(ConfigError, match=r"tokenizer_config.json: cannot be read|has no token"):
+        load_tokenizer(path)
 
 
 def test_tokenizer_without_end_token_is_refused(config, tmp_path):

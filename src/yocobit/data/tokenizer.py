@@ -1,13 +1,16 @@
 """Byte-level BPE over the `tokenizers` library: every text has tokens, and they give it back.
 
-END separates documents and is token 0 of every tokenizer trained here.
+END separates documents and is token 0 of every tokenizer trained here. A tokenizer that was made
+elsewhere may call the token by another name.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -52,16 +55,57 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; it must know END. A text that spells END gets ordinary tokens."""
+    """Read a tokenizer.json; a text that spells END gets ordinary tokens.
+
+    Without END, the eos_token of the tokenizer_config.json beside it takes that name.
+    """
+    tokenizer = read_tokenizer(path)
+    if tokenizer.token_to_id(END) is None:
+        eos = _eos_token(path.with_name("tokenizer_config.json"))
+        if tokenizer.token_to_id(eos or "") is None:
+            raise ConfigError(
+                f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
+                "json beside it names one of its tokens as eos_token; add one of the two"
+            )
+        tokenizer = _with_end(tokenizer, eos)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json as it is, with or without END."""
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
-    end_token(tokenizer, str(path))
-    tokenizer.encode_special_tokens = True
-    return tokenizer
+
+
+def _eos_token(path: Path) -> Any:
+    """Return what a tokenizer_config.json says, None if there is none."""
+    try:
+        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return eos.get("content") if isinstance(eos, dict) else eos
+
+
+def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:
+    """Return a tokenizer whose token `eos` is named END."""
+    fields = json.loads(tokenizer.to_str())
+    for added in fields["added_tokens"]:
+        if added["content"] == eos:
+            added["content"] = END
+    vocab = fields["model"]["vocab"]
+    if isinstance(vocab, dict):
+        fields["model"]["vocab"] = {END if name == eos else name: i for name, i in vocab.items()}
+    else:  # Unigram: names and scores
+        fields["model"]["vocab"] = [[END if name == eos else name, score] for name, score in vocab]
+    fields["post_processor"] = None  # may name it; documents are encoded without
+    return Tokenizer.from_str(json.dumps(fields))
 
 
 def end_token(tokenizer: Tokenizer, source: str = "tokenizer") -> int:

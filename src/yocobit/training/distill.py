@@ -2,7 +2,7 @@
 arXiv:2510.13998, without its attention loss).
 
 A teacher is a run or checkpoint of ours, or a directory with any causal language model of
-`transformers`. It has the student's tokenizer and sees the same positions.
+`transformers`. It has the student's vocabulary and sees the same positions.
 
 Letters: B batch   T positions   N tokens   C width of the teacher   V vocabulary
 """
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from yocobit.config import ConfigError
-from yocobit.data.tokenizer import fingerprint, load_tokenizer
+from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
@@ -46,20 +46,32 @@ class Teacher:
         self.config = config
         directory = locate(Path(config.teacher))
         self.tokenizer_path = directory / TOKENIZER
-        self.tokenizer = load_tokenizer(self.tokenizer_path)
+        if not self.tokenizer_path.exists():
+            raise ConfigError(f"{self.tokenizer_path}: no such file; save the teacher's tokenizer "
+                              "beside its weights")  # fmt: skip
+        self.tokenizer = read_tokenizer(self.tokenizer_path)
         self.sha256 = _hash_weights(directory)
         self.reader: _Reader = (
             _OurReader(directory) if _is_ours(directory) else _HuggingFaceReader(directory)
         )
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse to teach a student that reads other tokens."""
+        """Refuse to teach a student that reads other tokens.
+
+        END may have another name or be one of the rows that pad the teacher's vocabulary, which may
+        have special tokens beyond the student's.
+        """
         name, size = self.config.teacher, tokenizer.get_vocab_size()
-        if fingerprint(self.tokenizer) != fingerprint(tokenizer):
-            raise ConfigError(
-                f"{name}: the teacher's tokenizer is not the run's; leave out data.tokenizer and "
-                "data.vocab_size to take the teacher's"
-            )
+        special = self.tokenizer.get_added_tokens_decoder()
+        for i in range(max(size, self.tokenizer.get_vocab_size())):
+            there, here = self.tokenizer.id_to_token(i), tokenizer.id_to_token(i)
+            may_differ = here in (END, None) and (there is None or i in special)
+            if there != here and not may_differ:
+                raise ConfigError(
+                    f"{name}: the teacher's vocabulary is not the run's: token {i} is {there!r} "
+                    f"there but {here!r} here; leave out data.tokenizer and data.vocab_size to "
+                    "take the teacher's tokenizer"
+                )
         if self.reader.vocab_size < size:
             raise ConfigError(
                 f"{name}: the teacher's vocabulary must have the tokenizer's {size} tokens but has "
