@@ -12,6 +12,7 @@ from training_runs import Killed, assert_same_run, raise_at, records, run
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import END, load_tokenizer, train_tokenizer
 from yocobit.model import Decoder
+from yocobit.packing import pack
 from yocobit.training import checkpoint, loop
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import DistillConfig
@@ -87,6 +88,29 @@ def test_teacher_with_another_tokenizer_is_refused(toml, tmp_path, teacher):
 def test_teacher_that_is_nothing_is_refused(toml, tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
         student(toml, tmp_path / "student", tmp_path / "absent")
+
+
+def test_model_that_transformers_saved_teaches_as_its_checkpoint_does(toml, tmp_path, teacher):
+    transformers = pytest.importorskip("transformers")
+    import yocobit.hf  # noqa: F401
+
+    saved, directory = checkpoint.find(teacher), tmp_path / "saved"
+    transformers.AutoModelForCausalLM.from_pretrained(saved).save_pretrained(directory)
+    transformers.AutoTokenizer.from_pretrained(saved).save_pretrained(directory)
+
+    student(toml, tmp_path / "student", directory, "run.steps=2")
+    student(toml, tmp_path / "expected", teacher, "run.steps=2")
+
+    assert records(tmp_path / "student") == records(tmp_path / "expected")
+
+
+def test_packed_model_as_teacher_is_refused(teacher, tmp_path):
+    path = pack(teacher, tmp_path / "packed").path
+
+    with pytest.raises(ConfigError, match=r"packed: is a packed model, .* name the run or check"):
+        Teacher(DistillConfig(teacher=str(path)))
+    with pytest.raises(ConfigError, match="must be a run or a checkpoint but is a file"):
+        Teacher(DistillConfig(teacher=str(path / "model.safetensors")))
 
 
 def saved_model(tmp_path: Path, model: Decoder) -> Path:

@@ -121,6 +121,14 @@ def test_model_of_another_shape_is_refused_with_both_shapes(base, chat, tmp_path
         run(chat, tmp_path / "run", init=base)
 
 
+def test_packed_model_cannot_be_trained_on_or_packed_again(base, chat, tmp_path):
+    packed = pack(base, tmp_path / "packed").path
+
+    for use in (lambda: load(chat, init=packed), lambda: pack(packed, tmp_path / "again")):
+        with pytest.raises(ConfigError, match=r"packed: is a packed model, .* name the run or ch"):
+            use()
+
+
 def test_init_that_is_no_run_is_named(chat, tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
         load(chat, init=tmp_path / "absent")

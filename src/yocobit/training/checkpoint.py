@@ -29,6 +29,7 @@ from yocobit.config import ConfigError, ModelConfig
 from yocobit.data.tokenizer import END, end_token
 from yocobit.disk import WriteError, flush, write_json
 from yocobit.model import Decoder
+from yocobit.packing import is_packed
 from yocobit.training.distributed import ALONE, Processes
 from yocobit.training.guard import Guard
 from yocobit.training.precision import Precision
@@ -277,6 +278,13 @@ def find(path: Path) -> Path:
         return checkpoint
     if not path.exists():
         raise ConfigError(f"{path}: no such run or checkpoint")
+    if path.is_file():
+        raise ConfigError(f"{path}: must be a run or a checkpoint but is a file; name a directory")
+    if is_packed(path):
+        raise ConfigError(
+            f"{path}: is a packed model, which cannot be trained on, learned from or packed "
+            "again; name the run or checkpoint that it was packed from"
+        )
     if (path / MODEL).is_file() and (path / CONFIG).is_file():
         return path
     checkpoint = last(path)

@@ -1,8 +1,9 @@
 """Distillation: a teacher's logits beside the text's next tokens (BitNet Distillation,
 arXiv:2510.13998, without its attention loss).
 
-A teacher is a run or checkpoint of ours, or a directory with any causal language model of
-`transformers`. It has the student's vocabulary and sees the same positions.
+A teacher is a run or checkpoint of ours, what YocobitForCausalLM saves, or a directory with any
+causal language model of `transformers`. It has the student's vocabulary and sees the same
+positions.
 
 Letters: B batch   T positions   N tokens   C width of the teacher   V vocabulary
 """
@@ -10,6 +11,7 @@ Letters: B batch   T positions   N tokens   C width of the teacher   V vocabular
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from yocobit.config import ConfigError
+from yocobit.config import MODEL_TYPE, ConfigError
 from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint
@@ -89,13 +91,21 @@ class Teacher:
 
 def locate(path: Path) -> Path:
     """Return the directory of a teacher: `path`, or the checkpoint that it stands for."""
-    if (path / "config.json").is_file() and not _is_ours(path):
+    if (path / checkpoint.CONFIG).is_file() and not _is_ours(path):
         return path
     return checkpoint.find(path)
 
 
 def _is_ours(directory: Path) -> bool:
-    return (directory / checkpoint.STATE).is_file()
+    """Whether it is a checkpoint, a packed model, or what YocobitForCausalLM saves."""
+    if (directory / checkpoint.STATE).is_file():
+        return True
+    path = directory / checkpoint.CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
 
 
 def _hash_weights(directory: Path) -> str:
