@@ -242,6 +242,52 @@ def test_plan_of_a_budget_survives_a_kill_right_after_it(toml, tmp_path, monkeyp
     assert state.step == loop._MEASURED_STEPS and state.total_steps is not None
 
 
+@pytest.mark.parametrize("before", ["run.minutes=0.16", "run.steps=40"])
+def test_budget_of_minutes_can_be_changed_on_resume(toml, tmp_path, monkeypatch, before):
+    out = tmp_path / "run"
+    monkeypatch.setattr(loop, "time", clock(step_s=0.2))
+    first = checkpoint.load_state(run(toml, out, before))
+    shutil.copytree(out, tmp_path / "killed")
+
+    more = checkpoint.load_state(run(toml, out, "run.minutes=0.32", resume=True))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "rate_factor", raise_at(first.step + 2))
+        run(toml, tmp_path / "killed", "run.minutes=0.32", resume=True)
+    run(toml, tmp_path / "killed", "run.minutes=0.32", resume=True)
+
+    assert first.step + 5 < more.step == more.total_steps
+    assert more.seconds == pytest.approx(0.32 * 60, rel=0.25)  # evaluations cost nothing here
+    assert_same_run(tmp_path / "killed", out)
+
+
+def test_budget_that_is_over_before_it_is_changed_ends_the_run(toml, tmp_path):
+    run(toml, tmp_path / "run", "run.steps=4")
+
+    saved = run(toml, tmp_path / "run", "run.minutes=1e-6", resume=True)
+
+    assert saved.name == "step-000004"
+
+
+@pytest.mark.parametrize("override", ["run.steps=14", "run.minutes=0.005"])
+def test_run_that_had_minutes_can_be_resumed_with_another_budget(toml, tmp_path, override):
+    run(toml, tmp_path / "run", "run.minutes=0.001")
+
+    assert run(toml, tmp_path / "run", override, resume=True)
+
+
+def test_settings_of_the_run_that_decide_no_loss_can_be_changed_on_resume(toml, tmp_path, stopped):
+    run(toml, tmp_path / "straight")
+
+    run(
+        toml,
+        stopped,
+        *("run.keep=5", "run.checkpoint_every=2", "run.sample_every=7", "run.recompute=true"),
+        resume=True,
+    )
+
+    assert_same_run(stopped, tmp_path / "straight")
+
+
 def clock(step_s: float) -> SimpleNamespace:
     """Return a `time` whose clock goes on by a third of a step whenever it is read."""
     ticks = count()
@@ -258,7 +304,7 @@ def test_second_run_in_the_same_directory_is_refused_without_resume(toml, tmp_pa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seed=1", "run.seed was 0 and is now 1"),
+        ("run.seed=1", "run.seed was 0 and is now 1; set it back"),
         ("optim.batch_size=3", "optim.batch_size was 2 and is now 3"),
         ("model.d_ff=64", "model.d_ff was 128 and is now 64"),
         ("data.context=8", "data.context was 16 and is now 8"),

@@ -29,6 +29,11 @@ class Journal:
             if (match := _SAMPLE.fullmatch(path.name)) and int(match[1]) > step:
                 path.unlink()
 
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of the last steps that were recorded before."""
+        return self.metrics.durations
+
     def write(self, record: dict[str, Any]) -> None:
         """Add what one step has measured."""
         self.metrics.write(record)

@@ -193,6 +193,7 @@ class _Run:
         journal = self.processes.together(self._open_journal)
         try:
             self.processes.first(self._describe)
+            self._plan_changed_budget(journal)
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and not self._is_stopped(interrupt):
                     self._step(journal, progress)
@@ -243,7 +244,7 @@ class _Run:
         state.step += 1
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
-        is_planned = self._turn_budget_into_steps()
+        is_planned = self._turn_budget_into_steps(self._seconds())
         record: dict[str, Any] = {
             "step": state.step,
             "loss": result.loss,
@@ -259,7 +260,7 @@ class _Run:
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
             record[WEIGHT_COUNTS] = weight_counts(self.model)
-        state.seconds = self.seconds_before + time.monotonic() - self.started
+        state.seconds = self._seconds()
         journal.write({**record, "seconds": round(state.seconds, 3)})
         progress.update(
             state.step,
@@ -349,18 +350,35 @@ class _Run:
             self.processes,
         )
 
-    def _turn_budget_into_steps(self) -> bool:
-        """Fix the number of steps of a time budget once the speed is known; say if that was now."""
+    def _seconds(self) -> float:
+        """Return how long the run has taken, before it was resumed, too."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _plan_changed_budget(self, journal: Journal) -> None:
+        """Turn the budget of a resumed run into steps by the steps before, if they are enough.
+
+        By nothing else: resumed from the same checkpoint once more, the run has the same plan.
+        """
+        is_first = self.processes.is_first
+        self.durations = self.processes.from_first(journal.durations if is_first else [])
+        if self.durations:
+            self._turn_budget_into_steps(self.seconds_before)
+
+    def _turn_budget_into_steps(self, seconds: float) -> bool:
+        """Fix the number of steps of a time budget once the speed is known; say if that was now.
+
+        `seconds` of the budget are over.
+        """
         if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
-        self.state.total_steps = self.processes.from_first(self._planned_steps())
+        self.state.total_steps = self.processes.from_first(self._planned_steps(seconds))
         return self.state.total_steps is not None
 
-    def _planned_steps(self) -> int | None:
+    def _planned_steps(self, seconds_over: float) -> int | None:
         """Return the steps that fit into the time budget, None while the speed is not known."""
         minutes = self.config.run.minutes
         assert minutes is not None
-        remaining = minutes * 60 - self.seconds_before - (time.monotonic() - self.started)
+        remaining = minutes * 60 - seconds_over
         if len(self.durations) < _MEASURED_STEPS and remaining > 0:
             return None
         measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +19,7 @@ from rich.text import Text
 from yocobit.disk import WriteError
 
 METRICS = "metrics.jsonl"
+_REMEMBERED_STEPS = 128
 _PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
 
 
@@ -27,6 +29,9 @@ class Metrics:
     def __init__(self, run_dir: Path, step: int) -> None:
         self.path = run_dir / METRICS
         kept = _records_until(self.path, step) if self.path.exists() else []
+        # Of the last steps; no less than what times are rounded to.
+        times = [record["seconds"] for record in kept[-_REMEMBERED_STEPS:]]
+        self.durations = [max(0.001, after - before) for before, after in pairwise(times)]
         # Beside and renamed: a run killed here has lost nothing.
         partial = self.path.with_suffix(".partial")
         try:

@@ -11,9 +11,9 @@ from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
 
-# On resume. That text and teacher are the same is checked by hash, wherever they lie now.
+# On resume, beside [run] without its seed, which shuffles the text. That text and teacher are the
+# same is checked by hash, wherever they lie now.
 _MAY_CHANGE = (
-    ("run", "steps"),
     ("data", "train"),
     ("data", "valid"),
     ("data", "tokenizer"),
@@ -39,12 +39,13 @@ def find_resumable(config: TrainConfig, run_dir: Path, resume: bool) -> Path | N
     now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
     for section in now | before:
         old_fields, new_fields = before.get(section, {}), now.get(section, {})
-        names = ("seed", "steps", "minutes") if section == "run" else new_fields | old_fields
+        names = ("seed",) if section == "run" else new_fields | old_fields
         for name in names:
             old, new = old_fields.get(name), new_fields.get(name)
             if old != new and (section, name) not in _MAY_CHANGE:
                 raise ConfigError(
-                    f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}"
+                    f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}; "
+                    "set it back, or choose another --out"
                 )
     return found
 
@@ -58,8 +59,10 @@ def restore(
         if getattr(state, name) != getattr(new, name):
             raise ConfigError(f"{found}: cannot resume, the {what} has changed since")
     checkpoint.load_weights(model, found)
-    if config.run.steps is not None:
+    if config.run.minutes is None:
         state.total_steps = config.run.steps
+    elif config.run.minutes != checkpoint.load_train(found)["run"].get("minutes"):
+        state.total_steps = None  # to be planned anew
     warnings = []
     if state.arithmetic != new.arithmetic:
         warnings.append(
