@@ -148,6 +148,21 @@ def test_each_resume_adds_itself_and_a_new_run_starts_anew(project):
     assert [start["step"] for start in anew["starts"]] == [0]
 
 
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"starts": [', b"[]", b"\xff", b'{"starts": [{}]}', b'{"starts": 1}', b"{}"]
+)
+def test_damaged_description_is_kept_aside_with_a_warning(project, damage, capsys):
+    out = run("out", "run.steps=2")
+    (out / "run.json").write_bytes(damage)
+
+    loop.train(load(Path("run.toml")), out, resume=True, console=Console(width=200))
+
+    warning = "warning: out/run.json: is damaged ("
+    assert sum(line.startswith(warning) for line in capsys.readouterr().out.splitlines()) == 1
+    assert (out / "run.json.damaged").read_bytes() == damage
+    assert [s["step"] for s in json.loads((out / "run.json").read_text())["starts"]] == [2]
+
+
 def test_git_state_says_whether_files_were_changed_and_is_absent_elsewhere(tmp_path, monkeypatch):
     assert description.git_state(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]

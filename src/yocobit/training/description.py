@@ -39,10 +39,17 @@ def describe_run(
 ) -> str | None:
     """Write how the run came about; a resume adds itself to the starts.
 
-    Returns a warning if it cannot be written: that is no reason not to train.
+    Returns a warning if it cannot be read or written: that is no reason not to train.
     """
-    path = run_dir / DESCRIPTION
-    starts = _starts(path) if state.step > 0 else []
+    path, warning = run_dir / DESCRIPTION, None
+    try:
+        starts = _starts(path) if state.step > 0 else []
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        damaged = path.with_suffix(".json.damaged")
+        starts, warning = (
+            [],
+            f"warning: {path}: is damaged ({error}); kept as {damaged}, written anew",
+        )
     description = {
         "config": _relative(config.to_dict(), Path.cwd()),
         "corpus": {
@@ -63,6 +70,8 @@ def describe_run(
         "starts": [*starts, _start(state, now)],
     }
     try:
+        if warning is not None:
+            path.replace(damaged)
         for file, text in (
             (path, json.dumps(description, indent=2) + "\n"),
             (run_dir / README, _readme(run_dir, description)),
@@ -71,7 +80,7 @@ def describe_run(
                 partial.write_text(text, encoding="utf-8")
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); the run goes on"
-    return None
+    return warning
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
@@ -90,10 +99,14 @@ def _git(directory: Path, *arguments: str) -> str:
 
 
 def _starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts that a run.json has; an error of several kinds if it is damaged."""
     try:
-        starts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["starts"]
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:  # a run of an earlier version
         return []
+    starts: list[dict[str, Any]] = json.loads(text)["starts"]
+    for start in starts:
+        _start_line(start)
     return starts
 
 
@@ -138,6 +151,10 @@ def _command(argv: list[str]) -> str:
     return shlex.join(["yocobit" if program == "__main__.py" else program, *argv[1:]])
 
 
+def _start_line(start: dict[str, Any]) -> str:
+    return f"- {start['date']} at step {start['step']}: `{start['command']}`"
+
+
 def _relative(value: Any, directory: Path) -> Any:
     """Return JSON values with the paths that lie in `directory` relative to it."""
     if isinstance(value, dict):
@@ -172,7 +189,7 @@ def _readme(run_dir: Path, description: dict[str, Any]) -> str:
         "",
         "Started:",
         "",
-        *(f"- {s['date']} at step {s['step']}: `{s['command']}`" for s in starts),
+        *map(_start_line, starts),
         "",
         "See it: `yocobit plot RUN`. Pack it: `yocobit pack RUN MODEL`.",
     ]
