@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,17 @@ def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_
     assert result.returncode != 0
     assert "error: process 0 of 2 has lost another one" in result.stderr
     assert kept.name == "step-000003" and len(records(out)) == 6
+
+
+def test_command_of_two_processes_is_recorded_as_it_was_given(tmp_path):
+    toml, out = write_toml(tmp_path), tmp_path / "run"
+    arguments = ("-m", "yocobit", "train", str(toml), "--out", str(out), "--set", "run.steps=1")
+
+    result = torchrun(*arguments)
+
+    assert result.returncode == 0, result.stderr
+    (start,) = json.loads((out / "run.json").read_text())["starts"]
+    assert start["command"] == shlex.join(["torchrun", "--nproc-per-node", "2", *arguments])
 
 
 def test_user_error_of_the_first_process_is_one_line_and_ends_both(tmp_path):

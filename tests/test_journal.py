@@ -128,6 +128,40 @@ def test_description_says_what_was_trained_on_what_and_with_what(project, monkey
     assert "yocobit train run.toml" in (out / "README.md").read_text()
 
 
+TWO_MACHINES = {
+    "GROUP_WORLD_SIZE": "2",
+    "GROUP_RANK": "0",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+    "TORCHELASTIC_MAX_RESTARTS": "3",
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "environment", "expected"),
+    [
+        ("/x/yocobit/__main__.py", {}, "torchrun --nproc-per-node 2 -m yocobit"),
+        ("/x/bin/yocobit", {}, "torchrun --nproc-per-node 2 -m yocobit"),
+        ("own/train.py", {}, "torchrun --nproc-per-node 2 own/train.py"),
+        (
+            "/x/yocobit/__main__.py",
+            TWO_MACHINES,
+            "torchrun --nproc-per-node 2 --max-restarts 3 --nnodes 2 --node-rank 0 "
+            "--master-addr 10.0.0.1 --master-port 29500 -m yocobit",
+        ),
+    ],
+)
+def test_command_under_torchrun_is_that_of_torchrun(monkeypatch, program, environment, expected):
+    for name, value in {"LOCAL_WORLD_SIZE": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setattr("sys.argv", [program, "train", "a b.toml", "--out", "run"])
+
+    command = description.command_to_resume()
+
+    assert command == f"{expected} train 'a b.toml' --out run --resume"
+
+
 def test_description_names_no_path_but_those_given(project):
     out = run("out", f"data.train={json.dumps([str(project / 'text')])}")
 

@@ -10,12 +10,14 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from yocobit import _native
 from yocobit.benchmark.machine import describe_machine
@@ -46,10 +48,8 @@ def describe_run(
         starts = _starts(path) if state.step > 0 else []
     except (OSError, ValueError, LookupError, TypeError) as error:
         damaged = path.with_suffix(".json.damaged")
-        starts, warning = (
-            [],
-            f"warning: {path}: is damaged ({error}); kept as {damaged}, written anew",
-        )
+        warning = f"warning: {path}: is damaged ({error}); kept as {damaged}, written anew"
+        starts = []
     description = {
         "config": _relative(config.to_dict(), Path.cwd()),
         "corpus": {
@@ -147,8 +147,25 @@ def command_to_resume() -> str:
 
 def _command(argv: list[str]) -> str:
     """Return the command as it would be typed, without where its program lies."""
-    program = Path(argv[0]).name
-    return shlex.join(["yocobit" if program == "__main__.py" else program, *argv[1:]])
+    name = Path(argv[0]).name
+    is_yocobit = name in ("__main__.py", "yocobit")
+    if dist.is_torchelastic_launched():
+        program = [*_torchrun(os.environ), *(["-m", "yocobit"] if is_yocobit else argv[:1])]
+    else:
+        program = ["yocobit" if is_yocobit else name]
+    return shlex.join([*program, *argv[1:]])
+
+
+def _torchrun(environment: Mapping[str, str]) -> list[str]:
+    """Return the command that starts the processes of this machine, by what torchrun tells them."""
+    command = ["torchrun", "--nproc-per-node", environment["LOCAL_WORLD_SIZE"]]
+    if (n_restarts := environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) != "0":
+        command += ["--max-restarts", n_restarts]
+    if (n_machines := environment.get("GROUP_WORLD_SIZE", "1")) != "1":
+        command += ["--nnodes", n_machines, "--node-rank", environment["GROUP_RANK"]]
+        command += ["--master-addr", environment["MASTER_ADDR"]]
+        command += ["--master-port", environment["MASTER_PORT"]]
+    return command
 
 
 def _start_line(start: dict[str, Any]) -> str:
