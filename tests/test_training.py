@@ -56,6 +56,31 @@ def test_console_shows_loss_speed_remaining_time_and_sample(toml, tmp_path, caps
     assert "bits/byte on the validation text" in shown
 
 
+WARM_UP = "steps of warm-up: the learning rate reaches"
+
+
+@pytest.mark.parametrize("budget", ["run.steps=3", "run.minutes=0.0005"])
+def test_run_shorter_than_the_warm_up_of_its_recipe_says_so(toml, tmp_path, capsys, budget):
+    toml.write_text(toml.read_text().replace("warmup_steps = 2", "").replace('kind = "linear"', ""))
+    config = load_config(toml, ["optim.recipe=bitnet", budget])
+
+    saved = loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
+
+    n = checkpoint.load_state(saved).total_steps
+    message = f"warning: the run ends after {n} of its 375 {WARM_UP} {n / 375:.0%} and never falls"
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if WARM_UP in s)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(("steps", "n_lines"), [(2, 1), (3, 0)])
+def test_run_longer_than_its_warm_up_says_nothing(toml, tmp_path, capsys, steps, n_lines):
+    config = load_config(toml, [f"run.steps={steps}"])
+
+    loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
+
+    assert capsys.readouterr().out.count(WARM_UP) == n_lines
+
+
 def test_sample_is_the_same_for_the_same_seed():
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["def x"], 270)

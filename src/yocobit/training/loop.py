@@ -40,7 +40,7 @@ from yocobit.training.precision import choose_precision, products_in
 from yocobit.training.progress import Progress
 from yocobit.training.resuming import find_resumable, restore
 from yocobit.training.sample import sample
-from yocobit.training.schedule import rate_factor, weight_decay_factor
+from yocobit.training.schedule import rate_factor, short_run_warning, weight_decay_factor
 from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte
@@ -194,6 +194,7 @@ class _Run:
         try:
             self.processes.first(self._describe)
             self._plan_changed_budget(journal)
+            self._warn_of_short_run()
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and not self._is_stopped(interrupt):
                     self._step(journal, progress)
@@ -245,6 +246,8 @@ class _Run:
         state.n_tokens += self.tokens_per_step
         self.durations.append(time.monotonic() - begin)
         is_planned = self._turn_budget_into_steps(self._seconds())
+        if is_planned:
+            self._warn_of_short_run()
         record: dict[str, Any] = {
             "step": state.step,
             "loss": result.loss,
@@ -373,6 +376,11 @@ class _Run:
             return False
         self.state.total_steps = self.processes.from_first(self._planned_steps(seconds))
         return self.state.total_steps is not None
+
+    def _warn_of_short_run(self) -> None:
+        warning = short_run_warning(self.config.schedule, self.state.total_steps)
+        if warning is not None:
+            self._print(warning)
 
     def _planned_steps(self, seconds_over: float) -> int | None:
         """Return the steps that fit into the time budget, None while the speed is not known."""

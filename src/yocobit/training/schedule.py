@@ -27,6 +27,17 @@ def weight_decay_factor(schedule: ScheduleConfig, step: int, total: int | None) 
     return 0.0 if second else 1.0
 
 
+def short_run_warning(schedule: ScheduleConfig, total: int | None) -> str | None:
+    """Return a line about a run that ends before its warm-up does."""
+    if total is None or total > schedule.warmup_steps or total == 0:
+        return None
+    return (
+        f"warning: the run ends after {total} of its {schedule.warmup_steps} steps of warm-up: the "
+        f"learning rate reaches {total / schedule.warmup_steps:.0%} and never falls; lower "
+        "schedule.warmup_steps or make the run longer"
+    )
+
+
 def _progress(schedule: ScheduleConfig, step: int, total: int | None) -> float:
     """Return how much of the run after warm-up is behind `step`: 0 to 1, 1 is never reached."""
     if total is None or step <= schedule.warmup_steps:
