@@ -35,6 +35,7 @@ def main() -> None:
     console.rule("1. train")
     overrides = [] if arguments.minutes is None else [f"run.minutes={arguments.minutes}"]
     config = load(CONFIG, overrides)
+    arguments.out.mkdir(parents=True, exist_ok=True)  # to resume from next time
     checkpoint = train(config, arguments.out, resume=True, console=console)
 
     console.rule("2. pack")

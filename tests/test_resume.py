@@ -11,11 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from training_runs import Killed, assert_same_run, full_disk, raise_at, records, run, signal_at
 
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
 from yocobit.training import checkpoint, loop
+from yocobit.training.config import load as load_config
 
 # Runs the configuration, and kills itself at the n-th call of a function.
 KILLED_RUN = """
@@ -43,6 +45,7 @@ train(load(Path(toml)), Path(out), resume=True, console=Console())
 def test_run_killed_again_and_again_equals_one_that_never_stopped(toml, tmp_path):
     run(toml, tmp_path / "straight")
     out = tmp_path / "killed"
+    out.mkdir()
     moments = [
         # In the middle of a step, no checkpoint yet.
         ("yocobit.training.loop", "rate_factor", 3),
@@ -97,6 +100,7 @@ def test_run_killed_at_random_steps_equals_one_that_never_stopped(
 ):
     run(toml, tmp_path / "straight")
     out = tmp_path / "killed"
+    out.mkdir()
 
     for step in random.Random(seed).sample(range(2, 12), 3):
         with monkeypatch.context() as patch, suppress(Killed):
@@ -292,6 +296,31 @@ def clock(step_s: float) -> SimpleNamespace:
     """Return a `time` whose clock goes on by a third of a step whenever it is read."""
     ticks = count()
     return SimpleNamespace(monotonic=lambda: next(ticks) * step_s / 3)
+
+
+def test_resume_where_no_run_was_begun_is_refused_and_leaves_nothing(toml, tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run-a").mkdir()
+    before = files(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"typo: no such run to resume; correct --out, or leave"):
+        run(toml, tmp_path / "typo", resume=True)
+    with pytest.raises(ConfigError, match=r"other: holds no run to resume but run-a; correct"):
+        run(toml, tmp_path / "other", resume=True)
+
+    assert files(tmp_path) == before
+
+
+def test_resume_in_an_empty_directory_begins_a_run_and_says_so(toml, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+
+    saved = loop.train(
+        load_config(toml, ["run.steps=1"]), out, resume=True, console=Console(width=200)
+    )
+
+    assert saved.name == "step-000001"
+    assert f"nothing to resume in {out} yet: a new run" in capsys.readouterr().out
 
 
 def test_second_run_in_the_same_directory_is_refused_without_resume(toml, tmp_path):

@@ -67,9 +67,10 @@ def train(
 ) -> Path:
     """Train as configured into `run_dir`; return the checkpoint of the last step done.
 
-    With `resume`, continue from the last checkpoint there, if any. A new run starts from the
-    weights of the run or checkpoint `init`, if given. Ctrl-C and SIGTERM end the run after the
-    step at hand, with a checkpoint. The processes of one torchrun all call this.
+    With `resume`, continue from the last checkpoint there; in an empty directory, or where a run
+    ended before its first checkpoint, begin. A new run starts from the weights of the run or
+    checkpoint `init`, if given. Ctrl-C and SIGTERM end the run after the step at hand, with a
+    checkpoint. The processes of one torchrun all call this.
     """
     started = time.monotonic()
     with joined(alike=(ConfigError, TrainingError, WriteError)) as processes:
@@ -118,6 +119,8 @@ def _train(
         start = init
         processes.together(lambda: checkpoint.load_initial_weights(model, checkpoint.find(start)))
     lines = [*_describe(corpus, model, state)]
+    if resume and found is None:
+        lines.append(f"nothing to resume in {run_dir} yet: a new run")
     if why_not is not None:
         lines.append(f"warning: run.compile is on but nothing is compiled: {why_not}")
     if found is not None:

@@ -19,16 +19,20 @@ _MAY_CHANGE = (
     ("data", "tokenizer"),
     ("distill", "teacher"),
 )
+# What a run leaves before its first checkpoint.
+_OF_A_RUN = {"data", "run.json", "metrics.jsonl", "checkpoints"}
 # Of the state: what belongs to the machine that goes on.
 _MACHINE = ("threads", "processes", "precision", "is_compiled")
 
 
 def find_resumable(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to resume from; ConfigError if it is of another run."""
+    """Return the checkpoint to resume from, None for a new run; ConfigError if it is another's."""
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir}: must be a directory but is a file; choose another --out")
     found = checkpoint.last(run_dir)
     if found is None:
+        if resume:
+            _check_may_begin(run_dir)
         return None
     if not resume:
         raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
@@ -48,6 +52,24 @@ def find_resumable(config: TrainConfig, run_dir: Path, resume: bool) -> Path | N
                     "set it back, or choose another --out"
                 )
     return found
+
+
+def _check_may_begin(run_dir: Path) -> None:
+    """Refuse to resume where no run was begun: a name that was mistyped.
+
+    An empty directory says that one is meant, as torchrun starts its processes anew with the
+    command that it has, --resume from the first time on.
+    """
+    if not run_dir.exists():
+        raise ConfigError(
+            f"{run_dir}: no such run to resume; correct --out, or leave out --resume to begin it"
+        )
+    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
+    if names and not names & _OF_A_RUN:
+        raise ConfigError(
+            f"{run_dir}: holds no run to resume but {min(names)}; correct --out, or leave out "
+            "--resume to begin one"
+        )
 
 
 def restore(
