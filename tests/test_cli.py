@@ -272,7 +272,7 @@ def test_plot_writes_what_it_is_asked_for_and_needs_a_run(tmp_path):
         ("optim.learning_rate=-1", ["learning_rate must be above 0 but is -1"]),
         ("model.d_model=60", ["d_model must be a multiple of 8 but is 60"]),
         ('data.train=["nowhere"]', ["nowhere", "no such file or directory"]),
-        ('data.train=["empty"]', ["no text for the train split"]),
+        ('data.train=["empty"]', ["empty: no file in this directory ends in .txt"]),
         ("nonsense", ["must look like section.key=value"]),
     ],
 )

@@ -4,6 +4,7 @@ import gzip
 import json
 import sys
 import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from packed_models import text, tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
 from yocobit.data.documents import PIECE_LENGTH, Documents
-from yocobit.data.sources import fingerprints, list_files, to_know
+from yocobit.data.sources import describe_unread, fingerprints, list_files, to_know
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -124,7 +125,71 @@ def test_file_that_was_just_written_is_not_known_by_its_time(tmp_path):
     assert to_know(files, fingerprints(files, {})) == {}
 
 
+@pytest.mark.parametrize("where", ["data", "data/*"])
+def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, where):
+    (tmp_path / "data" / "drafts").mkdir(parents=True)
+    for name in ("a.txt", "b.csv", "c.CSV", "d.png", "Makefile", ".hidden", "drafts/e.csv"):
+        (tmp_path / "data" / name).write_text("x")
+    unread = Counter()
+
+    files = list_files(SourceConfig(path=f"{tmp_path}/{where}"), ("drafts",), unread)
+
+    assert [file.name for file in files] == ["a.txt"]
+    assert unread == {".csv": 2, ".png": 1, "without a suffix": 1}
+    assert describe_unread(unread).endswith(": 2 .csv, 1 .png, 1 without a suffix")
+
+
+def test_directory_without_text_is_named_with_what_it_has(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "a.csv").write_text("a,b")
+
+    with pytest.raises(ConfigError, match=r"empty: no file in this directory ends in \.txt, "):
+        documents(tmp_path / "empty")
+    with pytest.raises(ConfigError, match=r"tables: no file in this .*left out 1 files.*: 1 \.csv"):
+        documents(tmp_path / "tables")
+
+
+def test_suffixes_are_read_in_upper_case_too(tmp_path):
+    (tmp_path / "A.TXT").write_text("a")
+    (tmp_path / "B.Jsonl").write_text('{"text": "b"}')
+
+    assert documents(tmp_path) == [("A.TXT", "a"), ("B.Jsonl:1", "b")]
+
+
 # ---- kinds of files ----
+
+
+def compressed(data: bytes, suffix: str) -> bytes:
+    return gzip.compress(data) if suffix == ".gz" else pytest.importorskip(ZSTD).compress(data)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_text_is_one_document_or_one_a_line(tmp_path, suffix):
+    whole = "one line\n\n" * 20000
+    (tmp_path / f"a.txt{suffix}").write_bytes(compressed(whole.encode(), suffix))
+    (tmp_path / f"empty.txt{suffix}").write_bytes(compressed(b"", suffix))
+
+    found = documents(tmp_path)
+    lines = documents(tmp_path, by_line=True)
+
+    assert found == [(f"a.txt{suffix}", whole)]
+    assert lines[:2] == [(f"a.txt{suffix}:1", "one line"), (f"a.txt{suffix}:3", "one line")]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_compressed_text_that_is_damaged_is_named(tmp_path, suffix):
+    data = compressed(text().encode(), suffix)
+    (tmp_path / f"a.txt{suffix}").write_bytes(data[: len(data) // 2])
+
+    with pytest.raises(ConfigError, match=rf"a\.txt{suffix}: is damaged"):
+        documents(tmp_path)
+
+
+def test_byte_order_mark_of_a_jsonl_is_not_read(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
+
+    assert documents(tmp_path) == [("a.jsonl:1", "a"), ("a.jsonl:2", "b")]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"])

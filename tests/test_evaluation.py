@@ -142,11 +142,14 @@ def test_eval_reads_text_and_jsonl(paths, tmp_path):
 def test_eval_of_a_directory_says_how_many_files_are_passed_over(paths, tmp_path):
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
     (tmp_path / "a.py").write_text("answer = 42")
+    (tmp_path / "a.csv").write_text("answer,42")
 
     shown = run(paths["native"], tmp_path, "--json")
 
     assert json.loads(shown.stdout)["documents"] == 1
-    assert shown.stderr == "skipped 1 .py files that are not UTF-8\n"
+    assert shown.stderr == (
+        "skipped 1 .py files that are not UTF-8\nleft out 1 files of other kinds: 1 .csv\n"
+    )
 
 
 def test_eval_shows_a_table(paths, tmp_path):

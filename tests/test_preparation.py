@@ -178,7 +178,10 @@ def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
 
 @pytest.mark.parametrize(
     ("split", "message"),
-    [("train", "no text for the train split"), ("valid", "no text for the valid split")],
+    [
+        ("train", r"train\.txt: no text for the train split"),
+        ("valid", r"valid\.txt: no text for the valid split"),
+    ],
 )
 def test_empty_split_is_named(config, tmp_path, split, message):
     Path(getattr(config, split)[0]).write_text("")
@@ -193,6 +196,20 @@ def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
 
     with pytest.raises(ConfigError, match=r"no text for the valid split; lower data.valid_every"):
         prepare(config, 270, tmp_path / "data")
+
+
+def test_files_that_are_left_out_are_counted_also_when_data_is_used_again(config, tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text(TEXT)
+    config = replace(config, train=(str(tmp_path / "text"),))
+    first = prepare(config, 270, tmp_path / "data")
+    (tmp_path / "text" / "b.csv").write_text("a,b")
+
+    again = prepare(config, 270, tmp_path / "data")
+
+    line = "left out 1 files of other kinds: 1 .csv"
+    assert line not in first.describe() and line in again.describe()
+    assert again.sha256 == first.sha256
 
 
 def test_text_shorter_than_one_window_is_refused_with_both_numbers(config, tmp_path):

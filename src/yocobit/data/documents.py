@@ -1,7 +1,8 @@
 """Documents: the texts of source files, one after the other, each under a stable name.
 
 A .txt, .md or .py file is one document (a .txt may also be one a line); each line of a .jsonl file
-and each row of a .parquet file is one. Nothing holds more of a file than one record or piece.
+and each row of a .parquet file is one. A .txt or .jsonl may be compressed. Nothing holds
+more of a file than one record or piece.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import re
 import sys
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -69,12 +70,14 @@ class Documents:
 
     files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
+    unread: Counter[str] = field(default_factory=Counter)  # other files of directories, by suffix
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Documents:
         """Return those of files, directories and globs; ConfigError if there is none such."""
-        sources = (SourceConfig(path=str(path)) for path in paths)
-        return cls([file for source in sources for file in list_files(source, ())])
+        sources, unread = [SourceConfig(path=str(path)) for path in paths], Counter[str]()
+        files = [file for source in sources for file in list_files(source, (), unread)]
+        return cls(files, unread=unread)
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
@@ -84,10 +87,10 @@ class Documents:
                 yield from _rows(file)
             elif file.suffix.startswith(".jsonl"):
                 yield from _records(file)
-            elif file.suffix == ".txt" and file.by_line:
+            elif file.suffix.startswith(".txt") and file.by_line:
                 yield from _lines(file)
-            elif file.size > 0:
-                yield Document(file.name, _TextFile(file.path))
+            elif (text := _TextFile(file)).has_text():
+                yield Document(file.name, text)
 
     def _python(self, file: SourceFile) -> Iterator[Document]:
         with _reading(file.path):
@@ -110,7 +113,12 @@ def read_texts(paths: Iterable[Path]) -> Iterator[str]:
 class _TextFile:
     """The pieces of a file that is one document."""
 
-    path: Path
+    file: SourceFile
+
+    def has_text(self) -> bool:
+        """Whether it is not empty; only what is compressed is read for this."""
+        is_compressed = self.file.suffix.endswith((".gz", ".zst"))
+        return self.file.size > 0 and not (is_compressed and next(iter(self), None) is None)
 
     def __iter__(self) -> Iterator[Piece]:
         return (Piece(text) for text in _cut(self._chunks()))
@@ -118,16 +126,16 @@ class _TextFile:
     def _chunks(self) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         position = 0  # of the first byte that is not decoded yet
-        with _reading(self.path), self.path.open("rb") as file:
+        with _opened(self.file) as stream:
             is_last = False
             while not is_last:
-                chunk = file.read(_CHUNK_BYTES)
+                chunk = stream.read(_CHUNK_BYTES)
                 is_last = not chunk
                 n_pending = len(decoder.getstate()[0])
                 try:
                     yield decoder.decode(chunk, is_last)
                 except UnicodeDecodeError as error:
-                    raise _not_utf8(str(self.path), error, position - n_pending) from None
+                    raise _not_utf8(str(self.file.path), error, position - n_pending) from None
                 position += len(chunk)
 
 
@@ -159,7 +167,7 @@ def _cut_at(text: str, begin: int) -> int:
 
 
 def _lines(file: SourceFile) -> Iterator[Document]:
-    with _reading(file.path), file.path.open("rb") as stream:
+    with _opened(file) as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
@@ -170,8 +178,10 @@ def _lines(file: SourceFile) -> Iterator[Document]:
 
 
 def _records(file: SourceFile) -> Iterator[Document]:
-    with _reading(file.path):
-        for number, line in enumerate(_raw_lines(file), start=1):
+    with _opened(file) as stream:
+        for number, line in enumerate(stream, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 continue
             source = f"{file.path}:{number}"
@@ -229,20 +239,22 @@ def _encodable(text: str, source: str) -> str:
     return text
 
 
-def _raw_lines(file: SourceFile) -> Iterator[bytes]:
-    with file.path.open("rb") as stream:
-        if file.suffix == ".jsonl.gz":
-            with gzip.open(stream) as lines:
-                yield from lines
-        elif file.suffix == ".jsonl.zst":
+@contextmanager
+def _opened(file: SourceFile) -> Iterator[Any]:
+    """Open what a file holds once it is decompressed; errors while it is read name the file."""
+    with _reading(file.path), file.path.open("rb") as stream:
+        if file.suffix.endswith(".gz"):
+            with gzip.open(stream) as content:
+                yield content
+        elif file.suffix.endswith(".zst"):
             zstd = _import(_ZSTD, "zstd", file.path)
             try:
-                with zstd.open(stream) as lines:
-                    yield from lines
+                with zstd.open(stream) as content:
+                    yield content
             except zstd.ZstdError as error:
                 raise ConfigError(f"{file.path}: is damaged ({error})") from None
         else:
-            yield from stream
+            yield stream
 
 
 def _import(module: str, extra: str, path: Path) -> Any:

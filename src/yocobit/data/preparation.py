@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class _Text:
     valid: list[SourceFile]
     valid_every: int | None
     weights: list[float]  # of the sources
+    unread: Counter[str]  # other files of directories, by suffix
 
     @property
     def files(self) -> list[SourceFile]:
@@ -73,28 +75,33 @@ class _Text:
 
 
 def made_index(config: DataConfig, vocab_size: int, directory: Path) -> dict[str, Any]:
-    """Return the index of `directory`, whose files are made first unless they are current."""
+    """Return the index of `directory`, whose files are made first unless they are current.
+
+    Beside it, in `unread`, the number of files that were left out, by suffix.
+    """
     text = _list(config)
     before = _read_index(directory)
     inputs, known = _identify(config, vocab_size, text, before.get("known", {}))
+    index = before
     if before.get("inputs") != inputs or not _is_current(directory, before):
-        index = _make(config, text, vocab_size, directory)
+        index = {**_make(config, text, vocab_size, directory), "inputs": inputs}
         check_unchanged(text.files)
-    elif before["known"] != known:
-        index = before
-    else:
-        return before
-    _write_index(directory, {**index, "inputs": inputs, "known": known})
-    return {**index, "inputs": inputs}
+    if index.get("known") != known:
+        _write_index(directory, {**index, "known": known})
+    return {**index, "unread": text.unread}
 
 
 def _list(config: DataConfig) -> _Text:
-    train = [list_files(source, config.exclude) for source in sources(config.train)]
-    valid = [list_files(source, config.exclude) for source in sources(config.valid)]
+    unread = Counter[str]()
+    train, valid = (
+        [list_files(source, config.exclude, unread) for source in sources(items)]
+        for items in (config.train, config.valid)
+    )
     weights = [source.weight for source in sources(config.train) if source.weight is not None]
     if not weights:  # all of it is one source, laid end to end
         train, weights = [[file for files in train for file in files]], [1.0]
-    return _Text(train, [file for files in valid for file in files], config.valid_every, weights)
+    held_out = [file for files in valid for file in files]
+    return _Text(train, held_out, config.valid_every, weights, unread)
 
 
 def _identify(
@@ -166,12 +173,18 @@ def _make(config: DataConfig, text: _Text, vocab_size: int, directory: Path) -> 
     for i, entry in enumerate(made["train"]):
         if entry["documents"] == 0:
             which = f"train[{i}]" if len(made["train"]) > 1 else "the train split"
-            raise ConfigError(f"data: no text for {which}")
+            raise ConfigError(f"{_names(text.train[i])}: no text for {which}")
     if made["valid"]["documents"] == 0:
         remedy = "; lower data.valid_every" if text.valid_every else ""
-        raise ConfigError(f"data: no text for the valid split{remedy}")
+        where = _names(text.valid or text.files)
+        raise ConfigError(f"{where}: no text for the valid split{remedy}")
     sizes = {"tokenizer_sha256": fingerprint(tokenizer), "tokenizer_bytes": path.stat().st_size}
     return {**made, **sizes}
+
+
+def _names(files: Sequence[SourceFile]) -> str:
+    more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
+    return f"{files[0].path}{more}"
 
 
 def _sample(text: _Text) -> Iterator[str]:

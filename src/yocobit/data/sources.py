@@ -12,6 +12,7 @@ import hashlib
 import os
 import sysconfig
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +22,10 @@ from pathlib import Path, PurePosixPath
 from yocobit.config import ConfigError
 from yocobit.data.config import PYTHON_STDLIB, SourceConfig
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SUFFIXES = (
+    *(".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"),
+    *(".txt.gz", ".txt.zst"),
+)
 
 # Of the standard library: what is not its own source, tests, and generated tables.
 _STDLIB_EXCLUDE = (
@@ -57,13 +61,22 @@ class SourceFile:
     @property
     def suffix(self) -> str:
         """The one of SUFFIXES that the name ends in."""
-        return next(suffix for suffix in SUFFIXES if self.path.name.endswith(suffix))
+        suffix = _suffix(self.path.name)
+        assert suffix is not None
+        return suffix
 
 
-def list_files(source: SourceConfig, exclude: Sequence[str]) -> list[SourceFile]:
-    """Return the files of a source sorted by name; ConfigError if there is none such."""
+def list_files(
+    source: SourceConfig, exclude: Sequence[str], unread: Counter[str] | None = None
+) -> list[SourceFile]:
+    """Return the files of a source sorted by name; ConfigError if there is none such.
+
+    `unread` counts, by what their names end in, the files of a directory or a glob that end in
+    none of SUFFIXES.
+    """
     files = []
-    for path, name in _paths(source.path, tuple(exclude)):
+    unread = Counter() if unread is None else unread
+    for path, name in _paths(source.path, tuple(exclude), unread):
         try:
             status = os.stat(path)
         except OSError as error:
@@ -79,7 +92,7 @@ def list_files(source: SourceConfig, exclude: Sequence[str]) -> list[SourceFile]
                 path == source.path,
             )
         )
-    if source.by_line and all(file.suffix != ".txt" for file in files):
+    if source.by_line and not any(file.suffix.startswith(".txt") for file in files):
         raise ConfigError(f"{source.path}: by_line is for .txt files but there is none")
     return files
 
@@ -131,22 +144,43 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _paths(source: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
+def _suffix(name: str) -> str | None:
+    """Return the one of SUFFIXES that a name ends in, in upper or lower case."""
+    name = name.lower()
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+
+
+def describe_unread(unread: Mapping[str, int]) -> str:
+    """Return a line about files that list_files has left out."""
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(unread.items()))
+    return f"left out {sum(unread.values()):,} files of other kinds: {kinds}"
+
+
+def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[tuple[str, str]]:
     """Return path and name of each file of a source, sorted by name."""
     if source == PYTHON_STDLIB:
         found = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
         return [(path, name) for path, name in found if name.endswith(".py")]
     if os.path.isdir(source):
-        return _directory(source, exclude)
-    if os.path.exists(source):
-        if not source.endswith(SUFFIXES):
+        what, listed = "in this directory", _directory(source, exclude)
+    elif os.path.exists(source):
+        if _suffix(source) is None:
             raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
         return [(source, os.path.basename(source))]
-    if not glob.has_magic(source):
+    elif glob.has_magic(source):
+        what, listed = "with this pattern", sorted(_glob(source, exclude), key=lambda item: item[1])
+    else:
         raise ConfigError(f"{source}: no such file or directory")
-    found = sorted(_glob(source, exclude), key=lambda item: item[1])
+    found, others = [], Counter[str]()
+    for path, name in listed:
+        if _suffix(name) is not None:
+            found.append((path, name))
+        elif not os.path.basename(name).startswith("."):
+            others[PurePosixPath(name).suffix.lower() or "without a suffix"] += 1
     if not found:
-        raise ConfigError(f"{source}: no file with this pattern ends in {', '.join(SUFFIXES)}")
+        seen = f"; {describe_unread(others)}" if others else ""
+        raise ConfigError(f"{source}: no file {what} ends in {', '.join(SUFFIXES)}{seen}")
+    unread.update(others)
     return found
 
 
@@ -155,7 +189,7 @@ def _directory(directory: str, exclude: tuple[str, ...]) -> list[tuple[str, str]
     for root, _, files in os.walk(directory):
         prefix = "" if root == directory else Path(root).relative_to(directory).as_posix() + "/"
         for file in files:
-            if file.endswith(SUFFIXES) and not _is_excluded(name := prefix + file, exclude):
+            if not _is_excluded(name := prefix + file, exclude):
                 found.append((os.path.join(root, file), name))
     return sorted(found, key=lambda item: item[1])
 
@@ -167,7 +201,7 @@ def _glob(pattern: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     root = Path(*parts[:n_fixed])
     for path in glob.iglob(pattern, recursive=True):
         name = Path(path).relative_to(root).as_posix()
-        if name.endswith(SUFFIXES) and not _is_excluded(name, exclude) and os.path.isfile(path):
+        if not _is_excluded(name, exclude) and os.path.isfile(path):
             yield path, name
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from yocobit.data.chat import CHAT_TEMPLATE
 from yocobit.data.config import DataConfig, sources
 from yocobit.data.preparation import INDEX, TOKENIZER, made_index
 from yocobit.data.shards import Tokens
+from yocobit.data.sources import describe_unread
 from yocobit.data.tokenizer import end_token, load_tokenizer
 from yocobit.data.windows import shares, source_of, window_start
 
@@ -59,6 +60,7 @@ class Corpus:
     sha256: str
     n_skipped: int = 0  # .py files that are not UTF-8
     n_duplicates: int = 0  # documents left out
+    unread: Mapping[str, int] = field(default_factory=dict)  # other files, by suffix
 
     @property
     def chat_template(self) -> str | None:
@@ -96,6 +98,8 @@ class Corpus:
         lines.append(f"valid {_amount(self.valid)}; vocabulary {self.tokenizer.get_vocab_size():,}")
         if self.n_skipped:
             lines.append(f"skipped {self.n_skipped} .py files that are not UTF-8")
+        if self.unread:
+            lines.append(describe_unread(self.unread))
         if self.n_duplicates:
             lines.append(f"left out {self.n_duplicates:,} documents that are there already")
         return lines
@@ -127,6 +131,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
         hashlib.sha256(identity.encode()).hexdigest(),
         index["n_skipped"],
         index["n_duplicates"],
+        index["unread"],
     )
 
 
