@@ -10,6 +10,7 @@ from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
+from yocobit.training.progress import Progress
 from yocobit.training.sample import sample
 
 
@@ -54,6 +55,16 @@ def test_console_shows_loss_speed_remaining_time_and_sample(toml, tmp_path, caps
     assert "step 12/12  loss" in shown and "tokens/s" in shown and "0:00 left" in shown
     assert "step 12: def x" in shown
     assert "bits/byte on the validation text" in shown
+
+
+def test_first_loss_counts_no_more_in_the_progress_line_than_the_others(capsys):
+    progress = Progress(Console(width=200), tokens_per_step=10)
+
+    for step, loss in enumerate([10.0, 2.0, 2.0, 2.0], start=1):
+        progress.update(step, 4, loss, loss, None)
+
+    # Weights 0.95^3, 0.95^2, 0.95 and 1 over their sum.
+    assert capsys.readouterr().out == "step 4/4  loss 3.849  3 tokens/s  0:00 left\n"
 
 
 WARM_UP = "steps of warm-up: the learning rate reaches"

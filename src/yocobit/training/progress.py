@@ -89,8 +89,7 @@ class Progress:
     def __init__(self, console: Console, tokens_per_step: int) -> None:
         self.console = console
         self.tokens_per_step = tokens_per_step
-        self.loss: float | None = None
-        self.seconds_per_step: float | None = None
+        self.loss, self.seconds_per_step = _Mean(), _Mean()
         self.last_line = time.monotonic()
         self.live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -112,8 +111,8 @@ class Progress:
     ) -> None:
         """Show one step that took `seconds`; loss (None: skipped) and speed are smoothed."""
         if loss is not None:
-            self.loss = _smooth(self.loss, loss, 0.95)
-        self.seconds_per_step = _smooth(self.seconds_per_step, seconds, 0.95)
+            self.loss.add(loss)
+        self.seconds_per_step.add(seconds)
         line = self._line(step, total, bits)
         if self.console.is_terminal:
             self.live.update(Text(line))
@@ -126,19 +125,30 @@ class Progress:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _line(self, step: int, total: int | None, bits: float | None) -> str:
-        assert self.seconds_per_step is not None
-        loss = "?" if self.loss is None else f"{self.loss:.3f}"
+        loss = "?" if self.loss.weight == 0 else f"{self.loss.value:.3f}"
+        seconds = self.seconds_per_step.value
         parts = [f"step {step}/{total or '?'}", f"loss {loss}"]
         if bits is not None:
             parts.append(f"valid {bits:.3f} bits/byte")
-        parts.append(f"{self.tokens_per_step / self.seconds_per_step:,.0f} tokens/s")
+        parts.append(f"{self.tokens_per_step / seconds:,.0f} tokens/s")
         if total is not None:
-            parts.append(f"{_clock((total - step) * self.seconds_per_step)} left")
+            parts.append(f"{_clock((total - step) * seconds)} left")
         return "  ".join(parts)
 
 
-def _smooth(before: float | None, value: float, weight: float) -> float:
-    return value if before is None else weight * before + (1 - weight) * value
+class _Mean:
+    """Exponential mean of about the last twenty values; of the first ones, nearly their mean."""
+
+    def __init__(self) -> None:
+        self.sum = self.weight = 0.0  # the weight comes up to 1
+
+    def add(self, value: float) -> None:
+        self.sum += (value - self.sum) / 20
+        self.weight += (1 - self.weight) / 20
+
+    @property
+    def value(self) -> float:
+        return self.sum / self.weight
 
 
 def _clock(seconds: float) -> str:
