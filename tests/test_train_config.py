@@ -93,6 +93,10 @@ def test_setting_that_cannot_work_is_refused_in_one_line(toml, override, message
             TOML.replace('preset = "nano"', "").replace("vocab_size = 270", ""),
             r"\[model\]: give data.vocab_size, data.tokenizer or a preset",
         ),
+        (
+            TOML.replace('[model]\npreset = "nano"', ""),
+            r"run.toml: has no section \[model\]; add one, with a preset \(nano, .* by --init",
+        ),
         (TOML.replace('preset = "nano"', ""), r"\[model\]: key 'd_model' is missing"),
     ],
 )

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from yocobit.config import ConfigError, ModelConfig, check_types, from_fields, preset, require
+from yocobit.config import (
+    PRESETS,
+    ConfigError,
+    ModelConfig,
+    check_types,
+    from_fields,
+    preset,
+    require,
+)
 from yocobit.data.config import PYTHON_STDLIB, DataConfig
 from yocobit.training import checkpoint
 from yocobit.training.precision import Precision
@@ -201,7 +209,12 @@ class TrainConfig:
             for name, section in known.items()
             if section is not None and (name != "distill" or name in sections)
         }
-        model = _model(dict(sections.get("model", {})), made["data"], f"{source} [model]")
+        if "model" not in sections:
+            raise ConfigError(
+                f"{source}: has no section [model]; add one, with a preset ({', '.join(PRESETS)}) "
+                "or all sizes, or take the model of a run or checkpoint by --init"
+            )
+        model = _model(dict(sections["model"]), made["data"], f"{source} [model]")
         return cls(model=model, **made)
 
 
