@@ -84,6 +84,7 @@ def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
     run = out / f"{variant}-seed{seed}"
     if (run / "done").exists():
         return run
+    run.mkdir(parents=True, exist_ok=True)
     changes = [f"model.{key}={json.dumps(value)}" for key, value in model_of(variant).items()]
     data = out.resolve() / "data"
     changes += [f'data.{split}=["{data / split}.jsonl"]' for split in ("train", "valid")]

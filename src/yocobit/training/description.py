@@ -7,6 +7,7 @@ the first start and each resume: date, command, code, machine. README.md says th
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
