@@ -3,7 +3,8 @@
     python benchmarks/quality/recall.py --out benchmarks/results/recall.json
 
 trains each variant that FILE does not hold yet, one process and thread each, and adds what it
-found. The tasks are in recall_tasks.py, the recipe in recall_training.py.
+found. The tasks are in recall_tasks.py, the recipe in recall_training.py. With --keep DIR each
+model is packed as DIR/VARIANT, for the engine.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import argparse
 import dataclasses
 import multiprocessing
 import os
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import results_file
-from recall_tasks import VOCAB_SIZE
+from recall_tasks import MARK, VOCAB_SIZE
 from recall_training import BEYOND, TRAINED, Recipe, evaluate, train
+from tokenizers import Tokenizer, models
 
 from yocobit.config import ModelConfig
+from yocobit.data.tokenizer import END
 from yocobit.model import Decoder
+from yocobit.packing import pack
+from yocobit.training import checkpoint
 
 BASE = ModelConfig(
     vocab_size=VOCAB_SIZE,
@@ -73,14 +79,16 @@ SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluat
 }
 
 
-def measure(variant: str, recipe: Recipe) -> dict[str, Any]:
-    """Train one variant and return what it recalls."""
+def measure(variant: str, recipe: Recipe, keep: Path | None) -> dict[str, Any]:
+    """Train one variant and return what it recalls; its packed model goes into `keep`, if given."""
     config, begin = BASE.replace(**VARIANTS[variant]), time.process_time()
 
     def report(step: int, loss: float) -> None:
         print(f"{variant:22} step {step}/{recipe.steps}  loss {loss:.3f}", flush=True)
 
     model = train(config, recipe, report)
+    if keep is not None:
+        pack_model(model, recipe, keep / variant)
     found = {
         "parameters": model.n_parameters(),
         "cpu_seconds": round(time.process_time() - begin),
@@ -95,10 +103,21 @@ def measure(variant: str, recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def pack_model(model: Decoder, recipe: Recipe, out: Path) -> None:
+    """Write a packed model whose tokens are called by their numbers, and the mark END."""
+    names = {END if i == MARK else str(i): i for i in range(VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(names))
+    state = checkpoint.RunState(corpus_sha256="", step=recipe.steps)
+    with tempfile.TemporaryDirectory() as run:
+        saved = checkpoint.save(Path(run), state, model, {}, {}, tokenizer, keep=1)
+        pack(saved, out, None, "int8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", metavar="FILE", type=Path, required=True)
     parser.add_argument("--variants", help="separated by commas", default=",".join(VARIANTS))
+    parser.add_argument("--keep", metavar="DIR", type=Path, help="pack each model there")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="variants at once")
     for field in dataclasses.fields(Recipe):
         name = "--" + field.name.replace("_", "-")
@@ -114,7 +133,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         left = [variant for variant in chosen if variant not in variants]
-        jobs = {pool.submit(measure, variant, recipe): variant for variant in left}
+        jobs = {pool.submit(measure, variant, recipe, arguments.keep): variant for variant in left}
         for job in as_completed(jobs):
             variants[jobs[job]] = job.result()
             results_file.write(arguments.out, results)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yocobit.disk import replacing
 from yocobit.errors import UserError
 
 # Okabe and Ito's blue, vermillion and green, which people who are colour-blind can tell apart, and
@@ -57,6 +59,17 @@ def style(changes: Mapping[str, Any] | None = None) -> Any:
         ) from None
     settings: Any = STYLE | dict(changes or {})
     return matplotlib.rc_context(settings)
+
+
+def save(figure: Any, out: Path, dpi: float | None = None) -> None:
+    """Write a figure of matplotlib, whole or not at all; ValueError for a format it does not have.
+
+    Drawn in memory: where a disk is full, matplotlib's own errors hide the system's.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=dpi or figure.dpi, format=out.suffix.removeprefix("."))
+    with replacing(out) as partial:
+        partial.write_bytes(drawn.getvalue())
 
 
 def check_picture(out: Path) -> None:

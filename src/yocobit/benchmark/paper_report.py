@@ -11,7 +11,6 @@ from rich.text import Text
 
 from yocobit import pictures
 from yocobit.benchmark.paper import Curve, PaperReport
-from yocobit.disk import replacing
 
 _COLORS = ("#8A8A8A", pictures.BLUE, pictures.ORANGE)
 _PAPER_MEMORY, _PAPER_PREFILL = (1 << 20, 9.4), (1 << 19, 30.3)  # lengths and ratios, on a GPU
@@ -78,8 +77,7 @@ def write_paper_picture(report: PaperReport, out: Path) -> None:
         where = f"{report.threads} threads of {report.machine.cpu}"
         title = f"{report.shape}, {report.cache} cache, {where}"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
-        with replacing(out) as partial:
-            figure.savefig(partial, dpi=150)
+        pictures.save(figure, out, dpi=150)
 
 
 def _against_paper(report: PaperReport) -> list[str]:

@@ -162,18 +162,24 @@ def _tried_positions(config: ModelConfig, begin: int, end: int) -> int:
     choose; none while it can attend to all."""
     if not _has_index(config):
         return 0
-    n_anyway = FIRST_BLOCKS + LAST_BLOCKS
-    n_blocks = n_anyway + TRIED_BLOCKS * (config.cross_positions // BLOCK - n_anyway)
     choosing = min(max(begin, config.cross_positions), end)
-    return _positions(choosing, end, n_blocks * BLOCK - BLOCK // 2)
+    return _positions(choosing, end, _most_tried_blocks(config) * BLOCK - BLOCK // 2)
+
+
+def _most_tried_blocks(config: ModelConfig) -> int:
+    n_anyway = FIRST_BLOCKS + LAST_BLOCKS
+    return n_anyway + TRIED_BLOCKS * (config.cross_positions // BLOCK - n_anyway)
 
 
 def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
     """Return the bytes of an index for so many tokens, with its work space."""
     if not _has_index(config):
         return 0
+    n_blocks = -(-n_tokens // BLOCK)
     scores_and_order = 4 * (config.n_heads + config.n_kv_heads)
-    return (_block_bytes(config) + scores_and_order) * -(-n_tokens // BLOCK)
+    n_tried = min(n_blocks, _most_tried_blocks(config))
+    of_a_query = 4 * (3 * config.head_dim + 2 * n_tried)
+    return (_block_bytes(config) + scores_and_order) * n_blocks + config.n_heads * of_a_query
 
 
 def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:

@@ -22,9 +22,10 @@ from pathlib import Path, PurePosixPath
 from yocobit.config import ConfigError
 from yocobit.data.config import PYTHON_STDLIB, SourceConfig
 
+_COMPRESSED = ("", ".gz", ".zst")
 SUFFIXES = (
-    *(".txt", ".md", ".py", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"),
-    *(".txt.gz", ".txt.zst"),
+    *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSED),
+    *(".md", ".py", ".parquet"),
 )
 
 # Of the standard library: what is not its own source, tests, and generated tables.

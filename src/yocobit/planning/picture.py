@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import pictures
-from yocobit.disk import replacing
 from yocobit.errors import UserError
 from yocobit.planning.plan import Plan, Row
 from yocobit.planning.report import number, size
@@ -53,8 +52,7 @@ def draw_plan(plan: Plan, out: Path) -> None:
         figure.subplots_adjust(bottom=0.62 / figure.get_figheight())
         _write_title(figure, plan)
         try:
-            with replacing(out) as partial:
-                figure.savefig(partial)
+            pictures.save(figure, out)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(

@@ -93,8 +93,9 @@ class Work:
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes by which one session grows with one token."""
-        one, two = (session_bytes(self.config, self.cache, n * BLOCK) for n in (1, 2))
-        return (two - one) // BLOCK  # an index grows by blocks
+        far = 1 << 20  # where an index's work space has grown
+        now, then = (session_bytes(self.config, self.cache, n) for n in (far, far + BLOCK))
+        return (then - now) // BLOCK  # an index grows by blocks
 
     def reuse_bytes(self, part: Part) -> int:
         """Return the bytes that go by between two reads of the same byte of a part.

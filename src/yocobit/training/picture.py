@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from yocobit import pictures
-from yocobit.disk import replacing
 from yocobit.training.curves import Axis, Run, ceiling, unit
 
 RUN_COLORS = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, "#B05A8F", "#C98A00", pictures.SKY,
@@ -45,8 +44,7 @@ def write_picture(
         figure.draw_without_rendering()  # now axes have their heights
         for axes, ends in labels.items():
             _label_ends(axes, ends)
-        with replacing(out) as partial:
-            figure.savefig(partial, dpi=150)
+        pictures.save(figure, out, dpi=150)
 
 
 def layer_colors(n_layers: int) -> list[str]:
