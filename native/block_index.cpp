@@ -11,6 +11,13 @@ namespace {
 constexpr float kLargestHalf = 65504.0f;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
+// They lie anywhere, so that the CPU does not foresee them.
+void prefetch_keys(const KeysValues& cache, int64_t block) {
+  const int64_t size = kAttentionTile * cache.row_bytes;
+  const char* keys = static_cast<const char*>(cache.keys) + block * size;
+  for (int64_t byte = 0; byte < size; byte += kCacheLine) __builtin_prefetch(keys + byte);
+}
+
 }  // namespace
 
 BlockIndex::BlockIndex(const ModelConfig& config, int64_t max_tokens)
@@ -99,9 +106,13 @@ void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const
   float* largest = &largest_[head * n_queries * weighed_stride_];
   float* sums = &sums_[head * n_queries * weighed_stride_];
   float* partials = &partials_[head * n_queries * stride];
+  // No values are needed: in their place the keys are read, which are near by then.
+  cache.values = cache.keys;
+  cache.value_scales = cache.key_scales;
   for (int64_t i = 0; i < n; ++i) {
     scores[blocks[i]] = 0.0f;
     cache.tiles = blocks + i;
+    if (i + 1 < n) prefetch_keys(cache, blocks[i + 1]);
     const int64_t end = position + 1 - int64_t{blocks[i]} * kAttentionTile;
     kernels.attend(q, n_queries, cache, 0, std::min<int64_t>(end, kAttentionTile), scale, partials,
                    stride);

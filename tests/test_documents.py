@@ -89,7 +89,7 @@ def test_glob_takes_the_files_that_fit_and_names_them_from_its_first_wildcard_on
     [
         ("absent", "absent: no such file or directory"),
         ("*.md", r"\*\.md: no file with this pattern ends in \.txt"),
-        ("x.pdf", r"x\.pdf: must end in one of \.txt, \.md, \.py, \.jsonl, \.jsonl\.gz"),
+        ("x.pdf", r"x\.pdf: must end in one of \.txt, \.txt\.gz, \.txt\.zst, \.jsonl"),
     ],
 )
 def test_source_without_files_is_named(tmp_path, path, message):
