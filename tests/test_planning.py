@@ -500,6 +500,23 @@ def test_a_report_fits_a_hundred_columns(machine):
     assert sum("this model" in line for line in lines) == 2
 
 
+@pytest.mark.parametrize(("context", "is_predicted"), [(2048, True), (2049, False)])
+def test_what_an_index_chooses_is_not_predicted(monkeypatch, context, is_predicted):
+    meter = WrittenMeter()
+    meter.kernels = "scalar"
+    here = dataclasses.replace(SMALL_CACHE, name="here")
+    monkeypatch.setattr("yocobit.planning.plan.make_meter", lambda _: meter)
+    monkeypatch.setattr("yocobit.planning.plan.measured_machine", lambda _: here)
+    name, model = open_shape(None, "nano", None, None, "index:2048")
+    plan = make_plan(name, model, request(machine="here", context=context))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    assert (plan.prediction is not None) == is_predicted
+    assert ("nothing: what an index chooses" in console.file.getvalue()) != is_predicted
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeypatch, batch):
     monkeypatch.setitem(NAMED, "groq", SMALL_CACHE)

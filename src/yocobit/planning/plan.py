@@ -9,6 +9,7 @@ from typing import Any, get_args
 from yocobit import _native
 from yocobit.benchmark.machine import describe_machine, usable_cpus
 from yocobit.benchmark.shapes import named_shape
+from yocobit.config import ModelConfig
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.packing import PackedModel, read_model
@@ -167,9 +168,16 @@ def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
         for each in variants(model.config, head)
     )
     own = _row(name, model, request.cache, request, machine)
-    fits = own.bound.chips == 1
-    prediction = predict(model, own.work, meter, meter.kernels) if meter and fits else None
+    prediction = None
+    if meter and own.bound.chips == 1 and not _chooses(model.config, request.context):
+        prediction = predict(model, own.work, meter, meter.kernels)
     return Plan(name, machine, own, others, prediction)
+
+
+def _chooses(config: ModelConfig, context: int) -> bool:
+    """Whether an index chooses positions, which lie apart: no rate is measured for those."""
+    has_index = config.has_cross_decoder and config.cross_attention == "index"
+    return has_index and context > config.cross_positions
 
 
 def make_meter(request: Request) -> MachineMeter:
