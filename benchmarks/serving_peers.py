@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import serving
 from http_streams import stream, streams
-from llama_cpp_model import write_gguf
 
 from yocobit.benchmark.machine import describe_machine
 from yocobit.benchmark.random_model import write_random_model
@@ -43,6 +43,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results"
                         / "serving_peers.json")  # fmt: skip
     arguments = parser.parse_args()
+    peers.need_llama_cpp()
+    from llama_cpp_model import write_gguf
+
     config = named_shape(SHAPE)
     rounds: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:

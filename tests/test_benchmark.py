@@ -375,7 +375,7 @@ def run_script(name, *arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "script", ["run", "peers", "on_chip", "attention", "plan", "train_throughput"]
+    "script", ["run", "peers", "on_chip", "serving_peers", "attention", "plan", "train_throughput"]
 )
 def test_a_benchmark_script_starts(script):
     ended = run_script(script, "--help")
@@ -384,13 +384,14 @@ def test_a_benchmark_script_starts(script):
     assert "--rounds" in ended.stdout
 
 
-@pytest.mark.parametrize("script", ["peers", "on_chip"])
+@pytest.mark.parametrize("script", ["peers", "on_chip", "serving_peers"])
 def test_a_benchmark_beside_llama_cpp_says_what_it_lacks(script, tmp_path):
     (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('no', name='gguf')\n")
     work = tmp_path / "work"
     work.mkdir()
 
-    ended = run_script(script, "--rounds", "0", "--work", str(work), PYTHONPATH=str(tmp_path))
+    where = () if script == "serving_peers" else ("--work", str(work))
+    ended = run_script(script, "--rounds", "0", *where, PYTHONPATH=str(tmp_path))
 
     assert ended.stderr == "error: gguf is not installed: pip install 'yocobit[peers]'\n"
     assert not list(work.iterdir())  # nothing is made before
