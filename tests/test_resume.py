@@ -16,7 +16,7 @@ from training_runs import Killed, assert_same_run, full_disk, raise_at, records,
 
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
-from yocobit.training import checkpoint, loop
+from yocobit.training import budget, checkpoint, loop
 from yocobit.training.config import load as load_config
 
 # Runs the configuration, and kills itself at the n-th call of a function.
@@ -223,27 +223,27 @@ def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=0.2))
-        patch.setattr(loop, "rate_factor", signal_at(loop._MEASURED_STEPS + 3, signal.SIGTERM))
+        patch.setattr(loop, "rate_factor", signal_at(budget._MEASURED_STEPS + 3, signal.SIGTERM))
         run(toml, out, minutes)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine has the same plan
         run(toml, out, minutes, resume=True)
 
     total = checkpoint.load_state(checkpoint.last(out)).total_steps
-    assert total is not None and total > loop._MEASURED_STEPS + 3
+    assert total is not None and total > budget._MEASURED_STEPS + 3
     assert_same_run(out, tmp_path / "straight")
 
 
 def test_plan_of_a_budget_survives_a_kill_right_after_it(toml, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
-    monkeypatch.setattr(loop, "rate_factor", raise_at(loop._MEASURED_STEPS + 1))
+    monkeypatch.setattr(loop, "rate_factor", raise_at(budget._MEASURED_STEPS + 1))
 
     with pytest.raises(Killed):
         run(toml, out, "run.minutes=0.16", "run.checkpoint_every=1000")
 
     state = checkpoint.load_state(checkpoint.last(out))
-    assert state.step == loop._MEASURED_STEPS and state.total_steps is not None
+    assert state.step == budget._MEASURED_STEPS and state.total_steps is not None
 
 
 @pytest.mark.parametrize("before", ["run.minutes=0.16", "run.steps=40"])

@@ -25,6 +25,7 @@ from yocobit.data.tokenizer import end_token
 from yocobit.disk import WriteError
 from yocobit.model import Decoder, native_products
 from yocobit.training import checkpoint
+from yocobit.training.budget import steps_left
 from yocobit.training.checkpoint import RunState
 from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
@@ -46,10 +47,6 @@ from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte
 from yocobit.training.weight_counts import WEIGHT_COUNTS, weight_counts
 
-# A time budget becomes a number of steps after this many, the first few not counted.
-_MEASURED_STEPS, _UNMEASURED_STEPS = 30, 6
-_MARGIN = 0.94  # of the remaining time is planned; samples and checkpoints take some, too
-_EVALUATION_COST = 0.7  # of training on as many tokens; every token is read twice
 _SAMPLE_TEMPERATURE = 0.6
 
 
@@ -377,29 +374,15 @@ class _Run:
         """
         if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
-        self.state.total_steps = self.processes.from_first(self._planned_steps(seconds))
-        return self.state.total_steps is not None
+        left = steps_left(self.config, self.durations, seconds, len(self.corpus.valid))
+        left = self.processes.from_first(left)
+        self.state.total_steps = None if left is None else self.state.step + left
+        return left is not None
 
     def _warn_of_short_run(self) -> None:
         warning = short_run_warning(self.config.schedule, self.state.total_steps)
         if warning is not None:
             self._print(warning)
-
-    def _planned_steps(self, seconds_over: float) -> int | None:
-        """Return the steps that fit into the time budget, None while the speed is not known."""
-        minutes = self.config.run.minutes
-        assert minutes is not None
-        remaining = minutes * 60 - seconds_over
-        if len(self.durations) < _MEASURED_STEPS and remaining > 0:
-            return None
-        measured = sorted(self.durations[_UNMEASURED_STEPS:] or self.durations)
-        seconds = measured[len(measured) // 2]
-        valid_tokens = len(self.corpus.valid)
-        evaluated = min(self.config.run.eval_tokens or valid_tokens, valid_tokens)
-        evaluation = seconds * _EVALUATION_COST / self.tokens_per_step
-        per_step = seconds + evaluation * evaluated / self.config.run.eval_every
-        steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
-        return self.state.step + max(0, math.floor(steps))
 
     def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
