@@ -7,10 +7,8 @@ do, as all compute the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from yocobit.disk import flush
+from yocobit.disk import replacing
 from yocobit.engine.session import CacheType
 
 FORMAT, VERSION = "yocobit-session", "1"
@@ -51,17 +49,11 @@ class SavedSession:
             "cache": self.cache,
             "sha256": _hash(tensors),
         }
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
         try:
-            partial.write_bytes(save(tensors, metadata))
-            flush(partial)
-            partial.rename(path)
-            flush(path.parent)
+            with replacing(path) as partial:
+                partial.write_bytes(save(tensors, metadata))
         except OSError as error:
             raise SavedSessionError(f"{path}: cannot be written ({error.strerror})") from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
 
     @classmethod
     def read(cls, path: Path, model: str) -> SavedSession:
