@@ -18,6 +18,14 @@ void prefetch_keys(const KeysValues& cache, int64_t block) {
   for (int64_t byte = 0; byte < size; byte += kCacheLine) __builtin_prefetch(keys + byte);
 }
 
+// row[i] becomes e^(rate (row[i] - largest of the n)), and 0 up to the next whole lanes.
+void exponentials_below_largest(const Kernels& kernels, float* row, int64_t n, float rate) {
+  const int64_t padded = round_up(n, kLanes);
+  std::fill(row + n, row + padded, kLowest);
+  const float largest = *std::max_element(row, row + n);
+  kernels.exponentials(row, static_cast<int>(padded), largest, rate, row);
+}
+
 }  // namespace
 
 BlockIndex::BlockIndex(const ModelConfig& config, int64_t max_tokens)
@@ -82,13 +90,10 @@ void BlockIndex::score(const Kernels& kernels, int head, const float* q, int n_q
   float* scores = &scores_[head * n_queries * stride_];
   kernels.dense_matmul(matrix, parts, n_queries, 0, matrix.m, scores, stride_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-  const int64_t padded = round_up(n, kLanes);
   for (int i = 0; i < n_queries; ++i) {
     float* row = scores + i * stride_;
     for (int64_t b = 0; b < n; ++b) row[b] = row[b] > kLowest ? row[b] : kLowest;  // NaN
-    std::fill(row + n, row + padded, kLowest);
-    const float largest = *std::max_element(row, row + n);
-    kernels.exponentials(row, static_cast<int>(padded), largest, scale, row);
+    exponentials_below_largest(kernels, row, n, scale);
     const float share = 1.0f / std::accumulate(row, row + n, 0.0f);
     for (int64_t b = 0; b < n; ++b) {
       scores[b] = i == 0 ? share * row[b] : scores[b] + share * row[b];
@@ -122,11 +127,9 @@ void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const
       sums[query * weighed_stride_ + i] = found[1];
     }
   }
-  const int64_t padded = round_up(n, kLanes);
   for (int query = 0; query < n_queries; ++query) {
     float* row = largest + query * weighed_stride_;
-    std::fill(row + n, row + padded, kLowest);
-    kernels.exponentials(row, static_cast<int>(padded), *std::max_element(row, row + n), 1.0f, row);
+    exponentials_below_largest(kernels, row, n, 1.0f);
     float total = 0.0f;
     for (int64_t i = 0; i < n; ++i) {
       const float weight = row[i] * sums[query * weighed_stride_ + i];

@@ -141,6 +141,11 @@ class ModelConfig:
         return dataclasses.replace(self, **changes)
 
     @property
+    def has_index(self) -> bool:
+        """Whether an index chooses what the cross layers attend to."""
+        return self.has_cross_decoder and self.cross_attention == "index"
+
+    @property
     def attention(self) -> str | None:
         """What cross layers attend to, as `attending` takes it; None if there are none."""
         if not self.has_cross_decoder:

@@ -135,10 +135,6 @@ def _runs_late(name: str, config: ModelConfig) -> bool:
     return part == "head"
 
 
-def _has_index(config: ModelConfig) -> bool:
-    return config.has_cross_decoder and config.cross_attention == "index"
-
-
 def _block_bytes(config: ModelConfig) -> int:
     """Return the bytes that an index keeps of a block: the bounds of its keys, in float16."""
     return 2 * 2 * config.n_kv_heads * config.head_dim
@@ -152,7 +148,7 @@ def _bounds_bytes(config: ModelConfig, begin: int, end: int) -> int:
 def _indexed_blocks(config: ModelConfig, begin: int, end: int) -> int:
     """Return the sum over tokens [begin, end) of the blocks that each chooses from; none while it
     can attend to all positions."""
-    if not _has_index(config):
+    if not config.has_index:
         return 0
     return _positions(min(max(begin, config.cross_positions), end), end) // BLOCK
 
@@ -160,7 +156,7 @@ def _indexed_blocks(config: ModelConfig, begin: int, end: int) -> int:
 def _tried_positions(config: ModelConfig, begin: int, end: int) -> int:
     """Return the sum over tokens [begin, end) of the positions that each attends to in order to
     choose; none while it can attend to all."""
-    if not _has_index(config):
+    if not config.has_index:
         return 0
     choosing = min(max(begin, config.cross_positions), end)
     return _positions(choosing, end, _most_tried_blocks(config) * BLOCK - BLOCK // 2)
@@ -173,7 +169,7 @@ def _most_tried_blocks(config: ModelConfig) -> int:
 
 def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
     """Return the bytes of an index for so many tokens, with its work space."""
-    if not _has_index(config):
+    if not config.has_index:
         return 0
     n_blocks = -(-n_tokens // BLOCK)
     scores_and_order = 4 * (config.n_heads + config.n_kv_heads)

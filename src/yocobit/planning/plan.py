@@ -176,8 +176,7 @@ def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
 
 def _chooses(config: ModelConfig, context: int) -> bool:
     """Whether an index chooses positions, which lie apart: no rate is measured for those."""
-    has_index = config.has_cross_decoder and config.cross_attention == "index"
-    return has_index and context > config.cross_positions
+    return config.has_index and context > config.cross_positions
 
 
 def make_meter(request: Request) -> MachineMeter:
