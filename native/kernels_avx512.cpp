@@ -62,6 +62,7 @@ __mmask8 rows_below(int n) {
 }
 
 #include "table_matmul.inc"
+#include "turned_matmul_avx512.inc"
 
 // int32 budget: a lane adds 4 products of a code in its place in a nibble (at most 12) and an
 // activation for every 32 columns of a block's 32 bytes; below 2^24 columns that is less than 2^31.
@@ -232,17 +233,27 @@ struct TokenSums {
   }
 };
 
+// Fewer tokens do not pay for turning the codes, nor fewer rows for tables of the inputs.
+constexpr int kLeastTokens = 16, kLeastGroups = 256;
+
 template <typename Kind>
 void bit_matmul(const BitMatrix& w, const QuantizedRows& x, int group_begin, int group_end,
                 float* y, ptrdiff_t y_stride) {
   // With ternary weights tables save less: where VNNI multiplies whole vectors twice a cycle it is
-  // faster (by 10 to 20%). Zen 4 does so once; there tables were faster when last measured.
-  const bool uses_tables = Kind::kBits == 1 || __builtin_cpu_is("amd");
+  // faster. Zen 4 does so once; there tables were faster when last measured.
+  const bool uses_tables =
+      (Kind::kBits == 1 && group_end - group_begin >= kLeastGroups) || __builtin_cpu_is("amd");
   int token = 0;
   for (; uses_tables && token + kTokenBlock <= x.n; token += kTokenBlock) {
     table_matmul<Kind, TokenSums>(w, x, token, kTokenBlock, group_begin, group_end, y, y_stride);
   }
-  for (int group = group_begin; group < group_end; ++group) {
+  int group = group_begin;
+  if (x.n - token >= kLeastTokens) {
+    for (; group + kTurnedGroups <= group_end; group += kTurnedGroups) {
+      turned_matmul<Kind>(w, x, group, token, y, y_stride);
+    }
+  }
+  for (; group < group_end; ++group) {
     int n = token;
     for (; n + 8 <= x.n; n += 8) matmul_group<Kind, 8>(w, x, group, n, y, y_stride);
     for (; n + 4 <= x.n; n += 4) matmul_group<Kind, 4>(w, x, group, n, y, y_stride);

@@ -40,7 +40,7 @@ def weights(kind, M, K, seed=0):
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 9, 25, 32, 69])
-@pytest.mark.parametrize("M", [1, 7, 8, 20])
+@pytest.mark.parametrize("M", [1, 7, 8, 20, 77])
 @pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
 def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
     w, codes = weights(kind, M, K, seed=M + K)
@@ -53,9 +53,10 @@ def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
-def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind):
+@pytest.mark.parametrize("N", [33, 151, 300])
+def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind, N):
     w, codes = weights(kind, 2700, 136)
-    x = np.random.default_rng(1).integers(-127, 128, (33, 136), dtype=np.int8)
+    x = np.random.default_rng(1).integers(-127, 128, (N, 136), dtype=np.int8)
 
     y = _native.bit_matmul(kernels, codes, 2700, x, kind == "ternary")
 
@@ -68,22 +69,22 @@ def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind):
 @pytest.mark.parametrize("N", [1, 4, 16, 32])
 @pytest.mark.parametrize("K", [8192, 131072])
 def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
-    w = np.full((2, K), w_sign, dtype=np.int8)
+    w = np.full((33, K), w_sign, dtype=np.int8)
     codes = pack_ternary(w) if kind == "ternary" else pack_sign(w)
     x = np.full((N, K), x_sign * 127, dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 2, x, kind == "ternary")
+    y = _native.bit_matmul(kernels, codes, 33, x, kind == "ternary")
 
     assert (y == x_sign * w_sign * 127 * K).all()
 
 
 @pytest.mark.parametrize("N", [1, 4, 16, 32])
 def test_ternary_matmul_survives_code_3_of_a_corrupt_file(kernels, N):
-    codes = np.full((2, 64, 8, 32), 0xFF, dtype=np.uint8)
-    codes[1] = 0x55  # weights 0
+    codes = np.full((5, 64, 8, 32), 0xFF, dtype=np.uint8)
+    codes[1:] = 0x55  # weights 0
     x = np.full((N, 8192), 127, dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 16, x, True)
+    y = _native.bit_matmul(kernels, codes, 40, x, True)
 
     assert (y[:, 8:] == 0).all()
 
