@@ -1,7 +1,8 @@
 """What `yocobit plan` predicts for this machine, held against `yocobit bench` in the same run.
 
     python benchmarks/plan.py [--shapes tiny,150m-yoco] [--contexts 512,4096] [--caches f16,int8]
-        [--threads 2] [--rounds 3] [--prefill 512] [--out benchmarks/results/plan.json]
+        [--index 2048] [--threads 2] [--rounds 3] [--prefill 512]
+        [--out benchmarks/results/plan.json]
 
 A round predicts and measures every case once, one after the other, so that a slow minute of a
 shared machine hits both; a case's ratio is the median over rounds of measured / predicted time.
@@ -39,6 +40,7 @@ class Case:
     context: int
     cache: str
     threads: int
+    attention: str | None = None
     predicted: list[float] = dataclasses.field(default_factory=list)
     measured: list[float] = dataclasses.field(default_factory=list)
     fastest: list[float] = dataclasses.field(default_factory=list)
@@ -62,6 +64,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="tiny,small,150m,150m-yoco,2b4t,2b4t-yoco")
     parser.add_argument("--contexts", default="512,4096,32768")
     parser.add_argument("--caches", default="f16,int8")
+    parser.add_argument("--index", type=int, default=2048, help="positions; 0: no such cases")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32, help="decoded of each context")
@@ -73,7 +76,7 @@ def main() -> None:
     for shape in arguments.shapes.split(","):
         try:
             with benchmark.open_model(None, shape, None, None) as (_, model):
-                found = cases_of(shape, arguments)
+                found = cases_of(shape, model, arguments)
                 for _ in range(arguments.rounds):
                     for case in found:
                         run(case, model, arguments.tokens)
@@ -93,7 +96,7 @@ def main() -> None:
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def cases_of(shape: str, arguments: argparse.Namespace) -> list[Case]:
+def cases_of(shape: str, model: PackedModel, arguments: argparse.Namespace) -> list[Case]:
     contexts = [int(context) for context in arguments.contexts.split(",")]
     caches = arguments.caches.split(",")
     decode = [
@@ -101,12 +104,21 @@ def cases_of(shape: str, arguments: argparse.Namespace) -> list[Case]:
         for cache in caches
         for context in contexts
     ]
+    if arguments.index and model.config.has_cross_decoder:
+        decode += [
+            Case(
+                shape, "decode", context, caches[-1], arguments.threads, f"index:{arguments.index}"
+            )
+            for context in contexts
+            if context > arguments.index
+        ]
     prompt = [Case(shape, "prefill", arguments.prefill, caches[0], arguments.threads)]
     return decode + (prompt if arguments.prefill else [])
 
 
 def run(case: Case, model: PackedModel, n_tokens: int) -> None:
     """Add one round: the prediction, with all that it measures, and the engine's own time."""
+    model = model.attending(case.attention)
     request = planning.Request(
         context=case.context, batch=1, cache=case.cache, machine="here", threads=case.threads
     )
@@ -139,7 +151,8 @@ def measure(case: Case, model: PackedModel, n_tokens: int) -> Row:
 
 def show(case: Case) -> None:
     print(
-        f"{case.shape:10} {case.kind:7} {case.context:7,} {case.cache:5} {case.threads} threads: "
+        f"{case.shape:10} {case.kind:7} {case.context:7,} {case.cache:5} {case.attention or '':10} "
+        f"{case.threads} threads: "
         f"predicted {statistics.median(case.predicted) * 1e3:9.3f} ms, "
         f"measured {statistics.median(case.measured) * 1e3:9.3f} ms: {case.ratio:5.2f}; "
         f"fastest {case.fastest_ratio:5.2f}",

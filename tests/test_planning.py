@@ -26,7 +26,8 @@ from yocobit.errors import UserError
 from yocobit.planning import NAMED, Request, draw_plan, make_plan, open_shape, print_plan
 from yocobit.planning.machines import Level, Machine
 from yocobit.planning.meter import ProbeTimes
-from yocobit.planning.prediction import mean_rows, predict, probe_model
+from yocobit.planning.plan import make_meter
+from yocobit.planning.prediction import choosing_model, mean_rows, predict, probe_model
 from yocobit.planning.report import number, seconds, size
 from yocobit.planning.roofline import bound, chips_needed
 from yocobit.planning.variants import variants
@@ -351,6 +352,10 @@ class WrittenMeter:
         self.asked.append(("retention", n, n_bytes))
         return 4e9
 
+    def choice(self, model, cache, context):
+        self.asked.append(("choice", model.config, cache, context))
+        return 1e-3
+
     def probe(self, model, cache, batch):
         return self.times
 
@@ -380,6 +385,31 @@ def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
     assert ("attention", "int8", 2, work.reuse_bytes(work.part(KEYS_VALUES))) in meter.asked
 
 
+def test_what_an_index_chooses_is_read_by_every_layer_and_chosen_once():
+    index, window = (NANO.attending(f"{kind}:128") for kind in ("index", "window"))
+    meter = WrittenMeter()
+
+    _, chosen = predicted(meter, batch=3, config=index)
+    _, given = predicted(WrittenMeter(), batch=3, config=window)
+
+    assert chosen.decode["choice of blocks"] == pytest.approx(3e-3)
+    assert chosen.step_s == pytest.approx(given.step_s + 3e-3)
+    assert chosen.prefill_s == pytest.approx(given.prefill_s + 1e-3)
+    (config, cache, context) = next(each[1:] for each in meter.asked if each[0] == "choice")
+    assert (config.layers, config.attention) == (("retention", "cross"), "index:128")
+    assert (config.n_heads, config.n_kv_heads, config.d_model) == (4, 2, 64)
+    assert (cache, context) == ("int8", 1000)
+
+
+def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
+    meter = WrittenMeter()
+
+    _, prediction = predicted(meter, context=128, config=NANO.attending("index:128"))
+
+    assert "choice of blocks" not in prediction.decode
+    assert "choice" not in {each[0] for each in meter.asked}
+
+
 def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer():
     model = imagined_model(NANO, "F32", "int8")
     probe, shrunk = probe_model(model)
@@ -404,6 +434,7 @@ def test_a_prompt_is_predicted_from_the_layers_before_the_exit():
     assert KEYS_VALUES not in prediction.prefill
     step = prediction.decode[HEAD] + prediction.decode[KEYS_VALUES] + prediction.decode[WEIGHTS]
     assert prediction.prefill["last token"] < step
+    assert predicted(WrittenMeter(), context=1024, batch=3)[1].prefill == prediction.prefill
 
 
 def test_threads_that_share_rows_go_through_all_weights_each():
@@ -500,21 +531,11 @@ def test_a_report_fits_a_hundred_columns(machine):
     assert sum("this model" in line for line in lines) == 2
 
 
-@pytest.mark.parametrize(("context", "is_predicted"), [(2048, True), (2049, False)])
-def test_what_an_index_chooses_is_not_predicted(monkeypatch, context, is_predicted):
-    meter = WrittenMeter()
-    meter.kernels = "scalar"
-    here = dataclasses.replace(SMALL_CACHE, name="here")
-    monkeypatch.setattr("yocobit.planning.plan.make_meter", lambda _: meter)
-    monkeypatch.setattr("yocobit.planning.plan.measured_machine", lambda _: here)
-    name, model = open_shape(None, "nano", None, None, "index:2048")
-    plan = make_plan(name, model, request(machine="here", context=context))
-    console = Console(file=io.StringIO(), width=100)
+def test_the_choice_of_an_index_is_measured_here():
+    meter = make_meter(request(machine="here", threads=1))
+    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
 
-    print_plan(plan, console)
-
-    assert (plan.prediction is not None) == is_predicted
-    assert ("nothing: what an index chooses" in console.file.getvalue()) != is_predicted
+    assert meter.choice(model, "int4", 4096) > 0
 
 
 @pytest.mark.parametrize("batch", [1, 4])

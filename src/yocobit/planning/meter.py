@@ -33,6 +33,7 @@ _PASSES = 25  # of a loop, the median of which counts
 _MOST_BYTES = 512 * _MIB  # that are read: more would come from DRAM as these do
 _ROUNDS, _STEPS = 10, 40  # of the probe: the fastest round counts, a machine may be busy for some
 _PROBE_TOKENS = 128  # that the engine takes in together (native/decoder.h)
+_CHOICES = 5  # rounds of a choice of blocks: the fastest counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Meter(Protocol):
 
     def retention(self, n: int, head_dim: int, n_bytes: int) -> float:
         """Return bytes a second of states, read and written once for N positions."""
+        ...
+
+    def choice(self, model: PackedModel, cache: str, context: int) -> float:
+        """Return seconds in which the index of a short model, which need not exist, chooses blocks
+        of a context."""
         ...
 
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
@@ -93,6 +99,16 @@ class MachineMeter:
         """Measure reads of half the second-level cache of each thread."""
         return _native.read_bytes_per_s(self._chosen(), self.here.caches.l2_bytes // 2, _PASSES)
 
+    def choice(self, model: PackedModel, cache: str, context: int) -> float:
+        # What a step takes longer than one that attends to as many blocks without choosing them.
+        positions = model.config.cross_positions
+        with _written(model) as written:
+            choosing, given = (
+                self._fastest_step(written.attending(f"{kind}:{positions}"), cache, context)
+                for kind in ("index", "window")
+            )
+        return max(choosing - given, 0.0)
+
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
         with _written(model) as written:
             engine = Engine(written, self.threads, self.kernels)
@@ -104,6 +120,18 @@ class MachineMeter:
                 sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
                 steps.append(statistics.median(_step_seconds(engine, sessions)))
         return ProbeTimes(min(steps), min(prompts), _PROBE_TOKENS)
+
+    def _fastest_step(self, model: PackedModel, cache: str, context: int) -> float:
+        """Return seconds of a decode step after a context."""
+        engine = Engine(model, self.threads, self.kernels)
+        session = engine.session(context + _STEPS, cast(CacheType, cache))
+        _native.fill(session._native, context - 1)
+        begin = session.snapshot()
+        steps = []
+        for _ in range(_CHOICES):
+            steps.append(statistics.median(_step_seconds(engine, [session])))
+            session.truncate(begin)
+        return min(steps)
 
     def _rate(self, measure: Callable[..., float], kind: tuple[object, ...], n_bytes: int) -> float:
         available = available_bytes()

@@ -9,7 +9,6 @@ from typing import Any, get_args
 from yocobit import _native
 from yocobit.benchmark.machine import describe_machine, usable_cpus
 from yocobit.benchmark.shapes import named_shape
-from yocobit.config import ModelConfig
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.packing import PackedModel, read_model
@@ -169,14 +168,9 @@ def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
     )
     own = _row(name, model, request.cache, request, machine)
     prediction = None
-    if meter and own.bound.chips == 1 and not _chooses(model.config, request.context):
+    if meter and own.bound.chips == 1:
         prediction = predict(model, own.work, meter, meter.kernels)
     return Plan(name, machine, own, others, prediction)
-
-
-def _chooses(config: ModelConfig, context: int) -> bool:
-    """Whether an index chooses positions, which lie apart: no rate is measured for those."""
-    return config.has_index and context > config.cross_positions
 
 
 def make_meter(request: Request) -> MachineMeter:

@@ -35,8 +35,9 @@ _ROWS = 128  # tokens that the engine takes in together (native/decoder.h)
 _TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels.h)
 _PARTITION = 512  # positions that attention takes at a time (native/decoder.h)
 _PROBE_VOCABULARY = 256
+_NARROW_D_FF = 64
 _LARGEST_PROBE = 64 << 20  # bytes
-_REST, _LAST = "rest of the layers", "last token"
+_CHOICE, _REST, _LAST = "choice of blocks", "rest of the layers", "last token"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,21 @@ def probe_model(model: PackedModel) -> tuple[PackedModel, float]:
         probe = narrower
 
 
+def choosing_model(model: PackedModel) -> PackedModel:
+    """Return a model of two layers whose index chooses as the model's does."""
+    config = model.config
+    return imagined_model(
+        config.replace(
+            layers=(config.layers[0], "cross"),
+            d_ff=_NARROW_D_FF,
+            vocab_size=min(_PROBE_VOCABULARY, config.vocab_size),
+            tie_embeddings=False,
+        ),
+        "F32",
+        "int8",
+    )
+
+
 def _half_as_wide(config: ModelConfig) -> ModelConfig | None:
     """Return a config with half the heads of the same size; None where they are odd."""
     halves = {
@@ -143,9 +159,14 @@ def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
             config.d_model, work.reuse_bytes(part[HEAD]),
         ),
     }  # fmt: skip
+    attended = work
+    if chooses(config, work.context):  # what is read of all that is chosen from is in the choice
+        window = model.attending(f"window:{config.cross_positions}")
+        attended = work_of(window, work.cache, work.context, work.batch)
+        part[KEYS_VALUES] = attended.part(KEYS_VALUES)
     if part[KEYS_VALUES].read_bytes:
         n_queries, D = _attention_heads(config)
-        reuse = work.reuse_bytes(part[KEYS_VALUES])
+        reuse = attended.reuse_bytes(part[KEYS_VALUES])
         rates[KEYS_VALUES] = meter.attention(work.cache, n_queries, D, reuse)
     if "retention" in config.layers:
         reuse = work.reuse_bytes(part[STATES])
@@ -153,7 +174,15 @@ def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
     seconds = {name: part[name].read_bytes / rate for name, rate in rates.items()}
     for name in (WEIGHTS, HEAD):
         seconds[name] *= rounds
+    if chooses(config, work.context):
+        choice = meter.choice(choosing_model(model), work.cache, work.context)
+        seconds[_CHOICE] = work.batch * choice
     return seconds
+
+
+def chooses(config: ModelConfig, context: int) -> bool:
+    """Whether an index has more positions to choose from than are attended to."""
+    return config.has_index and context > config.cross_positions
 
 
 def _prefill(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
@@ -181,12 +210,12 @@ def _prefill(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
         rate = meter.retention(n, config.self_head_dim, state)
         n_states = config.layers.count("retention") * state
         seconds[STATES] = 2 * n_states * prefill.n_tokens / n / rate
-    step = _decode(model, dataclasses.replace(work, batch=1), meter)
+    step = _decode(model, work_of(model, work.cache, work.context, 1), meter)
     late = prefill.late - work.config.vocab_size * config.d_model
     body = work.part(WEIGHTS).multiply_adds / work.batch
     seconds[_LAST] = step[HEAD] + step[WEIGHTS] * late / body
     if config.has_cross_decoder:
-        seconds[_LAST] += step.get(KEYS_VALUES, 0.0)
+        seconds[_LAST] += step.get(KEYS_VALUES, 0.0) + step.get(_CHOICE, 0.0)
     return seconds
 
 

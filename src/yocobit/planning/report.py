@@ -176,11 +176,6 @@ def _conclusion(plan: Plan) -> Text:
         )
     if plan.prediction:
         lines.append(_predicted(plan.prediction))
-    elif plan.machine.is_measured and limit.chips == 1:
-        lines.append(
-            "predicted   nothing: what an index chooses lies apart, where this machine's rates of "
-            "attention do not hold"
-        )
     if not plan.machine.is_measured:
         sources = dict.fromkeys(level.source for level in plan.machine.levels)
         sources[plan.machine.rates_source] = None
