@@ -302,9 +302,10 @@ def test_a_step_of_retention_is_alike_and_near_float64(D, decay):
     assert (np.abs(o[0] - q @ exact_state) <= (D + 3) * EPS * (np.abs(q) @ magnitude)).all()
 
 
-@pytest.mark.parametrize("D", [8, 64, 136])
-def test_retention_of_many_positions_has_the_bits_of_steps(kernels, D):
-    n, state = 5, random(D, D)
+@pytest.mark.parametrize("D", [8, 24, 64, 136])
+@pytest.mark.parametrize("n", [2, 5, 15])
+def test_retention_of_many_positions_has_the_bits_of_steps(kernels, n, D):
+    state = random(D, D)
     q, k, v = (random(n, D, seed=seed) for seed in (1, 2, 3))
     decays = np.linspace(0, 1, n, dtype=np.float32)
 
