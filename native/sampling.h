@@ -36,14 +36,18 @@ class TokenDrawer {
   };
 
   void weigh(const float* logits, int64_t V, float largest, double temperature);
-  template <typename Condition>
-  void drop(const Condition& condition);
+  void drop_below(double least);
   void keep_likeliest(int64_t top_k, double top_p);
+  void find_candidates(int64_t n);
+  double find_last_kept(double wanted);
+  void add_candidates(int64_t begin, int64_t end, float least, float below);
+  double sum_blocks();
   int32_t find(double uniform);
 
   const Kernels& kernels_;
-  std::vector<float> weights_;  // [V] and zeros up to whole blocks; 0 is not drawn
-  std::vector<double> sums_;    // of weights, by block
+  std::vector<float> weights_;            // [V] and zeros up to whole blocks; 0 is not drawn
+  std::vector<double> sums_;              // of weights, by block
+  std::vector<float> largest_, ordered_;  // weights of blocks
   std::vector<Candidate> candidates_;
 };
 
