@@ -475,6 +475,7 @@ def test_bench_json_of_a_shape_without_a_model():
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--weights", "sign"], ["--weights and --head go with --shape"]),
+        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head goes with"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
     ],
 )
@@ -549,6 +550,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--head", "int4"], ["--weights and --head go with --shape"]),
+        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head goes with"]),
         (["--shape", "nano", "--attention", "index:100"], ["--attention must be full, index"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
         (["--shape", "nano", "--picture", "a.gif"], ["--picture must end in .png", "is a.gif"]),

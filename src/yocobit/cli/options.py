@@ -49,7 +49,8 @@ ShapeWeights = Annotated[
     typer.Option(help="Of --shape; ternary unless given."),
 ]
 ShapeHead = Annotated[
-    Literal["int8", "int4"] | None, typer.Option(help="Of --shape; int8 unless given.")
+    Literal["int8", "int4"] | None,
+    typer.Option(help="Of --shape, unless it is f32 or f16; int8 unless given."),
 ]
 
 # Of sampling; the model's own unless given.
@@ -76,3 +77,8 @@ def check_model_or_shape(
         raise UserError(f"{command} needs a packed model's directory or --shape, one of the two")
     if shape is None and (weights or head):
         raise UserError("--weights and --head go with --shape; a packed model has its own")
+    if head and weights in ("f32", "f16"):
+        raise UserError(
+            f"--head goes with ternary or sign weights, but they are {weights}, and the head stays "
+            "in float, too; leave it out"
+        )
