@@ -56,7 +56,7 @@ def make(engine):
     """A function that makes a scheduler and its listener."""
     made = []
 
-    def scheduler(prefix_mb=0, **settings):
+    def scheduler(prefix_mb=0, engine=engine, **settings):
         listener = Listener()
         memory = engine.session(1).memory()
         prefixes = PrefixCache(prefix_mb << 20, "m", memory.shared_kv_per_token)
@@ -283,6 +283,17 @@ def test_bytes_of_a_request_are_those_of_its_sessions(engine, make):
         asked = request(engine, max_tokens=max_tokens, n=2)
         session = engine.session(asked.n_tokens)
         assert scheduler.bytes_of(asked) == 2 * session.memory().total
+
+
+@pytest.mark.parametrize("attention", ["index:128", "index:2048", "index:8192"])
+def test_bytes_of_a_request_have_room_for_an_index(make, attention):
+    engine = Engine.load(threads=1, attention=attention)
+    scheduler, _ = make(engine=engine, cache="int4")
+
+    for max_tokens in (1, 30, 1000, 8000, 100_000):
+        asked = request(engine, max_tokens=max_tokens, n=2)
+        needed = 2 * engine.session(asked.n_tokens, "int4").memory().total
+        assert needed <= scheduler.bytes_of(asked) <= 1.05 * needed
 
 
 def test_late_job_fails_and_others_go_on(engine, make):

@@ -37,7 +37,7 @@ class SessionMemory:
 
     @property
     def per_token(self) -> int:
-        """Bytes that one more token needs."""
+        """Bytes that one more token needs, but for those of an index."""
         return self.shared_kv_per_token + self.full_per_token
 
 

@@ -38,6 +38,8 @@ PROMPT_ROWS, PROMPT_ROWS_BESIDE = 128, 32
 # What a token waits at most for the next ones: each time that the event loop is woken, it takes a
 # CPU from the engine for longer than a small model needs for a token.
 DELIVER_S = 0.004
+# Positions; each so many more add to an index at most what the second so many do.
+_INDEX_STEP = 256
 
 Deliver = Callable[[Sequence[tuple[Job, list[Event]]]], None]
 
@@ -71,9 +73,11 @@ class Scheduler:
         self.prefixes = prefixes
         self.reserved_bytes = 0
         self.running: list[Job] = []
-        probe = engine.session(1, cache).memory()
+        probe, longer = (engine.session(n * _INDEX_STEP, cache).memory() for n in (1, 2))
         self._bytes_per_token = probe.per_token
         self._state_bytes = probe.window + probe.retention
+        self._index_bytes = probe.index  # of up to _INDEX_STEP positions
+        self._index_bytes_per_step = longer.index - probe.index
         self._deliver = deliver
         self._metrics = metrics
         self._max_sequences = max_sequences
@@ -100,9 +104,11 @@ class Scheduler:
         return len(request.sampling) * self.bytes_of_text(request.n_tokens)
 
     def bytes_of_text(self, n_tokens: int) -> int:
-        """Return the bytes that the caches of one text need."""
+        """Return the bytes that the caches of one text need, with an index some more."""
         n_positions = -(-n_tokens // 32) * 32  # whole tiles
-        return n_positions * self._bytes_per_token + self._state_bytes
+        n_steps = -(-n_tokens // _INDEX_STEP)
+        index = self._index_bytes + (n_steps - 1) * self._index_bytes_per_step
+        return n_positions * self._bytes_per_token + self._state_bytes + index
 
     @property
     def is_alive(self) -> bool:
