@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yocobit.config import ConfigError, check_types, require
+from yocobit.config import ConfigError, check_types, parse_attention, require
 from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
 
@@ -59,6 +59,8 @@ class ServerSettings:
         for name in ("cache_mb", "prefix_dir_mb", "max_body_mb"):
             require(getattr(self, name) >= 1, self, name, "must be at least 1")
         require(self.prefix_mb >= 0, self, "prefix_mb", "must be at least 0")
+        if self.attention is not None:
+            parse_attention(self.attention)
         if self.prefix_dir is not None and self.prefix_mb == 0:
             raise ConfigError("prefix_dir has no use if prefix_mb is 0; leave one of the two out")
         if any(len(key) < 8 or not key.isprintable() for key in self.api_keys):
