@@ -18,7 +18,7 @@ from yocobit.config import ConfigError, ModelConfig, preset
 from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
-from yocobit.packing import PackedModelError, pack, read_model, summarize, verify, writer
+from yocobit.packing import PackedModelError, describe, pack, read_model, summarize, verify, writer
 from yocobit.packing.layout import quantize_rows, unpack_sign, unpack_ternary
 from yocobit.packing.reader import header_sha256, is_projection, is_table, parameter_shapes
 from yocobit.training import checkpoint
@@ -694,6 +694,20 @@ def test_summary_counts_window_positions_with_scales(tmp_path):
 
     assert state_bytes["f32"] == 3 * 16 * 2 * 2 * 32 * 4
     assert state_bytes["int8"] == 3 * 16 * 2 * 2 * (32 + 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "comparison"),
+    [
+        (("retention", "cross"), "as a Transformer: 2 times as much"),
+        (("retention", "retention"), "as a Transformer"),
+    ],
+)
+def test_description_compares_with_a_cache_only_where_there_is_one(layers, comparison, tmp_path):
+    config = preset("nano").replace(layers=layers)
+    model = pack(save_checkpoint(tmp_path, config), tmp_path / "model")
+
+    assert [line for line in describe(model) if line.endswith(comparison)]
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def describe(model: PackedModel) -> list[str]:
         "cache       " + _by_type(own) + " bytes a token",
     ]
     if own["f32"] < transformer["f32"]:
-        ratio = f"{transformer['f32'] / own['f32']:.3g} times" if own["f32"] else "all"
-        lines.append(f"            {_by_type(transformer)} as a Transformer: {ratio} as much")
+        ratio = f": {transformer['f32'] / own['f32']:.3g} times as much" if own["f32"] else ""
+        lines.append(f"            {_by_type(transformer)} as a Transformer{ratio}")
     lines.append("state       " + _by_type(summary.state_bytes) + " bytes, however long the text")
     return lines
 
