@@ -25,7 +25,8 @@ MIXERS = ("retention", "window", "full", "cross", "gmu")
 FEED_FORWARDS = ("swiglu", "relu2", "sign")
 WEIGHTS = ("ternary", "sign", "dense")
 ROPES = ("interleaved", "half", "none")
-CACHES = ("f32", "f16", "int8")
+CROSS_ATTENTIONS = ("full", "index", "window")
+CACHES = ("f32", "f16", "int8", "int4")
 
 
 def run(name: str, *arguments: object) -> str:
@@ -62,6 +63,7 @@ def describe(model: PackedModel, file: Path) -> Path:
         *map(int, (config.sub_norm, config.tie_embeddings, config.scale_embedding)),
         *(ROPES.index(config.retention_rope), ROPES.index(config.window_rope)),
         *(ROPES.index(config.full_rope), ROPES.index(config.cross_rope)),
+        *(CROSS_ATTENTIONS.index(config.cross_attention), config.cross_positions),
         *(config.rope_theta, config.norm_eps),
     ]
     lines = [str(model.file), " ".join(map(str, numbers))]
@@ -80,6 +82,15 @@ def describe(model: PackedModel, file: Path) -> Path:
 def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, cache, tmp_path):
     config = preset("nano").replace(layers=STACKS[stack], weights=weights)
     description = describe(random_model(config, head, tmp_path), tmp_path / "description")
+
+    for threads in (1, 2, 3):
+        assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))
+
+
+@pytest.mark.parametrize(("attention", "cache"), [("index:128", "int4"), ("window:128", "f16")])
+def test_choosing_blocks_makes_no_allocation_and_no_system_call(attention, cache, tmp_path):
+    config = preset("nano").attending(attention)
+    description = describe(random_model(config, "int8", tmp_path), tmp_path / "description")
 
     for threads in (1, 2, 3):
         assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))

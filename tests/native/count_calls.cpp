@@ -152,7 +152,8 @@ ModelConfig read_config(std::istream& in) {
   for (RopeKind* rope : {&c.retention_rope, &c.window_rope, &c.full_rope, &c.cross_rope}) {
     read(in, *rope);
   }
-  in >> c.rope_theta >> c.norm_eps;
+  read(in, c.cross_attention);
+  in >> c.cross_positions >> c.rope_theta >> c.norm_eps;
   return c;
 }
 
