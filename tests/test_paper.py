@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -137,6 +138,7 @@ def test_numbers_are_short():
 
 
 def test_a_picture_without_times_is_drawn(report, tmp_path):
-    write_paper_picture(report, tmp_path / "paper.svg")
+    curves = [dataclasses.replace(curve, chunk_s={}, step_s={}) for curve in report.curves]
+    write_paper_picture(dataclasses.replace(report, curves=curves), tmp_path / "paper.svg")
 
     assert "<svg" in (tmp_path / "paper.svg").read_text()

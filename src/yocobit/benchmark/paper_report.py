@@ -69,7 +69,9 @@ def write_paper_picture(report: PaperReport, out: Path) -> None:
                 known = [(n, y) for n, y in points if y is not None]
                 style = {"color": color, "marker": "o", "ms": 3, "label": curve.name}
                 axes.plot(*zip(*known, strict=True), **style)
-            axes.set(title=title, xscale="log", yscale="log")
+            # Where nothing fits into memory there is nothing that a logarithm could be taken of.
+            scale = "log" if axes.lines else "linear"
+            axes.set(title=title, xscale=scale, yscale=scale)
             axes.set_xticks(report.lengths, [size(n) for n in report.lengths])
             axes.minorticks_off()
             axes.tick_params(axis="x", rotation=45)
