@@ -670,9 +670,7 @@ def test_summary_equals_the_decoder_and_the_session(config, cache_type, tmp_path
     session = _native.Session(engine(model), 64, cache_type).memory()
     per_token = session["shared_kv_per_token"] + session["full_per_token"]
     assert summary.cache_bytes_per_token[cache_type] == per_token
-    # The session reserves a window's ring in whole tiles, and room for the chunk at work.
-    if "window" not in config.layers:
-        assert summary.state_bytes[cache_type] == session["retention"]
+    assert summary.state_bytes[cache_type] == session["retention"] + session["window"]
     assert summary.parameters == Decoder(config).n_parameters()
     assert sum(summary.parameters_by_part.values()) == summary.parameters
 
@@ -687,13 +685,14 @@ def test_summary_counts_a_transformers_cache_in_every_layer(models, tmp_path):
 
 
 def test_summary_counts_window_positions_with_scales(tmp_path):
-    config = preset("nano").replace(layers=("window",) * 3)  # 2 heads of 32, 16 positions
+    # 2 heads of 32, 16 positions and the 128 at work, in whole tiles of 32.
+    config = preset("nano").replace(layers=("window",) * 3)
     model = pack(save_checkpoint(tmp_path, config), tmp_path / "model")
 
     state_bytes = summarize(model).state_bytes
 
-    assert state_bytes["f32"] == 3 * 16 * 2 * 2 * 32 * 4
-    assert state_bytes["int8"] == 3 * 16 * 2 * 2 * (32 + 4)
+    assert state_bytes["f32"] == 3 * 160 * 2 * 2 * 32 * 4
+    assert state_bytes["int8"] == 3 * 160 * 2 * 2 * (32 + 4)
 
 
 @pytest.mark.parametrize(

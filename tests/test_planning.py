@@ -81,9 +81,9 @@ def test_parts_are_the_bytes_counted_by_hand():
         KEYS_VALUES: 3 * 100 * position,
         STATES: 3 * states,
     }
-    # Both cross layers read every position, of which the first counts with the states.
-    assert work.part(KEYS_VALUES).read_bytes == 3 * 2 * 99 * position
-    assert work.part(STATES).read_bytes == 3 * (2 * states + 2 * position)
+    # Both cross layers read every position.
+    assert work.part(KEYS_VALUES).read_bytes == 3 * 2 * 100 * position
+    assert work.part(STATES).read_bytes == 3 * 2 * states
     assert work.part(EMBEDDING).read_bytes == 3 * (64 + 4)
     assert work.cache_bytes_per_token == position
 
@@ -96,7 +96,21 @@ def test_multiply_adds_of_a_step_are_those_counted_by_hand():
 
     assert work.part(WEIGHTS).multiply_adds == 2 * weights
     assert work.part(HEAD).multiply_adds == 2 * 512 * 64
-    assert work.part(KEYS_VALUES).multiply_adds == 2 * 2 * 2 * 64 * 99
+    assert work.part(KEYS_VALUES).multiply_adds == 2 * 2 * 2 * 64 * 100
+
+
+def test_rings_of_windows_are_keys_and_values():
+    config = nano("yoco-swa", "ternary", window=4)  # two layers, 2/2 heads of 32 in windows
+    ring, position = 2 * 2 * (32 + 4), 2 * 2 * (16 + 4)
+
+    work = nano_work(context=100, batch=3, config=config)
+
+    # Kept in whole tiles, with room for the 128 tokens at work.
+    assert work.part(KEYS_VALUES).n_bytes == 3 * (100 * position + 2 * 160 * ring)
+    assert work.part(KEYS_VALUES).touched_bytes == 3 * (100 * position + 2 * 4 * ring)
+    assert work.part(KEYS_VALUES).read_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
+    assert work.part(STATES).n_bytes == work.part(STATES).read_bytes == 0
+    assert work.cache_bytes_per_token == position
 
 
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer", "mixed"])
@@ -119,13 +133,12 @@ def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_fo
         for to in ("full", "index:128", "window:128")
     )
 
-    # As ever, the first position counts with the states.
-    assert window.read_bytes == 3 * 2 * (seen - 1) * position
+    assert window.read_bytes == 3 * 2 * seen * position
     assert index.read_bytes == window.read_bytes + 3 * (n_blocks * bounds + tried * position)
     assert window.touched_bytes == 3 * seen * position
     assert index.touched_bytes == 3 * (n_blocks * bounds + tried * position)
     assert full.touched_bytes == full.n_bytes == window.n_bytes < index.n_bytes
-    assert window.multiply_adds == 3 * 2 * 2 * 64 * (seen - 1)
+    assert window.multiply_adds == 3 * 2 * 2 * 64 * seen
     assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
 
 
@@ -166,7 +179,7 @@ def test_attention_of_a_prompt_grows_with_its_square_in_a_transformer():
         for n in (100, 200)
     )
 
-    assert short == 4 * 2 * 64 * (100 * 101 // 2 - 100)
+    assert short == 4 * 2 * 64 * (100 * 101 // 2)
     assert 3.9 < long / short < 4.1
 
 

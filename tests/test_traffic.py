@@ -73,7 +73,8 @@ def test_one_more_position_costs_what_the_engine_says(model, cache):
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(
-    "layers", [("full", "full"), ("retention", "cross"), ("full", "cross", "gmu")]
+    "layers",
+    [("full", "full"), ("retention", "cross"), ("full", "cross", "gmu"), ("window", "cross")],
 )
 def test_session_bytes_are_what_the_engine_reserves(tmp_path, layers, cache):
     model = write_random_model(MIXED.replace(layers=layers), tmp_path / "model")

@@ -13,7 +13,7 @@ import math
 
 from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
 from yocobit.packing.reader import PackedModel, parameter_shapes
-from yocobit.packing.summary import position_bytes
+from yocobit.packing.summary import position_bytes, retention_bytes, ring_bytes
 
 
 def weight_bytes(model: PackedModel) -> int:
@@ -39,21 +39,21 @@ def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> i
     end = depth + n_tokens
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
     ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
-    state = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
     by_mixer = {
         "full": shared * _positions(depth, end),
         "cross": shared * _cross_positions(config, depth, end),
         "window": ring * _positions(depth, end, config.window),
-        "retention": 2 * state * n_tokens,
+        "retention": 0,
         "gmu": 0,
     }
+    states = 2 * retention_bytes(config) * n_tokens
     tried = shared * _tried_positions(config, depth, end)
     read = sum(by_mixer[mixer] for mixer in config.layers)
-    return read + tried + _bounds_bytes(config, depth, end)
+    return states + read + tried + _bounds_bytes(config, depth, end)
 
 
 def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
-    """Return the bytes of growing caches that the last of so many tokens reads, each counted once:
+    """Return the bytes of keys and values that the last of so many tokens reads, each counted once:
     all of them, unless cross layers attend to some blocks only."""
     last = n_tokens - 1
     caches = config.layers.count("full") * n_tokens
@@ -61,18 +61,19 @@ def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
         chosen = _cross_positions(config, last, n_tokens)
         caches += max(chosen, _tried_positions(config, last, n_tokens))
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    return shared * caches + _bounds_bytes(config, last, n_tokens)
+    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
+    rings = config.layers.count("window") * min(n_tokens, config.window) * ring
+    return shared * caches + rings + _bounds_bytes(config, last, n_tokens)
 
 
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     """Return the memory that a session of so many tokens needs, but for rounding."""
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
     return (
         config.layers.count("full") * shared * n_tokens
         + config.has_cross_decoder * shared * n_tokens
-        + config.layers.count("window") * ring * config.window
-        + config.layers.count("retention") * 4 * config.d_model * config.self_head_dim
+        + ring_bytes(config, cache)
+        + retention_bytes(config)
         + _index_bytes(config, n_tokens)
     )
 
@@ -111,20 +112,26 @@ def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
 
 def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits: int) -> int:
     """Return the multiply-adds of attention and retention: of scores and of values, both float."""
-    C, D = config.d_model, config.self_head_dim
+    C = config.d_model
     end = depth + n_tokens
     by_mixer = {
         "full": 2 * C * _positions(depth, end),
         "cross": 2 * C * _cross_positions(config, end - n_logits, end),
         "window": 2 * C * _positions(depth, end, config.window),
-        "retention": 2 * C * D * n_tokens,  # state += k v, o = q state
+        "retention": 0,
         "gmu": 0,
     }
+    retention = retention_multiply_adds(config) * n_tokens
     # A query is multiplied with the largest and the smallest value of each block's keys, once, and
     # attends to the blocks that are tried.
     begin = end - n_logits
     index = 2 * C * (_indexed_blocks(config, begin, end) + _tried_positions(config, begin, end))
-    return sum(by_mixer[mixer] for mixer in config.layers) + index
+    return retention + sum(by_mixer[mixer] for mixer in config.layers) + index
+
+
+def retention_multiply_adds(config: ModelConfig) -> int:
+    """Return those of retention for a token: state += k v, o = q state."""
+    return config.layers.count("retention") * 2 * config.d_model * config.self_head_dim
 
 
 def _runs_late(name: str, config: ModelConfig) -> bool:

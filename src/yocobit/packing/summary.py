@@ -10,11 +10,12 @@ import itertools
 import math
 from typing import Any
 
-from yocobit.config import ModelConfig
+from yocobit.config import BLOCK, ModelConfig
 from yocobit.packing.reader import PackedModel, is_table, parameter_shapes
 
 # Bits of a cached value, and bytes of the scale of each position and head (native/cache.h).
 CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
+ENGINE_ROWS = 128  # tokens that the engine takes in together (native/decoder.h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Summary:
     cache_bytes_per_token: dict[str, int]
     # Of a Transformer of the same shape: keys and values in every layer.
     transformer_cache_bytes_per_token: dict[str, int]
-    # Of one session, whatever its length: retention states, and `window` positions of each window.
+    # Of one session, whatever its length: retention states, and the ring of each window.
     state_bytes: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,9 +121,20 @@ def _cache_bytes(config: ModelConfig, kind: str) -> int:
 
 
 def _state_bytes(config: ModelConfig, kind: str) -> int:
-    retention = 4 * config.d_model * config.self_head_dim  # [H][D][D] float32
-    ring = config.window * position_bytes(config.n_self_kv_heads, config.self_head_dim, kind)
-    return config.layers.count("retention") * retention + config.layers.count("window") * ring
+    return retention_bytes(config) + ring_bytes(config, kind)
+
+
+def retention_bytes(config: ModelConfig) -> int:
+    """Return the bytes of the retention states of a session: [H][D][D] float32 in each layer."""
+    return config.layers.count("retention") * 4 * config.d_model * config.self_head_dim
+
+
+def ring_bytes(config: ModelConfig, kind: str) -> int:
+    """Return the bytes of the windows of a session: whole tiles, with room for the tokens at
+    work."""
+    n_positions = -(-(config.window + ENGINE_ROWS) // BLOCK) * BLOCK
+    position = position_bytes(config.n_self_kv_heads, config.self_head_dim, kind)
+    return config.layers.count("window") * n_positions * position
 
 
 def _shared_bytes(config: ModelConfig, kind: str) -> int:

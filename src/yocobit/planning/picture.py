@@ -76,13 +76,14 @@ def _write_title(figure: Any, plan: Plan) -> None:
 def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
     """Draw a line where each level ends; return the ends of the axis in bytes."""
     chips = plan.own.bound.chips
-    ends = [(level.n_bytes, level.name, level.bytes_per_s) for level in plan.machine.levels]
+    # Floats, as bytes may be more than an integer of the picture's library holds.
+    ends = [(float(level.n_bytes), level.name, level.bytes_per_s) for level in plan.machine.levels]
     if chips > 1 and not plan.machine.is_measured:
         home = plan.machine.home
-        ends.append((chips * home.n_bytes, f"on {chips:,} chips", None))
+        ends.append((float(chips * home.n_bytes), f"on {chips:,} chips", None))
     largest = max(max(row.work.n_bytes for row in plan.rows), ends[-1][0])
     smallest = min(part.n_bytes for part in plan.own.work.parts if part.n_bytes)
-    low, high = min(smallest, ends[0][0]) / 4, largest * 6
+    low, high = min(smallest, ends[0][0]) / 4, 6.0 * largest
     begin = low
     for i, (end, name, rate) in enumerate(ends):
         for panel in panels:
@@ -102,21 +103,24 @@ def _draw_parts(panel: Any, plan: Plan, low: float) -> None:
     parts = [part for part in plan.own.work.parts if part.n_bytes]
     reader = "step" if plan.own.work.batch > 1 else "token"
     for i, part in enumerate(parts):
-        panel.barh(i, part.n_bytes - low, left=low, height=0.62, color=_COLORS[part.name], zorder=2)
+        panel.barh(
+            i, float(part.n_bytes) - low, left=low, height=0.62, color=_COLORS[part.name], zorder=2
+        )
         read = f", a {reader} reads {size(part.read_bytes)}"
-        _annotate(panel, part.n_bytes, i, size(part.n_bytes) + read)
+        _annotate(panel, float(part.n_bytes), i, size(part.n_bytes) + read)
     panel.set_yticks(range(len(parts)), [part.name for part in parts])
     panel.invert_yaxis()
 
 
 def _draw_stacks(panel: Any, plan: Plan, low: float) -> None:
     for i, row in enumerate(plan.rows):
-        for at, (n_bytes, color) in enumerate(zip(_halves(row), (_WEIGHTS, _CACHES), strict=True)):
+        halves = _halves(row)
+        for at, (n_bytes, color) in enumerate(zip(halves, (_WEIGHTS, _CACHES), strict=True)):
             y = i + (at - 0.5) * 0.34
             panel.barh(y, max(n_bytes - low, 0), left=low, height=0.3, color=color, zorder=2)
         needs_more = row.bound.chips > 1 and not plan.machine.is_measured
         chips = f", {row.bound.chips:,} chips" if needs_more else ""
-        _annotate(panel, max(_halves(row)), i, f"{size(row.work.n_bytes)}{chips}")
+        _annotate(panel, max(halves), i, f"{size(row.work.n_bytes)}{chips}")
     names = ["this model" if row is plan.own else row.name for row in plan.rows]
     panel.set_yticks(range(len(names)), names)
     panel.invert_yaxis()
@@ -127,10 +131,10 @@ def _draw_stacks(panel: Any, plan: Plan, low: float) -> None:
         )  # fmt: skip
 
 
-def _halves(row: Row) -> tuple[int, int]:
+def _halves(row: Row) -> tuple[float, float]:
     """Return the bytes of the weights and of all caches."""
     caches = row.work.cache_bytes + row.work.part(STATES).n_bytes
-    return row.work.n_bytes - caches, caches
+    return float(row.work.n_bytes - caches), float(caches)
 
 
 def _annotate(panel: Any, x: float, y: float, text: str) -> None:
@@ -142,7 +146,7 @@ def _annotate(panel: Any, x: float, y: float, text: str) -> None:
 
 
 def _label_bytes(panel: Any, low: float, high: float) -> None:
-    ticks = [10**n for n in range(3, 19) if low <= 10**n <= high]
+    ticks = [10.0**n for n in range(3, 25) if low <= 10.0**n <= high]
     panel.set_xticks(ticks, [size(tick) for tick in ticks])
     panel.minorticks_off()
     panel.set_xlabel("bytes, on a logarithmic scale", fontsize=8)

@@ -18,7 +18,7 @@ from typing import Any
 from yocobit.config import ModelConfig
 from yocobit.packing import PackedModel
 from yocobit.packing.reader import parameter_shapes
-from yocobit.packing.summary import position_bytes
+from yocobit.packing.summary import ENGINE_ROWS, position_bytes
 from yocobit.planning.meter import Meter
 from yocobit.planning.work import (
     HEAD,
@@ -31,7 +31,6 @@ from yocobit.planning.work import (
     work_of,
 )
 
-_ROWS = 128  # tokens that the engine takes in together (native/decoder.h)
 _TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels.h)
 _PARTITION = 512  # positions that attention takes at a time (native/decoder.h)
 _PROBE_VOCABULARY = 256
@@ -146,8 +145,8 @@ def _half_as_wide(config: ModelConfig) -> ModelConfig | None:
 
 def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
     """Return the seconds of a step's kernels, by part."""
-    config, batch = work.config, min(work.batch, _ROWS)
-    rounds = -(-work.batch // _ROWS)  # in which every weight is read
+    config, batch = work.config, min(work.batch, ENGINE_ROWS)
+    rounds = -(-work.batch // ENGINE_ROWS)  # in which every weight is read
     part = {name: work.part(name) for name in (WEIGHTS, HEAD, KEYS_VALUES, STATES)}
     rates = {
         WEIGHTS: meter.product(
@@ -189,7 +188,7 @@ def _prefill(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
     """Return the seconds of the kernels that take in a context: all of it up to the early exit,
     and the last token as in a decode step."""
     config, prefill = work.config, work.prefill
-    rows = min(_ROWS, prefill.n_tokens)
+    rows = min(ENGINE_ROWS, prefill.n_tokens)
     shares_rows = rows >= _TOKEN_BLOCK * meter.threads and config.weights != "dense"
     n = rows // meter.threads if shares_rows else rows  # tokens that a thread multiplies with
     # Threads that share rows go through all weights each, others through a part of them.
@@ -206,7 +205,7 @@ def _prefill(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
         seconds[KEYS_VALUES] = prefill.attention / (2 * D * n_queries) * position / rate
     if "retention" in config.layers:
         state = 4 * config.d_model * config.self_head_dim
-        n = min(rows, _ROWS)
+        n = min(rows, ENGINE_ROWS)
         rate = meter.retention(n, config.self_head_dim, state)
         n_states = config.layers.count("retention") * state
         seconds[STATES] = 2 * n_states * prefill.n_tokens / n / rate

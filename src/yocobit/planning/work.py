@@ -1,8 +1,6 @@
 """What a model keeps in memory and what a token touches of it, by part.
 
-Every count comes from yocobit.benchmark.traffic, so that a new mixer needs nothing here. A token
-at the start of a text touches states and one position; what it touches more of at the end of a
-context is keys and values.
+Every count comes from yocobit.benchmark.traffic: what is no state of retention is keys and values.
 
 Letters: T tokens of a context
 """
@@ -18,6 +16,7 @@ from yocobit.benchmark.traffic import (
     cache_bytes,
     mixer_multiply_adds,
     multiply_adds,
+    retention_multiply_adds,
     session_bytes,
     touched_bytes,
     weight_bytes,
@@ -25,6 +24,7 @@ from yocobit.benchmark.traffic import (
 from yocobit.config import BLOCK, ModelConfig
 from yocobit.packing import PackedModel, expected_tensors
 from yocobit.packing.reader import ITEM_BYTES, TensorInfo
+from yocobit.packing.summary import retention_bytes
 
 WEIGHTS, HEAD, EMBEDDING, KEYS_VALUES, STATES = (
     "weights",
@@ -142,10 +142,7 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
     head_products = config.vocab_size * config.d_model
     body_products = multiply_adds(config, 1, 1) - head_products
     early = multiply_adds(config, 1, 0)
-    constant = session_bytes(config, cache, 0)
-    growing = session_bytes(config, cache, context) - constant
-    state_traffic = cache_bytes(config, cache, 0, 1)
-    state_products = mixer_multiply_adds(config, 0, 1, 1)
+    states, state_products = retention_bytes(config), retention_multiply_adds(config)
 
     parts = (
         Part(WEIGHTS, body, body, body, batch * body_products, is_integer),
@@ -154,22 +151,22 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
         Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
         Part(
             KEYS_VALUES,
-            batch * growing,
+            batch * (session_bytes(config, cache, context) - states),
             batch * touched_bytes(config, cache, context),
-            batch * (cache_bytes(config, cache, last, 1) - state_traffic),
+            batch * (cache_bytes(config, cache, last, 1) - 2 * states),
             batch * (mixer_multiply_adds(config, last, 1, 1) - state_products),
             False,
         ),
         Part(
             STATES,
-            batch * constant,
-            batch * constant,
-            batch * state_traffic,
+            batch * states,
+            batch * states,
+            batch * 2 * states,
             batch * state_products,
             False,
         ),
     )
-    retention = context * mixer_multiply_adds(config, 0, 1, 0)
+    retention = context * state_products
     prefill = Prefill(
         n_tokens=context,
         early=context * early,
