@@ -74,6 +74,12 @@ SCHEMAS: dict[str, Any] = {
         "additionalProperties": False,
     },
     "long string": {"type": "string", "minLength": 200},
+    "separators of its own": {
+        "x-guidance": {"item_separator": ";", "whitespace_pattern": "\u2028*"},
+        "type": "array",
+        "items": {"type": "integer"},
+        "minItems": 3,
+    },
     "lists in lists": {
         "type": "array",
         "items": {"type": "array", "items": {"type": "boolean"}, "minItems": 3},

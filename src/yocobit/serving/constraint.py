@@ -28,6 +28,8 @@ _MAX_PROBLEM = 300  # characters that a client is told of what llguidance says o
 _MAX_SCHEMAS = 16  # kept compiled; some take megabytes
 # One blank at most between tokens of JSON: a model may not fill an answer with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
+# llguidance's own key in a schema, which could have other separators than JSON has.
+_OWN_KEY = "x-guidance"
 # Tokens of the longest answer that is looked for when a schema comes, and of the longest try by
 # chance. A server's answers may be longer.
 _LONGEST, _LONGEST_BY_CHANCE = 4096, 512
@@ -88,6 +90,8 @@ class Grammars:
 
         APIError 400 naming `param` if the schema is none, or needs more tokens.
         """
+        if isinstance(schema, dict):
+            schema = {key: value for key, value in schema.items() if key != _OWN_KEY}
         grammar = self._grammar(_encode({} if schema is True else schema, param))
         if isinstance(grammar, str):
             raise APIError(
