@@ -355,6 +355,18 @@ def test_required_tool_is_called(server, choice):
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_required_call_may_hold_what_marks_calls_in_text(server):
+    said = {"note": "<tool_call>{}</tool_call>"}
+    tool = {"type": "function", "function": {"name": "write", "parameters": {"const": said}}}
+    body = {"messages": SEA, "tools": [tool], "tool_choice": "required", "seed": 2}
+    whole = ok(server.post(CHAT, **body))["choices"][0]["message"]
+    deltas = [event["choices"][0]["delta"] for event in server.events(CHAT, **body)]
+
+    assert json.loads(whole["tool_calls"][0]["function"]["arguments"]) == said
+    (streamed,) = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    assert streamed["function"] == whole["tool_calls"][0]["function"]
+
+
 def test_tools_that_need_not_be_called_change_nothing_but_the_template(server):
     body = {"messages": SEA, "max_tokens": 20, "seed": 2}
 

@@ -72,8 +72,7 @@ class ChatCompletion(Completion):
         service.check(request, param="messages")
         if constraint := self._constraint(body, max_tokens):
             if body.stop:
-                calls = body.tool_choice not in (None, "none", "auto")
-                field = "tool_choice" if calls else "response_format"
+                field = "tool_choice" if _must_call(body) else "response_format"
                 raise APIError(
                     400,
                     f"stop could cut the JSON that {field} asks for; leave one of the two out",
@@ -84,7 +83,8 @@ class ChatCompletion(Completion):
         self.requests = [request]
         names = [tool.function.name for tool in self._tools]
         self._choices = [
-            _Choice(tools.ToolCallReader(names) if names else None) for _ in request.sampling
+            _Choice(tools.ToolCallReader(names, _must_call(body)) if names else None)
+            for _ in request.sampling
         ]
         self._n_open = len(self._choices)
 
@@ -161,7 +161,7 @@ class ChatCompletion(Completion):
     def _constraint(self, body: ChatRequest, max_tokens: int) -> Callable[[], Constraint] | None:
         """Return what makes the constraint that a request asks for, if it asks for one."""
         choice, grammars = body.tool_choice, self.service.grammars
-        if choice == "required" or isinstance(choice, ToolChoice):
+        if _must_call(body):
             named = choice.function.name if isinstance(choice, ToolChoice) else None
             wanted = [t for t in self._tools if named is None or t.function.name == named]
             if not wanted:
@@ -182,6 +182,11 @@ class ChatCompletion(Completion):
                 param="response_format",
             )
         return grammars.follow(form.json_schema.schema, "response_format", max_tokens)
+
+
+def _must_call(body: ChatRequest) -> bool:
+    """Whether the answer has to be a call of a tool."""
+    return body.tool_choice == "required" or isinstance(body.tool_choice, ToolChoice)
 
 
 def render(

@@ -31,8 +31,10 @@ class Call:
 class ToolCallReader:
     """Takes an answer piece by piece, and tells text from calls."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], is_call: bool = False) -> None:
+        """`is_call` says that the answer is a call as a whole: then markers in it mean nothing."""
         self._names = frozenset(names)
+        self._is_call = is_call
         self._held = ""
         self._has_text = False
         self._n_calls = 0
@@ -40,6 +42,8 @@ class ToolCallReader:
     def add(self, piece: str) -> tuple[str, list[Call]]:
         """Return what is text for certain, and the calls that are complete."""
         self._held += piece
+        if self._is_call:
+            return "", []
         text, calls = "", []
         while True:
             at = self._held.find(OPEN)
