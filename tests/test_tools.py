@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import jsonschema_rs
 import pytest
 
+from yocobit import Engine
+from yocobit.serving.constraint import Grammars
 from yocobit.serving.errors import APIError
 from yocobit.serving.protocol import Function, FunctionCall, Message, Tool, ToolCall, to_template
 from yocobit.serving.tools import Call, ToolCallReader, schema_of_calls
@@ -97,6 +100,32 @@ def test_references_of_parameters_go_with_them():
     assert moved["properties"]["a"] == {"$ref": "#/$defs/tool_1/$defs/q"}
     assert moved["properties"]["b"] == {"$ref": "#/$defs/tool_1"}
     assert moved["$defs"] == parameters["$defs"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "definition"),
+    [
+        ({"$id": "https://a.b/c"}, "#/$defs/q", {}),
+        ({"$id": "https://a.b/c"}, "https://a.b/c#/$defs/q", {}),
+        ({}, "#here", {"$anchor": "here"}),
+    ],
+)
+def test_parameters_may_have_names(name, reference, definition):
+    parameters = {
+        **name,
+        "type": "object",
+        "properties": {"a": {"$ref": reference}},
+        "required": ["a"],
+        "$defs": {"q": {**definition, "const": 7}},
+    }
+    call = {"name": "f", "arguments": {"a": 7}}
+
+    schema = schema_of_calls([tool({"const": 1}), tool(parameters)])
+
+    jsonschema_rs.validate(schema, call)
+    with pytest.raises(jsonschema_rs.ValidationError):
+        jsonschema_rs.validate(schema, {**call, "arguments": {"a": 8}})
+    Grammars(Engine.load(threads=1)).follow(schema, "tools", max_tokens=100)
 
 
 def test_what_a_tool_leaves_out_is_not_in_the_template():

@@ -128,14 +128,17 @@ def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:
-    """Return a schema that stands in another, at that place: what it refers to is there, too."""
+    """Return a schema that stands in another, at that place: what it refers to is there, too.
+
+    What it refers to by a name ($id, $anchor) is found wherever it stands.
+    """
     if isinstance(schema, list):
         return [_moved(item, place) for item in schema]
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
         return schema
     moved = {key: _moved(value, place) for key, value in schema.items()}
     reference = schema.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = place + reference[1:]
     return moved
 
