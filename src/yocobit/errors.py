@@ -68,7 +68,7 @@ def _line(error: BaseException) -> str:
     if is_out_of_memory(error):
         return (
             "not enough memory; free some, choose a smaller model, or, where the command has them, "
-            "a lower --max-tokens or --cache int4"
+            "a lower --max-tokens or --context, or --cache int4"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
         what = error.filename or "the output"  # a file has its name from disk.writing

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+from yocobit.config import ConfigError
 from yocobit.engine.engine import Engine
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
+
+_MOST_CONTEXT = 1 << 40  # as of a session
 
 
 class Chat:
@@ -31,8 +34,10 @@ class Chat:
     ) -> None:
         """Begin a conversation of at most `context` tokens, with answers of at most `max_tokens`.
 
-        ConfigError if the model has no chat template.
+        ConfigError if the model has no chat template, or for a context that none has room for.
         """
+        if not 1 <= context <= _MOST_CONTEXT:
+            raise ConfigError(f"context must be between 1 and 2^40 but is {context}")
         self.engine = engine
         self.context = context
         self._max_tokens = max_tokens
