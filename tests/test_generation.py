@@ -222,3 +222,21 @@ def test_a_session_that_holds_part_of_the_prompt_gives_the_same_text(engine):
     assert rest.tokens == whole.tokens
     assert rest.text == whole.text != ""
     assert session.position == len(prompt) + 19
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        ([5, 6, 8], "holds 3 tokens that the prompt does not begin with"),
+        ([5, 6, 7, 8, 9], "holds 5 tokens that the prompt does not begin with"),
+        ([5, 6, 7, 8], "holds all 4 tokens of the prompt"),
+    ],
+)
+def test_a_session_that_does_not_begin_the_prompt_is_refused(engine, held, message):
+    session = engine.session(100)
+    session.feed(held)
+
+    with pytest.raises(ValueError, match=message):
+        engine.stream([5, 6, 7, 8], session=session)
+
+    assert session.position == len(held)

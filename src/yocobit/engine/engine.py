@@ -245,7 +245,7 @@ class Engine:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
         A `session`, if given, has taken in some of the first tokens of the prompt, and has room
-        for the rest and max_tokens; `cache` is its own then.
+        for the rest and max_tokens; `cache` is its own then. ValueError if it holds others, or all.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
@@ -254,6 +254,8 @@ class Engine:
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise ValueError("prompt must hold at least one token but is empty")
+        if session is not None:
+            _check_begin(session, tokens)
         return Generation(
             session=session or self.session(len(tokens) + max_tokens, cache),
             tokenizer=self.tokenizer,
@@ -267,3 +269,18 @@ class Engine:
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
         """Return the continuation of a text; options as of `stream`."""
         return "".join(self.stream(prompt, **options))
+
+
+def _check_begin(session: Session, prompt: list[int]) -> None:
+    """ValueError unless what a session holds begins a prompt, with a token left to be read."""
+    known = session.position
+    if session.tokens.tolist() != prompt[:known]:
+        raise ValueError(
+            f"session: holds {known} tokens that the prompt does not begin with; give a prompt "
+            "that goes on from them, or another session"
+        )
+    if known == len(prompt):
+        raise ValueError(
+            f"session: holds all {known} tokens of the prompt, but the last must be left to be "
+            "read; feed it fewer"
+        )
