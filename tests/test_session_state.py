@@ -199,6 +199,15 @@ def test_saved_session_of_another_model_is_refused(engine_of, tokens, tmp_path):
         engine_of("mixed").restore(file)
 
 
+def test_session_of_another_engine_is_not_saved(engine_of, tokens, tmp_path):
+    file = tmp_path / "text.session"
+
+    with pytest.raises(SavedSessionError, match="must be of this engine"):
+        engine_of("mixed").save(fed(engine_of("retention"), tokens), file)
+
+    assert not file.exists()
+
+
 def test_saved_session_with_a_changed_byte_is_refused(engine, tokens, tmp_path):
     file = tmp_path / "text.session"
     engine.save(fed(engine, tokens), file)

@@ -19,7 +19,7 @@ from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
-from yocobit.engine.saved_session import SavedSession
+from yocobit.engine.saved_session import SavedSession, SavedSessionError
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
 from yocobit.errors import UserError
 from yocobit.packing import PackedModel, PackedModelError, read_model
@@ -155,10 +155,12 @@ class Engine:
         return Session(self._native, max_tokens, cache)
 
     def save(self, session: Session, path: str | Path) -> None:
-        """Write a session to a file, whole or not at all; `restore` reads it back.
+        """Write a session of this engine to a file, whole or not at all; `restore` reads it back.
 
-        SavedSessionError, a ValueError, if the file cannot be written.
+        SavedSessionError, a ValueError, if it is another's or the file cannot be written.
         """
+        if session._engine is not self._native:
+            raise SavedSessionError(f"{path}: not written: the session must be of this engine")
         SavedSession(
             model=self.model.metadata["header_sha256"],
             cache=session.cache,
