@@ -105,5 +105,6 @@ def _answer(chat: Chat, message: str) -> None:
     say(
         f"first token after {reply.prefill_s * 1000:,.0f} ms, {len(reply.tokens)} tokens at "
         f"{reply.decode_tokens_per_s:,.0f}/s, {chat.n_tokens} of {chat.context} tokens, "
-        f"{chat.cache_bytes / 1e6:,.1f} MB of cache"
+        f"{chat.cache_bytes / 1e6:,.1f} MB of cache "
+        f"(a Transformer: {chat.transformer_cache_bytes / 1e6:,.1f} MB)"
     )

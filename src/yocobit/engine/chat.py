@@ -10,6 +10,7 @@ from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
+from yocobit.packing import summarize
 
 _MOST_CONTEXT = 1 << 40  # as of a session
 
@@ -62,6 +63,12 @@ class Chat:
     def cache_bytes(self) -> int:
         """Bytes reserved for the conversation's cache."""
         return self._session.memory().total
+
+    @property
+    def transformer_cache_bytes(self) -> int:
+        """Bytes that a Transformer of the model's shape would reserve for it."""
+        per_token = summarize(self.engine.model).transformer_cache_bytes_per_token[self._cache]
+        return self.context * per_token
 
     def clear(self) -> None:
         """Forget everything but the system's message."""
