@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
@@ -9,6 +10,8 @@ import sys
 import time
 
 import pytest
+
+from yocobit.cli import terminal as shown
 
 
 class Terminal:
@@ -79,3 +82,18 @@ def test_ctrl_c_stops_an_answer_but_not_the_conversation(terminal):
     terminal.type("/exit\n")
 
     assert terminal.exit_code() == 0
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"),
+    [(True, "a\n\t\u241b[2J\u241b]52;c;eA==\u2407 \ufffd31m\u00e9\n"), (False, None)],
+)
+def test_what_a_model_says_does_not_command_the_terminal(is_terminal, expected, monkeypatch):
+    said = ["a\n\t\x1b[2J", "\x1b]52;c;eA==\x07 \x9b31m\u00e9"]
+    output = io.StringIO()
+    output.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stdout", output)
+
+    shown.write(said)
+
+    assert output.getvalue() == (expected or "".join(said) + "\n")

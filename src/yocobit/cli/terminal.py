@@ -14,12 +14,21 @@ _COMMANDS = """/clear    forget the conversation
 /again    answer the last message once more
 /exit     leave; so does Ctrl-D
 Ctrl-C    stop an answer"""
+# Control characters but for ends of lines and tabs: what a model says must not command a terminal.
+_PICTURES = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
+}
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Write pieces of a text as they come, and end the line."""
+    """Write pieces of a text as they come, and end the line; control characters as pictures.
+
+    What is not written to a terminal stays as it is.
+    """
+    is_terminal = sys.stdout.isatty()
     for piece in pieces:
-        sys.stdout.write(piece)
+        sys.stdout.write(piece.translate(_PICTURES) if is_terminal else piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()
