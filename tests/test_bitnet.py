@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packed_models import tokenizer
 from safetensors.torch import load_file, save_file
 
 from yocobit import Engine
 from yocobit.config import ConfigError
+from yocobit.data.tokenizer import END
 from yocobit.packing import import_bitnet
 
 SHAPE = {
@@ -151,6 +153,36 @@ def test_generation_defaults_are_taken_over(tmp_path):
         "eos_token_id": [7, 9],
         "temperature": 0.6,
     }
+
+
+@pytest.mark.parametrize("is_apart", [True, False], ids=["a file", "of the tokenizer"])
+def test_chat_template_is_taken_over(tmp_path, is_apart):
+    source = tmp_path / "hf"
+    theirs(vocab_size=tokenizer().get_vocab_size()).save_pretrained(source)
+    edit_config(source, bos_token_id=0, eos_token_id=0)
+    (source / "generation_config.json").unlink()
+    hf = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token=END, eos_token=END
+    )
+    hf.save_pretrained(source)
+    hf.chat_template = (
+        "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+        "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant: {% endif %}"
+    )
+    if is_apart:
+        (source / "chat_template.jinja").write_text(hf.chat_template)
+    else:
+        file = source / "tokenizer_config.json"
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "chat_template": hf.chat_template})
+        )
+    said = [{"role": "user", "content": "Hello."}]
+
+    engine = Engine(import_bitnet(source, tmp_path / "model"), threads=1, kernels=None)
+
+    expected = hf.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert engine.encode(engine.chat_template.render(said)) == expected
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.packing.layout import pack_int4, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
+    CHAT_TEMPLATE,
     CONFIG,
     GENERATION,
     MODEL,
@@ -33,6 +34,7 @@ from yocobit.packing.writer import Array, check_new, write_model
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
 _NAMES = {
     "mixer_norm": "input_layernorm",
@@ -77,13 +79,14 @@ def import_bitnet(source: Path, out: Path, head: str = "int8") -> PackedModel:
         name = "embedding.weight" if config.tie_embeddings else "head.weight"
         values = checkpoint.floats(_their_name(name), (config.vocab_size, config.d_model))
         tensors["head.weight"], tensors["head.weight_scale"] = pack_int4(values)
-    tokenizer = source / TOKENIZER
+    tokenizer, generation = source / TOKENIZER, _generation(source, fields)
     return write_model(
         out,
         config,
         tensors,
         tokenizer.read_bytes() if tokenizer.is_file() else None,
-        _generation(source, fields),
+        generation,
+        _chat_template(source, begins="bos_token_id" in generation),
     )
 
 
@@ -244,6 +247,26 @@ def _generation(source: Path, fields: dict[str, Any]) -> dict[str, Any]:
     file = source / GENERATION
     known = {**fields, **(_read_json(file) if file.exists() else {})}
     return {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
+
+
+def _chat_template(source: Path, begins: bool) -> bytes | None:
+    """Return the template of conversations, if there is one, and in it what it calls its tokens.
+
+    `begins` says that the engine itself begins every text with bos_token.
+    """
+    file, theirs = source / CHAT_TEMPLATE, source / _TOKENIZER_CONFIG
+    fields = _read_json(theirs) if theirs.is_file() else {}
+    template = file.read_bytes() if file.is_file() else fields.get("chat_template")
+    if isinstance(template, str):
+        template = template.encode()
+    if not isinstance(template, bytes):
+        return None
+    tokens = {name: fields.get(name) for name in ("bos_token", "eos_token")}
+    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
+    if begins:
+        texts["bos_token"] = ""
+    names = [f"{{% set {name} = {json.dumps(text or '')} %}}" for name, text in texts.items()]
+    return "".join(names).encode() + template
 
 
 def _read_json(file: Path) -> dict[str, Any]:
