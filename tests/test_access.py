@@ -14,7 +14,7 @@ import pytest
 import servers
 from servers import NO_END, wait_for
 
-from yocobit.serving import ServerSettings
+from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.exchange import write_events
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -52,6 +52,18 @@ def test_every_path_but_health_asks_for_a_key(server, path):
         assert response.status_code == 401
         assert response.headers["www-authenticate"].startswith("Basic")
     assert bare(server, "GET", "/health").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 503), ("/v1/models", 401)])
+def test_health_asks_for_no_key_below_the_path_of_a_proxy(path, status):
+    app = create_app(ServerSettings(api_keys=KEYS, trusted_hosts=("a.b",)))  # that loads no model
+
+    async def ask() -> int:
+        transport = httpx.ASGITransport(app, root_path="/proxy")
+        async with httpx.AsyncClient(transport=transport, base_url="http://a.b/proxy") as client:
+            return (await client.get(path)).status_code
+
+    assert asyncio.run(ask()) == status
 
 
 @pytest.mark.parametrize("key", KEYS)

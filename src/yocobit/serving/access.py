@@ -49,6 +49,7 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         begin, status = time.perf_counter(), 0
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # of ours, below a proxy's
         state = scope["state"] = {**scope.get("state", {}), "is_counted": False}
         fields: dict[str, Any] = {
             "request_id": request_id.decode(),
@@ -65,7 +66,7 @@ class Access:
             await send(message)
 
         try:
-            self._check(scope["path"], headers, scope)
+            self._check(path, headers, scope)
             await self._app(scope, receive, send_with_id)
         except ClientGoneError:
             status = status or _CLIENT_GONE
@@ -84,7 +85,7 @@ class Access:
                 await write_error(send_with_id, SERVER_FAILED)
         finally:
             is_refusal = status >= 400 and status != _CLIENT_GONE
-            if is_refusal and not state["is_counted"] and scope["path"] not in _OPEN_PATHS:
+            if is_refusal and not state["is_counted"] and path not in _OPEN_PATHS:
                 self._metrics.refused(status)
             fields |= {"status": status, "seconds": round(time.perf_counter() - begin, 6)}
             logger.info(
