@@ -199,6 +199,16 @@ def test_impossible_requests_are_refused(engine, options, message):
         engine.generate(**options)
 
 
+def test_one_stop_text_may_be_given_as_it_is(engine):
+    options = {"max_tokens": 200, "sampling": GREEDY}
+    whole = engine.generate(text()[:300], **options)
+    stop = whole[100:110]
+
+    found = engine.generate(text()[:300], stop=stop, **options)
+
+    assert found == engine.generate(text()[:300], stop=[stop], **options) == whole.split(stop)[0]
+
+
 def test_a_trained_model_has_learned_something(engine):
     """30 steps are little, but enough that likely text costs less than unlikely text."""
     tokens = engine.encode(text()[:400])

@@ -239,18 +239,20 @@ class Engine:
         prompt: str | Sequence[int],
         *,
         max_tokens: int = 256,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         cache: CacheType = "f32",
         sampling: SamplingConfig | None = None,
         session: Session | None = None,
     ) -> Generation:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
+        It ends before the first of the texts, or the one text, in `stop`.
         A `session`, if given, has taken in some of the first tokens of the prompt, and has room
         for the rest and max_tokens; `cache` is its own then. ValueError if it holds others, or all.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stop):
             raise ValueError("stop must hold texts of at least one character")
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -264,7 +266,7 @@ class Engine:
             prompt=tokens,
             max_tokens=max_tokens,
             end_tokens=self.end_tokens,
-            stop=tuple(stop),
+            stop=stop,
             sampling=sampling or self.sampling(),
         )
 
