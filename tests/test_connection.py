@@ -82,6 +82,21 @@ def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
     assert body["error"]["code"] == "too_many_connections"
 
 
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01", HEAD + b"Content-Length: -1\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused_as_openai_does(data):
+    app = create_app(SETTINGS)
+    with running(app) as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(data)
+        status, body = answer(client)
+        metrics = app.state.server.metrics.text()
+
+    assert b'request_failure_total{status="400"} 1.0' in metrics
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert body["error"]["type"] == "invalid_request_error"
+
+
 def test_request_for_websockets_is_answered_as_any_other(caplog):
     with running() as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(

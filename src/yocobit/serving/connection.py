@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import Any
 
+import msgspec
 from starlette.types import Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -61,6 +62,17 @@ class Connection(HttpToolsProtocol):
         if self._end is not None:
             self._end.cancel()
             self._end = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, and end the connection."""
+        self.config.app.state.server.metrics.refused(400)  # type: ignore[union-attr]
+        body = msgspec.json.encode(APIError(400, msg).to_dict())
+        headers = b"content-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\n%bcontent-length: %d\r\n\r\n%b"
+            % (headers, len(body), body)
+        )
+        self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a request for another protocol is answered as if it did not ask."""
