@@ -229,6 +229,10 @@ def test_json_logs_have_request_ids_and_no_secrets():
         (["absent"], "absent: no such directory"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached by others"),
         (["--host", "no.such.invalid", "--no-api-key"], "no.such.invalid:0 cannot be listened on"),
+        (
+            ["--api-key", "long-enough", "--no-api-key"],
+            "--no-api-key lets everybody in, but keys are given",
+        ),
         (["--api-key", "short"], "--api-key must each have at least 8 printable characters"),
         (["--timeout", "1e6"], "--timeout must be above 0, at most a day"),
         (["--cors-origin", "foo"], "--cors-origin must be such as https://a.b"),

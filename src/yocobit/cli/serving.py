@@ -104,6 +104,11 @@ def serve(
             f"--host {host} can be reached by others; give --api-key or --api-key-file, or let "
             "everybody in by --no-api-key"
         )
+    if keys and no_api_key:
+        raise UserError(
+            "--no-api-key lets everybody in, but keys are given (--api-key, --api-key-file, or "
+            "YOCOBIT_API_KEY and YOCOBIT_API_KEY_FILE); leave one of the two out"
+        )
     # Without names, a web page could have its own name mean this machine, and ask.
     names = (*trusted_host, *_LOOPBACK) if is_local or trusted_host else ()
     if is_local:
