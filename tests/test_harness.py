@@ -99,3 +99,11 @@ def test_engine_and_transformers_answer_a_local_task_alike(models, tasks):
         assert log_p == pytest.approx([log_p for log_p, _ in other], rel=1e-4)
     ours, other = (found["rolling"]["bits_per_byte,none"] for found in (results, rolling))
     assert ours == pytest.approx(other, rel=1e-4)
+
+
+def test_the_engine_attends_as_it_is_asked_to(models):
+    from yocobit.evaluation.harness import HarnessModel
+
+    model = HarnessModel(str(models["yocobit"]), attention="window:128")
+
+    assert model._engine.config.attention == "window:128"

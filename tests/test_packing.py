@@ -709,6 +709,13 @@ def test_description_compares_with_a_cache_only_where_there_is_one(layers, compa
     assert [line for line in describe(model) if line.endswith(comparison)]
 
 
+def test_description_says_to_what_a_model_attends_unless_to_all(models):
+    model = read_model(models["ternary"])
+
+    assert not [line for line in describe(model) if line.startswith("attention")]
+    assert describe(model.attending("index:128"))[-1].startswith("attention   index:128,")
+
+
 @pytest.mark.parametrize(
     ("kind", "code_kind"), [("ternary", "2-bit"), ("sign", "1-bit"), ("dense", "f32")]
 )

@@ -38,6 +38,10 @@ def test_keys_of_each_variable_are_asked_for(tmp_path):
     }
 
 
+def test_an_empty_variable_names_no_file_of_keys():
+    assert ServerSettings.from_environment({"YOCOBIT_API_KEY_FILE": ""}).api_keys == ()
+
+
 def test_variable_that_means_nothing_is_refused():
     with pytest.raises(ConfigError, match="YOCOBIT_API_KEYZ is not a setting"):
         ServerSettings.from_environment({"YOCOBIT_API_KEYZ": "a-secret-key"})

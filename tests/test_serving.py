@@ -17,7 +17,7 @@ SEA = [{"role": "user", "content": "Tell me about the sea."}]
 
 @pytest.fixture(scope="module")
 def server():
-    with servers.running(ServerSettings(threads=1, alias=("gpt-4o",))) as running:
+    with servers.running(ServerSettings(threads=1, alias=("gpt-4o", "tiny"))) as running:
         yield running
 
 
@@ -395,6 +395,23 @@ def test_models_are_listed_with_their_numbers(server):
     assert numbers["transformer_cache_bytes_per_token"] == 6 * 1024
     assert ok(server.client.get("/v1/models/gpt-4o"))["id"] == "gpt-4o"
     assert server.client.get("/v1/models/none").status_code == 404
+
+
+def test_a_negative_seed_is_said_as_it_was_given(server):
+    first = ok(server.post(TEXT, prompt="The king", max_tokens=3, temperature=1, seed=-1))
+
+    again = server.post(
+        TEXT, prompt="The king", max_tokens=3, temperature=1, seed=first["x_groq"]["seed"]
+    )
+
+    assert first["x_groq"]["seed"] == -1
+    assert ok(again)["choices"] == first["choices"]
+
+
+def test_each_name_of_the_model_is_listed_once(server):
+    names = [each["id"] for each in ok(server.client.get("/v1/models"))["data"]]
+
+    assert names == ["tiny", "gpt-4o"]
 
 
 def test_alias_serves_the_model(server):

@@ -128,6 +128,17 @@ def test_parameters_may_have_names(name, reference, definition):
     Grammars(Engine.load(threads=1)).follow(schema, "tools", max_tokens=100)
 
 
+def test_values_that_look_like_references_stay_as_they_are():
+    value = {"$ref": "#/x"}
+    parameters = {
+        "properties": {"const": {"const": value}, "other": {"enum": [value], "default": value}},
+    }
+
+    schema = schema_of_calls([tool(parameters)])
+
+    assert schema["$defs"]["tool_0"] == parameters
+
+
 def test_what_a_tool_leaves_out_is_not_in_the_template():
     (found,) = tools_to_template([tool({"type": "object"})])
 

@@ -22,8 +22,8 @@ def print_paper(report: PaperReport, console: Console) -> None:
     first, yoco, index = report.curves
     lines = [
         f"shape       {report.shape}, {len(yoco.config.layers)} layers, cache {report.cache}",
-        f"cpu         {machine.cpu}, {report.threads} threads, kernels {report.kernels}",
-        f"tests       {report.repetitions} rounds; medians",
+        f"cpu         {machine.cpu}, {_threads(report)}, kernels {report.kernels}",
+        f"tests       {report.repetitions} round{'s; medians' * (report.repetitions > 1)}",
     ]
     console.print(Text("\n".join(lines)), highlight=False)
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
@@ -76,10 +76,14 @@ def write_paper_picture(report: PaperReport, out: Path) -> None:
             axes.minorticks_off()
             axes.tick_params(axis="x", rotation=45)
         figure.axes[0].legend(frameon=False, fontsize=8)
-        where = f"{report.threads} threads of {report.machine.cpu}"
+        where = f"{_threads(report)} of {report.machine.cpu}"
         title = f"{report.shape}, {report.cache} cache, {where}"
         figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         pictures.save(figure, out, dpi=150)
+
+
+def _threads(report: PaperReport) -> str:
+    return f"{report.threads} thread{'s' * (report.threads > 1)}"
 
 
 def _against_paper(report: PaperReport) -> list[str]:

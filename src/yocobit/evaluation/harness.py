@@ -39,6 +39,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_length: int = CONTEXT,
         threads: int | None = None,
         cache: CacheType = "f32",
+        attention: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -46,7 +47,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Open the packed model `pretrained`; requests keep their last `max_length` tokens."""
         super().__init__()
         self.max_length = max_length
-        self._engine = Engine.load(Path(pretrained), threads=threads)
+        self._engine = Engine.load(Path(pretrained), threads=threads, attention=attention)
         self._scorer = NativeScorer(self._engine, cache)
         self._cache = cache
 

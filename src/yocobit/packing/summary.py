@@ -84,6 +84,8 @@ def describe(model: PackedModel) -> list[str]:
         ratio = f": {transformer['f32'] / own['f32']:.3g} times as much" if own["f32"] else ""
         lines.append(f"            {_by_type(transformer)} as a Transformer{ratio}")
     lines.append("state       " + _by_type(summary.state_bytes) + " bytes, however long the text")
+    if config.attention not in (None, "full"):
+        lines.append(f"attention   {config.attention}, unless another is asked for")
     return lines
 
 

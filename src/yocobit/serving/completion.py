@@ -99,8 +99,9 @@ class Completion(ABC):
 
     @property
     def _seed(self) -> int:
-        """The seed of the first choice; those of the others follow."""
-        return self.requests[0].sampling[0].seed
+        """The seed of the first choice, as a request may have it; those of the others follow."""
+        seed = self.requests[0].sampling[0].seed
+        return seed if seed < 1 << 63 else seed - (1 << 64)
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """Return a token as text, and its bytes, which may be half a character."""

@@ -13,7 +13,7 @@ from yocobit.serving.service import Service
 
 async def models(request: HTTPRequest) -> Response:
     service = request.app.state.server.ready()
-    names = (service.name, *service.settings.alias)
+    names = dict.fromkeys((service.name, *service.settings.alias))
     return json_response({"object": "list", "data": [_describe(service, name) for name in names]})
 
 

@@ -93,7 +93,7 @@ class ServerSettings:
             if variable == f"{_PREFIX}API_KEY":
                 keys += value.split()
             elif variable == f"{_PREFIX}API_KEY_FILE":
-                keys += read_keys(Path(value))
+                keys += read_keys(Path(value)) if value else ()
             elif (field := names.get(variable)) is not None:
                 fields[field.name] = _parse(field.name, str(field.type), value)
             elif variable.startswith(_PREFIX) and not _OF_A_SERVICE.fullmatch(variable):

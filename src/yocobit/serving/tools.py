@@ -127,6 +127,11 @@ def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
     return {"$defs": definitions, "anyOf": calls}
 
 
+# What keywords of a schema hold: values, and schemas by names that are no keywords.
+_OF_VALUES = {"const", "enum", "default", "examples"}
+_OF_NAMES = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+
+
 def _moved(schema: Any, place: str) -> Any:
     """Return a schema that stands in another, at that place: what it refers to is there, too.
 
@@ -136,7 +141,12 @@ def _moved(schema: Any, place: str) -> Any:
         return [_moved(item, place) for item in schema]
     if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
         return schema
-    moved = {key: _moved(value, place) for key, value in schema.items()}
+    moved = {}
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, dict):
+            moved[key] = {name: _moved(each, place) for name, each in value.items()}
+        else:
+            moved[key] = value if key in _OF_VALUES else _moved(value, place)
     reference = schema.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = place + reference[1:]
