@@ -141,7 +141,7 @@ def _moved(schema: Any, place: str) -> Any:
         return [_moved(item, place) for item in schema]
     if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
         return schema
-    moved = {}
+    moved: dict[str, Any] = {}
     for key, value in schema.items():
         if key in _OF_NAMES and isinstance(value, dict):
             moved[key] = {name: _moved(each, place) for name, each in value.items()}
