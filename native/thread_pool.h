@@ -107,7 +107,9 @@ class ThreadPool {
   // whether anybody said so. All in one order (sequentially consistent), so no sleeper is missed.
   void begin_round() {
     ++round_.number;
-    if (n_sleepers_ != 0) round_.number.notify_all();
+    if (n_sleepers_ == 0) return;
+    caller_cpu_ = current_cpu();
+    round_.number.notify_all();
   }
 
   void arrive() {
@@ -132,14 +134,45 @@ class ThreadPool {
     for (uint32_t seen = 0;; ++seen) {
       const auto is_next = [&] { return round_.number != seen; };
       if (!spin_until(is_next, kIdle)) {
+        const Clock::time_point begin = Clock::now();
+        const bool was_busy = is_busy(begin);
         ++n_sleepers_;
         round_.number.wait(seen);
         --n_sleepers_;
+        // Where others want the CPUs, the system has its reasons.
+        const bool has_reasons = was_busy && Clock::now() - begin < kBusy;
+        if (!has_reasons && current_cpu() == caller_cpu_) leave(caller_cpu_);
       }
       if (round_.is_last) return;
       share(index);
       arrive();
     }
+  }
+
+  bool is_busy(Clock::time_point now) const { return now.time_since_epoch().count() < busy_until_; }
+
+  static int current_cpu() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
+
+  // Go on on another CPU, if there is one. Systems that do not see that CPUs share a cache leave a
+  // thread where it slept, though another one spins there by now, for some 30 ms.
+  void leave(int cpu) {
+#if defined(__linux__)
+    cpu_set_t all, others;
+    if (cpu < 0 || sched_getaffinity(0, sizeof(all), &all) != 0) return;
+    others = all;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof(others), &others) != 0) return;
+    sched_setaffinity(0, sizeof(all), &all);
+    busy_until_ = 0;  // that was what the caller has waited for
+#else
+    static_cast<void>(cpu);
+#endif
   }
 
   // Whether it became true within about that time.
@@ -155,7 +188,7 @@ class ThreadPool {
       if (spins % kSpinsPerLook != 0) continue;
       const Clock::time_point now = Clock::now();
       if (spins == kSpinsPerLook) {
-        end = now + (now.time_since_epoch().count() < busy_until_ ? kBusySpin : limit);
+        end = now + (is_busy(now) ? kBusySpin : limit);
       } else if (now >= end) {
         return false;
       }
@@ -177,6 +210,7 @@ class ThreadPool {
   uint32_t n_expected_ = 0;                               // arrived_ when the round ends
   alignas(kCacheLine) std::atomic<uint32_t> n_sleepers_{0};
   std::atomic<bool> is_caller_asleep_{false};
+  std::atomic<int> caller_cpu_{-1};  // when it woke workers; -1 if not known
   std::atomic<Clock::rep> busy_until_{0};
   const bool is_oversubscribed_;
   std::vector<std::thread> workers_;

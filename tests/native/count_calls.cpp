@@ -3,8 +3,9 @@
 //   count_calls MODEL THREADS CACHE   with a description of a model as tests/test_native.py writes
 //
 // After a warm-up a seccomp filter stops every system call at a signal handler. Calls by which
-// threads wait for each other go on from there and are counted, as others may need the CPUs; any
-// other ends the program. Exit status 77 if this system has no such filter.
+// threads wait for each other, or leave each other's CPU, go on from there and are counted, as
+// others may need the CPUs; any other ends the program. Exit status 77 if this system has no such
+// filter.
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -99,7 +100,8 @@ void on_system_call(int, siginfo_t* info, void* context) {
   ++n_waits;
   result = 0;
   const int number = info->si_syscall;
-  if (number == SYS_sched_yield || number == SYS_futex) {
+  if (number == SYS_sched_yield || number == SYS_futex || number == SYS_sched_getaffinity ||
+      number == SYS_sched_setaffinity) {
     // Of a wait that fails the value has changed already.
     syscall(number, arguments[0], arguments[1], arguments[2], nullptr, nullptr, kFromHandler);
     return;

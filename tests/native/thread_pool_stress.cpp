@@ -1,5 +1,6 @@
 // Rounds of all sizes on pools of all sizes, over-subscribed too: every item is taken once, by the
 // thread whose share it is in, and what a round wrote is there in the next. For ThreadSanitizer.
+// And a worker that wakes up goes elsewhere than where the caller is.
 
 #include <cstdio>
 #include <cstdlib>
@@ -74,10 +75,56 @@ void stress(int n_threads) {
   check(cpu_seconds() - before < 0.1, "a pool without work must use no CPU", n_threads);
 }
 
+#if defined(__linux__)
+void stay_on(int cpu) {
+  cpu_set_t only;
+  CPU_ZERO(&only);
+  CPU_SET(cpu, &only);
+  sched_setaffinity(0, sizeof(only), &only);
+}
+#endif
+
+// All CPUs are taken when the caller wakes the worker; all others are free soon after.
+void wake_elsewhere() {
+#if defined(__linux__)
+  cpu_set_t all;
+  if (sched_getaffinity(0, sizeof(all), &all) != 0 || CPU_COUNT(&all) < 2) return;
+  for (int attempt = 0; attempt < 50; ++attempt) {
+    ThreadPool pool(2);
+    int worker = -1;
+    std::atomic<bool> is_taken{true};
+    const auto where = [&](int64_t begin, int64_t) {
+      is_taken = false;
+      if (begin == 1) worker = sched_getcpu();
+    };
+    pool.run(2, where);
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));  // it sleeps, too
+    const int before = worker;
+    is_taken = true;
+    std::vector<std::thread> others;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (cpu == before || !CPU_ISSET(cpu, &all)) continue;
+      others.emplace_back([&is_taken, cpu] {
+        stay_on(cpu);
+        while (is_taken) continue;
+      });
+    }
+    stay_on(before);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    pool.run(2, where);
+    sched_setaffinity(0, sizeof(all), &all);
+    for (std::thread& other : others) other.join();
+    if (worker != before) return;
+  }
+  check(false, "a worker must leave the caller's CPU", 2);
+#endif
+}
+
 }  // namespace
 }  // namespace yocobit
 
 int main() {
   for (int n_threads = 1; n_threads <= 8; ++n_threads) yocobit::stress(n_threads);
+  yocobit::wake_elsewhere();
   std::printf("%d CPUs, 1 to 8 threads: good\n", yocobit::available_cpus());
 }
