@@ -103,6 +103,21 @@ class ThreadPool {
     bool is_last = false;
   };
 
+  // With a CPU that others may want: where they do, going there helps once in a while at most.
+  struct Patience {
+    static constexpr Clock::duration kLeast = std::chrono::milliseconds(5);
+    static constexpr Clock::duration kMost = std::chrono::milliseconds(640);
+    Clock::time_point last;
+    Clock::duration pause = kLeast;
+
+    bool is_over(Clock::time_point now) {
+      if (now - last < pause) return false;
+      pause = now - last < 10 * pause ? std::min(2 * pause, kMost) : kLeast;
+      last = now;
+      return true;
+    }
+  };
+
   // Who goes to sleep says so, then looks whether to; who wakes it makes that true, then looks
   // whether anybody said so. All in one order (sequentially consistent), so no sleeper is missed.
   void begin_round() {
@@ -131,6 +146,7 @@ class ThreadPool {
 
   void work(int index) {
     std::fesetenv(FE_DFL_ENV);  // not that of whoever loads the model: see Engine::feed
+    Patience patience;
     for (uint32_t seen = 0;; ++seen) {
       const auto is_next = [&] { return round_.number != seen; };
       if (!spin_until(is_next, kIdle)) {
@@ -139,9 +155,11 @@ class ThreadPool {
         ++n_sleepers_;
         round_.number.wait(seen);
         --n_sleepers_;
-        // Where others want the CPUs, the system has its reasons.
-        const bool has_reasons = was_busy && Clock::now() - begin < kBusy;
-        if (!has_reasons && current_cpu() == caller_cpu_) leave(caller_cpu_);
+        if (current_cpu() == caller_cpu_) {
+          const Clock::time_point now = Clock::now();
+          const bool has_reasons = was_busy && now - begin < kBusy;
+          if (!has_reasons || patience.is_over(now)) leave(caller_cpu_);
+        }
       }
       if (round_.is_last) return;
       share(index);
