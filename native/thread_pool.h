@@ -104,7 +104,7 @@ class ThreadPool {
   };
 
   // With a CPU that others may want: where they do, going there helps once in a while at most.
-  struct Patience {
+  struct Backoff {
     static constexpr Clock::duration kLeast = std::chrono::milliseconds(5);
     static constexpr Clock::duration kMost = std::chrono::milliseconds(640);
     Clock::time_point last;
@@ -146,7 +146,7 @@ class ThreadPool {
 
   void work(int index) {
     std::fesetenv(FE_DFL_ENV);  // not that of whoever loads the model: see Engine::feed
-    Patience patience;
+    Backoff backoff;
     for (uint32_t seen = 0;; ++seen) {
       const auto is_next = [&] { return round_.number != seen; };
       if (!spin_until(is_next, kIdle)) {
@@ -158,7 +158,7 @@ class ThreadPool {
         if (current_cpu() == caller_cpu_) {
           const Clock::time_point now = Clock::now();
           const bool has_reasons = was_busy && now - begin < kBusy;
-          if (!has_reasons || patience.is_over(now)) leave(caller_cpu_);
+          if (!has_reasons || backoff.is_over(now)) leave(caller_cpu_);
         }
       }
       if (round_.is_last) return;
@@ -177,8 +177,8 @@ class ThreadPool {
 #endif
   }
 
-  // Go on on another CPU, if there is one. Systems that do not see that CPUs share a cache leave a
-  // thread where it slept, though another one spins there by now, for some 30 ms.
+  // Go on on another CPU, if there is one. A system may leave a thread where the caller spins for
+  // some 30 ms.
   void leave(int cpu) {
 #if defined(__linux__)
     cpu_set_t all, others;

@@ -551,6 +551,18 @@ def test_the_choice_of_an_index_is_measured_here():
     assert meter.choice(model, "int4", 4096) > 0
 
 
+def test_a_choice_is_measured_once(monkeypatch):
+    meter = make_meter(request(machine="here", threads=1))
+    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
+    measured = []
+    monkeypatch.setattr(type(meter), "_choice", lambda *a: measured.append(a[1:]) or 1e-3)
+
+    for context in (4096, 4096, 8192):
+        assert meter.choice(model, "int4", context) == 1e-3
+
+    assert measured == [(model, "int4", 4096), (model, "int4", 8192)]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeypatch, batch):
     monkeypatch.setitem(NAMED, "groq", SMALL_CACHE)

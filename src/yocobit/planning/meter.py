@@ -74,13 +74,14 @@ class Meter(Protocol):
 
 @dataclasses.dataclass
 class MachineMeter:
-    """A Meter of this machine with a number of threads; a rate is measured once."""
+    """A Meter of this machine with a number of threads; a rate or a choice is measured once."""
 
     threads: int
     kernels: str
     cpus: list[int]
     here: Here
     _rates: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
+    _choices: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
 
     def product(self, stored: str, n: int, m: int, k: int, n_bytes: int) -> float:
         return self._rate(_native.product_bytes_per_s, (stored, n, m, k), n_bytes)
@@ -100,14 +101,10 @@ class MachineMeter:
         return _native.read_bytes_per_s(self._chosen(), self.here.caches.l2_bytes // 2, _PASSES)
 
     def choice(self, model: PackedModel, cache: str, context: int) -> float:
-        # What a step takes longer than one that attends to as many blocks without choosing them.
-        positions = model.config.cross_positions
-        with _written(model) as written:
-            choosing, given = (
-                self._fastest_step(written.attending(f"{kind}:{positions}"), cache, context)
-                for kind in ("index", "window")
-            )
-        return max(choosing - given, 0.0)
+        key = (model.config, cache, context)
+        if key not in self._choices:
+            self._choices[key] = self._choice(model, cache, context)
+        return self._choices[key]
 
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
         with _written(model) as written:
@@ -120,6 +117,17 @@ class MachineMeter:
                 sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
                 steps.append(statistics.median(_step_seconds(engine, sessions)))
         return ProbeTimes(min(steps), min(prompts), _PROBE_TOKENS)
+
+    def _choice(self, model: PackedModel, cache: str, context: int) -> float:
+        """Return what a step takes longer than one that attends to as many blocks without choosing
+        them."""
+        positions = model.config.cross_positions
+        with _written(model) as written:
+            choosing, given = (
+                self._fastest_step(written.attending(f"{kind}:{positions}"), cache, context)
+                for kind in ("index", "window")
+            )
+        return max(choosing - given, 0.0)
 
     def _fastest_step(self, model: PackedModel, cache: str, context: int) -> float:
         """Return seconds of a decode step after a context."""

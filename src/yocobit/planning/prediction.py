@@ -159,7 +159,7 @@ def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
         ),
     }  # fmt: skip
     attended = work
-    if chooses(config, work.context):  # what is read of all that is chosen from is in the choice
+    if _chooses(config, work.context):  # what is read of all that is chosen from is in the choice
         window = model.attending(f"window:{config.cross_positions}")
         attended = work_of(window, work.cache, work.context, work.batch)
         part[KEYS_VALUES] = attended.part(KEYS_VALUES)
@@ -173,13 +173,13 @@ def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
     seconds = {name: part[name].read_bytes / rate for name, rate in rates.items()}
     for name in (WEIGHTS, HEAD):
         seconds[name] *= rounds
-    if chooses(config, work.context):
+    if _chooses(config, work.context):
         choice = meter.choice(choosing_model(model), work.cache, work.context)
         seconds[_CHOICE] = work.batch * choice
     return seconds
 
 
-def chooses(config: ModelConfig, context: int) -> bool:
+def _chooses(config: ModelConfig, context: int) -> bool:
     """Whether an index has more positions to choose from than are attended to."""
     return config.has_index and context > config.cross_positions
 
