@@ -5,9 +5,9 @@ NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/n
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
-SANITIZED_TESTS := tests/test_kernels.py tests/test_native_products.py \
-  tests/test_engine_golden.py tests/test_engine.py tests/test_block_index.py \
-  tests/test_session_state.py tests/test_sampling.py \
+SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_products.py \
+  tests/engine/test_engine_golden.py tests/engine/test_engine.py tests/engine/test_block_index.py \
+  tests/engine/test_session_state.py tests/engine/test_sampling.py \
   -k 'not pytorch and not (same_bits_whatever and (sign or transformer or swa))'
 # Python leaks, and a test asks for more memory than there is.
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1

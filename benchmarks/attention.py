@@ -21,11 +21,11 @@ import numpy as np
 from measures import seconds
 
 from yocobit import Engine
-from yocobit.benchmark.limits import measure_limits
-from yocobit.benchmark.machine import read_caches, usable_cpus
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ModelConfig
 from yocobit.engine.session import CacheType, Session
+from yocobit.hardware.limits import measure_limits
+from yocobit.hardware.machine import read_caches, usable_cpus
 
 # H 20, G 5, D 128 as in BitNet 2B4T. A cross layer attends over keys and values that prefill
 # computes without attending, so that a depth is reached at once.

@@ -13,13 +13,13 @@ import numpy as np
 from engines import Feed, NewText, open_llama_cpp, open_pytorch, open_yocobit
 
 from yocobit import Engine, _native
-from yocobit.benchmark.limits import measure_limits
-from yocobit.benchmark.machine import read_caches, usable_cpus
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
-from yocobit.benchmark.traffic import decode_bytes
 from yocobit.config import ModelConfig
+from yocobit.costs.traffic import decode_bytes
 from yocobit.engine.session import CacheType
+from yocobit.hardware.limits import measure_limits
+from yocobit.hardware.machine import read_caches, usable_cpus
 from yocobit.packing import read_model
 
 YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp

@@ -24,10 +24,10 @@ from typing import Any
 import measures
 from ratios import ratios
 
-from yocobit.benchmark.machine import describe_machine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco
 from yocobit.config import ModelConfig
+from yocobit.hardware.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import benchmark, planning
-from yocobit.benchmark.machine import describe_machine, usable_cpus
 from yocobit.benchmark.measure import Row
+from yocobit.costs.work import work_of
+from yocobit.hardware.machine import describe_machine, usable_cpus
 from yocobit.packing import PackedModel
 from yocobit.planning.plan import make_meter
 from yocobit.planning.prediction import predict
-from yocobit.planning.work import work_of
 
 ROOT = Path(__file__).parent.parent
 AGREES = 1.25  # either way

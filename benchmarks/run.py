@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from yocobit import Engine, _native
-from yocobit.benchmark.machine import describe_machine
 from yocobit.config import PRESETS, ModelConfig
 from yocobit.data.tokenizer import train_tokenizer
+from yocobit.hardware.machine import describe_machine
 from yocobit.model import Cache, Decoder
 from yocobit.packing import pack, pack_sign, pack_ternary
 from yocobit.training import checkpoint

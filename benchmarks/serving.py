@@ -26,9 +26,9 @@ import numpy as np
 from http_streams import Stream, stream, streams
 
 from yocobit import Engine
-from yocobit.benchmark.machine import describe_machine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
+from yocobit.hardware.machine import describe_machine
 from yocobit.pretrained import TINY
 
 STREAMS, TOKENS, PROMPT, LONG_PROMPT = 16, 128, 64, 8192

@@ -27,9 +27,9 @@ import peers
 import serving
 from http_streams import stream, streams
 
-from yocobit.benchmark.machine import describe_machine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
+from yocobit.hardware.machine import describe_machine
 
 SHAPE, KIND, HEAD = "150m", "TQ2_0", "Q6_K"
 STREAMS, TOKENS = 16, 32

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yocobit.benchmark.machine import describe_machine
+from yocobit.hardware.machine import describe_machine
 from yocobit.pretrained import TINY
 
 REQUESTS, LEAVING, WARM_UP, FLAT = 64, 0.2, 0.25, 0.02

@@ -14,9 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from yocobit.benchmark.machine import peak_bytes
 from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
+from yocobit.hardware.machine import peak_bytes
 from yocobit.model import Decoder, native_products
 from yocobit.training.allocator import keep_freed_memory
 from yocobit.training.config import OptimConfig

@@ -23,7 +23,7 @@ from typing import Any
 import train_steps
 from train_steps import LLAMA, OURS, SHAPES
 
-from yocobit.benchmark.machine import describe_machine
+from yocobit.hardware.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results" / "train_throughput.json"
 LENGTHS = (512, 4096, 16384)

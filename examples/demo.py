@@ -14,12 +14,13 @@ from pathlib import Path
 from rich.console import Console
 
 from yocobit import Engine
+from yocobit.costs import describe
 from yocobit.engine import SamplingConfig
 from yocobit.errors import report_errors
-from yocobit.packing import describe, pack
+from yocobit.packing import pack
+from yocobit.tracking.plot import plot_runs
 from yocobit.training import load, train
 from yocobit.training.baselines import compressed_bits_per_byte, validation_text
-from yocobit.training.plot import plot_runs
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tiny.toml"
 PROMPT = "class PathReader:\n    def read(self, path):"

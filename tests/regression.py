@@ -1,6 +1,6 @@
 """What a change must not alter unknowingly: packed codes, greedy tokens and losses of small models.
 
-tests/make_golden.py writes these numbers down, tests/test_regression.py compares.
+tests/make_golden.py writes these numbers down, tests/engine/test_regression.py compares.
 """
 
 from __future__ import annotations

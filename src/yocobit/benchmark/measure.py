@@ -18,8 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
-from yocobit.benchmark.limits import Limits, measure_limits
-from yocobit.benchmark.machine import (
+from yocobit.benchmark.plan import BenchmarkError, Case, Plan
+from yocobit.config import ModelConfig
+from yocobit.costs import describe, summarize
+from yocobit.costs.traffic import (
+    decode_bytes,
+    mixer_multiply_adds,
+    multiply_adds,
+    session_bytes,
+    weight_bytes,
+)
+from yocobit.engine import Engine, Session
+from yocobit.hardware.limits import Limits, measure_limits
+from yocobit.hardware.machine import (
     Machine,
     available_bytes,
     describe_machine,
@@ -27,17 +38,7 @@ from yocobit.benchmark.machine import (
     peak_bytes,
     usable_cpus,
 )
-from yocobit.benchmark.plan import BenchmarkError, Case, Plan
-from yocobit.benchmark.traffic import (
-    decode_bytes,
-    mixer_multiply_adds,
-    multiply_adds,
-    session_bytes,
-    weight_bytes,
-)
-from yocobit.config import ModelConfig
-from yocobit.engine import Engine, Session
-from yocobit.packing import PackedModel, describe, summarize
+from yocobit.packing import PackedModel
 
 _WARM_UP_TOKENS = 32
 

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from yocobit import _native
-from yocobit.benchmark.machine import Machine, available_bytes, describe_machine
 from yocobit.benchmark.plan import BenchmarkError
 from yocobit.benchmark.random_model import write_random_model
-from yocobit.benchmark.traffic import session_bytes, weight_bytes
 from yocobit.config import ModelConfig
+from yocobit.costs.traffic import session_bytes, weight_bytes
 from yocobit.engine import Engine, Session
 from yocobit.engine.session import CacheType
+from yocobit.hardware.machine import Machine, available_bytes, describe_machine
 
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 INDEX = "index:2048"

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Literal, cast, get_args
 
 from yocobit import _native
-from yocobit.benchmark.machine import usable_cpus
 from yocobit.engine.session import CacheType
+from yocobit.hardware.machine import usable_cpus
 
 _MOST_TOKENS = 1 << 32  # of a depth, a prompt or a generation
 _MOST_THREADS = 1024

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from yocobit.benchmark.machine import available_bytes
 from yocobit.benchmark.plan import BenchmarkError
 from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
+from yocobit.hardware.machine import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
 from yocobit.packing.reader import ITEM_BYTES
 from yocobit.packing.writer import Array, write_model

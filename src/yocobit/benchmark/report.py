@@ -10,8 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.benchmark.limits import Limits, best
 from yocobit.benchmark.measure import Report, Row
+from yocobit.hardware.limits import Limits, best
 
 _GB, _MB = 1e9, 1e6
 

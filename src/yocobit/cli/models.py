@@ -9,8 +9,9 @@ import typer
 
 from yocobit import packing
 from yocobit.cli.options import Json, ModelPath
+from yocobit.costs import describe, summarize
 from yocobit.errors import USER_ERROR
-from yocobit.packing import PackedModel, describe, summarize
+from yocobit.packing import PackedModel
 
 
 def inspect(model: ModelPath, as_json: Json = False) -> None:

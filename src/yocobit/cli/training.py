@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from yocobit import packing
+from yocobit import importers, packing
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import Json
 from yocobit.errors import UserError
@@ -81,7 +81,7 @@ def plot(
 ) -> None:
     """Draw the curves of runs over each other, as a page to explore and as a picture."""
     _import_training()
-    from yocobit.training.plot import plot_runs
+    from yocobit.tracking.plot import plot_runs
 
     for path in out:
         plot_runs(runs, path, x)
@@ -111,7 +111,7 @@ def import_(
 ) -> None:
     """Bring a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
     _import_training()
-    print_summary(packing.import_bitnet(checkpoint, out, head), as_json)
+    print_summary(importers.import_bitnet(checkpoint, out, head), as_json)
 
 
 def _import_training() -> Any:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from yocobit.config import ConfigError
+from yocobit.costs import summarize
 from yocobit.engine.engine import Engine
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
-from yocobit.packing import summarize
 
 _MOST_CONTEXT = 1 << 40  # as of a session
 

@@ -1,7 +1,5 @@
-"""The packed model: written from a checkpoint, read by the engine. Only pack() and
-import_bitnet() need torch."""
+"""The packed model: written from a checkpoint, read by the engine. Only pack() needs torch."""
 
-from yocobit.packing.bitnet import import_bitnet
 from yocobit.packing.layout import (
     pack_sign,
     pack_ternary,
@@ -18,25 +16,31 @@ from yocobit.packing.reader import (
     is_packed,
     read_model,
 )
-from yocobit.packing.summary import Summary, describe, summarize
 from yocobit.packing.verify import verify
+from yocobit.renamed import aliases
 
 __all__ = [
     "PackedModel",
     "PackedModelError",
-    "Summary",
     "TensorInfo",
-    "describe",
     "expected_tensors",
-    "import_bitnet",
     "is_packed",
     "pack",
     "pack_sign",
     "pack_ternary",
     "quantize_rows",
     "read_model",
-    "summarize",
     "unpack_sign",
     "unpack_ternary",
     "verify",
 ]
+
+__getattr__ = aliases(
+    __name__,
+    {
+        "Summary": "yocobit.costs:Summary",
+        "describe": "yocobit.costs:describe",
+        "import_bitnet": "yocobit.importers:import_bitnet",
+        "summarize": "yocobit.costs:summarize",
+    },
+)

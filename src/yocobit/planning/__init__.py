@@ -3,7 +3,7 @@
 Never imports torch; matplotlib only to draw.
 """
 
-from yocobit.planning.machines import NAMED, Machine
+from yocobit.hardware.datasheets import NAMED, Machine
 from yocobit.planning.picture import draw_plan
 from yocobit.planning.plan import Plan, Request, make_plan, open_shape
 from yocobit.planning.report import print_plan

@@ -20,12 +20,12 @@ from typing import Protocol, cast
 import numpy as np
 
 from yocobit import _native
-from yocobit.benchmark.limits import Limits, measure_limits
-from yocobit.benchmark.machine import Machine as Here
-from yocobit.benchmark.machine import available_bytes
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.engine import Engine, Session
 from yocobit.engine.session import CacheType
+from yocobit.hardware.limits import Limits, measure_limits
+from yocobit.hardware.machine import Machine as Here
+from yocobit.hardware.machine import available_bytes
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20

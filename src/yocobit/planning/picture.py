@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import pictures
+from yocobit.costs.work import EMBEDDING, HEAD, KEYS_VALUES, STATES, WEIGHTS
 from yocobit.errors import UserError
 from yocobit.planning.plan import Plan, Row
 from yocobit.planning.report import number, size
-from yocobit.planning.work import EMBEDDING, HEAD, KEYS_VALUES, STATES, WEIGHTS
 
 _COLORS = {
     WEIGHTS: pictures.BLUE,

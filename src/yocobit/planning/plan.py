@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 from yocobit import _native
-from yocobit.benchmark.machine import describe_machine, usable_cpus
 from yocobit.benchmark.shapes import named_shape
+from yocobit.costs.work import Work, head_name, imagined_model, work_of
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
+from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
+from yocobit.hardware.machine import describe_machine, usable_cpus
 from yocobit.packing import PackedModel, read_model
-from yocobit.planning.machines import HERE, Level, Machine, named_machine
 from yocobit.planning.meter import MachineMeter
 from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
 from yocobit.planning.variants import variants
-from yocobit.planning.work import Work, head_name, imagined_model, work_of
 
 # Multiply-adds of an instruction of native/machine_limits*.cpp for one of a fused float32
 # multiply-add, which takes as long; vpmaddubsw needs vpaddw besides, of which more can run at once.

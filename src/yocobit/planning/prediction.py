@@ -16,11 +16,8 @@ import dataclasses
 from typing import Any
 
 from yocobit.config import ModelConfig
-from yocobit.packing import PackedModel
-from yocobit.packing.reader import parameter_shapes
-from yocobit.packing.summary import ENGINE_ROWS, position_bytes
-from yocobit.planning.meter import Meter
-from yocobit.planning.work import (
+from yocobit.costs.summary import ENGINE_ROWS, position_bytes
+from yocobit.costs.work import (
     HEAD,
     KEYS_VALUES,
     STATES,
@@ -30,6 +27,9 @@ from yocobit.planning.work import (
     imagined_model,
     work_of,
 )
+from yocobit.packing import PackedModel
+from yocobit.packing.reader import parameter_shapes
+from yocobit.planning.meter import Meter
 
 _TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels.h)
 _PARTITION = 512  # positions that attention takes at a time (native/decoder.h)

@@ -7,10 +7,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from yocobit.costs.work import KEYS_VALUES
 from yocobit.planning.plan import Plan, Row
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
-from yocobit.planning.work import KEYS_VALUES
 
 _GB = 1e9
 _ARITHMETIC = "arithmetic from its data sheet: nothing was run on it"

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from yocobit.planning.machines import Level, Machine
-from yocobit.planning.work import Part, Prefill, Work
+from yocobit.costs.work import Part, Prefill, Work
+from yocobit.hardware.datasheets import Level, Machine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,8 @@ import dataclasses
 
 from yocobit.benchmark.shapes import yoco
 from yocobit.config import Mixer, ModelConfig
+from yocobit.costs.work import imagined_model
 from yocobit.packing import PackedModel
-from yocobit.planning.work import imagined_model
 
 
 @dataclasses.dataclass(frozen=True)

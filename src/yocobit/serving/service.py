@@ -16,8 +16,8 @@ from typing import Any
 
 from yocobit import __version__
 from yocobit.config import ConfigError
+from yocobit.costs import summarize
 from yocobit.engine import Engine, SamplingConfig
-from yocobit.packing import summarize
 from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.serving import protocol
 from yocobit.serving.constraint import Grammars

@@ -24,28 +24,28 @@ from yocobit.config import ConfigError
 from yocobit.data.tokenizer import end_token
 from yocobit.disk import WriteError
 from yocobit.model import Decoder, native_products
+from yocobit.tracking.manifest import command_to_resume, describe_run
+from yocobit.tracking.progress import Progress
+from yocobit.tracking.run_log import Journal, NoJournal
+from yocobit.tracking.weight_counts import WEIGHT_COUNTS, weight_counts
 from yocobit.training import checkpoint
 from yocobit.training.budget import steps_left
 from yocobit.training.checkpoint import RunState
 from yocobit.training.compilation import clear_errors, compiled, why_not_compilable
 from yocobit.training.config import TrainConfig
 from yocobit.training.corpus import Corpus, prepare
-from yocobit.training.description import command_to_resume, describe_run
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared, joined
 from yocobit.training.interrupt import Interrupt
-from yocobit.training.journal import Journal, NoJournal
 from yocobit.training.memory import in_memory, too_large, too_long
 from yocobit.training.optim import Optimizers
 from yocobit.training.precision import choose_precision, products_in
-from yocobit.training.progress import Progress
 from yocobit.training.resuming import find_resumable, restore
 from yocobit.training.sample import sample
 from yocobit.training.schedule import rate_factor, short_run_warning, weight_decay_factor
 from yocobit.training.sharding import evaluation, gather_model, wrap
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte
-from yocobit.training.weight_counts import WEIGHT_COUNTS, weight_counts
 
 _SAMPLE_TEMPERATURE = 0.6
 

@@ -1,0 +1,1 @@
+"""Records of training runs: run log, manifest, TensorBoard events, curves and plots."""

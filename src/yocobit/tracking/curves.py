@@ -1,0 +1,143 @@
+"""The curves of runs, read from RUN/metrics.jsonl; drawn by yocobit.tracking.plot and page.
+
+Values that are absent or not finite are NaN: a gap in a curve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from yocobit.config import ConfigError
+from yocobit.tracking.progress import METRICS
+from yocobit.tracking.weight_counts import WEIGHT_COUNTS, shares
+
+Axis = Literal["step", "tokens", "seconds"]
+AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+_SMOOTHED_SHARE = 1 / 50  # of a run: what the smoothed loss is the average of, about
+_FALL = 0.08  # of a run, from its start: where losses are too large to show with the others
+_UNITS: dict[Axis, tuple[tuple[float, str], ...]] = {
+    "step": ((1, "step"),),
+    "tokens": ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"),
+               (1, "tokens")),
+    "seconds": ((3600, "hours"), (60, "minutes"), (1, "seconds")),
+}  # fmt: skip
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records of one run under a name that no other run of the picture has."""
+
+    name: str
+    records: list[dict[str, Any]]
+
+    def values(self, key: str) -> Values:
+        """Return one value of each record."""
+        return np.array([_number(record.get(key)) for record in self.records])
+
+    def smoothed(self, key: str) -> Values:
+        """Return one value of each record, averaged over those before it."""
+        return smooth(self.values(key))
+
+    def measured(self, key: str, axis: Axis) -> tuple[Values, Values]:
+        """Return where on the axis `key` was measured, and its values there."""
+        x, y = self.values(axis), self.values(key)
+        is_there = ~np.isnan(y)
+        return x[is_there], y[is_there]
+
+    def layer_shares(self, axis: Axis) -> tuple[Values, dict[str, Values]]:
+        """Return where weights were counted, and each layer's shares (N, 3) of -1, 0 and +1."""
+        records = [record for record in self.records if record.get(WEIGHT_COUNTS)]
+        layers: dict[str, list[list[float]]] = {}
+        for record in records:
+            for name, counts in _by_layer(record[WEIGHT_COUNTS]).items():
+                layers.setdefault(name, []).append(shares(counts))
+        x = np.array([_number(record.get(axis)) for record in records])
+        return x, {name: np.array(values) for name, values in layers.items()}
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """Read runs; ConfigError if one has no records or is named twice."""
+    names = _names(directories)
+    return [
+        Run(name, _read(directory / METRICS))
+        for name, directory in zip(names, directories, strict=True)
+    ]
+
+
+def unit(runs: Sequence[Run], axis: Axis) -> tuple[float, str]:
+    """Return what to divide an axis by, and its label, so that its numbers are short."""
+    largest = max(np.nanmax(run.values(axis), initial=0.0) for run in runs)
+    return next((unit for unit in _UNITS[axis] if largest >= 2 * unit[0]), _UNITS[axis][-1])
+
+
+def smooth(values: Values) -> Values:
+    """Average exponentially over a fixed share of all values; the first values have no bias."""
+    weight = 1 - 1 / max(1.0, len(values) * _SMOOTHED_SHARE)
+    total = norm = 0.0
+    smoothed = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if math.isfinite(value):
+            total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
+            smoothed[i] = total / norm
+    return smoothed
+
+
+def ceiling(x: Values, y: Values) -> float:
+    """Return the largest value that matters: that after the fall at the start."""
+    is_late = x >= x[0] + _FALL * (x[-1] - x[0])
+    late = y[is_late & ~np.isnan(y)]
+    return float(late.max()) if len(late) else math.nan
+
+
+def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
+    """Sum the counts of matrices by layer, from input to output."""
+    summed: dict[str, list[int]] = {}
+    for name, matrix in counts.items():
+        match = _LAYER.match(name)
+        layer = f"layer {int(match[1]) + 1}" if match else "shared K/V"
+        summed[layer] = [a + b for a, b in zip(summed.get(layer, [0, 0, 0]), matrix, strict=True)]
+    return summed
+
+
+def _number(value: Any) -> float:
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else math.nan
+
+
+def _names(directories: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that tell the runs apart."""
+    paths = [directory.resolve() for directory in directories]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise ConfigError(f"{directories[i]}: named twice; name each run once")
+    n_parts = 1
+    while len({path.parts[-n_parts:] for path in paths}) < len(paths):
+        n_parts += 1
+    return ["/".join(path.parts[-n_parts:]) for path in paths]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file; name the directory of a run") from None
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # the line that a running or killed run is writing
+            break
+    if not records:
+        raise ConfigError(f"{path}: holds no steps yet")
+    return records

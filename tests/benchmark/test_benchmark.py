@@ -1,0 +1,398 @@
+"""yocobit bench: what it counts and how it counts it. How fast anything is, no test says.
+
+Letters: G K/V heads   D head size
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from packed_models import nano
+from rich.console import Console
+
+from yocobit import Engine, _native
+from yocobit.benchmark import BenchmarkError, measure, print_report, to_dict
+from yocobit.benchmark import random_model as random_models
+from yocobit.benchmark.plan import Case, Plan
+from yocobit.benchmark.random_model import write_random_model
+from yocobit.benchmark.shapes import SHAPES, named_shape
+from yocobit.config import preset
+from yocobit.costs.traffic import multiply_adds, session_bytes, weight_bytes
+from yocobit.engine.session import CacheType, Session
+from yocobit.hardware import limits, machine
+
+# One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
+MIXED = nano("mixed", "ternary", window=4)
+CACHES = get_args(CacheType)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_random_model(MIXED, tmp_path_factory.mktemp("model") / "mixed")
+
+
+def plan(**changes) -> Plan:
+    fields = {
+        "prompts": "8", "generations": "4", "depths": "0", "batches": "1", "threads": "1",
+        "caches": "f16", "kernels": None, "repetitions": 1, "with_limits": False,
+    }  # fmt: skip
+    return Plan.parse(**{**fields, **changes})
+
+
+# ---- sessions filled with noise ----
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_filled_session_holds_noise_at_every_position(model, cache):
+    session = Engine(model, 1, None).session(300, cache)
+
+    _native.fill(session._native, 290)
+
+    assert session.position == 290
+    for layer, begin in ((0, 286), (2, 0), (3, 0)):
+        keys, values = session.keys_values(layer, begin, 290)
+        for found in (keys, values):  # (G, n, D)
+            assert np.abs(found).max(axis=2).min() > 0
+            assert np.abs(found).max() < 1.2
+    assert np.isfinite(session.feed([1, 2, 3])).all()
+
+
+def test_a_filled_session_takes_no_more_tokens_than_it_has_room_for(model):
+    session = Engine(model, 1, None).session(8)
+
+    with pytest.raises(ValueError, match="room for 9 tokens"):
+        _native.fill(session._native, 9)
+    _native.fill(session._native, 8)
+    with pytest.raises(ValueError, match="new session"):
+        _native.fill(session._native, 1)
+
+
+# ---- plans ----
+
+
+def test_a_plan_combines_everything_once():
+    cases = list(
+        plan(prompts="0,8", generations="4", depths="0,16", batches="1,2", caches="f16,f16").cases()
+    )
+
+    assert [case.name for case in cases] == [
+        "pp8 @ d0", "tg4 @ d0", "tg4 @ d0 b2",
+        "pp8 @ d16", "tg4 @ d16", "tg4 @ d16 b2",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": "1e3"}, "--depth must be integers with commas between them but is '1e3'"),
+        ({"prompts": "8,"}, "--prompt must be integers"),
+        ({"batches": "1,0"}, "--batch must be between 1 and 65536 but is 0"),
+        ({"threads": "2000"}, "--threads must be between 1 and 1024 but is 2000"),
+        ({"repetitions": 0}, "--repetitions must be between 1 and"),
+        ({"caches": "f16,q8"}, "--cache must be of f32, .* but is 'q8'"),
+        ({"kernels": "mmx"}, "--kernels must be one of scalar.* but is 'mmx'"),
+        ({"prompts": "0", "generations": "0"}, "nothing to measure"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(BenchmarkError, match=message):
+        plan(**changes)
+
+
+def test_a_case_that_needs_more_memory_than_there_is_is_refused_before_anything_runs(model):
+    case = Case("decode", 4, 1000, 3, "f16")
+    needed = weight_bytes(model) + 3 * session_bytes(MIXED, "f16", 1004) + 3 * 512 * 4
+
+    measure.check_memory(model, case, needed)
+    measure.check_memory(model, case, None)
+    with pytest.raises(BenchmarkError, match=r"tg4 @ d1000 b3 .* smaller --depth or --batch"):
+        measure.check_memory(model, case, needed - 1)
+
+
+def test_a_shape_that_is_larger_than_memory_is_refused():
+    with pytest.raises(BenchmarkError, match=r"needs 13\.8 GB but 1\.0 GB"):
+        random_models.check_memory(preset("3b"), "F32", "int8", 10**9)
+
+
+def test_yoco_shapes_have_the_size_of_the_transformer_they_are_named_after():
+    config = named_shape("150m-yoco")
+
+    assert config.layers == ("retention",) * 12 + ("cross",) * 12
+    assert config.replace(layers=SHAPES["150m"].layers) == SHAPES["150m"]
+
+
+# ---- what was measured ----
+
+
+def test_gmu_shapes_replace_every_second_cross_layer():
+    assert named_shape("tiny").layers[3:] == ("cross", "cross", "cross")
+    assert named_shape("tiny-gmu").layers[3:] == ("cross", "gmu", "cross")
+    assert named_shape("150m-yoco-gmu").layers[12:] == ("cross", "gmu") * 6
+    with pytest.raises(BenchmarkError, match="--shape must be one of"):
+        named_shape("150m-gmu")  # has no cross layers
+
+
+def test_percentiles_are_measured_values():
+    assert measure.percentiles([*range(100, 0, -1)]) == {
+        "p50": 50,
+        "p90": 90,
+        "p99": 99,
+        "max": 100,
+    }
+    assert measure.percentiles([7.0]) == {"p50": 7, "p90": 7, "p99": 7, "max": 7}
+
+
+def test_a_repetition_takes_in_the_tokens_it_names_at_the_depth_it_names(model, monkeypatch):
+    taken = []
+
+    class Spy(Session):
+        def feed(self, tokens, out=None):
+            taken.append((self.position, len(tokens)))
+            return super().feed(tokens, out)
+
+    monkeypatch.setattr("yocobit.engine.engine.Session", Spy)
+    monkeypatch.setattr(measure, "_warm_up", lambda engine: None)
+
+    measure.run(model, plan(generations="3", depths="40", repetitions=2), "mixed")
+
+    assert taken == 2 * [(40, 8), (40, 1), (41, 1), (42, 1)]
+
+
+def test_a_batch_is_decoded_in_step(model, monkeypatch):
+    taken = []
+
+    class Spy(Engine):
+        def step(self, sessions, tokens, out=None):
+            taken.append([session.position for session in sessions])
+            return super().step(sessions, tokens, out)
+
+    monkeypatch.setattr(measure, "Engine", Spy)
+
+    measure.run(model, plan(prompts="0", generations="2", batches="3", depths="9"), "mixed")
+
+    assert taken == [[9, 9, 9], [10, 10, 10]]
+
+
+@pytest.fixture(scope="module")
+def report(model):
+    chosen = plan(batches="1,3", depths="0,40", repetitions=2, with_limits=True)
+    return measure.run(model, chosen, "mixed")
+
+
+def test_json_has_these_keys(report):
+    fields = json.loads(json.dumps(to_dict(report)))
+
+    assert fields.keys() == {"machine", "kernels", "model", "repetitions", "limits", "tests"}
+    assert fields["machine"].keys() == {
+        "version", "commit", "cpu", "n_cpus", "features", "caches", "memory_bytes", "system",
+    }  # fmt: skip
+    assert fields["model"].keys() == {
+        "name", "config", "attention", "parameters", "weight_bytes_per_step",
+    }  # fmt: skip
+    assert fields["limits"][0].keys() == {
+        "threads", "dram_bytes_per_s", "last_level_bytes_per_s", "multiply_adds_per_s",
+        "instruction", "rounds",
+    }  # fmt: skip
+    for test in fields["tests"]:
+        assert test.keys() == {
+            "test", "kind", "n_tokens", "depth", "batch", "threads", "cache", "tokens_per_s",
+            "seconds", "ms_per_token", "bytes_per_token", "bytes_per_s", "roof", "roof_share",
+            "multiply_adds_per_token", "mixer_multiply_adds_per_token", "multiply_adds_per_s",
+            "int8_share", "session_bytes", "peak_bytes",
+        }  # fmt: skip
+
+
+def test_rates_follow_from_seconds_and_traffic(report):
+    fields = to_dict(report)
+    test = next(t for t in fields["tests"] if t["test"] == "tg4 @ d40 b3")
+    bound = fields["limits"][0]
+    middle = sum(test["seconds"]) / 2
+
+    assert test["tokens_per_s"]["median"] == pytest.approx(3 * 4 / middle)
+    assert test["tokens_per_s"]["min"] == pytest.approx(3 * 4 / max(test["seconds"]))
+    # A step is one token of each session: their sum is the time of the repetitions.
+    row = report.rows[fields["tests"].index(test)]
+    assert len(row.step_seconds) == 2 * 4
+    assert sum(row.step_seconds) == pytest.approx(sum(test["seconds"]))
+    assert test["ms_per_token"]["max"] == pytest.approx(1000 * max(row.step_seconds))
+    assert test["bytes_per_s"] == pytest.approx(12 * test["bytes_per_token"] / middle)
+    assert test["roof"] == "last_level"
+    assert test["roof_share"] == test["bytes_per_s"] / bound["last_level_bytes_per_s"]
+    best = max(bound["multiply_adds_per_s"].values())
+    assert test["int8_share"] == test["multiply_adds_per_s"] / best
+    assert test["multiply_adds_per_token"] == multiply_adds(MIXED, 1, 1)
+
+
+def test_prefill_counts_the_cross_decoder_for_one_token(report):
+    test = to_dict(report)["tests"][0]
+
+    assert test["test"] == "pp8 @ d0"
+    assert 8 * test["multiply_adds_per_token"] == multiply_adds(MIXED, 8, 1)
+    assert test["ms_per_token"] is test["bytes_per_s"] is test["roof"] is None
+
+
+def test_the_printed_report_cuts_nothing(report):
+    console = Console(file=io.StringIO(), width=40)
+
+    print_report(report, console)
+
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    for word in ("DRAM GB/s", "p99", "peak MB", "tg4 @ d40 b3", report.kernels, report.machine.cpu):
+        assert word in printed
+
+
+def test_a_report_names_the_attention(model):
+    report = measure.run(model.attending("index:256"), plan(prompts="0"), "mixed")
+    console = Console(file=io.StringIO(), width=200)
+
+    print_report(report, console)
+
+    assert to_dict(report)["model"]["attention"] == "index:256"
+    assert "attention index:256" in console.file.getvalue()
+
+
+# ---- the machine ----
+
+
+def test_limits_are_positive_and_finite(report):
+    assert [len(rounds) for rounds in report.limits.values()] == [2]
+    for found in report.limits[1]:
+        rates = [found.dram_bytes_per_s, found.last_level_bytes_per_s]
+        rates += found.multiply_adds_per_s.values()
+        assert all(0 < rate < math.inf for rate in rates)
+        assert set(found.multiply_adds_per_s) == set(_native.multiply_add_instructions())
+
+
+def test_the_best_of_the_rounds_counts():
+    a = limits.Limits(2, 10, 70, {"x": 1, "y": 8})
+    b = limits.Limits(2, 20, 60, {"x": 5, "y": 6})
+
+    assert limits.best([a]) == a
+    assert limits.best([a, b]) == limits.Limits(2, 20, 70, {"x": 5, "y": 8})
+    assert limits.best([a, b]).instruction == "y"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 48])
+def test_buffers_are_far_above_and_half_of_the_last_level(threads):
+    caches = machine.Caches(l2_bytes=1 << 19, last_bytes=32 << 20, last_shared_by=8)
+
+    dram, last_level = limits.buffer_bytes(threads, caches, 1 << 40)
+
+    assert 15 << 25 < dram * threads <= 16 << 25
+    assert last_level == (32 << 20) // min(threads, 8) // 2
+
+
+def test_buffers_leave_memory_and_stay_above_the_l2_cache():
+    caches = machine.Caches(l2_bytes=4 << 20, last_bytes=8 << 20, last_shared_by=8)
+
+    dram, last_level = limits.buffer_bytes(8, caches, 1 << 28)
+
+    assert dram * 8 == 1 << 26
+    assert last_level == 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: _native.read_bytes_per_s([], 4096, 1), "1 to 1024 CPUs"),
+        (lambda: _native.read_bytes_per_s([0], 4095, 1), "multiple of 4096 but is 4095"),
+        (lambda: _native.read_bytes_per_s([0], 4096, 0), "at least one pass"),
+        (lambda: _native.multiply_adds_per_s("abacus", [0], 1), "'abacus' is not supported"),
+    ],
+)
+def test_limits_of_nothing_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_measuring_limits_leaves_the_process_on_its_cpus():
+    before = machine.usable_cpus()
+
+    _native.read_bytes_per_s([before[0]], 1 << 16, 1)
+
+    assert machine.usable_cpus() == before
+
+
+def test_caches_are_read_as_linux_lists_them(tmp_path):
+    for i, (level, kind, size, cpus) in enumerate(
+        [("1", "Data", "32K", "0"), ("2", "Unified", "512K", "0"), ("2", "Instruction", "64K", "0"),
+         ("3", "Unified", "16M", "0-3,8-11")]
+    ):  # fmt: skip
+        index = tmp_path / f"index{i}"
+        index.mkdir()
+        texts = {"level": level, "type": kind, "size": size, "shared_cpu_list": cpus}
+        for name, text in texts.items():
+            (index / name).write_text(text + "\n")
+
+    assert machine.read_caches(tmp_path) == machine.Caches(512 << 10, 16 << 20, 3, 8, True)
+    assert not machine.read_caches(tmp_path / "missing").is_known
+
+
+def test_peak_memory_begins_anew_and_counts_what_is_gone_again():
+    machine.forget_peak()
+    before = machine.peak_bytes()
+
+    np.ones(100_000_000, dtype=np.uint8)
+
+    assert machine.peak_bytes() - before > 90_000_000
+    machine.forget_peak()
+    assert machine.peak_bytes() - before < 50_000_000
+
+
+def test_peak_memory_leaves_out_what_was_freed_before():
+    machine.forget_peak()
+    before = machine.peak_bytes()
+    # What stays between the pieces keeps the heap from shrinking by itself.
+    pieces, between = zip(
+        *((bytes(100_000 + i), bytes(1000 + i)) for i in range(2000)), strict=True
+    )
+    size = sum(map(len, pieces))
+
+    del pieces
+    machine.forget_peak()
+
+    assert size + len(between) > 200_000_000
+    assert machine.peak_bytes() - before < 50_000_000
+
+
+def run_script(name, *arguments, **environment):
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    return subprocess.run(
+        [sys.executable, path, *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.mark.parametrize(
+    "script", ["run", "peers", "on_chip", "serving_peers", "attention", "plan", "train_throughput"]
+)
+def test_a_benchmark_script_starts(script):
+    ended = run_script(script, "--help")
+
+    assert ended.returncode == 0, ended.stderr
+    assert "--rounds" in ended.stdout
+
+
+@pytest.mark.parametrize("script", ["peers", "on_chip", "serving_peers"])
+def test_a_benchmark_beside_llama_cpp_says_what_it_lacks(script, tmp_path):
+    (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('no', name='gguf')\n")
+    work = tmp_path / "work"
+    work.mkdir()
+
+    where = () if script == "serving_peers" else ("--work", str(work))
+    ended = run_script(script, "--rounds", "0", *where, PYTHONPATH=str(tmp_path))
+
+    assert ended.stderr == "error: gguf is not installed: pip install 'yocobit[peers]'\n"
+    assert not list(work.iterdir())  # nothing is made before

@@ -1,0 +1,45 @@
+"""The file of a benchmark's results: one recipe, whole at any time, and written as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def results_file(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "quality"))
+    import results_file
+
+    return results_file
+
+
+def test_a_new_file_says_what_made_it_and_keeps_what_is_added(results_file, tmp_path):
+    path = tmp_path / "results.json"
+
+    results = results_file.read(path, {"recipe": ["a"]})
+    results["runs"] = {"first": 1}
+    results_file.write(path, results)
+
+    assert results_file.read(path, {"recipe": ["a"]}) == {"recipe": ["a"], "runs": {"first": 1}}
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_file_of_another_recipe_is_not_added_to(results_file, tmp_path):
+    path = tmp_path / "results.json"
+    results_file.write(path, {"recipe": ["a"], "runs": {}})
+
+    with pytest.raises(SystemExit, match=r"results\.json: holds results of another recipe"):
+        results_file.read(path, {"recipe": ["a", "b"]})
+
+
+@pytest.mark.parametrize("name", ["quality_served", "quality_prose", "recall"])
+def test_a_committed_file_that_is_read_and_written_has_the_same_bytes(results_file, tmp_path, name):
+    path = BENCHMARKS / "results" / f"{name}.json"
+
+    results_file.write(tmp_path / path.name, results_file.read(path))
+
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()

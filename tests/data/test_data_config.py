@@ -1,0 +1,110 @@
+"""[data]: paths and tables of sources as a TOML file has them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from yocobit.config import ConfigError
+from yocobit.data.config import DataConfig, SourceConfig, sources
+from yocobit.training.config import TrainConfig, load
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+TOML = """
+[model]
+preset = "nano"
+[run]
+steps = 1
+[data]
+valid = ["valid.txt"]
+"""
+
+
+def data_of(tmp_path, text: str) -> DataConfig:
+    """The settings of a file with nothing else in it but what every file needs."""
+    (tmp_path / "run.toml").write_text(f'[model]\npreset = "nano"\n[run]\nsteps = 1\n{text}')
+    overrides = [] if "valid" in text else ["data.valid_every=2"]
+    return load(tmp_path / "run.toml", overrides).data
+
+
+def data(tmp_path, lines: str, *overrides: str) -> DataConfig:
+    (tmp_path / "run.toml").write_text(TOML + lines)
+    return load(tmp_path / "run.toml", overrides).data
+
+
+def test_paths_and_tables_are_sources_relative_to_the_file(tmp_path):
+    found = data(tmp_path, 'train = ["a/**/*.md", {path = "b.txt", by_line = true}]')
+
+    assert sources(found.train) == (
+        SourceConfig(path=str(tmp_path / "a/**/*.md")),
+        SourceConfig(path=str(tmp_path / "b.txt"), by_line=True),
+    )
+
+
+def test_examples_of_the_documentation_are_settings(tmp_path):
+    blocks = re.findall(r"```toml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+    found = [data_of(tmp_path, block) for block in blocks]
+
+    assert [len(config.train) for config in found] == [2, 2]
+    assert sources(found[1].train)[0].weight == 3.0
+
+
+def test_mixture_reads_as_tables_one_below_the_other(tmp_path):
+    lines = """
+        [[data.train]]
+        path = "prose/*.jsonl.zst"
+        weight = 3
+        [[data.train]]
+        path = "python-stdlib"
+        weight = 1
+    """
+    found = data(tmp_path, lines)
+
+    assert [source.weight for source in sources(found.train)] == [3.0, 1.0]
+    assert sources(found.train)[1].path == "python-stdlib"
+
+
+def test_tables_of_an_override_are_relative_to_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    found = data(tmp_path, 'train = ["a.txt"]', 'data.train=[{path="x/b.txt", text_field="body"}]')
+
+    (source,) = sources(found.train)
+    assert source == SourceConfig(path=str(tmp_path / "x/b.txt"), text_field="body")
+
+
+def test_config_with_tables_is_read_back_from_a_checkpoint(tmp_path):
+    (tmp_path / "run.toml").write_text(TOML + 'train = [{path = "a.txt", weight = 2}]')
+    config = load(tmp_path / "run.toml")
+
+    stored = json.loads(json.dumps(config.to_dict()))
+
+    assert stored["data"]["train"][0].keys() == {"path", "weight", "text_field", "by_line"}
+    assert TrainConfig.from_dict(stored, "train.json") == config
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('train = ["a", {path = "b", weight = 1}]', "must have a weight in every item or in none"),
+        ('train = [{path = "b", weight = 0}]', r"train\[0\]: weight must be above 0 but is 0"),
+        ('train = [{path = "b", weight = inf}]', r"train\[0\]: weight must be above 0 but is inf"),
+        ('train = ["a", {paht = "b"}]', r"train\[1\]: unknown key 'paht'; known keys: path"),
+        ("train = [{weight = 1}]", r"train\[0\]: key 'path' is missing"),
+        ("train = [1]", r"each item a string or a table but is \(1,\)"),
+        (
+            f"train = {[{'path': 'a', 'weight': 1}] * 1025}".replace(":", " ="),
+            "at most 1024 weights",
+        ),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(tmp_path, lines, message):
+    with pytest.raises(ConfigError, match=message):
+        data(tmp_path, lines.replace("'path'", "path").replace("'weight'", "weight"))
+
+
+def test_weight_of_validation_text_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="valid must have no weight"):
+        data(tmp_path, 'train = ["a"]', 'data.valid=[{path="v", weight=1}]')

@@ -1,0 +1,217 @@
+"""Imported BitNet b1.58 checkpoints: the engine gives what transformers' own model computes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from packed_models import tokenizer
+from safetensors.torch import load_file, save_file
+
+from yocobit import Engine
+from yocobit.config import ConfigError
+from yocobit.data.tokenizer import END
+from yocobit.importers import import_bitnet
+
+SHAPE = {
+    "vocab_size": 320,
+    "hidden_size": 128,
+    "intermediate_size": 264,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+TOKENS = np.random.default_rng(0).integers(0, 320, 60)
+
+
+def theirs(**changes):
+    """transformers' model with random weights, norms included, in float32."""
+    torch.manual_seed(0)
+    config = transformers.BitNetConfig(**{**SHAPE, **changes})
+    model = transformers.BitNetForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.normal_(std=0.05)
+    return model
+
+
+def quantised_logits(model):
+    """Logits of transformers' model with its own quantisers put around each projection.
+
+    The embedding, which is the head too, is rounded to int8 rows as the packed model rounds it.
+    """
+    with torch.no_grad():
+        weight = model.model.embed_tokens.weight
+        scale = weight.abs().amax(dim=1, keepdim=True) / 127
+        weight.copy_((weight / scale).round() * scale)
+        for name, module in model.named_modules():
+            if name.endswith("_proj"):
+                s = module.weight.abs().mean()
+                module.weight.copy_((module.weight / s).round().clamp(-1, 1) * s)
+                module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0]),))
+        return model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+
+
+def rounded(x):
+    scale = 127 / x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+    return (x * scale).round().clamp(-128, 127) / scale
+
+
+def pack_rows(codes):
+    """Four rows to a byte, as transformers packs them."""
+    parts = (codes + 1).to(torch.uint8).chunk(4)
+    return parts[0] | parts[1] << 2 | parts[2] << 4 | parts[3] << 6
+
+
+def save_packed(model, directory, linear_class):
+    """Save as the published checkpoint: packed codes and a scale per matrix."""
+    model.save_pretrained(directory)
+    tensors = load_file(directory / "model.safetensors")
+    for name in list(tensors):
+        if name.endswith("_proj.weight"):
+            s = tensors[name].abs().mean()
+            tensors[name] = pack_rows((tensors[name] / s).round().clamp(-1, 1))
+            scale = s if linear_class == "autobitlinear" else 1 / s
+            tensors[f"{name}_scale"] = scale.reshape(1)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    edit_config(
+        directory, quantization_config={"quant_method": "bitnet", "linear_class": linear_class}
+    )
+
+
+def edit_config(directory, **changes):
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def relative_error(logits, expected):
+    return np.abs(logits - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_engine_equals_transformers_on_master_weights(tmp_path, tied):
+    model = theirs(tie_word_embeddings=tied)
+    if not tied:
+        with torch.no_grad():  # exact in int8, as quantised_logits does for the embedding
+            head = model.lm_head.weight
+            scale = head.abs().amax(dim=1, keepdim=True) / 127
+            head.copy_((head / scale).round() * scale)
+    model.save_pretrained(tmp_path / "hf")
+
+    packed = import_bitnet(tmp_path / "hf", tmp_path / "model")
+
+    logits = Engine(packed, threads=2, kernels=None).logits(TOKENS)
+    assert relative_error(logits, quantised_logits(model)) < 5e-3
+
+
+@pytest.mark.parametrize("linear_class", ["autobitlinear", "bitlinear"])
+def test_packed_and_master_weights_import_alike(tmp_path, linear_class):
+    model = theirs()
+    model.save_pretrained(tmp_path / "masters")
+    save_packed(model, tmp_path / "packed", linear_class)
+
+    logits = [
+        Engine(import_bitnet(tmp_path / kind, tmp_path / f"{kind}-model"), 1, None).logits(TOKENS)
+        for kind in ("masters", "packed")
+    ]
+
+    assert relative_error(logits[1], logits[0]) < 5e-3  # the inverse of a scale rounds
+
+
+def test_bfloat16_and_shards_import(tmp_path):
+    model = theirs().bfloat16()
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+
+    whole = import_bitnet(tmp_path / "whole", tmp_path / "a")
+    shards = import_bitnet(tmp_path / "shards", tmp_path / "b")
+
+    assert whole.file.read_bytes() == shards.file.read_bytes()
+
+
+def test_generation_defaults_are_taken_over(tmp_path):
+    theirs().save_pretrained(tmp_path / "hf")
+    edit_config(tmp_path / "hf", eos_token_id=7, bos_token_id=5)
+    (tmp_path / "hf" / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [7, 9], "temperature": 0.6, "transformers_version": "5"})
+    )
+
+    packed = import_bitnet(tmp_path / "hf", tmp_path / "model")
+
+    engine = Engine(packed, threads=1, kernels=None)
+    assert engine.generation_config == {
+        "bos_token_id": 5,
+        "eos_token_id": [7, 9],
+        "temperature": 0.6,
+    }
+
+
+@pytest.mark.parametrize("is_apart", [True, False], ids=["a file", "of the tokenizer"])
+def test_chat_template_is_taken_over(tmp_path, is_apart):
+    source = tmp_path / "hf"
+    theirs(vocab_size=tokenizer().get_vocab_size()).save_pretrained(source)
+    edit_config(source, bos_token_id=0, eos_token_id=0)
+    (source / "generation_config.json").unlink()
+    hf = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer(), bos_token=END, eos_token=END
+    )
+    hf.save_pretrained(source)
+    hf.chat_template = (
+        "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}"
+        "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}Assistant: {% endif %}"
+    )
+    if is_apart:
+        (source / "chat_template.jinja").write_text(hf.chat_template)
+    else:
+        file = source / "tokenizer_config.json"
+        file.write_text(
+            json.dumps({**json.loads(file.read_text()), "chat_template": hf.chat_template})
+        )
+    said = [{"role": "user", "content": "Hello."}]
+
+    engine = Engine(import_bitnet(source, tmp_path / "model"), threads=1, kernels=None)
+
+    expected = hf.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert engine.encode(engine.chat_template.render(said)) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "llama"}, "model_type must be 'bitnet' but is 'llama'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be relu2 or silu but is 'gelu'"),
+        ({"attention_bias": True}, "attention_bias must be false but is true"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be 'default' but is 'yarn'"),
+        ({"head_dim": 64}, "head_dim must be hidden_size / num_attention_heads = 32 but is 64"),
+        ({"vocab_size": 321}, r"'model.embed_tokens.weight' must be floats of shape \[321, 128\]"),
+        ({"num_hidden_layers": 4}, r"'model.layers.3.input_layernorm.weight' is missing"),
+    ],
+)
+def test_what_cannot_run_is_refused_and_leaves_nothing(tmp_path, changes, message):
+    theirs().save_pretrained(tmp_path / "hf")
+    edit_config(tmp_path / "hf", **changes)
+
+    with pytest.raises(ConfigError, match=message):
+        import_bitnet(tmp_path / "hf", tmp_path / "model")
+
+    assert not (tmp_path / "model").exists()
+
+
+def test_code_3_is_refused(tmp_path):
+    save_packed(theirs(), tmp_path / "hf", "autobitlinear")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][5, 5] = 255
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ConfigError, match=r"'model.layers.1.mlp.up_proj.weight' must hold codes"):
+        import_bitnet(tmp_path / "hf", tmp_path / "model")

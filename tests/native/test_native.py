@@ -1,0 +1,114 @@
+"""What Python cannot see of the engine: the programs in tests/native, as the build left them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yocobit.config import ModelConfig, preset
+from yocobit.packing import PackedModel, expected_tensors
+from yocobit.packing.writer import write_model
+
+ROOT = Path(__file__).resolve().parents[2]
+STACKS = {
+    "yoco-gret": ("retention", "retention", "cross", "cross"),
+    "yoco-swa": ("window", "window", "cross", "cross"),
+    "yoco-gmu": ("retention", "window", "cross", "gmu"),
+    "transformer": ("full", "full"),
+}
+# In the order of the enumerations in native/.
+MIXERS = ("retention", "window", "full", "cross", "gmu")
+FEED_FORWARDS = ("swiglu", "relu2", "sign")
+WEIGHTS = ("ternary", "sign", "dense")
+ROPES = ("interleaved", "half", "none")
+CROSS_ATTENTIONS = ("full", "index", "window")
+CACHES = ("f32", "f16", "int8", "int4")
+
+
+def run(name: str, *arguments: object) -> str:
+    """Run a program of tests/native; fail with what it prints unless it ends well."""
+    built = sorted(ROOT.glob(f"build/cp*/tests/native/{name}"), key=lambda p: p.stat().st_mtime)
+    if not built:
+        pytest.skip(f"{name} is not built; run make setup")
+    ended = subprocess.run([built[-1], *map(str, arguments)], capture_output=True, text=True)
+    if ended.returncode == 77:
+        pytest.skip("this system has no seccomp")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def random_model(config: ModelConfig, head: str, directory: Path) -> PackedModel:
+    """Pack a model whose weights are small numbers."""
+    rng = np.random.default_rng(seed=0)
+    dtypes = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32}
+    tensors = {
+        name: rng.integers(0, 2, shape).astype(dtypes[dtype]) + np.array(1, dtypes[dtype])
+        for name, (dtype, shape) in expected_tensors(config, head=head).items()
+    }
+    return write_model(directory / "model", config, tensors, None, {})
+
+
+def describe(model: PackedModel, file: Path) -> Path:
+    """Write a description of the model for count_calls."""
+    config = model.config
+    numbers = [
+        *(config.vocab_size, config.d_model, config.d_ff, config.n_heads, config.n_kv_heads),
+        *(config.n_self_heads, config.n_self_kv_heads, config.window, len(config.layers)),
+        *map(MIXERS.index, config.layers),
+        *(FEED_FORWARDS.index(config.ffn), WEIGHTS.index(config.weights)),
+        *map(int, (config.sub_norm, config.tie_embeddings, config.scale_embedding)),
+        *(ROPES.index(config.retention_rope), ROPES.index(config.window_rope)),
+        *(ROPES.index(config.full_rope), ROPES.index(config.cross_rope)),
+        *(CROSS_ATTENTIONS.index(config.cross_attention), config.cross_positions),
+        *(config.rope_theta, config.norm_eps),
+    ]
+    lines = [str(model.file), " ".join(map(str, numbers))]
+    for name, tensor in model.tensors.items():
+        fields = (name, tensor.dtype, tensor.begin, tensor.end, len(tensor.shape), *tensor.shape)
+        lines.append(" ".join(map(str, fields)))
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("weights", "head", "cache"),
+    [("ternary", "int8", "f32"), ("sign", "int4", "f16"), ("dense", "int8", "int8")],
+)
+@pytest.mark.parametrize("stack", STACKS)
+def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, cache, tmp_path):
+    config = preset("nano").replace(layers=STACKS[stack], weights=weights)
+    description = describe(random_model(config, head, tmp_path), tmp_path / "description")
+
+    for threads in (1, 2, 3):
+        assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))
+
+
+@pytest.mark.parametrize(("attention", "cache"), [("index:128", "int4"), ("window:128", "f16")])
+def test_choosing_blocks_makes_no_allocation_and_no_system_call(attention, cache, tmp_path):
+    config = preset("nano").attending(attention)
+    description = describe(random_model(config, "int8", tmp_path), tmp_path / "description")
+
+    for threads in (1, 2, 3):
+        assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))
+
+
+def test_every_item_is_taken_once_by_pools_of_all_sizes():
+    assert "good" in run("thread_pool_stress")
+
+
+def test_threads_that_the_system_refuses_are_one_error(tmp_path):
+    path = random_model(preset("nano"), "int8", tmp_path).path
+    code = (
+        "import resource, yocobit\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"  # for the threads' stacks
+        f"yocobit.Engine.load({str(path)!r}, threads=1024)"
+    )
+
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert "RuntimeError: threads must be at most" in ended.stderr
+    assert ended.returncode == 1

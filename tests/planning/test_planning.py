@@ -1,0 +1,633 @@
+"""yocobit plan: bytes counted by hand, chips, bounds that move the right way, and sums of rates.
+
+How fast anything is, no test says: rates come from a meter that has them written down.
+
+Letters: C d_model   F d_ff   D head size
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import subprocess
+import sys
+
+import matplotlib
+import pytest
+from packed_models import nano
+from rich.console import Console
+
+from yocobit import _native
+from yocobit.benchmark.random_model import write_random_model
+from yocobit.benchmark.shapes import named_shape
+from yocobit.config import preset
+from yocobit.costs.traffic import decode_bytes
+from yocobit.costs.work import (
+    EMBEDDING,
+    HEAD,
+    KEYS_VALUES,
+    STATES,
+    WEIGHTS,
+    imagined_model,
+    work_of,
+)
+from yocobit.errors import UserError
+from yocobit.hardware.datasheets import Level, Machine
+from yocobit.planning import NAMED, Request, draw_plan, make_plan, open_shape, print_plan
+from yocobit.planning.meter import ProbeTimes
+from yocobit.planning.plan import make_meter
+from yocobit.planning.prediction import choosing_model, mean_rows, predict, probe_model
+from yocobit.planning.report import number, seconds, size
+from yocobit.planning.roofline import bound, chips_needed
+from yocobit.planning.variants import variants
+
+# Two retention and two cross layers: V 512, C 64, F 128, 4/2 heads of 16, retention heads of 32.
+NANO = nano("yoco-gret", "ternary")
+GROQ = NAMED["groq"]
+SMALL_CACHE = Machine(
+    name="test",
+    title="a cache and a memory",
+    levels=(Level("cache", 10**6, 100e9, "test"), Level("memory", 10**9, 10e9, "test")),
+    int8_per_s=1e12,
+    float_per_s=1e11,
+    rates_source="test",
+)
+
+
+def nano_work(cache="int8", context=100, batch=1, config=NANO):
+    return work_of(imagined_model(config, "F32", "int8"), cache, context, batch)
+
+
+# ---- bytes ----
+
+
+def test_parts_are_the_bytes_counted_by_hand():
+    # A row of up to 128 columns is one block of 32 bytes; each projection has a float32 scale.
+    ffn = 128 * 32 * 2 + 64 * 32 + 3 * 4 + 4 * (64 + 128)  # two norms, one of F
+    retention = 5 * (64 * 32 + 4) + 4 * 2 * 64 + 2 * 4 * 64  # decays in float32, two norms
+    cross = 2 * (64 * 32 + 4) + 2 * 4 * 64
+    shared = 2 * (32 * 32 + 4) + 4 * 64
+    table = 512 * 64 + 512 * 4
+    position = 2 * 2 * (16 + 4)  # int8 with a float32 scale for each head
+    states = 2 * 4 * 2 * 32 * 32
+
+    work = nano_work("int8", context=100, batch=3)
+
+    kept = {part.name: part.n_bytes for part in work.parts}
+    assert kept == {
+        WEIGHTS: 2 * retention + 2 * cross + 4 * ffn + shared + 4 * 64,
+        HEAD: table,
+        EMBEDDING: table,
+        KEYS_VALUES: 3 * 100 * position,
+        STATES: 3 * states,
+    }
+    # Both cross layers read every position.
+    assert work.part(KEYS_VALUES).read_bytes == 3 * 2 * 100 * position
+    assert work.part(STATES).read_bytes == 3 * 2 * states
+    assert work.part(EMBEDDING).read_bytes == 3 * (64 + 4)
+    assert work.cache_bytes_per_token == position
+
+
+def test_multiply_adds_of_a_step_are_those_counted_by_hand():
+    ffn = 3 * 64 * 128
+    weights = 2 * (5 * 64 * 64 + 2 * 64) + 2 * 2 * 64 * 64 + 4 * ffn + 2 * 32 * 64
+
+    work = nano_work(context=100, batch=2)
+
+    assert work.part(WEIGHTS).multiply_adds == 2 * weights
+    assert work.part(HEAD).multiply_adds == 2 * 512 * 64
+    assert work.part(KEYS_VALUES).multiply_adds == 2 * 2 * 2 * 64 * 100
+
+
+def test_rings_of_windows_are_keys_and_values():
+    config = nano("yoco-swa", "ternary", window=4)  # two layers, 2/2 heads of 32 in windows
+    ring, position = 2 * 2 * (32 + 4), 2 * 2 * (16 + 4)
+
+    work = nano_work(context=100, batch=3, config=config)
+
+    # Kept in whole tiles, with room for the 128 tokens at work.
+    assert work.part(KEYS_VALUES).n_bytes == 3 * (100 * position + 2 * 160 * ring)
+    assert work.part(KEYS_VALUES).touched_bytes == 3 * (100 * position + 2 * 4 * ring)
+    assert work.part(KEYS_VALUES).read_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
+    assert work.part(STATES).n_bytes == work.part(STATES).read_bytes == 0
+    assert work.cache_bytes_per_token == position
+
+
+@pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer", "mixed"])
+@pytest.mark.parametrize("weights", ["ternary", "dense"])
+def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
+    model = write_random_model(nano(stack, weights, window=4), tmp_path / "model")
+    imagined = imagined_model(model.config, "F32", "int8")
+
+    for each in (model, imagined):
+        work = work_of(each, "f16", 50, 3)
+        assert work.read_bytes == decode_bytes(model, "f16", 49, 1, 3)
+
+
+def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_for_every_layer():
+    position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
+    n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
+    tried = seen + 3 * 32  # four other blocks than the first and the last two, not one
+    full, index, window = (
+        nano_work(context=1000, batch=3, config=NANO.attending(to)).part(KEYS_VALUES)
+        for to in ("full", "index:128", "window:128")
+    )
+
+    assert window.read_bytes == 3 * 2 * seen * position
+    assert index.read_bytes == window.read_bytes + 3 * (n_blocks * bounds + tried * position)
+    assert window.touched_bytes == 3 * seen * position
+    assert index.touched_bytes == 3 * (n_blocks * bounds + tried * position)
+    assert full.touched_bytes == full.n_bytes == window.n_bytes < index.n_bytes
+    assert window.multiply_adds == 3 * 2 * 2 * 64 * seen
+    assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
+
+
+def test_an_index_reads_nothing_while_all_positions_are_attended_to():
+    index, full = (nano_work(context=96, config=NANO.attending(to)) for to in ("index:128", "full"))
+
+    assert index.read_bytes == full.read_bytes
+    assert index.cache_bytes > full.cache_bytes
+
+
+def test_a_session_grows_by_its_index_too():
+    work = nano_work(config=NANO.attending("index:128"))
+
+    # Bounds of a block, and of it four scores and two numbers, all of 32 positions.
+    assert work.cache_bytes_per_token == 2 * 2 * (16 + 4) + (128 + 4 * (4 + 2)) // 32
+
+
+def test_a_tied_head_is_kept_once_and_read_whole():
+    tied = nano_work(config=NANO.replace(tie_embeddings=True))
+
+    assert tied.part(EMBEDDING).n_bytes == 0
+    assert tied.part(HEAD).n_bytes == nano_work().part(EMBEDDING).n_bytes
+
+
+def test_a_prompt_leaves_out_what_lies_behind_the_early_exit():
+    work = nano_work(context=1000)
+    everything = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
+
+    assert work.prefill.early + work.prefill.late < 1000 * everything / 1.5
+    assert work.prefill.early == 1000 * (2 * (5 * 64 * 64 + 2 * 64 + 3 * 64 * 128) + 2 * 32 * 64)
+    assert work.prefill.attention == 0
+    assert 0 < work.early_bytes < work.part(WEIGHTS).n_bytes
+
+
+def test_attention_of_a_prompt_grows_with_its_square_in_a_transformer():
+    short, long = (
+        nano_work(context=n, config=nano("transformer", "ternary")).prefill.attention
+        for n in (100, 200)
+    )
+
+    assert short == 4 * 2 * 64 * (100 * 101 // 2)
+    assert 3.9 < long / short < 4.1
+
+
+def test_caches_grow_with_context_and_batch_and_weights_do_not():
+    one, longer, more = nano_work(context=100), nano_work(context=200), nano_work(batch=4)
+
+    assert longer.cache_bytes == 2 * one.cache_bytes
+    assert more.cache_bytes == 4 * one.cache_bytes
+    assert more.part(STATES).n_bytes == 4 * one.part(STATES).n_bytes
+    for name in (WEIGHTS, HEAD, EMBEDDING):
+        assert one.part(name) == dataclasses.replace(
+            longer.part(name), read_bytes=one.part(name).read_bytes
+        )
+        assert more.part(name).n_bytes == one.part(name).n_bytes
+
+
+# ---- chips and bounds ----
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "chips"), [(1, 1), (230_000_000, 1), (230_000_001, 2), (2_300_000_001, 11)]
+)
+def test_chips_are_as_many_as_hold_the_bytes(n_bytes, chips):
+    assert chips_needed(n_bytes, GROQ) == chips
+
+
+def test_keys_and_values_are_read_again_after_themselves_and_a_share_of_the_weights():
+    work = nano_work(context=1 << 16)
+    step = work.n_bytes - work.part(EMBEDDING).n_bytes
+
+    assert work.reuse_bytes(work.part(WEIGHTS)) == step
+    # Two cross layers; the first position counts with the states, hence the margin.
+    expected = work.cache_bytes + (step - work.cache_bytes) / 2
+    assert work.reuse_bytes(work.part(KEYS_VALUES)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_cache_of_a_transformer_is_read_again_after_the_whole_step():
+    work = nano_work(context=1000, config=nano("transformer", "ternary"))
+    step = work.n_bytes - work.part(EMBEDDING).n_bytes
+
+    assert work.reuse_bytes(work.part(KEYS_VALUES)) == pytest.approx(step, rel=1e-2)
+
+
+def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
+    work = nano_work("f16", 1 << 20, config=NANO.attending("window:2048"))
+    part = work.part(KEYS_VALUES)
+
+    assert work.reuse_bytes(part) < part.touched_bytes + work.part(WEIGHTS).n_bytes
+    assert part.touched_bytes < part.n_bytes / 400
+
+
+def test_a_part_lies_in_the_fastest_level_that_keeps_it_until_it_is_read_again():
+    def levels(context):
+        work = nano_work("f16", context)
+        return {place.part.name: place.level.name for place in bound(work, SMALL_CACHE).places}
+
+    # 128 bytes a position beside 0.15 MB, of which half goes by between two cross layers.
+    assert set(levels(6_000).values()) == {"cache"}
+    assert levels(7_000)[KEYS_VALUES] == "cache"
+    assert levels(7_000)[WEIGHTS] == "memory"
+    assert levels(8_000)[KEYS_VALUES] == "memory"
+
+
+def test_a_level_without_a_known_rate_is_read_at_that_of_the_next():
+    places = bound(nano_work(), NAMED["h100"]).places
+
+    assert {place.level.name for place in places} == {"L2"}
+    assert {place.read_from.name for place in places} == {"HBM3"}
+
+
+def test_a_step_takes_its_bytes_or_its_arithmetic_whichever_is_longer():
+    work = nano_work("f16", context=100)
+    products = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
+    mixers = work.part(KEYS_VALUES).multiply_adds + work.part(STATES).multiply_adds
+
+    limit = bound(work, SMALL_CACHE)
+
+    assert limit.memory_s == pytest.approx(work.read_bytes / 100e9)
+    assert limit.arithmetic_s == pytest.approx(products / 1e12 + mixers / 1e11)
+    assert limit.step_s == max(limit.memory_s, limit.arithmetic_s)
+    assert limit.tokens_per_s == 1 / limit.step_s
+
+
+@pytest.mark.parametrize(
+    "machine", [*NAMED.values(), SMALL_CACHE], ids=lambda machine: machine.name
+)
+def test_bounds_move_the_right_way(machine):
+    config = named_shape("150m-yoco")
+
+    def limit(context=4096, batch=1, cache="f16", on=machine):
+        return bound(nano_work(cache, context, batch, config), on)
+
+    base = limit()
+    faster = dataclasses.replace(
+        machine,
+        levels=tuple(
+            dataclasses.replace(level, bytes_per_s=level.bytes_per_s and 2 * level.bytes_per_s)
+            for level in machine.levels
+        ),
+        int8_per_s=2 * machine.int8_per_s,
+        float_per_s=2 * machine.float_per_s,
+    )
+    assert limit(on=faster).tokens_per_s == pytest.approx(2 * base.tokens_per_s)
+    assert limit(on=faster).prefill_s == pytest.approx(base.prefill_s / 2)
+    assert limit(context=8192).step_s > base.step_s
+    assert limit(context=8192).prefill_s > base.prefill_s
+    assert limit(batch=8).step_s > base.step_s
+    assert limit(batch=8).tokens_per_s > base.tokens_per_s
+    assert limit(cache="int4").memory_s < base.memory_s
+    attending = bound(nano_work("f16", 4096, config=config.attending("index:512")), machine)
+    assert attending.memory_s < base.memory_s
+    assert attending.arithmetic_s < base.arithmetic_s
+
+
+def test_many_chips_do_not_make_one_step_shorter_but_work_side_by_side():
+    work = nano_work("int4", 1 << 20, config=preset("3b").replace(weights="ternary"))
+
+    limit = bound(work, GROQ)
+
+    assert limit.chips == -(-work.n_bytes // 230_000_000) > 1
+    assert limit.memory_s == pytest.approx(work.read_bytes / 80e12)
+    fields = limit.to_dict()
+    assert fields["decode_tokens_per_s_at_once"] == limit.chips * limit.tokens_per_s
+    assert fields["prefill_tokens_per_s_at_once"] == limit.chips * limit.prefill_tokens_per_s
+
+
+def test_variants_are_the_same_width_and_depth_and_each_adds_one_thing():
+    config = named_shape("150m")
+
+    found = variants(config, "int8")
+
+    stacks = [(set(v.model.config.layers), v.model.config.weights, v.cache) for v in found]
+    assert stacks == [
+        ({"full"}, "dense", "f16"),
+        ({"retention", "cross"}, "dense", "f16"),
+        ({"full"}, "ternary", "f16"),
+        ({"retention", "cross"}, "ternary", "int4"),
+    ]
+    for each in found:
+        assert len(each.model.config.layers) == 24
+        assert each.model.config.d_model == config.d_model
+    assert found[0].model.tensors["layers.0.mixer.q_proj.weight"].dtype == "F16"
+
+
+def test_a_model_with_a_cross_decoder_keeps_its_layers():
+    config = nano("mixed", "ternary")
+
+    assert variants(config, "int8")[3].model.config.layers == config.layers
+
+
+def test_a_model_is_compared_with_stacks_that_attend_to_all_positions():
+    found = variants(NANO.attending("index:128"), "int8")
+
+    assert {each.model.config.attention for each in found} == {None, "full"}
+
+
+def test_every_figure_of_a_named_machine_has_a_source():
+    for machine in NAMED.values():
+        for source in (machine.rates_source, *(level.source for level in machine.levels)):
+            assert source.startswith("https://")
+
+
+# ---- predictions ----
+
+
+class WrittenMeter:
+    """A meter whose rates are the same for whatever is asked."""
+
+    def __init__(self, threads=1, times=None):
+        self.threads = threads
+        self.times = times or ProbeTimes(0.0, 0.0, 128)
+        self.asked = []
+
+    def product(self, stored, n, m, k, n_bytes):
+        self.asked.append(("product", stored, n, n_bytes))
+        return 1e9
+
+    def attention(self, cache, n_queries, head_dim, n_bytes):
+        self.asked.append(("attention", cache, n_queries, n_bytes))
+        return 2e9
+
+    def retention(self, n, head_dim, n_bytes):
+        self.asked.append(("retention", n, n_bytes))
+        return 4e9
+
+    def choice(self, model, cache, context):
+        self.asked.append(("choice", model.config, cache, context))
+        return 1e-3
+
+    def probe(self, model, cache, batch):
+        return self.times
+
+
+def predicted(meter, context=1000, batch=1, cache="int8", config=NANO):
+    model = imagined_model(config, "F32", "int8")
+    work = work_of(model, cache, context, batch)
+    return work, predict(model, work, meter, "scalar")
+
+
+def test_a_step_is_predicted_as_the_sum_of_bytes_by_rates():
+    work, prediction = predicted(WrittenMeter(), batch=2)
+
+    read = {part.name: part.read_bytes for part in work.parts}
+    expected = (read[WEIGHTS] + read[HEAD]) / 1e9 + read[KEYS_VALUES] / 2e9 + read[STATES] / 4e9
+    assert prediction.step_s == pytest.approx(expected)
+    assert prediction.tokens_per_s == pytest.approx(2 / expected)
+
+
+def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
+    meter = WrittenMeter()
+    work, _ = predicted(meter, context=1 << 20)
+
+    step = work.reuse_bytes(work.part(WEIGHTS))
+    assert ("product", "ternary", 1, step) in meter.asked
+    assert ("product", "int8", 1, step) in meter.asked
+    assert ("attention", "int8", 2, work.reuse_bytes(work.part(KEYS_VALUES))) in meter.asked
+
+
+def test_what_an_index_chooses_is_read_by_every_layer_and_chosen_once():
+    index, window = (NANO.attending(f"{kind}:128") for kind in ("index", "window"))
+    meter = WrittenMeter()
+
+    _, chosen = predicted(meter, batch=3, config=index)
+    _, given = predicted(WrittenMeter(), batch=3, config=window)
+
+    assert chosen.decode["choice of blocks"] == pytest.approx(3e-3)
+    assert chosen.step_s == pytest.approx(given.step_s + 3e-3)
+    assert chosen.prefill_s == pytest.approx(given.prefill_s + 1e-3)
+    (config, cache, context) = next(each[1:] for each in meter.asked if each[0] == "choice")
+    assert (config.layers, config.attention) == (("retention", "cross"), "index:128")
+    assert (config.n_heads, config.n_kv_heads, config.d_model) == (4, 2, 64)
+    assert (cache, context) == ("int8", 1000)
+
+
+def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
+    meter = WrittenMeter()
+
+    _, prediction = predicted(meter, context=128, config=NANO.attending("index:128"))
+
+    assert "choice of blocks" not in prediction.decode
+    assert "choice" not in {each[0] for each in meter.asked}
+
+
+def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer():
+    model = imagined_model(NANO, "F32", "int8")
+    probe, shrunk = probe_model(model)
+    kernels = predicted(WrittenMeter(), context=1, config=probe.config)[1].step_s
+
+    _, plain = predicted(WrittenMeter())
+    _, slower = predicted(WrittenMeter(times=ProbeTimes(kernels + 2e-3, 0.0, 128)))
+
+    assert probe.config.layers == ("retention", "cross")
+    assert shrunk == 1
+    # A millisecond for each of the probe's two layers, of which the model has four.
+    assert slower.step_s - plain.step_s == pytest.approx(4e-3)
+
+
+def test_a_prompt_is_predicted_from_the_layers_before_the_exit():
+    work, prediction = predicted(WrittenMeter(), context=1024)
+
+    weights = 8 * work.early_bytes / 1e9  # 128 tokens at a time
+    states = 8 * 2 * (2 * 4 * 64 * 32) / 4e9
+    assert prediction.prefill[WEIGHTS] == pytest.approx(weights)
+    assert prediction.prefill[STATES] == pytest.approx(states)
+    assert KEYS_VALUES not in prediction.prefill
+    step = prediction.decode[HEAD] + prediction.decode[KEYS_VALUES] + prediction.decode[WEIGHTS]
+    assert prediction.prefill["last token"] < step
+    assert predicted(WrittenMeter(), context=1024, batch=3)[1].prefill == prediction.prefill
+
+
+def test_threads_that_share_rows_go_through_all_weights_each():
+    one, two = WrittenMeter(1), WrittenMeter(2)
+
+    alone = predicted(one, context=1024)[1].prefill[WEIGHTS]
+    shared = predicted(two, context=1024)[1].prefill[WEIGHTS]
+
+    assert ("product", "ternary", 128) in {each[:3] for each in one.asked}
+    assert ("product", "ternary", 64) in {each[:3] for each in two.asked}
+    assert shared == pytest.approx(2 * alone)
+
+
+def test_a_wide_model_is_probed_by_a_narrow_one():
+    model = imagined_model(preset("3b"), "F32", "int8")
+
+    probe, shrunk = probe_model(model)
+
+    assert shrunk == 3072 / probe.config.d_model > 1
+    assert probe.config.head_dim == 128
+    assert sum(t.end - t.begin for t in probe.tensors.values()) <= 64 << 20
+
+
+def test_mean_rows_weigh_each_projection_by_its_inputs():
+    config = nano("retention", "ternary")
+    rows = 2 * (5 * 64 * 64 + 2 * 64 + 3 * 64 * 128) / (2 * (6 * 64 + 2 * 64 + 128))
+
+    assert mean_rows(config) == rows // 8 * 8
+
+
+# ---- rates of single kernels ----
+
+
+@pytest.mark.parametrize("kernels", _native.supported_kernels())
+def test_every_kernel_has_a_rate(kernels):
+    for stored in ("ternary", "sign", "int8", "int4", "f16", "f32"):
+        for n in (1, 33):
+            assert _native.product_bytes_per_s(kernels, stored, n, 16, 72, [0], 4096, 1) > 0
+    for cache in ("f32", "f16", "int8", "int4"):
+        assert _native.attention_bytes_per_s(kernels, cache, 3, 24, [0, 0], 4096, 1) > 0
+    assert _native.retention_bytes_per_s(kernels, 5, 16, [0], 4096, 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("measure", "arguments", "message"),
+    [
+        ("product_bytes_per_s", ("int3", 1, 8, 64), "'int3' is not known"),
+        ("product_bytes_per_s", ("ternary", 1, 9, 64), "m must be a multiple of 8"),
+        ("attention_bytes_per_s", ("f16", 1, 12), "head_dim must be a multiple of 8"),
+        ("retention_bytes_per_s", (0, 16), "n must be between 1"),
+    ],
+)
+def test_a_rate_that_cannot_be_measured_is_refused(measure, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(_native, measure)("scalar", *arguments, [0], 4096, 1)
+
+
+# ---- what people see ----
+
+
+def request(**changes):
+    fields = {"context": 4096, "batch": 1, "cache": "f16", "machine": "groq"}
+    return Request(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": 0}, "--context must be between 1 and 4294967296 but is 0"),
+        ({"batch": 1 << 17}, "--batch must be between 1 and 65536 but is 131072"),
+        ({"cache": "q8"}, "--cache must be of f32, .* but is 'q8'"),
+        ({"machine": "tpu"}, "--machine must be one of here, groq, h100 but is 'tpu'"),
+        ({"threads": 1}, "--threads goes with --machine here"),
+        ({"kernels": "avx2"}, "--kernels goes with --machine here"),
+        ({"machine": "here", "kernels": "mmx"}, "--kernels must be one of scalar.* but is 'mmx'"),
+        ({"machine": "here", "threads": 0}, "--threads must be between 1 and 1024 but is 0"),
+    ],
+)
+def test_a_request_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        request(**changes)
+
+
+@pytest.mark.parametrize("machine", NAMED)
+def test_a_report_fits_a_hundred_columns(machine):
+    name, model = open_shape(None, "3b", None, None)
+    plan = make_plan(name, model, request(machine=machine, context=1 << 20, cache="int4"))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum("this model" in line for line in lines) == 2
+
+
+def test_the_choice_of_an_index_is_measured_here():
+    meter = make_meter(request(machine="here", threads=1))
+    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
+
+    assert meter.choice(model, "int4", 4096) > 0
+
+
+def test_a_choice_is_measured_once(monkeypatch):
+    meter = make_meter(request(machine="here", threads=1))
+    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
+    measured = []
+    monkeypatch.setattr(type(meter), "_choice", lambda *a: measured.append(a[1:]) or 1e-3)
+
+    for context in (4096, 4096, 8192):
+        assert meter.choice(model, "int4", context) == 1e-3
+
+    assert measured == [(model, "int4", 4096), (model, "int4", 8192)]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeypatch, batch):
+    monkeypatch.setitem(NAMED, "groq", SMALL_CACHE)
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(batch=batch, context=8_000 // batch))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    heading, *lines = console.file.getvalue().split("a token reads")[1].splitlines()
+    assert heading.split() == ["from", "cache", "from", "memory"]
+    for row, line in zip(plan.rows, lines, strict=False):
+        by_level = row.bound.read_bytes_by_level()
+        read = [size(by_level[name] / batch) for name in ("cache", "memory") if name in by_level]
+        assert " ".join(line.split()).endswith(" ".join(read))
+        assert sum(by_level.values()) == row.work.read_bytes
+
+
+def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(context=1 << 20))
+    here = dataclasses.replace(SMALL_CACHE, name="here", levels=SMALL_CACHE.levels[:1])
+    rows = [dataclasses.replace(r, bound=bound(r.work, here)) for r in plan.rows]
+    plan = dataclasses.replace(plan, machine=here, own=rows[-1], others=tuple(rows[:-1]))
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    assert all(row.bound.chips > 1 for row in rows)
+    assert "Transformer" not in console.file.getvalue().split("a token reads")[1]
+
+
+@pytest.mark.parametrize(("batch", "reader"), [(1, "token"), (3, "step")])
+def test_a_picture_says_what_a_token_or_a_step_of_a_batch_reads(
+    tmp_path, monkeypatch, batch, reader
+):
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(batch=batch))
+
+    draw_plan(plan, tmp_path / "plan.svg")
+
+    keys_values = plan.own.work.part(KEYS_VALUES)
+    drawn = (tmp_path / "plan.svg").read_text()
+    assert f"{size(keys_values.n_bytes)}, a {reader} reads {size(keys_values.read_bytes)}" in drawn
+
+
+def test_a_plan_never_imports_torch():
+    code = (
+        "import sys; from yocobit.planning import *; "
+        "name, model = open_shape(None, 'nano', None, None); "
+        "make_plan(name, model, Request(context=9, batch=1, cache='f16', machine='groq')); "
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        (size(999), "999 B"), (size(1000), "1 kB"), (size(999_600), "1 MB"),
+        (size(1.5e15), "1,500 TB"), (number(99.97), "100"), (number(0.5), "0.5"),
+        (seconds(2e-6), "2 us"), (seconds(0.9996), "1 s"), (seconds(60), "60 s"),
+    ],
+)  # fmt: skip
+def test_numbers_have_three_digits_and_a_unit(shown, text):
+    assert shown == text

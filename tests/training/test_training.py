@@ -1,0 +1,141 @@
+"""Runs: what they do, and that what they report is what happened."""
+
+import pytest
+import torch
+from rich.console import Console
+from training_runs import records, run
+
+from yocobit.config import ConfigError, preset
+from yocobit.data.tokenizer import train_tokenizer
+from yocobit.model import Decoder
+from yocobit.tracking.progress import Progress
+from yocobit.training import checkpoint, loop
+from yocobit.training.config import load as load_config
+from yocobit.training.sample import sample
+
+
+def test_run_repeats_itself_and_another_seed_does_not(toml, tmp_path):
+    losses = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(toml, tmp_path / name, "run.steps=3", f"run.seed={seed}")
+        losses.append([record["loss"] for record in records(tmp_path / name)])
+
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_metrics_have_a_record_per_step_with_rate_and_tokens(toml, tmp_path):
+    run(toml, tmp_path / "run", "optim.learning_rate=0.5", "run.steps=6", "run.eval_every=4")
+
+    found = records(tmp_path / "run")
+
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
+    assert [record["tokens"] for record in found] == [32, 64, 96, 128, 160, 192]
+    rates = [0.25, 0.5, 0.5, 0.375, 0.25, 0.125]  # two steps of warm-up, then to zero
+    assert [record["lr"] for record in found] == pytest.approx(rates)
+    with_bits = [record["step"] for record in found if "valid_bits_per_byte" in record]
+    assert with_bits == [4, 6]
+
+
+def test_training_lowers_the_loss(toml, tmp_path):
+    run(toml, tmp_path / "run", "run.steps=40", "optim.learning_rate=0.01")
+
+    losses = [record["loss"] for record in records(tmp_path / "run")]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_console_shows_loss_speed_remaining_time_and_sample(toml, tmp_path, capsys):
+    console = Console(width=200)
+    overrides = ["run.sample_every=12", "run.prompt=def x", "run.steps=12"]
+
+    loop.train(load_config(toml, overrides), tmp_path / "run", resume=False, console=console)
+
+    shown = capsys.readouterr().out
+    assert "vocabulary 270" in shown
+    assert "step 12/12  loss" in shown and "tokens/s" in shown and "0:00 left" in shown
+    assert "step 12: def x" in shown
+    assert "bits/byte on the validation text" in shown
+
+
+def test_first_loss_counts_no_more_in_the_progress_line_than_the_others(capsys):
+    progress = Progress(Console(width=200), tokens_per_step=10)
+
+    for step, loss in enumerate([10.0, 2.0, 2.0, 2.0], start=1):
+        progress.update(step, 4, loss, loss, None)
+
+    # Weights 0.95^3, 0.95^2, 0.95 and 1 over their sum.
+    assert capsys.readouterr().out == "step 4/4  loss 3.849  3 tokens/s  0:00 left\n"
+
+
+WARM_UP = "steps of warm-up: the learning rate reaches"
+
+
+@pytest.mark.parametrize("budget", ["run.steps=3", "run.minutes=0.0005"])
+def test_run_shorter_than_the_warm_up_of_its_recipe_says_so(toml, tmp_path, capsys, budget):
+    toml.write_text(toml.read_text().replace("warmup_steps = 2", "").replace('kind = "linear"', ""))
+    config = load_config(toml, ["optim.recipe=bitnet", budget])
+
+    saved = loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
+
+    n = checkpoint.load_state(saved).total_steps
+    message = f"warning: the run ends after {n} of its 375 {WARM_UP} {n / 375:.0%} and never falls"
+    (line,) = (s for s in capsys.readouterr().out.splitlines() if WARM_UP in s)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(("steps", "n_lines"), [(2, 1), (3, 0)])
+def test_run_longer_than_its_warm_up_says_nothing(toml, tmp_path, capsys, steps, n_lines):
+    config = load_config(toml, [f"run.steps={steps}"])
+
+    loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
+
+    assert capsys.readouterr().out.count(WARM_UP) == n_lines
+
+
+def test_sample_is_the_same_for_the_same_seed():
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["def x"], 270)
+    model = Decoder(preset("nano").replace(vocab_size=tokenizer.get_vocab_size()))
+
+    texts = [sample(model, tokenizer, "def", 20, 1.0, seed) for seed in (0, 0, 1)]
+
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_missing_text_is_named(toml, tmp_path):
+    (tmp_path / "train.txt").unlink()
+
+    with pytest.raises(ConfigError, match=r"train\.txt: no such file or directory"):
+        run(toml, tmp_path / "run")
+
+
+def test_best_checkpoint_is_that_of_the_lowest_evaluation(toml, tmp_path):
+    """A learning rate that ruins the model in the end: the best step is not the last."""
+    settings = ["run.steps=12", "run.eval_every=2", "run.checkpoint_every=5", "run.keep=1"]
+    ruin = ["schedule.warmup_steps=12", "optim.learning_rate=3.0", "optim.matrix_learning_rate=3.0"]
+    run(toml, tmp_path / "run", *settings, *ruin)
+
+    bits = {r["step"]: b for r in records(tmp_path / "run") if (b := r.get("valid_bits_per_byte"))}
+    lowest = min(bits, key=bits.get)
+    best, last = checkpoint.best(tmp_path / "run"), checkpoint.last(tmp_path / "run")
+
+    assert lowest < 12
+    assert best.name == f"step-{lowest:06d}" and last.name == "step-000012"
+    assert checkpoint.load_state(best).valid_bits_per_byte == bits[lowest]
+    assert sorted(path.name for path in best.parent.iterdir()) == sorted({best.name, last.name})
+
+
+def test_best_is_found_on_the_same_text_each_time(toml, tmp_path, monkeypatch):
+    """The last evaluation is of the whole text: its figure does not compare with the others."""
+    sizes = []
+
+    def fake(logits, shard, end, context, max_tokens, processes):
+        sizes.append(max_tokens)
+        return 2.0 if max_tokens else 1.0
+
+    monkeypatch.setattr(loop, "bits_per_byte", fake)
+    saved = run(toml, tmp_path / "run", "run.eval_tokens=32")
+
+    state = checkpoint.load_state(saved)
+    assert sizes == [32, 32, None]
+    assert (state.best_step, state.best_bits_per_byte, state.valid_bits_per_byte) == (6, 2.0, 1.0)
