@@ -41,7 +41,7 @@ TRIED_BLOCKS = 4  # for each other one that an index chooses
 _FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of cross attention, unless all
 _BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
 
-CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # what its blocks may mix by
+CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has a record of each mixer
 
 
 class ConfigError(ValueError):

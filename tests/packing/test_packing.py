@@ -17,11 +17,12 @@ from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig, preset
 from yocobit.costs import describe, summarize
 from yocobit.data.tokenizer import train_tokenizer
+from yocobit.mixers import parameter_shapes
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
 from yocobit.packing import PackedModelError, pack, read_model, verify, writer
 from yocobit.packing.layout import quantize_rows, unpack_sign, unpack_ternary
-from yocobit.packing.reader import header_sha256, is_projection, is_table, parameter_shapes
+from yocobit.packing.reader import header_sha256, is_projection, is_table
 from yocobit.training import checkpoint
 
 KINDS = ["ternary", "sign", "dense"]

@@ -11,7 +11,8 @@ import math
 from typing import Any
 
 from yocobit.config import BLOCK, ModelConfig
-from yocobit.packing.reader import PackedModel, is_table, parameter_shapes
+from yocobit.mixers import parameter_shapes
+from yocobit.packing.reader import PackedModel, is_table
 
 # Bits of a cached value, and bytes of the scale of each position and head (native/cache.h).
 CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.mixers import parameter_shapes
 from yocobit.packing.layout import pack_int4, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
     CHAT_TEMPLATE,
@@ -27,7 +28,6 @@ from yocobit.packing.reader import (
     PackedModel,
     is_projection,
     is_table,
-    parameter_shapes,
 )
 from yocobit.packing.writer import Array, check_new, write_model
 

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.data.chat import END_OF_TURN
 from yocobit.data.tokenizer import END
+from yocobit.mixers import parameter_shapes
 from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, quantize_rows
 from yocobit.packing.reader import (
     CHAT_TEMPLATE,
@@ -28,7 +29,6 @@ from yocobit.packing.reader import (
     PackedModel,
     is_projection,
     is_table,
-    parameter_shapes,
 )
 from yocobit.packing.writer import Array, check_new, write_model
 

@@ -3,7 +3,7 @@
 Checks structure, the hashes of header and config.json, and that norms and scales are finite; it
 does not read the weights themselves (verify.py does). docs/format.md is the format.
 
-Letters: C d_model   F d_ff   V vocab_size   M output features   K input features
+Letters: M output features   K input features
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from yocobit.config import CROSS_DECODER, ModelConfig
+from yocobit.config import ModelConfig
+from yocobit.mixers import parameter_shapes
 from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
 
 MODEL = "model.safetensors"
@@ -90,39 +91,6 @@ def read_model(path: Path) -> PackedModel:
     except (OSError, RecursionError) as error:  # the latter: JSON that is nested too deeply
         raise PackedModelError(f"{path}: cannot be read ({error})") from None
     return PackedModel(config, path, file, tensors, metadata)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every trained parameter, in the order of the model."""
-    C, F, V = config.d_model, config.d_ff, config.vocab_size
-    shared = config.n_kv_heads * config.head_dim  # width of K and V
-    widths = {"retention": C, "window": config.n_self_kv_heads * config.self_head_dim}
-    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, C)}
-    for i, mixer in enumerate(config.layers):
-        parts: dict[str, tuple[int, ...]] = {"mixer_norm": (C,)}
-        parts["mixer.g_proj" if mixer == "gmu" else "mixer.q_proj"] = (C, C)
-        if mixer not in CROSS_DECODER:
-            width = widths.get(mixer, shared)
-            parts |= {"mixer.k_proj": (width, C), "mixer.v_proj": (width, C)}
-        if mixer == "retention":
-            parts |= {"mixer.g_proj": (C, C), "mixer.decay_proj": (config.n_self_heads, C)}
-        if config.sub_norm:
-            parts["mixer.sub_norm"] = (C,)
-        parts |= {"mixer.out_proj": (C, C), "ffn_norm": (C,)}
-        if config.ffn != "sign":
-            parts["ffn.gate_proj"] = (F, C)
-        parts["ffn.up_proj"] = (F, C)
-        if config.sub_norm and config.ffn != "sign":
-            parts["ffn.sub_norm"] = (F,)
-        parts["ffn.down_proj"] = (C, F)
-        shapes |= {f"layers.{i}.{part}.weight": shape for part, shape in parts.items()}
-    if config.has_cross_decoder:
-        shapes["shared_kv.norm.weight"] = (C,)
-        shapes |= {f"shared_kv.{part}.weight": (shared, C) for part in ("k_proj", "v_proj")}
-    shapes["norm.weight"] = (C,)
-    if not config.tie_embeddings:
-        shapes["head.weight"] = (V, C)
-    return shapes
 
 
 def is_table(name: str) -> bool:

@@ -27,8 +27,8 @@ from yocobit.costs.work import (
     imagined_model,
     work_of,
 )
+from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
-from yocobit.packing.reader import parameter_shapes
 from yocobit.planning.meter import Meter
 
 _TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels.h)

@@ -1,0 +1,243 @@
+"""The closed tables of token mixers and FFN kinds: one record each.
+
+A record says everything about its kind that is not arithmetic: parameters, place in the stack, KV
+cache, recurrent state. Whatever counts, lays out, validates or loads parameters iterates over the
+records. The arithmetic of mixer NAME is model/mixers/NAME.py and native/engine/mixers/NAME.cpp.
+
+Letters: C d_model   H query heads   G KV heads   D head size   F d_ff   V vocab_size
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from yocobit.config import FeedForwardKind, Mixer, ModelConfig, RopeKind
+
+# What a parameter is: a matrix that `weights` quantises is a "projection"; "norm" and "float" stay
+# in float32 in every model.
+Role = Literal["embedding", "head", "projection", "norm", "float"]
+
+# The K and V that a layer attends to: of all positions, of the last `window` positions, the
+# cross-decoder's one shared cache, or none.
+KvCacheKind = Literal["per_token", "ring", "shared", "none"]
+
+
+class Parameter(NamedTuple):
+    """Shape and role of one trained parameter."""
+
+    shape: tuple[int, ...]
+    role: Role
+
+
+class Heads(NamedTuple):
+    """The heads of a mixer."""
+
+    n_heads: int  # H
+    n_kv_heads: int  # G
+    head_dim: int  # D
+
+    @property
+    def kv_width(self) -> int:
+        """Width of K, and of V: G D."""
+        return self.n_kv_heads * self.head_dim
+
+
+Parameters = dict[str, Parameter]  # in the order of the model
+
+
+@dataclass(frozen=True)
+class MixerSpec:
+    """One kind of token mixer, y (T, C) of x (T, C)."""
+
+    name: Mixer
+    decoder: Literal["self", "cross"]  # the half of the stack in which it stands
+    parameters: Callable[[ModelConfig], Parameters]  # NAME of layers.I.mixer.NAME.weight
+    heads: Callable[[ModelConfig], Heads] | None = None
+    rope_field: str | None = None  # the field of ModelConfig that names its position encoding
+    kv_cache: KvCacheKind = "none"
+    state_shape: Callable[[ModelConfig], tuple[int, ...]] | None = None  # float32, of a sequence
+    reads_memory: bool = False  # what the last self-decoder layer mixed
+
+    def rope(self, config: ModelConfig) -> RopeKind:
+        """Return the position encoding of its queries and keys."""
+        kind: RopeKind = getattr(config, self.rope_field) if self.rope_field else "none"
+        return kind
+
+    def state_values(self, config: ModelConfig) -> int:
+        """Return the number of values in the recurrent state of one sequence."""
+        return math.prod(self.state_shape(config)) if self.state_shape else 0
+
+    def state_bytes(self, config: ModelConfig) -> int:
+        """Return the bytes of the recurrent state of one sequence."""
+        return 4 * self.state_values(config)
+
+    def state_multiply_adds(self, config: ModelConfig) -> int:
+        """Return the multiply-adds per token with the recurrent state: one update and one read."""
+        return 2 * self.state_values(config)
+
+    def attention_multiply_adds(self, config: ModelConfig) -> int:
+        """Return the multiply-adds per token and attended position: one score, one value."""
+        if self.kv_cache == "none" or self.heads is None:
+            return 0
+        heads = self.heads(config)
+        return 2 * heads.n_heads * heads.head_dim
+
+
+@dataclass(frozen=True)
+class FeedForwardSpec:
+    """One kind of FFN, y (T, C) of x (T, C), through F features."""
+
+    name: FeedForwardKind
+    has_gate: bool  # act(W_gate x) * (W_up x), not act(W_up x)
+    has_sub_norm: bool  # of the input of W_down, if the model has SubLN
+
+    def parameters(self, config: ModelConfig) -> Parameters:
+        """Return NAME of layers.I.ffn.NAME.weight."""
+        C, F = config.d_model, config.d_ff
+        parameters: Parameters = {}
+        if self.has_gate:
+            parameters["gate_proj"] = Parameter((F, C), "projection")
+        parameters["up_proj"] = Parameter((F, C), "projection")
+        if self.has_sub_norm and config.sub_norm:
+            parameters["sub_norm"] = Parameter((F,), "norm")
+        parameters["down_proj"] = Parameter((C, F), "projection")
+        return parameters
+
+
+def _self_heads(config: ModelConfig) -> Heads:
+    """Return the heads of sliding-window attention."""
+    return Heads(config.n_self_heads, config.n_self_kv_heads, config.self_head_dim)
+
+
+def _retention_heads(config: ModelConfig) -> Heads:
+    return Heads(config.n_self_heads, config.n_self_heads, config.self_head_dim)
+
+
+def _heads(config: ModelConfig) -> Heads:
+    """Return the heads of full and cross attention."""
+    return Heads(config.n_heads, config.n_kv_heads, config.head_dim)
+
+
+def _projections(config: ModelConfig, *names: str) -> Parameters:
+    C = config.d_model
+    return {name: Parameter((C, C), "projection") for name in names}
+
+
+def _keys_values(config: ModelConfig, heads: Heads) -> Parameters:
+    shape = heads.kv_width, config.d_model
+    return {name: Parameter(shape, "projection") for name in ("k_proj", "v_proj")}
+
+
+def _output(config: ModelConfig) -> Parameters:
+    """Return the output projection, and the SubLN before it."""
+    norm = {"sub_norm": Parameter((config.d_model,), "norm")} if config.sub_norm else {}
+    return norm | _projections(config, "out_proj")
+
+
+def _retention(config: ModelConfig) -> Parameters:
+    decay = {"decay_proj": Parameter((config.n_self_heads, config.d_model), "float")}
+    projections = _projections(config, "q_proj", "k_proj", "v_proj", "g_proj")
+    return projections | decay | _output(config)
+
+
+def _window(config: ModelConfig) -> Parameters:
+    keys_values = _keys_values(config, _self_heads(config))
+    return _projections(config, "q_proj") | keys_values | _output(config)
+
+
+def _full(config: ModelConfig) -> Parameters:
+    keys_values = _keys_values(config, _heads(config))
+    return _projections(config, "q_proj") | keys_values | _output(config)
+
+
+def _cross(config: ModelConfig) -> Parameters:
+    return _projections(config, "q_proj") | _output(config)
+
+
+def _gmu(config: ModelConfig) -> Parameters:
+    return _projections(config, "g_proj") | _output(config)
+
+
+def _retention_state(config: ModelConfig) -> tuple[int, ...]:
+    H, D = config.n_self_heads, config.self_head_dim
+    return H, D, D
+
+
+_MIXERS = (
+    MixerSpec(
+        "retention",
+        decoder="self",
+        parameters=_retention,
+        heads=_retention_heads,
+        rope_field="retention_rope",
+        state_shape=_retention_state,
+    ),
+    MixerSpec(
+        "window",
+        decoder="self",
+        parameters=_window,
+        heads=_self_heads,
+        rope_field="window_rope",
+        kv_cache="ring",
+    ),
+    MixerSpec(
+        "full",
+        decoder="self",
+        parameters=_full,
+        heads=_heads,
+        rope_field="full_rope",
+        kv_cache="per_token",
+    ),
+    MixerSpec(
+        "cross",
+        decoder="cross",
+        parameters=_cross,
+        heads=_heads,
+        rope_field="cross_rope",
+        kv_cache="shared",
+    ),
+    MixerSpec("gmu", decoder="cross", parameters=_gmu, reads_memory=True),
+)
+MIXERS: dict[Mixer, MixerSpec] = {spec.name: spec for spec in _MIXERS}
+
+_FEED_FORWARDS = (
+    FeedForwardSpec("swiglu", has_gate=True, has_sub_norm=True),
+    FeedForwardSpec("relu2", has_gate=True, has_sub_norm=True),
+    # Its activation is -1 or +1 already, which needs no norm.
+    FeedForwardSpec("sign", has_gate=False, has_sub_norm=False),
+)
+FEED_FORWARDS: dict[FeedForwardKind, FeedForwardSpec] = {spec.name: spec for spec in _FEED_FORWARDS}
+
+
+def layer_mixers(config: ModelConfig) -> list[MixerSpec]:
+    """Return the mixer of each layer, from input to output."""
+    return [MIXERS[name] for name in config.layers]
+
+
+def model_parameters(config: ModelConfig) -> Parameters:
+    """Return shape and role of every trained parameter, in the order of the model."""
+    C, V = config.d_model, config.vocab_size
+    norm = Parameter((C,), "norm")
+    parameters: Parameters = {"embedding.weight": Parameter((V, C), "embedding")}
+    for i, mixer in enumerate(layer_mixers(config)):
+        block = {"mixer_norm": norm}
+        block |= {f"mixer.{name}": p for name, p in mixer.parameters(config).items()}
+        block["ffn_norm"] = norm
+        feed_forward = FEED_FORWARDS[config.ffn].parameters(config)
+        block |= {f"ffn.{name}": p for name, p in feed_forward.items()}
+        parameters |= {f"layers.{i}.{name}.weight": p for name, p in block.items()}
+    if config.has_cross_decoder:
+        shared = {"norm": norm} | _keys_values(config, _heads(config))
+        parameters |= {f"shared_kv.{name}.weight": p for name, p in shared.items()}
+    parameters["norm.weight"] = norm
+    if not config.tie_embeddings:
+        parameters["head.weight"] = Parameter((V, C), "head")
+    return parameters
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every trained parameter, in the order of the model."""
+    return {name: parameter.shape for name, parameter in model_parameters(config).items()}
