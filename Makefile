@@ -1,7 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; both set themselves up.
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE := CMakeLists.txt $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*)
+NATIVE_SOURCES := $(shell find native tests/native -name "*.cpp" -o -name "*.h" -o -name "*.inc")
+NATIVE := CMakeLists.txt tests/native/CMakeLists.txt $(NATIVE_SOURCES)
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
@@ -45,8 +46,7 @@ check: setup
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror \
-	  $(wildcard native/*.cpp native/*.h native/*.inc tests/native/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 
 # Address and undefined behaviour in the engine, under Python; races in the pool, without it.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)

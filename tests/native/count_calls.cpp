@@ -22,7 +22,7 @@
 #include <cstdlib>
 #include <fstream>
 
-#include "engine.h"
+#include "engine/engine.h"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <ctime>
 #include <vector>
 
-#include "thread_pool.h"
+#include "runtime/thread_pool.h"
 
 namespace yocobit {
 namespace {

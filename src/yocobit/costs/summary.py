@@ -14,9 +14,9 @@ from yocobit.config import BLOCK, ModelConfig
 from yocobit.mixers import parameter_shapes
 from yocobit.packing.reader import PackedModel, is_table
 
-# Bits of a cached value, and bytes of the scale of each position and head (native/cache.h).
+# Bits of a cached value, and bytes of the scale of each position and head (engine/kv_cache.h).
 CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
-ENGINE_ROWS = 128  # tokens that the engine takes in together (native/decoder.h)
+ENGINE_ROWS = 128  # tokens that the engine takes in together (native/engine/decoder.h)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The native kernels of native/row_kernels.h as operators of PyTorch; norm.py has their twins.
+"""The kernels of native/kernels/row_kernels.h as operators of PyTorch; norm.py has their twins.
 
 Letters: N tokens   K features   H heads   D head size
 """

@@ -32,7 +32,7 @@ _MIB = 1 << 20
 _PASSES = 25  # of a loop, the median of which counts
 _MOST_BYTES = 512 * _MIB  # that are read: more would come from DRAM as these do
 _ROUNDS, _STEPS = 10, 40  # of the probe: the fastest round counts, a machine may be busy for some
-_PROBE_TOKENS = 128  # that the engine takes in together (native/decoder.h)
+_PROBE_TOKENS = 128  # that the engine takes in together (native/engine/decoder.h)
 _CHOICES = 5  # rounds of a choice of blocks: the fastest counts
 
 

@@ -31,8 +31,8 @@ from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
 from yocobit.planning.meter import Meter
 
-_TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels.h)
-_PARTITION = 512  # positions that attention takes at a time (native/decoder.h)
+_TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels/kernels.h)
+_PARTITION = 512  # positions that attention takes at a time (native/engine/decoder.h)
 _PROBE_VOCABULARY = 256
 _NARROW_D_FF = 64
 _LARGEST_PROBE = 64 << 20  # bytes
@@ -236,7 +236,7 @@ def _attention_heads(config: ModelConfig) -> tuple[int, int]:
 
 
 def _stored(model: PackedModel, what: str) -> str:
-    """Return how weights or head are stored, as native/kernel_rates.cpp names it."""
+    """Return how weights or head are stored, as native/probes/kernel_rates.cpp names it."""
     config = model.config
     dtype = model.tensors[head_name(model)].dtype
     if what == "weights" and config.weights != "dense":

@@ -1,0 +1,190 @@
+// What yocobit bench and plan need of the engine: limits of the machine, rates of single kernels,
+// and sessions filled in a moment.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/kernel_arguments.h"
+#include "engine/session.h"
+#include "probes/kernel_rates.h"
+#include "probes/machine_limits.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace yocobit {
+namespace {
+
+constexpr int64_t kPage = 4096;
+
+void check(const std::vector<int>& cpus, int n_passes) {
+  if (cpus.empty() || cpus.size() > 1024 || n_passes < 1) {
+    throw std::invalid_argument("limits: need 1 to 1024 CPUs and at least one pass but got " +
+                                std::to_string(cpus.size()) + " and " + std::to_string(n_passes));
+  }
+}
+
+std::vector<std::string> multiply_add_instructions() {
+  std::vector<std::string> names;
+  for (auto* loop = supported_multiply_adds(); *loop; ++loop) {
+    names.emplace_back((*loop)->instruction);
+  }
+  return names;
+}
+
+double measured_multiply_adds(const std::string& instruction, const std::vector<int>& cpus,
+                              int n_passes) {
+  check(cpus, n_passes);
+  for (auto* loop = supported_multiply_adds(); *loop; ++loop) {
+    if (instruction != (*loop)->instruction) continue;
+    nb::gil_scoped_release release;
+    return multiply_adds_per_s(**loop, cpus.data(), static_cast<int>(cpus.size()), n_passes);
+  }
+  throw std::invalid_argument("instruction '" + instruction + "' is not supported by this CPU");
+}
+
+double measured_read(const std::vector<int>& cpus, int64_t size, int n_passes) {
+  check(cpus, n_passes);
+  if (size < kPage || size % kPage) {
+    throw std::invalid_argument("limits: size must be a positive multiple of 4096 but is " +
+                                std::to_string(size));
+  }
+  nb::gil_scoped_release release;
+  return read_bytes_per_s(cpus.data(), static_cast<int>(cpus.size()), size, n_passes);
+}
+
+// Check what the rates of kernels have in common, and call measure(kernels, threads).
+template <typename Measure>
+double measured_rate(const std::string& kernels, const std::vector<int>& cpus, int64_t size,
+                     int n_passes, const Measure& measure) {
+  check(cpus, n_passes);
+  require(size > 0, "rates: size must be positive");
+  const Kernels& chosen = named(supported_kernels(), kernels);
+  const Threads threads = {
+      .cpus = cpus.data(), .n = static_cast<int>(cpus.size()), .n_passes = n_passes};
+  nb::gil_scoped_release release;
+  return measure(chosen, threads);
+}
+
+template <typename Enum>
+Enum known(const std::string& name, std::initializer_list<std::pair<const char*, Enum>> values) {
+  for (const auto& [each, value] : values) {
+    if (name == each) return value;
+  }
+  throw std::invalid_argument("rates: '" + name + "' is not known to the engine");
+}
+
+double measured_product(const std::string& kernels, const std::string& stored, int n, int m, int k,
+                        const std::vector<int>& cpus, int64_t size, int n_passes) {
+  require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
+  require(m > 0 && m % kRowsPerGroup == 0 && m <= 1 << 20, "rates: m must be a multiple of 8");
+  require(k > 0 && k % 8 == 0 && k <= 1 << 17, "rates: k must be a multiple of 8");
+  const auto kind = known<Stored>(stored, {{"ternary", Stored::ternary},
+                                           {"sign", Stored::sign},
+                                           {"int8", Stored::i8},
+                                           {"int4", Stored::i4},
+                                           {"f16", Stored::f16},
+                                           {"f32", Stored::f32}});
+  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
+    return product_bytes_per_s(chosen, kind, n, m, k, size, threads);
+  });
+}
+
+double measured_attention(const std::string& kernels, const std::string& cache, int n_queries,
+                          int head_dim, const std::vector<int>& cpus, int64_t size, int n_passes) {
+  require(n_queries > 0 && n_queries <= 8192, "rates: n_queries must be between 1 and 8192");
+  require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= kMaxHeadDim,
+          "rates: head_dim must be a multiple of 8, at most 1024");
+  const auto type = known<FloatType>(cache, {{"f32", FloatType::f32},
+                                             {"f16", FloatType::f16},
+                                             {"int8", FloatType::i8},
+                                             {"int4", FloatType::i4}});
+  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
+    return attention_bytes_per_s(chosen, type, n_queries, head_dim, size, threads);
+  });
+}
+
+double measured_retention(const std::string& kernels, int n, int head_dim,
+                          const std::vector<int>& cpus, int64_t size, int n_passes) {
+  require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
+  require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= kMaxHeadDim,
+          "rates: head_dim must be a multiple of 8, at most 1024");
+  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
+    return retention_bytes_per_s(chosen, n, head_dim, size, threads);
+  });
+}
+
+// Rows of noise in [-1, 1), one after the other and again from the first.
+class Noise {
+ public:
+  explicit Noise(int size) : size_(size), values_(size_t{kRows} * size) {
+    uint32_t random = 1;
+    for (float& value : values_) {
+      random = random * 1664525u + 1013904223u;
+      value = static_cast<float>(random) * 0x1p-31f - 1.0f;
+    }
+  }
+
+  const float* next() {
+    row_ = (row_ + 1) % kRows;
+    return &values_[static_cast<size_t>(row_) * size_];
+  }
+
+ private:
+  static constexpr int kRows = 61;
+  int size_, row_ = 0;
+  std::vector<float> values_;
+};
+
+// Make a new session hold n positions of noise: what follows then takes as long as after n tokens.
+// Only the last of them are stored where no more are kept.
+void fill(Session& session, int64_t n) {
+  if (session.position != 0 || n < 0 || n > session.max_tokens) {
+    throw std::invalid_argument("fill: needs a new session with room for " + std::to_string(n) +
+                                " tokens but it holds " + std::to_string(session.position) +
+                                " of " + std::to_string(session.max_tokens));
+  }
+  const Kernels* kernels = nullptr;
+  for (auto* each = supported_kernels(); *each; ++each) kernels = *each;
+  const auto fill_cache = [&](KeyValueCache& cache) {
+    Noise noise(cache.head_dim());
+    for (int head = 0; head < cache.n_heads(); ++head) {
+      for (int64_t i = std::max<int64_t>(0, n - cache.capacity()); i < n; ++i) {
+        cache.store(*kernels, head, i, noise.next(), noise.next());
+      }
+    }
+  };
+  nb::gil_scoped_release release;
+  for (LayerState& layer : session.layers) {
+    if (layer.kv) fill_cache(*layer.kv);
+  }
+  if (session.shared) fill_cache(*session.shared);
+  session.index(*kernels, 0, n);
+  std::fill_n(session.tokens.get(), n, 0);
+  session.position = n;
+}
+
+}  // namespace
+
+void bind_benchmark(nb::module_& m) {
+  m.def("multiply_add_instructions", &multiply_add_instructions);
+  m.def("multiply_adds_per_s", &measured_multiply_adds, "instruction"_a, "cpus"_a, "n_passes"_a);
+  m.def("read_bytes_per_s", &measured_read, "cpus"_a, "size"_a, "n_passes"_a);
+  m.def("product_bytes_per_s", &measured_product, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a,
+        "cpus"_a, "size"_a, "n_passes"_a);
+  m.def("attention_bytes_per_s", &measured_attention, "kernels"_a, "cache"_a, "n_queries"_a,
+        "head_dim"_a, "cpus"_a, "size"_a, "n_passes"_a);
+  m.def("retention_bytes_per_s", &measured_retention, "kernels"_a, "n"_a, "head_dim"_a, "cpus"_a,
+        "size"_a, "n_passes"_a);
+  m.def("fill", &fill, "session"_a, "n"_a);
+}
+
+}  // namespace yocobit

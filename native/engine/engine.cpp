@@ -1,0 +1,154 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cfenv>
+#include <stdexcept>
+#include <utility>
+
+namespace yocobit {
+namespace {
+
+// Denormals and rounding as the standard has them while we compute, whatever the caller set.
+class DefaultFloatEnvironment {
+ public:
+  DefaultFloatEnvironment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatEnvironment() { std::fesetenv(&saved_); }
+
+ private:
+  std::fenv_t saved_;
+};
+
+void check_size(int64_t needed, int64_t size) {
+  if (size != needed) {
+    throw std::invalid_argument("session: " + std::to_string(needed) +
+                                " bytes are to be copied but there is room for " +
+                                std::to_string(size));
+  }
+}
+
+void append_rows(Session& session, const int32_t* tokens, int64_t n, std::vector<Row>& rows) {
+  for (int64_t i = 0; i < n; ++i) {
+    rows.push_back({.session = &session, .position = session.position + i, .token = tokens[i]});
+  }
+}
+
+}  // namespace
+
+Engine::Engine(const std::string& path, const ModelConfig& config,
+               const std::map<std::string, TensorEntry>& tensors, const Kernels& kernels,
+               int n_threads)
+    : model_(path, config, tensors),
+      kernels_(kernels),
+      pool_(n_threads),
+      decoder_(model_, kernels_, pool_) {
+  rows_.reserve(Decoder::kMaxRows);
+}
+
+void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits) {
+  const std::lock_guard<std::mutex> turn(mutex_);
+  check(session, tokens, n);
+  for (int64_t begin = 0; begin < n; begin += Decoder::kMaxRows) {
+    const int64_t size = std::min<int64_t>(Decoder::kMaxRows, n - begin);
+    const bool has_last = which == Logits::last && begin + size == n;
+    rows_.clear();
+    append_rows(session, tokens + begin, size, rows_);
+    forward(which == Logits::all ? size : has_last, logits);
+    if (which == Logits::all) logits += size * model_.config.vocab_size;
+  }
+}
+
+void Engine::step(const std::vector<Prompt>& prompts, Session* const* sessions,
+                  const int32_t* tokens, int n, float* logits) {
+  const std::lock_guard<std::mutex> turn(mutex_);
+  ++n_steps_;
+  rows_.clear();
+  for (const Prompt& prompt : prompts) {
+    check(*prompt.session, prompt.tokens, prompt.n);
+    enter_step(*prompt.session);
+    append_rows(*prompt.session, prompt.tokens, prompt.n, rows_);
+  }
+  for (int i = 0; i < n; ++i) {
+    check(*sessions[i], tokens + i, 1);
+    enter_step(*sessions[i]);
+    append_rows(*sessions[i], tokens + i, 1, rows_);
+  }
+  forward(n, logits);
+}
+
+// Take in rows_; write the logits of the last n_logits of them.
+void Engine::forward(int64_t n_logits, float* logits) {
+  const DefaultFloatEnvironment environment;
+  const int64_t V = model_.config.vocab_size, n = static_cast<int64_t>(rows_.size());
+  for (int64_t begin = 0; begin < n; begin += Decoder::kMaxRows) {
+    const int size = static_cast<int>(std::min<int64_t>(Decoder::kMaxRows, n - begin));
+    const int64_t first = n - n_logits;  // row that has logits
+    const int64_t wanted = std::clamp<int64_t>(begin + size - first, 0, size);
+    decoder_.forward(&rows_[begin], size, static_cast<int>(wanted),
+                     logits + std::max<int64_t>(0, begin - first) * V);
+    for (int64_t row = begin; row < begin + size; ++row) {
+      Session& session = *rows_[row].session;
+      session.tokens[session.position++] = rows_[row].token;
+    }
+  }
+}
+
+void Engine::copy_state(Session& session, uint8_t* out, int64_t size) {
+  const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
+  check_size(session.state_bytes(session.position), size);
+  session.copy_state(out);
+}
+
+void Engine::copy_positions(Session& session, int64_t begin, int64_t end, uint8_t* out,
+                            int64_t size) {
+  const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
+  if (begin < 0 || begin > end || end > session.position) {
+    throw std::invalid_argument("session: holds " + std::to_string(session.position) +
+                                " tokens, so positions " + std::to_string(begin) + " to " +
+                                std::to_string(end) + " cannot be copied");
+  }
+  check_size((end - begin) * session.bytes_per_position(), size);
+  session.copy_positions(begin, end, out);
+}
+
+void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
+                     const std::vector<Bytes>& pieces) {
+  const std::lock_guard<std::mutex> turn(mutex_);
+  check_own(session);
+  session.restore(kernels_, tokens, n, state, kept, pieces);
+}
+
+void Engine::enter_step(Session& session) {
+  if (std::exchange(session.last_step, n_steps_) == n_steps_) {
+    throw std::invalid_argument("step: sessions must differ but one is given twice");
+  }
+}
+
+void Engine::check_own(const Session& session) const {
+  if (&session.model != &model_) {
+    throw std::invalid_argument("session: must be of this engine but is of another");
+  }
+}
+
+void Engine::check(const Session& session, const int32_t* tokens, int64_t n) const {
+  check_own(session);
+  const int V = model_.config.vocab_size;
+  for (int64_t i = 0; i < n; ++i) {
+    if (tokens[i] < 0 || tokens[i] >= V) {
+      throw std::invalid_argument("token " + std::to_string(i) + " must be in [0, " +
+                                  std::to_string(V) + ") but is " + std::to_string(tokens[i]));
+    }
+  }
+  if (n > session.max_tokens - session.position) {
+    throw std::invalid_argument("session: has room for " + std::to_string(session.max_tokens) +
+                                " tokens and holds " + std::to_string(session.position) + ", so " +
+                                std::to_string(n) +
+                                " more do not fit; make it with a larger max_tokens");
+  }
+}
+
+}  // namespace yocobit

@@ -1,0 +1,196 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "engine/decoder.h"
+
+namespace yocobit {
+
+namespace {
+
+int64_t retention_bytes(const ModelConfig& config) {
+  return int64_t{sizeof(float)} * config.d_model * config.self_head_dim();  // [H][D][D]
+}
+
+[[noreturn]] void refuse(const std::string& why) {
+  throw std::invalid_argument("session: cannot be restored: " + why);
+}
+
+void check_restore(const Session& session, const int32_t* tokens, int64_t n, Bytes state,
+                   int64_t kept, const std::vector<Bytes>& pieces) {
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  if (n > session.max_tokens) {
+    refuse("it has room for " + number(session.max_tokens) + " tokens but is given " + number(n));
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (tokens[i] < 0 || tokens[i] >= session.model.config.vocab_size) {
+      refuse("token " + number(i) + " must be in the vocabulary of " +
+             number(session.model.config.vocab_size) + " but is " + number(tokens[i]));
+    }
+  }
+  if (kept < 0 || kept > std::min(n, session.position) ||
+      !std::equal(tokens, tokens + kept, session.tokens.get())) {
+    refuse("it does not hold the first " + number(kept) + " tokens");
+  }
+  if (state.size != session.state_bytes(n)) {
+    refuse("the state after " + number(n) + " tokens has " + number(session.state_bytes(n)) +
+           " bytes but is given " + number(state.size));
+  }
+  const int64_t size = session.bytes_per_position();
+  int64_t total = 0;
+  for (const Bytes& piece : pieces) {
+    if (piece.size % std::max<int64_t>(1, size) != 0) {
+      refuse("positions have " + number(size) + " bytes each but a piece has " +
+             number(piece.size));
+    }
+    total += piece.size;
+  }
+  if (total != (n - kept) * size) {
+    refuse(number(n - kept) + " positions have " + number((n - kept) * size) +
+           " bytes but are given " + number(total));
+  }
+}
+
+}  // namespace
+
+Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_type)
+    : model(model), max_tokens(max_tokens) {
+  const ModelConfig& config = model.config;
+  if (max_tokens < 1 || max_tokens > int64_t{1} << 40) {
+    throw std::invalid_argument("max_tokens must be between 1 and 2^40 but is " +
+                                std::to_string(max_tokens));
+  }
+  tokens = make_buffer<int32_t>(max_tokens);
+  for (int i = 0; i < model.n_self_layers; ++i) {
+    LayerState& state = layers.emplace_back();
+    const int self_dim = config.self_head_dim(), dim = config.head_dim();
+    if (config.layers[i] == Mixer::retention) {
+      const size_t bytes = retention_bytes(config);
+      state.retention = make_buffer<float>(bytes / sizeof(float));
+      std::memset(state.retention.get(), 0, bytes);
+    } else if (config.layers[i] == Mixer::window) {
+      state.kv.emplace(cache_type, config.n_self_kv_heads, self_dim,
+                       int64_t{config.window} + Decoder::kMaxRows);
+    } else {
+      state.kv.emplace(cache_type, config.n_kv_heads, dim, max_tokens);
+    }
+  }
+  if (model.has_cross_decoder()) {
+    shared.emplace(cache_type, config.n_kv_heads, config.head_dim(), max_tokens);
+    if (config.cross_attention == CrossAttention::index) blocks.emplace(config, max_tokens);
+  }
+}
+
+const KeyValueCache* Session::keys_values(int layer) const {
+  if (layer >= static_cast<int>(layers.size())) return &*shared;
+  return layers[layer].kv ? &*layers[layer].kv : nullptr;
+}
+
+SessionMemory Session::memory() const {
+  SessionMemory memory = {};
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].retention) {
+      memory.retention += retention_bytes(model.config);
+    }
+    if (!layers[i].kv) continue;
+    const KeyValueCache& kv = *layers[i].kv;
+    const bool is_window = model.config.layers[i] == Mixer::window;
+    (is_window ? memory.window : memory.full) += kv.capacity() * kv.bytes_per_position();
+    if (!is_window) memory.full_per_token += kv.bytes_per_position();
+  }
+  if (shared) {
+    memory.shared_kv_per_token = shared->bytes_per_position();
+    memory.shared_kv = shared->capacity() * shared->bytes_per_position();
+  }
+  if (blocks) memory.index = blocks->bytes();
+  return memory;
+}
+
+int64_t Session::bytes_per_position() const {
+  const SessionMemory sizes = memory();
+  return sizes.shared_kv_per_token + sizes.full_per_token;
+}
+
+int64_t Session::state_bytes(int64_t position) const {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].retention) bytes += retention_bytes(model.config);
+    if (model.config.layers[i] == Mixer::window) {
+      bytes +=
+          std::min<int64_t>(position, model.config.window) * layers[i].kv->bytes_per_position();
+    }
+  }
+  return bytes;
+}
+
+template <typename Visit>
+void Session::for_each_growing(const Visit& visit) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (model.config.layers[i] == Mixer::full) visit(*layers[i].kv);
+  }
+  if (shared) visit(*shared);
+}
+
+// Retention states, and caches whose positions [begin, position) are still seen.
+template <typename VisitRetention, typename VisitWindow>
+void Session::for_each_state(int64_t position, const VisitRetention& visit_retention,
+                             const VisitWindow& visit_window) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].retention) {
+      visit_retention(layers[i].retention.get(), retention_bytes(model.config));
+    }
+    if (model.config.layers[i] != Mixer::window) continue;
+    visit_window(*layers[i].kv, std::max<int64_t>(0, position - model.config.window));
+  }
+}
+
+void Session::copy_positions(int64_t begin, int64_t end, uint8_t* out) {
+  for_each_growing([&](KeyValueCache& cache) { out = cache.copy_out(begin, end, out); });
+}
+
+void Session::copy_state(uint8_t* out) {
+  for_each_state(
+      position,
+      [&](const float* state, int64_t bytes) {
+        std::memcpy(out, state, bytes);
+        out += bytes;
+      },
+      [&](KeyValueCache& cache, int64_t begin) { out = cache.copy_out(begin, position, out); });
+}
+
+void Session::index(const Kernels& kernels, int64_t begin, int64_t end) {
+  if (!blocks) return;
+  for (int head = 0; head < shared->n_heads(); ++head) {
+    blocks->update(kernels, *shared, head, begin, end);
+  }
+}
+
+void Session::restore(const Kernels& kernels, const int32_t* new_tokens, int64_t n, Bytes state,
+                      int64_t kept, const std::vector<Bytes>& pieces) {
+  check_restore(*this, new_tokens, n, state, kept, pieces);
+  std::copy_n(new_tokens, n, tokens.get());
+  for_each_state(
+      n,
+      [&](float* memory, int64_t bytes) {
+        std::memcpy(memory, state.data, bytes);
+        state.data += bytes;
+      },
+      [&](KeyValueCache& cache, int64_t begin) {
+        state.data = cache.copy_in(begin, n, state.data);
+      });
+  int64_t begin = kept;
+  for (const Bytes& piece : pieces) {
+    const uint8_t* from = piece.data;
+    const int64_t end =
+        std::min(n, begin + piece.size / std::max<int64_t>(1, bytes_per_position()));
+    for_each_growing([&](KeyValueCache& cache) { from = cache.copy_in(begin, end, from); });
+    begin = end;
+  }
+  index(kernels, kept, n);
+  position = n;
+}
+
+}  // namespace yocobit

@@ -1,0 +1,227 @@
+#include "probes/kernel_rates.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "engine/kv_cache.h"
+#include "probes/timed_passes.h"
+
+namespace yocobit {
+namespace {
+
+// Bytes of a pass, by how many tokens or positions each is used for: so few milliseconds of work
+// that some passes are not interrupted where others use the CPUs.
+constexpr size_t kPassBytes = size_t{8} << 20;
+constexpr int kPartition = 512;  // positions that attention takes at a time
+// In every byte: valid codes, and floats of both sizes that are small but not denormal.
+constexpr int kFilling = 0x24;
+
+// Bytes of one row of K weights, and columns that a row is padded to.
+struct RowLayout {
+  size_t bytes;
+  int n_blocks;
+};
+
+RowLayout row_layout(Stored stored, int k) {
+  const auto blocks = [&](int columns) { return (k + columns - 1) / columns; };
+  const auto packed = [&](int columns) {
+    return RowLayout{static_cast<size_t>(blocks(columns)) * kBlockBytes, blocks(columns)};
+  };
+  switch (stored) {
+    case Stored::ternary:
+      return packed(kTernaryBlock);
+    case Stored::sign:
+      return packed(kSignBlock);
+    case Stored::i4:
+      return packed(kInt4Block);
+    case Stored::i8:
+      return {static_cast<size_t>(k), 0};
+    case Stored::f16:
+      return {static_cast<size_t>(k) * 2, 0};
+    case Stored::f32:
+      return {static_cast<size_t>(k) * 4, 0};
+  }
+  return {};
+}
+
+// N tokens in every form that a product takes, and room for the outputs of one matrix.
+struct Operands {
+  Operands(int n, int m, int k)
+      : stride(static_cast<int>(round_up(k, kSignBlock))),
+        codes(make_buffer<int8_t>(size_t(n) * stride)),
+        wide(make_buffer<int16_t>(size_t(n) * stride)),
+        scales(n, 1.0f),
+        sums(size_t(n) * stride / kInt4Block, 0),
+        floats(size_t(n) * k, 0.5f),
+        row_scales(m, 1.0f),
+        int4_scales(size_t(round_up(m, kRowsPerGroup)) * (stride / kInt4Block), 0x3c00),
+        y(size_t(n) * m) {
+    std::fill_n(codes.get(), size_t(n) * stride, int8_t{1});
+    std::fill_n(wide.get(), size_t(n) * stride, int16_t{1});
+  }
+
+  int stride;
+  Buffer<int8_t> codes;
+  Buffer<int16_t> wide;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+  std::vector<float> floats, row_scales;
+  std::vector<uint16_t> int4_scales;  // of 1
+  std::vector<float> y;
+};
+
+void multiply(const Kernels& kernels, Stored stored, const uint8_t* weights, int n, int m, int k,
+              int n_blocks, Operands& x) {
+  const int groups = m / kRowsPerGroup;
+  const QuantizedRows rows = {.codes = x.codes.get(),
+                              .scales = x.scales.data(),
+                              .sums = x.sums.data(),
+                              .n = n,
+                              .stride = x.stride};
+  const WideRows wide = {.codes = x.wide.get(),
+                         .sums = x.sums.data(),
+                         .scales = x.scales.data(),
+                         .n = n,
+                         .stride = x.stride};
+  const auto dense = [&](FloatType type, const float* scales) {
+    return DenseMatrix{.values = weights, .scales = scales, .type = type, .m = m, .k = k};
+  };
+  const BitMatrix bits = {.codes = weights, .m = m, .n_blocks = n_blocks, .scale = 1.0f};
+  float* y = x.y.data();
+  switch (stored) {
+    case Stored::ternary:
+      kernels.ternary_matmul(bits, rows, 0, groups, y, m);
+      break;
+    case Stored::sign:
+      kernels.sign_matmul(bits, rows, 0, groups, y, m);
+      break;
+    case Stored::i8:
+      kernels.int8_matmul(dense(FloatType::i8, x.row_scales.data()), wide, 0, m, y, m);
+      break;
+    case Stored::i4: {
+      const Int4Matrix w = {
+          .codes = weights, .scales = x.int4_scales.data(), .m = m, .n_blocks = n_blocks};
+      kernels.int4_matmul(w, wide, 0, groups, y, m);
+      break;
+    }
+    case Stored::f16:
+    case Stored::f32: {
+      const FloatType type = stored == Stored::f16 ? FloatType::f16 : FloatType::f32;
+      kernels.dense_matmul(dense(type, nullptr), x.floats.data(), n, 0, m, y, m);
+      break;
+    }
+  }
+}
+
+// Memory as caches and states have it, which are in no huge pages unless the system chooses so.
+std::vector<Buffer<uint8_t>> buffers(size_t size, int n_threads) {
+  std::vector<Buffer<uint8_t>> memory;
+  for (int i = 0; i < n_threads; ++i) memory.push_back(make_buffer<uint8_t>(size));
+  return memory;
+}
+
+// Seconds of a pass over pass_bytes of the `size` that a thread goes through in turn: the median,
+// after all has gone by twice and lies where it then stays.
+template <typename Fill, typename Pass>
+double pass_seconds(const Threads& threads, size_t size, size_t pass_bytes, const Fill& fill,
+                    const Pass& pass) {
+  const auto prepare = [&](int thread) {
+    fill(thread);
+    for (size_t done = 0; done < 2 * size; done += pass_bytes) pass(thread);
+  };
+  std::vector<double> seconds = time_passes(threads.cpus, threads.n, threads.n_passes, prepare,
+                                            [&](int thread, int) { pass(thread); });
+  const auto middle = seconds.begin() + seconds.size() / 2;
+  std::nth_element(seconds.begin(), middle, seconds.end());
+  return *middle;
+}
+
+}  // namespace
+
+double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, int k, size_t size,
+                           const Threads& threads) {
+  const RowLayout row = row_layout(stored, k);
+  const size_t matrix = row.bytes * m, n_matrices = std::max<size_t>(size / matrix, 1);
+  const size_t per_pass = std::max<size_t>(kPassBytes / (matrix * n), 1);
+  std::vector<OwnMemory> memory;  // in huge pages, as the map of a model
+  for (int i = 0; i < threads.n; ++i) memory.push_back(allocate_own(n_matrices * matrix));
+  std::vector<Operands> operands;
+  for (int i = 0; i < threads.n; ++i) operands.emplace_back(n, m, k);
+  std::vector<size_t> next(threads.n);
+  const double seconds = pass_seconds(
+      threads, n_matrices * matrix, per_pass * matrix,
+      [&](int thread) { std::memset(memory[thread].get(), kFilling, n_matrices * matrix); },
+      [&](int thread) {
+        for (size_t i = 0; i < per_pass; ++i) {
+          const uint8_t* weights = memory[thread].get() + next[thread] * matrix;
+          multiply(kernels, stored, weights, n, m, k, row.n_blocks, operands[thread]);
+          next[thread] = (next[thread] + 1) % n_matrices;
+        }
+      });
+  return static_cast<double>(per_pass * matrix) * threads.n / seconds;
+}
+
+double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
+                             size_t size, const Threads& threads) {
+  const size_t row = row_bytes(type, head_dim);
+  const bool has_scales = type == FloatType::i8 || type == FloatType::i4;
+  const size_t position = 2 * (row + (has_scales ? sizeof(float) : 0));
+  const int64_t capacity = std::max<int64_t>(size / (position * kPartition), 1) * kPartition;
+  const size_t half = capacity * row, scales = capacity * sizeof(float);
+  const size_t total = 2 * half + 2 * scales;
+  std::vector<Buffer<uint8_t>> memory = buffers(total, threads.n);
+  const ptrdiff_t stride = head_dim + kPartialExtra;
+  const std::vector<float> q(static_cast<size_t>(n_queries) * head_dim, 0.5f);
+  std::vector<std::vector<float>> partials(threads.n, std::vector<float>(n_queries * stride));
+  std::vector<int64_t> next(threads.n);
+  const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kPartition), 1);
+  const size_t pass_bytes = per_pass * kPartition * position;
+  const double seconds = pass_seconds(
+      threads, total, pass_bytes,
+      [&](int thread) { std::memset(memory[thread].get(), kFilling, total); },
+      [&](int thread) {
+        const uint8_t* begin = memory[thread].get();
+        const float* key_scales = reinterpret_cast<const float*>(begin + 2 * half);
+        const KeysValues cache = {.keys = begin,
+                                  .values = begin + half,
+                                  .key_scales = key_scales,
+                                  .value_scales = key_scales + capacity,
+                                  .type = type,
+                                  .row_bytes = static_cast<int64_t>(row),
+                                  .capacity = capacity,
+                                  .head_dim = head_dim};
+        for (int64_t i = 0; i < per_pass; ++i) {
+          kernels.attend(q.data(), n_queries, cache, next[thread], next[thread] + kPartition, 0.1f,
+                         partials[thread].data(), stride);
+          next[thread] = (next[thread] + kPartition) % capacity;
+        }
+      });
+  return static_cast<double>(pass_bytes) * threads.n / seconds;
+}
+
+double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t size,
+                             const Threads& threads) {
+  const size_t values = static_cast<size_t>(head_dim) * head_dim, state = values * sizeof(float);
+  const size_t n_states = std::max<size_t>(size / state, 1);
+  const size_t per_pass = std::max<size_t>(kPassBytes / (2 * state * n), 1);
+  std::vector<Buffer<uint8_t>> memory = buffers(n_states * state, threads.n);
+  const std::vector<float> x(static_cast<size_t>(n) * head_dim, 0.1f), decays(n, 0.9f);
+  std::vector<std::vector<float>> o(threads.n, x);
+  std::vector<size_t> next(threads.n);
+  const double seconds = pass_seconds(
+      threads, n_states * state, per_pass * state,
+      [&](int thread) { std::memset(memory[thread].get(), kFilling, n_states * state); },
+      [&](int thread) {
+        for (size_t i = 0; i < per_pass; ++i) {
+          float* at = reinterpret_cast<float*>(memory[thread].get()) + next[thread] * values;
+          kernels.retain(at, x.data(), x.data(), x.data(), head_dim, decays.data(), n, head_dim,
+                         o[thread].data());
+          next[thread] = (next[thread] + 1) % n_states;
+        }
+      });
+  return static_cast<double>(per_pass * 2 * state) * threads.n / seconds;
+}
+
+}  // namespace yocobit

@@ -1,0 +1,39 @@
+// How fast the engine's own kernels go through memory: what `yocobit plan` predicts with.
+//
+// Every rate is the median of n_passes passes that n threads begin together, each on its own CPU of
+// cpus [n], over its own `size` bytes again and again: a size that fits a cache gives the rate from
+// there. machine_limits.h takes the best instead, since it asks for limits. They throw
+// std::bad_alloc and std::system_error.
+//
+// Letters:  M output features   K input features   N tokens   D head size
+#pragma once
+
+#include <cstddef>
+
+#include "kernels/kernels.h"
+
+namespace yocobit {
+
+enum class Stored { ternary, sign, i8, i4, f16, f32 };  // how weights are
+
+struct Threads {
+  const int* cpus;
+  int n;
+  int n_passes;
+};
+
+// Bytes a second of weights in matrices [M][K], each multiplied with N tokens: scales of int4 rows
+// are read but not counted, as bytes of a matrix they are one in seventeen.
+double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, int k, size_t size,
+                           const Threads& threads);
+
+// Bytes a second of keys, values and their scales of one K/V head, attended to with n_queries.
+double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
+                             size_t size, const Threads& threads);
+
+// Bytes a second of retention states [D][D], read and written, whatever n: each takes in n
+// positions.
+double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t size,
+                             const Threads& threads);
+
+}  // namespace yocobit
