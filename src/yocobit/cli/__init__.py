@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-import yocobit
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
@@ -18,6 +17,7 @@ from yocobit.cli.planning import plan
 from yocobit.cli.serving import serve
 from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
+from yocobit.version import __version__
 
 _SPINS = "10000"  # 0.15 ms on a Xeon: several times what waking a thread takes
 
@@ -49,7 +49,7 @@ def _let_waiting_threads_sleep_soon() -> None:
 
 def _print_version(value: bool) -> None:
     if value:
-        print(f"yocobit {yocobit.__version__}")
+        print(f"yocobit {__version__}")
         raise typer.Exit
 
 

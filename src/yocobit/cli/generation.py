@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-import yocobit
 from yocobit import _native
 from yocobit.cli import terminal
 from yocobit.cli.options import (
@@ -26,7 +25,7 @@ from yocobit.cli.options import (
     TopP,
     Verify,
 )
-from yocobit.engine import Chat, SamplingConfig
+from yocobit.engine import Chat, Engine, SamplingConfig
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
@@ -150,17 +149,15 @@ def chat(
 
 def _load(
     model: Path, attention: str | None, threads: int | None, kernels: str | None, verify: bool
-) -> yocobit.Engine:
+) -> Engine:
     supported = _native.supported_kernels()
     if kernels is not None and kernels not in supported:
         raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
-    return yocobit.Engine.load(
-        model, threads=threads, kernels=kernels, attention=attention, verify=verify
-    )
+    return Engine.load(model, threads=threads, kernels=kernels, attention=attention, verify=verify)
 
 
 def _sampling(
-    engine: yocobit.Engine,
+    engine: Engine,
     temperature: float | None,
     top_k: int | None,
     top_p: float | None,

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yocobit
+from yocobit.version import __version__
 
 # What kernels of this engine or of others choose by.
 _FEATURES = re.compile(
@@ -58,7 +58,7 @@ def describe_machine() -> Machine:
     info = _cpu_info()
     words = info.get("flags", info.get("Features", "")).split()
     return Machine(
-        version=yocobit.__version__,
+        version=__version__,
         commit=_commit(),
         cpu=info.get("model name") or platform.processor() or platform.machine(),
         n_cpus=len(usable_cpus()),
@@ -154,7 +154,7 @@ def _memory(name: str) -> int | None:
 
 def _commit() -> str | None:
     """Return the commit of the source tree that this runs from, with "-dirty" if changed."""
-    package = Path(yocobit.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]

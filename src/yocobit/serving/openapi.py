@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from yocobit import __version__
 from yocobit.serving import protocol
+from yocobit.version import __version__
 
 _BODIES = {
     "/chat/completions": (protocol.ChatRequest, "Answer a conversation."),

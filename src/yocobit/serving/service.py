@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from yocobit import __version__
 from yocobit.config import ConfigError
 from yocobit.costs import summarize
 from yocobit.engine import Engine, SamplingConfig
@@ -29,6 +28,7 @@ from yocobit.serving.prefix_cache import PrefixCache
 from yocobit.serving.prefix_store import PrefixStore
 from yocobit.serving.scheduler import Scheduler
 from yocobit.serving.settings import MB, ServerSettings
+from yocobit.version import __version__
 
 _PREPARATIONS = 4  # requests that are tokenised at a time
 _KNOWN_TEXTS = 16  # of the last prompts: their tokens are remembered
