@@ -20,11 +20,11 @@ using namespace nb::literals;
 
 namespace yocobit {
 
-void bind_kernels(nb::module_& m);    // bindings_kernels.cpp
-void bind_benchmark(nb::module_& m);  // bindings_benchmark.cpp
-void bind_rows(nb::module_& m);       // bindings_rows.cpp
-void bind_sampling(nb::module_& m);   // bindings_sampling.cpp
-void bind_training(nb::module_& m);   // bindings_training.cpp
+void bind_kernels(nb::module_& m);    // kernels.cpp
+void bind_benchmark(nb::module_& m);  // benchmark.cpp
+void bind_rows(nb::module_& m);       // rows.cpp
+void bind_sampler(nb::module_& m);    // sampler.cpp
+void bind_training(nb::module_& m);   // training.cpp
 
 namespace {
 
@@ -253,7 +253,7 @@ NB_MODULE(_native, m) {
   });
   bind_kernels(m);
   bind_rows(m);
-  bind_sampling(m);
+  bind_sampler(m);
   bind_training(m);
 
   nb::class_<Engine>(m, "Engine")

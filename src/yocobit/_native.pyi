@@ -1,5 +1,6 @@
 """The native engine; use it through yocobit.Engine. Bound in native/bindings*.cpp."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,30 @@ class Session:
     bytes_per_position: int
     def copy_tokens(self, out: NDArray[np.int32]) -> None: ...
     def state_bytes(self, position: int) -> int: ...
+
+class Sampler:
+    n_generated: int
+    def __init__(
+        self,
+        *,
+        state: int,
+        increment: int,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        prompt: Sequence[int] = (),
+        logit_bias: Sequence[tuple[int, float]] = (),
+    ) -> None: ...
+    def sample(self, logits: Floats) -> int: ...
+
+def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Floats]) -> list[int]: ...
+def sample_at(
+    logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
+) -> int: ...
 
 class TokenDrawer:
     def __init__(self) -> None: ...

@@ -1,4 +1,4 @@
-#include "engine/sampling.h"
+#include "engine/token_distribution.h"
 
 #include <algorithm>
 #include <bit>
@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;         // weights that are summed together, whole lanes
 constexpr float kNever = 4.5e-38f;     // about e^-86
-constexpr double kLargestRate = 1e30;  // of temperatures next to 0
+constexpr double kLargestRate = 1e30;  // 1 / temperature, near 0
 // Weights are counted in bins by their first bits: exponent and four of the mantissa.
 constexpr int kBinShift = 19;
 
@@ -41,19 +41,21 @@ float begin_of(size_t bin) { return std::bit_cast<float>(static_cast<uint32_t>(b
 
 }  // namespace
 
-int32_t TokenDrawer::draw(const float* logits, int64_t V, const Draw& how) {
+int32_t TokenDistribution::sample(const float* logits, int64_t V, const SamplingFilters& filters,
+                                  double uniform) {
   const float largest = largest_of(logits, V, -std::numeric_limits<float>::infinity());
-  if (how.temperature == 0 || !std::isfinite(largest)) {
+  if (filters.temperature == 0 || !std::isfinite(largest)) {
     const float* const best = std::find(logits, logits + V, largest);
     return best < logits + V ? static_cast<int32_t>(best - logits) : 0;
   }
-  weigh(logits, V, largest, how.temperature);
-  if (how.top_k > 0 || how.top_p < 1) keep_likeliest(how.top_k, how.top_p);
-  if (how.min_p > 0) drop_below(how.min_p);
-  return find(how.uniform);
+  compute_weights(logits, V, largest, filters.temperature);
+  if (filters.top_k > 0 || filters.top_p < 1) keep_top(filters.top_k, filters.top_p);
+  if (filters.min_p > 0) drop_below(filters.min_p);
+  return find(uniform);
 }
 
-void TokenDrawer::weigh(const float* logits, int64_t V, float largest, double temperature) {
+void TokenDistribution::compute_weights(const float* logits, int64_t V, float largest,
+                                        double temperature) {
   const int64_t whole = V / kBlock * kBlock;
   weights_.resize((V + kBlock - 1) / kBlock * kBlock);
   const float rate = static_cast<float>(std::min(1 / temperature, kLargestRate));
@@ -65,12 +67,13 @@ void TokenDrawer::weigh(const float* logits, int64_t V, float largest, double te
   drop_below(kNever);
 }
 
-void TokenDrawer::drop_below(double least) {
+void TokenDistribution::drop_below(double least) {
   for (float& weight : weights_) weight = weight < least ? 0.0f : weight;
 }
 
-// Drop all but the top_k likeliest (0: all), and of those all but the fewest that reach top_p.
-void TokenDrawer::keep_likeliest(int64_t top_k, double top_p) {
+// Drop all but the top_k most probable tokens (0: all), and of those all but the fewest that reach
+// top_p.
+void TokenDistribution::keep_top(int64_t top_k, double top_p) {
   const auto before = [](const Candidate& a, const Candidate& b) {
     return a.weight != b.weight ? a.weight > b.weight : a.token < b.token;
   };
@@ -92,7 +95,7 @@ void TokenDrawer::keep_likeliest(int64_t top_k, double top_p) {
     end = begin + top_k;
   }
   if (top_k > 0 && top_p < 1) wanted = top_p * sum(begin, end);
-  while (top_p < 1 && end - begin > 1) {  // halve where the last one to be kept is
+  while (top_p < 1 && end - begin > 1) {  // bisect for the last one that is kept
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, before);
     const double heavier = sum(begin, middle);
@@ -110,9 +113,9 @@ void TokenDrawer::keep_likeliest(int64_t top_k, double top_p) {
   }
 }
 
-// Make candidates of all tokens that may be among the n likeliest. At least n blocks have a token
-// as likely as the n-th likeliest of the blocks' likeliest.
-void TokenDrawer::find_candidates(int64_t n) {
+// Make candidates of all tokens that may be among the top n. At least n blocks hold a token as
+// probable as the n-th largest of the blocks' maxima.
+void TokenDistribution::find_candidates(int64_t n) {
   const int64_t n_blocks = static_cast<int64_t>(weights_.size()) / kBlock;
   largest_.clear();
   for (int64_t block = 0; block < n_blocks; ++block) {
@@ -130,21 +133,21 @@ void TokenDrawer::find_candidates(int64_t n) {
   }
 }
 
-// Make candidates of the tokens about as likely as the one with which the sum of the likeliest
-// reaches `wanted`; return the sum of those that are likelier.
-double TokenDrawer::find_last_kept(double wanted) {
+// Make candidates of the tokens about as probable as the one with which the sum of the most
+// probable reaches `wanted`; return the sum of those that are more probable.
+double TokenDistribution::find_last_kept(double wanted) {
   sums_.assign(bin_of(1.0f) + 1, 0.0);
   for (const float weight : weights_) sums_[bin_of(weight)] += weight;
-  double likelier = 0;
+  double above = 0;
   size_t bin = sums_.size() - 1;
-  while (bin > 0 && likelier + sums_[bin] < wanted) likelier += sums_[bin--];
-  while (sums_[bin] == 0) likelier -= sums_[++bin];  // rounding went past the last one
+  while (bin > 0 && above + sums_[bin] < wanted) above += sums_[bin--];
+  while (sums_[bin] == 0) above -= sums_[++bin];  // rounding went past the last one
   candidates_.clear();
   add_candidates(0, static_cast<int64_t>(weights_.size()), begin_of(bin), begin_of(bin + 1));
-  return likelier;
+  return above;
 }
 
-void TokenDrawer::add_candidates(int64_t begin, int64_t end, float least, float below) {
+void TokenDistribution::add_candidates(int64_t begin, int64_t end, float least, float below) {
   for (int64_t token = begin; token < end; ++token) {
     const float weight = weights_[token];
     if (weight >= least && weight < below) {
@@ -154,7 +157,7 @@ void TokenDrawer::add_candidates(int64_t begin, int64_t end, float least, float 
 }
 
 // Sum the weights of each block; return the sum of all.
-double TokenDrawer::sum_blocks() {
+double TokenDistribution::sum_blocks() {
   sums_.clear();
   double total = 0;
   for (size_t begin = 0; begin < weights_.size(); begin += kBlock) {
@@ -164,8 +167,8 @@ double TokenDrawer::sum_blocks() {
   return total;
 }
 
-// Return the token at a place, in [0, 1), of the sum of all weights.
-int32_t TokenDrawer::find(double uniform) {
+// Return the token at `uniform` of the cumulated weights.
+int32_t TokenDistribution::find(double uniform) {
   double left = uniform * sum_blocks();
   size_t block = 0;
   while (block + 1 < sums_.size() && left >= sums_[block]) left -= sums_[block++];
