@@ -120,7 +120,7 @@ def test_a_case_that_needs_more_memory_than_there_is_is_refused_before_anything_
 
 def test_a_shape_that_is_larger_than_memory_is_refused():
     with pytest.raises(BenchmarkError, match=r"needs 13\.8 GB but 1\.0 GB"):
-        random_models.check_memory(preset("3b"), "F32", "int8", 10**9)
+        random_models.check_memory(preset("3b"), "f32", None, 10**9)
 
 
 def test_yoco_shapes_have_the_size_of_the_transformer_they_are_named_after():

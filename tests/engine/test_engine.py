@@ -15,7 +15,8 @@ from packed_models import KINDS, STACKS, as_packed, nano, packed, trained
 
 from yocobit import Engine, _native
 from yocobit.model import Cache
-from yocobit.packing.layout import pack_int4, unpack_int4
+from yocobit.packing.formats import INT4
+from yocobit.packing.layout import quantize_int4
 
 T = 136  # more than two chunks of 64, and eight windows of 16
 
@@ -165,8 +166,8 @@ def test_int4_head_equals_pytorch_with_its_head_rounded(tmp_path, is_tied, token
     engine = Engine(packed(model, tmp_path, head="int4"), threads=2, kernels=None)
     twin = as_packed(model)
     with torch.no_grad():
-        codes, scales = pack_int4(model.head.weight.numpy())
-        head = torch.from_numpy(unpack_int4(codes, scales, *model.head.weight.shape))
+        codes, scales = quantize_int4(model.head.weight.numpy())
+        head = torch.from_numpy(INT4.dequantize(codes, scales, *model.head.weight.shape))
     twin.head.weight = torch.nn.Parameter(head)
 
     assert_agree(errors(twin, engine, tokens))

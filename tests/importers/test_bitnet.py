@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.data.tokenizer import END
 from yocobit.importers import import_bitnet
+from yocobit.packing import writer
 
 SHAPE = {
     "vocab_size": 320,
@@ -124,6 +128,40 @@ def test_packed_and_master_weights_import_alike(tmp_path, linear_class):
     ]
 
     assert relative_error(logits[1], logits[0]) < 5e-3  # the inverse of a scale rounds
+
+
+@pytest.mark.parametrize("kind", ["packed", "masters"])
+def test_import_needs_torch_for_master_weights_only(tmp_path, kind):
+    save_packed(theirs(), tmp_path / "packed", "autobitlinear")
+    theirs().save_pretrained(tmp_path / "masters")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from yocobit.importers import import_bitnet\n"
+        "import_bitnet(*map(Path, sys.argv[1:]))\n"
+    )
+
+    arguments = [sys.executable, "-c", code, str(tmp_path / kind), str(tmp_path / "model")]
+    ended = subprocess.run(arguments, capture_output=True, text=True)
+
+    assert (ended.returncode == 0) == (kind == "packed")
+    assert (tmp_path / "model").exists() == (kind == "packed")
+    assert kind == "packed" or "master weights need PyTorch" in ended.stderr
+
+
+def test_import_holds_a_few_copies_of_the_largest_tensor_not_the_model(tmp_path, monkeypatch):
+    shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
+    theirs(**shape).save_pretrained(tmp_path / "hf")
+    largest, total = 4 * 2048 * 256, (tmp_path / "hf" / "model.safetensors").stat().st_size
+    import_bitnet(tmp_path / "hf", tmp_path / "first")  # modules are loaded
+
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the size of its buffer
+    tracemalloc.start()
+    import_bitnet(tmp_path / "hf", tmp_path / "model")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 4 * largest < total / 5
 
 
 def test_bfloat16_and_shards_import(tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from yocobit import _native
-from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, unpack_int4
+from yocobit.packing.formats import INT4, pack_sign, pack_ternary
+from yocobit.packing.layout import quantize_int4
 
 EPS = float(np.finfo(np.float32).eps)
 
@@ -118,13 +119,13 @@ def test_int8_matmul_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value)
 @pytest.mark.parametrize("M", [1, 8, 20])
 @pytest.mark.parametrize("K", [64, 200, 2560])
 def test_int4_matmul_is_alike_and_near_float64(N, M, K):
-    codes, scales = pack_int4(random(M, K, seed=K))
+    codes, scales = quantize_int4(random(M, K, seed=K))
     x = np.random.default_rng(N).integers(-16383, 16384, (N, K), dtype=np.int16)
     raw = scales.view(np.uint16)
 
     y = all_equal(lambda name: _native.int4_matmul(name, codes, raw, M, x))
 
-    w = unpack_int4(codes, scales, M, K).astype(np.float64)
+    w = INT4.dequantize(codes, scales, M, K).astype(np.float64)
     # One conversion and one fused multiply-add for each block of 64 columns.
     bound = (K / 64 + 2) * EPS * (np.abs(x).astype(np.float64) @ np.abs(w).T)
     assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from yocobit.config import ModelConfig, preset
-from yocobit.packing import PackedModel, expected_tensors
+from yocobit.packing import PackedModel
+from yocobit.packing.format import DTYPES
+from yocobit.packing.formats import stored_parameters, tensors_of
 from yocobit.packing.writer import write_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,12 +46,12 @@ def run(name: str, *arguments: object) -> str:
 def random_model(config: ModelConfig, head: str, directory: Path) -> PackedModel:
     """Pack a model whose weights are small numbers."""
     rng = np.random.default_rng(seed=0)
-    dtypes = {"U8": np.uint8, "I8": np.int8, "F16": np.float16, "F32": np.float32}
-    tensors = {
-        name: rng.integers(0, 2, shape).astype(dtypes[dtype]) + np.array(1, dtypes[dtype])
-        for name, (dtype, shape) in expected_tensors(config, head=head).items()
-    }
-    return write_model(directory / "model", config, tensors, None, {})
+    parameters = stored_parameters(config, head=head)
+    tensors = (
+        (name, rng.integers(0, 2, shape).astype(DTYPES[dtype]) + np.array(1, DTYPES[dtype]))
+        for name, (dtype, shape) in tensors_of(parameters).items()
+    )
+    return write_model(directory / "model", config, parameters, tensors)
 
 
 def describe(model: PackedModel, file: Path) -> Path:

@@ -8,6 +8,7 @@ import pytest
 
 from yocobit import _native
 from yocobit.packing import layout
+from yocobit.packing.formats import FORMATS, INT4, SIGN, TERNARY
 
 FORMAT = Path(__file__).parents[2] / "docs" / "format.md"
 OFF_BLOCK_SHAPES = [(1, 1), (8, 128), (8, 256), (9, 129), (7, 257), (24, 384), (3, 40)]
@@ -29,27 +30,27 @@ def test_format_page_example_is_what_the_code_does():
 def test_unpack_ternary_inverts_pack_ternary(M, K):
     weights = random_weights("ternary", M, K)
 
-    codes = layout.pack_ternary(weights)
+    codes = TERNARY.encode(weights)
 
-    assert codes.shape == layout.ternary_shape(M, K) == (-(-M // 8), -(-K // 128), 8, 32)
-    np.testing.assert_array_equal(layout.unpack_ternary(codes, M, K), weights)
+    assert codes.shape == layout.code_shape(M, K, 2) == (-(-M // 8), -(-K // 128), 8, 32)
+    np.testing.assert_array_equal(TERNARY.decode(codes, M, K), weights)
 
 
 @pytest.mark.parametrize(("M", "K"), OFF_BLOCK_SHAPES)
 def test_unpack_sign_inverts_pack_sign(M, K):
     weights = random_weights("sign", M, K)
 
-    codes = layout.pack_sign(weights)
+    codes = SIGN.encode(weights)
 
-    assert codes.shape == layout.sign_shape(M, K) == (-(-M // 8), -(-K // 256), 8, 32)
-    np.testing.assert_array_equal(layout.unpack_sign(codes, M, K), weights)
+    assert codes.shape == layout.code_shape(M, K, 1) == (-(-M // 8), -(-K // 256), 8, 32)
+    np.testing.assert_array_equal(SIGN.decode(codes, M, K), weights)
 
 
 def test_pack_ternary_interleaves_eight_rows_by_block():
     weights = np.zeros((10, 256), dtype=np.int8)
     weights[9, 128 + 64 + 5] = -1  # group 1, block 1, row 1, byte 5, bits 4-5
 
-    flat = layout.pack_ternary(weights).ravel()
+    flat = TERNARY.encode(weights).ravel()
 
     at = ((1 * 2 + 1) * 8 + 1) * 32 + 5
     assert flat[at] == 0b01000101
@@ -60,7 +61,7 @@ def test_pack_sign_interleaves_eight_rows_by_block():
     weights = np.full((10, 512), -1, dtype=np.int8)
     weights[9, 256 + 224 + 5] = 1  # group 1, block 1, row 1, byte 5, bit 7
 
-    flat = layout.pack_sign(weights).ravel()
+    flat = SIGN.encode(weights).ravel()
 
     at = ((1 * 2 + 1) * 8 + 1) * 32 + 5
     assert flat[at] == 0b10000000
@@ -70,8 +71,8 @@ def test_pack_sign_interleaves_eight_rows_by_block():
 def test_padding_is_weight_zero_in_ternary_and_bit_zero_in_sign():
     ones = np.ones((1, 1), dtype=np.int8)
 
-    ternary = layout.pack_ternary(ones).ravel()
-    sign = layout.pack_sign(ones).ravel()
+    ternary = TERNARY.encode(ones).ravel()
+    sign = SIGN.encode(ones).ravel()
 
     assert ternary[0] == 0b01010110
     assert set(ternary[1:].tolist()) == {0b01010101}
@@ -85,15 +86,14 @@ def test_padding_is_weight_zero_in_ternary_and_bit_zero_in_sign():
 def test_kernels_read_the_packed_layout(kernels, kind, M, K):
     weights = random_weights(kind, M, K)
     x = np.random.default_rng(K).integers(-127, 128, size=(2, K), dtype=np.int8)
-    pack = layout.pack_ternary if kind == "ternary" else layout.pack_sign
 
-    y = _native.bit_matmul(kernels, pack(weights), M, x, kind == "ternary")
+    y = _native.bit_matmul(kernels, FORMATS[kind].encode(weights), M, x, kind == "ternary")
 
     np.testing.assert_array_equal(y, x.astype(np.int64) @ weights.T.astype(np.int64))
 
 
 @pytest.mark.parametrize(
-    ("pack", "bad"), [(layout.pack_ternary, 2), (layout.pack_ternary, -2), (layout.pack_sign, 0)]
+    ("pack", "bad"), [(TERNARY.encode, 2), (TERNARY.encode, -2), (SIGN.encode, 0)]
 )
 def test_pack_refuses_a_weight_that_has_no_code(pack, bad):
     weights = np.ones((2, 3), dtype=np.int8)
@@ -104,10 +104,10 @@ def test_pack_refuses_a_weight_that_has_no_code(pack, bad):
 
 
 def test_unpack_refuses_codes_of_another_shape():
-    codes = layout.pack_ternary(np.zeros((8, 128), dtype=np.int8))
+    codes = TERNARY.encode(np.zeros((8, 128), dtype=np.int8))
 
     with pytest.raises(ValueError, match=r"shape \(1, 2, 8, 32\) but are uint8 of shape \(1, 1,"):
-        layout.unpack_ternary(codes, 8, 129)
+        TERNARY.decode(codes, 8, 129)
 
 
 def test_quantize_rows_rounds_half_to_even_with_the_largest_at_127():
@@ -141,11 +141,11 @@ def test_quantize_rows_equals_the_engines_quantisation():
 
 
 @pytest.mark.parametrize(("M", "K"), [(1, 64), (9, 200), (16, 8)])
-def test_unpack_int4_gives_back_weights_within_half_a_step(M, K):
+def test_int4_gives_back_weights_within_half_a_step(M, K):
     rows = np.random.default_rng(K).standard_normal((M, K)).astype(np.float32)
 
-    codes, scales = layout.pack_int4(rows)
-    found = layout.unpack_int4(codes, scales, M, K)
+    codes, scales = layout.quantize_int4(rows)
+    found = INT4.dequantize(codes, scales, M, K)
 
     assert codes.shape == (-(-M // 8), -(-K // 64), 8, 32)
     assert scales.shape == codes.shape[:3]
@@ -155,25 +155,25 @@ def test_unpack_int4_gives_back_weights_within_half_a_step(M, K):
     assert (np.abs(found - rows) <= (0.5 + 7 * 2**-11) * step).all()
 
 
-def test_pack_int4_puts_columns_32_apart_into_a_byte():
+def test_int4_puts_columns_32_apart_into_a_byte():
     row = np.zeros((1, 64), dtype=np.float32)
     row[0, [0, 1, 32]] = 7, -7, 3
 
-    codes, scales = layout.pack_int4(row)
+    codes, scales = layout.quantize_int4(row)
 
     assert [f"{byte:02x}" for byte in codes[0, 0, 0, :3]] == ["bf", "81", "88"]
     assert scales[0, 0, 0] == 1
     assert (codes[0, 0, 1:] == 0x88).all()  # rows past the last have weight 0
 
 
-def test_pack_int4_refuses_weights_beyond_its_scales():
+def test_int4_refuses_weights_beyond_its_scales():
     with pytest.raises(
         ValueError, match="weights must be within 458528 for int4 but reach 1e\\+06"
     ):
-        layout.pack_int4(np.full((1, 64), 1e6, dtype=np.float32))
+        layout.quantize_int4(np.full((1, 64), 1e6, dtype=np.float32))
 
 
-def test_pack_int4_of_zeros_is_zeros():
-    codes, scales = layout.pack_int4(np.zeros((2, 64), dtype=np.float32))
+def test_int4_of_zeros_is_zeros():
+    codes, scales = layout.quantize_int4(np.zeros((2, 64), dtype=np.float32))
 
-    assert (layout.unpack_int4(codes, scales, 2, 64) == 0).all()
+    assert (INT4.dequantize(codes, scales, 2, 64) == 0).all()

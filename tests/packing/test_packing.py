@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from yocobit.mixers import parameter_shapes
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
 from yocobit.packing import PackedModelError, pack, read_model, verify, writer
-from yocobit.packing.layout import quantize_rows, unpack_sign, unpack_ternary
-from yocobit.packing.reader import header_sha256, is_projection, is_table
+from yocobit.packing.format import DTYPES, TensorSpec, header_sha256
+from yocobit.packing.formats import FORMATS
+from yocobit.packing.layout import quantize_rows
 from yocobit.training import checkpoint
 
 KINDS = ["ternary", "sign", "dense"]
@@ -101,7 +103,7 @@ def engine(model) -> _native.Engine:
 def stored(model, name: str) -> np.ndarray:
     """Read a tensor as the reader places it."""
     tensor = model.tensors[name]
-    dtype = {"U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4"}[tensor.dtype]
+    dtype = DTYPES[tensor.dtype]
     raw = model.file.read_bytes()[tensor.begin : tensor.end]
     return np.frombuffer(raw, dtype).reshape(tensor.shape)
 
@@ -145,17 +147,16 @@ def test_packed_model_runs_in_the_engine(kind, config, tmp_path):
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 def test_packed_tensors_are_the_quantised_master_weights(kind, tmp_path):
     run = save_checkpoint(tmp_path, preset("nano").replace(weights=kind))
-    unpack = unpack_ternary if kind == "ternary" else unpack_sign
-
     model = pack(run, tmp_path / "model")
 
     for name, master in checkpoint.load_model(run).state_dict().items():
-        packed = stored(model, name)
-        if is_projection(name):
+        packed, role = stored(model, name), model.parameters[name].role
+        if role == "projection":
             weights, scale = quantize_weight(master, kind)
-            np.testing.assert_array_equal(unpack(packed, *master.shape), weights.numpy())
+            unpacked = FORMATS[kind].decode(packed, *master.shape)
+            np.testing.assert_array_equal(unpacked, weights.numpy())
             assert stored(model, f"{name}_scale").tolist() == [scale.item()]
-        elif is_table(name):
+        elif role in ("embedding", "head"):
             codes, scales = quantize_rows(master.numpy())
             np.testing.assert_array_equal(packed, codes)
             np.testing.assert_array_equal(stored(model, f"{name}_scale"), scales)
@@ -171,7 +172,7 @@ def test_dense_weights_are_stored_as_asked_and_norms_as_f32(weights, dtype, tmp_
 
     engine(model)
     for name, master in checkpoint.load_model(run).state_dict().items():
-        is_weight = is_table(name) or is_projection(name)
+        is_weight = model.parameters[name].role in ("embedding", "head", "projection")
         assert model.tensors[name].dtype == (dtype if is_weight else "F32")
         packed = stored(model, name)
         np.testing.assert_array_equal(packed, master.numpy().astype(packed.dtype))
@@ -197,7 +198,9 @@ def test_tensors_of_whole_64_bytes_are_aligned_in_the_file(vocab_size, tmp_path)
 
     assert all(t.begin % 4 == 0 for t in model.tensors.values())
     aligned = [t for t in model.tensors.values() if (t.end - t.begin) % 64 == 0]
-    assert sum(t.dtype == "U8" for t in aligned) == sum(map(is_projection, model.tensors))
+    assert sum(t.dtype == "U8" for t in aligned) == sum(
+        parameter.role == "projection" for parameter in model.parameters.values()
+    )
     assert all(t.begin % 64 == 0 for t in aligned)
     assert len(aligned) < len(model.tensors)
 
@@ -249,6 +252,37 @@ def test_packed_bytes_do_not_depend_on_the_threads_of_the_packer(tmp_path):
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pack_holds_a_few_copies_of_the_largest_tensor_not_the_model(kind, tmp_path, monkeypatch):
+    config = preset("nano").replace(
+        d_model=256, d_ff=1024, layers=("full",) * 12, weights=kind, vocab_size=64
+    )
+    run = save_checkpoint(tmp_path, config)
+    largest, total = 4 * 256 * 1024, (checkpoint.find(run) / "model.safetensors").stat().st_size
+
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the size of its buffer
+    tracemalloc.start()
+    pack(run, tmp_path / "model")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 4 * largest < total / 8
+
+
+def test_pack_of_dense_weights_works_without_torch(tmp_path):
+    run = save_checkpoint(tmp_path, preset("nano").replace(weights="dense"))
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path\n"
+        "from yocobit.packing import pack\n"
+        "pack(*map(Path, sys.argv[1:]))\n"
+    )
+
+    subprocess.run([sys.executable, "-c", code, str(run), str(tmp_path / "model")], check=True)
+
+    assert verify(tmp_path / "model") == []
+
+
 # ---- what pack() refuses, leaving nothing behind
 
 
@@ -296,12 +330,12 @@ def test_pack_refuses_f16_of_a_weight_beyond_its_range(tmp_path):
     config = preset("nano").replace(weights="dense")
     run = save_checkpoint(tmp_path, config, head__weight=1e5)
 
-    with pytest.raises(ConfigError, match=r"'head.weight' must be within 65504.*holds 100000"):
+    with pytest.raises(ConfigError, match=r"'head.weight': .* within 65504 .* reach 100000"):
         pack(run, tmp_path / "model", "f16")
 
 
 def test_interrupted_pack_leaves_nothing_behind(tmp_path, monkeypatch):
-    def interrupt(path, tensors, metadata):
+    def interrupt(path, specs, tensors, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -321,10 +355,12 @@ def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, pi
         "b": np.arange(1000, dtype=np.float32).reshape(10, 100),
         "c": np.zeros((8, 0), dtype=np.int8),
     }
-    writer.write_safetensors(tmp_path / "whole", tensors, {"format": "yocobit"})
+    dtypes = {"uint8": "U8", "float32": "F32", "int8": "I8"}
+    specs = {name: TensorSpec(dtypes[t.dtype.name], t.shape) for name, t in tensors.items()}
+    writer.write_safetensors(tmp_path / "whole", specs, tensors.items(), {"format": "yocobit"})
     monkeypatch.setattr(writer, "_PIECE_BYTES", piece_bytes)
 
-    writer.write_safetensors(tmp_path / "pieces", tensors, {"format": "yocobit"})
+    writer.write_safetensors(tmp_path / "pieces", specs, tensors.items(), {"format": "yocobit"})
 
     assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
     found = safetensors.numpy.load_file(tmp_path / "pieces")
@@ -615,7 +651,7 @@ def test_verify_finds_code_3_though_the_hash_is_right(invalid, ternary):
     problems = verify(ternary)
 
     assert len(problems) == 1
-    assert f"'{name}' must have codes 0, 1 and 2 but has code 3 in 1 bytes" in problems[0]
+    assert f"'{name}' must have codes 0 to 2 but has larger ones in 1 bytes" in problems[0]
 
 
 def test_verify_finds_no_code_3_in_sign_weights(models, tmp_path):

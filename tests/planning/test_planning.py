@@ -55,7 +55,7 @@ SMALL_CACHE = Machine(
 
 
 def nano_work(cache="int8", context=100, batch=1, config=NANO):
-    return work_of(imagined_model(config, "F32", "int8"), cache, context, batch)
+    return work_of(imagined_model(config), cache, context, batch)
 
 
 # ---- bytes ----
@@ -117,7 +117,7 @@ def test_rings_of_windows_are_keys_and_values():
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
 def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
     model = write_random_model(nano(stack, weights, window=4), tmp_path / "model")
-    imagined = imagined_model(model.config, "F32", "int8")
+    imagined = imagined_model(model.config)
 
     for each in (model, imagined):
         work = work_of(each, "f16", 50, 3)
@@ -374,7 +374,7 @@ class WrittenMeter:
 
 
 def predicted(meter, context=1000, batch=1, cache="int8", config=NANO):
-    model = imagined_model(config, "F32", "int8")
+    model = imagined_model(config)
     work = work_of(model, cache, context, batch)
     return work, predict(model, work, meter, "scalar")
 
@@ -424,7 +424,7 @@ def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
 
 
 def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer():
-    model = imagined_model(NANO, "F32", "int8")
+    model = imagined_model(NANO)
     probe, shrunk = probe_model(model)
     kernels = predicted(WrittenMeter(), context=1, config=probe.config)[1].step_s
 
@@ -462,7 +462,7 @@ def test_threads_that_share_rows_go_through_all_weights_each():
 
 
 def test_a_wide_model_is_probed_by_a_narrow_one():
-    model = imagined_model(preset("3b"), "F32", "int8")
+    model = imagined_model(preset("3b"))
 
     probe, shrunk = probe_model(model)
 

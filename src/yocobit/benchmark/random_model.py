@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,15 @@ from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
 from yocobit.hardware.machine import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
-from yocobit.packing.reader import ITEM_BYTES
-from yocobit.packing.writer import Array, write_model
-
-# Bytes of four 2-bit codes without the invalid code 3.
-_TERNARY_BYTES = np.array(
-    [a + 4 * b + 16 * c + 64 * d for a in range(3) for b in range(3) for c in range(3)
-     for d in range(3)], dtype=np.uint8)  # fmt: skip
+from yocobit.packing.format import DTYPES, TensorSpec
+from yocobit.packing.formats import (
+    PROJECTION_FORMATS,
+    TERNARY,
+    Array,
+    StoredParameter,
+    stored_parameters,
+)
+from yocobit.packing.writer import write_model
 
 
 @contextlib.contextmanager
@@ -40,22 +41,21 @@ def open_model(
     if path is not None:
         yield str(path), read_model(path).attending(attention)
         return
-    weights, head = weights or "ternary", head or "int8"
-    is_dense = weights in ("f32", "f16")
-    config = named_shape(shape or "").replace(weights="dense" if is_dense else weights)
+    weights = weights or TERNARY.name
+    config = named_shape(shape or "").replace(weights=PROJECTION_FORMATS[weights].weights)
     if attention is not None:
         config = config.attending(attention)
-    float_dtype = weights.upper() if is_dense else "F32"
-    check_memory(config, float_dtype, head, available_bytes())
+    check_memory(config, weights, head, available_bytes())
     with tempfile.TemporaryDirectory() as directory:
-        model = write_random_model(config, Path(directory) / "model", head, float_dtype)
+        model = write_random_model(config, Path(directory) / "model", weights, head)
         yield f"{shape} with random weights", model
 
 
-def check_memory(config: ModelConfig, float_dtype: str, head: str, available: int | None) -> None:
+def check_memory(
+    config: ModelConfig, weights: str, head: str | None, available: int | None
+) -> None:
     """Raise BenchmarkError if a model to be made is larger than the memory that is available."""
-    expected = expected_tensors(config, float_dtype, head).values()
-    needed = sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in expected)
+    needed = sum(spec.size_bytes for spec in expected_tensors(config, weights, head).values())
     if available is not None and needed > available:
         raise BenchmarkError(
             f"--shape: this model needs {needed / 1e9:.1f} GB but {available / 1e9:.1f} GB of "
@@ -66,33 +66,37 @@ def check_memory(config: ModelConfig, float_dtype: str, head: str, available: in
 def write_random_model(
     config: ModelConfig,
     directory: Path,
-    head: str = "int8",
-    float_dtype: str = "F32",
+    weights: str | None = None,
+    head: str | None = None,
     seed: int = 0,
     tokenizer: bytes | None = None,
 ) -> PackedModel:
-    """Write a packed model of that shape into a new directory, with a tokenizer.json if given."""
+    """Write a packed model of that shape into a new directory, with a tokenizer.json if given.
+
+    `weights` and `head` name formats, the model's defaults unless given.
+    """
     rng = np.random.default_rng(seed)
-    tensors = {
-        name: _random(rng, name, dtype, shape, config)
-        for name, (dtype, shape) in expected_tensors(config, float_dtype, head).items()
-    }
-    return write_model(directory, config, tensors, tokenizer, {})
+    parameters = stored_parameters(config, weights, head)
+    tensors = (
+        (tensor, _random(rng, stored, spec, tensor == name))
+        for name, stored in parameters.items()
+        for tensor, spec in stored.format.tensors(name, stored.shape).items()
+    )
+    return write_model(directory, config, parameters, tensors, tokenizer)
 
 
 def _random(
-    rng: np.random.Generator, name: str, dtype: str, shape: tuple[int, ...], config: ModelConfig
+    rng: np.random.Generator, stored: StoredParameter, spec: TensorSpec, is_weights: bool
 ) -> Array:
-    if dtype == "U8" and config.weights == "ternary" and not name.startswith("head."):
-        codes: Array = _TERNARY_BYTES[rng.integers(0, 81, shape, dtype=np.uint8)]
-        return codes
-    if dtype in ("U8", "I8"):
-        return rng.integers(0, 256, shape, dtype=np.uint8).view(
-            np.uint8 if dtype == "U8" else np.int8
-        )
-    if name.endswith("_scale"):
-        return np.full(shape, config.d_model**-0.5, np.float16 if dtype == "F16" else np.float32)
-    if len(shape) == 1:
-        return np.ones(shape, dtype=np.float32)
-    values: Array = rng.standard_normal(shape, dtype=np.float32) * shape[-1] ** -0.5
-    return values.astype(np.float16 if dtype == "F16" else np.float32)
+    """Return a random tensor of a parameter: its weights or its scales."""
+    dtype = np.dtype(DTYPES[spec.dtype])
+    if not is_weights:
+        return np.full(spec.shape, stored.shape[-1] ** -0.5, dtype)
+    if stored.format.is_integer:
+        codes = np.flatnonzero(stored.format.valid_bytes).astype(np.uint8)
+        drawn: Array = codes[rng.integers(0, len(codes), spec.shape, dtype=np.uint8)]
+        return drawn.view(dtype)
+    if stored.role == "norm":
+        return np.ones(spec.shape, dtype)
+    values: Array = rng.standard_normal(spec.shape, dtype=np.float32) * spec.shape[-1] ** -0.5
+    return values.astype(dtype)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from yocobit.benchmark.measure import Report, Row
 from yocobit.hardware.limits import Limits, best
+from yocobit.packing.formats import formats_of
 
 _GB, _MB = 1e9, 1e6
 
@@ -185,8 +186,8 @@ def _roof(limits: Limits | None, row: Row) -> float | None:
 
 def _int8_roof(limits: Limits | None, report: Report) -> float | None:
     """Return the limit of integer products; a dense model has none of them."""
-    is_dense = report.config.weights == "dense"
-    return None if limits is None or is_dense else limits.int8_per_s
+    is_integer = formats_of(report.config.weights)[0].is_integer
+    return limits.int8_per_s if limits is not None and is_integer else None
 
 
 def _share(rate: float | None, limit: float | None) -> float | None:

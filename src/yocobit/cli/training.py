@@ -99,7 +99,6 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack a checkpoint into a model that the engine runs."""
-    _import_training()
     print_summary(packing.pack(checkpoint, out, weights, head), as_json)
 
 
@@ -109,8 +108,7 @@ def import_(
     head: Head = "int8",
     as_json: Json = False,
 ) -> None:
-    """Bring a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
-    _import_training()
+    """Import a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
     print_summary(importers.import_bitnet(checkpoint, out, head), as_json)
 
 
@@ -120,5 +118,5 @@ def _import_training() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise UserError("training and packing need PyTorch: pip install 'yocobit[train]'") from None
+        raise UserError("training needs PyTorch: pip install 'yocobit[train]'") from None
     return yocobit.training

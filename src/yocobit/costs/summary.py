@@ -12,7 +12,9 @@ from typing import Any
 
 from yocobit.config import BLOCK, ModelConfig
 from yocobit.mixers import parameter_shapes
-from yocobit.packing.reader import PackedModel, is_table
+from yocobit.packing import PackedModel
+from yocobit.packing.format import scale_name
+from yocobit.packing.formats import FORMATS
 
 # Bits of a cached value, and bytes of the scale of each position and head (engine/kv_cache.h).
 CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
@@ -109,12 +111,13 @@ def _parameters_by_part(config: ModelConfig) -> dict[str, int]:
 
 
 def _bytes_by_kind(model: PackedModel) -> dict[str, int]:
-    codes = "1-bit" if model.config.weights == "sign" else "2-bit"
-    kinds = {"U8": codes, "I8": "int8", "F32": "f32", "F16": "f16"}
-    sizes = dict.fromkeys(("2-bit", "1-bit", "int4", "int8", "f32", "f16"), 0)
-    for name, tensor in model.tensors.items():
-        kind = "int4" if tensor.dtype == "U8" and is_table(name) else kinds[tensor.dtype]
-        sizes[kind] += tensor.end - tensor.begin
+    sizes = dict.fromkeys((format.label for format in FORMATS.values()), 0)
+    for name, stored in model.parameters.items():
+        labels = {name: stored.format.label}
+        if stored.format.scale is not None:
+            labels[scale_name(name)] = stored.format.scale.dtype.lower()
+        for tensor, label in labels.items():
+            sizes[label] += model.tensors[tensor].end - model.tensors[tensor].begin
     return sizes
 
 

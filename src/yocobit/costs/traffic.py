@@ -14,7 +14,7 @@ import math
 from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
 from yocobit.costs.summary import position_bytes, retention_bytes, ring_bytes
 from yocobit.mixers import parameter_shapes
-from yocobit.packing.reader import PackedModel
+from yocobit.packing import PackedModel
 
 
 def weight_bytes(model: PackedModel) -> int:

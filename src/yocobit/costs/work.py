@@ -23,8 +23,8 @@ from yocobit.costs.traffic import (
     touched_bytes,
     weight_bytes,
 )
-from yocobit.packing import PackedModel, expected_tensors
-from yocobit.packing.reader import ITEM_BYTES, TensorInfo
+from yocobit.packing import PackedModel, TensorInfo
+from yocobit.packing.formats import stored_parameters, tensors_of
 
 WEIGHTS, HEAD, EMBEDDING, KEYS_VALUES, STATES = (
     "weights",
@@ -118,21 +118,27 @@ def _reads(part: Part) -> float:
     return part.read_bytes / part.touched_bytes / written_too
 
 
-def imagined_model(config: ModelConfig, float_dtype: str, head: str) -> PackedModel:
-    """Return the packed model of a shape as if it were on disk: nothing is read or written."""
+def imagined_model(
+    config: ModelConfig, weights: str | None = None, head: str | None = None
+) -> PackedModel:
+    """Return the packed model of a shape as if it were on disk: nothing is read or written.
+
+    `weights` and `head` name formats, the model's defaults unless given.
+    """
+    parameters = stored_parameters(config, weights, head)
     tensors: dict[str, TensorInfo] = {}
     end = 0
-    for name, (dtype, shape) in expected_tensors(config, float_dtype, head).items():
-        begin, end = end, end + math.prod(shape) * ITEM_BYTES[dtype]
-        tensors[name] = TensorInfo(dtype, shape, begin, end)
-    return PackedModel(config, Path(), Path(), tensors, {})
+    for name, spec in tensors_of(parameters).items():
+        begin, end = end, end + spec.size_bytes
+        tensors[name] = TensorInfo(spec.dtype, spec.shape, begin, end)
+    return PackedModel(config, Path(), Path(), parameters, tensors, {})
 
 
 def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
     """Count the work of the last token of `context`, in each of `batch` sessions."""
     config = model.config
     last = context - 1
-    is_integer = config.weights != "dense"
+    is_integer = model.projection_format.is_integer
     head = _table_bytes(model.tensors, head_name(model))
     embedding = _table_bytes(model.tensors, "embedding.weight")
     is_tied = head_name(model) == "embedding.weight"
@@ -146,7 +152,7 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
 
     parts = (
         Part(WEIGHTS, body, body, body, batch * body_products, is_integer),
-        Part(HEAD, head, head, head, batch * head_products, is_integer),
+        Part(HEAD, head, head, head, batch * head_products, model.head_format.is_integer),
         # A tied head is the embedding: it is kept once.
         Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
         Part(

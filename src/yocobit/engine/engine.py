@@ -24,7 +24,7 @@ from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, a
 from yocobit.errors import UserError
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
-from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """Importing published BitNet b1.58 checkpoints: Hugging Face directories of model_type "bitnet".
 
 Weights are ternary codes, four rows to a uint8 with a scale per matrix, or bfloat16 masters that
-are quantised as the model was trained to be (arXiv:2402.17764, arXiv:2504.12285). Needs torch.
+are quantised as the model was trained to be (arXiv:2402.17764, arXiv:2504.12285); only masters need
+torch. Holds one tensor at a time.
 
 Letters: M output features   K input features   V vocabulary   C model width
 """
@@ -9,30 +10,21 @@ Letters: M output features   K input features   V vocabulary   C model width
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.mixers import parameter_shapes
-from yocobit.packing.layout import pack_int4, pack_ternary, quantize_rows
-from yocobit.packing.reader import (
-    CHAT_TEMPLATE,
-    CONFIG,
-    GENERATION,
-    MODEL,
-    TOKENIZER,
-    PackedModel,
-    is_projection,
-    is_table,
-)
-from yocobit.packing.writer import Array, check_new, write_model
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, MODEL, TOKENIZER, scale_name
+from yocobit.packing.formats import INT8, TERNARY, Array, StoredParameter, stored_parameters
+from yocobit.packing.layout import Floats, Int8s
+from yocobit.packing.pack import check_head, quantize
+from yocobit.packing.reader import PackedModel
+from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource, read_json
+from yocobit.packing.writer import check_new, write_model
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
@@ -62,129 +54,96 @@ _GENERATION_KEYS = (
 )
 
 
-def import_bitnet(source: Path, out: Path, head: str = "int8") -> PackedModel:
+def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel:
     """Write the Hugging Face checkpoint in `source` as a packed model into the new directory `out`.
 
-    `head` is "int8" or "int4", which halves what a token reads of it and costs some exactness.
+    `head` is "int8" or "int4", which halves the memory traffic of the head and is less exact.
     ConfigError names what is missing or what the engine cannot run.
     """
     check_new(out)
-    fields = _read_json(source / CONFIG)
+    check_head(head)
+    fields = read_json(source / CONFIG)
     config = _config(fields, source / CONFIG)
-    checkpoint = _Checkpoint(source, fields)
-    tensors: dict[str, Array] = {}
-    for name, shape in parameter_shapes(config).items():
-        tensors.update(_convert(checkpoint, name, shape))
-    if head == "int4":
-        name = "embedding.weight" if config.tie_embeddings else "head.weight"
-        values = checkpoint.floats(_their_name(name), (config.vocab_size, config.d_model))
-        tensors["head.weight"], tensors["head.weight_scale"] = pack_int4(values)
+    parameters = stored_parameters(config, TERNARY.name, head)
+    checkpoint = _Checkpoint(source, SafetensorsDirectory(source), _divides_by_scales(fields))
     tokenizer, generation = source / TOKENIZER, _generation(source, fields)
     return write_model(
         out,
         config,
-        tensors,
+        parameters,
+        checkpoint.convert(parameters, config.tie_embeddings),
         tokenizer.read_bytes() if tokenizer.is_file() else None,
         generation,
-        _chat_template(source, begins="bos_token_id" in generation),
+        _chat_template(source, starts="bos_token_id" in generation),
     )
 
 
+def _divides_by_scales(fields: dict[str, Any]) -> bool:
+    """Return whether weights are codes / scale: their first linear class; the later multiplies."""
+    quantization = fields.get("quantization_config") or {}
+    return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
+
+
+@dataclass(frozen=True)
 class _Checkpoint:
-    """The tensors of one or several safetensors files, read one at a time."""
+    """The tensors of a published checkpoint, and how they map to ours."""
 
-    def __init__(self, source: Path, fields: dict[str, Any]) -> None:
-        from safetensors import SafetensorError, safe_open
+    path: Path
+    tensors: TensorSource
+    divides_by_scales: bool
 
-        self.source = source
-        quantization = fields.get("quantization_config") or {}
-        # Their first linear class divides by the stored scale, the later one multiplies.
-        self.is_inverse = quantization.get("linear_class", "bitlinear") == "bitlinear"
-        index = source / f"{MODEL}.index.json"
-        files = sorted(set(_read_json(index)["weight_map"].values())) if index.exists() else [MODEL]
-        self.files: dict[str, Any] = {}
-        for file in files:
-            try:
-                opened: Any = safe_open(source / file, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise ConfigError(f"{source / file}: cannot be read ({error})") from None
-            self.files.update(dict.fromkeys(opened.keys(), opened))
+    def convert(
+        self, parameters: Mapping[str, StoredParameter], is_tied: bool
+    ) -> Iterator[tuple[str, Array]]:
+        """Yield the tensors that store our parameters."""
+        for name, stored in parameters.items():
+            is_embedding = is_tied and name == "head.weight"
+            theirs = _their_name("embedding.weight" if is_embedding else name)
+            if stored.format is TERNARY and scale_name(theirs) in self.tensors.names():
+                weights, scale = self._integers(theirs, stored.shape)
+                yield name, TERNARY.encode(weights)
+                yield scale_name(name), np.array([scale], dtype=np.float32)
+            else:
+                values = self._floats(theirs, stored.shape)
+                yield from quantize(name, values, stored.format, self.path / MODEL)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
-
-    def read(self, name: str) -> Tensor:
-        if name not in self.files:
-            raise ConfigError(f"{self.source}: tensor '{name}' is missing")
-        tensor: Tensor = self.files[name].get_tensor(name)
-        return tensor
-
-    def floats(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        tensor = self.read(name)
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+    def _integers(self, name: str, shape: tuple[int, ...]) -> tuple[Int8s, float]:
+        """Return weights (M, K) in {-1, 0, +1} and their scale."""
+        M, K = shape
+        packed = self.tensors.read(name)
+        if packed.dtype.kind == "f":  # -1, 0 and +1 in floating point
+            return self._checked(name, packed, shape).astype(np.int8), self._scale(name)
+        if packed.dtype != np.uint8 or packed.shape != (-(-M // 4), K):
             raise ConfigError(
-                f"{self.source}: tensor '{name}' must be floats of shape {list(shape)} but is "
-                f"{str(tensor.dtype).removeprefix('torch.')} of {list(tensor.shape)}"
+                f"{self.path}: tensor '{name}' must be uint8 of shape {[-(-M // 4), K]} but is "
+                f"{packed.dtype} of {list(packed.shape)}"
             )
-        values: NDArray[np.float32] = tensor.float().numpy()
+        # A byte holds rows i, i + M/4, i + M/2 and i + 3M/4, from its lowest bits up.
+        rows = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])[:M]
+        if rows.max() > 2:
+            raise ConfigError(f"{self.path}: tensor '{name}' must hold codes 0 to 2 but has 3")
+        return rows.astype(np.int8) - np.int8(1), self._scale(name)
+
+    def _scale(self, name: str) -> float:
+        value = float(self._floats(scale_name(name), (1,))[0])
+        if value <= 0:
+            raise ConfigError(
+                f"{self.path}: tensor '{scale_name(name)}' must be above 0 but is {value}"
+            )
+        return 1 / value if self.divides_by_scales else value
+
+    def _floats(self, name: str, shape: tuple[int, ...]) -> Floats:
+        return self._checked(name, self.tensors.read(name), shape)
+
+    def _checked(self, name: str, values: Array, shape: tuple[int, ...]) -> Floats:
+        if values.shape != shape or values.dtype.kind != "f":
+            raise ConfigError(
+                f"{self.path}: tensor '{name}' must be floats of shape {list(shape)} but is "
+                f"{values.dtype} of {list(values.shape)}"
+            )
         if not np.isfinite(values).all():
-            raise ConfigError(f"{self.source}: tensor '{name}' must be finite but is not")
-        return values
-
-
-def _convert(
-    checkpoint: _Checkpoint, name: str, shape: tuple[int, ...]
-) -> Iterator[tuple[str, Array]]:
-    """Give the packed tensors of one parameter of ours."""
-    theirs = _their_name(name)
-    if is_projection(name):
-        codes, scale = _ternary(checkpoint, theirs, shape)
-        yield name, pack_ternary(codes)
-        yield f"{name}_scale", np.array([scale], dtype=np.float32)
-    elif is_table(name):
-        codes, scales = quantize_rows(checkpoint.floats(theirs, shape))
-        yield name, codes
-        yield f"{name}_scale", scales
-    else:
-        yield name, checkpoint.floats(theirs, shape)
-
-
-def _ternary(
-    checkpoint: _Checkpoint, name: str, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int8], float]:
-    """Return weights (M, K) in {-1, 0, +1} and their scale."""
-    from yocobit.model.quantization import quantize_weight
-
-    M, K = shape
-    weight = checkpoint.read(name)
-    if weight.is_floating_point():
-        import torch
-
-        values = torch.from_numpy(checkpoint.floats(name, shape))
-        if f"{name}_scale" in checkpoint:  # already -1, 0 and +1, in floating point
-            return values.numpy().astype(np.int8), _scale(checkpoint, name)
-        integers, scale = quantize_weight(values, "ternary")
-        return integers.numpy().astype(np.int8), float(scale)
-    packed = weight.numpy()
-    if packed.dtype != np.uint8 or packed.shape != (-(-M // 4), K):
-        raise ConfigError(
-            f"{checkpoint.source}: tensor '{name}' must be uint8 of shape {[-(-M // 4), K]} but is "
-            f"{packed.dtype} of {list(packed.shape)}"
-        )
-    # A byte holds rows i, i + M/4, i + M/2 and i + 3M/4, from its lowest bits up.
-    rows = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])[:M]
-    if rows.max() > 2:
-        raise ConfigError(f"{checkpoint.source}: tensor '{name}' must hold codes 0 to 2 but has 3")
-    return rows.astype(np.int8) - np.int8(1), _scale(checkpoint, name)
-
-
-def _scale(checkpoint: _Checkpoint, name: str) -> float:
-    value = float(checkpoint.floats(f"{name}_scale", (1,))[0])
-    if value <= 0:
-        raise ConfigError(
-            f"{checkpoint.source}: tensor '{name}_scale' must be above 0 but is {value}"
-        )
-    return 1 / value if checkpoint.is_inverse else value
+            raise ConfigError(f"{self.path}: tensor '{name}' must be finite but is not")
+        return values.astype(np.float32, copy=False)
 
 
 def _their_name(name: str) -> str:
@@ -245,17 +204,17 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
 
 def _generation(source: Path, fields: dict[str, Any]) -> dict[str, Any]:
     file = source / GENERATION
-    known = {**fields, **(_read_json(file) if file.exists() else {})}
+    known = {**fields, **(read_json(file) if file.exists() else {})}
     return {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
 
 
-def _chat_template(source: Path, begins: bool) -> bytes | None:
-    """Return the template of conversations, if there is one, and in it what it calls its tokens.
+def _chat_template(source: Path, starts: bool) -> bytes | None:
+    """Return the chat template, if there is one, with the texts of its special tokens set.
 
-    `begins` says that the engine itself begins every text with bos_token.
+    `starts` says that the engine itself starts every text with bos_token.
     """
     file, theirs = source / CHAT_TEMPLATE, source / _TOKENIZER_CONFIG
-    fields = _read_json(theirs) if theirs.is_file() else {}
+    fields = read_json(theirs) if theirs.is_file() else {}
     template = file.read_bytes() if file.is_file() else fields.get("chat_template")
     if isinstance(template, str):
         template = template.encode()
@@ -263,19 +222,7 @@ def _chat_template(source: Path, begins: bool) -> bytes | None:
         return None
     tokens = {name: fields.get(name) for name in ("bos_token", "eos_token")}
     texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
-    if begins:
+    if starts:
         texts["bos_token"] = ""
     names = [f"{{% set {name} = {json.dumps(text or '')} %}}" for name, text in texts.items()]
     return "".join(names).encode() + template
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise ConfigError(f"{file}: is not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{file}: must hold an object but holds {type(fields).__name__}")
-    return fields

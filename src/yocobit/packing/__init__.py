@@ -1,21 +1,16 @@
 """The packed model: written from a checkpoint, read by the engine. Only pack() needs torch."""
 
-from yocobit.packing.layout import (
+from yocobit.packing.format import PackedModelError, TensorInfo, is_packed
+from yocobit.packing.formats import (
+    expected_tensors,
     pack_sign,
     pack_ternary,
-    quantize_rows,
     unpack_sign,
     unpack_ternary,
 )
+from yocobit.packing.layout import quantize_rows
 from yocobit.packing.pack import pack
-from yocobit.packing.reader import (
-    PackedModel,
-    PackedModelError,
-    TensorInfo,
-    expected_tensors,
-    is_packed,
-    read_model,
-)
+from yocobit.packing.reader import PackedModel, read_model
 from yocobit.packing.verify import verify
 from yocobit.renamed import aliases
 

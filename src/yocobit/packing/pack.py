@@ -1,175 +1,178 @@
 """Packing a checkpoint: from master weights to the directory that the engine serves from.
 
-The one module of this package that needs torch, and only while pack() runs.
-
-Letters: M output features   K input features   V vocabulary   C model width
+Reads and writes one tensor at a time. Needs torch only to quantise as training does: the scale of
+a matrix is a sum, and the order of its additions decides the last bit.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.data.chat import END_OF_TURN
 from yocobit.data.tokenizer import END
 from yocobit.mixers import parameter_shapes
-from yocobit.packing.layout import pack_int4, pack_sign, pack_ternary, quantize_rows
-from yocobit.packing.reader import (
-    CHAT_TEMPLATE,
-    CONFIG,
-    MODEL,
-    TOKENIZER,
-    PackedModel,
-    is_projection,
-    is_table,
+from yocobit.packing import checkpoints
+from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
+from yocobit.packing.formats import (
+    HEAD_FORMATS,
+    INT8,
+    PROJECTION_FORMATS,
+    Array,
+    WeightFormat,
+    formats_of,
+    stored_parameters,
 )
-from yocobit.packing.writer import Array, check_new, write_model
+from yocobit.packing.layout import Floats
+from yocobit.packing.reader import PackedModel
+from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
+from yocobit.packing.writer import check_new, write_model
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-WEIGHTS = ("ternary", "sign", "f32", "f16")
-
-_LARGEST_F16 = float(np.finfo(np.float16).max)
 _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256}
 
 
 def pack(
-    checkpoint: Path, out: Path, weights: str | None = None, head: str = "int8"
+    checkpoint: Path, out: Path, weights: str | None = None, head: str = INT8.name
 ) -> PackedModel:
-    """Pack a run or a checkpoint into the new directory `out`, which appears whole or not at all.
+    """Pack a run or a checkpoint into the new directory `out`, which appears atomically.
 
-    `weights` is one of WEIGHTS; None is what the model was trained for ("f32" if dense). `head`
-    is "int8" or "int4", which halves what a token reads of it and costs some exactness.
+    `weights` is a format that fits the training, a key of PROJECTION_FORMATS; None is the default
+    ("f32" for dense weights). `head` is a key of HEAD_FORMATS: "int4" halves the memory traffic of
+    the head and is less exact. Holds one tensor at a time.
     """
-    from yocobit.training.checkpoint import find, load_model
-
-    source = find(checkpoint)
-    config = ModelConfig.from_json(source / CONFIG)
-    kind = _weight_kind(source, config.weights, weights)
+    directory = checkpoints.find(checkpoint)
+    config = ModelConfig.from_json(directory / CONFIG)
+    format = _projection_format(directory, config.weights, weights)
+    check_head(head)
+    if "head" in format.roles and head != INT8.name:
+        raise ConfigError(
+            f"{directory}: head must be {INT8.name} for a {config.weights} model but is {head!r}: "
+            f"it stays in {format.name}"
+        )
     check_new(out)
-    with _threads_of_training(source):
-        parameters = load_model(source).state_dict()
-        tensors = _tensors(parameters, config, kind, source / MODEL)
-        if head == "int4":
-            tensors.update(_int4_head(parameters, config, source))
-        elif head != "int8":
-            raise ConfigError(f"head must be int8 or int4 but is {head!r}")
-    tokenizer_file = source / TOKENIZER
+    source = SafetensorsDirectory(directory)
+    parameters = stored_parameters(config, format.name, head)
+    has_state = (directory / checkpoints.STATE).is_file()
+    threads = checkpoints.read_state(directory).get("threads", 1) if has_state else 1
+
+    def tensors() -> Iterator[tuple[str, Array]]:
+        shapes = parameter_shapes(config)
+        tied = {"head.weight"} if config.tie_embeddings else set()  # ignored if present
+        if differing := (set(source.names()) - tied) ^ shapes.keys():
+            raise _misfit(directory / MODEL, min(differing))
+        for name, stored in parameters.items():
+            own = name if name in shapes else "embedding.weight"  # a tied head
+            values = _read(source, own, stored.shape, directory / MODEL)
+            yield from quantize(name, values, stored.format, directory / MODEL, threads)
+
+    tokenizer_file = directory / TOKENIZER
     tokenizer = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
     generation = _generation_config(tokenizer_file)
-    template_file, template = source / CHAT_TEMPLATE, None
+    template_file, template = directory / CHAT_TEMPLATE, None
     if template_file.is_file():
         template = template_file.read_bytes()
         generation["stop_strings"] = [f"\n{END_OF_TURN}", END_OF_TURN]
-    return write_model(out, config, tensors, tokenizer, generation, template)
+    return write_model(out, config, parameters, tensors(), tokenizer, generation, template)
 
 
-def _weight_kind(source: Path, trained: WeightKind, asked: str | None) -> str:
-    """Return what to pack as, one of WEIGHTS; refuse what the model was not trained for."""
-    if asked is None:
-        return "f32" if trained == "dense" else trained
-    if asked not in WEIGHTS:
-        raise ConfigError(f"weights must be one of {', '.join(WEIGHTS)} but is {asked!r}")
-    possible = ("f32", "f16") if trained == "dense" else (trained,)
-    if asked not in possible:
-        needed = "dense" if asked in ("f32", "f16") else asked
-        raise ConfigError(
-            f"{source}: weights must be {' or '.join(possible)} but is {asked!r}: the model was "
-            f'trained with weights = "{trained}", and any other kind would output garbage; train '
-            f'with weights = "{needed}"'
-        )
-    return asked
+def check_head(head: str) -> None:
+    """Raise ConfigError unless `head` is a key of HEAD_FORMATS."""
+    if head not in HEAD_FORMATS:
+        raise ConfigError(f"head must be {' or '.join(HEAD_FORMATS)} but is {head!r}")
 
 
-def _tensors(
-    parameters: dict[str, Tensor], config: ModelConfig, kind: str, file: Path
-) -> dict[str, Array]:
-    """Return the tensors of the packed file, in the order of the model."""
-    tensors: dict[str, Array] = {}
-    for name in parameter_shapes(config):
-        parameter = parameters[name]
-        values: NDArray[np.float32] = parameter.numpy()
-        if n_bad := int((~np.isfinite(values)).sum()):
-            raise ConfigError(
-                f"{file}: tensor '{name}' must be finite but has {n_bad} values that are NaN or "
-                "infinite; pack an earlier checkpoint"
-            )
-        if not is_table(name) and not is_projection(name):
-            tensors[name] = values
-        elif kind in ("f32", "f16"):
-            tensors[name] = values if kind == "f32" else _half(name, values, file)
-        elif is_table(name):
-            tensors[name], tensors[f"{name}_scale"] = quantize_rows(values)
+def quantize(
+    name: str, values: Floats, format: WeightFormat, file: Path, threads: int | None = None
+) -> Iterator[tuple[str, Array]]:
+    """Yield the tensors that store float32 master weights; ConfigError names tensor and file.
+
+    `threads` are those of training, where it computed scales; None: as many as torch uses now.
+    """
+    try:
+        if format.quantize is not None:
+            codes, scales = format.quantize(values)
         else:
-            tensors[name], tensors[f"{name}_scale"] = _quantize(parameter, kind)
-    return tensors
+            codes, scales = _quantize_as_trained(values, format, threads)
+    except ValueError as error:
+        raise ConfigError(f"{file}: tensor '{name}': {error}") from None
+    yield name, codes
+    if scales is not None:
+        yield scale_name(name), scales
 
 
-def _quantize(parameter: Tensor, kind: str) -> tuple[Array, Array]:
-    """Return the codes and the scale (1,) of master weights (M, K), as training computes them."""
+def _quantize_as_trained(
+    values: Floats, format: WeightFormat, threads: int | None
+) -> tuple[Array, Array]:
+    """Return codes and scales of master weights (M, K), as training computes them.
+
+    A scale is a sum whose last bit depends on the number of threads, and weights may round with it.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ConfigError("master weights need PyTorch; pip install 'yocobit[train]'") from None
     from yocobit.model.quantization import quantize_weight
 
-    assert kind in ("ternary", "sign")
-    weights, scale = quantize_weight(parameter, "ternary" if kind == "ternary" else "sign")
-    integers = weights.numpy().astype(np.int8)
-    codes = pack_ternary(integers) if kind == "ternary" else pack_sign(integers)
-    return codes, scale.numpy().reshape(1)
-
-
-def _int4_head(
-    parameters: dict[str, Tensor], config: ModelConfig, source: Path
-) -> dict[str, Array]:
-    if config.weights == "dense":
-        raise ConfigError(f"{source}: head must be int8 for a dense model; it stays in float")
-    codes, scales = pack_int4(parameters["head.weight"].numpy())
-    return {"head.weight": codes, "head.weight_scale": scales}
-
-
-def _half(name: str, values: NDArray[np.float32], file: Path) -> Array:
-    largest = float(np.abs(values).max())
-    if largest > _LARGEST_F16:
-        raise ConfigError(
-            f"{file}: tensor '{name}' must be within {_LARGEST_F16:g} for f16 but holds "
-            f'{largest:g}; pack with weights = "f32"'
-        )
-    return values.astype(np.float16)
-
-
-@contextlib.contextmanager
-def _threads_of_training(source: Path) -> Iterator[None]:
-    """Run torch on as many threads as trained the checkpoint.
-
-    The scale of a matrix is a sum whose last bit depends on them, and weights may round with it.
-    """
-    import torch
-
-    from yocobit.training.checkpoint import STATE, load_state
-
+    assert format.weights is not None and format.scale is not None
     before = torch.get_num_threads()
-    torch.set_num_threads(load_state(source).threads if (source / STATE).is_file() else 1)
+    torch.set_num_threads(threads or before)
     try:
-        yield
+        integers, scale = quantize_weight(torch.from_numpy(values), format.weights)
     finally:
         torch.set_num_threads(before)
+    codes = format.encode(integers.numpy().astype(np.int8))
+    return codes, scale.numpy().reshape(format.scale.shape(*values.shape))
+
+
+def _projection_format(source: Path, trained: WeightKind, name: str | None) -> WeightFormat:
+    """Return the format by name; refuse one that the model was not trained for."""
+    possible = formats_of(trained)
+    if name is None:
+        return possible[0]
+    if name not in PROJECTION_FORMATS:
+        known = ", ".join(PROJECTION_FORMATS)
+        raise ConfigError(f"weights must be one of {known} but is {name!r}")
+    format = PROJECTION_FORMATS[name]
+    if format not in possible:
+        raise ConfigError(
+            f"{source}: weights must be {' or '.join(f.name for f in possible)} but is {name!r}: "
+            f'the model was trained with weights = "{trained}", and any other format would output '
+            f'garbage; train with weights = "{format.weights}"'
+        )
+    return format
+
+
+def _read(source: TensorSource, name: str, shape: tuple[int, ...], file: Path) -> Floats:
+    """Return a parameter in float32; ConfigError if it does not fit or is not finite."""
+    values = source.read(name)
+    if values.shape != shape or values.dtype.kind != "f":
+        raise _misfit(file, name)
+    if n_bad := int((~np.isfinite(values)).sum()):
+        raise ConfigError(
+            f"{file}: tensor '{name}' must be finite but has {n_bad} values that are NaN or "
+            "infinite; pack an earlier checkpoint"
+        )
+    return values.astype(np.float32, copy=False)
+
+
+def _misfit(file: Path, name: str) -> ConfigError:
+    return ConfigError(f"{file}: does not fit {CONFIG}; '{name}' differs")
 
 
 def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
-    """Return defaults for sampling, under the names that Hugging Face gives them."""
+    """Return default sampling settings, under the names that Hugging Face gives them."""
     if not tokenizer_file.is_file():
         return dict(_SAMPLING)
     try:
         end = Tokenizer.from_str(tokenizer_file.read_text(encoding="utf-8")).token_to_id(END)
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
-    # Documents begin where the one before has ended, so the same token begins a text.
+    # Documents follow the end of another, so the same token starts a text.
     return (
         dict(_SAMPLING) if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
     )

@@ -1,54 +1,47 @@
-"""Reading a packed model: where its tensors lie, once the file has been found sound.
+"""Reading a packed model: where its tensors are, once the structure of the file is valid.
 
 Checks structure, the hashes of header and config.json, and that norms and scales are finite; it
 does not read the weights themselves (verify.py does). docs/format.md is the format.
-
-Letters: M output features   K input features
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from yocobit.config import ModelConfig
-from yocobit.mixers import parameter_shapes
-from yocobit.packing.layout import int4_shape, sign_shape, ternary_shape
+from yocobit.mixers import model_parameters
+from yocobit.packing.format import (
+    ALIGNMENT,
+    CONFIG,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL,
+    SMALLEST_ALIGNMENT,
+    PackedModelError,
+    TensorInfo,
+    header_sha256,
+    scale_name,
+)
+from yocobit.packing.formats import (
+    HEAD_FORMATS,
+    PerGroup,
+    StoredParameter,
+    WeightFormat,
+    formats_of,
+    stored_parameters,
+    tensors_of,
+)
 
-MODEL = "model.safetensors"
-CONFIG = "config.json"
-TOKENIZER = "tokenizer.json"
-CHAT_TEMPLATE = "chat_template.jinja"
-GENERATION = "generation_config.json"
-FORMAT = "yocobit"
-FORMAT_VERSION = "1"
-ALIGNMENT = 64  # of every tensor whose size is a multiple of it
-ITEM_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
-
-_SMALLEST_ALIGNMENT = 4  # of the others
 _LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 _AGAIN = "copy the file or pack the checkpoint again"
-
-
-class PackedModelError(ValueError):
-    """A packed model that cannot be used: names file or tensor, rule, actual value and remedy."""
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor in the file; `begin` and `end` are bytes from the start of the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -58,25 +51,28 @@ class PackedModel:
     config: ModelConfig
     path: Path  # the directory
     file: Path  # the safetensors file in it
+    parameters: dict[str, StoredParameter]  # each with its format
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+
+    @property
+    def projection_format(self) -> WeightFormat:
+        """The format of the projections."""
+        return next(p.format for p in self.parameters.values() if p.role == "projection")
+
+    @property
+    def head_format(self) -> WeightFormat:
+        """The format of the head, that of the embedding if they are one matrix."""
+        stored = self.parameters.get("head.weight", self.parameters["embedding.weight"])
+        return stored.format
 
     def attending(self, to: str | None) -> PackedModel:
         """Return this model with other cross attention, as ModelConfig.attending; None: its own."""
         return self if to is None else replace(self, config=self.config.attending(to))
 
 
-def is_packed(path: Path) -> bool:
-    """Say whether a directory holds a packed model, sound or not; a checkpoint is none."""
-    try:
-        with safe_open(path / MODEL, "numpy") as file:
-            return bool((file.metadata() or {}).get("format") == FORMAT)
-    except (OSError, SafetensorError):
-        return False
-
-
 def read_model(path: Path) -> PackedModel:
-    """Read the packed model in the directory `path`, weights excepted."""
+    """Read the packed model in the directory `path`, except for its weights."""
     file = path / MODEL
     try:
         _check_files(path)
@@ -85,62 +81,13 @@ def read_model(path: Path) -> PackedModel:
             metadata = _check_metadata(header, file)
             _check_config(path, metadata)
             config = ModelConfig.from_json(path / CONFIG)
-            tensors = _tensors(header, config, file, data_begin)
+            parameters = _parameters(header, config)
+            tensors = _tensors(header, parameters, file, data_begin)
             _check_offsets(tensors, file, data_begin)
-            _check_floats(stream, tensors, config, file)
+            _check_floats(stream, parameters, tensors, file)
     except (OSError, RecursionError) as error:  # the latter: JSON that is nested too deeply
         raise PackedModelError(f"{path}: cannot be read ({error})") from None
-    return PackedModel(config, path, file, tensors, metadata)
-
-
-def is_table(name: str) -> bool:
-    """Say whether a parameter is the embedding or the head."""
-    return name in ("embedding.weight", "head.weight")
-
-
-def is_projection(name: str) -> bool:
-    """Say whether a parameter is a projection that weights = "ternary" or "sign" quantises."""
-    return name.endswith("_proj.weight") and not name.endswith(".decay_proj.weight")
-
-
-def expected_tensors(
-    config: ModelConfig, float_dtype: str = "F32", head: str = "int8"
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor that the file must hold, and may hold.
-
-    `float_dtype` is that of the weights of a dense model, `head` ("int8" or "int4") is how others
-    store theirs; an int4 head is there even where the embedding is tied to it.
-    """
-    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, shape in parameter_shapes(config).items():
-        if not is_table(name) and not is_projection(name):
-            tensors[name] = "F32", shape
-        elif config.weights == "dense":
-            tensors[name] = float_dtype, shape
-        elif is_table(name):
-            tensors[name] = "I8", shape
-            tensors[f"{name}_scale"] = "F32", shape[:1]
-        else:
-            code_shape = ternary_shape if config.weights == "ternary" else sign_shape
-            tensors[name] = "U8", code_shape(*shape)
-            tensors[f"{name}_scale"] = "F32", (1,)
-    if head == "int4" and config.weights != "dense":
-        head_shape = int4_shape(config.vocab_size, config.d_model)
-        tensors["head.weight"] = "U8", head_shape
-        tensors["head.weight_scale"] = "F16", head_shape[:3]
-    return tensors
-
-
-def header_sha256(header: dict[str, Any]) -> str:
-    """Return the SHA-256 of a safetensors header without its own header_sha256."""
-    metadata = {k: v for k, v in header["__metadata__"].items() if k != "header_sha256"}
-    canonical = canonical_json({**header, "__metadata__": metadata})
-    return hashlib.sha256(canonical).hexdigest()
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return JSON with sorted keys, no spaces and ASCII only."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")
+    return PackedModel(config, path, file, parameters, tensors, metadata)
 
 
 def _check_files(path: Path) -> None:
@@ -214,26 +161,35 @@ def _check_config(path: Path, metadata: dict[str, str]) -> None:
         )
 
 
-def _tensors(
-    header: dict[str, Any], config: ModelConfig, file: Path, data_begin: int
-) -> dict[str, TensorInfo]:
-    """Return the tensors in the order of the model; each is what the configuration implies."""
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+def _parameters(header: dict[str, Any], config: ModelConfig) -> dict[str, StoredParameter]:
+    """Return the parameters that the configuration implies, in the formats that the file has."""
 
-    def has_dtype(name: str, dtype: str) -> bool:
-        entry = entries.get(name)
-        return isinstance(entry, dict) and entry.get("dtype") == dtype
+    def stored_as(name: str, formats: Iterable[WeightFormat]) -> str | None:
+        entry = header.get(name)
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        return next((format.name for format in formats if format.dtype == dtype), None)
 
-    expected = expected_tensors(
+    roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
+    projection = next(name for name, role in roles.items() if role == "projection")
+    return stored_parameters(
         config,
-        "F16" if has_dtype("embedding.weight", "F16") else "F32",
-        "int4" if has_dtype("head.weight", "U8") else "int8",
+        weights=stored_as(projection, formats_of(config.weights)),
+        head=stored_as("head.weight", HEAD_FORMATS.values()),
     )
+
+
+def _tensors(
+    header: dict[str, Any], parameters: Mapping[str, StoredParameter], file: Path, data_begin: int
+) -> dict[str, TensorInfo]:
+    """Return the tensors in the order of the model; each must be the expected one."""
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    expected = tensors_of(parameters)
     for name in entries:
         if name not in expected:
             raise PackedModelError(f"{file}: tensor {name!r} must not be there; {_AGAIN}")
     tensors = {}
-    for name, (dtype, shape) in expected.items():
+    for name, spec in expected.items():
+        dtype, shape = spec
         if name not in entries:
             raise PackedModelError(f"{file}: tensor '{name}' is missing; {_AGAIN}")
         entry = entries[name]
@@ -246,7 +202,7 @@ def _tensors(
                 f"{file}: tensor '{name}' must be {dtype} {list(shape)} but is "
                 f"{entry['dtype']!r} {entry['shape']!r}; {_AGAIN}"
             )
-        size = math.prod(shape) * ITEM_BYTES[dtype]
+        size = spec.size_bytes
         begin = entry["data_offsets"][0] if _is_pair(entry["data_offsets"]) else 0
         if not _is_list(entry["data_offsets"], (begin, begin + size)):
             raise PackedModelError(
@@ -278,7 +234,7 @@ def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) 
                 f"ends, but begins at {tensor.begin}; {_AGAIN}"
             )
         size = tensor.end - tensor.begin
-        alignment = ALIGNMENT if size % ALIGNMENT == 0 else _SMALLEST_ALIGNMENT
+        alignment = ALIGNMENT if size % ALIGNMENT == 0 else SMALLEST_ALIGNMENT
         if tensor.begin % alignment:
             raise PackedModelError(
                 f"{file}: tensor '{name}' must begin at a multiple of {alignment} but begins at "
@@ -293,25 +249,27 @@ def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) 
 
 
 def _check_floats(
-    stream: BinaryIO, tensors: dict[str, TensorInfo], config: ModelConfig, file: Path
+    stream: BinaryIO,
+    parameters: Mapping[str, StoredParameter],
+    tensors: Mapping[str, TensorInfo],
+    file: Path,
 ) -> None:
-    """Check what is small: norms and decays are finite, scales positive too."""
-    for name, tensor in tensors.items():
-        if tensor.dtype == "F16" and name.endswith("_scale"):
-            stream.seek(tensor.begin)
-            bits = np.frombuffer(stream.read(tensor.end - tensor.begin), dtype="<u2")
-            if bits.max() >= 0x7C00:  # infinity, NaN, and whatever has the sign bit
-                raise PackedModelError(
-                    f"{file}: tensor '{name}' must be finite and not negative but is not; {_AGAIN}"
-                )
-        if tensor.dtype != "F32" or is_table(name) or is_projection(name):
+    """Check the small tensors: norms and decays are finite, scales are positive too."""
+    for parameter, stored in parameters.items():
+        scale, name = stored.format.scale, parameter
+        rule = "finite"
+        if scale is not None:
+            name = scale_name(parameter)
+            rule += " and not negative" if isinstance(scale, PerGroup) else " and positive"
+        elif stored.role not in ("norm", "float"):
             continue
+        tensor = tensors[name]
         stream.seek(tensor.begin)
-        values = np.frombuffer(stream.read(tensor.end - tensor.begin), dtype="<f4")
-        is_scale = name.endswith("_scale")
-        good = np.isfinite(values) & (values > 0) if is_scale else np.isfinite(values)
+        values = np.frombuffer(stream.read(tensor.end - tensor.begin), DTYPES[tensor.dtype])
+        good = np.isfinite(values)
+        if scale is not None:
+            good &= ~np.signbit(values) if isinstance(scale, PerGroup) else values > 0
         if not good.all():
-            rule = "finite and positive" if is_scale else "finite"
             raise PackedModelError(
                 f"{file}: tensor '{name}' must be {rule} but holds {values[~good][0]}; {_AGAIN}"
             )

@@ -1,4 +1,4 @@
-"""Checking every byte of a packed model, which reading it leaves out for speed."""
+"""Checking every byte of a packed model; read_model leaves the weights out for speed."""
 
 from __future__ import annotations
 
@@ -9,23 +9,17 @@ from typing import BinaryIO
 
 import numpy as np
 
-from yocobit.packing.reader import (
-    MODEL,
-    TOKENIZER,
-    PackedModel,
-    PackedModelError,
-    TensorInfo,
-    is_projection,
-    read_model,
-)
+from yocobit.packing.format import DTYPES, MODEL, TOKENIZER, PackedModelError, TensorInfo
+from yocobit.packing.formats import WeightFormat
+from yocobit.packing.reader import PackedModel, read_model
 
 _CHUNK_BYTES = 1 << 24  # whole values of every dtype
 
 
 def verify(path: Path) -> list[str]:
-    """Return what is wrong with the weights and the tokenizer of a packed model, a line each.
+    """Return the problems of the weights and the tokenizer of a packed model, one line each.
 
-    Raises PackedModelError, as read_model does, where its structure is wrong already.
+    Raises PackedModelError, as read_model does, if its structure is invalid.
     """
     model = read_model(path)
     problems = []
@@ -34,12 +28,9 @@ def verify(path: Path) -> list[str]:
             for name, tensor in model.tensors.items():
                 subject = f"{model.file}: tensor '{name}'"
                 expected = model.metadata.get(f"sha256:{name}")
-                is_ternary = (
-                    model.config.weights == "ternary"
-                    and tensor.dtype == "U8"
-                    and is_projection(name)
-                )
-                problems += _tensor_problems(stream, tensor, subject, expected, is_ternary)
+                stored = model.parameters.get(name)  # None: scales
+                format = stored.format if stored else None
+                problems += _tensor_problems(stream, tensor, subject, expected, format)
         problems += _tokenizer_problems(model)
     except OSError as error:
         raise PackedModelError(f"{path}: cannot be read ({error})") from None
@@ -47,17 +38,20 @@ def verify(path: Path) -> list[str]:
 
 
 def _tensor_problems(
-    stream: BinaryIO, tensor: TensorInfo, subject: str, expected: str | None, is_ternary: bool
+    stream: BinaryIO,
+    tensor: TensorInfo,
+    subject: str,
+    expected: str | None,
+    format: WeightFormat | None,
 ) -> list[str]:
     digest = hashlib.sha256()
     n_invalid = n_not_finite = 0
     for chunk in _chunks(stream, tensor):
         digest.update(chunk)
-        if is_ternary:
-            codes = np.frombuffer(chunk, dtype=np.uint8)
-            n_invalid += int(np.count_nonzero(codes & codes >> 1 & 0b01010101))
-        if tensor.dtype in ("F16", "F32"):
-            values = np.frombuffer(chunk, dtype="<f2" if tensor.dtype == "F16" else "<f4")
+        values = np.frombuffer(chunk, DTYPES[tensor.dtype])
+        if format is not None and format.has_invalid_codes:
+            n_invalid += int(np.count_nonzero(~format.valid_bytes[values]))
+        if values.dtype.kind == "f":
             n_not_finite += int((~np.isfinite(values)).sum())
     problems = []
     if digest.hexdigest() != expected:
@@ -65,10 +59,10 @@ def _tensor_problems(
             f"{subject} must have sha256 {expected!r} but has '{digest.hexdigest()}'; copy the "
             "file or pack the checkpoint again"
         )
-    if n_invalid:
+    if n_invalid and format is not None:
         problems.append(
-            f"{subject} must have codes 0, 1 and 2 but has code 3 in {n_invalid} bytes; pack "
-            "the checkpoint again"
+            f"{subject} must have codes 0 to {len(format.values) - 1} but has larger ones in "
+            f"{n_invalid} bytes; pack the checkpoint again"
         )
     if n_not_finite:
         problems.append(

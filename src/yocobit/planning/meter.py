@@ -157,11 +157,12 @@ class MachineMeter:
 @contextlib.contextmanager
 def _written(model: PackedModel) -> Iterator[PackedModel]:
     """Give a model of that shape with random weights, gone afterwards."""
-    dtypes = {tensor.dtype for tensor in model.tensors.values()}
-    head = "int4" if model.tensors["head.weight"].dtype == "U8" else "int8"
     with tempfile.TemporaryDirectory() as directory:
         yield write_random_model(
-            model.config, Path(directory) / "model", head, "F16" if "F16" in dtypes else "F32"
+            model.config,
+            Path(directory) / "model",
+            model.projection_format.name,
+            model.head_format.name,
         )
 
 

@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 from yocobit import _native
 from yocobit.benchmark.shapes import named_shape
-from yocobit.costs.work import Work, head_name, imagined_model, work_of
+from yocobit.costs.work import Work, imagined_model, work_of
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
 from yocobit.hardware.machine import describe_machine, usable_cpus
 from yocobit.packing import PackedModel, read_model
+from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS, TERNARY
 from yocobit.planning.meter import MachineMeter
 from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
@@ -149,10 +150,9 @@ def open_shape(
     """
     if path is not None:
         return str(path), read_model(path).attending(attention)
-    weights = weights or "ternary"
-    is_dense = weights in ("f32", "f16")
-    config = named_shape(shape or "").replace(weights="dense" if is_dense else weights)
-    model = imagined_model(config, weights.upper() if is_dense else "F32", head or "int8")
+    weights = weights or TERNARY.name
+    config = named_shape(shape or "").replace(weights=PROJECTION_FORMATS[weights].weights)
+    model = imagined_model(config, weights, head)
     return f"{shape} with {weights} weights", model.attending(attention)
 
 
@@ -161,7 +161,7 @@ def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
     is_here = request.machine == HERE
     meter = make_meter(request) if is_here else None
     machine = measured_machine(meter) if meter else named_machine(request.machine)
-    head = "int4" if model.tensors[head_name(model)].dtype == "U8" else "int8"
+    head = model.head_format.name if model.head_format.name in HEAD_FORMATS else None
     others = tuple(
         _row(each.name, each.model, each.cache, request, machine)
         for each in variants(model.config, head)
@@ -203,7 +203,4 @@ def measured_machine(meter: MachineMeter) -> Machine:
 
 def _row(name: str, model: PackedModel, cache: str, request: Request, machine: Machine) -> Row:
     work = work_of(model, cache, request.context, request.batch)
-    dtypes = {tensor.dtype for tensor in model.tensors.values()}
-    dense = "f16" if "F16" in dtypes else "f32"
-    weights = dense if model.config.weights == "dense" else model.config.weights
-    return Row(name, weights, work, bound(work, machine))
+    return Row(name, model.projection_format.name, work, bound(work, machine))

@@ -23,7 +23,6 @@ from yocobit.costs.work import (
     STATES,
     WEIGHTS,
     Work,
-    head_name,
     imagined_model,
     work_of,
 )
@@ -105,11 +104,8 @@ def probe_model(model: PackedModel) -> tuple[PackedModel, float]:
     probe = config.replace(
         layers=kinds, vocab_size=min(_PROBE_VOCABULARY, config.vocab_size), tie_embeddings=False
     )
-    dtypes = {tensor.dtype for tensor in model.tensors.values()}
-    head = "int4" if model.tensors[head_name(model)].dtype == "U8" else "int8"
-    float_dtype = "F16" if "F16" in dtypes and config.weights == "dense" else "F32"
     while True:
-        imagined = imagined_model(probe, float_dtype, head)
+        imagined = imagined_model(probe, model.projection_format.name, model.head_format.name)
         size = max(tensor.end for tensor in imagined.tensors.values())
         narrower = _half_as_wide(probe)
         if size <= _LARGEST_PROBE or narrower is None:
@@ -126,9 +122,7 @@ def choosing_model(model: PackedModel) -> PackedModel:
             d_ff=_NARROW_D_FF,
             vocab_size=min(_PROBE_VOCABULARY, config.vocab_size),
             tie_embeddings=False,
-        ),
-        "F32",
-        "int8",
+        )
     )
 
 
@@ -237,8 +231,5 @@ def _attention_heads(config: ModelConfig) -> tuple[int, int]:
 
 def _stored(model: PackedModel, what: str) -> str:
     """Return how weights or head are stored, as native/probes/kernel_rates.cpp names it."""
-    config = model.config
-    dtype = model.tensors[head_name(model)].dtype
-    if what == "weights" and config.weights != "dense":
-        return config.weights
-    return {"U8": "int4", "I8": "int8", "F16": "f16", "F32": "f32"}[dtype]
+    format = model.projection_format if what == "weights" else model.head_format
+    return format.name

@@ -8,6 +8,7 @@ from yocobit.benchmark.shapes import yoco
 from yocobit.config import Mixer, ModelConfig
 from yocobit.costs.work import imagined_model
 from yocobit.packing import PackedModel
+from yocobit.packing.formats import F16, PROJECTION_FORMATS, TERNARY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Variant:
     cache: str
 
 
-def variants(config: ModelConfig, head: str) -> tuple[Variant, ...]:
+def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
     """Return what the YOCO paper's "YOCO + BitNet + Groq" is built up from, one step at a time.
 
     A model without a cross-decoder becomes half retention and half cross layers where YOCO is
@@ -30,17 +31,18 @@ def variants(config: ModelConfig, head: str) -> tuple[Variant, ...]:
     transformer = config.replace(layers=(full,) * len(config.layers))
     decoder_decoder = config.attending("full") if config.has_cross_decoder else yoco(config)
     stacks = (
-        ("Transformer f16", transformer, False, "f16"),
-        ("YOCO f16", decoder_decoder, False, "f16"),
-        ("BitNet Transformer", transformer, True, "f16"),
-        ("YOCO + BitNet", decoder_decoder, True, "int4"),
+        ("Transformer f16", transformer, F16.name, "f16"),
+        ("YOCO f16", decoder_decoder, F16.name, "f16"),
+        ("BitNet Transformer", transformer, TERNARY.name, "f16"),
+        ("YOCO + BitNet", decoder_decoder, TERNARY.name, "int4"),
     )
     return tuple(
-        Variant(name, imagined_model(_with_weights(stack, is_ternary), "F16", head), cache)
-        for name, stack, is_ternary, cache in stacks
+        Variant(name, imagined_model(_with_weights(stack, weights), weights, head), cache)
+        for name, stack, weights, cache in stacks
     )
 
 
-def _with_weights(config: ModelConfig, is_ternary: bool) -> ModelConfig:
-    weights = "ternary" if is_ternary else "dense"
-    return config.replace(weights=weights, sub_norm=is_ternary)
+def _with_weights(config: ModelConfig, format: str) -> ModelConfig:
+    """Return the shape as trained for a weight format: quantised weights have SubLN."""
+    stored = PROJECTION_FORMATS[format]
+    return config.replace(weights=stored.weights, sub_norm=stored.is_integer)

@@ -17,7 +17,7 @@ from typing import Any
 from yocobit.config import ConfigError
 from yocobit.costs import summarize
 from yocobit.engine import Engine, SamplingConfig
-from yocobit.packing.reader import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.serving import protocol
 from yocobit.serving.constraint import Grammars
 from yocobit.serving.errors import APIError

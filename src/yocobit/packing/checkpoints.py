@@ -1,0 +1,110 @@
+"""Checkpoints on disk, RUN/checkpoints/step-000100/: their files, and which of them are complete.
+
+    model.safetensors      master weights            config.json   ModelConfig
+    optimizer.safetensors  state of every parameter  train.json    TrainConfig
+    tokenizer.json                                   state.json    progress, and each file's size
+    tokenizer_config.json, generation_config.json    for transformers
+    chat_template.jinja    if the training text has conversations
+
+Without torch: yocobit.training.checkpoint writes and loads them. A directory whose files are
+missing or differ in size from state.json is torn, and is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from yocobit.config import ConfigError
+from yocobit.packing.format import CONFIG, MODEL, TOKENIZER, is_packed
+
+OPTIMIZER = "optimizer.safetensors"
+TRAIN = "train.json"
+STATE = "state.json"
+DIRECTORY = "checkpoints"
+BEST, LAST = "best", "last"  # RUN/checkpoints/best and RUN/checkpoints/last: no directories
+PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
+
+_REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
+_NAME = re.compile(r"step-(\d+)")
+
+
+def directory_of(run_dir: Path, step: int) -> Path:
+    """Return the directory of the checkpoint of a step."""
+    return run_dir / DIRECTORY / f"step-{step:06d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step in a directory's name, -1 without one."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def complete(run_dir: Path) -> list[Path]:
+    """Return the complete checkpoints of a run in the order of their steps."""
+    found = {step_of(path): path for path in (run_dir / DIRECTORY).glob("step-*")}
+    return [found[step] for step in sorted(found) if step >= 0 and is_complete(found[step])]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file is present with the size that state.json records."""
+    try:
+        sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
+        return sizes.keys() >= _REQUIRED and all(
+            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def last(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the largest step, None without one."""
+    found = complete(run_dir)
+    return found[-1] if found else None
+
+
+def best(run_dir: Path) -> Path | None:
+    """Return the complete checkpoint of the lowest bits per byte, None without one."""
+    newest = last(run_dir)
+    step = newest and read_state(newest).get("best_step")
+    return next((path for path in complete(run_dir) if step_of(path) == step), None)
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read state.json."""
+    fields: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+    return fields
+
+
+def read_train(checkpoint: Path) -> dict[str, Any]:
+    """Read train.json: the result of TrainConfig.to_dict."""
+    fields: dict[str, Any] = json.loads((checkpoint / TRAIN).read_text(encoding="utf-8"))
+    return fields
+
+
+def find(path: Path) -> Path:
+    """Return the checkpoint that `path` names.
+
+    It is a checkpoint, a run (its last checkpoint), or RUN/checkpoints/best or .../last.
+    """
+    named = {BEST: best, LAST: last}.get(path.name)
+    if named is not None and path.parent.name == DIRECTORY and not path.exists():
+        if (checkpoint := named(path.parent.parent)) is None:
+            raise ConfigError(f"{path}: the run has no such checkpoint yet")
+        return checkpoint
+    if not path.exists():
+        raise ConfigError(f"{path}: no such run or checkpoint")
+    if path.is_file():
+        raise ConfigError(f"{path}: must be a run or a checkpoint but is a file; name a directory")
+    if is_packed(path):
+        raise ConfigError(
+            f"{path}: is a packed model, which cannot be trained, distilled or packed again; "
+            "name the run or checkpoint that it was packed from"
+        )
+    if (path / MODEL).is_file() and (path / CONFIG).is_file():
+        return path
+    if (checkpoint := last(path)) is None:
+        raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
+    return checkpoint

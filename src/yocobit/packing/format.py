@@ -1,0 +1,82 @@
+"""The packed format by name: files, magic, version, dtypes, tensor names and hashes.
+
+docs/format.md describes it; formats.py has the weight formats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+MODEL = "model.safetensors"
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"
+
+FORMAT = "yocobit"  # `format` in the metadata of MODEL
+FORMAT_VERSION = "1"
+ALIGNMENT = 64  # of the tensor data, and of each tensor whose size is a multiple of it
+SMALLEST_ALIGNMENT = 4  # of the others
+
+# NumPy's dtype of each dtype of a safetensors header that a packed model may hold.
+DTYPES = {"U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4"}
+ITEM_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
+
+
+class PackedModelError(ValueError):
+    """An invalid packed model: names the file or tensor, the rule, the actual value and a
+    remedy."""
+
+
+class TensorSpec(NamedTuple):
+    """Dtype and shape of a tensor in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor in the file; `begin` and `end` are bytes from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def scale_name(name: str) -> str:
+    """Return the tensor that holds the scales of the matrix `name`."""
+    return f"{name}_scale"
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a directory holds a packed model, valid or not; a checkpoint is not one."""
+    try:
+        with safe_open(path / MODEL, "numpy") as file:
+            return bool((file.metadata() or {}).get("format") == FORMAT)
+    except (OSError, SafetensorError):
+        return False
+
+
+def header_sha256(header: dict[str, Any]) -> str:
+    """Return the SHA-256 of a safetensors header without its own header_sha256."""
+    metadata = {k: v for k, v in header["__metadata__"].items() if k != "header_sha256"}
+    canonical = canonical_json({**header, "__metadata__": metadata})
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return JSON with sorted keys, no spaces and ASCII only."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,298 @@
+"""The closed table of weight formats and activation encodings: one record each.
+
+A format belongs to a matrix, not to a model: layout, expected tensors, verification, sizes, random
+models, CLI choices and kernel dispatch read these records. The engine's table in native/ is equal;
+a test compares them.
+
+Letters: M output features   K input features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit.config import ModelConfig, WeightKind
+from yocobit.mixers import Parameter, Role, model_parameters
+from yocobit.packing import layout
+from yocobit.packing.format import TensorSpec, scale_name
+from yocobit.packing.layout import ROWS, Codes, Floats, Int8s
+
+Array = NDArray[Any]
+
+_NO_CODE = 255
+
+
+@dataclass(frozen=True)
+class ActivationEncoding:
+    """The integers that x (N, K) is rounded to before it meets codes: [-largest, largest] per
+    token.
+    """
+
+    name: str
+    largest: int | None  # None: floating point
+
+
+INT8_PER_TOKEN = ActivationEncoding("int8_per_token", largest=127)
+INT16_PER_TOKEN = ActivationEncoding("int16_per_token", largest=16383)
+FLOAT32_ACTIVATIONS = ActivationEncoding("float32", largest=None)
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole matrix."""
+
+    dtype: str
+
+    def shape(self, M: int, K: int) -> tuple[int, ...]:
+        return (1,)
+
+    def expand(self, scales: Array, M: int, K: int) -> Array:
+        """Return the scales as an array that broadcasts to (M, K)."""
+        return scales
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """One scale per output feature."""
+
+    dtype: str
+
+    def shape(self, M: int, K: int) -> tuple[int, ...]:
+        return (M,)
+
+    def expand(self, scales: Array, M: int, K: int) -> Array:
+        return scales[:, None]
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale per `columns` consecutive weights of a row; 0 for a group of zeros."""
+
+    columns: int
+    dtype: str
+
+    def shape(self, M: int, K: int) -> tuple[int, ...]:
+        return -(-M // ROWS), -(-K // self.columns), ROWS
+
+    def expand(self, scales: Array, M: int, K: int) -> Array:
+        rows = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1])[:M]
+        return rows.repeat(self.columns, axis=1)[:, :K]
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """One way to store a matrix (M, K): weight = values[code] * scale.
+
+    `roles` are the parameters that it may store, in models that were trained with `weights` (None:
+    with any that quantises). `quantize` rounds float32 weights to the stored tensors; without it
+    the trainer's quantiser computes the integers, for encode() to pack.
+    """
+
+    name: str
+    bits: int
+    dtype: str  # of the stored tensor
+    roles: tuple[Role, ...]
+    activations: ActivationEncoding
+    weights: WeightKind | None = None
+    values: Sequence[int] = ()  # of codes 0, 1, ...; int8 stores the values; floats have none
+    block_columns: int = 1  # 1: row-major, one weight per item; otherwise as layout.py packs
+    padding: int = 0  # the code past the last row or column
+    scale: PerTensor | PerRow | PerGroup | None = None
+    quantize: Callable[[Floats], tuple[Array, Array | None]] | None = None
+
+    def tensors(self, name: str, shape: tuple[int, ...]) -> dict[str, TensorSpec]:
+        """Return dtype and shape of the tensors that store the parameter `name`."""
+        if self.scale is None:
+            return {name: TensorSpec(self.dtype, shape)}
+        M, K = shape
+        stored = shape if self.block_columns == 1 else layout.code_shape(M, K, self.bits)
+        scales = TensorSpec(self.scale.dtype, self.scale.shape(M, K))
+        return {name: TensorSpec(self.dtype, stored), scale_name(name): scales}
+
+    def encode(self, weights: Int8s) -> Codes:
+        """Pack integer weights (M, K); ValueError for one that has no code."""
+        if weights.ndim != 2 or weights.dtype != np.int8:
+            raise ValueError(
+                f"weights must be int8 (M, K) but are {weights.dtype} of shape {weights.shape}"
+            )
+        code_of = np.full(256, _NO_CODE, dtype=np.uint8)  # of a value as a byte
+        code_of[np.array(self.values, dtype=np.int8).view(np.uint8)] = np.arange(len(self.values))
+        codes: Codes = code_of[weights.view(np.uint8)]
+        if (codes == _NO_CODE).any():
+            bad = weights[codes == _NO_CODE][0]
+            raise ValueError(f"weights must be in {set(self.values)} but one is {bad}")
+        return layout.pack_codes(codes, self.bits, self.padding)
+
+    def decode(self, codes: Codes, M: int, K: int) -> Int8s:
+        """Invert encode; an invalid code continues the values, as in the kernels."""
+        first, step = self.values[0], self.values[1] - self.values[0]
+        unpacked = layout.unpack_codes(codes, M, K, self.bits).astype(np.int8)
+        return unpacked * np.int8(step) + np.int8(first)
+
+    def dequantize(self, codes: Array, scales: Array, M: int, K: int) -> Floats:
+        """Return the weights (M, K) in float32."""
+        assert self.scale is not None
+        integers = codes if self.block_columns == 1 else self.decode(codes, M, K)
+        factors = self.scale.expand(scales, M, K).astype(np.float32)
+        weights: Floats = integers.astype(np.float32) * factors
+        return weights
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether weights are integers times a scale."""
+        return bool(self.values)
+
+    @property
+    def label(self) -> str:
+        """What a summary calls the bytes in this format."""
+        return f"{self.bits}-bit" if self.roles == ("projection",) else self.name
+
+    @cached_property
+    def valid_bytes(self) -> NDArray[np.bool_]:
+        """For each value of a byte, whether all codes in it are valid."""
+        fields = np.arange(256)[:, None] >> np.arange(0, 8, self.bits) & (1 << self.bits) - 1
+        valid: NDArray[np.bool_] = np.all(fields < max(len(self.values), 1), axis=1)
+        return valid
+
+    @property
+    def has_invalid_codes(self) -> bool:
+        return self.block_columns > 1 and len(self.values) < 1 << self.bits
+
+
+TERNARY = WeightFormat(
+    "ternary",
+    bits=2,
+    dtype="U8",
+    roles=("projection",),
+    activations=INT8_PER_TOKEN,
+    weights="ternary",
+    values=(-1, 0, 1),
+    block_columns=128,
+    padding=1,
+    scale=PerTensor("F32"),
+)
+SIGN = WeightFormat(
+    "sign",
+    bits=1,
+    dtype="U8",
+    roles=("projection",),
+    activations=INT8_PER_TOKEN,
+    weights="sign",
+    values=(-1, 1),
+    block_columns=256,
+    scale=PerTensor("F32"),
+)
+INT8 = WeightFormat(
+    "int8",
+    bits=8,
+    dtype="I8",
+    roles=("embedding", "head"),
+    activations=INT16_PER_TOKEN,
+    values=range(-127, 128),
+    scale=PerRow("F32"),
+    quantize=layout.quantize_rows,
+)
+INT4 = WeightFormat(
+    "int4",
+    bits=4,
+    dtype="U8",
+    roles=("head",),
+    activations=INT16_PER_TOKEN,
+    values=range(-8, 8),
+    block_columns=64,
+    padding=8,
+    scale=PerGroup(64, "F16"),
+    quantize=layout.quantize_int4,
+)
+F32 = WeightFormat(
+    "f32",
+    bits=32,
+    dtype="F32",
+    roles=("projection", "embedding", "head", "norm", "float"),
+    activations=FLOAT32_ACTIVATIONS,
+    weights="dense",
+    quantize=lambda rows: (rows, None),
+)
+F16 = WeightFormat(
+    "f16",
+    bits=16,
+    dtype="F16",
+    roles=("projection", "embedding", "head"),
+    activations=FLOAT32_ACTIVATIONS,
+    weights="dense",
+    quantize=lambda rows: (layout.to_float16(rows), None),
+)
+
+FORMATS: Mapping[str, WeightFormat] = {
+    format.name: format for format in (TERNARY, SIGN, INT4, INT8, F32, F16)
+}
+# The choices for projections, and for the head of a model with quantised weights.
+PROJECTION_FORMATS = {name: f for name, f in FORMATS.items() if "projection" in f.roles}
+HEAD_FORMATS = {format.name: format for format in (INT8, INT4)}
+
+pack_ternary, unpack_ternary = TERNARY.encode, TERNARY.decode
+pack_sign, unpack_sign = SIGN.encode, SIGN.decode
+
+
+class StoredParameter(NamedTuple):
+    """A parameter and the format that stores it."""
+
+    format: WeightFormat
+    shape: tuple[int, ...]
+    role: Role
+
+
+def formats_of(weights: WeightKind) -> list[WeightFormat]:
+    """Return the formats for projections of a model trained with `weights`, the default first."""
+    return [format for format in PROJECTION_FORMATS.values() if format.weights == weights]
+
+
+def stored_parameters(
+    config: ModelConfig, weights: str | None = None, head: str | None = None
+) -> dict[str, StoredParameter]:
+    """Return each parameter of a packed model with its format, in the order of the file.
+
+    `weights` and `head` name formats, the model's defaults unless given. A format that stores the
+    head too ("f32", "f16") ignores `head`. A tied head is only there if its format differs from
+    that of the embedding.
+    """
+    projection = PROJECTION_FORMATS[weights] if weights else formats_of(config.weights)[0]
+    if projection.weights != config.weights:
+        raise ValueError(f"{weights} does not store a model with {config.weights} weights")
+    stores_tables = "head" in projection.roles
+    embedding = projection if stores_tables else INT8
+    formats: dict[Role, WeightFormat] = {
+        "projection": projection,
+        "embedding": embedding,
+        "head": projection if stores_tables else HEAD_FORMATS[head or INT8.name],
+        "norm": F32,
+        "float": F32,
+    }
+    parameters = model_parameters(config)
+    if config.tie_embeddings and formats["head"] is not embedding:
+        parameters["head.weight"] = Parameter((config.vocab_size, config.d_model), "head")
+    return {
+        name: StoredParameter(formats[parameter.role], parameter.shape, parameter.role)
+        for name, parameter in parameters.items()
+    }
+
+
+def expected_tensors(
+    config: ModelConfig, weights: str | None = None, head: str | None = None
+) -> dict[str, TensorSpec]:
+    """Return dtype and shape of every tensor of the file; arguments as of stored_parameters."""
+    return tensors_of(stored_parameters(config, weights, head))
+
+
+def tensors_of(parameters: Mapping[str, StoredParameter]) -> dict[str, TensorSpec]:
+    """Return dtype and shape of the tensors that store parameters, in order."""
+    tensors: dict[str, TensorSpec] = {}
+    for name, stored in parameters.items():
+        tensors |= stored.format.tensors(name, stored.shape)
+    return tensors
