@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_products
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup demo test check sanitize bench bench-peers golden clean FORCE
+.PHONY: setup demo test test-all check sanitize bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -39,8 +39,15 @@ setup: .venv/.built
 demo: setup
 	$(BIN)/python examples/demo.py
 
+# One worker process per CPU; tests of a file stay together, so that they share its fixtures.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --golden=$(GOLDEN)
+
 test: setup
-	$(BIN)/python -m pytest --golden=$(GOLDEN)
+	$(PYTEST)
+
+# Also what is marked slow: repetitions and long runs.
+test-all: setup
+	$(PYTEST) -m ''
 
 check: setup
 	$(BIN)/ruff format --check src tests examples benchmarks
