@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt tests/native/CMakeLists.txt $(NATIVE_SOURCES)
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
-SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_products.py \
+SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.py \
   tests/engine/test_engine_golden.py tests/engine/test_engine.py tests/engine/test_block_index.py \
   tests/engine/test_session_state.py tests/engine/test_sampling.py \
   -k 'not pytorch and not (same_bits_whatever and (sign or transformer or swa))'

@@ -19,7 +19,7 @@ from measures import seconds
 from torch import Tensor
 
 from yocobit.model.bitlinear import BitLinear, project
-from yocobit.model.native_products import kernels, use_kernels
+from yocobit.model.ops.dispatch import kernels, use_kernels
 
 N = 2048
 SHAPES = {  # M of the weights of one input, K: retention, its output, feed-forward, its output

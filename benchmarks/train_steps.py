@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from yocobit.benchmark.shapes import transformer, yoco
 from yocobit.config import ModelConfig, WeightKind
 from yocobit.hardware.machine import peak_bytes
-from yocobit.model import Decoder, native_products
+from yocobit.model import Decoder
+from yocobit.model.ops import dispatch
 from yocobit.training.allocator import keep_freed_memory
 from yocobit.training.config import OptimConfig
 from yocobit.training.corpus import Batch
@@ -72,7 +73,7 @@ def _as_trained(cpu: str) -> Iterator[None]:
         with products_in(choose_precision(None)):
             yield
     else:
-        with native_products.use_kernels(cpu):
+        with dispatch.use_kernels(cpu):
             yield
 
 

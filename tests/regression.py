@@ -18,7 +18,7 @@ from packed_models import nano, packed
 from yocobit import Engine
 from yocobit.config import ModelConfig
 from yocobit.model import Decoder
-from yocobit.model.native_products import use_kernels
+from yocobit.model.ops.dispatch import use_kernels
 
 FILE = Path(__file__).parent / "golden" / "regression.json"
 CASES = [(stack, kind) for stack in ("yoco-gret", "yoco-swa") for kind in ("ternary", "sign")]

@@ -18,8 +18,8 @@ import results_file
 from rich.console import Console
 
 from yocobit import training
-from yocobit.model import plain_products
-from yocobit.model.native_products import PYTORCH, kernels, use_kernels
+from yocobit.model.ops import reference
+from yocobit.model.ops.dispatch import PYTORCH, kernels, use_kernels
 
 RECIPE = Path(__file__).parent / "prose.toml"
 RESULTS = Path(__file__).parent.parent / "results" / "gradient_rounding.json"
@@ -49,7 +49,7 @@ def train(arguments: argparse.Namespace, name: str, seed: int) -> float:
     changes += [f'model.preset="{arguments.preset}"', f"run.steps={arguments.steps}"]
     changes += [f"run.seed={seed}", f"run.eval_every={arguments.steps}"]
     config = training.load(RECIPE, changes)
-    exact = mock.patch.object(plain_products, "rounded_gradients", lambda grads: grads)
+    exact = mock.patch.object(reference, "quantize_gradients", lambda grads: grads)
     with tempfile.TemporaryDirectory() as directory, use_kernels(name), exact:
         training.train(config, Path(directory) / "run", resume=False, console=Console(quiet=True))
         metrics = (Path(directory) / "run" / "metrics.jsonl").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from yocobit.benchmark.random_model import write_random_model
 from yocobit.cli import app
 from yocobit.config import BLOCK, ConfigError, preset
 from yocobit.model import Cache, Decoder
-from yocobit.model.block_choice import Blocks, seen_positions
+from yocobit.model.block_index import Blocks, visible_positions
 from yocobit.packing import read_model
 
 KERNELS = _native.supported_kernels()
@@ -106,7 +106,7 @@ def test_chosen_are_the_best_by_an_independent_statement(kind, lengths):
     config = preset("nano").replace(cross_attention=kind, **FOUR_BLOCKS)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
 
-    seen = seen_positions(
+    seen = visible_positions(
         torch.from_numpy(q), torch.from_numpy(k), config, Blocks.of_positions(positions)
     )
 
@@ -133,7 +133,7 @@ def test_the_block_with_the_key_that_is_asked_for_is_chosen_though_bounds_of_oth
     k[0, 0, 107] = 3 * q[0, 0, -1]
     config = preset("nano").replace(cross_attention="index", **FOUR_BLOCKS)
 
-    seen = seen_positions(q, k, config, Blocks.of_positions(torch.arange(n)[None]))
+    seen = visible_positions(q, k, config, Blocks.of_positions(torch.arange(n)[None]))
     bounds = softmaxes_of_bounds(q[0, 0, -1:].numpy(), k[0, 0].numpy(), 6)
 
     assert seen[0, 0, -1, 107]

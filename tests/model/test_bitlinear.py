@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from yocobit import _native
 from yocobit.config import ModelConfig, preset
-from yocobit.model import native_products
 from yocobit.model.bitlinear import BitLinear, project, sign
-from yocobit.model.decoder import FeedForward
-from yocobit.model.mixers import SharedKeysValues
-from yocobit.model.native_products import kernels_for, use_kernels
+from yocobit.model.feed_forward import FeedForward
+from yocobit.model.mixers.cross import SharedKeysValues
+from yocobit.model.ops import dispatch
+from yocobit.model.ops.dispatch import matmul_kernels, use_kernels
 from yocobit.model.quantization import fake_quantize, quantize_activations, quantize_weight
 
 QUANTIZED = ("ternary", "sign")
@@ -40,7 +40,7 @@ def weight_codes(weight: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("N, M, K", [(1, 1, 8), (5, 3, 64), (7, 96, 136)])
-def test_bitlinear_equals_scaled_integer_product(kind, N, M, K):
+def test_bitlinear_equals_scaled_integer_matmul(kind, N, M, K):
     layer, x = _random_layer(kind, N, M, K)
     x_codes, x_scale = activation_codes(x.numpy())
     w_codes, w_scale = weight_codes(layer.weight.detach().numpy(), kind)
@@ -209,12 +209,12 @@ def native():
 
 @pytest.mark.parametrize("kind", QUANTIZED)
 @pytest.mark.parametrize("shape", [(200,), (1, 200), (3, 37, 200), (2, 300, 200)])
-def test_native_products_equal_plain_pytorch(native, kind, shape):
+def test_native_matmuls_equal_plain_pytorch(native, kind, shape):
     linears, x = _float32_layers(kind, (40, 24, 7), shape)
 
     with use_kernels("pytorch"):
-        expected_ys, expected_grad_x, *expected_grads = _products(x, linears)
-    ys, grad_x, *grads = _products(x, linears)
+        expected_ys, expected_grad_x, *expected_grads = _matmuls(x, linears)
+    ys, grad_x, *grads = _matmuls(x, linears)
 
     for y, expected in zip(ys, expected_ys, strict=True):
         assert torch.equal(y, expected)
@@ -224,7 +224,7 @@ def test_native_products_equal_plain_pytorch(native, kind, shape):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_native_products_take_inputs_and_gradients_of_any_strides(native, kind):
+def test_native_matmuls_take_inputs_and_gradients_of_any_strides(native, kind):
     linears, x = _float32_layers(kind, (16,), (2, 24, 5))
     upstream = torch.randn(2, 16, 5, generator=torch.Generator().manual_seed(1)).mT
 
@@ -236,7 +236,7 @@ def test_native_products_take_inputs_and_gradients_of_any_strides(native, kind):
     assert torch.equal(strided[0], dense[0])
 
 
-def test_native_products_give_only_the_gradients_asked_for(native):
+def test_native_matmuls_compute_only_the_requested_gradients(native):
     linears, x = _float32_layers("ternary", (16,), (3, 24))
     weight = linears[0].weight
 
@@ -250,18 +250,18 @@ def test_native_products_give_only_the_gradients_asked_for(native):
     assert only_weight.shape == weight.shape
 
 
-def test_native_products_pass_the_checks_of_pytorch_operators(native):
+def test_native_matmuls_pass_the_checks_of_pytorch_operators(native):
     linears, x = _float32_layers("ternary", (5, 8), (3, 24))
     weights = [linear.weight for linear in linears]
 
-    torch.library.opcheck(torch.ops.yocobit.project, (x, weights, True, "scalar"))
+    torch.library.opcheck(torch.ops.yocobit.matmul, (x, weights, "ternary", "scalar"))
 
 
 @pytest.mark.parametrize("kernels", ["native", "pytorch"])
-def test_compiled_products_equal_eager_ones(native, kernels):
+def test_compiled_matmuls_equal_eager_ones(native, kernels):
     linears, x = _float32_layers("sign", (5, 8), (3, 24))
     compiled = torch.compile(project, backend="aot_eager", fullgraph=True)
-    name = kernels if kernels == "pytorch" else native_products.kernels()
+    name = kernels if kernels == "pytorch" else dispatch.kernels()
 
     with use_kernels(name):
         actual = torch.autograd.grad([y.sum() for y in compiled(x, *linears)], x)
@@ -271,7 +271,7 @@ def test_compiled_products_equal_eager_ones(native, kernels):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_gradients_of_native_products_can_be_differentiated_as_plain_ones_can(native, kind):
+def test_gradients_of_native_matmuls_can_be_differentiated_as_plain_ones_can(native, kind):
     linears, x = _float32_layers(kind, (16,), (3, 24))
 
     def twice():
@@ -287,25 +287,25 @@ def test_gradients_of_native_products_can_be_differentiated_as_plain_ones_can(na
 
 def test_kernels_are_native_for_float32_on_a_cpu_only(native):
     x, weight = torch.ones(2, 3), torch.ones(4, 3)
-    name = native_products.kernels()
+    name = dispatch.kernels()
 
-    assert kernels_for(x, [weight]) == name
-    assert kernels_for(x.double(), [weight.double()]) == "pytorch"
-    assert kernels_for(x, [weight.bfloat16()]) == "pytorch"
-    assert kernels_for(x.to("meta"), [weight.to("meta")]) == "pytorch"
-    assert kernels_for(x[:0], [weight]) == "pytorch"
-    assert name in native_products.describe()
+    assert matmul_kernels(x, [weight]) == name
+    assert matmul_kernels(x.double(), [weight.double()]) == "pytorch"
+    assert matmul_kernels(x, [weight.bfloat16()]) == "pytorch"
+    assert matmul_kernels(x.to("meta"), [weight.to("meta")]) == "pytorch"
+    assert matmul_kernels(x[:0], [weight]) == "pytorch"
+    assert name in dispatch.describe()
     with use_kernels("pytorch"):
-        assert kernels_for(x, [weight]) == "pytorch"
-        assert native_products.describe() == "plain PyTorch"
+        assert matmul_kernels(x, [weight]) == "pytorch"
+        assert dispatch.describe() == "plain PyTorch"
 
 
-def test_kernels_that_are_not_there_are_refused_and_named():
+def test_unknown_kernels_are_rejected_with_the_known_names():
     with pytest.raises(ValueError, match=r"must be one of pytorch, scalar.* but are 'sse'"):
         use_kernels("sse").__enter__()
 
 
-def test_dense_bitlinear_is_a_plain_product_with_its_gradients():
+def test_dense_bitlinear_is_a_plain_matmul_with_its_gradients():
     layer, x = _random_layer("dense", N=3, M=2, K=8)
     x.requires_grad_()
 
@@ -399,7 +399,7 @@ def _float32_layers(
     return linears, torch.randn(shape, generator=generator).requires_grad_()
 
 
-def _products(x: torch.Tensor, linears: list[BitLinear]) -> list[Any]:
+def _matmuls(x: torch.Tensor, linears: list[BitLinear]) -> list[Any]:
     """Return the outputs, then the gradients of x and of the weights for random upstream ones."""
     ys = project(x, *linears)
     generator = torch.Generator().manual_seed(1)

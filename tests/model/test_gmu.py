@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yocobit.config import preset
 from yocobit.model import Cache, Decoder
-from yocobit.model.mixers import GatedMemoryUnit
+from yocobit.model.mixers.gmu import GatedMemoryUnit
 
 B, T, WINDOW, EPS = 2, 19, 5, 1e-5
 MIXERS = ("retention", "window", "full")
@@ -41,7 +41,7 @@ def test_both_projections_are_quantised(weights):
     unit = Decoder(config).layers[2].mixer.double().requires_grad_(False)
     x, memory = torch.randn(2, B, T, config.d_model, dtype=torch.float64)
 
-    y, _ = unit(x, 0, memory)
+    y, *_ = unit(x, 0, memory)
 
     w = {
         name: _quantised(value, weights) if name.endswith("proj") else value

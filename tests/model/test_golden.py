@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from golden_cases import Case
 
-from yocobit.model import Cache, Decoder, retention
-from yocobit.model.mixers import GatedRetention
+from yocobit.model import Cache, Decoder
+from yocobit.model.mixers import retention
+from yocobit.model.mixers.retention import GatedRetention
 
 FLOAT64_BOUND = 1e-10  # the files' "fp64_impl"
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from yocobit.config import ModelConfig, preset
 from yocobit.model import Cache, Decoder
-from yocobit.model.decoder import FeedForward
-from yocobit.model.mixers import CrossAttention, attention
+from yocobit.model.attention import attention
+from yocobit.model.feed_forward import FeedForward
+from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.rope import rope
 
 B, T, W = 2, 23, 5

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from yocobit import _native
-from yocobit.model import native_products
 from yocobit.model.norm import RMSNorm, gated_norm
+from yocobit.model.ops import dispatch
 
 B, T, EPS = 2, 19, 1e-5
 # (K, H): the smallest, off the unroll of compilers, and heads as models have them; H 0: no heads.
@@ -22,10 +22,10 @@ SHAPES = [(8, 0), (384, 0), (1000, 0), (8, 1), (24, 3), (384, 6)]
 BOUND = 1e-6
 
 
-@pytest.fixture(params=[native_products.PYTORCH, *_native.supported_kernels()])
+@pytest.fixture(params=[dispatch.PYTORCH, *_native.supported_kernels()])
 def kernels(request):
     """Plain PyTorch, and the native kernels of each kind that this CPU has."""
-    with native_products.use_kernels(request.param):
+    with dispatch.use_kernels(request.param):
         yield request.param
 
 
@@ -60,7 +60,7 @@ def test_native_kernels_have_the_bits_of_the_scalar_ones(K, H):
     results = []
 
     for name in _native.supported_kernels():
-        with native_products.use_kernels(name):
+        with dispatch.use_kernels(name):
             results.append(
                 _value_and_gradients(lambda *xs: gated_norm(*xs, norm, EPS), inputs, norm)
                 + _value_and_gradients(lambda x, _: norm(x), [inputs[0], inputs[0]], norm)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from yocobit.config import ModelConfig
-from yocobit.model import retention
-from yocobit.model.mixers import GatedRetention
+from yocobit.model.mixers import retention
+from yocobit.model.mixers.retention import GatedRetention
 
 B, H, D, E = 2, 3, 8, 5
 

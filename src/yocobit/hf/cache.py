@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from yocobit.config import CROSS_DECODER
 from yocobit.hf.configuration import YocobitConfig
 from yocobit.model import Cache
-from yocobit.model.mixers import KeysValues
+from yocobit.model.attention import KeysValues
 
 
 def take(cache: DynamicCache, config: YocobitConfig) -> Cache:

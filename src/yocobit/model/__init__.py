@@ -1,4 +1,4 @@
-"""The PyTorch definition of the model: what training runs and the engine is held against."""
+"""The model in PyTorch: what training runs, and the reference of the native engine."""
 
 from yocobit.model.decoder import Cache, Decoder
 

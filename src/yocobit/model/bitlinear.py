@@ -1,7 +1,4 @@
-"""Linear layers with 1-bit and 1.58-bit weights, trained straight through.
-
-Their products are native where there are kernels for them, plain PyTorch elsewhere: the same
-integers, scales and roundings (native_products.py, plain_products.py).
+"""Linear layers with 1-bit and 1.58-bit weights, trained with a straight-through estimator.
 
 Letters: M output features   K input features
 """
@@ -15,26 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.config import WeightKind
-from yocobit.model import native_products
-from yocobit.model.plain_products import PlainProducts
+from yocobit.model.ops import native, reference
+from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
 
 
-def uses_fast_products(x: Tensor) -> bool:
-    """Whether products may be of bfloat16: torch.set_float32_matmul_precision allows it."""
-    return _allows_fast_products() and x.device.type == "cpu" and x.dtype == torch.float32
+def uses_bfloat16_matmul(x: Tensor) -> bool:
+    """Whether float32 matmuls may run in bfloat16: set by torch.set_float32_matmul_precision."""
+    return _allows_bfloat16_matmul() and x.device.type == "cpu" and x.dtype == torch.float32
 
 
-# torch.compile cannot trace the question, and a run asks it of one setting only.
+# torch.compile cannot trace the getter, and the setting does not change during a run.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _allows_fast_products() -> bool:
+def _allows_bfloat16_matmul() -> bool:
     return torch.get_float32_matmul_precision() == "medium"
 
 
 class BitLinear(nn.Linear):
-    """y = x W^T without bias, W quantised to `kind` and x to int8 per row.
+    """y = (x_q W_q^T) s_x s_w without bias: W quantised to `kind`, x to int8 per row.
 
-    Master weights stay in floating point; kind "dense" quantises nothing. An nn.Linear to those
-    who look for one, such as PEFT.
+    BitNet b1.58 (arXiv:2402.17764), BitNet b1 (arXiv:2310.11453). Master weights stay in floating
+    point; kind "dense" quantises nothing. A subclass of nn.Linear for adapters such as PEFT's.
     """
 
     def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
@@ -42,7 +39,7 @@ class BitLinear(nn.Linear):
         self.kind: WeightKind = kind
 
     def reset_parameters(self) -> None:
-        """Draw nothing: the model draws all weights, once."""
+        """Do nothing: Decoder initialises all weights, once."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., K) to (..., M)."""
@@ -54,25 +51,31 @@ class BitLinear(nn.Linear):
 
 
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
-    """Map x (..., K) through linears of one kind to (..., M) each, rounding x once."""
+    """Map x (..., K) through linears of one kind to (..., M) each, quantising x once."""
     if not all(isinstance(linear, BitLinear) for linear in linears):
-        return tuple(linear(x) for linear in linears)  # adapters wrap some
+        return tuple(linear(x) for linear in linears)  # wrapped by adapters
     kind = linears[0].kind
     if kind == "dense":
-        if not uses_fast_products(x):
+        if not uses_bfloat16_matmul(x):
             return tuple(F.linear(x, linear.weight) for linear in linears)
         with torch.autocast("cpu", torch.bfloat16):
             return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
     weights: list[Tensor] = [linear.weight for linear in linears]
-    kernels = native_products.kernels_for(x, weights)
-    if kernels != native_products.PYTORCH:
-        return tuple(native_products.project(x, weights, kind == "ternary", kernels))
-    ys: tuple[Tensor, ...] = PlainProducts.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
+    kernels = matmul_kernels(x, weights)
+    if kernels != PYTORCH:
+        return tuple(native.matmul(x, weights, kind, kernels))
+    ys: tuple[Tensor, ...] = reference.Matmul.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
     return ys
 
 
+def sign(x: Tensor) -> Tensor:
+    """Binarise x to -1 and +1, straight through where |x| <= 1."""
+    y: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _Sign(torch.autograd.Function):
-    """sign(x) with sign(0) = -1; gradient 1 where |x| <= 1, else 0."""
+    """sign(x) with sign(0) = -1; gradient 1 where |x| <= 1, 0 elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -83,9 +86,3 @@ class _Sign(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return grad * (x.abs() <= 1)
-
-
-def sign(x: Tensor) -> Tensor:
-    """Binarise x to -1 and +1, straight through where |x| <= 1."""
-    y: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]
-    return y

@@ -1,6 +1,4 @@
-"""RMSNorm (arXiv:1910.07467) and the gated products before it, in one pass over memory each.
-
-Where the native kernels do not serve a tensor, its plain PyTorch twin here does.
+"""RMSNorm (arXiv:1910.07467), alone and fused with the SiLU gate before it.
 
 Letters: B batch   T positions   N tokens   K features   H heads   D head size
 """
@@ -13,40 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yocobit.model import row_kernels
-
-
-class _RMSNorm(torch.autograd.Function):
-    """y = x r w with r = 1 / sqrt(mean(x^2) + eps)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        ctx.is_native = row_kernels.serves(x, weight)
-        if ctx.is_native:
-            y, r = row_kernels.norm(_rows(x), weight, eps)
-            y = y.view_as(x)
-        else:
-            r = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()  # (..., 1)
-            y = (x * r).mul_(weight)
-        ctx.save_for_backward(x, r, weight)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, r, weight = ctx.saved_tensors
-        if ctx.is_native:
-            grad_x, grad_weight = row_kernels.norm_gradient(_rows(grad), _rows(x), weight, r)
-            return grad_x.view_as(x), grad_weight, None
-        products = (grad * x).flatten(0, -2)  # (N, K)
-        grad_weight = products.mT @ r.flatten()
-        # d r / d x_k = -r^3 x_k / K
-        slope = (products @ weight / -x.shape[-1]).view_as(r) * r**3
-        grad_x = (grad * r).mul_(weight).addcmul_(x, slope)
-        return grad_x, grad_weight, None
+from yocobit.config import ModelConfig
+from yocobit.model.ops import native, reference
+from yocobit.model.ops.dispatch import has_row_kernels
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch.nn.RMSNorm over the last dimension, with a backward pass of its own."""
+    """torch.nn.RMSNorm over the last dimension, one pass over memory each way."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.eps is not None
@@ -54,28 +25,32 @@ class RMSNorm(nn.RMSNorm):
         return y
 
 
-class _Gate(torch.autograd.Function):
-    """norm(silu(gate) * up) by the native kernels; keeps gate and up, and recomputes the rest."""
+class _RMSNorm(torch.autograd.Function):
+    """y = x r w with r = 1 / sqrt(mean(x^2) + eps)."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        ctx.has_heads = up.ndim > gate.ndim
-        # (H, N, D), as retention.chunkwise leaves it in memory
-        up = up.transpose(0, 1).flatten(1, 2).contiguous() if ctx.has_heads else _rows(up)[None]
-        y, r, head_r = row_kernels.gate(_rows(gate), up, weight, eps, ctx.has_heads)
-        ctx.save_for_backward(gate, up, weight, r, head_r)
-        return y.view_as(gate)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.is_native = has_row_kernels(x, weight)
+        if ctx.is_native:
+            y, r = native.norm(_rows(x), weight, eps)
+            y = y.view_as(x)
+        else:
+            y, r = reference.norm(x, weight, eps)
+        ctx.save_for_backward(x, r, weight)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        gate, up, weight, r, head_r = ctx.saved_tensors
-        grad_gate, grad_up, grad_weight = row_kernels.gate_gradient(
-            _rows(grad), _rows(gate), up, weight, r, head_r
-        )
-        grad_up = grad_up.view_as(gate)
-        if ctx.has_heads:
-            grad_up = grad_up.unflatten(-1, (len(up), -1)).transpose(1, 2)
-        return grad_gate.view_as(gate), grad_up, None if weight is None else grad_weight, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, r, weight = ctx.saved_tensors
+        if ctx.is_native:
+            grad_x, grad_weight = native.norm_gradient(_rows(grad), _rows(x), weight, r)
+            return grad_x.view_as(x), grad_weight, None
+        return *reference.norm_gradient(grad, x, weight, r), None
+
+
+def sub_norm(config: ModelConfig, size: int) -> nn.Module:
+    """Return SubLN: the RMSNorm of a projection's input (..., size) that is not normalised yet."""
+    return RMSNorm(size, eps=config.norm_eps) if config.sub_norm else nn.Identity()
 
 
 def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
@@ -85,8 +60,8 @@ def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
     without weight.
     """
     weight = norm.weight if isinstance(norm, RMSNorm) else None
-    if row_kernels.serves(gate, up) and (weight is None or row_kernels.serves(weight)):
-        y: Tensor = _Gate.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
+    if has_row_kernels(gate, up) and (weight is None or has_row_kernels(weight)):
+        y: Tensor = _GatedNorm.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
         return y
     if up.ndim > gate.ndim:
         up = head_norm(up, eps)
@@ -97,6 +72,30 @@ def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
 def head_norm(x: Tensor, eps: float) -> Tensor:
     """Return x (B, H, T, D) as (B, T, H * D), each head of it normalised, without weight."""
     return F.rms_norm(x, x.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
+
+
+class _GatedNorm(torch.autograd.Function):
+    """norm(silu(gate) * up) by the native kernels; saves gate and up, and recomputes the rest."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        ctx.has_heads = up.ndim > gate.ndim
+        # (H, N, D), as chunkwise retention returns it in memory
+        up = up.transpose(0, 1).flatten(1, 2).contiguous() if ctx.has_heads else _rows(up)[None]
+        y, r, head_r = native.gate(_rows(gate), up, weight, eps, ctx.has_heads)
+        ctx.save_for_backward(gate, up, weight, r, head_r)
+        return y.view_as(gate)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight, r, head_r = ctx.saved_tensors
+        grad_gate, grad_up, grad_weight = native.gate_gradient(
+            _rows(grad), _rows(gate), up, weight, r, head_r
+        )
+        grad_up = grad_up.view_as(gate)
+        if ctx.has_heads:
+            grad_up = grad_up.unflatten(-1, (len(up), -1)).transpose(1, 2)
+        return grad_gate.view_as(gate), grad_up, None if weight is None else grad_weight, None
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What weights and activations are rounded to: the one statement of it for training and packing.
+"""Quantisers of weights and activations, for training and packing.
 
-The engine and the training kernels round alike, in native code.
+The engine and the native training kernels round the same way.
 
 Letters: M output features   K input features
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yocobit.config import WeightKind
 
-# Keeps an all-zero row or matrix from dividing by zero; far below any trained magnitude.
+# Lower bound of an absmax: an all-zero row or matrix does not divide by zero.
 SMALLEST_SCALE = 1e-12
 
 
@@ -40,11 +40,11 @@ def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """Return the scale of a weight (M, K) of any kind, a scalar tensor."""
+    """Return mean|W| of a weight (M, K), a scalar tensor: the scale of every kind."""
     return weight.abs().mean().clamp_min(SMALLEST_SCALE)
 
 
 def fake_quantize(x: Tensor, levels: int) -> Tensor:
-    """Round the last dimension of x as a cache with that many levels would; gradient 1."""
+    """Quantise and dequantise x (..., K) per row with integers in [-levels, levels]; gradient 1."""
     codes, scale = quantize_activations(x.detach(), levels)
     return x + (codes * scale - x.detach())

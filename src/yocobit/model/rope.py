@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv:2104.09864) in the two layouts that models are published in.
+"""Rotary position embedding (arXiv:2104.09864) in its two published layouts.
 
 Letters: B batch   H heads   T positions   D head size
 """
@@ -13,54 +13,53 @@ from torch import Tensor
 
 from yocobit.config import RopeKind
 
-# Of the first of T tokens, which are neighbours; or of each, (B, T).
-Positions = int | Tensor
+Positions = int | Tensor  # of the first of T consecutive tokens, or of each token, (B, T)
 
 
 def rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
-    """Rotate x (B, H, T, D) by the absolute positions that `start` gives.
+    """Rotate x (B, H, T, D) by the absolute positions `start`.
 
-    "interleaved" turns the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2), "none" nothing.
+    "interleaved" rotates the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2); "none" returns x.
     """
     if kind == "none":
         return x
     if isinstance(start, Tensor):
         cos, sin = (y[:, None].to(x.dtype) for y in _cos_sin(start, x.shape[3], kind, theta))
     else:
-        cos, sin = _rotation(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
+        cos, sin = _cached_cos_sin(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
     if kind == "interleaved":
-        y: Tensor = _Turn.apply(x, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
+        y: Tensor = _Rotate.apply(x, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
         return y
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-class _Turn(torch.autograd.Function):
-    """x (..., T, D) with its pairs of neighbours as complex numbers times turns (T, D/2).
+class _Rotate(torch.autograd.Function):
+    """x (..., T, D), its neighbouring pairs as complex numbers, times rotations (T, D/2).
 
-    The gradient is turned back; autograd's own copies it to conjugate it.
+    The backward pass rotates by the conjugate; autograd's own would copy x to conjugate it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, turns: Tensor) -> Tensor:
-        ctx.save_for_backward(turns)
-        return _times(x, turns)
+    def forward(ctx: Any, x: Tensor, rotations: Tensor) -> Tensor:
+        ctx.save_for_backward(rotations)
+        return _rotate(x, rotations)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (turns,) = ctx.saved_tensors
-        return _times(grad, turns.conj().resolve_conj()), None
+        (rotations,) = ctx.saved_tensors
+        return _rotate(grad, rotations.conj().resolve_conj()), None
 
 
-def _times(x: Tensor, turns: Tensor) -> Tensor:
+def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (..., T, D/2)
-    return torch.view_as_real(pairs * turns).flatten(-2)
+    return torch.view_as_real(pairs * rotations).flatten(-2)
 
 
 def frequencies(head_dim: int, kind: RopeKind, theta: float) -> Tensor:
     """Return the angle per position of each pair, (D/2,) float64.
 
-    The interleaved table runs from 1 to 1/theta inclusive, the half-split one stops a step before.
+    The interleaved table runs from 1 to 1/theta inclusive, the half-split one ends a step earlier.
     """
     pairs = torch.arange(head_dim // 2, dtype=torch.float64)
     last = head_dim // 2 - 1 if kind == "interleaved" else head_dim // 2
@@ -68,7 +67,7 @@ def frequencies(head_dim: int, kind: RopeKind, theta: float) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _rotation(
+def _cached_cos_sin(
     start: int,
     length: int,
     head_dim: int,
@@ -86,7 +85,7 @@ def _rotation(
 def _cos_sin(
     positions: Tensor, head_dim: int, kind: RopeKind, theta: float
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (..., D/2) float64: float32 loses angles past 1e5."""
+    """Return cos and sin, each (..., D/2) float64: float32 angles are wrong beyond 1e5."""
     table = frequencies(head_dim, kind, theta).to(positions.device)
     angles = positions[..., None].double() * table
     return angles.cos(), angles.sin()

@@ -23,7 +23,8 @@ from torch import nn
 from yocobit.config import ConfigError
 from yocobit.data.tokenizer import end_token
 from yocobit.disk import WriteError
-from yocobit.model import Decoder, native_products
+from yocobit.model import Decoder
+from yocobit.model.ops import dispatch
 from yocobit.tracking.manifest import command_to_resume, describe_run
 from yocobit.tracking.progress import Progress
 from yocobit.tracking.run_log import Journal, NoJournal
@@ -402,4 +403,4 @@ def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
     )
     if model.config.weights != "dense":
-        yield f"products of {model.config.weights} weights by {native_products.describe()}"
+        yield f"products of {model.config.weights} weights by {dispatch.describe()}"

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yocobit.model.bitlinear import uses_fast_products
+from yocobit.model.bitlinear import uses_bfloat16_matmul
 
 _SLICE = 512  # tokens; their logits and gradients stay in the cache
 
@@ -50,7 +50,7 @@ class _HeadLoss(torch.autograd.Function):
         z_loss, terms = x.new_zeros(()), x.new_zeros(2)
         nats, divergence = terms
         grad_x, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
-        dtype = torch.bfloat16 if uses_fast_products(x) else x.dtype
+        dtype = torch.bfloat16 if uses_bfloat16_matmul(x) else x.dtype
         x, weight = x.to(dtype), weight.to(dtype)
         for first in range(0, len(x), _SLICE):
             part = slice(first, first + _SLICE)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from yocobit.model import Decoder
-from yocobit.model.bitlinear import BitLinear, uses_fast_products
+from yocobit.model.bitlinear import BitLinear, uses_bfloat16_matmul
 from yocobit.training.config import OptimConfig
 from yocobit.training.sharding import is_sharded, map_whole, shard_like
 
@@ -73,7 +73,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    dtype = torch.bfloat16 if uses_fast_products(matrices) else matrices.dtype
+    dtype = torch.bfloat16 if uses_bfloat16_matmul(matrices) else matrices.dtype
     x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     for _ in range(steps):

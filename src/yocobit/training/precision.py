@@ -4,7 +4,7 @@
 "bfloat16"   dense projections, the head and Muon's from bfloat16 factors, summed in float32
 
 Products of quantised weights are the same in both: exact integers forward, and gradients as
-yocobit.model.native_products says. PyTorch's own switch carries the setting:
+yocobit.model.ops.dispatch says. PyTorch's own switch carries the setting:
 torch.set_float32_matmul_precision("medium") allows bfloat16.
 """
 

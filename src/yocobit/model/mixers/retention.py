@@ -1,14 +1,15 @@
-"""Gated retention (YOCO, arXiv:2405.05254) in its three equal forms, on heads already projected.
+"""Gated retention (YOCO, arXiv:2405.05254): the mixer, and its three equal forms.
 
     S_t = exp(log_decay_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t        k scaled by D^-1/2
 
     recurrent   one position after the other: the definition, and what the engine computes
-    parallel    all positions against all: O(T^2), no state between
+    parallel    all positions at once, O(T^2): the definition as a matrix product
     chunkwise   parallel inside chunks, recurrent between them: what training uses
 
-Every exponent is a sum over one segment and is at most 0; a log_decay of -inf forgets everything.
+Every exponent is a sum over one segment and is at most 0; a log_decay of -inf resets the state.
 
 Letters: B batch   H heads   T positions   D key size   E value size   N chunks   P chunk length
+         C model width
 """
 
 from __future__ import annotations
@@ -17,11 +18,63 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from yocobit.config import ModelConfig
+from yocobit.mixers import MIXERS
+from yocobit.model.attention import Documents, Mask, split_heads
+from yocobit.model.bitlinear import BitLinear, project
+from yocobit.model.norm import gated_norm, head_norm, sub_norm
+from yocobit.model.rope import Positions, rope
 
 CHUNK = 64
-# exp() of this is 0 in float64 too, and sums of it stay finite and precise, unlike -inf.
-_FORGET = -1000.0
+# exp() of this is 0 in float64 too; its sums stay finite and precise, unlike those of -inf.
+_LOG_ZERO = -1000.0
+
+
+class GatedRetention(nn.Module):
+    """y = W_out norm(silu(g) * head_norm(o)) with q, k, v, g = projections of x.
+
+    log_decay = logsigmoid(w_decay x) / 16, one value per head and token. The state is one D x D
+    matrix per head, (B, H, D, D), whatever the number of positions.
+    """
+
+    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
+        super().__init__()
+        C = config.d_model
+        self.gives_memory = gives_memory
+        self.n_heads = config.n_self_heads
+        self.rope = MIXERS["retention"].rope(config)
+        self.theta = config.rope_theta
+        self.eps = config.norm_eps
+        self.q_proj = BitLinear(C, C, config.weights)
+        self.k_proj = BitLinear(C, C, config.weights)
+        self.v_proj = BitLinear(C, C, config.weights)
+        self.g_proj = BitLinear(C, C, config.weights)
+        # Not quantised: H output features only, and the decay sets the memory length of a layer.
+        self.decay_proj = nn.Linear(C, self.n_heads, bias=False)
+        self.sub_norm = sub_norm(config, C)
+        self.out_proj = BitLinear(C, C, config.weights)
+
+    def forward(
+        self, x: Tensor, start: Positions, state: Tensor | None, mask: Mask = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
+        q = rope(split_heads(q, self.n_heads), start, self.rope, self.theta)
+        k = rope(split_heads(k, self.n_heads), start, self.rope, self.theta)
+        v = split_heads(v, self.n_heads)
+        log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
+        if isinstance(mask, Documents):
+            log_decay = log_decay.masked_fill(mask.resets[:, None], -torch.inf)
+        elif mask is not None:
+            padding = ~mask.real[:, None, -x.shape[1] :]  # (B, 1, T)
+            v = v.masked_fill(padding[..., None], 0)
+            log_decay = log_decay.masked_fill(padding, 0)
+        form = recurrent if x.shape[1] == 1 else chunkwise
+        y, state = form(q, k, v, log_decay, state)  # (B, H, T, D)
+        memory = head_norm(y, self.eps) if self.gives_memory else None
+        y = y if memory is None else memory
+        return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state, memory
 
 
 def recurrent(
@@ -44,11 +97,11 @@ def recurrent(
 def parallel(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `recurrent`, all positions at once."""
-    total = _totals(log_decay)
-    from_start, to_end = _ends(total, q.dtype)
+    """Like `recurrent`, all positions at once."""
+    total = _cumulative(log_decay)
+    from_start, to_end = _boundary_decays(total, q.dtype)
     k = k * k.shape[-1] ** -0.5
-    outputs = (q @ k.mT * _within(total, q.dtype)) @ v
+    outputs = (q @ k.mT * _segment_decay(total, q.dtype)) @ v
     final = (k * to_end[..., None]).mT @ v
     if state is not None:
         outputs = outputs + (q * from_start[..., None]) @ state
@@ -64,15 +117,15 @@ def chunkwise(
     state: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """As `recurrent`, in chunks of `chunk` positions; linear in T.
+    """Like `recurrent`, in chunks of `chunk` positions; linear in T.
 
-    The backward pass keeps the inputs and the state before each chunk, no more.
+    The backward pass saves the inputs and the state before each chunk only.
     """
     state = _first_state(k, v) if state is None else state
     padding = -q.shape[2] % chunk
     if padding:
-        # Padded positions add nothing (k = v = 0) and forget nothing (log_decay = 0). They stand in
-        # front, so that the last position of every chunk is a true one (see the diagonal below).
+        # Padding adds nothing (k = v = 0) and decays nothing (log_decay = 0). It comes first, so
+        # that the last position of every chunk is a real one (see the diagonal in _segment_decay).
         q, k, v = (F.pad(x, (0, 0, padding, 0)) for x in (q, k, v))
         log_decay = F.pad(log_decay, (padding, 0))
     outputs, state = _Chunkwise.apply(q, k, v, log_decay, state, chunk)  # type: ignore[no-untyped-call]
@@ -80,10 +133,10 @@ def chunkwise(
 
 
 class _Chunkwise(torch.autograd.Function):
-    """o = (q k^T * within) v + from_start (q S_n) for the N chunks that fill T, where S_n is the
-    state before chunk n: S_n+1 = kept S_n + k^T (to_end v).
+    """o = (q k^T * decay) v + from_start (q S_n) for the N chunks of T positions, where S_n is the
+    state before chunk n: S_n+1 = chunk_decay S_n + k^T (to_end v).
 
-    Head by head: what lies between two products stays in the cache.
+    One head at a time, so that intermediate results stay in the CPU's caches.
     """
 
     @staticmethod
@@ -91,22 +144,22 @@ class _Chunkwise(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
         B, H, T, D = q.shape
-        total = _totals(log_decay.unflatten(2, (-1, chunk)))  # (B, H, N, P)
-        from_start, to_end = _ends(total, q.dtype)
+        total = _cumulative(log_decay.unflatten(2, (-1, chunk)))  # (B, H, N, P)
+        from_start, to_end = _boundary_decays(total, q.dtype)
         states = q.new_empty(H, B, T // chunk + 1, D, v.shape[3])
         for h in range(H):
             k_h, v_h = _head(k, h, chunk) * D**-0.5, _head(v, h, chunk)  # (B N, P, D), (B N, P, E)
             added = torch.bmm(k_h.mT, v_h * _head(to_end, h)[..., None])
             states[h, :, 1:] = added.unflatten(0, (B, -1))
         states[:, :, 0] = state.transpose(0, 1)
-        kept = from_start[..., -1].transpose(0, 1)[..., None, None]  # (H, B, N, 1, 1)
+        chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]  # (H, B, N, 1, 1)
         for n in range(T // chunk):
-            states[:, :, n + 1].addcmul_(kept[:, :, n], states[:, :, n])
+            states[:, :, n + 1].addcmul_(chunk_decay[:, :, n], states[:, :, n])
         outputs = v.new_empty(H, B * T // chunk, chunk, v.shape[3])
         for h in range(H):
             q_h, v_h = _head(q, h, chunk), _head(v, h, chunk)
-            reads = torch.bmm(q_h, (_head(k, h, chunk) * D**-0.5).mT)  # (B N, P, P)
-            torch.bmm(reads.mul_(_within(_head(total, h), q.dtype)), v_h, out=outputs[h])
+            scores = torch.bmm(q_h, (_head(k, h, chunk) * D**-0.5).mT)  # (B N, P, P)
+            torch.bmm(scores.mul_(_segment_decay(_head(total, h), q.dtype)), v_h, out=outputs[h])
             carried = torch.bmm(q_h, states[h, :, :-1].flatten(0, 1))
             outputs[h].addcmul_(_head(from_start, h)[..., None], carried)
         ctx.save_for_backward(q, k, v, log_decay, states)
@@ -118,9 +171,9 @@ class _Chunkwise(torch.autograd.Function):
         q, k, v, log_decay, states = ctx.saved_tensors
         chunk = ctx.chunk
         B, H, T, D = q.shape
-        total = _totals(log_decay.unflatten(2, (-1, chunk)))
-        from_start, to_end = _ends(total, q.dtype)
-        kept = from_start[..., -1].transpose(0, 1)[..., None, None]
+        total = _cumulative(log_decay.unflatten(2, (-1, chunk)))
+        from_start, to_end = _boundary_decays(total, q.dtype)
+        chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]
         grad_states = torch.empty_like(states)
         for h in range(H):
             grad_h = _head(grad, h, chunk) * _head(from_start, h)[..., None]
@@ -128,7 +181,7 @@ class _Chunkwise(torch.autograd.Function):
             grad_states[h, :, :-1] = read.unflatten(0, (B, -1))
         grad_states[:, :, -1] = grad_state.transpose(0, 1)
         for n in reversed(range(T // chunk)):
-            grad_states[:, :, n].addcmul_(kept[:, :, n], grad_states[:, :, n + 1])
+            grad_states[:, :, n].addcmul_(chunk_decay[:, :, n], grad_states[:, :, n + 1])
         grads = [x.new_empty(B, T, H, x.shape[3]).transpose(1, 2) for x in (q, k, v)]
         grad_total = torch.empty_like(total)
         for h in range(H):
@@ -139,11 +192,11 @@ class _Chunkwise(torch.autograd.Function):
             )
             from_start_h, to_end_h = _head(from_start, h)[..., None], _head(to_end, h)[..., None]
             k_h = k_h * D**-0.5
-            within = _within(_head(total, h), q.dtype)
-            reads = torch.bmm(q_h, k_h.mT).mul_(within)  # (B N, P, P)
-            grad_reads = torch.bmm(grad_h, v_h.mT)
-            slope = (reads * grad_reads).tril_(-1).double()  # of the exponents of within
-            grad_scores = grad_reads.mul_(within)
+            decay = _segment_decay(_head(total, h), q.dtype)
+            scores = torch.bmm(q_h, k_h.mT).mul_(decay)  # (B N, P, P)
+            grad_decayed = torch.bmm(grad_h, v_h.mT)
+            slope = (scores * grad_decayed).tril_(-1).double()  # of the exponents of decay
+            grad_scores = grad_decayed.mul_(decay)
             read = torch.bmm(grad_h, before.mT).mul_(from_start_h)  # (B N, P, D)
             written = torch.bmm(v_h, grad_after.mT).mul_(to_end_h)
             starts = (read * q_h).sum(-1).double()  # slopes of the exponents of from_start
@@ -154,7 +207,7 @@ class _Chunkwise(torch.autograd.Function):
             grad_total_h[:, -1] += ends.sum(-1) + carried
             grad_total[:, h] = grad_total_h.unflatten(0, (B, -1))
             written.baddbmm_(grad_scores.mT, q_h)
-            grad_v = torch.bmm(k_h, grad_after).mul_(to_end_h).baddbmm_(reads.mT, grad_h)
+            grad_v = torch.bmm(k_h, grad_after).mul_(to_end_h).baddbmm_(scores.mT, grad_h)
             _head(grads[0], h, chunk).copy_(read.baddbmm_(grad_scores, k_h))
             _head(grads[1], h, chunk).copy_(written.mul_(D**-0.5))
             _head(grads[2], h, chunk).copy_(grad_v)
@@ -163,7 +216,7 @@ class _Chunkwise(torch.autograd.Function):
 
 
 def _head(x: Tensor, h: int, chunk: int | None = None) -> Tensor:
-    """Return head h of x (B, H, T, ...) in chunks, or of x (B, H, N, P), as (B N, P, ...)."""
+    """Return head h of x (B, H, T, ...) in chunks, or of chunked x (B, H, N, P): (B N, P, ...)."""
     x = x[:, h] if chunk is None else x[:, h].unflatten(1, (-1, chunk))
     return x.flatten(0, 1)
 
@@ -172,25 +225,25 @@ def _first_state(k: Tensor, v: Tensor) -> Tensor:
     return k.new_zeros(*k.shape[:2], k.shape[-1], v.shape[-1])
 
 
-def _totals(log_decay: Tensor) -> Tensor:
-    """Return the sums of log_decay (..., P) up to each position.
+def _cumulative(log_decay: Tensor) -> Tensor:
+    """Return the cumulative sums of log_decay (..., P).
 
-    In float64: a difference of float32 sums loses 4e-4 where the decay is strong.
+    In float64: a difference of float32 sums loses 4e-4 under strong decay.
     """
-    return log_decay.double().clamp_min(_FORGET).cumsum(dim=-1)
+    return log_decay.double().clamp_min(_LOG_ZERO).cumsum(dim=-1)
 
 
-def _within(total: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what remains at position n of what position m wrote, (..., P, P); 0 where m > n."""
-    # The future is cut off before exp: its exponent is positive and the gradient would overflow.
-    # So is the diagonal, always 0: two large terms of its gradient would not quite cancel.
+def _segment_decay(total: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the decay from position m to position n, (..., P, P); 0 where m > n."""
+    # Masked before exp: exponents of the future are positive and their gradients overflow. The
+    # diagonal is masked, too: it is always 0, and two large terms of its gradient do not cancel.
     segment = (total[..., :, None] - total[..., None, :]).tril(-1)  # (..., P, P)
     return segment.to(dtype).exp().tril()
 
 
-def _ends(total: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return what remains at each position of the state before the first, and after the last
-    position of what each wrote, (..., P) both.
+def _boundary_decays(total: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the decay from the start to each position, and from each position to the end, both
+    (..., P).
     """
     last = (total[..., -1:] - total[..., :-1]).to(dtype).exp()
     return total.to(dtype).exp(), F.pad(last, (0, 1), value=1.0)

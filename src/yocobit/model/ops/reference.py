@@ -1,6 +1,6 @@
-"""Products with ternary and sign weights in plain PyTorch, for any device and precision.
+"""The operators of native.py in plain PyTorch, for any device and precision.
 
-Integers are exact in float32 here: |sum| <= 127 K < 2^24 for every K that ModelConfig admits.
+Integer sums are exact in float32: |sum| <= 127 K < 2^24 for every K that ModelConfig admits.
 
 Letters: M output features   K input features   N tokens
 """
@@ -16,11 +16,12 @@ from torch import Tensor
 from yocobit.config import WeightKind
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
-_BLOCK, _LEVELS, _SMALLEST = 256, 32767, 1e-30  # as native/training_*.{h,inc} have them
+# Rounding of output gradients, as in native/kernels/training_kernels.h.
+_BLOCK_TOKENS, _INT16_MAX, _MIN_ABSMAX = 256, 32767, 1e-30
 
 
-class PlainProducts(torch.autograd.Function):
-    """y = (x_codes w_codes^T) s_x s_w for each weight; all roundings have gradient 1."""
+class Matmul(torch.autograd.Function):
+    """y = (x_codes w_codes^T) s_x s_w for each weight; rounding has gradient 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kind: WeightKind, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -51,26 +52,42 @@ def straight_through_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the gradients of x (N, K) and of weights (M, K) from those of the outputs (N, M).
 
-    By operations that can be differentiated with respect to grads; codes (N, K), their scale
-    (N, 1) and what weights are rounded to count as constants.
+    Differentiable with respect to grads; codes (N, K), their scale (N, 1) and the quantised
+    weights are constants.
     """
     x = codes.to(x_scale.dtype)
     grad_x, grad_ws = torch.zeros_like(x), []
     for grad, weight in zip(grads, weights, strict=True):
         w_codes, w_scale = quantize_weight(weight.detach(), kind)
         grad_x = grad_x + grad @ (w_codes * w_scale)
-        grad_ws.append(rounded_gradients(grad * x_scale).mT @ x)
+        grad_ws.append(quantize_gradients(grad * x_scale).mT @ x)
     return grad_x, grad_ws
 
 
-def rounded_gradients(grads: Tensor) -> Tensor:
-    """Round gradients (N, M) in float32 to int16, as the native kernels do for those of weights:
-    with a scale for each column and 256 tokens. Rounding has gradient 1.
+def quantize_gradients(grads: Tensor) -> Tensor:
+    """Round float32 gradients (N, M) to int16 with a scale per column and 256 tokens.
+
+    As the native weight gradient does. Rounding has gradient 1.
     """
     if grads.dtype != torch.float32 or grads.numel() == 0:
         return grads
     N, M = grads.shape
-    blocks = F.pad(grads.detach(), (0, 0, 0, -N % _BLOCK)).view(-1, _BLOCK, M)
-    largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=_SMALLEST)
-    codes = (blocks * (_LEVELS / largest)).round()
-    return (codes * (largest / _LEVELS)).view(-1, M)[:N] + (grads - grads.detach())
+    blocks = F.pad(grads.detach(), (0, 0, 0, -N % _BLOCK_TOKENS)).view(-1, _BLOCK_TOKENS, M)
+    largest = blocks.abs().amax(dim=1, keepdim=True).clamp(min=_MIN_ABSMAX)
+    codes = (blocks * (_INT16_MAX / largest)).round()
+    return (codes * (largest / _INT16_MAX)).view(-1, M)[:N] + (grads - grads.detach())
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return x r weight and r = 1 / sqrt(mean(x^2) + eps), (..., K) and (..., 1), of x (..., K)."""
+    r = (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return (x * r).mul_(weight), r
+
+
+def norm_gradient(grad: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x (..., K) and weight (K,)."""
+    products = (grad * x).flatten(0, -2)  # (N, K)
+    grad_weight = products.mT @ r.flatten()
+    # d r / d x_k = -r^3 x_k / K
+    slope = (products @ weight / -x.shape[-1]).view_as(r) * r**3
+    return (grad * r).mul_(weight).addcmul_(x, slope), grad_weight

@@ -1,0 +1,137 @@
+"""Sparse cross attention: which blocks of the shared K and V a token attends to.
+
+A block is BLOCK positions. A token attends to the first block of its document and to the last two,
+its own included, and either to the blocks before those ("window") or to the best others ("index").
+The index keeps of each block the maximum and the minimum of each component of its keys: no score in
+it exceeds q+ max + q- min, where q+ and q- are the positive and negative parts of q (Quest,
+arXiv:2406.10774). Top-k selection has two stages: the candidates are the blocks with the largest
+softmax share of these bounds, several times as many as are selected; selected are the candidates
+with the largest share of the attention over candidates and fixed blocks. Shares are summed over the
+query heads of a KV head, and the first cross layer selects for all.
+
+Letters: B batch   T positions   S cached positions   H query heads   G KV heads   D head size
+         N blocks
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
+
+_MAX_HALF = 65504.0  # the largest float16: bounds are stored as such
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of S positions, numbered along each row across documents."""
+
+    of: Tensor  # (B, S), the block of a position
+    first: Tensor  # (B, S), the first block of its document
+
+    @classmethod
+    def of_positions(cls, positions: Tensor, real: Tensor | None = None) -> Blocks:
+        """Start a block where `positions` (B, S), counted per document, are a multiple of BLOCK.
+
+        Where real (B, S) is False there is padding, which starts no block; its position is -1
+        before the first token.
+        """
+        starts = positions % BLOCK == 0
+        if real is not None:
+            starts = starts & real
+        of = (starts.cumsum(dim=1) - 1).clamp(min=0)
+        return cls(of, of - positions.clamp(min=0) // BLOCK)
+
+
+@torch.no_grad()
+def visible_positions(
+    q: Tensor, k: Tensor, config: ModelConfig, blocks: Blocks, real: Tensor | None = None
+) -> Tensor:
+    """Return the positions that queries attend to, (B, G, T, S) bool, causal.
+
+    q (B, H, T, D) are the last T of the S positions of k (B, G, S, D); padding, where real (B, S)
+    is False, is never attended to.
+    """
+    T = q.shape[2]
+    n_selected = config.cross_positions // BLOCK
+    n_blocks = int(blocks.of.max()) + 1
+    block = torch.arange(n_blocks, device=q.device)  # (N,)
+    own = blocks.of[:, None, -T:, None]  # (B, 1, T, 1)
+    first = blocks.first[:, None, -T:, None]
+    selected = (block == first) | (block <= own) & (block > own - LAST_BLOCKS)
+    if config.cross_attention == "window":
+        selected = selected | (block > own - (n_selected - FIRST_BLOCKS))
+        selected = selected & (block >= first) & (block <= own)
+    else:
+        n_best = n_selected - FIRST_BLOCKS - LAST_BLOCKS
+        selected = selected & (block >= first)
+        others = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
+        bounds = _bound_shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
+        candidates = _top(bounds, others, TRIED_BLOCKS * n_best)
+        seen = _positions_of(selected | candidates, blocks, T, real)
+        shares = _attention_shares(q, k, blocks, n_blocks, seen)
+        selected = selected | _top(shares, candidates, n_best)
+    return _positions_of(selected.expand(-1, k.shape[1], -1, -1), blocks, T, real)
+
+
+def _positions_of(selected: Tensor, blocks: Blocks, T: int, real: Tensor | None) -> Tensor:
+    """Return the positions (B, G, T, S) of blocks (B, G, T, N), none after the query's own."""
+    G, S = selected.shape[1], blocks.of.shape[1]
+    order = torch.arange(S, device=selected.device)
+    own = order[S - T :, None]
+    visible = selected.gather(-1, _at(blocks, G, T)) & (order <= own)
+    if real is None:
+        return visible
+    # Padding attends to itself: softmax over an empty set is NaN.
+    return visible & real[:, None, None] | (order == own)
+
+
+def _at(blocks: Blocks, G: int, T: int) -> Tensor:
+    """Return the block of each position for heads and queries, (B, G, T, S)."""
+    return blocks.of[:, None, None].expand(-1, G, T, -1)
+
+
+def _top(shares: Tensor, eligible: Tensor, n: int) -> Tensor:
+    """Return the n eligible blocks with the largest shares, or all of them, (B, G, T, N) bool."""
+    ranked = shares.masked_fill(~eligible, -1.0).sort(dim=-1, descending=True, stable=True)
+    best = torch.zeros_like(shares, dtype=torch.bool).scatter(-1, ranked.indices[..., :n], True)
+    return best & eligible
+
+
+def _attention_shares(
+    q: Tensor, k: Tensor, blocks: Blocks, n_blocks: int, visible: Tensor
+) -> Tensor:
+    """Return the share of each block in the attention over visible positions, (B, G, T, N)."""
+    B, G, T, _ = visible.shape
+    shares = q.new_zeros(B, G, T, n_blocks)
+    for queries in q.unflatten(1, (G, -1)).unbind(2):  # one head of each group at a time
+        scores = queries @ k.mT * k.shape[-1] ** -0.5  # (B, G, T, S)
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+        shares = shares.scatter_add(-1, _at(blocks, G, T), scores.softmax(dim=-1))
+    return shares
+
+
+def _bound_shares(
+    q: Tensor, k: Tensor, blocks: Blocks, n_blocks: int, real: Tensor | None, eligible: Tensor
+) -> Tensor:
+    """Return the share of each block in the softmax of Quest bounds of eligible blocks,
+    (B, G, T, N).
+    """
+    B, G, _, D = k.shape
+    at = blocks.of[:, None, :, None].expand(-1, G, -1, D)
+    bounds = []
+    for reduction, start in (("amax", -_MAX_HALF), ("amin", _MAX_HALF)):
+        keys = k.clamp(-_MAX_HALF, _MAX_HALF)
+        if real is not None:
+            keys = keys.masked_fill(~real[:, None, :, None], start)
+        bound = k.new_full((B, G, n_blocks, D), start)
+        bound = bound.scatter_reduce(2, at, keys, reduction)
+        bounds.append(bound.half().to(q.dtype))
+    queries = torch.cat((q.clamp(min=0), q.clamp(max=0)), dim=-1).unflatten(1, (G, -1))
+    scores = queries @ torch.cat(bounds, dim=-1)[:, :, None].mT * D**-0.5  # (B, G, H / G, T, N)
+    lowest = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~eligible[:, :, None], lowest)
+    return scores.softmax(dim=-1).sum(dim=2)

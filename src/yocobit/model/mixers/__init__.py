@@ -1,0 +1,31 @@
+"""Token mixers: the part of a block that moves information between positions.
+
+Every mixer maps x (B, T, C) at positions `start`, and the state left by the positions before it, to
+y (B, T, C), the next state and the memory; `None` is the state before position 0. One call over all
+positions equals any split into calls. The memory is what the last self-decoder layer mixed,
+(B, T, C) before gate and output projection, if gated memory units read it; None otherwise.
+
+One file per mixer, as in native/engine/mixers/; yocobit.mixers has everything but the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from yocobit.config import Mixer
+from yocobit.model.mixers.cross import CrossAttention
+from yocobit.model.mixers.full import FullAttention
+from yocobit.model.mixers.gmu import GatedMemoryUnit
+from yocobit.model.mixers.retention import GatedRetention
+from yocobit.model.mixers.window import WindowAttention
+
+# Modules of a config and of whether the mixer gives the memory.
+MIXER_MODULES: dict[Mixer, Callable[..., nn.Module]] = {
+    "retention": GatedRetention,
+    "window": WindowAttention,
+    "full": FullAttention,
+    "cross": CrossAttention,
+    "gmu": GatedMemoryUnit,
+}
