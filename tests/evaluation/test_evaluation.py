@@ -1,4 +1,4 @@
-"""Perplexity: what is scored, that both backends agree, and what users are told."""
+"""Perplexity: windows, agreement of the backends, and messages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 from yocobit import cli, evaluation
 from yocobit.config import ConfigError
 from yocobit.data.tokenizer import END
+from yocobit.evaluation.native import negative_log_likelihood
 from yocobit.evaluation.perplexity import windows
-from yocobit.evaluation.scorer import PIECE, negative_log_likelihood
+from yocobit.evaluation.scorer import CHUNK
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +45,16 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("length", [1, 2, 9, 10, 13, 14, 30])
-def test_windows_score_each_token_once_and_see_half_a_context(length):
+def test_windows_score_each_token_once_from_half_a_context(length):
     context = 8
     tokens = list(range(length))
 
     scored = []
-    for window, n_seen in windows(tokens, context):
+    for window, n_context in windows(tokens, context):
         assert len(window) <= context + 1
-        assert n_seen == 1 or n_seen >= context // 2
+        assert n_context == 1 or n_context >= context // 2
         assert window == tokens[window[0] : window[0] + len(window)]
-        scored += window[n_seen:]
+        scored += window[n_context:]
 
     assert scored == tokens[1:]
 
@@ -71,32 +72,32 @@ def test_backends_agree_within_a_thousandth(paths):
     assert results[0].perplexity == pytest.approx(results[1].perplexity, rel=1e-3)
 
 
-def test_both_backends_score_as_the_model_says(scorer, trained_model):
-    tokens = [scorer.begin, *scorer.encode(text())][: 2 * PIECE + 5]
+def test_scorers_return_the_cross_entropy_of_the_model(scorer, trained_model):
+    tokens = [scorer.bos_token, *scorer.encode(text())][: 2 * CHUNK + 5]
     ids = torch.tensor(tokens)
     model = trained_model if scorer.backend == "torch" else as_packed(trained_model)
     with torch.no_grad():
         expected = F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="none")
 
-    for n_seen in (1, PIECE + 3, len(tokens) - 1):
-        nats = scorer.nats(tokens, n_seen)
+    for n_context in (1, CHUNK + 3, len(tokens) - 1):
+        nats = scorer.nats(tokens, n_context)
 
         # The engine sums in another order, by which a few activations round otherwise.
         tolerance = 1e-5 if scorer.backend == "torch" else 0.05
-        np.testing.assert_allclose(nats, expected[n_seen - 1 :], rtol=0, atol=tolerance)
+        np.testing.assert_allclose(nats, expected[n_context - 1 :], rtol=0, atol=tolerance)
     assert len(scorer.nats(tokens[:1], 1)) == 0
 
 
-def test_pieces_and_windows_cover_documents(scorer):
+def test_chunks_and_windows_cover_documents(scorer):
     documents = [text()[:1000], "é"]
 
     result = evaluation.perplexity(scorer, documents, context=64)
 
     tokens = [scorer.encode(document) for document in documents]
     nats = sum(
-        scorer.nats(window, n_seen).sum()
+        scorer.nats(window, n_context).sum()
         for document in tokens
-        for window, n_seen in windows([scorer.begin, *document], 64)
+        for window, n_context in windows([scorer.bos_token, *document], 64)
     )
     assert result.n_tokens == sum(map(len, tokens))
     assert result.n_bytes == 1002
@@ -104,9 +105,9 @@ def test_pieces_and_windows_cover_documents(scorer):
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 1002)
 
 
-def test_a_text_that_spells_the_end_token_is_only_text(scorer):
-    assert scorer.begin not in scorer.encode(f"a{END}b")
-    assert scorer.begin == tokenizer().token_to_id(END)
+def test_end_token_in_a_text_is_encoded_as_plain_text(scorer):
+    assert scorer.bos_token not in scorer.encode(f"a{END}b")
+    assert scorer.bos_token == tokenizer().token_to_id(END)
 
 
 def test_negative_log_likelihood_equals_that_of_float64():
@@ -139,7 +140,7 @@ def test_eval_reads_text_and_jsonl(paths, tmp_path):
     assert json.loads(of_lines.stdout)["backend"] == "native"
 
 
-def test_eval_of_a_directory_says_how_many_files_are_passed_over(paths, tmp_path):
+def test_eval_of_a_directory_counts_skipped_files(paths, tmp_path):
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
     (tmp_path / "a.py").write_text("answer = 42")
     (tmp_path / "a.csv").write_text("answer,42")
@@ -171,7 +172,7 @@ def test_eval_shows_a_table(paths, tmp_path):
         ("absent.txt", None, "absent.txt: no such file or directory"),
     ],
 )
-def test_bad_documents_are_refused_by_name(paths, tmp_path, name, content, rule):
+def test_invalid_documents_are_rejected_by_name(paths, tmp_path, name, content, rule):
     if content is not None:
         (tmp_path / name).write_bytes(content)
 
@@ -185,11 +186,11 @@ def test_bad_documents_are_refused_by_name(paths, tmp_path, name, content, rule)
     [
         ("native", ["--backend", "torch"], "is a packed model, which only the native backend runs"),
         ("torch", ["--backend", "native"], "is a checkpoint, not a packed model"),
-        ("torch", ["--cache", "int8"], "cache must not be given with PyTorch"),
+        ("torch", ["--cache", "int8"], "cache must not be given with the PyTorch backend"),
         ("native", ["--context", "1"], "context must be at least 2 tokens but is 1"),
     ],
 )
-def test_options_that_cannot_work_are_refused(paths, tmp_path, model, options, rule):
+def test_invalid_options_are_rejected(paths, tmp_path, model, options, rule):
     (tmp_path / "a.txt").write_text("some text")
 
     error = run(paths[model], tmp_path / "a.txt", *options).exception
@@ -200,7 +201,7 @@ def test_options_that_cannot_work_are_refused(paths, tmp_path, model, options, r
 @pytest.mark.parametrize(
     "options", [[], ["--cache", "int4"], ["--attention", "full"], ["--backend", "torch"]]
 )
-def test_a_model_that_is_not_there_is_refused_by_its_path(tmp_path, options):
+def test_missing_model_is_rejected_by_its_path(tmp_path, options):
     (tmp_path / "a.txt").write_text("some text")
 
     error = run(tmp_path / "absent", tmp_path / "a.txt", *options).exception

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: a local task gives the same with the engine and with transformers."""
+"""lm-evaluation-harness: the engine and transformers agree on a local task."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def tasks(tmp_path_factory):
     choice |= {"doc_to_target": "0", "metric_list": [{"metric": "acc"}]}
     rolling = {"output_type": "loglikelihood_rolling", "doc_to_text": ""}
     rolling |= {"doc_to_target": "{{text}}", "metric_list": [{"metric": "bits_per_byte"}]}
-    going_on = {"output_type": "generate_until", "doc_to_target": "{{choices[0]}}"}
-    going_on |= {"generation_kwargs": {"until": ["\n", " of"], "max_gen_toks": 6}}
-    going_on |= {"metric_list": [{"metric": "exact_match"}]}
-    for name, task in {"choice": choice, "rolling": rolling, "going_on": going_on}.items():
+    completion = {"output_type": "generate_until", "doc_to_target": "{{choices[0]}}"}
+    completion |= {"generation_kwargs": {"until": ["\n", " of"], "max_gen_toks": 6}}
+    completion |= {"metric_list": [{"metric": "exact_match"}]}
+    for name, task in {"choice": choice, "rolling": rolling, "completion": completion}.items():
         content = json.dumps({**shared, "task": name, **task})
         (directory / f"{name}.yaml").write_text(content)
     return directory
@@ -83,16 +83,16 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
 
-def test_engine_and_transformers_answer_a_local_task_alike(models, tasks):
-    # Texts that begin a document; of the whole texts, transformers' token to begin with is enough.
-    names = ["choice", "going_on"]
+def test_engine_and_transformers_agree_on_a_local_task(models, tasks):
+    # With BOS token; rolling windows start with transformers' own prefix token.
+    names = ["choice", "completion"]
 
     results, answers = evaluate("yocobit", models["yocobit"], tasks, [*names, "rolling"])
     theirs, their_answers = evaluate("hf", models["hf"], tasks, names, add_bos_token=True)
     rolling, _ = evaluate("hf", models["hf"], tasks, ["rolling"])
 
     assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"] > 0.5
-    assert answers["going_on"] == their_answers["going_on"]
+    assert answers["completion"] == their_answers["completion"]
     for ours, other in zip(answers["choice"], their_answers["choice"], strict=True):
         assert [is_greedy for _, is_greedy in ours] == [is_greedy for _, is_greedy in other]
         log_p = [log_p for log_p, _ in ours]
@@ -101,7 +101,7 @@ def test_engine_and_transformers_answer_a_local_task_alike(models, tasks):
     assert ours == pytest.approx(other, rel=1e-4)
 
 
-def test_the_engine_attends_as_it_is_asked_to(models):
+def test_attention_argument_reaches_the_engine(models):
     from yocobit.evaluation.harness import HarnessModel
 
     model = HarnessModel(str(models["yocobit"]), attention="window:128")

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness asks the server, and gets what `yocobit eval` measures."""
+"""lm-evaluation-harness over HTTP returns what `yocobit eval` measures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import servers
 from packed_models import text
 
 from yocobit import Engine
+from yocobit.evaluation.native import NativeScorer
 from yocobit.evaluation.perplexity import perplexity
-from yocobit.evaluation.scorer import NativeScorer
 from yocobit.serving import ServerSettings
 
 pytest.importorskip("lm_eval")

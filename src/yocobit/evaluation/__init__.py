@@ -1,11 +1,12 @@
-"""How well a model predicts text: perplexity and bits per byte, native or in PyTorch.
+"""Perplexity and bits per byte, by the native engine or in PyTorch.
 
 `harness` connects lm-evaluation-harness. Importing this package imports neither torch nor
 transformers.
 """
 
+from yocobit.evaluation.backends import open_scorer
 from yocobit.evaluation.perplexity import CONTEXT, Perplexity, perplexity
-from yocobit.evaluation.scorer import Backend, Scorer, open_scorer
+from yocobit.evaluation.scorer import Backend, Scorer
 
 __all__ = [
     "CONTEXT",

@@ -2,8 +2,8 @@
 
     python -m yocobit.evaluation.harness --model yocobit --model_args pretrained=MODEL --tasks TASK
 
-Run so, the harness also knows checkpoints as `--model hf`, where transformers is installed. Each
-request is a session of its own, from the token that begins a document.
+Started this way, the harness also loads checkpoints with `--model hf`, where transformers is
+installed. Each request has a session of its own, which starts with the BOS token.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tqdm import tqdm
 
 from yocobit.engine import Engine
 from yocobit.engine.session import CacheType
+from yocobit.evaluation.native import NativeScorer
 from yocobit.evaluation.perplexity import CONTEXT
-from yocobit.evaluation.scorer import NativeScorer
 
-_MAX_NEW_TOKENS = 256  # of a task that names no number
+_MAX_NEW_TOKENS = 256  # for tasks without max_gen_toks
 
 
 @register_model("yocobit")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """Answers the harness's requests with the engine; its batch size and device do not matter."""
+    """Runs the requests of the harness in the engine; batch size and device have no effect."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        return self._scorer.begin
+        return self._scorer.bos_token
 
     @property
     def tokenizer_name(self) -> str:
@@ -62,9 +62,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Return the tokens of a text, which begins a document unless add_special_tokens=False."""
+        """Return the tokens of a text, after the BOS token unless add_special_tokens=False."""
         tokens = self._scorer.encode(string)
-        return tokens if add_special_tokens is False else [self._scorer.begin, *tokens]
+        return tokens if add_special_tokens is False else [self._scorer.bos_token, *tokens]
 
     def _loglikelihood_tokens(
         self,
@@ -76,12 +76,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for request, context, continuation in tqdm(requests, disable=disable_tqdm):
             tokens = (context + continuation)[-(self.max_length + 1) :]
             nats, is_greedy = 0.0, True
-            n_seen = max(1, len(tokens) - len(continuation))
-            targets = np.asarray(tokens[n_seen:])
-            for piece, likeliest in self._scorer.pieces(tokens, n_seen):
-                nats += float(piece.sum())
-                is_greedy &= bool((likeliest == targets[: len(piece)]).all())
-                targets = targets[len(piece) :]
+            n_context = max(1, len(tokens) - len(continuation))
+            targets = np.asarray(tokens[n_context:])
+            for chunk, argmax in self._scorer.chunks(tokens, n_context):
+                nats += float(chunk.sum())
+                is_greedy &= bool((argmax == targets[: len(chunk)]).all())
+                targets = targets[len(chunk) :]
             answers.append((-nats, is_greedy))
             if request is not None:
                 self.cache_hook.add_partial("loglikelihood", request, answers[-1])
@@ -90,7 +90,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return log p of whole texts, in windows of max_length tokens that share one token."""
+        """Return log p of whole texts, in windows of max_length tokens with one token overlap."""
         answers = []
         for (text,) in tqdm([request.args for request in requests], disable=disable_tqdm):
             windows = get_rolling_token_windows(
@@ -105,7 +105,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Continue texts up to a stop text, the end token or the task's number of tokens."""
+        """Complete texts up to a stop string, the end token or the maximum number of tokens."""
         answers = []
         for text, settings in tqdm([request.args for request in requests], disable=disable_tqdm):
             kwargs = normalize_gen_kwargs(settings, _MAX_NEW_TOKENS)

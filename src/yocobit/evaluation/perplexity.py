@@ -1,10 +1,10 @@
 """Perplexity per token and bits per byte, document by document.
 
-A document is read from the token that begins one; each of its tokens is predicted once, the end
-after it is not. One that is longer than the context is read in windows: the first scores all its
-tokens, each later one is moved by half a context and scores that half. So a token of a long
-document is predicted from at least half a context, memory and the cost of a token do not grow
-with its document, and a model is not judged at lengths that it was not trained for.
+A document starts after the BOS token; each of its tokens is predicted once, its end is not. A
+document longer than the context is scored in windows with a stride of half a context: the first
+window scores all its tokens, each later one its second half. A token of a long document is so
+predicted from at least half a context, memory and cost per token do not grow with the document, and
+the model is not evaluated at lengths that it was not trained for.
 
 Letters: T tokens
 """
@@ -24,7 +24,7 @@ CONTEXT = 2048
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What some documents cost a model."""
+    """The negative log-likelihood of documents."""
 
     n_documents: int
     n_tokens: int
@@ -33,12 +33,12 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Per token: comparable between models of one tokenizer only."""
+        """Per token: comparable between models with the same tokenizer only."""
         return math.exp(self.nats / self.n_tokens)
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, and with what a compressor needs."""
+        """Comparable between tokenizers, and with compressors."""
         return self.nats / math.log(2) / self.n_bytes
 
     def describe(self) -> list[str]:
@@ -62,36 +62,36 @@ class Perplexity:
 
 
 def perplexity(scorer: Scorer, documents: Iterable[str], context: int = CONTEXT) -> Perplexity:
-    """Score documents, of which no window is longer than `context` tokens.
+    """Score documents in windows of at most `context` tokens.
 
-    ConfigError if they have no token at all.
+    Raises ConfigError if the documents have no token.
     """
     if context < 2:
         raise ConfigError(f"context must be at least 2 tokens but is {context}")
     n_documents = n_tokens = n_bytes = 0
     nats = []
     for document in documents:
-        tokens = [scorer.begin, *scorer.encode(document)]
-        for window, n_seen in windows(tokens, context):
-            nats.append(math.fsum(scorer.nats(window, n_seen)))
+        tokens = [scorer.bos_token, *scorer.encode(document)]
+        for window, n_context in windows(tokens, context):
+            nats.append(math.fsum(scorer.nats(window, n_context)))
         n_documents += 1
         n_tokens += len(tokens) - 1
         n_bytes += len(document.encode())
     if n_tokens == 0:
-        raise ConfigError("documents must hold text but there is none in them")
+        raise ConfigError("documents must hold text but are empty; name files with text")
     return Perplexity(n_documents, n_tokens, n_bytes, math.fsum(nats))
 
 
 def windows(tokens: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Split tokens (T,) into windows, each with the number of its tokens that are not scored.
+    """Split tokens (T,) into windows, each with the number of its leading tokens not scored.
 
-    All tokens but the first are scored once. A window has a token more than `context`, since its
+    All tokens but the first are scored once. A window has up to `context` + 1 tokens, since its
     last one is only predicted.
     """
     end = min(len(tokens), context + 1)
     yield tokens[:end], 1
     while end < len(tokens):
         next_end = min(end + context // 2, len(tokens))
-        begin = next_end - context - 1
-        yield tokens[begin:next_end], end - begin
+        start = next_end - context - 1
+        yield tokens[start:next_end], end - start
         end = next_end

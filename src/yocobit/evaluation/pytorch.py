@@ -1,4 +1,4 @@
-"""Scoring with the PyTorch model: the definition that the engine is held against. Needs torch.
+"""Scoring with the PyTorch model, the reference of the native engine. Needs torch.
 
 Letters: B batch, of 1   T tokens   C model width
 """
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from yocobit.data.tokenizer import end_token, load_tokenizer
-from yocobit.evaluation.scorer import PIECE, Backend, Nats
+from yocobit.evaluation.scorer import CHUNK, Backend, Nats
 from yocobit.model import Cache
 from yocobit.training.checkpoint import TOKENIZER, find, load_model
 
@@ -29,23 +29,23 @@ class TorchScorer:
         checkpoint = find(path)
         self._tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         self._model = load_model(checkpoint).eval()
-        self.begin = end_token(self._tokenizer)
+        self.bos_token = end_token(self._tokenizer)  # documents start after the end of another
 
     def encode(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
     @torch.inference_mode()
-    def nats(self, tokens: Sequence[int], n_seen: int) -> Nats:
-        n_scored = len(tokens) - n_seen
+    def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
+        n_scored = len(tokens) - n_context
         if n_scored == 0:
             return np.empty(0)
         ids = torch.tensor(tokens)
         hidden = self._model.extend(ids[None, :-1], Cache(), n_last=n_scored)[0]  # (T, C)
-        # Not all logits at once: they are by far the largest tensor.
+        # In chunks: the logits of all tokens would be by far the largest tensor.
         losses = [
             F.cross_entropy(self._model.head(rows), targets, reduction="none")
-            for rows, targets in zip(hidden.split(PIECE), ids[n_seen:].split(PIECE), strict=True)
+            for rows, targets in zip(hidden.split(CHUNK), ids[n_context:].split(CHUNK), strict=True)
         ]
         nats: Nats = torch.cat(losses).double().numpy()
         return nats

@@ -1,0 +1,75 @@
+"""Scoring with the native engine.
+
+Letters: T tokens   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from yocobit.config import ConfigError
+from yocobit.engine import Engine
+from yocobit.engine.session import CacheType, Logits
+from yocobit.evaluation.scorer import CHUNK, Backend, Nats
+
+
+class NativeScorer:
+    """Scores with the engine, as it serves."""
+
+    backend: Backend = "native"
+
+    def __init__(self, engine: Engine, cache: CacheType = "f32") -> None:
+        self._engine, self._cache = engine, cache
+        bos_token = engine.generation_config.get("bos_token_id")
+        if bos_token is None:
+            raise ConfigError(
+                f"{engine.model.path}: generation_config.json must have a bos_token_id, which "
+                "starts a document, but has none; add it"
+            )
+        self.bos_token = int(bos_token)
+        self._tokenizer = without_special_tokens(engine.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return tokens
+
+    def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
+        chunks = [nats for nats, _ in self.chunks(tokens, n_context)]
+        return np.concatenate([np.empty(0), *chunks])
+
+    def chunks(self, tokens: Sequence[int], n_context: int) -> Iterator[tuple[Nats, NDArray[Any]]]:
+        """Score tokens[n_context:] in chunks of at most CHUNK: yield -log p and the argmax."""
+        n_inputs = len(tokens) - 1
+        if n_inputs < n_context:
+            return
+        session = self._engine.session(n_inputs, self._cache)
+        if n_context > 1:
+            session.feed(tokens[: n_context - 1])  # early exit: no logits of the context
+        logits = np.empty((min(CHUNK, n_inputs), self._engine.config.vocab_size), np.float32)
+        for start in range(n_context - 1, n_inputs, CHUNK):
+            inputs = tokens[start : min(start + CHUNK, n_inputs)]
+            targets = np.asarray(tokens[start + 1 : start + 1 + len(inputs)])
+            rows = session.feed_all(inputs, out=logits[: len(inputs)])
+            yield negative_log_likelihood(rows, targets), rows.argmax(axis=1)
+
+
+def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:
+    """Return -log softmax(logits)[target] of logits (T, V) and targets (T,)."""
+    largest = logits.max(axis=1)
+    # Exponentials in float32: the sum of V terms of relative error 1e-7 has no larger one.
+    total = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
+    target_logits = logits[np.arange(len(targets)), targets]
+    nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)
+    return nats
+
+
+def without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy that encodes special tokens in a text as plain text."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = True
+    return copy
