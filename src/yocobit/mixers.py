@@ -61,6 +61,11 @@ class MixerSpec:
     state_shape: Callable[[ModelConfig], tuple[int, ...]] | None = None  # float32, of a sequence
     reads_memory: bool = False  # what the last self-decoder layer mixed
 
+    @property
+    def keeps_own_cache(self) -> bool:
+        """Whether each layer of the kind keeps per-sequence state: recurrent, or K and V."""
+        return self.state_shape is not None or self.kv_cache in ("per_token", "ring")
+
     def rope(self, config: ModelConfig) -> RopeKind:
         """Return the position encoding of its queries and keys."""
         kind: RopeKind = getattr(config, self.rope_field) if self.rope_field else "none"

@@ -1,4 +1,4 @@
-"""The model as `transformers` knows models: importing this registers it with the Auto classes.
+"""The model in `transformers`: importing this package registers it with the Auto classes.
 
     import yocobit.hf
     model = AutoModelForCausalLM.from_pretrained("runs/mine/checkpoints/step-001000")

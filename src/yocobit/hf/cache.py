@@ -1,26 +1,26 @@
-"""The model's states in a transformers Cache: taken out before a call, put back after it.
+"""The model's states in a transformers Cache: taken out before a call, stored after it.
 
-Layers of a DynamicCache made for the model hold them: recurrent states of retention, the window of
-sliding-window attention, keys and values of full attention, and those that the cross-decoder
-shares with its first "cross". Reordering for beams is theirs; so is cropping, where there is no
-recurrent state.
+The layers of a DynamicCache made for the model hold them: recurrent states, KV caches of windows
+and of full attention, and the cross-decoder's shared K and V in its first attention layer.
+transformers reorders them for beam search, and crops them where there is no recurrent state.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import DynamicCache
 
-from yocobit.config import CROSS_DECODER
-from yocobit.hf.configuration import YocobitConfig
+from yocobit.config import ModelConfig
+from yocobit.mixers import layer_mixers
 from yocobit.model import Cache
 from yocobit.model.attention import KeysValues
 
 
-def take(cache: DynamicCache, config: YocobitConfig) -> Cache:
-    """Return the states in a transformers cache; ValueError if it is of another kind."""
-    if not isinstance(cache, DynamicCache) or len(cache.layers) != config.num_hidden_layers:
+def take(cache: DynamicCache, config: ModelConfig) -> Cache:
+    """Return the states in a transformers cache; ValueError for a cache of another kind."""
+    if not isinstance(cache, DynamicCache) or len(cache.layers) != len(config.layers):
         raise ValueError(
             "past_key_values must be a DynamicCache with a layer for each of the model's but is "
             f"{type(cache).__name__} with {len(cache.layers)}; make it with "
@@ -28,33 +28,46 @@ def take(cache: DynamicCache, config: YocobitConfig) -> Cache:
         )
     if any(getattr(layer, "record_past", False) for layer in cache.layers):
         raise ValueError(
-            "past_key_values must not record the past, which windows and states cannot give back; "
-            "use a decoding method that never takes tokens back"
+            "past_key_values must not record the past, which windows and states cannot restore; "
+            "use a decoding method that never discards tokens"
         )
     states: list[Any] = []
-    for layer, mixer in zip(cache.layers, config.layers, strict=True):
-        if mixer == "retention":
+    for layer, spec in zip(cache.layers, layer_mixers(config), strict=True):
+        if spec.decoder == "cross":
+            break
+        if spec.state_shape is not None:
             states.append(layer.recurrent_states[0])
-        elif mixer not in CROSS_DECODER:
-            states.append(_keys_values(layer))
-    has_cross = "cross" in config.layers
-    shared = _keys_values(cache.layers[config.layers.index("cross")]) if has_cross else None
+        else:
+            states.append(None if spec.kv_cache == "none" else _keys_values(layer))
+    has_shared = config.has_cross_decoder
+    shared = _keys_values(cache.layers[_shared_layer(config)]) if has_shared else None
     return Cache(cache.get_seq_length(), states, shared)
 
 
-def put(cache: DynamicCache, states: Cache, config: YocobitConfig) -> None:
-    """Store the states that a call left behind."""
+def put(cache: DynamicCache, states: Cache, config: ModelConfig, hidden: Tensor) -> None:
+    """Store the states after a call that returned hidden (B, T, C)."""
     n_new = states.position - cache.get_seq_length()
+    specs = layer_mixers(config)
     for i, state in enumerate(states.layers):
-        if config.layers[i] == "retention":
+        if specs[i].state_shape is not None:
             cache.update_recurrent_state(state, i)
-        else:
+        elif specs[i].kv_cache != "none":
             _store(cache.layers[i], state, n_new)
     if states.shared is not None:
-        _store(cache.layers[config.layers.index("cross")], states.shared, n_new)
-    if config.layer_types[0] == "hybrid_sliding":
-        empty = states.layers[0].new_empty(len(states.layers[0]), 1, 0, 0)
+        _store(cache.layers[_shared_layer(config)], states.shared, n_new)
+    if counts_tokens(config):
+        empty = hidden.new_empty(len(hidden), 1, 0, 0)
         _store(cache.layers[0], (empty, empty), n_new)
+
+
+def counts_tokens(config: ModelConfig) -> bool:
+    """Whether no layer has a KV cache: the first one then counts the tokens in an empty window."""
+    return all(spec.kv_cache == "none" for spec in layer_mixers(config))
+
+
+def _shared_layer(config: ModelConfig) -> int:
+    """Return the layer that stores the shared K and V."""
+    return [spec.kv_cache for spec in layer_mixers(config)].index("shared")
 
 
 def _keys_values(layer: Any) -> KeysValues | None:
@@ -63,7 +76,7 @@ def _keys_values(layer: Any) -> KeysValues | None:
 
 
 def _store(layer: Any, keys_values: KeysValues, n_new: int) -> None:
-    # Not by its update(), which would append them once more.
+    # Not with its update(), which would append all of them again.
     if not layer.is_initialized:
         layer.lazy_initialization(*keys_values)
     layer.keys, layer.values = keys_values

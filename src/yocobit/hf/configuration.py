@@ -1,4 +1,4 @@
-"""YocobitConfig: the fields of ModelConfig under the roof of transformers' PreTrainedConfig."""
+"""YocobitConfig: the fields of ModelConfig as a transformers PreTrainedConfig."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from yocobit.config import CROSS_DECODER, MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.hf.cache import counts_tokens
+from yocobit.mixers import MixerSpec, layer_mixers
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
-# The names by which transformers chooses the layers of a cache.
-_LAYER_TYPES = {
-    "retention": "linear_attention",
-    "window": "sliding_attention",
-    "full": "full_attention",
-    "cross": "full_attention",
-    "gmu": "full_attention",  # of which it keeps nothing
-}
-
 
 class YocobitConfig(PreTrainedConfig):
-    """config.json of a checkpoint, field by field; ConfigError if it makes no model.
+    """config.json of a checkpoint; ConfigError if its fields are invalid.
 
     Without any field it is the preset "nano". `attribute_map` has the names that transformers
-    expects; a change through either name is checked when a model is made of it.
+    expects; changes through either name are validated when a model is made.
     """
 
     model_type = MODEL_TYPE
@@ -61,7 +54,7 @@ class YocobitConfig(PreTrainedConfig):
 
     @property
     def model(self) -> ModelConfig:
-        """The checked config that a Decoder is made from."""
+        """The validated config of the Decoder."""
         return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
     @property
@@ -70,26 +63,33 @@ class YocobitConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """What each layer keeps of the text before it.
-
-        A stack of retention alone also has a window, without content, which counts the tokens: a
-        state cannot.
-        """
-        types = [_LAYER_TYPES[mixer] for mixer in self.layers]
-        if set(self.layers) == {"retention"}:
+        """The type of each layer's cache."""
+        types = [_layer_type(spec) for spec in layer_mixers(self.model)]
+        if counts_tokens(self.model):
             types[0] = "hybrid_sliding"
         return types
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """Which layers keep nothing: all of the cross-decoder but the first "cross", whose keys and
-        values they "reuse" if they read any.
+        """Which layers store nothing ("reuse"): those without state and KV cache, and all layers
+        that read the shared K and V but the first.
         """
-        first = self.layers.index("cross") if "cross" in self.layers else len(self.layers)
-        keep = (mixer not in CROSS_DECODER or i == first for i, mixer in enumerate(self.layers))
-        return [None if keeps else "reuse" for keeps in keep]
+        specs = layer_mixers(self.model)
+        kinds = [spec.kv_cache for spec in specs]
+        stores = {kinds.index("shared")} if "shared" in kinds else set()
+        stores |= {i for i, spec in enumerate(specs) if spec.keeps_own_cache}
+        if counts_tokens(self.model):
+            stores.add(0)
+        return [None if i in stores else "reuse" for i in range(len(specs))]
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what config.json holds: all that yocobit reads, and what it knows to ignore."""
+        """Return the content of config.json: the keys that yocobit reads or knows to ignore."""
         kept = (*_FIELDS, *TRANSFORMERS_KEYS)
         return {name: value for name, value in self.to_dict().items() if name in kept}
+
+
+def _layer_type(spec: MixerSpec) -> str:
+    """Return the name by which transformers selects the cache of a layer."""
+    if spec.state_shape is not None:
+        return "linear_attention"
+    return "sliding_attention" if spec.kv_cache == "ring" else "full_attention"

@@ -18,22 +18,23 @@ from transformers.utils import can_return_tuple
 from yocobit.config import ConfigError
 from yocobit.hf import cache as hf_cache
 from yocobit.hf.configuration import YocobitConfig
+from yocobit.mixers import layer_mixers
 from yocobit.model import Cache, Decoder
 from yocobit.packing import is_packed
 
 
 @dataclass
 class YocobitOutput(CausalLMOutputWithPast):  # type: ignore[misc]
-    """With what the head read, (B, T, C): TRL's trainers compute losses from it."""
+    """Adds the input of the head, (B, T, C), from which TRL's trainers compute losses."""
 
     last_hidden_state: Tensor | None = None
 
 
 class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
-    """A Decoder whose parts are this module's own, under the names that checkpoints give them.
+    """A Decoder whose submodules are this module's own, under the names that checkpoints use.
 
-    So weights of yocobit's checkpoints load as they are, and what save_pretrained writes can be
-    packed; a part that someone replaces, such as PEFT the head, is replaced in the Decoder too.
+    Weights of yocobit's checkpoints load unchanged, and what save_pretrained writes can be packed.
+    A submodule that is replaced, as PEFT replaces the head, is replaced in the Decoder too.
     """
 
     config_class = YocobitConfig
@@ -48,7 +49,7 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         decoder = Decoder(config.model)
         for name, part in decoder.named_children():
             setattr(self, name, part)
-        object.__setattr__(self, "_decoder", decoder)  # past nn.Module: its parts are here already
+        object.__setattr__(self, "_decoder", decoder)  # not a submodule: its parts are
         self.gradient_checkpointing = False  # set by transformers
         self.post_init()
 
@@ -56,22 +57,25 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> Any:
-        """Load a checkpoint as transformers does; ConfigError unless it has all the weights."""
+        """Load a checkpoint as transformers does; ConfigError if a weight is missing."""
         path = Path(pretrained_model_name_or_path)
         if is_packed(path):
             raise ConfigError(
-                f"{path}: is a packed model, which the engine runs; for transformers name the "
+                f"{path}: is a packed model, which only the engine runs; for transformers name the "
                 "checkpoint that it was packed from"
             )
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
-            raise ConfigError(f"{path}: does not fit its config.json; '{missing[0]}' is missing")
+            raise ConfigError(
+                f"{path}: weights must match config.json but '{missing[0]}' is missing; copy the "
+                "checkpoint again"
+            )
         return (model, info) if wants_info else model
 
     @property
     def decoder(self) -> Decoder:
-        """The model as yocobit defines it, over the parts of this one."""
+        """The Decoder over the current submodules."""
         decoder: Decoder = self._decoder
         for name, part in self.named_children():
             if getattr(decoder, name) is not part:
@@ -93,11 +97,11 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> YocobitOutput:
         """Return logits (B, T, V) after input_ids (B, T), and the loss if there are labels (B, T).
 
-        attention_mask (B, S), over cached and new tokens, is 0 at padding, which may stand on
-        either side. position_ids (B, T), without mask and cache, only say where a document starts
-        that sees nothing of those before it: where they do not rise; such a batch leaves no cache.
-        Labels of -100 are not scored. `logits_to_keep` is how many of the last logits to return,
-        0 for all: with 1, a prompt costs the self-decoder only.
+        attention_mask (B, S), over cached and new tokens, is 0 at padding, which may be on either
+        side. position_ids (B, T), without mask and cache, mark packed documents: one starts where
+        they do not increase, and attends to itself only; such a batch returns no cache. Labels of
+        -100 are ignored. `logits_to_keep` is the number of last logits to return, 0 for all: with
+        1, a prompt runs the self-decoder only.
         """
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name):
@@ -119,11 +123,11 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
             real = self._real(attention_mask, is_kept=False)
             hidden = decoder.extend(input_ids, Cache(), real, n_last)
         else:
-            states = hf_cache.take(past_key_values, self.config)
+            states = hf_cache.take(past_key_values, decoder.config)
             real = self._real(attention_mask, is_kept=True)
             self._check_window(real, states.position)
             hidden = decoder.extend(input_ids, states, real, n_last)
-            hf_cache.put(past_key_values, states, self.config)
+            hf_cache.put(past_key_values, states, decoder.config, hidden)
         logits = decoder.head(hidden)
 
         loss = None
@@ -137,16 +141,16 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _real(attention_mask: Tensor | None, is_kept: bool) -> Tensor | None:
-        """Return where tokens are real (B, S), or None if no real token could see padding.
+        """Return where tokens are real (B, S), or None if no real token would attend to padding.
 
-        `is_kept`: later calls will see what this one leaves.
+        `is_kept`: the states of this call are used by later ones.
         """
         if attention_mask is None:
             return None
         if attention_mask.ndim != 2:
             raise ValueError(
-                f"attention_mask must have a row per text but has shape "
-                f"{tuple(attention_mask.shape)}; give the tokenizer's"
+                f"attention_mask must have shape (B, S) but has {tuple(attention_mask.shape)}; "
+                "pass the tokenizer's"
             )
         real = attention_mask.bool()
         if is_kept:
@@ -154,13 +158,14 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         return real if (real[:, 1:] & ~real[:, :-1]).any() else None
 
     def _check_window(self, real: Tensor | None, n_past: int) -> None:
-        """Refuse what a window, which holds the last tokens of any kind, can no longer answer."""
-        if real is None or n_past == 0 or "window" not in self.config.layers:
+        """Reject padding inside a sequence: a window holds its last tokens, padding included."""
+        has_window = any(spec.kv_cache == "ring" for spec in layer_mixers(self._decoder.config))
+        if real is None or n_past == 0 or not has_window:
             return
         if (real[:, : n_past - 1] & ~real[:, 1:n_past]).any():
             raise ValueError(
-                "attention_mask must have no padding after a text that goes on, since a layer "
-                "sees a window of it only; pad on the left"
+                "attention_mask must have no padding between cached and new tokens of a model with "
+                "sliding windows but has some; pad on the left"
             )
 
     def get_output_embeddings(self) -> nn.Module:
@@ -170,4 +175,4 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         self.head = new_embeddings
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave weights as the Decoder drew them."""
+        """Do nothing: the Decoder has initialised its weights."""
