@@ -350,13 +350,13 @@ def test_chat_mistakes_are_one_line(model, tmp_path):
     question = "Tell me about the sea."
 
     assert fails(run("chat", model, stdin=question), "chat_template.jinja: is missing", "generate")
-    assert fails(run("chat", "--context", 4, stdin=question), "tokens but room for 4")
+    assert fails(run("chat", "--context", 4, stdin=question), "tokens but its context is 4")
     assert fails(run("chat", "--context", 1 << 42, stdin=question), "context must be between 1 and")
     assert fails(
         run("chat", "--context", 1 << 38, stdin=question), "not enough memory", "--context"
     )
     assert fails(run("chat", "--top-p", 2, stdin=question), "top_p must be")
-    assert fails(run("chat", stdin="/again\n"), "nothing was said yet")
+    assert fails(run("chat", stdin="/again\n"), "there is no message to withdraw yet")
 
 
 @pytest.mark.parametrize(

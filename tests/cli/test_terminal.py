@@ -64,7 +64,7 @@ def test_a_conversation_at_a_terminal(terminal):
     terminal.type("/clear\n")
     terminal.until("[forgotten]")
     terminal.type("/again\n")
-    terminal.until("error: nothing was said yet")
+    terminal.until("error: there is no message to withdraw yet")
     terminal.until("> ")
     terminal.type("\x04")
 

@@ -191,7 +191,7 @@ def test_a_model_without_tokenizer_takes_tokens_for_logits_and_refuses_text(tmp_
     [
         ({"prompt": []}, "prompt must hold at least one token"),
         ({"prompt": "x", "max_tokens": 0}, "max_tokens must be at least 1 but is 0"),
-        ({"prompt": "x", "stop": [""]}, "stop must hold texts of at least one character"),
+        ({"prompt": "x", "stop": [""]}, "stop must hold strings of at least one character"),
     ],
 )
 def test_impossible_requests_are_refused(engine, options, message):
@@ -237,8 +237,8 @@ def test_a_session_that_holds_part_of_the_prompt_gives_the_same_text(engine):
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        ([5, 6, 8], "holds 3 tokens that the prompt does not begin with"),
-        ([5, 6, 7, 8, 9], "holds 5 tokens that the prompt does not begin with"),
+        ([5, 6, 8], "holds 3 tokens that are not a prefix of the prompt"),
+        ([5, 6, 7, 8, 9], "holds 5 tokens that are not a prefix of the prompt"),
         ([5, 6, 7, 8], "holds all 4 tokens of the prompt"),
     ],
 )

@@ -13,12 +13,12 @@ LOGITS = np.log(np.float32([0.4, 0.3, 0.2, 0.06, 0.04]))
 def drawn(n=2000, logits=LOGITS, **config):
     """Frequencies of n draws by token."""
     sampler = Sampler(SamplingConfig(**config))
-    tokens = [sampler.draw(logits) for _ in range(n)]
+    tokens = [sampler.sample(logits) for _ in range(n)]
     return np.bincount(tokens, minlength=len(logits)) / n
 
 
 def test_temperature_0_takes_the_likeliest_and_the_first_of_equals():
-    assert Sampler(SamplingConfig(temperature=0)).draw(np.float32([1, 3, 3, 2])) == 1
+    assert Sampler(SamplingConfig(temperature=0)).sample(np.float32([1, 3, 3, 2])) == 1
 
 
 def test_temperature_1_draws_by_the_models_probabilities():
@@ -61,7 +61,7 @@ def test_top_k_breaks_ties_by_token():
 def first(logits, prompt=(), logit_bias=None, **config):
     """The likeliest token after a prompt."""
     config = SamplingConfig(temperature=0, **config)
-    return Sampler(config, prompt, logit_bias).draw(np.float32(logits))
+    return Sampler(config, prompt, logit_bias).sample(np.float32(logits))
 
 
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
@@ -73,19 +73,19 @@ def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
 def test_repetition_penalty_counts_drawn_tokens_too():
     sampler = Sampler(SamplingConfig(temperature=0, repetition_penalty=2.0))
 
-    assert [sampler.draw(np.float32([3, 2, 1])) for _ in range(3)] == [0, 1, 0]
+    assert [sampler.sample(np.float32([3, 2, 1])) for _ in range(3)] == [0, 1, 0]
 
 
 def test_presence_penalty_counts_a_drawn_token_once_and_the_prompt_not_at_all():
     sampler = Sampler(SamplingConfig(temperature=0, presence_penalty=1.5), prompt=[0])
 
-    assert [sampler.draw(np.float32([3, 2, -9])) for _ in range(4)] == [0, 1, 0, 0]
+    assert [sampler.sample(np.float32([3, 2, -9])) for _ in range(4)] == [0, 1, 0, 0]
 
 
 def test_frequency_penalty_grows_with_each_time_that_a_token_was_drawn():
     sampler = Sampler(SamplingConfig(temperature=0, frequency_penalty=0.75), prompt=[0])
 
-    assert [sampler.draw(np.float32([3, 2, -9])) for _ in range(5)] == [0, 0, 1, 0, 1]
+    assert [sampler.sample(np.float32([3, 2, -9])) for _ in range(5)] == [0, 0, 1, 0, 1]
 
 
 def test_logit_bias_forbids_and_forces_tokens():
@@ -150,20 +150,20 @@ DEFAULTS = (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))
 def test_logits_that_are_not_finite_give_a_token_all_the_same(logits, token, temperature):
     sampler = Sampler(SamplingConfig(temperature=temperature, top_p=0.9))
 
-    assert [sampler.draw(np.float32(logits)) for _ in range(3)] == [token] * 3
+    assert [sampler.sample(np.float32(logits)) for _ in range(3)] == [token] * 3
 
 
 @pytest.mark.parametrize("temperature", [1e-9, 100.0])
 def test_extreme_temperatures_give_tokens(temperature):
     logits = np.float32([-3e38, 3e38, 1.0])
 
-    assert Sampler(SamplingConfig(temperature=temperature)).draw(logits) == 1
+    assert Sampler(SamplingConfig(temperature=temperature)).sample(logits) == 1
 
 
 def test_same_seed_draws_the_same_and_another_seed_does_not():
     def tokens(seed):
         sampler = Sampler(SamplingConfig(temperature=1, seed=seed))
-        return [sampler.draw(np.zeros(1000, dtype=np.float32)) for _ in range(20)]
+        return [sampler.sample(np.zeros(1000, dtype=np.float32)) for _ in range(20)]
 
     assert tokens(7) == tokens(7)
     assert tokens(7) != tokens(8)
@@ -174,8 +174,8 @@ def test_draw_does_not_change_the_logits():
 
     penalties = SamplingConfig(repetition_penalty=2.0, presence_penalty=1.0)
     sampler = Sampler(penalties, prompt=[0, 1], logit_bias={2: 1.0})
-    sampler.draw(logits)
-    sampler.draw(logits)
+    sampler.sample(logits)
+    sampler.sample(logits)
 
     np.testing.assert_array_equal(logits, LOGITS)
 

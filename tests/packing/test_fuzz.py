@@ -138,7 +138,7 @@ def test_template_refuses_what_is_nested_too_deep():
     for _ in range(100_000):
         deep = [deep]
 
-    with pytest.raises(ConfigError, match="does not take these messages"):
+    with pytest.raises(ConfigError, match="rejects these messages"):
         ChatTemplate("{{ tools | tojson }}", "it").render([], tools=deep)
 
 

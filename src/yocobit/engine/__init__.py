@@ -1,4 +1,4 @@
-"""Running packed models: prompts in, logits and text out. Never imports torch."""
+"""Inference with packed models: sessions, sampling, generation and chat. Never imports torch."""
 
 from yocobit.engine.chat import Chat
 from yocobit.engine.engine import Engine

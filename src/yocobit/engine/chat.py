@@ -1,4 +1,4 @@
-"""Chat: a conversation with a model that was trained on conversations."""
+"""Chat: a multi-turn conversation with a model that has a chat template."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_CONTEXT = 1 << 40  # as of a session
 
 
 class Chat:
-    """Keeps what was said, and feeds the engine only what is new.
+    """Keeps the messages and one session; each reply prefills only the new tokens.
 
     chat = Chat(Engine.load())
     for piece in chat.reply("Tell me about the sea."):
@@ -33,9 +33,9 @@ class Chat:
         cache: CacheType = "f32",
         sampling: SamplingConfig | None = None,
     ) -> None:
-        """Begin a conversation of at most `context` tokens, with answers of at most `max_tokens`.
+        """Start a conversation of at most `context` tokens, with replies of at most `max_tokens`.
 
-        ConfigError if the model has no chat template, or for a context that none has room for.
+        ConfigError if the model has no chat template or `context` is out of range.
         """
         if not 1 <= context <= _MOST_CONTEXT:
             raise ConfigError(f"context must be between 1 and 2^40 but is {context}")
@@ -51,56 +51,56 @@ class Chat:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """What was said so far, with as much of the last answer as has come."""
-        return [*self._messages, *self._last_answer()]
+        """All messages so far, including the part of the last reply that was generated."""
+        return [*self._messages, *self._last_reply()]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that the model has taken in."""
+        """Number of tokens in the session."""
         return self._session.position
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes reserved for the conversation's cache."""
+        """Bytes reserved for the conversation's caches and states."""
         return self._session.memory().total
 
     @property
     def transformer_cache_bytes(self) -> int:
-        """Bytes that a Transformer of the model's shape would reserve for it."""
+        """Bytes of the KV cache that a Transformer of the same shape would reserve."""
         per_token = summarize(self.engine.model).transformer_cache_bytes_per_token[self._cache]
         return self.context * per_token
 
     def clear(self) -> None:
-        """Forget everything but the system's message."""
+        """Drop all messages except the system message."""
         self._messages = list(self._system)
         self._reply: Generation | None = None
         self._session: Session = self.engine.session(self.context, self._cache)
 
     def withdraw(self) -> str:
-        """Take the last message and its answer back; return the message."""
+        """Remove the last message and its reply; return the message."""
         if self._reply is None:
-            raise UserError("nothing was said yet")
+            raise UserError("there is no message to withdraw yet")
         self._reply = None
         return self._messages.pop()["content"]
 
     def reply(self, message: str) -> Generation:
-        """Return the answer to a message, as an iterator over pieces of text.
+        """Return the reply to a message, as an iterator over pieces of text.
 
-        What is iterated over is part of the conversation, even if it is stopped early. UserError
-        if there is no room; then nothing changes.
+        What was iterated over is part of the conversation, even if the iteration stops early.
+        UserError, with nothing changed, if the context is full.
         """
         messages = [*self.messages, {"role": "user", "content": message}]
         prompt = self.engine.encode(self._template.render(messages))
         room = self.context - len(prompt)
         if room < 1:
             raise UserError(
-                f"the conversation has {len(prompt)} tokens but room for {self.context}; begin a "
-                "new one, or choose a larger context"
+                f"the conversation has {len(prompt)} tokens but its context is {self.context}; "
+                "start a new one, or choose a larger context"
             )
         session = self._session
-        if prompt[: session.position] != self._taken_in() or session.position == len(prompt):
+        if prompt[: session.position] != self._consumed() or session.position == len(prompt):
             session = self.engine.session(self.context, self._cache)
-        # An answer that is asked for again is another one.
+        # A reply that is generated again must differ.
         sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + self._n_replies)
         self._n_replies += 1
         self._session, self._messages = session, messages
@@ -113,12 +113,12 @@ class Chat:
         )
         return self._reply
 
-    def _last_answer(self) -> list[dict[str, str]]:
+    def _last_reply(self) -> list[dict[str, str]]:
         if self._reply is None:
             return []
         return [{"role": "assistant", "content": self._reply.text.strip()}]
 
-    def _taken_in(self) -> list[int]:
+    def _consumed(self) -> list[int]:
         """Return the tokens that the session holds."""
         if self._reply is None:
             return []

@@ -1,6 +1,6 @@
-"""Chat templates: conversations as the text that a model was trained on.
+"""Chat templates: Jinja templates that render messages as a prompt, as Hugging Face stores them.
 
-A template is Jinja, as Hugging Face stores it. It comes with a model, so it runs in a sandbox.
+A template comes with a model, so it runs in a sandbox.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from yocobit.config import ConfigError
 
-Message = Mapping[str, Any]  # "role", "content", and what else the template knows
+Message = Mapping[str, Any]  # "role", "content", and other keys that the template reads
 
 
 class ChatTemplate:
@@ -29,7 +29,7 @@ class ChatTemplate:
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
         )
         environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
+        environment.globals["raise_exception"] = _reject
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
@@ -38,7 +38,7 @@ class ChatTemplate:
 
     @classmethod
     def read(cls, path: Path) -> ChatTemplate:
-        """Read a template; ConfigError if there is none, or it is none."""
+        """Read a template; ConfigError if the file is missing or not a valid template."""
         try:
             return cls(path.read_text(encoding="utf-8"), str(path))
         except FileNotFoundError:
@@ -50,9 +50,9 @@ class ChatTemplate:
             raise ConfigError(f"{path}: is not UTF-8 (byte {error.start})") from None
 
     def render(self, messages: Sequence[Message], **variables: Any) -> str:
-        """Return the text of a conversation up to where the assistant's next answer begins.
+        """Render messages as a prompt that ends where the assistant's reply starts.
 
-        ConfigError, with what the template says, for messages that it does not take.
+        ConfigError, with the template's own message, for messages that it rejects.
         """
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **variables)
@@ -64,7 +64,7 @@ class ChatTemplate:
             LookupError,
             RecursionError,
         ) as error:
-            raise ConfigError(f"{self._name}: does not take these messages ({error})") from None
+            raise ConfigError(f"{self._name}: rejects these messages ({error})") from None
 
 
 def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
@@ -72,7 +72,7 @@ def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) 
     return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
 
 
-def _refuse(message: str) -> NoReturn:
+def _reject(message: str) -> NoReturn:
     raise TemplateError(message)
 
 

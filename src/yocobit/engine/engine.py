@@ -1,4 +1,4 @@
-"""Engine: a packed model, ready to run. Make one per model, and a session per text.
+"""Engine: a packed model, ready to run. Make one per model, and a session per sequence.
 
 Letters: T positions   V vocabulary
 """
@@ -34,7 +34,7 @@ _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p"
 
 
 class Engine:
-    """Runs a packed model from its memory map.
+    """Runs a packed model straight from its memory map.
 
     engine = Engine.load("models/tiny")
     print(engine.generate("def main():"))
@@ -60,13 +60,13 @@ class Engine:
         attention: str | None = None,
         verify: bool = False,
     ) -> Engine:
-        """Open the packed model directory `path`; the packaged model unless given.
+        """Open the packed model directory `path`, by default the packaged model.
 
-        `threads` is one per CPU unless given, `kernels` the fastest this CPU supports ("scalar" is
-        the reference), `attention` the model's own ("full", "index:2048" or "window:2048": of how
-        many positions, and of which, cross layers read keys and values), `verify` also checks every
-        weight against its hash. PackedModelError or ConfigError, both ValueError, for a model that
-        cannot be used.
+        `threads` defaults to one per CPU, `kernels` to the fastest kernel family that this CPU
+        supports ("scalar" is the reference), `attention` to the model's own ("full", or
+        "index:2048": each cross layer attends to the top-k blocks with that many positions).
+        `verify` also checks every weight against its hash. PackedModelError or ConfigError, both
+        ValueError, for a model that cannot be used.
         """
         if threads is None:
             threads = len(os.sched_getaffinity(0))
@@ -81,7 +81,7 @@ class Engine:
 
     @property
     def kernels(self) -> str:
-        """Name of the kernels at work, such as "avx2"."""
+        """Name of the kernel family in use, such as "avx2"."""
         return str(self._native.kernels)
 
     @property
@@ -90,12 +90,12 @@ class Engine:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of work space that the sessions of this engine share; theirs are not in it."""
+        """Bytes of activation buffers, which all sessions of this engine share."""
         return int(self._native.buffer_bytes)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer; ConfigError if it has none that fits."""
+        """The model's tokenizer; ConfigError if it is missing or does not match the model."""
         path = self.model.path / TOKENIZER
         try:
             tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ class Engine:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """generation_config.json, as Hugging Face models have it; empty if there is none."""
+        """The content of generation_config.json in Hugging Face's form; empty if missing."""
         path = self.model.path / GENERATION
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -128,36 +128,36 @@ class Engine:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        """How conversations look as text; ConfigError if the model has no chat template."""
-        from yocobit.engine.chat_template import ChatTemplate  # and with it Jinja
+        """The chat template; ConfigError if the model has none."""
+        from yocobit.engine.chat_template import ChatTemplate  # imports Jinja
 
         return ChatTemplate.read(self.model.path / CHAT_TEMPLATE)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end the model's turn in a conversation; ConfigError if they are none."""
+        """Strings that end the model's turn; ConfigError if they are invalid."""
         found = self.generation_config.get("stop_strings") or []
         texts = [found] if isinstance(found, str) else found
         if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
             raise ConfigError(
-                f"{self.model.path / GENERATION}: stop_strings must be texts but is {found!r}"
+                f"{self.model.path / GENERATION}: stop_strings must be strings but is {found!r}"
             )
         return tuple(texts)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """End-of-sequence tokens."""
         end = self.generation_config.get("eos_token_id")
         return frozenset(end if isinstance(end, list) else [] if end is None else [end])
 
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
-        """Return a new session with room for that many tokens; its memory is reserved now."""
+        """Return a new session with that capacity; its memory is reserved now."""
         return Session(self._native, max_tokens, cache)
 
     def save(self, session: Session, path: str | Path) -> None:
-        """Write a session of this engine to a file, whole or not at all; `restore` reads it back.
+        """Write a session of this engine to a file atomically; `restore` reads it.
 
-        SavedSessionError, a ValueError, if it is another's or the file cannot be written.
+        SavedSessionError, a ValueError, if it is of another engine or the file cannot be written.
         """
         if session._engine is not self._native:
             raise SavedSessionError(f"{path}: not written: the session must be of this engine")
@@ -170,9 +170,9 @@ class Engine:
         ).write(Path(path))
 
     def restore(self, path: str | Path, max_tokens: int | None = None) -> Session:
-        """Return a session that was saved, with room for twice its tokens unless given.
+        """Return a saved session, with twice its tokens as capacity unless given.
 
-        SavedSessionError, a ValueError, if the file is not whole or of another model.
+        SavedSessionError, a ValueError, if the file is damaged or of another model.
         """
         saved = SavedSession.read(Path(path), self.model.metadata["header_sha256"])
         room = 2 * len(saved.tokens) if max_tokens is None else max_tokens
@@ -192,11 +192,11 @@ class Engine:
         out: Logits | None = None,
         prompts: Sequence[tuple[Session, Tokens]] = (),
     ) -> Logits:
-        """Take in one token of each of n different sessions; return their logits (n, V).
+        """Decode one token of each of n sessions; return their logits (n, V), in `out` if given.
 
-        They are in `out`, if given, until it is written again. `prompts` are more tokens of other
-        sessions, taken in beside without logits. Reads every weight once for all of up to 128
-        tokens, and gives each session what it would get alone, bit for bit.
+        `prompts` are chunks of other sessions' prompts, prefilled in the same step without logits.
+        Reads every weight once per 128 tokens, and computes for each session the same bits as
+        alone.
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
         self._native.step(
@@ -212,19 +212,19 @@ class Engine:
         return logits
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the tokens of a text that begins a document; UserError if it has no UTF-8."""
+        """Return the tokens of a text, after the BOS token; UserError if it is not valid UTF-8."""
         try:
             prompt.encode()
-        except UnicodeEncodeError as error:  # Python makes halves of characters of other bytes
+        except UnicodeEncodeError as error:  # lone surrogates, which Python decodes bad bytes to
             raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
-        begin = self.generation_config.get("bos_token_id")
-        # Unlike encode, this lets other threads work meanwhile.
+        bos = self.generation_config.get("bos_token_id")
+        # Unlike encode, this releases the GIL.
         (encoding,) = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=False)
         tokens: list[int] = encoding.ids
-        return tokens if begin is None else [begin, *tokens]
+        return tokens if bos is None else [bos, *tokens]
 
     def sampling(self, **changes: Any) -> SamplingConfig:
-        """Return the model's default sampling with some fields changed."""
+        """Return the model's default sampling parameters with some fields changed."""
         fields = {k: v for k, v in self.generation_config.items() if k in _SAMPLING_KEYS}
         if self.generation_config.get("do_sample") is False:
             fields["temperature"] = 0.0
@@ -246,20 +246,20 @@ class Engine:
     ) -> Generation:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
-        It ends before the first of the texts, or the one text, in `stop`.
-        A `session`, if given, has taken in some of the first tokens of the prompt, and has room
-        for the rest and max_tokens; `cache` is its own then. ValueError if it holds others, or all.
+        The text ends before the first stop string in `stop`. A `session`, if given, holds a proper
+        prefix of the prompt and has room for the rest and max_tokens; `cache` is then ignored.
+        ValueError if it holds other tokens, or all of the prompt.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stop):
-            raise ValueError("stop must hold texts of at least one character")
+            raise ValueError("stop must hold strings of at least one character")
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise ValueError("prompt must hold at least one token but is empty")
         if session is not None:
-            _check_begin(session, tokens)
+            _check_prefix(session, tokens)
         return Generation(
             session=session or self.session(len(tokens) + max_tokens, cache),
             tokenizer=self.tokenizer,
@@ -271,20 +271,20 @@ class Engine:
         )
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Return the continuation of a text; options as of `stream`."""
+        """Return the continuation of a text; options as for `stream`."""
         return "".join(self.stream(prompt, **options))
 
 
-def _check_begin(session: Session, prompt: list[int]) -> None:
-    """ValueError unless what a session holds begins a prompt, with a token left to be read."""
-    known = session.position
-    if session.tokens.tolist() != prompt[:known]:
+def _check_prefix(session: Session, prompt: list[int]) -> None:
+    """ValueError unless a session holds a proper prefix of a prompt."""
+    cached = session.position
+    if session.tokens.tolist() != prompt[:cached]:
         raise ValueError(
-            f"session: holds {known} tokens that the prompt does not begin with; give a prompt "
-            "that goes on from them, or another session"
+            f"session: holds {cached} tokens that are not a prefix of the prompt; give a prompt "
+            "that continues them, or another session"
         )
-    if known == len(prompt):
+    if cached == len(prompt):
         raise ValueError(
-            f"session: holds all {known} tokens of the prompt, but the last must be left to be "
-            "read; feed it fewer"
+            f"session: holds all {cached} tokens of the prompt, but the last must be left to "
+            "prefill; feed it fewer"
         )

@@ -1,20 +1,19 @@
-"""Generation: tokens drawn one after the other, turned into text as soon as it is certain."""
+"""Generation: prefill a prompt, then sample token after token, as an iterator over text."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from tokenizers import Tokenizer
 
-from yocobit.engine.sampling import Sampler, SamplingConfig
+from yocobit.engine.decode import DecodeState, FinishReason
+from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import Session
-from yocobit.engine.text_stream import TextStream
 
 
 class Generation:
-    """An iterator over pieces of text; when it ends, the attributes say how it went."""
+    """An iterator over pieces of text; afterwards, its attributes hold reason and timings."""
 
     def __init__(
         self,
@@ -29,15 +28,18 @@ class Generation:
     ) -> None:
         self.prompt = list(prompt)
         self.text = ""  # of the pieces so far
-        self.finish_reason: Literal["stop", "length"] | None = None
-        self.prefill_s = 0.0  # taking in the prompt
-        self.decode_s = 0.0  # all tokens after the first
+        self.prefill_s = 0.0
+        self.decode_s = 0.0  # of all tokens after the first
         self._session = session
-        self._n_known = session.position  # tokens of the prompt that it holds already
-        self._max_tokens = max_tokens
-        self._end_tokens = end_tokens
-        self._stream = TextStream(tokenizer, stop)
-        self._sampler = Sampler(sampling, self.prompt)
+        self._n_cached = session.position  # tokens of the prompt that the session holds
+        self._state = DecodeState(
+            tokenizer=tokenizer,
+            prompt=self.prompt,
+            max_tokens=max_tokens,
+            end_tokens=end_tokens,
+            stop=stop,
+            sampling=sampling,
+        )
         self._pieces = self._run()
 
     def __iter__(self) -> Iterator[str]:
@@ -49,13 +51,18 @@ class Generation:
         return piece
 
     @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended: "stop" or "length"; None while it is generated."""
+        return self._state.finish_reason
+
+    @property
     def tokens(self) -> list[int]:
-        """The tokens drawn so far, without the end token."""
-        return self._stream.tokens
+        """The tokens generated so far, without an end token."""
+        return self._state.tokens
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        new = len(self.prompt) - self._n_known
+        new = len(self.prompt) - self._n_cached
         return new / self.prefill_s if self.prefill_s else 0.0
 
     @property
@@ -64,25 +71,17 @@ class Generation:
         return steps / self.decode_s if self.decode_s else 0.0
 
     def _run(self) -> Iterator[str]:
-        begin = time.perf_counter()
-        logits = self._session.feed(
-            self.prompt[self._n_known :]
-        )  # the one array for those of all tokens
-        self.prefill_s = time.perf_counter() - begin
-        while self.finish_reason is None:
-            token = self._sampler.draw(logits)
-            if token in self._end_tokens:
-                self.finish_reason = "stop"
+        started = time.perf_counter()
+        logits = self._session.feed(self.prompt[self._n_cached :])  # (V,), reused by every step
+        self.prefill_s = time.perf_counter() - started
+        while True:
+            token = self._state.sampler.sample(logits)
+            if (generated := self._state.accept(token)) and generated.text:
+                yield generated.text
+            if self.finish_reason is not None:
                 break
-            if piece := self._stream.add(token):
-                yield piece
-            if self._stream.stopped_at is not None:
-                self.finish_reason = "stop"
-            elif len(self.tokens) == self._max_tokens:
-                self.finish_reason = "length"
-            else:
-                begin = time.perf_counter()
-                self._session.step(token, out=logits)
-                self.decode_s += time.perf_counter() - begin
-        if rest := self._stream.finish():
+            started = time.perf_counter()
+            self._session.step(token, out=logits)
+            self.decode_s += time.perf_counter() - started
+        if rest := self._state.finish():
             yield rest

@@ -1,8 +1,8 @@
-"""Sessions as files: what a text left behind, to go on with later or elsewhere.
+"""Sessions as files: saved state that another process or machine can resume from.
 
-A safetensors file with three tensors and metadata; it is checked before it is used, and never
-unpickled. A session needs the model that it was made by; any CPU, cache size and thread count will
-do, as all compute the same bits.
+A safetensors file with three tensors and metadata, validated before use and never unpickled. It
+needs the model that made it; CPU, capacity and thread count may differ, as all compute the same
+bits.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ _AGAIN = "feed its text to a new session"
 
 
 class SavedSessionError(ValueError):
-    """A session that cannot be saved or used: names the file and the rule or what is wrong."""
+    """A session that cannot be saved or restored: names the file and the violated rule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedSession:
-    """What is in the file."""
+    """The content of the file."""
 
     model: str  # header_sha256 of the packed model
     cache: CacheType
-    tokens: NDArray[np.int32]  # (T,) taken in
-    state: NDArray[np.uint8]  # retention states and windows after them
-    positions: NDArray[np.uint8]  # what they left in the caches that grow
+    tokens: NDArray[np.int32]  # (T,) consumed
+    state: NDArray[np.uint8]  # recurrent states and sliding-window caches after them
+    positions: NDArray[np.uint8]  # of the growing KV caches
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; SavedSessionError if it cannot be written."""
+        """Write the file atomically; SavedSessionError if it cannot be written."""
         tensors = {name: getattr(self, name) for name in _DTYPES}
         metadata = {
             "format": FORMAT,
@@ -57,7 +57,7 @@ class SavedSession:
 
     @classmethod
     def read(cls, path: Path, model: str) -> SavedSession:
-        """Read a file; SavedSessionError unless it is whole and of that model."""
+        """Read a file; SavedSessionError unless it is intact and of that model."""
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""One text being read or written, and what its positions left behind.
+"""Per-sequence state: KV caches, recurrent states and, of an index, block bounds.
 
 Letters: T positions   V vocabulary   H heads   G K/V heads   D head size
 """
@@ -21,13 +21,13 @@ Logits = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class SessionMemory:
-    """Bytes that a session reserved, by what they are for."""
+    """Bytes that a session reserved, by purpose."""
 
-    shared_kv: int  # the one cache that grows with the text
-    full: int  # caches of full-attention layers: one per layer, and they grow too
-    window: int  # rings of sliding-window layers
-    retention: int  # states of retention layers
-    index: int  # bounds of the keys of blocks, and work space to choose some
+    shared_kv: int  # the KV cache that all cross layers share; grows with the sequence
+    full: int  # one KV cache per full-attention layer; grow with the sequence
+    window: int  # ring buffers of sliding-window layers
+    retention: int  # recurrent states of retention layers
+    index: int  # Quest min/max bounds per block, and workspace of the top-k selection
     shared_kv_per_token: int
     full_per_token: int
 
@@ -37,23 +37,23 @@ class SessionMemory:
 
     @property
     def per_token(self) -> int:
-        """Bytes that one more token needs, but for those of an index."""
+        """Bytes that one more token needs, except those of the index."""
         return self.shared_kv_per_token + self.full_per_token
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A place in a text that a session can go back to."""
+    """A position that a session can be truncated to."""
 
-    tokens: NDArray[np.int32]  # (T,) taken in before it
-    state: NDArray[np.uint8]  # bytes of retention states and windows
+    tokens: NDArray[np.int32]  # (T,) consumed before it
+    state: NDArray[np.uint8]  # bytes of recurrent states and sliding-window caches
 
 
 class Session:
-    """Takes in tokens and returns logits. Made by Engine.session, to the size it was made for.
+    """Consumes tokens and returns logits. Made by Engine.session; its capacity is fixed.
 
-    Logits depend on the model and the tokens only: not on threads, on how the tokens were split
-    between calls, or on what else runs.
+    Logits are a pure function of model and tokens: independent of thread count, prefill chunking
+    and batch composition.
     """
 
     def __init__(self, engine: _native.Engine, max_tokens: int, cache: CacheType) -> None:
@@ -64,27 +64,27 @@ class Session:
 
     @property
     def position(self) -> int:
-        """Tokens taken in so far."""
+        """Number of tokens consumed so far."""
         return int(self._native.position)
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that there is room for."""
+        """Capacity in tokens."""
         return int(self._native.max_tokens)
 
     @property
     def logits(self) -> Logits:
-        """Logits (V,) after the last token that was fed; ValueError before the first."""
+        """Logits (V,) after the last token; ValueError before the first."""
         if self._logits is None:
             raise ValueError("session: has no logits; feed it a token first")
         return self._logits
 
     def feed(self, tokens: Tokens, out: Logits | None = None) -> Logits:
-        """Take in tokens (T,) and return the logits (V,) after the last of them.
+        """Consume tokens (T,) and return the logits (V,) after the last one, in `out` if given.
 
-        They are in `out`, if given, until it is written again. The cross-decoder runs for the last
-        token only. ValueError, with nothing changed, if a token is not in the vocabulary, there is
-        no room or `out` is no float32 array of that shape.
+        Early exit: the cross-decoder runs for the last token only. ValueError, with nothing
+        changed, if a token is not in the vocabulary, the capacity is exceeded or `out` is not a
+        float32 array of that shape.
         """
         logits = as_out(out, (self._engine.vocab_size,))
         self._engine.feed(self._native, as_tokens(tokens), "last", logits)
@@ -92,11 +92,11 @@ class Session:
         return logits
 
     def step(self, token: int, out: Logits | None = None) -> Logits:
-        """Take in one token; return its logits (V,), in `out` if given."""
+        """Consume one token; return its logits (V,), in `out` if given."""
         return self.feed([token], out)
 
     def feed_all(self, tokens: Tokens, out: Logits | None = None) -> Logits:
-        """Take in tokens (T,) and return the logits after each, (T, V), in `out` if given."""
+        """Consume tokens (T,) and return the logits after each, (T, V), in `out` if given."""
         tokens = as_tokens(tokens)
         logits = as_out(out, (len(tokens), self._engine.vocab_size))
         self._engine.feed(self._native, tokens, "all", logits)
@@ -104,29 +104,29 @@ class Session:
         return logits
 
     def memory(self) -> SessionMemory:
-        """Return the bytes reserved for this session; 4 more a token remember the tokens."""
+        """Return the bytes reserved for this session, without 4 bytes per token for token ids."""
         return SessionMemory(**self._native.memory())
 
     @property
     def tokens(self) -> NDArray[np.int32]:
-        """The tokens taken in so far, (T,)."""
+        """The tokens consumed so far, (T,)."""
         tokens = np.empty(self.position, dtype=np.int32)
         self._native.copy_tokens(tokens)
         return tokens
 
     def snapshot(self) -> Snapshot:
-        """Return this place in the text; of what came before, its tokens alone are copied."""
+        """Return the current position; of the growing caches, only the tokens are copied."""
         return Snapshot(self.tokens, self.copy_state())
 
     def truncate(self, snapshot: Snapshot) -> None:
-        """Forget what came after a snapshot, of this session or of one that began alike.
+        """Drop all tokens after a snapshot, of this session or of one with the same prefix.
 
-        ValueError, with nothing changed, if this session does not begin with its tokens.
+        ValueError, with nothing changed, if this session does not start with its tokens.
         """
         self.restore(snapshot.tokens, snapshot.state, kept=len(snapshot.tokens))
 
     def fork(self, max_tokens: int | None = None) -> Session:
-        """Return a session of its own that has taken in the same, with as much room or as given."""
+        """Return a copy of this session, with the same capacity unless given."""
         room = self.max_tokens if max_tokens is None else max_tokens
         other = Session(self._engine, room, self.cache)
         if self.position > 0:
@@ -135,13 +135,13 @@ class Session:
         return other
 
     def copy_state(self) -> NDArray[np.uint8]:
-        """Return the bytes of retention states and windows."""
+        """Return the bytes of recurrent states and sliding-window caches."""
         state = np.empty(self._native.state_bytes(self.position), dtype=np.uint8)
         self._engine.copy_state(self._native, state)
         return state
 
     def copy_positions(self, begin: int, end: int) -> NDArray[np.uint8]:
-        """Return the bytes that positions [begin, end) left in the caches that grow."""
+        """Return the bytes of positions [begin, end) in the growing KV caches."""
         size = max(0, end - begin) * self._native.bytes_per_position
         positions = np.empty(size, dtype=np.uint8)
         self._engine.copy_positions(self._native, begin, end, positions)
@@ -154,31 +154,31 @@ class Session:
         positions: Sequence[NDArray[np.uint8]] = (),
         kept: int = 0,
     ) -> None:
-        """Become a session that has taken in tokens (T,), by what another of its cache type gave.
+        """Restore the state after tokens (T,) from bytes of a session of the same cache type.
 
-        `state` is that after them, `positions` those from `kept` on, in pieces that follow each
-        other; what this session holds of the first `kept` tokens stays. ValueError, with nothing
-        changed, if sizes or tokens do not fit.
+        `state` is that after the last token, `positions` the growing KV caches from position `kept`
+        on, in consecutive pieces; the first `kept` positions of this session are kept. ValueError,
+        with nothing changed, if sizes or tokens do not match.
         """
         self._engine.restore(self._native, as_tokens(tokens), state, kept, list(positions))
         self._logits = None
 
     def retention_state(self, layer: int) -> NDArray[np.float32] | None:
-        """Return the state (H, D, D), key by value, of a retention layer; None of another."""
+        """Return the state (H, D, D), key by value, of a retention layer; None for other layers."""
         state: NDArray[np.float32] | None = self._native.retention_state(layer)
         return state
 
     def keys_values(self, layer: int, begin: int, end: int) -> tuple[Logits, Logits] | None:
         """Return cached keys and values, each (G, end - begin, D); None if the layer has none.
 
-        A cross layer has the shared ones. IndexError for positions that are not cached.
+        For a cross layer, the shared ones. IndexError for positions that are not cached.
         """
         found: tuple[Logits, Logits] | None = self._native.keys_values(layer, begin, end)
         return found
 
 
 def as_tokens(tokens: Tokens) -> NDArray[np.int32]:
-    """Return tokens as the engine takes them; ValueError unless they are a list of integers."""
+    """Return tokens as a contiguous int32 array; ValueError unless they are a list of integers."""
     array = np.asarray(tokens)
     if array.ndim != 1 or (array.size > 0 and not np.issubdtype(array.dtype, np.integer)):
         raise ValueError(
@@ -190,7 +190,7 @@ def as_tokens(tokens: Tokens) -> NDArray[np.int32]:
 
 
 def as_out(out: Logits | None, shape: tuple[int, ...]) -> Logits:
-    """Return where logits of that shape go: `out`, or a new array. ValueError if `out` is unfit."""
+    """Return `out`, or a new array of that shape; ValueError if `out` cannot hold such logits."""
     if out is None:
         return np.empty(shape, dtype=np.float32)
     if not isinstance(out, np.ndarray):
@@ -204,6 +204,6 @@ def as_out(out: Logits | None, shape: tuple[int, ...]) -> Logits:
     else:
         return out
     raise ValueError(
-        f"out must be a contiguous float32 array of shape {shape} that can be written but is "
+        f"out must be a contiguous float32 array of shape {shape} that is writable but is "
         f"{actual}; make it with numpy.empty({shape}, numpy.float32)"
     )

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.engine import Engine, Sampler, Session
+from yocobit.engine.detokenizer import Detokenizer
 from yocobit.engine.session import CacheType
-from yocobit.engine.text_stream import TextStream
 from yocobit.serving.generation import (
     Event,
     Finish,
@@ -35,14 +35,14 @@ class Sequence:
         self._job = job
         self._choice = choice
         self._sampler = Sampler(request.sampling[choice], request.prompt, request.logit_bias)
-        self._stream = TextStream(job.engine.tokenizer, request.stop)
+        self._stream = Detokenizer(job.engine.tokenizer, request.stop)
         self._constraint = request.constraint() if request.constraint else None
 
     def draw(self, logits: Logits) -> None:
         """Draw the token that follows logits (V,)."""
         request, job = self._job.request, self._job
         allowed = self._constraint.apply(logits) if self._constraint else logits
-        token = self._sampler.draw(allowed)
+        token = self._sampler.sample(allowed)
         if self._constraint:
             token = self._constraint.settle(token, request.max_tokens - len(self._stream.tokens))
         if token in job.engine.end_tokens:
@@ -55,7 +55,7 @@ class Sequence:
         found = None if n is None else logprob(logits, token, n)
         job.events.append(Token(self._choice, token, self._stream.add(token), found))
         is_complete = self._constraint is not None and self._constraint.accept(token)
-        if is_complete or self._stream.stopped_at is not None:
+        if is_complete or self._stream.matched_stop is not None:
             self.finish("stop")
         elif len(self._stream.tokens) == request.max_tokens:
             self.finish("length")
@@ -65,7 +65,7 @@ class Sequence:
     def finish(self, reason: FinishReason) -> None:
         self.is_over = True
         self._job.finish_reason = reason
-        text, stopped_at = self._stream.finish(), self._stream.stopped_at
+        text, stopped_at = self._stream.finish(), self._stream.matched_stop
         self._job.events.append(Finish(self._choice, reason, text, stopped_at))
 
 

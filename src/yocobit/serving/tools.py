@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from yocobit.engine.text_stream import begun
+from yocobit.engine.detokenizer import partial_match
 from yocobit.serving.errors import APIError
 from yocobit.serving.protocol import Tool
 
@@ -73,7 +73,7 @@ class ToolCallReader:
     def _certain(self) -> str:
         """Take from what is held back that which cannot begin a call."""
         if (at := self._held.find(OPEN)) < 0:
-            at = len(self._held) - begun(self._held, [OPEN])
+            at = len(self._held) - partial_match(self._held, [OPEN])
         text = self._held[:at]
         if not self._has_text and (not text.strip() or text.lstrip().startswith("{")):
             return ""  # blanks before a call, or an answer that may be one as a whole

@@ -1,4 +1,4 @@
-"""Tokens into text, as soon as it is certain."""
+"""Incremental detokenisation: tokens in, text out as soon as it can no longer change."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
-class TextStream:
-    """Takes tokens one by one and returns pieces of text; joined they are the text.
+class Detokenizer:
+    """Turns the tokens of one sequence into pieces of text; joined, they are the text.
 
-    A piece never splits a character, and never shows text that may turn out to be part of a stop
-    text.
+    A piece never splits a character, and never contains text that may turn out to be part of a
+    stop string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.tokens: list[int] = []
-        self.stopped_at: str | None = None  # the stop text that was met
+        self.matched_stop: str | None = None  # the stop string that ended the text
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._n_decoded = 0  # characters
-        self._held = ""  # may be the begin of a stop text
+        self._held = ""  # may be the start of a stop string
 
     def add(self, token: int) -> str:
-        """Take in a token; return what has become certain, which may be nothing."""
+        """Append a token; return the text that is now certain, which may be empty."""
         self.tokens.append(token)
         piece = self._decoder.step(self._tokenizer, token) or ""
         if not piece:
@@ -34,28 +34,28 @@ class TextStream:
         return self._split(self._held + piece) if self._stop else piece
 
     def finish(self) -> str:
-        """Return the rest, once no token will follow: what was held back was no stop text.
+        """Return the text that was held back, once no token will follow.
 
-        Bytes of half a character come out, too.
+        An incomplete character at the end becomes a replacement character.
         """
-        if self.stopped_at is not None:
+        if self.matched_stop is not None:
             return ""
         whole: str = self._tokenizer.decode(self.tokens, skip_special_tokens=True)
         return self._held + whole[self._n_decoded :]
 
     def _split(self, text: str) -> str:
-        """Return what can be shown of a text, and hold back what may begin a stop text."""
+        """Return the certain part of a text; hold back what may be the start of a stop string."""
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:
-            at, self.stopped_at = min(found)
+            at, self.matched_stop = min(found)
             return text[:at]
-        certain = len(text) - begun(text, self._stop)
+        certain = len(text) - partial_match(text, self._stop)
         self._held = text[certain:]
         return text[:certain]
 
 
-def begun(text: str, markers: Sequence[str]) -> int:
-    """Return how many of the last characters of a text may begin one of the markers."""
+def partial_match(text: str, markers: Sequence[str]) -> int:
+    """Return the length of the longest suffix of a text that is a proper prefix of a marker."""
     longest = 0
     for marker in markers:
         for length in range(min(len(marker) - 1, len(text)), longest, -1):

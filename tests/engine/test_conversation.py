@@ -61,7 +61,7 @@ def test_only_what_is_new_is_fed(engine, monkeypatch):
     first = fed[0]
     # What the model says need not have the tokens that its text has; here it has.
     chat._reply.text = engine.tokenizer.decode(chat._reply.tokens)
-    taken = chat._taken_in()
+    taken = chat._consumed()
     monkeypatch.setattr(engine, "encode", lambda text: [*taken, 5, 6, 7])
     fed.clear()
 
@@ -98,7 +98,7 @@ def test_clear_forgets_all_but_the_system(engine):
 
     assert chat.messages == [{"role": "system", "content": "Be brief."}]
     assert chat.n_tokens == 0
-    with pytest.raises(UserError, match="nothing was said yet"):
+    with pytest.raises(UserError, match="there is no message to withdraw yet"):
         chat.withdraw()
 
 
@@ -107,7 +107,7 @@ def test_a_conversation_that_is_full_says_so_and_stays_as_it_is(engine):
     told(chat, QUESTION)
     before, n_tokens = chat.messages, chat.n_tokens
 
-    with pytest.raises(UserError, match=r"has \d+ tokens but room for 120"):
+    with pytest.raises(UserError, match=r"has \d+ tokens but its context is 120"):
         chat.reply("And then? " * 30)
 
     assert chat.messages == before and chat.n_tokens == n_tokens
@@ -125,7 +125,7 @@ def test_template_that_is_none_or_reaches_out_is_refused():
         "{% include 'x' %}",
         "{{ range(1000000000) | length }}",
     ):
-        with pytest.raises(ConfigError, match="it: does not take these messages"):
+        with pytest.raises(ConfigError, match="it: rejects these messages"):
             ChatTemplate(source, "it").render([{"role": "user", "content": "x"}])
 
 
@@ -143,5 +143,5 @@ def test_template_knows_what_those_of_hugging_face_use():
 def test_stop_strings_that_are_none_are_refused(engine, monkeypatch, strings):
     monkeypatch.setitem(engine.generation_config, "stop_strings", strings)
 
-    with pytest.raises(ConfigError, match="stop_strings must be texts but is"):
+    with pytest.raises(ConfigError, match="stop_strings must be strings but is"):
         _ = engine.stop_strings
