@@ -1,4 +1,8 @@
-"""What peers.py measures, one function a kind of run; each returns the figures of one run."""
+"""Measurements of peers.py and on_chip.py, one function per kind of run.
+
+yocobit, llama.cpp and PyTorch are opened behind one interface, so that all are timed alike: a
+function that starts a new sequence and returns a function that consumes tokens.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines import Feed, NewText, open_llama_cpp, open_pytorch, open_yocobit
 
 from yocobit import Engine, _native
 from yocobit.benchmark.random_model import write_random_model
@@ -18,9 +21,12 @@ from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
 from yocobit.costs.traffic import decode_bytes
 from yocobit.engine.session import CacheType
+from yocobit.hardware.host import read_caches, usable_cpus
 from yocobit.hardware.limits import measure_limits
-from yocobit.hardware.machine import read_caches, usable_cpus
 from yocobit.packing import read_model
+
+Feed = Callable[[list[int]], object]
+NewText = Callable[[], Feed]
 
 YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
 WITHOUT_FLASH = " without flash attention"  # flash attention is the slower way on some CPUs
@@ -210,3 +216,51 @@ def _decode(feed: Feed, tokens: list[int]) -> list[float]:
 def _p99_over_median(feed: Feed, tokens: list[int]) -> float:
     times = _decode(feed, tokens[:200])
     return float(np.quantile(times, 0.99)) / statistics.median(times)
+
+
+def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewText:
+    engine = Engine.load(path, threads=threads)
+    logits = np.empty(engine.config.vocab_size, dtype=np.float32)
+
+    def new_text() -> Feed:
+        session = engine.session(room, cache)
+        return lambda tokens: session.feed(tokens, logits)
+
+    return new_text
+
+
+def open_llama_cpp(path: str, threads: int, room: int, has_flash_attention: bool) -> NewText:
+    from llama_cpp import Llama
+
+    model = Llama(path, n_ctx=room, n_batch=512, n_ubatch=512, n_threads=threads,
+                  n_threads_batch=threads, flash_attn=has_flash_attention,
+                  verbose=False)  # fmt: skip
+
+    def new_text() -> Feed:
+        model.reset()
+        return model.eval
+
+    return new_text
+
+
+def open_pytorch(config: ModelConfig, threads: int) -> NewText:
+    """The same shape in float32, dense: what a model costs that nobody quantised."""
+    import torch
+
+    from yocobit.model import Cache, Decoder
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = Decoder(config.replace(weights="dense")).eval()
+
+    def new_text() -> Feed:
+        cache = Cache()
+
+        @torch.inference_mode()
+        def feed(tokens: list[int]) -> object:
+            take = model.step if len(tokens) == 1 else model.prefill
+            return take(torch.tensor([tokens]), cache)
+
+        return feed
+
+    return new_text

@@ -2,12 +2,12 @@
 
     python benchmarks/on_chip.py [--rounds 3] [--work DIR]
 
-Decode of single tokens behind 512 others, vocabulary of 16,384, our cache int8 and theirs f16: our
-ternary and sign weights, in a Transformer and in a YOCO stack of the same width and depth, beside
-llama.cpp's F16 and ternary types on that Transformer. Before every twentieth step all caches are
-filled with other data. Beside the p99 of a step over the median stands that of steps as long of a
-model in the second-level caches: what this machine does to any. Needs the extra `peers`; every run
-is a process of its own, ratios are medians over rounds. Writes benchmarks/results/on_chip.json.
+Decode at depth 512, vocabulary of 16,384, our KV cache int8 and theirs f16: our ternary and sign
+weights, in a Transformer and in a YOCO stack of the same width and depth, compared with llama.cpp's
+F16 and ternary types on that Transformer. Every twentieth step starts with evicted caches. The p99
+over the median of a step is compared with that of equally long steps of a model in the L2 caches:
+the noise of the machine. Needs the extra `peers`; every run is a process of its own, ratios are
+medians over rounds. Writes benchmarks/results/on_chip.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 
 import measures
 import peers
+
+from yocobit.hardware.host import provenance
 
 RESULTS = Path(__file__).parent / "results" / "on_chip.json"
 SHAPES = ("100m", "100m-yoco")
@@ -41,7 +43,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = list(peers.measured(list(_runs(work)), arguments.rounds))
-    report = {"machine": peers.machine(), "ratios": _ratios(runs), "runs": runs}
+    report = {**provenance(), "versions": peers.versions(), "ratios": _ratios(runs), "runs": runs}
     RESULTS.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, ratio in report["ratios"].items():
         print(f"{name:44} {ratio:8.2f}")

@@ -1,11 +1,10 @@
-"""yocobit beside llama.cpp, PyTorch and itself: the same shapes, random weights, in turn.
+"""yocobit compared with llama.cpp, PyTorch and itself: same shapes, random weights, interleaved.
 
     python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--threads 2]
         [--work DIR] [--out benchmarks/results/peers.json]
 
 Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a
 process of its own; a ratio is the median over rounds of ours / the best of theirs in that round.
-docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -14,20 +13,23 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import measures
-from ratios import ratios
+from measures import DEPTH, LONG_PREFILL, PYTORCH, SESSIONS, YOCOBIT
 
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco
 from yocobit.config import ModelConfig
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import provenance
+
+Run = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=_PLANS, default=list(_PLANS))
-    parser.add_argument("--threads", type=int, help="make only the runs with so many")
+    parser.add_argument("--threads", type=int, help="only the runs with this many threads")
     parser.add_argument("--work", type=Path, help="keep models here between runs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -66,7 +68,11 @@ def main() -> None:
         work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runs = [run for name in arguments.only for run in _PLANS[name](work)
                 if arguments.threads in (None, run["threads"])]  # fmt: skip
-        report = {"machine": machine(), "runs": list(measured(runs, arguments.rounds))}
+        report: Run = {
+            **provenance(),
+            "versions": versions(),
+            "runs": list(measured(runs, arguments.rounds)),
+        }
     report["ratios"] = ratios(report["runs"])
     arguments.out.parent.mkdir(exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -75,12 +81,12 @@ def main() -> None:
     print(f"wrote {arguments.out}")
 
 
-def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
-    """Prefill and decode: every weight kind beside the types of llama.cpp, and PyTorch."""
+def speed_runs(work: Path) -> Iterator[Run]:
+    """Prefill and decode: every weight format next to llama.cpp's types, and PyTorch."""
     for shape in ("2b4t", "150m"):
         config = ALL_SHAPES[shape]
         for kind, types in THEIRS.items():
-            paths = {measures.YOCOBIT: ours(work, shape, kind)}
+            paths = {YOCOBIT: ours(work, shape, kind)}
             for name in types:
                 paths |= dict.fromkeys(llama_cpp(name), theirs(work, shape, name))
             for threads in (2, 1):
@@ -90,21 +96,21 @@ def speed_runs(work: Path) -> Iterator[dict[str, Any]]:
                            "vocab_size": config.vocab_size}  # fmt: skip
     for threads in (2, 1):
         yield {"measure": "speed", "shape": "150m", "kind": "float32",
-               "engine": measures.PYTORCH, "threads": threads,
+               "engine": PYTORCH, "threads": threads,
                "config": config.to_dict(), "vocab_size": config.vocab_size}  # fmt: skip
 
 
-def attention_runs(work: Path) -> Iterator[dict[str, Any]]:
+def attention_runs(work: Path) -> Iterator[Run]:
     """A layer of attention over a long f16 cache."""
-    paths = {measures.YOCOBIT: ours(work, "attention", "ternary")}
+    paths = {YOCOBIT: ours(work, "attention", "ternary")}
     paths |= dict.fromkeys(llama_cpp("TQ2_0"), theirs(work, "attention", "TQ2_0"))
     for engine, path in paths.items():
         yield {"measure": "attention", "shape": "attention", "engine": engine, "threads": 2,
                "path": path}  # fmt: skip
 
 
-def own_runs(work: Path) -> Iterator[dict[str, Any]]:
-    """What needs no peer: ratios to ourselves and to the machine's limits."""
+def own_runs(work: Path) -> Iterator[Run]:
+    """Ratios to yocobit itself and to the host's limits."""
     for shape, kind in (("2b4t", "ternary"), ("2b4t", "sign"), ("85m", "ternary")):
         for threads in (2, 1):
             yield {"measure": "share", "shape": shape, "kind": kind, "threads": threads,
@@ -123,7 +129,7 @@ _PLANS = {"speed": speed_runs, "attention": attention_runs, "own": own_runs}
 
 
 def need_llama_cpp() -> None:
-    """End the program, unless llama.cpp and what writes its files are installed."""
+    """Exit unless llama-cpp-python and gguf are installed."""
     try:
         import gguf  # noqa: F401
         import llama_cpp  # noqa: F401
@@ -132,12 +138,12 @@ def need_llama_cpp() -> None:
 
 
 def llama_cpp(kind: str) -> tuple[str, str]:
-    """Return the names of both ways in which llama.cpp attends."""
+    """Return the names of llama.cpp with and without flash attention."""
     return f"llama.cpp {kind}", f"llama.cpp {kind}{measures.WITHOUT_FLASH}"
 
 
 def ours(work: Path, shape: str, kind: str) -> str:
-    """Return a packed model of that shape, written unless it is there."""
+    """Return a packed model of that shape; write it unless it exists."""
     path = work / f"{shape}-{kind}"
     if not path.exists():
         write_random_model(ALL_SHAPES[shape].replace(weights=kind), path, head=OUR_HEAD)
@@ -145,7 +151,7 @@ def ours(work: Path, shape: str, kind: str) -> str:
 
 
 def theirs(work: Path, shape: str, kind: str, head: str = THEIR_HEAD) -> str:
-    """Return a GGUF file of that shape, written unless it is there."""
+    """Return a GGUF file of that shape; write it unless it exists."""
     from llama_cpp_model import write_gguf
 
     path = work / f"{shape}-{kind}.gguf"
@@ -154,7 +160,7 @@ def theirs(work: Path, shape: str, kind: str, head: str = THEIR_HEAD) -> str:
     return str(path)
 
 
-def measured(runs: list[dict[str, Any]], rounds: int) -> Iterator[dict[str, Any]]:
+def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
     """Make every run once a round, each in a process of its own."""
     for number in range(rounds):
         for run in runs:
@@ -171,13 +177,88 @@ def measured(runs: list[dict[str, Any]], rounds: int) -> Iterator[dict[str, Any]
             yield {**known, "round": number, **found}
 
 
+def ratios(runs: list[Run]) -> dict[str, float]:
+    """Return each ratio that the runs allow, by name; shapes but 2b4t are part of it."""
+    found: dict[str, float | None] = {}
+    for shape in ("2b4t", "150m"):
+        for kind in ("ternary", "sign"):
+            for threads in (2, 1):
+                for what in ("prefill", "decode"):
+                    name = "_".join([what, *_unless_2b4t(shape), kind, f"{threads}t"])
+                    match = {"measure": "speed", "shape": shape, "kind": kind, "threads": threads}
+                    found[name] = _ratio(runs, match, what)
+                    if shape == "150m" and kind == "ternary":
+                        del match["kind"]
+                        found[f"{name}_over_pytorch"] = _ratio(
+                            runs, match, what, ours_kind=kind, peer=PYTORCH
+                        )
+    # Time: theirs / ours.
+    slower = _ratio(runs, {"measure": "attention"}, "ms", best=min)
+    found[f"attention_{DEPTH}_f16_2t"] = None if slower is None else 1 / slower
+    for run in _first_of_each(runs, "share"):
+        match = {key: run[key] for key in ("measure", "shape", "kind", "threads")}
+        name = "_".join([*_unless_2b4t(run["shape"]), run["kind"], f"{run['threads']}t"])
+        found[f"share_of_read_limit_{name}"] = _median(runs, match, lambda r: r["share"])
+        found[f"p99_over_median_{name}"] = _median(runs, match, lambda r: r["p99_over_median"])
+    for run in _first_of_each(runs, "sessions"):
+        name = "_".join(["sessions", str(SESSIONS), *_unless_2b4t(run["shape"]), "2t"])
+        match = {"measure": "sessions", "shape": run["shape"]}
+        found[name] = _median(runs, match, lambda r: r["together"] / r["alone"])
+    found[f"early_exit_prefill_{LONG_PREFILL}_2t"] = _median(
+        runs, {"measure": "early_exit"}, lambda r: r["yoco"] / r["transformer"]
+    )
+    found["opening_ms"] = _median(runs, {"measure": "opening"}, lambda r: r["ms"])
+    return {name: round(value, 3) for name, value in found.items() if value is not None}
+
+
+def _ratio(
+    runs: list[Run],
+    match: Run,
+    what: str,
+    ours_kind: str | None = None,
+    peer: str = "llama.cpp",
+    best: Callable[[list[float]], float] = max,
+) -> float | None:
+    """Median over rounds of our figure / the best of the peer's types."""
+    rounds: dict[int, dict[str, float]] = {}
+    for run in _matching(runs, match):
+        is_ours = run["engine"] == YOCOBIT
+        if is_ours and ours_kind is not None and run["kind"] != ours_kind:
+            continue
+        if is_ours or run["engine"].startswith(peer):
+            rounds.setdefault(run["round"], {})[run["engine"]] = run[what]
+    each = [
+        speeds[YOCOBIT] / best(others)
+        for speeds in rounds.values()
+        if YOCOBIT in speeds and (others := [v for n, v in speeds.items() if n != YOCOBIT])
+    ]
+    return statistics.median(each) if each else None
+
+
+def _median(runs: list[Run], match: Run, value: Callable[[Run], float]) -> float | None:
+    values = [value(run) for run in _matching(runs, match)]
+    return statistics.median(values) if values else None
+
+
+def _matching(runs: list[Run], match: Run) -> list[Run]:
+    return [run for run in runs if match.items() <= run.items()]
+
+
+def _first_of_each(runs: list[Run], measure: str) -> list[Run]:
+    return [run for run in runs if run["measure"] == measure and run["round"] == 0]
+
+
+def _unless_2b4t(shape: str) -> list[str]:
+    return [] if shape == "2b4t" else [shape]
+
+
 _SHOWN = ("measure", "shape", "kind", "engine", "threads")
 
 
-def machine() -> dict[str, Any]:
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that are compared."""
     packages = ("yocobit", "llama-cpp-python", "gguf", "torch", "numpy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {**describe_machine().to_dict(), "versions": versions}
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import benchmark, planning
-from yocobit.benchmark.measure import Row
+from yocobit.benchmark.measure import CaseResult
 from yocobit.costs.work import work_of
-from yocobit.hardware.machine import describe_machine, usable_cpus
+from yocobit.hardware.host import provenance, usable_cpus
 from yocobit.packing import PackedModel
 from yocobit.planning.plan import make_meter
 from yocobit.planning.prediction import predict
@@ -89,7 +89,7 @@ def main() -> None:
     agree = [1 / AGREES <= case.ratio <= AGREES for case in cases]
     print(f"{sum(agree)} of {len(agree)} within 25% of the prediction")
     report = {
-        "machine": describe_machine().to_dict(),
+        **provenance(),
         "rounds": arguments.rounds,
         "cases": [case.to_dict() for case in cases],
     }
@@ -133,9 +133,9 @@ def run(case: Case, model: PackedModel, n_tokens: int) -> None:
     case.fastest.append(min(times))
 
 
-def measure(case: Case, model: PackedModel, n_tokens: int) -> Row:
+def measure(case: Case, model: PackedModel, n_tokens: int) -> CaseResult:
     is_decode = case.kind == "decode"
-    plan = benchmark.Plan.parse(
+    grid = benchmark.Grid.parse(
         prompts="0" if is_decode else str(case.context),
         generations=str(n_tokens) if is_decode else "0",
         depths=str(max(case.context - n_tokens // 2, 0)) if is_decode else "0",
@@ -146,7 +146,7 @@ def measure(case: Case, model: PackedModel, n_tokens: int) -> Row:
         repetitions=1,
         with_limits=False,
     )
-    return benchmark.run(model, plan, case.shape).rows[0]
+    return benchmark.run(model, grid, case.shape).rows[0]
 
 
 def show(case: Case) -> None:

@@ -24,7 +24,7 @@ import torch
 from yocobit import Engine, _native
 from yocobit.config import PRESETS, ModelConfig
 from yocobit.data.tokenizer import train_tokenizer
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import describe_host
 from yocobit.model import Cache, Decoder
 from yocobit.packing import pack, pack_sign, pack_ternary
 from yocobit.training import checkpoint
@@ -40,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    print(f"{describe_machine().cpu}, {arguments.threads} threads, torch {torch.__version__}")
+    print(f"{describe_host().cpu}, {arguments.threads} threads, torch {torch.__version__}")
     compare("matrix product, one thread, G multiply-adds/s", products(), arguments.rounds)
     with tempfile.TemporaryDirectory() as directory:
         config = PRESETS[arguments.preset].replace(weights="ternary", sub_norm=True)

@@ -1,4 +1,4 @@
-"""Speed of the server, beside the bare engine in the same run.
+"""Speed of the server, compared with the bare engine in the same run.
 
     python benchmarks/serving.py [--shape small] [--rounds 5] [--out FILE]
 
@@ -28,7 +28,7 @@ from http_streams import Stream, stream, streams
 from yocobit import Engine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import provenance
 from yocobit.pretrained import TINY
 
 STREAMS, TOKENS, PROMPT, LONG_PROMPT = 16, 128, 64, 8192
@@ -53,7 +53,7 @@ def main() -> None:
                 rounds.append(measure(engine, port, arguments.cache, i + 1))
                 print(rounds[-1], flush=True)
     result = {
-        "cpu": describe_machine().cpu,
+        **provenance(),
         "shape": arguments.shape,
         "cache": arguments.cache,
         "summary": summary(rounds),

@@ -29,7 +29,7 @@ from http_streams import stream, streams
 
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import provenance
 
 SHAPE, KIND, HEAD = "150m", "TQ2_0", "Q6_K"
 STREAMS, TOKENS = 16, 32
@@ -62,7 +62,7 @@ def main() -> None:
             if number > 0:  # the first warms up
                 rounds.append(found)
                 print(found, flush=True)
-    report = {"cpu": describe_machine().cpu, "shape": SHAPE, "median": _medians(rounds),
+    report = {**provenance(), "shape": SHAPE, "median": _medians(rounds),
               "rounds": rounds}  # fmt: skip
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, values in report["median"].items():

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import provenance
 from yocobit.pretrained import TINY
 
 REQUESTS, LEAVING, WARM_UP, FLAT = 64, 0.2, 0.25, 0.02
@@ -101,7 +101,7 @@ def main() -> None:
             record.problems.append(f"{failures} tracebacks in the log, the first: ")
             record.problems += log[log.index("Traceback") :].splitlines()[:40]
     result = summary(record) | {
-        "cpu": describe_machine().cpu,
+        **provenance(),
         "minutes": arguments.minutes,
         "clients": arguments.clients,
         "seed": arguments.seed,

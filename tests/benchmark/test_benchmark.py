@@ -22,13 +22,13 @@ from rich.console import Console
 from yocobit import Engine, _native
 from yocobit.benchmark import BenchmarkError, measure, print_report, to_dict
 from yocobit.benchmark import random_model as random_models
-from yocobit.benchmark.plan import Case, Plan
+from yocobit.benchmark.grid import Case, Grid
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, named_shape
 from yocobit.config import preset
 from yocobit.costs.traffic import multiply_adds, session_bytes, weight_bytes
 from yocobit.engine.session import CacheType, Session
-from yocobit.hardware import limits, machine
+from yocobit.hardware import host, limits
 
 # One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
 MIXED = nano("mixed", "ternary", window=4)
@@ -40,12 +40,12 @@ def model(tmp_path_factory):
     return write_random_model(MIXED, tmp_path_factory.mktemp("model") / "mixed")
 
 
-def plan(**changes) -> Plan:
+def plan(**changes) -> Grid:
     fields = {
         "prompts": "8", "generations": "4", "depths": "0", "batches": "1", "threads": "1",
         "caches": "f16", "kernels": None, "repetitions": 1, "with_limits": False,
     }  # fmt: skip
-    return Plan.parse(**{**fields, **changes})
+    return Grid.parse(**{**fields, **changes})
 
 
 # ---- sessions filled with noise ----
@@ -93,14 +93,14 @@ def test_a_plan_combines_everything_once():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depths": "1e3"}, "--depth must be integers with commas between them but is '1e3'"),
-        ({"prompts": "8,"}, "--prompt must be integers"),
+        ({"depths": "1e3"}, "--depth must be comma-separated integers but is '1e3'"),
+        ({"prompts": "8,"}, "--prompt must be comma-separated integers"),
         ({"batches": "1,0"}, "--batch must be between 1 and 65536 but is 0"),
         ({"threads": "2000"}, "--threads must be between 1 and 1024 but is 2000"),
         ({"repetitions": 0}, "--repetitions must be between 1 and"),
-        ({"caches": "f16,q8"}, "--cache must be of f32, .* but is 'q8'"),
+        ({"caches": "f16,q8"}, "--cache must be one of f32, .* but is 'q8'"),
         ({"kernels": "mmx"}, "--kernels must be one of scalar.* but is 'mmx'"),
-        ({"prompts": "0", "generations": "0"}, "nothing to measure"),
+        ({"prompts": "0", "generations": "0"}, "must not both be 0"),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(changes, message):
@@ -284,7 +284,7 @@ def test_the_best_of_the_rounds_counts():
 
 @pytest.mark.parametrize("threads", [1, 2, 48])
 def test_buffers_are_far_above_and_half_of_the_last_level(threads):
-    caches = machine.Caches(l2_bytes=1 << 19, last_bytes=32 << 20, last_shared_by=8)
+    caches = host.Caches(l2_bytes=1 << 19, last_bytes=32 << 20, last_shared_by=8)
 
     dram, last_level = limits.buffer_bytes(threads, caches, 1 << 40)
 
@@ -293,7 +293,7 @@ def test_buffers_are_far_above_and_half_of_the_last_level(threads):
 
 
 def test_buffers_leave_memory_and_stay_above_the_l2_cache():
-    caches = machine.Caches(l2_bytes=4 << 20, last_bytes=8 << 20, last_shared_by=8)
+    caches = host.Caches(l2_bytes=4 << 20, last_bytes=8 << 20, last_shared_by=8)
 
     dram, last_level = limits.buffer_bytes(8, caches, 1 << 28)
 
@@ -316,11 +316,11 @@ def test_limits_of_nothing_are_refused(call, message):
 
 
 def test_measuring_limits_leaves_the_process_on_its_cpus():
-    before = machine.usable_cpus()
+    before = host.usable_cpus()
 
     _native.read_bytes_per_s([before[0]], 1 << 16, 1)
 
-    assert machine.usable_cpus() == before
+    assert host.usable_cpus() == before
 
 
 def test_caches_are_read_as_linux_lists_them(tmp_path):
@@ -334,24 +334,24 @@ def test_caches_are_read_as_linux_lists_them(tmp_path):
         for name, text in texts.items():
             (index / name).write_text(text + "\n")
 
-    assert machine.read_caches(tmp_path) == machine.Caches(512 << 10, 16 << 20, 3, 8, True)
-    assert not machine.read_caches(tmp_path / "missing").is_known
+    assert host.read_caches(tmp_path) == host.Caches(512 << 10, 16 << 20, 3, 8, True)
+    assert not host.read_caches(tmp_path / "missing").is_known
 
 
 def test_peak_memory_begins_anew_and_counts_what_is_gone_again():
-    machine.forget_peak()
-    before = machine.peak_bytes()
+    host.reset_peak()
+    before = host.peak_bytes()
 
     np.ones(100_000_000, dtype=np.uint8)
 
-    assert machine.peak_bytes() - before > 90_000_000
-    machine.forget_peak()
-    assert machine.peak_bytes() - before < 50_000_000
+    assert host.peak_bytes() - before > 90_000_000
+    host.reset_peak()
+    assert host.peak_bytes() - before < 50_000_000
 
 
 def test_peak_memory_leaves_out_what_was_freed_before():
-    machine.forget_peak()
-    before = machine.peak_bytes()
+    host.reset_peak()
+    before = host.peak_bytes()
     # What stays between the pieces keeps the heap from shrinking by itself.
     pieces, between = zip(
         *((bytes(100_000 + i), bytes(1000 + i)) for i in range(2000)), strict=True
@@ -359,10 +359,10 @@ def test_peak_memory_leaves_out_what_was_freed_before():
     size = sum(map(len, pieces))
 
     del pieces
-    machine.forget_peak()
+    host.reset_peak()
 
     assert size + len(between) > 200_000_000
-    assert machine.peak_bytes() - before < 50_000_000
+    assert host.peak_bytes() - before < 50_000_000
 
 
 def run_script(name, *arguments, **environment):
@@ -376,7 +376,7 @@ def run_script(name, *arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "script", ["run", "peers", "on_chip", "serving_peers", "attention", "plan", "train_throughput"]
+    "script", ["run", "peers", "on_chip", "serving_peers", "plan", "train_throughput"]
 )
 def test_a_benchmark_script_starts(script):
     ended = run_script(script, "--help")

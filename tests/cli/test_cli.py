@@ -119,8 +119,6 @@ OPTIONS = {
         "--threads",
         "--cache",
         "--attention",
-        "--paper",
-        "--picture",
         "--kernels",
         "--repetitions",
         "--no-limits",
@@ -314,7 +312,7 @@ def test_generate_json_is_one_object(model):
         (["--kernels", "neon"], ["--kernels must be one of scalar", "neon"]),
         (["--max-tokens", str(1 << 42)], ["max_tokens must be between 1 and"]),
         (["--max-tokens", str(1 << 38)], ["not enough memory", "--cache int4"]),
-        (["--stop", ""], ["stop must hold texts of at least one character"]),
+        (["--stop", ""], ["stop must hold strings of at least one character"]),
     ],
 )
 def test_generate_mistakes_are_one_line(model, options, words):
@@ -475,11 +473,11 @@ def test_bench_json_of_a_shape_without_a_model():
     [
         ([], ["packed model's directory or --shape"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
-        (["--shape", "nano", "--cache", "q8"], ["--cache must be of f32,", "but is 'q8'"]),
+        (["--shape", "nano", "--cache", "q8"], ["--cache must be one of f32,", "but is 'q8'"]),
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
         (["missing"], ["missing: no such directory"]),
-        (["missing", "--weights", "sign"], ["--weights and --head go with --shape"]),
-        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head goes with"]),
+        (["missing", "--weights", "sign"], ["--weights and --head require --shape"]),
+        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
     ],
 )
@@ -553,8 +551,8 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads goes with", "leave it"]),
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
         (["missing"], ["missing: no such directory"]),
-        (["missing", "--head", "int4"], ["--weights and --head go with --shape"]),
-        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head goes with"]),
+        (["missing", "--head", "int4"], ["--weights and --head require --shape"]),
+        (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
         (["--shape", "nano", "--attention", "index:100"], ["--attention must be full, index"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
         (["--shape", "nano", "--picture", "a.gif"], ["--picture must end in .png", "is a.gif"]),

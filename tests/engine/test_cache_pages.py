@@ -11,7 +11,7 @@ from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import transformer
 from yocobit.config import preset
 from yocobit.engine import Engine
-from yocobit.hardware.machine import forget_peak, peak_bytes
+from yocobit.hardware.host import peak_bytes, reset_peak
 
 N_LAYERS, N_HEADS, HEAD_DIM = 8, 8, 64
 REGIONS = 2 * N_LAYERS * N_HEADS  # of keys and of values, each of which comes to pages of its own
@@ -54,7 +54,7 @@ def test_a_cache_that_grows_takes_what_its_positions_need_and_copies_none(tmp_pa
     slack = 6 << 20  # huge pages at the ends of keys and of values, and of what Python does
 
     for _ in range(4):
-        forget_peak()
+        reset_peak()
         before = resident_bytes()
         session.feed(tokens)
         assert abs(resident_bytes() - before - chunk_bytes) < slack

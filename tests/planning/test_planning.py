@@ -33,7 +33,7 @@ from yocobit.costs.work import (
 )
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import Level, Machine
-from yocobit.planning import NAMED, Request, draw_plan, make_plan, open_shape, print_plan
+from yocobit.planning import NAMED, PlanRequest, draw_plan, make_plan, open_shape, print_plan
 from yocobit.planning.meter import ProbeTimes
 from yocobit.planning.plan import make_meter
 from yocobit.planning.prediction import choosing_model, mean_rows, predict, probe_model
@@ -510,7 +510,7 @@ def test_a_rate_that_cannot_be_measured_is_refused(measure, arguments, message):
 
 def request(**changes):
     fields = {"context": 4096, "batch": 1, "cache": "f16", "machine": "groq"}
-    return Request(**{**fields, **changes})
+    return PlanRequest(**{**fields, **changes})
 
 
 @pytest.mark.parametrize(
@@ -614,7 +614,7 @@ def test_a_plan_never_imports_torch():
     code = (
         "import sys; from yocobit.planning import *; "
         "name, model = open_shape(None, 'nano', None, None); "
-        "make_plan(name, model, Request(context=9, batch=1, cache='f16', machine='groq')); "
+        "make_plan(name, model, PlanRequest(context=9, batch=1, cache='f16', machine='groq')); "
         "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     )
 

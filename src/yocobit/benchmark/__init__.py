@@ -1,25 +1,21 @@
-"""How fast a model runs here, beside what the machine can do at most. Never imports torch."""
+"""Benchmarks: measured prefill and decode speed, next to the limits of this host. No torch."""
 
+from yocobit.benchmark.grid import BenchmarkError, Grid
 from yocobit.benchmark.measure import Report, run
-from yocobit.benchmark.paper import LENGTHS, PaperReport, run_paper
-from yocobit.benchmark.paper_report import print_paper, write_paper_picture
-from yocobit.benchmark.plan import BenchmarkError, Plan
 from yocobit.benchmark.random_model import open_model
 from yocobit.benchmark.report import print_report, to_dict
 from yocobit.benchmark.shapes import named_shape
+from yocobit.renamed import aliases
 
 __all__ = [
-    "LENGTHS",
     "BenchmarkError",
-    "PaperReport",
-    "Plan",
+    "Grid",
     "Report",
     "named_shape",
     "open_model",
-    "print_paper",
     "print_report",
     "run",
-    "run_paper",
     "to_dict",
-    "write_paper_picture",
 ]
+
+__getattr__ = aliases(__name__, {"Plan": "yocobit.benchmark.grid:Grid"})

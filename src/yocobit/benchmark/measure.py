@@ -1,8 +1,8 @@
-"""Running a plan: every round measures the limits and every case once, so that a slow minute of a
-shared machine hits all of them.
+"""Running a benchmark grid: every round measures the limits and every case once, so that noise of a
+shared machine affects all of them.
 
-A case starts from new sessions. Those of a depth are filled with noise, which takes a moment where
-a prompt would take minutes and leaves the same work for the tokens after it.
+Every case starts from new sessions. A depth is filled with noise, which costs the same to attend to
+as real tokens and takes no prefill.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
-from yocobit.benchmark.plan import BenchmarkError, Case, Plan
+from yocobit.benchmark.grid import BenchmarkError, Case, Grid
 from yocobit.config import ModelConfig
 from yocobit.costs import describe, summarize
 from yocobit.costs.traffic import (
@@ -29,38 +29,38 @@ from yocobit.costs.traffic import (
     weight_bytes,
 )
 from yocobit.engine import Engine, Session
-from yocobit.hardware.limits import Limits, measure_limits
-from yocobit.hardware.machine import (
-    Machine,
+from yocobit.hardware.host import (
+    Host,
     available_bytes,
-    describe_machine,
-    forget_peak,
+    describe_host,
     peak_bytes,
+    reset_peak,
     usable_cpus,
 )
+from yocobit.hardware.limits import Limits, measure_limits
 from yocobit.packing import PackedModel
 
 _WARM_UP_TOKENS = 32
 
 
 @dataclasses.dataclass
-class Row:
-    """A case with a number of threads, and what every round measured of it."""
+class CaseResult:
+    """A case with a number of threads, and its times of every round."""
 
     case: Case
     threads: int
-    n_bytes: int | None  # that a repetition must touch; decode only
-    multiply_adds: int  # with weights, of a repetition
-    mixer_multiply_adds: int  # of attention and retention, likewise
-    session_bytes: int  # that all its sessions reserve
-    fits_last_level: bool  # weights and caches, in the last-level cache
+    n_bytes: int | None  # memory traffic of a repetition; decode only
+    multiply_adds: int  # of weight matrices, per repetition
+    mixer_multiply_adds: int  # of attention and retention, per repetition
+    session_bytes: int  # reserved by all sessions
+    fits_last_level: bool  # whether weights and caches fit in the last-level cache
     seconds: list[float] = dataclasses.field(default_factory=list)  # of each repetition
     step_seconds: list[float] = dataclasses.field(default_factory=list)  # of each decode step
     peak_bytes: int = 0
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of a repetition, of all sessions."""
+        """Tokens of a repetition over all sessions."""
         return self.case.n_tokens * self.case.batch
 
     @property
@@ -74,53 +74,53 @@ class Row:
 
     @property
     def ms_per_token(self) -> dict[str, float] | None:
-        """Percentiles of the time of a decode step: what every one of its sessions waits."""
+        """Percentiles of the time of a decode step: the inter-token latency of each session."""
         return percentiles([1000 * s for s in self.step_seconds]) if self.step_seconds else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that a run of a plan found."""
+    """The results of a benchmark grid."""
 
     name: str  # of the model
     config: ModelConfig
     parameters: int
-    weight_bytes: int  # that a decode step reads
-    description: list[str]  # of the model, lines for people
-    machine: Machine
+    weight_bytes: int  # read by a decode step
+    description: list[str]  # of the model, as text lines
+    machine: Host
     kernels: str
     repetitions: int
-    limits: dict[int, list[Limits]]  # of every round, by threads; empty if not asked for
-    rows: list[Row]
+    limits: dict[int, list[Limits]]  # of every round, by threads; empty if disabled
+    rows: list[CaseResult]
 
 
 def run(
     model: PackedModel,
-    plan: Plan,
+    grid: Grid,
     name: str,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Report:
-    """Measure a plan; BenchmarkError, before anything is measured, if a case needs more memory
-    than there is."""
-    cases = list(plan.cases())
+    """Measure a grid; BenchmarkError, before anything is measured, if a case needs more memory
+    than is available."""
+    cases = list(grid.cases())
     for case in cases:
         check_memory(model, case, available_bytes())
-    machine, cpus = describe_machine(), usable_cpus()
+    machine, cpus = describe_host(), usable_cpus()
     rows = {
         (threads, case): _row(model, case, threads, machine.caches.last_bytes)
-        for threads in plan.threads
+        for threads in grid.threads
         for case in cases
     }
     limits: dict[int, list[Limits]] = {}
-    for number in range(plan.repetitions):
-        for threads in plan.threads:
-            where = f"round {number + 1} of {plan.repetitions}, threads {threads}: "
-            if plan.with_limits:
-                progress(where + "limits of the machine")
+    for number in range(grid.repetitions):
+        for threads in grid.threads:
+            where = f"round {number + 1} of {grid.repetitions}, threads {threads}: "
+            if grid.with_limits:
+                progress(where + "limits of this host")
                 measured = measure_limits(threads, cpus, machine.caches)
                 limits.setdefault(threads, []).append(measured)
             progress(where + "warming up")
-            engine = Engine(model, threads, plan.kernels)
+            engine = Engine(model, threads, grid.kernels)
             _warm_up(engine)
             for case in cases:
                 progress(where + case.name)
@@ -133,16 +133,16 @@ def run(
         description=describe(model)[:2],
         machine=machine,
         kernels=engine.kernels,
-        repetitions=plan.repetitions,
+        repetitions=grid.repetitions,
         limits=limits,
         rows=list(rows.values()),
     )
 
 
 def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
-    """Raise BenchmarkError if model, sessions and logits of a case need more memory than there is.
+    """Raise BenchmarkError if model, sessions and logits of a case exceed the available memory.
 
-    The system promises memory that it lacks, and kills whoever uses it.
+    Linux overcommits: the allocation would succeed, and the process be killed on first use.
     """
     logits = 4 * case.batch * model.config.vocab_size
     needed = weight_bytes(model) + _session_bytes(model, case) + logits
@@ -151,18 +151,18 @@ def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
-    """Return p50, p90, p99 and max; each is one of the values."""
+    """Return p50, p90, p99 and max, without interpolation."""
     quantiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     found = np.quantile(values, list(quantiles.values()), method="inverted_cdf")
     return dict(zip(quantiles, map(float, found), strict=True))
 
 
-def _row(model: PackedModel, case: Case, threads: int, last_level_bytes: int) -> Row:
+def _row(model: PackedModel, case: Case, threads: int, last_level_bytes: int) -> CaseResult:
     config, depth, n = model.config, case.depth, case.n_tokens
     n_bytes, n_logits = None, 1
     if case.kind == "decode":
         n_bytes, n_logits = decode_bytes(model, case.cache, depth, n, case.batch), n
-    return Row(
+    return CaseResult(
         case,
         threads,
         n_bytes,
@@ -177,12 +177,12 @@ def _session_bytes(model: PackedModel, case: Case) -> int:
     return case.batch * session_bytes(model.config, case.cache, case.depth + case.n_tokens)
 
 
-def _measure(engine: Engine, row: Row) -> None:
-    """Add one repetition to a row."""
+def _measure(engine: Engine, row: CaseResult) -> None:
+    """Add one repetition to a measurement."""
     case = row.case
     rng = np.random.default_rng(len(row.seconds))
     tokens = rng.integers(0, engine.config.vocab_size, (case.n_tokens, case.batch), dtype=np.int32)
-    forget_peak()
+    reset_peak()
     sessions = [_session(engine, row) for _ in range(case.batch)]
     with _no_garbage_collection():
         if case.kind == "prefill":
@@ -199,7 +199,7 @@ def _measure(engine: Engine, row: Row) -> None:
 def _step_times(
     engine: Engine, sessions: list[Session], tokens: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """Decode tokens (n, B); return the time (n + 1,) of the begin and after each step."""
+    """Decode tokens (n, B); return the times (n + 1,) at the start and after each step."""
     times = np.empty(len(tokens) + 1)
     logits = np.empty((len(sessions), engine.config.vocab_size), dtype=np.float32)
     only = sessions[0] if len(sessions) == 1 else None
@@ -214,13 +214,15 @@ def _step_times(
     return times
 
 
-def _session(engine: Engine, row: Row) -> Session:
-    """Return a new session that holds the depth of a case."""
+def _session(engine: Engine, row: CaseResult) -> Session:
+    """Return a new session that is filled to the depth of a case."""
     case = row.case
     try:
         session = engine.session(case.depth + case.n_tokens, case.cache)
     except MemoryError:
-        raise BenchmarkError(_too_large(case, row.session_bytes, "the system refuses it")) from None
+        raise BenchmarkError(
+            _too_large(case, row.session_bytes, "it cannot be allocated")
+        ) from None
     _native.fill(session._native, case.depth)
     return session
 
@@ -233,7 +235,7 @@ def _too_large(case: Case, needed: int, why: str) -> str:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Touch every weight, and let the CPU's clock rise."""
+    """Load every weight page, and let the CPU's clock rise."""
     tokens = [token % engine.config.vocab_size for token in range(_WARM_UP_TOKENS)]
     session = engine.session(len(tokens) + 2, "f32")
     session.feed(tokens)

@@ -1,4 +1,5 @@
-"""The model to measure: one from disk, or of any shape with random weights, which are as fast."""
+"""Models to measure: one from disk, or any shape with random weights, as speed does not depend on
+their values."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from yocobit.benchmark.plan import BenchmarkError
+from yocobit.benchmark.grid import BenchmarkError
 from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
-from yocobit.hardware.machine import available_bytes
+from yocobit.hardware.host import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
 from yocobit.packing.format import DTYPES, TensorSpec
 from yocobit.packing.formats import (
@@ -33,10 +34,10 @@ def open_model(
     head: str | None,
     attention: str | None = None,
 ) -> Iterator[tuple[str, PackedModel]]:
-    """Give a name and the packed model in `path`, or one of a named shape that is gone afterwards.
+    """Yield a name and the packed model in `path`, or a temporary one of a named shape.
 
-    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given;
-    `attention` is as for Engine.load.
+    `weights` and `head` of the latter are those of `yocobit pack`, by default "ternary" and "int8";
+    `attention` is that of Engine.load.
     """
     if path is not None:
         yield str(path), read_model(path).attending(attention)
@@ -54,7 +55,7 @@ def open_model(
 def check_memory(
     config: ModelConfig, weights: str, head: str | None, available: int | None
 ) -> None:
-    """Raise BenchmarkError if a model to be made is larger than the memory that is available."""
+    """Raise BenchmarkError if a model of that shape would exceed the available memory."""
     needed = sum(spec.size_bytes for spec in expected_tensors(config, weights, head).values())
     if available is not None and needed > available:
         raise BenchmarkError(
@@ -71,7 +72,7 @@ def write_random_model(
     seed: int = 0,
     tokenizer: bytes | None = None,
 ) -> PackedModel:
-    """Write a packed model of that shape into a new directory, with a tokenizer.json if given.
+    """Write a packed model of that shape with random weights into a new directory.
 
     `weights` and `head` name formats, the model's defaults unless given.
     """

@@ -1,4 +1,4 @@
-"""A report as JSON values and as tables for people. docs/benchmarking.md explains the columns."""
+"""A benchmark report as JSON values and as tables. docs/benchmarking.md explains the columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.benchmark.measure import Report, Row
+from yocobit.benchmark.measure import CaseResult, Report
 from yocobit.hardware.limits import Limits, best
 from yocobit.packing.formats import formats_of
 
@@ -39,7 +39,7 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report; lines that do not fit the console's width are longer, and not cut."""
+    """Print a report; lines wider than the console are not cut."""
     tables = [_rows_table(report)]
     if report.limits:
         tables.insert(0, _limits_table(report))
@@ -52,7 +52,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(table, highlight=False)
 
 
-def _row_dict(row: Row, report: Report) -> dict[str, Any]:
+def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:
     case = row.case
     rounds = report.limits.get(row.threads)
     limits = best(rounds) if rounds else None
@@ -106,7 +106,7 @@ def _heading(report: Report) -> Text:
 
 
 def _settings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return the values of the settings that have a column only where they differ."""
+    """Return the values of the settings that get a column only if they differ."""
     return [
         ("threads", list(dict.fromkeys(str(row.threads) for row in report.rows))),
         ("cache", list(dict.fromkeys(row.case.cache for row in report.rows))),
@@ -143,7 +143,7 @@ def _rows_table(report: Report) -> Table:
     return table
 
 
-def _figures(row: Row, report: Report) -> Iterator[str]:
+def _figures(row: CaseResult, report: Report) -> Iterator[str]:
     fields = _row_dict(row, report)
     rate, latency, share = fields["tokens_per_s"], fields["ms_per_token"], fields["roof_share"]
     roof = f"L{report.machine.caches.last_level}" if row.fits_last_level else "DRAM"
@@ -165,27 +165,27 @@ def _table(*headings: str) -> Table:
 
 
 def _with_range(values: list[float]) -> tuple[str, str]:
-    """Write the largest value, which counts, and how far they differ."""
+    """Write the maximum, which counts, and the range."""
     return _number(max(values)), f"{_number(min(values))}-{_number(max(values))}"
 
 
 def _number(value: float) -> str:
-    """Write a number with three digits or more."""
+    """Write a number with at least three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _roof_name(row: Row) -> str:
+def _roof_name(row: CaseResult) -> str:
     return "last_level" if row.fits_last_level else "dram"
 
 
-def _roof(limits: Limits | None, row: Row) -> float | None:
+def _roof(limits: Limits | None, row: CaseResult) -> float | None:
     if limits is None:
         return None
     return limits.last_level_bytes_per_s if row.fits_last_level else limits.dram_bytes_per_s
 
 
 def _int8_roof(limits: Limits | None, report: Report) -> float | None:
-    """Return the limit of integer products; a dense model has none of them."""
+    """Return the int8 limit; None for a dense model, which uses no int8 arithmetic."""
     is_integer = formats_of(report.config.weights)[0].is_integer
     return limits.int8_per_s if limits is not None and is_integer else None
 

@@ -1,15 +1,15 @@
-"""The shapes that speed is measured on; weights are random, as speed does not depend on them."""
+"""Named shapes that speed is measured with."""
 
 from __future__ import annotations
 
-from yocobit.benchmark.plan import BenchmarkError
+from yocobit.benchmark.grid import BenchmarkError
 from yocobit.config import PRESETS, Mixer, ModelConfig
 
 
 def transformer(
     d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int, vocab_size: int
 ) -> ModelConfig:
-    """A plain Transformer as llama.cpp runs it: the only stack that both engines have."""
+    """Return a plain Transformer, the one architecture that llama.cpp supports too."""
     layer: Mixer = "full"
     return ModelConfig(
         vocab_size=vocab_size,
@@ -26,13 +26,13 @@ def transformer(
 
 
 def yoco(config: ModelConfig) -> ModelConfig:
-    """The same width, depth and heads as retention layers and cross layers, half and half."""
+    """Return the YOCO stack of the same width, depth and heads: retention and cross layers."""
     half = len(config.layers) // 2
     return config.replace(layers=("retention",) * half + ("cross",) * (len(config.layers) - half))
 
 
 def gmu(config: ModelConfig) -> ModelConfig:
-    """The same with gated memory units in place of every second cross layer (SambaY)."""
+    """Return the stack with a gated memory unit in place of every second cross layer (SambaY)."""
     first = config.layers.index("cross")
     layers = tuple(
         "gmu" if mixer == "cross" and (i - first) % 2 else mixer
@@ -48,8 +48,8 @@ SHAPES = {
 
 
 def named_shape(name: str) -> ModelConfig:
-    """Return a preset, one of SHAPES, or one of these with "-yoco" appended; "-gmu" after a YOCO
-    stack makes every second cross layer a gated memory unit."""
+    """Return a preset or one of SHAPES; the suffix "-yoco" makes the latter a YOCO stack, "-gmu"
+    replaces every second cross layer of a YOCO stack by a gated memory unit."""
     stacks = {**PRESETS, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}}
     named = {**SHAPES, **stacks, **{f"{key}-gmu": gmu(config) for key, config in stacks.items()}}
     if name not in named:

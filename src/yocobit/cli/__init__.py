@@ -1,6 +1,6 @@
-"""The command line: arguments in, one call, a table or a line out. No arithmetic.
+"""The command line: parse arguments, make one call, print a table or JSON. No arithmetic.
 
-A user's mistake ends in one line on standard error and exit code 2, Ctrl-C in exit code 130.
+A user's mistake ends with one line on standard error and exit code 2, Ctrl-C with exit code 130.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
 from yocobit.version import __version__
 
-_SPINS = "10000"  # 0.15 ms on a Xeon: several times what waking a thread takes
+_SPINS = "10000"  # 0.15 ms on a Xeon, several times the latency of waking a thread
 
 app = typer.Typer(
     name="yocobit",
-    help="Train, pack and run YOCO language models with 1-bit and 1.58-bit weights on CPUs.",
+    help="Train, pack and serve YOCO language models with 1-bit and 1.58-bit weights on CPUs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,15 +33,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; never returns."""
-    _let_waiting_threads_sleep_soon()
+    _limit_openmp_spinning()
     report_errors(app)
 
 
-def _let_waiting_threads_sleep_soon() -> None:
-    """Tell OpenMP so, which PyTorch computes with, unless its user has said how they wait.
+def _limit_openmp_spinning() -> None:
+    """Shorten the spin time of PyTorch's OpenMP threads, unless the environment sets it.
 
-    By itself it lets them spin for milliseconds: where another program is busy, on the CPU that
-    the thread they wait for needs (docs/training.md). It reads this as PyTorch is imported.
+    By default they spin for milliseconds; on a busy machine, on the CPU that the thread they wait
+    for needs. OpenMP reads this when PyTorch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS

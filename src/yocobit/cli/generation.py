@@ -1,4 +1,4 @@
-"""generate, chat: what a model says, with the packaged one unless another is given."""
+"""generate, chat: text from a packed model, by default the packaged one."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from yocobit.pretrained import TINY
 Model = Annotated[
     Path,
     typer.Option(
-        "--model", "-m", help="A packed model's directory.", show_default="the packaged one"
+        "--model", "-m", help="A packed model's directory.", show_default="the packaged model"
     ),
 ]
 ChatModel = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="A packed model's directory.", show_default="the packaged one"
+        metavar="MODEL", help="A packed model's directory.", show_default="the packaged model"
     ),
 ]
 
@@ -46,13 +46,11 @@ ChatModel = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(
-            metavar="PROMPT", help="Text to continue; standard input if it is - or absent."
-        ),
+        typer.Argument(metavar="PROMPT", help="Text to continue; standard input if - or missing."),
     ] = None,
     model: Model = TINY,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens to generate at most.", min=1)
+        int, typer.Option("--max-tokens", "-n", help="Maximum number of generated tokens.", min=1)
     ] = 256,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -62,7 +60,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[
         list[str],
-        typer.Option(help="Stop before this text, too; can be repeated."),
+        typer.Option(help="Further stop string; can be repeated."),
     ] = [],  # noqa: B006
     cache: Cache = "f32",
     attention: Attention = None,
@@ -71,7 +69,7 @@ def generate(
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
-    """Continue a text."""
+    """Generate the continuation of a text."""
     if prompt is None or prompt == "-":
         if prompt is None and sys.stdin.isatty():
             raise UserError("PROMPT is missing; give a text to continue or pipe one in")
@@ -114,12 +112,12 @@ def generate(
 
 def chat(
     model: ChatModel = TINY,
-    system: Annotated[str | None, typer.Option(help="What the model is told at first.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Tokens of an answer at most.", min=1)
+        int, typer.Option("--max-tokens", "-n", help="Maximum tokens per reply.", min=1)
     ] = 512,
     context: Annotated[
-        int, typer.Option(help="Tokens that a conversation has room for.", min=1)
+        int, typer.Option(help="Context length of the conversation, in tokens.", min=1)
     ] = 8192,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -133,7 +131,7 @@ def chat(
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
-    """Talk with a model that was trained on conversations; a line is a message."""
+    """Chat in the terminal with a model that has a chat template; a line is a message."""
     engine = _load(model, attention, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(
@@ -165,7 +163,7 @@ def _sampling(
     repetition_penalty: float | None,
     seed: int | None,
 ) -> SamplingConfig:
-    """Return the model's sampling with what was given changed."""
+    """Return the model's sampling parameters with the given ones changed."""
     settings = {
         "temperature": temperature,
         "top_k": top_k,

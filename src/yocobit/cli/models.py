@@ -1,4 +1,4 @@
-"""inspect, verify: what is in a packed model."""
+"""inspect, verify: the content of a packed model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from yocobit.packing import PackedModel
 
 
 def inspect(model: ModelPath, as_json: Json = False) -> None:
-    """Show what is in a model: parameters, bytes, cache."""
+    """Show a model's parameters, sizes, KV cache and recurrent state."""
     print_summary(packing.read_model(model), as_json)
 
 
 def verify(model: ModelPath, as_json: Json = False) -> None:
-    """Check every byte of a model against its hashes."""
+    """Verify every byte of a model against its hashes."""
     problems = packing.verify(model)
     if as_json:
         print(json.dumps({"model": str(model), "ok": not problems, "problems": problems}))

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from yocobit.errors import UserError
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU unless given.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU by default.", min=1)]
 Kernels = Annotated[
-    str | None, typer.Option(help="Kernels by name; the fastest of this CPU unless given.")
+    str | None, typer.Option(help="Kernel family; the fastest of this CPU by default.")
 ]
 
 
 def _check_attention(text: str | None) -> str | None:
-    """UserError, before a model is opened or made, for what no model can attend to."""
+    """UserError, before a model is opened, for an invalid value."""
     try:
         if text is not None:
             parse_attention(text)
@@ -34,51 +34,49 @@ Attention = Annotated[
     typer.Option(
         metavar="full|index:N|window:N",
         callback=_check_attention,
-        help="Positions that cross layers attend to; as the model says unless given.",
+        help="What cross layers attend to; the model's own setting by default.",
     ),
 ]
-Verify = Annotated[bool, typer.Option("--verify", help="Check every weight before use.")]
-Cache = Annotated[CacheType, typer.Option(help="What keys and values are stored as.")]
+Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
+Cache = Annotated[CacheType, typer.Option(help="KV cache type.")]
 
-# A packed model, or a shape that has none.
+# A packed model, or a named shape with random weights.
 ModelOrNone = Annotated[
     Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
 ]
 ShapeWeights = Annotated[
     Literal["ternary", "sign", "f32", "f16"] | None,
-    typer.Option(help="Of --shape; ternary unless given."),
+    typer.Option(help="Weight format of --shape; ternary by default."),
 ]
 ShapeHead = Annotated[
     Literal["int8", "int4"] | None,
-    typer.Option(help="Of --shape, unless it is f32 or f16; int8 unless given."),
+    typer.Option(help="Head format of a quantised --shape; int8 by default."),
 ]
 
-# Of sampling; the model's own unless given.
-Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from this many tokens; 0: all.")]
-TopP = Annotated[
-    float | None, typer.Option(help="Draw from the likeliest tokens that reach this sum.")
-]
+# Sampling parameters; the model's own by default.
+Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k most probable tokens; 0: all.")]
+TopP = Annotated[float | None, typer.Option(help="Nucleus (top-p) sampling threshold.")]
 MinP = Annotated[
     float | None,
-    typer.Option(help="Draw from tokens at least this times as likely as the likeliest."),
+    typer.Option(help="Least probability, as a fraction of the most probable token's."),
 ]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1 discourages tokens of the text so far.")
+    float | None, typer.Option(help="Above 1 penalises tokens that already occurred.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same text.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed; the same seed gives the same text.")]
 
 
 def check_model_or_shape(
     command: str, model: Path | None, shape: str | None, weights: str | None, head: str | None
 ) -> None:
-    """UserError unless there is one of a model and a shape, and the rest goes with a shape."""
+    """UserError unless exactly one of model and shape is given, with options that fit it."""
     if (model is None) == (shape is None):
-        raise UserError(f"{command} needs a packed model's directory or --shape, one of the two")
+        raise UserError(f"{command} needs either a packed model's directory or --shape")
     if shape is None and (weights or head):
-        raise UserError("--weights and --head go with --shape; a packed model has its own")
+        raise UserError("--weights and --head require --shape; a packed model has its own")
     if head and weights in ("f32", "f16"):
         raise UserError(
-            f"--head goes with ternary or sign weights, but they are {weights}, and the head stays "
-            "in float, too; leave it out"
+            f"--head requires ternary or sign weights but --weights is {weights}; "
+            "leave it out, as the head has that format, too"
         )

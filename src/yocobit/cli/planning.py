@@ -1,4 +1,4 @@
-"""plan: what of a model fits where, and how fast it runs at best."""
+"""plan: memory placement and roofline of a model on a machine."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def plan(
     model: ModelOrNone = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Instead of MODEL: a shape by name, such as 3b, 150m or 2b4t-yoco."),
+        typer.Option(help="Instead of MODEL: a named shape, such as 3b, 150m or 2b4t-yoco."),
     ] = None,
     weights: ShapeWeights = None,
     head: ShapeHead = None,
-    context: Annotated[int, typer.Option(help="Tokens of each session.")] = 4096,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Sessions decoded together.")] = 1,
+    context: Annotated[int, typer.Option(help="Context length of each session, in tokens.")] = 4096,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Batch size of decode.")] = 1,
     cache: Cache = "f16",
     attention: Attention = None,
     machine: Annotated[
-        str, typer.Option(help="here, which is measured, or a data sheet: groq, h100.")
+        str, typer.Option(help="here (measured), or a data sheet: groq, h100.")
     ] = "here",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "-t", help="Of here; one per CPU unless given."),
+        typer.Option("--threads", "-t", help="Threads of --machine here; one per CPU by default."),
     ] = None,
     kernels: Kernels = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw model and memory, as PNG, SVG or PDF."),
+        typer.Option(metavar="FILE", help="Draw the plan, as PNG, SVG or PDF."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what fits where, the chips needed and the speed at best; predict it for this machine."""
+    """Plan memory, chips and roofline of a model; predict its speed on this machine."""
     check_model_or_shape("plan", model, shape, weights, head)
-    request = planning.Request(
+    request = planning.PlanRequest(
         context=context,
         batch=batch,
         cache=cache,

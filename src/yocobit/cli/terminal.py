@@ -1,4 +1,4 @@
-"""A conversation in the terminal: a line in, an answer out as it comes."""
+"""Chat in the terminal: a line in, the reply streamed out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from yocobit.errors import UserError
 
 _PROMPT = "> "
 _LEAVE = ("/exit", "/quit", "/bye")
-_COMMANDS = """/clear    forget the conversation
-/again    answer the last message once more
+_COMMANDS = """/clear    start a new conversation
+/again    regenerate the last reply
 /exit     leave; so does Ctrl-D
-Ctrl-C    stop an answer"""
-# Control characters but for ends of lines and tabs: what a model says must not command a terminal.
+Ctrl-C    stop a reply"""
+# Control characters except newline and tab: model output must not control the terminal.
 _PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
     **dict.fromkeys(range(0x7F, 0xA0), 0xFFFD),
@@ -22,9 +22,8 @@ _PICTURES = {
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Write pieces of a text as they come, and end the line; control characters as pictures.
-
-    What is not written to a terminal stays as it is.
+    """Stream pieces of text and end the line; on a terminal, control characters are replaced by
+    visible symbols.
     """
     is_terminal = sys.stdout.isatty()
     for piece in pieces:
@@ -35,17 +34,17 @@ def write(pieces: Iterable[str]) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line about the text, for eyes only: nothing if nobody looks."""
+    """Write a status line to standard error if it is a terminal."""
     if sys.stderr.isatty():
         print(f"[{line}]", file=sys.stderr)
 
 
 def converse(chat: Chat, name: str) -> None:
-    """Talk until the input ends; UserError if it is not text.
+    """Chat until the input ends; UserError if it is not UTF-8.
 
-    Somebody who types can go on after Ctrl-C and after a mistake; other input ends there.
+    At a terminal, Ctrl-C and user errors return to the prompt; otherwise they end the program.
     """
-    say(f"{name}: {chat.engine.config.weights} weights; /help says what else can be typed")
+    say(f"{name}: {chat.engine.config.weights} weights; /help lists the commands")
     if sys.stdin.isatty():
         _converse_at_keyboard(chat)
     else:
@@ -54,7 +53,7 @@ def converse(chat: Chat, name: str) -> None:
 
 
 def _converse_at_keyboard(chat: Chat) -> None:
-    import readline  # noqa: F401  # gives input() its editing and history
+    import readline  # noqa: F401  # adds editing and history to input()
 
     for message in _messages(_read_typed):
         try:
@@ -66,14 +65,14 @@ def _converse_at_keyboard(chat: Chat) -> None:
 
 
 def _messages(read: Callable[[], str | None]) -> Iterator[str]:
-    """Yield the lines that are not blank, until they end or one of them leaves."""
+    """Yield the lines that are not blank, up to the end or a command to leave."""
     while (line := read()) is not None and line not in _LEAVE:
         if line:
             yield line
 
 
 def _read_typed() -> str | None:
-    """Return the next line that somebody types, or None after Ctrl-D."""
+    """Return the next typed line, or None after Ctrl-D."""
     while True:
         try:
             line = _read(_PROMPT)
@@ -99,7 +98,7 @@ def _read(prompt: str = "") -> str | None:
 def _obey(chat: Chat, message: str) -> None:
     if message == "/clear":
         chat.clear()
-        say("forgotten")
+        say("new conversation")
     elif message == "/again":
         _answer(chat, chat.withdraw())
     elif message.startswith("/"):

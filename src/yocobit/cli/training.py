@@ -1,4 +1,4 @@
-"""train, plot, pack, import: what needs PyTorch."""
+"""train, plot, pack, import: the commands that need PyTorch."""
 
 from __future__ import annotations
 
@@ -16,39 +16,37 @@ from yocobit.errors import UserError
 
 Head = Annotated[
     Literal["int8", "int4"],
-    typer.Option(help="How to store the output head; int4 is faster and less exact."),
+    typer.Option(help="Weight format of the output head; int4 is faster and less exact."),
 ]
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file; see configs/.")],
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, as in configs/.")],
     out: Annotated[Path, typer.Option(help="The run's directory.", show_default=False)],
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run that is there.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     init: Annotated[
         Path | None,
         typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
     ] = None,
     set_: Annotated[
         list[str],
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the file."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG."),
     ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
     teacher: Annotated[
         Path | None,
         typer.Option(
-            metavar="MODEL", help="Learn from its logits, too: a run, or a Hugging Face directory."
+            metavar="MODEL", help="Distil from this model: a run, or a Hugging Face directory."
         ),
     ] = None,
     compile_: Annotated[
-        bool, typer.Option("--compile", help="Compile the model by torch.compile.")
+        bool, typer.Option("--compile", help="Compile the model with torch.compile.")
     ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write TensorBoard's events, too.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
+    """Train a model; Ctrl-C saves a checkpoint to --resume from."""
     training = _import_training()
     console = Console(stderr=as_json)
     overrides = [*set_]
@@ -61,7 +59,7 @@ def train(
     settings = training.load(config, overrides, init)
     training.keep_freed_memory()
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
-    if console.quiet:  # in a process that is not the first of its run
+    if console.quiet:  # a rank other than 0
         return
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
@@ -75,11 +73,9 @@ def plot(
         list[Path],
         typer.Option(help="A .html, .png, .svg or .pdf file; can be repeated."),
     ] = [Path("runs.html"), Path("runs.png")],  # noqa: B006
-    x: Annotated[
-        Literal["step", "tokens", "seconds"], typer.Option(help="What curves are drawn over.")
-    ] = "step",
+    x: Annotated[Literal["step", "tokens", "seconds"], typer.Option(help="The x axis.")] = "step",
 ) -> None:
-    """Draw the curves of runs over each other, as a page to explore and as a picture."""
+    """Plot the metrics of training runs."""
     _import_training()
     from yocobit.tracking.plot import plot_runs
 
@@ -93,12 +89,12 @@ def pack(
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     weights: Annotated[
         Literal["ternary", "sign", "f32", "f16"] | None,
-        typer.Option(help="How to store the weights; as trained unless given."),
+        typer.Option(help="Weight format; as trained by default."),
     ] = None,
     head: Head = "int8",
     as_json: Json = False,
 ) -> None:
-    """Pack a checkpoint into a model that the engine runs."""
+    """Pack a checkpoint into a model for the engine."""
     print_summary(packing.pack(checkpoint, out, weights, head), as_json)
 
 

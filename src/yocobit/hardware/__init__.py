@@ -1,1 +1,1 @@
-"""The machine: its CPU, caches and memory, measured limits, and data sheets of others."""
+"""Hardware: this host, its measured limits, and data sheets of other machines."""

@@ -1,7 +1,7 @@
-"""Machines to plan for: memory levels and rates of arithmetic, each figure with its source.
+"""Machines to plan for: memory levels and arithmetic rates, each figure with its source.
 
-A named machine is its data sheet. Nothing of this project was run on any of them: what is planned
-for one is arithmetic. `here` is measured (yocobit.planning.measured).
+A named machine is its data sheet: nothing of this project was run on any of them. `here` is this
+host, measured (yocobit.planning).
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ _MB, _GB, _TB, _T = 10**6, 10**9, 1e12, 1e12
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """One level of memory; its rate is None where its source gives none."""
+    """One memory level; its rate is None where the source gives none."""
 
     name: str
-    n_bytes: int  # of one chip
+    n_bytes: int  # per chip
     bytes_per_s: float | None
     source: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """One chip: memory levels, fastest first, of which the last holds everything; multiply-adds."""
+    """One chip: memory levels, fastest first, the last of which holds everything, and rates."""
 
     name: str
     title: str
     levels: tuple[Level, ...]
-    int8_per_s: float  # multiply-adds of 8-bit integers, half of what data sheets call operations
-    float_per_s: float  # of floats
+    int8_per_s: float  # int8 multiply-adds, half of what data sheets call operations
+    float_per_s: float  # float multiply-adds
     rates_source: str
 
     @property
     def home(self) -> Level:
-        """The level that must hold the whole model."""
+        """The memory level that must hold the whole model."""
         return self.levels[-1]
 
     @property
@@ -50,10 +50,10 @@ class Machine:
         return dataclasses.asdict(self)
 
 
-# TechPowerUp's news of February 2024, and another report of the rates of arithmetic.
+# TechPowerUp's news of February 2024, and another report with the arithmetic rates.
 _GROQ_NEWS = "https://techpowerup.com/news-tags/Processor?page=3"
 _GROQ_RATES = "https://multiplatform.ai/?p=32842"
-# NVIDIA's table as a reseller prints it; rates of arithmetic are those with sparsity, halved.
+# NVIDIA's table as a reseller prints it; arithmetic rates are those with sparsity, halved.
 _H100_TABLE = "https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html"
 _H100_DENSE = "https://glennklockwood.com/garden/processors/h100"
 _H100_L2 = "https://chipsandcheese.com/p/nvidias-h100-funny-l2-and-tons-of-bandwidth"
@@ -82,7 +82,7 @@ NAMED = {
 
 
 def named_machine(name: str) -> Machine:
-    """Return one of NAMED; UserError lists the names there are."""
+    """Return one of NAMED; UserError lists the valid names."""
     if name not in NAMED:
         known = ", ".join((HERE, *NAMED))
         raise UserError(f"--machine must be one of {known} but is {name!r}")

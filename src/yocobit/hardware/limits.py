@@ -1,6 +1,6 @@
-"""What the machine can do at most: measured beside every run, since it differs by the minute.
+"""Measured limits of this host: read bandwidth and int8 multiply-adds per second.
 
-The loops are in native/machine_limits*.cpp.
+Measured in every run, since they vary on a shared machine. The loops are native (_native).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yocobit import _native
-from yocobit.hardware.machine import Caches, available_bytes
+from yocobit.hardware.host import Caches, available_bytes
 
 _PASSES = 40
 _PAGE = 4096
@@ -19,7 +19,7 @@ _SMALLEST_BUFFER, _LARGEST_BUFFER = 1 << 28, 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What some number of threads reached."""
+    """The highest rates that a number of threads reached."""
 
     threads: int
     dram_bytes_per_s: float
@@ -28,7 +28,7 @@ class Limits:
 
     @property
     def instruction(self) -> str:
-        """The instruction that multiplies fastest."""
+        """The instruction with the highest int8 rate."""
         return max(self.multiply_adds_per_s, key=lambda name: self.multiply_adds_per_s[name])
 
     @property
@@ -41,7 +41,7 @@ class Limits:
 
 
 def best(rounds: Sequence[Limits]) -> Limits:
-    """Return the largest of each figure."""
+    """Return the maximum of each rate over rounds."""
     return Limits(
         rounds[0].threads,
         max(limits.dram_bytes_per_s for limits in rounds),
@@ -54,7 +54,7 @@ def best(rounds: Sequence[Limits]) -> Limits:
 
 
 def measure_limits(threads: int, cpus: list[int], caches: Caches) -> Limits:
-    """Measure with `threads` threads, each on one of `cpus`; about half a second."""
+    """Measure with `threads` threads, each pinned to one of `cpus`; about half a second."""
     chosen = [cpus[i % len(cpus)] for i in range(threads)]
     dram, last_level = buffer_bytes(threads, caches, available_bytes())
     return Limits(
@@ -69,10 +69,10 @@ def measure_limits(threads: int, cpus: list[int], caches: Caches) -> Limits:
 
 
 def buffer_bytes(threads: int, caches: Caches, available: int | None) -> tuple[int, int]:
-    """Return the bytes that each thread reads from DRAM, and those from the last-level cache.
+    """Return each thread's buffer size for the DRAM and for the last-level cache measurement.
 
-    The first are so many that hardly any can stay in a cache: 16 times the last level, within
-    bounds and a quarter of what is available. The second are half of a thread's share of the last
+    The former is 16 times the last-level cache, within bounds and a quarter of the available
+    memory, so that hardly any of it stays cached; the latter half of a thread's share of the last
     level, but at least twice the L2 cache.
     """
     largest = _LARGEST_BUFFER if available is None else min(_LARGEST_BUFFER, available // 4)

@@ -23,9 +23,8 @@ from yocobit import _native
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.engine import Engine, Session
 from yocobit.engine.session import CacheType
+from yocobit.hardware.host import Host, available_bytes
 from yocobit.hardware.limits import Limits, measure_limits
-from yocobit.hardware.machine import Machine as Here
-from yocobit.hardware.machine import available_bytes
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
@@ -79,7 +78,7 @@ class MachineMeter:
     threads: int
     kernels: str
     cpus: list[int]
-    here: Here
+    here: Host
     _rates: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
     _choices: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from typing import Any
 from yocobit import pictures
 from yocobit.costs.work import EMBEDDING, HEAD, KEYS_VALUES, STATES, WEIGHTS
 from yocobit.errors import UserError
-from yocobit.planning.plan import Plan, Row
+from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.report import number, size
 
 _COLORS = {
@@ -131,7 +131,7 @@ def _draw_stacks(panel: Any, plan: Plan, low: float) -> None:
         )  # fmt: skip
 
 
-def _halves(row: Row) -> tuple[float, float]:
+def _halves(row: PlannedStack) -> tuple[float, float]:
     """Return the bytes of the weights and of all caches."""
     caches = row.work.cache_bytes + row.work.part(STATES).n_bytes
     return float(row.work.n_bytes - caches), float(caches)

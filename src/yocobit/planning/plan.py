@@ -12,7 +12,7 @@ from yocobit.costs.work import Work, imagined_model, work_of
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
-from yocobit.hardware.machine import describe_machine, usable_cpus
+from yocobit.hardware.host import describe_host, usable_cpus
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS, TERNARY
 from yocobit.planning.meter import MachineMeter
@@ -31,7 +31,7 @@ _MOST_TOKENS, _MOST_SESSIONS, _MOST_THREADS = 1 << 32, 1 << 16, 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
+class PlanRequest:
     """What is asked: checked when made."""
 
     context: int  # tokens of each session
@@ -69,7 +69,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PlannedStack:
     """A stack with its work on a machine."""
 
     name: str
@@ -101,12 +101,12 @@ class Plan:
 
     name: str
     machine: Machine
-    own: Row
-    others: tuple[Row, ...]
+    own: PlannedStack
+    others: tuple[PlannedStack, ...]
     prediction: Prediction | None
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[PlannedStack, ...]:
         return (*self.others, self.own)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def open_shape(
     return f"{shape} with {weights} weights", model.attending(attention)
 
 
-def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
+def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
     """Compute a plan; on this machine, measure what it is predicted from."""
     is_here = request.machine == HERE
     meter = make_meter(request) if is_here else None
@@ -173,10 +173,10 @@ def make_plan(name: str, model: PackedModel, request: Request) -> Plan:
     return Plan(name, machine, own, others, prediction)
 
 
-def make_meter(request: Request) -> MachineMeter:
+def make_meter(request: PlanRequest) -> MachineMeter:
     cpus = usable_cpus()
     kernels = request.kernels or _native.supported_kernels()[-1]
-    return MachineMeter(request.threads or len(cpus), kernels, cpus, describe_machine())
+    return MachineMeter(request.threads or len(cpus), kernels, cpus, describe_host())
 
 
 def measured_machine(meter: MachineMeter) -> Machine:
@@ -201,6 +201,8 @@ def measured_machine(meter: MachineMeter) -> Machine:
     )
 
 
-def _row(name: str, model: PackedModel, cache: str, request: Request, machine: Machine) -> Row:
+def _row(
+    name: str, model: PackedModel, cache: str, request: PlanRequest, machine: Machine
+) -> PlannedStack:
     work = work_of(model, cache, request.context, request.batch)
-    return Row(name, model.projection_format.name, work, bound(work, machine))
+    return PlannedStack(name, model.projection_format.name, work, bound(work, machine))

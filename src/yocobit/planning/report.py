@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from yocobit.costs.work import KEYS_VALUES
-from yocobit.planning.plan import Plan, Row
+from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
 
@@ -142,11 +142,11 @@ def _traffic_table(plan: Plan) -> Table:
     return table
 
 
-def _name(row: Row, plan: Plan) -> str:
+def _name(row: PlannedStack, plan: Plan) -> str:
     return "this model" if row is plan.own else row.name
 
 
-def _fits(row: Row, plan: Plan) -> bool:
+def _fits(row: PlannedStack, plan: Plan) -> bool:
     """Say whether a machine, of which there is one if it is this one, can hold a stack."""
     return row.bound.chips == 1 or not plan.machine.is_measured
 

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from yocobit import _native
 from yocobit.disk import replacing
-from yocobit.hardware.machine import describe_machine
+from yocobit.hardware.host import describe_host
 from yocobit.model import Decoder
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import TrainConfig
@@ -112,7 +112,7 @@ def _starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _start(state: RunState, now: datetime) -> dict[str, Any]:
-    machine = describe_machine()
+    machine = describe_host()
     start = {
         "date": now.isoformat(timespec="seconds"),
         "step": state.step,

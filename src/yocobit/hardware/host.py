@@ -1,4 +1,4 @@
-"""The machine and the program: what a figure is worth nothing without."""
+"""This host: CPU, caches, memory, and the version and commit that run on it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any
 
 from yocobit.version import __version__
 
-# What kernels of this engine or of others choose by.
+# CPU features that kernels of this engine or of others are dispatched by.
 _FEATURES = re.compile(
     r"avx\w*|fma|f16c|sse4_2|ssse3|bmi2|gfni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16|fphp|neon|dotprod"
 )
@@ -27,7 +28,7 @@ _CPU = Path("/sys/devices/system/cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Caches:
-    """Of the first CPU; of a common size where the system does not say."""
+    """Caches of the first CPU; a common size where the system does not report them."""
 
     l2_bytes: int = _MIB
     last_bytes: int = 32 * _MIB
@@ -37,13 +38,13 @@ class Caches:
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
-    """What the figures were measured on and with."""
+class Host:
+    """The machine and the build that figures were measured with."""
 
     version: str  # of yocobit
-    commit: str | None  # None unless it runs from its own source tree
+    commit: str | None  # None unless run from its own source tree
     cpu: str
-    n_cpus: int  # that this process may use
+    n_cpus: int  # in this process's affinity mask
     features: tuple[str, ...]
     caches: Caches
     memory_bytes: int | None
@@ -54,10 +55,11 @@ class Machine:
         return {**dataclasses.asdict(self), "features": list(self.features)}
 
 
-def describe_machine() -> Machine:
+def describe_host() -> Host:
+    """Read what the system reports about this host."""
     info = _cpu_info()
     words = info.get("flags", info.get("Features", "")).split()
-    return Machine(
+    return Host(
         version=__version__,
         commit=_commit(),
         cpu=info.get("model name") or platform.processor() or platform.machine(),
@@ -69,8 +71,14 @@ def describe_machine() -> Machine:
     )
 
 
+def provenance() -> dict[str, Any]:
+    """Return what a file of measurements must name: its command, machine and commit."""
+    command = shlex.join(["python", *sys.orig_argv[1:]])
+    return {"command": command, "machine": describe_host().to_dict()}
+
+
 def usable_cpus() -> list[int]:
-    """CPUs that this process may use, one of each core first."""
+    """Return the CPUs of this process's affinity mask, one of each core first."""
     allowed = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if not allowed:
         return list(range(os.cpu_count() or 1))
@@ -85,7 +93,7 @@ def usable_cpus() -> list[int]:
 
 
 def read_caches(directory: Path = _CPU / "cpu0/cache") -> Caches:
-    """Read the sizes of a CPU's caches from a directory of the form that Linux has."""
+    """Read the sizes of a CPU's caches from sysfs."""
     levels: dict[int, tuple[int, int]] = {}  # bytes, CPUs that share it
     for index in directory.glob("index*"):
         kind, level, size = (_read(index / name) for name in ("type", "level", "size"))
@@ -102,20 +110,20 @@ def read_caches(directory: Path = _CPU / "cpu0/cache") -> Caches:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without pushing anything out; None where the system does not say."""
+    """Return the memory that is available without swapping; None where it is not reported."""
     return _memory("MemAvailable")
 
 
-def forget_peak() -> None:
-    """Let `peak_bytes` begin anew from what is in use, where the system can."""
+def reset_peak() -> None:
+    """Reset `peak_bytes` to the memory in use now, where the system supports it."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed but is still held, as glibc does
+        ctypes.CDLL(None).malloc_trim(0)  # memory that glibc keeps after free
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Most memory that this process held at a time, pages of mapped files included."""
+    """Return the peak resident memory of this process, pages of mapped files included."""
     found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
     if found:
         return int(found[1]) * _KIB
@@ -162,7 +170,7 @@ def _commit() -> str | None:
 
     try:
         if git("rev-parse", "--show-prefix") != "src/yocobit/":
-            return None  # installed inside of another project's tree
+            return None  # installed inside another project's tree
         return git("describe", "--always", "--dirty", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return None

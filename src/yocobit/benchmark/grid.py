@@ -1,4 +1,4 @@
-"""What is to be measured: every combination of the lengths, depths and settings asked for."""
+"""The benchmark grid: every combination of lengths, depths, batch sizes and settings."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Literal, cast, get_args
 
 from yocobit import _native
 from yocobit.engine.session import CacheType
-from yocobit.hardware.machine import usable_cpus
+from yocobit.hardware.host import usable_cpus
 
 _MOST_TOKENS = 1 << 32  # of a depth, a prompt or a generation
 _MOST_THREADS = 1024
 
 
 class BenchmarkError(ValueError):
-    """Something that cannot be measured: names the option, the rule and the actual value."""
+    """A benchmark that cannot run: names the option, the rule and the actual value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One thing to measure: tokens taken in together, or generated one after the other."""
+    """One test: a prefill of tokens at once, or a decode of one token after the other."""
 
     kind: Literal["prefill", "decode"]
-    n_tokens: int  # of each session
-    depth: int  # tokens that each session holds before
+    n_tokens: int  # per session
+    depth: int  # tokens in each session before the test
     batch: int  # sessions decoded together
     cache: CacheType
 
     @property
     def name(self) -> str:
-        """As llama-bench names its tests."""
+        """The name that llama-bench would use."""
         batch = f" b{self.batch}" if self.batch > 1 else ""
         return f"{'pp' if self.kind == 'prefill' else 'tg'}{self.n_tokens} @ d{self.depth}{batch}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Lists of what to combine; checked when made."""
+class Grid:
+    """The values to combine; validated on construction."""
 
-    prompts: tuple[int, ...]  # tokens of a prefill; 0 measures none
-    generations: tuple[int, ...]  # tokens to decode; 0 measures none
+    prompts: tuple[int, ...]  # tokens of a prefill; 0 skips it
+    generations: tuple[int, ...]  # tokens to decode; 0 skips it
     depths: tuple[int, ...]
     batches: tuple[int, ...]
     threads: tuple[int, ...]
-    caches: tuple[CacheType, ...]
-    kernels: str | None  # the fastest of this CPU unless given
+    caches: tuple[CacheType, ...]  # KV cache types
+    kernels: str | None  # None: the fastest family of this CPU
     repetitions: int
     with_limits: bool
 
@@ -66,14 +66,14 @@ class Plan:
         for cache in self.caches:
             if cache not in get_args(CacheType):
                 known = ", ".join(get_args(CacheType))
-                raise BenchmarkError(f"--cache must be of {known} but is {cache!r}")
+                raise BenchmarkError(f"--cache must be one of {known} but is {cache!r}")
         supported = _native.supported_kernels()
         if self.kernels is not None and self.kernels not in supported:
             raise BenchmarkError(
                 f"--kernels must be one of {', '.join(supported)} but is {self.kernels!r}"
             )
         if not any(self.prompts) and not any(self.generations):
-            raise BenchmarkError("--prompt and --gen must not both be 0: nothing to measure")
+            raise BenchmarkError("--prompt and --gen must not both be 0; set one of them")
 
     @classmethod
     def parse(
@@ -88,8 +88,8 @@ class Plan:
         kernels: str | None,
         repetitions: int,
         with_limits: bool,
-    ) -> Plan:
-        """Read lists such as "0,4096"; `threads` is one per CPU unless given."""
+    ) -> Grid:
+        """Parse lists such as "0,4096"; `threads` defaults to one per CPU."""
         return cls(
             prompts=_integers("--prompt", prompts),
             generations=_integers("--gen", generations),
@@ -103,7 +103,7 @@ class Plan:
         )
 
     def cases(self) -> Iterator[Case]:
-        """Give every case once, prefill first; each is run with every number of threads."""
+        """Yield every case once, prefill first; each runs with every number of threads."""
         for cache in self.caches:
             for depth in self.depths:
                 for n in filter(None, self.prompts):
@@ -117,9 +117,7 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(word) for word in _words(text)))
     except ValueError:
-        raise BenchmarkError(
-            f"{option} must be integers with commas between them but is {text!r}"
-        ) from None
+        raise BenchmarkError(f"{option} must be comma-separated integers but is {text!r}") from None
 
 
 def _words(text: str) -> tuple[str, ...]:
