@@ -129,8 +129,8 @@ def test_filters_equal_their_definition_on_many_tokens(n, config, seed):
     assert (np.abs(frequencies[order[:kept]] - expected) <= bound).all()
     uniform = np.linspace(0, 1, 20_000, endpoint=False)
     if kept <= 100 and expected.min() > 1e-4:  # so fine that each kept token is met
-        drawer, how = _native.TokenDrawer(), (1.0, *(config.get(k, d) for k, d in DEFAULTS))
-        assert {drawer.draw(logits, *how, u) for u in uniform} == set(order[:kept])
+        how = (1.0, *(config.get(k, d) for k, d in DEFAULTS))
+        assert {_native.sample_at(logits, *how, u) for u in uniform} == set(order[:kept])
 
 
 DEFAULTS = (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0))

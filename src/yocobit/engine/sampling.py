@@ -6,14 +6,13 @@ Letters: N sequences   V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yocobit import _native
 from yocobit.config import check_types, require
+from yocobit.engine.session import Logits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,55 +56,33 @@ class Sampler:
     ) -> None:
         """Start after a prompt; `logit_bias` is added to the logits of the given token ids."""
         self.config = config
-        self._random = np.random.default_rng(config.seed)
-        self._drawer = _native.TokenDrawer()
-        self._prompt = set(prompt) if config.repetition_penalty != 1 else set()
-        self._generated: Counter[int] = Counter()
-        bias = logit_bias or {}
-        self._biased = np.array(list(bias), dtype=np.int64)
-        self._bias = np.array(list(bias.values()), dtype=np.float32)
+        random = np.random.PCG64(config.seed).state["state"]
+        self.native = _native.Sampler(
+            state=random["state"],
+            increment=random["inc"],
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            repetition_penalty=config.repetition_penalty,
+            presence_penalty=config.presence_penalty,
+            frequency_penalty=config.frequency_penalty,
+            prompt=prompt,
+            logit_bias=list((logit_bias or {}).items()),
+        )
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: Logits) -> int:
         """Return the next token after logits (V,), which are not changed."""
-        (token,) = sample_batch([self], [logits])
-        return token
+        return self.native.sample(logits)
 
-    def draw(self, logits: NDArray[np.float32]) -> int:
+    def draw(self, logits: Logits) -> int:
         """Return `sample(logits)`: the former name of that method, which goes away in 0.2."""
         return self.sample(logits)
 
-    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return logits with bias and penalties."""
-        config = self.config
-        counts = config.presence_penalty != 0 or config.frequency_penalty != 0
-        if config.repetition_penalty == 1 and not counts and not len(self._biased):
-            return logits
-        logits = logits.copy()
-        if config.repetition_penalty != 1:
-            seen = np.fromiter(self._prompt | self._generated.keys(), dtype=np.int64)
-            found, penalty = logits[seen], np.float32(config.repetition_penalty)
-            logits[seen] = np.where(found > 0, found / penalty, found * penalty)
-        if counts and self._generated:
-            tokens = np.fromiter(self._generated.keys(), dtype=np.int64)
-            occurrences = np.fromiter(self._generated.values(), dtype=np.float32)
-            logits[tokens] -= config.presence_penalty + config.frequency_penalty * occurrences
-        logits[self._biased] += self._bias
-        return logits
 
+def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Logits]) -> list[int]:
+    """Return the next token of each of N sequences after its logits (V,), as `Sampler.sample`.
 
-def sample_batch(samplers: Sequence[Sampler], logits: Sequence[NDArray[np.float32]]) -> list[int]:
-    """Return the next token of each of N sequences after its logits (V,), as `Sampler.sample`."""
-    tokens = []
-    for sampler, row in zip(samplers, logits, strict=True):
-        config = sampler.config
-        token = sampler._drawer.draw(
-            sampler._adjusted(row),
-            config.temperature,
-            config.top_k,
-            config.top_p,
-            config.min_p,
-            sampler._random.random(),
-        )
-        sampler._generated[token] += 1
-        tokens.append(token)
-    return tokens
+    One native call, without the GIL.
+    """
+    return _native.sample_batch([sampler.native for sampler in samplers], logits)
