@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.p
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup demo test test-all check sanitize bench bench-peers golden clean FORCE
+.PHONY: setup demo test test-all check docs sanitize bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -49,11 +49,16 @@ test: setup
 test-all: setup
 	$(PYTEST) -m ''
 
-check: setup
+check: setup docs
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+
+# The site of docs/, in build/site: a broken link or a page that is missing is an error.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: setup
+	$(BIN)/python -m mkdocs build --quiet
 
 # Address and undefined behaviour in the engine, under Python; races in the pool, without it.
 sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)

@@ -10,7 +10,7 @@ from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig, SourceConfig, sources
 from yocobit.training.config import TrainConfig, load
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "data.md"
 TOML = """
 [model]
 preset = "nano"

@@ -56,9 +56,9 @@ def test_packaged_model_has_the_template():
 
 
 def test_example_of_the_documentation_is_rendered_as_it_says():
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "data.md").read_text()
     record = re.search(r"```json\n(.*?)```", docs, re.DOTALL)[1]
-    rendered = re.search(r"```\n(<\|user.*?)```", docs, re.DOTALL)[1]
+    rendered = re.search(r"```text\n(<\|user.*?)```", docs, re.DOTALL)[1]
 
     assert by_jinja(json.loads(record)["messages"]) == rendered
 

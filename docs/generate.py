@@ -1,0 +1,355 @@
+"""Reference pages made from the code, as a hook of mkdocs: CLI, configuration, HTTP, metrics.
+
+Nothing that this writes is checked in. It reads public names only, and the source of the
+configuration classes, where a comment after a field is its meaning.
+
+    python docs/generate.py DIRECTORY      # the same pages as files, to look at
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import json
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import typer.main
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from starlette.testclient import TestClient
+
+from yocobit.cli import app
+from yocobit.config import ModelConfig
+from yocobit.data.config import DataConfig, SourceConfig
+from yocobit.serving import ServerSettings, create_app
+from yocobit.training.config import (
+    DistillConfig,
+    OptimConfig,
+    RunConfig,
+    ScheduleConfig,
+)
+
+# What a configuration file's sections are read into. An item of data.train is a table of its own.
+SECTIONS = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "data.train": SourceConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "run": RunConfig,
+    "distill": DistillConfig,
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    for name, markdown in pages().items():
+        files.append(File.generated(config, f"reference/{name}.md", content=markdown))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Add the output of the commands in console blocks that ask for it."""
+    return re.sub(r"<!-- output -->\n```console\n\$ (.*)\n```", _with_output, markdown)
+
+
+def _with_output(match: re.Match[str]) -> str:
+    command = match[1]
+    program = [sys.executable, "-m", *shlex.split(command)]
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    return f"```console\n$ {command}\n{output.rstrip()}\n```"
+
+
+def pages() -> dict[str, str]:
+    """Return the generated pages of reference/ by name."""
+    application = create_app(ServerSettings())
+    with TestClient(application, base_url="http://127.0.0.1") as client:
+        openapi = client.get("/openapi.json").json()
+        while client.get("/health").status_code == 503:
+            pass  # the packaged model opens in milliseconds
+        metrics = client.get("/metrics").text
+    return {
+        "cli": cli_page(),
+        "configuration": configuration_page(),
+        "http": http_page(openapi),
+        "metrics": metrics_page(metrics),
+    }
+
+
+# --- the command line
+
+
+def cli_page() -> str:
+    command = typer.main.get_command(app)
+    lines = ["# Command line", "", str(command.help), ""]
+    lines += [
+        "A user's mistake ends in one line on standard error and exit code 2; Ctrl-C in exit code 130.",
+        "Options in *italics* can be repeated. A default of – means that the option is off or unset.",
+        "",
+    ]
+    context = command.make_context("yocobit", [], resilient_parsing=True)
+    for name in command.list_commands(context):
+        lines += _command(name, command.get_command(context, name))
+    return "\n".join(lines)
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
+    words = [_metavar(a) if a.required else f"[{_metavar(a)}]" for a in arguments]
+    yield from (f"## {name}", "", str(command.help).strip(), "")
+    yield from ("```text", " ".join(["yocobit", name, *words, "[OPTIONS]"]), "```", "")
+    if arguments:
+        yield from ("| argument | meaning |", "|---|---|")
+        yield from (f"| `{_metavar(a)}` | {_cell(a.help or '')} |" for a in arguments)
+        yield ""
+    kinds = get_type_hints(command.callback)
+    yield from ("| option | value | default | meaning |", "|---|---|---|---|")
+    for option in options:
+        names = ", ".join(f"`{opt}`" for opt in sorted(option.opts, key=len))
+        names = f"*{names}*" if option.multiple else names
+        variable = f" Environment: `{option.envvar}`." if option.envvar else ""
+        yield (
+            f"| {names} | {_value(option, kinds.get(option.name))} | {_default(option)} "
+            f"| {_cell((option.help or '') + variable)} |"
+        )
+    yield ""
+
+
+def _metavar(argument: Any) -> str:
+    return argument.metavar or argument.name.upper()
+
+
+def _value(option: Any, kind: Any) -> str:
+    if option.is_flag:
+        return ""
+    if option.metavar:
+        return f"`{option.metavar}`"
+    if option.multiple:
+        (kind,) = kind.__args__
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in (("≥", option.min), ("≤", option.max))
+        if bound is not None
+    ]
+    return " ".join([_type(kind), *bounds])
+
+
+def _default(option: Any) -> str:
+    if isinstance(option.show_default, str):
+        return option.show_default
+    if option.required:
+        return "**required**"
+    default = option.default
+    if option.is_flag or default is None or callable(default) or default in ([], ()):
+        return "–"
+    values = default if isinstance(default, list | tuple) else [default]
+    return ", ".join(f"`{value}`" for value in values)
+
+
+# --- configuration files
+
+
+def configuration_page() -> str:
+    lines = [
+        "# Configuration",
+        "",
+        "`yocobit train` reads a TOML file with the sections below; `--set section.key=value` changes a",
+        "key on the command line. Unknown keys are refused. A key without a default must be given,",
+        "unless the meaning says what replaces it. The files in `configs/` are complete examples.",
+        "",
+    ]
+    for section, cls in SECTIONS.items():
+        title = "`[[data.train]]`" if section == "data.train" else f"`[{section}]`"
+        lines += [f"## {title} {{#{section.replace('.', '-')}}}", "", *_fields(cls), ""]
+    lines += [
+        "## Server settings {#server}",
+        "",
+        "`yocobit.serving.ServerSettings`, for programs that embed the server. `create_app()` reads the same",
+        "names from the environment, in upper case with the prefix `YOCOBIT_` (`YOCOBIT_MODEL`); a tuple is",
+        "separated by commas. `yocobit serve` has an [option](cli.md#serve) for each.",
+        "",
+        *_fields(ServerSettings),
+    ]
+    return "\n".join(lines)
+
+
+def _fields(cls: type) -> Iterator[str]:
+    doc = inspect.getdoc(cls) or ""
+    yield from (re.sub(r"^\[[\w.]+\]: (.)", lambda match: match[1].upper(), doc), "")
+    yield from ("| key | type | default | meaning |", "|---|---|---|---|")
+    types = get_type_hints(cls)
+    for name, default, meaning in fields_of(cls):
+        yield f"| `{name}` | {_type(types[name])} | {default} | {_cell(meaning)} |"
+
+
+def fields_of(cls: type) -> Iterator[tuple[str, str, str]]:
+    """Yield name, default and meaning (the comment after it, or the lines above) of each field."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    lines = source.splitlines()
+    (body,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+    for node in body.body:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
+            continue
+        meaning = [comments.get(node.end_lineno or node.lineno, "")]
+        above = node.lineno - 1
+        while not meaning[0] and lines[above - 1].strip().startswith("#"):
+            meaning.insert(1, comments[above])
+            above -= 1
+        default = "**required**" if node.value is None else _literal(node.value)
+        yield node.target.id, default, " ".join(meaning).strip()
+
+
+def _literal(node: ast.expr) -> str:
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        text = ast.unparse(node)
+        return "none" if text.startswith("dataclasses.field") else f"`{text}`"
+    if value is None or value == ():
+        return "none"
+    return f"`{json.dumps(value)}`"
+
+
+def _type(kind: Any) -> str:
+    words = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
+    if kind in words:
+        return words[kind]
+    arguments = getattr(kind, "__args__", ())
+    if getattr(kind, "__origin__", None) is tuple:
+        return f"list of {_type(arguments[0])}"
+    if arguments and all(isinstance(argument, str) for argument in arguments):
+        return _cell(" \\| ".join(f"`{argument}`" for argument in arguments))
+    if arguments:
+        return " or ".join(_type(a) for a in arguments if a is not type(None))
+    return "table"
+
+
+# --- HTTP
+
+
+def http_page(openapi: dict[str, Any]) -> str:
+    schemas = openapi["components"]["schemas"]
+    lines = [
+        "# HTTP API",
+        "",
+        "The endpoints of `yocobit serve`, as `/openapi.json` of a running server describes them. Paths below",
+        "`/v1` are also served below `/openai/v1`, where Groq's client looks for them. Errors have OpenAI's shape:",
+        '`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`.',
+        "[Serve](../getting-started/serve.md) shows clients,",
+        "[production serving](../how-to/production.md) the limits.",
+        "",
+        "| method and path | |",
+        "|---|---|",
+    ]
+    operations = [
+        (method.upper(), path, operation)
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+        if method in ("get", "post")
+    ]
+    lines += [f"| `{method} {path}` | {op['summary']} |" for method, path, op in operations]
+    used: list[str] = []
+    for method, path, operation in operations:
+        if "requestBody" not in operation:
+            continue
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        name = schema["$ref"].rsplit("/", 1)[1]
+        lines += ["", f"## {method} {path}", "", operation["summary"], "", *_schema(schemas[name])]
+        used.append(name)
+    nested = [name for name in schemas if name not in used and "properties" in schemas[name]]
+    lines += ["", "## Objects"]
+    for name in nested:
+        lines += ["", f"### {name}", "", *_schema(schemas[name])]
+    errors = {
+        status: response["description"]
+        for _, _, operation in operations
+        for status, response in operation["responses"].items()
+        if status >= "400"
+    }
+    lines += ["", "## Errors", "", "| status | meaning |", "|---|---|"]
+    lines += [f"| {status} | {errors[status]} |" for status in sorted(errors)]
+    return "\n".join(lines) + "\n"
+
+
+def _schema(schema: dict[str, Any]) -> Iterator[str]:
+    if text := schema.get("description"):
+        yield from (text, "")
+    yield from ("| field | type | default | meaning |", "|---|---|---|---|")
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        default = f"`{json.dumps(field['default'])}`" if "default" in field else "none"
+        default = "**required**" if name in required else default
+        default = "none" if default == "`null`" else default
+        kind = _json_type(field)
+        yield f"| `{name}` | {kind} | {default} | {_cell(field.get('description', ''))} |"
+
+
+def _json_type(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        kinds = [_json_type(kind) for kind in field["anyOf"] if kind.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "$ref" in field:
+        name = field["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in field:
+        return _cell(" \\| ".join(f"`{json.dumps(value)}`" for value in field["enum"]))
+    kind = field.get("type", "any")
+    if kind == "array" and field.get("items"):
+        return f"list of {_json_type(field['items'])}"
+    if isinstance(kind, list):
+        return " or ".join(k for k in kind if k != "null")
+    bounds = [
+        f"{sign} {field[key]}"
+        for sign, key in (
+            ("≥", "minimum"),
+            (">", "exclusiveMinimum"),
+            ("≤", "maximum"),
+            ("<", "exclusiveMaximum"),
+        )
+        if key in field
+    ]
+    return " ".join([kind, *bounds])
+
+
+# --- metrics
+
+
+def metrics_page(text: str) -> str:
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics` of a server, in Prometheus' text format. Names follow vLLM's with the prefix `yocobit:`.",
+        "",
+        "| metric | type | meaning |",
+        "|---|---|---|",
+    ]
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
+    for name, kind in kinds.items():
+        if name.startswith("yocobit:") and not name.endswith("_created"):
+            lines.append(f"| `{name}` | {kind} | {_cell(helps[name])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return text for a cell of a table."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+if __name__ == "__main__":
+    for page, content in pages().items():
+        (Path(sys.argv[1]) / f"{page}.md").write_text(content, encoding="utf-8")
