@@ -32,12 +32,11 @@ from yocobit.config import ModelConfig, WeightKind
 from yocobit.hardware.host import peak_bytes, provenance
 from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
-from yocobit.training.allocator import keep_freed_memory
+from yocobit.training.backend import choose_precision, keep_freed_memory, matmul_precision
+from yocobit.training.batch import Batch
 from yocobit.training.config import OptimConfig
-from yocobit.training.corpus import Batch
-from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
-from yocobit.training.precision import choose_precision, products_in
+from yocobit.training.state import GradientSpikeGuard
 from yocobit.training.step import GradientStep, Objective
 
 LLAMA = "llama dense"  # of transformers, float32; the others are ours
@@ -193,7 +192,7 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
 def _as_trained(cpu: str) -> Iterator[None]:
     """Use the products that `yocobit train` would use on that CPU."""
     if cpu == "native":
-        with products_in(choose_precision(None)):
+        with matmul_precision(choose_precision(None)):
             yield
     else:
         with dispatch.use_kernels(cpu):
@@ -213,7 +212,7 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
     gradient_step = GradientStep(
         Objective(model, optim.z_loss),
         Optimizers(model, optim),
-        Guard(),
+        GradientSpikeGuard(),
         optim.grad_clip,
         optim.spike_factor,
     )

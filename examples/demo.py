@@ -1,8 +1,8 @@
-"""The whole way in ten minutes: train `tiny` on Python's own source, pack it, let it write.
+"""The whole pipeline: train `tiny` on Python's standard library, pack the model, generate text.
 
     python examples/demo.py [--minutes 9.5] [--out runs/demo]
 
-Stop it with Ctrl-C whenever you like: the next start goes on from there.
+Ctrl-C stops it; the next start resumes the run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from rich.console import Console
 
 from yocobit import Engine
 from yocobit.costs import describe
+from yocobit.data.baselines import compressed_bits_per_byte, validation_text
 from yocobit.engine import SamplingConfig
 from yocobit.errors import report_errors
 from yocobit.packing import pack
 from yocobit.tracking.plot import plot_runs
 from yocobit.training import load, train
-from yocobit.training.baselines import compressed_bits_per_byte, validation_text
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "tiny.toml"
 PROMPT = "class PathReader:\n    def read(self, path):"
@@ -28,7 +28,7 @@ PROMPT = "class PathReader:\n    def read(self, path):"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, help="time to train; the config's unless given")
+    parser.add_argument("--minutes", type=float, help="training time; default: as configured")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory of the run")
     arguments = parser.parse_args()
     console = Console(highlight=False)
@@ -36,7 +36,7 @@ def main() -> None:
     console.rule("1. train")
     overrides = [] if arguments.minutes is None else [f"run.minutes={arguments.minutes}"]
     config = load(CONFIG, overrides)
-    arguments.out.mkdir(parents=True, exist_ok=True)  # to resume from next time
+    arguments.out.mkdir(parents=True, exist_ok=True)  # --resume needs it
     checkpoint = train(config, arguments.out, resume=True, console=console)
 
     console.rule("2. pack")
@@ -50,8 +50,8 @@ def main() -> None:
     plot = arguments.out / "curves.png"
     plot_runs([arguments.out], plot, baselines=baselines)
     for name, bits in baselines.items():
-        console.print(f"{name:8} {bits:.3f} bits per byte of the same held-out files")
-    console.print(f"curve    {plot}")
+        console.print(f"{name:8} {bits:.3f} bits/byte on the same validation text")
+    console.print(f"curves   {plot}")
 
     console.rule("4. generate")
     engine = Engine.load(model)
@@ -65,7 +65,7 @@ def main() -> None:
         f"\n\n{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f} tokens/s "
         f"on {engine.threads} threads, {engine.kernels} kernels"
     )
-    console.print(f"your turn: .venv/bin/yocobit generate 'import os' --model {model}")
+    console.print(f"try it: .venv/bin/yocobit generate 'import os' --model {model}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from yocobit.training import checkpoint, loop
+from yocobit.packing import checkpoints
+from yocobit.training import loop
 from yocobit.training.config import load as load_config
 
 MODEL_AND_DATA = """
@@ -68,7 +69,7 @@ def assert_same_run(out: Path, expected: Path) -> None:
     """All losses and the final weights and optimizer state are equal, to the last bit."""
     assert records(out) == records(expected)
     for name in ("model.safetensors", "optimizer.safetensors"):
-        path, other = (checkpoint.last(run_dir) / name for run_dir in (out, expected))
+        path, other = (checkpoints.last(run_dir) / name for run_dir in (out, expected))
         tensors, others = load_file(path), load_file(other)
         assert tensors.keys() == others.keys()
         assert all(torch.equal(tensors[key], others[key]) for key in tensors)

@@ -11,12 +11,13 @@ from typing import Any
 
 
 class WriteError(RuntimeError):
-    """A file that cannot be written, as when the disk is full; what was there before is whole."""
+    """A file that cannot be written, for example on a full disk; older files are unchanged."""
 
     def __init__(self, path: Path, error: Exception, kept: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
         super().__init__(
-            f"{path}: cannot be written ({reason}); {kept}; make room and go on with --resume"
+            f"{path}: cannot be written ({reason}); {kept}; "
+            "free disk space and continue with --resume"
         )
 
 

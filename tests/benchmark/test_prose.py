@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from yocobit.config import preset
-from yocobit.data.chat import render
+from yocobit.data.conversations import render
 
 DIRECTORY = Path(__file__).parents[2] / "benchmarks" / "quality"
 

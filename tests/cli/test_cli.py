@@ -250,17 +250,17 @@ def test_train_resumes_and_refuses_to_overwrite(project):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 5
 
 
-def test_plot_writes_what_it_is_asked_for_and_needs_a_run(tmp_path):
+def test_plot_draws_over_the_requested_axis_and_needs_a_run(tmp_path):
     record = {"step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": 1.0, "tokens": 8, "seconds": 1.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-    page = tmp_path / "page.html"
+    picture = tmp_path / "runs.svg"
 
-    plotted = run("plot", tmp_path, "--out", page, "--x", "tokens")
+    plotted = run("plot", tmp_path, "--out", picture, "--x", "tokens")
 
     assert plotted.returncode == 0, plotted.stderr
-    assert plotted.stdout == f"{page}\n"
-    assert '"start":"tokens"' in page.read_text()
-    assert fails(run("plot", tmp_path / "nowhere", "--out", page), "nowhere", "no such file")
+    assert plotted.stdout == f"{picture}\n"
+    assert "<!-- tokens -->" in picture.read_text()  # the label of the horizontal axis
+    assert fails(run("plot", tmp_path / "nowhere", "--out", picture), "nowhere", "no such file")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from packed_models import text, tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
 from yocobit.data.documents import PIECE_LENGTH, Documents
-from yocobit.data.sources import describe_unread, fingerprints, list_files, to_know
+from yocobit.data.sources import cacheable, describe_unread, hash_files, list_files
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -108,21 +108,22 @@ def test_listing_thousands_of_files_reads_only_what_is_asked_for(tmp_path):
     assert len(files) == 1990
 
 
-def test_fingerprint_of_a_file_with_the_size_and_time_known_is_not_computed_again(tmp_path):
+def test_hash_of_a_file_with_cached_size_and_time_is_not_computed_again(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (file,) = list_files(SourceConfig(path=str(tmp_path)), ())
-    known = {str(file.path): (file.size, file.mtime_ns, "as before")}
-    touched = {str(file.path): (file.size, file.mtime_ns + 1, "as before")}
+    cached = {str(file.path): (file.size, file.mtime_ns, "cached")}
+    touched = {str(file.path): (file.size, file.mtime_ns + 1, "cached")}
 
-    assert fingerprints([file], known) == ["as before"]
-    assert fingerprints([file], touched) == fingerprints([file], {}) != ["as before"]
+    assert hash_files([file], cached) == cached
+    assert hash_files([file], touched) == hash_files([file], {})
+    assert hash_files([file], {})[str(file.path)][2] != "cached"
 
 
-def test_file_that_was_just_written_is_not_known_by_its_time(tmp_path):
+def test_hash_of_a_file_just_written_is_not_cacheable(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     files = list_files(SourceConfig(path=str(tmp_path)), ())
 
-    assert to_know(files, fingerprints(files, {})) == {}
+    assert cacheable(hash_files(files, {})) == {}
 
 
 @pytest.mark.parametrize("where", ["data", "data/*"])
@@ -146,7 +147,7 @@ def test_directory_without_text_is_named_with_what_it_has(tmp_path):
 
     with pytest.raises(ConfigError, match=r"empty: no file in this directory ends in \.txt, "):
         documents(tmp_path / "empty")
-    with pytest.raises(ConfigError, match=r"tables: no file in this .*left out 1 files.*: 1 \.csv"):
+    with pytest.raises(ConfigError, match=r"tables: no file in this .*ignored 1 files.*: 1 \.csv"):
         documents(tmp_path / "tables")
 
 
@@ -246,14 +247,14 @@ def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp
         ("x.txt", b"a" * 65_535 + b"\xe2\x28", r"is not UTF-8 \(byte 0xe2 at 65535\)"),
         ("x.jsonl", b'{"text": "a"}\n{', r"x\.jsonl:2: is not valid JSON"),
         ("x.jsonl", b'{"text": "\xff"}', r"x\.jsonl:1: is not valid JSON"),
-        ("x.jsonl", rb'{"text": "a\ud800"}', r"x\.jsonl:1: text has half a character, '\\ud800'"),
+        ("x.jsonl", rb'{"text": "a\ud800"}', r"x\.jsonl:1: text has a lone surrogate, '\\ud800'"),
         ("x.jsonl", b"[]", r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"text": 1}', r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"messages": 1}', r"x\.jsonl:1: messages must be a list but is 1"),
         ("x.jsonl.gz", b"no", r"x\.jsonl\.gz: is damaged"),
         ("x.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], r"x\.jsonl\.gz: is damaged"),
         ("x.jsonl.zst", b"no no no no", r"x\.jsonl\.zst: is damaged"),
-        ("x.parquet", b"no", r"x\.parquet: is not a whole \.parquet file"),
+        ("x.parquet", b"no", r"x\.parquet: is not a complete \.parquet file"),
     ],
 )
 def test_document_that_cannot_be_read_is_named(tmp_path, name, content, message):

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models
 
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
+from yocobit.data.corpus import prepare
 from yocobit.data.tokenizer import END, end_token, load_tokenizer, train_tokenizer
-from yocobit.training.corpus import prepare
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Conversations: the template, what of it is learnt, and its tokens."""
+"""Conversations: the chat template, its loss mask, and its tokens."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from packed_models import tokenizer
 
 from yocobit.config import ConfigError
-from yocobit.data.chat import CHAT_TEMPLATE, ROLES, render
+from yocobit.data.conversations import CHAT_TEMPLATE, ROLES, render
 from yocobit.pretrained import TINY
 
 USER, ASSISTANT = "user", "assistant"
@@ -64,9 +64,9 @@ def test_example_of_the_documentation_is_rendered_as_it_says():
 
 
 def test_what_is_learnt_is_what_the_assistant_says_and_the_end_of_its_turns():
-    learnt = [text for text, is_scored in render(TALK, "") if is_scored]
+    in_loss = [text for text, is_in_loss in render(TALK, "") if is_in_loss]
 
-    assert learnt == ["Four!\n<|end|>", "Yes:\n\n    2 + 2 == 4\n<|end|>"]
+    assert in_loss == ["Four!\n<|end|>", "Yes:\n\n    2 + 2 == 4\n<|end|>"]
 
 
 def test_prompt_for_generation_is_all_that_comes_before_the_answer():

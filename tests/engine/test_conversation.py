@@ -9,7 +9,7 @@ from packed_models import nano, packed, trained
 
 from yocobit import Engine
 from yocobit.config import ConfigError
-from yocobit.data.chat import CHAT_TEMPLATE
+from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.engine import Chat, SamplingConfig
 from yocobit.engine.chat_template import ChatTemplate
 from yocobit.errors import UserError

@@ -149,7 +149,7 @@ def test_eval_of_a_directory_counts_skipped_files(paths, tmp_path):
 
     assert json.loads(shown.stdout)["documents"] == 1
     assert shown.stderr == (
-        "skipped 1 .py files that are not UTF-8\nleft out 1 files of other kinds: 1 .csv\n"
+        "skipped 1 .py files that are not UTF-8\nignored 1 files of other kinds: 1 .csv\n"
     )
 
 
@@ -210,7 +210,7 @@ def test_missing_model_is_rejected_by_its_path(tmp_path, options):
 
 
 def test_evaluation_imports_neither_torch_nor_transformers():
-    imports = "yocobit.evaluation, yocobit.cli, yocobit.data.preparation"
+    imports = "yocobit.evaluation, yocobit.cli, yocobit.data.corpus"
     program = f"import sys, {imports}; print(*sys.modules)"
 
     modules = subprocess.run(

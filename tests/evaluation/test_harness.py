@@ -7,7 +7,7 @@ import json
 import pytest
 from packed_models import nano, packed, text, trained
 
-from yocobit.training import checkpoint
+from yocobit.packing import checkpoints
 
 pytest.importorskip("lm_eval")
 MAX_LENGTH = 16  # tokens: the texts are longer, and so are some prompts with their continuations
@@ -51,7 +51,7 @@ def models(tmp_path_factory):
     """A packed model and its checkpoint; dense, so that only sums in another order differ."""
     directory = tmp_path_factory.mktemp("harness")
     model = packed(trained(nano("yoco-gret", "dense")), directory)
-    return {"yocobit": model.path, "hf": checkpoint.find(directory / "run")}
+    return {"yocobit": model.path, "hf": checkpoints.find(directory / "run")}
 
 
 def evaluate(model, path, tasks, names, **options):

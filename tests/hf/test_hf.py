@@ -12,8 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.hf import YocobitConfig, YocobitForCausalLM
 from yocobit.model import Decoder
-from yocobit.packing import pack
-from yocobit.training import checkpoint
+from yocobit.packing import checkpoints, pack
 
 LENGTHS = (40, 25, 7)
 
@@ -226,7 +225,7 @@ def test_gated_memory_units_leave_nothing_in_the_cache(decoders, stack):
 
 def test_a_checkpoint_loads_with_model_tokenizer_and_end_token(decoders, tmp_path):
     packed(decoders["yoco-gret"], tmp_path)
-    saved = checkpoint.find(tmp_path / "run")
+    saved = checkpoints.find(tmp_path / "run")
 
     model = AutoModelForCausalLM.from_pretrained(saved)
     words = AutoTokenizer.from_pretrained(saved)

@@ -21,7 +21,7 @@ from yocobit.data.tokenizer import train_tokenizer
 from yocobit.mixers import parameter_shapes
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
-from yocobit.packing import PackedModelError, pack, read_model, verify, writer
+from yocobit.packing import PackedModelError, checkpoints, pack, read_model, verify, writer
 from yocobit.packing.format import DTYPES, TensorSpec, header_sha256
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.layout import quantize_rows
@@ -216,7 +216,7 @@ def test_packed_directory_has_config_tokenizer_and_generation_config(tmp_path):
     assert config.pop("model_type") == "yocobit"
     assert len(config.pop("architectures")) == 1
     assert config == preset("nano").to_dict()
-    saved = checkpoint.find(run) / "tokenizer.json"
+    saved = checkpoints.find(run) / "tokenizer.json"
     assert (model.path / "tokenizer.json").read_bytes() == saved.read_bytes()
     generation = json.loads((model.path / "generation_config.json").read_text())
     assert generation["eos_token_id"] == 0
@@ -224,7 +224,7 @@ def test_packed_directory_has_config_tokenizer_and_generation_config(tmp_path):
 
 
 def test_checkpoint_without_tokenizer_packs_without_one(tmp_path):
-    saved = checkpoint.find(save_checkpoint(tmp_path, preset("nano")))
+    saved = checkpoints.find(save_checkpoint(tmp_path, preset("nano")))
     (saved / "tokenizer.json").unlink()
 
     model = pack(saved, tmp_path / "model")
@@ -392,7 +392,7 @@ def test_pack_fills_an_empty_output_directory(tmp_path):
 def test_reader_refuses_a_checkpoint_and_a_run(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
 
-    for path in (run, checkpoint.find(run)):
+    for path in (run, checkpoints.find(run)):
         with pytest.raises(PackedModelError, match=r"is a checkpoint.*run yocobit pack"):
             read_model(path)
 

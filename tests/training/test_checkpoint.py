@@ -9,11 +9,12 @@ import torch
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
+from yocobit.packing import checkpoints
 from yocobit.training import checkpoint
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import OptimConfig
-from yocobit.training.guard import Guard
 from yocobit.training.optim import Optimizers
+from yocobit.training.state import GradientSpikeGuard
 
 TOKENIZER = train_tokenizer(["one text"], 257)
 FILES = [
@@ -64,7 +65,7 @@ def test_load_state_returns_the_saved_progress(tmp_path):
 
 
 def test_load_state_gives_the_guard_back(tmp_path):
-    guard = Guard(norms=[0.1, 1 / 3], n_skipped=3, n_in_a_row=1)
+    guard = GradientSpikeGuard(norms=[0.1, 1 / 3], n_skipped=3, n_in_a_row=1)
     model = Decoder(preset("nano"))
 
     state = RunState("hash", step=1, guard=guard)
@@ -76,14 +77,14 @@ def test_load_state_gives_the_guard_back(tmp_path):
 def test_load_train_returns_the_saved_settings(tmp_path):
     path, _ = save(tmp_path, 7)
 
-    assert checkpoint.load_train(path) == {"run": {"seed": 1}}
+    assert checkpoints.read_train(path) == {"run": {"seed": 1}}
 
 
 def test_last_is_the_largest_step_not_the_last_name(tmp_path):
     save(tmp_path, 999_999)
     newest, _ = save(tmp_path, 1_000_000)
 
-    assert checkpoint.last(tmp_path) == newest
+    assert checkpoints.last(tmp_path) == newest
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -96,7 +97,7 @@ def test_torn_checkpoint_is_not_the_last(tmp_path, name, damage):
     if damage != "absent":
         (torn / name).write_bytes(content[: len(content) // 2] if damage == "shorter" else b"")
 
-    assert checkpoint.last(tmp_path) == whole
+    assert checkpoints.last(tmp_path) == whole
 
 
 def test_torn_checkpoint_is_replaced_when_its_step_is_saved_again(tmp_path):
@@ -105,7 +106,7 @@ def test_torn_checkpoint_is_replaced_when_its_step_is_saved_again(tmp_path):
 
     save(tmp_path, 2)
 
-    assert checkpoint.last(tmp_path) == path
+    assert checkpoints.last(tmp_path) == path
 
 
 def test_whole_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path):
@@ -136,9 +137,9 @@ def test_best_and_last_are_names_of_checkpoints(tmp_path):
         save(tmp_path, step, best=best)
     directory = tmp_path / "checkpoints"
 
-    assert checkpoint.find(directory / "best") == directory / "step-000002"
-    assert checkpoint.find(directory / "last") == directory / "step-000003"
-    assert checkpoint.find(tmp_path) == directory / "step-000003"
+    assert checkpoints.find(directory / "best") == directory / "step-000002"
+    assert checkpoints.find(directory / "last") == directory / "step-000003"
+    assert checkpoints.find(tmp_path) == directory / "step-000003"
     assert checkpoint.load_model(directory / "best").config == preset("nano")
 
 
@@ -147,7 +148,7 @@ def test_best_and_last_of_a_run_without_them_are_refused(tmp_path, name):
     path = tmp_path / "checkpoints" / name
 
     with pytest.raises(ConfigError, match=f"{name}: the run has no such checkpoint yet"):
-        checkpoint.find(path)
+        checkpoints.find(path)
 
 
 def test_best_that_is_torn_is_no_checkpoint(tmp_path):
@@ -155,7 +156,7 @@ def test_best_that_is_torn_is_no_checkpoint(tmp_path):
     save(tmp_path, 2, best=1)
     (torn / "model.safetensors").write_bytes(b"torn")
 
-    assert checkpoint.best(tmp_path) is None
+    assert checkpoints.best(tmp_path) is None
 
 
 def test_remove_partial_leaves_whole_checkpoints(tmp_path):
@@ -171,12 +172,12 @@ def test_remove_partial_leaves_whole_checkpoints(tmp_path):
 
 def test_find_names_a_path_that_does_not_exist(tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
-        checkpoint.find(tmp_path / "absent")
+        checkpoints.find(tmp_path / "absent")
 
 
 def test_find_names_a_run_without_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match="holds no complete checkpoint"):
-        checkpoint.find(tmp_path)
+        checkpoints.find(tmp_path)
 
 
 def test_load_model_names_the_tensor_that_does_not_fit(tmp_path):
@@ -184,7 +185,7 @@ def test_load_model_names_the_tensor_that_does_not_fit(tmp_path):
     fields = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**fields, "d_ff": 64}))
 
-    with pytest.raises(ConfigError, match=r"does not fit config.json; 'layers.0.ffn.down_proj"):
+    with pytest.raises(ConfigError, match=r"does not match config.json; 'layers.0.ffn.down_proj"):
         checkpoint.load_model(path)
 
 

@@ -15,8 +15,9 @@ from corpora import TEXT, read, write_jsonl
 from yocobit.config import ConfigError
 from yocobit.data import shards
 from yocobit.data.config import DataConfig
-from yocobit.data.seen import Seen
-from yocobit.training.corpus import IGNORED, Corpus, prepare
+from yocobit.data.corpus import IGNORED, Corpus, prepare
+from yocobit.data.digest_set import DigestSet
+from yocobit.training.batch import Batch
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_shards_of_bounded_size_read_as_one_sequence(config, tmp_path, monkeypat
 
 
 def test_targets_are_inputs_one_position_later_and_the_end_token_resets(corpus):
-    batch = corpus.batch(seed=0, first=0, size=50, context=8)
+    batch = Batch.read(corpus, seed=0, first=0, size=50, context=8)
 
     assert batch.inputs.shape == batch.targets.shape == batch.resets.shape == (50, 8)
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
@@ -78,7 +79,7 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
     seen = Counter()
     n_windows = len(tokens) // 8
 
-    batch = corpus.batch(seed=0, first=0, size=n_windows, context=8)
+    batch = Batch.read(corpus, seed=0, first=0, size=n_windows, context=8)
     for row in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
         seen.update(zip(*row, strict=True))
 
@@ -88,10 +89,10 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
 
 
 def test_batch_is_a_function_of_its_arguments_alone(corpus):
-    whole = corpus.batch(seed=3, first=0, size=600, context=8).inputs
+    whole = Batch.read(corpus, seed=3, first=0, size=600, context=8).inputs
 
-    corpus.batch(seed=4, first=77, size=3, context=8)
-    again = corpus.batch(seed=3, first=100, size=500, context=8).inputs
+    Batch.read(corpus, seed=4, first=77, size=3, context=8)
+    again = Batch.read(corpus, seed=3, first=100, size=500, context=8).inputs
 
     assert torch.equal(whole[100:], again)
 
@@ -103,7 +104,7 @@ def test_one_window_is_enough_text(tmp_path):
 
     corpus = prepare(config, 257, tmp_path / "data")
 
-    batch = corpus.batch(seed=0, first=5, size=2, context=8)
+    batch = Batch.read(corpus, seed=0, first=5, size=2, context=8)
     assert batch.inputs.shape == (2, 8)
     assert sorted(batch.targets[0].tolist()) == sorted(read(corpus.train[0]))
 
@@ -114,7 +115,7 @@ def test_one_window_is_enough_text(tmp_path):
 def test_windows_come_from_the_sources_by_weight(mixture, tmp_path):
     corpus = prepare(mixture, 257, tmp_path / "data")
 
-    batch = corpus.batch(seed=0, first=1024, size=1024, context=8)
+    batch = Batch.read(corpus, seed=0, first=1024, size=1024, context=8)
 
     texts = [corpus.tokenizer.decode(row) for row in batch.targets.tolist()]
     is_second = ["t" in text or "w" in text for text in texts]
@@ -155,7 +156,7 @@ def test_duplicates_are_left_out_and_counted_on_request(mixture, tmp_path):
     assert [tokens.n_documents for tokens in unique.train] == [1, 1]
     assert unique.valid.n_documents == 1
     assert (every.n_duplicates, unique.n_duplicates) == (0, 21)
-    assert any("left out 21 documents" in line for line in unique.describe())
+    assert any("omitted 21 duplicate documents" in line for line in unique.describe())
 
 
 def test_set_of_digests_knows_what_it_has_seen_while_it_grows():
@@ -163,7 +164,7 @@ def test_set_of_digests_knows_what_it_has_seen_while_it_grows():
         hashlib.blake2b(bytes([i % 251, i // 251]), digest_size=16).digest() for i in range(5000)
     ]
     digests[7] = bytes(16)
-    seen = Seen()
+    seen = DigestSet()
 
     assert [seen.add(digest) for digest in digests] == [True] * 5000
     assert [seen.add(digest) for digest in digests] == [False] * 5000
@@ -183,15 +184,15 @@ def chat(tmp_path) -> DataConfig:
 def test_only_what_the_assistant_writes_is_a_target_in_a_conversation(chat, tmp_path):
     corpus = prepare(chat, 257, tmp_path / "data")
     (train,) = corpus.train
-    tokens, is_scored = train.read(0, len(train)), train.is_scored(0, len(train))
+    tokens, loss_mask = train.read(0, len(train)), train.loss_mask(0, len(train))
 
-    assert corpus.tokenizer.decode(tokens[is_scored].tolist()) == "plainso!\n<|end|>" * 9
-    assert train.n_scored == is_scored.sum() == 9 * (len("plain") + 1 + len("so!\n<|end|>"))
+    assert corpus.tokenizer.decode(tokens[loss_mask].tolist()) == "plainso!\n<|end|>" * 9
+    assert train.n_in_loss == loss_mask.sum() == 9 * (len("plain") + 1 + len("so!\n<|end|>"))
     assert train.n_bytes == 9 * len("plainso!\n<|end|>")
-    batch = corpus.batch(seed=0, first=0, size=len(train) // 16, context=16)
-    learnt = batch.targets[batch.targets != IGNORED]
-    assert Counter(learnt.tolist()) <= Counter(tokens[is_scored].tolist())
-    assert 0 < len(learnt) < batch.targets.numel()
+    batch = Batch.read(corpus, seed=0, first=0, size=len(train) // 16, context=16)
+    in_loss = batch.targets[batch.targets != IGNORED]
+    assert Counter(in_loss.tolist()) <= Counter(tokens[loss_mask].tolist())
+    assert 0 < len(in_loss) < batch.targets.numel()
 
 
 def test_mask_is_stored_beside_the_shards_that_need_it(chat, tmp_path, monkeypatch):
@@ -201,8 +202,8 @@ def test_mask_is_stored_beside_the_shards_that_need_it(chat, tmp_path, monkeypat
 
     assert not (tmp_path / "data" / "train-0-00000.mask").exists()
     assert (tmp_path / "data" / "train-0-00001.mask").read_bytes() == bytes(6)
-    is_scored = corpus.train[0].is_scored(0, len(corpus.train[0]))
-    assert is_scored.sum() == corpus.train[0].n_scored
+    loss_mask = corpus.train[0].loss_mask(0, len(corpus.train[0]))
+    assert loss_mask.sum() == corpus.train[0].n_in_loss
 
 
 def test_text_without_conversations_has_no_mask_and_no_template(corpus, chat, tmp_path):

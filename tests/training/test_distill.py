@@ -12,7 +12,7 @@ from training_runs import Killed, assert_same_run, raise_at, records, run
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import END, load_tokenizer, train_tokenizer
 from yocobit.model import Decoder
-from yocobit.packing import pack
+from yocobit.packing import checkpoints, pack
 from yocobit.training import checkpoint, loop
 from yocobit.training.checkpoint import RunState
 from yocobit.training.config import DistillConfig
@@ -49,7 +49,7 @@ def test_student_takes_the_tokenizer_of_its_teacher(toml, tmp_path, teacher):
     saved = student(toml, tmp_path / "student", teacher, "run.steps=1")
 
     found = load_tokenizer(saved / "tokenizer.json")
-    expected = load_tokenizer(checkpoint.find(teacher) / "tokenizer.json")
+    expected = load_tokenizer(checkpoints.find(teacher) / "tokenizer.json")
     assert found.to_str() == expected.to_str()
 
 
@@ -79,7 +79,7 @@ def test_resume_with_another_teacher_is_refused(toml, tmp_path, teacher):
 
 
 def test_teacher_with_another_tokenizer_is_refused(toml, tmp_path, teacher):
-    message = r"vocabulary is not the run's: token 260 is '.*' there but None here; leave out"
+    message = r"vocabulary is not the run's: token 260 is '.*' there but None here; omit"
 
     with pytest.raises(ConfigError, match=message):
         student(toml, tmp_path / "student", teacher, "data.vocab_size=260")
@@ -94,7 +94,7 @@ def test_model_that_transformers_saved_teaches_as_its_checkpoint_does(toml, tmp_
     transformers = pytest.importorskip("transformers")
     import yocobit.hf  # noqa: F401
 
-    saved, directory = checkpoint.find(teacher), tmp_path / "saved"
+    saved, directory = checkpoints.find(teacher), tmp_path / "saved"
     transformers.AutoModelForCausalLM.from_pretrained(saved).save_pretrained(directory)
     transformers.AutoTokenizer.from_pretrained(saved).save_pretrained(directory)
 
@@ -136,8 +136,8 @@ def test_gradients_of_the_student_equal_autograd_of_the_formula_in_float64(tmp_p
 
     log_q = model.head(model.hidden(inputs, resets)).log_softmax(dim=-1)
     nats = -log_q.gather(-1, targets[..., None]).sum()
-    said = taught_by.double()
-    p = (said.head(said.hidden(inputs, resets)) / 2).softmax(dim=-1).detach()
+    taught_by.double()
+    p = (taught_by.head(taught_by.hidden(inputs, resets)) / 2).softmax(dim=-1).detach()
     log_q_soft = (model.head(model.hidden(inputs, resets)) / 2).log_softmax(dim=-1)
     divergence = (p * (p.log() - log_q_soft)).sum()
     expected = 0.5 * nats + 0.5 * 4 * divergence
@@ -189,8 +189,8 @@ def test_logits_of_a_published_teacher_are_made_in_slices(published):
     with torch.no_grad():
         expected = model(input_ids=tokens).logits.flatten(0, 1)
 
-    guidance = Teacher(DistillConfig(teacher=str(published))).guide(tokens, None)
-    slices = [guidance.head(guidance.hidden[i : i + 5]) for i in range(0, 18, 5)]
+    output = Teacher(DistillConfig(teacher=str(published))).output(tokens, None)
+    slices = [output.head(output.hidden[i : i + 5]) for i in range(0, 18, 5)]
 
     # float32 products of 32 terms in another order.
     torch.testing.assert_close(torch.cat(slices), expected, rtol=1e-5, atol=1e-6)
@@ -202,11 +202,11 @@ def test_published_teacher_sees_nothing_before_a_reset(published):
     resets = torch.zeros(2, 9, dtype=torch.bool)
     resets[:, 0] = resets[0, 3] = True
 
-    found = teacher.guide(tokens, resets).hidden.unflatten(0, (2, 9))
+    found = teacher.output(tokens, resets).hidden.unflatten(0, (2, 9))
 
-    parts = [teacher.guide(tokens[:1, a:b], None).hidden for a, b in ((0, 3), (3, 9))]
+    parts = [teacher.output(tokens[:1, a:b], None).hidden for a, b in ((0, 3), (3, 9))]
     torch.testing.assert_close(found[0], torch.cat(parts))
-    torch.testing.assert_close(found[1], teacher.guide(tokens[1:], None).hidden)
+    torch.testing.assert_close(found[1], teacher.output(tokens[1:], None).hidden)
 
 
 def test_student_of_a_published_teacher_learns_from_it(toml, tmp_path, published):

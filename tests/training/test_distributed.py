@@ -15,9 +15,10 @@ from training_runs import MODEL_AND_DATA, run, write_toml
 
 from yocobit import packing
 from yocobit.config import ConfigError
-from yocobit.training import checkpoint, loop
+from yocobit.packing import checkpoints
 from yocobit.training.config import load as load_config
 from yocobit.training.distributed import Processes
+from yocobit.training.setup import check_batch
 
 TOML = f"""{MODEL_AND_DATA}
 [schedule]
@@ -151,8 +152,8 @@ def test_two_processes_continue_what_one_began(outs, name):
 def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
     out = tmp_path / "run"
     shutil.copytree(outs / f"{name}-2", out)
-    shutil.rmtree(checkpoint.last(out))
-    assert checkpoint.last(out).name == "step-000003"
+    shutil.rmtree(checkpoints.last(out))
+    assert checkpoints.last(out).name == "step-000003"
 
     run(toml, out, *RUNS[name], resume=True)
 
@@ -162,7 +163,7 @@ def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_checkpoint_of_two_processes_has_the_tensors_of_one(outs, name, file):
-    tensors, others = (load_file(checkpoint.last(outs / f"{name}-{n}") / file) for n in (2, 1))
+    tensors, others = (load_file(checkpoints.last(outs / f"{name}-{n}") / file) for n in (2, 1))
 
     assert tensors.keys() == others.keys()
     for key, other in others.items():
@@ -178,7 +179,7 @@ def test_checkpoint_of_two_processes_can_be_packed(outs, tmp_path):
 
 
 def test_signal_in_one_process_ends_both_after_its_step(outs):
-    assert checkpoint.last(outs / "stopped").name == "step-000002"
+    assert checkpoints.last(outs / "stopped").name == "step-000002"
     assert len(records(outs / "stopped")) == 2
     assert "SIGTERM: stopped after step 2" in (outs / "stdout").read_text()
 
@@ -196,11 +197,11 @@ def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_
     out = tmp_path / "run"
 
     result = run_two(toml, (str(out), RUNS["fsdp-muon"], False, (1, 5, signal.SIGKILL)))
-    kept = checkpoint.last(out)
+    kept = checkpoints.last(out)
     run(toml, out, *RUNS["fsdp-muon"], resume=True)
 
     assert result.returncode != 0
-    assert "error: process 0 of 2 has lost another one" in result.stderr
+    assert "error: process 0 of 2 lost the connection to another one" in result.stderr
     assert kept.name == "step-000003" and len(records(out)) == 6
 
 
@@ -228,7 +229,7 @@ def test_user_error_of_the_first_process_is_one_line_and_ends_both(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 def test_shares_of_all_processes_are_a_batch_in_order(size):
-    shares = [Processes(rank, size).share(range(12, 18)) for rank in range(size)]
+    shares = [Processes(rank, size).shard(range(12, 18)) for rank in range(size)]
 
     assert [i for share in shares for i in share] == list(range(12, 18))
     assert len({len(share) for share in shares}) == 1
@@ -238,4 +239,4 @@ def test_batch_that_processes_cannot_share_is_refused_with_both_numbers(toml):
     config = load_config(toml, CUT)
 
     with pytest.raises(ConfigError, match=r"divisible by the 4 processes but is 2 \* 3 = 6"):
-        loop._check_share(config, Processes(0, 4))
+        check_batch(config, Processes(0, 4))

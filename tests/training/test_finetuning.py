@@ -10,13 +10,13 @@ from packed_models import text
 from rich.console import Console
 
 from yocobit.config import ConfigError, preset
-from yocobit.data.chat import CHAT_TEMPLATE
+from yocobit.data.conversations import CHAT_TEMPLATE
+from yocobit.data.corpus import prepare
 from yocobit.data.tokenizer import load_tokenizer
 from yocobit.model import Decoder
-from yocobit.packing import pack
+from yocobit.packing import checkpoints, pack
 from yocobit.packing.verify import verify
 from yocobit.training import TrainConfig, checkpoint, load, train
-from yocobit.training.corpus import prepare
 from yocobit.training.step import Objective
 from yocobit.training.validation import bits_per_byte
 
@@ -78,8 +78,8 @@ def test_run_starts_from_the_weights_tokenizer_and_model_of_another(base, chat, 
     before = checkpoint.load_model(base)
     assert config.model == before.config == made.config
     assert config.data.vocab_size is None
-    assert load_tokenizer(checkpoint.find(tmp_path / "run") / "tokenizer.json").to_str() == (
-        load_tokenizer(checkpoint.find(base) / "tokenizer.json").to_str()
+    assert load_tokenizer(checkpoints.find(tmp_path / "run") / "tokenizer.json").to_str() == (
+        load_tokenizer(checkpoints.find(base) / "tokenizer.json").to_str()
     )
     for name, tensor in before.state_dict().items():
         assert torch.equal(tensor, made.state_dict()[name])
@@ -157,7 +157,7 @@ def test_checkpoint_that_lost_its_template_is_torn(base, chat, tmp_path):
 
     (saved / "chat_template.jinja").unlink()
 
-    assert checkpoint.last(tmp_path / "run") is None
+    assert checkpoints.last(tmp_path / "run") is None
 
 
 @pytest.mark.parametrize("max_tokens", [None, 40])
@@ -175,4 +175,4 @@ def test_bits_per_byte_of_conversations_are_of_what_the_assistant_writes(
     # A model that knows nothing: float32 log-probabilities, and a few roundings.
     n_bytes = 9 * len("A licence.\n<|end|>You may copy it.\n<|end|>")
     assert valid.n_bytes == n_bytes
-    assert found == pytest.approx(valid.n_scored * math.log2(n_tokens) / n_bytes, rel=1e-6)
+    assert found == pytest.approx(valid.n_in_loss * math.log2(n_tokens) / n_bytes, rel=1e-6)

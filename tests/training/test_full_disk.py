@@ -12,7 +12,7 @@ from yocobit.cli import app
 from yocobit.data import shards
 from yocobit.disk import WriteError
 from yocobit.errors import report_errors
-from yocobit.tracking.tensorboard import Board
+from yocobit.tracking.tensorboard import TensorBoardWriter
 from yocobit.training import loop
 
 
@@ -80,7 +80,7 @@ def test_index_of_a_text_is_written_whole_or_not_at_all(toml, tmp_path, capfd, m
     assert_same_run(out, done)
 
 
-@pytest.mark.parametrize("name", ["runs.html", "runs.png", "runs.svg", "runs.pdf"])
+@pytest.mark.parametrize("name", ["runs.png", "runs.svg", "runs.pdf"])
 def test_plot_that_cannot_be_written_leaves_the_one_before(done, tmp_path, capfd, name):
     out = tmp_path / name
     out.write_text("before")
@@ -135,7 +135,7 @@ def test_sample_that_cannot_be_written_ends_the_run_which_goes_on_later(toml, tm
 
     assert error == (
         f"{out}/samples/step-000006.txt: cannot be written (File too large); "
-        "checkpoints are as they were; make room and go on with --resume"
+        "checkpoints are unchanged; free disk space and continue with --resume"
     )
     assert left == []
     assert_same_run(out, tmp_path / "straight")
@@ -155,20 +155,20 @@ def test_events_that_cannot_be_written_end_the_run_which_goes_on_later(toml, tmp
 
     assert error == (
         f"{out}/tensorboard: cannot be written (File too large); "
-        "checkpoints are as they were; make room and go on with --resume"
+        "checkpoints are unchanged; free disk space and continue with --resume"
     )
     assert left == kept
     assert_same_run(out, tmp_path / "straight")
 
 
 def test_events_that_tensorboards_thread_cannot_write_are_the_next_calls_error(tmp_path, capfd):
-    board = Board(tmp_path, 0)
-    board.writer.file_writer.event_writer._async_writer._worker._next_flush_time = 0
+    writer = TensorBoardWriter(tmp_path, 0)
+    writer.writer.file_writer.event_writer._async_writer._worker._next_flush_time = 0
 
     with full_disk(100), pytest.raises(WriteError, match=r"tensorboard: cannot be written"):
         for step in range(100):
-            board.write({"step": step, "loss": 1.0})
-        board.flush()
-    board.close()
+            writer.write({"step": step, "loss": 1.0})
+        writer.flush()
+    writer.close()
 
     assert capfd.readouterr().err == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from training_runs import assert_same_run, run
 
-from yocobit.training import checkpoint
+from yocobit.packing import checkpoints
 
 STEPS = 40
 # Checkpoints and evaluations are most of the time, and so most of the moments.
@@ -60,7 +60,7 @@ def test_process_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_no
 
     assert last.returncode == 0, error
     assert_same_run(out, straight)
-    saved, expected = checkpoint.last(out), checkpoint.last(straight)
+    saved, expected = checkpoints.last(out), checkpoints.last(straight)
     assert saved.name == expected.name == f"step-{STEPS:06d}"
     for name in ("model.safetensors", "optimizer.safetensors", "tokenizer.json", "config.json"):
         assert (saved / name).read_bytes() == (expected / name).read_bytes()

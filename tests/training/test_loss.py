@@ -11,8 +11,8 @@ from torch import Tensor
 from yocobit.config import preset
 from yocobit.model import Decoder
 from yocobit.training import loss as loss_module
-from yocobit.training.loss import Guidance, head_loss
-from yocobit.training.precision import products_in
+from yocobit.training.backend import matmul_precision
+from yocobit.training.loss import TeacherOutput, head_loss
 from yocobit.training.step import Objective
 
 
@@ -86,9 +86,9 @@ def test_divergence_from_the_teacher_is_mixed_with_cross_entropy(
     x, weight, targets = problem(rng, 700)
     hidden = torch.randn(700, 8, generator=rng, dtype=torch.float64)
     head = torch.randn(60, 8, generator=rng, dtype=torch.float64)  # of a larger vocabulary
-    guidance = Guidance(hidden, lambda h: h @ head.mT, teacher_weight, temperature)
+    teacher = TeacherOutput(hidden, lambda h: h @ head.mT, teacher_weight, temperature)
 
-    loss, (nats, divergence) = head_loss(x, weight, targets, z_weight, guidance)
+    loss, (nats, divergence) = head_loss(x, weight, targets, z_weight, teacher)
     logits = x @ weight.mT
     p = ((hidden @ head.mT)[:, :50] / temperature).softmax(dim=-1)
     log_q = (logits / temperature).log_softmax(dim=-1)
@@ -107,11 +107,11 @@ def test_divergence_ignores_targets_below_zero(rng):
     x, weight, targets = problem(rng, 9)
     targets[::2] = -1
     hidden, kept = torch.randn(9, 16, generator=rng, dtype=torch.float64), targets >= 0
-    guidance = Guidance(hidden, lambda h: h @ weight.detach().mT, 0.5, 2.0)
-    guidance_kept = Guidance(hidden[kept], guidance.head, 0.5, 2.0)
+    teacher = TeacherOutput(hidden, lambda h: h @ weight.detach().mT, 0.5, 2.0)
+    teacher_kept = TeacherOutput(hidden[kept], teacher.head, 0.5, 2.0)
 
-    loss, terms = head_loss(x, weight, targets, 0.0, guidance)
-    expected, expected_terms = head_loss(x[kept], weight, targets[kept], 0.0, guidance_kept)
+    loss, terms = head_loss(x, weight, targets, 0.0, teacher)
+    expected, expected_terms = head_loss(x[kept], weight, targets[kept], 0.0, teacher_kept)
 
     assert torch.equal(terms, expected_terms)
     assert_same_with_gradients(loss, expected, x, weight)
@@ -126,7 +126,7 @@ def test_head_loss_never_holds_the_logits_of_more_than_a_slice(rng, monkeypatch)
         n_rows.append(len(part))
         return part @ weight.detach().mT
 
-    head_loss(x, weight, targets, 0.0, Guidance(hidden, head, 0.5, 1.0))
+    head_loss(x, weight, targets, 0.0, TeacherOutput(hidden, head, 0.5, 1.0))
 
     assert n_rows == [4, 4, 2]
 
@@ -137,7 +137,7 @@ def test_head_loss_in_bfloat16_is_near_that_in_float32(rng):
     exact, _ = head_loss(x, weight, targets)
     exact_gradients = torch.autograd.grad(exact, (x, weight))
 
-    with products_in("bfloat16"):
+    with matmul_precision("bfloat16"):
         loss, _ = head_loss(x, weight, targets)
         gradients = torch.autograd.grad(loss, (x, weight))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from training_runs import assert_same_run, run
 
-from yocobit.training import checkpoint, loop
-from yocobit.training.memory import OutOfMemory
+from yocobit.packing import checkpoints
+from yocobit.training import loop
+from yocobit.training.errors import OutOfMemory
 
 # The command line, with some memory beside what the imports take.
 IN_LITTLE_MEMORY = """
@@ -42,7 +43,7 @@ def test_batch_that_does_not_fit_is_one_line_and_a_smaller_one_is_trained(toml, 
     assert ended.returncode == 2
     assert ended.stderr == (
         f"error: {TRIED.format(1500)}set run.recompute = true, lower optim.batch_size and raise "
-        "optim.accumulation as much, lower data.context, or choose a smaller [model]; "
+        "optim.accumulation by the same factor, lower data.context, or choose a smaller [model]; "
         "last checkpoint: none yet\n"
     )
     assert again.returncode == 0, again.stderr
@@ -73,11 +74,11 @@ def test_run_that_no_longer_fits_goes_on_with_less_memory(toml, tmp_path, monkey
         return original(schedule, done, total)
 
     original = loop.rate_factor
-    remedy = "set run.recompute = true, free memory, and go on with --resume; last checkpoint: "
+    remedy = "set run.recompute = true, free memory, and continue with --resume; last checkpoint: "
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory) as raised:
         patch.setattr(loop, "rate_factor", rate_factor)
         run(toml, out)
-    left = checkpoint.last(out)
+    left = checkpoints.last(out)
     run(toml, out, "run.recompute=true", resume=True)
 
     assert str(raised.value) == f"{TRIED.format(2)}{remedy}{kept}"

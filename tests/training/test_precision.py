@@ -8,8 +8,8 @@ from training_runs import run
 from yocobit.config import ConfigError
 from yocobit.model.bitlinear import BitLinear
 from yocobit.training import loop
+from yocobit.training.backend import choose_precision
 from yocobit.training.config import load as load_config
-from yocobit.training.precision import choose_precision
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])

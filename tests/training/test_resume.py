@@ -16,7 +16,8 @@ from training_runs import Killed, assert_same_run, full_disk, raise_at, records,
 
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
-from yocobit.training import budget, checkpoint, loop
+from yocobit.packing import checkpoints
+from yocobit.training import checkpoint, loop, schedule
 from yocobit.training.config import load as load_config
 
 # Runs the configuration, and kills itself at the n-th call of a function.
@@ -128,10 +129,10 @@ def test_full_disk_leaves_the_last_checkpoint_whole_and_resuming_is_identical(
     toml, tmp_path, stopped
 ):
     run(toml, tmp_path / "straight")
-    kept, before = checkpoint.last(stopped), files(stopped)
+    kept, before = checkpoints.last(stopped), files(stopped)
     message = (
         r"step-000006: cannot be written \(.*File too large.*\); "
-        rf"last checkpoint: {kept}; make room and go on with --resume"
+        rf"last checkpoint: {kept}; free disk space and continue with --resume"
     )
 
     with (
@@ -140,7 +141,7 @@ def test_full_disk_leaves_the_last_checkpoint_whole_and_resuming_is_identical(
     ):
         run(toml, stopped, resume=True)
 
-    assert checkpoint.last(stopped) == kept and files(stopped) == before
+    assert checkpoints.last(stopped) == kept and files(stopped) == before
     run(toml, stopped, resume=True)
     assert_same_run(stopped, tmp_path / "straight")
 
@@ -194,12 +195,12 @@ def test_resume_ignores_a_torn_checkpoint(toml, tmp_path):
     run(toml, tmp_path / "straight")
     out = tmp_path / "torn"
     shutil.copytree(tmp_path / "straight", out)
-    newest = checkpoint.last(out)
+    newest = checkpoints.last(out)
     (newest / "model.safetensors").write_bytes(b"torn")
 
     run(toml, out, resume=True)
 
-    assert checkpoint.last(out) == newest
+    assert checkpoints.last(out) == newest
     assert_same_run(out, tmp_path / "straight")
 
 
@@ -223,27 +224,27 @@ def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=0.2))
-        patch.setattr(loop, "rate_factor", signal_at(budget._MEASURED_STEPS + 3, signal.SIGTERM))
+        patch.setattr(loop, "rate_factor", signal_at(schedule.MEASURED_STEPS + 3, signal.SIGTERM))
         run(toml, out, minutes)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine has the same plan
         run(toml, out, minutes, resume=True)
 
-    total = checkpoint.load_state(checkpoint.last(out)).total_steps
-    assert total is not None and total > budget._MEASURED_STEPS + 3
+    total = checkpoint.load_state(checkpoints.last(out)).total_steps
+    assert total is not None and total > schedule.MEASURED_STEPS + 3
     assert_same_run(out, tmp_path / "straight")
 
 
 def test_plan_of_a_budget_survives_a_kill_right_after_it(toml, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
-    monkeypatch.setattr(loop, "rate_factor", raise_at(budget._MEASURED_STEPS + 1))
+    monkeypatch.setattr(loop, "rate_factor", raise_at(schedule.MEASURED_STEPS + 1))
 
     with pytest.raises(Killed):
         run(toml, out, "run.minutes=0.16", "run.checkpoint_every=1000")
 
-    state = checkpoint.load_state(checkpoint.last(out))
-    assert state.step == budget._MEASURED_STEPS and state.total_steps is not None
+    state = checkpoint.load_state(checkpoints.last(out))
+    assert state.step == schedule.MEASURED_STEPS and state.total_steps is not None
 
 
 @pytest.mark.parametrize("before", ["run.minutes=0.16", "run.steps=40"])
@@ -303,7 +304,7 @@ def test_resume_where_no_run_was_begun_is_refused_and_leaves_nothing(toml, tmp_p
     (tmp_path / "other" / "run-a").mkdir()
     before = files(tmp_path)
 
-    with pytest.raises(ConfigError, match=r"typo: no such run to resume; correct --out, or leave"):
+    with pytest.raises(ConfigError, match=r"typo: no such run to resume; correct --out, or omit"):
         run(toml, tmp_path / "typo", resume=True)
     with pytest.raises(ConfigError, match=r"other: holds no run to resume but run-a; correct"):
         run(toml, tmp_path / "other", resume=True)
@@ -333,7 +334,7 @@ def test_second_run_in_the_same_directory_is_refused_without_resume(toml, tmp_pa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seed=1", "run.seed was 0 and is now 1; set it back"),
+        ("run.seed=1", "run.seed was 0 and is now 1; restore it"),
         ("optim.batch_size=3", "optim.batch_size was 2 and is now 3"),
         ("model.d_ff=64", "model.d_ff was 128 and is now 64"),
         ("data.context=8", "data.context was 16 and is now 8"),
@@ -352,7 +353,7 @@ def test_resume_on_changed_text_is_refused(toml, tmp_path):
     with (tmp_path / "train.txt").open("a") as file:
         file.write("more")
 
-    with pytest.raises(ConfigError, match="cannot resume, the text has changed"):
+    with pytest.raises(ConfigError, match="cannot resume, the corpus has changed"):
         run(toml, tmp_path / "run", "run.steps=1", resume=True)
 
 

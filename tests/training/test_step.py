@@ -16,10 +16,13 @@ from torch.utils._pytree import tree_leaves
 from training_runs import assert_same_run, records, run
 
 from yocobit.config import preset
+from yocobit.data.corpus import Corpus
 from yocobit.model import Decoder
-from yocobit.training import checkpoint, loop
-from yocobit.training.compilation import CompilationError, compiled
+from yocobit.packing import checkpoints
+from yocobit.training import checkpoint, loop, setup
+from yocobit.training.backend import CompilationError, compiled
 from yocobit.training.config import load as load_config
+from yocobit.training.optim import Optimizers
 from yocobit.training.step import Objective
 
 
@@ -38,13 +41,13 @@ def test_accumulation_equals_a_bigger_batch_to_rounding(toml, tmp_path, monkeypa
 
 def test_steps_read_the_windows_of_the_text_one_after_the_other(toml, tmp_path, monkeypatch):
     read = []
-    batch = loop.Corpus.batch
+    windows = Corpus.windows
 
     def noting(self, seed, first, size, context):
         read.append((first, size))
-        return batch(self, seed, first, size, context)
+        return windows(self, seed, first, size, context)
 
-    monkeypatch.setattr(loop.Corpus, "batch", noting)
+    monkeypatch.setattr(Corpus, "windows", noting)
     run(toml, tmp_path / "run", "run.steps=2", "optim.accumulation=3")
 
     assert read == [(0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 2)]
@@ -52,14 +55,14 @@ def test_steps_read_the_windows_of_the_text_one_after_the_other(toml, tmp_path, 
 
 def test_gradient_above_the_clip_is_scaled_to_it(toml, tmp_path, monkeypatch):
     norms = []
-    step = loop.Optimizers.step
+    step = Optimizers.step
 
     def noting(self, *factors):
         gradients = [p.grad for part in self.parts for g in part.param_groups for p in g["params"]]
         norms.append(float(torch.cat([g.flatten() for g in gradients]).double().norm()))
         step(self, *factors)
 
-    monkeypatch.setattr(loop.Optimizers, "step", noting)
+    monkeypatch.setattr(Optimizers, "step", noting)
     run(toml, tmp_path / "clipped", "run.steps=1", "optim.grad_clip=0.01")
     run(toml, tmp_path / "free", "run.steps=1", "optim.grad_clip=0")
 
@@ -169,10 +172,10 @@ def test_run_whose_compilation_fails_ends_with_one_line(toml, tmp_path, monkeypa
     def backend(graph, inputs):
         raise InductorError(ImportError("main.so: file too short"), None)
 
-    monkeypatch.setattr(loop, "why_not_compilable", lambda: None)
+    monkeypatch.setattr(setup, "compile_error", lambda: None)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
 
-    with pytest.raises(CompilationError, match=r"file too short.*; leave out --compile, or empty"):
+    with pytest.raises(CompilationError, match=r"file too short.*; omit --compile, or empty"):
         run(toml, tmp_path / "run", "run.compile=true", 'model.layers=["window"]')
 
 
@@ -188,6 +191,6 @@ def test_run_without_a_compiler_says_so_and_goes_on(toml, tmp_path, monkeypatch,
     (line,) = [line for line in lines if "run.compile" in line]
     assert line.startswith("warning: run.compile is on but nothing is compiled: ")
     assert "/nowhere/c++" in line
-    assert checkpoint.load_state(checkpoint.last(tmp_path / "run")).is_compiled is False
+    assert checkpoint.load_state(checkpoints.last(tmp_path / "run")).is_compiled is False
     run(toml, tmp_path / "plain", "run.steps=2")
     assert_same_run(tmp_path / "run", tmp_path / "plain")

@@ -8,6 +8,7 @@ from training_runs import records, run
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import train_tokenizer
 from yocobit.model import Decoder
+from yocobit.packing import checkpoints
 from yocobit.tracking.progress import Progress
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
@@ -78,7 +79,7 @@ def test_run_shorter_than_the_warm_up_of_its_recipe_says_so(toml, tmp_path, caps
     saved = loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
 
     n = checkpoint.load_state(saved).total_steps
-    message = f"warning: the run ends after {n} of its 375 {WARM_UP} {n / 375:.0%} and never falls"
+    message = f"warning: the run ends after {n} of its 375 {WARM_UP} {n / 375:.0%} and never decays"
     (line,) = (s for s in capsys.readouterr().out.splitlines() if WARM_UP in s)
     assert line.startswith(message)
 
@@ -117,7 +118,7 @@ def test_best_checkpoint_is_that_of_the_lowest_evaluation(toml, tmp_path):
 
     bits = {r["step"]: b for r in records(tmp_path / "run") if (b := r.get("valid_bits_per_byte"))}
     lowest = min(bits, key=bits.get)
-    best, last = checkpoint.best(tmp_path / "run"), checkpoint.last(tmp_path / "run")
+    best, last = checkpoints.best(tmp_path / "run"), checkpoints.last(tmp_path / "run")
 
     assert lowest < 12
     assert best.name == f"step-{lowest:06d}" and last.name == "step-000012"

@@ -7,11 +7,11 @@ import torch
 from training_runs import records, run
 
 from yocobit.config import preset
+from yocobit.data.corpus import prepare
 from yocobit.data.tokenizer import end_token
 from yocobit.model import Decoder
 from yocobit.training import checkpoint, load_model
 from yocobit.training.config import load as load_config
-from yocobit.training.corpus import prepare
 from yocobit.training.step import Objective
 from yocobit.training.validation import bits_per_byte
 

@@ -1,4 +1,4 @@
-"""train, plot, pack, import: the commands that need PyTorch."""
+"""train, plot, pack, import: the commands of training and conversion."""
 
 from __future__ import annotations
 
@@ -71,12 +71,11 @@ def plot(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
     out: Annotated[
         list[Path],
-        typer.Option(help="A .html, .png, .svg or .pdf file; can be repeated."),
-    ] = [Path("runs.html"), Path("runs.png")],  # noqa: B006
+        typer.Option(help="A .png, .svg or .pdf file; can be repeated."),
+    ] = [Path("runs.png")],  # noqa: B006
     x: Annotated[Literal["step", "tokens", "seconds"], typer.Option(help="The x axis.")] = "step",
 ) -> None:
     """Plot the metrics of training runs."""
-    _import_training()
     from yocobit.tracking.plot import plot_runs
 
     for path in out:
@@ -104,7 +103,7 @@ def import_(
     head: Head = "int8",
     as_json: Json = False,
 ) -> None:
-    """Import a published BitNet b1.58 checkpoint (model_type bitnet) into the packed format."""
+    """Convert a published BitNet b1.58 checkpoint (model_type bitnet) to a packed model."""
     print_summary(importers.import_bitnet(checkpoint, out, head), as_json)
 
 

@@ -1,1 +1,1 @@
-"""Data: files -> documents -> tokens -> windows. Without torch."""
+"""Data: text -> documents -> tokens -> shards -> windows, without torch."""

@@ -1,4 +1,4 @@
-"""The section [data] of a training run: which text, and how it becomes tokens; see docs/data.md."""
+"""The section [data] of a training run: the text, and its conversion to tokens."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from yocobit.config import ConfigError, check_types, from_fields, require
 from yocobit.data.windows import BLOCK
 
-PYTHON_STDLIB = "python-stdlib"  # the data source that is found at run time, not a path
+PYTHON_STDLIB = "python-stdlib"  # a source that is located at run time, not a path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """An item of data.train or data.valid that says more than a path; docs/data.md explains."""
+    """An item of data.train or data.valid that has settings in addition to its path."""
 
     path: str  # a file, a directory, a glob, or PYTHON_STDLIB
-    weight: float | None = None  # of the windows of `train`, relative to the other items'
+    weight: float | None = None  # share of the training windows, relative to other items
     text_field: str = "text"  # of a .jsonl record, or the column of a .parquet file
-    by_line: bool = False  # whether each line of a .txt file is a document
+    by_line: bool = False  # each line of a .txt file is a document
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -31,16 +31,16 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """[data]: which text, how it is split and cut into tokens."""
+    """[data]: training and validation text, tokenizer and context length."""
 
-    train: tuple[str | SourceConfig, ...]  # a string is a path with nothing more to say
+    train: tuple[str | SourceConfig, ...]  # a string is a path with default settings
     valid: tuple[str | SourceConfig, ...] = ()
     valid_every: int | None = None  # instead of `valid`: about one document in this many
-    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
-    deduplicate: bool = False  # keep the first of documents with the same text
-    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
-    tokenizer: str | None = None  # instead of training one: a tokenizer.json
-    context: int = 256
+    exclude: tuple[str, ...] = ()  # globs on paths relative to directories
+    deduplicate: bool = False  # keep only the first of equal documents
+    vocab_size: int | None = None  # of a BPE trained on the text; default: the preset's
+    tokenizer: str | None = None  # path of a tokenizer.json, instead of training one
+    context: int = 256  # tokens in a window
 
     def __post_init__(self) -> None:
         for name in ("train", "valid"):

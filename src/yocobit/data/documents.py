@@ -1,8 +1,8 @@
-"""Documents: the texts of source files, one after the other, each under a stable name.
+"""Documents: the texts in source files, read in order, each with a stable name.
 
-A .txt, .md or .py file is one document (a .txt may also be one a line); each line of a .jsonl file
-and each row of a .parquet file is one. A .txt or .jsonl may be compressed. Nothing holds
-more of a file than one record or piece.
+A .txt, .md or .py file is one document (or each line of a .txt file); so is each line of a .jsonl
+file and each row of a .parquet file. .txt and .jsonl files may be compressed. At most one record or
+piece of a file is in memory.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.config import ConfigError
-from yocobit.data.chat import render
 from yocobit.data.config import SourceConfig
+from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
 
-PIECE_LENGTH = 1 << 16  # characters; long enough for any piece to be rare, short enough to share
+PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads get equal shares
 _CHUNK_BYTES = 1 << 16
 _ROWS = 256  # of a .parquet file, at once
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
-# Where a long text may be cut: no token of a tokenizer trained here goes across.
-_LINE_BEGINS = re.compile(r"(?<=\S\n)(?=\S)")
+# Where a long text may be cut: no token of a tokenizer trained here spans such a position.
+_LINE_STARTS = re.compile(r"(?<=\S\n)(?=\S)")
 _WORD_ENDS = re.compile(r"(?<=\w)(?= \w)")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a document's text, and whether a model learns to write it."""
+    """A part of a document's text, and whether its tokens are in the loss."""
 
     text: str
-    is_scored: bool = True
+    in_loss: bool = True
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text in pieces, and a name that does not depend on where the corpus lies."""
+    """A text in pieces, and a name that does not depend on the location of the corpus."""
 
     name: str
-    pieces: Iterable[Piece]  # each iteration begins anew
+    pieces: Iterable[Piece]  # can be iterated again
 
     def text(self) -> str:
-        """Return the text as a whole."""
+        """Return the whole text."""
         return "".join(piece.text for piece in self.pieces)
 
     def digest(self) -> bytes:
-        """Return 16 bytes that no other text has."""
+        """Return a 16-byte hash of the text."""
         digest = hashlib.blake2b(digest_size=16)
         for piece in self.pieces:
             digest.update(piece.text.encode())
@@ -66,7 +66,7 @@ class Document:
 
 @dataclass
 class Documents:
-    """The documents of some files, in their order; each iteration reads the files again."""
+    """The documents of some files in order; each iteration reads the files again."""
 
     files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
@@ -74,7 +74,7 @@ class Documents:
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Documents:
-        """Return those of files, directories and globs; ConfigError if there is none such."""
+        """Return those of files, directories and globs; ConfigError if one matches nothing."""
         sources, unread = [SourceConfig(path=str(path)) for path in paths], Counter[str]()
         files = [file for source in sources for file in list_files(source, (), unread)]
         return cls(files, unread=unread)
@@ -105,7 +105,7 @@ class Documents:
 
 
 def read_texts(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the text of each document of files, directories and globs; ConfigError if unfit."""
+    """Yield the text of each document in files, directories and globs."""
     return (document.text() for document in Documents.of(paths))
 
 
@@ -116,7 +116,7 @@ class _TextFile:
     file: SourceFile
 
     def has_text(self) -> bool:
-        """Whether it is not empty; only what is compressed is read for this."""
+        """Whether the text is not empty; only compressed files are read for this."""
         is_compressed = self.file.suffix.endswith((".gz", ".zst"))
         return self.file.size > 0 and not (is_compressed and next(iter(self), None) is None)
 
@@ -160,8 +160,8 @@ def _cut(chunks: Iterable[str]) -> Iterator[str]:
 
 def _cut_at(text: str, begin: int) -> int:
     end = begin + PIECE_LENGTH
-    for places in (_LINE_BEGINS, _WORD_ENDS):
-        if last := deque(places.finditer(text, begin + 1, end), maxlen=1):
+    for pattern in (_LINE_STARTS, _WORD_ENDS):
+        if last := deque(pattern.finditer(text, begin + 1, end), maxlen=1):
             return last[0].start()
     return end
 
@@ -211,7 +211,7 @@ def _rows(file: SourceFile) -> Iterator[Document]:
                     name, source = f"{file.name}:{number}", f"{file.path}:{number}"
                     yield from _record(record, file.text_field, name, source)
     except pyarrow.ArrowException as error:
-        raise ConfigError(f"{file.path}: is not a whole .parquet file ({error})") from None
+        raise ConfigError(f"{file.path}: is not a complete .parquet file ({error})") from None
 
 
 def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Document]:
@@ -219,7 +219,7 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
     fields = record if isinstance(record, dict) else {}
     if text_field not in fields and "messages" in fields:
         parts = render(fields["messages"], source)
-        yield Document(name, [Piece(_encodable(part, source), scored) for part, scored in parts])
+        yield Document(name, [Piece(_encodable(part, source), in_loss) for part, in_loss in parts])
     elif isinstance(text := fields.get(text_field), str):
         if text:
             yield _document(name, _encodable(text, source))
@@ -230,18 +230,18 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
 
 
 def _encodable(text: str, source: str) -> str:
-    """Return a text that has UTF-8; JSON can also spell halves of characters."""
+    """Return the text if UTF-8 can encode it; JSON may contain lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        half = text[error.start]
-        raise ConfigError(f"{source}: text has half a character, {half!r}") from None
+        surrogate = text[error.start]
+        raise ConfigError(f"{source}: text has a lone surrogate, {surrogate!r}") from None
     return text
 
 
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[Any]:
-    """Open what a file holds once it is decompressed; errors while it is read name the file."""
+    """Open a file, decompressed; errors while reading name the file."""
     with _reading(file.path), file.path.open("rb") as stream:
         if file.suffix.endswith(".gz"):
             with gzip.open(stream) as content:
@@ -266,7 +266,7 @@ def _import(module: str, extra: str, path: Path) -> Any:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file is read into a line that names it."""
+    """Raise errors of reading a file as ConfigError that names it."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

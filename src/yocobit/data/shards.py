@@ -1,7 +1,7 @@
-"""Tokens on disk: memory-mapped files of bounded size that read as one sequence.
+"""Tokens on disk: memory-mapped shards of bounded size that read as one sequence.
 
-NAME-00000.bin, NAME-00001.bin, ... hold tokens; a NAME-00000.mask beside one has a byte for each of
-its tokens, 1 where a model learns to write it. A shard without a mask is learnt whole.
+NAME-00000.bin, NAME-00001.bin, ... are tokens. NAME-00000.mask is the loss mask of a shard, a byte
+per token: 1 if the token is in the loss. Without this file, all tokens of the shard are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Array = NDArray[Any]
 
 
 class ShardWriter:
-    """Writes the tokens of one sequence; `close` says what a Tokens is made from."""
+    """Writes the tokens of one sequence; `close` returns the entry that Tokens opens."""
 
     def __init__(self, directory: Path, name: str, dtype: str) -> None:
         self.directory, self.name, self.dtype = directory, name, np.dtype(dtype)
@@ -34,39 +34,39 @@ class ShardWriter:
         self.mask_file: BinaryIO | None = None
         self.n_here = 0  # tokens in the open shard
 
-    def write(self, tokens: _Array, is_scored: bool) -> None:
-        """Append tokens (T,) that are all learnt, or not."""
+    def write(self, tokens: _Array, in_loss: bool) -> None:
+        """Append tokens (T,), all of them in the loss or none."""
         self.counts["tokens"] += len(tokens)
-        self.counts["scored_tokens"] += len(tokens) if is_scored else 0
-        n_most = max(1, SHARD_BYTES // self.dtype.itemsize)
+        self.counts["scored_tokens"] += len(tokens) if in_loss else 0
+        capacity = max(1, SHARD_BYTES // self.dtype.itemsize)
         while len(tokens) > 0:
-            part, tokens = np.split(tokens, [n_most - self.n_here])
-            self._write(part, is_scored)
-            if self.n_here == n_most:
+            part, tokens = np.split(tokens, [capacity - self.n_here])
+            self._write(part, in_loss)
+            if self.n_here == capacity:
                 self._close_shard()
 
     def close(self) -> dict[str, Any]:
-        """End the sequence, flushed to disk; return its entry in the index."""
+        """End the sequence and flush it to disk; return its entry for the index."""
         self._close_shard()
         return {"shards": self.shards, "dtype": self.dtype.name, **self.counts}
 
     def abandon(self) -> None:
-        """Close what is open, as it is."""
+        """Close open files without completing them."""
         for file in (self.tokens_file, self.mask_file):
             if file is not None:
-                with suppress(OSError):  # tries again to write what could not be written
+                with suppress(OSError):  # closing retries a failed write
                     file.close()
 
-    def _write(self, tokens: _Array, is_scored: bool) -> None:
+    def _write(self, tokens: _Array, in_loss: bool) -> None:
         with writing(self._path(".bin")):
             if self.tokens_file is None:
                 self.tokens_file = self._path(".bin").open("wb")
-            if self.mask_file is None and not is_scored:
+            if self.mask_file is None and not in_loss:
                 self.mask_file = self._path(".mask").open("wb")
                 self.mask_file.write(b"\1" * self.n_here)
             self.tokens_file.write(tokens.astype(self.dtype).tobytes())
             if self.mask_file is not None:
-                self.mask_file.write((b"\1" if is_scored else b"\0") * len(tokens))
+                self.mask_file.write((b"\1" if in_loss else b"\0") * len(tokens))
         self.n_here += len(tokens)
 
     def _close_shard(self) -> None:
@@ -76,7 +76,7 @@ class ShardWriter:
         for file, suffix in ((self.tokens_file, ".bin"), (self.mask_file, ".mask")):
             if file is not None:
                 with writing(self._path(suffix)):
-                    file.close()  # writes what is buffered
+                    file.close()  # writes the buffer
                     flush(self._path(suffix))
         self.shards.append({"name": self._path("").name, **shard})
         self.tokens_file = self.mask_file = None
@@ -90,11 +90,11 @@ class Tokens:
     """The tokens of one sequence, mapped into memory; each document ends with the end token."""
 
     def __init__(self, directory: Path, entry: dict[str, Any]) -> None:
-        """Open what a ShardWriter closed with `entry`."""
+        """Open the sequence of an entry that ShardWriter.close returned."""
         shards = entry["shards"]
-        self.n_bytes: int = entry["bytes"]  # of UTF-8 that the scored tokens spell
+        self.n_bytes: int = entry["bytes"]  # UTF-8 length of the tokens in the loss
         self.n_documents: int = entry["documents"]
-        self.n_scored: int = entry["scored_tokens"]
+        self.n_in_loss: int = entry["scored_tokens"]
         self.has_mask = any(shard["has_mask"] for shard in shards)
         self._starts = [0, *accumulate(shard["tokens"] for shard in shards)]
         self._shards = [
@@ -116,8 +116,8 @@ class Tokens:
         parts = [self._shards[i][part] for i, part in self._parts(begin, end)]
         return np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64)
 
-    def is_scored(self, begin: int, end: int) -> NDArray[np.bool_]:
-        """Return whether a model learns to write each of tokens `begin` to `end`."""
+    def loss_mask(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Return whether each of tokens `begin` to `end` is in the loss."""
         found = np.ones(max(0, end - begin), dtype=np.bool_)
         at = 0
         for i, part in self._parts(begin, end):
@@ -135,8 +135,8 @@ class Tokens:
             yield i, slice(max(begin, start) - start, min(end, stop) - start)
 
 
-def is_whole(directory: Path, entry: dict[str, Any]) -> bool:
-    """Whether the files of a sequence are there and of their size."""
+def is_complete(directory: Path, entry: dict[str, Any]) -> bool:
+    """Whether every file of a sequence is present in its full size."""
     itemsize = np.dtype(entry["dtype"]).itemsize
     for shard in entry["shards"]:
         suffixes = {".bin": itemsize, **({".mask": 1} if shard["has_mask"] else {})}

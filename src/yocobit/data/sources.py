@@ -1,7 +1,7 @@
-"""Source files: what the paths, directories and globs of a corpus stand for, in a fixed order.
+"""Source files: the files in paths, directories and globs of a corpus, in a fixed order.
 
-A file is known by its name, which does not depend on where the corpus lies, its size and the
-SHA-256 of its bytes. documents.py reads what is in it.
+A file is identified by its name, which does not depend on the location of the corpus, its size and
+its SHA-256. documents.py reads its content.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUFFIXES = (
     *(".md", ".py", ".parquet"),
 )
 
-# Of the standard library: what is not its own source, tests, and generated tables.
+# In the standard library: installed packages, tests and generated tables.
 _STDLIB_EXCLUDE = (
     "site-packages",
     "dist-packages",
@@ -43,13 +43,13 @@ _STDLIB_EXCLUDE = (
 )
 
 _CHUNK_BYTES = 1 << 20
-# A file that changed so shortly ago may change again without a new time of change.
+# A file modified this recently may change again without a new modification time.
 _SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file, and how to read documents from it."""
+    """A file, and how to read its documents."""
 
     path: Path
     name: str
@@ -57,11 +57,11 @@ class SourceFile:
     mtime_ns: int
     text_field: str = "text"
     by_line: bool = False
-    is_named: bool = False  # itself, not by a directory or a glob that it is in
+    is_named: bool = False  # by its path, not through a directory or a glob
 
     @property
     def suffix(self) -> str:
-        """The one of SUFFIXES that the name ends in."""
+        """The entry of SUFFIXES that the name ends in."""
         suffix = _suffix(self.path.name)
         assert suffix is not None
         return suffix
@@ -70,10 +70,9 @@ class SourceFile:
 def list_files(
     source: SourceConfig, exclude: Sequence[str], unread: Counter[str] | None = None
 ) -> list[SourceFile]:
-    """Return the files of a source sorted by name; ConfigError if there is none such.
+    """Return the files of a source sorted by name; ConfigError if there is none.
 
-    `unread` counts, by what their names end in, the files of a directory or a glob that end in
-    none of SUFFIXES.
+    `unread` counts, by suffix, the files of a directory or a glob that end in none of SUFFIXES.
     """
     files = []
     unread = Counter() if unread is None else unread
@@ -98,33 +97,33 @@ def list_files(
     return files
 
 
-# What was known of files before: size, time of change, SHA-256, by path.
-Known = Mapping[str, tuple[int, int, str]]
+# Size, modification time and SHA-256 of files, by path.
+FileHashes = Mapping[str, tuple[int, int, str]]
 
 
-def fingerprints(files: Sequence[SourceFile], known: Known) -> list[str]:
-    """Return the SHA-256 of each file; one with the size and time that are known is not read."""
+def hash_files(files: Sequence[SourceFile], cached: FileHashes) -> FileHashes:
+    """Hash files; one whose size and modification time equal the cached ones is not read."""
 
-    def fingerprint(file: SourceFile) -> str:
-        size, mtime_ns, sha256 = known.get(str(file.path), (None, None, ""))
-        return sha256 if (size, mtime_ns) == (file.size, file.mtime_ns) else _sha256(file.path)
+    def sha256(file: SourceFile) -> str:
+        size, mtime_ns, known = cached.get(str(file.path), (None, None, ""))
+        return known if (size, mtime_ns) == (file.size, file.mtime_ns) else _sha256(file.path)
 
-    with ThreadPoolExecutor() as pool:  # hashing and reading leave the interpreter to others
-        return list(pool.map(fingerprint, files))
+    with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
+        digests = pool.map(sha256, files)
+        return {
+            str(file.path): (file.size, file.mtime_ns, digest)
+            for file, digest in zip(files, digests, strict=True)
+        }
 
 
-def to_know(files: Sequence[SourceFile], sha256: Sequence[str]) -> dict[str, tuple[int, int, str]]:
-    """Return what may be taken as known of the files next time."""
-    settled = time.time_ns() - _SETTLED_NS
-    return {
-        str(file.path): (file.size, file.mtime_ns, digest)
-        for file, digest in zip(files, sha256, strict=True)
-        if file.mtime_ns < settled
-    }
+def cacheable(hashes: FileHashes) -> FileHashes:
+    """Return the hashes that identify a file by size and modification time from now on."""
+    newest = time.time_ns() - _SETTLED_NS
+    return {path: entry for path, entry in hashes.items() if entry[1] < newest}
 
 
 def check_unchanged(files: Sequence[SourceFile]) -> None:
-    """Raise ConfigError if a file is not any more what it was when it was listed."""
+    """Raise ConfigError if a file has changed since it was listed."""
     for file in files:
         try:
             status = os.stat(file.path)
@@ -146,15 +145,15 @@ def _sha256(path: Path) -> str:
 
 
 def _suffix(name: str) -> str | None:
-    """Return the one of SUFFIXES that a name ends in, in upper or lower case."""
+    """Return the entry of SUFFIXES that a name ends in, ignoring case."""
     name = name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
 def describe_unread(unread: Mapping[str, int]) -> str:
-    """Return a line about files that list_files has left out."""
+    """Return a line about the files that list_files ignored."""
     kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(unread.items()))
-    return f"left out {sum(unread.values()):,} files of other kinds: {kinds}"
+    return f"ignored {sum(unread.values()):,} files of other kinds: {kinds}"
 
 
 def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[tuple[str, str]]:
@@ -163,13 +162,16 @@ def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[
         found = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
         return [(path, name) for path, name in found if name.endswith(".py")]
     if os.path.isdir(source):
-        what, listed = "in this directory", _directory(source, exclude)
+        place, listed = "in this directory", _directory(source, exclude)
     elif os.path.exists(source):
         if _suffix(source) is None:
             raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
         return [(source, os.path.basename(source))]
     elif glob.has_magic(source):
-        what, listed = "with this pattern", sorted(_glob(source, exclude), key=lambda item: item[1])
+        place, listed = (
+            "with this pattern",
+            sorted(_glob(source, exclude), key=lambda item: item[1]),
+        )
     else:
         raise ConfigError(f"{source}: no such file or directory")
     found, others = [], Counter[str]()
@@ -180,7 +182,7 @@ def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[
             others[PurePosixPath(name).suffix.lower() or "without a suffix"] += 1
     if not found:
         seen = f"; {describe_unread(others)}" if others else ""
-        raise ConfigError(f"{source}: no file {what} ends in {', '.join(SUFFIXES)}{seen}")
+        raise ConfigError(f"{source}: no file {place} ends in {', '.join(SUFFIXES)}{seen}")
     unread.update(others)
     return found
 
@@ -196,7 +198,7 @@ def _directory(directory: str, exclude: tuple[str, ...]) -> list[tuple[str, str]
 
 
 def _glob(pattern: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the files of a glob, named from the last directory before its first wildcard on."""
+    """Yield the files of a glob, named relative to the directory before its first wildcard."""
     parts = Path(pattern).parts
     n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:n_fixed])
@@ -207,7 +209,7 @@ def _glob(pattern: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
-    """Whether a pattern fits the whole name or, without a slash, any part of it."""
+    """Whether a pattern matches the whole name or, without a slash, any part of it."""
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
         return True
     return any(_is_part_excluded(part, exclude) for part in PurePosixPath(name).parts)

@@ -1,7 +1,7 @@
-"""Byte-level BPE over the `tokenizers` library: every text has tokens, and they give it back.
+"""Byte-level BPE with the `tokenizers` library: encodes any text losslessly.
 
-END separates documents and is token 0 of every tokenizer trained here. A tokenizer that was made
-elsewhere may call the token by another name.
+END separates documents and is token 0 of every tokenizer trained here. Other tokenizers may have
+another name for it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from yocobit.config import ConfigError
 
 END = "<|endoftext|>"
 
-TOKENIZER_VERSION = 1  # to raise when the same texts would give another tokenizer
+TOKENIZER_VERSION = 1  # raised when the same texts would give another tokenizer
 
-# GPT-4's split with one change for code: a line break takes the indentation that follows it.
+# The split of GPT-4 with one change for code: indentation belongs to the preceding line break.
 _SPLIT = (
     r"(?:\r?\n)+[ \t]*"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -33,7 +33,7 @@ _SPLIT = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE with END as token 0; the same texts give the same tokenizer.
 
-    A text that spells END gets ordinary tokens: only the end of a document is the end token.
+    END inside a text is encoded as ordinary tokens: only the end of a document is the end token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -55,9 +55,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; a text that spells END gets ordinary tokens.
+    """Read a tokenizer.json; END inside a text is encoded as ordinary tokens.
 
-    Without END, the eos_token of the tokenizer_config.json beside it takes that name.
+    If it has no END, the eos_token in the adjacent tokenizer_config.json is renamed to END.
     """
     tokenizer = read_tokenizer(path)
     if tokenizer.token_to_id(END) is None:
@@ -65,7 +65,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         if tokenizer.token_to_id(eos or "") is None:
             raise ConfigError(
                 f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
-                "json beside it names one of its tokens as eos_token; add one of the two"
+                "json next to it names one of its tokens as eos_token; add one of the two"
             )
         tokenizer = _with_end(tokenizer, eos)
     tokenizer.encode_special_tokens = True
@@ -83,7 +83,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _eos_token(path: Path) -> Any:
-    """Return what a tokenizer_config.json says, None if there is none."""
+    """Return the eos_token of a tokenizer_config.json, None without one."""
     try:
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:
         fields["model"]["vocab"] = {END if name == eos else name: i for name, i in vocab.items()}
     else:  # Unigram: names and scores
         fields["model"]["vocab"] = [[END if name == eos else name, score] for name, score in vocab]
-    fields["post_processor"] = None  # may name it; documents are encoded without
+    fields["post_processor"] = None  # may name the token; documents are encoded without it
     return Tokenizer.from_str(json.dumps(fields))
 
 

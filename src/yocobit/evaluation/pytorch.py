@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from yocobit.data.tokenizer import end_token, load_tokenizer
 from yocobit.evaluation.scorer import CHUNK, Backend, Nats
 from yocobit.model import Cache
-from yocobit.training.checkpoint import TOKENIZER, find, load_model
+from yocobit.packing.checkpoints import TOKENIZER, find
+from yocobit.training.checkpoint import load_model
 
 
 class TorchScorer:

@@ -18,7 +18,30 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.config import ConfigError
-from yocobit.packing.format import CONFIG, MODEL, TOKENIZER, is_packed
+from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, is_packed
+
+__all__ = [
+    "BEST",
+    "CHAT_TEMPLATE",
+    "CONFIG",
+    "DIRECTORY",
+    "LAST",
+    "MODEL",
+    "OPTIMIZER",
+    "PARTIAL",
+    "STATE",
+    "TOKENIZER",
+    "TRAIN",
+    "best",
+    "complete",
+    "directory_of",
+    "find",
+    "is_complete",
+    "last",
+    "read_state",
+    "read_train",
+    "step_of",
+]
 
 OPTIMIZER = "optimizer.safetensors"
 TRAIN = "train.json"

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
-from yocobit.data.chat import END_OF_TURN
+from yocobit.data.conversations import END_OF_TURN
 from yocobit.data.tokenizer import END
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints

@@ -1,6 +1,6 @@
-"""The curves of runs, read from RUN/metrics.jsonl; drawn by yocobit.tracking.plot and page.
+"""Curves of runs, read from RUN/metrics.jsonl and drawn by yocobit.tracking.plot.
 
-Values that are absent or not finite are NaN: a gap in a curve.
+Missing and non-finite values are NaN: a gap in a curve.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Literal
 import numpy as np
 
 from yocobit.config import ConfigError
-from yocobit.tracking.progress import METRICS
-from yocobit.tracking.weight_counts import WEIGHT_COUNTS, shares
 
 Axis = Literal["step", "tokens", "seconds"]
-AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
-_SMOOTHED_SHARE = 1 / 50  # of a run: what the smoothed loss is the average of, about
-_FALL = 0.08  # of a run, from its start: where losses are too large to show with the others
+METRICS = "metrics.jsonl"
+WEIGHT_COUNTS = "weight_counts"  # key of a record: per matrix, how many codes are -1, 0 and +1
+
+_SMOOTHED_SHARE = 1 / 50  # of a run: the window of the smoothed loss
+_INITIAL_DROP = 0.08  # of a run, from its start: losses that would compress the vertical axis
 _UNITS: dict[Axis, tuple[tuple[float, str], ...]] = {
     "step": ((1, "step"),),
     "tokens": ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"),
@@ -36,7 +36,7 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Run:
-    """The records of one run under a name that no other run of the picture has."""
+    """The records of one run and its name, unique in the plot."""
 
     name: str
     records: list[dict[str, Any]]
@@ -46,17 +46,18 @@ class Run:
         return np.array([_number(record.get(key)) for record in self.records])
 
     def smoothed(self, key: str) -> Values:
-        """Return one value of each record, averaged over those before it."""
+        """Return one value of each record, smoothed over the preceding ones."""
         return smooth(self.values(key))
 
     def measured(self, key: str, axis: Axis) -> tuple[Values, Values]:
-        """Return where on the axis `key` was measured, and its values there."""
+        """Return the positions on the axis where `key` was measured, and its values there."""
         x, y = self.values(axis), self.values(key)
-        is_there = ~np.isnan(y)
-        return x[is_there], y[is_there]
+        is_present = ~np.isnan(y)
+        return x[is_present], y[is_present]
 
     def layer_shares(self, axis: Axis) -> tuple[Values, dict[str, Values]]:
-        """Return where weights were counted, and each layer's shares (N, 3) of -1, 0 and +1."""
+        """Return the positions where weights were counted, and each layer's shares (N, 3) of -1, 0
+        and +1."""
         records = [record for record in self.records if record.get(WEIGHT_COUNTS)]
         layers: dict[str, list[list[float]]] = {}
         for record in records:
@@ -67,7 +68,7 @@ class Run:
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """Read runs; ConfigError if one has no records or is named twice."""
+    """Read runs; ConfigError if one has no records or is given twice."""
     names = _names(directories)
     return [
         Run(name, _read(directory / METRICS))
@@ -76,13 +77,13 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
 
 
 def unit(runs: Sequence[Run], axis: Axis) -> tuple[float, str]:
-    """Return what to divide an axis by, and its label, so that its numbers are short."""
+    """Return the divisor and the label of an axis, chosen for short numbers."""
     largest = max(np.nanmax(run.values(axis), initial=0.0) for run in runs)
     return next((unit for unit in _UNITS[axis] if largest >= 2 * unit[0]), _UNITS[axis][-1])
 
 
 def smooth(values: Values) -> Values:
-    """Average exponentially over a fixed share of all values; the first values have no bias."""
+    """Return the bias-corrected exponential moving average over a fixed share of all values."""
     weight = 1 - 1 / max(1.0, len(values) * _SMOOTHED_SHARE)
     total = norm = 0.0
     smoothed = np.full(len(values), np.nan)
@@ -94,10 +95,16 @@ def smooth(values: Values) -> Values:
 
 
 def ceiling(x: Values, y: Values) -> float:
-    """Return the largest value that matters: that after the fall at the start."""
-    is_late = x >= x[0] + _FALL * (x[-1] - x[0])
+    """Return the largest value after the initial drop: the upper end of the vertical axis."""
+    is_late = x >= x[0] + _INITIAL_DROP * (x[-1] - x[0])
     late = y[is_late & ~np.isnan(y)]
     return float(late.max()) if len(late) else math.nan
+
+
+def shares(counts: list[int]) -> list[float]:
+    """Return counts as fractions of their sum."""
+    total = sum(counts)
+    return [count / total for count in counts]
 
 
 def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -116,11 +123,11 @@ def _number(value: Any) -> float:
 
 
 def _names(directories: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of paths that tell the runs apart."""
+    """Return the shortest suffixes of the paths that are unique."""
     paths = [directory.resolve() for directory in directories]
     for i, path in enumerate(paths):
         if path in paths[:i]:
-            raise ConfigError(f"{directories[i]}: named twice; name each run once")
+            raise ConfigError(f"{directories[i]}: given twice; give each run once")
     n_parts = 1
     while len({path.parts[-n_parts:] for path in paths}) < len(paths):
         n_parts += 1
@@ -136,7 +143,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             records.append(json.loads(line))
-        except ValueError:  # the line that a running or killed run is writing
+        except ValueError:  # the incomplete last line of a running or killed run
             break
     if not records:
         raise ConfigError(f"{path}: holds no steps yet")

@@ -1,7 +1,7 @@
-"""RUN/run.json and RUN/README.md: how a run was made, for who finds its directory later.
+"""The run manifest, RUN/run.json and RUN/README.md: how a run was made.
 
-run.json holds what decides the run (`config`, `corpus`, `model`) and one entry of `starts` for
-the first start and each resume: date, command, code, machine. README.md says the same in prose.
+run.json has what decides the run (`config`, `corpus`, `model`) and, in `starts`, one entry for the
+first start and each resume: date, command, code, machine. README.md says the same in prose.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -23,69 +23,47 @@ import torch.distributed as dist
 from yocobit import _native
 from yocobit.disk import replacing
 from yocobit.hardware.host import describe_host
-from yocobit.model import Decoder
-from yocobit.training.checkpoint import RunState
-from yocobit.training.config import TrainConfig
-from yocobit.training.corpus import Corpus
 
-DESCRIPTION, README = "run.json", "README.md"
+MANIFEST, README = "run.json", "README.md"
 
 
-def describe_run(
-    run_dir: Path,
-    config: TrainConfig,
-    corpus: Corpus,
-    model: Decoder,
-    state: RunState,
-    *,
-    now: datetime,
+def write_manifest(
+    run_dir: Path, sections: Mapping[str, Any], step: int, settings: Mapping[str, Any]
 ) -> str | None:
-    """Write how the run came about; a resume adds itself to the starts.
+    """Write the manifest of a run that starts, or resumes, after `step` steps.
 
-    Returns a warning if it cannot be read or written: that is no reason not to train.
+    `sections` are `config`, `corpus` and `model`; `settings` (threads, precision, ...) go into the
+    entry of this start. Returns a warning if a file cannot be read or written, which does not stop
+    training.
     """
-    path, warning = run_dir / DESCRIPTION, None
+    path, warning = run_dir / MANIFEST, None
     try:
-        starts = _starts(path) if state.step > 0 else []
+        starts = _read_starts(path) if step > 0 else []
     except (OSError, ValueError, LookupError, TypeError) as error:
         damaged = path.with_suffix(".json.damaged")
-        warning = f"warning: {path}: is damaged ({error}); kept as {damaged}, written anew"
+        warning = f"warning: {path}: is damaged ({error}); kept as {damaged} and written again"
         starts = []
-    description = {
-        "config": _relative(config.to_dict(), Path.cwd()),
-        "corpus": {
-            "sha256": corpus.sha256,
-            **{
-                split: {
-                    "bytes": sum(tokens.n_bytes for tokens in parts),
-                    "tokens": sum(len(tokens) for tokens in parts),
-                }
-                for split, parts in (("train", corpus.train), ("valid", (corpus.valid,)))
-            },
-            "vocab_size": model.config.vocab_size,
-        },
-        "model": {
-            "parameters": model.n_parameters(),
-            "parameters_in_blocks": model.n_parameters(embedding=False),
-        },
-        "starts": [*starts, _start(state, now)],
+    manifest = {
+        **_relative(dict(sections), Path.cwd()),
+        "starts": [*starts, _start(step, settings)],
     }
     try:
         if warning is not None:
             path.replace(damaged)
         for file, text in (
-            (path, json.dumps(description, indent=2) + "\n"),
-            (run_dir / README, _readme(run_dir, description)),
+            (path, json.dumps(manifest, indent=2) + "\n"),
+            (run_dir / README, _readme(run_dir, manifest)),
         ):
             with replacing(file) as partial:
                 partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        return f"warning: {path}: cannot be written ({error.strerror}); the run goes on"
+        return f"warning: {path}: cannot be written ({error.strerror}); training continues"
     return warning
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Return the commit around a directory and whether its files were changed; None outside."""
+    """Return the commit of the repository around a directory and whether tracked files differ from
+    it; None outside of a repository."""
     try:
         commit = _git(directory, "rev-parse", "HEAD")
         changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
@@ -99,8 +77,8 @@ def _git(directory: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _starts(path: Path) -> list[dict[str, Any]]:
-    """Return the starts that a run.json has; an error of several kinds if it is damaged."""
+def _read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts in run.json; raises various errors if it is damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:  # a run of an earlier version
@@ -111,11 +89,11 @@ def _starts(path: Path) -> list[dict[str, Any]]:
     return starts
 
 
-def _start(state: RunState, now: datetime) -> dict[str, Any]:
+def _start(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     machine = describe_host()
     start = {
-        "date": now.isoformat(timespec="seconds"),
-        "step": state.step,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "step": step,
         "command": _command(sys.argv),
         "git": git_state(Path.cwd()),
         "versions": {
@@ -133,21 +111,19 @@ def _start(state: RunState, now: datetime) -> dict[str, Any]:
             "memory_bytes": machine.memory_bytes,
         },
         "kernels": _native.supported_kernels()[-1],
-        "threads": state.threads,
-        "processes": state.processes,
-        "precision": state.precision,
+        **settings,
     }
     return {name: value for name, value in start.items() if value is not None}
 
 
 def command_to_resume() -> str:
-    """Return the command of this process as it would be typed to go on from where it stopped."""
+    """Return the command line that resumes the run of this process."""
     is_missing = sys.argv[1:2] == ["train"] and "--resume" not in sys.argv
     return _command([*sys.argv, "--resume"] if is_missing else sys.argv)
 
 
 def _command(argv: list[str]) -> str:
-    """Return the command as it would be typed, without where its program lies."""
+    """Return a command line without the directory of its program."""
     name = Path(argv[0]).name
     is_yocobit = name in ("__main__.py", "yocobit")
     if dist.is_torchelastic_launched():
@@ -158,7 +134,7 @@ def _command(argv: list[str]) -> str:
 
 
 def _torchrun(environment: Mapping[str, str]) -> list[str]:
-    """Return the command that starts the processes of this machine, by what torchrun tells them."""
+    """Return the torchrun command of this machine's processes, from their environment."""
     command = ["torchrun", "--nproc-per-node", environment["LOCAL_WORLD_SIZE"]]
     if (n_restarts := environment.get("TORCHELASTIC_MAX_RESTARTS", "0")) != "0":
         command += ["--max-restarts", n_restarts]
@@ -174,7 +150,7 @@ def _start_line(start: dict[str, Any]) -> str:
 
 
 def _relative(value: Any, directory: Path) -> Any:
-    """Return JSON values with the paths that lie in `directory` relative to it."""
+    """Return JSON values with the paths below `directory` made relative to it."""
     if isinstance(value, dict):
         return {name: _relative(item, directory) for name, item in value.items()}
     if isinstance(value, list):
@@ -184,31 +160,31 @@ def _relative(value: Any, directory: Path) -> Any:
     return value
 
 
-def _readme(run_dir: Path, description: dict[str, Any]) -> str:
-    model, corpus = description["config"]["model"], description["corpus"]
-    counts, starts = description["model"], description["starts"]
+def _readme(run_dir: Path, manifest: dict[str, Any]) -> str:
+    model, corpus = manifest["config"]["model"], manifest["corpus"]
+    counts, starts = manifest["model"], manifest["starts"]
     lines = [
         f"# {run_dir.resolve().name}",
         "",
         f"A yocobit run: {counts['parameters'] / 1e6:.2f}M parameters, {model['weights']} weights, "
         f"layers {', '.join(model['layers'])}.",
-        f"Text: {corpus['train']['bytes'] / 1e6:.2f} MB to train on, "
-        f"{corpus['valid']['bytes'] / 1e6:.2f} MB to validate on, "
+        f"Corpus: {corpus['train']['bytes'] / 1e6:.2f} MB for training, "
+        f"{corpus['valid']['bytes'] / 1e6:.2f} MB for validation, "
         f"vocabulary {corpus['vocab_size']}.",
         "",
         "| | |",
         "|---|---|",
-        "| `run.json` | settings, text, code and machine, every start and resume |",
-        "| `metrics.jsonl` | a record a step |",
-        "| `samples/` | what the model wrote, by step |",
-        "| `checkpoints/` | weights and optimizer, to resume, pack or load |",
-        "| `data/` | the tokenizer and the text as tokens |",
-        "| `tensorboard/` | the same curves for TensorBoard, where asked for |",
+        "| `run.json` | the run manifest: settings, corpus, code and machine of every start |",
+        "| `metrics.jsonl` | one record per step |",
+        "| `samples/` | generated text, by step |",
+        "| `checkpoints/` | weights and optimizer state, to resume, pack or load |",
+        "| `data/` | tokenizer and tokenised corpus |",
+        "| `tensorboard/` | the same curves for TensorBoard, if enabled |",
         "",
         "Started:",
         "",
         *map(_start_line, starts),
         "",
-        "See it: `yocobit plot RUN`. Pack it: `yocobit pack RUN MODEL`.",
+        "Plot it: `yocobit plot RUN`. Pack it: `yocobit pack RUN MODEL`.",
     ]
     return "\n".join(lines) + "\n"

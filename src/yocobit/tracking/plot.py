@@ -1,16 +1,25 @@
-"""`yocobit plot`: the curves of runs, as a page or a picture by the name of the file."""
+"""`yocobit plot`: the curves of runs over each other, as PNG, SVG or PDF."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from yocobit import pictures
 from yocobit.config import ConfigError
-from yocobit.tracking.curves import Axis, read_runs
-from yocobit.tracking.page import write_page
-from yocobit.tracking.picture import write_picture
+from yocobit.tracking.curves import Axis, Run, ceiling, read_runs, unit
 
-_PICTURES = (".png", ".svg", ".pdf")
+RUN_COLORS = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, "#B05A8F", "#C98A00", pictures.SKY,
+              "#5A5A5A")  # fmt: skip
+_DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # one for each cycle of colours
+_LAYER_RAMP = ("#5A6FD6", "#2A9D8F", "#C68A12")  # first to last layer
+_WIDTH, _TOP_HEIGHT, _ROW_HEIGHT = 9.0, 5.0, 1.9  # inches
+_FORMATS = (".png", ".svg", ".pdf")
+_Label = tuple[float, str, str]  # value, text, colour
+_LABEL_HEIGHT = 0.165  # inches
 
 
 def plot_runs(
@@ -19,16 +28,138 @@ def plot_runs(
     axis: Axis = "step",
     baselines: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw RUN/metrics.jsonl of each run into `out`.
+    """Draw RUN/metrics.jsonl of each run into `out`, in the format of its suffix.
 
-    `baselines` are named bits per byte that other programs reach on the validation text; a page
-    does not show them.
+    `baselines` are named bits per byte of other programs on the validation text.
     """
-    if out.suffix not in (".html", *_PICTURES):
-        kinds = ", ".join((".html", *_PICTURES))
-        raise ConfigError(f"{out}: a plot must end in one of {kinds}; choose another --out")
+    if out.suffix not in _FORMATS:
+        raise ConfigError(
+            f"{out}: a plot must end in {', '.join(_FORMATS)}; write a PNG by --out runs.png, or "
+            "explore the curves in TensorBoard (yocobit train --tensorboard)"
+        )
     runs = read_runs(run_dirs)
-    if out.suffix == ".html":
-        write_page(runs, out, axis)
-    else:
-        write_picture(runs, out, axis, baselines or {})
+    counted = {i: run for i, run in enumerate(runs) if run.layer_shares(axis)[1]}
+    heights = [_TOP_HEIGHT, *[_ROW_HEIGHT] * len(counted)]
+    with pictures.style():
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.08)
+        figure = Figure(figsize=(_WIDTH, sum(heights)), layout=layout)
+        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+        top, *rows = parts.flat
+        labels = _draw_curves(top, runs, axis, baselines or {})
+        for row, (i, run) in zip(rows, counted.items(), strict=True):
+            color = RUN_COLORS[i % len(RUN_COLORS)]
+            labels |= _draw_shares(row, run, axis, unit(runs, axis), color)
+        figure.draw_without_rendering()  # computes the heights of axes
+        for axes, ends in labels.items():
+            _label_ends(axes, ends)
+        pictures.save(figure, out, dpi=150)
+
+
+def _layer_colors(n_layers: int) -> list[str]:
+    """Return one colour per layer, first to last."""
+    ramp = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in _LAYER_RAMP])
+    at = np.linspace(0, len(ramp) - 1, max(n_layers, 2))[:n_layers]
+    channels = [np.interp(at, range(len(ramp)), ramp[:, i]).round().astype(int) for i in range(3)]
+    return ["#" + "".join(f"{c:02X}" for c in color) for color in zip(*channels, strict=True)]
+
+
+def _draw_curves(
+    figure: Any, runs: Sequence[Run], axis: Axis, baselines: Mapping[str, float]
+) -> dict[Any, list[_Label]]:
+    """Draw loss, bits per byte, learning rate and gradient norm; return the labels of lines."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    (loss, bits), (rate, norm) = figure.subplots(2, 2, sharex=True)
+    divisor, label = unit(runs, axis)
+    labels: dict[Any, list[_Label]] = {loss: [], bits: []}
+    ceilings: dict[Any, list[float]] = {loss: [], bits: list(baselines.values())}
+    for i, run in enumerate(runs):
+        color = RUN_COLORS[i % len(RUN_COLORS)]
+        style = {"color": color, "linestyle": _DASHES[i // len(RUN_COLORS) % len(_DASHES)]}
+        x, raw = run.values(axis) / divisor, {"color": color, "alpha": 0.25, "linewidth": 0.5}
+        for axes, key in ((loss, "loss"), (norm, "grad_norm")):
+            axes.plot(x, run.values(key), **raw)
+            axes.plot(x, run.smoothed(key), **style)
+        rate.plot(x, run.values("lr"), **style)
+        ceilings[loss].append(ceiling(x, run.smoothed("loss")))
+        at, values = run.measured("valid_bits_per_byte", axis)
+        bits.plot(at / divisor, values, marker="o", markersize=3, **style)
+        if len(values):
+            ceilings[bits].append(ceiling(at, values))
+            labels[bits].append((values[-1], f"{run.name} {values[-1]:.3f}", color))
+        else:
+            labels[loss].append((run.smoothed("loss")[-1], run.name, color))
+    for name, value in baselines.items():
+        bits.axhline(value, color="#8A8A8A", linestyle=(0, (4, 3)), linewidth=0.8)
+        labels[bits].append((value, f"{name} {value:.3f}", "#6A6A6A"))
+    norm.set_yscale("log")
+    norm.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    norm.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    norm.yaxis.set_minor_locator(NullLocator())
+    rate.set_ylim(bottom=0)
+    for axes in (loss, bits):
+        _limit_to(axes, ceilings[axes])
+    for axes, title in (
+        (loss, "Training loss, nats per token"),
+        (bits, "Validation text, bits per byte"),
+        (rate, "Learning rate"),
+        (norm, "Gradient norm"),
+    ):
+        axes.set_title(title)
+    for axes in (rate, norm):
+        axes.set_xlabel(label)
+    return labels
+
+
+def _draw_shares(
+    figure: Any, run: Run, axis: Axis, unit: tuple[float, str], color: str
+) -> dict[Any, list[_Label]]:
+    """Draw the shares of -1, 0 and +1 in each layer's weights, one panel per value."""
+    x, layers = run.layer_shares(axis)
+    panels = figure.subplots(1, 3, sharey=True)
+    colors = _layer_colors(len(layers))
+    for i, (axes, value) in enumerate(zip(panels, ("\u22121", "0", "+1"), strict=True)):
+        for values, layer_color in zip(layers.values(), colors, strict=True):
+            axes.plot(x / unit[0], 100 * values[:, i], color=layer_color, linewidth=1.2,
+                      marker="o" if len(x) == 1 else None, markersize=3)  # fmt: skip
+        axes.set_title(f"% of weights at {value}")
+        axes.set_xlabel(unit[1])
+    figure.suptitle(run.name, x=0.008, ha="left", fontsize=9.5, weight="bold", color=color)
+    ends = zip(layers, layers.values(), colors, strict=True)
+    return {panels[-1]: [(100 * values[-1, 2], name, color) for name, values, color in ends]}
+
+
+def _label_ends(axes: Any, labels: list[_Label]) -> None:
+    """Write labels to the right of their values, moved apart to avoid overlap."""
+    low, high = axes.get_ylim()
+    labels = sorted(label for label in labels if np.isfinite(label[0]))
+    at = [float(np.clip((value - low) / (high - low), 0, 1)) for value, _, _ in labels]
+    gap = _LABEL_HEIGHT / (axes.get_window_extent().height / axes.figure.dpi)
+    for y, (_, text, color) in zip(_spread(at, gap), labels, strict=True):
+        axes.annotate(text, (1, y), (5, 0), xycoords="axes fraction", color=color, fontsize=8,
+                      textcoords="offset points", va="center", annotation_clip=False)  # fmt: skip
+
+
+def _spread(at: Sequence[float], gap: float) -> list[float]:
+    """Move sorted positions by the least amount that leaves `gap` between neighbours."""
+    clusters: list[tuple[float, int]] = []  # position of the first member, number of members
+    for position in at:
+        first, n = position, 1
+        while clusters and clusters[-1][0] + gap * clusters[-1][1] > first:
+            before, n_before = clusters.pop()
+            first = (before * n_before + (first - gap * n_before) * n) / (n_before + n)
+            n += n_before
+        clusters.append((first, n))
+    return [first + gap * i for first, n in clusters for i in range(n)]
+
+
+def _limit_to(axes: Any, ceilings: Sequence[float]) -> None:
+    """Limit the vertical axis to the values after the initial drop."""
+    finite = [value for value in ceilings if np.isfinite(value)]
+    lowest = [np.nanmin(line.get_ydata()) for line in axes.lines if len(line.get_ydata())]
+    if finite and max(finite) > min(lowest):
+        margin = 0.05 * (max(finite) - min(lowest))
+        axes.set_ylim(min(lowest) - margin, max(finite) + margin)

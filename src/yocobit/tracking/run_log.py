@@ -1,71 +1,143 @@
-"""What a run leaves to read: metrics.jsonl, samples/ and, on request, TensorBoard's events.
+"""The log of a run: RUN/metrics.jsonl, RUN/samples/ and, on request, TensorBoard events.
 
-A resumed run forgets what it recorded after the checkpoint that it goes on from.
+A resumed run discards the records after the checkpoint that it continues from.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import re
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from yocobit.disk import WriteError
-from yocobit.tracking.progress import Metrics
-from yocobit.tracking.tensorboard import Board
+from yocobit.tracking.curves import METRICS
+from yocobit.tracking.tensorboard import TensorBoardWriter
 
 SAMPLES = "samples"
 _SAMPLE = re.compile(r"step-(\d+)\.txt")
+_N_DURATIONS = 128  # steps whose durations a resumed run reads back
+_UNCHANGED = "checkpoints are unchanged"
 
 
-class Journal:
-    """The records of one run; `step` is the last one that is not to be done again."""
+class MetricsFile:
+    """RUN/metrics.jsonl: one JSON object per step, appended."""
+
+    def __init__(self, run_dir: Path, step: int) -> None:
+        """Open the file and discard the records of steps after `step`."""
+        self.path = run_dir / METRICS
+        kept = _records_until(self.path, step) if self.path.exists() else []
+        # At least the resolution that times are rounded to.
+        times = [record["seconds"] for record in kept[-_N_DURATIONS:]]
+        self.durations = [max(0.001, after - before) for before, after in pairwise(times)]
+        # Replaced by a rename: a run killed here loses nothing.
+        partial = self.path.with_suffix(".partial")
+        try:
+            partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
+            os.replace(partial, self.path)
+            self.file = self.path.open("a", encoding="utf-8")
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise self._error(error) from None
+
+    def write(self, record: dict[str, Any]) -> None:
+        try:
+            self.file.write(_line(record))
+            self.file.flush()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def sync(self) -> None:
+        """Flush all records to disk."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise self._error(error) from None
+
+    def close(self) -> None:
+        with suppress(OSError):  # closing retries a failed write
+            self.file.close()
+
+    def _error(self, error: OSError) -> WriteError:
+        return WriteError(self.path, error, _UNCHANGED)
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Return a record as JSON, with null for NaN and infinity."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite) + "\n"
+
+
+def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the incomplete last line of a killed run
+            break
+        if record["step"] > step:
+            break
+        records.append(record)
+    return records
+
+
+class RunLog:
+    """Records and samples of one run, written by its main process."""
 
     def __init__(self, run_dir: Path, step: int, *, tensorboard: bool) -> None:
+        """Open the log and discard everything after `step`, the last step not to be repeated."""
         self.samples = run_dir / SAMPLES
-        # First, as the one that can fail for what the user can mend.
-        self.board = Board(run_dir, step) if tensorboard else None
-        self.metrics = Metrics(run_dir, step)
+        # First: it fails if TensorBoard is not installed.
+        self.tensorboard = TensorBoardWriter(run_dir, step) if tensorboard else None
+        self.metrics = MetricsFile(run_dir, step)
         for path in self.samples.glob("step-*.txt"):
             if (match := _SAMPLE.fullmatch(path.name)) and int(match[1]) > step:
                 path.unlink()
 
     @property
     def durations(self) -> list[float]:
-        """Seconds of the last steps that were recorded before."""
+        """Seconds of each of the last steps in the log when it was opened."""
         return self.metrics.durations
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add what one step has measured."""
+        """Append the record of one step."""
         self.metrics.write(record)
-        if self.board is not None:
-            self.board.write(record)
+        if self.tensorboard is not None:
+            self.tensorboard.write(record)
 
     def write_sample(self, step: int, text: str) -> None:
-        """Add a text of the model, its prompt included."""
+        """Store generated text, its prompt included."""
         path = self.samples / f"step-{step:06d}.txt"
         try:
             self.samples.mkdir(exist_ok=True)
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise WriteError(path, error, "checkpoints are as they were") from None
-        if self.board is not None:
-            self.board.write_sample(step, text)
+            raise WriteError(path, error, _UNCHANGED) from None
+        if self.tensorboard is not None:
+            self.tensorboard.write_sample(step, text)
 
     def sync(self) -> None:
-        """Bring all records to disk; due before the checkpoint that follows them."""
+        """Flush all records to disk; required before the checkpoint that follows them."""
         self.metrics.sync()
-        if self.board is not None:
-            self.board.flush()
+        if self.tensorboard is not None:
+            self.tensorboard.flush()
 
     def close(self) -> None:
         self.metrics.close()
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
 
 
-class NoJournal(Journal):
-    """The journal of a process that is not the first of its run: written nowhere."""
+class NullRunLog(RunLog):
+    """The log of every process but the main one: writes nothing."""
 
     def __init__(self) -> None:
         pass

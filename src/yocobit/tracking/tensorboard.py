@@ -1,4 +1,4 @@
-"""A run in TensorBoard: RUN/tensorboard, where `run.tensorboard` asks for it."""
+"""TensorBoard events of a run: RUN/tensorboard, written if `run.tensorboard` is true."""
 
 from __future__ import annotations
 
@@ -10,54 +10,55 @@ from typing import TYPE_CHECKING, Any
 
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
-from yocobit.tracking.weight_counts import WEIGHT_COUNTS, shares
+from yocobit.tracking.curves import WEIGHT_COUNTS, shares
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-BOARD = "tensorboard"
-_VALUES = ("-1", "0", "+1")
-_NOT_CURVES = ("step", WEIGHT_COUNTS)
+TENSORBOARD = "tensorboard"
+_CODES = ("-1", "0", "+1")
+_NOT_SCALARS = ("step", WEIGHT_COUNTS)
 
 
-class Board:
-    """Writes records and samples as events; those after the step resumed from are withdrawn."""
+class TensorBoardWriter:
+    """Writes records and samples as events and purges those after the step resumed from."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
-        self.directory = run_dir / BOARD
-        make = _import_writer()
-        # Its thread hands an error over to the next call; printed there, it would be a traceback.
-        self.hook, threading.excepthook = threading.excepthook, self._leave_to_next_call
+        self.directory = run_dir / TENSORBOARD
+        writer = _import_writer()
+        # The writer's thread raises its error again in the next call; without this hook it would
+        # print a traceback, too.
+        self.hook, threading.excepthook = threading.excepthook, self._ignore_write_error
         with self._writing():
-            self.writer: SummaryWriter = make(str(self.directory), purge_step=step + 1)
+            self.writer: SummaryWriter = writer(str(self.directory), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Add a record of metrics.jsonl: every number a scalar, weight counts as shares."""
+        """Add a record of metrics.jsonl: each number as a scalar, weight counts as shares."""
         step = record["step"]
         with self._writing():
             for name, value in record.items():
-                if name not in _NOT_CURVES and isinstance(value, int | float):
+                if name not in _NOT_SCALARS and isinstance(value, int | float):
                     self.writer.add_scalar(name, value, step)
             for matrix, counts in record.get(WEIGHT_COUNTS, {}).items():
-                for value, share in zip(_VALUES, shares(counts), strict=True):
-                    self.writer.add_scalar(f"weights {value}/{matrix}", share, step)
+                for code, share in zip(_CODES, shares(counts), strict=True):
+                    self.writer.add_scalar(f"weights {code}/{matrix}", share, step)
 
     def write_sample(self, step: int, text: str) -> None:
-        # Indented, text is shown as it is: TensorBoard takes it for Markdown.
+        # TensorBoard renders Markdown; indented text is shown verbatim.
         with self._writing():
             self.writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)
 
     def flush(self) -> None:
-        """Hand all events over; due before the checkpoint that follows them."""
+        """Flush all events to the file; required before the checkpoint that follows them."""
         with self._writing():
             self.writer.flush()
 
     def close(self) -> None:
-        with suppress(OSError):  # tries again to write what could not be written
+        with suppress(OSError):  # closing retries a failed write
             self.writer.close()
         threading.excepthook = self.hook
 
-    def _leave_to_next_call(self, args: threading.ExceptHookArgs) -> None:
+    def _ignore_write_error(self, args: threading.ExceptHookArgs) -> None:
         if not isinstance(args.exc_value, OSError):
             self.hook(args)
 
@@ -66,7 +67,7 @@ class Board:
         try:
             yield
         except OSError as error:
-            raise WriteError(self.directory, error, "checkpoints are as they were") from None
+            raise WriteError(self.directory, error, "checkpoints are unchanged") from None
 
 
 def _import_writer() -> type[SummaryWriter]:
@@ -76,6 +77,7 @@ def _import_writer() -> type[SummaryWriter]:
         if error.name != "tensorboard":
             raise
         raise ConfigError(
-            "run.tensorboard is true but TensorBoard is absent: pip install 'yocobit[tensorboard]'"
+            "run.tensorboard is true but TensorBoard is not installed: "
+            "pip install 'yocobit[tensorboard]'"
         ) from None
     return SummaryWriter

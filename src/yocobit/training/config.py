@@ -1,7 +1,7 @@
-"""What a training run is: TrainConfig, read from a TOML file with every key checked.
+"""TrainConfig: the configuration of a training run, read from a TOML file and validated.
 
 One frozen dataclass per TOML section. Paths in a file are relative to that file, paths in an
-override to the working directory; both are absolute once loaded.
+override to the working directory; loading makes both absolute.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from yocobit.config import (
     require,
 )
 from yocobit.data.config import PYTHON_STDLIB, DataConfig
-from yocobit.training import checkpoint
-from yocobit.training.precision import Precision
+from yocobit.packing import checkpoints
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,14 +32,15 @@ else:
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
 Parallel = Literal["fsdp", "ddp"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """[optim]: the optimizer and its rates.
 
-    `learning_rate` is everyone's unless a group has its own. "muon" moves the matrices of the
-    blocks by Muon and all else by AdamW.
+    `learning_rate` is that of all parameters in a group without its own. "muon" updates the
+    matrices of the blocks by Muon and all other parameters by AdamW.
     """
 
     optimizer: Optimizer = "adamw"
@@ -51,13 +51,13 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
-    momentum: float = 0.95  # Muon's
+    momentum: float = 0.95  # of Muon
     grad_clip: float = 1.0  # 0: off
     z_loss: float = 0.0  # times the square of log(sum exp logits), added to the loss
-    spike_factor: float = 10.0  # a gradient norm above this many medians is skipped; 0: never
-    max_skips: int = 10  # skipped steps in a row that end the run
-    batch_size: int = 8  # windows of one forward pass
-    accumulation: int = 1  # forward passes of one step
+    spike_factor: float = 10.0  # skip steps with a norm above this many medians; 0: off
+    max_skips: int = 10  # consecutive skipped steps that end the run
+    batch_size: int = 8  # windows in a micro-batch
+    accumulation: int = 1  # micro-batches in a step
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -91,15 +91,15 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """[schedule]: how rates change over the run; yocobit.training.schedule has the formulas."""
+    """[schedule]: learning rates over the run; yocobit.training.schedule has the formulas."""
 
     kind: ScheduleKind = "linear"
     warmup_steps: int = 0
     min_ratio: float = 0.0  # of the learning rate, at the end
-    decay_fraction: float = 0.2  # "wsd": the last part of the run, where the rate falls
-    step_size: int = 1000  # "step": steps between two multiplications by gamma
+    decay_fraction: float = 0.2  # "wsd": the last part of the run, in which the rate decays
+    step_size: int = 1000  # "step": the rate is multiplied by gamma every this many steps
     gamma: float = 0.5  # "step"
-    second_ratio: float = 1 / 3  # "two_stage": of the learning rate, where the second half starts
+    second_ratio: float = 1 / 3  # "two_stage": at the start of the second half
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -113,24 +113,24 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """[run]: how long, what is written when, and the seed."""
+    """[run]: duration, evaluations, samples, checkpoints, seed and hardware settings."""
 
     steps: int | None = None
-    minutes: float | None = None  # instead of steps: of wall clock, preparation included
+    minutes: float | None = None  # instead of steps: wall-clock time, preparation included
     eval_every: int = 100
-    eval_tokens: int | None = None  # of the evaluations before the last; None: all
+    eval_tokens: int | None = None  # of every evaluation but the last; None: all
     sample_every: int = 0  # 0: never
     sample_tokens: int = 64
     prompt: str = ""
     checkpoint_every: int = 100
-    keep: int = 2  # newest checkpoints kept
-    tensorboard: bool = False  # events in RUN/tensorboard, too
+    keep: int = 2  # newest checkpoints to keep
+    tensorboard: bool = False  # also write events to RUN/tensorboard
     seed: int = 0
-    threads: int | None = None  # of each process; None: one per CPU, over all of them
-    parallel: Parallel = "fsdp"  # how processes share a model, where there are many
-    precision: Precision | None = None  # None: bfloat16 if the CPU has it; training.precision
-    compile: bool = False  # by torch.compile
-    recompute: bool = False  # activations of a block in its backward pass: less memory, more time
+    threads: int | None = None  # of each process; None: one per CPU over all processes
+    parallel: Parallel = "fsdp"  # for several processes: sharded or replicated
+    precision: Precision | None = None  # None: the faster one on this CPU
+    compile: bool = False  # use torch.compile
+    recompute: bool = False  # activation checkpointing: less memory, more time
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -152,13 +152,13 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """[distill]: whose logits are learned beside the text; yocobit.training.loss has the formula.
+    """[distill]: learning from a teacher's logits; yocobit.training.loss has the formula.
 
-    The teacher's tokenizer is the run's unless [data] names one.
+    The run uses the teacher's tokenizer unless [data] specifies one.
     """
 
     teacher: str  # a run, a checkpoint, or a directory of transformers
-    weight: float = 0.5  # of the teacher; the text has the rest
+    weight: float = 0.5  # of the divergence from the teacher; the rest is cross-entropy
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class DistillConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a run. `model.vocab_size` is the tokenizer's once there is one."""
+    """Everything that decides a run. The tokenizer, once it exists, decides `model.vocab_size`."""
 
     model: ModelConfig
     data: DataConfig
@@ -179,7 +179,7 @@ class TrainConfig:
     distill: DistillConfig | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the sections as JSON values; `from_dict` reads them back."""
+        """Return the sections as JSON values, the argument of `from_dict`."""
         sections = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: _plain(dataclasses.asdict(section))
@@ -221,8 +221,8 @@ class TrainConfig:
 def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) -> TrainConfig:
     """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top.
 
-    What starts from the run or checkpoint `init` has its tokenizer, and its model if the file
-    describes none.
+    A run that starts from the run or checkpoint `init` uses its tokenizer, and its model if the
+    file has no [model].
     """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -244,17 +244,17 @@ def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) ->
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
     if init is not None:
-        _take_from(checkpoint.find(init), sections)
+        _take_from(checkpoints.find(init), sections)
     return TrainConfig.from_dict(sections, str(path))
 
 
 def _take_from(source: Path, sections: dict[str, Any]) -> None:
     data = sections.get("data")
     if isinstance(data, dict) and "tokenizer" not in data:
-        data["tokenizer"] = str(source.resolve() / checkpoint.TOKENIZER)
+        data["tokenizer"] = str(source.resolve() / checkpoints.TOKENIZER)
         _drop_alternative(data, "data", "tokenizer")
     if "model" not in sections:
-        sections["model"] = ModelConfig.from_json(source / checkpoint.CONFIG).to_dict()
+        sections["model"] = ModelConfig.from_json(source / checkpoints.CONFIG).to_dict()
 
 
 _PATHS = (("data", "train"), ("data", "valid"), ("data", "tokenizer"), ("distill", "teacher"))
@@ -269,7 +269,7 @@ _ALTERNATIVES = {
 }
 
 
-# Named settings of [optim] and [schedule], as optim.recipe = "bitnet"; what a file says goes first.
+# Named settings of [optim] and [schedule], as optim.recipe = "bitnet"; those of the file win.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # BitNet b1.58 of 700M parameters: "The Era of 1-bit LLMs: Training Tips, Code and FAQ".
     "bitnet": {
@@ -286,7 +286,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def _with_recipe(sections: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return sections with the settings of optim.recipe under those that they have."""
+    """Return sections with the settings of optim.recipe as defaults."""
     optim = sections.get("optim")
     if not isinstance(optim, dict) or "recipe" not in optim:
         return sections
@@ -303,7 +303,7 @@ def _with_recipe(sections: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def _drop_alternative(fields: dict[str, Any], section: str, name: str) -> None:
-    """An override such as run.steps replaces the run.minutes of the file."""
+    """Remove the alternative of an override: run.steps replaces the run.minutes of the file."""
     if (section, name) in _ALTERNATIVES:
         fields.pop(_ALTERNATIVES[section, name], None)
 
@@ -321,7 +321,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
-    """Make the paths of [data] and [distill] absolute; the check deals with wrong types."""
+    """Make the paths of [data] and [distill] absolute; wrong types are left to validation."""
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, str) or value == PYTHON_STDLIB:
@@ -343,7 +343,7 @@ def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
 
 
 def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig:
-    """Make the model of [model]: a preset's fields with others on top."""
+    """Make the model of [model]: the fields of a preset, overridden by those of the section."""
     name = fields.pop("preset", None)
     base = preset(name).to_dict() if name is not None else {}
     if data.vocab_size is not None:
@@ -357,7 +357,7 @@ def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with lists for tuples and no absent fields, as TOML and JSON have them."""
+    """Return a value with lists for tuples and without None, as TOML and JSON need them."""
     if isinstance(value, dict):
         return {name: _plain(field) for name, field in value.items() if field is not None}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

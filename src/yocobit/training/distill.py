@@ -1,9 +1,8 @@
-"""Distillation: a teacher's logits beside the text's next tokens (BitNet Distillation,
+"""Distillation: learning from a teacher's logits and the text (BitNet Distillation,
 arXiv:2510.13998, without its attention loss).
 
-A teacher is a run or checkpoint of ours, what YocobitForCausalLM saves, or a directory with any
-causal language model of `transformers`. It has the student's vocabulary and sees the same
-positions.
+A teacher is a yocobit run or checkpoint, a directory saved by YocobitForCausalLM, or one with any
+causal language model of `transformers`. It has the student's vocabulary and the same inputs.
 
 Letters: B batch   T positions   N tokens   C width of the teacher   V vocabulary
 """
@@ -22,46 +21,48 @@ from torch import Tensor
 from yocobit.config import MODEL_TYPE, ConfigError
 from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
+from yocobit.packing import checkpoints
+from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
-from yocobit.training.loss import Guidance
-
-TOKENIZER = "tokenizer.json"
+from yocobit.training.loss import TeacherOutput
 
 
 class _Reader(Protocol):
-    """A model in two halves, so that its logits can be made a slice at a time."""
+    """A model in two halves: its logits can be computed in slices of tokens."""
 
     vocab_size: int
 
     def hidden(self, tokens: Tensor, resets: Tensor | None) -> Tensor:
-        """Return what the head reads, (B, T, C)."""
+        """Return the input of the head, (B, T, C)."""
 
     def head(self, hidden: Tensor) -> Tensor:
         """Map hidden (N, C) to logits (N, V)."""
 
 
 class Teacher:
-    """A model without gradients that says how likely it holds every next token."""
+    """A model without gradients whose next-token distribution the student learns."""
 
     def __init__(self, config: DistillConfig) -> None:
         self.config = config
         directory = locate(Path(config.teacher))
         self.tokenizer_path = directory / TOKENIZER
         if not self.tokenizer_path.exists():
-            raise ConfigError(f"{self.tokenizer_path}: no such file; save the teacher's tokenizer "
-                              "beside its weights")  # fmt: skip
+            raise ConfigError(
+                f"{self.tokenizer_path}: no such file; save the teacher's tokenizer next to its "
+                "weights"
+            )
         self.tokenizer = read_tokenizer(self.tokenizer_path)
         self.sha256 = _hash_weights(directory)
         self.reader: _Reader = (
-            _OurReader(directory) if _is_ours(directory) else _HuggingFaceReader(directory)
+            _YocobitReader(directory) if _is_yocobit(directory) else _HuggingFaceReader(directory)
         )
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Refuse to teach a student that reads other tokens.
+        """Raise ConfigError unless the student's tokens are the teacher's.
 
-        END may have another name or be one of the rows that pad the teacher's vocabulary, which may
-        have special tokens beyond the student's.
+        END may have another name or be one of the rows that pad the teacher's vocabulary. The
+        teacher may have special tokens in addition.
         """
         name, size = self.config.teacher, tokenizer.get_vocab_size()
         special = self.tokenizer.get_added_tokens_decoder()
@@ -71,8 +72,8 @@ class Teacher:
             if there != here and not may_differ:
                 raise ConfigError(
                     f"{name}: the teacher's vocabulary is not the run's: token {i} is {there!r} "
-                    f"there but {here!r} here; leave out data.tokenizer and data.vocab_size to "
-                    "take the teacher's tokenizer"
+                    f"there but {here!r} here; omit data.tokenizer and data.vocab_size to use the "
+                    "teacher's tokenizer"
                 )
         if self.reader.vocab_size < size:
             raise ConfigError(
@@ -80,27 +81,27 @@ class Teacher:
                 f"{self.reader.vocab_size}"
             )
 
-    # It has no gradient to fuse, and may be anyone's code.
+    # Without gradients there is little to fuse, and a published model may not compile.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
-    def guide(self, tokens: Tensor, resets: Tensor | None) -> Guidance:
-        """Return what the teacher says of tokens (B, T)."""
+    def output(self, tokens: Tensor, resets: Tensor | None) -> TeacherOutput:
+        """Return the teacher's output for tokens (B, T)."""
         hidden = self.reader.hidden(tokens, resets).flatten(0, 1)  # (B * T, C)
-        return Guidance(hidden, self.reader.head, self.config.weight, self.config.temperature)
+        return TeacherOutput(hidden, self.reader.head, self.config.weight, self.config.temperature)
 
 
 def locate(path: Path) -> Path:
-    """Return the directory of a teacher: `path`, or the checkpoint that it stands for."""
-    if (path / checkpoint.CONFIG).is_file() and not _is_ours(path):
+    """Return the directory of a teacher: `path`, or the checkpoint that it names."""
+    if (path / CONFIG).is_file() and not _is_yocobit(path):
         return path
-    return checkpoint.find(path)
+    return checkpoints.find(path)
 
 
-def _is_ours(directory: Path) -> bool:
-    """Whether it is a checkpoint, a packed model, or what YocobitForCausalLM saves."""
-    if (directory / checkpoint.STATE).is_file():
+def _is_yocobit(directory: Path) -> bool:
+    """Whether it is a checkpoint, a packed model, or saved by YocobitForCausalLM."""
+    if (directory / STATE).is_file():
         return True
-    path = directory / checkpoint.CONFIG
+    path = directory / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -117,7 +118,7 @@ def _hash_weights(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class _OurReader:
+class _YocobitReader:
     def __init__(self, directory: Path) -> None:
         self.model: Decoder = checkpoint.load_model(directory).eval().requires_grad_(False)
         self.vocab_size = self.model.config.vocab_size
@@ -135,7 +136,7 @@ class _HuggingFaceReader:
             from transformers import AutoModelForCausalLM
         except ModuleNotFoundError:
             raise ConfigError(
-                f"{directory}: a teacher of transformers needs it: pip install 'yocobit[hf]'"
+                f"{directory}: this teacher needs transformers: pip install 'yocobit[hf]'"
             ) from None
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
@@ -149,7 +150,7 @@ class _HuggingFaceReader:
         self._check(directory)
 
     def _check(self, directory: Path) -> None:
-        """Try both halves; what the head is of a model is its own business, and may be odd."""
+        """Compare the two halves with the whole model, whose head may depend on more."""
         tokens = torch.arange(4)[None]
         with torch.no_grad():
             self.output_type = type(self.body(input_ids=tokens, use_cache=False))
@@ -157,8 +158,10 @@ class _HuggingFaceReader:
             found = self.head(self.hidden(tokens, None)[0])
         self.vocab_size = expected.shape[-1]
         if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
-            raise ConfigError(f"{directory}: cannot be a teacher: its logits depend on more than "
-                              "the last hidden states")  # fmt: skip
+            raise ConfigError(
+                f"{directory}: cannot be a teacher: its logits depend on more than the last hidden "
+                "states"
+            )
 
     def hidden(self, tokens: Tensor, resets: Tensor | None) -> Tensor:
         if resets is None:
@@ -172,7 +175,7 @@ class _HuggingFaceReader:
         return torch.stack(rows)
 
     def head(self, hidden: Tensor) -> Tensor:
-        # Through the whole model with its body replaced: some scale or bound their logits.
+        # Through the whole model with its body replaced: some models scale or cap their logits.
         output = self.output_type(last_hidden_state=hidden[None])
         self.body.forward = lambda *_, **__: output
         try:

@@ -1,7 +1,7 @@
-"""One run in many processes, as torchrun starts them.
+"""The processes of one run, as torchrun starts them.
 
-Every process does its share of each step and of each evaluation; the first one alone prepares the
-text, prints and writes. They meet over gloo. A process that is alone waits for nobody.
+Every process computes its part of each step and each evaluation. The main process (rank 0) alone
+prepares the corpus, prints and writes. Collectives run over gloo; a single process runs none.
 """
 
 from __future__ import annotations
@@ -24,77 +24,77 @@ from yocobit.config import ConfigError
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=7)  # with a process that prepares a text or writes a file
-_END = timedelta(seconds=20)  # in which a process that raises an error ends
+_LONG_TIMEOUT = timedelta(days=7)  # while one process prepares a corpus or writes a file
+_EXIT_TIMEOUT = timedelta(seconds=20)  # in which a process that raised an error exits
 
 
 class LostProcess(RuntimeError):
-    """Another process of the run has ended, or cannot be reached."""
+    """Another process of the run has exited or cannot be reached."""
 
 
-class Ended(SystemExit):
-    """Ends a process quietly: the first one says why."""
+class QuietExit(SystemExit):
+    """Ends a process without a message: the main process reports the error."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, seen from one of them; by default it is alone."""
+    """The processes of a run, as one of them sees them; a single one by default."""
 
     rank: int = 0
     size: int = 1
     n_local: int = 1  # on this machine
-    patient: Any = None  # process group of waits that may take long
+    long_group: Any = None  # process group with a long timeout
 
     @property
-    def is_first(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def share(self, items: range) -> range:
-        """Return this process's part of items; all parts are of one size."""
+    def shard(self, items: range) -> range:
+        """Return this process's part of items; all parts have the same size."""
         n = len(items) // self.size
         return items[self.rank * n : (self.rank + 1) * n]
 
     def sum(self, *values: float) -> list[float]:
-        """Return the sum over processes of each value: to the last bit the same in all."""
+        """Return the sum of each value over processes, bit-identical in all of them."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
     def max(self, value: int) -> int:
-        """Return the largest of the processes' values."""
+        """Return the maximum of a value over processes."""
         return int(self._reduce((value,), dist.ReduceOp.MAX)[0])
 
-    def from_first(self, value: T) -> T:
-        """Return the first process's value."""
+    def broadcast(self, value: T) -> T:
+        """Return the main process's value."""
         if self.size == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=0, group=self.patient)
+        dist.broadcast_object_list(values, src=0, group=self.long_group)
         return values[0]
 
-    def first(self, work: Callable[[], T]) -> T | None:
-        """Do `work` in the first process while the others wait; return its result there.
+    def on_main(self, work: Callable[[], T]) -> T | None:
+        """Run `work` in the main process while the others wait; return its result there.
 
         An error there ends the others, too.
         """
         result, failed = None, True
         try:
-            if self.is_first:
+            if self.is_main:
                 result = work()
             failed = False
         finally:
-            failed = self.from_first(failed)
-            if failed and not self.is_first:
-                raise Ended(1)
+            failed = self.broadcast(failed)
+            if failed and not self.is_main:
+                raise QuietExit(1)
         return result
 
-    def first_then_others(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process, then in the others; return its result in each."""
+    def main_first(self, work: Callable[[], T]) -> T:
+        """Run `work` in the main process, then in the others; return its result in each."""
         if self.size == 1:
             return work()
-        done = self.first(lambda: [work()])
-        return self.together(lambda: done[0] if done else work())
+        done = self.on_main(lambda: [work()])
+        return self.on_all(lambda: done[0] if done else work())
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do `work` in all processes; a user's error in any is one in all."""
+    def on_all(self, work: Callable[[], T]) -> T:
+        """Run `work` in all processes; a user error in one is raised in all."""
         if self.size == 1:
             return work()
         messages: list[str | None] = [None] * self.size
@@ -104,7 +104,7 @@ class Processes:
             result.append(work())
         except (ConfigError, OSError) as error:
             message = str(error)
-        dist.all_gather_object(messages, message, group=self.patient)
+        dist.all_gather_object(messages, message, group=self.long_group)
         for i, found in enumerate(messages):
             if found is not None:
                 raise ConfigError(found if i == 0 else f"process {i}: {found}")
@@ -118,75 +118,77 @@ class Processes:
         return tensor.tolist()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 @contextmanager
-def joined(alike: tuple[type[Exception], ...]) -> Iterator[Processes]:
-    """Give the processes that torchrun has started, or this one alone.
+def process_group(simultaneous: tuple[type[Exception], ...]) -> Iterator[Processes]:
+    """Yield the processes that torchrun has started, or a single process.
 
-    Errors of the types `alike` occur in all processes at once: only the first one raises them.
+    Errors of the types `simultaneous` occur in all processes: only the main process raises them.
     """
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     _silence()
-    if not dist.is_initialized():  # by an earlier run: torchrun's processes can meet once only
+    if not dist.is_initialized():  # by an earlier run: torchrun's rendezvous works only once
         dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
-    patient, ending = dist.new_group(timeout=_PATIENCE), dist.new_group(timeout=_END)
+    long_group = dist.new_group(timeout=_LONG_TIMEOUT)
+    exit_group = dist.new_group(timeout=_EXIT_TIMEOUT)
     try:
-        yield Processes(rank, size, int(os.environ["LOCAL_WORLD_SIZE"]), patient)
-    except (Exception, Ended) as error:
-        if rank > 0 and isinstance(error, (*alike, Ended)) and _has_first_ended(ending):
-            raise Ended(1) from None
-        if not _is_lost(error):
+        yield Processes(rank, size, int(os.environ["LOCAL_WORLD_SIZE"]), long_group)
+    except (Exception, QuietExit) as error:
+        is_simultaneous = isinstance(error, (*simultaneous, QuietExit))
+        if rank > 0 and is_simultaneous and _has_main_exited(exit_group):
+            raise QuietExit(1) from None
+        if not _is_connection_error(error):
             raise
         raise LostProcess(
-            f"process {rank} of {size} has lost another one; start them all again with --resume, "
-            "from the last checkpoint"
+            f"process {rank} of {size} lost the connection to another one; restart all of them "
+            "with --resume, which continues from the last checkpoint"
         ) from error
 
 
-def _has_first_ended(group: Any) -> bool:
-    """Whether the first process ends about now: torchrun kills it if others do before it."""
+def _has_main_exited(group: Any) -> bool:
+    """Wait for the main process to exit: torchrun kills it if another exits earlier."""
     try:
         dist.barrier(group)
     except RuntimeError as error:
-        if not _is_lost(error):
+        if not _is_connection_error(error):
             raise
         return "Timed out" not in str(error)
     return False
 
 
-def _is_lost(error: BaseException) -> bool:
-    # What gloo raises has no type of its own.
+def _is_connection_error(error: BaseException) -> bool:
+    # gloo's errors have no type of their own.
     return "gloo/transport" in str(error)
 
 
 def _silence() -> None:
-    """Keep quiet what torch tells each process about things that are as they should be."""
+    """Suppress torch's warnings about expected behaviour, once per process."""
     # Blocks return views (cached keys and values); nothing here changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     # DTensor's all-to-all over gloo is an all-gather.
     logging.getLogger("torch.distributed.tensor._collective_utils").setLevel(logging.ERROR)
 
 
-def check_shared(directory: Path, processes: Processes) -> None:
-    """Raise ConfigError unless all processes see one directory under this name."""
+def check_shared_directory(directory: Path, processes: Processes) -> None:
+    """Raise ConfigError unless `directory` is the same directory in all processes."""
     if processes.size == 1:
         return
-    mark = directory / processes.from_first(f".shared-{uuid.uuid4().hex}")
+    mark = directory / processes.broadcast(f".shared-{uuid.uuid4().hex}")
 
     def write() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         mark.touch()
 
-    processes.first(write)
-    (n_seen,) = processes.sum(mark.exists())
-    processes.first(mark.unlink)
-    if n_seen < processes.size:
+    processes.on_main(write)
+    (n_visible,) = processes.sum(mark.exists())
+    processes.on_main(mark.unlink)
+    if n_visible < processes.size:
         raise ConfigError(
-            f"{directory}: must be on a file system that all processes share, but only "
-            f"{n_seen:.0f} of {processes.size} see what the first one writes there"
+            f"{directory}: must be on a file system that all processes share, but a file written "
+            f"there is visible in only {n_visible:.0f} of {processes.size}"
         )

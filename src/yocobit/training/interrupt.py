@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class Interrupt:
-    """Inside `with`, the first signal sets `number`; a second one acts as it would outside."""
+    """Inside `with`, the first signal sets `number`; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.number = 0  # no signal
@@ -19,9 +19,9 @@ class Interrupt:
         return signal.Signals(self.number).name
 
     def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # signals belong to it
+        if threading.current_thread() is threading.main_thread():  # only it can set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._note)
+                self.previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -32,7 +32,7 @@ class Interrupt:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
 

@@ -1,11 +1,11 @@
-"""The loss of the head's logits, a slice of tokens at a time: never all logits at once.
+"""The loss of the output head, computed in slices of tokens: all logits never exist at once.
 
     cross-entropy   log Z - logit of the target,   Z = sum exp logits
     z-loss          (log Z)^2, which keeps logits near 0 (PaLM, arXiv:2204.02311)
     divergence      sum p (log p - log q),  p and q softmax(logits / temperature) of teacher and
                     student (arXiv:1503.02531)
 
-    loss = (1 - w) cross-entropy + w temperature^2 divergence + z_weight z-loss,  w of the teacher
+    loss = (1 - w) cross-entropy + w temperature^2 divergence + z_weight z-loss,  w = distill.weight
 
 Letters: N tokens   C model width   V vocabulary
 """
@@ -21,21 +21,21 @@ from torch import Tensor
 
 from yocobit.model.bitlinear import uses_bfloat16_matmul
 
-_SLICE = 512  # tokens; their logits and gradients stay in the cache
+_SLICE = 512  # tokens; their logits and gradients fit in the CPU caches
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What a teacher says of N tokens: its logits are made from its hidden states in slices."""
+class TeacherOutput:
+    """A teacher's hidden states of N tokens; the head maps slices of them to logits."""
 
     hidden: Tensor  # (N, its own width)
-    head: Callable[[Tensor], Tensor]  # hidden to logits, of the student's vocabulary or a larger
+    head: Callable[[Tensor], Tensor]  # hidden states to logits, at least as many as the student has
     weight: float  # w of the loss
     temperature: float
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Gradients are computed with the loss, as they need the same probabilities."""
+    """The forward pass also computes the gradients, which need the same probabilities."""
 
     @staticmethod
     def forward(
@@ -44,7 +44,7 @@ class _HeadLoss(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         z_weight: float,
-        teacher: Guidance | None,
+        teacher: TeacherOutput | None,
         has_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         z_loss, terms = x.new_zeros(()), x.new_zeros(2)
@@ -88,35 +88,35 @@ class _HeadLoss(torch.autograd.Function):
         return grad_x * grad, grad_weight * grad, None, None, None, None
 
 
-def _divergence(logits: Tensor, teacher: Guidance, part: slice) -> tuple[Tensor, Tensor]:
+def _divergence(logits: Tensor, teacher: TeacherOutput, part: slice) -> tuple[Tensor, Tensor]:
     """Return the divergence of a slice, and temperature^2 times its gradient by logits (N, V)."""
-    said = teacher.head(teacher.hidden[part])[:, : logits.shape[1]].to(logits.dtype)
-    log_p = (said / teacher.temperature).log_softmax(dim=-1)
+    teacher_logits = teacher.head(teacher.hidden[part])[:, : logits.shape[1]].to(logits.dtype)
+    log_p = (teacher_logits / teacher.temperature).log_softmax(dim=-1)
     log_q = (logits / teacher.temperature).log_softmax(dim=-1)
     p = log_p.exp()
     divergence = (p * log_p.sub_(log_q)).sum()
     return divergence, log_q.exp_().sub_(p).mul_(teacher.temperature)
 
 
-# Its shapes vary with the number of targets; there is nothing to fuse.
+# Shapes vary with the number of targets, and there is nothing to fuse.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def head_loss(
     x: Tensor,
     weight: Tensor,
     targets: Tensor,
     z_weight: float = 0.0,
-    teacher: Guidance | None = None,
+    teacher: TeacherOutput | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of logits x weight^T, and cross-entropy and divergence (2,): sums of nats.
 
-    x is (N, C), weight (V, C), targets (N); a target below 0 is not counted. Only the loss has a
+    x is (N, C), weight (V, C), targets (N); a negative target is ignored. Only the loss has a
     gradient.
     """
-    is_scored = targets >= 0
-    if not is_scored.all():
-        x, targets = x[is_scored], targets[is_scored]
+    in_loss = targets >= 0
+    if not in_loss.all():
+        x, targets = x[in_loss], targets[in_loss]
         if teacher is not None:
-            teacher = replace(teacher, hidden=teacher.hidden[is_scored])
+            teacher = replace(teacher, hidden=teacher.hidden[in_loss])
     has_grad = torch.is_grad_enabled()
     found: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         x, weight, targets, z_weight, teacher, has_grad

@@ -18,15 +18,15 @@ from torch import Tensor
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear, uses_bfloat16_matmul
 from yocobit.training.config import OptimConfig
-from yocobit.training.sharding import is_sharded, map_whole, shard_like
+from yocobit.training.sharding import is_sharded, map_full, shard_like
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal (arXiv:2502.16982), for matrices only.
+    """Orthogonalised momentum (arXiv:2502.16982), for matrices only.
 
     W -= lr * (s O + weight_decay W),  O = orthogonalize(G + momentum B),  B = momentum B + G,
-    s = 0.2 sqrt(max(M, K)), so that a step has the size of an Adam step. In float32 and batched by
-    shape: torch.optim.Muon works in bfloat16, which most CPUs emulate.
+    s = 0.2 sqrt(max(M, K)), which gives a step the RMS of an Adam step. In float32 and batched by
+    shape: torch.optim.Muon computes in bfloat16, which most CPUs emulate.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
@@ -58,18 +58,18 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonalize_all(matrices: list[Tensor]) -> Sequence[Tensor]:
-    """Orthogonalise matrices (M, K); where they are sharded, each in one of the processes."""
+    """Orthogonalise matrices (M, K), sharded ones each in one of the processes."""
     sharded = [matrix for matrix in matrices if is_sharded(matrix)]
     if sharded:
-        return map_whole(orthogonalize, sharded)
+        return map_full(orthogonalize, sharded)
     return orthogonalize(torch.stack(matrices)).unbind()
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Move the singular values of each of (N, M, K) near 1, by Newton-Schulz iterations.
+    """Bring the singular values of matrices (N, M, K) close to 1, by Newton-Schulz iterations.
 
-    The quintic of Muon (Jordan et al., 2024): its coefficients trade exactness for a steep start,
-    so singular values end between 0.7 and 1.2.
+    The quintic of Muon (Jordan et al., 2024): its coefficients trade exactness for a steep slope at
+    0; singular values end between 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrices.shape[-2] > matrices.shape[-1]
@@ -84,7 +84,7 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizers:
-    """The optimizers of a model as one, with the rates and state of every parameter by name."""
+    """The optimizers of a model, with learning rate and state of every parameter by name."""
 
     def __init__(self, model: Decoder, config: OptimConfig) -> None:
         self.config = config
@@ -102,7 +102,7 @@ class Optimizers:
         self.parts.append(kind(groups, config.learning_rate, betas, config.eps, fused=True))
 
     def step(self, rate_factor: float, weight_decay_factor: float) -> None:
-        """Move every parameter by its gradient."""
+        """Update every parameter by its gradient."""
         for group in self._groups():
             group["lr"] = group["base_rate"] * rate_factor
             group["weight_decay"] = group["base_weight_decay"] * weight_decay_factor
@@ -116,7 +116,7 @@ class Optimizers:
     def state(self) -> dict[str, Tensor]:
         """Return every state tensor under "parameter/key".
 
-        None is a scalar: torch.distributed.checkpoint writes zeros for those.
+        No tensor is 0-dimensional: torch.distributed.checkpoint would write zeros.
         """
         return {
             f"{self.names[parameter]}/{key}": torch.atleast_1d(value)
@@ -126,7 +126,7 @@ class Optimizers:
         }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Restore the tensors that `state` returned."""
         by_name: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter_name, _, key = name.rpartition("/")
@@ -145,9 +145,9 @@ class Optimizers:
 
 
 def _state(parameter: Tensor, key: str, value: Tensor) -> Tensor:
-    """Return a state tensor as an optimizer has it, from one that `Optimizers.state` returned."""
+    """Return an optimizer's state tensor from one that `Optimizers.state` returned."""
     value = value.reshape(()) if key == "step" else shard_like(parameter, value)
-    return value.clone()  # memory of torch's own has the alignment it had before
+    return value.clone()  # in memory with torch's own alignment, as before the checkpoint
 
 
 def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Text from the PyTorch model: to watch a run learn. The engine is what generates for users."""
+"""Samples of the PyTorch model during training; the engine generates for users."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def sample(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> str:
-    """Return up to `n_tokens` of text after the prompt; temperature 0 takes the likeliest token."""
+    """Return up to `n_tokens` tokens of text after the prompt; temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     end = end_token(tokenizer)
-    # A document starts where the one before has ended.
+    # A document starts after the end token of the previous one.
     tokens = [end, *tokenizer.encode(prompt, add_special_tokens=False).ids]
     cache = Cache()
-    made: list[int] = []
-    while len(made) < n_tokens:
+    generated: list[int] = []
+    while len(generated) < n_tokens:
         logits = model.step(torch.tensor([tokens]), cache)[0, -1]  # (V,)
         if temperature > 0:
             weights = (logits / temperature).softmax(dim=-1)
@@ -34,7 +34,7 @@ def sample(
             token = int(logits.argmax())
         if token == end:
             break
-        made.append(token)
+        generated.append(token)
         tokens = [token]
-    text: str = tokenizer.decode(made)
+    text: str = tokenizer.decode(generated)
     return text

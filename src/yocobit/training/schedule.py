@@ -1,18 +1,25 @@
-"""Learning-rate schedules: pure functions of the step.
+"""Learning-rate schedules, and the conversion of a time budget to a number of steps.
 
-A step is counted from 0. `total` is the number of steps of the run, or None while a time budget
-has not been turned into steps yet; the rate then stays where warm-up left it.
+Schedules are pure functions of the step. A step is counted from 0. `total` is the number of steps
+of the run, None while a time budget is not converted to steps yet; until then the rate stays where
+warm-up left it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from yocobit.training.config import ScheduleConfig
+from yocobit.training.config import ScheduleConfig, TrainConfig
+
+# A time budget is converted after this many steps, the first few of which are not measured.
+MEASURED_STEPS, _UNMEASURED_STEPS = 30, 6
+_MARGIN = 0.94  # share of the remaining time for steps; the rest is for samples and checkpoints
+_EVALUATION_COST = 0.7  # compared with training on as many tokens; an evaluation reads each twice
 
 
 def rate_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float:
-    """Return what learning rates are multiplied by at `step`: 0 to 1."""
+    """Return the factor of all learning rates at `step`: 0 to 1."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "step":
@@ -22,24 +29,24 @@ def rate_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float
 
 
 def weight_decay_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float:
-    """Return what weight decay is multiplied by at `step`: 1, or 0 in the second of two stages."""
+    """Return the factor of weight decay at `step`: 1, or 0 in the second half of "two_stage"."""
     second = schedule.kind == "two_stage" and _progress(schedule, step, total) >= 0.5
     return 0.0 if second else 1.0
 
 
 def short_run_warning(schedule: ScheduleConfig, total: int | None) -> str | None:
-    """Return a line about a run that ends before its warm-up does."""
+    """Return a warning about a run that ends during its warm-up, None otherwise."""
     if total is None or total > schedule.warmup_steps or total == 0:
         return None
     return (
         f"warning: the run ends after {total} of its {schedule.warmup_steps} steps of warm-up: the "
-        f"learning rate reaches {total / schedule.warmup_steps:.0%} and never falls; lower "
-        "schedule.warmup_steps or make the run longer"
+        f"learning rate reaches {total / schedule.warmup_steps:.0%} and never decays; lower "
+        "schedule.warmup_steps or train for more steps"
     )
 
 
 def _progress(schedule: ScheduleConfig, step: int, total: int | None) -> float:
-    """Return how much of the run after warm-up is behind `step`: 0 to 1, 1 is never reached."""
+    """Return the completed share of the run after warm-up: 0 <= share < 1."""
     if total is None or step <= schedule.warmup_steps:
         return 0.0
     return (step - schedule.warmup_steps) / (total - schedule.warmup_steps)
@@ -53,3 +60,26 @@ def _decay(schedule: ScheduleConfig, progress: float) -> float:
     if schedule.kind == "two_stage" and progress >= 0.5:  # BitNet b1.58 (arXiv:2402.17764)
         return schedule.second_ratio * (1 - progress) / 0.5
     return 1 - progress
+
+
+def steps_in_budget(
+    config: TrainConfig, durations: Sequence[float], elapsed_s: float, valid_tokens: int
+) -> int | None:
+    """Return the steps in the rest of run.minutes, None before enough steps were measured.
+
+    `durations` are the seconds of each step so far. `elapsed_s` is the used part of the budget,
+    evaluations included. `valid_tokens` is the length of the validation text.
+    """
+    optim, run = config.optim, config.run
+    assert run.minutes is not None
+    remaining = run.minutes * 60 - elapsed_s
+    if len(durations) < MEASURED_STEPS and remaining > 0:
+        return None
+    measured = sorted(durations[_UNMEASURED_STEPS:] or durations)
+    seconds = measured[len(measured) // 2]
+    evaluated = min(run.eval_tokens or valid_tokens, valid_tokens)
+    tokens_per_step = optim.batch_size * optim.accumulation * config.data.context
+    evaluation = seconds * _EVALUATION_COST / tokens_per_step
+    per_step = seconds + evaluation * evaluated / run.eval_every
+    steps = (remaining * _MARGIN - evaluation * valid_tokens) / per_step
+    return max(0, math.floor(steps))

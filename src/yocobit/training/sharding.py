@@ -1,7 +1,7 @@
-"""Weights, gradients and optimizer state over many processes, by torch's FSDP2 or DDP.
+"""Weights, gradients and optimizer state over several processes, by torch's FSDP2 or DDP.
 
-Sharded, a parameter is a DTensor: each process has some of its rows, and all of it only while a
-forward or backward pass needs it. Replicated, and in one process, it is a tensor as ever.
+A sharded parameter is a DTensor: each process stores some of its rows, and gathers all of them for
+a forward or backward pass. A replicated one, or one of a single process, is an ordinary tensor.
 
 Letters: N matrices   M output features   K input features
 """
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from yocobit.model import Decoder
 from yocobit.training.config import Parallel
 
-# torch.distributed.tensor takes half a second to import: only where there are many processes.
+# torch.distributed.tensor takes half a second to import: not in a single process.
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
 def wrap(objective: nn.Module, model: Decoder, parallel: Parallel, n_processes: int) -> nn.Module:
-    """Spread an objective, which holds a model, over processes; gradients become their means.
+    """Shard or replicate an objective and its model; gradients become means over processes.
 
-    What has the model's parameters must be made after this.
+    Everything that holds the model's parameters must be created after this.
     """
     if n_processes == 1:
         return objective
@@ -45,20 +45,20 @@ def wrap(objective: nn.Module, model: Decoder, parallel: Parallel, n_processes: 
 
 
 @contextmanager
-def evaluation(objective: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
-    """Give what evaluates; all processes must call it as often.
+def evaluation_module(objective: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
+    """Yield the module for evaluation; all processes must call it equally often.
 
-    That is the plain objective, neither wrapped nor compiled, unless its weights are sharded.
+    It is the plain objective, neither wrapped nor compiled, unless its weights are sharded.
     """
     if not any(is_sharded(parameter) for parameter in plain.parameters()):
         yield plain
         return
     yield objective
-    objective.reshard()  # type: ignore[operator]  # FSDP2 leaves that to a backward pass
+    objective.reshard()  # type: ignore[operator]  # FSDP2 does this in a backward pass only
 
 
 def backward_context(objective: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Return the context of one of a step's backward passes: DDP needs to reduce in the last."""
+    """Return the context of one backward pass of a step: DDP reduces gradients in the last."""
     if is_last or not isinstance(objective, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return objective.no_sync()
@@ -68,18 +68,18 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that may be sharded; every process must ask for it."""
+def full(tensor: Tensor) -> Tensor:
+    """Return the full tensor of one that may be sharded; all processes must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor that may be sharded, as a view."""
+    """Return a view of this process's part of a tensor that may be sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Return this process's part of a whole tensor, if it has the shape of a sharded parameter."""
+    """Shard a full tensor as a parameter is; a tensor of another shape is returned as it is."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -89,10 +89,10 @@ def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     )
 
 
-def map_whole(function: Callable[[Tensor], Tensor], matrices: Sequence[DTensor]) -> list[DTensor]:
-    """Apply a function of matrices (N, M, K) to sharded matrices (M, K), each whole in one process.
+def map_full(function: Callable[[Tensor], Tensor], matrices: Sequence[DTensor]) -> list[DTensor]:
+    """Apply a function of matrices (N, M, K) to sharded matrices (M, K), each in one process.
 
-    The function returns the shape it gets; what is returned is sharded as the matrices are.
+    The function must keep the shape; the results are sharded as the matrices are.
     """
     from torch.distributed.tensor import DTensor, Shard
 
@@ -110,27 +110,27 @@ def map_whole(function: Callable[[Tensor], Tensor], matrices: Sequence[DTensor])
     return [sharded(local, 0, like) for local in rows.to_local()]
 
 
-def gather_model(model: Decoder, is_first: bool) -> Decoder | None:
-    """Return a model that the first process can run alone, and None in the others."""
+def gather_model(model: Decoder, is_main: bool) -> Decoder | None:
+    """Return a model that the main process can run by itself, None in the others."""
     if not is_sharded(model.embedding.weight):
-        return model if is_first else None
+        return model if is_main else None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights = get_model_state_dict(model, options=options)
-    if not is_first:
+    if not is_main:
         return None
     with torch.device("meta"):
-        whole_model = Decoder(model.config)
-    whole_model.load_state_dict(weights, assign=True)
-    return whole_model
+        full_model = Decoder(model.config)
+    full_model.load_state_dict(weights, assign=True)
+    return full_model
 
 
-def save_parts(files: dict[Path, dict[str, Tensor]], is_first: bool) -> None:
+def save_parts(files: dict[Path, dict[str, Tensor]], is_main: bool) -> None:
     """Write safetensors files in one directory from all processes' parts of their tensors.
 
-    Each process writes its parts, then the first one puts them together, one tensor at a time: no
-    process ever holds a whole model.
+    Each process writes its parts, then the main process consolidates them, one tensor at a time: no
+    process holds the full model.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -146,7 +146,7 @@ def save_parts(files: dict[Path, dict[str, Tensor]], is_first: bool) -> None:
         save(tensors, storage_writer=writer)
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
-    if is_first:
+    if is_main:
         for i, path in enumerate(files, start=1):
             (directory / f"model-{i:05d}-of-{len(files):05d}.safetensors").rename(path)
         shutil.rmtree(directory)

@@ -1,4 +1,4 @@
-"""One gradient step: what is minimised, and how a batch becomes one movement of the weights.
+"""One optimizer step: the objective, the gradient of a global batch, and the weight update.
 
 Letters: B batch   T positions   C model width
 """
@@ -13,20 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
-from yocobit.training.corpus import Batch
+from yocobit.training.batch import Batch
 from yocobit.training.distill import Teacher
-from yocobit.training.distributed import ALONE, Processes
-from yocobit.training.guard import Guard
+from yocobit.training.distributed import SINGLE_PROCESS, Processes
 from yocobit.training.loss import head_loss
 from yocobit.training.optim import Optimizers
 from yocobit.training.sharding import backward_context, is_sharded, local
+from yocobit.training.state import GradientSpikeGuard
 
-_BLOCK = 1 << 17  # elements of a gradient whose squares are summed at a time, in cache
+_BLOCK = 1 << 17  # elements of a gradient whose squares are summed at a time: they fit in L2
 
 
 class Objective(nn.Module):
-    """What training minimises. All that reads weights happens in `forward`, so that this module
-    is what is compiled, sharded or replicated. The teacher is not a part of it.
+    """The loss of a model on a batch.
+
+    All reads of weights are in `forward`: this is the module to compile, shard or replicate. The
+    teacher is not a submodule.
     """
 
     def __init__(self, model: Decoder, z_weight: float, teacher: Teacher | None = None) -> None:
@@ -38,42 +40,43 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, and cross-entropy and divergence from the teacher (2,) without gradient.
 
-        Inputs, targets and resets are (B, T); a target below 0 is not scored, and a position where
-        resets is True sees nothing before it. All are sums of nats over scored targets. Without
-        gradients the teacher is not asked.
+        Inputs, targets and resets are (B, T); a negative target is not in the loss, and a position
+        where resets is True attends to nothing before it. All results are sums of nats over
+        targets. The teacher is evaluated only if gradients are enabled.
         """
         hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
-        guidance = None
+        teacher_output = None
         if self.teacher is not None and torch.is_grad_enabled():
-            guidance = self.teacher.guide(inputs, resets)
-        return head_loss(hidden, self.model.head.weight, targets.flatten(), self.z_weight, guidance)
+            teacher_output = self.teacher.output(inputs, resets)
+        weight = self.model.head.weight
+        return head_loss(hidden, weight, targets.flatten(), self.z_weight, teacher_output)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step found, before it moved the weights."""
+    """Measurements of one step, from before its weight update."""
 
-    loss: float  # cross-entropy in nats per scored target
-    divergence: float  # from the teacher, in nats per scored target; 0 without one
+    loss: float  # cross-entropy in nats per target
+    divergence: float  # from the teacher, in nats per target; 0 without one
     grad_norm: float  # before clipping
-    skipped: str | None  # why the weights were not moved
+    skipped: str | None  # why the weights were not updated
 
 
 class GradientStep:
-    """The gradient of a global batch, its clipping, and the movement of the weights.
+    """The gradient of a global batch, gradient clipping and the weight update.
 
-    Sums over targets are divided by the number of scored targets of all micro-batches of all
-    processes: how a batch is cut never changes what its loss means.
+    Sums over targets are divided by the number of targets in all micro-batches of all processes:
+    the division of a batch into micro-batches does not change its loss.
     """
 
     def __init__(
         self,
         objective: nn.Module,
         optimizers: Optimizers,
-        guard: Guard,
+        guard: GradientSpikeGuard,
         grad_clip: float,
         spike_factor: float,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.objective, self.optimizers, self.guard = objective, optimizers, guard
         self.processes = processes
@@ -83,23 +86,23 @@ class GradientStep:
     def __call__(
         self, batches: Sequence[Batch], rate_factor: float, decay_factor: float
     ) -> StepResult:
-        """Move the weights by the gradient of `batches`, unless the guard says no.
+        """Update the weights by the gradient of `batches` unless the guard skips the step.
 
-        Every process has as many micro-batches as the others, and gets the same result.
+        Every process passes the same number of micro-batches and gets the same result.
         """
         n_here = sum(int((batch.targets >= 0).sum()) for batch in batches)
-        (n_scored,) = self.processes.sum(n_here)
-        n_scored = max(1, n_scored)
+        (n_targets,) = self.processes.sum(n_here)
+        n_targets = max(1, n_targets)
         n_processes = self.processes.size
         terms = torch.zeros(2, dtype=torch.float64)
         for i, batch in enumerate(batches, start=1):
             with backward_context(self.objective, is_last=i == len(batches)):
                 loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
                 # FSDP2 and DDP divide the sum over processes by their number.
-                (loss / (n_scored / n_processes)).backward()
+                (loss / (n_targets / n_processes)).backward()
             terms += part_terms
         nats, divergence, squares = self.processes.sum(
-            *(terms / n_scored).tolist(), self._squares_here()
+            *(terms / n_targets).tolist(), self._local_squares()
         )
         grad_norm = math.sqrt(squares)
         skipped = self.guard.check(nats + divergence, grad_norm, self.spike_factor)
@@ -109,11 +112,11 @@ class GradientStep:
         self.optimizers.clear_gradients()
         return StepResult(nats, divergence, grad_norm, skipped)
 
-    def _squares_here(self) -> float:
-        """Return this process's part of the gradient's squared norm.
+    def _local_squares(self) -> float:
+        """Return this process's part of the squared gradient norm.
 
-        In float64 and rounded later, so that every number of processes clips by the same float32:
-        one bit of it moves all weights, and a quantised one over an edge.
+        In float64, rounded later: any number of processes clips by the same float32. A difference
+        in its last bit would change all weights, and could change quantised codes.
         """
         squares = 0.0
         for gradient in self._gradients():

@@ -1,4 +1,4 @@
-"""What general-purpose compressors reach on the validation text of a run: bars to clear."""
+"""Bits per byte of general-purpose compressors on the validation text of a run, as baselines."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from yocobit.data.corpus import open_valid
 from yocobit.data.tokenizer import end_token
-from yocobit.training.corpus import open_valid
 
 
 def validation_text(data: Path) -> bytes:
-    """Return the validation documents of RUN/data, one after the other, as UTF-8."""
+    """Return the validation documents of RUN/data, concatenated, as UTF-8."""
     tokenizer, valid = open_valid(data)
     tokens = valid.read(0, len(valid))
     texts: list[bytes] = []
@@ -25,7 +25,7 @@ def validation_text(data: Path) -> bytes:
 
 
 def compressed_bits_per_byte(text: bytes) -> dict[str, float]:
-    """Return bits per byte of the whole text as one stream, by compressor."""
+    """Return bits per byte of the text compressed as one stream, by compressor."""
     return {
         "gzip -9": 8 * len(gzip.compress(text, 9)) / len(text),
         "xz -9": 8 * len(lzma.compress(text, preset=9)) / len(text),

@@ -1,4 +1,4 @@
-"""A set of 16-byte digests that takes at most 43 bytes for each, 64 while it grows."""
+"""A set of 16-byte digests in at most 43 bytes each, 64 while it grows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ _EMPTY = bytes(_SIZE)
 _SMALLEST = 1 << 10
 
 
-class Seen:
-    """Open addressing in one array of bytes; a set of Python's would take about 110 bytes each."""
+class DigestSet:
+    """A hash table with open addressing in one bytearray; a Python set takes 110 bytes each."""
 
     def __init__(self) -> None:
         self.n_slots = _SMALLEST
@@ -16,7 +16,7 @@ class Seen:
         self.n_digests = 0
 
     def add(self, digest: bytes) -> bool:
-        """Take in a digest; return whether it was new."""
+        """Insert a digest; return whether it was new."""
         if digest == _EMPTY:
             digest = b"\1" * _SIZE
         if self.n_digests >= self.n_slots * 3 // 4:
@@ -29,7 +29,7 @@ class Seen:
         return True
 
     def _find(self, digest: bytes) -> int:
-        """Return the offset of the slot that holds the digest, or of the one where it belongs."""
+        """Return the offset of the slot of a digest, occupied or empty."""
         slots, size = self.slots, self.n_slots * _SIZE
         at = int.from_bytes(digest[:8], "little") % self.n_slots * _SIZE
         while (found := slots[at : at + _SIZE]) != digest and found != _EMPTY:

@@ -9,11 +9,13 @@ from training_runs import assert_same_run, records, run, signal_at
 
 from yocobit.config import preset
 from yocobit.model import Decoder
+from yocobit.packing import checkpoints
 from yocobit.training import TrainingError, checkpoint, loop
+from yocobit.training.batch import Batch
 from yocobit.training.config import OptimConfig
-from yocobit.training.corpus import Batch
-from yocobit.training.guard import Guard
+from yocobit.training.loop import Loop
 from yocobit.training.optim import Optimizers
+from yocobit.training.state import GradientSpikeGuard
 from yocobit.training.step import GradientStep, Objective
 
 
@@ -27,21 +29,21 @@ from yocobit.training.step import GradientStep, Objective
     ],
 )
 def test_guard_skips_what_is_not_finite(loss, norm, reason):
-    guard = Guard()
+    guard = GradientSpikeGuard()
 
     assert guard.check(loss, norm, spike_factor=0) == reason
-    assert guard == Guard([], n_skipped=1, n_in_a_row=1)
+    assert guard == GradientSpikeGuard([], n_skipped=1, n_in_a_row=1)
 
 
 def test_guard_skips_a_norm_above_the_factor_times_the_median():
-    guard = Guard(norms=[1.0] * 20 + [2.0] * 21)
+    guard = GradientSpikeGuard(norms=[1.0] * 20 + [2.0] * 21)
 
     assert guard.check(1.0, 20.0, spike_factor=10) is None  # the median is 2
     assert "20.1 is above 10 times its median 2" in guard.check(1.0, 20.1, spike_factor=10)
 
 
 def test_guard_does_not_get_used_to_spikes():
-    guard = Guard(norms=[1.0] * 100)
+    guard = GradientSpikeGuard(norms=[1.0] * 100)
 
     reasons = [guard.check(1.0, 50.0, spike_factor=10) for _ in range(200)]
 
@@ -49,12 +51,12 @@ def test_guard_does_not_get_used_to_spikes():
 
 
 def test_guard_knows_no_spike_at_the_start_of_a_run_or_when_it_is_off():
-    assert Guard(norms=[1.0] * 31).check(1.0, 1e9, spike_factor=10) is None
-    assert Guard(norms=[1.0] * 99).check(1.0, 1e9, spike_factor=0) is None
+    assert GradientSpikeGuard(norms=[1.0] * 31).check(1.0, 1e9, spike_factor=10) is None
+    assert GradientSpikeGuard(norms=[1.0] * 99).check(1.0, 1e9, spike_factor=0) is None
 
 
 def test_guard_remembers_the_last_norms_only():
-    guard = Guard()
+    guard = GradientSpikeGuard()
     for norm in range(300):
         guard.check(1.0, float(norm), spike_factor=0)
 
@@ -67,7 +69,7 @@ def test_skipped_step_changes_neither_weights_nor_optimizer_state(optimizer):
     model = Decoder(preset("nano"))
     optimizers = Optimizers(model, OptimConfig(optimizer=optimizer))
     objective = Objective(model, 0.0)
-    step = GradientStep(objective, optimizers, Guard(), grad_clip=1.0, spike_factor=0)
+    step = GradientStep(objective, optimizers, GradientSpikeGuard(), grad_clip=1.0, spike_factor=0)
     tokens = torch.arange(18).view(2, 9)
     batch = Batch(tokens[:, :-1], tokens[:, 1:], torch.zeros(2, 8, dtype=torch.bool))
     step([batch], 1.0, 1.0)
@@ -87,7 +89,7 @@ def test_skipped_step_changes_neither_weights_nor_optimizer_state(optimizer):
 def poison(monkeypatch):
     """Return a set of steps (from 1) whose loss is infinite, in every run of the test."""
     steps: set[int] = set()
-    update = loop._Run._update
+    update = Loop._update
 
     def poisoned(self, factor):
         if self.state.step + 1 not in steps:
@@ -98,7 +100,7 @@ def poison(monkeypatch):
         ):
             return update(self, factor)
 
-    monkeypatch.setattr(loop._Run, "_update", poisoned)
+    monkeypatch.setattr(Loop, "_update", poisoned)
     return steps
 
 
@@ -113,7 +115,7 @@ def test_run_reports_a_skipped_step_and_goes_on(toml, tmp_path, poison):
     assert [(r["loss"], r["skipped"]) for r in skipped] == [(None, "loss is inf")] * 2
     assert all(math.isfinite(record["loss"]) for record in records(out)[4:])
     assert "Infinity" not in (out / "metrics.jsonl").read_text()
-    assert checkpoint.load_state(checkpoint.last(out)).guard.n_skipped == 2
+    assert checkpoint.load_state(checkpoints.last(out)).guard.n_skipped == 2
 
 
 def test_run_stopped_between_skipped_steps_resumes_identically(toml, tmp_path, poison, monkeypatch):
@@ -153,13 +155,13 @@ def test_no_checkpoint_is_made_while_steps_are_skipped(toml, tmp_path, poison):
 
 
 def test_spike_of_a_run_is_skipped(toml, tmp_path, monkeypatch):
-    squares, calls = GradientStep._squares_here, []
+    squares, calls = GradientStep._local_squares, []
 
     def spiking(self):
         calls.append(squares(self))
         return 1e12 if len(calls) == 40 else calls[-1]
 
-    monkeypatch.setattr(GradientStep, "_squares_here", spiking)
+    monkeypatch.setattr(GradientStep, "_local_squares", spiking)
     run(toml, tmp_path / "run", "run.steps=42", "run.eval_every=100")
 
     skipped = {r["step"]: r["skipped"] for r in records(tmp_path / "run") if "skipped" in r}

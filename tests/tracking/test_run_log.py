@@ -19,11 +19,12 @@ from yocobit.config import ConfigError
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear
 from yocobit.model.quantization import quantize_weight
+from yocobit.packing import checkpoints
 from yocobit.tracking import manifest
-from yocobit.tracking.run_log import Journal
-from yocobit.tracking.weight_counts import weight_counts
+from yocobit.tracking.run_log import RunLog
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load
+from yocobit.training.validation import weight_counts
 
 TOML = """
 [model]
@@ -118,7 +119,7 @@ def test_description_says_what_was_trained_on_what_and_with_what(project, monkey
     found = json.loads((out / "run.json").read_text())
     (start,) = found["starts"]
     assert found["config"]["optim"]["learning_rate"] == 1e-3
-    assert found["corpus"]["sha256"] == checkpoint.load_state(checkpoint.last(out)).corpus_sha256
+    assert found["corpus"]["sha256"] == checkpoint.load_state(checkpoints.last(out)).corpus_sha256
     assert found["corpus"]["train"]["bytes"] + found["corpus"]["valid"]["bytes"] == sum(
         path.stat().st_size for path in Path("text").iterdir()
     )
@@ -222,7 +223,7 @@ def test_git_state_says_whether_files_were_changed_and_is_absent_elsewhere(tmp_p
 def test_samples_are_kept_by_step_and_those_of_undone_steps_are_dropped(project):
     out = run("out", "run.prompt=to see")
     names = [path.name for path in sorted((out / "samples").iterdir())]
-    Journal(out, 2, tensorboard=False).close()
+    RunLog(out, 2, tensorboard=False).close()
 
     assert names == ["step-000002.txt", "step-000004.txt"]
     assert (out / "samples" / "step-000002.txt").read_text().startswith("to see")

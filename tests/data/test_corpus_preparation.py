@@ -11,10 +11,11 @@ import pytest
 from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
-from yocobit.data import preparation, shards, sources
+from yocobit.data import corpus as corpus_module
+from yocobit.data import shards, sources, tokenisation
 from yocobit.data.config import DataConfig
+from yocobit.data.corpus import prepare
 from yocobit.data.tokenizer import train_tokenizer
-from yocobit.training.corpus import prepare
 
 
 @pytest.fixture
@@ -81,13 +82,13 @@ def test_files_that_moved_or_were_touched_are_the_same_text(config, tmp_path):
 
 
 def test_file_that_changes_while_it_is_read_is_named(config, tmp_path, monkeypatch):
-    run = preparation._Tokenising.run
+    run = tokenisation._Tokenisation.run
 
     def changing(self):
         Path(config.train[0]).write_text("other")
         return run(self)
 
-    monkeypatch.setattr(preparation._Tokenising, "run", changing)
+    monkeypatch.setattr(tokenisation._Tokenisation, "run", changing)
 
     with pytest.raises(ConfigError, match=r"train\.txt: has changed while it was read"):
         prepare(config, 270, tmp_path / "data")
@@ -99,7 +100,7 @@ def test_preparation_that_was_killed_is_made_again(config, tmp_path, monkeypatch
     monkeypatch.setattr(shards, "SHARD_BYTES", 100)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            preparation, "check_unchanged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+            corpus_module, "check_unchanged", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         prepare(config, 270, tmp_path / "data")
     assert len(list((tmp_path / "data").glob("train-*"))) > 5
@@ -119,7 +120,7 @@ def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, mon
     made = [prepare(config, 1, tmp_path / "data")]
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     made.append(prepare(config, 1, tmp_path / "serial"))
-    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1)
+    monkeypatch.setattr(tokenisation, "_BATCH_LENGTH", 1)
     made.append(prepare(config, 1, tmp_path / "single"))
 
     assert len(made[0].valid) > 1000
@@ -128,7 +129,7 @@ def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, mon
 
 
 def test_memory_of_preparing_does_not_grow_with_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "_BATCH_LENGTH", 1 << 14)
+    monkeypatch.setattr(tokenisation, "_BATCH_LENGTH", 1 << 14)
     monkeypatch.setattr(sources, "_CHUNK_BYTES", 1 << 14)
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["some words " * 9], 280).to_str())
     peaks = []
@@ -156,8 +157,8 @@ def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
         taken.extend(texts)
         return train_tokenizer(taken, vocab_size)
 
-    monkeypatch.setattr(preparation, "SAMPLE_LENGTH", 1600)
-    monkeypatch.setattr(preparation, "train_tokenizer", noting)
+    monkeypatch.setattr(tokenisation, "SAMPLE_LENGTH", 1600)
+    monkeypatch.setattr(tokenisation, "train_tokenizer", noting)
     prepare(mixture, 257, tmp_path / "data")
 
     # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.
@@ -207,7 +208,7 @@ def test_files_that_are_left_out_are_counted_also_when_data_is_used_again(config
 
     again = prepare(config, 270, tmp_path / "data")
 
-    line = "left out 1 files of other kinds: 1 .csv"
+    line = "ignored 1 files of other kinds: 1 .csv"
     assert line not in first.describe() and line in again.describe()
     assert again.sha256 == first.sha256
 

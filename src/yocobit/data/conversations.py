@@ -1,7 +1,7 @@
-"""Conversations as text: one template, for training, for the packed model and for serving.
+"""Conversations as text: the chat template of training, of packed models and of the server.
 
-Its markers are plain text that every tokenizer spells, each on a line of its own, so that a
-conversation has the same tokens whether it is encoded as a whole or turn by turn:
+The role markers are plain text, which every tokenizer can encode, each on a line of its own: a
+conversation has the same tokens whether it is encoded as a whole or turn by turn.
 
     <|user|>
     What is the capital of France?
@@ -10,7 +10,7 @@ conversation has the same tokens whether it is encoded as a whole or turn by tur
     Paris.
     <|end|>
 
-A content cannot forge one: a marker that it spells gets a space.
+Message content cannot forge a marker: one that occurs in it is escaped by a space.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from yocobit.config import ConfigError
 
 ROLES = ("system", "user", "assistant")
 END_OF_TURN = "<|end|>"
-_QUOTED = {f"<|{name}|>": f"<| {name}|>" for name in (*ROLES, "end")}  # markers in a content
+_ESCAPED = {f"<|{name}|>": f"<| {name}|>" for name in (*ROLES, "end")}  # markers in content
 
-# Jinja, as Hugging Face stores it: of `messages` and `add_generation_prompt`.
+# Jinja, as in transformers: a function of `messages` and `add_generation_prompt`.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim"
-    + "".join(f" | replace('{marker}', '{quoted}')" for marker, quoted in _QUOTED.items())
+    + "".join(f" | replace('{marker}', '{escaped}')" for marker, escaped in _ESCAPED.items())
     + " + '\\n<|end|>\\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
@@ -35,31 +35,31 @@ CHAT_TEMPLATE = (
 
 
 def render(messages: Any, source: str) -> list[tuple[str, bool]]:
-    """Return the text of a conversation, in parts, and whether a model learns to write each.
+    """Return the text of a conversation in parts, each with whether it is in the loss.
 
-    It learns what the assistant says, with the marker that ends its turn. ConfigError names what
-    is wrong in `source`.
+    In the loss are the assistant's messages with the marker that ends the turn. ConfigError names
+    `source` and the invalid message.
     """
     parts = []
-    before = ""  # what nobody has to learn, up to the assistant's next word
+    prompt = ""  # not in the loss: the text before the assistant's next message
     for i, message in enumerate(_checked(messages, source)):
-        role, content = message["role"], _quote(message["content"].strip())
-        before += f"<|{role}|>\n"
+        role, content = message["role"], _escape(message["content"].strip())
+        prompt += f"<|{role}|>\n"
         if role == "assistant":
             if not content:
                 raise ConfigError(f"{source}: messages[{i}] of the assistant must not be empty")
-            parts += [(before, False), (f"{content}\n{END_OF_TURN}", True)]
-            before = "\n"
+            parts += [(prompt, False), (f"{content}\n{END_OF_TURN}", True)]
+            prompt = "\n"
         else:
-            before += f"{content}\n{END_OF_TURN}\n"
+            prompt += f"{content}\n{END_OF_TURN}\n"
     if not parts:
-        raise ConfigError(f"{source}: messages must have one of the assistant")
-    return [*parts, (before, False)]
+        raise ConfigError(f"{source}: messages must include an assistant message")
+    return [*parts, (prompt, False)]
 
 
-def _quote(content: str) -> str:
-    for marker, quoted in _QUOTED.items():
-        content = content.replace(marker, quoted)
+def _escape(content: str) -> str:
+    for marker, escaped in _ESCAPED.items():
+        content = content.replace(marker, escaped)
     return content
 
 

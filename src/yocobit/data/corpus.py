@@ -1,0 +1,190 @@
+"""The corpus of a run: tokens of the training sources and of the validation text, without torch.
+
+RUN/data/ has tokenizer.json, the shards, and index.json, which is written last: the identity of the
+corpus that the shards were made from (identity.py), and the number of tokens, bytes and documents
+in each. While the identity is the same, the shards are reused. Files are read once to hash them, in
+part to train a tokenizer, and once to tokenise them; files whose size and modification time are
+those in the index are not hashed again.
+
+Letters: B batch   T positions
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from yocobit.config import ConfigError
+from yocobit.data.config import DataConfig, sources
+from yocobit.data.conversations import CHAT_TEMPLATE
+from yocobit.data.identity import CorpusFiles, identify
+from yocobit.data.shards import Tokens, is_complete
+from yocobit.data.sources import cacheable, check_unchanged, describe_unread, hash_files
+from yocobit.data.tokenisation import TOKENIZER, tokenise
+from yocobit.data.tokenizer import load_tokenizer
+from yocobit.data.windows import shares, source_of, window_start
+from yocobit.disk import replacing, write_json
+
+INDEX = "index.json"
+IGNORED = -1  # the target of a position that is not in the loss
+
+Windows = NDArray[np.int64]
+
+
+def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
+    """Open the corpus of `config` in `directory`, which is tokenised first unless it is current."""
+    files = CorpusFiles.of(config)
+    index = _read_index(directory)
+    cached = {path: (*entry,) for path, entry in index.get("known", {}).items()}
+    hashes = hash_files(files.all, cached)
+    known = {path: list(entry) for path, entry in cacheable(hashes).items()}
+    identity = identify(config, vocab_size, files, hashes)
+    if index.get("inputs") != identity or not _is_current(directory, index):
+        (directory / INDEX).unlink(missing_ok=True)
+        index = {**tokenise(config, files, vocab_size, directory), "inputs": identity}
+        check_unchanged(files.all)
+    if index.get("known") != known:
+        with replacing(directory / INDEX) as partial:
+            write_json(partial, {**index, "known": known})
+    _check_lengths(index, config.context)
+    return Corpus.open(directory, index, config, files.unread)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Tokens of each source and of the validation text; `sha256` identifies all of them."""
+
+    tokenizer: Tokenizer
+    train: tuple[Tokens, ...]
+    weights: tuple[float, ...]  # of the sources
+    valid: Tokens
+    sha256: str
+    n_skipped: int = 0  # .py files that are not UTF-8
+    n_duplicates: int = 0  # documents omitted by data.deduplicate
+    unread: Mapping[str, int] = field(default_factory=dict)  # files of other kinds, by suffix
+
+    @classmethod
+    def open(
+        cls, directory: Path, index: dict[str, Any], config: DataConfig, unread: Mapping[str, int]
+    ) -> Corpus:
+        """Open the shards of an index."""
+        weights = tuple(source.weight or 1.0 for source in sources(config.train))
+        weights = weights if len(index["train"]) > 1 else (1.0,)
+        identity = [index["inputs"], index["tokenizer_sha256"], weights]
+        return cls(
+            load_tokenizer(directory / TOKENIZER),
+            tuple(Tokens(directory, entry) for entry in index["train"]),
+            weights,
+            Tokens(directory, index["valid"]),
+            hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+            index["n_skipped"],
+            index["n_duplicates"],
+            unread,
+        )
+
+    @property
+    def chat_template(self) -> str | None:
+        """The chat template, if the training text has conversations."""
+        return CHAT_TEMPLATE if any(tokens.has_mask for tokens in self.train) else None
+
+    def windows(self, seed: int, first: int, size: int, context: int) -> tuple[Windows, Windows]:
+        """Return inputs (B, T) and targets (B, T) of windows `first` to `first + size`.
+
+        They are from an endless sequence of shuffled passes over the sources: each source has the
+        share of windows that its weight gives it, and passes of its own, in which no two windows
+        overlap. A pure function of its arguments.
+        """
+        counts = shares(self.weights)
+        windows = []
+        for index in range(first, first + size):
+            source, number = source_of(seed, index, counts)
+            tokens = self.train[source]
+            start = window_start(seed, source, number, len(tokens), context)
+            windows.append(_window(tokens, start, context))
+        inputs, targets = (np.stack(part) for part in zip(*windows, strict=True))
+        return inputs, targets
+
+    def describe(self) -> list[str]:
+        """Return lines about the size of each source and about omitted files and documents."""
+        counts = shares(self.weights)
+        lines = []
+        for i, (tokens, count) in enumerate(zip(self.train, counts, strict=True)):
+            name, part = "train", ""
+            if len(self.train) > 1:
+                name, part = f"train[{i}]", f", {count / sum(counts):.1%} of windows"
+            lines.append(f"{name} {_size(tokens)}{part}")
+        lines.append(f"valid {_size(self.valid)}; vocabulary {self.tokenizer.get_vocab_size():,}")
+        if self.n_skipped:
+            lines.append(f"skipped {self.n_skipped} .py files that are not UTF-8")
+        if self.unread:
+            lines.append(describe_unread(self.unread))
+        if self.n_duplicates:
+            lines.append(f"omitted {self.n_duplicates:,} duplicate documents")
+        return lines
+
+
+def open_valid(directory: Path) -> tuple[Tokenizer, Tokens]:
+    """Open tokenizer and validation text of a prepared corpus."""
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    return load_tokenizer(directory / TOKENIZER), Tokens(directory, index["valid"])
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return index if isinstance(index, dict) else {}
+
+
+def _is_current(directory: Path, index: dict[str, Any]) -> bool:
+    """Whether every file of the index is present in its full size."""
+    tokenizer = directory / TOKENIZER
+    if not tokenizer.exists() or tokenizer.stat().st_size != index["tokenizer_bytes"]:
+        return False
+    return all(is_complete(directory, entry) for entry in (*index["train"], index["valid"]))
+
+
+def _check_lengths(index: dict[str, Any], context: int) -> None:
+    for i, entry in enumerate(index["train"]):
+        if entry["tokens"] < context:
+            which = f"train[{i}]" if len(index["train"]) > 1 else "training text"
+            raise ConfigError(
+                f"{which} has {entry['tokens']} tokens but one window needs {context}; "
+                "add text or lower data.context"
+            )
+
+
+def _window(tokens: Tokens, start: int, context: int) -> tuple[Windows, Windows]:
+    """Return inputs (T,) and targets (T,), the first of them token `start`.
+
+    The text is a ring: its last token, an end token, is the input that predicts its first.
+    """
+    window = _read_ring(tokens.read, start - 1, context + 1, len(tokens))
+    inputs, targets = window[:-1], window[1:]
+    if tokens.has_mask:
+        loss_mask = _read_ring(tokens.loss_mask, start, context, len(tokens))
+        targets = np.where(loss_mask, targets, IGNORED)
+    return inputs, targets
+
+
+def _read_ring(
+    read: Callable[[int, int], NDArray[Any]], begin: int, n: int, size: int
+) -> NDArray[Any]:
+    begin %= size
+    if begin + n <= size:
+        return read(begin, begin + n)
+    return np.concatenate([read(begin, size), read(0, begin + n - size)])
+
+
+def _size(tokens: Tokens) -> str:
+    in_loss = f", {tokens.n_in_loss:,} of them in the loss" if tokens.has_mask else ""
+    return f"{tokens.n_bytes / 1e6:.2f} MB, {len(tokens):,} tokens{in_loss}"

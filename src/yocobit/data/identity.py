@@ -1,0 +1,87 @@
+"""The identity of a corpus: its files, and the hashes and settings that decide its tokens.
+
+Nothing is tokenised here. Two corpora with equal identities have equal tokens, wherever their files
+are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yocobit.data.config import DataConfig, sources
+from yocobit.data.sources import FileHashes, SourceFile, list_files
+from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenizer
+
+SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
+_VERSION = 3  # raised when the same files would give other tokens or another layout of shards
+
+
+@dataclass(frozen=True)
+class CorpusFiles:
+    """The files of each training source and of the validation text."""
+
+    train: list[list[SourceFile]]
+    valid: list[SourceFile]
+    valid_every: int | None
+    weights: list[float]  # of the sources
+    unread: Counter[str]  # files of other kinds in directories, by suffix
+
+    @classmethod
+    def of(cls, config: DataConfig) -> CorpusFiles:
+        """List the files of [data]; sources without weights become one source."""
+        unread = Counter[str]()
+        train, valid = (
+            [list_files(source, config.exclude, unread) for source in sources(items)]
+            for items in (config.train, config.valid)
+        )
+        weights = [source.weight for source in sources(config.train) if source.weight is not None]
+        if not weights:
+            train, weights = [[file for files in train for file in files]], [1.0]
+        held_out = [file for files in valid for file in files]
+        return cls(train, held_out, config.valid_every, weights, unread)
+
+    @property
+    def all(self) -> list[SourceFile]:
+        return [file for files in (*self.train, self.valid) for file in files]
+
+    def is_held_out(self, name: str) -> bool:
+        """Whether a document of the training files is used for validation, by its name alone."""
+        if self.valid_every is None:
+            return False
+        digest = hashlib.sha256(name.encode()).digest()
+        return int.from_bytes(digest[:8], "big") % self.valid_every == 0
+
+
+def identify(
+    config: DataConfig, vocab_size: int, files: CorpusFiles, hashes: FileHashes
+) -> dict[str, Any]:
+    """Return everything that decides the tokens, as JSON values.
+
+    `hashes` are those of the files, as hash_files returns them.
+    """
+
+    def identity(files: Sequence[SourceFile]) -> str:
+        digest = hashlib.sha256()
+        for file in files:
+            sha256 = hashes[str(file.path)][2]
+            fields = [file.name, file.size, sha256, file.text_field, file.by_line]
+            digest.update(json.dumps(fields).encode() + b"\n")
+        return digest.hexdigest()
+
+    tokenizer = f"BPE {vocab_size} {TOKENIZER_VERSION} {SAMPLE_LENGTH} {files.weights}"
+    if config.tokenizer is not None:
+        tokenizer = fingerprint(load_tokenizer(Path(config.tokenizer)))
+    return {
+        "version": _VERSION,
+        "train": [identity(source) for source in files.train],
+        "valid": identity(files.valid),
+        "valid_every": files.valid_every,
+        "deduplicate": config.deduplicate,
+        "tokenizer": tokenizer,
+    }

@@ -1,0 +1,161 @@
+"""Tokenisation: the documents of a corpus become shards of tokens, in one pass and little memory.
+
+The directory gets tokenizer.json, the shards of each training source (train-0-00000.bin, ...) and
+those of the validation text (valid-00000.bin, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from yocobit.config import ConfigError
+from yocobit.data.config import DataConfig
+from yocobit.data.digest_set import DigestSet
+from yocobit.data.documents import Documents
+from yocobit.data.identity import SAMPLE_LENGTH, CorpusFiles
+from yocobit.data.shards import ShardWriter, remove_shards
+from yocobit.data.sources import SourceFile
+from yocobit.data.tokenizer import end_token, fingerprint, load_tokenizer, train_tokenizer
+from yocobit.disk import replacing
+
+TOKENIZER = "tokenizer.json"
+_BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose threads share them
+
+
+def tokenise(
+    config: DataConfig, files: CorpusFiles, vocab_size: int, directory: Path
+) -> dict[str, Any]:
+    """Write tokenizer and shards into `directory`; return their entries for the index."""
+    directory.mkdir(parents=True, exist_ok=True)
+    remove_shards(directory)
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(Path(config.tokenizer))
+    else:
+        tokenizer = train_tokenizer(_sample(files), vocab_size)
+    path = directory / TOKENIZER
+    with replacing(path) as partial:
+        partial.write_text(tokenizer.to_str(), encoding="utf-8")
+    try:
+        entries = _Tokenisation(files, tokenizer, config.deduplicate, directory).run()
+    except OSError:  # such as a full disk
+        remove_shards(directory)
+        raise
+    _check_not_empty(files, entries)
+    return {
+        **entries,
+        "tokenizer_sha256": fingerprint(tokenizer),
+        "tokenizer_bytes": path.stat().st_size,
+    }
+
+
+def _sample(corpus: CorpusFiles) -> Iterator[str]:
+    """Yield text to train a tokenizer on: the start of every file, by its size and weight."""
+    for files, weight in zip(corpus.train, corpus.weights, strict=True):
+        share = SAMPLE_LENGTH * weight / sum(corpus.weights)
+        size = sum(file.size for file in files)
+        allowed = taken = 0.0
+        for file in files:
+            allowed += share * file.size / size if size else 0.0
+            for document in Documents([file]):
+                if taken >= allowed:
+                    break
+                if corpus.is_held_out(document.name):
+                    continue
+                for piece in document.pieces:
+                    if taken >= allowed:
+                        break
+                    taken += len(piece.text)
+                    yield piece.text
+
+
+def _check_not_empty(files: CorpusFiles, entries: dict[str, Any]) -> None:
+    for i, entry in enumerate(entries["train"]):
+        if entry["documents"] == 0:
+            which = f"train[{i}]" if len(entries["train"]) > 1 else "the train split"
+            raise ConfigError(f"{_names(files.train[i])}: no text for {which}")
+    if entries["valid"]["documents"] == 0:
+        remedy = "; lower data.valid_every" if files.valid_every else ""
+        raise ConfigError(
+            f"{_names(files.valid or files.all)}: no text for the valid split{remedy}"
+        )
+
+
+def _names(files: Sequence[SourceFile]) -> str:
+    more = f" and {len(files) - 1:,} more files" if len(files) > 1 else ""
+    return f"{files[0].path}{more}"
+
+
+class _Tokenisation:
+    """One pass over the documents in order, in batches that the tokenizer's threads share."""
+
+    def __init__(
+        self, files: CorpusFiles, tokenizer: Tokenizer, deduplicate: bool, directory: Path
+    ) -> None:
+        self.files, self.tokenizer = files, tokenizer
+        self.digests = DigestSet() if deduplicate else None
+        self.end = end_token(tokenizer)
+        dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+        self.valid = ShardWriter(directory, "valid", dtype)
+        self.train = [ShardWriter(directory, f"train-{i}", dtype) for i in range(len(files.train))]
+        self.skipped: set[str] = set()
+        self.n_duplicates = 0
+        # The batch: text, its destination, whether it is in the loss, whether it ends a document.
+        self.batch: list[tuple[str, ShardWriter, bool, bool]] = []
+        self.batch_length = 0  # characters
+
+    def run(self) -> dict[str, Any]:
+        """Write all shards; return their entries and the numbers of omitted files and documents."""
+        try:
+            # First, because deduplication keeps the first of two equal documents.
+            self._add(self.files.valid, self.valid)
+            train = []
+            for files, writer in zip(self.files.train, self.train, strict=True):
+                self._add(files, writer)
+                self._flush()
+                train.append(writer.close())  # now: few files are open at a time
+            valid = self.valid.close()
+        finally:
+            for writer in (self.valid, *self.train):
+                writer.abandon()
+        return {
+            "train": train,
+            "valid": valid,
+            "n_skipped": len(self.skipped),
+            "n_duplicates": self.n_duplicates,
+        }
+
+    def _add(self, files: Sequence[SourceFile], writer: ShardWriter) -> None:
+        for document in Documents(files, self.skipped):
+            if self.digests is not None and not self.digests.add(document.digest()):
+                self.n_duplicates += 1
+                continue
+            to = self.valid if self.files.is_held_out(document.name) else writer
+            to.counts["documents"] += 1
+            last = None
+            for piece in document.pieces:
+                if last is not None:
+                    self._append(last.text, to, last.in_loss, is_last=False)
+                last = piece
+            if last is not None:
+                self._append(last.text, to, last.in_loss, is_last=True)
+
+    def _append(self, text: str, writer: ShardWriter, in_loss: bool, is_last: bool) -> None:
+        self.batch.append((text, writer, in_loss, is_last))
+        self.batch_length += len(text)
+        if self.batch_length >= _BATCH_LENGTH:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Tokenise the batch and write its tokens."""
+        texts = [text for text, *_ in self.batch]
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        for (text, writer, in_loss, is_last), encoding in zip(self.batch, encodings, strict=True):
+            tokens = np.array([*encoding.ids, self.end] if is_last else encoding.ids, np.uint32)
+            writer.write(tokens, in_loss)
+            writer.counts["bytes"] += len(text.encode()) if in_loss else 0
+        self.batch, self.batch_length = [], 0

@@ -1,0 +1,161 @@
+"""Everything before the first step: corpus, model, optimizers, and the state to resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from yocobit.config import ConfigError
+from yocobit.data.corpus import Corpus, prepare
+from yocobit.model import Decoder
+from yocobit.model.ops import dispatch
+from yocobit.packing import checkpoints
+from yocobit.training import checkpoint
+from yocobit.training.backend import choose_precision, compile_error, compiled, set_threads
+from yocobit.training.config import Precision, TrainConfig
+from yocobit.training.distill import Teacher
+from yocobit.training.distributed import Processes, check_shared_directory
+from yocobit.training.errors import model_too_large, out_of_memory_as
+from yocobit.training.optim import Optimizers
+from yocobit.training.resume import find_resumable, restore
+from yocobit.training.sharding import wrap
+from yocobit.training.state import RunState
+from yocobit.training.step import Objective
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run before its first step, new or resumed."""
+
+    config: TrainConfig
+    directory: Path
+    corpus: Corpus
+    model: Decoder
+    objective: nn.Module  # wraps the model; sharded, replicated or compiled
+    optimizers: Optimizers
+    state: RunState
+    processes: Processes
+
+
+def set_up(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    resume: bool,
+    init: Path | None,
+    console: Console,
+    processes: Processes,
+) -> Run:
+    """Set up a run in `run_dir`, print what it is, and restore its last checkpoint."""
+    console.quiet = console.quiet or not processes.is_main
+    check_batch(config, processes)
+    threads = set_threads(config.run.threads, processes.n_local)
+    found = processes.on_all(lambda: find_resumable(config, run_dir, resume))
+    check_shared_directory(run_dir, processes)
+    processes.on_main(lambda: checkpoint.remove_partial(run_dir))
+    teacher = _load_teacher(config, processes)
+    config = _with_tokenizer_of(teacher, config)
+    corpus = processes.main_first(
+        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+    )
+    if teacher is not None:
+        teacher.check(corpus.tokenizer)
+    not_compiled = _why_not_compiled(config, processes)
+    state = RunState(
+        corpus.sha256,
+        teacher_sha256=None if teacher is None else teacher.sha256,
+        total_steps=config.run.steps,
+        threads=threads,
+        processes=processes.size,
+        precision=_common_precision(config, processes),
+        is_compiled=config.run.compile and not_compiled is None,
+    )
+    model = _new_model(config, corpus)
+    lines = [*_describe(corpus, model, state)]
+    if resume and found is None:
+        lines.append(f"nothing to resume in {run_dir} yet: a new run")
+    if not_compiled is not None:
+        lines.append(f"warning: run.compile is on but nothing is compiled: {not_compiled}")
+    if found is not None:
+        state, warnings = processes.on_all(lambda: restore(found, state, config, model))
+        lines += [f"resuming from {found}, step {state.step}", *warnings]
+    elif init is not None:
+        processes.on_all(lambda: checkpoint.load_initial_weights(model, checkpoints.find(init)))
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    objective = _objective(config, model, teacher, state, processes)
+    optimizers = Optimizers(model, config.optim)
+    if found is not None:
+        processes.on_all(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
+    return Run(config, run_dir, corpus, model, objective, optimizers, state, processes)
+
+
+def check_batch(config: TrainConfig, processes: Processes) -> None:
+    """Raise ConfigError unless the windows of a step can be divided among the processes."""
+    optim = config.optim
+    n_windows = optim.batch_size * optim.accumulation
+    if n_windows % processes.size != 0:
+        raise ConfigError(
+            f"optim.batch_size * optim.accumulation must be divisible by the {processes.size} "
+            f"processes but is {optim.batch_size} * {optim.accumulation} = {n_windows}"
+        )
+
+
+def _load_teacher(config: TrainConfig, processes: Processes) -> Teacher | None:
+    distill = config.distill
+    return processes.on_all(lambda: None if distill is None else Teacher(distill))
+
+
+def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainConfig:
+    """Use the teacher's tokenizer unless [data] specifies one."""
+    data = config.data
+    if teacher is None or data.tokenizer is not None or data.vocab_size is not None:
+        return config
+    return replace(config, data=replace(data, tokenizer=str(teacher.tokenizer_path)))
+
+
+def _why_not_compiled(config: TrainConfig, processes: Processes) -> str | None:
+    if not config.run.compile:
+        return None
+    return compile_error() if processes.size == 1 else "the run has several processes"
+
+
+def _common_precision(config: TrainConfig, processes: Processes) -> Precision:
+    """Return the precision of all processes: float32 if one of their machines needs it."""
+    precision = processes.on_all(lambda: choose_precision(config.run.precision))
+    return "float32" if processes.max(precision == "float32") else precision
+
+
+def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
+    model = config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size())
+    with torch.random.fork_rng(devices=[]), out_of_memory_as(lambda: model_too_large(model)):
+        torch.manual_seed(config.run.seed)
+        return Decoder(model)
+
+
+def _objective(
+    config: TrainConfig,
+    model: Decoder,
+    teacher: Teacher | None,
+    state: RunState,
+    processes: Processes,
+) -> nn.Module:
+    model.recompute = config.run.recompute
+    objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    objective = wrap(objective, model, config.run.parallel, processes.size)
+    return compiled(objective) if state.is_compiled else objective
+
+
+def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
+    yield from corpus.describe()
+    yield (
+        f"model {model.n_parameters() / 1e6:.2f}M parameters, "
+        f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
+    )
+    if model.config.weights != "dense":
+        yield f"matmuls of {model.config.weights} weights: {dispatch.describe()}"

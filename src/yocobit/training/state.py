@@ -1,0 +1,80 @@
+"""Progress of a run, as state.json of a checkpoint stores it, with its gradient-spike guard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+
+from yocobit.training.config import Precision
+
+_WINDOW = 128  # gradient norms that the median is taken over
+_MIN_NORMS = 32  # with fewer, a spike cannot be told from the start of a run
+
+
+@dataclass
+class GradientSpikeGuard:
+    """Skips a step whose loss or gradient norm is not finite, or whose norm is a spike.
+
+    A spike is above `spike_factor` times the median norm of the last steps that were not skipped:
+    a median, because one spike must not raise the threshold for the next. The fields are part of a
+    checkpoint.
+    """
+
+    norms: list[float] = field(default_factory=list)  # of steps not skipped, oldest first
+    n_skipped: int = 0
+    n_in_a_row: int = 0  # consecutive skipped steps up to now
+
+    def check(self, loss: float, grad_norm: float, spike_factor: float) -> str | None:
+        """Return why this step must be skipped, or None, and record its norm."""
+        reason = self._reason(loss, grad_norm, spike_factor)
+        if reason is None:
+            self.norms = [*self.norms[1 - _WINDOW :], grad_norm]
+            self.n_in_a_row = 0
+        else:
+            self.n_skipped += 1
+            self.n_in_a_row += 1
+        return reason
+
+    def _reason(self, loss: float, grad_norm: float, spike_factor: float) -> str | None:
+        if not math.isfinite(loss):
+            return f"loss is {loss}"
+        if not math.isfinite(grad_norm):
+            return f"gradient norm is {grad_norm}"
+        if spike_factor == 0 or len(self.norms) < _MIN_NORMS:
+            return None
+        usual = median(self.norms)
+        if grad_norm <= spike_factor * usual:
+            return None
+        return (
+            f"gradient norm {grad_norm:.3g} is above {spike_factor:g} times its median {usual:.3g}"
+        )
+
+
+@dataclass
+class RunState:
+    """Progress of a run: with configuration and weights, all that the next step depends on."""
+
+    corpus_sha256: str
+    teacher_sha256: str | None = None
+    step: int = 0  # completed steps
+    total_steps: int | None = None  # None: a time budget that is not converted to steps yet
+    n_tokens: int = 0
+    seconds: float = 0.0
+    valid_bits_per_byte: float | None = None  # latest
+    best_bits_per_byte: float | None = None  # on the text of every evaluation but the last
+    best_step: int | None = None
+    guard: GradientSpikeGuard = field(default_factory=GradientSpikeGuard)
+    # How the losses were computed: a run with other values has other last bits.
+    threads: int = 1  # of each process
+    processes: int = 1
+    precision: Precision = "float32"
+    is_compiled: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """Threads, processes, precision and compilation, in words."""
+        workers = f"{self.threads} threads"
+        if self.processes > 1:
+            workers += f" in each of {self.processes} processes"
+        return f"{workers}, {self.precision}{', compiled' * self.is_compiled}"
