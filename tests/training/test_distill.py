@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer
-from training_runs import Killed, assert_same_run, raise_at, records, run
+from training_runs import Killed, assert_same_run, raise_at, records, run, write_toml
 
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import END, load_tokenizer, train_tokenizer
@@ -21,20 +21,22 @@ from yocobit.training.distill import Teacher
 from yocobit.training.step import Objective
 
 
-@pytest.fixture
-def teacher(toml, tmp_path) -> Path:
-    """A dense run, trained a little."""
-    run(toml, tmp_path / "teacher", "model.weights=dense", "optim.learning_rate=0.01")
-    return tmp_path / "teacher"
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    """A short dense run."""
+    directory = tmp_path_factory.mktemp("teacher")
+    overrides = ["model.weights=dense", "optim.learning_rate=0.01"]
+    run(write_toml(directory), directory / "teacher", *overrides)
+    return directory / "teacher"
 
 
 def student(toml: Path, out: Path, teacher: Path, *overrides: str, resume: bool = False) -> Path:
-    """Distil into `out`; data.vocab_size is left out, so that the teacher's tokenizer counts."""
+    """Distil into `out`, with the teacher's tokenizer unless [data] specifies one."""
     toml.write_text(toml.read_text().replace("vocab_size = 270\n", ""))
     return run(toml, out, f"distill.teacher={teacher}", *overrides, resume=resume)
 
 
-def test_ternary_student_of_a_dense_teacher_comes_nearer_to_it(toml, tmp_path, teacher):
+def test_divergence_of_a_ternary_student_from_its_dense_teacher_decreases(toml, tmp_path, teacher):
     out = tmp_path / "student"
     saved = student(
         toml, out, teacher, "run.steps=40", "distill.weight=1.0", "optim.learning_rate=0.01"
@@ -45,7 +47,7 @@ def test_ternary_student_of_a_dense_teacher_comes_nearer_to_it(toml, tmp_path, t
     assert checkpoint.load_model(saved).config.weights == "ternary"
 
 
-def test_student_takes_the_tokenizer_of_its_teacher(toml, tmp_path, teacher):
+def test_student_uses_the_tokenizer_of_its_teacher(toml, tmp_path, teacher):
     saved = student(toml, tmp_path / "student", teacher, "run.steps=1")
 
     found = load_tokenizer(saved / "tokenizer.json")
@@ -53,7 +55,7 @@ def test_student_takes_the_tokenizer_of_its_teacher(toml, tmp_path, teacher):
     assert found.to_str() == expected.to_str()
 
 
-def test_distilling_run_that_was_stopped_resumes_identically(toml, tmp_path, teacher, monkeypatch):
+def test_killed_distillation_resumes_identically(toml, tmp_path, teacher, monkeypatch):
     student(toml, tmp_path / "straight", teacher)
     out = tmp_path / "killed"
 
@@ -85,12 +87,12 @@ def test_teacher_with_another_tokenizer_is_refused(toml, tmp_path, teacher):
         student(toml, tmp_path / "student", teacher, "data.vocab_size=260")
 
 
-def test_teacher_that_is_nothing_is_refused(toml, tmp_path):
+def test_missing_teacher_is_refused(toml, tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
         student(toml, tmp_path / "student", tmp_path / "absent")
 
 
-def test_model_that_transformers_saved_teaches_as_its_checkpoint_does(toml, tmp_path, teacher):
+def test_model_saved_by_transformers_is_the_same_teacher_as_its_checkpoint(toml, tmp_path, teacher):
     transformers = pytest.importorskip("transformers")
     import yocobit.hf  # noqa: F401
 
@@ -146,7 +148,7 @@ def test_gradients_of_the_student_equal_autograd_of_the_formula_in_float64(tmp_p
     torch.testing.assert_close(gradients, torch.autograd.grad(expected, list(model.parameters())))
 
 
-def test_teacher_is_no_part_of_what_is_trained(tmp_path):
+def test_teacher_is_not_trained(tmp_path):
     model = Decoder(preset("nano").replace(vocab_size=257))
     teacher = Teacher(DistillConfig(teacher=str(saved_model(tmp_path, model))))
 
@@ -181,7 +183,7 @@ def published(request, tmp_path_factory) -> Path:
     return directory
 
 
-def test_logits_of_a_published_teacher_are_made_in_slices(published):
+def test_logits_of_a_published_teacher_equal_those_in_slices(published):
     from transformers import AutoModelForCausalLM
 
     tokens = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -196,7 +198,7 @@ def test_logits_of_a_published_teacher_are_made_in_slices(published):
     torch.testing.assert_close(torch.cat(slices), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_published_teacher_sees_nothing_before_a_reset(published):
+def test_published_teacher_attends_to_nothing_before_a_reset(published):
     teacher = Teacher(DistillConfig(teacher=str(published)))
     tokens = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(0))
     resets = torch.zeros(2, 9, dtype=torch.bool)
@@ -224,7 +226,7 @@ def rename_end(directory: Path, eos: str | None) -> None:
         (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
 
 
-def test_teacher_whose_end_token_has_another_name_gives_its_tokenizer(toml, tmp_path, published):
+def test_end_token_of_a_teacher_with_another_name_is_renamed(toml, tmp_path, published):
     directory = tmp_path / "published"
     shutil.copytree(published, directory)
     rename_end(directory, "</s>")
@@ -236,9 +238,7 @@ def test_teacher_whose_end_token_has_another_name_gives_its_tokenizer(toml, tmp_
     assert given.get_vocab().keys() ^ taken.get_vocab().keys() == {END, "</s>"}
 
 
-def test_teacher_needs_no_name_for_the_end_token_if_the_run_has_a_tokenizer(
-    toml, tmp_path, published
-):
+def test_teacher_needs_no_end_token_if_the_run_has_a_tokenizer(toml, tmp_path, published):
     directory, own = tmp_path / "published", tmp_path / "tokenizer.json"
     shutil.copytree(published, directory)
     own.write_text((directory / "tokenizer.json").read_text())
@@ -259,7 +259,7 @@ def test_teacher_without_a_tokenizer_is_refused(tmp_path, published):
         Teacher(DistillConfig(teacher=str(tmp_path / "bare")))
 
 
-def test_directory_that_is_no_causal_model_is_refused(tmp_path):
+def test_directory_without_a_causal_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["x"], 257).to_str())
 
@@ -276,7 +276,7 @@ def test_directory_that_is_no_causal_model_is_refused(tmp_path):
         ("distill.temperature=0", r"\[distill\]: temperature must be above 0"),
     ],
 )
-def test_distillation_that_cannot_work_is_refused(toml, override, message):
+def test_invalid_distillation_setting_is_refused(toml, override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(toml, ["distill.teacher=x", override])
 

@@ -1,4 +1,4 @@
-"""Runs of two processes: the losses and the checkpoints of one."""
+"""Runs of two processes have the losses and the checkpoints of one."""
 
 import json
 import os
@@ -34,8 +34,8 @@ threads = 1
 precision = "float32"
 """
 
-# What is changed in the configuration of each run. Where weights are quantised, both processes have
-# whole micro-batches of one: else a code that was rounded the other way changes losses by 1e-6.
+# The overrides of each run. With quantised weights, each process has complete micro-batches of the
+# single process: otherwise a code that is rounded the other way changes losses by 1e-6.
 WHOLE = ["optim.batch_size=3", "optim.accumulation=2", "optim.grad_clip=0.5"]
 # One process has micro-batches of 2, 2 and 2 windows, two have 2 and 1 each.
 CUT = ["optim.batch_size=2", "optim.accumulation=3", "model.weights=dense"]
@@ -43,13 +43,15 @@ GMU = '["retention", "window", "cross", "gmu"]'
 RUNS = {
     "fsdp-adamw": [*WHOLE, "model.tie_embeddings=true"],
     "fsdp-muon": [*WHOLE, "optim.optimizer=muon", f"model.layers={GMU}"],
+    "ddp-cut": [*CUT, "run.parallel=ddp"],
     "fsdp-cut": [*CUT, "optim.optimizer=muon"],
     "ddp-muon": [*WHOLE, "optim.optimizer=muon", "run.parallel=ddp"],
-    "ddp-cut": [*CUT, "run.parallel=ddp"],
 }
+SLOW = ("fsdp-cut", "ddp-muon")  # the other combinations of what the first three test
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
 
-# Runs of a configuration one after the other: [out, overrides, resume, [rank, step, signal]], the
-# last of which is raised in that process while it does that step.
+# Consecutive runs of a configuration: [out, overrides, resume, [rank, step, signal]]; the signal is
+# raised in that process during that step.
 WORKER = """
 import json, os, signal, sys
 from pathlib import Path
@@ -84,9 +86,13 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def run_two(toml: Path, *runs: tuple) -> subprocess.CompletedProcess:
+    return torchrun(*worker_command(toml, *runs))
+
+
+def worker_command(toml: Path, *runs: tuple) -> list[str]:
     worker = toml.parent / "worker.py"
     worker.write_text(WORKER)
-    return torchrun(str(worker), str(toml), json.dumps(runs))
+    return [str(worker), str(toml), json.dumps(runs)]
 
 
 def records(out: Path) -> list[dict]:
@@ -99,23 +105,33 @@ def toml(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def outs(toml) -> Path:
-    """A directory with the runs NAME-1 by one process and NAME-2 by two, for each of RUNS; with
-    NAME-12, begun by one process and ended by two; and with the run `stopped` by a signal."""
+def names(request) -> list[str]:
+    """The runs that the selected tests need."""
+    selected = " ".join(item.name for item in request.session.items)
+    return [name for name in RUNS if name not in SLOW or name in selected]
+
+
+@pytest.fixture(scope="module")
+def outs(toml, names) -> Path:
+    """A directory with the runs NAME-1 of one process and NAME-2 of two, for each of `names`; with
+    NAME-12, started by one process and continued by two; and with two more, which all of one
+    torchrun runs last: `stopped` by a signal, and `absent`, whose text does not exist."""
     directory = toml.parent
-    for name, overrides in RUNS.items():
-        run(toml, directory / f"{name}-1", *overrides)
-        run(toml, directory / f"{name}-12", *overrides, "run.steps=3")
+    for name in names:
+        run(toml, directory / f"{name}-1", *RUNS[name])
+        run(toml, directory / f"{name}-12", *RUNS[name], "run.steps=3")
 
     result = run_two(
         toml,
-        *((str(directory / f"{name}-2"), RUNS[name], False, None) for name in RUNS),
-        *((str(directory / f"{name}-12"), RUNS[name], True, None) for name in RUNS),
+        *((str(directory / f"{name}-2"), RUNS[name], False, None) for name in names),
+        *((str(directory / f"{name}-12"), RUNS[name], True, None) for name in names),
         (str(directory / "stopped"), RUNS["fsdp-muon"], False, (1, 2, signal.SIGTERM)),
+        (str(directory / "absent"), ['data.valid=["absent.txt"]'], False, None),
     )
 
-    assert result.returncode == 0, result.stderr
+    assert result.returncode != 0 and (directory / "stopped").exists(), result.stderr
     (directory / "stdout").write_text(result.stdout)
+    (directory / "stderr").write_text(result.stderr)
     return directory
 
 
@@ -132,24 +148,24 @@ def assert_same_run(out: Path, expected: Path) -> None:
             assert record["weight_counts"][name] == pytest.approx(counts, abs=2), name
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_two_processes_have_the_losses_of_one(outs, name):
     assert_same_run(outs / f"{name}-2", outs / f"{name}-1")
 
 
-def test_gradients_are_clipped_in_all_processes_alike(outs):
-    for name in ("fsdp-muon", "ddp-muon"):
-        for out in (outs / f"{name}-1", outs / f"{name}-2"):
-            assert any(record["grad_norm"] > 0.5 for record in records(out))
+@pytest.mark.parametrize("name", ["fsdp-muon", pytest.param("ddp-muon", marks=pytest.mark.slow)])
+def test_gradients_are_clipped_equally_in_all_processes(outs, name):
+    for out in (outs / f"{name}-1", outs / f"{name}-2"):
+        assert any(record["grad_norm"] > 0.5 for record in records(out))
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_two_processes_continue_what_one_began(outs, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes_resume_a_run_of_one(outs, name):
     assert_same_run(outs / f"{name}-12", outs / f"{name}-1")
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_one_process_resumes_a_run_of_two(outs, toml, tmp_path, name):
     out = tmp_path / "run"
     shutil.copytree(outs / f"{name}-2", out)
     shutil.rmtree(checkpoints.last(out))
@@ -160,7 +176,7 @@ def test_one_process_continues_what_two_began(outs, toml, tmp_path, name):
     assert_same_run(out, outs / f"{name}-1")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors"])
 def test_checkpoint_of_two_processes_has_the_tensors_of_one(outs, name, file):
     tensors, others = (load_file(checkpoints.last(outs / f"{name}-{n}") / file) for n in (2, 1))
@@ -184,16 +200,16 @@ def test_signal_in_one_process_ends_both_after_its_step(outs):
     assert "SIGTERM: stopped after step 2" in (outs / "stdout").read_text()
 
 
-def test_only_the_first_process_prints(outs):
+def test_only_the_main_process_prints(outs, names):
     lines = (outs / "stdout").read_text().splitlines()
 
-    assert sum(line.startswith("model ") for line in lines) == 2 * len(RUNS) + 1
-    assert lines.count("after it") == 2 * len(RUNS) + 1
-    assert sum(line.startswith("done: ") for line in lines) == 2 * len(RUNS)
-    assert sum(line.startswith("warning: 1 threads in each of") for line in lines) == len(RUNS)
+    assert sum(line.startswith("model ") for line in lines) == 2 * len(names) + 1
+    assert lines.count("after it") == 2 * len(names) + 1
+    assert sum(line.startswith("done: ") for line in lines) == 2 * len(names)
+    assert sum(line.startswith("warning: 1 threads in each of") for line in lines) == len(names)
 
 
-def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_path):
+def test_killed_process_ends_the_other_and_keeps_the_last_checkpoint(toml, tmp_path):
     out = tmp_path / "run"
 
     result = run_two(toml, (str(out), RUNS["fsdp-muon"], False, (1, 5, signal.SIGKILL)))
@@ -205,37 +221,48 @@ def test_killed_process_ends_the_other_and_leaves_the_last_checkpoint(toml, tmp_
     assert kept.name == "step-000003" and len(records(out)) == 6
 
 
-def test_command_of_two_processes_is_recorded_as_it_was_given(tmp_path):
+def test_user_error_of_the_main_process_is_one_line_and_ends_both(outs):
+    lines = (outs / "stderr").read_text().splitlines()
+
+    errors = [line for line in lines if line.startswith("error:")]
+    assert len(errors) == 1 and "absent.txt" in errors[0]
+
+
+def test_command_of_two_processes_is_recorded_as_it_was_given(outs, toml):
+    (start,) = json.loads((outs / "stopped" / "run.json").read_text())["starts"]
+
+    worker, *arguments = shlex.split(start["command"])[3:]
+    assert start["command"].startswith("torchrun --nproc-per-node 2 ")
+    assert [worker, arguments[0]] == [str(toml.parent / "worker.py"), str(toml)]
+    assert json.loads(arguments[1])[-1][0] == str(outs / "absent")
+
+
+@pytest.mark.slow
+def test_yocobit_under_torchrun_trains_and_ends_user_errors_in_one_line(tmp_path):
     toml, out = write_toml(tmp_path), tmp_path / "run"
     arguments = ("-m", "yocobit", "train", str(toml), "--out", str(out), "--set", "run.steps=1")
 
     result = torchrun(*arguments)
+    (tmp_path / "valid.txt").unlink()
+    failed = torchrun("-m", "yocobit", "train", str(toml), "--out", str(tmp_path / "other"))
 
     assert result.returncode == 0, result.stderr
     (start,) = json.loads((out / "run.json").read_text())["starts"]
     assert start["command"] == shlex.join(["torchrun", "--nproc-per-node", "2", *arguments])
-
-
-def test_user_error_of_the_first_process_is_one_line_and_ends_both(tmp_path):
-    toml = write_toml(tmp_path)
-    (tmp_path / "valid.txt").unlink()
-
-    result = torchrun("-m", "yocobit", "train", str(toml), "--out", str(tmp_path / "run"))
-
-    assert result.returncode != 0
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert failed.returncode != 0
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "valid.txt" in errors[0]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
-def test_shares_of_all_processes_are_a_batch_in_order(size):
+def test_shards_of_all_processes_are_a_batch_in_order(size):
     shares = [Processes(rank, size).shard(range(12, 18)) for rank in range(size)]
 
     assert [i for share in shares for i in share] == list(range(12, 18))
     assert len({len(share) for share in shares}) == 1
 
 
-def test_batch_that_processes_cannot_share_is_refused_with_both_numbers(toml):
+def test_batch_not_divisible_by_the_processes_is_refused_with_both_numbers(toml):
     config = load_config(toml, CUT)
 
     with pytest.raises(ConfigError, match=r"divisible by the 4 processes but is 2 \* 3 = 6"):

@@ -1,4 +1,4 @@
-"""A full disk ends a command with one line that names the file, and leaves nothing half written."""
+"""A full disk ends a command with one line that names the file, and leaves no partial file."""
 
 import signal
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_runs import assert_same_run, full_disk, run, signal_at, write_toml
+from training_runs import assert_same_run, full_disk, run, signal_at
 
 from yocobit.cli import app
 from yocobit.data import shards
@@ -21,7 +21,7 @@ def files(directory: Path) -> list[str]:
 
 
 def failure(capfd, *arguments) -> str:
-    """Run a command that must end as a user's mistake does; return its line."""
+    """Run a command that must end with a user error; return its line."""
     with pytest.raises(SystemExit) as ended:
         report_errors(lambda: app([str(argument) for argument in arguments]))
     error = capfd.readouterr().err
@@ -33,14 +33,6 @@ def full(path: Path) -> str:
     return f"{path}: cannot be written (File too large); make room and run the command again"
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory) -> Path:
-    """A finished run."""
-    directory = tmp_path_factory.mktemp("done")
-    run(write_toml(directory), directory / "run")
-    return directory / "run"
-
-
 @pytest.mark.parametrize(
     ("n_bytes", "name", "others"),
     [
@@ -48,7 +40,7 @@ def done(tmp_path_factory) -> Path:
         (3500, "train-0-00000.bin", ["tokenizer.json"]),
     ],
 )
-def test_text_that_cannot_be_prepared_is_prepared_by_the_same_command_later(
+def test_corpus_that_cannot_be_written_is_prepared_by_the_same_command_later(
     toml, tmp_path, capfd, n_bytes, name, others
 ):
     text = tmp_path / "train.txt"
@@ -66,7 +58,7 @@ def test_text_that_cannot_be_prepared_is_prepared_by_the_same_command_later(
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_index_of_a_text_is_written_whole_or_not_at_all(toml, tmp_path, capfd, monkeypatch, done):
+def test_index_of_a_corpus_is_written_atomically(toml, tmp_path, capfd, monkeypatch, straight):
     out, index = tmp_path / "run", tmp_path / "run" / "data" / "index.json"
 
     with monkeypatch.context() as patch, full_disk(8000):
@@ -77,32 +69,32 @@ def test_index_of_a_text_is_written_whole_or_not_at_all(toml, tmp_path, capfd, m
 
     assert error == full(index)
     assert left == []
-    assert_same_run(out, done)
+    assert_same_run(out, straight)
 
 
 @pytest.mark.parametrize("name", ["runs.png", "runs.svg", "runs.pdf"])
-def test_plot_that_cannot_be_written_leaves_the_one_before(done, tmp_path, capfd, name):
+def test_plot_that_cannot_be_written_keeps_the_previous_file(straight, tmp_path, capfd, name):
     out = tmp_path / name
     out.write_text("before")
 
     with full_disk(3000):
-        error = failure(capfd, "plot", done, "--out", out)
+        error = failure(capfd, "plot", straight, "--out", out)
 
     assert error == full(out)
     assert files(tmp_path) == [name] and out.read_text() == "before"
 
 
-def test_model_that_cannot_be_packed_is_not_there(done, tmp_path, capfd):
+def test_model_that_cannot_be_written_leaves_no_directory(straight, tmp_path, capfd):
     out = tmp_path / "models" / "model"
 
     with full_disk(5000):
-        error = failure(capfd, "pack", done, out)
+        error = failure(capfd, "pack", straight, out)
 
     assert error == full(out)
     assert files(tmp_path) == []
 
 
-def test_output_that_cannot_be_written_is_one_line(done):
+def test_output_that_cannot_be_written_is_one_line():
     with open("/dev/full", "w") as output:
         ended = subprocess.run(
             [sys.executable, "-m", "yocobit", "--version"], stdout=output, stderr=subprocess.PIPE
@@ -121,7 +113,9 @@ def stop_after_step_4(toml: Path, out: Path, *overrides: str) -> None:
         run(toml, out, *overrides)
 
 
-def test_sample_that_cannot_be_written_ends_the_run_which_goes_on_later(toml, tmp_path, capfd):
+def test_sample_that_cannot_be_written_ends_the_run_which_resumes_identically(
+    toml, tmp_path, capfd
+):
     sampled = ["run.sample_every=6", "run.sample_tokens=2", f"run.prompt={'x' * 9000}"]
     run(toml, tmp_path / "straight", *sampled)
     out = tmp_path / "run"
@@ -141,7 +135,7 @@ def test_sample_that_cannot_be_written_ends_the_run_which_goes_on_later(toml, tm
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_events_that_cannot_be_written_end_the_run_which_goes_on_later(toml, tmp_path, capfd):
+def test_events_that_cannot_be_written_end_the_run_which_resumes_identically(toml, tmp_path, capfd):
     run(toml, tmp_path / "straight", "run.tensorboard=true")
     most = (tmp_path / "straight" / "metrics.jsonl").stat().st_size  # less than events take
     out = tmp_path / "run"
@@ -161,7 +155,7 @@ def test_events_that_cannot_be_written_end_the_run_which_goes_on_later(toml, tmp
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_events_that_tensorboards_thread_cannot_write_are_the_next_calls_error(tmp_path, capfd):
+def test_events_that_the_tensorboard_thread_cannot_write_fail_the_next_call(tmp_path, capfd):
     writer = TensorBoardWriter(tmp_path, 0)
     writer.writer.file_writer.event_writer._async_writer._worker._next_flush_time = 0
 

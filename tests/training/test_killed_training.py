@@ -1,4 +1,4 @@
-"""`yocobit train`, killed at random moments, goes on to the bytes of a run left alone."""
+"""`yocobit train`, killed at random moments, ends with the bytes of an uninterrupted run."""
 
 import random
 import signal
@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from training_runs import assert_same_run, run
 
 from yocobit.packing import checkpoints
@@ -44,7 +45,10 @@ def kill_at(process: subprocess.Popen, is_there, seconds: float) -> None:
     assert process.returncode == -signal.SIGKILL and error == "", error
 
 
-def test_process_killed_at_random_moments_ends_with_the_bytes_of_one_that_was_not(toml, tmp_path):
+@pytest.mark.slow
+def test_process_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupted_one(
+    toml, tmp_path
+):
     moments = random.Random(0)
     straight, out = tmp_path / "straight", tmp_path / "killed"
     run(toml, straight, *SETTINGS)

@@ -1,71 +1,90 @@
-"""A run that does not fit into memory ends with one line, and its checkpoints stay."""
+"""A run that does not fit in memory ends in one line, and its checkpoints stay."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from training_runs import assert_same_run, run
+from training_runs import assert_same_run, run, write_toml
 
 from yocobit.packing import checkpoints
 from yocobit.training import loop
 from yocobit.training.errors import OutOfMemory
 
-# The command line, with some memory beside what the imports take.
+# Command lines, each in a process with 200 MB in addition to what the imports take. Forked, because
+# imports would take most of the time.
 IN_LITTLE_MEMORY = """
-import resource, sys
+import json, os, resource, sys
 from pathlib import Path
 import yocobit.training
 from yocobit.cli import main
 
-here = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-most = here + int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_AS, (most, most))
-main()
+def limit_and_run(arguments, errors):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = used + (200 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    sys.argv = ["yocobit", *arguments]
+    main()
+    sys.exit(0)
+
+for arguments, errors in json.loads(sys.argv[1]):
+    if (child := os.fork()) == 0:
+        limit_and_run(arguments, errors)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-TRIED = "not enough memory for optim.batch_size = {} windows of data.context = 16 tokens; "
+NEEDED = "not enough memory for optim.batch_size = {} windows of data.context = 16 tokens; "
 
 
-def command(n_bytes: int, *arguments) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", IN_LITTLE_MEMORY, str(n_bytes), *map(str, arguments)],
-        capture_output=True,
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory) -> dict[str, tuple[int, str]]:
+    """Exit code and standard error of runs with little memory, by name."""
+    directory = tmp_path_factory.mktemp("memory")
+    train = ["train", str(write_toml(directory)), "--set=run.steps=1", "--out"]
+    first, other = str(directory / "run"), str(directory / "other")
+    large_model = ["--set=model.d_model=2048", "--set=model.d_ff=131072"]  # 1 GB a matrix
+    commands = {
+        "large batch": [*train, first, "--set=optim.batch_size=1500"],
+        "smaller batch": [*train, first, "--set=optim.batch_size=15"],
+        "large model": [*train, other, *large_model],
+    }
+    files = {name: directory / f"{name}.txt" for name in commands}
+    pairs = [(arguments, str(files[name])) for name, arguments in commands.items()]
+    found = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, json.dumps(pairs)],
+        stdout=subprocess.PIPE,
         text=True,
+        check=True,
     )
+    codes = [int(line) for line in found.stdout.splitlines() if line.lstrip("-").isdecimal()]
+    return {
+        name: (code, files[name].read_text()) for name, code in zip(commands, codes, strict=True)
+    }
 
 
-def test_batch_that_does_not_fit_is_one_line_and_a_smaller_one_is_trained(toml, tmp_path):
-    train = ["train", toml, "--out", tmp_path / "run", "--set=run.steps=1"]
-
-    ended = command(200 << 20, *train, "--set=optim.batch_size=1500")
-    again = command(200 << 20, *train, "--set=optim.batch_size=15")
-
-    assert ended.returncode == 2
-    assert ended.stderr == (
-        f"error: {TRIED.format(1500)}set run.recompute = true, lower optim.batch_size and raise "
+def test_batch_too_large_for_memory_is_one_line_and_a_smaller_one_is_trained(ended):
+    assert ended["large batch"] == (
+        2,
+        f"error: {NEEDED.format(1500)}set run.recompute = true, lower optim.batch_size and raise "
         "optim.accumulation by the same factor, lower data.context, or choose a smaller [model]; "
-        "last checkpoint: none yet\n"
+        "last checkpoint: none yet\n",
     )
-    assert again.returncode == 0, again.stderr
+    assert ended["smaller batch"][0] == 0, ended["smaller batch"][1]
 
 
-def test_model_that_does_not_fit_is_one_line(toml, tmp_path):
-    large = ["--set=model.d_model=2048", "--set=model.d_ff=131072"]  # 1 GB a matrix
-
-    ended = command(200 << 20, "train", toml, "--out", tmp_path / "run", *large)
-
-    assert ended.returncode == 2
-    assert ended.stderr == (
+def test_model_too_large_for_memory_is_one_line(ended):
+    assert ended["large model"] == (
+        2,
         "error: not enough memory for the weights of 4 layers with d_model = 2048, d_ff = 131072 "
-        "and a vocabulary of 270; choose a smaller [model]\n"
+        "and a vocabulary of 270; choose a smaller [model]\n",
     )
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
 )
-def test_run_that_no_longer_fits_goes_on_with_less_memory(toml, tmp_path, monkeypatch, error):
-    run(toml, tmp_path / "straight")
+def test_run_that_ran_out_of_memory_resumes_with_less(toml, tmp_path, monkeypatch, error, straight):
     out, kept = tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-000006"
 
     def rate_factor(schedule, done, total):
@@ -81,6 +100,6 @@ def test_run_that_no_longer_fits_goes_on_with_less_memory(toml, tmp_path, monkey
     left = checkpoints.last(out)
     run(toml, out, "run.recompute=true", resume=True)
 
-    assert str(raised.value) == f"{TRIED.format(2)}{remedy}{kept}"
+    assert str(raised.value) == f"{NEEDED.format(2)}{remedy}{kept}"
     assert left == Path(kept)
-    assert_same_run(out, tmp_path / "straight")
+    assert_same_run(out, straight)

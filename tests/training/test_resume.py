@@ -1,5 +1,6 @@
-"""Runs that are stopped, by whatever, and go on: nothing may differ from one that never stopped."""
+"""Interrupted and resumed runs: bit-identical to uninterrupted ones."""
 
+import json
 import random
 import shutil
 import signal
@@ -20,59 +21,66 @@ from yocobit.packing import checkpoints
 from yocobit.training import checkpoint, loop, schedule
 from yocobit.training.config import load as load_config
 
-# Runs the configuration, and kills itself at the n-th call of a function.
-KILLED_RUN = """
-import importlib, os, signal, sys
+# Runs a configuration in one process after the other; each is killed at the n-th call of a
+# function. Forked, because imports would take most of the time.
+KILLED_RUNS = """
+import importlib, json, os, signal, sys
 from pathlib import Path
 from rich.console import Console
 from yocobit.training import load, train
 
-toml, out, module, name, n = sys.argv[1:]
-owner, calls = importlib.import_module(module), 0
-function = getattr(owner, name)
+toml, out, moments = sys.argv[1:]
 
-def killing(*args, **kwargs):
-    global calls
-    calls += 1
-    if calls == int(n):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return function(*args, **kwargs)
+def run_and_kill(module, name, n):
+    owner, calls = importlib.import_module(module), 0
+    function = getattr(owner, name)
 
-setattr(owner, name, killing)
-train(load(Path(toml)), Path(out), resume=True, console=Console())
+    def killing(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, killing)
+    train(load(Path(toml)), Path(out), resume=True, console=Console())
+
+for moment in json.loads(moments):
+    if (child := os.fork()) == 0:
+        run_and_kill(*moment)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, moment
 """
 
 
-def test_run_killed_again_and_again_equals_one_that_never_stopped(toml, tmp_path):
-    run(toml, tmp_path / "straight")
+def test_run_killed_repeatedly_equals_an_uninterrupted_one(toml, tmp_path, straight):
     out = tmp_path / "killed"
     out.mkdir()
     moments = [
-        # In the middle of a step, no checkpoint yet.
+        # During a step, no checkpoint yet.
         ("yocobit.training.loop", "rate_factor", 3),
-        # While the first checkpoint is flushed: half of it is there, under no name.
+        # While the first checkpoint is flushed: its files have a temporary name.
         ("yocobit.training.checkpoint", "flush", 4),
         # Steps after a checkpoint: metrics are ahead of it.
         ("yocobit.training.loop", "rate_factor", 7),
-        # While the metrics of the steps that are undone are dropped.
+        # While the metrics of the repeated steps are discarded.
         ("os", "replace", 1),
     ]
 
-    for module, name, n in moments:
-        command = [sys.executable, "-c", KILLED_RUN, str(toml), str(out), module, name, str(n)]
-        killed = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+    command = [sys.executable, "-c", KILLED_RUNS, str(toml), str(out), json.dumps(moments)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == 0, killed.stderr
     run(toml, out, resume=True)
 
-    assert_same_run(out, tmp_path / "straight")
+    assert_same_run(out, straight)
     assert not list((out / "checkpoints").glob(".partial*"))
 
 
 @pytest.mark.parametrize("call", range(1, 9))
-def test_run_killed_at_any_moment_of_a_checkpoint_resumes_identically(
-    toml, tmp_path, monkeypatch, call
+def test_run_killed_while_writing_a_checkpoint_resumes_identically(
+    toml, tmp_path, monkeypatch, call, straight
 ):
-    run(toml, tmp_path / "straight")
     out, calls = tmp_path / "killed", count(1)
 
     def killing(function):
@@ -92,14 +100,14 @@ def test_run_killed_at_any_moment_of_a_checkpoint_resumes_identically(
             run(toml, out, "run.keep=1")
     run(toml, out, "run.keep=1", resume=True)
 
-    assert_same_run(out, tmp_path / "straight")
+    assert_same_run(out, straight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_run_killed_at_random_steps_equals_one_that_never_stopped(
-    toml, tmp_path, monkeypatch, seed
+def test_run_killed_at_random_steps_equals_an_uninterrupted_one(
+    toml, tmp_path, monkeypatch, seed, straight
 ):
-    run(toml, tmp_path / "straight")
     out = tmp_path / "killed"
     out.mkdir()
 
@@ -109,26 +117,16 @@ def test_run_killed_at_random_steps_equals_one_that_never_stopped(
             run(toml, out, resume=True)
     run(toml, out, resume=True)
 
-    assert_same_run(out, tmp_path / "straight")
-
-
-@pytest.fixture
-def stopped(toml, tmp_path, monkeypatch) -> Path:
-    """A run that was stopped after step 4, by SIGTERM."""
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "rate_factor", signal_at(4, signal.SIGTERM))
-        run(toml, tmp_path / "run")
-    return tmp_path / "run"
+    assert_same_run(out, straight)
 
 
 def files(out: Path) -> list[str]:
     return sorted(str(path.relative_to(out)) for path in out.rglob("*"))
 
 
-def test_full_disk_leaves_the_last_checkpoint_whole_and_resuming_is_identical(
-    toml, tmp_path, stopped
+def test_full_disk_leaves_the_last_checkpoint_complete_and_resuming_is_identical(
+    toml, stopped, straight
 ):
-    run(toml, tmp_path / "straight")
     kept, before = checkpoints.last(stopped), files(stopped)
     message = (
         r"step-000006: cannot be written \(.*File too large.*\); "
@@ -143,13 +141,12 @@ def test_full_disk_leaves_the_last_checkpoint_whole_and_resuming_is_identical(
 
     assert checkpoints.last(stopped) == kept and files(stopped) == before
     run(toml, stopped, resume=True)
-    assert_same_run(stopped, tmp_path / "straight")
+    assert_same_run(stopped, straight)
 
 
-def test_disk_that_is_full_of_metrics_stops_the_run_and_resuming_is_identical(
-    toml, tmp_path, stopped
+def test_disk_full_at_a_metrics_record_stops_the_run_and_resuming_is_identical(
+    toml, stopped, straight
 ):
-    run(toml, tmp_path / "straight")
     before = files(stopped)
 
     with (
@@ -160,10 +157,10 @@ def test_disk_that_is_full_of_metrics_stops_the_run_and_resuming_is_identical(
 
     assert files(stopped) == before
     run(toml, stopped, resume=True)
-    assert_same_run(stopped, tmp_path / "straight")
+    assert_same_run(stopped, straight)
 
 
-def test_metrics_that_cannot_be_taken_over_are_left_as_they_were(toml, stopped):
+def test_metrics_that_cannot_be_rewritten_are_unchanged(toml, stopped):
     before, metrics = files(stopped), (stopped / "metrics.jsonl").read_bytes()
 
     with full_disk(50), pytest.raises(WriteError, match=r"metrics.jsonl: cannot be written"):
@@ -174,9 +171,8 @@ def test_metrics_that_cannot_be_taken_over_are_left_as_they_were(toml, stopped):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_the_run_after_its_step_and_resuming_is_identical(
-    toml, tmp_path, monkeypatch, number
+    toml, tmp_path, monkeypatch, number, straight
 ):
-    run(toml, tmp_path / "straight")
     out = tmp_path / "stopped"
 
     with monkeypatch.context() as patch:
@@ -188,20 +184,19 @@ def test_signal_ends_the_run_after_its_step_and_resuming_is_identical(
 
     assert saved.name == "step-000007" and n_records == 7
     assert handler_after in (signal.SIG_DFL, signal.default_int_handler)
-    assert_same_run(out, tmp_path / "straight")
+    assert_same_run(out, straight)
 
 
-def test_resume_ignores_a_torn_checkpoint(toml, tmp_path):
-    run(toml, tmp_path / "straight")
+def test_resume_ignores_a_torn_checkpoint(toml, tmp_path, straight):
     out = tmp_path / "torn"
-    shutil.copytree(tmp_path / "straight", out)
+    shutil.copytree(straight, out)
     newest = checkpoints.last(out)
     (newest / "model.safetensors").write_bytes(b"torn")
 
     run(toml, out, resume=True)
 
     assert checkpoints.last(out) == newest
-    assert_same_run(out, tmp_path / "straight")
+    assert_same_run(out, straight)
 
 
 def test_resume_of_a_finished_run_changes_nothing(toml, tmp_path):
@@ -215,7 +210,7 @@ def test_resume_of_a_finished_run_changes_nothing(toml, tmp_path):
     assert again == saved
 
 
-def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch):
+def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatch):
     minutes = "run.minutes=0.16"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=0.2))
@@ -227,7 +222,7 @@ def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch
         patch.setattr(loop, "rate_factor", signal_at(schedule.MEASURED_STEPS + 3, signal.SIGTERM))
         run(toml, out, minutes)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine has the same plan
+        patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine keeps the number of steps
         run(toml, out, minutes, resume=True)
 
     total = checkpoint.load_state(checkpoints.last(out)).total_steps
@@ -235,7 +230,7 @@ def test_budget_of_minutes_is_turned_into_steps_once(toml, tmp_path, monkeypatch
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_plan_of_a_budget_survives_a_kill_right_after_it(toml, tmp_path, monkeypatch):
+def test_converted_budget_survives_a_kill_after_the_conversion(toml, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
     monkeypatch.setattr(loop, "rate_factor", raise_at(schedule.MEASURED_STEPS + 1))
@@ -265,7 +260,7 @@ def test_budget_of_minutes_can_be_changed_on_resume(toml, tmp_path, monkeypatch,
     assert_same_run(tmp_path / "killed", out)
 
 
-def test_budget_that_is_over_before_it_is_changed_ends_the_run(toml, tmp_path):
+def test_changed_budget_that_is_used_up_ends_the_run(toml, tmp_path):
     run(toml, tmp_path / "run", "run.steps=4")
 
     saved = run(toml, tmp_path / "run", "run.minutes=1e-6", resume=True)
@@ -280,8 +275,7 @@ def test_run_that_had_minutes_can_be_resumed_with_another_budget(toml, tmp_path,
     assert run(toml, tmp_path / "run", override, resume=True)
 
 
-def test_settings_of_the_run_that_decide_no_loss_can_be_changed_on_resume(toml, tmp_path, stopped):
-    run(toml, tmp_path / "straight")
+def test_settings_without_influence_on_losses_can_be_changed_on_resume(toml, stopped, straight):
 
     run(
         toml,
@@ -290,16 +284,16 @@ def test_settings_of_the_run_that_decide_no_loss_can_be_changed_on_resume(toml, 
         resume=True,
     )
 
-    assert_same_run(stopped, tmp_path / "straight")
+    assert_same_run(stopped, straight)
 
 
 def clock(step_s: float) -> SimpleNamespace:
-    """Return a `time` whose clock goes on by a third of a step whenever it is read."""
+    """Return a `time` whose clock advances by a third of a step at each call."""
     ticks = count()
     return SimpleNamespace(monotonic=lambda: next(ticks) * step_s / 3)
 
 
-def test_resume_where_no_run_was_begun_is_refused_and_leaves_nothing(toml, tmp_path):
+def test_resume_without_a_run_is_refused_and_writes_nothing(toml, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "run-a").mkdir()
     before = files(tmp_path)
@@ -312,7 +306,7 @@ def test_resume_where_no_run_was_begun_is_refused_and_leaves_nothing(toml, tmp_p
     assert files(tmp_path) == before
 
 
-def test_resume_in_an_empty_directory_begins_a_run_and_says_so(toml, tmp_path, capsys):
+def test_resume_in_an_empty_directory_starts_a_run_with_a_message(toml, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
 
@@ -357,7 +351,7 @@ def test_resume_on_changed_text_is_refused(toml, tmp_path):
         run(toml, tmp_path / "run", "run.steps=1", resume=True)
 
 
-def test_resume_with_more_steps_goes_on(toml, tmp_path):
+def test_resume_with_more_steps_continues(toml, tmp_path):
     run(toml, tmp_path / "run", "run.steps=4")
 
     saved = run(toml, tmp_path / "run", "run.steps=6", resume=True)

@@ -55,16 +55,10 @@ def set_up(
     console.quiet = console.quiet or not processes.is_main
     check_batch(config, processes)
     threads = set_threads(config.run.threads, processes.n_local)
-    found = processes.on_all(lambda: find_resumable(config, run_dir, resume))
-    check_shared_directory(run_dir, processes)
-    processes.on_main(lambda: checkpoint.remove_partial(run_dir))
+    found = _find_checkpoint(config, run_dir, resume, processes)
     teacher = _load_teacher(config, processes)
     config = _with_tokenizer_of(teacher, config)
-    corpus = processes.main_first(
-        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
-    )
-    if teacher is not None:
-        teacher.check(corpus.tokenizer)
+    corpus = _prepare_corpus(config, run_dir, teacher, processes)
     not_compiled = _why_not_compiled(config, processes)
     state = RunState(
         corpus.sha256,
@@ -106,6 +100,15 @@ def check_batch(config: TrainConfig, processes: Processes) -> None:
         )
 
 
+def _find_checkpoint(
+    config: TrainConfig, run_dir: Path, resume: bool, processes: Processes
+) -> Path | None:
+    found = processes.on_all(lambda: find_resumable(config, run_dir, resume))
+    check_shared_directory(run_dir, processes)
+    processes.on_main(lambda: checkpoint.remove_partial(run_dir))
+    return found
+
+
 def _load_teacher(config: TrainConfig, processes: Processes) -> Teacher | None:
     distill = config.distill
     return processes.on_all(lambda: None if distill is None else Teacher(distill))
@@ -117,6 +120,17 @@ def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainCon
     if teacher is None or data.tokenizer is not None or data.vocab_size is not None:
         return config
     return replace(config, data=replace(data, tokenizer=str(teacher.tokenizer_path)))
+
+
+def _prepare_corpus(
+    config: TrainConfig, run_dir: Path, teacher: Teacher | None, processes: Processes
+) -> Corpus:
+    corpus = processes.main_first(
+        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+    )
+    if teacher is not None:
+        teacher.check(corpus.tokenizer)
+    return corpus
 
 
 def _why_not_compiled(config: TrainConfig, processes: Processes) -> str | None:

@@ -1,0 +1,42 @@
+"""Fixtures of training tests: fsync is off, and tests compare with the same uninterrupted runs."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from training_runs import run, signal_at, write_toml
+
+from yocobit.training import loop
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_fsync():
+    """No test depends on a power failure, and fsync is a quarter of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory) -> Path:
+    """The run of training_runs.TOML, never interrupted."""
+    directory = tmp_path_factory.mktemp("straight")
+    run(write_toml(directory), directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture(scope="session")
+def stopped_once(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "rate_factor", signal_at(4, signal.SIGTERM))
+        run(write_toml(directory), directory / "run")
+    return directory / "run"
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    """A run of training_runs.TOML that SIGTERM stopped after step 4."""
+    return shutil.copytree(stopped_once, tmp_path / "run")
