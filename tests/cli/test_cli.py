@@ -597,7 +597,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint(project):
 
     assert process.returncode in (0, 130), errors
     command = "yocobit train config.toml --out run --set run.steps=100000 --resume"
-    assert f"continue with: {command}\n" in output
+    assert f"resume with: {command}\n" in output
     assert list((project / "run" / "checkpoints").glob("step-*"))
 
 

@@ -43,7 +43,7 @@ def test_valid_every_splits_by_name_whatever_the_other_files_are(tmp_path):
     assert held_out in after.tokenizer.decode(read(after.valid))
 
 
-def test_prepare_reuses_what_it_made_until_the_text_changes(config, tmp_path):
+def test_shards_are_reused_until_the_text_changes(config, tmp_path):
     directory = tmp_path / "data"
     first = prepare(config, 270, directory)
     made = (directory / "train-0-00000.bin").stat().st_mtime_ns
@@ -59,7 +59,7 @@ def test_prepare_reuses_what_it_made_until_the_text_changes(config, tmp_path):
     assert changed.train[0].n_bytes == first.train[0].n_bytes + 7
 
 
-def test_files_that_did_not_change_are_not_read_again(config, tmp_path, monkeypatch):
+def test_unchanged_files_are_not_read_again(config, tmp_path, monkeypatch):
     for path in (config.train[0], config.valid[0]):
         os.utime(path, (1, 1))
     first = prepare(config, 270, tmp_path / "data")
@@ -68,7 +68,7 @@ def test_files_that_did_not_change_are_not_read_again(config, tmp_path, monkeypa
     assert prepare(config, 270, tmp_path / "data").sha256 == first.sha256
 
 
-def test_files_that_moved_or_were_touched_are_the_same_text(config, tmp_path):
+def test_moved_or_touched_files_are_the_same_corpus(config, tmp_path):
     first = prepare(config, 270, tmp_path / "data")
     made = (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns
     (tmp_path / "moved").mkdir()
@@ -81,7 +81,7 @@ def test_files_that_moved_or_were_touched_are_the_same_text(config, tmp_path):
     assert (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns == made
 
 
-def test_file_that_changes_while_it_is_read_is_named(config, tmp_path, monkeypatch):
+def test_file_that_changes_during_tokenisation_is_refused(config, tmp_path, monkeypatch):
     run = tokenisation._Tokenisation.run
 
     def changing(self):
@@ -95,7 +95,7 @@ def test_file_that_changes_while_it_is_read_is_named(config, tmp_path, monkeypat
     assert not (tmp_path / "data" / "index.json").exists()
 
 
-def test_preparation_that_was_killed_is_made_again(config, tmp_path, monkeypatch):
+def test_killed_preparation_is_repeated(config, tmp_path, monkeypatch):
     whole = read(prepare(config, 270, tmp_path / "whole").train[0])
     monkeypatch.setattr(shards, "SHARD_BYTES", 100)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -128,7 +128,7 @@ def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, mon
     assert read(made[0].valid) == read(made[1].valid) == read(made[2].valid)
 
 
-def test_memory_of_preparing_does_not_grow_with_the_text(tmp_path, monkeypatch):
+def test_memory_of_preparation_does_not_grow_with_the_text(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenisation, "_BATCH_LENGTH", 1 << 14)
     monkeypatch.setattr(sources, "_CHUNK_BYTES", 1 << 14)
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["some words " * 9], 280).to_str())
@@ -166,7 +166,7 @@ def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no index", "index of another kind"])
-def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
+def test_incomplete_shards_are_written_again(config, tmp_path, damage):
     directory = tmp_path / "data"
     whole = read(prepare(config, 270, directory).train[0])
     if damage == "truncated":
@@ -184,14 +184,14 @@ def test_prepare_makes_again_what_is_not_whole(config, tmp_path, damage):
         ("valid", r"valid\.txt: no text for the valid split"),
     ],
 )
-def test_empty_split_is_named(config, tmp_path, split, message):
+def test_empty_split_is_refused(config, tmp_path, split, message):
     Path(getattr(config, split)[0]).write_text("")
 
     with pytest.raises(ConfigError, match=message):
         prepare(config, 270, tmp_path / "data")
 
 
-def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
+def test_empty_split_by_valid_every_names_the_remedy(tmp_path):
     (tmp_path / "only.txt").write_text(TEXT)
     config = DataConfig(train=(str(tmp_path),), valid_every=1000, vocab_size=270, context=8)
 
@@ -199,7 +199,7 @@ def test_empty_split_by_valid_every_says_what_to_lower(tmp_path):
         prepare(config, 270, tmp_path / "data")
 
 
-def test_files_that_are_left_out_are_counted_also_when_data_is_used_again(config, tmp_path):
+def test_ignored_files_are_counted_also_if_shards_are_reused(config, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(TEXT)
     config = replace(config, train=(str(tmp_path / "text"),))

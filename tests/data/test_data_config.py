@@ -51,7 +51,7 @@ def test_examples_of_the_documentation_are_settings(tmp_path):
     assert sources(found[1].train)[0].weight == 3.0
 
 
-def test_mixture_reads_as_tables_one_below_the_other(tmp_path):
+def test_sources_can_be_an_array_of_tables(tmp_path):
     lines = """
         [[data.train]]
         path = "prose/*.jsonl.zst"
@@ -75,7 +75,7 @@ def test_tables_of_an_override_are_relative_to_the_working_directory(tmp_path, m
     assert source == SourceConfig(path=str(tmp_path / "x/b.txt"), text_field="body")
 
 
-def test_config_with_tables_is_read_back_from_a_checkpoint(tmp_path):
+def test_config_with_tables_survives_a_checkpoint(tmp_path):
     (tmp_path / "run.toml").write_text(TOML + 'train = [{path = "a.txt", weight = 2}]')
     config = load(tmp_path / "run.toml")
 
@@ -100,7 +100,7 @@ def test_config_with_tables_is_read_back_from_a_checkpoint(tmp_path):
         ),
     ],
 )
-def test_sources_that_cannot_be_are_refused(tmp_path, lines, message):
+def test_invalid_sources_are_refused(tmp_path, lines, message):
     with pytest.raises(ConfigError, match=message):
         data(tmp_path, lines.replace("'path'", "path").replace("'weight'", "weight"))
 

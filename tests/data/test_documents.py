@@ -74,9 +74,7 @@ def test_exclude_matches_a_name_or_any_part_of_it(tmp_path, pattern):
         ("[x-z]/*.txt", ["x/b.txt"]),
     ],
 )
-def test_glob_takes_the_files_that_fit_and_names_them_from_its_first_wildcard_on(
-    tmp_path, pattern, names
-):
+def test_glob_matches_files_and_names_them_relative_to_its_fixed_part(tmp_path, pattern, names):
     (tmp_path / "x" / "y").mkdir(parents=True)
     for name in ("a.txt", "x/b.txt", "x/y/c.txt", "x/other.bin"):
         (tmp_path / name).write_text(name)
@@ -92,14 +90,14 @@ def test_glob_takes_the_files_that_fit_and_names_them_from_its_first_wildcard_on
         ("x.pdf", r"x\.pdf: must end in one of \.txt, \.txt\.gz, \.txt\.zst, \.jsonl"),
     ],
 )
-def test_source_without_files_is_named(tmp_path, path, message):
+def test_source_without_files_is_refused(tmp_path, path, message):
     (tmp_path / "x.pdf").write_text("")
 
     with pytest.raises(ConfigError, match=message):
         documents(tmp_path / path)
 
 
-def test_listing_thousands_of_files_reads_only_what_is_asked_for(tmp_path):
+def test_excluded_files_among_thousands_are_not_listed(tmp_path):
     for i in range(2000):
         (tmp_path / f"{i:05d}.txt").write_text("x")
 
@@ -140,7 +138,7 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, where):
     assert describe_unread(unread).endswith(": 2 .csv, 1 .png, 1 without a suffix")
 
 
-def test_directory_without_text_is_named_with_what_it_has(tmp_path):
+def test_directory_without_text_is_refused_with_the_suffixes_it_has(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "a.csv").write_text("a,b")
@@ -151,7 +149,7 @@ def test_directory_without_text_is_named_with_what_it_has(tmp_path):
         documents(tmp_path / "tables")
 
 
-def test_suffixes_are_read_in_upper_case_too(tmp_path):
+def test_suffixes_ignore_case(tmp_path):
     (tmp_path / "A.TXT").write_text("a")
     (tmp_path / "B.Jsonl").write_text('{"text": "b"}')
 
@@ -166,7 +164,7 @@ def compressed(data: bytes, suffix: str) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_text_is_one_document_or_one_a_line(tmp_path, suffix):
+def test_compressed_text_is_one_document_or_one_per_line(tmp_path, suffix):
     whole = "one line\n\n" * 20000
     (tmp_path / f"a.txt{suffix}").write_bytes(compressed(whole.encode(), suffix))
     (tmp_path / f"empty.txt{suffix}").write_bytes(compressed(b"", suffix))
@@ -179,7 +177,7 @@ def test_compressed_text_is_one_document_or_one_a_line(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_text_that_is_damaged_is_named(tmp_path, suffix):
+def test_damaged_compressed_text_is_refused(tmp_path, suffix):
     data = compressed(text().encode(), suffix)
     (tmp_path / f"a.txt{suffix}").write_bytes(data[: len(data) // 2])
 
@@ -187,14 +185,14 @@ def test_compressed_text_that_is_damaged_is_named(tmp_path, suffix):
         documents(tmp_path)
 
 
-def test_byte_order_mark_of_a_jsonl_is_not_read(tmp_path):
+def test_byte_order_mark_of_a_jsonl_is_skipped(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "b"}\n')
 
     assert documents(tmp_path) == [("a.jsonl:1", "a"), ("a.jsonl:2", "b")]
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"])
-def test_records_are_read_from_every_container_by_the_field_asked_for(tmp_path, name):
+def test_records_are_read_from_every_container_by_text_field(tmp_path, name):
     write_records(tmp_path / name, [{"body": f"é {i}", "text": "no"} for i in range(5)])
 
     found = documents(tmp_path / name, text_field="body")
@@ -257,7 +255,7 @@ def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp
         ("x.parquet", b"no", r"x\.parquet: is not a complete \.parquet file"),
     ],
 )
-def test_document_that_cannot_be_read_is_named(tmp_path, name, content, message):
+def test_unreadable_document_is_refused(tmp_path, name, content, message):
     pytest.importorskip(ZSTD)
     pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(content)
@@ -266,7 +264,7 @@ def test_document_that_cannot_be_read_is_named(tmp_path, name, content, message)
         documents(tmp_path / name)
 
 
-def test_zstd_file_that_was_cut_off_is_named(tmp_path):
+def test_truncated_zstd_file_is_refused(tmp_path):
     write_records(tmp_path / "x.jsonl.zst", [{"text": f"line {i}"} for i in range(5000)])
     whole = (tmp_path / "x.jsonl.zst").read_bytes()
     (tmp_path / "x.jsonl.zst").write_bytes(whole[: len(whole) // 2])
@@ -275,7 +273,7 @@ def test_zstd_file_that_was_cut_off_is_named(tmp_path):
         documents(tmp_path / "x.jsonl.zst")
 
 
-def test_parquet_without_the_column_says_what_columns_there_are(tmp_path):
+def test_parquet_without_the_column_is_refused_with_its_columns(tmp_path):
     write_records(tmp_path / "x.parquet", [{"body": "a", "id": 1}])
 
     with pytest.raises(ConfigError, match=r"must have a column 'text' or 'messages' but has body"):
@@ -286,9 +284,7 @@ def test_parquet_without_the_column_says_what_columns_there_are(tmp_path):
     ("name", "module", "extra"),
     [("x.jsonl.zst", ZSTD, "zstd"), ("x.parquet", "pyarrow", "parquet")],
 )
-def test_package_that_is_not_installed_is_named_with_its_extra(
-    tmp_path, monkeypatch, name, module, extra
-):
+def test_missing_package_is_refused_with_its_extra(tmp_path, monkeypatch, name, module, extra):
     write_records(tmp_path / name, [{"text": "a"}])
     monkeypatch.setitem(sys.modules, module, None)
 
@@ -300,7 +296,7 @@ def test_package_that_is_not_installed_is_named_with_its_extra(
 
 
 @pytest.mark.parametrize("separator", ["\n", " "])
-def test_long_text_in_pieces_has_the_tokens_of_the_whole(tmp_path, separator):
+def test_long_text_in_pieces_has_the_same_tokens(tmp_path, separator):
     long = separator.join((text().replace("\n", separator),) * 20)
     (tmp_path / "x.txt").write_text(long)
     (document,) = Documents(list_files(SourceConfig(path=str(tmp_path)), ()))

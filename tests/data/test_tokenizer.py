@@ -33,7 +33,7 @@ def config(tmp_path) -> DataConfig:
         "x" * 10_000,
     ],
 )
-def test_tokenizer_gives_back_every_text(text):
+def test_tokenizer_is_lossless(text):
     tokenizer = train_tokenizer([TEXT], 300)
 
     tokens = tokenizer.encode(text, add_special_tokens=False).ids
@@ -41,7 +41,7 @@ def test_tokenizer_gives_back_every_text(text):
     assert tokenizer.decode(tokens) == text
 
 
-def test_text_that_spells_the_end_token_does_not_contain_it(tmp_path):
+def test_end_token_spelled_in_a_text_is_ordinary_tokens(tmp_path):
     trained = train_tokenizer([TEXT], 300)
     (tmp_path / "tokenizer.json").write_text(trained.to_str())
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
@@ -50,7 +50,7 @@ def test_text_that_spells_the_end_token_does_not_contain_it(tmp_path):
         assert end_token(tokenizer) not in tokenizer.encode(f"a{END}b").ids
 
 
-def test_end_is_token_zero_and_the_vocabulary_has_the_size_asked_for():
+def test_end_is_token_zero_and_the_vocabulary_has_the_requested_size():
     tokenizer = train_tokenizer([TEXT], 270)
 
     assert end_token(tokenizer) == 0
@@ -85,7 +85,7 @@ def test_given_tokenizer_is_used_as_it_is(config, tmp_path):
         ("{}", "tokenizer.json: is not a tokenizer.json"),
     ],
 )
-def test_tokenizer_that_cannot_be_read_is_named(config, tmp_path, content, message):
+def test_unreadable_tokenizer_is_refused(config, tmp_path, content, message):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -96,7 +96,7 @@ def test_tokenizer_that_cannot_be_read_is_named(config, tmp_path, content, messa
 
 
 @pytest.mark.parametrize("eos", ["</s>", {"content": "</s>", "special": True}])
-def test_end_token_of_another_name_is_what_the_file_beside_says(tmp_path, eos):
+def test_end_token_of_another_name_is_the_eos_token_of_the_tokenizer_config(tmp_path, eos):
     trained = train_tokenizer([TEXT], 270)
     path = tmp_path / "tokenizer.json"
     path.write_text(trained.to_str().replace(END, "</s>"))
@@ -121,7 +121,7 @@ def test_end_token_of_a_unigram_tokenizer_is_renamed(tmp_path):
 
 
 @pytest.mark.parametrize("config_json", ["[]", "{", '{"eos_token": "</other>"}'])
-def test_end_token_that_is_named_wrongly_is_refused(tmp_path, config_json):
+def test_eos_token_missing_from_the_vocabulary_is_refused(tmp_path, config_json):
     path = tmp_path / "tokenizer.json"
     path.write_text(train_tokenizer([TEXT], 260).to_str().replace(END, "</s>"))
     (tmp_path / "tokenizer_config.json").write_text(config_json)

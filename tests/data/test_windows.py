@@ -13,7 +13,7 @@ def test_shuffle_is_a_permutation(n):
     assert sorted(shuffled(i, n, KEYS) for i in range(n)) == list(range(n))
 
 
-def test_shuffle_leaves_no_trace_of_the_order_and_depends_on_its_keys():
+def test_shuffle_is_uncorrelated_with_the_order_and_depends_on_its_keys():
     n = 4096
     first = np.array([shuffled(i, n, KEYS) for i in range(n)])
     other = np.array([shuffled(i, n, OTHER_KEYS) for i in range(n)])
@@ -26,7 +26,7 @@ def test_shuffle_leaves_no_trace_of_the_order_and_depends_on_its_keys():
 
 
 @pytest.mark.parametrize(("n_tokens", "context"), [(100, 8), (96, 8), (8, 8), (9, 8)])
-def test_windows_of_a_pass_do_not_overlap_and_leave_less_than_one_out(n_tokens, context):
+def test_windows_of_a_pass_do_not_overlap_and_omit_less_than_one(n_tokens, context):
     n_windows = n_tokens // context
     for number_of_pass in range(3):
         numbers = range(number_of_pass * n_windows, (number_of_pass + 1) * n_windows)
@@ -36,7 +36,7 @@ def test_windows_of_a_pass_do_not_overlap_and_leave_less_than_one_out(n_tokens, 
         assert len(places) == n_windows * context > n_tokens - context
 
 
-def test_passes_seeds_and_sources_have_orders_of_their_own():
+def test_passes_seeds_and_sources_have_different_orders():
     def order(seed, source, number_of_pass):
         numbers = range(number_of_pass * 50, (number_of_pass + 1) * 50)
         return tuple(window_start(seed, source, n, 500, 10) for n in numbers)
@@ -58,7 +58,7 @@ def test_shares_of_a_block_are_the_nearest_to_the_weights(weights, expected):
     assert shares(weights) == expected
 
 
-def test_each_source_has_its_share_of_every_block_in_an_order_of_the_seed():
+def test_each_source_has_its_share_of_every_block_in_an_order_by_seed():
     counts = shares((0.7, 0.2, 0.1))
     found = np.array([[source_of(seed, i, counts)[0] for i in range(2 * BLOCK)] for seed in (0, 1)])
 

@@ -258,7 +258,7 @@ def test_pack_holds_a_few_copies_of_the_largest_tensor_not_the_model(kind, tmp_p
         d_model=256, d_ff=1024, layers=("full",) * 12, weights=kind, vocab_size=64
     )
     run = save_checkpoint(tmp_path, config)
-    largest, total = 4 * 256 * 1024, (checkpoint.find(run) / "model.safetensors").stat().st_size
+    largest, total = 4 * 256 * 1024, (checkpoints.find(run) / "model.safetensors").stat().st_size
 
     monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the size of its buffer
     tracemalloc.start()

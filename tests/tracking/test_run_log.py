@@ -94,7 +94,7 @@ def test_weight_counts_equal_those_of_the_quantised_matrices(kind):
         assert counts[name] == [int((codes == value).sum()) for value in (-1, 0, 1)]
 
 
-def test_weight_counts_of_a_dense_model_are_none():
+def test_weight_counts_of_a_dense_model_are_empty():
     assert weight_counts(Decoder(nano("transformer", "dense"))) == {}
 
 
@@ -110,7 +110,7 @@ def test_each_evaluation_records_weight_counts(project):
 # ---- run.json ----
 
 
-def test_description_says_what_was_trained_on_what_and_with_what(project, monkeypatch):
+def test_manifest_records_settings_corpus_command_and_machine(project, monkeypatch):
     monkeypatch.setattr("sys.argv", [str(project / "bin" / "yocobit"), "train", "run.toml"])
     before = datetime.now(timezone.utc).replace(microsecond=0)
 
@@ -153,7 +153,7 @@ TWO_MACHINES = {
         ),
     ],
 )
-def test_command_under_torchrun_is_that_of_torchrun(monkeypatch, program, environment, expected):
+def test_resume_command_under_torchrun_starts_torchrun(monkeypatch, program, environment, expected):
     for name, value in {"LOCAL_WORLD_SIZE": "2", **environment}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
@@ -164,14 +164,14 @@ def test_command_under_torchrun_is_that_of_torchrun(monkeypatch, program, enviro
     assert command == f"{expected} train 'a b.toml' --out run --resume"
 
 
-def test_description_names_no_path_but_those_given(project):
+def test_manifest_has_no_absolute_paths_below_the_working_directory(project):
     out = run("out", f"data.train={json.dumps([str(project / 'text')])}")
 
     assert json.loads((out / "run.json").read_text())["config"]["data"]["train"] == ["text"]
     assert str(project) not in (out / "run.json").read_text() + (out / "README.md").read_text()
 
 
-def test_each_resume_adds_itself_and_a_new_run_starts_anew(project):
+def test_each_resume_appends_a_start_and_a_new_run_replaces_them(project):
     out = run("out", "run.steps=2")
     run("out", resume=True)
     resumed = json.loads((out / "run.json").read_text())
@@ -187,7 +187,7 @@ def test_each_resume_adds_itself_and_a_new_run_starts_anew(project):
 @pytest.mark.parametrize(
     "damage", [b"", b'{"starts": [', b"[]", b"\xff", b'{"starts": [{}]}', b'{"starts": 1}', b"{}"]
 )
-def test_damaged_description_is_kept_aside_with_a_warning(project, damage, capsys):
+def test_damaged_manifest_is_kept_under_another_name_with_a_warning(project, damage, capsys):
     out = run("out", "run.steps=2")
     (out / "run.json").write_bytes(damage)
 
@@ -199,7 +199,9 @@ def test_damaged_description_is_kept_aside_with_a_warning(project, damage, capsy
     assert [s["step"] for s in json.loads((out / "run.json").read_text())["starts"]] == [2]
 
 
-def test_git_state_says_whether_files_were_changed_and_is_absent_elsewhere(tmp_path, monkeypatch):
+def test_git_state_has_commit_and_dirty_flag_and_is_none_outside_a_repository(
+    tmp_path, monkeypatch
+):
     assert manifest.git_state(tmp_path) is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
@@ -220,7 +222,7 @@ def test_git_state_says_whether_files_were_changed_and_is_absent_elsewhere(tmp_p
 # ---- samples ----
 
 
-def test_samples_are_kept_by_step_and_those_of_undone_steps_are_dropped(project):
+def test_samples_are_stored_by_step_and_those_of_repeated_steps_are_deleted(project):
     out = run("out", "run.prompt=to see")
     names = [path.name for path in sorted((out / "samples").iterdir())]
     RunLog(out, 2, tensorboard=False).close()
@@ -261,7 +263,7 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(project):
     assert Events(out).steps("sample/text_summary") == [2, 3, 4, 6]
 
 
-def test_tensorboard_that_is_absent_is_one_clear_error(project, monkeypatch):
+def test_missing_tensorboard_is_refused_with_its_extra(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)

@@ -25,7 +25,7 @@ print(fresh, faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
-def test_freed_memory_is_not_asked_for_again():
+def test_freed_memory_is_reused_without_page_faults():
     found = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
 
     assert found.returncode == 0, found.stderr

@@ -64,7 +64,7 @@ def test_load_state_returns_the_saved_progress(tmp_path):
     assert checkpoint.load_state(path) == RunState("hash", step=7)
 
 
-def test_load_state_gives_the_guard_back(tmp_path):
+def test_load_state_restores_the_spike_guard(tmp_path):
     guard = GradientSpikeGuard(norms=[0.1, 1 / 3], n_skipped=3, n_in_a_row=1)
     model = Decoder(preset("nano"))
 
@@ -74,7 +74,7 @@ def test_load_state_gives_the_guard_back(tmp_path):
     assert checkpoint.load_state(path).guard == guard
 
 
-def test_load_train_returns_the_saved_settings(tmp_path):
+def test_read_train_returns_the_saved_settings(tmp_path):
     path, _ = save(tmp_path, 7)
 
     assert checkpoints.read_train(path) == {"run": {"seed": 1}}
@@ -109,7 +109,7 @@ def test_torn_checkpoint_is_replaced_when_its_step_is_saved_again(tmp_path):
     assert checkpoints.last(tmp_path) == path
 
 
-def test_whole_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path):
+def test_complete_checkpoint_is_kept_when_its_step_is_saved_again(tmp_path):
     path, _ = save(tmp_path, 2)
     inode = (path / "model.safetensors").stat().st_ino
 
@@ -125,7 +125,7 @@ def test_save_keeps_the_newest(tmp_path):
     assert names(tmp_path) == ["step-000002", "step-000010"]
 
 
-def test_save_keeps_the_best_beside_the_newest(tmp_path):
+def test_save_keeps_the_best_and_the_newest(tmp_path):
     for step, best in ((1, 1), (2, 2), (3, 2), (10, 2)):
         save(tmp_path, step, keep=1, best=best)
 
@@ -151,7 +151,7 @@ def test_best_and_last_of_a_run_without_them_are_refused(tmp_path, name):
         checkpoints.find(path)
 
 
-def test_best_that_is_torn_is_no_checkpoint(tmp_path):
+def test_torn_best_checkpoint_is_ignored(tmp_path):
     torn, _ = save(tmp_path, 1, best=1)
     save(tmp_path, 2, best=1)
     (torn / "model.safetensors").write_bytes(b"torn")
@@ -159,7 +159,7 @@ def test_best_that_is_torn_is_no_checkpoint(tmp_path):
     assert checkpoints.best(tmp_path) is None
 
 
-def test_remove_partial_leaves_whole_checkpoints(tmp_path):
+def test_remove_partial_keeps_complete_checkpoints(tmp_path):
     save(tmp_path, 1)
     partial = tmp_path / "checkpoints" / ".partial-1234"
     partial.mkdir()
@@ -170,17 +170,17 @@ def test_remove_partial_leaves_whole_checkpoints(tmp_path):
     assert names(tmp_path) == ["step-000001"]
 
 
-def test_find_names_a_path_that_does_not_exist(tmp_path):
+def test_find_refuses_a_missing_path(tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
         checkpoints.find(tmp_path / "absent")
 
 
-def test_find_names_a_run_without_checkpoint(tmp_path):
+def test_find_refuses_a_run_without_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match="holds no complete checkpoint"):
         checkpoints.find(tmp_path)
 
 
-def test_load_model_names_the_tensor_that_does_not_fit(tmp_path):
+def test_load_model_names_the_tensor_that_does_not_match(tmp_path):
     path, _ = save(tmp_path, 1)
     fields = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**fields, "d_ff": 64}))
@@ -189,7 +189,7 @@ def test_load_model_names_the_tensor_that_does_not_fit(tmp_path):
         checkpoint.load_model(path)
 
 
-def test_load_model_names_a_file_that_is_not_safetensors(tmp_path):
+def test_load_model_refuses_a_file_that_is_not_safetensors(tmp_path):
     path, _ = save(tmp_path, 1)
     (path / "model.safetensors").write_bytes(b"not safetensors")
 

@@ -88,7 +88,7 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
     assert (0, tokens[0]) in seen
 
 
-def test_batch_is_a_function_of_its_arguments_alone(corpus):
+def test_batch_is_a_pure_function_of_its_arguments(corpus):
     whole = Batch.read(corpus, seed=3, first=0, size=600, context=8).inputs
 
     Batch.read(corpus, seed=4, first=77, size=3, context=8)
@@ -123,7 +123,7 @@ def test_windows_come_from_the_sources_by_weight(mixture, tmp_path):
     assert all(("n" in text) is not second for text, second in zip(texts, is_second, strict=True))
 
 
-def test_weights_are_part_of_what_a_run_resumes_with_but_spare_the_tokens(mixture, tmp_path):
+def test_weights_are_part_of_the_corpus_hash_but_shards_are_reused(mixture, tmp_path):
     before = prepare(mixture, 257, tmp_path / "data")
     first, second = mixture.train
     made = (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns
@@ -138,14 +138,14 @@ def test_weights_are_part_of_what_a_run_resumes_with_but_spare_the_tokens(mixtur
     assert (tmp_path / "data" / "train-1-00000.bin").stat().st_mtime_ns >= made
 
 
-def test_source_shorter_than_a_window_is_named(mixture, tmp_path):
+def test_source_shorter_than_a_window_is_refused(mixture, tmp_path):
     write_jsonl(tmp_path / "b.jsonl", [{"text": "two"}])
 
     with pytest.raises(ConfigError, match=r"train\[1\] has 4 tokens but one window needs 8"):
         prepare(mixture, 257, tmp_path / "data")
 
 
-def test_duplicates_are_left_out_and_counted_on_request(mixture, tmp_path):
+def test_duplicates_are_omitted_and_counted_on_request(mixture, tmp_path):
     config = replace(mixture, deduplicate=True)
     write_jsonl(tmp_path / "b.jsonl", [{"text": t} for t in ("two " * 20, "one " * 20, "one two")])
 
@@ -159,7 +159,7 @@ def test_duplicates_are_left_out_and_counted_on_request(mixture, tmp_path):
     assert any("omitted 21 duplicate documents" in line for line in unique.describe())
 
 
-def test_set_of_digests_knows_what_it_has_seen_while_it_grows():
+def test_digest_set_contains_all_inserted_digests_while_it_grows():
     digests = [
         hashlib.blake2b(bytes([i % 251, i // 251]), digest_size=16).digest() for i in range(5000)
     ]
@@ -181,7 +181,7 @@ def chat(tmp_path) -> DataConfig:
     return DataConfig(train=(train,), valid=(train,), vocab_size=257, context=16)
 
 
-def test_only_what_the_assistant_writes_is_a_target_in_a_conversation(chat, tmp_path):
+def test_only_assistant_messages_of_a_conversation_are_targets(chat, tmp_path):
     corpus = prepare(chat, 257, tmp_path / "data")
     (train,) = corpus.train
     tokens, loss_mask = train.read(0, len(train)), train.loss_mask(0, len(train))
@@ -195,7 +195,7 @@ def test_only_what_the_assistant_writes_is_a_target_in_a_conversation(chat, tmp_
     assert 0 < len(in_loss) < batch.targets.numel()
 
 
-def test_mask_is_stored_beside_the_shards_that_need_it(chat, tmp_path, monkeypatch):
+def test_mask_is_stored_for_the_shards_that_need_it(chat, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_BYTES", 12)  # 6 tokens: "plain" and its end
 
     corpus = prepare(chat, 257, tmp_path / "data")

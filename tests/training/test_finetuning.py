@@ -85,7 +85,7 @@ def test_run_starts_from_the_weights_tokenizer_and_model_of_another(base, chat, 
         assert torch.equal(tensor, made.state_dict()[name])
 
 
-def test_training_and_validation_reset_the_model_where_a_document_begins(
+def test_training_and_validation_reset_the_model_at_document_starts(
     base, chat, tmp_path, monkeypatch
 ):
     seen = []
@@ -103,7 +103,7 @@ def test_training_and_validation_reset_the_model_where_a_document_begins(
         assert torch.equal(resets, tokens == 0) and resets[:, 1:].any()
 
 
-def test_resumed_run_goes_on_from_its_own_checkpoint(base, chat, tmp_path):
+def test_resumed_run_continues_from_its_own_checkpoint(base, chat, tmp_path):
     whole = run(chat, tmp_path / "whole", "run.steps=4", init=base)
     run(chat, tmp_path / "parts", "run.steps=2", init=base)
 
@@ -129,7 +129,7 @@ def test_packed_model_cannot_be_trained_on_or_packed_again(base, chat, tmp_path)
             use()
 
 
-def test_init_that_is_no_run_is_named(chat, tmp_path):
+def test_init_that_is_no_run_is_refused(chat, tmp_path):
     with pytest.raises(ConfigError, match="absent: no such run or checkpoint"):
         load(chat, init=tmp_path / "absent")
 
@@ -152,7 +152,7 @@ def test_model_of_plain_text_is_packed_without_a_template(base, tmp_path):
     assert "stop_strings" not in json.loads((packed / "generation_config.json").read_text())
 
 
-def test_checkpoint_that_lost_its_template_is_torn(base, chat, tmp_path):
+def test_checkpoint_without_its_template_is_torn(base, chat, tmp_path):
     saved = run(chat, tmp_path / "run", init=base)
 
     (saved / "chat_template.jinja").unlink()
@@ -161,7 +161,7 @@ def test_checkpoint_that_lost_its_template_is_torn(base, chat, tmp_path):
 
 
 @pytest.mark.parametrize("max_tokens", [None, 40])
-def test_bits_per_byte_of_conversations_are_of_what_the_assistant_writes(
+def test_bits_per_byte_of_conversations_count_assistant_messages_only(
     base, chat, tmp_path, max_tokens
 ):
     corpus = prepare(load(chat, init=base).data, 1, tmp_path / "data")

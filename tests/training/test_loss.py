@@ -117,7 +117,7 @@ def test_divergence_ignores_targets_below_zero(rng):
     assert_same_with_gradients(loss, expected, x, weight)
 
 
-def test_head_loss_never_holds_the_logits_of_more_than_a_slice(rng, monkeypatch):
+def test_head_loss_holds_the_logits_of_one_slice_at_a_time(rng, monkeypatch):
     monkeypatch.setattr(loss_module, "_SLICE", 4)
     x, weight, targets = problem(rng, 10)
     hidden, n_rows = torch.randn(10, 16, generator=rng, dtype=torch.float64), []
@@ -131,7 +131,7 @@ def test_head_loss_never_holds_the_logits_of_more_than_a_slice(rng, monkeypatch)
     assert n_rows == [4, 4, 2]
 
 
-def test_head_loss_in_bfloat16_is_near_that_in_float32(rng):
+def test_head_loss_in_bfloat16_equals_float32_to_rounding(rng):
     x, weight, targets = (t.detach() for t in problem(rng, 600))
     x, weight = x.float().requires_grad_(), weight.float().requires_grad_()
     exact, _ = head_loss(x, weight, targets)

@@ -79,7 +79,7 @@ def test_parameter_group_has_its_own_rate_times_the_factor(optimizer, name, rate
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weight_decay_is_of_matrices_and_head_only(optimizer):
+def test_weight_decay_applies_to_matrices_and_head_only(optimizer):
     optimizers = Optimizers(make_model(), OptimConfig(optimizer=optimizer, weight_decay=0.1))
 
     decayed = {n for n, g in groups_by_name(optimizers).items() if g["weight_decay"] > 0}
@@ -96,7 +96,7 @@ def test_weight_decay_factor_of_zero_switches_it_off():
     assert all(g["weight_decay"] == 0 for g in groups_by_name(optimizers).values())
 
 
-def test_muon_moves_the_quantised_matrices_and_nothing_else():
+def test_muon_updates_the_quantised_matrices_only():
     optimizers = Optimizers(make_model(), OptimConfig(optimizer="muon"))
 
     (muon,) = (part for part in optimizers.parts if isinstance(part, Muon))
@@ -107,7 +107,7 @@ def test_muon_moves_the_quantised_matrices_and_nothing_else():
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 16, 64), (1, 64, 16), (3, 32, 48)])
-def test_orthogonalize_moves_singular_values_near_one(shape):
+def test_orthogonalize_brings_singular_values_close_to_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
     # No singular value below 0.1 of the largest: the iterations lift those that far.
@@ -139,7 +139,7 @@ def test_muon_step_equals_its_formula(shape):
     torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_muon_moves_matrices_of_one_shape_independently():
+def test_muon_updates_matrices_of_one_shape_independently():
     gradients = torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
     alone = torch.nn.Parameter(torch.zeros(8, 8))
     pair = [torch.nn.Parameter(torch.zeros(8, 8)) for _ in range(2)]
@@ -155,7 +155,7 @@ def test_muon_moves_matrices_of_one_shape_independently():
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
-def test_optimizers_go_on_exactly_from_saved_state(optimizer):
+def test_optimizers_resume_exactly_from_saved_state(optimizer):
     config = OptimConfig(optimizer=optimizer, learning_rate=0.01)
     straight = make_model()
     straight_optimizers = Optimizers(straight, config)

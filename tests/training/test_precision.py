@@ -13,7 +13,7 @@ from yocobit.training.config import load as load_config
 
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
-def test_precision_changes_nothing_of_quantised_products(kind):
+def test_precision_does_not_change_quantised_matmuls(kind):
     linear, x, grad = draw(kind)
 
     found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
@@ -21,7 +21,7 @@ def test_precision_changes_nothing_of_quantised_products(kind):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_dense_products_change_by_bfloat16_rounding_only():
+def test_dense_matmuls_change_by_bfloat16_rounding_only():
     linear, x, grad = draw("dense")
 
     found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
@@ -52,7 +52,7 @@ def products(linear, x, grad, precision):
         torch.set_float32_matmul_precision(before)
 
 
-def test_train_restores_the_precision_of_products(toml, tmp_path):
+def test_train_restores_the_precision_of_matmuls(toml, tmp_path):
     before = torch.get_float32_matmul_precision()
 
     run(toml, tmp_path / "run", "run.steps=1")
@@ -87,7 +87,7 @@ def test_precision_is_the_faster_one_of_the_cpu(monkeypatch, capabilities, expec
     assert choose_precision("float32") == "float32"
 
 
-def test_bfloat16_is_the_users_to_ask_for(monkeypatch):
+def test_bfloat16_can_be_requested_on_any_cpu_with_the_instructions(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: BFLOAT16)
 
     assert choose_precision("bfloat16") == "bfloat16"

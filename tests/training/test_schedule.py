@@ -47,14 +47,14 @@ def test_cosine_equals_torch_cosine_annealing(min_ratio):
     assert factors(20, kind="cosine", min_ratio=min_ratio) == pytest.approx(expected)
 
 
-def test_wsd_is_flat_and_then_falls_to_zero_over_the_last_part():
+def test_wsd_is_constant_and_decays_to_zero_over_the_last_part():
     expected = [1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
     assert factors(10, kind="wsd", decay_fraction=0.4)[:7] == expected[:7]
     assert factors(10, kind="wsd", decay_fraction=0.4)[7:] == pytest.approx(expected[7:])
 
 
-def test_two_stage_falls_drops_at_half_and_falls_again():
+def test_two_stage_decays_drops_at_half_and_decays_again():
     rates = factors(8, kind="two_stage", second_ratio=0.25)
 
     assert rates == pytest.approx([1, 7 / 8, 6 / 8, 5 / 8, 0.25, 0.1875, 0.125, 0.0625])
@@ -67,7 +67,7 @@ def test_two_stage_switches_weight_decay_off_at_half():
 
 
 @pytest.mark.parametrize("kind", ["step", "linear", "cosine", "wsd"])
-def test_weight_decay_stays_in_other_schedules(kind):
+def test_weight_decay_is_constant_in_other_schedules(kind):
     schedule = ScheduleConfig(kind=kind)
 
     assert [weight_decay_factor(schedule, step, 4) for step in range(4)] == [1, 1, 1, 1]
@@ -88,7 +88,7 @@ def test_linear_ends_at_min_ratio_one_step_after_the_last():
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "wsd", "two_stage"])
-def test_rate_stays_full_while_the_number_of_steps_is_not_known(kind):
+def test_rate_is_constant_while_the_number_of_steps_is_unknown(kind):
     schedule = ScheduleConfig(kind=kind, warmup_steps=2)
 
     assert [rate_factor(schedule, step, None) for step in (0, 1, 2, 50)] == [0.5, 1, 1, 1]

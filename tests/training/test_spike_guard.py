@@ -28,7 +28,7 @@ from yocobit.training.step import GradientStep, Objective
         (1.0, math.inf, "gradient norm is inf"),
     ],
 )
-def test_guard_skips_what_is_not_finite(loss, norm, reason):
+def test_guard_skips_non_finite_losses_and_norms(loss, norm, reason):
     guard = GradientSpikeGuard()
 
     assert guard.check(loss, norm, spike_factor=0) == reason
@@ -42,7 +42,7 @@ def test_guard_skips_a_norm_above_the_factor_times_the_median():
     assert "20.1 is above 10 times its median 2" in guard.check(1.0, 20.1, spike_factor=10)
 
 
-def test_guard_does_not_get_used_to_spikes():
+def test_spikes_do_not_raise_the_threshold_of_the_guard():
     guard = GradientSpikeGuard(norms=[1.0] * 100)
 
     reasons = [guard.check(1.0, 50.0, spike_factor=10) for _ in range(200)]
@@ -50,12 +50,12 @@ def test_guard_does_not_get_used_to_spikes():
     assert all(reasons) and guard.n_in_a_row == guard.n_skipped == 200
 
 
-def test_guard_knows_no_spike_at_the_start_of_a_run_or_when_it_is_off():
+def test_guard_skips_no_spike_at_the_start_of_a_run_or_when_it_is_off():
     assert GradientSpikeGuard(norms=[1.0] * 31).check(1.0, 1e9, spike_factor=10) is None
     assert GradientSpikeGuard(norms=[1.0] * 99).check(1.0, 1e9, spike_factor=0) is None
 
 
-def test_guard_remembers_the_last_norms_only():
+def test_guard_stores_the_last_128_norms():
     guard = GradientSpikeGuard()
     for norm in range(300):
         guard.check(1.0, float(norm), spike_factor=0)
@@ -104,7 +104,7 @@ def poison(monkeypatch):
     return steps
 
 
-def test_run_reports_a_skipped_step_and_goes_on(toml, tmp_path, poison):
+def test_run_reports_a_skipped_step_and_continues(toml, tmp_path, poison):
     poison.update({3, 4})
 
     out = tmp_path / "run"
@@ -133,7 +133,7 @@ def test_run_stopped_between_skipped_steps_resumes_identically(toml, tmp_path, p
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_run_ends_after_max_skips_and_names_the_remedy_and_what_was_kept(toml, tmp_path, poison):
+def test_run_ends_after_max_skips_with_remedy_and_last_checkpoint(toml, tmp_path, poison):
     poison.update({6, 7, 8, 9})
     message = (
         r"step 8: skipped 3 steps in a row, the last one because loss is inf; "
@@ -146,7 +146,7 @@ def test_run_ends_after_max_skips_and_names_the_remedy_and_what_was_kept(toml, t
     assert [record["step"] for record in records(tmp_path / "run")][-1] == 8
 
 
-def test_no_checkpoint_is_made_while_steps_are_skipped(toml, tmp_path, poison):
+def test_no_checkpoint_is_written_while_steps_are_skipped(toml, tmp_path, poison):
     """As what made the loss infinite may be in the weights already."""
     with pytest.raises(TrainingError, match=r"loss is .*last checkpoint: none yet"):
         run(toml, tmp_path / "run", "optim.learning_rate=1e38", "optim.optimizer=adam")

@@ -26,7 +26,7 @@ from yocobit.training.optim import Optimizers
 from yocobit.training.step import Objective
 
 
-def test_accumulation_equals_a_bigger_batch_to_rounding(toml, tmp_path, monkeypatch):
+def test_accumulation_equals_a_larger_batch_to_rounding(toml, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # float32 products
     run(toml, tmp_path / "big", "run.steps=1", "optim.batch_size=6")
     run(toml, tmp_path / "parts", "run.steps=1", "optim.batch_size=2", "optim.accumulation=3")
@@ -179,7 +179,7 @@ def test_run_whose_compilation_fails_ends_with_one_line(toml, tmp_path, monkeypa
         run(toml, tmp_path / "run", "run.compile=true", 'model.layers=["window"]')
 
 
-def test_run_without_a_compiler_says_so_and_goes_on(toml, tmp_path, monkeypatch, capsys):
+def test_run_without_a_compiler_warns_and_continues(toml, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inductor_config.cpp, "cxx", (None, "/nowhere/c++"))
     overrides = ["run.steps=2", "run.compile=true"]
 

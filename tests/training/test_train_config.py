@@ -71,7 +71,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
         ("steps=1", r"override must look like section.key=value but is 'steps=1'"),
     ],
 )
-def test_setting_that_cannot_work_is_refused_in_one_line(toml, override, message):
+def test_invalid_setting_is_refused_in_one_line(toml, override, message):
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(toml, [override])
 
@@ -100,7 +100,7 @@ def test_setting_that_cannot_work_is_refused_in_one_line(toml, override, message
         (TOML.replace('preset = "nano"', ""), r"\[model\]: key 'd_model' is missing"),
     ],
 )
-def test_file_that_cannot_work_is_refused_in_one_line(toml, content, message):
+def test_invalid_file_is_refused_in_one_line(toml, content, message):
     if content is None:
         toml.unlink()
     else:
@@ -129,7 +129,7 @@ def test_override_replaces_its_alternative(toml):
     assert load_config(toml, ["data.valid_every=9"]).data.valid == ()
 
 
-def test_config_comes_back_from_its_dictionary(toml):
+def test_config_survives_a_round_trip_through_its_dictionary(toml):
     config = load_config(toml, ["optim.betas=[0.8, 0.9]"])
 
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict())), "x") == config
@@ -140,7 +140,7 @@ def test_configuration_of_the_repository_is_valid(path):
     assert load_config(path).model.weights == "ternary"
 
 
-def test_recipe_gives_the_settings_of_bitnet_and_the_file_goes_first(toml):
+def test_recipe_has_the_settings_of_bitnet_and_the_file_overrides_them(toml):
     toml.write_text(toml.read_text().replace('optimizer = "muon"', 'recipe = "bitnet"'))
 
     config = load_config(toml, ["optim.weight_decay=0.05", "schedule.kind=two_stage"])

@@ -15,7 +15,7 @@ from yocobit.training.config import load as load_config
 from yocobit.training.sample import sample
 
 
-def test_run_repeats_itself_and_another_seed_does_not(toml, tmp_path):
+def test_losses_are_equal_for_equal_seeds_and_differ_for_others(toml, tmp_path):
     losses = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(toml, tmp_path / name, "run.steps=3", f"run.seed={seed}")
@@ -58,7 +58,7 @@ def test_console_shows_loss_speed_remaining_time_and_sample(toml, tmp_path, caps
     assert "bits/byte on the validation text" in shown
 
 
-def test_first_loss_counts_no_more_in_the_progress_line_than_the_others(capsys):
+def test_average_loss_of_the_progress_line_is_corrected_for_its_start(capsys):
     progress = Progress(Console(width=200), tokens_per_step=10)
 
     for step, loss in enumerate([10.0, 2.0, 2.0, 2.0], start=1):
@@ -72,7 +72,7 @@ WARM_UP = "steps of warm-up: the learning rate reaches"
 
 
 @pytest.mark.parametrize("budget", ["run.steps=3", "run.minutes=0.0005"])
-def test_run_shorter_than_the_warm_up_of_its_recipe_says_so(toml, tmp_path, capsys, budget):
+def test_run_shorter_than_its_warm_up_warns(toml, tmp_path, capsys, budget):
     toml.write_text(toml.read_text().replace("warmup_steps = 2", "").replace('kind = "linear"', ""))
     config = load_config(toml, ["optim.recipe=bitnet", budget])
 
@@ -85,7 +85,7 @@ def test_run_shorter_than_the_warm_up_of_its_recipe_says_so(toml, tmp_path, caps
 
 
 @pytest.mark.parametrize(("steps", "n_lines"), [(2, 1), (3, 0)])
-def test_run_longer_than_its_warm_up_says_nothing(toml, tmp_path, capsys, steps, n_lines):
+def test_run_longer_than_its_warm_up_does_not_warn(toml, tmp_path, capsys, steps, n_lines):
     config = load_config(toml, [f"run.steps={steps}"])
 
     loop.train(config, tmp_path / "run", resume=False, console=Console(width=200))
@@ -103,7 +103,7 @@ def test_sample_is_the_same_for_the_same_seed():
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_missing_text_is_named(toml, tmp_path):
+def test_missing_text_is_refused_with_its_path(toml, tmp_path):
     (tmp_path / "train.txt").unlink()
 
     with pytest.raises(ConfigError, match=r"train\.txt: no such file or directory"):
@@ -126,7 +126,7 @@ def test_best_checkpoint_is_that_of_the_lowest_evaluation(toml, tmp_path):
     assert sorted(path.name for path in best.parent.iterdir()) == sorted({best.name, last.name})
 
 
-def test_best_is_found_on_the_same_text_each_time(toml, tmp_path, monkeypatch):
+def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, monkeypatch):
     """The last evaluation is of the whole text: its figure does not compare with the others."""
     sizes = []
 

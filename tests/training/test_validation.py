@@ -44,7 +44,7 @@ def test_bits_per_byte_equals_a_sum_over_single_predictions(corpus, context):
     assert found == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-4)
 
 
-def test_bits_per_byte_of_a_uniform_model_is_the_size_of_its_tokens(corpus):
+def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary_per_token(corpus):
     model = Decoder(preset("nano").replace(vocab_size=270))
     torch.nn.init.zeros_(model.head.weight)
 
