@@ -1,7 +1,7 @@
-"""What a model is: ModelConfig, stored beside every checkpoint and packed model.
+"""What a model is: ModelConfig, stored with every checkpoint and packed model.
 
 Frozen and checked when made, so code that receives one need not check again. Training settings
-live in yocobit.training.config.
+are in yocobit.training.config.
 
 Letters: C d_model   H n_heads   G n_kv_heads   D head size   F d_ff   V vocab_size   L layers
 """
@@ -11,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast
 
-MODEL_TYPE = "yocobit"  # by which transformers knows a config.json
-# What config.json may hold besides the fields of ModelConfig, for transformers alone.
+from msgspec import Meta
+
+from yocobit.errors import ConfigError as ConfigError  # also under the name yocobit.config has had
+from yocobit.settings import Count, Settings
+
+MODEL_TYPE = "yocobit"  # model_type in config.json
+# Keys of config.json that only transformers reads.
 TRANSFORMERS_KEYS = (
     "model_type",
     "architectures",
@@ -35,38 +39,34 @@ RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index", "window"]
 
-BLOCK = 32  # positions that are chosen together
-FIRST_BLOCKS, LAST_BLOCKS = 1, 2  # of them, that every token attends to
-TRIED_BLOCKS = 4  # for each other one that an index chooses
-_FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of cross attention, unless all
+BLOCK = 32  # positions of a block, the unit of sparse attention
+FIRST_BLOCKS, LAST_BLOCKS = 1, 2  # blocks that every token attends to
+TRIED_BLOCKS = 4  # candidates for each other block that the index selects
+_FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
 _BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
 
 CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has a record of each mixer
 
 
-class ConfigError(ValueError):
-    """A setting that cannot work: names the setting, the rule, its value and the remedy."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The shape and numerics of one decoder-decoder (or plain decoder) language model.
 
     `layers` names the mixer of each block from input to output. The blocks before the first
     "cross" or "gmu" are the self-decoder; keys and values are computed once from its output and
     every "cross" block reads them (YOCO, arXiv:2405.05254); every "gmu" block reads what the last
-    self-decoder block mixed (SambaY, arXiv:2507.06607). Neither at all is a plain decoder.
+    self-decoder block mixed (SambaY, arXiv:2507.06607). Without either it is a plain decoder.
     """
 
-    vocab_size: int
-    d_model: int
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    d_model: Annotated[int, Meta(ge=1, le=1 << 16, multiple_of=8)]
     layers: tuple[Mixer, ...]
-    d_ff: int
-    n_heads: int  # query heads of "full" and "cross"
-    n_kv_heads: int  # their K/V heads
-    n_self_heads: int  # heads of "retention", query heads of "window"
-    n_self_kv_heads: int  # K/V heads of "window"
-    window: int = 256  # positions that "window" sees, itself included
+    d_ff: Annotated[int, Meta(ge=1, le=1 << 17, multiple_of=8)]
+    n_heads: Count  # query heads of "full" and "cross"
+    n_kv_heads: Count  # their K/V heads
+    n_self_heads: Count  # heads of "retention", query heads of "window"
+    n_self_kv_heads: Count  # K/V heads of "window"
+    window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256  # positions, the current one included
     ffn: FeedForwardKind = "swiglu"
     weights: WeightKind = "ternary"
     sub_norm: bool = True  # RMSNorm before quantised projections that have none (SubLN)
@@ -74,48 +74,36 @@ class ModelConfig:
     window_rope: RopeKind = "interleaved"
     full_rope: RopeKind = "interleaved"
     cross_rope: RopeKind = "interleaved"
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0
     shared_kv: CacheType = "float"  # what training rounds the shared K/V to
-    cross_attention: CrossAttention = "full"  # of which blocks: all, the best, or first and last
-    cross_positions: int = 2048  # that a token attends to, unless all
-    norm_eps: float = 1e-5
+    cross_attention: CrossAttention = "full"  # to all positions, or to the blocks of an index
+    cross_positions: int = 2048  # that a token attends to by an index
+    norm_eps: Annotated[float, Meta(ge=1e-20, lt=1)] = 1e-5
     tie_embeddings: bool = False
     scale_embedding: bool = True  # by sqrt(d_model); published BitNet models do not
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("vocab_size", "d_model", "d_ff", "n_heads", "n_kv_heads", "window"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        for name in ("n_self_heads", "n_self_kv_heads"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.vocab_size <= 1 << 20, self, "vocab_size", "must be at most 1048576")
-        require(self.window <= 1 << 24, self, "window", "must be at most 16777216")
-        require(self.d_model <= 1 << 16, self, "d_model", "must be at most 65536")
-        require(self.d_ff <= 1 << 17, self, "d_ff", "must be at most 131072")
-        require(0 < len(self.layers) <= 1024, self, "layers", "must name 1 to 1024 mixers")
-        require(self.d_model % 8 == 0, self, "d_model", "must be a multiple of 8")
-        require(self.d_ff % 8 == 0, self, "d_ff", "must be a multiple of 8")
+        super().__post_init__()
+        self.require(0 < len(self.layers) <= 1024, "layers", "must name 1 to 1024 mixers")
         for name in ("n_heads", "n_self_heads"):
             heads = getattr(self, name)
             rule = f"must divide d_model = {self.d_model} into heads of a multiple of 8 values"
-            require(self.d_model % (8 * heads) == 0, self, name, rule)
+            self.require(self.d_model % (8 * heads) == 0, name, rule)
             rule = f"must divide d_model = {self.d_model} into heads of at most 1024 values"
-            require(self.d_model <= 1024 * heads, self, name, rule)
+            self.require(self.d_model <= 1024 * heads, name, rule)
         for kv, query in (("n_kv_heads", "n_heads"), ("n_self_kv_heads", "n_self_heads")):
             n_query = getattr(self, query)
-            require(n_query % getattr(self, kv) == 0, self, kv, f"must divide {query} = {n_query}")
+            self.require(n_query % getattr(self, kv) == 0, kv, f"must divide {query} = {n_query}")
         fits = _are_blocks(self.cross_positions)
-        require(fits, self, "cross_positions", f"must be {_BLOCKS_RULE}")
-        require(1 < self.rope_theta <= 1e12, self, "rope_theta", "must be above 1, at most 1e12")
-        require(1e-20 <= self.norm_eps < 1, self, "norm_eps", "must be at least 1e-20 and below 1")
+        self.require(fits, "cross_positions", f"must be {_BLOCKS_RULE}")
         late = [mixer for mixer in self.layers if mixer in CROSS_DECODER]
         if late:
             rule = f"needs a self-decoder block before '{late[0]}'"
-            require(self.layers[0] != late[0], self, "layers", rule)
+            self.require(self.layers[0] != late[0], "layers", rule)
             rule = "must keep every 'cross' and 'gmu' after the last self-decoder block"
-            require(list(self.layers[-len(late) :]) == late, self, "layers", rule)
-            rule = "needs a 'cross' beside 'gmu', which sees its own position only"
-            require("cross" in late, self, "layers", rule)
+            self.require(list(self.layers[-len(late) :]) == late, "layers", rule)
+            rule = "needs a 'cross' with 'gmu', which sees its own position only"
+            self.require("cross" in late, "layers", rule)
 
     @property
     def head_dim(self) -> int:
@@ -142,12 +130,12 @@ class ModelConfig:
 
     @property
     def has_index(self) -> bool:
-        """Whether an index chooses what the cross layers attend to."""
+        """Whether the cross layers attend to the blocks that an index selects."""
         return self.has_cross_decoder and self.cross_attention == "index"
 
     @property
     def attention(self) -> str | None:
-        """What cross layers attend to, as `attending` takes it; None if there are none."""
+        """What cross layers attend to, as `attending` takes it; None without cross layers."""
         if not self.has_cross_decoder:
             return None
         kind = self.cross_attention
@@ -156,7 +144,7 @@ class ModelConfig:
     def attending(self, to: str) -> ModelConfig:
         """Return a copy whose cross layers attend to "full", "index:2048" or "window:2048".
 
-        The number is cross_positions; ConfigError for other texts, and if there are no such layers.
+        The number is cross_positions; ConfigError for other texts and without cross layers.
         """
         kind, positions = parse_attention(to)
         if not self.has_cross_decoder:
@@ -175,15 +163,9 @@ class ModelConfig:
         return fields
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of config.json: the fields, and by what transformers knows them."""
+        """Return the content of config.json: the fields, and keys for transformers."""
         known_by = {"model_type": MODEL_TYPE, "architectures": ["YocobitForCausalLM"]}
         return {**known_by, **self.to_dict()}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
-        """Make a config from JSON or TOML values; ConfigError names what is wrong in `source`."""
-        config: ModelConfig = from_fields(cls, fields, source)
-        return config
 
     @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
@@ -218,83 +200,6 @@ def parse_attention(text: str) -> tuple[CrossAttention, int | None]:
 
 def _are_blocks(positions: int) -> bool:
     return _FEWEST_POSITIONS <= positions <= _MOST_POSITIONS and positions % BLOCK == 0
-
-
-def from_fields(cls: type[Any], fields: Mapping[str, Any], source: str) -> Any:
-    """Make the config dataclass `cls`; unknown and missing keys are errors that name `source`."""
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for name in fields:
-        if name not in known:
-            raise ConfigError(f"{source}: unknown key '{name}'; known keys: {', '.join(known)}")
-    for name, field in known.items():
-        optional = (
-            field.default is not dataclasses.MISSING
-            or field.default_factory is not dataclasses.MISSING
-        )
-        if name not in fields and not optional:
-            raise ConfigError(f"{source}: key '{name}' is missing")
-    values = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
-    }
-    try:
-        return cls(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def require(holds: bool, config: Any, name: str, rule: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name} {rule} but is {getattr(config, name)!r}")
-
-
-def check_types(config: Any) -> None:
-    """Check each field of a config dataclass against its annotation.
-
-    Understands int, float, bool, str, Literal, `X | None` and tuple[X, ...]. Integers are accepted
-    where floats are asked for.
-    """
-    for name, kind in get_type_hints(type(config)).items():
-        value = _with_floats(getattr(config, name), kind)
-        if not _is_of(value, kind):
-            raise ConfigError(f"{name} must be {_describe(kind)} but is {value!r}")
-        object.__setattr__(config, name, value)
-
-
-def _with_floats(value: Any, kind: Any) -> Any:
-    """Return value with a float for each integer that stands where only a float may."""
-    arguments = get_args(kind)
-    if type(value) is int and (kind is float or (float in arguments and int not in arguments)):
-        return float(value)
-    if isinstance(value, tuple) and float in arguments:
-        return tuple(_with_floats(item, float) for item in value)
-    return value
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    arguments = get_args(kind)
-    if kind in (int, float, bool, str, type(None)):
-        return type(value) is kind
-    if getattr(kind, "__origin__", None) is Literal:
-        return isinstance(value, str) and value in arguments
-    if getattr(kind, "__origin__", None) is tuple:
-        return isinstance(value, tuple) and all(_is_of(item, arguments[0]) for item in value)
-    if arguments:  # X | None
-        return any(_is_of(value, argument) for argument in arguments)
-    return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    arguments = get_args(kind)
-    if getattr(kind, "__origin__", None) is Literal:
-        return "one of " + ", ".join(repr(argument) for argument in arguments)
-    if getattr(kind, "__origin__", None) is tuple:
-        return "a list, each item " + _describe(arguments[0])
-    if arguments:
-        return " or ".join(_describe(argument) for argument in arguments)
-    if dataclasses.is_dataclass(kind):
-        return "a table"
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    return words.get(kind, "absent" if kind is type(None) else kind.__name__)
 
 
 def _yoco(n_layers: int, mixer: Mixer = "retention") -> tuple[Mixer, ...]:
@@ -356,7 +261,7 @@ PRESETS: dict[str, ModelConfig] = {
 
 
 def preset(name: str) -> ModelConfig:
-    """Return a named shape; ConfigError lists the names there are."""
+    """Return a preset by name; ConfigError lists the names."""
     if name not in PRESETS:
         raise ConfigError(f"preset must be one of {', '.join(PRESETS)} but is {name!r}")
     return PRESETS[name]

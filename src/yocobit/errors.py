@@ -1,4 +1,7 @@
-"""Errors of a program as its user sees them: one line on standard error, and an exit code."""
+"""The errors that callers tell apart, and how a program reports them: one line, an exit code.
+
+The text of an error says subject, rule, actual value and remedy.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from yocobit.config import ConfigError
-
 USER_ERROR, _INTERRUPTED = 2, 130  # exit codes
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of disks, quotas and file systems
 
 
 class UserError(ValueError):
-    """An argument that cannot work."""
+    """An argument or a file that cannot work."""
+
+
+class ConfigError(UserError):
+    """A setting, or a checkpoint, that cannot work."""
 
 
 def report_errors(program: Callable[[], Any]) -> None:
-    """Run a program; what its user can mend ends it with one line, not with a traceback."""
+    """Run a program; an error that its user can fix ends it with one line, not a traceback."""
     try:
         try:
             program()
@@ -30,21 +35,21 @@ def report_errors(program: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        # The reader went away: say nothing more, not even when Python closes the stream.
+        # The reader closed the pipe: print nothing, not even when Python closes the stream.
         _drop_output()
         sys.exit(0)
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
         if not _is_users(error):
             raise
         if isinstance(error, OSError) and error.errno in _FULL:
-            _drop_output()  # it may be what cannot be written
-        with suppress(OSError):  # where it goes to the same disk
+            _drop_output()  # it may be the full file
+        with suppress(OSError):  # standard error may be on the full disk
             print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was no memory: on a CPU, PyTorch has no type of error for it."""
+    """Whether memory ran out; on CPUs PyTorch raises no error type of its own."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(text in str(error) for text in ("DefaultCPUAllocator", "std::bad_alloc"))
@@ -56,9 +61,9 @@ def _drop_output() -> None:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether an error says what a user can do; others are ours and keep their traceback."""
+    """Whether the user can fix an error; other errors keep their traceback."""
     return (
-        isinstance(error, UserError | ConfigError | OSError)
+        isinstance(error, UserError | OSError)
         or is_out_of_memory(error)
         or type(error).__module__.startswith("yocobit.")
     )
@@ -71,7 +76,7 @@ def _line(error: BaseException) -> str:
             "a lower --max-tokens or --context, or --cache int4"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
-        what = error.filename or "the output"  # a file has its name from disk.writing
+        what = error.filename or "the output"  # disk.writing names the file
         return f"{what}: cannot be written ({error.strerror}); make room and run the command again"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"

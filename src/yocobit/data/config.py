@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Annotated, Any
 
-from yocobit.config import ConfigError, check_types, from_fields, require
+from msgspec import Meta
+
 from yocobit.data.windows import BLOCK
+from yocobit.errors import ConfigError
+from yocobit.settings import Count, Settings
 
 PYTHON_STDLIB = "python-stdlib"  # a source that is located at run time, not a path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SourceConfig:
+class SourceConfig(Settings):
     """An item of data.train or data.valid that has settings in addition to its path."""
 
     path: str  # a file, a directory, a glob, or PYTHON_STDLIB
@@ -22,31 +25,30 @@ class SourceConfig:
     by_line: bool = False  # each line of a .txt file is a document
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(self.path != "", self, "path", "must not be empty")
-        require(
-            self.weight is None or 0 < self.weight < math.inf, self, "weight", "must be above 0"
-        )
+        super().__post_init__()
+        self.require(self.path != "", "path", "must not be empty")
+        is_finite = self.weight is None or 0 < self.weight < math.inf
+        self.require(is_finite, "weight", "must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """[data]: training and validation text, tokenizer and context length."""
 
     train: tuple[str | SourceConfig, ...]  # a string is a path with default settings
     valid: tuple[str | SourceConfig, ...] = ()
-    valid_every: int | None = None  # instead of `valid`: about one document in this many
+    valid_every: Annotated[int, Meta(ge=2)] | None = None  # instead: one document in this many
     exclude: tuple[str, ...] = ()  # globs on paths relative to directories
     deduplicate: bool = False  # keep only the first of equal documents
     vocab_size: int | None = None  # of a BPE trained on the text; default: the preset's
     tokenizer: str | None = None  # path of a tokenizer.json, instead of training one
-    context: int = 256  # tokens in a window
+    context: Count = 256  # tokens in a window
 
     def __post_init__(self) -> None:
         for name in ("train", "valid"):
             object.__setattr__(self, name, _with_sources(getattr(self, name), name))
-        check_types(self)
-        require(len(self.train) > 0, self, "train", "must name at least one file or directory")
+        super().__post_init__()
+        self.require(len(self.train) > 0, "train", "must name at least one file or directory")
         weights = [source.weight for source in sources(self.train)]
         if None in weights and any(weight is not None for weight in weights):
             raise ConfigError("train must have a weight in every item or in none")
@@ -56,14 +58,11 @@ class DataConfig:
             raise ConfigError("valid must have no weight: all of it is read")
         if bool(self.valid) == (self.valid_every is not None):
             raise ConfigError("give either valid (files) or valid_every (one document in N)")
-        if self.valid_every is not None:
-            require(self.valid_every >= 2, self, "valid_every", "must be at least 2")
         if self.vocab_size is not None:
             rule = "must be at least 257: 256 bytes and the end token"
-            require(self.vocab_size >= 257, self, "vocab_size", rule)
+            self.require(self.vocab_size >= 257, "vocab_size", rule)
             if self.tokenizer is not None:
                 raise ConfigError("give either vocab_size or tokenizer, not both")
-        require(self.context >= 1, self, "context", "must be at least 1")
 
 
 def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
@@ -73,9 +72,9 @@ def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 
 def _with_sources(items: Any, name: str) -> Any:
     """Make a source of each table among items; what is of a wrong type is left for the check."""
-    if not isinstance(items, tuple):
+    if not isinstance(items, tuple | list):
         return items
     return tuple(
-        from_fields(SourceConfig, item, f"{name}[{i}]") if isinstance(item, dict) else item
+        SourceConfig.from_dict(item, f"{name}[{i}]") if isinstance(item, dict) else item
         for i, item in enumerate(items)
     )

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from yocobit import _native
-from yocobit.config import check_types, require
 from yocobit.engine.session import Logits
+from yocobit.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """Sampling parameters. Filters apply in the order of the fields, after the penalties."""
 
     repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies others
@@ -29,20 +29,19 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
-        require(
+        super().__post_init__()
+        self.require(
             0.01 <= self.repetition_penalty <= 100,
-            self,
             "repetition_penalty",
             "must be between 0.01 and 100",
         )
         for name in ("presence_penalty", "frequency_penalty"):
-            require(-2 <= getattr(self, name) <= 2, self, name, "must be between -2 and 2")
-        require(0 <= self.temperature <= 100, self, "temperature", "must be between 0 and 100")
-        require(self.top_k >= 0, self, "top_k", "must be at least 0")
-        require(0 < self.top_p <= 1, self, "top_p", "must be above 0 and at most 1")
-        require(0 <= self.min_p <= 1, self, "min_p", "must be between 0 and 1")
-        require(self.seed >= 0, self, "seed", "must be at least 0")
+            self.require(-2 <= getattr(self, name) <= 2, name, "must be between -2 and 2")
+        self.require(0 <= self.temperature <= 100, "temperature", "must be between 0 and 100")
+        self.require(self.top_k >= 0, "top_k", "must be at least 0")
+        self.require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
+        self.require(0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
+        self.require(self.seed >= 0, "seed", "must be at least 0")
 
 
 class Sampler:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from yocobit.errors import UserError
+
 MODEL = "model.safetensors"
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -30,7 +32,7 @@ DTYPES = {"U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4"}
 ITEM_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
 
 
-class PackedModelError(ValueError):
+class PackedModelError(UserError):
     """An invalid packed model: names the file or tensor, the rule, the actual value and a
     remedy."""
 

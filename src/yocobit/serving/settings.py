@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yocobit.config import ConfigError, check_types, parse_attention, require
+from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
+from yocobit.settings import Settings
 
 _PREFIX = "YOCOBIT_"
 # Kubernetes sets such variables for a service that is called yocobit, or yocobit-something.
@@ -21,7 +22,7 @@ MB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ServerSettings:
+class ServerSettings(Settings):
     """A model, and limits. Sizes are in bytes, times in seconds."""
 
     model: Path = TINY
@@ -49,16 +50,16 @@ class ServerSettings:
     log_json: bool = False
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         if self.threads is not None:
-            require(1 <= self.threads <= 1024, self, "threads", "must be between 1 and 1024")
-        require(1 <= self.context <= 1 << 30, self, "context", "must be between 1 and 2^30")
-        require(1 <= self.max_sequences <= 1024, self, "max_sequences", "must be in 1..1024")
-        require(self.max_waiting >= 0, self, "max_waiting", "must be at least 0")
-        require(0 < self.timeout_s <= 86400, self, "timeout_s", "must be above 0, at most a day")
+            self.require(1 <= self.threads <= 1024, "threads", "must be between 1 and 1024")
+        self.require(1 <= self.context <= 1 << 30, "context", "must be between 1 and 2^30")
+        self.require(1 <= self.max_sequences <= 1024, "max_sequences", "must be in 1..1024")
+        self.require(self.max_waiting >= 0, "max_waiting", "must be at least 0")
+        self.require(0 < self.timeout_s <= 86400, "timeout_s", "must be above 0, at most a day")
         for name in ("cache_mb", "prefix_dir_mb", "max_body_mb"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        require(self.prefix_mb >= 0, self, "prefix_mb", "must be at least 0")
+            self.require(getattr(self, name) >= 1, name, "must be at least 1")
+        self.require(self.prefix_mb >= 0, "prefix_mb", "must be at least 0")
         if self.attention is not None:
             parse_attention(self.attention)
         if self.prefix_dir is not None and self.prefix_mb == 0:

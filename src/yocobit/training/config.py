@@ -10,19 +10,23 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from yocobit.config import (
-    PRESETS,
-    ConfigError,
-    ModelConfig,
-    check_types,
-    from_fields,
-    preset,
-    require,
-)
+from msgspec import Meta
+
+from yocobit.config import PRESETS, ModelConfig, preset
 from yocobit.data.config import PYTHON_STDLIB, DataConfig
+from yocobit.errors import ConfigError
 from yocobit.packing import checkpoints
+from yocobit.settings import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    PositiveFraction,
+    Settings,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -36,7 +40,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """[optim]: the optimizer and its rates.
 
     `learning_rate` is that of all parameters in a group without its own. "muon" updates the
@@ -44,127 +48,79 @@ class OptimConfig:
     """
 
     optimizer: Optimizer = "adamw"
-    learning_rate: float = 1e-3
-    matrix_learning_rate: float | None = None
-    embedding_learning_rate: float | None = None
-    head_learning_rate: float | None = None
+    learning_rate: Positive = 1e-3
+    matrix_learning_rate: Positive | None = None
+    embedding_learning_rate: Positive | None = None
+    head_learning_rate: Positive | None = None
     betas: tuple[float, ...] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    momentum: float = 0.95  # of Muon
-    grad_clip: float = 1.0  # 0: off
-    z_loss: float = 0.0  # times the square of log(sum exp logits), added to the loss
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # of Muon
+    grad_clip: NotNegative = 1.0  # 0: off
+    z_loss: NotNegative = 0.0  # times the square of log(sum exp logits), added to the loss
     spike_factor: float = 10.0  # skip steps with a norm above this many medians; 0: off
-    max_skips: int = 10  # consecutive skipped steps that end the run
-    batch_size: int = 8  # windows in a micro-batch
-    accumulation: int = 1  # micro-batches in a step
+    max_skips: Count = 10  # consecutive skipped steps that end the run
+    batch_size: Count = 8  # windows in a micro-batch
+    accumulation: Count = 1  # micro-batches in a step
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in (
-            "learning_rate",
-            "matrix_learning_rate",
-            "embedding_learning_rate",
-            "head_learning_rate",
-        ):
-            require(
-                getattr(self, name) is None or getattr(self, name) > 0,
-                self,
-                name,
-                "must be above 0",
-            )
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            self,
-            "betas",
-            "must be two numbers of at least 0 and below 1",
-        )
-        require(self.eps > 0, self, "eps", "must be above 0")
-        require(0 <= self.momentum < 1, self, "momentum", "must be at least 0 and below 1")
-        for name in ("weight_decay", "grad_clip", "z_loss"):
-            require(getattr(self, name) >= 0, self, name, "must be at least 0")
-        rule = "must be 0 or above 1"
-        require(self.spike_factor == 0 or self.spike_factor > 1, self, "spike_factor", rule)
-        for name in ("batch_size", "accumulation", "max_skips"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
+        super().__post_init__()
+        are_two = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        self.require(are_two, "betas", "must be two numbers of at least 0 and below 1")
+        is_factor = self.spike_factor == 0 or self.spike_factor > 1
+        self.require(is_factor, "spike_factor", "must be 0 or above 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Settings):
     """[schedule]: learning rates over the run; yocobit.training.schedule has the formulas."""
 
     kind: ScheduleKind = "linear"
-    warmup_steps: int = 0
-    min_ratio: float = 0.0  # of the learning rate, at the end
-    decay_fraction: float = 0.2  # "wsd": the last part of the run, in which the rate decays
-    step_size: int = 1000  # "step": the rate is multiplied by gamma every this many steps
-    gamma: float = 0.5  # "step"
-    second_ratio: float = 1 / 3  # "two_stage": at the start of the second half
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(self.warmup_steps >= 0, self, "warmup_steps", "must be at least 0")
-        require(self.step_size >= 1, self, "step_size", "must be at least 1")
-        for name in ("min_ratio", "gamma", "second_ratio"):
-            require(0 <= getattr(self, name) <= 1, self, name, "must be between 0 and 1")
-        rule = "must be above 0 and at most 1"
-        require(0 < self.decay_fraction <= 1, self, "decay_fraction", rule)
+    warmup_steps: Natural = 0
+    min_ratio: Fraction = 0.0  # of the learning rate, at the end
+    decay_fraction: PositiveFraction = 0.2  # "wsd": the last part of the run, where it decays
+    step_size: Count = 1000  # "step": the rate is multiplied by gamma every this many steps
+    gamma: Fraction = 0.5  # "step"
+    second_ratio: Fraction = 1 / 3  # "two_stage": at the start of the second half
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """[run]: duration, evaluations, samples, checkpoints, seed and hardware settings."""
 
-    steps: int | None = None
-    minutes: float | None = None  # instead of steps: wall-clock time, preparation included
-    eval_every: int = 100
-    eval_tokens: int | None = None  # of every evaluation but the last; None: all
-    sample_every: int = 0  # 0: never
-    sample_tokens: int = 64
+    steps: Count | None = None
+    minutes: Positive | None = None  # instead of steps: wall-clock time, preparation included
+    eval_every: Count = 100
+    eval_tokens: Count | None = None  # of every evaluation but the last; None: all
+    sample_every: Natural = 0  # 0: never
+    sample_tokens: Count = 64
     prompt: str = ""
-    checkpoint_every: int = 100
-    keep: int = 2  # newest checkpoints to keep
+    checkpoint_every: Count = 100
+    keep: Count = 2  # newest checkpoints to keep
     tensorboard: bool = False  # also write events to RUN/tensorboard
-    seed: int = 0
-    threads: int | None = None  # of each process; None: one per CPU over all processes
+    seed: Natural = 0
+    threads: Count | None = None  # of each process; None: one per CPU over all processes
     parallel: Parallel = "fsdp"  # for several processes: sharded or replicated
     precision: Precision | None = None  # None: the faster one on this CPU
     compile: bool = False  # use torch.compile
     recompute: bool = False  # activation checkpointing: less memory, more time
 
     def __post_init__(self) -> None:
-        check_types(self)
+        super().__post_init__()
         if (self.steps is None) == (self.minutes is None):
             raise ConfigError("give either steps or minutes")
-        for name in ("steps", "eval_tokens", "threads"):
-            require(
-                getattr(self, name) is None or getattr(self, name) >= 1,
-                self,
-                name,
-                "must be at least 1",
-            )
-        require(self.minutes is None or self.minutes > 0, self, "minutes", "must be above 0")
-        for name in ("eval_every", "sample_tokens", "checkpoint_every", "keep"):
-            require(getattr(self, name) >= 1, self, name, "must be at least 1")
-        for name in ("sample_every", "seed"):
-            require(getattr(self, name) >= 0, self, name, "must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Settings):
     """[distill]: learning from a teacher's logits; yocobit.training.loss has the formula.
 
     The run uses the teacher's tokenizer unless [data] specifies one.
     """
 
     teacher: str  # a run, a checkpoint, or a directory of transformers
-    weight: float = 0.5  # of the divergence from the teacher; the rest is cross-entropy
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        require(0 < self.weight <= 1, self, "weight", "must be above 0 and at most 1")
-        require(0 < self.temperature <= 1000, self, "temperature", "must be above 0, at most 1000")
+    weight: PositiveFraction = 0.5  # of the divergence from the teacher; the rest is cross-entropy
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,8 +147,8 @@ class TrainConfig:
     def from_dict(cls, sections: dict[str, Any], source: str) -> TrainConfig:
         """Make a config from the sections of a TOML or JSON file named `source`."""
         sections = _with_recipe(sections, source)
-        known = {
-            "model": None,
+        known: dict[str, type[Settings] | None] = {
+            "model": None,  # below: the others decide the size of its vocabulary
             "data": DataConfig,
             "optim": OptimConfig,
             "schedule": ScheduleConfig,
@@ -204,8 +160,8 @@ class TrainConfig:
                 raise ConfigError(f"{source}: unknown section '{name}'; known: {', '.join(known)}")
             if not isinstance(fields, dict):
                 raise ConfigError(f"{source}: '{name}' must be a section but is {fields!r}")
-        made = {
-            name: from_fields(section, sections.get(name, {}), f"{source} [{name}]")
+        made: dict[str, Any] = {
+            name: section.from_dict(sections.get(name, {}), f"{source} [{name}]")
             for name, section in known.items()
             if section is not None and (name != "distill" or name in sections)
         }
@@ -352,8 +308,7 @@ def _model(fields: dict[str, Any], data: DataConfig, source: str) -> ModelConfig
         fields.setdefault("vocab_size", 1)  # until the tokenizer is read
     elif name is None and "vocab_size" not in fields:
         raise ConfigError(f"{source}: give data.vocab_size, data.tokenizer or a preset")
-    model: ModelConfig = from_fields(ModelConfig, {**base, **fields}, source)
-    return model
+    return ModelConfig.from_dict({**base, **fields}, source)
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,104 @@
+"""Settings: frozen dataclasses that check their fields when they are made.
+
+The annotation of a field is its rule: a type, a Literal, or a number with bounds such as
+`Annotated[int, Meta(ge=1)]`. An error names the field, the rule and the value in one line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from yocobit.errors import ConfigError
+
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]  # 0 included
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1)]
+
+_S = TypeVar("_S", bound="Settings")
+
+_WORDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "absent",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of settings; a subclass with further rules calls this __post_init__ first."""
+
+    def __post_init__(self) -> None:
+        for name, kind in _annotations(type(self), with_bounds=True).items():
+            value = getattr(self, name)
+            try:
+                # Lists become tuples, and integers floats where only those are allowed.
+                object.__setattr__(self, name, msgspec.convert(value, kind))
+            except msgspec.ValidationError:
+                rule = _rule(value, _annotations(type(self), with_bounds=False)[name], kind)
+                raise ConfigError(f"{name} must be {rule} but is {value!r}") from None
+
+    def require(self, holds: bool, name: str, rule: str) -> None:
+        """Raise ConfigError with the rule and the value of the field unless the rule holds."""
+        if not holds:
+            raise ConfigError(f"{name} {rule} but is {getattr(self, name)!r}")
+
+    @classmethod
+    def from_dict(cls: type[_S], fields: Mapping[str, Any], source: str = "config") -> _S:
+        """Make settings of JSON or TOML values; ConfigError names what is invalid in `source`."""
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise ConfigError(f"{source}: unknown key '{name}'; known keys: {', '.join(known)}")
+        for name, field in known.items():
+            defaults = (field.default, field.default_factory)
+            if name not in fields and all(each is dataclasses.MISSING for each in defaults):
+                raise ConfigError(f"{source}: key '{name}' is missing")
+        try:
+            return cls(**fields)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+def _annotations(cls: type, with_bounds: bool) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=with_bounds)
+
+
+def _rule(value: Any, kind: Any, bounded: Any) -> str:
+    """Return the rule that a value breaks: that of its type, or that of its bounds."""
+    try:
+        value = msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return _describe(kind)
+    parts = (bounded, *get_args(bounded))
+    bounds = next(meta for part in parts for meta in getattr(part, "__metadata__", ()))
+    limits = {"at least": bounds.ge, "above": bounds.gt, "at most": bounds.le, "below": bounds.lt}
+    given = {words: limit for words, limit in limits.items() if limit is not None}
+    if bounds.multiple_of and value > 0 and value % bounds.multiple_of:
+        return f"a multiple of {bounds.multiple_of}"
+    if given.keys() == {"at least", "at most"}:
+        return f"between {bounds.ge} and {bounds.le}"
+    return " and ".join(f"{words} {limit:g}" for words, limit in given.items())
+
+
+def _describe(kind: Any) -> str:
+    """Return the values of a type in words."""
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(argument) for argument in arguments)
+    if get_origin(kind) is tuple:
+        return "a list, each item " + _describe(arguments[0])
+    if arguments:
+        return " or ".join(_describe(argument) for argument in arguments)
+    if dataclasses.is_dataclass(kind):
+        return "a table"
+    return _WORDS.get(kind) or str(kind.__name__)
