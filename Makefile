@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.p
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup demo test test-all check docs sanitize bench bench-peers golden clean FORCE
+.PHONY: setup stubs demo test test-all check docs sanitize bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -35,6 +35,9 @@ setup: .venv/.built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
 	  -C cmake.define.YOCOBIT_TESTS=ON -e .
 	touch $@
+
+stubs: setup
+	$(BIN)/python -m nanobind.stubgen -q -m yocobit._native -o src/yocobit/_native.pyi
 
 demo: setup
 	$(BIN)/python examples/demo.py

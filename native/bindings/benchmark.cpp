@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/kernel_arguments.h"
 #include "engine/session.h"
 #include "probes/kernel_rates.h"
@@ -154,7 +155,7 @@ void fill(Session& session, int64_t n) {
   }
   const Kernels* kernels = nullptr;
   for (auto* each = supported_kernels(); *each; ++each) kernels = *each;
-  const auto fill_cache = [&](KeyValueCache& cache) {
+  const auto fill_cache = [&](KvCache& cache) {
     Noise noise(cache.head_dim());
     for (int head = 0; head < cache.n_heads(); ++head) {
       for (int64_t i = std::max<int64_t>(0, n - cache.capacity()); i < n; ++i) {
@@ -166,8 +167,8 @@ void fill(Session& session, int64_t n) {
   for (LayerState& layer : session.layers) {
     if (layer.kv) fill_cache(*layer.kv);
   }
-  if (session.shared) fill_cache(*session.shared);
-  session.index(*kernels, 0, n);
+  if (session.shared_kv) fill_cache(*session.shared_kv);
+  session.update_block_index(*kernels, 0, n);
   std::fill_n(session.tokens.get(), n, 0);
   session.position = n;
 }

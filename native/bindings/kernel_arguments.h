@@ -1,20 +1,12 @@
-// What Python functions of single kernels take: arrays, and kernels by name.
+// Kernels by name.
 #pragma once
-
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 
 #include <stdexcept>
 #include <string>
 
+#include "kernels/kernels.h"
+
 namespace yocobit {
-
-template <typename T, int n>
-using Array = nanobind::ndarray<T, nanobind::ndim<n>, nanobind::c_contig, nanobind::device::cpu>;
-
-inline void require(bool holds, const char* rule) {
-  if (!holds) throw std::invalid_argument(rule);
-}
 
 // The kernels of that name among those that this CPU supports, slowest first, then nullptr.
 template <typename Table>
@@ -23,6 +15,12 @@ const Table& named(const Table* const* supported, const std::string& name) {
     if (name == (*supported)->name) return **supported;
   }
   throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
+}
+
+inline const Kernels& fastest_kernels() {
+  const Kernels* const* kernels = supported_kernels();
+  while (kernels[1]) ++kernels;
+  return **kernels;
 }
 
 }  // namespace yocobit

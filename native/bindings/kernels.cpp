@@ -11,8 +11,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/kernel_arguments.h"
-#include "bindings/numpy_array.h"
 #include "engine/kv_cache.h"
 
 namespace nb = nanobind;
@@ -255,7 +255,7 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
                            : type == "f16"  ? FloatType::f16
                            : type == "int8" ? FloatType::i8
                                             : FloatType::i4;
-  KeyValueCache cache(stored, 1, static_cast<int>(D), S);
+  KvCache cache(stored, 1, static_cast<int>(D), S);
   for (size_t s = 0; s < S; ++s) {
     cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
   }

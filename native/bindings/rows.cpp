@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/kernel_arguments.h"
 #include "kernels/row_kernels.h"
 #include "runtime/openmp.h"

@@ -10,19 +10,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/arrays.h"
+#include "bindings/kernel_arguments.h"
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace yocobit {
 namespace {
 
-using Logits = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-const Kernels& fastest_kernels() {
-  const Kernels* const* kernels = supported_kernels();
-  while (kernels[1]) ++kernels;
-  return **kernels;
-}
+using Logits = Array<const float, 1>;
 
 SamplerScratch& scratch_of_thread() {
   thread_local SamplerScratch scratch(fastest_kernels());
@@ -107,20 +104,6 @@ void bind_sampler(nb::module_& m) {
         "Return one token for each sampler after its row of float32 logits (V,).\n\n"
         "The rows are the arrays of a list, or those of an array (n, V). Each sampler gives what\n"
         "`sample` would; ValueError if there are not as many rows. Releases the GIL.");
-  nb::class_<TokenDistribution>(m, "TokenDrawer")
-      .def("__init__",
-           [](TokenDistribution* self) { new (self) TokenDistribution(fastest_kernels()); })
-      .def(
-          "draw",
-          [](TokenDistribution& self, const Logits& logits, double temperature, int64_t top_k,
-             double top_p, double min_p, double uniform) {
-            check(logits);
-            return self.sample(
-                logits.data(), static_cast<int64_t>(logits.shape(0)),
-                {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p},
-                uniform);
-          },
-          "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "uniform"_a);
   m.def("sample_at", &sample_at, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
         "uniform"_a,
         "Return the token at `uniform`, in [0, 1), of the cumulated probabilities after the "

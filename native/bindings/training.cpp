@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/kernel_arguments.h"
 #include "engine/kv_cache.h"
 #include "kernels/training_kernels.h"

@@ -1,222 +1,233 @@
-// The attention layers of the decoder: keys and values into caches, queries over them.
+#include "engine/attention.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "engine/decoder.h"
 #include "engine/session.h"
 
 namespace yocobit {
 namespace {
 
-// The cache of a layer of the self-decoder, or the shared one after it.
-KeyValueCache& cache_of(Session& session, int index) {
-  const bool is_shared = index >= static_cast<int>(session.layers.size());
-  return is_shared ? *session.shared : *session.layers[index].kv;
-}
+// The positions [begin, end) that a row attends to, in `n_splits` KV splits from `first_split` on,
+// of which the first and the last may be partial.
+struct Span {
+  int64_t begin, end, first_split, n_splits;
+};
 
-}  // namespace
+// One call of attend() or store_shared_kv().
+class Attention {
+ public:
+  Attention(const ForwardPass& pass, const AttentionLayer& layer)
+      : pass_(pass),
+        batch_(pass.batch),
+        ws_(pass.workspace),
+        layer_(layer),
+        H_(layer.heads.n_heads),
+        G_(layer.heads.n_kv_heads),
+        D_(layer.heads.head_dim),
+        n_queries_(H_ / G_) {}
 
-void Decoder::self_attend(const Layer& layer, int index) {
-  const ModelConfig& config = model_.config;
-  const bool is_window = layer.mixer == Mixer::window;
-  prepare(x_.get(), config.d_model, layer.mixer_norm);
-  apply({{&layer.q, q_.get()}, {&layer.k, k_.get()}, {&layer.v, v_.get()}});
-  attend({.index = index,
-          .rotation = is_window ? window_rotation_ : full_rotation_,
-          .n_heads = is_window ? config.n_self_heads : config.n_heads,
-          .window = is_window ? config.window : 0,
-          .stores = true,
-          .is_first = false});
-  project_out(layer.out, y_.get(), layer.out_norm);
-}
+  void run();
+  void store_kv(int row, int head) const;
 
-void Decoder::cross_attend(const Layer& layer, bool is_first) {
-  prepare(x_.get(), model_.config.d_model, layer.mixer_norm);
-  apply({{&layer.q, q_.get()}});
-  attend({.index = model_.n_self_layers,
-          .rotation = cross_rotation_,
-          .n_heads = model_.config.n_heads,
-          .window = 0,
-          .stores = false,
-          .is_first = is_first});
-  project_out(layer.out, y_.get(), layer.out_norm);
-}
+ private:
+  KvCache& cache(int row) const { return *batch_[row].session->kv_cache(layer_.cache); }
+  int32_t* selected(int row, int head) const;
+  bool is_sparse(int row) const;
+  Span span(int row) const;
+  float* partial(int row, int query_head, int64_t slot, int64_t n_slots) const;
 
-void Decoder::store_shared_keys_values() {
-  const int G = model_.config.n_kv_heads;
-  pool_.run(int64_t{n_} * G, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      store_keys_values(model_.n_self_layers, cross_rotation_, static_cast<int>(i / G),
-                        static_cast<int>(i % G));
-    }
-  });
-  const auto makes_whole = [&](const Segment& segment) {
-    const int64_t end = rows_[segment.end - 1].position + 1;
-    return rows_[segment.begin].session->blocks &&
-           rows_[segment.begin].position / kAttentionTile != end / kAttentionTile;
-  };
-  if (std::none_of(segments_.begin(), segments_.end(), makes_whole)) return;
-  pool_.run(static_cast<int64_t>(segments_.size()) * G, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Segment& segment = segments_[i / G];
-      if (!makes_whole(segment)) continue;
-      Session& session = *rows_[segment.begin].session;
-      session.blocks->update(kernels_, *session.shared, static_cast<int>(i % G),
-                             rows_[segment.begin].position, rows_[segment.end - 1].position + 1);
-    }
-  });
-}
+  void prepare(int row, int head) const;
+  void select_blocks() const;
+  void attend_split(int row, int head, int64_t split, int64_t slot, int64_t n_slots) const;
+  void attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is_last) const;
+  void normalize(int row, int query_head, int64_t n_slots) const;
 
-// Whether a row sees more of the shared cache than it may attend to.
-bool Decoder::chooses(int row) const {
-  return model_.config.cross_attention != CrossAttention::full &&
-         n_blocks(rows_[row].position) > model_.config.cross_blocks();
-}
+  const ForwardPass& pass_;
+  const Batch& batch_;
+  Workspace& ws_;
+  const AttentionLayer& layer_;
+  const int H_, G_, D_, n_queries_;  // n_queries_: query heads of a KV head
+};
 
-// For all cross layers, by the queries of the first one, in q_.
-void Decoder::choose_blocks() {
-  const ModelConfig& config = model_.config;
-  const int G = config.n_kv_heads, n_queries = config.n_heads / G, n = config.cross_blocks();
-  // Rows of one session take turns, as they share its work space.
-  pool_.run(static_cast<int64_t>(segments_.size()) * G, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Segment& segment = segments_[i / G];
-      const int head = static_cast<int>(i % G);
-      for (int row = segment.begin; row < segment.end; ++row) {
-        if (!chooses(row)) continue;
-        int32_t* chosen = &chosen_[(int64_t{row} * G + head) * n];
-        if (config.cross_attention == CrossAttention::window) {
-          choose_window(n, rows_[row].position, chosen);
-        } else {
-          const float* q =
-              &q_[int64_t{row} * config.d_model + head * n_queries * config.head_dim()];
-          Session& session = *rows_[row].session;
-          session.blocks->choose(kernels_, *session.shared, head, q, n_queries, rows_[row].position,
-                                 chosen);
-        }
-      }
-    }
-  });
-}
-
-// The key in k_, rotated, and the value in v_ of a row and K/V head go into the cache. The caches
-// of heads and layers come to new pages at the same positions; each takes its next one at another
-// position before, so that no step has to wait for all of them.
-void Decoder::store_keys_values(int index, const Rotation& rotation, int row, int head) {
-  Session* const session = rows_[row].session;
-  const int64_t position = rows_[row].position;
-  KeyValueCache& cache = cache_of(*session, index);
-  const int64_t at = (int64_t{row} * cache.n_heads() + head) * cache.head_dim();
-  rotation.apply(kernels_, row, &k_[at]);
-  cache.store(kernels_, head, position, &k_[at], &v_[at]);
-  const bool is_last = row + 1 == n_ || rows_[row + 1].session != session;
-  const int64_t turn = position + int64_t{index} * cache.n_heads() + head;
-  if (is_last && (!is_decoding() || turn % cache.positions_per_page() == 0)) {
-    cache.touch_ahead(head, position);
+void Attention::run() {
+  const int N = batch_.size();
+  int64_t n_splits = 0;
+  bool any_selects = false;
+  for (int row = 0; row < N; ++row) {
+    n_splits = std::max(n_splits, span(row).n_splits);
+    any_selects |= layer_.selects && is_sparse(row);
   }
-}
-
-// Queries in q_ to outputs in y_.
-void Decoder::attend(const Attention& layer) {
-  const int D = model_.config.d_model / layer.n_heads;
-  const int G = cache_of(*rows_[0].session, layer.index).n_heads(), n_queries = layer.n_heads / G;
-  const auto begin_head = [&](int row, int head) {
-    if (layer.stores) store_keys_values(layer.index, layer.rotation, row, head);
-    for (int i = 0; i < n_queries; ++i) {
-      layer.rotation.apply(kernels_, row,
-                           &q_[(int64_t{row} * layer.n_heads + head * n_queries + i) * D]);
-    }
-  };
-  int64_t n_partitions = 0;
-  bool any_chooses = false;
-  for (int row = 0; row < n_; ++row) {
-    n_partitions = std::max(n_partitions, span(layer, row).size);
-    any_chooses |= layer.is_first && chooses(row);
-  }
-  // Where no row waits for the keys of another and nothing is to be merged, threads meet once.
-  const bool sees_own_only = !layer.stores || is_decoding();
-  const bool is_one_round = n_partitions == 1 && sees_own_only && !any_chooses;
-  pool_.run(int64_t{n_} * G, [&](int64_t i, int64_t end) {
+  // One barrier where no row attends to the new keys of another and there is nothing to combine.
+  const bool sees_own_only = !layer_.stores_kv || batch_.is_decode();
+  const bool is_one_phase = n_splits == 1 && sees_own_only && !any_selects;
+  pass_.pool.run(int64_t{N} * G_, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const int row = static_cast<int>(i / G), head = static_cast<int>(i % G);
-      begin_head(row, head);
-      if (!is_one_round) continue;
-      attend_partition(layer, row, head, 0, 0, 1);
-      for (int query = 0; query < n_queries; ++query) {
-        finish_head(layer, row, head * n_queries + query, 1);
-      }
+      const int row = static_cast<int>(i / G_), head = static_cast<int>(i % G_);
+      prepare(row, head);
+      if (!is_one_phase) continue;
+      attend_split(row, head, 0, 0, 1);
+      for (int query = 0; query < n_queries_; ++query) normalize(row, head * n_queries_ + query, 1);
     }
   });
-  if (is_one_round) return;
-  if (any_chooses) choose_blocks();
-  // As many partitions of every row at a time as there is room for; the first place of a row
-  // holds the sum of those before.
-  const int64_t places = kPartials / n_;
-  for (int64_t first = 0; first < n_partitions;) {
-    const int64_t n = std::min(n_partitions - first, places - (first > 0));
-    attend_partitions(layer, first, n, places, first + n == n_partitions);
+  if (is_one_phase) return;
+  if (any_selects) select_blocks();
+  // As many splits of every row at a time as there are slots; a row's first slot holds the combined
+  // result of the splits before.
+  const int64_t n_slots = kMaxPartials / N;
+  for (int64_t first = 0; first < n_splits;) {
+    const int64_t n = std::min(n_splits - first, n_slots - (first > 0));
+    attend_splits(first, n, n_slots, first + n == n_splits);
     first += n;
   }
 }
 
-// The partitions that a row sees, of which the first and the last need not be whole.
-Decoder::Span Decoder::span(const Attention& layer, int row) const {
-  int64_t end = rows_[row].position + 1;
-  if (!layer.stores && chooses(row)) {  // of the last block no more than there is
-    end -= (n_blocks(rows_[row].position) - model_.config.cross_blocks()) * kAttentionTile;
+// Cache the K and V of a row and KV head, and rotate the queries of the head.
+void Attention::prepare(int row, int head) const {
+  if (layer_.stores_kv) store_kv(row, head);
+  for (int i = 0; i < n_queries_; ++i) {
+    layer_.rope.apply(pass_.kernels, row, &ws_.q[(int64_t{row} * H_ + head * n_queries_ + i) * D_]);
   }
-  const int64_t begin = layer.window ? std::max<int64_t>(0, end - layer.window) : 0;
-  const int64_t first = begin / kPartition;
-  return {.begin = begin, .end = end, .first = first, .size = (end - 1) / kPartition - first + 1};
 }
 
-// The partition of that number, counted from the first that the row sees, to a place of the row.
-void Decoder::attend_partition(const Attention& layer, int row, int head, int64_t partition,
-                               int64_t place, int64_t places) {
-  const KeyValueCache& cache = cache_of(*rows_[row].session, layer.index);
-  const int D = cache.head_dim(), n_queries = layer.n_heads / cache.n_heads();
-  const int64_t stride = D + kPartialExtra;
-  const Span seen = span(layer, row);
-  if (partition >= seen.size) return;
-  const int64_t from = (seen.first + partition) * kPartition;
-  const int64_t query = int64_t{row} * layer.n_heads + head * n_queries;
-  KeysValues view = cache.view(head);
-  if (!layer.stores && chooses(row)) {
-    view.tiles = &chosen_[(int64_t{row} * cache.n_heads() + head) * model_.config.cross_blocks()];
+// Cache the key in workspace.k, rotated, and the value in workspace.v. The caches of all heads and
+// layers reach new pages at the same positions; each commits its next page at another position
+// before that, so that no step takes the page faults of all.
+void Attention::store_kv(int row, int head) const {
+  const BatchRow& token = batch_[row];
+  KvCache& kv = cache(row);
+  const int64_t at = (int64_t{row} * G_ + head) * D_;
+  layer_.rope.apply(pass_.kernels, row, &ws_.k[at]);
+  kv.store(pass_.kernels, head, token.position, &ws_.k[at], &ws_.v[at]);
+  const bool is_last = row + 1 == batch_.size() || batch_[row + 1].session != token.session;
+  const int64_t turn = token.position + int64_t{layer_.cache} * G_ + head;
+  if (is_last && (!batch_.is_decode() || turn % kv.positions_per_page() == 0)) {
+    kv.commit_ahead(head, token.position);
   }
-  kernels_.attend(&q_[query * D], n_queries, view, std::max(seen.begin, from),
-                  std::min(seen.end, from + kPartition), 1.0f / std::sqrt(static_cast<float>(D)),
-                  &partials_[(query * places + place) * stride], places * stride);
 }
 
-void Decoder::finish_head(const Attention& layer, int row, int head, int64_t places) {
-  const int D = model_.config.d_model / layer.n_heads;
-  const int64_t query = int64_t{row} * layer.n_heads + head;
-  kernels_.finish(&partials_[query * places * (D + kPartialExtra)], D, &y_[query * D]);
+// Whether a row sees more blocks of the shared cache than it may attend to.
+bool Attention::is_sparse(int row) const {
+  return layer_.is_sparse && n_blocks(batch_[row].position) > pass_.model.config.cross_blocks();
 }
 
-// Partitions [first, first + n) of every row, merged with those before.
-void Decoder::attend_partitions(const Attention& layer, int64_t first, int64_t n, int64_t places,
-                                bool is_last) {
-  const int G = cache_of(*rows_[0].session, layer.index).n_heads();
-  const int D = model_.config.d_model / layer.n_heads;
-  const int64_t stride = D + kPartialExtra;
-  // Rows next to each other see the same keys and values, which then stay in the CPU's caches.
-  pool_.run(G * n * n_, [&](int64_t i, int64_t end) {
-    for (; i < end; ++i) {
-      const int row = static_cast<int>(i % n_), head = static_cast<int>(i / n_ / n);
-      const int64_t partition = i / n_ % n;
-      attend_partition(layer, row, head, first + partition, partition + (first > 0), places);
+int32_t* Attention::selected(int row, int head) const {
+  return &ws_.selected[(int64_t{row} * G_ + head) * pass_.model.config.cross_blocks()];
+}
+
+// Select by the queries of this layer, for it and the cross layers after it. Rows of one session
+// are on one thread for each head, as they share the scratch of its index.
+void Attention::select_blocks() const {
+  pass_.pool.run(int64_t{batch_.n_segments()} * G_, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Segment& segment = batch_.segments()[i / G_];
+      const int head = static_cast<int>(i % G_);
+      for (int row = segment.begin; row < segment.end; ++row) {
+        if (!is_sparse(row)) continue;
+        Session& session = *batch_[row].session;
+        if (!session.block_index) {
+          select_window(pass_.model.config.cross_blocks(), batch_[row].position,
+                        selected(row, head));
+          continue;
+        }
+        session.block_index->select(pass_.kernels, cache(row), head,
+                                    &ws_.q[(int64_t{row} * H_ + head * n_queries_) * D_],
+                                    n_queries_, batch_[row].position, selected(row, head));
+      }
     }
   });
-  pool_.run(int64_t{n_} * layer.n_heads, [&](int64_t i, int64_t end) {
+}
+
+Span Attention::span(int row) const {
+  int64_t end = batch_[row].position + 1;
+  if (is_sparse(row)) {  // positions of the selected blocks; the last of them may be partial
+    end -= (n_blocks(batch_[row].position) - pass_.model.config.cross_blocks()) * kAttentionTile;
+  }
+  const int64_t begin = layer_.window ? std::max<int64_t>(0, end - layer_.window) : 0;
+  const int64_t first = begin / kKvSplit;
+  return {.begin = begin,
+          .end = end,
+          .first_split = first,
+          .n_splits = (end - 1) / kKvSplit - first + 1};
+}
+
+float* Attention::partial(int row, int query_head, int64_t slot, int64_t n_slots) const {
+  const int64_t query = int64_t{row} * H_ + query_head;
+  return &ws_.partials[(query * n_slots + slot) * (D_ + kPartialExtra)];
+}
+
+// Attend over a split, counted from the first that the row sees, into a slot of the row.
+void Attention::attend_split(int row, int head, int64_t split, int64_t slot,
+                             int64_t n_slots) const {
+  const Span seen = span(row);
+  if (split >= seen.n_splits) return;
+  const int64_t from = (seen.first_split + split) * kKvSplit;
+  const int query_head = head * n_queries_;
+  KeysValues view = cache(row).view(head);
+  if (is_sparse(row)) view.tiles = selected(row, head);
+  pass_.kernels.attend(&ws_.q[(int64_t{row} * H_ + query_head) * D_], n_queries_, view,
+                       std::max(seen.begin, from), std::min(seen.end, from + kKvSplit),
+                       1.0f / std::sqrt(static_cast<float>(D_)),
+                       partial(row, query_head, slot, n_slots), n_slots * (D_ + kPartialExtra));
+}
+
+// Splits [first, first + n) of every row, combined with those before.
+void Attention::attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is_last) const {
+  const int N = batch_.size();
+  const bool has_before = first > 0;
+  // Adjacent rows read the same keys and values, which then hit the CPU's caches.
+  pass_.pool.run(G_ * n * N, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const int row = static_cast<int>(i / layer.n_heads);
-      const int64_t left = span(layer, row).size - first;
-      const int64_t n_partials = std::min(n, left) + (first > 0);
-      kernels_.merge(&partials_[i * places * stride], stride, static_cast<int>(n_partials), D);
-      if (is_last) finish_head(layer, row, static_cast<int>(i % layer.n_heads), places);
+      const int row = static_cast<int>(i % N), head = static_cast<int>(i / N / n);
+      const int64_t split = i / N % n;
+      attend_split(row, head, first + split, split + has_before, n_slots);
+    }
+  });
+  pass_.pool.run(int64_t{N} * H_, [&](int64_t i, int64_t end) {
+    for (; i < end; ++i) {
+      const int row = static_cast<int>(i / H_), query_head = static_cast<int>(i % H_);
+      const int64_t left = span(row).n_splits - first;
+      const int64_t n_partials = std::min(n, left) + has_before;
+      pass_.kernels.merge(partial(row, query_head, 0, n_slots), D_ + kPartialExtra,
+                          static_cast<int>(n_partials), D_);
+      if (is_last) normalize(row, query_head, n_slots);
+    }
+  });
+}
+
+void Attention::normalize(int row, int query_head, int64_t n_slots) const {
+  pass_.kernels.finish(partial(row, query_head, 0, n_slots), D_,
+                       &ws_.y[(int64_t{row} * H_ + query_head) * D_]);
+}
+
+}  // namespace
+
+void attend(const ForwardPass& pass, const AttentionLayer& layer) { Attention(pass, layer).run(); }
+
+void store_shared_kv(const ForwardPass& pass, const AttentionLayer& layer) {
+  const Batch& batch = pass.batch;
+  const Attention attention(pass, layer);
+  const int G = layer.heads.n_kv_heads;
+  pass.pool.run(int64_t{batch.size()} * G, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      attention.store_kv(static_cast<int>(i / G), static_cast<int>(i % G));
+    }
+  });
+  const auto completes_block = [&](const Segment& segment) {
+    const int64_t begin = batch[segment.begin].position, end = batch[segment.end - 1].position + 1;
+    return batch[segment.begin].session->block_index &&
+           begin / kAttentionTile != end / kAttentionTile;
+  };
+  const auto& segments = batch.segments();
+  if (std::none_of(segments.begin(), segments.end(), completes_block)) return;
+  pass.pool.run(int64_t{batch.n_segments()} * G, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Segment& segment = segments[i / G];
+      if (!completes_block(segment)) continue;
+      Session& session = *batch[segment.begin].session;
+      session.block_index->update(pass.kernels, *session.shared_kv, static_cast<int>(i % G),
+                                  batch[segment.begin].position,
+                                  batch[segment.end - 1].position + 1);
     }
   });
 }

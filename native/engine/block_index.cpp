@@ -11,7 +11,7 @@ namespace {
 constexpr float kLargestHalf = 65504.0f;
 constexpr float kLowest = std::numeric_limits<float>::lowest();
 
-// They lie anywhere, so that the CPU does not foresee them.
+// The candidates are scattered, so hardware prefetchers do not find them.
 void prefetch_keys(const KeysValues& cache, int64_t block) {
   const int64_t size = kAttentionTile * cache.row_bytes;
   const char* keys = static_cast<const char*>(cache.keys) + block * size;
@@ -31,28 +31,29 @@ void exponentials_below_largest(const Kernels& kernels, float* row, int64_t n, f
 BlockIndex::BlockIndex(const ModelConfig& config, int64_t max_tokens)
     : n_heads_(config.n_heads),
       n_kv_heads_(config.n_kv_heads),
-      head_dim_(config.head_dim()),
-      n_chosen_(config.cross_blocks()),
+      head_dim_(config.heads().head_dim),
+      n_selected_(config.cross_blocks()),
       capacity_(n_blocks(max_tokens - 1)),
       stride_(round_up(capacity_, kLanes)),
-      weighed_stride_(round_up(
-          std::min<int64_t>(capacity_, int64_t{kTried} * n_best() + kFirstBlocks + kLastBlocks),
+      attended_stride_(round_up(
+          std::min<int64_t>(capacity_,
+                            int64_t{kCandidatesPerBlock} * n_top() + kFirstBlocks + kLastBlocks),
           kLanes)),
       bounds_(make_buffer<uint16_t>(n_kv_heads_ * capacity_ * 2 * head_dim_)),
       parts_(make_buffer<float>(size_t{2} * n_heads_ * head_dim_)),
       scores_(make_buffer<float>(n_heads_ * stride_)),
-      largest_(make_buffer<float>(n_heads_ * weighed_stride_)),
-      sums_(make_buffer<float>(n_heads_ * weighed_stride_)),
+      largest_(make_buffer<float>(n_heads_ * attended_stride_)),
+      sums_(make_buffer<float>(n_heads_ * attended_stride_)),
       partials_(make_buffer<float>(n_heads_ * (head_dim_ + kPartialExtra))),
       order_(make_buffer<int32_t>(n_kv_heads_ * capacity_)) {}
 
-int64_t BlockIndex::bytes() const {
+int64_t BlockIndex::size_bytes() const {
   const int64_t bounds = n_kv_heads_ * capacity_ * int64_t{4} * head_dim_;
-  const int64_t of_a_query = 3 * head_dim_ + kPartialExtra + stride_ + 2 * weighed_stride_;
+  const int64_t of_a_query = 3 * head_dim_ + kPartialExtra + stride_ + 2 * attended_stride_;
   return bounds + 4 * (n_heads_ * of_a_query + n_kv_heads_ * capacity_);
 }
 
-void BlockIndex::update(const Kernels& kernels, const KeyValueCache& cache, int head, int64_t begin,
+void BlockIndex::update(const Kernels& kernels, const KvCache& cache, int head, int64_t begin,
                         int64_t end) {
   const int D = head_dim_;
   float key[kMaxHeadDim], largest[kMaxHeadDim], smallest[kMaxHeadDim];
@@ -72,8 +73,10 @@ void BlockIndex::update(const Kernels& kernels, const KeyValueCache& cache, int 
   }
 }
 
-// Scores of the first n blocks, as shares of their softmax, summed into those of the first query.
-void BlockIndex::score(const Kernels& kernels, int head, const float* q, int n_queries, int64_t n) {
+// Score the first n blocks by their share of the softmax of the bounds, summed over the queries
+// into the scores of the first.
+void BlockIndex::score_bounds(const Kernels& kernels, int head, const float* q, int n_queries,
+                              int64_t n) {
   const int D = head_dim_;
   float* parts = &parts_[size_t{2} * head * n_queries * D];
   for (int i = 0; i < n_queries; ++i) {
@@ -101,17 +104,18 @@ void BlockIndex::score(const Kernels& kernels, int head, const float* q, int n_q
   }
 }
 
-// Shares of the queries' attention over n blocks, in order, summed into the scores of those in the
-// row of the first query.
-void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const float* q,
-                       int n_queries, int64_t position, const int32_t* blocks, int64_t n) {
+// Score n blocks, in order, by their share of the queries' attention over them, summed over the
+// queries into the scores of the first.
+void BlockIndex::score_attention(const Kernels& kernels, KeysValues cache, int head, const float* q,
+                                 int n_queries, int64_t position, const int32_t* blocks,
+                                 int64_t n) {
   const int64_t stride = head_dim_ + kPartialExtra;
   const float scale = 1.0f / std::sqrt(static_cast<float>(head_dim_));
   float* scores = &scores_[head * n_queries * stride_];
-  float* largest = &largest_[head * n_queries * weighed_stride_];
-  float* sums = &sums_[head * n_queries * weighed_stride_];
+  float* largest = &largest_[head * n_queries * attended_stride_];
+  float* sums = &sums_[head * n_queries * attended_stride_];
   float* partials = &partials_[head * n_queries * stride];
-  // No values are needed: in their place the keys are read, which are near by then.
+  // The values are not needed: in their place the keys are read, which are cached by then.
   cache.values = cache.keys;
   cache.value_scales = cache.key_scales;
   for (int64_t i = 0; i < n; ++i) {
@@ -123,16 +127,16 @@ void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const
                    stride);
     for (int query = 0; query < n_queries; ++query) {
       const float* found = &partials[query * stride + head_dim_];
-      largest[query * weighed_stride_ + i] = found[0] > kLowest ? found[0] : kLowest;  // NaN
-      sums[query * weighed_stride_ + i] = found[1];
+      largest[query * attended_stride_ + i] = found[0] > kLowest ? found[0] : kLowest;  // NaN
+      sums[query * attended_stride_ + i] = found[1];
     }
   }
   for (int query = 0; query < n_queries; ++query) {
-    float* row = largest + query * weighed_stride_;
+    float* row = largest + query * attended_stride_;
     exponentials_below_largest(kernels, row, n, 1.0f);
     float total = 0.0f;
     for (int64_t i = 0; i < n; ++i) {
-      const float weight = row[i] * sums[query * weighed_stride_ + i];
+      const float weight = row[i] * sums[query * attended_stride_ + i];
       row[i] = weight > 0.0f ? weight : 0.0f;  // NaN
       total += row[i];
     }
@@ -141,33 +145,34 @@ void BlockIndex::weigh(const Kernels& kernels, KeysValues cache, int head, const
   }
 }
 
-void BlockIndex::choose(const Kernels& kernels, const KeyValueCache& cache, int head,
-                        const float* q, int n_queries, int64_t position, int32_t* chosen) {
+void BlockIndex::select(const Kernels& kernels, const KvCache& cache, int head, const float* q,
+                        int n_queries, int64_t position, int32_t* selected) {
   const int64_t end = n_blocks(position), last = end - kLastBlocks;
-  score(kernels, head, q, n_queries, end - 1);
+  score_bounds(kernels, head, q, n_queries, end - 1);
   const float* scores = &scores_[head * n_queries * stride_];
-  const auto is_better = [&](int32_t a, int32_t b) {
+  const auto ranks_above = [&](int32_t a, int32_t b) {
     return scores[a] != scores[b] ? scores[a] > scores[b] : a < b;
   };
   int32_t* order = &order_[head * capacity_];
   std::iota(order, order + end, 0);
-  int32_t* tried = order + kFirstBlocks;
-  int32_t* last_tried = tried + std::min<int64_t>(last - kFirstBlocks, int64_t{kTried} * n_best());
-  std::nth_element(tried, last_tried, order + last, is_better);
-  std::sort(tried, last_tried);
-  std::iota(last_tried, last_tried + kLastBlocks, static_cast<int32_t>(last));
-  weigh(kernels, cache.view(head), head, q, n_queries, position, order,
-        last_tried + kLastBlocks - order);
-  std::nth_element(tried, tried + n_best(), last_tried, is_better);
-  std::sort(tried, tried + n_best());
-  std::copy_n(order, kFirstBlocks + n_best(), chosen);
-  std::iota(chosen + kFirstBlocks + n_best(), chosen + n_chosen_, static_cast<int32_t>(last));
+  int32_t* candidates = order + kFirstBlocks;
+  int32_t* last_candidate =
+      candidates + std::min<int64_t>(last - kFirstBlocks, int64_t{kCandidatesPerBlock} * n_top());
+  std::nth_element(candidates, last_candidate, order + last, ranks_above);
+  std::sort(candidates, last_candidate);
+  std::iota(last_candidate, last_candidate + kLastBlocks, static_cast<int32_t>(last));
+  score_attention(kernels, cache.view(head), head, q, n_queries, position, order,
+                  last_candidate + kLastBlocks - order);
+  std::nth_element(candidates, candidates + n_top(), last_candidate, ranks_above);
+  std::sort(candidates, candidates + n_top());
+  std::copy_n(order, kFirstBlocks + n_top(), selected);
+  std::iota(selected + kFirstBlocks + n_top(), selected + n_selected_, static_cast<int32_t>(last));
 }
 
-void choose_window(int n_chosen, int64_t position, int32_t* chosen) {
-  std::iota(chosen, chosen + kFirstBlocks, 0);
-  std::iota(chosen + kFirstBlocks, chosen + n_chosen,
-            static_cast<int32_t>(n_blocks(position) - (n_chosen - kFirstBlocks)));
+void select_window(int n_selected, int64_t position, int32_t* selected) {
+  std::iota(selected, selected + kFirstBlocks, 0);
+  std::iota(selected + kFirstBlocks, selected + n_selected,
+            static_cast<int32_t>(n_blocks(position) - (n_selected - kFirstBlocks)));
 }
 
 }  // namespace yocobit

@@ -8,7 +8,7 @@
 namespace yocobit {
 namespace {
 
-// Denormals and rounding as the standard has them while we compute, whatever the caller set.
+// The default rounding and denormals while the engine computes, whatever the caller set.
 class DefaultFloatEnvironment {
  public:
   DefaultFloatEnvironment() {
@@ -24,12 +24,12 @@ class DefaultFloatEnvironment {
 void check_size(int64_t needed, int64_t size) {
   if (size != needed) {
     throw std::invalid_argument("session: " + std::to_string(needed) +
-                                " bytes are to be copied but there is room for " +
+                                " bytes must be copied but there is room for " +
                                 std::to_string(size));
   }
 }
 
-void append_rows(Session& session, const int32_t* tokens, int64_t n, std::vector<Row>& rows) {
+void append_rows(Session& session, const int32_t* tokens, int64_t n, std::vector<BatchRow>& rows) {
   for (int64_t i = 0; i < n; ++i) {
     rows.push_back({.session = &session, .position = session.position + i, .token = tokens[i]});
   }
@@ -37,21 +37,21 @@ void append_rows(Session& session, const int32_t* tokens, int64_t n, std::vector
 
 }  // namespace
 
-Engine::Engine(const std::string& path, const ModelConfig& config,
-               const std::map<std::string, TensorEntry>& tensors, const Kernels& kernels,
-               int n_threads)
+Engine::Engine(const std::string& path, const ModelConfig& config, const TensorEntries& tensors,
+               const Kernels& kernels, int n_threads)
     : model_(path, config, tensors),
       kernels_(kernels),
       pool_(n_threads),
-      decoder_(model_, kernels_, pool_) {
-  rows_.reserve(Decoder::kMaxRows);
+      decoder_(model_, kernels_, pool_),
+      workspace_(model_) {
+  rows_.reserve(kMaxBatchTokens);
 }
 
 void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits) {
-  const std::lock_guard<std::mutex> turn(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   check(session, tokens, n);
-  for (int64_t begin = 0; begin < n; begin += Decoder::kMaxRows) {
-    const int64_t size = std::min<int64_t>(Decoder::kMaxRows, n - begin);
+  for (int64_t begin = 0; begin < n; begin += kMaxBatchTokens) {
+    const int64_t size = std::min<int64_t>(kMaxBatchTokens, n - begin);
     const bool has_last = which == Logits::last && begin + size == n;
     rows_.clear();
     append_rows(session, tokens + begin, size, rows_);
@@ -60,15 +60,15 @@ void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits whi
   }
 }
 
-void Engine::step(const std::vector<Prompt>& prompts, Session* const* sessions,
+void Engine::step(const std::vector<PrefillChunk>& chunks, Session* const* sessions,
                   const int32_t* tokens, int n, float* logits) {
-  const std::lock_guard<std::mutex> turn(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   ++n_steps_;
   rows_.clear();
-  for (const Prompt& prompt : prompts) {
-    check(*prompt.session, prompt.tokens, prompt.n);
-    enter_step(*prompt.session);
-    append_rows(*prompt.session, prompt.tokens, prompt.n, rows_);
+  for (const PrefillChunk& chunk : chunks) {
+    check(*chunk.session, chunk.tokens, chunk.n);
+    enter_step(*chunk.session);
+    append_rows(*chunk.session, chunk.tokens, chunk.n, rows_);
   }
   for (int i = 0; i < n; ++i) {
     check(*sessions[i], tokens + i, 1);
@@ -78,15 +78,16 @@ void Engine::step(const std::vector<Prompt>& prompts, Session* const* sessions,
   forward(n, logits);
 }
 
-// Take in rows_; write the logits of the last n_logits of them.
+// Consume rows_; write the logits of the last n_logits of them.
 void Engine::forward(int64_t n_logits, float* logits) {
   const DefaultFloatEnvironment environment;
   const int64_t V = model_.config.vocab_size, n = static_cast<int64_t>(rows_.size());
-  for (int64_t begin = 0; begin < n; begin += Decoder::kMaxRows) {
-    const int size = static_cast<int>(std::min<int64_t>(Decoder::kMaxRows, n - begin));
+  for (int64_t begin = 0; begin < n; begin += kMaxBatchTokens) {
+    const int size = static_cast<int>(std::min<int64_t>(kMaxBatchTokens, n - begin));
     const int64_t first = n - n_logits;  // row that has logits
     const int64_t wanted = std::clamp<int64_t>(begin + size - first, 0, size);
-    decoder_.forward(&rows_[begin], size, static_cast<int>(wanted),
+    batch_.assign(&rows_[begin], size);
+    decoder_.forward(batch_, workspace_, static_cast<int>(wanted),
                      logits + std::max<int64_t>(0, begin - first) * V);
     for (int64_t row = begin; row < begin + size; ++row) {
       Session& session = *rows_[row].session;
@@ -96,7 +97,7 @@ void Engine::forward(int64_t n_logits, float* logits) {
 }
 
 void Engine::copy_state(Session& session, uint8_t* out, int64_t size) {
-  const std::lock_guard<std::mutex> turn(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   check_own(session);
   check_size(session.state_bytes(session.position), size);
   session.copy_state(out);
@@ -104,7 +105,7 @@ void Engine::copy_state(Session& session, uint8_t* out, int64_t size) {
 
 void Engine::copy_positions(Session& session, int64_t begin, int64_t end, uint8_t* out,
                             int64_t size) {
-  const std::lock_guard<std::mutex> turn(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   check_own(session);
   if (begin < 0 || begin > end || end > session.position) {
     throw std::invalid_argument("session: holds " + std::to_string(session.position) +
@@ -117,7 +118,7 @@ void Engine::copy_positions(Session& session, int64_t begin, int64_t end, uint8_
 
 void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
                      const std::vector<Bytes>& pieces) {
-  const std::lock_guard<std::mutex> turn(mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   check_own(session);
   session.restore(kernels_, tokens, n, state, kept, pieces);
 }

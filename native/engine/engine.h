@@ -1,4 +1,5 @@
-// A model that runs: what its sessions share. Safe to use from several threads, which take turns.
+// A packed model, the threads and the buffers that its sessions share. Calls from several threads
+// are serialised.
 //
 // Letters:  V vocabulary
 #pragma once
@@ -8,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "engine/batch.h"
 #include "engine/decoder.h"
 #include "engine/session.h"
+#include "engine/workspace.h"
 #include "model/packed_model.h"
 #include "runtime/thread_pool.h"
 
@@ -17,7 +20,8 @@ namespace yocobit {
 
 enum class Logits { none, last, all };
 
-struct Prompt {  // tokens whose logits nobody asks for
+// A part of a prompt that a step prefills without logits.
+struct PrefillChunk {
   Session* session;
   const int32_t* tokens;
   int64_t n;
@@ -25,25 +29,26 @@ struct Prompt {  // tokens whose logits nobody asks for
 
 class Engine {
  public:
-  Engine(const std::string& path, const ModelConfig& config,
-         const std::map<std::string, TensorEntry>& tensors, const Kernels& kernels, int n_threads);
+  Engine(const std::string& path, const ModelConfig& config, const TensorEntries& tensors,
+         const Kernels& kernels, int n_threads);
 
   const PackedModel& model() const { return model_; }
   const Kernels& kernels() const { return kernels_; }
   int n_threads() const { return pool_.size(); }
-  int64_t buffer_bytes() const { return decoder_.buffer_bytes(); }
+  int64_t buffer_bytes() const { return workspace_.size_bytes; }
 
-  // Take in tokens[n]; write the logits asked for, [V] or [n][V]. Throws std::invalid_argument,
-  // with nothing changed, for a token outside the vocabulary or more tokens than there is room.
+  // Consume tokens [n]; write the requested logits, [V] or [n][V]. Throws std::invalid_argument,
+  // with nothing changed, for a token outside the vocabulary or more tokens than the session has
+  // room for.
   void feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits);
 
-  // Take in one token of each of n different sessions, and parts of the prompts of others; write
-  // the logits [n][V] of the n. Each gets what feed() would give it, bit for bit, while every
-  // weight is read once for up to Decoder::kMaxRows tokens. Throws as feed() does.
-  void step(const std::vector<Prompt>& prompts, Session* const* sessions, const int32_t* tokens,
-            int n, float* logits);
+  // Decode one token of each of n sessions and prefill chunks of others, all different; write the
+  // logits [n][V] of the n. Each gets what feed() would give it, bit for bit, while every weight is
+  // read once for up to kMaxBatchTokens tokens. Throws as feed() does.
+  void step(const std::vector<PrefillChunk>& chunks, Session* const* sessions,
+            const int32_t* tokens, int n, float* logits);
 
-  // As of Session, in turn with the above; std::invalid_argument if `size` is not what there is.
+  // As of Session, but not while another call works; std::invalid_argument for a wrong `size`.
   void copy_state(Session& session, uint8_t* out, int64_t size);
   void copy_positions(Session& session, int64_t begin, int64_t end, uint8_t* out, int64_t size);
   void restore(Session& session, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
@@ -59,9 +64,11 @@ class Engine {
   const Kernels& kernels_;
   ThreadPool pool_;
   Decoder decoder_;
+  Workspace workspace_;
+  Batch batch_;
+  std::vector<BatchRow> rows_;  // of the current call, any number
   std::mutex mutex_;
   uint64_t n_steps_ = 0;
-  std::vector<Row> rows_;  // of the call at work
 };
 
 }  // namespace yocobit

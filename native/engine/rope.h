@@ -1,64 +1,49 @@
-// The angles of rotary position embedding for the rows at work.
+// Rotary position embedding (RoPE): cosines and sines of the rows of a batch.
 //
 // Letters:  N rows   D head size
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "engine/batch.h"
 #include "kernels/kernels.h"
 #include "model/packed_model.h"
 
 namespace yocobit {
 
-class Rotation {
+// The table of one kind of rope and one head size.
+class RopeTable {
  public:
-  Rotation(RopeKind kind, int head_dim, double theta, int max_rows)
-      : kind_(kind), head_dim_(head_dim), angles_(std::make_shared<Angles>()) {
-    if (kind == RopeKind::none) return;
-    const int pairs = head_dim / 2;
-    const double last = kind == RopeKind::interleaved ? pairs - 1 : pairs;
-    for (int i = 0; i < pairs; ++i) angles_->frequencies.push_back(std::pow(theta, -(i / last)));
-    angles_->cosine.resize(static_cast<size_t>(max_rows) * pairs);
-    angles_->sine.resize(static_cast<size_t>(max_rows) * pairs);
-  }
+  RopeTable(RopeKind kind, int head_dim, double theta);
 
-  // Share the angles of another that turns alike, so that only one of them has to be turned.
-  bool share(const Rotation& other) {
-    if (angles_->frequencies != other.angles_->frequencies) return false;
-    angles_ = other.angles_;
-    return true;
-  }
-
-  // Set the angles of a row, in double: float loses them past position 1e5.
-  void turn(int row, int64_t position) {
-    const size_t pairs = angles_->frequencies.size();
-    for (size_t i = 0; i < pairs; ++i) {
-      const double angle = static_cast<double>(position) * angles_->frequencies[i];
-      angles_->cosine[row * pairs + i] = static_cast<float>(std::cos(angle));
-      angles_->sine[row * pairs + i] = static_cast<float>(std::sin(angle));
-    }
-  }
+  // Compute the angles of a row, in double: float loses them past position 1e5.
+  void set_position(int row, int64_t position);
 
   // Rotate one head [D] of a row in place.
-  void apply(const Kernels& kernels, int row, float* head) const {
-    if (kind_ == RopeKind::none) return;
-    const size_t at = row * angles_->frequencies.size();
-    const auto rope = kind_ == RopeKind::interleaved ? kernels.rope_interleaved : kernels.rope_half;
-    rope(head, &angles_->cosine[at], &angles_->sine[at], head_dim_);
-  }
+  void apply(const Kernels& kernels, int row, float* head) const;
+
+  bool is(RopeKind kind, int head_dim) const { return kind == kind_ && head_dim == head_dim_; }
 
  private:
-  struct Angles {
-    std::vector<double> frequencies;  // [D / 2], angle per position
-    std::vector<float> cosine, sine;  // [N][D / 2]
-  };
-
   RopeKind kind_;
   int head_dim_;
-  std::shared_ptr<Angles> angles_;
+  std::vector<double> frequencies_;   // [D / 2], angle per position; empty for RopeKind::none
+  std::vector<float> cosine_, sine_;  // [N][D / 2]
+};
+
+// The tables that the mixers of a model need; mixers with the same kind and head size share one.
+class RopeTables {
+ public:
+  explicit RopeTables(const ModelConfig& config);
+
+  void set_position(int row, int64_t position);
+  RopeTable& of(const MixerSpec& mixer);
+  const RopeTable& of(const MixerSpec& mixer) const;
+
+ private:
+  const ModelConfig& config_;
+  std::vector<RopeTable> tables_;
 };
 
 }  // namespace yocobit

@@ -5,15 +5,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "engine/decoder.h"
+#include "engine/batch.h"
 
 namespace yocobit {
-
 namespace {
-
-int64_t retention_bytes(const ModelConfig& config) {
-  return int64_t{sizeof(float)} * config.d_model * config.self_head_dim();  // [H][D][D]
-}
 
 [[noreturn]] void refuse(const std::string& why) {
   throw std::invalid_argument("session: cannot be restored: " + why);
@@ -65,47 +60,51 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
   }
   tokens = make_buffer<int32_t>(max_tokens);
   for (int i = 0; i < model.n_self_layers; ++i) {
+    const MixerSpec& mixer = *config.layers[i];
     LayerState& state = layers.emplace_back();
-    const int self_dim = config.self_head_dim(), dim = config.head_dim();
-    if (config.layers[i] == Mixer::retention) {
-      const size_t bytes = retention_bytes(config);
-      state.retention = make_buffer<float>(bytes / sizeof(float));
-      std::memset(state.retention.get(), 0, bytes);
-    } else if (config.layers[i] == Mixer::window) {
-      state.kv.emplace(cache_type, config.n_self_kv_heads, self_dim,
-                       int64_t{config.window} + Decoder::kMaxRows);
-    } else {
-      state.kv.emplace(cache_type, config.n_kv_heads, dim, max_tokens);
+    if (mixer.has_state) {
+      state.retention = make_buffer<float>(retention_values());
+      std::fill_n(state.retention.get(), retention_values(), 0.0f);
     }
+    if (mixer.kv_cache == KvCacheKind::none) continue;
+    const Heads heads = (config.*mixer.heads)();
+    const bool is_ring = mixer.kv_cache == KvCacheKind::ring;
+    state.kv.emplace(cache_type, heads.n_kv_heads, heads.head_dim,
+                     is_ring ? int64_t{config.window} + kMaxBatchTokens : max_tokens);
   }
   if (model.has_cross_decoder()) {
-    shared.emplace(cache_type, config.n_kv_heads, config.head_dim(), max_tokens);
-    if (config.cross_attention == CrossAttention::index) blocks.emplace(config, max_tokens);
+    const Heads heads = config.heads();
+    shared_kv.emplace(cache_type, heads.n_kv_heads, heads.head_dim, max_tokens);
+    if (config.cross_attention == CrossAttention::index) block_index.emplace(config, max_tokens);
   }
 }
 
-const KeyValueCache* Session::keys_values(int layer) const {
-  if (layer >= static_cast<int>(layers.size())) return &*shared;
-  return layers[layer].kv ? &*layers[layer].kv : nullptr;
+// Of one layer: [H][D][D].
+int64_t Session::retention_values() const {
+  return int64_t{model.config.d_model} * model.config.retention_heads().head_dim;
+}
+
+KvCache* Session::kv_cache(int layer) {
+  std::optional<KvCache>& kv =
+      layer < static_cast<int>(layers.size()) ? layers[layer].kv : shared_kv;
+  return kv ? &*kv : nullptr;
 }
 
 SessionMemory Session::memory() const {
   SessionMemory memory = {};
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].retention) {
-      memory.retention += retention_bytes(model.config);
-    }
+    if (layers[i].retention) memory.retention += retention_values() * int64_t{sizeof(float)};
     if (!layers[i].kv) continue;
-    const KeyValueCache& kv = *layers[i].kv;
-    const bool is_window = model.config.layers[i] == Mixer::window;
-    (is_window ? memory.window : memory.full) += kv.capacity() * kv.bytes_per_position();
-    if (!is_window) memory.full_per_token += kv.bytes_per_position();
+    const KvCache& kv = *layers[i].kv;
+    const bool is_ring = model.config.layers[i]->kv_cache == KvCacheKind::ring;
+    (is_ring ? memory.window : memory.full) += kv.capacity() * kv.bytes_per_position();
+    if (!is_ring) memory.full_per_token += kv.bytes_per_position();
   }
-  if (shared) {
-    memory.shared_kv_per_token = shared->bytes_per_position();
-    memory.shared_kv = shared->capacity() * shared->bytes_per_position();
+  if (shared_kv) {
+    memory.shared_kv_per_token = shared_kv->bytes_per_position();
+    memory.shared_kv = shared_kv->capacity() * shared_kv->bytes_per_position();
   }
-  if (blocks) memory.index = blocks->bytes();
+  if (block_index) memory.index = block_index->size_bytes();
   return memory;
 }
 
@@ -117,8 +116,8 @@ int64_t Session::bytes_per_position() const {
 int64_t Session::state_bytes(int64_t position) const {
   int64_t bytes = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].retention) bytes += retention_bytes(model.config);
-    if (model.config.layers[i] == Mixer::window) {
+    if (layers[i].retention) bytes += retention_values() * int64_t{sizeof(float)};
+    if (model.config.layers[i]->kv_cache == KvCacheKind::ring) {
       bytes +=
           std::min<int64_t>(position, model.config.window) * layers[i].kv->bytes_per_position();
     }
@@ -127,28 +126,28 @@ int64_t Session::state_bytes(int64_t position) const {
 }
 
 template <typename Visit>
-void Session::for_each_growing(const Visit& visit) {
+void Session::for_each_growing_cache(const Visit& visit) {
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (model.config.layers[i] == Mixer::full) visit(*layers[i].kv);
+    if (model.config.layers[i]->kv_cache == KvCacheKind::per_token) visit(*layers[i].kv);
   }
-  if (shared) visit(*shared);
+  if (shared_kv) visit(*shared_kv);
 }
 
-// Retention states, and caches whose positions [begin, position) are still seen.
+// Recurrent states, and ring caches with the first position that is still seen at `position`.
 template <typename VisitRetention, typename VisitWindow>
 void Session::for_each_state(int64_t position, const VisitRetention& visit_retention,
                              const VisitWindow& visit_window) {
   for (size_t i = 0; i < layers.size(); ++i) {
     if (layers[i].retention) {
-      visit_retention(layers[i].retention.get(), retention_bytes(model.config));
+      visit_retention(layers[i].retention.get(), retention_values() * int64_t{sizeof(float)});
     }
-    if (model.config.layers[i] != Mixer::window) continue;
+    if (model.config.layers[i]->kv_cache != KvCacheKind::ring) continue;
     visit_window(*layers[i].kv, std::max<int64_t>(0, position - model.config.window));
   }
 }
 
 void Session::copy_positions(int64_t begin, int64_t end, uint8_t* out) {
-  for_each_growing([&](KeyValueCache& cache) { out = cache.copy_out(begin, end, out); });
+  for_each_growing_cache([&](KvCache& cache) { out = cache.copy_out(begin, end, out); });
 }
 
 void Session::copy_state(uint8_t* out) {
@@ -158,13 +157,13 @@ void Session::copy_state(uint8_t* out) {
         std::memcpy(out, state, bytes);
         out += bytes;
       },
-      [&](KeyValueCache& cache, int64_t begin) { out = cache.copy_out(begin, position, out); });
+      [&](KvCache& cache, int64_t begin) { out = cache.copy_out(begin, position, out); });
 }
 
-void Session::index(const Kernels& kernels, int64_t begin, int64_t end) {
-  if (!blocks) return;
-  for (int head = 0; head < shared->n_heads(); ++head) {
-    blocks->update(kernels, *shared, head, begin, end);
+void Session::update_block_index(const Kernels& kernels, int64_t begin, int64_t end) {
+  if (!block_index) return;
+  for (int head = 0; head < shared_kv->n_heads(); ++head) {
+    block_index->update(kernels, *shared_kv, head, begin, end);
   }
 }
 
@@ -178,18 +177,16 @@ void Session::restore(const Kernels& kernels, const int32_t* new_tokens, int64_t
         std::memcpy(memory, state.data, bytes);
         state.data += bytes;
       },
-      [&](KeyValueCache& cache, int64_t begin) {
-        state.data = cache.copy_in(begin, n, state.data);
-      });
+      [&](KvCache& cache, int64_t begin) { state.data = cache.copy_in(begin, n, state.data); });
   int64_t begin = kept;
   for (const Bytes& piece : pieces) {
     const uint8_t* from = piece.data;
     const int64_t end =
         std::min(n, begin + piece.size / std::max<int64_t>(1, bytes_per_position()));
-    for_each_growing([&](KeyValueCache& cache) { from = cache.copy_in(begin, end, from); });
+    for_each_growing_cache([&](KvCache& cache) { from = cache.copy_in(begin, end, from); });
     begin = end;
   }
-  index(kernels, kept, n);
+  update_block_index(kernels, kept, n);
   position = n;
 }
 

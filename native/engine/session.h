@@ -1,4 +1,4 @@
-// One text being read or written: what its positions leave for later ones.
+// Per-sequence state: KV caches and recurrent states.
 //
 // Letters:  H heads   D head size
 #pragma once
@@ -19,8 +19,8 @@ struct SessionMemory {
 };
 
 struct LayerState {
-  Buffer<float> retention;          // [H][D][D], key by value
-  std::optional<KeyValueCache> kv;  // window and full attention
+  Buffer<float> retention;    // [H][D][D], key by value
+  std::optional<KvCache> kv;  // the layer's own: a ring or of all positions
 };
 
 struct Bytes {
@@ -29,45 +29,47 @@ struct Bytes {
 };
 
 struct Session {
-  // Room for max_tokens positions; throws std::bad_alloc or std::invalid_argument.
+  // Reserves room for max_tokens positions; throws std::bad_alloc or std::invalid_argument.
   Session(const PackedModel& model, int64_t max_tokens, FloatType cache_type);
 
   SessionMemory memory() const;
 
-  // The caches that cross layers share and others own; nullptr where the layer has none.
-  const KeyValueCache* keys_values(int layer) const;
+  // The KV cache of a layer, the shared one for cross layers and any index above; nullptr without
+  // one.
+  KvCache* kv_cache(int layer);
 
-  // Bytes of what a position leaves in caches that grow, and of all else after so many positions:
-  // retention states and windows.
+  // Bytes of one position in the caches that grow; and of the state after `position` tokens:
+  // recurrent states and sliding windows.
   int64_t bytes_per_position() const;
   int64_t state_bytes(int64_t position) const;
 
-  // Copy what positions [begin, end) left in the caches that grow, or the state after the last one.
+  // Copy positions [begin, end) of the caches that grow, or the state after the last position.
   void copy_positions(int64_t begin, int64_t end, uint8_t* out);
   void copy_state(uint8_t* out);
 
-  // Become what tokens [n] leave: the state after them, and in the caches that grow the pieces for
-  // positions [kept, n), one after the other. What is there for the first `kept` tokens stays.
-  // Throws std::invalid_argument, with nothing changed, if a size does not fit or the session does
-  // not hold those first tokens.
+  // Become the session that has consumed tokens [n]: its state after them, and the pieces of
+  // positions [kept, n) in the caches that grow, one after the other. The first `kept` positions
+  // stay. Throws std::invalid_argument, with nothing changed, if a size does not fit or the session
+  // has not consumed those first tokens.
   void restore(const Kernels& kernels, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
                const std::vector<Bytes>& pieces);
 
-  // Take in positions [begin, end) of the shared cache, whose keys are there.
-  void index(const Kernels& kernels, int64_t begin, int64_t end);
+  // Add positions [begin, end) of the shared KV cache to the block index, if there is one.
+  void update_block_index(const Kernels& kernels, int64_t begin, int64_t end);
 
   const PackedModel& model;
   const int64_t max_tokens;
-  int64_t position = 0;            // tokens taken in
+  int64_t position = 0;            // tokens consumed
   Buffer<int32_t> tokens;          // [max_tokens], those
-  uint64_t last_step = 0;          // of the engine, counted from 1, that the session was in
+  uint64_t last_step = 0;          // number of the engine's last step that the session was in
   std::vector<LayerState> layers;  // of the self-decoder
-  std::optional<KeyValueCache> shared;
-  std::optional<BlockIndex> blocks;  // of the shared cache, if tokens attend to the best of them
+  std::optional<KvCache> shared_kv;
+  std::optional<BlockIndex> block_index;  // of the shared KV cache, if tokens attend to some blocks
 
  private:
+  int64_t retention_values() const;
   template <typename Visit>
-  void for_each_growing(const Visit& visit);
+  void for_each_growing_cache(const Visit& visit);
   template <typename VisitRetention, typename VisitWindow>
   void for_each_state(int64_t position, const VisitRetention& visit_retention,
                       const VisitWindow& visit_window);

@@ -1,120 +1,95 @@
 // A packed model, used straight from its memory map. docs/format.md is the format.
 //
-// Letters:  C model width   F feed-forward width   H heads   V vocabulary   D head size
+// Who validates what: yocobit.packing.reader checks the structure (hashes of header and
+// config.json, the set of tensors, finite norms and scales), `yocobit verify` every byte; this
+// class checks bounds, where a pointer into the file is made: dtype, shape, size, position and
+// alignment of each tensor against what the kernels will read. So whatever a file holds, no kernel
+// reads out of bounds.
+//
+// Letters:  C model width   F feed-forward width   H heads   V vocabulary
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
+#include "model/linear.h"
+#include "model/mapped_file.h"
+#include "model/mixer_spec.h"
+#include "model/model_config.h"
 
 namespace yocobit {
 
-enum class Mixer { retention, window, full, cross, gmu };
-enum class CrossAttention { full, index, window };
-enum class FeedForwardKind { swiglu, relu2, sign };
-enum class WeightKind { ternary, sign, dense };
-enum class RopeKind { interleaved, half, none };
-
-// The fields of yocobit.config.ModelConfig that the engine needs, checked there.
-struct ModelConfig {
-  int vocab_size, d_model, d_ff;
-  int n_heads, n_kv_heads, n_self_heads, n_self_kv_heads;
-  int window;
-  std::vector<Mixer> layers;
-  FeedForwardKind ffn;
-  WeightKind weights;
-  bool sub_norm, tie_embeddings, scale_embedding;
-  RopeKind retention_rope, window_rope, full_rope, cross_rope;
-  double rope_theta;
-  float norm_eps;
-  CrossAttention cross_attention;
-  int cross_positions;  // that a token attends to, unless all
-
-  int head_dim() const { return d_model / n_heads; }
-  int self_head_dim() const { return d_model / n_self_heads; }
-  int cross_blocks() const { return cross_positions / kAttentionTile; }
-};
-
-// Where a tensor lies in the file, as the header says.
+// A tensor as the header of the file describes it.
 struct TensorEntry {
   std::string dtype;
   std::vector<int64_t> shape;
   int64_t begin, end;  // bytes from the start of the file
+  std::string format;  // of a matrix, a name of weight_formats(); "" for a vector or scales
 };
 
-// A whole file mapped for reading; pages are shared between processes.
-class MappedFile {
- public:
-  explicit MappedFile(const std::string& path);
-  ~MappedFile();
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-
-  const uint8_t* data() const { return data_; }
-  int64_t size() const { return size_; }
-
- private:
-  const uint8_t* data_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// y = x W^T, W (M, K) of one of the three kinds.
-struct Linear {
-  WeightKind kind;
-  BitMatrix bits;     // ternary, sign
-  DenseMatrix dense;  // dense
-  int m, k;
-
-  int n_groups() const { return (m + kRowsPerGroup - 1) / kRowsPerGroup; }
-};
+using TensorEntries = std::map<std::string, TensorEntry>;
 
 struct Layer {
-  Mixer mixer;
-  const float* mixer_norm;  // [C]
-  Linear q, k, v, g, out;   // those that the mixer has
-  DenseMatrix decay;        // [H][C], retention
-  const float* out_norm;    // [C], or nullptr without SubLN
-  const float* ffn_norm;    // [C]
-  Linear gate, up, down;
-  const float* down_norm;  // [F], or nullptr
+  const MixerSpec* mixer;
+  const float* mixer_norm;            // [C]
+  Linear q, k, v, g, out, decay;      // those that the mixer has
+  const float* mixer_sub_norm;        // [C], or nullptr without SubLN
+  const float* ffn_norm;              // [C]
+  Linear ffn_gate, ffn_up, ffn_down;  // the gate where the FFN has one
+  const float* ffn_sub_norm;          // [F], or nullptr
 };
 
-// Checks that every tensor it takes lies inside the file with the size that the configuration
-// implies; throws std::invalid_argument with the tensor's name otherwise.
 class PackedModel {
  public:
-  PackedModel(const std::string& path, const ModelConfig& config,
-              const std::map<std::string, TensorEntry>& tensors);
+  // Throws std::invalid_argument with the tensor's name where an entry is not what the
+  // configuration implies, and what MappedFile throws.
+  PackedModel(const std::string& path, const ModelConfig& config, const TensorEntries& tensors);
 
   bool has_cross_decoder() const { return n_self_layers < static_cast<int>(layers.size()); }
 
+  // Call visit(linear) for every matrix, those that are applied and the embedding.
+  template <typename Visit>
+  void for_each_linear(const Visit& visit) const;
+
   const ModelConfig config;
-  DenseMatrix embedding;  // [V][C]
+  Linear embedding;  // (V, C)
   std::vector<Layer> layers;
-  int n_self_layers = 0;               // those before the first cross or gmu layer
-  const float* shared_norm = nullptr;  // [C], if there are cross layers
-  Linear shared_k, shared_v;
-  const float* norm;  // [C]
-  DenseMatrix head;   // [V][C], unless there is
-  std::optional<Int4Matrix> int4_head;
+  int n_self_layers = 0;               // those before the cross-decoder
+  int first_cross_layer = 0;           // the first that reads the shared K and V
+  const float* shared_norm = nullptr;  // [C], of the input of the shared K and V
+  Linear shared_k, shared_v;           // (G D, C), with a cross-decoder
+  const float* norm;                   // [C]
+  Linear head;                         // (V, C); the embedding if tied
 
  private:
-  const TensorEntry& entry(const std::string& name, std::vector<int64_t> shape) const;
+  const TensorEntry& entry(const std::string& name) const;
   const void* bytes(const std::string& name, const std::string& dtype,
-                    std::vector<int64_t> shape) const;
-  const float* floats(const std::string& name, std::vector<int64_t> shape) const;
-  Linear linear(const std::string& name, int m, int k) const;
-  DenseMatrix table(const std::string& name) const;
-  std::optional<Int4Matrix> int4_table(const std::string& name) const;
+                    const std::vector<int64_t>& shape) const;
+  const float* floats(const std::string& name, const std::vector<int64_t>& shape) const;
+  Linear linear(const std::string& name, int m, int k, const WeightFormat* format = nullptr) const;
   Layer layer(int index) const;
 
-  const std::map<std::string, TensorEntry>& tensors_;  // valid during construction only
+  const TensorEntries& tensors_;  // valid during construction only
   std::string path_;
   MappedFile file_;
 };
+
+template <typename Visit>
+void PackedModel::for_each_linear(const Visit& visit) const {
+  const auto visit_present = [&](const Linear& linear) {
+    if (linear.format) visit(linear);
+  };
+  for (const Layer& layer : layers) {
+    for (const MixerParameter& parameter : layer.mixer->parameters) {
+      visit(layer.*parameter.linear);
+    }
+    for (const Linear* ffn : {&layer.ffn_gate, &layer.ffn_up, &layer.ffn_down}) {
+      visit_present(*ffn);
+    }
+  }
+  for (const Linear* linear : {&embedding, &shared_k, &shared_v, &head}) visit_present(*linear);
+}
 
 }  // namespace yocobit

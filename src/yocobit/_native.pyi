@@ -1,215 +1,283 @@
-"""The native engine; use it through yocobit.Engine. Bound in native/bindings*.cpp."""
+"""The native engine; use it through yocobit.Engine."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, overload
 
-import numpy as np
+import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Bytes = NDArray[np.uint8]
 
-def supported_kernels() -> list[str]: ...
+def supported_kernels() -> list[str]:
+    """
+    Return the names of the kernel families that this CPU supports, slowest first.
+
+    The first, "scalar", is the reference; all return the same bits.
+    """
+
+def weight_formats() -> list[dict[str, Any]]:
+    """
+    Return the records of the weight formats: `name`, `dtype` of the codes, `bits` of a code,
+    `values` that codes stand for before the scale, `block_columns` (1: contiguous rows),
+    `scale` ("none", "tensor", "row", "group"), `scale_dtype` and `activations`.
+    """
+
+def mixers() -> list[dict[str, Any]]:
+    """
+    Return the records of the token mixers: `name`, `decoder` ("self", "cross"),
+    `parameters` (matrices), `has_sub_norm`, `kv_cache` ("none", "per_token", "ring",
+    "shared"), `has_state` and `reads_memory`.
+    """
+
+def feed_forwards() -> list[dict[str, Any]]:
+    """
+    Return the records of the FFN kinds: `name`, `has_gate` and `has_sub_norm`.
+    """
+
+def cache_types() -> list[dict[str, Any]]:
+    """
+    Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows are
+    padded to multiples of them) and `scale_bytes` of each row.
+    """
+
+MAX_BATCH_TOKENS: int = 128
+
+TOKEN_BLOCK: int = 32
+
+KV_SPLIT: int = 512
+
+BLOCK_POSITIONS: int = 32
+
+FIRST_BLOCKS: int = 1
+
+LAST_BLOCKS: int = 2
+
+CANDIDATES_PER_BLOCK: int = 4
+
+ROWS_PER_GROUP: int = 8
+
+BLOCK_BYTES: int = 32
+
+MAX_HEAD_DIM: int = 1024
+
+INT16_MAX: int = 16383
 
 class Engine:
-    kernels: str
-    n_threads: int
-    vocab_size: int
-    buffer_bytes: int
-    def __init__(
-        self,
-        path: str,
-        config: dict[str, Any],
-        tensors: dict[str, tuple[str, list[int], int, int]],
-        kernels: str,
-        n_threads: int,
-    ) -> None: ...
-    def feed(
-        self, session: Session, tokens: NDArray[np.int32], logits: str, out: Floats | None
-    ) -> None: ...
-    def step(
-        self,
-        sessions: list[Session],
-        tokens: NDArray[np.int32],
-        out: Floats,
-        prompts: list[tuple[Session, NDArray[np.int32]]],
-    ) -> None: ...
-    def copy_state(self, session: Session, out: Bytes) -> None: ...
-    def copy_positions(self, session: Session, begin: int, end: int, out: Bytes) -> None: ...
-    def restore(
-        self,
-        session: Session,
-        tokens: NDArray[np.int32],
-        state: Bytes,
-        kept: int,
-        pieces: list[Bytes],
-    ) -> None: ...
+    """
+    A packed model with its threads and buffers; use it through yocobit.Engine.
+
+    Calls from several threads are serialised and release the GIL.
+    Letters: T tokens, V vocabulary, N sessions.
+    """
+
+    def __init__(self, path: str, config: dict[str, Any], tensors: dict[str, tuple[str, list[int], int, int]], formats: dict[str, str], kernels: str, n_threads: int) -> None:
+        """
+        Map the safetensors file `path`.
+
+        `config` is ModelConfig.to_dict(), `tensors` gives dtype, shape, first byte and end of
+        each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels` a
+        name of supported_kernels(), the fastest if empty. ValueError, naming the tensor, where
+        one is not what the configuration implies or not inside the file; RuntimeError if the
+        file cannot be mapped or the system refuses threads.
+        """
+
+    def feed(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logits: str, out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None) -> None:
+        """
+        Consume int32 tokens (T,) and write float32 logits into `out`.
+
+        `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with nothing
+        changed, for a token outside the vocabulary, no room, or an unfit `out`.
+        """
+
+    def step(self, sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None, prompts: Sequence[tuple[Session, Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]]]) -> None:
+        """
+        Decode one of `tokens` (N,) in each of N sessions; write their logits into `out` (N, V).
+
+        `prompts` are pairs of another session and tokens to prefill without logits. All
+        sessions must differ; each gets what `feed` would give it. Errors as of `feed`.
+        """
+
+    def copy_state(self, session: Session, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Copy recurrent states and sliding windows into uint8 `out` (Session.state_bytes,).
+        """
+
+    def copy_positions(self, session: Session, begin: int, end: int, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """
+        Copy positions [begin, end) of the KV caches that grow into uint8 `out`, which has
+        Session.bytes_per_position bytes for each.
+        """
+
+    def restore(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], state: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], kept: int, pieces: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]]) -> None:
+        """
+        Make a session one that has consumed tokens (T,).
+
+        `state` is of copy_state after them, `pieces` those of copy_positions from position
+        `kept` on, one after the other; the first `kept` positions stay. ValueError, with
+        nothing changed, if tokens or sizes do not fit.
+        """
+
+    @property
+    def kernels(self) -> str:
+        """Name of the kernel family."""
+
+    @property
+    def n_threads(self) -> int:
+        """Number of threads, the caller's included."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffers that all sessions share."""
 
 class Session:
-    position: int
-    max_tokens: int
-    def __init__(self, engine: Engine, max_tokens: int, cache_type: str) -> None: ...
-    def retention_state(self, layer: int) -> Floats | None: ...
-    def keys_values(self, layer: int, begin: int, end: int) -> tuple[Floats, Floats] | None: ...
-    def memory(self) -> dict[str, int]: ...
-    bytes_per_position: int
-    def copy_tokens(self, out: NDArray[np.int32]) -> None: ...
-    def state_bytes(self, position: int) -> int: ...
+    """
+    KV caches and recurrent states of one sequence; use it through
+    yocobit.engine.Session.
+
+    Letters: H heads, G KV heads, D head size.
+    """
+
+    def __init__(self, engine: Engine, max_tokens: int, cache_type: str) -> None:
+        """
+        Reserve room for that many tokens in caches of a type of cache_types().
+
+        MemoryError or ValueError if there is no such room or type.
+        """
+
+    def retention_state(self, layer: int) -> numpy.typing.NDArray[numpy.float32] | None:
+        """
+        Return a copy of the state (H, D, D), key by value, of a retention layer; None of another.
+        """
+
+    def keys_values(self, layer: int, begin: int, end: int) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]] | None:
+        """
+        Return copies of cached keys and values, each (G, end - begin, D); None without a cache.
+
+        A cross layer has the shared ones. IndexError for positions that are not cached.
+        """
+
+    def memory(self) -> dict[str, int]:
+        """
+        Return the bytes reserved, by the fields of yocobit.engine.SessionMemory.
+        """
+
+    def copy_tokens(self, out: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+        """Copy the tokens consumed so far into int32 `out` (position,)."""
+
+    def state_bytes(self, position: int) -> int:
+        """Return the size of Engine.copy_state after that many tokens."""
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes of Engine.copy_positions for each position."""
+
+    @property
+    def position(self) -> int:
+        """Tokens consumed so far."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that there is room for."""
 
 class Sampler:
-    n_generated: int
-    def __init__(
-        self,
-        *,
-        state: int,
-        increment: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repetition_penalty: float = 1.0,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        prompt: Sequence[int] = (),
-        logit_bias: Sequence[tuple[int, float]] = (),
-    ) -> None: ...
-    def sample(self, logits: Floats) -> int: ...
+    """
+    Samples the tokens of one sequence: penalties, logit bias, temperature, top-k,
+    top-p and min-p, in this order, and NumPy's PCG64 random numbers.
+    """
 
-def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Floats]) -> list[int]: ...
-def sample_at(
-    logits: Floats, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float
-) -> int: ...
+    def __init__(self, *, state: int, increment: int, temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0, prompt: Sequence[int] = [], logit_bias: Sequence[tuple[int, float]] = []) -> None:
+        """
+        Start after `prompt`, whose tokens count for the repetition penalty only.
 
-class TokenDrawer:
-    def __init__(self) -> None: ...
-    def draw(
-        self,
-        logits: Floats,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        uniform: float,
-    ) -> int: ...
+        `state` and `increment` (128 bits each) are numpy.random.PCG64(seed).state["state"].
+        `logit_bias` holds pairs of a token and what is added to its logit. Ranges are not
+        checked here but in yocobit.engine.SamplingConfig; ValueError for negative tokens.
+        """
 
-# What yocobit bench and plan need.
-def multiply_add_instructions() -> list[str]: ...
-def multiply_adds_per_s(instruction: str, cpus: list[int], n_passes: int) -> float: ...
-def read_bytes_per_s(cpus: list[int], size: int, n_passes: int) -> float: ...
-def product_bytes_per_s(
-    kernels: str, stored: str, n: int, m: int, k: int, cpus: list[int], size: int, n_passes: int
-) -> float: ...
-def attention_bytes_per_s(
-    kernels: str,
-    cache: str,
-    n_queries: int,
-    head_dim: int,
-    cpus: list[int],
-    size: int,
-    n_passes: int,
-) -> float: ...
-def retention_bytes_per_s(
-    kernels: str, n: int, head_dim: int, cpus: list[int], size: int, n_passes: int
-) -> float: ...
-def fill(session: Session, n: int) -> None: ...
+    def sample(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+        """
+        Return the next token after float32 logits (V,), which stay as they are.
 
-# Products of training: arrays of NumPy; the results are written into the last ones.
+        IndexError if the prompt or the bias has a token outside the vocabulary.
+        """
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens sampled so far."""
+
+def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]]) -> list[int]:
+    """
+    Return one token for each sampler after its row of float32 logits (V,).
+
+    The rows are the arrays of a list, or those of an array (n, V). Each sampler gives what
+    `sample` would; ValueError if there are not as many rows. Releases the GIL.
+    """
+
+def sample_at(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
+    """
+    Return the token at `uniform`, in [0, 1), of the cumulated probabilities after the filters.
+    """
+
+def bit_matmul(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool) -> NDArray[numpy.float32]: ...
+
+def int8_matmul(kernels: str, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+def int4_matmul(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+@overload
+def dense_matmul(kernels: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+@overload
+def dense_matmul(kernels: str, values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+def quantize_row(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+
+def quantize_wide_row(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+
+def rms_norm(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float) -> NDArray[numpy.float32]: ...
+
+def exponentials(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], largest: float, rate: float) -> NDArray[numpy.float32]: ...
+
+def activate(kernels: str, function: str, gate: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+
+def rope(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cosine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_interleaved: bool) -> NDArray[numpy.float32]: ...
+
+def retain(kernels: str, state: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], k: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], v: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], decays: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+
+def store_int4(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+
+def load_int4(kernels: str, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: float, D: int) -> NDArray[numpy.float32]: ...
+
+def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, partition: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]: ...
+
 def use_openmp(parallel: int, thread_num: int, num_threads: int) -> None: ...
-def training_forward(
-    kernels: str,
-    n_threads: int,
-    x: Floats,
-    weights: list[Floats],
-    scales: Floats,
-    is_ternary: bool,
-    codes: NDArray[np.int8],
-    x_scales: Floats,
-    ys: list[Floats],
-) -> None: ...
-def training_backward(
-    kernels: str,
-    n_threads: int,
-    grads: list[Floats],
-    codes: NDArray[np.int8],
-    x_scales: Floats,
-    weights: list[Floats],
-    scales: Floats,
-    is_ternary: bool,
-    grad_x: Floats | None,
-    grad_ws: list[Floats],
-) -> None: ...
 
-# Rows of training; the last arrays of each take the results.
-def training_norm(
-    kernels: str, n_threads: int, x: Floats, weight: Floats, eps: float, y: Floats, r: Floats
-) -> None: ...
-def training_norm_gradient(
-    kernels: str,
-    n_threads: int,
-    grad: Floats,
-    x: Floats,
-    weight: Floats,
-    r: Floats,
-    grad_x: Floats,
-    grad_weight: Floats,
-) -> None: ...
-def training_gate(
-    kernels: str,
-    n_threads: int,
-    gate: Floats,
-    up: Floats,
-    weight: Floats | None,
-    eps: float,
-    y: Floats,
-    r: Floats,
-    head_r: Floats,
-) -> None: ...
-def training_gate_gradient(
-    kernels: str,
-    n_threads: int,
-    grad: Floats,
-    gate: Floats,
-    up: Floats,
-    weight: Floats | None,
-    r: Floats,
-    head_r: Floats,
-    grad_gate: Floats,
-    grad_up: Floats,
-    grad_weight: Floats,
-) -> None: ...
+def training_forward(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], ys: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None: ...
 
-# Single kernels, for tests.
-def bit_matmul(
-    kernels: str, codes: NDArray[np.uint8], m: int, x: NDArray[np.int8], is_ternary: bool
-) -> Floats: ...
-def int8_matmul(kernels: str, values: NDArray[np.int8], x: NDArray[np.int16]) -> Floats: ...
-def int4_matmul(
-    kernels: str,
-    codes: NDArray[np.uint8],
-    scales: NDArray[np.uint16],
-    m: int,
-    x: NDArray[np.int16],
-) -> Floats: ...
-def dense_matmul(kernels: str, values: NDArray[Any], x: Floats) -> Floats: ...
-def quantize_row(kernels: str, x: Floats) -> tuple[NDArray[np.int8], float, int]: ...
-def quantize_wide_row(kernels: str, x: Floats) -> tuple[NDArray[np.int16], float, list[int]]: ...
-def exponentials(kernels: str, x: Floats, largest: float, rate: float) -> Floats: ...
-def rms_norm(kernels: str, x: Floats, weight: Floats, eps: float) -> Floats: ...
-def activate(kernels: str, function: str, gate: Floats, up: Floats) -> Floats: ...
-def rope(kernels: str, x: Floats, cosine: Floats, sine: Floats, is_interleaved: bool) -> Floats: ...
-def retain(
-    kernels: str, state: Floats, q: Floats, k: Floats, v: Floats, decays: Floats
-) -> tuple[Floats, Floats]: ...
-def store_int4(kernels: str, x: Floats) -> tuple[NDArray[np.uint8], float]: ...
-def load_int4(kernels: str, stored: NDArray[np.uint8], scale: float, D: int) -> Floats: ...
-def attend(
-    kernels: str,
-    q: Floats,
-    keys: Floats,
-    values: Floats,
-    type: str,
-    begin: int,
-    end: int,
-    partition: int,
-    tiles: NDArray[np.int32] | None = None,
-) -> Floats: ...
+def training_backward(kernels: str, n_threads: int, grads: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None, grad_ws: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None: ...
+
+def training_norm(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+def training_norm_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+def training_gate(kernels: str, n_threads: int, gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
+
+def training_gate_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], grad_gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+
+def multiply_add_instructions() -> list[str]: ...
+
+def multiply_adds_per_s(instruction: str, cpus: Sequence[int], n_passes: int) -> float: ...
+
+def read_bytes_per_s(cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+
+def product_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+
+def attention_bytes_per_s(kernels: str, cache: str, n_queries: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+
+def retention_bytes_per_s(kernels: str, n: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+
+def fill(session: Session, n: int) -> None: ...

@@ -1,6 +1,7 @@
 // Counts allocations and system calls of all threads while an engine decodes.
 //
-//   count_calls MODEL THREADS CACHE   with a description of a model as tests/test_native.py writes
+//   count_calls MODEL THREADS CACHE   with a description of a model as tests/native/test_native.py
+//   writes
 //
 // After a warm-up a seccomp filter stops every system call at a signal handler. Calls by which
 // threads wait for each other, or leave each other's CPU, go on from there and are counted, as
@@ -21,6 +22,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <span>
+#include <string>
 
 #include "engine/engine.h"
 
@@ -133,11 +136,21 @@ void stop_system_calls() {
   }
 }
 
-template <typename Enum>
-void read(std::istream& in, Enum& value) {
-  int number;
-  in >> number;
-  value = static_cast<Enum>(number);
+// The next name in `in`, as a record of a table.
+template <typename Record>
+const Record* read_record(std::istream& in, std::span<const Record> table) {
+  std::string name;
+  in >> name;
+  for (const Record& record : table) {
+    if (name == record.name) return &record;
+  }
+  end(2, "unknown name in the description\n", 32);
+}
+
+void read(std::istream& in, RopeKind& rope) {
+  std::string name;
+  in >> name;
+  rope = name == "none" ? RopeKind::none : name == "half" ? RopeKind::half : RopeKind::interleaved;
 }
 
 ModelConfig read_config(std::istream& in) {
@@ -146,33 +159,34 @@ ModelConfig read_config(std::istream& in) {
       c.n_self_kv_heads >> c.window;
   int n_layers;
   in >> n_layers;
-  c.layers.resize(n_layers);
-  for (Mixer& mixer : c.layers) read(in, mixer);
-  read(in, c.ffn);
-  read(in, c.weights);
+  for (int i = 0; i < n_layers; ++i) c.layers.push_back(read_record(in, mixer_specs()));
+  c.ffn = read_record(in, feed_forward_specs());
   in >> c.sub_norm >> c.tie_embeddings >> c.scale_embedding;
   for (RopeKind* rope : {&c.retention_rope, &c.window_rope, &c.full_rope, &c.cross_rope}) {
     read(in, *rope);
   }
-  read(in, c.cross_attention);
-  in >> c.cross_positions >> c.rope_theta >> c.norm_eps;
+  std::string attention;
+  in >> attention >> c.cross_positions >> c.rope_theta >> c.norm_eps;
+  c.cross_attention = attention == "index"    ? CrossAttention::index
+                      : attention == "window" ? CrossAttention::window
+                                              : CrossAttention::full;
   return c;
 }
 
-std::map<std::string, TensorEntry> read_tensors(std::istream& in) {
-  std::map<std::string, TensorEntry> tensors;
+TensorEntries read_tensors(std::istream& in) {
+  TensorEntries tensors;
   std::string name;
   while (in >> name) {
     TensorEntry& tensor = tensors[name];
     int n_dimensions;
-    in >> tensor.dtype >> tensor.begin >> tensor.end >> n_dimensions;
+    in >> tensor.dtype >> tensor.format >> tensor.begin >> tensor.end >> n_dimensions;
     tensor.shape.resize(n_dimensions);
     for (int64_t& length : tensor.shape) in >> length;
   }
   return tensors;
 }
 
-void count(const char* description, int n_threads, FloatType cache) {
+void count(const char* description, int n_threads, const char* cache) {
   constexpr int kSessions = 3, kRounds = 50, kPrompt = 1000, kMaxTokens = 1300;
   std::ifstream in(description);
   std::string path;
@@ -186,7 +200,7 @@ void count(const char* description, int n_threads, FloatType cache) {
   Session* pointers[kSessions];
   const std::vector<int32_t> prompt(kPrompt, 1);
   for (Session*& pointer : pointers) {
-    pointer = &sessions.emplace_back(engine.model(), kMaxTokens, cache);
+    pointer = &sessions.emplace_back(engine.model(), kMaxTokens, cache_type(cache).type);
     engine.feed(*pointer, prompt.data(), kPrompt, Logits::none, nullptr);
   }
   std::vector<float> logits(size_t{kSessions} * config.vocab_size);
@@ -218,7 +232,4 @@ void count(const char* description, int n_threads, FloatType cache) {
 }  // namespace
 }  // namespace yocobit
 
-int main(int, char** arguments) {
-  yocobit::count(arguments[1], atoi(arguments[2]),
-                 static_cast<yocobit::FloatType>(atoi(arguments[3])));
-}
+int main(int, char** arguments) { yocobit::count(arguments[1], atoi(arguments[2]), arguments[3]); }

@@ -22,13 +22,6 @@ STACKS = {
     "yoco-gmu": ("retention", "window", "cross", "gmu"),
     "transformer": ("full", "full"),
 }
-# In the order of the enumerations in native/.
-MIXERS = ("retention", "window", "full", "cross", "gmu")
-FEED_FORWARDS = ("swiglu", "relu2", "sign")
-WEIGHTS = ("ternary", "sign", "dense")
-ROPES = ("interleaved", "half", "none")
-CROSS_ATTENTIONS = ("full", "index", "window")
-CACHES = ("f32", "f16", "int8", "int4")
 
 
 def run(name: str, *arguments: object) -> str:
@@ -57,21 +50,20 @@ def random_model(config: ModelConfig, head: str, directory: Path) -> PackedModel
 def describe(model: PackedModel, file: Path) -> Path:
     """Write a description of the model for count_calls."""
     config = model.config
-    numbers = [
+    fields = [
         *(config.vocab_size, config.d_model, config.d_ff, config.n_heads, config.n_kv_heads),
         *(config.n_self_heads, config.n_self_kv_heads, config.window, len(config.layers)),
-        *map(MIXERS.index, config.layers),
-        *(FEED_FORWARDS.index(config.ffn), WEIGHTS.index(config.weights)),
+        *config.layers,
+        config.ffn,
         *map(int, (config.sub_norm, config.tie_embeddings, config.scale_embedding)),
-        *(ROPES.index(config.retention_rope), ROPES.index(config.window_rope)),
-        *(ROPES.index(config.full_rope), ROPES.index(config.cross_rope)),
-        *(CROSS_ATTENTIONS.index(config.cross_attention), config.cross_positions),
-        *(config.rope_theta, config.norm_eps),
+        *(config.retention_rope, config.window_rope, config.full_rope, config.cross_rope),
+        *(config.cross_attention, config.cross_positions, config.rope_theta, config.norm_eps),
     ]
-    lines = [str(model.file), " ".join(map(str, numbers))]
+    lines = [str(model.file), " ".join(map(str, fields))]
+    formats = {name: stored.format.name for name, stored in model.parameters.items()}
     for name, tensor in model.tensors.items():
-        fields = (name, tensor.dtype, tensor.begin, tensor.end, len(tensor.shape), *tensor.shape)
-        lines.append(" ".join(map(str, fields)))
+        entry = (name, tensor.dtype, formats.get(name, "-"), tensor.begin, tensor.end)
+        lines.append(" ".join(map(str, (*entry, len(tensor.shape), *tensor.shape))))
     file.write_text("\n".join(lines))
     return file
 
@@ -86,7 +78,7 @@ def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, c
     description = describe(random_model(config, head, tmp_path), tmp_path / "description")
 
     for threads in (1, 2, 3):
-        assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))
+        assert "0 allocations" in run("count_calls", description, threads, cache)
 
 
 @pytest.mark.parametrize(("attention", "cache"), [("index:128", "int4"), ("window:128", "f16")])
@@ -95,7 +87,7 @@ def test_choosing_blocks_makes_no_allocation_and_no_system_call(attention, cache
     description = describe(random_model(config, "int8", tmp_path), tmp_path / "description")
 
     for threads in (1, 2, 3):
-        assert "0 allocations" in run("count_calls", description, threads, CACHES.index(cache))
+        assert "0 allocations" in run("count_calls", description, threads, cache)
 
 
 def test_every_item_is_taken_once_by_pools_of_all_sizes():

@@ -97,7 +97,8 @@ def engine(model) -> _native.Engine:
         name: (tensor.dtype, list(tensor.shape), tensor.begin, tensor.end)
         for name, tensor in model.tensors.items()
     }
-    return _native.Engine(str(model.file), model.config.to_dict(), tensors, "", 1)
+    formats = {name: stored.format.name for name, stored in model.parameters.items()}
+    return _native.Engine(str(model.file), model.config.to_dict(), tensors, formats, "", 1)
 
 
 def stored(model, name: str) -> np.ndarray:

@@ -46,6 +46,7 @@ class Engine:
             str(model.file),
             model.config.to_dict(),
             {name: (t.dtype, list(t.shape), t.begin, t.end) for name, t in model.tensors.items()},
+            {name: stored.format.name for name, stored in model.parameters.items()},
             kernels or "",
             threads,
         )

@@ -1,0 +1,114 @@
+// yocobit._native.Session.
+
+#include "engine/session.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+
+#include "bindings/arrays.h"
+#include "engine/engine.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace yocobit {
+namespace {
+
+void construct(Session* self, Engine& engine, int64_t max_tokens, const std::string& type) {
+  new (self) Session(engine.model(), max_tokens, cache_type(type).type);
+}
+
+int checked_layer(const Session& session, int layer) {
+  if (layer < 0 || layer >= static_cast<int>(session.model.layers.size())) {
+    throw nb::index_error("layer");
+  }
+  return layer;
+}
+
+nb::object retention_state(const Session& session, int layer) {
+  if (checked_layer(session, layer) >= session.model.n_self_layers) return nb::none();
+  const float* state = session.layers[layer].retention.get();
+  if (!state) return nb::none();
+  const Heads heads = session.model.config.retention_heads();
+  const size_t H = heads.n_heads, D = heads.head_dim;
+  Floats out = new_array({H, D, D});
+  std::copy(state, state + H * D * D, out.data());
+  return nb::cast(out);
+}
+
+nb::object keys_values(Session& session, int layer, int64_t begin, int64_t end) {
+  const KvCache* cache = session.kv_cache(checked_layer(session, layer));
+  if (!cache) return nb::none();
+  if (begin < 0 || begin > end || end > session.position ||
+      session.position - begin > cache->capacity()) {
+    throw nb::index_error("positions are not cached");
+  }
+  const size_t G = cache->n_heads(), D = cache->head_dim(), n = end - begin;
+  Floats keys = new_array({G, n, D}), values = new_array({G, n, D});
+  for (size_t head = 0; head < G; ++head) {
+    for (size_t i = 0; i < n; ++i) {
+      const size_t at = (head * n + i) * D;
+      cache->load_key(kScalarKernels, head, begin + i, keys.data() + at);
+      cache->load_value(kScalarKernels, head, begin + i, values.data() + at);
+    }
+  }
+  return nb::make_tuple(nb::cast(keys), nb::cast(values));
+}
+
+nb::dict memory(const Session& session) {
+  const SessionMemory memory = session.memory();
+  nb::dict result;
+  result["shared_kv"] = memory.shared_kv;
+  result["full"] = memory.full;
+  result["window"] = memory.window;
+  result["retention"] = memory.retention;
+  result["index"] = memory.index;
+  result["shared_kv_per_token"] = memory.shared_kv_per_token;
+  result["full_per_token"] = memory.full_per_token;
+  return result;
+}
+
+void copy_tokens(const Session& session, const Array<int32_t, 1>& out) {
+  require_size(out, session.position);
+  std::copy_n(session.tokens.get(), session.position, out.data());
+}
+
+}  // namespace
+
+void bind_session(nb::module_& m) {
+  nb::class_<Session>(m, "Session",
+                      "KV caches and recurrent states of one sequence; use it through\n"
+                      "yocobit.engine.Session.\n\n"
+                      "Letters: H heads, G KV heads, D head size.")
+      .def("__init__", &construct, "engine"_a, "max_tokens"_a, "cache_type"_a,
+           nb::keep_alive<1, 2>(),
+           "Reserve room for that many tokens in caches of a type of cache_types().\n\n"
+           "MemoryError or ValueError if there is no such room or type.")
+      .def("retention_state", &retention_state, "layer"_a,
+           nb::sig("def retention_state(self, layer: int) -> "
+                   "numpy.typing.NDArray[numpy.float32] | None"),
+           "Return a copy of the state (H, D, D), key by value, of a retention layer; None of "
+           "another.")
+      .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a,
+           nb::sig("def keys_values(self, layer: int, begin: int, end: int) -> "
+                   "tuple[numpy.typing.NDArray[numpy.float32], "
+                   "numpy.typing.NDArray[numpy.float32]] | None"),
+           "Return copies of cached keys and values, each (G, end - begin, D); None without a "
+           "cache.\n\n"
+           "A cross layer has the shared ones. IndexError for positions that are not cached.")
+      .def("memory", &memory, nb::sig("def memory(self) -> dict[str, int]"),
+           "Return the bytes reserved, by the fields of yocobit.engine.SessionMemory.")
+      .def("copy_tokens", &copy_tokens, "out"_a.noconvert(),
+           "Copy the tokens consumed so far into int32 `out` (position,).")
+      .def("state_bytes", &Session::state_bytes, "position"_a,
+           "Return the size of Engine.copy_state after that many tokens.")
+      .def_prop_ro("bytes_per_position", &Session::bytes_per_position,
+                   "Bytes of Engine.copy_positions for each position.")
+      .def_ro("position", &Session::position, "Tokens consumed so far.")
+      .def_ro("max_tokens", &Session::max_tokens, "Tokens that there is room for.");
+}
+
+}  // namespace yocobit

@@ -1,0 +1,48 @@
+#include "engine/feed_forward.h"
+
+namespace yocobit {
+namespace {
+
+void swiglu(const Kernels& kernels, const float* gate, const float* up, int n, float* y) {
+  kernels.silu_multiply(gate, up, n, y);
+}
+
+void relu2(const Kernels& kernels, const float* gate, const float* up, int n, float* y) {
+  kernels.relu2_multiply(gate, up, n, y);
+}
+
+void sign(const Kernels& kernels, const float*, const float* up, int n, float* y) {
+  kernels.sign(up, n, y);
+}
+
+const FeedForwardSpec kFeedForwards[] = {
+    {.name = "swiglu", .has_gate = true, .has_sub_norm = true, .activate = swiglu},
+    {.name = "relu2", .has_gate = true, .has_sub_norm = true, .activate = relu2},
+    // Its activation is -1 or +1 already, which needs no norm.
+    {.name = "sign", .has_gate = false, .has_sub_norm = false, .activate = sign},
+};
+
+}  // namespace
+
+std::span<const FeedForwardSpec> feed_forward_specs() { return kFeedForwards; }
+
+void feed_forward(const ForwardPass& pass, const Layer& layer) {
+  Workspace& ws = pass.workspace;
+  const FeedForwardSpec& spec = *pass.model.config.ffn;
+  const int F = layer.ffn_up.m;
+  const auto activate = [&](int row_begin, int row_end, int begin, int end) {
+    for (int row = row_begin; row < row_end; ++row) {
+      const size_t at = static_cast<size_t>(row) * F + begin;
+      spec.activate(pass.kernels, &ws.gate[at], &ws.up[at], end - begin, &ws.gate[at]);
+    }
+  };
+  const Projection up = {&layer.ffn_up, ws.up.get()};
+  if (spec.has_gate) {
+    pass.project(ws.stream.get(), layer.ffn_norm, {{&layer.ffn_gate, ws.gate.get()}, up}, activate);
+  } else {
+    pass.project(ws.stream.get(), layer.ffn_norm, {up}, activate);
+  }
+  pass.add_to_stream(layer.ffn_down, ws.gate.get(), layer.ffn_sub_norm);
+}
+
+}  // namespace yocobit

@@ -1,0 +1,96 @@
+#include "engine/forward_pass.h"
+
+namespace yocobit {
+
+// Encode rows x as the weight formats of the projections need them.
+Activations ForwardPass::encode(const float* x, const float* norm, Projections projections) const {
+  Workspace& ws = workspace;
+  const int K = projections.begin()->linear->k;
+  bool needs_int8 = false, needs_int16 = false;
+  for (const Projection& projection : projections) {
+    const ActivationEncoding encoding = projection.linear->format->activations;
+    needs_int8 |= encoding == ActivationEncoding::int8_per_token;
+    needs_int16 |= encoding == ActivationEncoding::int16_per_token;
+  }
+  const int int8_size = static_cast<int>(round_up(K, kSignBlock));
+  const int int16_size = static_cast<int>(round_up(K, kInt4Block));
+  if (norm || needs_int8 || needs_int16) {
+    pool.run(batch.size(), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const float* from = x + row * K;
+        if (norm) {
+          float* normed = &ws.normed[row * K];
+          kernels.rms_norm(from, norm, K, model.config.norm_eps, normed);
+          from = normed;
+        }
+        if (needs_int8) {
+          kernels.quantize_row(from, K, int8_size, &ws.int8_codes[row * ws.int8_stride],
+                               &ws.int8_scales[row], &ws.int8_sums[row]);
+        }
+        if (needs_int16) {
+          kernels.quantize_wide_row(from, K, int16_size, &ws.int16_codes[row * int16_size],
+                                    &ws.int16_scales[row],
+                                    &ws.int16_sums[row * (int16_size / kInt4Block)]);
+        }
+      }
+    });
+  }
+  const int N = batch.size();
+  return {.values = norm ? ws.normed.get() : x,
+          .int8 = {.codes = ws.int8_codes.get(),
+                   .scales = ws.int8_scales.get(),
+                   .sums = ws.int8_sums.get(),
+                   .n = N,
+                   .stride = ws.int8_stride},
+          .int16 = {.codes = ws.int16_codes.get(),
+                    .sums = ws.int16_sums.get(),
+                    .scales = ws.int16_scales.get(),
+                    .n = N,
+                    .stride = int16_size},
+          .n = N,
+          .k = K};
+}
+
+// Whether threads split the rows of the batch rather than output features: what an int8 kernel
+// prepares for a block of rows then serves all weights.
+bool ForwardPass::splits_rows(Projections projections) const {
+  return batch.size() >= kTokenBlock * pool.size() &&
+         std::all_of(projections.begin(), projections.end(), [](const Projection& projection) {
+           return projection.linear->format->activations == ActivationEncoding::int8_per_token;
+         });
+}
+
+Activations ForwardPass::project(const float* x, const float* norm, Projections projections) const {
+  const Activations input = encode(x, norm, projections);
+  if (splits_rows(projections)) {
+    apply_by_rows(input, projections, [](int, int) {});
+    return input;
+  }
+  int n_groups = 0;
+  for (const Projection& projection : projections) n_groups += projection.linear->n_groups();
+  pool.run(n_groups, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;  // group of this projection, counted over all
+    for (const auto& [linear, y] : projections) {
+      const int64_t n = linear->n_groups();
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, n);
+      if (from < to) {
+        linear->apply(kernels, input, static_cast<int>(from), static_cast<int>(to), y, linear->m);
+      }
+      first += n;
+    }
+  });
+  return input;
+}
+
+void ForwardPass::add_to_stream(const Linear& linear, const float* x, const float* norm) const {
+  const int C = linear.m;
+  float* y = workspace.q.get();  // the queries have been used by then
+  project(x, norm, {{&linear, y}}, [&](int row_begin, int row_end, int begin, int end) {
+    for (int row = row_begin; row < row_end; ++row) {
+      const size_t at = static_cast<size_t>(row) * C + begin;
+      kernels.add(&y[at], end - begin, &workspace.stream[at]);
+    }
+  });
+}
+
+}  // namespace yocobit

@@ -1,0 +1,90 @@
+// What the layers of one forward pass work on. Nothing else carries state from one call to the
+// next.
+//
+// Letters:  N rows   M output features   K input features
+#pragma once
+
+#include <algorithm>
+#include <initializer_list>
+
+#include "engine/batch.h"
+#include "engine/rope.h"
+#include "engine/workspace.h"
+#include "kernels/kernels.h"
+#include "model/packed_model.h"
+#include "runtime/thread_pool.h"
+
+namespace yocobit {
+
+// A matmul of a group of matmuls with the same input.
+struct Projection {
+  const Linear* linear;
+  float* y;  // [N][M]
+};
+
+using Projections = std::initializer_list<Projection>;
+
+struct ForwardPass {
+  const PackedModel& model;
+  const Kernels& kernels;
+  ThreadPool& pool;
+  const Batch& batch;
+  const RopeTables& ropes;
+  Workspace& workspace;
+
+  // y = W x for all projections, where x [N][K] is first RMS-normalised if norm [K] is given.
+  // Returns x as it was multiplied, valid until the next call.
+  Activations project(const float* x, const float* norm, Projections projections) const;
+
+  // The same for projections alike in M. For the rows and features of all of them that a thread has
+  // computed it then calls finish(row_begin, row_end, feature_begin, feature_end).
+  template <typename Finish>
+  void project(const float* x, const float* norm, Projections projections,
+               const Finish& finish) const;
+
+  // stream += W x.
+  void add_to_stream(const Linear& linear, const float* x, const float* norm) const;
+
+ private:
+  Activations encode(const float* x, const float* norm, Projections projections) const;
+  bool splits_rows(Projections projections) const;
+  template <typename Finish>
+  void apply_by_rows(const Activations& x, Projections projections, const Finish& finish) const;
+};
+
+template <typename Finish>
+void ForwardPass::project(const float* x, const float* norm, Projections projections,
+                          const Finish& finish) const {
+  const Activations input = encode(x, norm, projections);
+  const Linear& first = *projections.begin()->linear;
+  if (splits_rows(projections)) {
+    apply_by_rows(input, projections,
+                  [&](int row_begin, int row_end) { finish(row_begin, row_end, 0, first.m); });
+    return;
+  }
+  pool.run(first.n_groups(), [&](int64_t begin, int64_t end) {
+    const int group_begin = static_cast<int>(begin), group_end = static_cast<int>(end);
+    for (const auto& [linear, y] : projections) {
+      linear->apply(kernels, input, group_begin, group_end, y, linear->m);
+    }
+    finish(0, batch.size(), group_begin * kRowsPerGroup,
+           std::min(group_end * kRowsPerGroup, first.m));
+  });
+}
+
+// Each thread computes all output features of blocks of rows, then calls finish for those rows.
+template <typename Finish>
+void ForwardPass::apply_by_rows(const Activations& x, Projections projections,
+                                const Finish& finish) const {
+  pool.run((x.n + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
+    const int row_begin = static_cast<int>(begin) * kTokenBlock;
+    const int row_end = std::min(static_cast<int>(end) * kTokenBlock, x.n);
+    for (const auto& [linear, y] : projections) {
+      linear->apply(kernels, x.rows(row_begin, row_end), 0, linear->n_groups(),
+                    y + static_cast<ptrdiff_t>(row_begin) * linear->m, linear->m);
+    }
+    finish(row_begin, row_end);
+  });
+}
+
+}  // namespace yocobit

@@ -1,0 +1,50 @@
+#include "engine/workspace.h"
+
+#include <algorithm>
+
+namespace yocobit {
+
+template <typename T>
+Buffer<T> Workspace::allocate(int64_t n) {
+  size_bytes += n * static_cast<int64_t>(sizeof(T));
+  return make_buffer<T>(n);
+}
+
+Workspace::Workspace(const PackedModel& model) {
+  const ModelConfig& config = model.config;
+  const int64_t N = kMaxBatchTokens, C = config.d_model, F = config.d_ff;
+  int64_t int8_width = 0, int16_width = 0;  // most input features of a matrix with this encoding
+  model.for_each_linear([&](const Linear& linear) {
+    if (&linear == &model.embedding) return;
+    const ActivationEncoding encoding = linear.format->activations;
+    int64_t& width = encoding == ActivationEncoding::int8_per_token ? int8_width : int16_width;
+    if (encoding != ActivationEncoding::float32) width = std::max<int64_t>(width, linear.k);
+  });
+  stream = allocate<float>(N * C);
+  normed = allocate<float>(N * std::max(C, F));
+  int8_stride = static_cast<int>(round_up(int8_width, kSignBlock));
+  int8_codes = allocate<int8_t>(N * int8_stride);
+  int8_scales = allocate<float>(N);
+  int8_sums = allocate<int32_t>(N);
+  const int64_t int16_stride = round_up(int16_width, kInt4Block);
+  int16_codes = allocate<int16_t>(N * int16_stride);
+  int16_scales = allocate<float>(N);
+  int16_sums = allocate<int32_t>(N * int16_stride / kInt4Block);
+  for (Buffer<float>* buffer : {&q, &k, &v, &g, &y}) *buffer = allocate<float>(N * C);
+  decay = allocate<float>(N * config.n_self_heads);
+  gate = allocate<float>(N * F);
+  up = allocate<float>(N * F);
+  int64_t partial_size = 0;  // of all query heads of a row, in the layer where it is largest
+  for (const MixerSpec* mixer : config.layers) {
+    if (mixer->reads_memory && !memory) memory = allocate<float>(N * C);
+    if (mixer->kv_cache == KvCacheKind::none) continue;
+    const Heads heads = (config.*mixer->heads)();
+    partial_size = std::max(partial_size, C + int64_t{heads.n_heads} * kPartialExtra);
+  }
+  partials = allocate<float>(kMaxPartials * partial_size);
+  if (config.cross_attention != CrossAttention::full) {
+    selected = allocate<int32_t>(N * config.n_kv_heads * config.cross_blocks());
+  }
+}
+
+}  // namespace yocobit

@@ -1,0 +1,47 @@
+// A matrix of weights in its own format, and the inputs that it multiplies.
+//
+// Letters:  M output features   K input features   N tokens
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "model/weight_format.h"
+
+namespace yocobit {
+
+// N input rows: always in float32, and in the encodings that the weight formats of the matrices
+// need for which they were encoded.
+struct Activations {
+  const float* values;  // [N][K]
+  QuantizedRows int8;   // codes [N][stride]
+  WideRows int16;       // codes [N][stride]
+  int n;
+  int k;
+
+  Activations rows(int begin, int end) const;
+};
+
+// y = x W^T, W (M, K).
+struct Linear {
+  const WeightFormat* format = nullptr;
+  const void* codes = nullptr;   // [ceil(M / 8)][blocks][8][32], or [M][K]
+  const void* scales = nullptr;  // [1], [M] or [ceil(M / 8)][blocks][8], or nullptr
+  int m = 0;
+  int k = 0;  // multiple of 8
+
+  int n_groups() const { return (m + kRowsPerGroup - 1) / kRowsPerGroup; }
+  int n_blocks() const { return (k + format->block_columns - 1) / format->block_columns; }
+
+  // y[n][m] of all rows of x for the groups [group_begin, group_end) of eight output features.
+  void apply(const Kernels& kernels, const Activations& x, int group_begin, int group_end, float* y,
+             ptrdiff_t y_stride) const {
+    format->matmul(kernels, *this, x, group_begin, group_end, y, y_stride);
+  }
+
+  // x [K] = row `index`, of a format without blocks.
+  void load_row(const Kernels& kernels, int64_t index, float* x) const;
+};
+
+}  // namespace yocobit

@@ -1,0 +1,61 @@
+// The closed sets of token mixers and FFN kinds, one record each: the twins of
+// src/yocobit/mixers.py.
+//
+// A record says what loading, session state and the decoder must know of its kind; nothing else
+// asks which kind a layer has. The tables stand with the forward passes: engine/mixers/mixers.cpp
+// and engine/feed_forward.cpp.
+//
+// Letters:  N tokens   C model width   F feed-forward width   H query heads   D head size
+#pragma once
+
+#include <span>
+
+#include "model/linear.h"
+#include "model/model_config.h"
+
+namespace yocobit {
+
+struct ForwardPass;  // engine/forward_pass.h
+struct Layer;        // model/packed_model.h
+
+// A matrix (rows, C) of a mixer: tensor layers.I.mixer.NAME.weight.
+struct MixerParameter {
+  const char* name;
+  Linear Layer::* linear;
+  int (*rows)(const ModelConfig& config);
+  bool is_float32 = false;  // in every model: never quantised
+};
+
+// The keys and values that a layer attends to: of all positions, of the last `window` positions,
+// those that all cross layers share, or none.
+enum class KvCacheKind { none, per_token, ring, shared };
+
+struct MixerSpec {
+  const char* name;
+  bool is_cross_decoder;  // the half of the stack in which it stands
+  std::span<const MixerParameter> parameters;
+  bool has_sub_norm;  // of the input of out_proj, if the model has SubLN
+  Heads (ModelConfig::*heads)() const = nullptr;  // of attention and retention
+  RopeKind ModelConfig::* rope = nullptr;         // of queries and keys
+  KvCacheKind kv_cache = KvCacheKind::none;
+  bool has_state = false;     // recurrent, float32 [H][D][D]
+  bool reads_memory = false;  // what the last self-decoder mixer mixed
+
+  // stream += mixer(norm(stream)) for the rows of a batch. A self-decoder mixer leaves what it
+  // mixed, before gate and output projection, in workspace.y, where gated memory units find it.
+  void (*forward)(const ForwardPass& pass, const Layer& layer, int index);
+};
+
+struct FeedForwardSpec {
+  const char* name;
+  bool has_gate;      // act(W_gate x) * (W_up x), not act(W_up x)
+  bool has_sub_norm;  // of the input of down_proj, if the model has SubLN
+
+  // y[i] = act(gate[i]) * up[i], or act(up[i]); y may be gate or up.
+  void (*activate)(const Kernels& kernels, const float* gate, const float* up, int n, float* y);
+};
+
+std::span<const MixerSpec> mixer_specs();
+std::span<const FeedForwardSpec> feed_forward_specs();
+
+}  // namespace yocobit

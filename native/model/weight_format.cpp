@@ -1,0 +1,158 @@
+#include "model/weight_format.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "model/linear.h"
+
+namespace yocobit {
+namespace {
+
+BitMatrix bit_matrix(const Linear& w) {
+  return {.codes = static_cast<const uint8_t*>(w.codes),
+          .m = w.m,
+          .n_blocks = w.n_blocks(),
+          .scale = *static_cast<const float*>(w.scales)};
+}
+
+DenseMatrix dense_matrix(const Linear& w) {
+  return {.values = w.codes,
+          .scales = static_cast<const float*>(w.scales),
+          .type = w.format->row_type,
+          .m = w.m,
+          .k = w.k};
+}
+
+void multiply_ternary(const Kernels& kernels, const Linear& w, const Activations& x,
+                      int group_begin, int group_end, float* y, ptrdiff_t y_stride) {
+  kernels.ternary_matmul(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
+}
+
+void multiply_sign(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
+                   int group_end, float* y, ptrdiff_t y_stride) {
+  kernels.sign_matmul(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
+}
+
+void multiply_int8(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
+                   int group_end, float* y, ptrdiff_t y_stride) {
+  kernels.int8_matmul(dense_matrix(w), x.int16, group_begin * kRowsPerGroup,
+                      std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
+}
+
+void multiply_int4(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
+                   int group_end, float* y, ptrdiff_t y_stride) {
+  const Int4Matrix matrix = {.codes = static_cast<const uint8_t*>(w.codes),
+                             .scales = static_cast<const uint16_t*>(w.scales),
+                             .m = w.m,
+                             .n_blocks = w.n_blocks()};
+  kernels.int4_matmul(matrix, x.int16, group_begin, group_end, y, y_stride);
+}
+
+void multiply_dense(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
+                    int group_end, float* y, ptrdiff_t y_stride) {
+  kernels.dense_matmul(dense_matrix(w), x.values, x.n, group_begin * kRowsPerGroup,
+                       std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
+}
+
+constexpr WeightFormat kFormats[] = {
+    {.name = "ternary",
+     .dtype = "U8",
+     .bits = 2,
+     .codes = {.n = 3, .first = -1},
+     .block_columns = kTernaryBlock,
+     .scale = ScaleGranularity::tensor,
+     .scale_dtype = "F32",
+     .activations = ActivationEncoding::int8_per_token,
+     .row_type = {},
+     .matmul = multiply_ternary},
+    {.name = "sign",
+     .dtype = "U8",
+     .bits = 1,
+     .codes = {.n = 2, .first = -1, .step = 2},
+     .block_columns = kSignBlock,
+     .scale = ScaleGranularity::tensor,
+     .scale_dtype = "F32",
+     .activations = ActivationEncoding::int8_per_token,
+     .row_type = {},
+     .matmul = multiply_sign},
+    {.name = "int8",
+     .dtype = "I8",
+     .bits = 8,
+     .codes = {.n = 255, .first = -127},
+     .block_columns = 1,
+     .scale = ScaleGranularity::row,
+     .scale_dtype = "F32",
+     .activations = ActivationEncoding::int16_per_token,
+     .row_type = FloatType::i8,
+     .matmul = multiply_int8},
+    {.name = "int4",
+     .dtype = "U8",
+     .bits = 4,
+     .codes = {.n = 16, .first = -8},
+     .block_columns = kInt4Block,
+     .scale = ScaleGranularity::group,
+     .scale_dtype = "F16",
+     .activations = ActivationEncoding::int16_per_token,
+     .row_type = {},
+     .matmul = multiply_int4},
+    {.name = "f16",
+     .dtype = "F16",
+     .bits = 16,
+     .codes = {},
+     .block_columns = 1,
+     .scale = ScaleGranularity::none,
+     .scale_dtype = "",
+     .activations = ActivationEncoding::float32,
+     .row_type = FloatType::f16,
+     .matmul = multiply_dense},
+    {.name = "f32",
+     .dtype = "F32",
+     .bits = 32,
+     .codes = {},
+     .block_columns = 1,
+     .scale = ScaleGranularity::none,
+     .scale_dtype = "",
+     .activations = ActivationEncoding::float32,
+     .row_type = FloatType::f32,
+     .matmul = multiply_dense},
+};
+
+}  // namespace
+
+std::span<const WeightFormat> weight_formats() { return kFormats; }
+
+const WeightFormat& weight_format(const std::string& name) {
+  for (const WeightFormat& format : kFormats) {
+    if (name == format.name) return format;
+  }
+  throw std::invalid_argument("weight format must be one of the engine's table but is '" + name +
+                              "'");
+}
+
+const char* name_of(ActivationEncoding encoding) {
+  switch (encoding) {
+    case ActivationEncoding::float32:
+      return "float32";
+    case ActivationEncoding::int8_per_token:
+      return "int8_per_token";
+    case ActivationEncoding::int16_per_token:
+      return "int16_per_token";
+  }
+  return "";
+}
+
+const char* name_of(ScaleGranularity granularity) {
+  switch (granularity) {
+    case ScaleGranularity::none:
+      return "none";
+    case ScaleGranularity::tensor:
+      return "tensor";
+    case ScaleGranularity::row:
+      return "row";
+    case ScaleGranularity::group:
+      return "group";
+  }
+  return "";
+}
+
+}  // namespace yocobit
