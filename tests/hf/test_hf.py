@@ -1,4 +1,4 @@
-"""The model in transformers: the same numbers as the Decoder, and what trainers ask of a model."""
+"""The model in transformers: the numbers of the Decoder, and the interface of trainers."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_padding_changes_nothing_but_rounding(pair, side):
         logits = model(input_ids, attention_mask=mask, use_cache=use_cache).logits
 
         for i, row in enumerate(rows):
-            # Sums of other lengths round differently, by some 1e-7 of logits below 10.
+            # Sums of other lengths round differently, by about 1e-7 of logits below 10.
             alone = decoder(row[None])[0]
             torch.testing.assert_close(logits[i, mask[i] == 1], alone, rtol=0, atol=1e-5)
 
@@ -115,7 +115,7 @@ def test_generate_from_a_padded_batch_equals_generate_from_each_prompt(pair):
         assert torch.equal(continued[max(LENGTHS) :], greedy(model, row[None])[0, len(row) :])
 
 
-def test_padding_after_a_text_leaves_no_trace_in_the_cache(gret):
+def test_padding_on_the_right_does_not_change_the_cache(gret):
     model, decoder = gret
     input_ids, mask, rows = padded("right")
     token = tokens()[100:101]
@@ -129,7 +129,7 @@ def test_padding_after_a_text_leaves_no_trace_in_the_cache(gret):
         torch.testing.assert_close(logits[i], alone, rtol=0, atol=1e-5)
 
 
-def test_padding_after_a_text_that_goes_on_is_refused_by_windows(decoders):
+def test_padding_between_cached_and_new_tokens_is_rejected_by_windows(decoders):
     model = as_transformers(decoders["yoco-swa"])
     input_ids, mask, rows = padded("right")
     cache = model(input_ids, attention_mask=mask).past_key_values
@@ -139,7 +139,7 @@ def test_padding_after_a_text_that_goes_on_is_refused_by_windows(decoders):
         model(tokens()[:3, None], attention_mask=mask, past_key_values=cache)
 
 
-def test_position_ids_that_do_not_rise_start_a_document(gret):
+def test_position_ids_that_do_not_increase_start_a_document(gret):
     model, decoder = gret
     documents = tokens()[:25].split([13, 1, 11])
     positions = torch.cat([torch.arange(len(document)) for document in documents])
@@ -150,7 +150,7 @@ def test_position_ids_that_do_not_rise_start_a_document(gret):
         torch.testing.assert_close(found, decoder(document[None])[0], rtol=0, atol=1e-5)
 
 
-def test_loss_is_of_the_labels_that_are_not_ignored(gret):
+def test_loss_skips_ignored_labels(gret):
     model, decoder = gret
     batch = tokens()[:20][None]
     labels = batch.clone()
@@ -162,14 +162,14 @@ def test_loss_is_of_the_labels_that_are_not_ignored(gret):
     torch.testing.assert_close(loss, expected)
 
 
-def test_caches_of_other_kinds_are_refused(gret):
+def test_caches_of_other_kinds_are_rejected(gret):
     model, _ = gret
     for cache in (DynamicCache(), StaticCache(config=model.config, max_cache_len=32)):
         with pytest.raises(ValueError, match=r"DynamicCache\(config=model.config\)"):
             model(tokens()[:4][None], past_key_values=cache)
 
 
-def test_a_cache_that_must_give_tokens_back_is_refused(decoders):
+def test_cache_that_records_the_past_is_rejected(decoders):
     model = as_transformers(decoders["yoco-swa"])
     cache = DynamicCache(config=model.config)
     cache.activate_past_recording()
@@ -211,7 +211,7 @@ def test_activation_checkpointing_changes_no_gradient(gret):
 
 
 @pytest.mark.parametrize("stack", ["yoco-gmu", "mixed"])
-def test_gated_memory_units_leave_nothing_in_the_cache(decoders, stack):
+def test_gated_memory_units_store_nothing_in_the_cache(decoders, stack):
     model = as_transformers(decoders[stack])
 
     cache = model(tokens()[:20][None]).past_key_values
@@ -238,7 +238,7 @@ def test_a_checkpoint_loads_with_model_tokenizer_and_end_token(decoders, tmp_pat
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])
-def test_what_transformers_saves_can_be_loaded_and_packed(tmp_path, tie_embeddings):
+def test_saved_model_can_be_loaded_and_packed(tmp_path, tie_embeddings):
     model = as_transformers(Decoder(nano("yoco-gret", "ternary", tie_embeddings=tie_embeddings)))
     batch = tokens()[:20][None]
 
@@ -252,14 +252,14 @@ def test_what_transformers_saves_can_be_loaded_and_packed(tmp_path, tie_embeddin
     assert pack(tmp_path / "saved", tmp_path / "packed").config == model.config.model
 
 
-def test_a_packed_model_is_refused(decoders, tmp_path):
+def test_packed_model_is_rejected(decoders, tmp_path):
     model = packed(decoders["yoco-gret"], tmp_path)
 
     with pytest.raises(ConfigError, match="is a packed model"):
         AutoModelForCausalLM.from_pretrained(model.path)
 
 
-def test_a_checkpoint_without_a_weight_is_refused(gret, tmp_path):
+def test_checkpoint_without_a_weight_is_rejected(gret, tmp_path):
     model, _ = gret
     weights = {name: w for name, w in model.state_dict().items() if name != "norm.weight"}
     model.save_pretrained(tmp_path, state_dict=weights)
@@ -268,7 +268,7 @@ def test_a_checkpoint_without_a_weight_is_refused(gret, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_config_that_makes_no_model_is_refused(tmp_path):
+def test_invalid_config_is_rejected(tmp_path):
     fields = nano("yoco-gret", "ternary").to_json() | {"n_kv_heads": 3}
     (tmp_path / "config.json").write_text(json.dumps(fields))
 

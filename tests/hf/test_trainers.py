@@ -51,7 +51,7 @@ def train(model, directory, **settings) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_trainer_learns_and_saves_what_loads_and_packs(tmp_path):
+def test_trainer_learns_and_saves_a_model_that_loads_and_packs(tmp_path):
     model = new_model()
 
     losses = train(model, tmp_path, save_steps=STEPS)
@@ -81,7 +81,7 @@ def test_lora_trains_only_its_adapters_and_learns(tmp_path):
         assert torch.equal(p, before[name])
 
 
-def test_a_part_that_peft_replaces_is_trained(tmp_path):
+def test_submodule_replaced_by_peft_is_trained(tmp_path):
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=4, target_modules=["v_proj"], modules_to_save=["head"])
     adapted = peft.get_peft_model(new_model(), lora)
@@ -120,7 +120,7 @@ def fine_tune(model, directory, **settings) -> list[float]:
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_trl_learns_and_saves_what_loads(tmp_path, packing):
+def test_trl_learns_and_saves_a_model_that_loads(tmp_path, packing):
     model = new_model()
 
     losses = fine_tune(model, tmp_path, max_length=64, packing=packing)
@@ -131,9 +131,9 @@ def test_trl_learns_and_saves_what_loads(tmp_path, packing):
     assert torch.equal(again(batch).logits, model.eval()(batch).logits)
 
 
-def test_trl_without_padding_has_the_loss_of_the_same_batch_with_it(tmp_path):
+def test_trl_loss_without_padding_equals_that_with_padding(tmp_path):
     padded = fine_tune(new_model(), tmp_path / "padded", max_length=None)
     free = fine_tune(new_model(), tmp_path / "free", max_length=None, padding_free=True)
 
-    # Of the same weights; other sums of float32 then move values over rounding edges.
+    # Of the same weights; other orders of float32 sums change quantised values.
     assert free[0] == pytest.approx(padded[0], rel=1e-6)

@@ -1,6 +1,6 @@
-"""The quantisation against a NumPy statement of it, and its straight-through gradients.
+"""Quantisation against NumPy, and its straight-through gradients.
 
-Letters: N tokens   M output features   K input features   B batch   T positions   G K/V heads
+Letters: N tokens   M output features   K input features   B batch   T positions   G KV heads
          D head size
 """
 
@@ -91,7 +91,7 @@ def test_ternary_weights_halfway_round_to_even_and_clip():
     assert codes.tolist() == [[0, 0, 1, -1, 1, -1, 0, 0, 0]]
 
 
-def test_sign_weights_are_split_at_their_mean_and_the_mean_itself_is_minus():
+def test_sign_weights_are_split_at_their_mean_which_is_negative():
     weight = torch.tensor([[1.0, 2.0, 3.0, 2.0], [0.0, 4.0, 2.0, 2.0]])  # mean 2
 
     codes, scale = quantize_weight(weight, "sign")
@@ -163,7 +163,7 @@ def test_activations_are_quantised_for_each_token_alone():
     assert torch.equal(codes[1, 3], quantize_activations(x[1, 3])[0])
 
 
-def test_zero_columns_change_neither_activation_codes_nor_the_integer_product():
+def test_zero_columns_change_neither_activation_codes_nor_integer_sums():
     layer, x = _random_layer("ternary", N=4, M=3, K=40)
     x_codes, x_scale = quantize_activations(x)
     w_codes, _ = quantize_weight(layer.weight.detach(), "ternary")
@@ -187,7 +187,7 @@ def test_largest_sum_is_exact_in_float32(number):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_bitlinear_gradients_are_those_of_rounding_ignored(kind):
+def test_bitlinear_gradients_are_straight_through(kind):
     layer, x = _random_layer(kind, N=6, M=5, K=16)
     x = x.unflatten(0, (2, 3)).requires_grad_()
     upstream = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)).double()
@@ -224,7 +224,7 @@ def test_native_matmuls_equal_plain_pytorch(native, kind, shape):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_native_matmuls_take_inputs_and_gradients_of_any_strides(native, kind):
+def test_native_matmuls_accept_inputs_and_gradients_of_any_strides(native, kind):
     linears, x = _float32_layers(kind, (16,), (2, 24, 5))
     upstream = torch.randn(2, 16, 5, generator=torch.Generator().manual_seed(1)).mT
 
@@ -271,7 +271,7 @@ def test_compiled_matmuls_equal_eager_ones(native, kernels):
 
 
 @pytest.mark.parametrize("kind", QUANTIZED)
-def test_gradients_of_native_matmuls_can_be_differentiated_as_plain_ones_can(native, kind):
+def test_second_derivatives_of_native_matmuls_equal_plain_ones(native, kind):
     linears, x = _float32_layers(kind, (16,), (3, 24))
 
     def twice():
@@ -313,7 +313,7 @@ def test_dense_bitlinear_is_a_plain_matmul_with_its_gradients():
     assert torch.autograd.gradcheck(layer, (x,))
 
 
-def test_weight_kind_without_quantisation_is_refused():
+def test_weight_kind_without_quantisation_is_rejected():
     with pytest.raises(ValueError, match="must be 'ternary' or 'sign' but is 'dense'"):
         quantize_weight(torch.ones(1, 1), "dense")
 
@@ -370,7 +370,7 @@ def test_shared_keys_and_values_are_rounded_per_position_and_head(kind, levels):
         np.testing.assert_allclose(cached.detach(), codes * scale, rtol=1e-12, atol=1e-15)
 
 
-def test_shared_keys_and_values_are_rounded_alike_when_positions_are_appended():
+def test_appending_positions_does_not_change_rounded_shared_keys_and_values():
     shared = _shared_keys_values("int4")
     x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0)).double()
 

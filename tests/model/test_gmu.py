@@ -1,6 +1,6 @@
-"""Gated memory units: what they read, against a statement in NumPy, and what flows back through it.
+"""Gated memory units: the memory, against NumPy, and gradients through it.
 
-Letters: B batch   T positions   C model width   H heads   G K/V heads   D head size
+Letters: B batch   T positions   C model width   H heads   G KV heads   D head size
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def test_layer_gates_what_the_last_self_decoder_layer_mixed(mixer, sub_norm):
 
 @pytest.mark.parametrize("weights", ["ternary", "sign"])
 def test_both_projections_are_quantised(weights):
-    """The layer equals itself with weights and inputs of its products rounded beforehand."""
+    """The layer equals itself with weights and matmul inputs rounded beforehand."""
     config = preset("nano").replace(layers=("retention", "cross", "gmu"), weights=weights)
     torch.manual_seed(0)
     unit = Decoder(config).layers[2].mixer.double().requires_grad_(False)
@@ -54,7 +54,7 @@ def test_both_projections_are_quantised(weights):
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_gradients_through_the_memory_equal_finite_differences(mixer):
     model = _model((mixer, "gmu", "cross"), sub_norm=False)
-    # Nothing of the first mixer goes on but the memory.
+    # The first mixer contributes its memory only.
     torch.nn.init.zeros_(model.layers[0].mixer.out_proj.weight)
     weight = model.layers[0].mixer.v_proj.weight.requires_grad_()
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)).double()
@@ -77,7 +77,7 @@ def test_gradients_through_the_memory_equal_finite_differences(mixer):
 
 @pytest.mark.parametrize("n_last", [1, 4, T])
 @pytest.mark.parametrize("first", [0, 7])
-def test_rows_that_go_on_take_their_own_memory_along(first, n_last):
+def test_early_exit_keeps_the_memory_of_the_remaining_rows(first, n_last):
     model, tokens, cache = _model(("retention", "gmu", "cross", "gmu")), _tokens(), Cache()
     if first:
         model.prefill(tokens[:, :first], cache)
@@ -144,7 +144,7 @@ def _gated_memory_unit(x, memory, w, rounded=lambda x: x):
 
 
 def _memory(x, w, mixer):
-    """What a mixer without rope makes of x (B, T, C), before gate and output projection."""
+    """The output of a mixer without rope for x (B, T, C), before gate and output projection."""
     config = preset("nano")
     H = config.n_heads if mixer == "full" else config.n_self_heads
     D = config.d_model // H
@@ -154,16 +154,16 @@ def _memory(x, w, mixer):
     k, v = (np.repeat(each, H // each.shape[1], axis=1) for each in (k, v))  # (B, H, T, D)
     scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(D)
     t = np.arange(T)
-    seen = t[:, None] >= t
+    visible = t[:, None] >= t
     if mixer == "retention":
         log_decay = -np.log1p(np.exp(-(x @ w["decay_proj"].T))).transpose(0, 2, 1) / 16
         total = log_decay.cumsum(axis=-1)
-        o = scores * np.where(seen, np.exp(total[..., :, None] - total[..., None, :]), 0) @ v
+        o = scores * np.where(visible, np.exp(total[..., :, None] - total[..., None, :]), 0) @ v
         y = o / np.sqrt((o**2).mean(axis=-1, keepdims=True) + EPS)
     else:
         if mixer == "window":
-            seen &= t[:, None] - t < WINDOW
-        weights = np.where(seen, np.exp(scores), 0)
+            visible &= t[:, None] - t < WINDOW
+        weights = np.where(visible, np.exp(scores), 0)
         y = weights / weights.sum(axis=-1, keepdims=True) @ v
     return y.transpose(0, 2, 1, 3).reshape(B, T, -1)
 

@@ -141,7 +141,7 @@ def test_model_is_within_the_files_bound_of_golden_logits_in_float32(model_path)
     assert (logits - case["logits"]).abs().max() <= bound
 
 
-def test_model_caches_equal_golden_after_prefill_in_two_pieces(model_path):
+def test_model_caches_equal_golden_after_prefill_in_two_chunks(model_path):
     case = golden_cases.load(model_path)
     model, cache, n = _model(case), Cache(), case.info["prefill_len"]
 

@@ -1,8 +1,8 @@
 """The whole model and its mixers: shapes, splits into calls, causality, positions, gradients.
 
-Values are held against other implementations in tests/model/test_golden.py.
+tests/model/test_golden.py compares values with other implementations.
 
-Letters: B batch   T positions   S cached positions   C model width   H heads   G K/V heads
+Letters: B batch   T positions   S cached positions   C model width   H heads   G KV heads
          D head size   W window
 """
 
@@ -36,7 +36,7 @@ WEIGHTS = ("ternary", "sign", "dense")
 
 @pytest.fixture(params=STACKS)
 def layers(request) -> tuple[str, ...]:
-    """Each kind of stack: two decoder-decoders, a mixture, and two plain decoders."""
+    """Each kind of stack, decoder-decoder and plain."""
     return STACKS[request.param]
 
 
@@ -142,10 +142,10 @@ def test_documents_in_one_sequence_equal_each_document_alone(layers, first):
 
     hidden = model.hidden(tokens, resets)
 
-    for row, begin, end in [(0, 0, T), (1, 0, 1), (1, 1, 9), (1, 9, T)]:
-        alone = model.hidden(tokens[row : row + 1, begin:end])
+    for row, start, end in [(0, 0, T), (1, 0, 1), (1, 1, 9), (1, 9, T)]:
+        alone = model.hidden(tokens[row : row + 1, start:end])
         # Positions within a document are relative; only rounding depends on where it starts.
-        torch.testing.assert_close(hidden[row : row + 1, begin:end], alone, rtol=0, atol=1e-12)
+        torch.testing.assert_close(hidden[row : row + 1, start:end], alone, rtol=0, atol=1e-12)
 
 
 def test_resets_at_first_positions_change_no_bit(layers, weights):
@@ -156,7 +156,7 @@ def test_resets_at_first_positions_change_no_bit(layers, weights):
     assert torch.equal(model.hidden(tokens, resets), model.hidden(tokens))
 
 
-def test_gradients_of_one_document_do_not_depend_on_those_beside_it(layers):
+def test_gradients_of_a_document_do_not_depend_on_other_documents(layers):
     model, tokens = _model(layers=layers, weights="dense"), _tokens()
     resets = torch.zeros(B, T, dtype=torch.bool)
     resets[:, 9] = True
@@ -171,7 +171,7 @@ def test_gradients_of_one_document_do_not_depend_on_those_beside_it(layers):
 
 @pytest.mark.parametrize("p", [0, 6])
 @pytest.mark.parametrize("window", [1, W, T - 1, T, T + 1])
-def test_window_layer_sees_itself_and_the_positions_before_it_up_to_its_size(window, p):
+def test_window_layer_attends_to_the_last_positions_up_to_its_size(window, p):
     model, tokens = _model(layers=("window",), window=window), _tokens()
     changed = tokens.clone()
     changed[:, p] = (tokens[:, p] + 1) % model.config.vocab_size
@@ -182,7 +182,7 @@ def test_window_layer_sees_itself_and_the_positions_before_it_up_to_its_size(win
 
 
 @pytest.mark.parametrize("mixer", ["retention", "full"])
-def test_retention_and_full_layers_see_every_earlier_position(mixer):
+def test_retention_and_full_layers_depend_on_every_earlier_position(mixer):
     model, tokens = _model(layers=(mixer,)), _tokens()
     changed = tokens.clone()
     changed[:, 0] = (tokens[:, 0] + 1) % model.config.vocab_size
@@ -221,7 +221,7 @@ def test_shared_keys_and_values_are_computed_once_for_all_cross_layers():
     assert (calls["shared_kv"], calls["cross"]) == (1, 3)
 
 
-def test_only_shared_and_full_caches_grow_with_the_text():
+def test_only_shared_and_full_caches_grow_with_the_sequence():
     model, cache = _model(layers=STACKS["mixed-cross"]), Cache()
     G, D = model.config.n_kv_heads, model.config.head_dim
     G_self, D_self = model.config.n_self_kv_heads, model.config.self_head_dim
@@ -237,7 +237,7 @@ def test_only_shared_and_full_caches_grow_with_the_text():
 
 @pytest.mark.parametrize("S, length, window", [(9, 9, None), (9, 4, None), (9, 9, 3), (9, 4, 3)])
 @pytest.mark.parametrize("H, G", [(4, 4), (4, 2), (4, 1)])
-def test_attention_equals_softmax_over_the_seen_positions(H, G, S, length, window):
+def test_attention_equals_softmax_over_visible_positions(H, G, S, length, window):
     D = 8
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(B, H, length, D, generator=generator, dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_attention_equals_softmax_over_the_seen_positions(H, G, S, length, windo
 
 @pytest.mark.parametrize("start", [0, 1, 1000003])
 @pytest.mark.parametrize("kind", ["interleaved", "half"])
-def test_rope_equals_a_product_of_complex_numbers(kind, start):
+def test_rope_equals_multiplication_by_complex_numbers(kind, start):
     x = torch.randn(B, 3, 7, 16, generator=torch.Generator().manual_seed(0)).double()
 
     y = rope(x, start, kind, theta=10000.0)
@@ -261,7 +261,7 @@ def test_rope_equals_a_product_of_complex_numbers(kind, start):
 
 
 @pytest.mark.parametrize("kind", ["interleaved", "half"])
-def test_rope_in_float32_keeps_its_angles_at_far_positions(kind):
+def test_rope_angles_are_exact_at_large_positions_in_float32(kind):
     x = torch.randn(B, 3, 7, 16, generator=torch.Generator().manual_seed(0))
 
     y = rope(x, 1000003, kind, theta=10000.0)
@@ -285,7 +285,7 @@ def test_rope_kind_none_changes_nothing():
 
 
 @pytest.mark.parametrize("mixer", ["retention", "window", "full", "cross"])
-def test_rope_kind_of_a_mixer_reaches_that_mixer_alone(mixer):
+def test_rope_kind_of_a_mixer_does_not_affect_others(mixer):
     layers = ("retention", "cross") if mixer == "cross" else (mixer,)
     fields = ("retention_rope", "window_rope", "full_rope", "cross_rope")
     reference, tokens = _model(layers=layers), _tokens()
@@ -335,7 +335,7 @@ def test_gradients_reach_every_parameter(layers, weights, ffn):
 
 
 @pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
-def test_sub_norm_normalises_what_output_projections_read(layers, ffn):
+def test_sub_norm_normalises_inputs_of_output_projections(layers, ffn):
     model = _model(layers=layers, ffn=ffn, sub_norm=True)
     mean_squares = []
     for name, module in model.named_modules():
@@ -347,7 +347,7 @@ def test_sub_norm_normalises_what_output_projections_read(layers, ffn):
     model(_tokens())
 
     assert len(mean_squares) == 2 * len(layers)
-    # 1e-2: norm_eps beside the mean square of a small input.
+    # 1e-2: norm_eps compared with the mean square of a small input.
     assert all(((x > 0.99) & (x <= 1)).all() for x in mean_squares)
 
 
@@ -359,7 +359,7 @@ def test_model_without_sub_norm_has_only_the_norms_of_the_blocks(layers):
     assert norms == {"mixer_norm", "ffn_norm", "norm"}
 
 
-def test_logits_of_the_same_seed_are_the_same():
+def test_same_seed_initialises_the_same_logits():
     assert torch.equal(_model()(_tokens()), _model()(_tokens()))
 
 
@@ -384,7 +384,7 @@ def _tokens() -> Tensor:
 
 
 def _count_calls(model: Decoder) -> dict[str, int]:
-    """Return counts of calls, by part of the model, that rise as it runs."""
+    """Return counts of calls, by part of the model, that increase as it runs."""
     calls = {"self": 0, "shared_kv": 0, "cross": 0, "norm": 0, "head": 0}
     parts = [
         ("cross" if isinstance(layer.mixer, CrossAttention) else "self", layer)
@@ -419,7 +419,7 @@ def _softmax_attention(q, k, v, window):
 
 
 def _complex_rope(x, start, kind):
-    """Turn each pair of x (B, H, T, D), read as a complex number, by position times frequency."""
+    """Rotate each pair of x (B, H, T, D), read as a complex number, by position times frequency."""
     D = x.shape[-1]
     positions = np.arange(start, start + x.shape[2], dtype=np.float64)
     if kind == "interleaved":

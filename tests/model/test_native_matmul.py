@@ -1,5 +1,5 @@
-"""Products of training by the native kernels: every variant against the reference's bits, the
-reference against NumPy, and the PyTorch operators against the plain form.
+"""The native training kernels: every family against the bits of the scalar one, and that against
+NumPy.
 
 Letters: M output features   K input features   N tokens
 """
@@ -54,7 +54,7 @@ class Case:
         return np.array([(np.abs(w).mean(), w.mean()) for w in self.weights], dtype=np.float32)
 
     def integers(self):
-        """What the weights are rounded to, (M, K) int64 each."""
+        """The quantised weights, (M, K) int64 each."""
         pairs = zip(self.weights, self.scales(), strict=True)
         if self.kind == "sign":
             return [np.where(w > mean, 1, -1) for w, (_, mean) in pairs]
@@ -78,7 +78,7 @@ def assert_same_bits(results, expected):
 @kinds
 @pytest.mark.parametrize("N, Ms, K", SHAPES)
 @pytest.mark.parametrize("kernels", _native.supported_kernels()[1:])
-def test_every_variant_returns_the_bits_of_the_reference(kernels, kind, N, Ms, K):
+def test_every_family_returns_the_bits_of_the_scalar_one(kernels, kind, N, Ms, K):
     case = Case(kind, N, Ms, K)
 
     assert_same_bits(case.run(kernels), case.run("scalar"))
@@ -130,7 +130,7 @@ def test_largest_sums_do_not_wrap(kernels, kind, sign):
 
 @kinds
 @pytest.mark.parametrize("N, Ms, K", SHAPES)
-def test_gradients_are_those_of_rounding_ignored(kind, N, Ms, K):
+def test_gradients_are_straight_through(kind, N, Ms, K):
     case = Case(kind, N, Ms, K)
 
     codes, x_scales, _, grad_x, grad_ws = case.run("scalar")
@@ -153,7 +153,7 @@ def test_gradients_are_those_of_rounding_ignored(kind, N, Ms, K):
 @kinds
 @pytest.mark.parametrize("kernels", _native.supported_kernels())
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_not_lost(kernels, kind, bad):
+def test_non_finite_values_propagate(kernels, kind, bad):
     case = Case(kind, 40, (9, 4), 72)
     case.x[5, 3] = bad
     case.grads[1][7, 2] = bad
@@ -182,7 +182,7 @@ def test_zeros_give_zeros(kernels, kind):
         assert (array == 0).all()
 
 
-def test_arrays_that_do_not_fit_are_refused_with_the_rule():
+def test_arrays_of_wrong_shape_are_rejected_with_the_rule():
     case = Case("ternary", 3, (5,), 7)
     case.grads[0] = case.grads[0][:2]
 
@@ -190,6 +190,6 @@ def test_arrays_that_do_not_fit_are_refused_with_the_rule():
         case.run("scalar")
 
 
-def test_unknown_kernels_are_refused():
+def test_unknown_kernels_are_rejected():
     with pytest.raises(ValueError, match="kernels 'sse' are not supported"):
         Case("ternary", 1, (1,), 1).run("sse")

@@ -1,4 +1,4 @@
-"""Norms and gated products: native kernels and plain PyTorch against float64, and each other.
+"""Norms and gated norms: native kernels and plain PyTorch against float64, and each other.
 
 Letters: B batch   T positions   K features   H heads   D head size
 """
@@ -16,9 +16,9 @@ from yocobit.model.norm import RMSNorm, gated_norm
 from yocobit.model.ops import dispatch
 
 B, T, EPS = 2, 19, 1e-5
-# (K, H): the smallest, off the unroll of compilers, and heads as models have them; H 0: no heads.
+# (K, H): the smallest, off the unroll of compilers, and the heads of models; H = 0: no heads.
 SHAPES = [(8, 0), (384, 0), (1000, 0), (8, 1), (24, 3), (384, 6)]
-# Some ten roundings of 2^-24 beside each other, and sums whose errors mostly cancel.
+# About ten roundings of 2^-24, and sums whose errors mostly cancel.
 BOUND = 1e-6
 
 
@@ -94,7 +94,7 @@ def test_gated_norm_and_its_gradients_are_finite_at_extreme_gates(kernels, gate)
 
 
 @pytest.mark.parametrize("part", ["x", "weight", "r", "y"])
-def test_native_norm_refuses_arrays_that_do_not_fit(part):
+def test_native_norm_rejects_arrays_of_wrong_shape(part):
     arrays = {"x": (3, 16), "weight": (16,), "eps": None, "y": (3, 16), "r": (3,)}
     arrays[part] = (2, 8) if len(arrays[part]) == 2 else (4,)
     values = [EPS if shape is None else np.ones(shape, np.float32) for shape in arrays.values()]
@@ -104,7 +104,7 @@ def test_native_norm_refuses_arrays_that_do_not_fit(part):
 
 
 @pytest.mark.parametrize("part", ["gate", "up", "weight", "y", "r", "head_r"])
-def test_native_gate_refuses_arrays_that_do_not_fit(part):
+def test_native_gate_rejects_arrays_of_wrong_shape(part):
     arrays = {"gate": (3, 16), "up": (2, 3, 8), "weight": (16,), "eps": None}
     arrays |= {"y": (3, 16), "r": (3,), "head_r": (3, 2)}
     arrays[part] = {1: (4,), 2: (2, 8), 3: (2, 3, 4)}[len(arrays[part])]

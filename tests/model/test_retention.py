@@ -1,4 +1,4 @@
-"""Gated retention: its three forms against a NumPy statement of the recurrence, and its gradients.
+"""Gated retention: its three forms against the recurrence in NumPy, and its gradients.
 
 Letters: B batch   H heads   T positions   D key size   E value size
 """
@@ -77,7 +77,7 @@ def test_future_positions_do_not_reach_outputs(form, t):
     assert all((gradient[:, :, :t] != 0).any() for gradient in gradients)
 
 
-def test_log_decay_of_minus_infinity_forgets_everything_before(form):
+def test_log_decay_of_minus_infinity_resets_the_state(form):
     t = 40
     q, k, v, log_decay, state = _random_inputs(T=70)
     log_decay[:, :, t] = -torch.inf
@@ -133,7 +133,7 @@ def test_form_gradients_equal_those_of_the_recurrence(form, log_decay):
         assert error <= 1e-10 * reference.abs().max()  # the bound of the golden files
 
 
-def test_form_gradients_are_those_of_the_recurrence_where_all_is_forgotten(form):
+def test_form_gradients_equal_those_of_the_recurrence_at_resets(form):
     q, k, v, log_decay, state = _random_inputs(T=70)
     log_decay[:, :, [0, 40, 41, 64]] = -torch.inf
     inputs = [x.requires_grad_() for x in (q, k, v, log_decay, state)]
@@ -146,7 +146,7 @@ def test_form_gradients_are_those_of_the_recurrence_where_all_is_forgotten(form)
         assert (gradient - reference).abs().max() <= 1e-12 * reference.abs().max()
 
 
-def test_chunkwise_keeps_its_inputs_and_a_state_per_chunk_for_the_backward_pass():
+def test_chunkwise_saves_its_inputs_and_a_state_per_chunk_for_backward():
     T, chunk = 48, 16
     q, k, v, log_decay, state = (x.requires_grad_() for x in _random_inputs(T))
     kept: list[torch.Tensor] = []
@@ -158,7 +158,7 @@ def test_chunkwise_keeps_its_inputs_and_a_state_per_chunk_for_the_backward_pass(
     assert sum(x.numel() for x in new) == B * H * (T // chunk + 1) * D * E
 
 
-def test_chunkwise_takes_heads_as_projections_leave_them_in_memory(T=70):
+def test_chunkwise_accepts_heads_in_the_strides_of_projections(T=70):
     q, k, v, log_decay, state = _random_inputs(T)
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k, v)]
     inputs = [x.requires_grad_() for x in (q, k, v, log_decay, state)]

@@ -1,4 +1,4 @@
-"""The model's states in a transformers Cache: taken out before a call, stored after it.
+"""The model's states in a transformers Cache: loaded before a call, stored after it.
 
 The layers of a DynamicCache made for the model hold them: recurrent states, KV caches of windows
 and of full attention, and the cross-decoder's shared K and V in its first attention layer.

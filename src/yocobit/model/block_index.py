@@ -71,8 +71,8 @@ def visible_positions(
         others = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
         bounds = _bound_shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
         candidates = _top(bounds, others, TRIED_BLOCKS * n_best)
-        seen = _positions_of(selected | candidates, blocks, T, real)
-        shares = _attention_shares(q, k, blocks, n_blocks, seen)
+        visible = _positions_of(selected | candidates, blocks, T, real)
+        shares = _attention_shares(q, k, blocks, n_blocks, visible)
         selected = selected | _top(shares, candidates, n_best)
     return _positions_of(selected.expand(-1, k.shape[1], -1, -1), blocks, T, real)
 

@@ -21,7 +21,7 @@ from yocobit.model.mixers.gmu import GatedMemoryUnit
 from yocobit.model.mixers.retention import GatedRetention
 from yocobit.model.mixers.window import WindowAttention
 
-# Modules of a config and of whether the mixer gives the memory.
+# Called with the config and, in the self-decoder, whether the layer returns the memory.
 MIXER_MODULES: dict[Mixer, Callable[..., nn.Module]] = {
     "retention": GatedRetention,
     "window": WindowAttention,

@@ -3,7 +3,7 @@
     S_t = exp(log_decay_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t        k scaled by D^-1/2
 
     recurrent   one position after the other: the definition, and what the engine computes
-    parallel    all positions at once, O(T^2): the definition as a matrix product
+    parallel    all positions at once, O(T^2): one masked matmul
     chunkwise   parallel inside chunks, recurrent between them: what training uses
 
 Every exponent is a sum over one segment and is at most 0; a log_decay of -inf resets the state.
