@@ -56,7 +56,7 @@ class Replica:
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
         state = self._app.state.server
-        while state.service is None:  # until then, Ray sends nothing here
+        while state.runtime is None:  # until then, Ray sends nothing here
             if state.problem is not None:
                 raise RuntimeError(state.problem)
             await asyncio.sleep(0.02)

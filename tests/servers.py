@@ -14,7 +14,7 @@ import httpx
 import uvicorn
 
 from yocobit.serving import ServerSettings, create_app
-from yocobit.serving.server import configure
+from yocobit.serving.http.server import configure
 
 # logit_bias: the packaged model writes neither the end of a text nor the "|" of its <|end|>.
 NO_END = {"0": -100, "92": -100}
@@ -29,8 +29,12 @@ class Server:
         self.client = httpx.Client(base_url=url, timeout=60, headers=headers)
 
     @property
-    def service(self):
-        return self.state.service
+    def runtime(self):
+        return self.state.runtime
+
+    @property
+    def model(self):
+        return self.state.model
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -62,7 +66,7 @@ class Server:
         return self.client.get("/metrics").text
 
     def wait_until_idle(self) -> None:
-        scheduler = self.service.scheduler
+        scheduler = self.runtime.scheduler
         wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
 
 
@@ -87,7 +91,7 @@ def running(settings: ServerSettings, wait: bool = True) -> Iterator[Server]:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     running = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", app, headers)
     try:
-        while wait and running.state.service is None and running.state.problem is None:
+        while wait and running.state.runtime is None and running.state.problem is None:
             time.sleep(0.005)
         yield running
     finally:

@@ -18,6 +18,7 @@ from yocobit.costs.traffic import (
     mixer_multiply_adds,
     multiply_adds,
     session_bytes,
+    session_memory_bytes,
     weight_bytes,
 )
 from yocobit.engine.session import CacheType
@@ -82,6 +83,16 @@ def test_session_bytes_are_what_the_engine_reserves(tmp_path, layers, cache):
     session = Engine(model, 1, None).session(96, cache)
 
     assert session_bytes(model.config, cache, 96) == session.memory().total
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("attention", [None, "index:128", "index:2048"])
+@pytest.mark.parametrize("n_tokens", [1, 31, 33, 1000, 5000])
+def test_session_memory_bytes_equal_the_memory_of_a_session(model, cache, attention, n_tokens):
+    attending = model.attending(attention)
+    session = Engine(attending, 1, None).session(n_tokens, cache)
+
+    assert session_memory_bytes(attending.config, cache, n_tokens) == session.memory().total
 
 
 def test_weight_bytes_are_all_tensors_but_the_embedding(model):

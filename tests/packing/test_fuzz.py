@@ -44,8 +44,8 @@ def server():
         yield running
         assert running.post(TEXT, prompt="The", max_tokens=1).status_code == 200
         running.wait_until_idle()
-        assert running.service.scheduler.reserved_bytes == 0
-        assert not running.service._answers
+        assert running.runtime.scheduler.reserved_bytes == 0
+        assert not running.runtime._streams
 
 
 @pytest.mark.parametrize(

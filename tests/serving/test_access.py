@@ -15,7 +15,7 @@ import servers
 from servers import NO_END, wait_for
 
 from yocobit.serving import ServerSettings, create_app
-from yocobit.serving.exchange import write_events
+from yocobit.serving.http.sse import write_events
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEYS = ("the-first-key", "the-second-key")
@@ -91,7 +91,7 @@ def test_keys_are_compared_in_constant_time(server, monkeypatch):
     compared = []
     real = __import__("hmac").compare_digest
     monkeypatch.setattr(
-        "yocobit.serving.access.hmac.compare_digest",
+        "yocobit.serving.http.middleware.hmac.compare_digest",
         lambda a, b: compared.append((a, b)) or real(a, b),
     )
 
@@ -215,7 +215,7 @@ def test_requests_that_are_refused_are_counted_by_status(server):
     server.post(TEXT, prompt="x", max_tokens=10**6)
     server.post(TEXT, prompt="x" * (1 << 20))
     connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
-    wait_for(lambda: server.service.scheduler.n_waiting == 2)
+    wait_for(lambda: server.runtime.scheduler.n_waiting == 2)
     server.post(TEXT, prompt="The", max_tokens=1)
     for connection in connections:
         connection.close()
@@ -238,10 +238,10 @@ def test_requests_that_are_refused_are_counted_by_status(server):
 
 
 def test_failure_is_an_answer_with_an_id_that_the_log_has(server, monkeypatch, caplog):
-    monkeypatch.setattr("yocobit.serving.text.TextCompletion.whole", lambda *_: 1 / 0)
+    monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.whole", lambda *_: 1 / 0)
 
     response = server.post(TEXT, prompt="a", max_tokens=1)
-    wait_for(lambda: not server.service._answers)
+    wait_for(lambda: not server.runtime._streams)
 
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "server_error"
@@ -255,10 +255,10 @@ def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, cap
         yield [{}]
         raise ZeroDivisionError
 
-    monkeypatch.setattr("yocobit.serving.text.TextCompletion.chunks", chunks)
+    monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.chunks", chunks)
 
     events = server.events(TEXT, prompt="a", max_tokens=1)  # there is a [DONE], too
-    wait_for(lambda: not server.service._answers)
+    wait_for(lambda: not server.runtime._streams)
     wait_for(lambda: caplog.records)
 
     assert events[0] == {}
@@ -270,7 +270,7 @@ def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, cap
 
 
 def test_detokenize_takes_a_few_contexts_at_most(server):
-    most = 4 * server.service.settings.context
+    most = 4 * server.model.settings.context
 
     assert server.post("/detokenize", tokens=[1] * most).status_code == 200
     assert server.post("/detokenize", tokens=[1] * (most + 1)).status_code == 400
@@ -282,22 +282,22 @@ def test_detokenize_takes_a_few_contexts_at_most(server):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
-    scheduler = server.service.scheduler
+    scheduler = server.runtime.scheduler
     connection = server.send(TEXT, **LONG, stream=stream)
-    wait_for(lambda: scheduler.running and scheduler.running[0].n_drawn > 3)
+    wait_for(lambda: scheduler.running and scheduler.running[0].n_generated > 3)
     job = scheduler.running[0]
 
     connection.close()
     wait_for(lambda: job.is_cancelled)
-    at = job.n_drawn
+    at = job.n_generated
     wait_for(lambda: not scheduler.running and scheduler.reserved_bytes == 0)
 
-    assert job.n_drawn <= at + 1
-    assert not server.service._answers
+    assert job.n_generated <= at + 1
+    assert not server.runtime._streams
 
 
 def test_full_server_says_when_to_come_again(server):
-    scheduler = server.service.scheduler
+    scheduler = server.runtime.scheduler
     connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
     wait_for(lambda: scheduler.n_waiting == 2)
 
@@ -321,7 +321,7 @@ def test_half_a_request_is_nobody(server):
     )
     half.close()
 
-    wait_for(lambda: not server.service.scheduler.running)
+    wait_for(lambda: not server.runtime.scheduler.running)
     assert server.post(TEXT, prompt="The", max_tokens=1).status_code == 200
 
 
@@ -341,10 +341,10 @@ def test_request_that_takes_too_long_ends_with_an_error():
 
 
 def test_pings_come_while_nothing_does(monkeypatch):
-    monkeypatch.setattr("yocobit.serving.exchange.PING_S", 0.01)
+    monkeypatch.setattr("yocobit.serving.http.sse.PING_S", 0.01)
     with servers.running(ServerSettings(threads=1, max_sequences=1)) as server:
         first = server.send(TEXT, **LONG, stream=True)
-        wait_for(lambda: server.service.scheduler.running)
+        wait_for(lambda: server.runtime.scheduler.running)
         body = {"prompt": "x", "max_tokens": 1, "stream": True}
         with server.client.stream("POST", TEXT, json=body) as response:
             lines = response.iter_lines()
@@ -369,7 +369,7 @@ def test_pings_do_not_come_while_something_does(monkeypatch):
     async def send(message):
         sent.append(message.get("body"))
 
-    monkeypatch.setattr("yocobit.serving.exchange.PING_S", 0.25)
+    monkeypatch.setattr("yocobit.serving.http.sse.PING_S", 0.25)
     asyncio.run(write_events(receive, send, chunks()))
 
     assert sent == [None, *[b"data: {}\n\n"] * 40, b"data: [DONE]\n\n"]
@@ -378,7 +378,9 @@ def test_pings_do_not_come_while_something_does(monkeypatch):
 # ---- loading ----
 
 
-@pytest.mark.parametrize("place", ["yocobit.Engine.load", "yocobit.serving.service.Grammars"])
+@pytest.mark.parametrize(
+    "place", ["yocobit.Engine.load", "yocobit.serving.api.served_model.Grammars"]
+)
 def test_model_that_fails_to_load_is_told_of(place, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("no threads")

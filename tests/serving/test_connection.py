@@ -12,8 +12,9 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from yocobit.serving import ServerSettings, create_app, server
-from yocobit.serving.server import configure
+from yocobit.serving import ServerSettings, create_app
+from yocobit.serving.http import server
+from yocobit.serving.http.server import configure
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 SETTINGS = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
@@ -53,7 +54,7 @@ def answer(client: socket.socket) -> tuple[bytes, dict]:
     ],
 )
 def test_connection_without_a_whole_request_is_ended(start, monkeypatch):
-    monkeypatch.setattr("yocobit.serving.connection.REQUEST_S", 0.05)
+    monkeypatch.setattr("yocobit.serving.http.connection.REQUEST_TIMEOUT_S", 0.05)
     with running() as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(start)
         if start.count(b"\r\n\r\n"):

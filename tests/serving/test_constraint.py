@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from yocobit import Engine
-from yocobit.serving.constraint import MAX_SCHEMA_BYTES, Grammars
 from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.structured_output import MAX_SCHEMA_BYTES, Grammars
 
 AMPLE = 1 << 40
 NODE = {
@@ -138,8 +138,8 @@ def answer(engine: Engine, constraint: Any, max_tokens: int, seed: int) -> list[
     tokens: list[int] = []
     while len(tokens) < max_tokens:
         logits = rng.gumbel(size=engine.config.vocab_size).astype(np.float32)
-        drawn = int(constraint.apply(logits).argmax())
-        token = constraint.settle(drawn, max_tokens - len(tokens))
+        drawn = int(constraint.mask(logits).argmax())
+        token = constraint.force_completion(drawn, max_tokens - len(tokens))
         if token in engine.end_tokens:
             break
         tokens.append(token)
@@ -155,7 +155,7 @@ def text_of(grammars: Grammars, tokens: list[int]) -> str:
 def fewest(grammars: Grammars, schema: Any) -> int:
     """Tokens of the shortest answer that is found, as the refusal of fewer says."""
     try:
-        grammars.follow(schema, "schema", 0)
+        grammars.compile(schema, "schema", 0)
     except APIError as error:
         return int(str(error).split(" tokens")[0].rsplit(" ", 1)[1])
     raise AssertionError("an answer without tokens")
@@ -166,7 +166,7 @@ def fewest(grammars: Grammars, schema: Any) -> int:
 def test_answer_follows_its_schema_in_time(engine, grammars, name, more):
     schema = SCHEMAS[name]
     max_tokens = fewest(grammars, schema) + more
-    make = grammars.follow(schema, "schema", max_tokens)
+    make = grammars.compile(schema, "schema", max_tokens)
 
     answers = [answer(engine, make(), max_tokens, seed) for seed in range(3)]
 
@@ -178,7 +178,7 @@ def test_answer_follows_its_schema_in_time(engine, grammars, name, more):
 def test_answer_whose_shortest_completion_is_long_parses(engine, grammars):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 600}
 
-    tokens = answer(engine, grammars.follow(schema, "schema", 2600)(), 2600, seed=1)
+    tokens = answer(engine, grammars.compile(schema, "schema", 2600)(), 2600, seed=1)
 
     assert len(json.loads(text_of(grammars, tokens))) >= 600
 
@@ -192,7 +192,7 @@ def test_shortest_answer_leaves_out_what_need_not_be(grammars):
 
 def test_limit_of_tokens_is_named_when_an_answer_needs_more(grammars):
     with pytest.raises(APIError, match="max_tokens is 20") as error:
-        grammars.follow(SCHEMAS["list of strings"], "schema", 20)
+        grammars.compile(SCHEMAS["list of strings"], "schema", 20)
 
     assert (error.value.status, error.value.param) == (400, "max_tokens")
 
@@ -208,7 +208,7 @@ def test_limit_of_tokens_is_named_when_an_answer_needs_more(grammars):
 )
 def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
     with pytest.raises(APIError) as error:
-        grammars.follow(schema, "schema", AMPLE)
+        grammars.compile(schema, "schema", AMPLE)
 
     assert error.value.status == 400
     assert n_masks[0] < 20_000
@@ -219,7 +219,7 @@ def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
     [
         ({"type": "no such type"}, "no such type"),
         ({"type": "string", "pattern": "("}, "regex parse error"),
-        (False, "is not a schema"),
+        (False, "the schema is invalid or not supported"),
         ({"const": "x" * MAX_SCHEMA_BYTES}, "may have 262,144 bytes, but this has 262,156"),
         (json.loads('{"items":' * 900 + "{}" + "}" * 900), "recursion"),
     ],
@@ -227,7 +227,7 @@ def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
 )
 def test_schema_that_cannot_be_followed_is_refused(grammars, schema, message):
     with pytest.raises(APIError, match=message) as error:
-        grammars.follow(schema, "tools", AMPLE)
+        grammars.compile(schema, "tools", AMPLE)
 
     assert (error.value.status, error.value.param) == (400, "tools")
     assert str(error.value).startswith("tools: ") and len(str(error.value)) < 500
@@ -239,12 +239,12 @@ def test_schema_deeper_than_can_be_written_is_refused(grammars):
         schema = {"items": schema}
 
     with pytest.raises(APIError, match="nested too deep"):
-        grammars.follow(schema, "tools", AMPLE)
+        grammars.compile(schema, "tools", AMPLE)
 
 
 def test_completion_is_not_looked_for_again_with_each_token(engine, grammars, n_masks):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 300}
-    constraint = grammars.follow(schema, "schema", 700)()
+    constraint = grammars.compile(schema, "schema", 700)()
     n_masks[0] = 0
 
     tokens = answer(engine, constraint, 700, seed=1)
@@ -256,7 +256,7 @@ def test_vain_searches_of_an_answer_are_bounded(engine, grammars, n_masks):
     # What begins an object cannot be completed, so it gives way, once an item.
     schema = {"type": "array", "items": {"anyOf": [UNENDING, {"type": "null"}]}, "minItems": 300}
     schema = {**schema, "$defs": {"unending": UNENDING}}
-    constraint = grammars.follow(schema, "schema", 3000)()
+    constraint = grammars.compile(schema, "schema", 3000)()
     n_masks[0] = 0
 
     tokens = answer(engine, constraint, 3000, seed=2)
@@ -268,13 +268,13 @@ def test_vain_searches_of_an_answer_are_bounded(engine, grammars, n_masks):
 @pytest.mark.parametrize("n_before", [0, 5, 40])
 def test_answer_parses_though_the_grammar_fails(engine, grammars, n_before):
     schema = SCHEMAS["list of strings"]
-    constraint = grammars.follow(schema, "schema", 300)()
+    constraint = grammars.compile(schema, "schema", 300)()
     tokens = []
-    for token in answer(engine, grammars.follow(schema, "schema", 300)(), 300, 3)[:n_before]:
-        tokens.append(constraint.settle(token, 300 - len(tokens)))
+    for token in answer(engine, grammars.compile(schema, "schema", 300)(), 300, 3)[:n_before]:
+        tokens.append(constraint.force_completion(token, 300 - len(tokens)))
         constraint.accept(tokens[-1])
     constraint._matcher.consume_token(min(engine.end_tokens))
-    logits = constraint.apply(np.zeros(engine.config.vocab_size, dtype=np.float32))
+    logits = constraint.mask(np.zeros(engine.config.vocab_size, dtype=np.float32))
 
     tokens += answer(engine, constraint, 300 - n_before, seed=4)
 
@@ -287,7 +287,7 @@ def test_answer_parses_though_the_grammar_fails(engine, grammars, n_before):
 @pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
 def test_answer_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
     monkeypatch.setattr(grammars, "end_tokens", frozenset())
-    constraint = grammars.follow(schema, "schema", 2)()
+    constraint = grammars.compile(schema, "schema", 2)()
 
     text = text_of(grammars, answer(engine, constraint, 2, seed))
 

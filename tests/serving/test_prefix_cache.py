@@ -13,8 +13,8 @@ import packed_models
 import pytest
 
 from yocobit import Engine
-from yocobit.serving.prefix_cache import BLOCK, PrefixCache
-from yocobit.serving.prefix_store import PrefixStore
+from yocobit.serving.runtime.prefix_cache import BLOCK, PrefixCache
+from yocobit.serving.runtime.prefix_store import PrefixStore
 
 T = 500
 AMPLE = 1 << 30
@@ -39,7 +39,7 @@ def prefix_cache(engine: Engine, capacity=AMPLE, store=None, model="model") -> P
 def keep(cache: PrefixCache, engine: Engine, tokens) -> None:
     session = engine.session(T)
     session.feed(tokens)
-    cache.keep(session, cache.chain())
+    cache.store(session, cache.chain())
 
 
 def find(cache: PrefixCache, tokens):
@@ -107,8 +107,8 @@ def test_place_where_texts_part_is_told(engine, tokens):
     hit = find(cache, other)
 
     assert hit.position == 0
-    assert hit.fork == 192  # three whole blocks
-    keep(cache, engine, other[: hit.fork])
+    assert hit.branch_point == 192  # three whole blocks
+    keep(cache, engine, other[: hit.branch_point])
     assert find(cache, other).position == 192
 
 
@@ -122,7 +122,7 @@ def test_model_without_states_goes_on_after_any_block(engine_of, tokens):
     session = engine.session(T)
     session.restore(other[: hit.position], hit.state, hit.pieces)
 
-    assert (hit.position, hit.fork) == (192, 0)  # three whole blocks
+    assert (hit.position, hit.branch_point) == (192, 0)  # three whole blocks
     found, expected = session.feed(other[192:]), engine.session(T).feed(other)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
@@ -192,9 +192,9 @@ def test_size_is_that_of_the_entries_after_many_texts(engine):
         keep(cache, engine, text)
 
         assert cache.size == sum(entry.nbytes for entry in cache._entries.values()) <= 400_000
-        assert set(cache._places) <= set(cache._entries)
+        assert set(cache._locations) <= set(cache._entries)
         counted = sum(sum(tails.values()) for tails in cache._tails.values())
-        assert counted == len(cache._places)
+        assert counted == len(cache._locations)
 
 
 # ---- on disk ----
@@ -343,8 +343,8 @@ def test_failed_write_loses_nothing_but_the_entry(
 def known_places(cache: PrefixCache) -> set[bytes]:
     """The states that a cache looks for, once it knows what has become of them."""
     find(cache, [0])
-    assert sum(sum(tails.values()) for tails in cache._tails.values()) == len(cache._places)
-    return set(cache._places)
+    assert sum(sum(tails.values()) for tails in cache._tails.values()) == len(cache._locations)
+    return set(cache._locations)
 
 
 @pytest.mark.parametrize("memory", [1, 150_000, AMPLE])
@@ -355,8 +355,8 @@ def test_states_that_left_the_store_are_forgotten(engine, tokens, tmp_path, memo
     store.close()
 
     places = known_places(cache)
-    assert len(store.places()) < 20
-    assert places == {key for key in cache._entries if key in places} | set(store.places())
+    assert len(store.locations()) < 20
+    assert places == {key for key in cache._entries if key in places} | set(store.locations())
 
 
 def test_states_that_were_not_written_are_forgotten(engine, tokens, tmp_path, monkeypatch):
@@ -387,7 +387,7 @@ def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_dis
     keys = [bytes([i]) * 32 for i in range(64)]
     for key in keys:
         store.write(key, entry(1 << 18), None)
-    waiting = sum(each.nbytes for each in store._waiting.values())
+    waiting = sum(each.nbytes for each in store._pending.values())
     slow_disk.set()
     store.close()
 
@@ -419,12 +419,12 @@ def test_entry_is_here_while_the_writer_moves_it(tmp_path):
         def __contains__(self, key):
             found = super().__contains__(key)
             if store._lock.acquire(blocking=False):  # so the writer could, too
-                self[key] = store._waiting.pop(key)
+                self[key] = store._pending.pop(key)
                 store._lock.release()
             return found
 
     store._files = Files()
-    store._waiting[bytes(32)] = entry(10)
+    store._pending[bytes(32)] = entry(10)
 
     assert bytes(32) in store
     store.close()
@@ -466,7 +466,7 @@ def test_name_that_the_store_does_not_give_is_not_its_own(tmp_path, name):
     store = PrefixStore(tmp_path, capacity=1)
     store.close()
 
-    assert store.places() == {}
+    assert store.locations() == {}
     assert (tmp_path / name).exists()
 
 

@@ -9,11 +9,11 @@ import pytest
 from servers import NO_END
 
 from yocobit import Engine
-from yocobit.serving.errors import APIError, DeadlineError, ServerBusyError, ServerStoppedError
-from yocobit.serving.generation import Failure, Finish, Prompt, Request, Token
-from yocobit.serving.metrics import Metrics
-from yocobit.serving.prefix_cache import PrefixCache
-from yocobit.serving.scheduler import Scheduler
+from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.metrics import Metrics
+from yocobit.serving.runtime.prefix_cache import PrefixCache
+from yocobit.serving.runtime.request import Failure, Finish, Prefilled, Request, Token
+from yocobit.serving.runtime.scheduler import Scheduler
 
 TEXT = "And God said, Let there be light: and there was light. And God saw the light. "
 ENDLESS = {int(token): bias for token, bias in NO_END.items()}
@@ -150,8 +150,8 @@ def test_clients_take_turns(engine, make):
 
     listener.wait(one)
 
-    assert first.is_over
-    assert sum(job.is_over for job in many) <= 1
+    assert first.is_finished
+    assert sum(job.is_finished for job in many) <= 1
 
 
 def test_choices_share_the_reading_of_a_prompt(engine, make):
@@ -178,8 +178,8 @@ def test_prefix_is_read_once(engine, make):
     longer = submit(scheduler, request(engine, TEXT * 11, max_tokens=3))
     listener.wait(longer)
 
-    assert [job.n_cached for job in (first, again)] == [0, len(asked.prompt) - 1]
-    assert longer.n_cached >= len(asked.prompt) - 64
+    assert [job.n_cached_tokens for job in (first, again)] == [0, len(asked.prompt) - 1]
+    assert longer.n_cached_tokens >= len(asked.prompt) - 64
     assert listener.text(again) == listener.text(first) == alone(engine, asked)
 
 
@@ -192,7 +192,7 @@ def test_conversation_goes_on_where_the_answer_ended(engine, make):
     on = submit(scheduler, request(engine, prompt, max_tokens=5))
     listener.wait(on)
 
-    assert on.n_cached == len(job.request.prompt) + 19  # the last token was never taken in
+    assert on.n_cached_tokens == len(job.request.prompt) + 19  # the last token was never taken in
     assert listener.text(on) == alone(engine, on.request)
 
 
@@ -205,8 +205,8 @@ def test_third_text_begins_where_two_parted(engine, make):
         listener.wait(jobs[-1])
 
     shared = len(engine.encode(TEXT * 10))
-    assert jobs[0].n_cached == jobs[1].n_cached == 0
-    assert shared - 64 <= jobs[2].n_cached <= shared + 2
+    assert jobs[0].n_cached_tokens == jobs[1].n_cached_tokens == 0
+    assert shared - 64 <= jobs[2].n_cached_tokens <= shared + 2
 
 
 def test_cancelled_job_is_gone_with_the_next_step(engine, make):
@@ -219,7 +219,7 @@ def test_cancelled_job_is_gone_with_the_next_step(engine, make):
     listener.wait(other)
 
     n = len(listener.events[job])
-    assert job.is_over and not scheduler.running and scheduler.reserved_bytes == 0
+    assert job.is_finished and not scheduler.running and scheduler.reserved_bytes == 0
     listener.wait(submit(scheduler, request(engine, "The", max_tokens=2)))
     assert len(listener.events[job]) == n
 
@@ -232,7 +232,7 @@ def test_cancelled_job_never_waits_for_a_place(engine, make):
     scheduler.cancel(waiting[0])
     listener.wait(waiting[2])
 
-    assert first.is_over
+    assert first.is_finished
     assert waiting[0] not in listener.events
     assert scheduler.n_waiting == 0
 
@@ -243,7 +243,7 @@ def test_full_queue_refuses(engine, make):
     listener.wait(running, until=Token)
     waiting = [submit(scheduler, request(engine, max_tokens=1)) for _ in range(2)]
 
-    with pytest.raises(ServerBusyError, match="2 requests are waiting already"):
+    with pytest.raises(APIError, match="2 requests are waiting already"):
         submit(scheduler, request(engine))
 
     scheduler.cancel(running)
@@ -263,11 +263,11 @@ def test_queue_of_none_still_serves_who_comes_alone(engine, make):
 
 def test_caches_stay_within_their_memory(engine, make):
     asked = [request(engine, max_tokens=30, seed=i) for i in range(12)]
-    scheduler, listener = make(cache_bytes=3 * make()[0].bytes_of(asked[0]))
+    scheduler, listener = make(cache_bytes=3 * make()[0].cache_bytes_of(asked[0]))
     most = 0
 
     jobs = [submit(scheduler, each) for each in asked]
-    while not all(job.is_over for job in jobs):
+    while not all(job.is_finished for job in jobs):
         most = max(most, len(scheduler.running))
         assert scheduler.reserved_bytes <= scheduler.cache_bytes
     for job, each in zip(jobs, asked, strict=True):
@@ -282,7 +282,7 @@ def test_bytes_of_a_request_are_those_of_its_sessions(engine, make):
     for max_tokens in (1, 30, 1000):
         asked = request(engine, max_tokens=max_tokens, n=2)
         session = engine.session(asked.n_tokens)
-        assert scheduler.bytes_of(asked) == 2 * session.memory().total
+        assert scheduler.cache_bytes_of(asked) == 2 * session.memory().total
 
 
 @pytest.mark.parametrize("attention", ["index:128", "index:2048", "index:8192"])
@@ -293,7 +293,7 @@ def test_bytes_of_a_request_have_room_for_an_index(make, attention):
     for max_tokens in (1, 30, 1000, 8000, 100_000):
         asked = request(engine, max_tokens=max_tokens, n=2)
         needed = 2 * engine.session(asked.n_tokens, "int4").memory().total
-        assert needed <= scheduler.bytes_of(asked) <= 1.05 * needed
+        assert needed <= scheduler.cache_bytes_of(asked) <= 1.05 * needed
 
 
 def test_late_job_fails_and_others_go_on(engine, make):
@@ -305,8 +305,8 @@ def test_late_job_fails_and_others_go_on(engine, make):
 
     events = listener.wait(late, until=Failure)
 
-    assert isinstance(events[-1].error, DeadlineError)
-    assert "ask for fewer tokens" in str(events[-1].error)
+    assert events[-1].error.code == "timeout"
+    assert "request fewer tokens" in str(events[-1].error)
     assert events[-1].error.retry_after is None
     assert listener.text(other) == alone(engine, other.request)
 
@@ -319,7 +319,7 @@ def test_job_that_only_waited_is_told_to_come_again(engine, make):
     events = listener.wait(late, until=Failure)
 
     scheduler.cancel(first)
-    assert "waited for its turn for 0.1 s" in str(events[-1].error)
+    assert "still queued after the limit of 0.1 s" in str(events[-1].error)
     assert events[-1].error.retry_after == 5
 
 
@@ -334,8 +334,8 @@ def test_jobs_fail_when_the_scheduler_stops(engine, make):
     scheduler.stop()
 
     for job in jobs:
-        assert isinstance(listener.events[job][-1].error, ServerStoppedError)
-    with pytest.raises(ServerStoppedError):
+        assert listener.events[job][-1].error.code == "shutting_down"
+    with pytest.raises(APIError, match="shutting down"):
         submit(scheduler, request(engine))
 
 
@@ -381,7 +381,7 @@ def test_prompt_is_told_before_its_first_token(engine, make):
 
     events = listener.wait(submit(scheduler, request(engine, max_tokens=3)))
 
-    assert isinstance(events[0], Prompt)
+    assert isinstance(events[0], Prefilled)
     assert [type(e) for e in events[1:]] == [Token, Token, Token, Finish]
 
 
@@ -390,7 +390,7 @@ def test_tokens_that_come_fast_are_delivered_together(
     engine, make, monkeypatch, wait_s, n_deliveries
 ):
     """Except the first, and all that a text waits for when it is complete."""
-    monkeypatch.setattr("yocobit.serving.scheduler.DELIVER_S", wait_s)
+    monkeypatch.setattr("yocobit.serving.runtime.scheduler.DELIVERY_INTERVAL_S", wait_s)
     scheduler, listener = make()
     asked = request(engine, max_tokens=10)
 

@@ -175,7 +175,7 @@ def test_second_signal_ends_answers_before_their_end_by_an_error():
             next(lines)
             wait_for(lambda: "num_requests_running 2.0" in httpx.get(server.url + "/metrics").text)
             server.process.send_signal(signal.SIGINT)
-            wait_for(lambda: any("Ctrl-C again ends at once" in line for line in server.lines))
+            wait_for(lambda: any("Ctrl-C again exits at once" in line for line in server.lines))
             server.process.send_signal(signal.SIGINT)
             events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
         asking.join()
@@ -227,19 +227,22 @@ def test_json_logs_have_request_ids_and_no_secrets():
     ("options", "words"),
     [
         (["absent"], "absent: no such directory"),
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached by others"),
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 is reachable by others"),
         (["--host", "no.such.invalid", "--no-api-key"], "no.such.invalid:0 cannot be listened on"),
         (
             ["--api-key", "long-enough", "--no-api-key"],
-            "--no-api-key lets everybody in, but keys are given",
+            "--no-api-key allows everybody, but keys are given",
         ),
         (["--api-key", "short"], "--api-key must each have at least 8 printable characters"),
         (["--timeout", "1e6"], "--timeout must be above 0, at most a day"),
-        (["--cors-origin", "foo"], "--cors-origin must be such as https://a.b"),
-        (["--prefix-dir", "x", "--prefix-mb", "0"], "--prefix-dir has no use if --prefix-mb is 0"),
+        (["--cors-origin", "foo"], "--cors-origin must have the form https://a.b"),
+        (
+            ["--prefix-dir", "x", "--prefix-mb", "0"],
+            "--prefix-dir has no effect if --prefix-mb is 0",
+        ),
         (["--api-key-file", "absent"], "absent: No such file"),
         (["--kernels", "mmx"], "mmx"),
-        (["--cache-mb", "1"], "a text of --context 8192 tokens needs"),
+        (["--cache-mb", "1"], "a sequence of --context 8192 tokens needs"),
         (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
     ],
 )
@@ -253,7 +256,7 @@ def test_mistake_is_one_line(options, words, tmp_path):
     assert len(result.stderr.splitlines()) == 1
 
 
-FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving.app:create_app"]
+FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving:create_app"]
 
 
 def test_factory_logs_json_and_trusts_the_hosts_of_its_variables():

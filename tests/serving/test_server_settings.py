@@ -55,8 +55,8 @@ def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"prefix_dir": Path("x"), "prefix_mb": 0}, "prefix_dir has no use if prefix_mb is 0"),
-        ({"cors_origins": ("https://a.b", "foo")}, "must be such as https://a.b, .* has 'foo'"),
+        ({"prefix_dir": Path("x"), "prefix_mb": 0}, "prefix_dir has no effect if prefix_mb is 0"),
+        ({"cors_origins": ("https://a.b", "foo")}, "must have the form https://a.b, .* has 'foo'"),
         ({"cors_origins": ("https://a.b/",)}, "without a path, but has 'https://a.b/'"),
         ({"attention": "index:100"}, "attention must be full, .* but is 'index:100'"),
     ],

@@ -15,8 +15,8 @@ from servers import NO_END, wait_for
 from tokenizers import Tokenizer
 
 from yocobit.serving import ServerSettings
-from yocobit.serving.constraint import Grammars
-from yocobit.serving.prefix_cache import PrefixCache
+from yocobit.serving.runtime.prefix_cache import PrefixCache
+from yocobit.serving.runtime.structured_output import Grammars
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG = "the king of " * 10_000  # 30,000 tokens
@@ -45,7 +45,7 @@ def test_one_bad_request_leaves_the_others_alone(server):
 
     thread = threading.Thread(target=other)
     thread.start()
-    wait_for(lambda: server.service.scheduler.running)
+    wait_for(lambda: server.runtime.scheduler.running)
     bad = httpx.post(server.url + TEXT, json={"prompt": "The", "max_tokens": 3, "top_k": 10**30})
     thread.join()
 
@@ -64,7 +64,7 @@ def test_scheduler_outlives_a_failure_of_the_prefix_cache(server, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(PrefixCache, "keep", fail)
+        patch.setattr(PrefixCache, "store", fail)
         server.post(TEXT, prompt="a b c d", max_tokens=2)
 
     assert server.post(TEXT, prompt="a", max_tokens=2).is_success
@@ -82,13 +82,13 @@ def test_more_prompts_than_can_ever_wait_are_refused_for_good(server):
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
     assert (
-        "has 321 texts, but this server takes at most 320: 64 at work and 256 waiting"
+        "has 321 texts, but this server accepts at most 320: 64 running and 256 waiting"
         in (response.json()["error"]["message"])
     )
 
 
 def test_schema_is_not_tried_for_more_tokens_than_the_context(server, monkeypatch):
-    monkeypatch.setattr(Grammars, "follow", lambda *_: 1 / 0)
+    monkeypatch.setattr(Grammars, "compile", lambda *_: 1 / 0)
 
     response = server.post(CHAT, messages=SEA, max_tokens=10**6, response_format=form({}))
 
@@ -117,10 +117,10 @@ def test_session_goes_with_its_job_though_the_client_does_not_read(server):
     body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": NO_END}
     client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    wait_for(lambda: server.service._answers)
+    wait_for(lambda: server.runtime._streams)
     server.wait_until_idle()
 
-    held = [job for job in server.service._answers if job._session is not None]
+    held = [job for job in server.runtime._streams if job._session is not None]
     client.close()
     assert not held
 
@@ -190,8 +190,8 @@ def answers(server):
 def test_others_are_served_while_a_long_text_is_tokenized(
     server, answers, polite_threads, monkeypatch, path, body
 ):
-    tokenizer = WatchedTokenizer(server.service.engine.tokenizer, answers)
-    monkeypatch.setattr(server.service.engine, "tokenizer", tokenizer)
+    tokenizer = WatchedTokenizer(server.model.engine.tokenizer, answers)
+    monkeypatch.setattr(server.model.engine, "tokenizer", tokenizer)
 
     server.post(path, **body)
 
@@ -201,9 +201,9 @@ def test_others_are_served_while_a_long_text_is_tokenized(
 
 def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
     encoded = []
-    encode = server.service.engine.encode
+    encode = server.model.engine.encode
     monkeypatch.setattr(
-        server.service.engine, "encode", lambda text: encoded.append(text) or encode(text)
+        server.model.engine, "encode", lambda text: encoded.append(text) or encode(text)
     )
 
     for prompt in ("a", "b", "a", *map(str, range(15)), "a", "b", LONG, LONG):
@@ -212,7 +212,7 @@ def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
         server.post(CHAT, messages=SEA, max_tokens=1)
 
     assert encoded[:-1] == ["a", "b", *map(str, range(15)), "b", LONG, LONG]
-    assert len(server.service._known_texts) == 16
+    assert len(server.model._token_cache) == 16
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
     ids=["completions", "chat"],
 )
 def test_text_that_cannot_fit_is_not_even_tokenized(server, monkeypatch, path, field, content):
-    monkeypatch.setattr(server.service.engine, "encode", lambda text: 1 / 0)
+    monkeypatch.setattr(server.model.engine, "encode", lambda text: 1 / 0)
 
     response = server.post(path, **{field: content})
 

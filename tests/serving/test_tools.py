@@ -8,11 +8,18 @@ import jsonschema_rs
 import pytest
 
 from yocobit import Engine
-from yocobit.serving.constraint import Grammars
+from yocobit.serving.api.protocol import (
+    Function,
+    FunctionCall,
+    Message,
+    Tool,
+    ToolCall,
+    to_template,
+)
+from yocobit.serving.api.tools import Call, ToolCallParser, schema_of_calls
+from yocobit.serving.api.tools import to_template as tools_to_template
 from yocobit.serving.errors import APIError
-from yocobit.serving.protocol import Function, FunctionCall, Message, Tool, ToolCall, to_template
-from yocobit.serving.tools import Call, ToolCallReader, schema_of_calls
-from yocobit.serving.tools import to_template as tools_to_template
+from yocobit.serving.runtime.structured_output import Grammars
 
 DEEP = "[" * 100_000
 CALL = '{"name": "f", "arguments": {"a": 1}}'
@@ -20,7 +27,7 @@ CALL = '{"name": "f", "arguments": {"a": 1}}'
 
 def read(text: str, piece: int) -> tuple[str, list[Call]]:
     """The text and the calls of an answer that comes in pieces of that many characters."""
-    reader = ToolCallReader(["f"])
+    reader = ToolCallParser(["f"])
     parts = [reader.add(text[i : i + piece]) for i in range(0, len(text), piece)]
     parts.append(reader.finish())
     return "".join(shown for shown, _ in parts), [call for _, calls in parts for call in calls]
@@ -125,7 +132,7 @@ def test_parameters_may_have_names(name, reference, definition):
     jsonschema_rs.validate(schema, call)
     with pytest.raises(jsonschema_rs.ValidationError):
         jsonschema_rs.validate(schema, {**call, "arguments": {"a": 8}})
-    Grammars(Engine.load(threads=1)).follow(schema, "tools", max_tokens=100)
+    Grammars(Engine.load(threads=1)).compile(schema, "tools", max_tokens=100)
 
 
 def test_values_that_look_like_references_stay_as_they_are():

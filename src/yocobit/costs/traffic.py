@@ -16,6 +16,8 @@ from yocobit.costs.summary import position_bytes, retention_bytes, ring_bytes
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
 
+_LANES, _PARTIAL_EXTRA = 8, 8  # of the float rows of an index's scratch
+
 
 def weight_bytes(model: PackedModel) -> int:
     """Return the bytes of every tensor that a decode step reads: all but the embedding.
@@ -77,6 +79,20 @@ def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
         + retention_bytes(config)
         + _index_bytes(config, n_tokens)
     )
+
+
+def session_memory_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
+    """Return the bytes that a session of `n_tokens` reserves: exactly its memory().total."""
+    whole_blocks = session_bytes(config, cache, _round_up(n_tokens, BLOCK))
+    if not config.has_index:
+        return whole_blocks
+    n_blocks = -(-n_tokens // BLOCK)
+    n_candidates = min(n_blocks, _most_tried_blocks(config))
+    parts_and_partials = 3 * config.head_dim + _PARTIAL_EXTRA
+    scores = _round_up(n_blocks, _LANES) + 2 * _round_up(n_candidates, _LANES)
+    scratch = 4 * (config.n_heads * (parts_and_partials + scores) + config.n_kv_heads * n_blocks)
+    index = _block_bytes(config) * n_blocks + scratch  # native/engine/block_index.cpp
+    return whole_blocks - _index_bytes(config, n_tokens) + index
 
 
 def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batch: int) -> int:
@@ -184,6 +200,10 @@ def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
     n_tried = min(n_blocks, _most_tried_blocks(config))
     of_a_query = 4 * (3 * config.head_dim + 2 * n_tried)
     return (_block_bytes(config) + scores_and_order) * n_blocks + config.n_heads * of_a_query
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:

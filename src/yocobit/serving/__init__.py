@@ -1,7 +1,10 @@
-"""Serving packed models to OpenAI's and Groq's clients. Never imports torch."""
+"""An OpenAI-compatible server for packed models. Never imports torch."""
 
-from yocobit.serving.app import create_app
-from yocobit.serving.server import ServeError, serve
+from yocobit.renamed import aliases
+from yocobit.serving.http.app import create_app
+from yocobit.serving.http.server import serve
 from yocobit.serving.settings import ServerSettings
 
-__all__ = ["ServeError", "ServerSettings", "create_app", "serve"]
+__all__ = ["ServerSettings", "create_app", "serve"]
+
+__getattr__ = aliases(__name__, {"ServeError": "yocobit.errors:UserError"})

@@ -1,12 +1,20 @@
-"""Errors of a server as its clients see them: OpenAI's shape, and the status that fits."""
+"""APIError: what a client is told, in OpenAI's shape with the HTTP status that fits."""
 
 from __future__ import annotations
 
 from typing import Any
 
+_TYPES = {
+    401: "authentication_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "server_error",
+}
+
 
 class APIError(Exception):
-    """What a client is told; `retry_after` is in seconds."""
+    """An error response; `retry_after` is in seconds."""
 
     def __init__(
         self,
@@ -24,7 +32,7 @@ class APIError(Exception):
         self.code = code
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the body of the answer."""
+        """Return the response body."""
         return {
             "error": {
                 "message": str(self),
@@ -35,55 +43,35 @@ class APIError(Exception):
         }
 
 
-_TYPES = {
-    401: "authentication_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-    504: "server_error",
-}
+def queue_full(n_waiting: int) -> APIError:
+    return APIError(
+        429,
+        f"the queue is full: {n_waiting} requests are waiting already; try again",
+        code="queue_full",
+        retry_after=1,
+    )
 
 
-class ServerBusyError(APIError):
-    """The queue is full."""
-
-    def __init__(self, n_waiting: int) -> None:
-        super().__init__(
-            429,
-            f"{n_waiting} requests are waiting already, which is the most that may; try again",
-            code="queue_full",
-            retry_after=1,
-        )
+def shutting_down() -> APIError:
+    return APIError(
+        503, "the server is shutting down; try again", code="shutting_down", retry_after=5
+    )
 
 
-class ServerStoppedError(APIError):
-    """The server is going down."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            503, "the server is shutting down; try again", code="shutting_down", retry_after=5
-        )
-
-
-class DeadlineError(APIError):
-    """A request took longer than the server allows."""
-
-    def __init__(self, timeout_s: float, has_begun: bool) -> None:
-        limit = f"{timeout_s:g} s, the most that this server gives a request"
-        super().__init__(
-            504,
-            f"the answer was not complete after {limit}; ask for fewer tokens"
-            if has_begun
-            else f"the request waited for its turn for {limit}; try again later",
-            code="timeout",
-            retry_after=None if has_begun else 5,
-        )
+def timed_out(timeout_s: float, is_started: bool) -> APIError:
+    """Return the error of a request that exceeded the server's time limit."""
+    if is_started:
+        message = f"the response was not complete after the limit of {timeout_s:g} s per request"
+        return APIError(504, f"{message}; request fewer tokens", code="timeout")
+    message = f"the request was still queued after the limit of {timeout_s:g} s per request"
+    return APIError(504, f"{message}; try again later", code="timeout", retry_after=5)
 
 
-class NoMemoryError(APIError):
-    """The system has less memory than the server was told to use."""
+def out_of_memory() -> APIError:
+    return APIError(
+        503, "the system is out of memory; try again", code="out_of_memory", retry_after=5
+    )
 
-    def __init__(self) -> None:
-        super().__init__(
-            503, "the system is out of memory; try again", code="out_of_memory", retry_after=5
-        )
+
+def internal_error() -> APIError:
+    return APIError(500, "internal server error; see the server's log")

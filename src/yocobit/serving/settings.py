@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""ServerSettings: the model and the limits of a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yocobit.pretrained import TINY
 from yocobit.settings import Settings
 
 _PREFIX = "YOCOBIT_"
-# Kubernetes sets such variables for a service that is called yocobit, or yocobit-something.
+# Kubernetes sets these variables for a service named yocobit or yocobit-something.
 _OF_A_SERVICE = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers write it
 MB = 1 << 20
@@ -26,27 +26,27 @@ class ServerSettings(Settings):
     """A model, and limits. Sizes are in bytes, times in seconds."""
 
     model: Path = TINY
-    alias: tuple[str, ...] = ()  # further names that requests may give the model
-    threads: int | None = None  # one per CPU unless given
+    alias: tuple[str, ...] = ()  # additional model names for requests
+    threads: int | None = None  # None: one per CPU
     kernels: str | None = None
     verify: bool = False  # check every weight before use
     cache: CacheType = "f32"
-    attention: str | None = None  # as the model says unless given
+    attention: str | None = None  # None: the model's own
 
-    context: int = 8192  # tokens of a prompt and its answer
-    max_sequences: int = 64  # texts at work at a time
-    max_waiting: int = 256  # requests that wait for a place
-    timeout_s: float = 600.0  # for a request, in the queue and at work
-    cache_mb: int = 2048  # for the caches of the texts at work
-    prefix_mb: int = 512  # for prefixes that were seen before; 0: none are kept
-    prefix_dir: Path | None = None  # keep them on disk, too
+    context: int = 8192  # tokens of a prompt and its response
+    max_sequences: int = 64  # in flight at a time
+    max_waiting: int = 256  # queued requests
+    timeout_s: float = 600.0  # of a request, queueing included
+    cache_mb: int = 2048  # KV cache memory of the sequences in flight
+    prefix_mb: int = 512  # prefix cache memory; 0: no prefix cache
+    prefix_dir: Path | None = None  # prefix cache on disk
     prefix_dir_mb: int = 4096
     max_body_mb: int = 16  # of a request
 
-    # One of them is asked for; none: everybody may. They do not belong into logs.
+    # A request needs one of these keys; empty: no key. Not shown, so that no log contains them.
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
-    cors_origins: tuple[str, ...] = ()  # web pages that may ask, besides our own
-    trusted_hosts: tuple[str, ...] = ()  # names that requests may call this server by; none: any
+    cors_origins: tuple[str, ...] = ()  # web origins that may send requests
+    trusted_hosts: tuple[str, ...] = ()  # allowed Host headers; empty: any
     log_json: bool = False
 
     def __post_init__(self) -> None:
@@ -63,13 +63,16 @@ class ServerSettings(Settings):
         if self.attention is not None:
             parse_attention(self.attention)
         if self.prefix_dir is not None and self.prefix_mb == 0:
-            raise ConfigError("prefix_dir has no use if prefix_mb is 0; leave one of the two out")
+            raise ConfigError(
+                "prefix_dir has no effect if prefix_mb is 0; leave one of the two out"
+            )
         if any(len(key) < 8 or not key.isprintable() for key in self.api_keys):
             raise ConfigError("api_keys must each have at least 8 printable characters")
         for origin in self.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ConfigError(
-                    f"cors_origins must be such as https://a.b, without a path, but has {origin!r}"
+                    "cors_origins must have the form https://a.b, without a path, but has "
+                    f"{origin!r}"
                 )
 
     @property
@@ -82,10 +85,10 @@ class ServerSettings(Settings):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServerSettings:
-        """Return settings of variables such as YOCOBIT_MODEL; lists are separated by commas.
+        """Return the settings in variables such as YOCOBIT_MODEL; lists are comma-separated.
 
-        Keys are those of YOCOBIT_API_KEY, as `serve` has it, of YOCOBIT_API_KEYS, and of the file
-        YOCOBIT_API_KEY_FILE together. ConfigError for a variable that means nothing.
+        API keys are those of YOCOBIT_API_KEY (as for `serve`), YOCOBIT_API_KEYS and the file
+        YOCOBIT_API_KEY_FILE together. ConfigError for an unknown or invalid variable.
         """
         names = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
         fields: dict[str, Any] = {}
@@ -98,13 +101,13 @@ class ServerSettings(Settings):
             elif (field := names.get(variable)) is not None:
                 fields[field.name] = _parse(field.name, str(field.type), value)
             elif variable.startswith(_PREFIX) and not _OF_A_SERVICE.fullmatch(variable):
-                raise ConfigError(f"{variable} is not a setting; there are {', '.join(names)}")
+                raise ConfigError(f"{variable} is not a setting; valid are {', '.join(names)}")
         fields["api_keys"] = (*fields.get("api_keys", ()), *keys)
         return cls(**fields)
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
-    """Return the keys in a file, one a line; lines that begin with # are comments."""
+    """Return the API keys in a file, one per line; lines that start with # are comments."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
@@ -113,7 +116,7 @@ def read_keys(path: Path) -> tuple[str, ...]:
         raise ConfigError(f"{path}: {error.strerror}") from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise ConfigError(f"{path}: holds no key; write one a line")
+        raise ConfigError(f"{path}: contains no key; write one per line")
     return keys
 
 

@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from yocobit.serving.chat_page import page_routes
+from yocobit.serving.http.chat_page import page_routes
 
 NAMES = ("chromium", "/usr/bin/chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)

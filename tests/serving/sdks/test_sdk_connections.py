@@ -36,7 +36,7 @@ def test_closed_stream_frees_the_server(client, server, endless):
     with cancelling(server):
         stream = chat(client, stream=True, **endless)
         next(chunk for chunk in stream if joined([chunk]))
-        assert server.service.scheduler.running
+        assert server.runtime.scheduler.running
 
         stream.close()
 
@@ -116,7 +116,7 @@ def test_async_cancelled_request_frees_the_server(sdk, server, endless):
     async def talk() -> None:
         async with connect(sdk, server.url, "Async") as client:
             task = asyncio.create_task(chat(client, **endless))
-            await asyncio.to_thread(wait_for, lambda: server.service.scheduler.running)
+            await asyncio.to_thread(wait_for, lambda: server.runtime.scheduler.running)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

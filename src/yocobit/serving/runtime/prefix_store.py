@@ -1,8 +1,8 @@
-"""The prefix cache on disk: it outlives the server, also one that is killed.
+"""The prefix cache on disk: it survives the server, even a killed one.
 
-One file an entry, under its key; written by a thread of its own and checked against its hash when
-it is read. So nothing waits for the disk: what a power failure leaves torn is a miss. Keys know the
-model, so several may share a directory.
+One file per entry, named by its key, written by a separate thread and verified against its hash
+when read. Nothing waits for the disk: a file torn by a power failure is a miss. Keys include the
+model's identity, so several models may share a directory.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from yocobit.config import ConfigError
 
 _SUFFIX, _PARTIAL = ".prefix", ".partial-"
-_HASH = 32  # bytes of a hash before an entry's own
-# The key of a block, or that of a state with its place.
+_HASH = 32  # bytes of the hash that precedes an entry's own
+# The key of a block, or that of a state with its location.
 _NAME = re.compile(rf"([0-9a-f]{{64}})(?:-([0-9a-f]{{64}})-([0-9]{{1,4}}))?{re.escape(_SUFFIX)}")
-_MOST_WAITING = 256 << 20  # bytes of entries that the disk is behind
+_MAX_PENDING_BYTES = 256 << 20  # of entries to be written
 
 Bytes = NDArray[np.uint8]
 
@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where in texts a state is kept: so many tokens after a block, which is told by its key."""
+class StateLocation:
+    """The position of a state: `tail` tokens after the block with that key."""
 
     block: bytes
     tail: int
@@ -49,26 +49,28 @@ class _File:
 
 
 class PrefixStore:
-    """Entries in a directory, up to a number of bytes; what was not used for longest goes first.
+    """Entries in a directory, of up to `capacity` bytes; the least recently used are evicted first.
 
-    One thread reads and writes.
+    Its methods are called by one thread.
     """
 
     def __init__(self, directory: Path, capacity: int) -> None:
-        """Open a directory, which is made if it is absent. ConfigError if that cannot be."""
+        """Open or create the directory; ConfigError if that fails."""
         self._directory = directory
         self._capacity = capacity
         self._files: OrderedDict[bytes, _File] = OrderedDict()
-        self._places: dict[bytes, Place] = {}
+        self._locations: dict[bytes, StateLocation] = {}
         self._size = 0
-        self._waiting: dict[bytes, Bytes] = {}  # to be written
-        self._waiting_size = 0
+        self._pending: dict[bytes, Bytes] = {}  # to be written
+        self._pending_size = 0
         self._dropped: list[bytes] = []
-        self._lock = threading.Lock()  # of all above; held for moments
-        self._queue: queue.SimpleQueue[tuple[bytes, Place | None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of all above; never held during input or output
+        self._queue: queue.SimpleQueue[tuple[bytes, StateLocation | None] | None] = (
+            queue.SimpleQueue()
+        )
         self._was_behind = False
         try:
-            # What prompts left behind is nobody else's to read.
+            # Prompts are private: no other user may read them.
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._scan()
         except OSError as error:
@@ -80,23 +82,23 @@ class PrefixStore:
 
     def __contains__(self, key: bytes) -> bool:
         with self._lock:
-            return key in self._files or key in self._waiting
+            return key in self._files or key in self._pending
 
-    def places(self) -> dict[bytes, Place]:
-        """Return the places of the states that are here, by key."""
+    def locations(self) -> dict[bytes, StateLocation]:
+        """Return the locations of the stored states, by key."""
         with self._lock:
-            return dict(self._places)
+            return dict(self._locations)
 
     def take_dropped(self) -> list[bytes]:
-        """Return the keys of entries that went, or that were not written, since the last call."""
+        """Return the keys of entries that were evicted or not written since the last call."""
         with self._lock:
             dropped, self._dropped = self._dropped, []
             return dropped
 
     def read(self, key: bytes) -> Bytes | None:
-        """Return an entry; None if there is none, or none that is whole."""
+        """Return an entry; None if it is missing or damaged."""
         with self._lock:
-            if (entry := self._waiting.get(key)) is not None:
+            if (entry := self._pending.get(key)) is not None:
                 return entry
             if (file := self._files.get(key)) is None:
                 return None
@@ -112,31 +114,33 @@ class PrefixStore:
             return None
         return np.frombuffer(raw, dtype=np.uint8, offset=_HASH)
 
-    def write(self, key: bytes, entry: Bytes, place: Place | None) -> None:
-        """Write an entry soon, unless the disk is far behind; a state comes with its place."""
+    def write(self, key: bytes, entry: Bytes, location: StateLocation | None) -> None:
+        """Queue an entry for writing, unless too many are pending; states have a location."""
         with self._lock:
-            if key in self._waiting:
+            if key in self._pending:
                 return
-            is_behind = self._waiting_size >= min(_MOST_WAITING, self._capacity)
+            is_behind = self._pending_size >= min(_MAX_PENDING_BYTES, self._capacity)
             if is_behind:
                 self._dropped.append(key)
             else:
-                self._waiting[key] = entry
-                self._waiting_size += entry.nbytes
+                self._pending[key] = entry
+                self._pending_size += entry.nbytes
         if not is_behind:
-            self._queue.put((key, place))
+            self._queue.put((key, location))
         elif not self._was_behind:
-            self._was_behind = True  # once is enough
-            logger.warning("%s: too slow for all prefixes; some are not kept", self._directory)
+            self._was_behind = True  # warn once
+            logger.warning(
+                "%s: the disk is too slow; some prefixes are not stored", self._directory
+            )
 
     def drop(self, key: bytes) -> None:
-        """Remove an entry, if it is here."""
+        """Remove an entry, if it exists."""
         with self._lock:
             name = self._remove(key)
         self._unlink(name)
 
     def close(self) -> None:
-        """Write what waits, and end."""
+        """Write what is pending, and stop."""
         self._queue.put(None)
         self._writer.join()
 
@@ -146,34 +150,38 @@ class PrefixStore:
             with contextlib.suppress(FileNotFoundError):  # another server removed it
                 if f"{_SUFFIX}{_PARTIAL}" in file.name:
                     if not _is_alive(file.name.split(_PARTIAL)[1]):
-                        os.unlink(file)  # of a server that was killed
+                        os.unlink(file)  # left by a killed server
                 elif (named := _parse(file.name)) is not None and file.is_file():
                     status = file.stat()
                     found.append((status.st_mtime_ns, file.name, status.st_size, *named))
-        for _, name, size, key, place in sorted(found, key=lambda each: each[:2]):
-            self._add(key, _File(name, size), place)
-        self._shrink()
+        for _, name, size, key, location in sorted(found, key=lambda each: each[:2]):
+            self._add(key, _File(name, size), location)
+        self._evict()
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            key, place = item
-            entry = self._waiting[key]
+            key, location = item
+            entry = self._pending[key]
             try:
-                file = self._write(key, entry, place)
-            except Exception as error:  # this entry's; others may fare better
-                logger.warning("%s: prefix not kept (%r)", self._directory, error)
+                file = self._write(key, entry, location)
+            except Exception as error:  # of this entry; later ones may succeed
+                logger.warning("%s: prefix not stored (%r)", self._directory, error)
                 file = None
             with self._lock:
                 if file is not None:
-                    self._add(key, file, place)
+                    self._add(key, file, location)
                 else:
                     self._dropped.append(key)
-                del self._waiting[key]
-                self._waiting_size -= entry.nbytes
-            self._shrink()
+                del self._pending[key]
+                self._pending_size -= entry.nbytes
+            self._evict()
 
-    def _write(self, key: bytes, entry: Bytes, place: Place | None) -> _File:
-        name = key.hex() + ("" if place is None else f"-{place.block.hex()}-{place.tail}") + _SUFFIX
+    def _write(self, key: bytes, entry: Bytes, location: StateLocation | None) -> _File:
+        name = (
+            key.hex()
+            + ("" if location is None else f"-{location.block.hex()}-{location.tail}")
+            + _SUFFIX
+        )
         partial = self._directory / f".{name}{_PARTIAL}{os.getpid()}"
         try:
             with open(partial, "wb", opener=_open_private) as stream:
@@ -184,14 +192,14 @@ class PrefixStore:
             partial.unlink(missing_ok=True)
         return _File(name, _HASH + entry.nbytes)
 
-    def _add(self, key: bytes, file: _File, place: Place | None) -> None:
+    def _add(self, key: bytes, file: _File, location: StateLocation | None) -> None:
         old = self._files.pop(key, None)
         self._files[key] = file
         self._size += file.size - (0 if old is None else old.size)
-        if place is not None:
-            self._places[key] = place
+        if location is not None:
+            self._locations[key] = location
 
-    def _shrink(self) -> None:
+    def _evict(self) -> None:
         names = []
         with self._lock:
             while self._size > self._capacity:
@@ -199,11 +207,11 @@ class PrefixStore:
         self._unlink(*names)
 
     def _remove(self, key: bytes) -> str | None:
-        """Know an entry no more, under the lock; return the name of its file."""
+        """Remove an entry from the index, with the lock held; return its file's name."""
         if (file := self._files.pop(key, None)) is None:
             return None
         self._size -= file.size
-        self._places.pop(key, None)
+        self._locations.pop(key, None)
         self._dropped.append(key)
         return file.name
 
@@ -214,12 +222,14 @@ class PrefixStore:
                     (self._directory / name).unlink()
 
 
-def _parse(name: str) -> tuple[bytes, Place | None] | None:
-    """Return the key and place in the name of a file; None if it is another's."""
+def _parse(name: str) -> tuple[bytes, StateLocation | None] | None:
+    """Return the key and location in a file's name; None if the file is not ours."""
     if (match := _NAME.fullmatch(name)) is None:
         return None
     key, block, tail = match.groups()
-    return bytes.fromhex(key), None if block is None else Place(bytes.fromhex(block), int(tail))
+    return bytes.fromhex(key), None if block is None else StateLocation(
+        bytes.fromhex(block), int(tail)
+    )
 
 
 def _open_private(path: str, flags: int) -> int:

@@ -1,6 +1,6 @@
-"""What clients send: OpenAI's request bodies, with the fields that vLLM and llama.cpp add.
+"""Request schemas that several endpoints share: OpenAI's, with the fields of vLLM and llama.cpp.
 
-Fields that are not here are accepted and have no effect; null is as if a field were absent.
+Unknown fields are accepted and have no effect; null means absent.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ Stop = (
 )
 
 
+# One prompt or several, as text or tokens.
+Prompt = str | list[str | int | list[int]]
+
+
 class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
 class Sampling(Struct, kw_only=True):
-    """What both kinds of requests can say about how tokens are drawn."""
+    """Fields of chat completions and completions: streaming, choices and sampling."""
 
     model: str | None = None
     stream: bool | None = None
@@ -44,27 +48,6 @@ class Sampling(Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     logit_bias: dict[str, Bias] | None = None
-
-
-class CompletionRequest(Sampling, kw_only=True):
-    """The body of completions."""
-
-    prompt: str | list[str | int | list[int]] | None = None  # texts, tokens, or lists of either
-    max_tokens: Annotated[int, Meta(ge=0)] | None = None
-    echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    best_of: int | None = None
-    suffix: str | None = None
-
-
-class JSONSchema(Struct, kw_only=True):
-    name: str | None = None
-    schema: dict[str, Any] | bool | None = None
-
-
-class ResponseFormat(Struct, kw_only=True):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JSONSchema | None = None
 
 
 class Function(Struct, kw_only=True):
@@ -112,40 +95,8 @@ class Message(Struct, kw_only=True):
     tool_call_id: str | None = None
 
 
-class ChatRequest(Sampling, kw_only=True):
-    """The body of chat/completions."""
-
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
-    parallel_tool_calls: bool | None = None
-    functions: list[Any] | None = None  # refused: OpenAI's form before tools
-    function_call: Any = None
-
-
-class TokenizeRequest(Struct, kw_only=True):
-    """The body of tokenize: a text, or a conversation."""
-
-    model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
-    add_special_tokens: bool | None = None
-
-
-class DetokenizeRequest(Struct, kw_only=True):
-    """The body of detokenize."""
-
-    tokens: list[int]
-    model: str | None = None
-
-
 def to_template(messages: list[Message]) -> list[dict[str, Any]]:
-    """Return messages as a chat template takes them: content a text, arguments an object."""
+    """Return messages in the form of chat templates: content is text, arguments are an object."""
     return [_to_template(message) for message in messages]
 
 

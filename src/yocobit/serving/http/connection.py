@@ -1,4 +1,4 @@
-"""Connections: how many there may be, and how long one may take to send a request."""
+"""Connections: their number, and the time that one may take to send a request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from yocobit.serving.errors import APIError
-from yocobit.serving.exchange import write_json
-from yocobit.serving.metrics import Metrics
+from yocobit.serving.http.json_body import write_body
+from yocobit.serving.runtime.metrics import Metrics
 
-REQUEST_S = 20.0  # for a request's head, from when the connection is made or spoken on again
+REQUEST_TIMEOUT_S = 20.0  # for a request's head, from the connection's start or its last response
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, but it ends if no request comes, and refuses in OpenAI's shape.
+    """uvicorn's connection with a timeout for request heads, and errors in OpenAI's shape.
 
-    uvicorn itself waits for ever for the rest of a head, however slowly it comes.
+    uvicorn itself waits indefinitely for the rest of a head.
     """
 
     def __init__(
@@ -33,14 +33,16 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._most, self.limit_concurrency = self.limit_concurrency, None  # not uvicorn's answer
-        self._end: asyncio.TimerHandle | None = None
+        # Rejected below, not by uvicorn.
+        self._max_connections, self.limit_concurrency = self.limit_concurrency, None
+        self._timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._most is not None and len(self.connections) > self._most:
+        limit = self._max_connections
+        if limit is not None and len(self.connections) > limit:
             metrics = self.config.app.state.server.metrics  # type: ignore[union-attr]
-            self.app = functools.partial(_refuse, metrics)
+            self.app = functools.partial(_reject, metrics)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -52,20 +54,20 @@ class Connection(HttpToolsProtocol):
         self._stop_watching()
 
     def _watch(self) -> None:
-        """End the connection in time unless a request is at work."""
+        """Start the timeout unless a request is in flight."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_watching()
-        elif self._end is None:
-            self._end = self.loop.call_later(REQUEST_S, self.transport.close)
+        elif self._timeout is None:
+            self._timeout = self.loop.call_later(REQUEST_TIMEOUT_S, self.transport.close)
 
     def _stop_watching(self) -> None:
-        if self._end is not None:
-            self._end.cancel()
-            self._end = None
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, and end the connection."""
-        self.config.app.state.server.metrics.refused(400)  # type: ignore[union-attr]
+        """Reject invalid HTTP, and close the connection."""
+        self.config.app.state.server.metrics.reject(400)  # type: ignore[union-attr]
         body = msgspec.json.encode(APIError(400, msg).to_dict())
         headers = b"content-type: application/json\r\nconnection: close\r\n"
         self.transport.write(
@@ -75,10 +77,11 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: a request for another protocol is answered as if it did not ask."""
+        """Log nothing: an Upgrade header is ignored."""
 
 
-async def _refuse(metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
-    metrics.refused(503)
+async def _reject(metrics: Metrics, scope: Scope, receive: Receive, send: Send) -> None:
+    metrics.reject(503)
     error = APIError(503, "there are too many connections; try again", code="too_many_connections")
-    await write_json(send, 503, error.to_dict(), {"retry-after": "1", "connection": "close"})
+    headers = {"retry-after": "1", "connection": "close"}
+    await write_body(send, 503, error.to_dict(), headers=headers)

@@ -1,4 +1,4 @@
-"""Running the application: one process, one port, and an orderly end."""
+"""Running the application: one process, one port, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-from yocobit.serving.access import set_up_logging
-from yocobit.serving.app import State, create_app
-from yocobit.serving.connection import Connection
+from yocobit.errors import UserError
+from yocobit.serving.api.call import ServerState
+from yocobit.serving.http.app import create_app
+from yocobit.serving.http.connection import Connection
+from yocobit.serving.http.middleware import set_up_logging
 from yocobit.serving.settings import ServerSettings
 
-# How long Python lets one thread work while another waits for its turn: the scheduler's step must
-# not wait the usual 5 ms for the event loop.
+# Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
-_FLUSH_S = 5  # for clients to read the ends of their answers
+_FLUSH_S = 5  # for clients to read the rest of their responses
 _LAST_FLUSH_S = 1  # the same after a second signal
-_IDLE_CONNECTIONS = 512  # beside those of the requests that the scheduler takes
-
-
-class ServeError(RuntimeError):
-    """The server cannot begin: names the reason."""
+_IDLE_CONNECTIONS = 512  # in addition to those of running and waiting requests
 
 
 def serve(
@@ -39,15 +36,15 @@ def serve(
     drain_s: float = 30.0,
     ready: Callable[[str], None] = lambda url: None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C; `ready` is called with the address once requests are taken.
+    """Serve until SIGTERM or Ctrl-C; `ready` is called with the URL once requests are accepted.
 
-    At the end new requests are refused while those at work are finished, for at most `drain_s`.
-    ServeError if the address is taken or the model cannot be used.
+    On shutdown, new requests are rejected while those in flight complete, for at most `drain_s`.
+    UserError if the address is in use or the model cannot be loaded.
     """
     set_up_logging(settings.log_json)
     app = create_app(settings)
-    state: State = app.state.server
-    state.report = lambda problem: None  # ServeError says it
+    state: ServerState = app.state.server
+    state.report = lambda problem: None  # the UserError says it
     listener = _listen(host, port)
     config = configure(app, settings)
     sys.setswitchinterval(_SWITCH_S)
@@ -55,11 +52,11 @@ def serve(
     url = f"http://{shown}:{listener.getsockname()[1]}"
     asyncio.run(_run(config, state, drain_s, listener, lambda: ready(url)))
     if state.problem is not None:
-        raise ServeError(state.problem)
+        raise UserError(state.problem)
 
 
 def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
-    """Return how uvicorn runs the application."""
+    """Return uvicorn's configuration for the application."""
     return uvicorn.Config(
         app,
         http=Connection,
@@ -67,7 +64,7 @@ def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Else whoever asks chooses the address that it asks from, and with it its turn.
+        # Otherwise a client could choose its address, and with it its place in the round-robin.
         proxy_headers=False,
         limit_concurrency=settings.max_sequences + settings.max_waiting + _IDLE_CONNECTIONS,
         timeout_keep_alive=30,
@@ -78,14 +75,14 @@ def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
 
 async def _run(
     config: uvicorn.Config,
-    state: State,
+    state: ServerState,
     drain_s: float,
     listener: socket.socket,
     ready: Callable[[], None],
 ) -> None:
     server = _Server(config, state, drain_s)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not serving.done() and state.service is None and state.problem is None:
+    while not serving.done() and state.runtime is None and state.problem is None:
         await asyncio.sleep(_POLL_S)
     if state.problem is not None:
         server.should_exit = True
@@ -95,45 +92,47 @@ async def _run(
 
 
 class _Server(uvicorn.Server):
-    """Ends when nothing is at work any more."""
+    """Exits once no request is in flight."""
 
-    def __init__(self, config: uvicorn.Config, state: State, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, state: ServerState, drain_s: float) -> None:
         super().__init__(config)
         self._state = state
         self._drain_s = drain_s
         self._draining: asyncio.Task[None] | None = None
-        self._is_ending = False  # whatever is at work
+        self._is_forced = False  # exit without draining
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain at the first signal; end what is at work at the second, by an error."""
-        if self._is_ending or self._state.service is None:
+        """Drain on the first signal; fail the requests in flight on the second."""
+        if self._is_forced or self._state.runtime is None:
             self.should_exit = self.force_exit = True
             return
         if self._state.is_draining:
-            self._is_ending = True
+            self._is_forced = True
             self.config.timeout_graceful_shutdown = _LAST_FLUSH_S
             return
         self._state.is_draining = True
         if sig == signal.SIGINT:
-            logging.getLogger(__name__).info("finishing what is at work; Ctrl-C again ends at once")
-        self._loop.call_soon_threadsafe(self._begin_to_drain)
+            logging.getLogger(__name__).info(
+                "completing the requests in flight; Ctrl-C again exits at once"
+            )
+        self._loop.call_soon_threadsafe(self._start_draining)
 
-    def _begin_to_drain(self) -> None:
+    def _start_draining(self) -> None:
         self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
-        service = self._state.service
-        assert service is not None
+        runtime = self._state.runtime
+        assert runtime is not None
         deadline = self._loop.time() + self._drain_s
-        while service.n_open > 0 and self._loop.time() < deadline and not self._is_ending:
+        while runtime.n_open > 0 and self._loop.time() < deadline and not self._is_forced:
             await asyncio.sleep(_POLL_S)
-        service.scheduler.stop()
+        runtime.scheduler.stop()
         self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; ServeError if the address cannot be had."""
+    """Return a listening socket; UserError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -142,7 +141,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ServeError(
+        raise UserError(
             f"{host}:{port} cannot be listened on ({reason}); choose another --port"
         ) from None
     listener.listen(1024)

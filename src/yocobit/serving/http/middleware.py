@@ -1,4 +1,4 @@
-"""Who may ask, and what is written down of it: keys, hosts, request ids, logs."""
+"""Middleware: API keys, allowed hosts, request ids, access log; and how the server logs."""
 
 from __future__ import annotations
 
@@ -10,52 +10,60 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from yocobit.serving.errors import APIError, ServerStoppedError
-from yocobit.serving.exchange import SERVER_FAILED, ClientGoneError, write_error
-from yocobit.serving.metrics import Metrics
+from yocobit.serving.errors import APIError, internal_error, shutting_down
+from yocobit.serving.http.json_body import write_error
+from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.settings import ServerSettings
 
 logger = logging.getLogger("yocobit.access")
 
-_OPEN_PATHS = frozenset({"/health"})  # for probes, which have no key and know no name
-_CLIENT_GONE = 499  # as nginx has it
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class Access:
-    """Middleware around everything: lets a request in or refuses it, and logs how it went."""
+    """The outermost middleware: admits or rejects each request, and logs its outcome."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        metrics: Metrics,
+        public_paths: Collection[str],
+    ) -> None:
+        """`public_paths` need neither a key nor a trusted host: probes have none."""
         self._app = app
         self._metrics = metrics
+        self._public_paths = public_paths
         self._keys = [key.encode() for key in settings.api_keys]
-        self._hosts = frozenset(map(_name_of, settings.trusted_hosts))
+        self._hosts = frozenset(map(_host_name, settings.trusted_hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] == "websocket":  # there are none here
+        if scope["type"] == "websocket":  # not supported
             await send({"type": "websocket.close", "code": 1000})
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
-        begin, status = time.perf_counter(), 0
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # of ours, below a proxy's
+        started_at, status = time.perf_counter(), 0
+        path = scope["path"].removeprefix(scope.get("root_path", ""))  # without a proxy's prefix
         state = scope["state"] = {**scope.get("state", {}), "is_counted": False}
         fields: dict[str, Any] = {
             "request_id": request_id.decode(),
             "client": client_of(scope),
             "method": scope["method"],
-            "path": quote(scope["path"]),  # else it could end a line and write another
+            "path": quote(scope["path"]),  # otherwise it could forge a log line
         }
 
         async def send_with_id(message: Message) -> None:
@@ -68,13 +76,13 @@ class Access:
         try:
             self._check(path, headers, scope)
             await self._app(scope, receive, send_with_id)
-        except ClientGoneError:
-            status = status or _CLIENT_GONE
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED_REQUEST
         except APIError as error:
             await write_error(send_with_id, error)
-        except asyncio.CancelledError:  # the server ends before the answer does
+        except asyncio.CancelledError:  # the server exits before the response is complete
             if not status:
-                await write_error(send_with_id, ServerStoppedError())
+                await write_error(send_with_id, shutting_down())
         except Exception:
             logger.exception(
                 "request %s failed",
@@ -82,46 +90,49 @@ class Access:
                 extra={"fields": {**fields, "message": "the request failed"}},
             )
             if not status:
-                await write_error(send_with_id, SERVER_FAILED)
+                await write_error(send_with_id, internal_error())
         finally:
-            is_refusal = status >= 400 and status != _CLIENT_GONE
-            if is_refusal and not state["is_counted"] and path not in _OPEN_PATHS:
-                self._metrics.refused(status)
-            fields |= {"status": status, "seconds": round(time.perf_counter() - begin, 6)}
+            is_rejected = status >= 400 and status != _CLIENT_CLOSED_REQUEST
+            if is_rejected and not state["is_counted"] and path not in self._public_paths:
+                self._metrics.reject(status)
+            fields |= {"status": status, "seconds": round(time.perf_counter() - started_at, 6)}
             logger.info(
                 "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
             )
 
     def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
-        """APIError unless the request names a host of ours and has a key, where they are asked."""
-        if self._hosts and path not in _OPEN_PATHS:
-            host = _name_of(headers.get(b"host", b"").decode("latin-1"))
+        """APIError unless the host name is trusted and the API key is valid, where required.
+
+        Sets the client's identity in the scope: which key it has, or its address.
+        """
+        if self._hosts and path not in self._public_paths:
+            host = _host_name(headers.get(b"host", b"").decode("latin-1"))
             if host not in self._hosts:
                 raise APIError(
                     403,
-                    f"this server is not called {host!r}; allow that by --trusted-host or "
+                    f"the host name {host!r} is not trusted; allow it with --trusted-host or "
                     "YOCOBIT_TRUSTED_HOSTS",
                     code="host_not_allowed",
                 )
-        if not self._keys or path in _OPEN_PATHS:
-            scope["state"]["caller"] = client_of(scope)
+        if not self._keys or path in self._public_paths:
+            scope["state"]["client"] = client_of(scope)
             return
         given = _key(headers)
-        # Every key is compared, each in constant time: how long it takes tells nothing.
+        # All keys are compared, each in constant time, so that timing reveals nothing.
         found = [hmac.compare_digest(given, key) for key in self._keys]
         if not any(found):
             what = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
             raise APIError(401, f"the API key {what}", code="invalid_api_key")
-        scope["state"]["caller"] = f"key {found.index(True)}"
+        scope["state"]["client"] = f"key {found.index(True)}"
 
 
 def client_of(scope: Scope) -> str:
-    """Return the address that a request comes from."""
+    """Return the client's address."""
     return str((scope.get("client") or ("", 0))[0])
 
 
-def _name_of(host: str) -> str:
-    """Return the name in a Host header: no port, no brackets, no capitals."""
+def _host_name(host: str) -> str:
+    """Return the name in a Host header: without port and brackets, in lower case."""
     host = host.lower()
     if found := re.fullmatch(r"\[(.*)\](:\d*)?", host):
         return found[1]
@@ -129,7 +140,7 @@ def _name_of(host: str) -> str:
 
 
 def _key(headers: Mapping[bytes, bytes]) -> bytes:
-    """Return the key that a request gives; a browser gives it as the password of Basic."""
+    """Return a request's API key; browsers send it as the password of Basic authentication."""
     scheme, _, value = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer":
         return value.strip()
@@ -142,7 +153,7 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 class JSONFormatter(logging.Formatter):
-    """A line of JSON for each record."""
+    """Formats each record as a line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = {
@@ -158,7 +169,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def set_up_logging(as_json: bool) -> None:
-    """Log to standard error, each request once: uvicorn's own lines of them are left out."""
+    """Log to standard error, with one line per request: uvicorn's own access log is off."""
     handler = logging.StreamHandler()
     if as_json:
         handler.setFormatter(JSONFormatter())

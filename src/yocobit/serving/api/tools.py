@@ -1,8 +1,8 @@
-"""Tools: functions that a model may ask the client to call.
+"""Tool calling: functions that a model may request the client to call.
 
-The chat template tells the model of them, and how it calls one depends on the model; understood
-are `<tool_call>{...}</tool_call>`, as Hermes and Qwen write, and an answer that is such JSON as a
-whole, as Llama 3 writes. The JSON has a name and "arguments" or "parameters".
+The chat template describes the tools to the model. Two formats of calls are parsed:
+`<tool_call>{...}</tool_call>` (Hermes, Qwen), and an answer that is such JSON as a whole (Llama 3).
+The JSON has a name and "arguments" or "parameters".
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 import msgspec
 
 from yocobit.engine.detokenizer import partial_match
+from yocobit.serving.api.protocol import Tool
 from yocobit.serving.errors import APIError
-from yocobit.serving.protocol import Tool
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A function that the model asks for; `arguments` are JSON."""
+    """A call that the model requests; `arguments` are JSON."""
 
     name: str
     arguments: str
 
 
-class ToolCallReader:
-    """Takes an answer piece by piece, and tells text from calls."""
+class ToolCallParser:
+    """Splits a streamed answer into content and tool calls."""
 
     def __init__(self, names: Sequence[str], is_call: bool = False) -> None:
-        """`is_call` says that the answer is a call as a whole: then markers in it mean nothing."""
+        """With `is_call`, the whole answer is one call, and markers in it have no meaning."""
         self._names = frozenset(names)
         self._is_call = is_call
         self._held = ""
@@ -40,7 +40,7 @@ class ToolCallReader:
         self._n_calls = 0
 
     def add(self, piece: str) -> tuple[str, list[Call]]:
-        """Return what is text for certain, and the calls that are complete."""
+        """Append a piece; return the content that is certain, and the calls that are complete."""
         self._held += piece
         if self._is_call:
             return "", []
@@ -59,28 +59,28 @@ class ToolCallReader:
                 text += before if before.strip() else ""
                 calls.append(call)
         text += self._certain()
-        return self._shown(text), self._count(calls)
+        return self._content(text), self._count(calls)
 
     def finish(self) -> tuple[str, list[Call]]:
-        """Return the rest of the text, and the call that it may be."""
+        """Return the rest: content, or a call."""
         rest, self._held = self._held, ""
         body = rest.strip()
         call = self._parse(body[len(OPEN) :] if body.startswith(OPEN) else body)
         if call is not None and not self._has_text:
             return "", self._count([call])
-        return (self._shown(rest) if body or self._n_calls == 0 else ""), []
+        return (self._content(rest) if body or self._n_calls == 0 else ""), []
 
     def _certain(self) -> str:
-        """Take from what is held back that which cannot begin a call."""
+        """Return the held text that cannot be the start of a call."""
         if (at := self._held.find(OPEN)) < 0:
             at = len(self._held) - partial_match(self._held, [OPEN])
         text = self._held[:at]
         if not self._has_text and (not text.strip() or text.lstrip().startswith("{")):
-            return ""  # blanks before a call, or an answer that may be one as a whole
+            return ""  # blanks before a call, or an answer that may be a call as a whole
         self._held = self._held[at:]
         return text
 
-    def _shown(self, text: str) -> str:
+    def _content(self, text: str) -> str:
         self._has_text = self._has_text or bool(text.strip())
         return text
 
@@ -103,14 +103,14 @@ class ToolCallReader:
 
 
 def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return the JSON schema of a call of one of the tools; APIError 400 if it is too deep."""
+    """Return the JSON schema of a call of one of the tools; APIError 400 if it nests too deep."""
     definitions: dict[str, Any] = {}
     calls = []
     for i, tool in enumerate(tools):
-        # Without parameters, OpenAI says, a function has none.
+        # OpenAI: a function without `parameters` takes none.
         parameters = tool.function.parameters or {"type": "object", "additionalProperties": False}
         try:
-            definitions[f"tool_{i}"] = _moved(parameters, f"#/$defs/tool_{i}")
+            definitions[f"tool_{i}"] = _embed(parameters, f"#/$defs/tool_{i}")
         except RecursionError:
             raise _too_deep(tool.function.name) from None
         calls.append(
@@ -127,34 +127,34 @@ def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
     return {"$defs": definitions, "anyOf": calls}
 
 
-# What keywords of a schema hold: values, and schemas by names that are no keywords.
-_OF_VALUES = {"const", "enum", "default", "examples"}
-_OF_NAMES = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+# Keywords whose values are data, and keywords that map names to schemas.
+_DATA_KEYWORDS = {"const", "enum", "default", "examples"}
+_NAME_KEYWORDS = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """Return a schema that stands in another, at that place: what it refers to is there, too.
+def _embed(schema: Any, path: str) -> Any:
+    """Return a schema with its local $refs rewritten for its new path within another schema.
 
-    What it refers to by a name ($id, $anchor) is found wherever it stands.
+    References by name ($id, $anchor) resolve unchanged.
     """
     if isinstance(schema, list):
-        return [_moved(item, place) for item in schema]
+        return [_embed(item, path) for item in schema]
     if not isinstance(schema, dict) or isinstance(schema.get("$id"), str):
         return schema
-    moved: dict[str, Any] = {}
+    embedded: dict[str, Any] = {}
     for key, value in schema.items():
-        if key in _OF_NAMES and isinstance(value, dict):
-            moved[key] = {name: _moved(each, place) for name, each in value.items()}
+        if key in _NAME_KEYWORDS and isinstance(value, dict):
+            embedded[key] = {name: _embed(each, path) for name, each in value.items()}
         else:
-            moved[key] = value if key in _OF_VALUES else _moved(value, place)
+            embedded[key] = value if key in _DATA_KEYWORDS else _embed(value, path)
     reference = schema.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
-        moved["$ref"] = place + reference[1:]
-    return moved
+        embedded["$ref"] = path + reference[1:]
+    return embedded
 
 
 def to_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
-    """Return tools as chat templates take them; APIError 400 if one is too deep."""
+    """Return tools in the form of chat templates; APIError 400 if one is nested too deep."""
     found: list[dict[str, Any]] = []
     for tool in tools:
         try:
@@ -169,6 +169,6 @@ def to_template(tools: Sequence[Tool]) -> list[dict[str, Any]]:
 def _too_deep(name: str) -> APIError:
     return APIError(
         400,
-        f"tools: the parameters of {name!r} are nested too deep; make them flatter",
+        f"tools: the parameters of {name!r} are nested too deep; flatten them",
         param="tools",
     )

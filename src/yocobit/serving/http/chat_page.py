@@ -1,4 +1,4 @@
-"""The page to chat at: its files under fixed paths, with headers that keep other code out."""
+"""The chat page: its files under fixed paths, with a content security policy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-_PAGE = Path(__file__).parent / "page"
+_PAGE = Path(__file__).parents[1] / "page"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -23,7 +23,7 @@ _HEADERS = {
 
 
 def page_routes() -> list[Route]:
-    """Return a route for each file: nothing that a request says becomes a path here."""
+    """Return a route for each file: no part of a request is used as a file path."""
     files = {f"/page/{file.name}": file for file in _PAGE.iterdir() if file.is_file()}
     return [_route(path, file) for path, file in {"/": _PAGE / "index.html", **files}.items()]
 

@@ -1,0 +1,201 @@
+"""POST completions: text or tokens in, their continuation out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from msgspec import Meta
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from yocobit.serving.api.generation import (
+    Completion,
+    check_stream_options,
+    generates,
+    stop_strings,
+)
+from yocobit.serving.api.protocol import Prompt, Sampling
+from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, Request, Token
+from yocobit.serving.runtime.runtime import EventStream
+
+_DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_MAX_PROMPTS = 1024
+_MAX_PROMPT_LOGPROBS = 1 << 18  # entries of a response, of some 100 bytes each
+
+
+class CompletionRequest(Sampling, kw_only=True):
+    """The body of completions."""
+
+    prompt: Prompt | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompletion:
+    """Return the generation requests of a body; APIError 400 if it is invalid."""
+    check_stream_options(body)
+    n = body.n or 1
+    if body.best_of is not None and body.best_of != n:
+        raise APIError(
+            400,
+            f"best_of is not supported: it must equal n, which is {n}, but is {body.best_of}; "
+            "request more choices with n",
+            param="best_of",
+        )
+    if body.suffix:
+        raise APIError(400, "suffix is not supported; leave it out", param="suffix")
+    prompts = model.encode_prompts(body.prompt, "prompt", _MAX_PROMPTS)
+    bias = model.logit_bias(body)
+    sampling = model.sampling(body, len(prompts))
+    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if max_tokens == 0 and not body.echo:
+        raise APIError(400, "max_tokens can be 0 only with echo", param="max_tokens")
+    requests = [
+        model.check(
+            Request(
+                prompt=tuple(prompt),
+                max_tokens=max_tokens,
+                sampling=sampling[i * n : (i + 1) * n],
+                stop=stop_strings(body.stop),
+                logit_bias=bias,
+                n_logprobs=body.logprobs,
+                n_prompt_logprobs=body.logprobs if body.echo else None,
+                client=client,
+                timeout_s=model.settings.timeout_s,
+            ),
+            param="prompt",
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    if body.echo and body.logprobs is not None:
+        n_entries = sum(map(len, prompts)) * n * (body.logprobs + 1)
+        if n_entries > _MAX_PROMPT_LOGPROBS:
+            raise APIError(
+                400,
+                f"echo with logprobs would return {n_entries:,} log-probabilities, but a response "
+                f"has at most {_MAX_PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
+                param="logprobs",
+            )
+    return TextCompletion(model, body, requests)
+
+
+completions = generates(build)
+
+
+@dataclasses.dataclass
+class _Choice:
+    """A growing continuation."""
+
+    text: str = ""
+    tokens: list[str] = dataclasses.field(default_factory=list)
+    token_logprobs: list[float | None] = dataclasses.field(default_factory=list)
+    top_logprobs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
+    text_offset: list[int] = dataclasses.field(default_factory=list)
+    reason: str | None = None
+
+
+class _Offsets:
+    """Offsets of tokens in a choice's text, which does not contain every token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._n_characters = 0
+
+    def add(self, token: int) -> int:
+        """Append a token; return its offset."""
+        offset = self._n_characters
+        self._n_characters += len(self._decoder.step(self._tokenizer, token) or "")
+        return offset
+
+
+class TextCompletion(Completion):
+    """The response to one request body, with one or more prompts."""
+
+    id_prefix = "cmpl"
+    object_name = chunk_object_name = "text_completion"
+
+    def __init__(
+        self, model: ServedModel, body: CompletionRequest, requests: list[Request]
+    ) -> None:
+        super().__init__(model, body, requests)
+        self._echo = bool(body.echo)
+        self._n_logprobs = body.logprobs
+        self._n = body.n or 1
+        n_choices = len(requests) * self._n
+        self._choices = [_Choice() for _ in range(n_choices)]  # what has not been sent
+        self._offsets = [_Offsets(model.engine.tokenizer) for _ in range(n_choices)]
+
+    def add(self, index: int, event: Event) -> None:
+        self._add(index, event)
+
+    def choices(self) -> list[dict[str, Any]]:
+        return [self._choice(i, choice) for i, choice in enumerate(self._choices)]
+
+    def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterator[dict[str, Any]]:
+        for i in self._add(index, event):
+            choice, self._choices[i] = self._choices[i], _Choice()
+            finished = self.finish_choice(stream) if isinstance(event, Finish) else None
+            if choice.text or choice.tokens or choice.reason:
+                yield self.chunk(self._choice(i, choice), finished)
+
+    def _add(self, index: int, event: Event) -> list[int]:
+        """Add an event of a request to its choices; return their indices."""
+        first = index * self._n
+        if isinstance(event, Prefilled):
+            if not self._echo:
+                return []
+            for i in range(first, first + self._n):
+                self._add_prompt(i, event)
+            return list(range(first, first + self._n))
+        if not isinstance(event, Token | Finish):
+            return []
+        i = first + event.choice
+        self._choices[i].text += event.text
+        if isinstance(event, Finish):
+            self._choices[i].reason = event.reason
+        elif event.logprob is not None:
+            self._add_token(i, event.token, event.logprob)
+        return [i]
+
+    def _add_prompt(self, i: int, event: Prefilled) -> None:
+        prompt = list(self.requests[i // self._n].prompt)
+        tokenizer = self.model.engine.tokenizer
+        self._choices[i].text += tokenizer.decode(prompt, skip_special_tokens=True)
+        if self._n_logprobs is not None:
+            for token, found in zip(prompt, event.logprobs, strict=True):
+                self._add_token(i, token, found)
+
+    def _add_token(self, i: int, token: int, found: Logprob | None) -> None:
+        choice, token_text = self._choices[i], self.model.token_text
+        text, _ = token_text(token)
+        top = {token_text(t)[0]: value for t, value in reversed(found.top)} if found else {}
+        if found:
+            top.setdefault(text, found.logprob)
+        choice.tokens.append(text)
+        choice.token_logprobs.append(found.logprob if found else None)
+        choice.top_logprobs.append(top if found else None)
+        choice.text_offset.append(self._offsets[i].add(token))
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        logprobs = None
+        if self._n_logprobs is not None:
+            logprobs = {
+                "tokens": choice.tokens,
+                "token_logprobs": choice.token_logprobs,
+                "top_logprobs": choice.top_logprobs,
+                "text_offset": choice.text_offset,
+            }
+        return {
+            "index": index,
+            "text": choice.text,
+            "logprobs": logprobs,
+            "finish_reason": choice.reason,
+        }

@@ -1,0 +1,102 @@
+"""The endpoint table: routes, OpenAPI, documentation and the startup listing are made from it.
+
+Adding an endpoint takes one record here and one handler file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+
+from yocobit.serving.api.call import Call, Events, Reply
+from yocobit.serving.api.chat import ChatRequest, chat_completions
+from yocobit.serving.api.completions import CompletionRequest, completions
+from yocobit.serving.api.health import health, metrics
+from yocobit.serving.api.models import get_model, list_models
+from yocobit.serving.api.tokenize import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    max_detokenize_bytes,
+    tokenize,
+    tokenizer_info,
+)
+from yocobit.serving.settings import ServerSettings
+
+OPENAI = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
+VLLM = (*OPENAI, "")  # vLLM serves its own endpoints without a prefix
+ROOT = ("",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A path and what it does."""
+
+    path: str  # below each prefix; "{id}" is a parameter, which may contain slashes
+    handler: Callable[[Call], Awaitable[Reply | Events]]
+    summary: str
+    body: type | None = None  # of a POST, a msgspec.Struct; None: a GET
+    prefixes: tuple[str, ...] = OPENAI
+    is_streamed: bool = False  # with "stream": true in the body
+    is_public: bool = False  # needs no API key and no trusted host name
+    content_type: str = "application/json"
+    own_statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)  # not errors
+    max_body_bytes: Callable[[ServerSettings], int] = lambda settings: settings.max_body_bytes
+
+    @property
+    def method(self) -> str:
+        return "GET" if self.body is None else "POST"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(prefix + self.path for prefix in self.prefixes)
+
+
+ENDPOINTS = (
+    Endpoint(
+        "/chat/completions",
+        chat_completions,
+        "Generate the answer of a conversation.",
+        body=ChatRequest,
+        is_streamed=True,
+    ),
+    Endpoint(
+        "/completions",
+        completions,
+        "Continue a text.",
+        body=CompletionRequest,
+        is_streamed=True,
+    ),
+    Endpoint("/models", list_models, "List the models."),
+    Endpoint("/models/{id}", get_model, "Describe a model."),
+    Endpoint(
+        "/tokenize",
+        tokenize,
+        "Convert text or a conversation to tokens.",
+        body=TokenizeRequest,
+        prefixes=VLLM,
+    ),
+    Endpoint(
+        "/detokenize",
+        detokenize,
+        "Convert tokens to text.",
+        body=DetokenizeRequest,
+        prefixes=VLLM,
+        max_body_bytes=max_detokenize_bytes,
+    ),
+    Endpoint("/tokenizer_info", tokenizer_info, "Describe the tokenizer.", prefixes=VLLM),
+    Endpoint(
+        "/health",
+        health,
+        "Report readiness.",
+        prefixes=ROOT,
+        is_public=True,
+        own_statuses={503: "New requests are not accepted; `status` says why."},
+    ),
+    Endpoint("/metrics", metrics, "Prometheus metrics.", prefixes=ROOT, content_type="text/plain"),
+)
+
+
+def listing() -> list[str]:
+    """Return a line for each endpoint, as the server shows them at startup."""
+    return [f"{e.method:4} {e.paths[0]:26} {e.summary}" for e in ENDPOINTS]

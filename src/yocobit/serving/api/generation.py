@@ -1,0 +1,165 @@
+"""What chat completions and completions share: the handler, response frames, usage."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from yocobit.serving.api.call import Call, Events, Reply
+from yocobit.serving.api.protocol import Sampling
+from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.request import Event, Logprob, Request
+from yocobit.serving.runtime.runtime import EventStream
+from yocobit.serving.runtime.sequence import SequenceGroup
+
+
+class Completion(ABC):
+    """The response to one request body, built from events."""
+
+    id_prefix: str
+    object_name: str
+    chunk_object_name: str
+
+    def __init__(self, model: ServedModel, body: Sampling, requests: Sequence[Request]) -> None:
+        self.model = model
+        self.requests = requests
+        self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
+        self.is_streamed = bool(body.stream)
+        self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
+        self._model_name = body.model or model.name
+        self._created = int(time.time())
+        self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
+
+    async def whole(self, stream: EventStream) -> dict[str, Any]:
+        """Return the response once it is complete."""
+        async for events in stream.events():
+            for index, event in events:
+                self.add(index, event)
+        return {
+            **self._frame(self.object_name, self.choices()),
+            "usage": usage(stream.groups),
+            "x_groq": self._groq(seed=self._seed),
+        }
+
+    async def chunks(self, stream: EventStream) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield the response as chunks, one per token with text, in batches as they come."""
+        if first := list(self.first_chunks()):
+            yield first
+        async for events in stream.events():
+            chunks = [chunk for each in events for chunk in self.chunks_of(*each, stream)]
+            if chunks:
+                yield chunks
+        if self._has_usage_chunk:
+            yield [{**self._frame(self.chunk_object_name, []), "usage": usage(stream.groups)}]
+
+    @abstractmethod
+    def add(self, index: int, event: Event) -> None:
+        """Add an event of the request with that index to the choices."""
+
+    @abstractmethod
+    def choices(self) -> list[dict[str, Any]]:
+        """Return the choices of a whole response."""
+
+    def first_chunks(self) -> Iterable[dict[str, Any]]:
+        """Return the chunks that precede all events."""
+        return ()
+
+    @abstractmethod
+    def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterable[dict[str, Any]]:
+        """Return the chunks of an event of the request with that index."""
+
+    def chunk(
+        self, choice: dict[str, Any], finished: EventStream | None = None, *, is_first: bool = False
+    ) -> dict[str, Any]:
+        """Return a choice as a chunk; `finished` is the stream if this is its last chunk."""
+        frame = self._frame(self.chunk_object_name, [choice])
+        if self._has_usage_chunk:
+            frame["usage"] = None
+        if finished is not None:
+            frame["x_groq"] = self._groq(seed=self._seed, usage=usage(finished.groups))
+        elif is_first:
+            frame["x_groq"] = self._groq()
+        return frame
+
+    def finish_choice(self, stream: EventStream) -> EventStream | None:
+        """Count a finished choice; return the stream if it was the last."""
+        self._n_open -= 1
+        return None if self._n_open else stream
+
+    def logprob(self, found: Logprob) -> dict[str, Any]:
+        """Return a token's log-probability in the form of chat completions."""
+        entry = self._logprob_entry(found.token, found.logprob)
+        entry["top_logprobs"] = [self._logprob_entry(*each) for each in found.top]
+        return entry
+
+    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self.model.token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": raw}
+
+    def _frame(self, object_name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": object_name,
+            "created": self._created,
+            "model": self._model_name,
+            "system_fingerprint": self.model.fingerprint,
+            "choices": choices,
+        }
+
+    def _groq(self, **more: Any) -> dict[str, Any]:
+        return {"id": f"req_{self.id.partition('-')[2]}", **more}
+
+    @property
+    def _seed(self) -> int:
+        """The seed of the first choice, in a request's range; the other choices count up."""
+        seed = self.requests[0].sampling[0].seed
+        return seed if seed < 1 << 63 else seed - (1 << 64)
+
+
+def generates(
+    build: Callable[[ServedModel, Any, str], Completion],
+) -> Callable[[Call], Awaitable[Reply | Events]]:
+    """Return the handler of an endpoint that generates text; `build` makes its requests."""
+
+    async def handler(call: Call) -> Reply | Events:
+        completion = await call.runtime.prepare(build, call.model, call.body, call.client)
+        stream = await call.resources.enter_async_context(
+            call.runtime.generate(completion.requests)
+        )
+        call.is_counted = True
+        if completion.is_streamed:
+            return Events(completion.chunks(stream))
+        return Reply(await completion.whole(stream))
+
+    return handler
+
+
+def check_stream_options(body: Sampling) -> None:
+    if body.stream_options is not None and not body.stream:
+        raise APIError(400, "stream_options requires stream to be true", param="stream_options")
+
+
+def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def usage(groups: Sequence[SequenceGroup]) -> dict[str, Any]:
+    """Return the tokens and seconds of requests; seconds are those of the last to finish."""
+    prompt = sum(len(group.request.prompt) for group in groups)
+    generated = sum(group.n_generated for group in groups)
+    last = max(groups, key=lambda group: group.finished_at)
+    prefilled_at = last.first_token_at or last.finished_at
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": sum(g.n_cached_tokens for g in groups)},
+        "queue_time": last.started_at - last.queued_at,
+        "prompt_time": prefilled_at - last.started_at,
+        "completion_time": last.finished_at - prefilled_at,
+        "total_time": last.finished_at - last.started_at,  # as Groq defines it, without the queue
+    }

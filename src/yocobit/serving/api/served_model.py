@@ -1,0 +1,234 @@
+"""The model as requests see it: names, tokenizer, sampling defaults, limits.
+
+Request builders validate against it; it does not run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import threading
+from array import array
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from yocobit.costs import session_memory_bytes, summarize
+from yocobit.engine import Engine, SamplingConfig
+from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.serving.api import protocol
+from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.request import Request
+from yocobit.serving.runtime.structured_output import Grammars
+from yocobit.serving.settings import ServerSettings
+from yocobit.version import __version__
+
+_CACHED_TEXTS = 16  # recent prompts whose tokens are kept
+
+
+class ServedModel:
+    """One model under its names, with the server's limits."""
+
+    def __init__(self, engine: Engine, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.name = settings.model.resolve().name
+        self.names = tuple(dict.fromkeys((self.name, *settings.alias)))
+        self.summary = summarize(engine.model)
+        # What logits depend on, and with them cached prefixes.
+        self.identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
+        if settings.attention is not None:
+            self.identity += f" {settings.attention}"
+        # The same request and seed give the same output under the same fingerprint.
+        self.fingerprint = f"fp_{_hash(self.identity, engine.model.path)[:12]}"
+        self.grammars = Grammars(engine)
+        self._token_cache: dict[str, array[int]] = {}  # the least recently used text first
+        self._token_lock = threading.Lock()
+
+    @cached_property
+    def has_chat_template(self) -> bool:
+        return (self.engine.model.path / CHAT_TEMPLATE).exists()
+
+    @cached_property
+    def tokenizer_info(self) -> dict[str, Any]:
+        """What lm-evaluation-harness requests of a tokenizer, in vLLM's form."""
+        config, tokenizer = self.engine.generation_config, self.engine.tokenizer
+        bos, eos = config.get("bos_token_id"), sorted(self.engine.end_tokens)
+        template = self.engine.model.path / CHAT_TEMPLATE
+        return {
+            "bos_token": None if bos is None else tokenizer.id_to_token(bos),
+            "eos_token": tokenizer.id_to_token(eos[0]) if eos else None,
+            "model_max_length": self.settings.context,
+            "chat_template": template.read_text("utf-8") if self.has_chat_template else None,
+        }
+
+    def check_name(self, name: str | None) -> None:
+        """APIError 404 if a request names another model."""
+        if name is not None and name not in self.names:
+            raise APIError(
+                404,
+                f"The model {name!r} does not exist; this server has {self.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def encode(self, text: str, param: str) -> list[int]:
+        """Return the tokens of a text, from a cache of the most recent texts.
+
+        APIError 400, without tokenising, for a text that is far too long for the context. `param`
+        is the request's field that it comes from.
+        """
+        max_chars = self.settings.context * self._longest_token
+        if len(text) > max_chars:
+            raise APIError(
+                400,
+                f"This model's maximum context length is {self.settings.context} tokens, at most "
+                f"{max_chars:,} characters, but the prompt has {len(text):,}",
+                param=param,
+                code="context_length_exceeded",
+            )
+        with self._token_lock:
+            cached = self._token_cache.pop(text, None)
+        # As an array, a token takes 4 bytes.
+        tokens = array("i", self.engine.encode(text)) if cached is None else cached
+        if len(tokens) <= self.settings.context:
+            with self._token_lock:
+                self._token_cache[text] = tokens  # the most recent is last
+                while len(self._token_cache) > _CACHED_TEXTS:
+                    del self._token_cache[next(iter(self._token_cache))]
+        return tokens.tolist()
+
+    def encode_prompts(
+        self, prompt: str | list[str | int | list[int]] | None, param: str, max_prompts: int
+    ) -> list[list[int]]:
+        """Return the prompts of a request as tokens: strings, tokens, or lists of either.
+
+        APIError 400 unless each has at least one token of the vocabulary, and they are at most
+        `max_prompts` and can be queued.
+        """
+        if isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
+            prompts: list[Any] = [prompt]
+        else:
+            prompts = prompt if isinstance(prompt, list) else [prompt or ""]
+        if any(isinstance(item, int) for item in prompts):
+            raise APIError(
+                400,
+                f"{param} must hold strings, tokens, or lists of tokens, not a mixture",
+                param=param,
+            )
+        if len(prompts) > max_prompts:
+            raise APIError(
+                400,
+                f"{param} must hold at most {max_prompts} texts but has {len(prompts)}",
+                param=param,
+            )
+        running, waiting = self.settings.max_sequences, self.settings.max_waiting
+        if len(prompts) > running + waiting:
+            raise APIError(
+                400,
+                f"{param} has {len(prompts)} texts, but this server accepts at most "
+                f"{running + waiting}: {running} running and {waiting} waiting",
+                param=param,
+            )
+        found = [self.encode(item, param) if isinstance(item, str) else item for item in prompts]
+        if not found or not all(found):
+            raise APIError(400, f"{param} must have at least one token but is empty", param=param)
+        for tokens in found:
+            if len(tokens) > self.settings.context:
+                break  # `check` reports it, with its numbers
+            self.check_tokens(tokens, param)
+        return found
+
+    def check_tokens(self, tokens: list[int], param: str) -> None:
+        """APIError 400 unless all tokens are in the vocabulary."""
+        size = self.engine.config.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise APIError(
+                    400,
+                    f"{param}: token {token} must be at least 0 and below {size}",
+                    param=param,
+                )
+
+    def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
+        """Return the sampling of each choice of each prompt: the request's, over the defaults."""
+        names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        changes: dict[str, Any] = {
+            name: value
+            for name in (*names, "repetition_penalty")
+            if (value := getattr(body, name)) is not None
+        }
+        if body.top_k is not None:
+            changes["top_k"] = min(max(0, body.top_k), self.engine.config.vocab_size)  # -1: all
+        seed = secrets.randbits(53) if body.seed is None else body.seed % (1 << 64)
+        return tuple(
+            self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
+        )
+
+    def logit_bias(self, body: protocol.Sampling) -> dict[int, float]:
+        """Return the bias by token; APIError 400 for a key that is not in the vocabulary."""
+        bias = {}
+        for key, value in (body.logit_bias or {}).items():
+            if not re.fullmatch(r"\d{1,9}", key, re.A) or int(key) >= self.engine.config.vocab_size:
+                raise APIError(
+                    400,
+                    f"logit_bias: {key[:20]!r} must be a token, at least 0 and below "
+                    f"{self.engine.config.vocab_size}",
+                    param="logit_bias",
+                )
+            bias[int(key)] = value
+        return bias
+
+    def check(self, request: Request, param: str) -> Request:
+        """Return the request; APIError 400, with the numbers, if the server can never run it.
+
+        `param` is the field that its prompt comes from.
+        """
+        n, context = len(request.prompt), self.settings.context
+        if n + request.max_tokens > context:
+            raise APIError(
+                400,
+                f"This model's maximum context length is {context} tokens, but the prompt has {n} "
+                f"and max_tokens is {request.max_tokens}: {n + request.max_tokens} together",
+                param=param,
+                code="context_length_exceeded",
+            )
+        n_choices = len(request.sampling)
+        if n_choices > self.settings.max_sequences:
+            raise APIError(
+                400,
+                f"n is {n_choices}, but this server runs at most {self.settings.max_sequences} "
+                "sequences at a time",
+                param="n",
+            )
+        config, cache = self.engine.config, self.settings.cache
+        size = n_choices * session_memory_bytes(config, cache, request.n_tokens)
+        if size > self.settings.cache_bytes:
+            raise APIError(
+                400,
+                f"the caches of {n_choices} x {request.n_tokens} tokens need {size:,} bytes, but "
+                f"this server has {self.settings.cache_bytes:,}; request fewer tokens",
+                param="max_tokens",
+                code="cache_exceeded",
+            )
+        return request
+
+    def token_text(self, token: int) -> tuple[str, list[int]]:
+        """Return a token as text, and its bytes, which may be part of a character."""
+        raw = self.grammars.token_bytes(token)
+        return raw.decode("utf-8", errors="replace"), list(raw)
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self.engine.tokenizer.get_vocab()))
+
+
+def _hash(identity: str, model: Path) -> str:
+    """Return a hash of the identity and of the files next to the weights that outputs depend on."""
+    whole = hashlib.sha256(identity.encode())
+    for name in (TOKENIZER, GENERATION, CHAT_TEMPLATE):
+        path = model / name
+        whole.update(path.read_bytes() if path.exists() else b"-")
+    return whole.hexdigest()

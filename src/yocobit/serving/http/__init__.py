@@ -1,0 +1,1 @@
+"""HTTP: server, connections, middleware, JSON bodies, server-sent events, OpenAPI, chat page."""

@@ -1,0 +1,137 @@
+"""The ASGI application: routes of the endpoint table, the chat page, middleware, lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from yocobit.config import ConfigError
+from yocobit.serving.api.call import Call, Events, ServerState
+from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
+from yocobit.serving.errors import APIError
+from yocobit.serving.http.chat_page import page_routes
+from yocobit.serving.http.json_body import json_response, read_json, write_body
+from yocobit.serving.http.middleware import Access, set_up_logging
+from yocobit.serving.http.openapi import describe
+from yocobit.serving.http.sse import while_connected, write_events
+from yocobit.serving.settings import ServerSettings
+
+
+def create_app(settings: ServerSettings | None = None) -> Starlette:
+    """Return the application; settings come from YOCOBIT_ variables unless given.
+
+    An invalid variable ends the program with a one-line error.
+    """
+    settings = settings or _settings_from_environment()
+    state = ServerState(settings)
+    public_paths = frozenset(path for e in ENDPOINTS if e.is_public for path in e.paths)
+    middleware = [
+        Middleware(Access, settings=settings, metrics=state.metrics, public_paths=public_paths)
+    ]
+    if settings.cors_origins:
+        middleware.insert(
+            0,
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id"],
+            ),
+        )
+    app = Starlette(
+        routes=[
+            *(route for endpoint in ENDPOINTS for route in _routes(endpoint)),
+            Route("/openapi.json", _openapi),
+            *page_routes(),
+        ],
+        middleware=middleware,
+        lifespan=_lifespan,
+        exception_handlers={404: _not_found, 405: _method_not_allowed},
+    )
+    # A redirect would go to the host name in the request, which the client chooses.
+    app.router.redirect_slashes = False
+    app.state.server = state
+    return app
+
+
+class EndpointApp:
+    """Runs an endpoint's handler: reads the body, writes the reply."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint, state = self.endpoint, scope["app"].state.server
+        body: Any = None
+        if endpoint.body is not None:
+            model, _ = state.require_ready()
+            limit = endpoint.max_body_bytes(state.settings)
+            body = await read_json(scope, receive, endpoint.body, limit)
+            model.check_name(body.model)
+        async with contextlib.AsyncExitStack() as resources:
+            client = scope["state"]["client"]
+            call = Call(state, body, client, scope["path_params"], resources)
+            try:
+                reply = await while_connected(receive, endpoint.handler(call))
+            finally:
+                scope["state"]["is_counted"] = call.is_counted
+            if isinstance(reply, Events):
+                await write_events(receive, send, reply.batches)
+            else:
+                await write_body(send, reply.status, reply.value, reply.content_type)
+
+
+def _routes(endpoint: Endpoint) -> list[Route]:
+    app = EndpointApp(endpoint)
+    paths = [path.replace("}", ":path}") for path in endpoint.paths]
+    return [Route(path, app, methods=[endpoint.method]) for path in paths]
+
+
+def _settings_from_environment() -> ServerSettings:
+    try:
+        settings = ServerSettings.from_environment()
+    except ConfigError as error:
+        raise SystemExit(f"error: {error}") from None
+    if settings.log_json:  # otherwise the program that runs the application configures logging
+        set_up_logging(as_json=True)
+    return settings
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    state: ServerState = app.state.server
+    loading = asyncio.create_task(state.load())
+    try:
+        yield
+    finally:
+        loading.cancel()
+        if state.runtime is not None:
+            await asyncio.to_thread(state.runtime.stop)
+
+
+async def _openapi(request: Request) -> Response:
+    return json_response(describe(ENDPOINTS))
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    refusal = APIError(404, f"there is nothing at {request.url.path}", code="not_found")
+    return json_response(refusal.to_dict(), 404)
+
+
+async def _method_not_allowed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    refusal = APIError(405, f"{request.method} is not allowed here, only {allowed}")
+    return json_response(refusal.to_dict(), 405, error.headers)

@@ -1,0 +1,93 @@
+"""JSON over HTTP: request bodies read with limits, responses, errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from yocobit.serving.errors import APIError
+
+BODY_TIMEOUT_S = 60.0  # for a client to send its body
+T = TypeVar("T")
+
+
+async def read_json(scope: Scope, receive: Receive, kind: type[T], limit: int) -> T:
+    """Read a body of at most `limit` bytes; APIError unless it is JSON of that type."""
+    headers = dict(scope["headers"])
+    content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if content_type != b"application/json":
+        # Also a defence against other sites' pages: a browser sends a preflight for this type.
+        raise APIError(
+            415, f"Content-Type must be application/json but is {content_type.decode('latin-1')!r}"
+        )
+    too_large = APIError(413, f"the body must have at most {limit:,} bytes")
+    with contextlib.suppress(ValueError):
+        if int(headers.get(b"content-length", b"0")) > limit:
+            raise too_large
+    try:
+        body = await asyncio.wait_for(_read(receive, limit, too_large), BODY_TIMEOUT_S)
+    except (TimeoutError, asyncio.TimeoutError):
+        raise APIError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    return parse(body, kind)
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Return JSON as that type; APIError 400 that names the field if it is invalid."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        param = where.rstrip("`").lstrip(".") or None
+        raise APIError(400, f"{param}: {what}" if param else what, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise APIError(400, f"the body is not valid JSON: {error}") from None
+
+
+async def write_body(
+    send: Send,
+    status: int,
+    value: Any,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send a whole response: bytes as they are, anything else as JSON."""
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    fields = {"content-type": content_type, **(headers or {}), "content-length": str(len(body))}
+    raw = [(name.lower().encode(), field.encode()) for name, field in fields.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def write_error(send: Send, error: APIError) -> None:
+    """Send an error in OpenAI's shape."""
+    headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 401:
+        headers["www-authenticate"] = 'Basic realm="yocobit: any name, the API key as password"'
+    await write_body(send, error.status, error.to_dict(), headers=headers)
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return JSON as a Starlette response."""
+    return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
+
+
+async def _read(receive: Receive, limit: int, too_large: APIError) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_large
+        if not message.get("more_body"):
+            return bytes(body)

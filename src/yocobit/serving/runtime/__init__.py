@@ -1,0 +1,1 @@
+"""Running requests: scheduler, sequences, prefix cache, structured output, metrics."""

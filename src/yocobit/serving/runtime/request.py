@@ -1,0 +1,93 @@
+"""Generation requests and the events they produce, as the scheduler sees both.
+
+Letters: T positions   V vocabulary   C model width
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from yocobit.engine import SamplingConfig
+from yocobit.engine.decode import FinishReason, GuidedDecoding
+from yocobit.engine.session import Logits
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt and how to continue it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int  # of each choice
+    sampling: tuple[SamplingConfig, ...]  # one per choice
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    n_logprobs: int | None = None  # alternatives per generated token; None: no logprobs
+    n_prompt_logprobs: int | None = None  # the same per prompt token
+    guided: Callable[[], GuidedDecoding] | None = None  # makes the state of one choice
+    client: str = ""  # API key or address; clients are scheduled round-robin
+    timeout_s: float = 600.0
+
+    @property
+    def n_tokens(self) -> int:
+        """Positions that a choice may need."""
+        return len(self.prompt) + self.max_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Logprob:
+    """Log-probability of a token at its position, and of the most probable tokens there."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefilled:
+    """Event: the prompt has been prefilled."""
+
+    n_cached_tokens: int
+    logprobs: Sequence[Logprob | None] = ()  # if requested; None for the first token
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+    """Event: a token was generated, and this text became certain."""
+
+    choice: int
+    token: int
+    text: str
+    logprob: Logprob | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """Event: a choice is complete; `text` is what was held back."""
+
+    choice: int
+    reason: FinishReason
+    text: str
+    matched_stop: str | None = None  # the stop string
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Event: the request failed; no event follows."""
+
+    error: Exception
+
+
+Event = Prefilled | Token | Finish | Failure
+
+
+def logprob(logits: Logits, token: int, n: int) -> Logprob:
+    """Return the log-probability of a token under logits (V,), and those of the top n tokens."""
+    scores = logits.astype(np.float64)
+    scores -= scores.max()
+    scores -= np.log(np.exp(scores).sum())
+    top = np.argpartition(-scores, min(n, len(scores) - 1))[:n] if n else np.empty(0, dtype=int)
+    top = top[np.lexsort((top, -scores[top]))]
+    return Logprob(token, float(scores[token]), tuple((int(t), float(scores[t])) for t in top))

@@ -1,0 +1,162 @@
+"""The runtime: scheduler, prefix cache and the event streams of the requests in flight.
+
+Made in the event loop that serves; requests go in, events come out. It knows nothing of HTTP or of
+request bodies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
+
+from yocobit.config import ConfigError
+from yocobit.costs import summarize
+from yocobit.engine import Engine
+from yocobit.serving.runtime.metrics import Metrics
+from yocobit.serving.runtime.prefix_cache import PrefixCache
+from yocobit.serving.runtime.prefix_store import PrefixStore
+from yocobit.serving.runtime.request import Event, Failure, Finish, Request
+from yocobit.serving.runtime.scheduler import Scheduler
+from yocobit.serving.runtime.sequence import SequenceGroup
+from yocobit.serving.settings import MB, ServerSettings
+
+_MAX_PREPARING = 4  # requests that are tokenised at a time
+
+T = TypeVar("T")
+
+
+class EventStream:
+    """The events of one or more requests, as they happen."""
+
+    def __init__(self) -> None:
+        self.groups: list[SequenceGroup] = []
+        self._events: asyncio.Queue[list[tuple[int, Event]]] = asyncio.Queue()
+        self._n_open = 0  # choices that are not complete
+
+    def add(self, group: SequenceGroup) -> None:
+        self.groups.append(group)
+        self._n_open += len(group.request.sampling)
+
+    def put(self, index: int, events: Sequence[Event]) -> None:
+        """Append events of the request with that index."""
+        self._events.put_nowait([(index, event) for event in events])
+
+    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Yield batches of events, each with the index of its request, up to the last finish.
+
+        Raises the error of a failure.
+        """
+        while self._n_open > 0:
+            events = await self._events.get()
+            while not self._events.empty():
+                events += self._events.get_nowait()
+            for i, (_, event) in enumerate(events):
+                if isinstance(event, Failure):
+                    if i > 0:
+                        yield events[:i]
+                    raise event.error
+                self._n_open -= isinstance(event, Finish)
+            yield events
+
+
+class Runtime:
+    """Runs requests on one engine."""
+
+    def __init__(
+        self, engine: Engine, settings: ServerSettings, metrics: Metrics, identity: str
+    ) -> None:
+        """Start the scheduler. ConfigError if a sequence of the whole context does not fit.
+
+        `identity` names what cached prefixes depend on: model, cache type and numerics.
+        """
+        self.engine = engine
+        self._streams: dict[SequenceGroup, tuple[EventStream, int]] = {}  # and index in the stream
+        self._n_preparing = 0
+        self._preparing = asyncio.Semaphore(_MAX_PREPARING)
+        self._loop = asyncio.get_running_loop()
+        self._store: PrefixStore | None = None
+        prefixes = None
+        if settings.prefix_mb > 0:
+            if settings.prefix_dir is not None:
+                self._store = PrefixStore(settings.prefix_dir, settings.prefix_dir_mb * MB)
+            per_token = summarize(engine.model).cache_bytes_per_token[settings.cache]
+            prefixes = PrefixCache(settings.prefix_mb * MB, identity, per_token, self._store)
+        self.scheduler = Scheduler(
+            engine,
+            self._deliver,
+            cache=settings.cache,
+            cache_bytes=settings.cache_bytes,
+            max_sequences=settings.max_sequences,
+            max_waiting=settings.max_waiting,
+            prefixes=prefixes,
+            metrics=metrics,
+        )
+        try:
+            _check_context(settings, self.scheduler.session_bytes(settings.context))
+        except ConfigError:
+            self.stop()
+            raise
+        metrics.watch(self.scheduler.stats)
+
+    @property
+    def n_open(self) -> int:
+        """Requests that are being prepared or whose response is not yet written."""
+        return len(self._streams) + self._n_preparing
+
+    async def prepare(self, build: Callable[..., T], *arguments: object) -> T:
+        """Build requests in a thread, a few at a time: tokenising a long text takes a while.
+
+        Errors as of Scheduler.check_capacity. A cancelled build counts until its thread is done.
+        """
+        self.scheduler.check_capacity(1 + self._n_preparing)
+        self._n_preparing += 1
+        return await asyncio.shield(asyncio.ensure_future(self._prepare(build, *arguments)))
+
+    @contextlib.asynccontextmanager
+    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[EventStream]:
+        """Run requests; what is unfinished at the end of the block is cancelled."""
+        stream = EventStream()
+        try:
+            for group in self.scheduler.submit(requests):
+                self._streams[group] = stream, len(stream.groups)
+                stream.add(group)
+            yield stream
+        finally:
+            for group in stream.groups:
+                del self._streams[group]
+                self.scheduler.cancel(group)
+
+    def stop(self) -> None:
+        """Stop the scheduler; unfinished requests fail."""
+        self.scheduler.stop()
+        if self._store is not None:
+            self._store.close()
+
+    async def _prepare(self, build: Callable[..., T], *arguments: object) -> T:
+        try:
+            async with self._preparing:
+                return await asyncio.to_thread(build, *arguments)
+        finally:
+            self._n_preparing -= 1
+
+    def _deliver(self, events: Sequence[tuple[SequenceGroup, list[Event]]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no client is left
+            self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: Sequence[tuple[SequenceGroup, list[Event]]]) -> None:
+        for group, found in events:
+            if group in self._streams:
+                stream, index = self._streams[group]
+                stream.put(index, found)
+
+
+def _check_context(settings: ServerSettings, size: int) -> None:
+    """ConfigError unless one sequence of the whole context, of `size` bytes, fits."""
+    if size > settings.cache_bytes:
+        raise ConfigError(
+            f"a sequence of --context {settings.context} tokens needs {size:,} bytes of caches, "
+            f"but --cache-mb {settings.cache_mb} is {settings.cache_bytes:,}; give at least "
+            f"--cache-mb {-(-size // MB)}, or a smaller --context"
+        )

@@ -1,0 +1,336 @@
+"""The scheduler: continuous batching with chunked prefill.
+
+One thread owns the engine. Each step decodes one token per running sequence and prefills a chunk of
+the waiting prompts, in one pass over the weights. Batch composition only decides when a token is
+computed, never its value.
+
+Letters: V vocabulary
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yocobit.costs import session_memory_bytes
+from yocobit.engine import Engine
+from yocobit.engine.sampling import sample_batch
+from yocobit.engine.session import CacheType, Logits
+from yocobit.serving.errors import APIError, out_of_memory, queue_full, shutting_down, timed_out
+from yocobit.serving.runtime.metrics import Metrics, RequestStats, SchedulerStats
+from yocobit.serving.runtime.prefix_cache import PrefixCache
+from yocobit.serving.runtime.request import Event, Failure, Request
+from yocobit.serving.runtime.sequence import Sequence as DecodingSequence
+from yocobit.serving.runtime.sequence import SequenceGroup
+
+# Prompt tokens per step: fewer while other sequences decode, which bounds their inter-token time.
+PREFILL_TOKENS, PREFILL_TOKENS_WHILE_DECODING = 128, 32
+# Events wait this long for more: waking the event loop takes a CPU from the engine for longer than
+# a small model needs for a token.
+DELIVERY_INTERVAL_S = 0.004
+
+Deliver = Callable[[Sequence[tuple[SequenceGroup, list[Event]]]], None]
+
+logger = logging.getLogger(__name__)
+
+
+class Scheduler:
+    """Runs requests. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Deliver,
+        *,
+        cache: CacheType,
+        cache_bytes: int,
+        max_sequences: int,
+        max_waiting: int,
+        prefixes: PrefixCache | None,
+        metrics: Metrics,
+    ) -> None:
+        """Start the scheduler's thread, which calls `deliver` with the events of its steps.
+
+        `cache_bytes` bounds the KV caches and states of at most `max_sequences` sequences at a
+        time; at most `max_waiting` requests are queued.
+        """
+        self.engine = engine
+        self.cache: CacheType = cache
+        self.cache_bytes = cache_bytes
+        self.max_waiting = max_waiting
+        self.prefixes = prefixes
+        self.reserved_bytes = 0
+        self.running: list[SequenceGroup] = []
+        self._deliver = deliver
+        self._metrics = metrics
+        self._max_sequences = max_sequences
+        self._waiting: dict[str, deque[SequenceGroup]] = {}  # by client, in round-robin order
+        self._logits = np.empty((max_sequences, engine.config.vocab_size), dtype=np.float32)
+        self._events: list[tuple[SequenceGroup, list[Event]]] = []
+        self._delivered_at = 0.0
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return sum(len(groups) for groups in list(self._waiting.values()))
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences in prefill or decode."""
+        return sum(len(group.request.sampling) for group in list(self.running))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the scheduler's thread runs."""
+        return self._thread.is_alive()
+
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(
+            n_running=len(self.running),
+            n_waiting=self.n_waiting,
+            reserved_bytes=self.reserved_bytes,
+            cache_bytes=self.cache_bytes,
+            prefix_bytes=self.prefixes.size if self.prefixes else 0,
+        )
+
+    def cache_bytes_of(self, request: Request) -> int:
+        """Return the bytes of KV caches and states that a request reserves."""
+        return len(request.sampling) * self.session_bytes(request.n_tokens)
+
+    def session_bytes(self, n_tokens: int) -> int:
+        """Return the bytes of the caches of one sequence."""
+        return session_memory_bytes(self.engine.config, self.cache, n_tokens)
+
+    def check_capacity(self, n_requests: int) -> None:
+        """APIError 429 if `n_requests` more do not fit the queue, 503 after `stop`."""
+        if self._stopping:
+            raise shutting_down()
+        n_free = max(0, self._max_sequences - self.n_sequences)
+        if self.n_waiting + n_requests > self.max_waiting + n_free:
+            raise queue_full(self.n_waiting)
+
+    def submit(self, requests: Sequence[Request]) -> list[SequenceGroup]:
+        """Queue requests, all or none; errors as of `check_capacity`."""
+        groups = [SequenceGroup(request, self.engine) for request in requests]
+        with self._changed:
+            self.check_capacity(len(groups))
+            for group in groups:
+                self._waiting.setdefault(group.request.client, deque()).append(group)
+            self._changed.notify()
+        return groups
+
+    def cancel(self, group: SequenceGroup) -> None:
+        """Cancel a request before the next step, unless it is finished."""
+        with self._changed:
+            group.is_cancelled = not group.is_finished
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Stop after this step; unfinished requests fail with 503."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._schedule():
+                pass
+        except BaseException:  # a bug; clients must not wait for a thread that is dead
+            logger.exception("the scheduler failed")
+        with self._changed:
+            self._stopping = True
+            unfinished = [*self.running, *self._queued()]
+            self._waiting.clear()
+        for group in unfinished:
+            self._fail(group, shutting_down())
+        self._flush()
+
+    def _schedule(self) -> bool:
+        """Wait for work and run one step; return False once stopped."""
+        with self._changed:
+            while not (self.running or self._waiting or self._stopping):
+                self._changed.wait()
+            if self._stopping:
+                return False
+            expired = self._take_expired()
+            admitted = self._admit()
+        for group in expired:
+            if group.is_cancelled:
+                self._finish(group, "cancelled")
+            else:
+                self._fail(group, timed_out(group.request.timeout_s, group.started_at > 0))
+        for group in admitted:
+            self._isolate(group, group.start, self.cache, self.prefixes)
+        try:
+            self._step()
+        except Exception as error:  # a bug; all requests of the step fail, later ones may succeed
+            logger.exception("step failed")
+            for group in list(self.running):
+                self._fail(group, error)
+        is_due = time.monotonic() - self._delivered_at >= DELIVERY_INTERVAL_S
+        if is_due or any(group.is_finished for group, _ in self._events):
+            self._flush()
+        return True
+
+    def _queued(self) -> list[SequenceGroup]:
+        return [group for groups in self._waiting.values() for group in groups]
+
+    def _take_expired(self) -> list[SequenceGroup]:
+        """Return requests that were cancelled or timed out, and remove them from the queue."""
+        now = time.monotonic()
+        expired = [
+            group
+            for group in [*self.running, *self._queued()]
+            if group.is_cancelled or now > group.deadline
+        ]
+        for client, groups in list(self._waiting.items()):
+            self._waiting[client] = deque(group for group in groups if group not in expired)
+            if not self._waiting[client]:
+                del self._waiting[client]
+        return expired
+
+    def _admit(self) -> list[SequenceGroup]:
+        """Start queued requests whose caches fit, round-robin over the clients."""
+        admitted: list[SequenceGroup] = []
+        while self._waiting:
+            client, groups = next(iter(self._waiting.items()))
+            group = groups[0]
+            if not self._fits(group.request):
+                break
+            groups.popleft()
+            del self._waiting[client]  # reinserted behind the other clients
+            if groups:
+                self._waiting[client] = groups
+            group.reserved_bytes = self.cache_bytes_of(group.request)
+            self.reserved_bytes += group.reserved_bytes
+            self.running.append(group)
+            admitted.append(group)
+        return admitted
+
+    def _fits(self, request: Request) -> bool:
+        """Whether sequences and memory are free for a request now."""
+        n_sequences = self.n_sequences + len(request.sampling)
+        size = self.reserved_bytes + self.cache_bytes_of(request)
+        return n_sequences <= self._max_sequences and size <= self.cache_bytes
+
+    def _step(self) -> None:
+        """Decode one token per running sequence and prefill a chunk of the prompts."""
+        decoding = [
+            (group, sequence)
+            for group in self.running
+            if group.is_decoding
+            for sequence in group.sequences
+            if not sequence.is_finished
+        ]
+        chunks = self._next_chunks(PREFILL_TOKENS_WHILE_DECODING if decoding else PREFILL_TOKENS)
+        if decoding or chunks:
+            logits = self._logits[: len(decoding)]
+            self.engine.step(
+                [sequence.session for _, sequence in decoding],
+                [sequence.next_token for _, sequence in decoding],
+                logits,
+                [(group.session, chunk) for group, chunk in chunks],
+            )
+            self._sample(decoding, logits)
+        for group, _ in chunks:
+            self._isolate(group, group.finish_chunk, self.prefixes)
+        for group in list(self.running):
+            if events := group.take_events():
+                self._events.append((group, events))
+            if group.is_decoding and all(sequence.is_finished for sequence in group.sequences):
+                self._finish(group, group.finish_reason)
+
+    def _next_chunks(self, n_tokens: int) -> list[tuple[SequenceGroup, NDArray[np.int32]]]:
+        """Return the prompt chunks of a step, at most `n_tokens` together; prompts take turns."""
+        chunks: list[tuple[SequenceGroup, NDArray[np.int32]]] = []
+        for group in [group for group in self.running if not group.is_decoding]:
+            if n_tokens <= 0:
+                break
+            if group.needs_fork:
+                self._isolate(group, group.fork)
+            elif group.has_prompt_logprobs:
+                self._isolate(group, group.prefill_with_logprobs, n_tokens)
+                n_tokens = 0
+            else:
+                chunk = group.next_chunk(n_tokens)
+                n_tokens -= len(chunk)
+                chunks.append((group, chunk))
+            if group in self.running:  # behind the others
+                self.running.remove(group)
+                self.running.append(group)
+        return chunks
+
+    def _sample(
+        self, decoding: Sequence[tuple[SequenceGroup, DecodingSequence]], logits: Logits
+    ) -> None:
+        """Sample the next token of each sequence from its row of logits, and append it."""
+        masked: list[tuple[SequenceGroup, DecodingSequence, Logits, Logits]] = []
+
+        def mask(group: SequenceGroup, sequence: DecodingSequence, row: Logits) -> None:
+            masked.append((group, sequence, row, sequence.state.mask(row)))
+
+        for (group, sequence), row in zip(decoding, logits, strict=True):
+            if not group.is_finished:
+                self._isolate(group, mask, group, sequence, row)
+        samplers = [sequence.state.sampler for _, sequence, _, _ in masked]
+        tokens = sample_batch(samplers, [row for _, _, _, row in masked])
+        for (group, sequence, row, _), token in zip(masked, tokens, strict=True):
+            if not group.is_finished:
+                self._isolate(group, sequence.append, token, row)
+
+    def _isolate(self, group: SequenceGroup, work: Callable[..., None], *arguments: Any) -> None:
+        """Run work of one request; an exception fails that request alone."""
+        try:
+            work(*arguments)
+        except MemoryError:
+            self._fail(group, out_of_memory())
+        except Exception as error:
+            logger.exception("request failed")
+            self._fail(group, error)
+
+    def _fail(self, group: SequenceGroup, error: Exception) -> None:
+        self._events.append((group, [*group.take_events(), Failure(error)]))
+        self._finish(group, str(error.status if isinstance(error, APIError) else 500))
+
+    def _finish(self, group: SequenceGroup, reason: str) -> None:
+        group.is_finished = True
+        group.finished_at = time.monotonic()
+        try:
+            group.store_prefixes(self.prefixes)
+        except Exception:  # an uncached prefix is prefilled again
+            logger.exception("prefix not cached")
+        group.release()
+        self.reserved_bytes -= group.reserved_bytes
+        group.reserved_bytes = 0
+        self._metrics.record(
+            RequestStats(
+                reason=reason,
+                n_prompt_tokens=len(group.request.prompt),
+                n_cached_tokens=group.n_cached_tokens,
+                n_generated=group.n_generated,
+                queued_at=group.queued_at,
+                started_at=group.started_at,
+                first_token_at=group.first_token_at,
+                finished_at=group.finished_at,
+            )
+        )
+        if group in self.running:  # last: once nothing runs, everything above is visible
+            self.running.remove(group)
+
+    def _flush(self) -> None:
+        events = [(group, found) for group, found in self._events if not group.is_cancelled]
+        self._events = []
+        if events:
+            self._delivered_at = time.monotonic()
+            self._deliver(events)

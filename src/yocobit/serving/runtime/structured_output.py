@@ -1,0 +1,305 @@
+"""Structured output: JSON by a schema, enforced by llguidance's token masks.
+
+The output is also complete within max_tokens: a completion that fits is known at every step. If no
+completion that fits is found after a sampled token, the first token of the known completion
+replaces it.
+
+Letters: V vocabulary
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+from yocobit.engine import Engine
+from yocobit.engine.session import Logits
+from yocobit.serving.errors import APIError
+
+MAX_SCHEMA_BYTES = 1 << 18
+_MAX_MESSAGE = 300  # characters of llguidance's error in ours
+_MAX_COMPILED = 16  # cached grammars; some take megabytes
+# At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
+_OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
+# llguidance's extension of schemas, which could set separators that JSON does not have.
+_EXTENSION_KEY = "x-guidance"
+# Token limits of the searches for a completion when a schema is compiled: greedy, and random.
+# Outputs may be longer.
+_MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
+# Tokens that failed searches of one output may try: initially, and added per generated token.
+_BUDGET, _BUDGET_PER_TOKEN = 4096, 32
+# Suffixes of the known completion that are tried after a sampled token.
+_N_SUFFIXES = 24
+
+# What completes an output soonest: closing brackets and quotes, then the shortest values, those
+# without nesting first.
+_CLOSING, _SEPARATORS = ("}", "]"), (",", ":")
+_NUMBERS = tuple("0123456789")
+_WORDS, _NESTED = ("null", "true", "false"), ('""', "[]", "{}", "[", "{")
+_QUOTE = '"'
+# Strings with a restricted alphabet look like numbers: the first order closes them at once, the
+# second prefers numbers as the shorter values. The third is for what no fixed order completes.
+_ORDERS = (
+    (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
+    (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
+    (*_CLOSING, _QUOTE, *_SEPARATORS),
+)
+_FIRST_RANDOM_ATTEMPT = 2
+_N_ATTEMPTS, _N_DECODE_ATTEMPTS = 16, 3  # when a schema is compiled, and after a sampled token
+_N_CUTS = 256  # tried to shorten the completion of a schema
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grammar:
+    """A compiled schema."""
+
+    matcher: LLMatcher  # in its initial state
+    shortest: list[int] | None  # tokens of a short output; None if none was found
+
+
+class Grammars:
+    """Compiles schemas to guided decoding with one engine's vocabulary."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.end_tokens = engine.end_tokens
+        self._n_tokens = engine.config.vocab_size
+        self._tokenizer = LLTokenizer(
+            engine.tokenizer.to_str(),
+            n_vocab=self._n_tokens,
+            eos_token=sorted(engine.end_tokens) or None,
+        )
+        texts = [self.token_bytes(token) for token in range(self._n_tokens)]
+        self._n_bytes = np.array([len(text) for text in texts])  # (V,)
+        self._bytes = np.flatnonzero(self._n_bytes == 1)
+        tokens = {text: token for token, text in enumerate(texts)}
+        self._orders = [_token_order(tokens, order) for order in _ORDERS]
+        self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
+        self._compiled = lru_cache(_MAX_COMPILED)(self._compile)
+
+    def compile(
+        self, schema: dict[str, Any] | bool, param: str, max_tokens: int
+    ) -> Callable[[], GuidedJSON]:
+        """Return a factory of guided decoding by a JSON schema, within `max_tokens`.
+
+        APIError 400 naming `param` if the schema is invalid, or needs more tokens.
+        """
+        if isinstance(schema, dict):
+            schema = {key: value for key, value in schema.items() if key != _EXTENSION_KEY}
+        grammar = self._compiled(_encode({} if schema is True else schema, param))
+        if isinstance(grammar, str):
+            raise APIError(
+                400, f"{param}: the schema is invalid or not supported ({grammar})", param=param
+            )
+        if (shortest := grammar.shortest) is None:
+            raise APIError(
+                400,
+                f"{param}: found no output of at most {_MAX_COMPLETION:,} tokens for the schema",
+                param=param,
+            )
+        if len(shortest) > max_tokens:
+            raise APIError(
+                400,
+                f"{param}: the shortest output found for the schema has {len(shortest)} tokens, "
+                f"but max_tokens is {max_tokens}; allow more",
+                param="max_tokens",
+            )
+        return lambda: GuidedJSON(self, grammar.matcher.deep_copy(), shortest)
+
+    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
+        """Return the mask (V,) of the tokens that may follow."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: self._n_tokens].astype(bool)
+
+    def completes(self, matcher: LLMatcher, tokens: list[int]) -> bool:
+        """Return whether tokens complete the output."""
+        if self.end_tokens:
+            end = min(self.end_tokens)
+            return bool(matcher.validate_tokens([*tokens, end]) == len(tokens) + 1)
+        matcher = matcher.deep_copy()
+        return bool(matcher.consume_tokens(tokens)) and bool(matcher.is_accepting())
+
+    def completion(
+        self, matcher: LLMatcher, known: list[int], limit: int, budget: int, attempt: int
+    ) -> list[int] | None:
+        """Return at most `limit` tokens that complete the output; None if none were found.
+
+        `known` completed it one token ago: a suffix of it that completes it again is returned,
+        although it may be longer than `limit`. At most `budget` tokens are tried. Advances the
+        matcher.
+        """
+        rng = random.Random(attempt) if attempt >= _FIRST_RANDOM_ATTEMPT else None
+        order = self._orders[min(attempt, _FIRST_RANDOM_ATTEMPT)]
+        tokens: list[int] = []
+        while len(tokens) <= min(limit, budget):
+            if matcher.is_accepting():
+                return tokens
+            for start in range(min(len(known), _N_SUFFIXES)):
+                # Most suffixes fail at their first token, which is cheaper to validate alone.
+                is_allowed = matcher.validate_tokens(known[start : start + 1])
+                if is_allowed and self.completes(matcher, suffix := known[start:]):
+                    return [*tokens, *suffix]
+            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng)
+            if not step or matcher.try_consume_tokens(step) < len(step):
+                return None
+            tokens += step
+        return None
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return a token's bytes."""
+        return bytes(self._tokenizer.decode_bytes([token]))
+
+    def _compile(self, schema: str) -> _Grammar | str:
+        """Return the compiled schema, or the error."""
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+        except ValueError as error:
+            return str(error)[:_MAX_MESSAGE]
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            return str(matcher.get_error())[:_MAX_MESSAGE]
+        return _Grammar(matcher, self._shortest(matcher))
+
+    def _shortest(self, matcher: LLMatcher) -> list[int] | None:
+        """Return the shortest output found; None if none was."""
+        best: list[int] | None = None
+        for attempt in range(_N_ATTEMPTS):
+            if attempt == _FIRST_RANDOM_ATTEMPT and best is not None:
+                break
+            is_random = attempt >= _FIRST_RANDOM_ATTEMPT
+            limit = _MAX_RANDOM_COMPLETION if is_random else _MAX_COMPLETION
+            limit = limit if best is None else len(best) - 1
+            found = self.completion(matcher.deep_copy(), [], limit, limit, attempt)
+            best = best if found is None else found
+        if best is None:
+            return None
+        best = self._shortened(matcher, best)
+        # The tokenizer may need fewer tokens for the same text.
+        tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(best))
+        return tokens if len(tokens) < len(best) and self.completes(matcher, tokens) else best
+
+    def _shortened(self, matcher: LLMatcher, tokens: list[int]) -> list[int]:
+        """Return an output without the optional members of its objects."""
+        start = 0
+        for _ in range(_N_CUTS):
+            commas = [i for i in range(start, len(tokens)) if tokens[i] == self._comma]
+            if not commas:
+                break
+            start = commas[0] + 1
+            for end in commas[1:3]:
+                if self.completes(matcher, cut := tokens[: commas[0]] + tokens[end:]):
+                    tokens, start = cut, commas[0]
+                    break
+        return tokens
+
+    def _next_token(
+        self, matcher: LLMatcher, order: Sequence[int], rng: random.Random | None
+    ) -> list[int]:
+        """Return the allowed token that should complete the output soonest, if there is one."""
+        allowed = self.allowed(matcher)
+        quote, letter = self._quote, self._letter  # a letter that starts no value: in a string
+        if quote is not None and letter is not None and allowed[quote] and allowed[letter]:
+            return [quote]
+        if rng is None or rng.random() < 0.5:
+            for token in order:
+                if allowed[token]:
+                    return [token]
+        if not allowed.any():
+            return []
+        if rng is not None and len(found := self._bytes[allowed[self._bytes]]):
+            return [int(rng.choice(found))]
+        return [int(np.where(allowed, self._n_bytes, -1).argmax())]  # for minLength
+
+
+class GuidedJSON:
+    """Guided decoding of one sequence by a schema: implements engine.decode.GuidedDecoding."""
+
+    def __init__(self, grammars: Grammars, matcher: LLMatcher, rest: list[int]) -> None:
+        self._grammars = grammars
+        self._matcher = matcher
+        self._rest = list(rest)  # the known completion, which fits
+        self._budget = _BUDGET
+
+    def mask(self, logits: Logits) -> Logits:
+        """Return logits (V,) with -infinity for every token that the schema does not allow."""
+        allowed = self._grammars.allowed(self._matcher)
+        if (
+            self._matcher.is_error() and self._rest
+        ):  # a limit of llguidance: use the known completion
+            allowed[:] = False
+            allowed[self._rest[:1]] = True
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def force_completion(self, token: int, n_left: int) -> int:
+        """Return the token to append: the sampled one, unless no completion would fit after it.
+
+        `n_left` tokens are left, including this one.
+        """
+        if self._matcher.is_error():
+            return self._rest.pop(0) if self._rest else token
+        if token in self._grammars.end_tokens and self._matcher.is_accepting():
+            return token
+        self._budget = min(self._budget + _BUDGET_PER_TOKEN, _BUDGET)
+        if self._rest[:1] == [token]:
+            del self._rest[0]
+        elif (rest := self._completion_after(token, n_left - 1)) is not None:
+            self._rest = rest
+        elif self._rest:
+            return self._rest.pop(0)
+        else:
+            return min(self._grammars.end_tokens, default=token)
+        return token
+
+    def accept(self, token: int) -> bool:
+        """Append a token; return whether the output is complete."""
+        self._matcher.consume_token(token)
+        if self._matcher.is_error():  # then the matcher counts as stopped, too
+            return not self._rest
+        if not self._grammars.end_tokens and self._matcher.is_accepting():
+            return True  # the vocabulary has no end token
+        return bool(self._matcher.is_stopped())
+
+    def _completion_after(self, token: int, limit: int) -> list[int] | None:
+        """Return at most `limit` tokens that complete the output after that token."""
+        for attempt in range(_N_DECODE_ATTEMPTS):
+            matcher = self._matcher.deep_copy()
+            if not matcher.consume_token(token):
+                return None
+            found = self._grammars.completion(matcher, self._rest, limit, self._budget, attempt)
+            if found is not None:
+                return found if len(found) <= limit else None
+            self._budget -= min(limit, self._budget)
+        return None
+
+
+...
+
+
+def _encode(schema: dict[str, Any] | bool, param: str) -> str:
+    """Return a schema as JSON; APIError 400 if it is too large."""
+    try:
+        text = msgspec.json.encode(schema)
+    except RecursionError:
+        raise APIError(
+            400, f"{param}: the schema is nested too deep; flatten it", param=param
+        ) from None
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise APIError(
+            400,
+            f"{param}: a schema may have {MAX_SCHEMA_BYTES:,} bytes, but this has {len(text):,}",
+            param=param,
+        )
+    return text.decode()
+
+
+def _token_order(tokens: dict[bytes, int], texts: Sequence[str]) -> list[int]:
+    """Return the tokens of texts; of a text's first character if it has several tokens."""
+    found = [tokens.get(text.encode(), tokens.get(text[:1].encode())) for text in texts]
+    return list(dict.fromkeys(token for token in found if token is not None))
