@@ -58,29 +58,35 @@ class ModelConfig(Settings):
     self-decoder block mixed (SambaY, arXiv:2507.06607). Without either it is a plain decoder.
     """
 
-    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]  # V; in training the tokenizer's
+    # C, the width of the residual stream; a multiple of 8.
     d_model: Annotated[int, Meta(ge=1, le=1 << 16, multiple_of=8)]
-    layers: tuple[Mixer, ...]
+    layers: tuple[Mixer, ...]  # the mixer of each block, from input to output
+    # F, the width of the feed-forward network; a multiple of 8.
     d_ff: Annotated[int, Meta(ge=1, le=1 << 17, multiple_of=8)]
-    n_heads: Count  # query heads of "full" and "cross"
-    n_kv_heads: Count  # their K/V heads
+    n_heads: Count  # H, query heads of "full" and "cross"
+    n_kv_heads: Count  # G, KV heads of "full" and "cross"; divides n_heads
     n_self_heads: Count  # heads of "retention", query heads of "window"
-    n_self_kv_heads: Count  # K/V heads of "window"
-    window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256  # positions, the current one included
-    ffn: FeedForwardKind = "swiglu"
-    weights: WeightKind = "ternary"
-    sub_norm: bool = True  # RMSNorm before quantised projections that have none (SubLN)
+    n_self_kv_heads: Count  # KV heads of "window"; divides n_self_heads
+    # Positions that "window" sees, including its own.
+    window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256
+    ffn: FeedForwardKind = "swiglu"  # SwiGLU, squared ReLU, or W_down sign(W_up x)
+    weights: WeightKind = "ternary"  # how projections are quantised in training
+    sub_norm: bool = True  # SubLN: RMSNorm before quantised projections that have none
+    # Position encoding of "retention": pairs, Llama's halves, or none.
     retention_rope: RopeKind = "interleaved"
-    window_rope: RopeKind = "interleaved"
-    full_rope: RopeKind = "interleaved"
-    cross_rope: RopeKind = "interleaved"
-    rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0
-    shared_kv: CacheType = "float"  # what training rounds the shared K/V to
-    cross_attention: CrossAttention = "full"  # to all positions, or to the blocks of an index
-    cross_positions: int = 2048  # that a token attends to by an index
-    norm_eps: Annotated[float, Meta(ge=1e-20, lt=1)] = 1e-5
-    tie_embeddings: bool = False
-    scale_embedding: bool = True  # by sqrt(d_model); published BitNet models do not
+    window_rope: RopeKind = "interleaved"  # the same for "window"
+    full_rope: RopeKind = "interleaved"  # the same for "full"
+    cross_rope: RopeKind = "interleaved"  # the same for "cross"
+    rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0  # base of the rope frequencies
+    shared_kv: CacheType = "float"  # training rounds the shared K/V as a cache of this type
+    # Which positions "cross" reads: all, or blocks selected by an index.
+    cross_attention: CrossAttention = "full"
+    cross_positions: int = 2048  # positions that each token reads with an index
+    norm_eps: Annotated[float, Meta(ge=1e-20, lt=1)] = 1e-5  # added to the mean square in RMSNorm
+    tie_embeddings: bool = False  # the head uses the embedding's weights
+    # Multiply embeddings by sqrt(d_model); published BitNet models do not.
+    scale_embedding: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""A benchmark report as JSON values and as tables. docs/benchmarking.md explains the columns."""
+"""A benchmark report as JSON values and as tables. docs/how-to/speed.md explains the columns."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ PYTHON_STDLIB = "python-stdlib"  # a source that is located at run time, not a p
 class SourceConfig(Settings):
     """An item of data.train or data.valid that has settings in addition to its path."""
 
-    path: str  # a file, a directory, a glob, or PYTHON_STDLIB
-    weight: float | None = None  # share of the training windows, relative to other items
-    text_field: str = "text"  # of a .jsonl record, or the column of a .parquet file
+    path: str  # a file, a directory, a glob, or "python-stdlib"
+    weight: float | None = None  # share of the windows of `train`, relative to the other items'
+    text_field: str = "text"  # field of a .jsonl record, or column of a .parquet file
     by_line: bool = False  # each line of a .txt file is a document
 
     def __post_init__(self) -> None:
@@ -35,14 +35,15 @@ class SourceConfig(Settings):
 class DataConfig(Settings):
     """[data]: training and validation text, tokenizer and context length."""
 
-    train: tuple[str | SourceConfig, ...]  # a string is a path with default settings
-    valid: tuple[str | SourceConfig, ...] = ()
-    valid_every: Annotated[int, Meta(ge=2)] | None = None  # instead: one document in this many
-    exclude: tuple[str, ...] = ()  # globs on paths relative to directories
-    deduplicate: bool = False  # keep only the first of equal documents
-    vocab_size: int | None = None  # of a BPE trained on the text; default: the preset's
-    tokenizer: str | None = None  # path of a tokenizer.json, instead of training one
-    context: Count = 256  # tokens in a window
+    train: tuple[str | SourceConfig, ...]  # paths, or tables as below
+    valid: tuple[str | SourceConfig, ...] = ()  # held-out text; instead of valid_every
+    # Hold out about one document in this many; instead of valid.
+    valid_every: Annotated[int, Meta(ge=2)] | None = None
+    exclude: tuple[str, ...] = ()  # globs on paths relative to a directory of `train` or `valid`
+    deduplicate: bool = False  # keep the first of documents with the same text
+    vocab_size: int | None = None  # of the BPE trained on the text; the preset's if absent
+    tokenizer: str | None = None  # a tokenizer.json to use instead of training one
+    context: Count = 256  # tokens per window
 
     def __post_init__(self) -> None:
         for name in ("train", "valid"):

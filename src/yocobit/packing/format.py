@@ -1,6 +1,6 @@
 """The packed format by name: files, magic, version, dtypes, tensor names and hashes.
 
-docs/format.md describes it; formats.py has the weight formats.
+docs/reference/packed-format.md describes it; formats.py has the weight formats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reading a packed model: where its tensors are, once the structure of the file is valid.
 
 Checks structure, the hashes of header and config.json, and that norms and scales are finite; it
-does not read the weights themselves (verify.py does). docs/format.md is the format.
+does not read the weights themselves (verify.py does). Format: docs/reference/packed-format.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Writing a packed model, tensor by tensor, into a directory that appears atomically.
 
-docs/format.md is the format; reader.py reads it back.
+docs/reference/packed-format.md is the format; reader.py reads it back.
 """
 
 from __future__ import annotations

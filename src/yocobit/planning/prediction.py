@@ -5,7 +5,7 @@
 The rate of a kernel is measured over as many bytes as go by between two reads of the same byte
 (Work.reuse_bytes): the caches of the machine do to it what they do to the engine. What is left of
 a layer, norms, rounding, activations and the meetings of threads, is the time of a short model of
-the same width less what its kernels take by the same sum. docs/planning.md says more.
+the same width less what its kernels take by the same sum. docs/explanation/cost-model.md says more.
 
 Letters: C d_model   F d_ff   D head size   T tokens of a prompt
 """

@@ -1,4 +1,4 @@
-"""A plan as tables for people; docs/planning.md explains the columns."""
+"""A plan as tables for people; docs/explanation/cost-model.md explains the columns."""
 
 from __future__ import annotations
 

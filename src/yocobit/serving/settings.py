@@ -25,12 +25,12 @@ MB = 1 << 20
 class ServerSettings(Settings):
     """A model, and limits. Sizes are in bytes, times in seconds."""
 
-    model: Path = TINY
+    model: Path = TINY  # a packed model's directory
     alias: tuple[str, ...] = ()  # additional model names for requests
     threads: int | None = None  # None: one per CPU
-    kernels: str | None = None
+    kernels: str | None = None  # kernel family; None: the fastest of this CPU
     verify: bool = False  # check every weight before use
-    cache: CacheType = "f32"
+    cache: CacheType = "f32"  # of the KV caches
     attention: str | None = None  # None: the model's own
 
     context: int = 8192  # tokens of a prompt and its response
@@ -40,14 +40,14 @@ class ServerSettings(Settings):
     cache_mb: int = 2048  # KV cache memory of the sequences in flight
     prefix_mb: int = 512  # prefix cache memory; 0: no prefix cache
     prefix_dir: Path | None = None  # prefix cache on disk
-    prefix_dir_mb: int = 4096
+    prefix_dir_mb: int = 4096  # prefix cache on disk, at most
     max_body_mb: int = 16  # of a request
 
     # A request needs one of these keys; empty: no key. Not shown, so that no log contains them.
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()  # web origins that may send requests
     trusted_hosts: tuple[str, ...] = ()  # allowed Host headers; empty: any
-    log_json: bool = False
+    log_json: bool = False  # log lines as JSON
 
     def __post_init__(self) -> None:
         super().__post_init__()

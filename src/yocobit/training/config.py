@@ -47,21 +47,21 @@ class OptimConfig(Settings):
     matrices of the blocks by Muon and all other parameters by AdamW.
     """
 
-    optimizer: Optimizer = "adamw"
-    learning_rate: Positive = 1e-3
-    matrix_learning_rate: Positive | None = None
-    embedding_learning_rate: Positive | None = None
-    head_learning_rate: Positive | None = None
-    betas: tuple[float, ...] = (0.9, 0.95)
-    eps: Positive = 1e-8
-    weight_decay: NotNegative = 0.1
+    optimizer: Optimizer = "adamw"  # "muon": the matrices of the blocks by Muon, the rest by AdamW
+    learning_rate: Positive = 1e-3  # of all parameters without a rate of their own
+    matrix_learning_rate: Positive | None = None  # of the matrices of the blocks
+    embedding_learning_rate: Positive | None = None  # of the embedding
+    head_learning_rate: Positive | None = None  # of the head
+    betas: tuple[float, ...] = (0.9, 0.95)  # of Adam and AdamW
+    eps: Positive = 1e-8  # of Adam and AdamW
+    weight_decay: NotNegative = 0.1  # of the matrices of the blocks and the head
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # of Muon
-    grad_clip: NotNegative = 1.0  # 0: off
-    z_loss: NotNegative = 0.0  # times the square of log(sum exp logits), added to the loss
-    spike_factor: float = 10.0  # skip steps with a norm above this many medians; 0: off
-    max_skips: Count = 10  # consecutive skipped steps that end the run
-    batch_size: Count = 8  # windows in a micro-batch
-    accumulation: Count = 1  # micro-batches in a step
+    grad_clip: NotNegative = 1.0  # gradients above this norm are scaled down to it; 0: off
+    z_loss: NotNegative = 0.0  # times (log sum exp logits)^2 per token, added to the loss
+    spike_factor: float = 10.0  # skip steps with a gradient norm above this many medians; 0: off
+    max_skips: Count = 10  # skipped steps in a row that end the run
+    batch_size: Count = 8  # windows per forward pass
+    accumulation: Count = 1  # forward passes per step
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,33 +75,35 @@ class OptimConfig(Settings):
 class ScheduleConfig(Settings):
     """[schedule]: learning rates over the run; yocobit.training.schedule has the formulas."""
 
-    kind: ScheduleKind = "linear"
-    warmup_steps: Natural = 0
-    min_ratio: Fraction = 0.0  # of the learning rate, at the end
-    decay_fraction: PositiveFraction = 0.2  # "wsd": the last part of the run, where it decays
-    step_size: Count = 1000  # "step": the rate is multiplied by gamma every this many steps
-    gamma: Fraction = 0.5  # "step"
-    second_ratio: Fraction = 1 / 3  # "two_stage": at the start of the second half
+    kind: ScheduleKind = "linear"  # see yocobit.training.schedule for the formulas
+    warmup_steps: Natural = 0  # steps of linear warm-up
+    min_ratio: Fraction = 0.0  # learning rate at the end, as a share of its peak
+    decay_fraction: PositiveFraction = 0.2  # "wsd": the last part of the run, where the rate decays
+    step_size: Count = 1000  # "step": steps between two multiplications by gamma
+    gamma: Fraction = 0.5  # "step": factor
+    # "two_stage": rate at the start of the second half, as a share of its peak.
+    second_ratio: Fraction = 1 / 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Settings):
     """[run]: duration, evaluations, samples, checkpoints, seed and hardware settings."""
 
-    steps: Count | None = None
-    minutes: Positive | None = None  # instead of steps: wall-clock time, preparation included
-    eval_every: Count = 100
-    eval_tokens: Count | None = None  # of every evaluation but the last; None: all
-    sample_every: Natural = 0  # 0: never
-    sample_tokens: Count = 64
-    prompt: str = ""
-    checkpoint_every: Count = 100
-    keep: Count = 2  # newest checkpoints to keep
+    steps: Count | None = None  # length of the run; instead of minutes
+    # Wall-clock length, data preparation included; instead of steps.
+    minutes: Positive | None = None
+    eval_every: Count = 100  # steps between evaluations
+    eval_tokens: Count | None = None  # tokens of each evaluation but the last; all if absent
+    sample_every: Natural = 0  # steps between samples of text; 0: never
+    sample_tokens: Count = 64  # length of a sample
+    prompt: str = ""  # of samples
+    checkpoint_every: Count = 100  # steps between checkpoints
+    keep: Count = 2  # newest checkpoints kept, in addition to the best
     tensorboard: bool = False  # also write events to RUN/tensorboard
-    seed: Natural = 0
-    threads: Count | None = None  # of each process; None: one per CPU over all processes
-    parallel: Parallel = "fsdp"  # for several processes: sharded or replicated
-    precision: Precision | None = None  # None: the faster one on this CPU
+    seed: Natural = 0  # of initialisation and of the order of the data
+    threads: Count | None = None  # per process; one per CPU, divided among processes, if absent
+    parallel: Parallel = "fsdp"  # how processes share a model
+    precision: Precision | None = None  # of dense matmuls; bfloat16 where that is faster, if absent
     compile: bool = False  # use torch.compile
     recompute: bool = False  # activation checkpointing: less memory, more time
 
@@ -118,9 +120,9 @@ class DistillConfig(Settings):
     The run uses the teacher's tokenizer unless [data] specifies one.
     """
 
-    teacher: str  # a run, a checkpoint, or a directory of transformers
-    weight: PositiveFraction = 0.5  # of the divergence from the teacher; the rest is cross-entropy
-    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    teacher: str  # a run, a checkpoint, or a transformers directory
+    weight: PositiveFraction = 0.5  # of the teacher's term; the text has the rest
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0  # of both softmaxes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
