@@ -1,7 +1,8 @@
 """Figure 1 of the YOCO paper (arXiv:2405.05254) on this host: memory, prefill, decode by length.
 
     python benchmarks/paper.py [--shape small] [--lengths 1024,...,1048576] [--cache int8]
-        [--repetitions 3] [--picture docs/paper.png] [--out benchmarks/results/paper.json]
+        [--repetitions 3] [--picture docs/assets/long-contexts.png]
+        [--out benchmarks/results/paper.json]
 
 A decoder-decoder, with and without an index, is compared with the Transformer of the same shape in
 the same engine, with the same kernels and cache type; only its KV cache has every layer's K and V.

@@ -91,8 +91,8 @@ def cli_page() -> str:
     command = typer.main.get_command(app)
     lines = ["# Command line", "", str(command.help), ""]
     lines += [
-        "A user's mistake ends in one line on standard error and exit code 2; Ctrl-C in exit code 130.",
-        "Options in *italics* can be repeated. A default of – means that the option is off or unset.",
+        "A user's mistake ends in one line on standard error and exit code 2; Ctrl-C in exit code",
+        "130. Options in *italics* can be repeated. – means that an option is off or unset.",
         "",
     ]
     context = command.make_context("yocobit", [], resilient_parsing=True)
@@ -136,7 +136,7 @@ def _value(option: Any, kind: Any) -> str:
     if option.multiple:
         (kind,) = kind.__args__
     bounds = [
-        f"{sign} {bound:g}"
+        f"{sign} {_number(bound)}"
         for sign, bound in (("≥", option.min), ("≤", option.max))
         if bound is not None
     ]
@@ -157,14 +157,17 @@ def _default(option: Any) -> str:
 
 # --- configuration files
 
+_BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤", "multiple_of": "multiple of"}
+
 
 def configuration_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "`yocobit train` reads a TOML file with the sections below; `--set section.key=value` changes a",
-        "key on the command line. Unknown keys are refused. A key without a default must be given,",
-        "unless the meaning says what replaces it. The files in `configs/` are complete examples.",
+        "`yocobit train` reads a TOML file with the sections below; `--set section.key=value`",
+        "changes a key on the command line. Unknown keys are refused. A key without a default must",
+        "be given, unless the meaning says what replaces it. The files in `configs/` are complete",
+        "examples.",
         "",
     ]
     for section, cls in SECTIONS.items():
@@ -173,9 +176,10 @@ def configuration_page() -> str:
     lines += [
         "## Server settings {#server}",
         "",
-        "`yocobit.serving.ServerSettings`, for programs that embed the server. `create_app()` reads the same",
-        "names from the environment, in upper case with the prefix `YOCOBIT_` (`YOCOBIT_MODEL`); a tuple is",
-        "separated by commas. `yocobit serve` has an [option](cli.md#serve) for each.",
+        "`yocobit.serving.ServerSettings`, for programs that embed the server. `create_app()`",
+        "reads the same names from the environment, in upper case with the prefix `YOCOBIT_`",
+        "(`YOCOBIT_MODEL`); a list is separated by commas. `yocobit serve` has an",
+        "[option](cli.md#serve) for each.",
         "",
         *_fields(ServerSettings),
     ]
@@ -186,7 +190,7 @@ def _fields(cls: type) -> Iterator[str]:
     doc = inspect.getdoc(cls) or ""
     yield from (re.sub(r"^\[[\w.]+\]: (.)", lambda match: match[1].upper(), doc), "")
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
-    types = get_type_hints(cls)
+    types = get_type_hints(cls, include_extras=True)
     for name, default, meaning in fields_of(cls):
         yield f"| `{name}` | {_type(types[name])} | {default} | {_cell(meaning)} |"
 
@@ -210,7 +214,8 @@ def fields_of(cls: type) -> Iterator[tuple[str, str, str]]:
             meaning.insert(1, comments[above])
             above -= 1
         default = "**required**" if node.value is None else _literal(node.value)
-        yield node.target.id, default, " ".join(meaning).strip()
+        text = " ".join(meaning).strip().rstrip(".")
+        yield node.target.id, default, text[:1].upper() + text[1:]
 
 
 def _literal(node: ast.expr) -> str:
@@ -224,7 +229,19 @@ def _literal(node: ast.expr) -> str:
     return f"`{json.dumps(value)}`"
 
 
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def _type(kind: Any) -> str:
+    if metadata := getattr(kind, "__metadata__", ()):  # of Annotated
+        rules = [
+            f"{sign} {_number(getattr(meta, key))}"
+            for meta in metadata
+            for key, sign in _BOUNDS.items()
+            if getattr(meta, key, None) is not None
+        ]
+        return " ".join([_type(kind.__origin__), *rules])
     words = {int: "integer", float: "number", bool: "true or false", str: "text", Path: "path"}
     if kind in words:
         return words[kind]
@@ -246,8 +263,9 @@ def http_page(openapi: dict[str, Any]) -> str:
     lines = [
         "# HTTP API",
         "",
-        "The endpoints of `yocobit serve`, as `/openapi.json` of a running server describes them. Paths below",
-        "`/v1` are also served below `/openai/v1`, where Groq's client looks for them. Errors have OpenAI's shape:",
+        "The endpoints of `yocobit serve`, as `/openapi.json` of a running server describes them.",
+        "Paths below `/v1` are also served below `/openai/v1`, where Groq's client looks for them.",
+        "Errors have OpenAI's shape:",
         '`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`.',
         "[Serve](../getting-started/serve.md) shows clients,",
         "[production serving](../how-to/production.md) the limits.",
@@ -332,7 +350,8 @@ def metrics_page(text: str) -> str:
     lines = [
         "# Metrics",
         "",
-        "`GET /metrics` of a server, in Prometheus' text format. Names follow vLLM's with the prefix `yocobit:`.",
+        "`GET /metrics` of a server, in Prometheus' text format. Names follow vLLM's, with the",
+        "prefix `yocobit:`.",
         "",
         "| metric | type | meaning |",
         "|---|---|---|",

@@ -1,7 +1,7 @@
 """What the engine recalls with a cache of codes and one index for all cross layers.
 
-recall_model is the ternary YOCO of docs/results.md that was trained with an int4 cache, on texts of
-64 to 256 tokens; an index it has never seen:
+recall_model is the ternary YOCO of docs/benchmarks/quality.md, trained with an int4 cache, on texts
+of 64 to 256 tokens; an index it has never seen:
 
     python benchmarks/quality/recall.py --variants gret-ternary-int4 --out FILE --keep DIR
 """
