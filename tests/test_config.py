@@ -73,6 +73,13 @@ def test_missing_key_is_named_with_its_source():
         ModelConfig.from_dict(fields, "model.toml")
 
 
+def test_removed_window_of_cross_attention_is_refused_with_what_to_take_instead():
+    fields = NANO.to_dict() | {"cross_attention": "window"}
+
+    with pytest.raises(ConfigError, match=r"^model\.toml: .* is 'window', which was removed; .*"):
+        ModelConfig.from_dict(fields, "model.toml")
+
+
 @pytest.mark.parametrize(
     "content, message",
     [

@@ -61,7 +61,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "cross_attention": "index",
         "cross_positions": 128,
     },
-    "gret-ternary-window": {"cross_attention": "window", "cross_positions": 128},
     "gret-ternary-gmu": {"layers": ("retention", "retention", "cross", "gmu")},
 }
 SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluated, too
@@ -69,7 +68,6 @@ SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluat
     "int4": {"shared_kv": "int4"},
     "index": {"cross_attention": "index", "cross_positions": 128},
     "index:192": {"cross_attention": "index", "cross_positions": 192},
-    "window": {"cross_attention": "window", "cross_positions": 128},
     "int4, index:192": {
         "shared_kv": "int4",
         "cross_attention": "index",

@@ -27,8 +27,6 @@ WAYS: list[tuple[CacheType, str]] = [
     ("int4", "full"),
     ("f32", "index:256"),
     ("f32", "index:128"),
-    ("f32", "window:256"),
-    ("f32", "window:128"),
     ("int4", "index:256"),
 ]
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -37,7 +38,7 @@ FeedForwardKind = Literal["swiglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
-CrossAttention = Literal["full", "index", "window"]
+CrossAttention = Literal["full", "index"]
 
 BLOCK = 32  # positions of a block, the unit of sparse attention
 FIRST_BLOCKS, LAST_BLOCKS = 1, 2  # blocks that every token attends to
@@ -148,7 +149,7 @@ class ModelConfig(Settings):
         return kind if kind == "full" else f"{kind}:{self.cross_positions}"
 
     def attending(self, to: str) -> ModelConfig:
-        """Return a copy whose cross layers attend to "full", "index:2048" or "window:2048".
+        """Return a copy whose cross layers attend to "full" or "index:2048".
 
         The number is cross_positions; ConfigError for other texts and without cross layers.
         """
@@ -174,6 +175,16 @@ class ModelConfig(Settings):
         return {**known_by, **self.to_dict()}
 
     @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
+        """Make a config of JSON or TOML values; ConfigError names what is invalid in `source`."""
+        if fields.get("cross_attention") == "window":
+            raise ConfigError(
+                f"{source}: cross_attention must be 'full' or 'index' but is 'window', which was "
+                "removed; train and pack with 'index', which is more accurate"
+            )
+        return super().from_dict(fields, source)
+
+    @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
         """Read a config.json that yocobit wrote."""
         try:
@@ -188,19 +199,16 @@ class ModelConfig(Settings):
 
 
 def parse_attention(text: str) -> tuple[CrossAttention, int | None]:
-    """Return the kind and the positions of "full", "index:2048" or "window:2048".
-
-    ConfigError for other texts.
-    """
+    """Return the kind and the positions of "full" or "index:2048"; ConfigError for other texts."""
     kind, _, positions = text.partition(":")
     if text == "full":
         return "full", None
     is_number = re.fullmatch("[0-9]{1,7}", positions) is not None
-    if kind in ("index", "window") and is_number and _are_blocks(int(positions)):
-        return cast(CrossAttention, kind), int(positions)
+    if kind == "index" and is_number and _are_blocks(int(positions)):
+        return "index", int(positions)
     raise ConfigError(
-        "attention must be full, index:POSITIONS or window:POSITIONS, where POSITIONS is "
-        f"{_BLOCKS_RULE}, but is {text!r}"
+        f"attention must be full or index:POSITIONS, where POSITIONS is {_BLOCKS_RULE}, "
+        f"but is {text!r}"
     )
 
 

@@ -101,7 +101,7 @@ def test_what_is_measured_is_kept_and_not_measured_again(recall, tmp_path, monke
     both = run("gret-ternary", "retention-dense")
 
     assert first["gret-ternary"]["associative_recall"].keys() == {"16", "32"}
-    served = {"int8", "int4", "index", "index:192", "window", "int4, index:192", "int4, index"}
+    served = {"int8", "int4", "index", "index:192", "int4, index:192", "int4, index"}
     assert first["gret-ternary"]["evaluated_with"].keys() == served
     assert both.keys() == {"gret-ternary", "retention-dense"}
     assert both["gret-ternary"]["cpu_seconds"] == 77

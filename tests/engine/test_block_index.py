@@ -24,7 +24,6 @@ from yocobit.packing import read_model
 
 KERNELS = _native.supported_kernels()
 CACHES = ("f32", "f16", "int8", "int4")
-KINDS = ("index", "window")
 T = 300  # ten blocks, of which a token attends to four
 FOUR_BLOCKS = {"cross_positions": 4 * BLOCK}
 
@@ -53,13 +52,11 @@ def bits(array) -> np.ndarray:
 # ---- which blocks ----
 
 
-def expected_blocks(q, keys, kind: str, n_chosen: int, position: int) -> set[int]:
+def expected_blocks(q, keys, n_chosen: int, position: int) -> set[int]:
     """The blocks of one token, in float64; q (n, D), keys (S, D) of a document."""
     own = position // BLOCK
     if own < n_chosen:
         return set(range(own + 1))
-    if kind == "window":
-        return {0, *range(own - n_chosen + 2, own + 1)}
     others = range(1, own - 1)
     bounds = softmaxes_of_bounds(q, keys, own)
     tried = sorted(others, key=lambda block: -bounds[block])[: 4 * (n_chosen - 3)]
@@ -98,12 +95,11 @@ def seen_by_blocks(seen: torch.Tensor, position: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", [[T], [1, 133, 40, 126], [31, 33, 236]])
-def test_chosen_are_the_best_by_an_independent_statement(kind, lengths):
+def test_chosen_are_the_best_by_an_independent_statement(lengths):
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((1, 4, T, 16)), rng.standard_normal((1, 2, T, 16))
-    config = preset("nano").replace(cross_attention=kind, **FOUR_BLOCKS)
+    config = preset("nano").replace(cross_attention="index", **FOUR_BLOCKS)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
 
     seen = visible_positions(
@@ -120,7 +116,7 @@ def test_chosen_are_the_best_by_an_independent_statement(kind, lengths):
                 found = seen_by_blocks(seen[0, head, at, begin:], position)
                 queries = q[0, 2 * head : 2 * head + 2, at]
                 keys = k[0, head, begin : begin + length]
-                assert found == expected_blocks(queries, keys, kind, 4, position)
+                assert found == expected_blocks(queries, keys, 4, position)
         begin += length
 
 
@@ -140,10 +136,9 @@ def test_the_block_with_the_key_that_is_asked_for_is_chosen_though_bounds_of_oth
     assert bounds[1:5].argmax() != 107 // BLOCK - 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_padding_changes_nothing(kind):
+def test_padding_changes_nothing():
     torch.manual_seed(0)
-    model = Decoder(preset("nano").replace(cross_attention=kind, weights="dense", **FOUR_BLOCKS))
+    model = Decoder(preset("nano").replace(cross_attention="index", weights="dense", **FOUR_BLOCKS))
     tokens = torch.randint(512, (1, T))
     real = torch.ones(1, T + 70, dtype=torch.bool)
     real[0, :20] = real[0, 150:200] = False
@@ -157,11 +152,14 @@ def test_padding_changes_nothing(kind):
     torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradients_pass_what_is_seen_alone(kind):
+def test_gradients_pass_what_is_seen_alone():
     torch.manual_seed(0)
     config = preset("nano").replace(
-        layers=("window", "cross"), window=1, cross_attention=kind, weights="dense", **FOUR_BLOCKS
+        layers=("window", "cross"),
+        window=1,
+        cross_attention="index",
+        weights="dense",
+        **FOUR_BLOCKS,
     )
     model = Decoder(config)
     embedded = []
@@ -198,10 +196,9 @@ def test_attending_to_tiles_is_attending_to_a_cache_of_only_them(dtype):
 
 
 @pytest.mark.parametrize("rope", ["interleaved", "none"])
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
-def test_logits_equal_pytorch(model_of, weights, kind, rope, tokens):
-    twin, path = model_of(weights, cross_attention=kind, cross_rope=rope)
+def test_logits_equal_pytorch(model_of, weights, rope, tokens):
+    twin, path = model_of(weights, cross_attention="index", cross_rope=rope)
 
     with torch.no_grad():
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()
@@ -212,9 +209,8 @@ def test_logits_equal_pytorch(model_of, weights, kind, rope, tokens):
     assert (error < 0.1 * np.abs(expected).max()).mean() > 0.95
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_few_positions_are_all_attended_to(model_of, kind, tokens):
-    _, path = model_of("ternary", cross_attention=kind)
+def test_few_positions_are_all_attended_to(model_of, tokens):
+    _, path = model_of("ternary", cross_attention="index")
     full = Engine.load(path, attention="full").logits(tokens)
     n = 4 * BLOCK
 
@@ -225,9 +221,8 @@ def test_few_positions_are_all_attended_to(model_of, kind, tokens):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_bits_whatever_threads_kernels_chunks_and_batch(model_of, kind, cache, tokens):
-    _, path = model_of("ternary", cross_attention=kind)
+def test_same_bits_whatever_threads_kernels_chunks_and_batch(model_of, cache, tokens):
+    _, path = model_of("ternary", cross_attention="index")
     expected = Engine.load(path, threads=1, kernels="scalar").session(T, cache).feed_all(tokens)
 
     for kernels in KERNELS:
@@ -289,7 +284,7 @@ def test_memory_tells_of_the_index(model_of):
     # Bounds of each block, in float16; then scores of four heads and an order of blocks of two.
     assert memory.index >= n_blocks * 2 * (2 * 2 * 16)
     assert memory.index <= n_blocks * (2 * (2 * 2 * 16) + 4 * 4 + 2 * 4) + 4096
-    assert Engine.load(path, attention="window:2048").session(64).memory().index == 0
+    assert Engine.load(path, attention="full").session(64).memory().index == 0
 
 
 # ---- settings ----
@@ -303,16 +298,16 @@ def test_positions_must_be_blocks(positions):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "all", "index", "index:", "index:-1", "full:2048", "window:²", "index:100", "window:96",
-     "index:" + 5000 * "9"],
+    ["", "all", "index", "index:", "index:-1", "full:2048", "index:²", "index:100", "index:96",
+     "window:128", "index:" + 5000 * "9"],
 )  # fmt: skip
-def test_attention_is_one_of_three(text):
-    rule = r"index:POSITIONS or window:POSITIONS, where POSITIONS is a multiple of 32, from 128"
-    with pytest.raises(ConfigError, match=f"^attention must be full, {rule}.* but is '{text}'$"):
+def test_attention_is_full_or_an_index(text):
+    rule = r"index:POSITIONS, where POSITIONS is a multiple of 32, from 128"
+    with pytest.raises(ConfigError, match=f"^attention must be full or {rule}.* but is '{text}'$"):
         preset("nano").attending(text)
 
 
-@pytest.mark.parametrize("text", ["full", "index:2048", "window:128"])
+@pytest.mark.parametrize("text", ["full", "index:2048"])
 def test_attention_is_named_as_it_is_asked_for(text):
     config = preset("nano").attending(text)
 
@@ -329,9 +324,9 @@ def test_attention_is_refused_without_cross_layers(tmp_path, text):
 
 
 def test_a_model_is_packed_with_its_attention(model_of):
-    _, path = model_of("ternary", cross_attention="window")
+    _, path = model_of("ternary", cross_attention="index")
 
-    assert read_model(path).config.cross_attention == "window"
+    assert read_model(path).config.cross_attention == "index"
     assert read_model(path).attending("index:256").config.cross_positions == 256
 
 
@@ -341,4 +336,6 @@ def test_generate_takes_attention(model_of):
     command = ["generate", "Licensed under", "--model", str(path), "-n", "8", "--attention"]
 
     assert run([*command, "index:128"]).exit_code == 0
-    assert str(run([*command, "index:100"]).exception).startswith("--attention must be full, index")
+    assert str(run([*command, "index:100"]).exception).startswith(
+        "--attention must be full or index"
+    )

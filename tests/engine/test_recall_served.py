@@ -45,10 +45,3 @@ def test_associations_and_passkeys_are_recalled_at_the_trained_length(tasks, att
 
     assert share_of_right(engine, cache, *pairs) > 0.99
     assert share_of_right(engine, cache, *keys) > 0.99
-
-
-def test_a_window_of_as_many_positions_does_not_do(tasks):
-    engine = Engine.load(HERE / "recall_model", attention="window:128")
-    pairs = tasks.associative_recall(np.random.default_rng(0), 4, LENGTH, N_PAIRS)
-
-    assert share_of_right(engine, "f32", *pairs) < 0.6

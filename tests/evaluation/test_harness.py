@@ -104,6 +104,6 @@ def test_engine_and_transformers_agree_on_a_local_task(models, tasks):
 def test_attention_argument_reaches_the_engine(models):
     from yocobit.evaluation.harness import HarnessModel
 
-    model = HarnessModel(str(models["yocobit"]), attention="window:128")
+    model = HarnessModel(str(models["yocobit"]), attention="index:128")
 
-    assert model._engine.config.attention == "window:128"
+    assert model._engine.config.attention == "index:128"

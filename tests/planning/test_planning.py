@@ -29,6 +29,7 @@ from yocobit.costs.work import (
     STATES,
     WEIGHTS,
     imagined_model,
+    without_selection,
     work_of,
 )
 from yocobit.errors import UserError
@@ -128,18 +129,19 @@ def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_fo
     position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
     n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
     tried = seen + 3 * 32  # four other blocks than the first and the last two, not one
-    full, index, window = (
-        nano_work(context=1000, batch=3, config=NANO.attending(to)).part(KEYS_VALUES)
-        for to in ("full", "index:128", "window:128")
+    full, whole = (
+        nano_work(context=1000, batch=3, config=NANO.attending(to)) for to in ("full", "index:128")
+    )
+    full, index, attended = (
+        work.part(KEYS_VALUES) for work in (full, whole, without_selection(whole))
     )
 
-    assert window.read_bytes == 3 * 2 * seen * position
-    assert index.read_bytes == window.read_bytes + 3 * (n_blocks * bounds + tried * position)
-    assert window.touched_bytes == 3 * seen * position
+    assert attended.read_bytes == 3 * 2 * seen * position
+    assert index.read_bytes == attended.read_bytes + 3 * (n_blocks * bounds + tried * position)
+    assert attended.touched_bytes == 3 * seen * position
     assert index.touched_bytes == 3 * (n_blocks * bounds + tried * position)
-    assert full.touched_bytes == full.n_bytes == window.n_bytes < index.n_bytes
-    assert window.multiply_adds == 3 * 2 * 2 * 64 * seen
-    assert index.multiply_adds == window.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
+    assert full.touched_bytes == full.n_bytes < index.n_bytes
+    assert index.multiply_adds == 3 * 2 * (2 * 64 * seen + 64 * (n_blocks + tried))
 
 
 def test_an_index_reads_nothing_while_all_positions_are_attended_to():
@@ -224,7 +226,7 @@ def test_a_cache_of_a_transformer_is_read_again_after_the_whole_step():
 
 
 def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
-    work = nano_work("f16", 1 << 20, config=NANO.attending("window:2048"))
+    work = without_selection(nano_work("f16", 1 << 20, config=NANO.attending("index:2048")))
     part = work.part(KEYS_VALUES)
 
     assert work.reuse_bytes(part) < part.touched_bytes + work.part(WEIGHTS).n_bytes
@@ -399,15 +401,18 @@ def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
 
 
 def test_what_an_index_chooses_is_read_by_every_layer_and_chosen_once():
-    index, window = (NANO.attending(f"{kind}:128") for kind in ("index", "window"))
-    meter = WrittenMeter()
+    index, meter = NANO.attending("index:128"), WrittenMeter()
 
-    _, chosen = predicted(meter, batch=3, config=index)
-    _, given = predicted(WrittenMeter(), batch=3, config=window)
+    work, chosen = predicted(meter, batch=3, config=index)
 
+    attended = without_selection(work).part(KEYS_VALUES)
+    assert attended.read_bytes < work.part(KEYS_VALUES).read_bytes
+    assert chosen.decode[KEYS_VALUES] == pytest.approx(attended.read_bytes / 2e9)
     assert chosen.decode["choice of blocks"] == pytest.approx(3e-3)
-    assert chosen.step_s == pytest.approx(given.step_s + 3e-3)
-    assert chosen.prefill_s == pytest.approx(given.prefill_s + 1e-3)
+    assert chosen.step_s == pytest.approx(sum(chosen.decode.values()))
+    meter.choice = lambda *_: 3e-3
+    _, slower = predicted(meter, batch=3, config=index)
+    assert slower.prefill_s == pytest.approx(chosen.prefill_s + 2e-3)
     (config, cache, context) = next(each[1:] for each in meter.asked if each[0] == "choice")
     assert (config.layers, config.attention) == (("retention", "cross"), "index:128")
     assert (config.n_heads, config.n_kv_heads, config.d_model) == (4, 2, 64)

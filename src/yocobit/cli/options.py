@@ -32,7 +32,7 @@ def _check_attention(text: str | None) -> str | None:
 Attention = Annotated[
     str | None,
     typer.Option(
-        metavar="full|index:N|window:N",
+        metavar="full|index:N",
         callback=_check_attention,
         help="What cross layers attend to; the model's own setting by default.",
     ),

@@ -69,6 +69,17 @@ def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     return shared * caches + rings + _bounds_bytes(config, last, n_tokens)
 
 
+def selection_bytes(config: ModelConfig, cache: str, n_tokens: int) -> tuple[int, int]:
+    """Return what an index reads to select blocks for the last of so many tokens: the bytes of
+    bounds and candidates, and those among them that attention does not read."""
+    last = n_tokens - 1
+    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
+    bounds = _bounds_bytes(config, last, n_tokens)
+    candidates = _tried_positions(config, last, n_tokens)
+    others = max(candidates - _cross_positions(config, last, n_tokens), 0)
+    return bounds + shared * candidates, bounds + shared * others
+
+
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     """Return the memory that a session of so many tokens needs, but for rounding."""
     shared = position_bytes(config.n_kv_heads, config.head_dim, cache)

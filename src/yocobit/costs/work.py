@@ -19,6 +19,7 @@ from yocobit.costs.traffic import (
     mixer_multiply_adds,
     multiply_adds,
     retention_multiply_adds,
+    selection_bytes,
     session_bytes,
     touched_bytes,
     weight_bytes,
@@ -182,6 +183,22 @@ def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
         is_integer=is_integer,
     )
     return Work(config, cache, context, batch, parts, prefill, body * early // body_products)
+
+
+def without_selection(work: Work) -> Work:
+    """Return the work without what an index reads to select blocks."""
+    read, touched = selection_bytes(work.config, work.cache, work.context)
+    parts = (
+        dataclasses.replace(
+            part,
+            read_bytes=part.read_bytes - work.batch * read,
+            touched_bytes=part.touched_bytes - work.batch * touched,
+        )
+        if part.name == KEYS_VALUES
+        else part
+        for part in work.parts
+    )
+    return dataclasses.replace(work, parts=tuple(parts))
 
 
 def head_name(model: PackedModel) -> str:

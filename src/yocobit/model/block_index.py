@@ -1,13 +1,13 @@
 """Sparse cross attention: which blocks of the shared K and V a token attends to.
 
-A block is BLOCK positions. A token attends to the first block of its document and to the last two,
-its own included, and either to the blocks before those ("window") or to the best others ("index").
-The index keeps of each block the maximum and the minimum of each component of its keys: no score in
-it exceeds q+ max + q- min, where q+ and q- are the positive and negative parts of q (Quest,
-arXiv:2406.10774). Top-k selection has two stages: the candidates are the blocks with the largest
-softmax share of these bounds, several times as many as are selected; selected are the candidates
-with the largest share of the attention over candidates and fixed blocks. Shares are summed over the
-query heads of a KV head, and the first cross layer selects for all.
+A block is BLOCK positions. A token attends to the first block of its document, to the last two, its
+own included, and to the best others. The index keeps of each block the maximum and the minimum of
+each component of its keys: no score in it exceeds q+ max + q- min, where q+ and q- are the positive
+and negative parts of q (Quest, arXiv:2406.10774). Top-k selection has two stages: the candidates
+are the blocks with the largest softmax share of these bounds, several times as many as are
+selected; selected are the candidates with the largest share of the attention over candidates and
+fixed blocks. Shares are summed over the query heads of a KV head, and the first cross layer selects
+for all.
 
 Letters: B batch   T positions   S cached positions   H query heads   G KV heads   D head size
          N blocks
@@ -62,18 +62,14 @@ def visible_positions(
     own = blocks.of[:, None, -T:, None]  # (B, 1, T, 1)
     first = blocks.first[:, None, -T:, None]
     selected = (block == first) | (block <= own) & (block > own - LAST_BLOCKS)
-    if config.cross_attention == "window":
-        selected = selected | (block > own - (n_selected - FIRST_BLOCKS))
-        selected = selected & (block >= first) & (block <= own)
-    else:
-        n_best = n_selected - FIRST_BLOCKS - LAST_BLOCKS
-        selected = selected & (block >= first)
-        others = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
-        bounds = _bound_shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
-        candidates = _top(bounds, others, TRIED_BLOCKS * n_best)
-        visible = _positions_of(selected | candidates, blocks, T, real)
-        shares = _attention_shares(q, k, blocks, n_blocks, visible)
-        selected = selected | _top(shares, candidates, n_best)
+    n_best = n_selected - FIRST_BLOCKS - LAST_BLOCKS
+    selected = selected & (block >= first)
+    others = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
+    bounds = _bound_shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
+    candidates = _top(bounds, others, TRIED_BLOCKS * n_best)
+    visible = _positions_of(selected | candidates, blocks, T, real)
+    shares = _attention_shares(q, k, blocks, n_blocks, visible)
+    selected = selected | _top(shares, candidates, n_best)
     return _positions_of(selected.expand(-1, k.shape[1], -1, -1), blocks, T, real)
 
 

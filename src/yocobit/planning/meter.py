@@ -118,14 +118,11 @@ class MachineMeter:
         return ProbeTimes(min(steps), min(prompts), _PROBE_TOKENS)
 
     def _choice(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return what a step takes longer than one that attends to as many blocks without choosing
-        them."""
+        """Return what a step takes longer than one with full attention to as many positions."""
         positions = model.config.cross_positions
         with _written(model) as written:
-            choosing, given = (
-                self._fastest_step(written.attending(f"{kind}:{positions}"), cache, context)
-                for kind in ("index", "window")
-            )
+            choosing = self._fastest_step(written.attending(f"index:{positions}"), cache, context)
+            given = self._fastest_step(written.attending("full"), cache, positions)
         return max(choosing - given, 0.0)
 
     def _fastest_step(self, model: PackedModel, cache: str, context: int) -> float:

@@ -24,6 +24,7 @@ from yocobit.costs.work import (
     WEIGHTS,
     Work,
     imagined_model,
+    without_selection,
     work_of,
 )
 from yocobit.mixers import parameter_shapes
@@ -152,11 +153,9 @@ def _decode(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
             config.d_model, work.reuse_bytes(part[HEAD]),
         ),
     }  # fmt: skip
-    attended = work
-    if _chooses(config, work.context):  # what is read of all that is chosen from is in the choice
-        window = model.attending(f"window:{config.cross_positions}")
-        attended = work_of(window, work.cache, work.context, work.batch)
-        part[KEYS_VALUES] = attended.part(KEYS_VALUES)
+    # The time of selecting blocks is measured as a whole, below.
+    attended = without_selection(work)
+    part[KEYS_VALUES] = attended.part(KEYS_VALUES)
     if part[KEYS_VALUES].read_bytes:
         n_queries, D = _attention_heads(config)
         reuse = attended.reuse_bytes(part[KEYS_VALUES])
@@ -183,7 +182,7 @@ def _prefill(model: PackedModel, work: Work, meter: Meter) -> dict[str, float]:
     and the last token as in a decode step."""
     config, prefill = work.config, work.prefill
     rows = min(ENGINE_ROWS, prefill.n_tokens)
-    shares_rows = rows >= _TOKEN_BLOCK * meter.threads and config.weights != "dense"
+    shares_rows = rows >= _TOKEN_BLOCK * meter.threads and model.projection_format.is_integer
     n = rows // meter.threads if shares_rows else rows  # tokens that a thread multiplies with
     # Threads that share rows go through all weights each, others through a part of them.
     passes = prefill.n_tokens / rows * (meter.threads if shares_rows else 1)
