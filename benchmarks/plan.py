@@ -22,6 +22,7 @@ from typing import Any
 from yocobit import benchmark, planning
 from yocobit.benchmark.measure import CaseResult
 from yocobit.costs.work import work_of
+from yocobit.errors import UserError
 from yocobit.hardware.host import provenance, usable_cpus
 from yocobit.packing import PackedModel
 from yocobit.planning.plan import make_meter
@@ -80,7 +81,7 @@ def main() -> None:
                 for _ in range(arguments.rounds):
                     for case in found:
                         run(case, model, arguments.tokens)
-        except benchmark.BenchmarkError as error:
+        except UserError as error:
             print(f"{shape}: left out: {error}")
             continue
         for case in found:

@@ -20,7 +20,7 @@ from packed_models import nano
 from rich.console import Console
 
 from yocobit import Engine, _native
-from yocobit.benchmark import BenchmarkError, measure, print_report, to_dict
+from yocobit.benchmark import measure, print_report, to_dict
 from yocobit.benchmark import random_model as random_models
 from yocobit.benchmark.grid import Case, Grid
 from yocobit.benchmark.random_model import write_random_model
@@ -28,6 +28,7 @@ from yocobit.benchmark.shapes import SHAPES, named_shape
 from yocobit.config import preset
 from yocobit.costs.traffic import multiply_adds, session_bytes, weight_bytes
 from yocobit.engine.session import CacheType, Session
+from yocobit.errors import UserError
 from yocobit.hardware import host, limits
 
 # One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
@@ -104,7 +105,7 @@ def test_a_plan_combines_everything_once():
     ],
 )
 def test_a_plan_that_cannot_work_is_refused(changes, message):
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(UserError, match=message):
         plan(**changes)
 
 
@@ -114,12 +115,12 @@ def test_a_case_that_needs_more_memory_than_there_is_is_refused_before_anything_
 
     measure.check_memory(model, case, needed)
     measure.check_memory(model, case, None)
-    with pytest.raises(BenchmarkError, match=r"tg4 @ d1000 b3 .* smaller --depth or --batch"):
+    with pytest.raises(UserError, match=r"tg4 @ d1000 b3 .* smaller --depth or --batch"):
         measure.check_memory(model, case, needed - 1)
 
 
 def test_a_shape_that_is_larger_than_memory_is_refused():
-    with pytest.raises(BenchmarkError, match=r"needs 13\.8 GB but 1\.0 GB"):
+    with pytest.raises(UserError, match=r"needs 13\.8 GB but 1\.0 GB"):
         random_models.check_memory(preset("3b"), "f32", None, 10**9)
 
 
@@ -137,7 +138,7 @@ def test_gmu_shapes_replace_every_second_cross_layer():
     assert named_shape("tiny").layers[3:] == ("cross", "cross", "cross")
     assert named_shape("tiny-gmu").layers[3:] == ("cross", "gmu", "cross")
     assert named_shape("150m-yoco-gmu").layers[12:] == ("cross", "gmu") * 6
-    with pytest.raises(BenchmarkError, match="--shape must be one of"):
+    with pytest.raises(UserError, match="--shape must be one of"):
         named_shape("150m-gmu")  # has no cross layers
 
 

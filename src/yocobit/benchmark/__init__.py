@@ -1,6 +1,6 @@
 """Benchmarks: measured prefill and decode speed, next to the limits of this host. No torch."""
 
-from yocobit.benchmark.grid import BenchmarkError, Grid
+from yocobit.benchmark.grid import Grid
 from yocobit.benchmark.measure import Report, run
 from yocobit.benchmark.random_model import open_model
 from yocobit.benchmark.report import print_report, to_dict
@@ -8,7 +8,6 @@ from yocobit.benchmark.shapes import named_shape
 from yocobit.renamed import aliases
 
 __all__ = [
-    "BenchmarkError",
     "Grid",
     "Report",
     "named_shape",
@@ -18,4 +17,7 @@ __all__ = [
     "to_dict",
 ]
 
-__getattr__ = aliases(__name__, {"Plan": "yocobit.benchmark.grid:Grid"})
+__getattr__ = aliases(
+    __name__,
+    {"BenchmarkError": "yocobit.errors:UserError", "Plan": "yocobit.benchmark.grid:Grid"},
+)

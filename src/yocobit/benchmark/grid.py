@@ -8,14 +8,11 @@ from typing import Literal, cast, get_args
 
 from yocobit import _native
 from yocobit.engine.session import CacheType
+from yocobit.errors import UserError
 from yocobit.hardware.host import usable_cpus
 
 _MOST_TOKENS = 1 << 32  # of a depth, a prompt or a generation
 _MOST_THREADS = 1024
-
-
-class BenchmarkError(ValueError):
-    """A benchmark that cannot run: names the option, the rule and the actual value."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +57,18 @@ class Grid:
         ):
             for value in values:
                 if not least <= value <= most:
-                    raise BenchmarkError(
-                        f"{option} must be between {least} and {most} but is {value}"
-                    )
+                    raise UserError(f"{option} must be between {least} and {most} but is {value}")
         for cache in self.caches:
             if cache not in get_args(CacheType):
                 known = ", ".join(get_args(CacheType))
-                raise BenchmarkError(f"--cache must be one of {known} but is {cache!r}")
+                raise UserError(f"--cache must be one of {known} but is {cache!r}")
         supported = _native.supported_kernels()
         if self.kernels is not None and self.kernels not in supported:
-            raise BenchmarkError(
+            raise UserError(
                 f"--kernels must be one of {', '.join(supported)} but is {self.kernels!r}"
             )
         if not any(self.prompts) and not any(self.generations):
-            raise BenchmarkError("--prompt and --gen must not both be 0; set one of them")
+            raise UserError("--prompt and --gen must not both be 0; set one of them")
 
     @classmethod
     def parse(
@@ -117,7 +112,7 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(word) for word in _words(text)))
     except ValueError:
-        raise BenchmarkError(f"{option} must be comma-separated integers but is {text!r}") from None
+        raise UserError(f"{option} must be comma-separated integers but is {text!r}") from None
 
 
 def _words(text: str) -> tuple[str, ...]:

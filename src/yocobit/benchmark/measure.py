@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
-from yocobit.benchmark.grid import BenchmarkError, Case, Grid
+from yocobit.benchmark.grid import Case, Grid
 from yocobit.config import ModelConfig
 from yocobit.costs import describe, summarize
 from yocobit.costs.traffic import (
@@ -29,6 +29,7 @@ from yocobit.costs.traffic import (
     weight_bytes,
 )
 from yocobit.engine import Engine, Session
+from yocobit.errors import UserError
 from yocobit.hardware.host import (
     Host,
     available_bytes,
@@ -100,7 +101,7 @@ def run(
     name: str,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Report:
-    """Measure a grid; BenchmarkError, before anything is measured, if a case needs more memory
+    """Measure a grid; UserError, before anything is measured, if a case needs more memory
     than is available."""
     cases = list(grid.cases())
     for case in cases:
@@ -140,14 +141,14 @@ def run(
 
 
 def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
-    """Raise BenchmarkError if model, sessions and logits of a case exceed the available memory.
+    """Raise UserError if model, sessions and logits of a case exceed the available memory.
 
     Linux overcommits: the allocation would succeed, and the process be killed on first use.
     """
     logits = 4 * case.batch * model.config.vocab_size
     needed = weight_bytes(model) + _session_bytes(model, case) + logits
     if available is not None and needed > available:
-        raise BenchmarkError(_too_large(case, needed, f"{available / 1e9:.1f} GB are available"))
+        raise UserError(_too_large(case, needed, f"{available / 1e9:.1f} GB are available"))
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -220,9 +221,7 @@ def _session(engine: Engine, row: CaseResult) -> Session:
     try:
         session = engine.session(case.depth + case.n_tokens, case.cache)
     except MemoryError:
-        raise BenchmarkError(
-            _too_large(case, row.session_bytes, "it cannot be allocated")
-        ) from None
+        raise UserError(_too_large(case, row.session_bytes, "it cannot be allocated")) from None
     _native.fill(session._native, case.depth)
     return session
 

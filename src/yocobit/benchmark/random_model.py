@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from yocobit.benchmark.grid import BenchmarkError
 from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
+from yocobit.errors import UserError
 from yocobit.hardware.host import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
 from yocobit.packing.format import DTYPES, TensorSpec
@@ -55,10 +55,10 @@ def open_model(
 def check_memory(
     config: ModelConfig, weights: str, head: str | None, available: int | None
 ) -> None:
-    """Raise BenchmarkError if a model of that shape would exceed the available memory."""
+    """Raise UserError if a model of that shape would exceed the available memory."""
     needed = sum(spec.size_bytes for spec in expected_tensors(config, weights, head).values())
     if available is not None and needed > available:
-        raise BenchmarkError(
+        raise UserError(
             f"--shape: this model needs {needed / 1e9:.1f} GB but {available / 1e9:.1f} GB of "
             "memory are available; choose a smaller one, or --weights ternary"
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from yocobit.benchmark.grid import BenchmarkError
 from yocobit.config import PRESETS, Mixer, ModelConfig
+from yocobit.errors import UserError
 
 
 def transformer(
@@ -53,5 +53,5 @@ def named_shape(name: str) -> ModelConfig:
     stacks = {**PRESETS, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}}
     named = {**SHAPES, **stacks, **{f"{key}-gmu": gmu(config) for key, config in stacks.items()}}
     if name not in named:
-        raise BenchmarkError(f"--shape must be one of {', '.join(named)} but is {name!r}")
+        raise UserError(f"--shape must be one of {', '.join(named)} but is {name!r}")
     return named[name]

@@ -72,7 +72,7 @@ class Engine:
         if threads is None:
             threads = len(os.sched_getaffinity(0))
         model = read_model(Path(path))
-        if verify and (problems := verify_model(Path(path))):
+        if verify and (problems := verify_model(model)):
             raise PackedModelError("\n".join(problems))
         return cls(model.attending(attention), threads, kernels)
 

@@ -16,12 +16,13 @@ from yocobit.packing.reader import PackedModel, read_model
 _CHUNK_BYTES = 1 << 24  # whole values of every dtype
 
 
-def verify(path: Path) -> list[str]:
+def verify(model: PackedModel | Path) -> list[str]:
     """Return the problems of the weights and the tokenizer of a packed model, one line each.
 
-    Raises PackedModelError, as read_model does, if its structure is invalid.
+    A directory is read first; PackedModelError, as of read_model, if its structure is invalid.
     """
-    model = read_model(path)
+    if isinstance(model, Path):
+        model = read_model(model)
     problems = []
     try:
         with model.file.open("rb") as stream:
@@ -33,7 +34,7 @@ def verify(path: Path) -> list[str]:
                 problems += _tensor_problems(stream, tensor, subject, expected, format)
         problems += _tokenizer_problems(model)
     except OSError as error:
-        raise PackedModelError(f"{path}: cannot be read ({error})") from None
+        raise PackedModelError(f"{model.path}: cannot be read ({error})") from None
     return problems
 
 

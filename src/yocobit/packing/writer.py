@@ -6,6 +6,7 @@ docs/reference/packed-format.md is the format; reader.py reads it back.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -64,8 +65,8 @@ def write_model(
         if chat_template is not None:
             (directory / CHAT_TEMPLATE).write_bytes(chat_template)
         write_safetensors(directory / MODEL, tensors_of(parameters), tensors, metadata)
-        read_model(directory)
-    return read_model(out)
+        model = read_model(directory)
+    return dataclasses.replace(model, path=out, file=out / MODEL)
 
 
 def write_safetensors(
