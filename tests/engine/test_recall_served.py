@@ -19,7 +19,7 @@ LENGTH, N_PAIRS = 256, 64  # the longest texts that it was trained on
 
 @pytest.fixture
 def tasks(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE.parent / "benchmarks" / "quality"))
+    monkeypatch.syspath_prepend(str(HERE.parents[1] / "benchmarks" / "quality"))
     import recall_tasks
 
     return recall_tasks
