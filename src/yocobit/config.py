@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+from yocobit import _native
 from yocobit.errors import ConfigError as ConfigError  # also under the name yocobit.config has had
 from yocobit.settings import Count, Settings
 
@@ -40,9 +41,9 @@ RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]
 
-BLOCK = 32  # positions of a block, the unit of sparse attention
-FIRST_BLOCKS, LAST_BLOCKS = 1, 2  # blocks that every token attends to
-TRIED_BLOCKS = 4  # candidates for each other block that the index selects
+BLOCK = _native.BLOCK_POSITIONS  # positions of a block, the unit of sparse attention
+FIRST_BLOCKS, LAST_BLOCKS = _native.FIRST_BLOCKS, _native.LAST_BLOCKS  # that all tokens attend to
+CANDIDATES_PER_BLOCK = _native.CANDIDATES_PER_BLOCK  # for each other block that the index selects
 _FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
 _BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
 

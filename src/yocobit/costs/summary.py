@@ -10,6 +10,7 @@ import itertools
 import math
 from typing import Any
 
+from yocobit import _native
 from yocobit.config import BLOCK, ModelConfig
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
@@ -18,7 +19,7 @@ from yocobit.packing.formats import FORMATS
 
 # Bits of a cached value, and bytes of the scale of each position and head (engine/kv_cache.h).
 CACHE_SIZES = {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
-ENGINE_ROWS = 128  # tokens that the engine takes in together (native/engine/decoder.h)
+ENGINE_ROWS = _native.MAX_BATCH_TOKENS  # of one forward pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 
-from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
+from yocobit.config import BLOCK, CANDIDATES_PER_BLOCK, FIRST_BLOCKS, LAST_BLOCKS, ModelConfig
 from yocobit.costs.summary import position_bytes, retention_bytes, ring_bytes
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
@@ -199,7 +199,7 @@ def _tried_positions(config: ModelConfig, begin: int, end: int) -> int:
 
 def _most_tried_blocks(config: ModelConfig) -> int:
     n_anyway = FIRST_BLOCKS + LAST_BLOCKS
-    return n_anyway + TRIED_BLOCKS * (config.cross_positions // BLOCK - n_anyway)
+    return n_anyway + CANDIDATES_PER_BLOCK * (config.cross_positions // BLOCK - n_anyway)
 
 
 def _index_bytes(config: ModelConfig, n_tokens: int) -> int:

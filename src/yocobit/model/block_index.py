@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yocobit.config import BLOCK, FIRST_BLOCKS, LAST_BLOCKS, TRIED_BLOCKS, ModelConfig
+from yocobit.config import BLOCK, CANDIDATES_PER_BLOCK, FIRST_BLOCKS, LAST_BLOCKS, ModelConfig
 
 _MAX_HALF = 65504.0  # the largest float16: bounds are stored as such
 
@@ -66,7 +66,7 @@ def visible_positions(
     selected = selected & (block >= first)
     others = (block >= first + FIRST_BLOCKS) & (block <= own - LAST_BLOCKS)
     bounds = _bound_shares(q, k, blocks, n_blocks, real, (block >= first) & (block < own))
-    candidates = _top(bounds, others, TRIED_BLOCKS * n_best)
+    candidates = _top(bounds, others, CANDIDATES_PER_BLOCK * n_best)
     visible = _positions_of(selected | candidates, blocks, T, real)
     shares = _attention_shares(q, k, blocks, n_blocks, visible)
     selected = selected | _top(shares, candidates, n_best)

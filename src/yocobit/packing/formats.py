@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from yocobit import _native
 from yocobit.config import ModelConfig, WeightKind
 from yocobit.mixers import Parameter, Role, model_parameters
 from yocobit.packing import layout
@@ -39,7 +40,7 @@ class ActivationEncoding:
 
 
 INT8_PER_TOKEN = ActivationEncoding("int8_per_token", largest=127)
-INT16_PER_TOKEN = ActivationEncoding("int16_per_token", largest=16383)
+INT16_PER_TOKEN = ActivationEncoding("int16_per_token", largest=_native.INT16_MAX)
 FLOAT32_ACTIVATIONS = ActivationEncoding("float32", largest=None)
 
 

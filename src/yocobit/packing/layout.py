@@ -12,8 +12,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 8
-BLOCK_BYTES = 32
+from yocobit import _native
+
+ROWS = _native.ROWS_PER_GROUP
+BLOCK_BYTES = _native.BLOCK_BYTES
 
 # As yocobit.model.quantization has it, which needs torch.
 SMALLEST_SCALE = np.float32(1e-12)

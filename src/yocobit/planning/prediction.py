@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from yocobit import _native
 from yocobit.config import ModelConfig
 from yocobit.costs.summary import ENGINE_ROWS, position_bytes
 from yocobit.costs.work import (
@@ -31,8 +32,8 @@ from yocobit.mixers import parameter_shapes
 from yocobit.packing import PackedModel
 from yocobit.planning.meter import Meter
 
-_TOKEN_BLOCK = 32  # of a thread's own, if there are so many (native/kernels/kernels.h)
-_PARTITION = 512  # positions that attention takes at a time (native/engine/decoder.h)
+_TOKEN_BLOCK = _native.TOKEN_BLOCK  # rows that an int8 GEMM takes together
+_PARTITION = _native.KV_SPLIT  # positions of a KV split
 _PROBE_VOCABULARY = 256
 _NARROW_D_FF = 64
 _LARGEST_PROBE = 64 << 20  # bytes
