@@ -13,7 +13,7 @@ from packed_models import text, tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
 from yocobit.data.documents import PIECE_LENGTH, Documents
-from yocobit.data.sources import cacheable, describe_unread, hash_files, list_files
+from yocobit.data.sources import cacheable, describe_ignored, hash_files, list_files
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -129,13 +129,13 @@ def test_files_of_other_kinds_are_counted_by_suffix(tmp_path, where):
     (tmp_path / "data" / "drafts").mkdir(parents=True)
     for name in ("a.txt", "b.csv", "c.CSV", "d.png", "Makefile", ".hidden", "drafts/e.csv"):
         (tmp_path / "data" / name).write_text("x")
-    unread = Counter()
+    ignored = Counter()
 
-    files = list_files(SourceConfig(path=f"{tmp_path}/{where}"), ("drafts",), unread)
+    files = list_files(SourceConfig(path=f"{tmp_path}/{where}"), ("drafts",), ignored)
 
     assert [file.name for file in files] == ["a.txt"]
-    assert unread == {".csv": 2, ".png": 1, "without a suffix": 1}
-    assert describe_unread(unread).endswith(": 2 .csv, 1 .png, 1 without a suffix")
+    assert ignored == {".csv": 2, ".png": 1, "without a suffix": 1}
+    assert describe_ignored(ignored).endswith(": 2 .csv, 1 .png, 1 without a suffix")
 
 
 def test_directory_without_text_is_refused_with_the_suffixes_it_has(tmp_path):

@@ -6,6 +6,7 @@ Letters: B batch   T positions
 import weakref
 from functools import partial
 
+import corpora
 import pytest
 import torch
 from rich.console import Console
@@ -16,11 +17,12 @@ from torch.utils._pytree import tree_leaves
 from training_runs import assert_same_run, records, run
 
 from yocobit.config import preset
-from yocobit.data.corpus import Corpus
+from yocobit.data.corpus import Corpus, prepare
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.training import checkpoint, loop, setup
 from yocobit.training.backend import CompilationError, compiled
+from yocobit.training.batch import Batch
 from yocobit.training.config import load as load_config
 from yocobit.training.optim import Optimizers
 from yocobit.training.step import Objective
@@ -37,6 +39,18 @@ def test_accumulation_equals_a_larger_batch_to_rounding(toml, tmp_path, monkeypa
     assert parts["loss"] == pytest.approx(big["loss"], rel=1.2e-5)
     assert parts["grad_norm"] == pytest.approx(big["grad_norm"], rel=1.2e-5)
     assert parts["tokens"] == big["tokens"] == 96
+
+
+def test_batch_resets_at_end_tokens(tmp_path):
+    corpus = prepare(corpora.plain(tmp_path), 270, tmp_path / "data")
+
+    batch = Batch.read(corpus, seed=0, first=0, size=50, context=8)
+
+    inputs, targets = corpus.windows(seed=0, first=0, size=50, context=8)
+    assert torch.equal(batch.inputs, torch.from_numpy(inputs))
+    assert torch.equal(batch.targets, torch.from_numpy(targets))
+    assert torch.equal(batch.resets, batch.inputs == 0)
+    assert batch.resets.any()
 
 
 def test_steps_read_the_windows_of_the_text_one_after_the_other(toml, tmp_path, monkeypatch):

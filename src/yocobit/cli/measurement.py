@@ -23,7 +23,7 @@ from yocobit.cli.options import (
     check_model_or_shape,
 )
 from yocobit.data.documents import Documents
-from yocobit.data.sources import describe_unread
+from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 
@@ -131,8 +131,8 @@ def _texts(documents: Documents) -> Iterator[str]:
         yield document.text()
     if documents.skipped:
         print(f"skipped {len(documents.skipped)} .py files that are not UTF-8", file=sys.stderr)
-    if documents.unread:
-        print(describe_unread(documents.unread), file=sys.stderr)
+    if documents.ignored:
+        print(describe_ignored(documents.ignored), file=sys.stderr)
 
 
 def _open_scorer(

@@ -27,7 +27,7 @@ from yocobit.data.config import DataConfig, sources
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.data.identity import CorpusFiles, identify
 from yocobit.data.shards import Tokens, is_complete
-from yocobit.data.sources import cacheable, check_unchanged, describe_unread, hash_files
+from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, hash_files
 from yocobit.data.tokenisation import TOKENIZER, tokenise
 from yocobit.data.tokenizer import load_tokenizer
 from yocobit.data.windows import shares, source_of, window_start
@@ -55,7 +55,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
         with replacing(directory / INDEX) as partial:
             write_json(partial, {**index, "known": known})
     _check_lengths(index, config.context)
-    return Corpus.open(directory, index, config, files.unread)
+    return Corpus.open(directory, index, config, files.ignored)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Corpus:
     sha256: str
     n_skipped: int = 0  # .py files that are not UTF-8
     n_duplicates: int = 0  # documents omitted by data.deduplicate
-    unread: Mapping[str, int] = field(default_factory=dict)  # files of other kinds, by suffix
+    ignored: Mapping[str, int] = field(default_factory=dict)  # files of other kinds, by suffix
 
     @classmethod
     def open(
-        cls, directory: Path, index: dict[str, Any], config: DataConfig, unread: Mapping[str, int]
+        cls, directory: Path, index: dict[str, Any], config: DataConfig, ignored: Mapping[str, int]
     ) -> Corpus:
         """Open the shards of an index."""
         weights = tuple(source.weight or 1.0 for source in sources(config.train))
@@ -87,7 +87,7 @@ class Corpus:
             hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             index["n_skipped"],
             index["n_duplicates"],
-            unread,
+            ignored,
         )
 
     @property
@@ -124,8 +124,8 @@ class Corpus:
         lines.append(f"valid {_size(self.valid)}; vocabulary {self.tokenizer.get_vocab_size():,}")
         if self.n_skipped:
             lines.append(f"skipped {self.n_skipped} .py files that are not UTF-8")
-        if self.unread:
-            lines.append(describe_unread(self.unread))
+        if self.ignored:
+            lines.append(describe_ignored(self.ignored))
         if self.n_duplicates:
             lines.append(f"omitted {self.n_duplicates:,} duplicate documents")
         return lines

@@ -70,14 +70,14 @@ class Documents:
 
     files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
-    unread: Counter[str] = field(default_factory=Counter)  # other files of directories, by suffix
+    ignored: Counter[str] = field(default_factory=Counter)  # other files of directories, by suffix
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Documents:
         """Return those of files, directories and globs; ConfigError if one matches nothing."""
-        sources, unread = [SourceConfig(path=str(path)) for path in paths], Counter[str]()
-        files = [file for source in sources for file in list_files(source, (), unread)]
-        return cls(files, unread=unread)
+        sources, ignored = [SourceConfig(path=str(path)) for path in paths], Counter[str]()
+        files = [file for source in sources for file in list_files(source, (), ignored)]
+        return cls(files, ignored=ignored)
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:

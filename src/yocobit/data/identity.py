@@ -30,21 +30,21 @@ class CorpusFiles:
     valid: list[SourceFile]
     valid_every: int | None
     weights: list[float]  # of the sources
-    unread: Counter[str]  # files of other kinds in directories, by suffix
+    ignored: Counter[str]  # files of other kinds in directories, by suffix
 
     @classmethod
     def of(cls, config: DataConfig) -> CorpusFiles:
         """List the files of [data]; sources without weights become one source."""
-        unread = Counter[str]()
+        ignored = Counter[str]()
         train, valid = (
-            [list_files(source, config.exclude, unread) for source in sources(items)]
+            [list_files(source, config.exclude, ignored) for source in sources(items)]
             for items in (config.train, config.valid)
         )
         weights = [source.weight for source in sources(config.train) if source.weight is not None]
         if not weights:
             train, weights = [[file for files in train for file in files]], [1.0]
         held_out = [file for files in valid for file in files]
-        return cls(train, held_out, config.valid_every, weights, unread)
+        return cls(train, held_out, config.valid_every, weights, ignored)
 
     @property
     def all(self) -> list[SourceFile]:

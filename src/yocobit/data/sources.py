@@ -68,15 +68,15 @@ class SourceFile:
 
 
 def list_files(
-    source: SourceConfig, exclude: Sequence[str], unread: Counter[str] | None = None
+    source: SourceConfig, exclude: Sequence[str], ignored: Counter[str] | None = None
 ) -> list[SourceFile]:
     """Return the files of a source sorted by name; ConfigError if there is none.
 
-    `unread` counts, by suffix, the files of a directory or a glob that end in none of SUFFIXES.
+    `ignored` counts, by suffix, the files of a directory or a glob that end in none of SUFFIXES.
     """
     files = []
-    unread = Counter() if unread is None else unread
-    for path, name in _paths(source.path, tuple(exclude), unread):
+    ignored = Counter() if ignored is None else ignored
+    for path, name in _paths(source.path, tuple(exclude), ignored):
         try:
             status = os.stat(path)
         except OSError as error:
@@ -150,13 +150,13 @@ def _suffix(name: str) -> str | None:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
 
 
-def describe_unread(unread: Mapping[str, int]) -> str:
+def describe_ignored(ignored: Mapping[str, int]) -> str:
     """Return a line about the files that list_files ignored."""
-    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(unread.items()))
-    return f"ignored {sum(unread.values()):,} files of other kinds: {kinds}"
+    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(ignored.items()))
+    return f"ignored {sum(ignored.values()):,} files of other kinds: {kinds}"
 
 
-def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[tuple[str, str]]:
+def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list[tuple[str, str]]:
     """Return path and name of each file of a source, sorted by name."""
     if source == PYTHON_STDLIB:
         found = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
@@ -181,9 +181,9 @@ def _paths(source: str, exclude: tuple[str, ...], unread: Counter[str]) -> list[
         elif not os.path.basename(name).startswith("."):
             others[PurePosixPath(name).suffix.lower() or "without a suffix"] += 1
     if not found:
-        seen = f"; {describe_unread(others)}" if others else ""
+        seen = f"; {describe_ignored(others)}" if others else ""
         raise ConfigError(f"{source}: no file {place} ends in {', '.join(SUFFIXES)}{seen}")
-    unread.update(others)
+    ignored.update(others)
     return found
 
 

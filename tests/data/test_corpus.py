@@ -1,4 +1,4 @@
-"""Corpus: windows of tokens, where they reset, and where a loss is taken.
+"""Corpus: shards, windows of tokens, mixtures, and the loss mask of conversations.
 
 Letters: B batch   T positions
 """
@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import replace
 
 import corpora
+import numpy as np
 import pytest
-import torch
 from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
@@ -17,7 +17,6 @@ from yocobit.data import shards
 from yocobit.data.config import DataConfig
 from yocobit.data.corpus import IGNORED, Corpus, prepare
 from yocobit.data.digest_set import DigestSet
-from yocobit.training.batch import Batch
 
 
 @pytest.fixture
@@ -64,13 +63,11 @@ def test_shards_of_bounded_size_read_as_one_sequence(config, tmp_path, monkeypat
         assert train.read(begin, end).tolist() == whole[begin:end]
 
 
-def test_targets_are_inputs_one_position_later_and_the_end_token_resets(corpus):
-    batch = Batch.read(corpus, seed=0, first=0, size=50, context=8)
+def test_targets_are_inputs_one_position_later(corpus):
+    inputs, targets = corpus.windows(seed=0, first=0, size=50, context=8)
 
-    assert batch.inputs.shape == batch.targets.shape == batch.resets.shape == (50, 8)
-    assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
-    assert torch.equal(batch.resets, batch.inputs == 0)
-    assert batch.resets.any()
+    assert inputs.shape == targets.shape == (50, 8)
+    assert np.array_equal(inputs[:, 1:], targets[:, :-1])
 
 
 def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end(corpus):
@@ -79,8 +76,8 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
     seen = Counter()
     n_windows = len(tokens) // 8
 
-    batch = Batch.read(corpus, seed=0, first=0, size=n_windows, context=8)
-    for row in zip(batch.inputs.tolist(), batch.targets.tolist(), strict=True):
+    inputs, targets = corpus.windows(seed=0, first=0, size=n_windows, context=8)
+    for row in zip(inputs.tolist(), targets.tolist(), strict=True):
         seen.update(zip(*row, strict=True))
 
     assert seen <= pairs
@@ -88,13 +85,13 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
     assert (0, tokens[0]) in seen
 
 
-def test_batch_is_a_pure_function_of_its_arguments(corpus):
-    whole = Batch.read(corpus, seed=3, first=0, size=600, context=8).inputs
+def test_windows_are_a_pure_function_of_its_arguments(corpus):
+    whole, _ = corpus.windows(seed=3, first=0, size=600, context=8)
 
-    Batch.read(corpus, seed=4, first=77, size=3, context=8)
-    again = Batch.read(corpus, seed=3, first=100, size=500, context=8).inputs
+    corpus.windows(seed=4, first=77, size=3, context=8)
+    again, _ = corpus.windows(seed=3, first=100, size=500, context=8)
 
-    assert torch.equal(whole[100:], again)
+    assert np.array_equal(whole[100:], again)
 
 
 def test_one_window_is_enough_text(tmp_path):
@@ -104,9 +101,9 @@ def test_one_window_is_enough_text(tmp_path):
 
     corpus = prepare(config, 257, tmp_path / "data")
 
-    batch = Batch.read(corpus, seed=0, first=5, size=2, context=8)
-    assert batch.inputs.shape == (2, 8)
-    assert sorted(batch.targets[0].tolist()) == sorted(read(corpus.train[0]))
+    inputs, targets = corpus.windows(seed=0, first=5, size=2, context=8)
+    assert inputs.shape == (2, 8)
+    assert sorted(targets[0].tolist()) == sorted(read(corpus.train[0]))
 
 
 # ---- several sources ----
@@ -115,9 +112,9 @@ def test_one_window_is_enough_text(tmp_path):
 def test_windows_come_from_the_sources_by_weight(mixture, tmp_path):
     corpus = prepare(mixture, 257, tmp_path / "data")
 
-    batch = Batch.read(corpus, seed=0, first=1024, size=1024, context=8)
+    _, targets = corpus.windows(seed=0, first=1024, size=1024, context=8)
 
-    texts = [corpus.tokenizer.decode(row) for row in batch.targets.tolist()]
+    texts = [corpus.tokenizer.decode(row) for row in targets.tolist()]
     is_second = ["t" in text or "w" in text for text in texts]
     assert sum(is_second) == 256
     assert all(("n" in text) is not second for text, second in zip(texts, is_second, strict=True))
@@ -189,10 +186,10 @@ def test_only_assistant_messages_of_a_conversation_are_targets(chat, tmp_path):
     assert corpus.tokenizer.decode(tokens[loss_mask].tolist()) == "plainso!\n<|end|>" * 9
     assert train.n_in_loss == loss_mask.sum() == 9 * (len("plain") + 1 + len("so!\n<|end|>"))
     assert train.n_bytes == 9 * len("plainso!\n<|end|>")
-    batch = Batch.read(corpus, seed=0, first=0, size=len(train) // 16, context=16)
-    in_loss = batch.targets[batch.targets != IGNORED]
+    _, targets = corpus.windows(seed=0, first=0, size=len(train) // 16, context=16)
+    in_loss = targets[targets != IGNORED]
     assert Counter(in_loss.tolist()) <= Counter(tokens[loss_mask].tolist())
-    assert 0 < len(in_loss) < batch.targets.numel()
+    assert 0 < len(in_loss) < targets.size
 
 
 def test_mask_is_stored_for_the_shards_that_need_it(chat, tmp_path, monkeypatch):
