@@ -210,8 +210,14 @@ def test_resume_of_a_finished_run_changes_nothing(toml, tmp_path):
     assert again == saved
 
 
-def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatch):
-    minutes = "run.minutes=0.16"
+@pytest.fixture
+def early_plan(monkeypatch):
+    """Convert a time budget after fewer steps than a real run does."""
+    monkeypatch.setattr(schedule, "MEASURED_STEPS", 12)
+
+
+def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatch, early_plan):
+    minutes = "run.minutes=0.08"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=0.2))
         run(toml, tmp_path / "straight", minutes)
@@ -230,33 +236,37 @@ def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatc
     assert_same_run(out, tmp_path / "straight")
 
 
-def test_converted_budget_survives_a_kill_after_the_conversion(toml, tmp_path, monkeypatch):
+def test_converted_budget_survives_a_kill_after_the_conversion(
+    toml, tmp_path, monkeypatch, early_plan
+):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
     monkeypatch.setattr(loop, "rate_factor", raise_at(schedule.MEASURED_STEPS + 1))
 
     with pytest.raises(Killed):
-        run(toml, out, "run.minutes=0.16", "run.checkpoint_every=1000")
+        run(toml, out, "run.minutes=0.08", "run.checkpoint_every=1000")
 
     state = checkpoint.load_state(checkpoints.last(out))
     assert state.step == schedule.MEASURED_STEPS and state.total_steps is not None
 
 
-@pytest.mark.parametrize("before", ["run.minutes=0.16", "run.steps=40"])
-def test_budget_of_minutes_can_be_changed_on_resume(toml, tmp_path, monkeypatch, before):
+@pytest.mark.parametrize("before", ["run.minutes=0.08", "run.steps=20"])
+def test_budget_of_minutes_can_be_changed_on_resume(
+    toml, tmp_path, monkeypatch, early_plan, before
+):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
     first = checkpoint.load_state(run(toml, out, before))
     shutil.copytree(out, tmp_path / "killed")
 
-    more = checkpoint.load_state(run(toml, out, "run.minutes=0.32", resume=True))
+    more = checkpoint.load_state(run(toml, out, "run.minutes=0.2", resume=True))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(loop, "rate_factor", raise_at(first.step + 2))
-        run(toml, tmp_path / "killed", "run.minutes=0.32", resume=True)
-    run(toml, tmp_path / "killed", "run.minutes=0.32", resume=True)
+        run(toml, tmp_path / "killed", "run.minutes=0.2", resume=True)
+    run(toml, tmp_path / "killed", "run.minutes=0.2", resume=True)
 
     assert first.step + 5 < more.step == more.total_steps
-    assert more.seconds == pytest.approx(0.32 * 60, rel=0.25)  # evaluations cost nothing here
+    assert more.seconds == pytest.approx(0.2 * 60, rel=0.25)  # evaluations cost nothing here
     assert_same_run(tmp_path / "killed", out)
 
 
