@@ -67,12 +67,12 @@ class DataConfig(Settings):
 
 
 def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
-    """Return the items of data.train or data.valid, paths among them as sources, too."""
+    """Return the items of data.train or data.valid as sources."""
     return tuple(SourceConfig(path=item) if isinstance(item, str) else item for item in items)
 
 
 def _with_sources(items: Any, name: str) -> Any:
-    """Make a source of each table among items; what is of a wrong type is left for the check."""
+    """Make sources of the tables among items; wrong types are left to validation."""
     if not isinstance(items, tuple | list):
         return items
     return tuple(
