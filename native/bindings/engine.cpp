@@ -62,6 +62,14 @@ void feed(Engine& engine, Session& session, const Tokens& tokens, const std::str
   engine.feed(session, tokens.data(), n, logits, out ? out->data() : nullptr);
 }
 
+void hidden_states(Engine& engine, Session& session, const Tokens& tokens, const LogitsOut& out) {
+  const size_t n = tokens.shape(0);
+  if (n == 0) throw std::invalid_argument("hidden_states: needs at least one token but got none");
+  require_size(out, n * engine.model().config.d_model);
+  nb::gil_scoped_release release;
+  engine.hidden_states(session, tokens.data(), n, out.data());
+}
+
 void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens,
           const std::optional<LogitsOut>& out,
           const std::vector<std::pair<Session*, Tokens>>& prompts) {
@@ -133,6 +141,10 @@ void bind_engine(nb::module_& m) {
            "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with "
            "nothing\n"
            "changed, for a token outside the vocabulary, no room, or an unfit `out`.")
+      .def(
+          "hidden_states", &hidden_states, "session"_a, "tokens"_a, "out"_a.noconvert(),
+          "Consume int32 tokens (T,) and write the hidden state of each after the final norm into\n"
+          "float32 `out` (T, C). Errors as of `feed`.")
       .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert().none(), "prompts"_a,
            "Decode one of `tokens` (N,) in each of N sessions; write their logits into `out` (N, "
            "V).\n\n"
@@ -154,6 +166,8 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("n_threads", &Engine::n_threads, "Number of threads, the caller's included.")
       .def_prop_ro(
           "vocab_size", [](const Engine& engine) { return engine.model().config.vocab_size; }, "V.")
+      .def_prop_ro(
+          "d_model", [](const Engine& engine) { return engine.model().config.d_model; }, "C.")
       .def_prop_ro("buffer_bytes", &Engine::buffer_bytes,
                    "Bytes of the buffers that all sessions share.");
 }

@@ -34,12 +34,25 @@ void compute_shared_kv(const ForwardPass& pass) {
                          .stores_kv = true});
 }
 
+// The rows as the head's matmul would get them.
+void write_hidden_states(const ForwardPass& pass, float* out) {
+  const PackedModel& model = pass.model;
+  const int C = model.config.d_model;
+  pass.pool.run(pass.batch.size(), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      pass.kernels.rms_norm(&pass.workspace.stream[row * C], model.norm, C, model.config.norm_eps,
+                            out + row * C);
+    }
+  });
+}
+
 }  // namespace
 
 Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool)
     : model_(model), kernels_(kernels), pool_(pool), ropes_(model.config) {}
 
-void Decoder::forward(Batch& batch, Workspace& workspace, int n_logits, float* logits) {
+void Decoder::forward(Batch& batch, Workspace& workspace, int n_outputs, Output output,
+                      float* out) {
   const ForwardPass pass = {model_, kernels_, pool_, batch, ropes_, workspace};
   pool_.run(batch.size(), [&](int64_t begin, int64_t end) {
     for (int row = static_cast<int>(begin); row < end; ++row) {
@@ -47,10 +60,14 @@ void Decoder::forward(Batch& batch, Workspace& workspace, int n_logits, float* l
     }
   });
   self_decode(pass);
-  if (n_logits == 0) return;
-  keep_last(batch, workspace, n_logits);
+  if (n_outputs == 0) return;
+  keep_last(batch, workspace, n_outputs);
   cross_decode(pass);
-  pass.project(workspace.stream.get(), model_.norm, {{&model_.head, logits}});
+  if (output == Output::logits) {
+    pass.project(workspace.stream.get(), model_.norm, {{&model_.head, out}});
+  } else {
+    write_hidden_states(pass, out);
+  }
 }
 
 void Decoder::self_decode(const ForwardPass& pass) const {

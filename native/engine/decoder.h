@@ -17,14 +17,17 @@ namespace yocobit {
 
 struct ForwardPass;
 
+// What a row of the forward pass returns: logits [V], or the hidden state [C] after the final norm.
+enum class Output { logits, hidden_state };
+
 class Decoder {
  public:
   Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool);
 
-  // Consume the rows of a batch into their sessions' KV caches and states; write the logits
-  // [n_logits][V] of its last n_logits rows. The cross-decoder runs for those rows only (early
-  // exit), and `batch` is left with them.
-  void forward(Batch& batch, Workspace& workspace, int n_logits, float* logits);
+  // Consume the rows of a batch into their sessions' KV caches and states; write the outputs
+  // [n_outputs][V or C] of its last n_outputs rows. The cross-decoder runs for those rows only
+  // (early exit), and `batch` is left with them.
+  void forward(Batch& batch, Workspace& workspace, int n_outputs, Output output, float* out);
 
  private:
   void self_decode(const ForwardPass& pass) const;

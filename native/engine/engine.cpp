@@ -55,8 +55,19 @@ void Engine::feed(Session& session, const int32_t* tokens, int64_t n, Logits whi
     const bool has_last = which == Logits::last && begin + size == n;
     rows_.clear();
     append_rows(session, tokens + begin, size, rows_);
-    forward(which == Logits::all ? size : has_last, logits);
+    forward(which == Logits::all ? size : has_last, Output::logits, logits);
     if (which == Logits::all) logits += size * model_.config.vocab_size;
+  }
+}
+
+void Engine::hidden_states(Session& session, const int32_t* tokens, int64_t n, float* hidden) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  check(session, tokens, n);
+  for (int64_t begin = 0; begin < n; begin += kMaxBatchTokens) {
+    const int64_t size = std::min<int64_t>(kMaxBatchTokens, n - begin);
+    rows_.clear();
+    append_rows(session, tokens + begin, size, rows_);
+    forward(size, Output::hidden_state, hidden + begin * model_.config.d_model);
   }
 }
 
@@ -75,20 +86,21 @@ void Engine::step(const std::vector<PrefillChunk>& chunks, Session* const* sessi
     enter_step(*sessions[i]);
     append_rows(*sessions[i], tokens + i, 1, rows_);
   }
-  forward(n, logits);
+  forward(n, Output::logits, logits);
 }
 
-// Consume rows_; write the logits of the last n_logits of them.
-void Engine::forward(int64_t n_logits, float* logits) {
+// Consume rows_; write the outputs of the last n_outputs of them.
+void Engine::forward(int64_t n_outputs, Output output, float* out) {
   const DefaultFloatEnvironment environment;
-  const int64_t V = model_.config.vocab_size, n = static_cast<int64_t>(rows_.size());
+  const int64_t n = static_cast<int64_t>(rows_.size());
+  const int64_t width = output == Output::logits ? model_.config.vocab_size : model_.config.d_model;
   for (int64_t begin = 0; begin < n; begin += kMaxBatchTokens) {
     const int size = static_cast<int>(std::min<int64_t>(kMaxBatchTokens, n - begin));
-    const int64_t first = n - n_logits;  // row that has logits
+    const int64_t first = n - n_outputs;  // row that has an output
     const int64_t wanted = std::clamp<int64_t>(begin + size - first, 0, size);
     batch_.assign(&rows_[begin], size);
-    decoder_.forward(batch_, workspace_, static_cast<int>(wanted),
-                     logits + std::max<int64_t>(0, begin - first) * V);
+    decoder_.forward(batch_, workspace_, static_cast<int>(wanted), output,
+                     out + std::max<int64_t>(0, begin - first) * width);
     for (int64_t row = begin; row < begin + size; ++row) {
       Session& session = *rows_[row].session;
       session.tokens[session.position++] = rows_[row].token;

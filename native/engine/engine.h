@@ -1,7 +1,7 @@
 // A packed model, the threads and the buffers that its sessions share. Calls from several threads
 // are serialised.
 //
-// Letters:  V vocabulary
+// Letters:  V vocabulary   C model width
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,9 @@ class Engine {
   // room for.
   void feed(Session& session, const int32_t* tokens, int64_t n, Logits which, float* logits);
 
+  // The same, but write the hidden states [n][C] after the final norm in place of logits.
+  void hidden_states(Session& session, const int32_t* tokens, int64_t n, float* hidden);
+
   // Decode one token of each of n sessions and prefill chunks of others, all different; write the
   // logits [n][V] of the n. Each gets what feed() would give it, bit for bit, while every weight is
   // read once for up to kMaxBatchTokens tokens. Throws as feed() does.
@@ -58,7 +61,7 @@ class Engine {
   void check_own(const Session& session) const;
   void check(const Session& session, const int32_t* tokens, int64_t n) const;
   void enter_step(Session& session);
-  void forward(int64_t n_logits, float* logits);
+  void forward(int64_t n_outputs, Output output, float* out);
 
   PackedModel model_;
   const Kernels& kernels_;

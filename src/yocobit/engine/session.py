@@ -1,6 +1,6 @@
 """Per-sequence state: KV caches, recurrent states and, of an index, block bounds.
 
-Letters: T positions   V vocabulary   H heads   G K/V heads   D head size
+Letters: T positions   C model width   V vocabulary   H heads   G K/V heads   D head size
 """
 
 from __future__ import annotations
@@ -102,6 +102,14 @@ class Session:
         self._engine.feed(self._native, tokens, "all", logits)
         self._logits = logits[-1]
         return logits
+
+    def hidden_states(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Consume tokens (T,) and return the hidden state of each after the final norm, (T, C)."""
+        tokens = as_tokens(tokens)
+        hidden = np.empty((len(tokens), self._engine.d_model), dtype=np.float32)
+        self._engine.hidden_states(self._native, tokens, hidden)
+        self._logits = None
+        return hidden
 
     def memory(self) -> SessionMemory:
         """Return the bytes reserved for this session, without 4 bytes per token for token ids."""

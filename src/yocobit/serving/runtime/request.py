@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yocobit.engine import SamplingConfig
 from yocobit.engine.decode import FinishReason, GuidedDecoding
@@ -26,6 +27,9 @@ class Request:
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     n_logprobs: int | None = None  # alternatives per generated token; None: no logprobs
     n_prompt_logprobs: int | None = None  # the same per prompt token
+    # Called in the scheduler's thread with the hidden states (T, C) after the final norm of each
+    # prompt chunk, in order; requires max_tokens 0.
+    on_hidden_states: Callable[[NDArray[np.float32]], None] | None = None
     guided: Callable[[], GuidedDecoding] | None = None  # makes the state of one choice
     client: str = ""  # API key or address; clients are scheduled round-robin
     timeout_s: float = 600.0

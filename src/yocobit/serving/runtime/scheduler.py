@@ -259,8 +259,8 @@ class Scheduler:
                 break
             if group.needs_fork:
                 self._isolate(group, group.fork)
-            elif group.has_prompt_logprobs:
-                self._isolate(group, group.prefill_with_logprobs, n_tokens)
+            elif group.needs_all_layers:
+                self._isolate(group, group.prefill_all_layers, n_tokens)
                 n_tokens = 0
             else:
                 chunk = group.next_chunk(n_tokens)

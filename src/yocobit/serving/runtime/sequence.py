@@ -102,16 +102,17 @@ class SequenceGroup:
         return self._session
 
     @property
-    def has_prompt_logprobs(self) -> bool:
-        """Whether all layers must run for every prompt token: there is no early exit then."""
-        return self.request.n_prompt_logprobs is not None
+    def needs_all_layers(self) -> bool:
+        """Whether every prompt token must run through all layers: there is no early exit then."""
+        request = self.request
+        return request.n_prompt_logprobs is not None or request.on_hidden_states is not None
 
     def start(self, cache: CacheType, prefixes: PrefixCache | None) -> None:
         """Make the session, restored from the prefix cache; MemoryError if there is no memory."""
         self.started_at = time.monotonic()
         self._session = self.engine.session(max(1, self.request.n_tokens), cache)
         self._checkpoints = [len(self._prompt) - 1]
-        if prefixes is not None and not self.has_prompt_logprobs:
+        if prefixes is not None and not self.needs_all_layers:
             self._chain = prefixes.chain()
             hit = prefixes.find(self._prompt, self._chain)
             if hit.state is not None:
@@ -139,16 +140,15 @@ class SequenceGroup:
             del self._checkpoints[0]
         self._decode_if_prefilled()
 
-    def prefill_with_logprobs(self, n_tokens: int) -> None:
-        """Prefill at most `n_tokens` through all layers, with the logprob of each next token."""
+    def prefill_all_layers(self, n_tokens: int) -> None:
+        """Prefill at most `n_tokens` through all layers: for prompt logprobs or hidden states."""
         start = self.session.position
         chunk = self._prompt[start : start + n_tokens]
-        logits = self.session.feed_all(chunk)
-        n = self.request.n_prompt_logprobs or 0
-        for i, token in enumerate(self._prompt[start + 1 : start + len(chunk) + 1]):
-            self._logprobs.append(logprob(logits[i], int(token), n))
+        if self.request.on_hidden_states is not None:
+            self.request.on_hidden_states(self.session.hidden_states(chunk))
+        else:
+            self._add_logprobs(start, self.session.feed_all(chunk))
         if start + len(chunk) == len(self._prompt):
-            self._last_logits = logits[-1].copy()
             self._checkpoints.clear()
             self._decode_if_prefilled()
 
@@ -180,12 +180,19 @@ class SequenceGroup:
         events, self.events = self.events, []
         return events
 
+    def _add_logprobs(self, start: int, logits: Logits) -> None:
+        """Add the logprob of the token that follows each of a chunk's, under logits (T, V)."""
+        n = self.request.n_prompt_logprobs or 0
+        for i, token in enumerate(self._prompt[start + 1 : start + len(logits) + 1]):
+            self._logprobs.append(logprob(logits[i], int(token), n))
+        self._last_logits = logits[-1].copy()
+
     def _decode_if_prefilled(self) -> None:
         """Start decoding once the prompt has been prefilled and each choice has a session."""
         if self._checkpoints or len(self._forks) < len(self.request.sampling) - 1:
             return
         self.is_decoding = True
-        logprobs = self._logprobs if self.has_prompt_logprobs else ()
+        logprobs = () if self.request.n_prompt_logprobs is None else self._logprobs
         self.events.append(Prefilled(self.n_cached_tokens, logprobs))
         sessions = (self.session, *self._forks)
         self.sequences = [Sequence(self, i, session) for i, session in enumerate(sessions)]
