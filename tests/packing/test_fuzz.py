@@ -52,7 +52,7 @@ def server():
     "path",
     [
         *("/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/tokenizer_info"),
-        *("/v1/models", "/v1/models/{id}", "/health", "/metrics"),
+        *("/v1/models", "/v1/models/{id}", "/v1/embeddings", "/health", "/metrics"),
     ],
 )
 def test_what_the_description_allows_and_what_it_does_not(server, path):

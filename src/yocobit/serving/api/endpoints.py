@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from yocobit.serving.api.call import Call, Events, Reply
 from yocobit.serving.api.chat import ChatRequest, chat_completions
 from yocobit.serving.api.completions import CompletionRequest, completions
+from yocobit.serving.api.embeddings import EmbeddingRequest, embeddings
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.models import get_model, list_models
 from yocobit.serving.api.tokenize import (
@@ -66,6 +67,9 @@ ENDPOINTS = (
         "Continue a text.",
         body=CompletionRequest,
         is_streamed=True,
+    ),
+    Endpoint(
+        "/embeddings", embeddings, "Embed texts as normalised vectors.", body=EmbeddingRequest
     ),
     Endpoint("/models", list_models, "List the models."),
     Endpoint("/models/{id}", get_model, "Describe a model."),
