@@ -1,8 +1,8 @@
 # The two commands of the README are `make demo` and `make test`; both set themselves up.
 PYTHON ?= python3
 BIN := .venv/bin
-NATIVE_SOURCES := $(shell find native tests/native -name "*.cpp" -o -name "*.h" -o -name "*.inc")
-NATIVE := CMakeLists.txt tests/native/CMakeLists.txt $(NATIVE_SOURCES)
+NATIVE_SOURCES := $(shell find native tests/native -name "*.cpp" -o -name "*.h")
+NATIVE := CMakeLists.txt native/headers.cmake tests/native/CMakeLists.txt $(NATIVE_SOURCES)
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.p
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup stubs demo test test-all check docs sanitize bench bench-peers golden clean FORCE
+.PHONY: setup stubs demo test test-all check docs sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -52,11 +52,14 @@ test: setup
 test-all: setup
 	$(PYTEST) -m ''
 
+check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 check: setup docs
 	$(BIN)/ruff format --check src tests examples benchmarks
 	$(BIN)/ruff check src tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(CONFIGURE) -B build/headers > /dev/null
+	cmake --build build/headers --target headers_compile_alone
 
 # The site of docs/, in build/site: a broken link or a page that is missing is an error.
 docs: export NO_MKDOCS_2_WARNING := 1
@@ -74,6 +77,16 @@ sanitize: setup
 	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
 	cmake --build build/thread --target thread_pool_stress
 	$$(setarch -R true 2>/dev/null && echo setarch -R) build/thread/tests/native/thread_pool_stress
+
+# The scalar family on another architecture, under emulation: needs g++-aarch64-linux-gnu and
+# qemu-user. kernel_equality compares its results with those of x86.
+aarch64: export PATH := $(CURDIR)/$(BIN):$(PATH)
+aarch64: .venv/.installed
+	cmake -G Ninja -S . -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
+	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+	  -DCMAKE_EXE_LINKER_FLAGS=-static -DYOCOBIT_PYTHON=OFF -DYOCOBIT_TESTS=ON
+	cmake --build build/aarch64 --target kernel_equality
+	qemu-aarch64 build/aarch64/tests/native/kernel_equality
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

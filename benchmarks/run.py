@@ -83,7 +83,7 @@ def products(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
         for name, w in (("ternary", ternary), ("sign", sign)):
             calls[f"{kernels} {name}, {n} tokens"] = (
                 n,
-                lambda n=n, w=w, name=name: _native.bit_matmul(
+                lambda n=n, w=w, name=name: _native.low_bit_gemm(
                     kernels, w, M, codes[:n], name == "ternary"
                 ),
             )

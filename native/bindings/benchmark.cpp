@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
 #include "engine/session.h"
+#include "kernels/family.h"
 #include "probes/kernel_rates.h"
 #include "probes/machine_limits.h"
 
@@ -35,8 +35,8 @@ void check(const std::vector<int>& cpus, int n_passes) {
 
 std::vector<std::string> multiply_add_instructions() {
   std::vector<std::string> names;
-  for (auto* loop = supported_multiply_adds(); *loop; ++loop) {
-    names.emplace_back((*loop)->instruction);
+  for (const MultiplyAddLoop* loop : supported_multiply_adds()) {
+    names.emplace_back(loop->instruction);
   }
   return names;
 }
@@ -44,10 +44,10 @@ std::vector<std::string> multiply_add_instructions() {
 double measured_multiply_adds(const std::string& instruction, const std::vector<int>& cpus,
                               int n_passes) {
   check(cpus, n_passes);
-  for (auto* loop = supported_multiply_adds(); *loop; ++loop) {
-    if (instruction != (*loop)->instruction) continue;
+  for (const MultiplyAddLoop* loop : supported_multiply_adds()) {
+    if (instruction != loop->instruction) continue;
     nb::gil_scoped_release release;
-    return multiply_adds_per_s(**loop, cpus.data(), static_cast<int>(cpus.size()), n_passes);
+    return multiply_adds_per_s(*loop, cpus.data(), static_cast<int>(cpus.size()), n_passes);
   }
   throw std::invalid_argument("instruction '" + instruction + "' is not supported by this CPU");
 }
@@ -68,7 +68,7 @@ double measured_rate(const std::string& kernels, const std::vector<int>& cpus, i
                      int n_passes, const Measure& measure) {
   check(cpus, n_passes);
   require(size > 0, "rates: size must be positive");
-  const Kernels& chosen = named(supported_kernels(), kernels);
+  const Kernels& chosen = kernel_family(kernels).kernels;
   const Threads threads = {
       .cpus = cpus.data(), .n = static_cast<int>(cpus.size()), .n_passes = n_passes};
   nb::gil_scoped_release release;
@@ -153,8 +153,7 @@ void fill(Session& session, int64_t n) {
                                 " tokens but it holds " + std::to_string(session.position) +
                                 " of " + std::to_string(session.max_tokens));
   }
-  const Kernels* kernels = nullptr;
-  for (auto* each = supported_kernels(); *each; ++each) kernels = *each;
+  const Kernels* kernels = &kernel_family("").kernels;
   const auto fill_cache = [&](KvCache& cache) {
     Noise noise(cache.head_dim());
     for (int head = 0; head < cache.n_heads(); ++head) {

@@ -14,8 +14,8 @@
 #include <utility>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
 #include "bindings/model_config.h"
+#include "kernels/family.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -37,9 +37,8 @@ void construct(Engine* self, const std::string& path, const nb::dict& config,
     throw std::invalid_argument("threads must be between 1 and 1024 but is " +
                                 std::to_string(n_threads));
   }
-  new (self)
-      Engine(path, model_config(config), tensor_entries(tensors, formats),
-             kernels.empty() ? fastest_kernels() : named(supported_kernels(), kernels), n_threads);
+  new (self) Engine(path, model_config(config), tensor_entries(tensors, formats),
+                    kernel_family(kernels), n_threads);
 }
 
 Logits logits_named(const std::string& which) {

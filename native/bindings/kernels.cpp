@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
 #include "engine/kv_cache.h"
+#include "kernels/family.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -21,17 +21,20 @@ using namespace nb::literals;
 namespace yocobit {
 namespace {
 
-const Kernels& kernels_named(const std::string& name) { return named(supported_kernels(), name); }
+const Kernels& kernels_named(const std::string& name) { return kernel_family(name).kernels; }
 
-// codes (groups, blocks, 8, 32), x (N, K) int8 -> (N, M) with all scales 1.
-Floats bit_matmul(const std::string& name, const Array<const uint8_t, 4>& codes, int m,
-                  const Array<const int8_t, 2>& x, bool is_ternary) {
+// codes (groups, blocks, 8, 32), x (N, K) int8 -> (N, M) with all scales 1, or with those of rows.
+Floats low_bit_gemm(const std::string& name, const Array<const uint8_t, 4>& codes, int m,
+                    const Array<const int8_t, 2>& x, bool is_ternary,
+                    const std::optional<Array<const float, 1>>& row_scales) {
   const Kernels& kernels = kernels_named(name);
   const int block = is_ternary ? kTernaryBlock : kSignBlock;
   const int N = x.shape(0), K = x.shape(1), n_blocks = codes.shape(1);
   require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
           "codes must be (groups, blocks, 8, 32)");
   require(m > 0 && static_cast<size_t>(m + 7) / 8 == codes.shape(0), "codes must hold M rows");
+  require(!row_scales || row_scales->shape(0) == static_cast<size_t>(m),
+          "row_scales must be one for each of M rows");
   require(K <= n_blocks * block, "x must not have more values than the codes have columns");
   const int stride = static_cast<int>(round_up(n_blocks * block, kSignBlock));
   Buffer<int8_t> padded = make_buffer<int8_t>(static_cast<size_t>(N) * stride);
@@ -42,22 +45,26 @@ Floats bit_matmul(const std::string& name, const Array<const uint8_t, 4>& codes,
     std::memcpy(&padded[static_cast<size_t>(n) * stride], x.data() + static_cast<size_t>(n) * K, K);
     for (int k = 0; k < K; ++k) sums[n] += x.data()[static_cast<size_t>(n) * K + k];
   }
-  const BitMatrix w = {.codes = codes.data(), .m = m, .n_blocks = n_blocks, .scale = 1.0f};
-  const QuantizedRows rows = {.codes = padded.get(),
-                              .scales = scales.data(),
-                              .sums = sums.data(),
-                              .n = N,
-                              .stride = stride};
+  const BitMatrix w = {.codes = codes.data(),
+                       .m = m,
+                       .n_blocks = n_blocks,
+                       .scale = 1.0f,
+                       .row_scales = row_scales ? row_scales->data() : nullptr};
+  const Int8Rows rows = {.codes = padded.get(),
+                         .scales = scales.data(),
+                         .sums = sums.data(),
+                         .n = N,
+                         .stride = stride};
   Floats y = new_array({static_cast<size_t>(N), static_cast<size_t>(m)});
-  const auto matmul = is_ternary ? kernels.ternary_matmul : kernels.sign_matmul;
+  const auto matmul = is_ternary ? kernels.ternary_gemm : kernels.sign_gemm;
   matmul(w, rows, 0, static_cast<int>(codes.shape(0)), y.data(), m);
   return y;
 }
 
 // values (M, K) as raw f32 or f16; x (N, K) -> (N, M).
 template <typename T>
-Floats dense_matmul(const std::string& name, const Array<const T, 2>& values,
-                    const Array<const float, 2>& x) {
+Floats dense_gemm(const std::string& name, const Array<const T, 2>& values,
+                  const Array<const float, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
   const DenseMatrix w = {.values = values.data(),
@@ -66,13 +73,13 @@ Floats dense_matmul(const std::string& name, const Array<const T, 2>& values,
                          .m = static_cast<int>(M),
                          .k = static_cast<int>(K)};
   Floats y = new_array({N, M});
-  kernels_named(name).dense_matmul(w, x.data(), N, 0, M, y.data(), M);
+  kernels_named(name).dense_gemm(w, x.data(), N, 0, M, y.data(), M);
   return y;
 }
 
 // x (N, K) int16 as rows with all scales 1, padded.
-struct WideInput {
-  explicit WideInput(const Array<const int16_t, 2>& x) : ones(x.shape(0), 1.0f) {
+struct Int16Input {
+  explicit Int16Input(const Array<const int16_t, 2>& x) : ones(x.shape(0), 1.0f) {
     const size_t N = x.shape(0), K = x.shape(1), stride = round_up(K, kInt4Block);
     codes = make_buffer<int16_t>(N * stride);
     std::memset(codes.get(), 0, N * stride * sizeof(int16_t));
@@ -93,15 +100,15 @@ struct WideInput {
   Buffer<int16_t> codes;
   std::vector<int32_t> sums;
   std::vector<float> ones;
-  WideRows rows;
+  Int16Rows rows;
 };
 
 // values (M, K) int8, x (N, K) int16 -> (N, M) with all scales 1.
-Floats int8_matmul(const std::string& name, const Array<const int8_t, 2>& values,
-                   const Array<const int16_t, 2>& x) {
+Floats int8_gemm(const std::string& name, const Array<const int8_t, 2>& values,
+                 const Array<const int16_t, 2>& x) {
   const size_t M = values.shape(0), K = values.shape(1), N = x.shape(0);
   require(K % kLanes == 0 && x.shape(1) == K, "K must be a multiple of 8 and the same in both");
-  const WideInput input(x);
+  const Int16Input input(x);
   const std::vector<float> ones(M, 1.0f);
   const DenseMatrix w = {.values = values.data(),
                          .scales = ones.data(),
@@ -109,49 +116,48 @@ Floats int8_matmul(const std::string& name, const Array<const int8_t, 2>& values
                          .m = static_cast<int>(M),
                          .k = static_cast<int>(K)};
   Floats y = new_array({N, M});
-  kernels_named(name).int8_matmul(w, input.rows, 0, static_cast<int>(M), y.data(), M);
+  kernels_named(name).int8_gemm(w, input.rows, 0, static_cast<int>(M), y.data(), M);
   return y;
 }
 
 // codes (groups, blocks, 8, 32), scales (groups, blocks, 8) float16; x (N, K) int16 -> (N, M).
-Floats int4_matmul(const std::string& name, const Array<const uint8_t, 4>& codes,
-                   const Array<const uint16_t, 3>& scales, int m,
-                   const Array<const int16_t, 2>& x) {
+Floats int4_gemm(const std::string& name, const Array<const uint8_t, 4>& codes,
+                 const Array<const uint16_t, 3>& scales, int m, const Array<const int16_t, 2>& x) {
   const size_t groups = codes.shape(0), blocks = codes.shape(1), N = x.shape(0);
   require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
           "codes must be (groups, blocks, 8, 32)");
   require(scales.shape(0) == groups && scales.shape(1) == blocks && scales.shape(2) == 8,
           "scales must be (groups, blocks, 8)");
   require(m > 0 && static_cast<size_t>(m + 7) / 8 == groups, "codes must hold M rows");
-  const WideInput input(x);
+  const Int16Input input(x);
   require(static_cast<size_t>(input.rows.stride) == blocks * kInt4Block,
           "x must have as many values as the codes have columns");
   const Int4Matrix w = {
       .codes = codes.data(), .scales = scales.data(), .m = m, .n_blocks = static_cast<int>(blocks)};
   Floats y = new_array({N, static_cast<size_t>(m)});
-  kernels_named(name).int4_matmul(w, input.rows, 0, static_cast<int>(groups), y.data(), m);
+  kernels_named(name).int4_gemm(w, input.rows, 0, static_cast<int>(groups), y.data(), m);
   return y;
 }
 
-nb::tuple quantize_row(const std::string& name, const Array<const float, 1>& x) {
+nb::tuple quantize_int8_row(const std::string& name, const Array<const float, 1>& x) {
   const size_t K = x.shape(0);
   require(K % kLanes == 0, "K must be a multiple of 8");
   int8_t* codes = new int8_t[K];
   nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
   float scale;
   int32_t sum;
-  kernels_named(name).quantize_row(x.data(), K, K, codes, &scale, &sum);
+  kernels_named(name).quantize_int8_row(x.data(), K, K, codes, &scale, &sum);
   return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int8_t>(codes, {K}, owner)), scale, sum);
 }
 
-nb::tuple quantize_wide_row(const std::string& name, const Array<const float, 1>& x) {
+nb::tuple quantize_int16_row(const std::string& name, const Array<const float, 1>& x) {
   const size_t K = x.shape(0), padded = round_up(K, kInt4Block);
   require(K % kLanes == 0, "K must be a multiple of 8");
   int16_t* codes = new int16_t[padded];
   nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int16_t*>(p); });
   std::vector<int32_t> sums(padded / kInt4Block);
   float scale;
-  kernels_named(name).quantize_wide_row(x.data(), K, padded, codes, &scale, sums.data());
+  kernels_named(name).quantize_int16_row(x.data(), K, padded, codes, &scale, sums.data());
   return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int16_t>(codes, {K}, owner)), scale, sums);
 }
 
@@ -273,8 +279,8 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
   Floats o = new_array({N, D});
   for (size_t n = 0; n < N; ++n) {
     float* partial = &partials[n * n_partials * stride];
-    kernels.merge(partial, stride, static_cast<int>(n_partials), static_cast<int>(D));
-    kernels.finish(partial, static_cast<int>(D), o.data() + n * D);
+    kernels.combine(partial, stride, static_cast<int>(n_partials), static_cast<int>(D));
+    kernels.normalize(partial, static_cast<int>(D), o.data() + n * D);
   }
   return o;
 }
@@ -282,13 +288,14 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
 }  // namespace
 
 void bind_kernels(nb::module_& m) {
-  m.def("bit_matmul", &bit_matmul, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a);
-  m.def("int8_matmul", &int8_matmul, "kernels"_a, "values"_a, "x"_a);
-  m.def("int4_matmul", &int4_matmul, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a);
-  m.def("dense_matmul", &dense_matmul<float>, "kernels"_a, "values"_a, "x"_a);
-  m.def("dense_matmul", &dense_matmul<uint16_t>, "kernels"_a, "values"_a, "x"_a);
-  m.def("quantize_row", &quantize_row, "kernels"_a, "x"_a);
-  m.def("quantize_wide_row", &quantize_wide_row, "kernels"_a, "x"_a);
+  m.def("low_bit_gemm", &low_bit_gemm, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a,
+        "row_scales"_a = nb::none());
+  m.def("int8_gemm", &int8_gemm, "kernels"_a, "values"_a, "x"_a);
+  m.def("int4_gemm", &int4_gemm, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a);
+  m.def("dense_gemm", &dense_gemm<float>, "kernels"_a, "values"_a, "x"_a);
+  m.def("dense_gemm", &dense_gemm<uint16_t>, "kernels"_a, "values"_a, "x"_a);
+  m.def("quantize_int8_row", &quantize_int8_row, "kernels"_a, "x"_a);
+  m.def("quantize_int16_row", &quantize_int16_row, "kernels"_a, "x"_a);
   m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
   m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a);
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);

@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
-#include "kernels/row_kernels.h"
+#include "kernels/family.h"
 #include "runtime/openmp.h"
 
 namespace nb = nanobind;
@@ -43,7 +42,7 @@ int features(const In& x, const Weight& weight, const R& r) {
 
 void norm(const std::string& name, int n_threads, const In& x, const InRow& weight, float eps,
           Out& y, OutRow& r) {
-  const RowKernels& kernels = named(supported_row_kernels(), name);
+  const RowKernels& kernels = kernel_family(name).rows;
   const int K = features(x, weight, r);
   require_same(x, y);
   const nb::gil_scoped_release release;
@@ -71,7 +70,7 @@ void share_sums(int n_threads, int64_t N, int K, float* total, const Part& part)
 
 void norm_gradient(const std::string& name, int n_threads, const In& grad, const In& x,
                    const InRow& weight, const InRow& r, Out& grad_x, OutRow& grad_weight) {
-  const RowKernels& kernels = named(supported_row_kernels(), name);
+  const RowKernels& kernels = kernel_family(name).rows;
   const int K = features(x, weight, r);
   require_same(x, grad);
   require_same(x, grad_x);
@@ -102,7 +101,7 @@ GatedRows gated_rows(const In& gate, const Heads& up, const std::optional<InRow>
 
 void gate(const std::string& name, int n_threads, const In& gate, const Heads& up,
           const std::optional<InRow>& weight, float eps, Out& y, OutRow& r, Out& head_r) {
-  const RowKernels& kernels = named(supported_row_kernels(), name);
+  const RowKernels& kernels = kernel_family(name).rows;
   const GatedRows rows = gated_rows(gate, up, weight, head_r.size(), eps);
   require_same(gate, y);
   require(r.shape(0) == gate.shape(0), "r must be (N,)");
@@ -115,7 +114,7 @@ void gate(const std::string& name, int n_threads, const In& gate, const Heads& u
 void gate_gradient(const std::string& name, int n_threads, const In& grad, const In& gate,
                    const Heads& up, const std::optional<InRow>& weight, const InRow& r,
                    const In& head_r, Out& grad_gate, Out& grad_up, OutRow& grad_weight) {
-  const RowKernels& kernels = named(supported_row_kernels(), name);
+  const RowKernels& kernels = kernel_family(name).rows;
   const GatedRows rows = gated_rows(gate, up, weight, head_r.size(), 0.0f);
   require_same(gate, grad);
   require_same(gate, grad_gate);

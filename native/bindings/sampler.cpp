@@ -11,7 +11,7 @@
 #include <string>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
+#include "kernels/family.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,7 +22,7 @@ namespace {
 using Logits = Array<const float, 1>;
 
 SamplerScratch& scratch_of_thread() {
-  thread_local SamplerScratch scratch(fastest_kernels());
+  thread_local SamplerScratch scratch(kernel_family("").kernels);
   return scratch;
 }
 

@@ -10,6 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "engine/engine.h"
+#include "kernels/family.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -48,11 +49,12 @@ nb::object keys_values(Session& session, int layer, int64_t begin, int64_t end) 
   }
   const size_t G = cache->n_heads(), D = cache->head_dim(), n = end - begin;
   Floats keys = new_array({G, n, D}), values = new_array({G, n, D});
+  const Kernels& scalar = kernel_family("scalar").kernels;
   for (size_t head = 0; head < G; ++head) {
     for (size_t i = 0; i < n; ++i) {
       const size_t at = (head * n + i) * D;
-      cache->load_key(kScalarKernels, head, begin + i, keys.data() + at);
-      cache->load_value(kScalarKernels, head, begin + i, values.data() + at);
+      cache->load_key(scalar, head, begin + i, keys.data() + at);
+      cache->load_value(scalar, head, begin + i, values.data() + at);
     }
   }
   return nb::make_tuple(nb::cast(keys), nb::cast(values));

@@ -4,11 +4,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "bindings/kernel_arguments.h"
 #include "engine/attention.h"
 #include "engine/batch.h"
 #include "engine/block_index.h"
 #include "engine/kv_cache.h"
+#include "kernels/family.h"
 #include "model/mixer_spec.h"
 #include "model/weight_format.h"
 
@@ -98,7 +98,7 @@ nb::list cache_type_records() {
 
 std::vector<std::string> kernel_names() {
   std::vector<std::string> names;
-  for (const Kernels* const* k = supported_kernels(); *k; ++k) names.emplace_back((*k)->name);
+  for (const KernelFamily& family : supported_families()) names.emplace_back(family.name);
   return names;
 }
 
@@ -137,7 +137,7 @@ void bind_tables(nb::module_& m) {
   m.attr("ROWS_PER_GROUP") = kRowsPerGroup;              // interleaved rows of a packed matrix
   m.attr("BLOCK_BYTES") = kBlockBytes;                   // of a row of a packed matrix
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
-  m.attr("INT16_MAX") = kWideLevels;  // largest int16 activation
+  m.attr("INT16_MAX") = kInt16Max;  // largest int16 activation
 }
 
 }  // namespace yocobit

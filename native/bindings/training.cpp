@@ -11,9 +11,8 @@
 #include <vector>
 
 #include "bindings/arrays.h"
-#include "bindings/kernel_arguments.h"
 #include "engine/kv_cache.h"
-#include "kernels/training_kernels.h"
+#include "kernels/family.h"
 #include "runtime/openmp.h"
 
 namespace nb = nanobind;
@@ -77,14 +76,14 @@ class Weights {
     }
   }
 
-  Projection projection;
+  MasterWeights projection;
 
  private:
   std::vector<MasterWeight> all_;
 };
 
-QuantizedRows rows_of(const Array<const int8_t, 2>& codes, const Array<const float, 1>& scales,
-                      const Projection& p) {
+Int8Rows rows_of(const Array<const int8_t, 2>& codes, const Array<const float, 1>& scales,
+                 const MasterWeights& p) {
   const int block = p.is_ternary ? kTernaryBlock : kSignBlock;
   require(codes.shape(0) < 1 << 30 && codes.shape(0) == scales.shape(0),
           "codes must be (N, stride) and their scales (N,)");
@@ -101,11 +100,10 @@ QuantizedRows rows_of(const Array<const int8_t, 2>& codes, const Array<const flo
 void training_forward(const std::string& name, int n_threads, const Array<const float, 2>& x,
                       const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
                       Array<int8_t, 2>& codes, Array<float, 1>& x_scales, Outputs& ys) {
-  const TrainingKernels& kernels = named(supported_training_kernels(), name);
+  const TrainingKernels& kernels = kernel_family(name).training;
   const Weights all(weights, scales, x.shape(1), is_ternary);
-  const Projection& p = all.projection;
-  const QuantizedRows rows =
-      rows_of(Array<const int8_t, 2>(codes), Array<const float, 1>(x_scales), p);
+  const MasterWeights& p = all.projection;
+  const Int8Rows rows = rows_of(Array<const int8_t, 2>(codes), Array<const float, 1>(x_scales), p);
   require(x.shape(0) == codes.shape(0), "codes must have a row for each row of x");
   all.require_outputs(ys, rows.n);
   const std::vector<float*> outs = pointers<float>(ys);
@@ -130,11 +128,11 @@ void training_backward(const std::string& name, int n_threads, const Inputs& gra
                        const Array<const int8_t, 2>& codes, const Array<const float, 1>& x_scales,
                        const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
                        std::optional<Array<float, 2>> grad_x, Outputs& grad_ws) {
-  const TrainingKernels& kernels = named(supported_training_kernels(), name);
+  const TrainingKernels& kernels = kernel_family(name).training;
   require(!weights.empty(), "there must be a weight");
   const Weights all(weights, scales, weights[0].shape(1), is_ternary);
-  const Projection& p = all.projection;
-  const QuantizedRows rows = rows_of(codes, x_scales, p);
+  const MasterWeights& p = all.projection;
+  const Int8Rows rows = rows_of(codes, x_scales, p);
   all.require_outputs(grads, rows.n);
   require(!grad_x || is_shape(*grad_x, rows.n, p.k), "the gradient of x must be (N, K)");
   require(grad_ws.empty() || grad_ws.size() == weights.size(),

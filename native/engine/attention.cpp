@@ -188,16 +188,16 @@ void Attention::attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is
       const int row = static_cast<int>(i / H_), query_head = static_cast<int>(i % H_);
       const int64_t left = span(row).n_splits - first;
       const int64_t n_partials = std::min(n, left) + has_before;
-      pass_.kernels.merge(partial(row, query_head, 0, n_slots), D_ + kPartialExtra,
-                          static_cast<int>(n_partials), D_);
+      pass_.kernels.combine(partial(row, query_head, 0, n_slots), D_ + kPartialExtra,
+                            static_cast<int>(n_partials), D_);
       if (is_last) normalize(row, query_head, n_slots);
     }
   });
 }
 
 void Attention::normalize(int row, int query_head, int64_t n_slots) const {
-  pass_.kernels.finish(partial(row, query_head, 0, n_slots), D_,
-                       &ws_.y[(int64_t{row} * H_ + query_head) * D_]);
+  pass_.kernels.normalize(partial(row, query_head, 0, n_slots), D_,
+                          &ws_.y[(int64_t{row} * H_ + query_head) * D_]);
 }
 
 }  // namespace

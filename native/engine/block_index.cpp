@@ -91,7 +91,7 @@ void BlockIndex::score_bounds(const Kernels& kernels, int head, const float* q, 
                               .m = static_cast<int>(n),
                               .k = 2 * D};
   float* scores = &scores_[head * n_queries * stride_];
-  kernels.dense_matmul(matrix, parts, n_queries, 0, matrix.m, scores, stride_);
+  kernels.dense_gemm(matrix, parts, n_queries, 0, matrix.m, scores, stride_);
   const float scale = 1.0f / std::sqrt(static_cast<float>(D));
   for (int i = 0; i < n_queries; ++i) {
     float* row = scores + i * stride_;

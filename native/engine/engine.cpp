@@ -38,11 +38,11 @@ void append_rows(Session& session, const int32_t* tokens, int64_t n, std::vector
 }  // namespace
 
 Engine::Engine(const std::string& path, const ModelConfig& config, const TensorEntries& tensors,
-               const Kernels& kernels, int n_threads)
+               const KernelFamily& kernels, int n_threads)
     : model_(path, config, tensors),
       kernels_(kernels),
       pool_(n_threads),
-      decoder_(model_, kernels_, pool_),
+      decoder_(model_, kernels_.kernels, pool_),
       workspace_(model_) {
   rows_.reserve(kMaxBatchTokens);
 }
@@ -132,7 +132,7 @@ void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes s
                      const std::vector<Bytes>& pieces) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_own(session);
-  session.restore(kernels_, tokens, n, state, kept, pieces);
+  session.restore(kernels_.kernels, tokens, n, state, kept, pieces);
 }
 
 void Engine::enter_step(Session& session) {

@@ -13,6 +13,7 @@
 #include "engine/decoder.h"
 #include "engine/session.h"
 #include "engine/workspace.h"
+#include "kernels/family.h"
 #include "model/packed_model.h"
 #include "runtime/thread_pool.h"
 
@@ -30,10 +31,10 @@ struct PrefillChunk {
 class Engine {
  public:
   Engine(const std::string& path, const ModelConfig& config, const TensorEntries& tensors,
-         const Kernels& kernels, int n_threads);
+         const KernelFamily& kernels, int n_threads);
 
   const PackedModel& model() const { return model_; }
-  const Kernels& kernels() const { return kernels_; }
+  const KernelFamily& kernels() const { return kernels_; }
   int n_threads() const { return pool_.size(); }
   int64_t buffer_bytes() const { return workspace_.size_bytes; }
 
@@ -64,7 +65,7 @@ class Engine {
   void forward(int64_t n_outputs, Output output, float* out);
 
   PackedModel model_;
-  const Kernels& kernels_;
+  const KernelFamily& kernels_;
   ThreadPool pool_;
   Decoder decoder_;
   Workspace workspace_;

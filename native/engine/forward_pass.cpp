@@ -24,13 +24,13 @@ Activations ForwardPass::encode(const float* x, const float* norm, Projections p
           from = normed;
         }
         if (needs_int8) {
-          kernels.quantize_row(from, K, int8_size, &ws.int8_codes[row * ws.int8_stride],
-                               &ws.int8_scales[row], &ws.int8_sums[row]);
+          kernels.quantize_int8_row(from, K, int8_size, &ws.int8_codes[row * ws.int8_stride],
+                                    &ws.int8_scales[row], &ws.int8_sums[row]);
         }
         if (needs_int16) {
-          kernels.quantize_wide_row(from, K, int16_size, &ws.int16_codes[row * int16_size],
-                                    &ws.int16_scales[row],
-                                    &ws.int16_sums[row * (int16_size / kInt4Block)]);
+          kernels.quantize_int16_row(from, K, int16_size, &ws.int16_codes[row * int16_size],
+                                     &ws.int16_scales[row],
+                                     &ws.int16_sums[row * (int16_size / kInt4Block)]);
         }
       }
     });

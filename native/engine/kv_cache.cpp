@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "kernels/code_tiles.h"
+#include "kernels/kv_tiles.h"
 
 namespace yocobit {
 namespace {

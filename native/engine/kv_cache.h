@@ -31,7 +31,7 @@ const CacheType& cache_type(const std::string& name);
 int64_t row_bytes(FloatType type, int64_t D);
 
 // Keys and values of G heads for the last `capacity` positions: [G][capacity][D] each, int8 and
-// int4 in tiles of positions (code_tiles.h). Position p is slot p % capacity.
+// int4 in tiles of positions (kv_tiles.h). Position p is slot p % capacity.
 class KvCache {
  public:
   KvCache(FloatType type, int n_heads, int head_dim, int64_t n_positions);

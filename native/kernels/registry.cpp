@@ -1,41 +1,84 @@
-// Which kernels this CPU can run, asked once.
+// The list of kernel families, and what this CPU supports of it.
 
-#include "kernels/row_kernels.h"
-#include "kernels/training_kernels.h"
+#include <array>
+#include <bit>
+#include <stdexcept>
+
+#include "kernels/family.h"
 
 namespace yocobit {
 
-const Kernels* const* supported_kernels() {
-  static const Kernels* kernels[] = {&kScalarKernels, nullptr, nullptr, nullptr};
-#ifdef YOCOBIT_X86
-  static const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                               __builtin_cpu_supports("f16c");
-  static const bool has_avx512 =
-      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni");
-  if (has_avx2) kernels[1] = &kAvx2Kernels;
-  if (has_avx512) kernels[2] = &kAvx512Kernels;
-#endif
-  return kernels;
+namespace scalar {
+extern const KernelFamily kFamily;
+}
+namespace avx2 {
+extern const KernelFamily kFamily;
+}
+namespace avx512 {
+extern const KernelFamily kFamily;
 }
 
-const RowKernels* const* supported_row_kernels() {
-  static const RowKernels* rows[] = {&kScalarRows, nullptr, nullptr, nullptr};
-#ifdef YOCOBIT_X86
-  const RowKernels* variants[] = {&kAvx2Rows, &kAvx512Rows};
-  for (int i = 1; supported_kernels()[i]; ++i) rows[i] = variants[i - 1];
+namespace {
+
+const KernelFamily* const kFamilies[] = {
+    &scalar::kFamily,
+#ifdef YOCOBIT_HAS_AVX2
+    &avx2::kFamily,
 #endif
-  return rows;
+#ifdef YOCOBIT_HAS_AVX512
+    &avx512::kFamily,
+#endif
+};
+
+// A table of function pointers with those of its base where it has none.
+template <typename Table>
+Table inherit(const Table& own, const Table& base) {
+  using Entries = std::array<void (*)(), sizeof(Table) / sizeof(void (*)())>;
+  Entries entries = std::bit_cast<Entries>(own);
+  const Entries inherited = std::bit_cast<Entries>(base);
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (!entries[i]) entries[i] = inherited[i];
+  }
+  return std::bit_cast<Table>(entries);
 }
 
-const TrainingKernels* const* supported_training_kernels() {
-  static const TrainingKernels* training[] = {&kScalarTraining, nullptr, nullptr, nullptr};
-#ifdef YOCOBIT_X86
-  const TrainingKernels* variants[] = {&kAvx2Training, &kAvx512Training};
-  for (int i = 1; supported_kernels()[i]; ++i) training[i] = variants[i - 1];
-#endif
-  return training;
+bool is_supported(const KernelFamily& family) {
+  return (!family.base || is_supported(*family.base)) && family.is_supported();
+}
+
+}  // namespace
+
+std::span<const KernelFamily* const> built_families() { return kFamilies; }
+
+KernelFamily resolve(const KernelFamily& family) {
+  if (!family.base) return family;
+  const KernelFamily base = resolve(*family.base);
+  KernelFamily resolved = family;
+  resolved.kernels = inherit(family.kernels, base.kernels);
+  resolved.training = inherit(family.training, base.training);
+  resolved.rows = inherit(family.rows, base.rows);
+  if (!resolved.probes.read) resolved.probes.read = base.probes.read;
+  if (!resolved.probes.multiply_add) resolved.probes.multiply_add = base.probes.multiply_add;
+  return resolved;
+}
+
+const std::vector<KernelFamily>& supported_families() {
+  static const std::vector<KernelFamily> families = [] {
+    std::vector<KernelFamily> supported;
+    for (const KernelFamily* family : kFamilies) {
+      if (is_supported(*family)) supported.push_back(resolve(*family));
+    }
+    return supported;
+  }();
+  return families;
+}
+
+const KernelFamily& kernel_family(const std::string& name) {
+  if (name.empty()) return supported_families().back();
+  for (const KernelFamily& family : supported_families()) {
+    if (name == family.name) return family;
+  }
+  throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
 }
 
 }  // namespace yocobit

@@ -1,12 +1,15 @@
-// What training does to rows between products, forward and backward, each in one pass over memory.
+// Training kernels over rows: RMSNorm and gates, forward and backward, each in one pass over
+// memory.
 //
-// Every implementation returns the same bits, as those of kernels.h do. Kernels do not allocate,
-// throw, lock or start threads.
+// Every family returns the same bits, as with kernels.h. Kernels do not allocate, throw, lock or
+// start threads.
 //
 // Letters:  N tokens   K features of a row, a multiple of kLanes   H heads   D = K / H, likewise
 #pragma once
 
-#include "kernels/kernels.h"
+#include <cstdint>
+
+#include "kernels/formats.h"
 
 namespace yocobit {
 
@@ -23,9 +26,8 @@ struct GatedRows {
   float eps;
 };
 
+// Function pointers only; an empty entry is inherited as those of Kernels are.
 struct RowKernels {
-  const char* name;  // as in Kernels
-
   // y = x * r * weight with r = 1 / sqrt(mean(x^2) + eps), for rows [begin, end).
   //   x, y  [N][K]; weight  [K]; r  [N]
   void (*norm)(const float* x, const float* weight, int k, float eps, int64_t begin, int64_t end,
@@ -44,11 +46,5 @@ struct RowKernels {
                         const float* head_r, int64_t begin, int64_t end, float* grad_gate,
                         float* grad_up, float* grad_weight);
 };
-
-// As supported_kernels, and of the same names.
-const RowKernels* const* supported_row_kernels();
-
-extern const RowKernels kScalarRows;
-extern const RowKernels kAvx2Rows, kAvx512Rows;  // defined in x86 builds only
 
 }  // namespace yocobit

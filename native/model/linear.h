@@ -15,8 +15,8 @@ namespace yocobit {
 // need for which they were encoded.
 struct Activations {
   const float* values;  // [N][K]
-  QuantizedRows int8;   // codes [N][stride]
-  WideRows int16;       // codes [N][stride]
+  Int8Rows int8;        // codes [N][stride]
+  Int16Rows int16;      // codes [N][stride]
   int n;
   int k;
 

@@ -25,18 +25,18 @@ DenseMatrix dense_matrix(const Linear& w) {
 
 void multiply_ternary(const Kernels& kernels, const Linear& w, const Activations& x,
                       int group_begin, int group_end, float* y, ptrdiff_t y_stride) {
-  kernels.ternary_matmul(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
+  kernels.ternary_gemm(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
 }
 
 void multiply_sign(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
                    int group_end, float* y, ptrdiff_t y_stride) {
-  kernels.sign_matmul(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
+  kernels.sign_gemm(bit_matrix(w), x.int8, group_begin, group_end, y, y_stride);
 }
 
 void multiply_int8(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
                    int group_end, float* y, ptrdiff_t y_stride) {
-  kernels.int8_matmul(dense_matrix(w), x.int16, group_begin * kRowsPerGroup,
-                      std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
+  kernels.int8_gemm(dense_matrix(w), x.int16, group_begin * kRowsPerGroup,
+                    std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
 }
 
 void multiply_int4(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
@@ -45,13 +45,13 @@ void multiply_int4(const Kernels& kernels, const Linear& w, const Activations& x
                              .scales = static_cast<const uint16_t*>(w.scales),
                              .m = w.m,
                              .n_blocks = w.n_blocks()};
-  kernels.int4_matmul(matrix, x.int16, group_begin, group_end, y, y_stride);
+  kernels.int4_gemm(matrix, x.int16, group_begin, group_end, y, y_stride);
 }
 
 void multiply_dense(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
                     int group_end, float* y, ptrdiff_t y_stride) {
-  kernels.dense_matmul(dense_matrix(w), x.values, x.n, group_begin * kRowsPerGroup,
-                       std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
+  kernels.dense_gemm(dense_matrix(w), x.values, x.n, group_begin * kRowsPerGroup,
+                     std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
 }
 
 constexpr WeightFormat kFormats[] = {

@@ -75,16 +75,16 @@ struct Operands {
 void multiply(const Kernels& kernels, Stored stored, const uint8_t* weights, int n, int m, int k,
               int n_blocks, Operands& x) {
   const int groups = m / kRowsPerGroup;
-  const QuantizedRows rows = {.codes = x.codes.get(),
-                              .scales = x.scales.data(),
-                              .sums = x.sums.data(),
-                              .n = n,
-                              .stride = x.stride};
-  const WideRows wide = {.codes = x.wide.get(),
-                         .sums = x.sums.data(),
+  const Int8Rows rows = {.codes = x.codes.get(),
                          .scales = x.scales.data(),
+                         .sums = x.sums.data(),
                          .n = n,
                          .stride = x.stride};
+  const Int16Rows wide = {.codes = x.wide.get(),
+                          .sums = x.sums.data(),
+                          .scales = x.scales.data(),
+                          .n = n,
+                          .stride = x.stride};
   const auto dense = [&](FloatType type, const float* scales) {
     return DenseMatrix{.values = weights, .scales = scales, .type = type, .m = m, .k = k};
   };
@@ -92,24 +92,24 @@ void multiply(const Kernels& kernels, Stored stored, const uint8_t* weights, int
   float* y = x.y.data();
   switch (stored) {
     case Stored::ternary:
-      kernels.ternary_matmul(bits, rows, 0, groups, y, m);
+      kernels.ternary_gemm(bits, rows, 0, groups, y, m);
       break;
     case Stored::sign:
-      kernels.sign_matmul(bits, rows, 0, groups, y, m);
+      kernels.sign_gemm(bits, rows, 0, groups, y, m);
       break;
     case Stored::i8:
-      kernels.int8_matmul(dense(FloatType::i8, x.row_scales.data()), wide, 0, m, y, m);
+      kernels.int8_gemm(dense(FloatType::i8, x.row_scales.data()), wide, 0, m, y, m);
       break;
     case Stored::i4: {
       const Int4Matrix w = {
           .codes = weights, .scales = x.int4_scales.data(), .m = m, .n_blocks = n_blocks};
-      kernels.int4_matmul(w, wide, 0, groups, y, m);
+      kernels.int4_gemm(w, wide, 0, groups, y, m);
       break;
     }
     case Stored::f16:
     case Stored::f32: {
       const FloatType type = stored == Stored::f16 ? FloatType::f16 : FloatType::f32;
-      kernels.dense_matmul(dense(type, nullptr), x.floats.data(), n, 0, m, y, m);
+      kernels.dense_gemm(dense(type, nullptr), x.floats.data(), n, 0, m, y, m);
       break;
     }
   }

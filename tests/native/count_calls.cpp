@@ -26,6 +26,7 @@
 #include <string>
 
 #include "engine/engine.h"
+#include "kernels/family.h"
 
 namespace {
 
@@ -192,9 +193,7 @@ void count(const char* description, int n_threads, const char* cache) {
   std::string path;
   std::getline(in, path);
   const ModelConfig config = read_config(in);
-  const Kernels* kernels = nullptr;
-  for (const Kernels* const* k = supported_kernels(); *k; ++k) kernels = *k;
-  Engine engine(path, config, read_tensors(in), *kernels, n_threads);
+  Engine engine(path, config, read_tensors(in), kernel_family(""), n_threads);
   std::vector<Session> sessions;
   sessions.reserve(kSessions);
   Session* pointers[kSessions];

@@ -43,11 +43,11 @@ def weights(kind, M, K, seed=0):
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 9, 25, 32, 69])
 @pytest.mark.parametrize("M", [1, 7, 8, 20, 77])
 @pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
-def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
+def test_low_bit_gemm_equals_integer_product(kernels, kind, N, M, K):
     w, codes = weights(kind, M, K, seed=M + K)
     x = np.random.default_rng(N).integers(-127, 128, (N, K), dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, M, x, kind == "ternary")
+    y = _native.low_bit_gemm(kernels, codes, M, x, kind == "ternary")
 
     # |sum| < 2^24: exact in float32.
     np.testing.assert_array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
@@ -55,11 +55,11 @@ def test_bit_matmul_equals_integer_product(kernels, kind, N, M, K):
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize("N", [33, 151, 300])
-def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind, N):
+def test_low_bit_gemm_of_many_rows_equals_integer_product(kernels, kind, N):
     w, codes = weights(kind, 2700, 136)
     x = np.random.default_rng(1).integers(-127, 128, (N, 136), dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 2700, x, kind == "ternary")
+    y = _native.low_bit_gemm(kernels, codes, 2700, x, kind == "ternary")
 
     np.testing.assert_array_equal(y, x.astype(np.int64) @ w.T.astype(np.int64))
 
@@ -69,23 +69,36 @@ def test_bit_matmul_of_many_rows_equals_integer_product(kernels, kind, N):
 @pytest.mark.parametrize("w_sign", [-1, 1])
 @pytest.mark.parametrize("N", [1, 4, 16, 32])
 @pytest.mark.parametrize("K", [8192, 131072])
-def test_bit_matmul_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
+def test_low_bit_gemm_does_not_wrap_on_the_largest_sum(kernels, kind, x_sign, w_sign, N, K):
     w = np.full((33, K), w_sign, dtype=np.int8)
     codes = pack_ternary(w) if kind == "ternary" else pack_sign(w)
     x = np.full((N, K), x_sign * 127, dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 33, x, kind == "ternary")
+    y = _native.low_bit_gemm(kernels, codes, 33, x, kind == "ternary")
 
     assert (y == x_sign * w_sign * 127 * K).all()
 
 
+@pytest.mark.parametrize("kind", ["ternary", "sign"])
+@pytest.mark.parametrize("N", [1, 3, 4, 8, 9, 17, 32, 69])
+@pytest.mark.parametrize("M", [1, 7, 8, 20, 77, 2100])
+def test_low_bit_gemm_scales_every_row(kernels, kind, N, M):
+    w, codes = weights(kind, M, 200)
+    x = np.random.default_rng(N).integers(-127, 128, (N, 200), dtype=np.int8)
+    scales = random(M, seed=M)
+
+    y = _native.low_bit_gemm(kernels, codes, M, x, kind == "ternary", scales)
+
+    np.testing.assert_array_equal(y, (x.astype(np.float32) @ w.T.astype(np.float32)) * scales)
+
+
 @pytest.mark.parametrize("N", [1, 4, 16, 32])
-def test_ternary_matmul_survives_code_3_of_a_corrupt_file(kernels, N):
+def test_ternary_gemm_survives_code_3_of_a_corrupt_file(kernels, N):
     codes = np.full((5, 64, 8, 32), 0xFF, dtype=np.uint8)
     codes[1:] = 0x55  # weights 0
     x = np.full((N, 8192), 127, dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, codes, 40, x, True)
+    y = _native.low_bit_gemm(kernels, codes, 40, x, True)
 
     assert (y[:, 8:] == 0).all()
 
@@ -93,12 +106,12 @@ def test_ternary_matmul_survives_code_3_of_a_corrupt_file(kernels, N):
 @pytest.mark.parametrize("N", [1, 2, 5])
 @pytest.mark.parametrize("M", [1, 4, 11])
 @pytest.mark.parametrize("K", [8, 16, 264, 2560, 8200])
-def test_int8_matmul_equals_integer_product(kernels, N, M, K):
+def test_int8_gemm_equals_integer_product(kernels, N, M, K):
     rng = np.random.default_rng(K)
     w = rng.integers(-127, 128, (M, K), dtype=np.int8)
     x = rng.integers(-16383, 16384, (N, K), dtype=np.int16)
 
-    y = _native.int8_matmul(kernels, w, x)
+    y = _native.int8_gemm(kernels, w, x)
 
     # Exact, then rounded to float32 once.
     np.testing.assert_array_equal(y, (x.astype(np.int64) @ w.T.astype(np.int64)).astype(np.float32))
@@ -106,11 +119,11 @@ def test_int8_matmul_equals_integer_product(kernels, N, M, K):
 
 @pytest.mark.parametrize("w_value", [-128, 127])
 @pytest.mark.parametrize("x_value", [-16383, 16383])
-def test_int8_matmul_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value):
+def test_int8_gemm_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value):
     w = np.full((4, 65536), w_value, dtype=np.int8)
     x = np.full((2, 65536), x_value, dtype=np.int16)
 
-    y = _native.int8_matmul(kernels, w, x)
+    y = _native.int8_gemm(kernels, w, x)
 
     assert (y == np.float32(w_value * x_value * 65536)).all()
 
@@ -118,12 +131,12 @@ def test_int8_matmul_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value)
 @pytest.mark.parametrize("N", [1, 4, 5])
 @pytest.mark.parametrize("M", [1, 8, 20])
 @pytest.mark.parametrize("K", [64, 200, 2560])
-def test_int4_matmul_is_alike_and_near_float64(N, M, K):
+def test_int4_gemm_is_alike_and_near_float64(N, M, K):
     codes, scales = quantize_int4(random(M, K, seed=K))
     x = np.random.default_rng(N).integers(-16383, 16384, (N, K), dtype=np.int16)
     raw = scales.view(np.uint16)
 
-    y = all_equal(lambda name: _native.int4_matmul(name, codes, raw, M, x))
+    y = all_equal(lambda name: _native.int4_gemm(name, codes, raw, M, x))
 
     w = INT4.dequantize(codes, scales, M, K).astype(np.float64)
     # One conversion and one fused multiply-add for each block of 64 columns.
@@ -131,23 +144,23 @@ def test_int4_matmul_is_alike_and_near_float64(N, M, K):
     assert (np.abs(y - x.astype(np.float64) @ w.T) <= bound).all()
 
 
-def test_int4_matmul_of_one_block_is_exact_up_to_its_largest_sum(kernels):
+def test_int4_gemm_of_one_block_is_exact_up_to_its_largest_sum(kernels):
     codes = np.full((1, 1, 8, 32), 0xFF, dtype=np.uint8)  # weights 7
     codes[0, 0, 1] = 0x00  # weights -8
     scales = np.ones((1, 1, 8), dtype=np.float16).view(np.uint16)
     x = np.full((1, 64), 16383, dtype=np.int16)
 
-    y = _native.int4_matmul(kernels, codes, scales, 8, x)
+    y = _native.int4_gemm(kernels, codes, scales, 8, x)
 
     assert y[0, :2].tolist() == [7 * 16383 * 64, -8 * 16383 * 64]
 
 
 @pytest.mark.parametrize("K", [8, 136, 2560])
-def test_quantize_wide_row_equals_round_half_to_even(kernels, K):
+def test_quantize_int16_row_equals_round_half_to_even(kernels, K):
     x = 0.01 * random(K, seed=K)
     x[:4] = [0.5, 1.5, -2.5, 16383.0]  # ties, as 16383 is the largest magnitude
 
-    codes, scale, sums = _native.quantize_wide_row(kernels, x)
+    codes, scale, sums = _native.quantize_int16_row(kernels, x)
 
     np.testing.assert_array_equal(codes, np.rint(x))
     assert codes[:4].tolist() == [0, 2, -2, 16383]
@@ -160,7 +173,7 @@ def test_quantize_row_equals_round_half_to_even(kernels, K):
     x = random(K, seed=K)
     x[:4] = [0.5, 1.5, -2.5, 127.0]  # ties, as 127 is the largest magnitude
 
-    codes, scale, total = _native.quantize_row(kernels, x)
+    codes, scale, total = _native.quantize_int8_row(kernels, x)
 
     np.testing.assert_array_equal(codes, np.rint(x * (np.float32(127) / np.abs(x).max())))
     assert codes[:4].tolist() == [0, 2, -2, 127]
@@ -170,7 +183,7 @@ def test_quantize_row_equals_round_half_to_even(kernels, K):
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf, 1e-38, 3e38])
 def test_quantize_row_stays_in_range_for_any_input(kernels, value):
-    codes, _, _ = _native.quantize_row(kernels, np.full(16, value, dtype=np.float32))
+    codes, _, _ = _native.quantize_int8_row(kernels, np.full(16, value, dtype=np.float32))
 
     assert codes.min() >= -127
 
@@ -190,12 +203,12 @@ def all_equal(call):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("N", "M", "K"), [(1, 5, 8), (4, 3, 256), (7, 20, 1000)])
-def test_dense_matmul_is_alike_and_near_float64(dtype, N, M, K):
+def test_dense_gemm_is_alike_and_near_float64(dtype, N, M, K):
     w, x = random(M, K, seed=K).astype(dtype), random(N, K, seed=N)
     raw = w.view(np.uint16) if dtype == np.float16 else w
     exact = w.astype(np.float64)
 
-    y = all_equal(lambda name: _native.dense_matmul(name, raw, x))
+    y = all_equal(lambda name: _native.dense_gemm(name, raw, x))
 
     # A sum of K terms in eight lanes: K / 8 + 4 roundings of partial sums.
     bound = (K / 8 + 4) * EPS * (np.abs(x).astype(np.float64) @ np.abs(exact).T)
@@ -210,7 +223,7 @@ def test_half_precision_of_every_value_is_numpys(kernels):
         one[:] = 0
         one[0, column] = 1
 
-        y = _native.dense_matmul(kernels, halves, one)
+        y = _native.dense_gemm(kernels, halves, one)
 
         np.testing.assert_array_equal(y[0], halves.view(np.float16)[:, column])
 
@@ -416,11 +429,11 @@ def test_attend_survives_scores_that_overflow_exp(kernels, partition):
 
 def test_unknown_kernels_are_refused_by_name():
     with pytest.raises(ValueError, match="'neon' are not supported by this CPU"):
-        _native.quantize_row("neon", np.zeros(8, dtype=np.float32))
+        _native.quantize_int8_row("neon", np.zeros(8, dtype=np.float32))
 
 
 def test_mismatched_shapes_are_refused(kernels):
     codes = pack_ternary(np.zeros((2, 256), dtype=np.int8))
 
     with pytest.raises(ValueError, match="more values than the codes have columns"):
-        _native.bit_matmul(kernels, codes, 2, np.zeros((1, 257), dtype=np.int8), True)
+        _native.low_bit_gemm(kernels, codes, 2, np.zeros((1, 257), dtype=np.int8), True)

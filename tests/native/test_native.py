@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yocobit import _native
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel
 from yocobit.packing.format import DTYPES
@@ -88,6 +89,16 @@ def test_choosing_blocks_makes_no_allocation_and_no_system_call(attention, cache
 
     for threads in (1, 2, 3):
         assert "0 allocations" in run("count_calls", description, threads, cache)
+
+
+def test_every_family_meets_the_contracts_and_the_checksums_of_all_cpus():
+    printed = run("kernel_equality")
+
+    assert [line.split(":")[0] for line in printed.splitlines()] == [
+        *_native.supported_kernels(),
+        "overriding",
+        "overriding training",
+    ]
 
 
 def test_every_item_is_taken_once_by_pools_of_all_sizes():

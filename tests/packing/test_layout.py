@@ -87,7 +87,7 @@ def test_kernels_read_the_packed_layout(kernels, kind, M, K):
     weights = random_weights(kind, M, K)
     x = np.random.default_rng(K).integers(-127, 128, size=(2, K), dtype=np.int8)
 
-    y = _native.bit_matmul(kernels, FORMATS[kind].encode(weights), M, x, kind == "ternary")
+    y = _native.low_bit_gemm(kernels, FORMATS[kind].encode(weights), M, x, kind == "ternary")
 
     np.testing.assert_array_equal(y, x.astype(np.int64) @ weights.T.astype(np.int64))
 
@@ -135,7 +135,7 @@ def test_quantize_rows_equals_the_engines_quantisation():
     codes, scales = layout.quantize_rows(rows)
 
     for row, row_codes, scale in zip(rows, codes, scales, strict=True):
-        native_codes, native_scale, _ = _native.quantize_row("scalar", row)
+        native_codes, native_scale, _ = _native.quantize_int8_row("scalar", row)
         np.testing.assert_array_equal(row_codes, native_codes)
         assert scale == np.float32(native_scale)
 

@@ -35,8 +35,8 @@ void retain_head(const ForwardPass& pass, const Layer& layer, const float* x,
       .m = 1,
       .k = C};
   float* decays = &ws.decay[static_cast<size_t>(head) * kMaxBatchTokens + segment.begin];
-  pass.kernels.dense_matmul(decay_weights, x + static_cast<ptrdiff_t>(segment.begin) * C, n, 0, 1,
-                            decays, 1);
+  pass.kernels.dense_gemm(decay_weights, x + static_cast<ptrdiff_t>(segment.begin) * C, n, 0, 1,
+                          decays, 1);
   for (int i = 0; i < n; ++i) {
     float* k = &ws.k[at + static_cast<size_t>(i) * C];
     decays[i] = decay_from_logit(decays[i]);

@@ -1,0 +1,158 @@
+// GEMM with int8 and int4 weights, as output heads have them, by vpmaddwd.
+//
+// Letters:  M output features   K input features   N tokens
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "simd/lanes.h"
+
+namespace yocobit::YOCOBIT_TARGET {
+namespace {
+
+// int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each, and
+// 512 of those stay below 2^31.
+constexpr int kColumnsPerWidening = 512 * 16;
+
+inline int64_t lane_sum_wide(const __m256i& x) {
+  const __m256i sums = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(x)),
+                                        _mm256_cvtepi32_epi64(_mm256_extracti128_si256(x, 1)));
+  const __m128i pair =
+      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  return _mm_cvtsi128_si64(pair) + _mm_extract_epi64(pair, 1);
+}
+
+// Weights of kRows rows widened to int16, each serving kTokens tokens. The last 8 columns may be
+// alone: activations are padded with zeros, weights are not padded at all.
+template <int kRows, int kTokens>
+void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
+               ptrdiff_t y_stride) {
+  const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
+  const int8_t* next = weights + static_cast<size_t>(kRows) * w.k;  // tile
+  const int16_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  int64_t totals[kRows][kTokens] = {};
+  for (int begin = 0; begin < w.k; begin += kColumnsPerWidening) {
+    const int end = begin + kColumnsPerWidening < w.k ? begin + kColumnsPerWidening : w.k;
+    __m256i sums[kRows][kTokens];
+    for (auto& row : sums) {
+      for (auto& sum : row) sum = _mm256_setzero_si256();
+    }
+    const auto add_columns = [&](int k, auto load) {
+      __builtin_prefetch(next + static_cast<size_t>(k) * kRows);
+      __m256i xs[kTokens];
+      for (int t = 0; t < kTokens; ++t) {
+        xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride + k);
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const auto* row =
+            reinterpret_cast<const __m128i*>(weights + static_cast<size_t>(r) * w.k + k);
+        const __m256i wide = _mm256_cvtepi8_epi16(load(row));
+        for (int t = 0; t < kTokens; ++t) {
+          sums[r][t] = _mm256_add_epi32(sums[r][t], _mm256_madd_epi16(wide, xs[t]));
+        }
+      }
+    };
+    int k = begin;
+    for (; k + 16 <= end; k += 16)
+      add_columns(k, [](const __m128i* p) { return _mm_loadu_si128(p); });
+    if (k < end) add_columns(k, [](const __m128i* p) { return _mm_loadl_epi64(p); });
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTokens; ++t) totals[r][t] += lane_sum_wide(sums[r][t]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kTokens; ++t) {
+      y[(n + t) * y_stride + m + r] =
+          static_cast<float>(totals[r][t]) * (x.scales[n + t] * w.scales[m + r]);
+    }
+  }
+}
+
+void int8_gemm(const DenseMatrix& w, const Int16Rows& x, int row_begin, int row_end, float* y,
+               ptrdiff_t y_stride) {
+  int m = row_begin;
+  for (; m + 4 <= row_end; m += 4) {
+    int n = 0;
+    for (; n + 2 <= x.n; n += 2) int8_tile<4, 2>(w, x, m, n, y, y_stride);
+    for (; n < x.n; ++n) int8_tile<4, 1>(w, x, m, n, y, y_stride);
+  }
+  for (; m < row_end; ++m) {
+    for (int n = 0; n < x.n; ++n) int8_tile<1, 1>(w, x, m, n, y, y_stride);
+  }
+}
+
+// Sums of the lanes of eight vectors, the i-th in lane i.
+inline __m256i lane_sums(const __m256i* x) {
+  const __m256i low =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
+  const __m256i high =
+      _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
+                          _mm256_permute2x128_si256(low, high, 0x31));
+}
+
+// The eight rows of a group by kTokens tokens. sum (code - 8) x = sum code x - 8 sum x.
+template <int kTokens>
+void int4_tile(const Int4Matrix& w, const Int16Rows& x, int group, int n, float* y,
+               ptrdiff_t y_stride) {
+  const __m256i low_four_bits = _mm256_set1_epi8(15);
+  const int blocks_per_row = x.stride / kInt4Block;
+  __m256 totals[kTokens];
+  for (__m256& total : totals) total = _mm256_setzero_ps();
+  for (int block = 0; block < w.n_blocks; ++block) {
+    const size_t at = (static_cast<size_t>(group) * w.n_blocks + block) * kRowsPerGroup;
+    __m256i sums[kTokens][kRowsPerGroup];
+    for (int r = 0; r < kRowsPerGroup; ++r) {
+      const uint8_t* codes = w.codes + (at + r) * kBlockBytes;
+      if (r % 2 == 0) __builtin_prefetch(codes + kPrefetchBytes);
+      const __m256i packed = load_bytes(codes);
+      const __m256i low = _mm256_and_si256(packed, low_four_bits);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), low_four_bits);
+      const __m256i weights[4] = {_mm256_cvtepu8_epi16(_mm256_castsi256_si128(low)),
+                                  _mm256_cvtepu8_epi16(_mm256_extracti128_si256(low, 1)),
+                                  _mm256_cvtepu8_epi16(_mm256_castsi256_si128(high)),
+                                  _mm256_cvtepu8_epi16(_mm256_extracti128_si256(high, 1))};
+      for (int t = 0; t < kTokens; ++t) {
+        const int16_t* inputs =
+            x.codes + static_cast<size_t>(n + t) * x.stride + block * kInt4Block;
+        const __m256i first =
+            _mm256_add_epi32(_mm256_madd_epi16(weights[0], load_bytes(inputs)),
+                             _mm256_madd_epi16(weights[1], load_bytes(inputs + 16)));
+        const __m256i second =
+            _mm256_add_epi32(_mm256_madd_epi16(weights[2], load_bytes(inputs + 32)),
+                             _mm256_madd_epi16(weights[3], load_bytes(inputs + 48)));
+        sums[t][r] = _mm256_add_epi32(first, second);
+      }
+    }
+    const __m256 scales =
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.scales + at)));
+    for (int t = 0; t < kTokens; ++t) {
+      const __m256i offset =
+          _mm256_set1_epi32(8 * x.sums[static_cast<size_t>(n + t) * blocks_per_row + block]);
+      const __m256i sum = _mm256_sub_epi32(lane_sums(sums[t]), offset);
+      totals[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scales, totals[t]);
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    float out[kRowsPerGroup];
+    _mm256_storeu_ps(out, _mm256_mul_ps(totals[t], _mm256_set1_ps(x.scales[n + t])));
+    for (int r = 0; r < kRowsPerGroup && group * kRowsPerGroup + r < w.m; ++r) {
+      y[(n + t) * y_stride + group * kRowsPerGroup + r] = out[r];
+    }
+  }
+}
+
+void int4_gemm(const Int4Matrix& w, const Int16Rows& x, int group_begin, int group_end, float* y,
+               ptrdiff_t y_stride) {
+  for (int group = group_begin; group < group_end; ++group) {
+    int n = 0;
+    for (; n + 4 <= x.n; n += 4) int4_tile<4>(w, x, group, n, y, y_stride);
+    for (; n < x.n; ++n) int4_tile<1>(w, x, group, n, y, y_stride);
+  }
+}
+
+}  // namespace
+}  // namespace yocobit::YOCOBIT_TARGET

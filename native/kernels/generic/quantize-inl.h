@@ -1,0 +1,105 @@
+// Rows of floats as codes and a scale: activations of a GEMM, and heads of a KV cache.
+//
+// Letters:  K input features   D head size
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/generic/floats-inl.h"
+#include "simd/lanes.h"
+
+namespace yocobit::YOCOBIT_TARGET {
+namespace {
+
+template <typename Floats = F32x8>
+YOCOBIT_INLINE float largest_magnitude(const float* x, int size) {
+  Floats largest = splat_like(Floats{}, 0.0f);
+  for (int i = 0; i < size; i += sizeof(Floats) / sizeof(float)) {
+    largest = max(abs(load_like(Floats{}, x + i)), largest);
+  }
+  const float value = lane_max(largest);
+  return value > 1e-12f ? value : 1e-12f;
+}
+
+// x * factor rounded; NaN and infinity become a code too.
+template <typename Floats>
+Floats round_to_codes(const Floats& x, float factor, float levels) {
+  const Floats low = splat_like(x, -levels), high = splat_like(x, levels);
+  const Floats scaled = min(max(mul(x, splat_like(x, factor)), low), high);
+  return sub(add(scaled, splat_like(x, kRound)), splat_like(x, kRound));
+}
+
+// Codes of x [k] in [-levels, levels] and their scale; returns the sum of the codes.
+template <typename Floats = F32x8, typename Code>
+YOCOBIT_INLINE int32_t quantize(const float* x, int k, float levels, Code* codes, float* scale) {
+  const float largest = largest_magnitude<Floats>(x, k);
+  const float factor = levels / largest;
+  Floats total = splat_like(Floats{}, 0.0f);  // exact: below 2^24
+  for (int i = 0; i < k; i += sizeof(Floats) / sizeof(float)) {
+    const Floats rounded = round_to_codes(load_like(Floats{}, x + i), factor, levels);
+    store_codes(codes + i, rounded);
+    total = add(total, rounded);
+  }
+  *scale = largest / levels;
+  return static_cast<int32_t>(lane_sum(total));
+}
+
+void quantize_int8_row(const float* x, int k, int padded, int8_t* codes, float* scale,
+                       int32_t* sum) {
+  *sum = k % kWideLanes == 0 ? quantize<F32xN>(x, k, 127.0f, codes, scale)
+                             : quantize<F32x8>(x, k, 127.0f, codes, scale);
+  for (int i = k; i < padded; ++i) codes[i] = 0;
+}
+
+void quantize_int16_row(const float* x, int k, int padded, int16_t* codes, float* scale,
+                        int32_t* sums) {
+  const float largest = largest_magnitude(x, k);
+  const float factor = kInt16Max / largest;
+  for (int block = 0; block < padded / kInt4Block; ++block) {
+    F32x8 total = zero();  // exact: below 2^24
+    for (int i = block * kInt4Block; i < (block + 1) * kInt4Block; i += kLanes) {
+      const F32x8 rounded = i < k ? round_to_codes(load(x + i), factor, kInt16Max) : zero();
+      store_codes(codes + i, rounded);
+      total = add(total, rounded);
+    }
+    sums[block] = static_cast<int32_t>(lane_sum(total));
+  }
+  *scale = largest / kInt16Max;
+}
+
+void store_head(const float* x, int head_dim, FloatType type, void* out, float* scale) {
+  if (type == FloatType::f32) {
+    for (int i = 0; i < head_dim; ++i) static_cast<float*>(out)[i] = x[i];
+  } else if (type == FloatType::f16) {
+    for (int i = 0; i < head_dim; ++i) static_cast<uint16_t*>(out)[i] = half_from_float(x[i]);
+  } else if (type == FloatType::i8) {
+    quantize(x, head_dim, 127.0f, static_cast<int8_t*>(out), scale);
+  } else {
+    int8_t codes[kMaxHeadDim + kLanes];
+    quantize(x, head_dim, 7.0f, codes, scale);
+    for (int i = head_dim; i < head_dim + kLanes; ++i) codes[i] = 0;
+    uint8_t* bytes = static_cast<uint8_t*>(out);
+    for (int d = 0; d < head_dim; d += 2 * kLanes) {
+      for (int i = 0; i < kLanes; ++i) {
+        *bytes++ = static_cast<uint8_t>((codes[d + i] & 15) | (codes[d + kLanes + i] & 15) << 4);
+      }
+    }
+  }
+}
+
+template <FloatType type>
+void load_head(const void* stored, float scale, int head_dim, float* x) {
+  const F32x8 scales = splat(type == FloatType::i8 || type == FloatType::i4 ? scale : 1.0f);
+  for (int i = 0; i < head_dim; i += kLanes) store(x + i, mul(load_as<type>(stored, i), scales));
+}
+
+void load_any_head(const void* stored, float scale, int head_dim, FloatType type, float* x) {
+  if (type == FloatType::f32) return load_head<FloatType::f32>(stored, scale, head_dim, x);
+  if (type == FloatType::f16) return load_head<FloatType::f16>(stored, scale, head_dim, x);
+  if (type == FloatType::i8) return load_head<FloatType::i8>(stored, scale, head_dim, x);
+  load_head<FloatType::i4>(stored, scale, head_dim, x);
+}
+
+}  // namespace
+}  // namespace yocobit::YOCOBIT_TARGET
