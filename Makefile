@@ -54,8 +54,8 @@ test-all: setup
 
 check: export PATH := $(CURDIR)/$(BIN):$(PATH)
 check: setup docs
-	$(BIN)/ruff format --check src tests examples benchmarks
-	$(BIN)/ruff check src tests examples benchmarks
+	$(BIN)/ruff format --check src tests examples benchmarks docs
+	$(BIN)/ruff check src tests examples benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
 	$(CONFIGURE) -B build/headers > /dev/null

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import textwrap
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,8 +28,10 @@ from mkdocs.structure.files import File, Files
 from starlette.testclient import TestClient
 
 from yocobit.cli import app
-from yocobit.config import ModelConfig
+from yocobit.config import ModelConfig, preset
 from yocobit.data.config import DataConfig, SourceConfig
+from yocobit.mixers import MIXERS
+from yocobit.packing.formats import FORMATS
 from yocobit.serving import ServerSettings, create_app
 from yocobit.training.config import (
     DistillConfig,
@@ -57,7 +59,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Add the output of the commands in console blocks that ask for it."""
+    """Add tables of the code, and the output of the commands in console blocks that ask for it."""
+    for name, table in TABLES.items():
+        if f"{{{{ {name} }}}}" in markdown:
+            markdown = markdown.replace(f"{{{{ {name} }}}}", "\n".join(table()))
     return re.sub(r"<!-- output -->\n```console\n\$ (.*)\n```", _with_output, markdown)
 
 
@@ -82,6 +87,56 @@ def pages() -> dict[str, str]:
         "http": http_page(openapi),
         "metrics": metrics_page(metrics),
     }
+
+
+# --- tables inside pages that are written by hand
+
+
+def weight_format_table() -> Iterator[str]:
+    yield "| format | bits | values of codes 0, 1, ... | columns of a block | scale | activations |"
+    yield "|---|---|---|---|---|---|"
+    for name, format in FORMATS.items():
+        values = _values(format.values)
+        blocks = str(format.block_columns) if format.block_columns > 1 else "none, [M][K]"
+        scale = _scale(format.scale)
+        activations = format.activations.name
+        yield f"| `{name}` | {format.bits} | {values} | {blocks} | {scale} | {activations} |"
+
+
+def _values(values: Sequence[int]) -> str:
+    if not values:
+        return "floats"
+    words = [f"{value:+d}" if value else "0" for value in values]
+    return ", ".join(words) if len(words) < 4 else f"{words[0]} to {words[-1]}"
+
+
+def _scale(scale: Any) -> str:
+    if scale is None:
+        return "none"
+    kind = {"PerTensor": "per tensor", "PerRow": "per row"}.get(type(scale).__name__)
+    return f"{scale.dtype}, {kind or f'per row and {scale.columns} columns'}"
+
+
+def mixer_table() -> Iterator[str]:
+    caches = {
+        "per_token": "grows with the context, per layer",
+        "ring": "ring buffer of the last `window` positions",
+        "shared": "the shared K/V, one for all cross layers",
+        "none": "none",
+    }
+    yield "| mixer | decoder | KV cache | recurrent state | matrices |"
+    yield "|---|---|---|---|---|"
+    config = preset("tiny")
+    for name, mixer in MIXERS.items():
+        state = "H × D × D, float32" if mixer.state_shape else "none"
+        matrices = [f"`{p}`" for p, it in mixer.parameters(config).items() if it.role != "norm"]
+        yield (
+            f"| `{name}` | {mixer.decoder} | {caches[mixer.kv_cache]} | {state} "
+            f"| {', '.join(matrices)} |"
+        )
+
+
+TABLES = {"weight formats": weight_format_table, "mixers": mixer_table}
 
 
 # --- the command line
@@ -270,7 +325,11 @@ def http_page(openapi: dict[str, Any]) -> str:
         "[Serve](../getting-started/serve.md) shows clients,",
         "[production serving](../how-to/production.md) the limits.",
         "",
-        "| method and path | |",
+        "Fields mean what they mean in OpenAI's API. `top_k`, `min_p`, `repetition_penalty`,",
+        "`add_special_tokens` and the tokenizer's endpoints are vLLM's. A field without a default",
+        "is optional; the sampling defaults are the model's. Unknown fields are ignored.",
+        "",
+        "| method and path | does |",
         "|---|---|",
     ]
     operations = [
@@ -306,14 +365,14 @@ def http_page(openapi: dict[str, Any]) -> str:
 def _schema(schema: dict[str, Any]) -> Iterator[str]:
     if text := schema.get("description"):
         yield from (text, "")
-    yield from ("| field | type | default | meaning |", "|---|---|---|---|")
+    yield from ("| field | type | default |", "|---|---|---|")
     required = schema.get("required", ())
     for name, field in schema["properties"].items():
         default = f"`{json.dumps(field['default'])}`" if "default" in field else "none"
         default = "**required**" if name in required else default
         default = "none" if default == "`null`" else default
         kind = _json_type(field)
-        yield f"| `{name}` | {kind} | {default} | {_cell(field.get('description', ''))} |"
+        yield f"| `{name}` | {kind} | {default} |"
 
 
 def _json_type(field: dict[str, Any]) -> str:
@@ -331,14 +390,14 @@ def _json_type(field: dict[str, Any]) -> str:
     if isinstance(kind, list):
         return " or ".join(k for k in kind if k != "null")
     bounds = [
-        f"{sign} {field[key]}"
+        f"{sign} {_number(field[key])}"
         for sign, key in (
             ("≥", "minimum"),
             (">", "exclusiveMinimum"),
             ("≤", "maximum"),
             ("<", "exclusiveMaximum"),
         )
-        if key in field
+        if key in field and abs(field[key]) < 1 << 53
     ]
     return " ".join([kind, *bounds])
 

@@ -36,8 +36,10 @@ _SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p"
 class Engine:
     """Runs a packed model straight from its memory map.
 
+    ```python
     engine = Engine.load("models/tiny")
     print(engine.generate("def main():"))
+    ```
     """
 
     def __init__(self, model: PackedModel, threads: int, kernels: str | None) -> None:
