@@ -19,7 +19,7 @@ from yocobit import Engine, _native
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
-from yocobit.costs.traffic import decode_bytes
+from yocobit.costs import decode_bytes
 from yocobit.engine.session import CacheType
 from yocobit.hardware.host import read_caches, usable_cpus
 from yocobit.hardware.limits import measure_limits

@@ -25,7 +25,7 @@ from yocobit.costs.work import work_of
 from yocobit.errors import UserError
 from yocobit.hardware.host import provenance, usable_cpus
 from yocobit.packing import PackedModel
-from yocobit.planning.plan import make_meter
+from yocobit.planning.plan import calibrate
 from yocobit.planning.prediction import predict
 
 ROOT = Path(__file__).parent.parent
@@ -123,9 +123,9 @@ def run(case: Case, model: PackedModel, n_tokens: int) -> None:
     request = planning.Request(
         context=case.context, batch=1, cache=case.cache, machine="here", threads=case.threads
     )
-    meter = make_meter(request)
+    calibration = calibrate(request)
     work = work_of(model, case.cache, case.context, 1)
-    prediction = predict(model, work, meter, meter.kernels)
+    prediction = predict(model, work, calibration, calibration.kernels)
     is_decode = case.kind == "decode"
     case.predicted.append(prediction.step_s if is_decode else prediction.prefill_s)
     row = measure(case, model, n_tokens)

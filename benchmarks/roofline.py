@@ -18,7 +18,7 @@ import numpy as np
 from measures import PREFILL, YOCOBIT
 
 from yocobit.benchmark.shapes import SHAPES
-from yocobit.costs.traffic import multiply_adds
+from yocobit.costs import multiply_adds
 
 ROOT = Path(__file__).parent.parent
 CONFIG = SHAPES["2b4t"]

@@ -26,7 +26,7 @@ from yocobit.benchmark.grid import Case, Grid
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, named_shape
 from yocobit.config import preset
-from yocobit.costs.traffic import multiply_adds, session_bytes, weight_bytes
+from yocobit.costs import multiply_adds, session_bytes, weight_bytes
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
 from yocobit.hardware import host, limits

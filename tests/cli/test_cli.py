@@ -492,7 +492,7 @@ def test_plan_prints_what_fits_where_on_a_machine_that_is_only_named():
     assert result.returncode == 0, result.stderr
     assert "nothing was run on it" in result.stdout
     assert "https://" in result.stdout
-    stacks = result.stdout.split("at most")[1].splitlines()
+    stacks = result.stdout.split("roofline")[2].splitlines()
     assert [line.split("  ")[0] for line in stacks[1:6]] == [
         "Transformer f16", "YOCO f16", "BitNet Transformer", "YOCO + BitNet", "this model",
     ]  # fmt: skip
@@ -507,8 +507,8 @@ def test_plan_counts_what_cross_layers_attend_to():
         assert report["model"]["attention"] == attention
         own[attention] = report["stacks"][-1]
 
-    assert own["index:2048"]["read_bytes_by_level"]["SRAM"] < 2e9
-    assert own["full"]["read_bytes_by_level"]["SRAM"] > 50e9
+    assert own["index:2048"]["traffic_bytes_by_level"]["SRAM"] < 2e9
+    assert own["full"]["traffic_bytes_by_level"]["SRAM"] > 50e9
     assert own["index:2048"]["decode_tokens_per_s"] > 20 * own["full"]["decode_tokens_per_s"]
 
 
@@ -548,7 +548,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         ([], ["packed model's directory or --shape"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
         (["--shape", "nano", "--machine", "tpu"], ["--machine must be one of here,", "'tpu'"]),
-        (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads goes with", "leave it"]),
+        (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads requires", "leave it"]),
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
         (["missing"], ["missing: no such directory"]),
         (["missing", "--head", "int4"], ["--weights and --head require --shape"]),

@@ -1,4 +1,4 @@
-"""What a token must touch, against numbers counted by hand and against what the engine reserves.
+"""The cost model, against numbers counted by hand and against what the engine reserves.
 
 Letters: C d_model   D head size
 """
@@ -8,19 +8,19 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from packed_models import nano
+from packed_models import STACKS, nano
 
 from yocobit import Engine
 from yocobit.benchmark.random_model import write_random_model
-from yocobit.costs.traffic import (
-    cache_bytes,
+from yocobit.costs import (
+    CACHE_FORMATS,
     decode_bytes,
     mixer_multiply_adds,
     multiply_adds,
     session_bytes,
-    session_memory_bytes,
     weight_bytes,
 )
+from yocobit.costs.traffic import session_traffic
 from yocobit.engine.session import CacheType
 
 # One layer of each mixer: window, retention, full, gmu, cross. D is 16, and 32 in the first two.
@@ -37,17 +37,17 @@ def test_cache_bytes_are_those_counted_by_hand():
     position, ring, state = 2 * 2 * 16 * 2, 2 * 2 * 32 * 2, 4 * 2 * 32 * 32
 
     # full and cross see 1 position; then 11 and 12 of them, the window 4 each.
-    assert cache_bytes(MIXED, "f16", 0, 1) == 2 * position + ring + 2 * state
-    assert cache_bytes(MIXED, "f16", 10, 2) == 2 * 23 * position + 2 * 4 * ring + 2 * 2 * state
+    assert session_traffic(MIXED, "f16", 0, 1) == 2 * position + ring + 2 * state
+    assert session_traffic(MIXED, "f16", 10, 2) == 2 * 23 * position + 2 * 4 * ring + 2 * 2 * state
     # int8 has a float32 scale for each position and head.
-    assert cache_bytes(MIXED, "int8", 0, 1) == 2 * 2 * 2 * 20 + 2 * 2 * 36 + 2 * state
+    assert session_traffic(MIXED, "int8", 0, 1) == 2 * 2 * 2 * 20 + 2 * 2 * 36 + 2 * state
 
 
 def test_every_cross_layer_reads_the_shared_cache_anew():
     config = MIXED.replace(layers=("retention", "cross", "cross", "cross"))
     alone = MIXED.replace(layers=("retention",))
 
-    read = cache_bytes(config, "f16", 99, 1) - cache_bytes(alone, "f16", 99, 1)
+    read = session_traffic(config, "f16", 99, 1) - session_traffic(alone, "f16", 99, 1)
 
     assert read == 3 * 100 * (2 * 2 * 16 * 2)
 
@@ -55,7 +55,7 @@ def test_every_cross_layer_reads_the_shared_cache_anew():
 def test_gated_memory_units_read_weights_but_no_cache(model):
     without = MIXED.replace(layers=("window", "retention", "full", "cross"))
 
-    assert cache_bytes(MIXED, "f16", 99, 3) == cache_bytes(without, "f16", 99, 3)
+    assert session_traffic(MIXED, "f16", 99, 3) == session_traffic(without, "f16", 99, 3)
     assert session_bytes(MIXED, "f16", 99) == session_bytes(without, "f16", 99)
     # Two projections of 64 rows, 32 bytes each; the weights of the block's norms are no matrices.
     of_mixer = [t for name, t in model.tensors.items() if name.startswith("layers.3.mixer.")]
@@ -67,32 +67,45 @@ def test_gated_memory_units_read_weights_but_no_cache(model):
 def test_one_more_position_costs_what_the_engine_says(model, cache):
     memory = Engine(model, 1, None).session(64, cache).memory()
 
-    more = cache_bytes(MIXED, cache, 50, 1) - cache_bytes(MIXED, cache, 49, 1)
+    more = session_traffic(MIXED, cache, 50, 1) - session_traffic(MIXED, cache, 49, 1)
 
     assert more == memory.shared_kv_per_token + memory.full_per_token
 
 
+@pytest.fixture(scope="module")
+def engine_of_stack(tmp_path_factory):
+    """Return an engine of one of STACKS, with an index if asked for."""
+    engines = {}
+
+    def engine(stack, attention):
+        if (stack, attention) not in engines:
+            config = nano(stack, "ternary", window=4)
+            config = config.attending(attention) if attention else config
+            model = write_random_model(config, tmp_path_factory.mktemp("model") / "model")
+            engines[stack, attention] = Engine(model, 1, None)
+        return engines[stack, attention]
+
+    return engine
+
+
+@pytest.mark.parametrize("n_tokens", [1, 31, 33, 96, 1000, 5000])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(
-    "layers",
-    [("full", "full"), ("retention", "cross"), ("full", "cross", "gmu"), ("window", "cross")],
+    ("stack", "attention"),
+    [*((stack, None) for stack in STACKS), ("mixed", "index:128"), ("mixed", "index:2048")],
 )
-def test_session_bytes_are_what_the_engine_reserves(tmp_path, layers, cache):
-    model = write_random_model(MIXED.replace(layers=layers), tmp_path / "model")
+def test_session_bytes_are_what_the_engine_reserves(
+    engine_of_stack, stack, attention, cache, n_tokens
+):
+    engine = engine_of_stack(stack, attention)
 
-    session = Engine(model, 1, None).session(96, cache)
+    assert session_bytes(engine.config, cache, n_tokens) == (
+        engine.session(n_tokens, cache).memory().total
+    )
 
-    assert session_bytes(model.config, cache, 96) == session.memory().total
 
-
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("attention", [None, "index:128", "index:2048"])
-@pytest.mark.parametrize("n_tokens", [1, 31, 33, 1000, 5000])
-def test_session_memory_bytes_equal_the_memory_of_a_session(model, cache, attention, n_tokens):
-    attending = model.attending(attention)
-    session = Engine(attending, 1, None).session(n_tokens, cache)
-
-    assert session_memory_bytes(attending.config, cache, n_tokens) == session.memory().total
+def test_there_is_a_cache_format_for_every_cache_type():
+    assert tuple(CACHE_FORMATS) == CACHES
 
 
 def test_weight_bytes_are_all_tensors_but_the_embedding(model):
@@ -115,7 +128,7 @@ def test_a_tied_head_reads_the_embedding_unless_it_is_int4(tmp_path):
 
 
 def test_decode_bytes_are_weights_once_and_each_sessions_own(model):
-    each = cache_bytes(MIXED, "f16", 7, 3) + 3 * (64 + 4)  # rows of the embedding
+    each = session_traffic(MIXED, "f16", 7, 3) + 3 * (64 + 4)  # rows of the embedding
 
     assert decode_bytes(model, "f16", 7, 3, batch=5) == 3 * weight_bytes(model) + 5 * each
 

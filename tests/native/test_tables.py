@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from yocobit import _native
 from yocobit.config import preset
-from yocobit.costs.summary import CACHE_SIZES
+from yocobit.engine.session import CacheType
 from yocobit.mixers import FEED_FORWARDS, MIXERS
 from yocobit.packing.formats import FORMATS, PerGroup, PerRow, PerTensor, WeightFormat
 
@@ -76,9 +78,10 @@ def test_feed_forwards_are_equal():
     assert by_name(_native.feed_forwards()) == expected
 
 
-def test_cache_types_are_equal():
-    expected = {
+def test_cache_types_are_those_of_sessions_with_these_bits_and_scale_bytes():
+    found = {
         name: (r["bits"], r["scale_bytes"]) for name, r in by_name(_native.cache_types()).items()
     }
 
-    assert expected == CACHE_SIZES
+    assert found == {"f32": (32, 0), "f16": (16, 0), "int8": (8, 4), "int4": (4, 4)}
+    assert tuple(found) == get_args(CacheType)

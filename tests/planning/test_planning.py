@@ -1,6 +1,6 @@
 """yocobit plan: bytes counted by hand, chips, bounds that move the right way, and sums of rates.
 
-How fast anything is, no test says: rates come from a meter that has them written down.
+How fast anything is, no test says: rates come from a calibration that has them written down.
 
 Letters: C d_model   F d_ff   D head size
 """
@@ -21,23 +21,22 @@ from yocobit import _native
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
 from yocobit.config import preset
-from yocobit.costs.traffic import decode_bytes
+from yocobit.costs import decode_bytes
 from yocobit.costs.work import (
     EMBEDDING,
     HEAD,
-    KEYS_VALUES,
-    STATES,
+    KV_CACHE,
+    RECURRENT_STATE,
     WEIGHTS,
-    imagined_model,
-    without_selection,
+    shape_only_model,
     work_of,
 )
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import Level, Machine
 from yocobit.planning import NAMED, PlanRequest, draw_plan, make_plan, open_shape, print_plan
-from yocobit.planning.meter import ProbeTimes
-from yocobit.planning.plan import make_meter
-from yocobit.planning.prediction import choosing_model, mean_rows, predict, probe_model
+from yocobit.planning.calibration import ProbeTimes
+from yocobit.planning.plan import calibrate
+from yocobit.planning.prediction import mean_rows, predict, probe_model, selecting_model
 from yocobit.planning.report import number, seconds, size
 from yocobit.planning.roofline import bound, chips_needed
 from yocobit.planning.variants import variants
@@ -55,8 +54,8 @@ SMALL_CACHE = Machine(
 )
 
 
-def nano_work(cache="int8", context=100, batch=1, config=NANO):
-    return work_of(imagined_model(config), cache, context, batch)
+def nano_work(cache="int8", context=100, batch=1, config=NANO, **options):
+    return work_of(shape_only_model(config), cache, context, batch, **options)
 
 
 # ---- bytes ----
@@ -79,13 +78,13 @@ def test_parts_are_the_bytes_counted_by_hand():
         WEIGHTS: 2 * retention + 2 * cross + 4 * ffn + shared + 4 * 64,
         HEAD: table,
         EMBEDDING: table,
-        KEYS_VALUES: 3 * 100 * position,
-        STATES: 3 * states,
+        KV_CACHE: 3 * 100 * position,
+        RECURRENT_STATE: 3 * states,
     }
     # Both cross layers read every position.
-    assert work.part(KEYS_VALUES).read_bytes == 3 * 2 * 100 * position
-    assert work.part(STATES).read_bytes == 3 * 2 * states
-    assert work.part(EMBEDDING).read_bytes == 3 * (64 + 4)
+    assert work.part(KV_CACHE).traffic_bytes == 3 * 2 * 100 * position
+    assert work.part(RECURRENT_STATE).traffic_bytes == 3 * 2 * states
+    assert work.part(EMBEDDING).traffic_bytes == 3 * (64 + 4)
     assert work.cache_bytes_per_token == position
 
 
@@ -97,7 +96,7 @@ def test_multiply_adds_of_a_step_are_those_counted_by_hand():
 
     assert work.part(WEIGHTS).multiply_adds == 2 * weights
     assert work.part(HEAD).multiply_adds == 2 * 512 * 64
-    assert work.part(KEYS_VALUES).multiply_adds == 2 * 2 * 2 * 64 * 100
+    assert work.part(KV_CACHE).multiply_adds == 2 * 2 * 2 * 64 * 100
 
 
 def test_rings_of_windows_are_keys_and_values():
@@ -107,10 +106,10 @@ def test_rings_of_windows_are_keys_and_values():
     work = nano_work(context=100, batch=3, config=config)
 
     # Kept in whole tiles, with room for the 128 tokens at work.
-    assert work.part(KEYS_VALUES).n_bytes == 3 * (100 * position + 2 * 160 * ring)
-    assert work.part(KEYS_VALUES).touched_bytes == 3 * (100 * position + 2 * 4 * ring)
-    assert work.part(KEYS_VALUES).read_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
-    assert work.part(STATES).n_bytes == work.part(STATES).read_bytes == 0
+    assert work.part(KV_CACHE).n_bytes == 3 * (100 * position + 2 * 160 * ring)
+    assert work.part(KV_CACHE).unique_bytes == 3 * (100 * position + 2 * 4 * ring)
+    assert work.part(KV_CACHE).traffic_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
+    assert work.part(RECURRENT_STATE).n_bytes == work.part(RECURRENT_STATE).traffic_bytes == 0
     assert work.cache_bytes_per_token == position
 
 
@@ -118,36 +117,36 @@ def test_rings_of_windows_are_keys_and_values():
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
 def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
     model = write_random_model(nano(stack, weights, window=4), tmp_path / "model")
-    imagined = imagined_model(model.config)
+    imagined = shape_only_model(model.config)
 
     for each in (model, imagined):
         work = work_of(each, "f16", 50, 3)
-        assert work.read_bytes == decode_bytes(model, "f16", 49, 1, 3)
+        assert work.traffic_bytes == decode_bytes(model, "f16", 49, 1, 3)
 
 
 def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_for_every_layer():
     position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
     n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
     tried = seen + 3 * 32  # four other blocks than the first and the last two, not one
-    full, whole = (
-        nano_work(context=1000, batch=3, config=NANO.attending(to)) for to in ("full", "index:128")
-    )
-    full, index, attended = (
-        work.part(KEYS_VALUES) for work in (full, whole, without_selection(whole))
+    full, index, selected = (
+        nano_work(context=1000, batch=3, config=NANO.attending(to), selection=counts).part(KV_CACHE)
+        for to, counts in (("full", True), ("index:128", True), ("index:128", False))
     )
 
-    assert attended.read_bytes == 3 * 2 * seen * position
-    assert index.read_bytes == attended.read_bytes + 3 * (n_blocks * bounds + tried * position)
-    assert attended.touched_bytes == 3 * seen * position
-    assert index.touched_bytes == 3 * (n_blocks * bounds + tried * position)
-    assert full.touched_bytes == full.n_bytes < index.n_bytes
-    assert index.multiply_adds == 3 * 2 * (2 * 64 * seen + 64 * (n_blocks + tried))
+    assert selected.traffic_bytes == 3 * 2 * seen * position
+    selection = n_blocks * bounds + tried * position
+    assert index.traffic_bytes == selected.traffic_bytes + 3 * selection
+    assert selected.unique_bytes == 3 * seen * position
+    assert index.unique_bytes == 3 * selection
+    assert full.unique_bytes == full.n_bytes < index.n_bytes
+    assert selected.multiply_adds == 3 * 2 * 2 * 64 * seen
+    assert index.multiply_adds == selected.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
 
 
 def test_an_index_reads_nothing_while_all_positions_are_attended_to():
     index, full = (nano_work(context=96, config=NANO.attending(to)) for to in ("index:128", "full"))
 
-    assert index.read_bytes == full.read_bytes
+    assert index.traffic_bytes == full.traffic_bytes
     assert index.cache_bytes > full.cache_bytes
 
 
@@ -190,10 +189,10 @@ def test_caches_grow_with_context_and_batch_and_weights_do_not():
 
     assert longer.cache_bytes == 2 * one.cache_bytes
     assert more.cache_bytes == 4 * one.cache_bytes
-    assert more.part(STATES).n_bytes == 4 * one.part(STATES).n_bytes
+    assert more.part(RECURRENT_STATE).n_bytes == 4 * one.part(RECURRENT_STATE).n_bytes
     for name in (WEIGHTS, HEAD, EMBEDDING):
         assert one.part(name) == dataclasses.replace(
-            longer.part(name), read_bytes=one.part(name).read_bytes
+            longer.part(name), traffic_bytes=one.part(name).traffic_bytes
         )
         assert more.part(name).n_bytes == one.part(name).n_bytes
 
@@ -212,25 +211,25 @@ def test_keys_and_values_are_read_again_after_themselves_and_a_share_of_the_weig
     work = nano_work(context=1 << 16)
     step = work.n_bytes - work.part(EMBEDDING).n_bytes
 
-    assert work.reuse_bytes(work.part(WEIGHTS)) == step
+    assert work.reuse_distance(work.part(WEIGHTS)) == step
     # Two cross layers; the first position counts with the states, hence the margin.
     expected = work.cache_bytes + (step - work.cache_bytes) / 2
-    assert work.reuse_bytes(work.part(KEYS_VALUES)) == pytest.approx(expected, rel=1e-3)
+    assert work.reuse_distance(work.part(KV_CACHE)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_cache_of_a_transformer_is_read_again_after_the_whole_step():
     work = nano_work(context=1000, config=nano("transformer", "ternary"))
     step = work.n_bytes - work.part(EMBEDDING).n_bytes
 
-    assert work.reuse_bytes(work.part(KEYS_VALUES)) == pytest.approx(step, rel=1e-2)
+    assert work.reuse_distance(work.part(KV_CACHE)) == pytest.approx(step, rel=1e-2)
 
 
 def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
-    work = without_selection(nano_work("f16", 1 << 20, config=NANO.attending("index:2048")))
-    part = work.part(KEYS_VALUES)
+    work = nano_work("f16", 1 << 20, config=NANO.attending("index:2048"), selection=False)
+    part = work.part(KV_CACHE)
 
-    assert work.reuse_bytes(part) < part.touched_bytes + work.part(WEIGHTS).n_bytes
-    assert part.touched_bytes < part.n_bytes / 400
+    assert work.reuse_distance(part) < part.unique_bytes + work.part(WEIGHTS).n_bytes
+    assert part.unique_bytes < part.n_bytes / 400
 
 
 def test_a_part_lies_in_the_fastest_level_that_keeps_it_until_it_is_read_again():
@@ -240,9 +239,9 @@ def test_a_part_lies_in_the_fastest_level_that_keeps_it_until_it_is_read_again()
 
     # 128 bytes a position beside 0.15 MB, of which half goes by between two cross layers.
     assert set(levels(6_000).values()) == {"cache"}
-    assert levels(7_000)[KEYS_VALUES] == "cache"
+    assert levels(7_000)[KV_CACHE] == "cache"
     assert levels(7_000)[WEIGHTS] == "memory"
-    assert levels(8_000)[KEYS_VALUES] == "memory"
+    assert levels(8_000)[KV_CACHE] == "memory"
 
 
 def test_a_level_without_a_known_rate_is_read_at_that_of_the_next():
@@ -255,11 +254,11 @@ def test_a_level_without_a_known_rate_is_read_at_that_of_the_next():
 def test_a_step_takes_its_bytes_or_its_arithmetic_whichever_is_longer():
     work = nano_work("f16", context=100)
     products = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
-    mixers = work.part(KEYS_VALUES).multiply_adds + work.part(STATES).multiply_adds
+    mixers = work.part(KV_CACHE).multiply_adds + work.part(RECURRENT_STATE).multiply_adds
 
     limit = bound(work, SMALL_CACHE)
 
-    assert limit.memory_s == pytest.approx(work.read_bytes / 100e9)
+    assert limit.memory_s == pytest.approx(work.traffic_bytes / 100e9)
     assert limit.arithmetic_s == pytest.approx(products / 1e12 + mixers / 1e11)
     assert limit.step_s == max(limit.memory_s, limit.arithmetic_s)
     assert limit.tokens_per_s == 1 / limit.step_s
@@ -302,7 +301,7 @@ def test_many_chips_do_not_make_one_step_shorter_but_work_side_by_side():
     limit = bound(work, GROQ)
 
     assert limit.chips == -(-work.n_bytes // 230_000_000) > 1
-    assert limit.memory_s == pytest.approx(work.read_bytes / 80e12)
+    assert limit.memory_s == pytest.approx(work.traffic_bytes / 80e12)
     fields = limit.to_dict()
     assert fields["decode_tokens_per_s_at_once"] == limit.chips * limit.tokens_per_s
     assert fields["prefill_tokens_per_s_at_once"] == limit.chips * limit.prefill_tokens_per_s
@@ -347,94 +346,103 @@ def test_every_figure_of_a_named_machine_has_a_source():
 # ---- predictions ----
 
 
-class WrittenMeter:
-    """A meter whose rates are the same for whatever is asked."""
+class FixedRates:
+    """A calibration with fixed rates."""
 
     def __init__(self, threads=1, times=None):
         self.threads = threads
         self.times = times or ProbeTimes(0.0, 0.0, 128)
-        self.asked = []
+        self.calls = []
 
-    def product(self, stored, n, m, k, n_bytes):
-        self.asked.append(("product", stored, n, n_bytes))
+    def gemm(self, format, n, m, k, n_bytes):
+        self.calls.append(("gemm", format, n, n_bytes))
         return 1e9
 
     def attention(self, cache, n_queries, head_dim, n_bytes):
-        self.asked.append(("attention", cache, n_queries, n_bytes))
+        self.calls.append(("attention", cache, n_queries, n_bytes))
         return 2e9
 
     def retention(self, n, head_dim, n_bytes):
-        self.asked.append(("retention", n, n_bytes))
+        self.calls.append(("retention", n, n_bytes))
         return 4e9
 
-    def choice(self, model, cache, context):
-        self.asked.append(("choice", model.config, cache, context))
+    def selection(self, model, cache, context):
+        self.calls.append(("selection", model.config, cache, context))
         return 1e-3
 
     def probe(self, model, cache, batch):
         return self.times
 
 
-def predicted(meter, context=1000, batch=1, cache="int8", config=NANO):
-    model = imagined_model(config)
+def predicted(calibration, context=1000, batch=1, cache="int8", config=NANO):
+    model = shape_only_model(config)
     work = work_of(model, cache, context, batch)
-    return work, predict(model, work, meter, "scalar")
+    return work, predict(model, work, calibration, "scalar")
 
 
 def test_a_step_is_predicted_as_the_sum_of_bytes_by_rates():
-    work, prediction = predicted(WrittenMeter(), batch=2)
+    work, prediction = predicted(FixedRates(), batch=2)
 
-    read = {part.name: part.read_bytes for part in work.parts}
-    expected = (read[WEIGHTS] + read[HEAD]) / 1e9 + read[KEYS_VALUES] / 2e9 + read[STATES] / 4e9
+    read = {part.name: part.traffic_bytes for part in work.parts}
+    expected = (
+        (read[WEIGHTS] + read[HEAD]) / 1e9 + read[KV_CACHE] / 2e9 + read[RECURRENT_STATE] / 4e9
+    )
     assert prediction.step_s == pytest.approx(expected)
     assert prediction.tokens_per_s == pytest.approx(2 / expected)
 
 
 def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
-    meter = WrittenMeter()
-    work, _ = predicted(meter, context=1 << 20)
+    calibration = FixedRates()
+    work, _ = predicted(calibration, context=1 << 20)
 
-    step = work.reuse_bytes(work.part(WEIGHTS))
-    assert ("product", "ternary", 1, step) in meter.asked
-    assert ("product", "int8", 1, step) in meter.asked
-    assert ("attention", "int8", 2, work.reuse_bytes(work.part(KEYS_VALUES))) in meter.asked
+    step = work.reuse_distance(work.part(WEIGHTS))
+    assert ("gemm", "ternary", 1, step) in calibration.calls
+    assert ("gemm", "int8", 1, step) in calibration.calls
+    assert ("attention", "int8", 2, work.reuse_distance(work.part(KV_CACHE))) in calibration.calls
 
 
-def test_what_an_index_chooses_is_read_by_every_layer_and_chosen_once():
-    index, meter = NANO.attending("index:128"), WrittenMeter()
+def test_selected_blocks_are_read_by_every_layer_and_selected_once():
+    index, calibration = NANO.attending("index:128"), FixedRates()
 
-    work, chosen = predicted(meter, batch=3, config=index)
+    _, chosen = predicted(calibration, batch=3, config=index)
 
-    attended = without_selection(work).part(KEYS_VALUES)
-    assert attended.read_bytes < work.part(KEYS_VALUES).read_bytes
-    assert chosen.decode[KEYS_VALUES] == pytest.approx(attended.read_bytes / 2e9)
-    assert chosen.decode["choice of blocks"] == pytest.approx(3e-3)
-    assert chosen.step_s == pytest.approx(sum(chosen.decode.values()))
-    meter.choice = lambda *_: 3e-3
-    _, slower = predicted(meter, batch=3, config=index)
-    assert slower.prefill_s == pytest.approx(chosen.prefill_s + 2e-3)
-    (config, cache, context) = next(each[1:] for each in meter.asked if each[0] == "choice")
+    without = work_of(shape_only_model(index), "int8", 1000, 3, selection=False)
+    without = {part.name: part.traffic_bytes for part in without.parts}
+    read_s = (without[WEIGHTS] + without[HEAD]) / 1e9 + without[KV_CACHE] / 2e9
+    read_s += without[RECURRENT_STATE] / 4e9
+    full = predicted(FixedRates(), batch=3, config=NANO)[1]
+    late = {"last token", "block selection"}
+    early_s = {name: s for name, s in chosen.prefill.items() if name not in late}
+    assert chosen.decode["block selection"] == pytest.approx(3e-3)
+    assert chosen.step_s == pytest.approx(read_s + 3e-3)
+    assert early_s == {name: s for name, s in full.prefill.items() if name not in late}
+    one = predicted(FixedRates(), config=index)[1].decode
+    last_s = one[HEAD] + one[KV_CACHE] + 1e-3
+    assert last_s < chosen.prefill["last token"] < last_s + one[WEIGHTS]
+    (config, cache, context) = next(
+        each[1:] for each in calibration.calls if each[0] == "selection"
+    )
     assert (config.layers, config.attention) == (("retention", "cross"), "index:128")
     assert (config.n_heads, config.n_kv_heads, config.d_model) == (4, 2, 64)
     assert (cache, context) == ("int8", 1000)
 
 
 def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
-    meter = WrittenMeter()
+    calibration = FixedRates()
 
-    _, prediction = predicted(meter, context=128, config=NANO.attending("index:128"))
+    _, prediction = predicted(calibration, context=128, config=NANO.attending("index:128"))
 
-    assert "choice of blocks" not in prediction.decode
-    assert "choice" not in {each[0] for each in meter.asked}
+    assert "block selection" not in prediction.decode
+    assert "selection" not in {each[0] for each in calibration.calls}
 
 
 def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer():
-    model = imagined_model(NANO)
+    model = shape_only_model(NANO)
     probe, shrunk = probe_model(model)
-    kernels = predicted(WrittenMeter(), context=1, config=probe.config)[1].step_s
+    kernels = predicted(FixedRates(), context=1, config=probe.config)[1].step_s
 
-    _, plain = predicted(WrittenMeter())
-    _, slower = predicted(WrittenMeter(times=ProbeTimes(kernels + 2e-3, 0.0, 128)))
+    _, plain = predicted(FixedRates())
+    _, slower = predicted(FixedRates(times=ProbeTimes(kernels + 2e-3, 0.0, 128)))
 
     assert probe.config.layers == ("retention", "cross")
     assert shrunk == 1
@@ -443,31 +451,31 @@ def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer()
 
 
 def test_a_prompt_is_predicted_from_the_layers_before_the_exit():
-    work, prediction = predicted(WrittenMeter(), context=1024)
+    work, prediction = predicted(FixedRates(), context=1024)
 
     weights = 8 * work.early_bytes / 1e9  # 128 tokens at a time
     states = 8 * 2 * (2 * 4 * 64 * 32) / 4e9
     assert prediction.prefill[WEIGHTS] == pytest.approx(weights)
-    assert prediction.prefill[STATES] == pytest.approx(states)
-    assert KEYS_VALUES not in prediction.prefill
-    step = prediction.decode[HEAD] + prediction.decode[KEYS_VALUES] + prediction.decode[WEIGHTS]
+    assert prediction.prefill[RECURRENT_STATE] == pytest.approx(states)
+    assert KV_CACHE not in prediction.prefill
+    step = prediction.decode[HEAD] + prediction.decode[KV_CACHE] + prediction.decode[WEIGHTS]
     assert prediction.prefill["last token"] < step
-    assert predicted(WrittenMeter(), context=1024, batch=3)[1].prefill == prediction.prefill
+    assert predicted(FixedRates(), context=1024, batch=3)[1].prefill == prediction.prefill
 
 
 def test_threads_that_share_rows_go_through_all_weights_each():
-    one, two = WrittenMeter(1), WrittenMeter(2)
+    one, two = FixedRates(1), FixedRates(2)
 
     alone = predicted(one, context=1024)[1].prefill[WEIGHTS]
     shared = predicted(two, context=1024)[1].prefill[WEIGHTS]
 
-    assert ("product", "ternary", 128) in {each[:3] for each in one.asked}
-    assert ("product", "ternary", 64) in {each[:3] for each in two.asked}
+    assert ("gemm", "ternary", 128) in {each[:3] for each in one.calls}
+    assert ("gemm", "ternary", 64) in {each[:3] for each in two.calls}
     assert shared == pytest.approx(2 * alone)
 
 
 def test_a_wide_model_is_probed_by_a_narrow_one():
-    model = imagined_model(preset("3b"))
+    model = shape_only_model(preset("3b"))
 
     probe, shrunk = probe_model(model)
 
@@ -523,10 +531,10 @@ def request(**changes):
     [
         ({"context": 0}, "--context must be between 1 and 4294967296 but is 0"),
         ({"batch": 1 << 17}, "--batch must be between 1 and 65536 but is 131072"),
-        ({"cache": "q8"}, "--cache must be of f32, .* but is 'q8'"),
+        ({"cache": "q8"}, "--cache must be one of f32, .* but is 'q8'"),
         ({"machine": "tpu"}, "--machine must be one of here, groq, h100 but is 'tpu'"),
-        ({"threads": 1}, "--threads goes with --machine here"),
-        ({"kernels": "avx2"}, "--kernels goes with --machine here"),
+        ({"threads": 1}, "--threads requires --machine here"),
+        ({"kernels": "avx2"}, "--kernels requires --machine here"),
         ({"machine": "here", "kernels": "mmx"}, "--kernels must be one of scalar.* but is 'mmx'"),
         ({"machine": "here", "threads": 0}, "--threads must be between 1 and 1024 but is 0"),
     ],
@@ -550,20 +558,20 @@ def test_a_report_fits_a_hundred_columns(machine):
 
 
 def test_the_choice_of_an_index_is_measured_here():
-    meter = make_meter(request(machine="here", threads=1))
-    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
+    calibration = calibrate(request(machine="here", threads=1))
+    model = selecting_model(open_shape(None, "nano", None, None, "index:128")[1])
 
-    assert meter.choice(model, "int4", 4096) > 0
+    assert calibration.selection(model, "int4", 4096) > 0
 
 
 def test_a_choice_is_measured_once(monkeypatch):
-    meter = make_meter(request(machine="here", threads=1))
-    model = choosing_model(open_shape(None, "nano", None, None, "index:128")[1])
+    calibration = calibrate(request(machine="here", threads=1))
+    model = selecting_model(open_shape(None, "nano", None, None, "index:128")[1])
     measured = []
-    monkeypatch.setattr(type(meter), "_choice", lambda *a: measured.append(a[1:]) or 1e-3)
+    monkeypatch.setattr(type(calibration), "_selection", lambda *a: measured.append(a[1:]) or 1e-3)
 
     for context in (4096, 4096, 8192):
-        assert meter.choice(model, "int4", context) == 1e-3
+        assert calibration.selection(model, "int4", context) == 1e-3
 
     assert measured == [(model, "int4", 4096), (model, "int4", 8192)]
 
@@ -577,13 +585,13 @@ def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeyp
 
     print_plan(plan, console)
 
-    heading, *lines = console.file.getvalue().split("a token reads")[1].splitlines()
+    heading, *lines = console.file.getvalue().split("traffic per token")[1].splitlines()
     assert heading.split() == ["from", "cache", "from", "memory"]
     for row, line in zip(plan.rows, lines, strict=False):
-        by_level = row.bound.read_bytes_by_level()
+        by_level = row.bound.traffic_by_level()
         read = [size(by_level[name] / batch) for name in ("cache", "memory") if name in by_level]
         assert " ".join(line.split()).endswith(" ".join(read))
-        assert sum(by_level.values()) == row.work.read_bytes
+        assert sum(by_level.values()) == row.work.traffic_bytes
 
 
 def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
@@ -597,7 +605,7 @@ def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
     print_plan(plan, console)
 
     assert all(row.bound.chips > 1 for row in rows)
-    assert "Transformer" not in console.file.getvalue().split("a token reads")[1]
+    assert "Transformer" not in console.file.getvalue().split("traffic per token")[1]
 
 
 @pytest.mark.parametrize(("batch", "reader"), [(1, "token"), (3, "step")])
@@ -610,9 +618,10 @@ def test_a_picture_says_what_a_token_or_a_step_of_a_batch_reads(
 
     draw_plan(plan, tmp_path / "plan.svg")
 
-    keys_values = plan.own.work.part(KEYS_VALUES)
+    keys_values = plan.own.work.part(KV_CACHE)
     drawn = (tmp_path / "plan.svg").read_text()
-    assert f"{size(keys_values.n_bytes)}, a {reader} reads {size(keys_values.read_bytes)}" in drawn
+    traffic = f"traffic {size(keys_values.traffic_bytes)} per {reader}"
+    assert f"{size(keys_values.n_bytes)}, {traffic}" in drawn
 
 
 def test_a_plan_never_imports_torch():

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from yocobit import _native
 from yocobit.benchmark.grid import Case, Grid
 from yocobit.config import ModelConfig
-from yocobit.costs import describe, summarize
-from yocobit.costs.traffic import (
+from yocobit.costs import (
     decode_bytes,
+    describe,
     mixer_multiply_adds,
     multiply_adds,
     session_bytes,
+    summarize,
     weight_bytes,
 )
 from yocobit.engine import Engine, Session

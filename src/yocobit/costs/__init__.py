@@ -1,21 +1,20 @@
-"""The cost model: memory, memory traffic and multiply-adds of a model, counted, not measured."""
+"""The cost model: memory, memory traffic and multiply-adds of a model, counted, not measured.
 
+inspect, bench, plan and the server's scheduler read the same functions.
+"""
+
+from yocobit.costs.memory import CACHE_FORMATS, session_bytes, weight_bytes
 from yocobit.costs.summary import Summary, describe, summarize
-from yocobit.costs.traffic import (
-    decode_bytes,
-    multiply_adds,
-    session_bytes,
-    session_memory_bytes,
-    weight_bytes,
-)
+from yocobit.costs.traffic import decode_bytes, mixer_multiply_adds, multiply_adds
 
 __all__ = [
+    "CACHE_FORMATS",
     "Summary",
     "decode_bytes",
     "describe",
+    "mixer_multiply_adds",
     "multiply_adds",
     "session_bytes",
-    "session_memory_bytes",
     "summarize",
     "weight_bytes",
 ]

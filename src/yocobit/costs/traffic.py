@@ -1,232 +1,182 @@
-"""What a token must touch: the bytes and multiply-adds that no implementation can do without.
+"""Memory traffic and multiply-adds: what no implementation of the model can avoid.
 
-Counted from the packed tensors that run. Caches count as often as they are read: a cross layer
-reads the shared keys and values anew, an index of them is read once. Activations, logits and work
-space count for nothing.
+Counted from the packed tensors that run. A KV cache counts for each layer that reads it: all cross
+layers read the shared one, its index is read once. Activations, logits and workspaces are left out.
 
-Letters: C d_model   M output features   K input features   D head size   T positions
+Letters: C d_model   S cached positions   T positions
 """
 
 from __future__ import annotations
 
 import math
 
-from yocobit.config import BLOCK, CANDIDATES_PER_BLOCK, FIRST_BLOCKS, LAST_BLOCKS, ModelConfig
-from yocobit.costs.summary import position_bytes, retention_bytes, ring_bytes
-from yocobit.mixers import parameter_shapes
+from yocobit._native import BLOCK_POSITIONS
+from yocobit.config import ModelConfig
+from yocobit.costs.memory import (
+    bounds_bytes,
+    candidate_blocks,
+    parameter_bytes,
+    position_bytes,
+    recurrent_bytes,
+    weight_bytes,
+)
+from yocobit.mixers import MIXERS, MixerSpec, layer_mixers, model_parameters
 from yocobit.packing import PackedModel
 
-_LANES, _PARTIAL_EXTRA = 8, 8  # of the float rows of an index's scratch
-
-
-def weight_bytes(model: PackedModel) -> int:
-    """Return the bytes of every tensor that a decode step reads: all but the embedding.
-
-    A head that is tied to the embedding reads all of that.
-    """
-    is_tied = "head.weight" not in model.tensors
-    return sum(
-        tensor.end - tensor.begin
-        for name, tensor in model.tensors.items()
-        if is_tied or not name.startswith("embedding.")
-    )
-
-
-def cache_bytes(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
-    """Return the bytes that decoding `n_tokens` after `depth` others reads and writes of the caches
-    of their session.
-
-    Keys and values are read of every position that each layer sees, the token's own included;
-    retention states are read and written. Gated memory units read no cache.
-    """
-    end = depth + n_tokens
-    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
-    by_mixer = {
-        "full": shared * _positions(depth, end),
-        "cross": shared * _cross_positions(config, depth, end),
-        "window": ring * _positions(depth, end, config.window),
-        "retention": 0,
-        "gmu": 0,
-    }
-    states = 2 * retention_bytes(config) * n_tokens
-    tried = shared * _tried_positions(config, depth, end)
-    read = sum(by_mixer[mixer] for mixer in config.layers)
-    return states + read + tried + _bounds_bytes(config, depth, end)
-
-
-def touched_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
-    """Return the bytes of keys and values that the last of so many tokens reads, each counted once:
-    all of them, unless cross layers attend to some blocks only."""
-    last = n_tokens - 1
-    caches = config.layers.count("full") * n_tokens
-    if config.has_cross_decoder:  # what an index tries has all that it chooses
-        chosen = _cross_positions(config, last, n_tokens)
-        caches += max(chosen, _tried_positions(config, last, n_tokens))
-    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    ring = position_bytes(config.n_self_kv_heads, config.self_head_dim, cache)
-    rings = config.layers.count("window") * min(n_tokens, config.window) * ring
-    return shared * caches + rings + _bounds_bytes(config, last, n_tokens)
-
-
-def selection_bytes(config: ModelConfig, cache: str, n_tokens: int) -> tuple[int, int]:
-    """Return what an index reads to select blocks for the last of so many tokens: the bytes of
-    bounds and candidates, and those among them that attention does not read."""
-    last = n_tokens - 1
-    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    bounds = _bounds_bytes(config, last, n_tokens)
-    candidates = _tried_positions(config, last, n_tokens)
-    others = max(candidates - _cross_positions(config, last, n_tokens), 0)
-    return bounds + shared * candidates, bounds + shared * others
-
-
-def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
-    """Return the memory that a session of so many tokens needs, but for rounding."""
-    shared = position_bytes(config.n_kv_heads, config.head_dim, cache)
-    return (
-        config.layers.count("full") * shared * n_tokens
-        + config.has_cross_decoder * shared * n_tokens
-        + ring_bytes(config, cache)
-        + retention_bytes(config)
-        + _index_bytes(config, n_tokens)
-    )
-
-
-def session_memory_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
-    """Return the bytes that a session of `n_tokens` reserves: exactly its memory().total."""
-    whole_blocks = session_bytes(config, cache, _round_up(n_tokens, BLOCK))
-    if not config.has_index:
-        return whole_blocks
-    n_blocks = -(-n_tokens // BLOCK)
-    n_candidates = min(n_blocks, _most_tried_blocks(config))
-    parts_and_partials = 3 * config.head_dim + _PARTIAL_EXTRA
-    scores = _round_up(n_blocks, _LANES) + 2 * _round_up(n_candidates, _LANES)
-    scratch = 4 * (config.n_heads * (parts_and_partials + scores) + config.n_kv_heads * n_blocks)
-    index = _block_bytes(config) * n_blocks + scratch  # native/engine/block_index.cpp
-    return whole_blocks - _index_bytes(config, n_tokens) + index
+# ---- bytes ----
 
 
 def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batch: int) -> int:
-    """Return the bytes of `n_tokens` decode steps of `batch` sessions after `depth` tokens each.
+    """Return the memory traffic of n_tokens decode steps of a batch at a depth.
 
-    A step reads the weights once, and of each session a row of the embedding and the caches.
+    A step reads the weights once, and for each session one row of the embedding and its caches.
     """
-    embedding_row = sum(
-        (tensor.end - tensor.begin) // tensor.shape[0]
-        for name, tensor in model.tensors.items()
-        if name.startswith("embedding.")
-    )
-    each = n_tokens * embedding_row + cache_bytes(model.config, cache, depth, n_tokens)
+    embedding_row = parameter_bytes(model, "embedding.weight") // model.config.vocab_size
+    each = n_tokens * embedding_row + session_traffic(model.config, cache, depth, n_tokens)
     return n_tokens * weight_bytes(model) + batch * each
 
 
-def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
-    """Return the products with weights for `n_tokens` tokens, `n_logits` of which get logits.
+def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
+    """Return the bytes of KV caches, index and recurrent states that decoding n_tokens at a depth
+    reads and writes."""
+    states = 2 * recurrent_bytes(config)  # read and written
+    return kv_traffic(config, cache, depth, n_tokens) + n_tokens * states
 
-    The cross-decoder and the head run for those only.
+
+def kv_traffic(
+    config: ModelConfig, cache: str, depth: int, n_tokens: int, selection: bool = True
+) -> int:
+    """Return the bytes of KV caches that decoding n_tokens at a depth reads, and of the index if
+    `selection`."""
+    end = depth + n_tokens
+    attended = sum(
+        position_bytes(mixer, config, cache) * _attended(mixer, config, depth, end)
+        for mixer in layer_mixers(config)
+    )
+    if not selection:
+        return attended
+    candidates = _shared_position_bytes(config, cache) * _candidate_positions(config, depth, end)
+    return attended + candidates + bounds_bytes(config) * _scored_blocks(config, depth, end)
+
+
+def unique_kv_bytes(config: ModelConfig, cache: str, n_tokens: int, selection: bool = True) -> int:
+    """Return the bytes of KV caches that the last of n_tokens reads at least once, and of the index
+    if `selection`."""
+    last = n_tokens - 1
+    own = sum(
+        position_bytes(mixer, config, cache) * _attended(mixer, config, last, n_tokens)
+        for mixer in layer_mixers(config)
+        if mixer.kv_cache != "shared"
+    )
+    if not config.has_cross_decoder:
+        return own
+    shared, bounds = _attended(MIXERS["cross"], config, last, n_tokens), 0
+    if selection:  # the candidates include all that is selected
+        shared = max(shared, _candidate_positions(config, last, n_tokens))
+        bounds = bounds_bytes(config) * _scored_blocks(config, last, n_tokens)
+    return own + shared * _shared_position_bytes(config, cache) + bounds
+
+
+def _shared_position_bytes(config: ModelConfig, cache: str) -> int:
+    return position_bytes(MIXERS["cross"], config, cache)
+
+
+# ---- multiply-adds ----
+
+
+def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
+    """Return the multiply-adds with weights for n_tokens, n_logits of which need logits.
+
+    Early exit: the cross-decoder and the head run for the latter only.
     """
-    early, late = 0, 0  # of one token: before the early exit, and after it
-    for name, shape in parameter_shapes(config).items():
-        if len(shape) != 2 or name == "embedding.weight":
+    early, late = 0, 0  # per token
+    for name, parameter in model_parameters(config).items():
+        if len(parameter.shape) != 2 or parameter.role == "embedding":
             continue
-        if _runs_late(name, config):
-            late += math.prod(shape)
+        if _is_after_exit(name, config):
+            late += math.prod(parameter.shape)
         else:
-            early += math.prod(shape)
+            early += math.prod(parameter.shape)
     if config.tie_embeddings:
         late += config.vocab_size * config.d_model
     return n_tokens * early + n_logits * late
 
 
-def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits: int) -> int:
-    """Return the multiply-adds of attention and retention: of scores and of values, both float."""
-    C = config.d_model
+def attention_multiply_adds(
+    config: ModelConfig, depth: int, n_tokens: int, n_logits: int, selection: bool = True
+) -> int:
+    """Return the float multiply-adds of attention, and of the index if `selection`."""
     end = depth + n_tokens
-    by_mixer = {
-        "full": 2 * C * _positions(depth, end),
-        "cross": 2 * C * _cross_positions(config, end - n_logits, end),
-        "window": 2 * C * _positions(depth, end, config.window),
-        "retention": 0,
-        "gmu": 0,
-    }
-    retention = retention_multiply_adds(config) * n_tokens
-    # A query is multiplied with the largest and the smallest value of each block's keys, once, and
-    # attends to the blocks that are tried.
+    total = 0
+    for mixer in layer_mixers(config):
+        begin = end - n_logits if mixer.decoder == "cross" else depth
+        total += mixer.attention_multiply_adds(config) * _attended(mixer, config, begin, end)
+    if not selection:
+        return total
+    # An index multiplies a query with both bounds of each block, and attends to the candidates.
     begin = end - n_logits
-    index = 2 * C * (_indexed_blocks(config, begin, end) + _tried_positions(config, begin, end))
-    return retention + sum(by_mixer[mixer] for mixer in config.layers) + index
+    scored = _scored_blocks(config, begin, end) + _candidate_positions(config, begin, end)
+    return total + MIXERS["cross"].attention_multiply_adds(config) * scored
 
 
-def retention_multiply_adds(config: ModelConfig) -> int:
-    """Return those of retention for a token: state += k v, o = q state."""
-    return config.layers.count("retention") * 2 * config.d_model * config.self_head_dim
+def recurrent_multiply_adds(config: ModelConfig) -> int:
+    """Return the float multiply-adds with recurrent states, per token."""
+    return sum(mixer.state_multiply_adds(config) for mixer in layer_mixers(config))
 
 
-def _runs_late(name: str, config: ModelConfig) -> bool:
-    """Say whether a weight is of the cross-decoder or the head."""
+def mixer_multiply_adds(config: ModelConfig, depth: int, n_tokens: int, n_logits: int) -> int:
+    """Return the float multiply-adds of attention and of recurrent states."""
+    attention = attention_multiply_adds(config, depth, n_tokens, n_logits)
+    return attention + n_tokens * recurrent_multiply_adds(config)
+
+
+def _is_after_exit(name: str, config: ModelConfig) -> bool:
+    """Return whether a weight belongs to the cross-decoder or the head."""
     part, _, rest = name.partition(".")
     if part == "layers":
-        return int(rest.split(".")[0]) >= config.n_self_layers
+        return MIXERS[config.layers[int(rest.split(".")[0])]].decoder == "cross"
     return part == "head"
 
 
-def _block_bytes(config: ModelConfig) -> int:
-    """Return the bytes that an index keeps of a block: the bounds of its keys, in float16."""
-    return 2 * 2 * config.n_kv_heads * config.head_dim
+# ---- positions ----
 
 
-def _bounds_bytes(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the bytes of the index that tokens [begin, end) read, once for all cross layers."""
-    return _block_bytes(config) * _indexed_blocks(config, begin, end)
+def _attended(mixer: MixerSpec, config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the positions that a layer attends to."""
+    if mixer.kv_cache == "none":
+        return 0
+    if mixer.kv_cache == "ring":
+        return _visible(begin, end, config.window)
+    if mixer.kv_cache == "shared" and config.cross_attention != "full":
+        # The last of the selected blocks is half full, on average.
+        return _visible(begin, end, config.cross_positions - BLOCK_POSITIONS // 2)
+    return _visible(begin, end)
 
 
-def _indexed_blocks(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the sum over tokens [begin, end) of the blocks that each chooses from; none while it
-    can attend to all positions."""
+def _scored_blocks(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the blocks that the index scores; 0 for a token
+    that attends to all positions."""
     if not config.has_index:
         return 0
-    return _positions(min(max(begin, config.cross_positions), end), end) // BLOCK
+    return _visible(_first_selecting(config, begin, end), end) // BLOCK_POSITIONS
 
 
-def _tried_positions(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the sum over tokens [begin, end) of the positions that each attends to in order to
-    choose; none while it can attend to all."""
+def _candidate_positions(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the sum over tokens [begin, end) of the positions in candidate blocks; 0 for a token
+    that attends to all positions."""
     if not config.has_index:
         return 0
-    choosing = min(max(begin, config.cross_positions), end)
-    return _positions(choosing, end, _most_tried_blocks(config) * BLOCK - BLOCK // 2)
+    first = _first_selecting(config, begin, end)
+    return _visible(first, end, candidate_blocks(config) * BLOCK_POSITIONS - BLOCK_POSITIONS // 2)
 
 
-def _most_tried_blocks(config: ModelConfig) -> int:
-    n_anyway = FIRST_BLOCKS + LAST_BLOCKS
-    return n_anyway + CANDIDATES_PER_BLOCK * (config.cross_positions // BLOCK - n_anyway)
+def _first_selecting(config: ModelConfig, begin: int, end: int) -> int:
+    """Return the first token of [begin, end) that sees more positions than it attends to."""
+    return min(max(begin, config.cross_positions), end)
 
 
-def _index_bytes(config: ModelConfig, n_tokens: int) -> int:
-    """Return the bytes of an index for so many tokens, with its work space."""
-    if not config.has_index:
-        return 0
-    n_blocks = -(-n_tokens // BLOCK)
-    scores_and_order = 4 * (config.n_heads + config.n_kv_heads)
-    n_tried = min(n_blocks, _most_tried_blocks(config))
-    of_a_query = 4 * (3 * config.head_dim + 2 * n_tried)
-    return (_block_bytes(config) + scores_and_order) * n_blocks + config.n_heads * of_a_query
-
-
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-def _cross_positions(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the sum over tokens [begin, end) of the positions that each attends to."""
-    if config.cross_attention == "full":
-        return _positions(begin, end)
-    window = config.cross_positions - BLOCK // 2  # the last block is half full, on average
-    return _positions(begin, end, window)
-
-
-def _positions(begin: int, end: int, window: int | None = None) -> int:
-    """Return the sum over tokens [begin, end) of the positions that each sees, itself included."""
-    whole = max(begin, min(end, end if window is None else window))  # from here on the window is
-    growing = (whole * (whole + 1) - begin * (begin + 1)) // 2
-    return growing + (end - whole) * (window or 0)
+def _visible(begin: int, end: int, window: int | None = None) -> int:
+    """Return the sum over tokens [begin, end) of the positions in a causal window."""
+    full = max(begin, min(end, end if window is None else window))  # first token with a full window
+    growing = (full * (full + 1) - begin * (begin + 1)) // 2
+    return growing + (end - full) * (window or 0)

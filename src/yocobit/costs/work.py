@@ -1,72 +1,79 @@
-"""What a model keeps in memory and what a token touches of it, by part.
+"""The work of one decode step and of a prefill, by part of the model: the input of a roofline.
 
-Every count comes from yocobit.costs.traffic: what is no state of retention is keys and values.
+Everything is counted by memory.py and traffic.py.
 
-Letters: T tokens of a context
+Letters: C d_model   T positions
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
-from yocobit.config import BLOCK, ModelConfig
-from yocobit.costs.summary import retention_bytes
+from yocobit._native import BLOCK_POSITIONS
+from yocobit.config import ModelConfig
+from yocobit.costs.memory import cache_bytes, parameter_bytes, recurrent_bytes, weight_bytes
 from yocobit.costs.traffic import (
-    cache_bytes,
-    mixer_multiply_adds,
+    attention_multiply_adds,
+    kv_traffic,
     multiply_adds,
-    retention_multiply_adds,
-    selection_bytes,
-    session_bytes,
-    touched_bytes,
-    weight_bytes,
+    recurrent_multiply_adds,
+    unique_kv_bytes,
 )
 from yocobit.packing import PackedModel, TensorInfo
 from yocobit.packing.formats import stored_parameters, tensors_of
 
-WEIGHTS, HEAD, EMBEDDING, KEYS_VALUES, STATES = (
+# The parts of a model.
+WEIGHTS, HEAD, EMBEDDING, KV_CACHE, RECURRENT_STATE = (
     "weights",
     "head",
     "embedding",
-    "keys and values",
-    "states",
+    "KV cache",
+    "recurrent state",
 )
+_LARGE_CONTEXT = 1 << 20  # where the workspace of an index no longer grows
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of what a model keeps, and of the work of one decode step of all sessions."""
+    """A part of a model in memory, and its share of one decode step of the batch."""
 
     name: str
-    n_bytes: int  # kept
-    touched_bytes: int  # that a step reads, each counted once
-    read_bytes: int  # by a step: each time that it is read, and written
-    multiply_adds: int  # by a step
-    is_integer: bool  # int8 products, not floats
+    n_bytes: int  # in memory
+    unique_bytes: int  # that a step reads at least once
+    traffic_bytes: int  # reads and writes of a step
+    multiply_adds: int  # of a step
+    is_integer: bool  # int8 arithmetic, not float
+
+    @property
+    def reads_per_step(self) -> float:
+        """How often a step reads each of the unique bytes, on average."""
+        if not self.unique_bytes:
+            return 0.0
+        n_accesses = 2 if self.name == RECURRENT_STATE else 1  # read and written
+        return self.traffic_bytes / self.unique_bytes / n_accesses
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """Multiply-adds of taking in the whole context of one session, from its first token."""
+    """Multiply-adds of the prefill of one session's whole context."""
 
     n_tokens: int
-    early: int  # with the weights that every token meets: up to the early exit
-    late: int  # with the others, of the last token alone
-    attention: int  # of the layers before the exit
-    retention: int
-    is_integer: bool  # of the products with weights
+    early: int  # with weights before the early exit, of all tokens
+    late: int  # with the other weights, of the last token
+    attention: int  # before the early exit
+    recurrent: int
+    is_integer: bool  # int8 arithmetic of weights
 
     @property
     def multiply_adds(self) -> int:
-        return self.early + self.late + self.attention + self.retention
+        return self.early + self.late + self.attention + self.recurrent
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a model does at a context with a number of sessions."""
+    """The work of a model at a context length and batch size."""
 
     config: ModelConfig
     cache: str
@@ -74,55 +81,55 @@ class Work:
     batch: int
     parts: tuple[Part, ...]
     prefill: Prefill
-    early_bytes: int  # of the weights that every token of a prompt meets
+    early_bytes: int  # of the weights before the early exit
 
     @property
     def n_bytes(self) -> int:
         return sum(part.n_bytes for part in self.parts)
 
     @property
-    def read_bytes(self) -> int:
-        return sum(part.read_bytes for part in self.parts)
+    def traffic_bytes(self) -> int:
+        return sum(part.traffic_bytes for part in self.parts)
 
     def part(self, name: str) -> Part:
         return next(part for part in self.parts if part.name == name)
 
     @property
     def cache_bytes(self) -> int:
-        return self.part(KEYS_VALUES).n_bytes
+        return self.part(KV_CACHE).n_bytes
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Bytes by which one session grows with one token."""
-        far = 1 << 20  # where an index's work space has grown
-        now, then = (session_bytes(self.config, self.cache, n) for n in (far, far + BLOCK))
-        return (then - now) // BLOCK  # an index grows by blocks
+        """Bytes by which one session grows per token, its index included."""
+        n = 8 * BLOCK_POSITIONS  # an index grows by blocks, its workspace by eight of them
+        now, later = (
+            cache_bytes(self.config, self.cache, tokens)
+            for tokens in (_LARGE_CONTEXT, _LARGE_CONTEXT + n)
+        )
+        return (later - now) // n
 
-    def reuse_bytes(self, part: Part) -> int:
-        """Return the bytes that go by between two reads of the same byte of a part.
+    def reuse_distance(self, part: Part) -> int:
+        """Return the bytes read between two reads of the same byte of a part.
 
-        Every byte of what is read as often goes by, and of what is read less often as much less:
-        the shared keys and values come again, at every cross layer, after all of themselves and the
-        weights of one layer. A cache of that size, whose oldest bytes go first, keeps the part. The
-        blocks that an index chooses are taken for the same in the next step.
+        A part that is read more often per step sees only a fraction of the others in between: the
+        shared KV cache is read again at every cross layer, after all of itself and the weights of
+        one layer. An LRU cache of that size holds the part. The blocks that an index selects are
+        assumed to be the same in the next step.
         """
-        kept = [each for each in self.parts if each.name != EMBEDDING]
-        own = max(_reads(part), 1.0)
-        return math.ceil(sum(each.touched_bytes * min(1.0, _reads(each) / own) for each in kept))
+        own = max(part.reads_per_step, 1.0)
+        return math.ceil(
+            sum(
+                each.unique_bytes * min(1.0, each.reads_per_step / own)
+                for each in self.parts
+                if each.name != EMBEDDING
+            )
+        )
 
 
-def _reads(part: Part) -> float:
-    """Return how often a step reads the mean byte of what it reads of a part."""
-    if not part.touched_bytes:
-        return 0.0
-    written_too = 2 if part.name == STATES else 1  # where they were read
-    return part.read_bytes / part.touched_bytes / written_too
-
-
-def imagined_model(
+def shape_only_model(
     config: ModelConfig, weights: str | None = None, head: str | None = None
 ) -> PackedModel:
-    """Return the packed model of a shape as if it were on disk: nothing is read or written.
+    """Return the packed model of a shape without files: configuration and tensor sizes.
 
     `weights` and `head` name formats, the model's defaults unless given.
     """
@@ -135,82 +142,73 @@ def imagined_model(
     return PackedModel(config, Path(), Path(), parameters, tensors, {})
 
 
-def work_of(model: PackedModel, cache: str, context: int, batch: int) -> Work:
-    """Count the work of the last token of `context`, in each of `batch` sessions."""
+def work_of(
+    model: PackedModel, cache: str, context: int, batch: int, *, selection: bool = True
+) -> Work:
+    """Count the work of decoding the last token of a context in each session, and of a prefill.
+
+    `selection` says whether reads and multiply-adds of the index count too.
+    """
     config = model.config
-    last = context - 1
-    is_integer = model.projection_format.is_integer
-    head = _table_bytes(model.tensors, head_name(model))
-    embedding = _table_bytes(model.tensors, "embedding.weight")
-    is_tied = head_name(model) == "embedding.weight"
-    body = weight_bytes(model) - head
-    rows = batch * _row_bytes(model)
-
-    head_products = config.vocab_size * config.d_model
-    body_products = multiply_adds(config, 1, 1) - head_products
+    body = weight_bytes(model) - parameter_bytes(model, head_name(model))
+    body_multiply_adds = multiply_adds(config, 1, 1) - config.vocab_size * config.d_model
     early = multiply_adds(config, 1, 0)
-    states, state_products = retention_bytes(config), retention_multiply_adds(config)
-
-    parts = (
-        Part(WEIGHTS, body, body, body, batch * body_products, is_integer),
-        Part(HEAD, head, head, head, batch * head_products, model.head_format.is_integer),
-        # A tied head is the embedding: it is kept once.
-        Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
-        Part(
-            KEYS_VALUES,
-            batch * (session_bytes(config, cache, context) - states),
-            batch * touched_bytes(config, cache, context),
-            batch * (cache_bytes(config, cache, last, 1) - 2 * states),
-            batch * (mixer_multiply_adds(config, last, 1, 1) - state_products),
-            False,
-        ),
-        Part(
-            STATES,
-            batch * states,
-            batch * states,
-            batch * 2 * states,
-            batch * state_products,
-            False,
-        ),
-    )
-    retention = context * state_products
+    is_integer = model.projection_format.is_integer
     prefill = Prefill(
         n_tokens=context,
         early=context * early,
         late=multiply_adds(config, context, 1) - context * early,
-        attention=mixer_multiply_adds(config, 0, context, 0) - retention,
-        retention=retention,
+        attention=attention_multiply_adds(config, 0, context, 0),
+        recurrent=context * recurrent_multiply_adds(config),
         is_integer=is_integer,
     )
-    return Work(config, cache, context, batch, parts, prefill, body * early // body_products)
-
-
-def without_selection(work: Work) -> Work:
-    """Return the work without what an index reads to select blocks."""
-    read, touched = selection_bytes(work.config, work.cache, work.context)
     parts = (
-        dataclasses.replace(
-            part,
-            read_bytes=part.read_bytes - work.batch * read,
-            touched_bytes=part.touched_bytes - work.batch * touched,
-        )
-        if part.name == KEYS_VALUES
-        else part
-        for part in work.parts
+        Part(WEIGHTS, body, body, body, batch * body_multiply_adds, is_integer),
+        *_table_parts(model, batch),
+        *_session_parts(config, cache, context, batch, selection),
     )
-    return dataclasses.replace(work, parts=tuple(parts))
+    early_bytes = body * early // body_multiply_adds
+    return Work(config, cache, context, batch, parts, prefill, early_bytes)
 
 
 def head_name(model: PackedModel) -> str:
-    """Return the tensor that logits are computed with."""
+    """Return the parameter that logits are computed with."""
     return "head.weight" if "head.weight" in model.tensors else "embedding.weight"
 
 
-def _table_bytes(tensors: Mapping[str, TensorInfo], name: str) -> int:
-    """Return the bytes of the embedding or the head, its scales included."""
-    found = (tensors.get(name), tensors.get(f"{name}_scale"))
-    return sum(tensor.end - tensor.begin for tensor in found if tensor)
+def _table_parts(model: PackedModel, batch: int) -> tuple[Part, Part]:
+    """Return head and embedding; a tied head is the embedding, which then counts once."""
+    head = parameter_bytes(model, head_name(model))
+    embedding = parameter_bytes(model, "embedding.weight")
+    rows = batch * (embedding // model.config.vocab_size)
+    is_tied = head_name(model) == "embedding.weight"
+    products = batch * model.config.vocab_size * model.config.d_model
+    return (
+        Part(HEAD, head, head, head, products, model.head_format.is_integer),
+        Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
+    )
 
 
-def _row_bytes(model: PackedModel) -> int:
-    return _table_bytes(model.tensors, "embedding.weight") // model.config.vocab_size
+def _session_parts(
+    config: ModelConfig, cache: str, context: int, batch: int, selection: bool
+) -> tuple[Part, Part]:
+    """Return KV cache and recurrent state of the batch."""
+    last, states = context - 1, batch * recurrent_bytes(config)
+    return (
+        Part(
+            KV_CACHE,
+            batch * cache_bytes(config, cache, context),
+            batch * unique_kv_bytes(config, cache, context, selection),
+            batch * kv_traffic(config, cache, last, 1, selection),
+            batch * attention_multiply_adds(config, last, 1, 1, selection),
+            False,
+        ),
+        Part(
+            RECURRENT_STATE,
+            states,
+            states,
+            2 * states,
+            batch * recurrent_multiply_adds(config),
+            False,
+        ),
+    )

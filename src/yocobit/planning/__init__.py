@@ -1,4 +1,4 @@
-"""What of a model fits where, and how fast it runs at best: on this machine, and on data sheets.
+"""Plans: memory placement and roofline of a model, on this host or on a data sheet's machine.
 
 Never imports torch; matplotlib only to draw.
 """

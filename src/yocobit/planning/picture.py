@@ -1,6 +1,6 @@
-"""A plan as a picture: the parts of a model, and its relatives, against the levels of memory.
+"""A plan as a picture: the parts of a model and its variants, next to the memory levels.
 
-Bytes are logarithmic: a bar that ends left of a line fits what the line stands for.
+The axis is logarithmic: a bar that ends left of a level's line fits in that level.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit import pictures
-from yocobit.costs.work import EMBEDDING, HEAD, KEYS_VALUES, STATES, WEIGHTS
+from yocobit.costs.work import EMBEDDING, HEAD, KV_CACHE, RECURRENT_STATE, WEIGHTS
 from yocobit.errors import UserError
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.report import number, size
@@ -18,8 +18,8 @@ _COLORS = {
     WEIGHTS: pictures.BLUE,
     HEAD: pictures.SKY,
     EMBEDDING: "#9FCBEA",
-    KEYS_VALUES: pictures.ORANGE,
-    STATES: "#E8A33D",
+    KV_CACHE: pictures.ORANGE,
+    RECURRENT_STATE: "#E8A33D",
 }
 _WEIGHTS, _CACHES = pictures.BLUE, pictures.ORANGE
 _LINE, _BANDS = "#6B7280", ("#EEF2F7", "#F7F9FC", "#FFFFFF")
@@ -33,7 +33,7 @@ _STYLE = {
 
 
 def draw_plan(plan: Plan, out: Path) -> None:
-    """Draw a plan into `out`, whose name says the format; UserError if that cannot be."""
+    """Draw a plan into `out`; its suffix is the format. UserError if it cannot be written."""
     parts = [part for part in plan.own.work.parts if part.n_bytes]
     heights = [len(parts) + 0.6, len(plan.rows) + 0.6]
     with pictures.style(_STYLE):
@@ -63,7 +63,7 @@ def draw_plan(plan: Plan, out: Path) -> None:
 def _write_title(figure: Any, plan: Plan) -> None:
     work, top = plan.own.work, figure.get_figheight()
     sessions = f" x {work.batch} sessions" if work.batch > 1 else ""
-    what = "measured here" if plan.machine.is_measured else "from its data sheet"
+    what = "measured" if plan.machine.is_measured else "from its data sheet"
     title = f"{plan.name}, {work.context:,} tokens{sessions}, cache {work.cache}"
     if work.config.attention not in (None, "full"):
         title += f", attention {work.config.attention}"
@@ -74,9 +74,9 @@ def _write_title(figure: Any, plan: Plan) -> None:
 
 
 def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
-    """Draw a line where each level ends; return the ends of the axis in bytes."""
+    """Draw a line at the size of each level; return the limits of the axis in bytes."""
     chips = plan.own.bound.chips
-    # Floats, as bytes may be more than an integer of the picture's library holds.
+    # Floats: sizes may exceed the integers of matplotlib.
     ends = [(float(level.n_bytes), level.name, level.bytes_per_s) for level in plan.machine.levels]
     if chips > 1 and not plan.machine.is_measured:
         home = plan.machine.home
@@ -84,10 +84,10 @@ def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
     largest = max(max(row.work.n_bytes for row in plan.rows), ends[-1][0])
     smallest = min(part.n_bytes for part in plan.own.work.parts if part.n_bytes)
     low, high = min(smallest, ends[0][0]) / 4, 6.0 * largest
-    begin = low
+    start = low
     for i, (end, name, rate) in enumerate(ends):
         for panel in panels:
-            panel.axvspan(begin, end, color=_BANDS[min(i, len(_BANDS) - 1)], zorder=0, lw=0)
+            panel.axvspan(start, end, color=_BANDS[min(i, len(_BANDS) - 1)], zorder=0, lw=0)
             panel.axvline(end, color=_LINE, lw=1, ls=(0, (4, 2)), zorder=1)
         per_s = f"\n{number(rate / 1e9)} GB/s" if rate else ""
         panels[0].annotate(
@@ -95,19 +95,19 @@ def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
             xytext=(-3, 2), textcoords="offset points", ha="right", va="bottom", fontsize=7.5,
             color=_LINE,
         )  # fmt: skip
-        begin = end
+        start = end
     return low, high
 
 
 def _draw_parts(panel: Any, plan: Plan, low: float) -> None:
     parts = [part for part in plan.own.work.parts if part.n_bytes]
-    reader = "step" if plan.own.work.batch > 1 else "token"
+    unit = "step" if plan.own.work.batch > 1 else "token"
     for i, part in enumerate(parts):
         panel.barh(
             i, float(part.n_bytes) - low, left=low, height=0.62, color=_COLORS[part.name], zorder=2
         )
-        read = f", a {reader} reads {size(part.read_bytes)}"
-        _annotate(panel, float(part.n_bytes), i, size(part.n_bytes) + read)
+        traffic = f", traffic {size(part.traffic_bytes)} per {unit}"
+        _annotate(panel, float(part.n_bytes), i, size(part.n_bytes) + traffic)
     panel.set_yticks(range(len(parts)), [part.name for part in parts])
     panel.invert_yaxis()
 
@@ -132,8 +132,8 @@ def _draw_stacks(panel: Any, plan: Plan, low: float) -> None:
 
 
 def _halves(row: PlannedStack) -> tuple[float, float]:
-    """Return the bytes of the weights and of all caches."""
-    caches = row.work.cache_bytes + row.work.part(STATES).n_bytes
+    """Return the bytes of the weights, and of caches and states."""
+    caches = row.work.cache_bytes + row.work.part(RECURRENT_STATE).n_bytes
     return float(row.work.n_bytes - caches), float(caches)
 
 
@@ -149,4 +149,4 @@ def _label_bytes(panel: Any, low: float, high: float) -> None:
     ticks = [10.0**n for n in range(3, 25) if low <= 10.0**n <= high]
     panel.set_xticks(ticks, [size(tick) for tick in ticks])
     panel.minorticks_off()
-    panel.set_xlabel("bytes, on a logarithmic scale", fontsize=8)
+    panel.set_xlabel("bytes, logarithmic", fontsize=8)

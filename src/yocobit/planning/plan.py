@@ -1,4 +1,4 @@
-"""A plan: a model, what it is compared with, and a machine, put together."""
+"""Plans: a model and its variants on a machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 from yocobit import _native
 from yocobit.benchmark.shapes import named_shape
-from yocobit.costs.work import Work, imagined_model, work_of
+from yocobit.costs.work import Work, shape_only_model, work_of
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
 from yocobit.hardware.host import describe_host, usable_cpus
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS, TERNARY
-from yocobit.planning.meter import MachineMeter
+from yocobit.planning.calibration import HostCalibration
 from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
 from yocobit.planning.variants import variants
@@ -32,14 +32,14 @@ _MOST_TOKENS, _MOST_SESSIONS, _MOST_THREADS = 1 << 32, 1 << 16, 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What is asked: checked when made."""
+    """The parameters of a plan; validated on construction."""
 
     context: int  # tokens of each session
     batch: int  # sessions
     cache: CacheType
     machine: str
-    threads: int | None = None  # of `here`; one per CPU unless given
-    kernels: str | None = None  # of `here`; the fastest unless given
+    threads: int | None = None  # of `here`; one per CPU by default
+    kernels: str | None = None  # of `here`; the fastest family by default
 
     def __post_init__(self) -> None:
         for option, value, most in (
@@ -51,7 +51,7 @@ class PlanRequest:
                 raise UserError(f"{option} must be between 1 and {most} but is {value}")
         if self.cache not in get_args(CacheType):
             known = ", ".join(get_args(CacheType))
-            raise UserError(f"--cache must be of {known} but is {self.cache!r}")
+            raise UserError(f"--cache must be one of {known} but is {self.cache!r}")
         if self.machine == HERE:
             supported = _native.supported_kernels()
             if self.kernels is not None and self.kernels not in supported:
@@ -63,14 +63,14 @@ class PlanRequest:
         for option in ("threads", "kernels"):
             if getattr(self, option) is not None:
                 raise UserError(
-                    f"--{option} goes with --machine {HERE}, which is measured, but the machine is "
+                    f"--{option} requires --machine {HERE}, which is measured, but --machine is "
                     f"{self.machine!r}; leave it out"
                 )
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStack:
-    """A stack with its work on a machine."""
+    """A model or variant with its work and roofline on a machine."""
 
     name: str
     weights: str
@@ -84,12 +84,12 @@ class PlannedStack:
             "name": self.name,
             "weights": self.weights,
             "cache": work.cache,
-            "weight_bytes": work.n_bytes - work.cache_bytes - work.part("states").n_bytes,
+            "weight_bytes": work.n_bytes - work.cache_bytes - work.part("recurrent state").n_bytes,
             "cache_bytes_per_token": work.cache_bytes_per_token,
             "cache_bytes": work.cache_bytes,
-            "state_bytes": work.part("states").n_bytes,
+            "state_bytes": work.part("recurrent state").n_bytes,
             "total_bytes": work.n_bytes,
-            "read_bytes_per_step": work.read_bytes,
+            "traffic_bytes_per_step": work.traffic_bytes,
             "prefill_multiply_adds": work.prefill.multiply_adds,
             **self.bound.to_dict(),
         }
@@ -97,7 +97,7 @@ class PlannedStack:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A model and its relatives on a machine; a prediction where the machine is this one."""
+    """A model and its variants on a machine; with a prediction if the machine is this host."""
 
     name: str
     machine: Machine
@@ -115,7 +115,7 @@ class Plan:
         places = [
             {
                 **dataclasses.asdict(place.part),
-                "reuse_bytes": place.reuse_bytes,
+                "reuse_distance": place.reuse_distance,
                 "level": place.level.name,
                 "read_from": place.read_from.name,
             }
@@ -143,24 +143,24 @@ def open_shape(
     head: str | None,
     attention: str | None = None,
 ) -> tuple[str, PackedModel]:
-    """Return a name and the packed model in `path`, of which the header is read, or of a shape.
+    """Return a name and the packed model in `path`, or the shape-only model of a named shape.
 
-    `weights` and `head` of the latter are as for packing, "ternary" and "int8" unless given;
-    `attention` is as for Engine.load.
+    `weights` and `head` of the latter are those of `yocobit pack`, by default "ternary" and "int8";
+    `attention` is that of Engine.load.
     """
     if path is not None:
         return str(path), read_model(path).attending(attention)
     weights = weights or TERNARY.name
     config = named_shape(shape or "").replace(weights=PROJECTION_FORMATS[weights].weights)
-    model = imagined_model(config, weights, head)
+    model = shape_only_model(config, weights, head)
     return f"{shape} with {weights} weights", model.attending(attention)
 
 
 def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
-    """Compute a plan; on this machine, measure what it is predicted from."""
+    """Compute a plan; on this host, calibrate and predict too."""
     is_here = request.machine == HERE
-    meter = make_meter(request) if is_here else None
-    machine = measured_machine(meter) if meter else named_machine(request.machine)
+    calibration = calibrate(request) if is_here else None
+    machine = measured_machine(calibration) if calibration else named_machine(request.machine)
     head = model.head_format.name if model.head_format.name in HEAD_FORMATS else None
     others = tuple(
         _row(each.name, each.model, each.cache, request, machine)
@@ -168,36 +168,37 @@ def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
     )
     own = _row(name, model, request.cache, request, machine)
     prediction = None
-    if meter and own.bound.chips == 1:
-        prediction = predict(model, own.work, meter, meter.kernels)
+    if calibration and own.bound.chips == 1:
+        prediction = predict(model, own.work, calibration, calibration.kernels)
     return Plan(name, machine, own, others, prediction)
 
 
-def make_meter(request: PlanRequest) -> MachineMeter:
+def calibrate(request: PlanRequest) -> HostCalibration:
+    """Return a calibration of this host with the threads and kernels of a request."""
     cpus = usable_cpus()
     kernels = request.kernels or _native.supported_kernels()[-1]
-    return MachineMeter(request.threads or len(cpus), kernels, cpus, describe_host())
+    return HostCalibration(request.threads or len(cpus), kernels, cpus, describe_host())
 
 
-def measured_machine(meter: MachineMeter) -> Machine:
-    """Measure the levels of memory and the rates of arithmetic of this machine."""
-    limits, here = meter.limits(), meter.here
+def measured_machine(calibration: HostCalibration) -> Machine:
+    """Measure the memory levels and arithmetic rates of this host."""
+    limits, here = calibration.limits(), calibration.here
     caches, source = here.caches, "measured"
     last = f"L{caches.last_level}"
     levels = [
-        Level("L2", meter.threads * caches.l2_bytes, meter.l2_bytes_per_s(), source),
+        Level("L2", calibration.threads * caches.l2_bytes, calibration.l2_bytes_per_s(), source),
         Level(last, caches.last_bytes, limits.last_level_bytes_per_s, source),
         Level("DRAM", here.memory_bytes or 1 << 62, limits.dram_bytes_per_s, source),
     ]
     return Machine(
         name=HERE,
-        title=f"{here.cpu}, {meter.threads} thread{'s' * (meter.threads > 1)}",
+        title=f"{here.cpu}, {calibration.threads} thread{'s' * (calibration.threads > 1)}",
         levels=tuple(levels if caches.last_level > 2 else levels[1:]),
         int8_per_s=limits.int8_per_s,
         float_per_s=max(
             rate / _INT8_PER_FLOAT[name] for name, rate in limits.multiply_adds_per_s.items()
         ),
-        rates_source=f"measured: {limits.instruction}; floats by how many fit where int8 does",
+        rates_source=f"measured: {limits.instruction}; floats by the ratio of their lanes to int8",
     )
 
 

@@ -1,4 +1,4 @@
-"""A plan as tables for people; docs/explanation/cost-model.md explains the columns."""
+"""A plan as tables; docs/explanation/cost-model.md explains the columns."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.costs.work import KEYS_VALUES
+from yocobit.costs.work import KV_CACHE
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
 
 _GB = 1e9
-_ARITHMETIC = "arithmetic from its data sheet: nothing was run on it"
+_DATA_SHEET = "computed from its data sheet; nothing was run on it"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print a plan; lines that do not fit the console's width are longer, and not cut."""
+    """Print a plan; lines wider than the console are not cut."""
     tables = [
         _levels_table(plan), _parts_table(plan), _stacks_table(plan), _traffic_table(plan)
     ]  # fmt: skip
@@ -42,7 +42,7 @@ def size(n_bytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with three digits or more."""
+    """Write a number with at least three digits."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
@@ -63,16 +63,16 @@ def _heading(plan: Plan) -> Text:
         f"d_ff {config.d_ff}, vocabulary {config.vocab_size:,}",
         f"context     {work.context:,} tokens{sessions}, cache {work.cache}{attention}",
         f"machine     {plan.machine.title}"
-        + ("" if plan.machine.is_measured else f"; {_ARITHMETIC}"),
+        + ("" if plan.machine.is_measured else f"; {_DATA_SHEET}"),
     ]
     return Text("\n".join(lines))
 
 
 def _levels_table(plan: Plan) -> Table:
     machine, chips = plan.machine, plan.own.bound.chips
-    read = plan.own.bound.read_bytes_by_level()
+    read = plan.own.bound.traffic_by_level()
     of_all = [f"of {chips:,} chips"] if chips > 1 else []
-    table = _table("memory", "size", *of_all, "GB/s", "read a step")
+    table = _table("memory", "size", *of_all, "GB/s", "traffic/step")
     for level in machine.levels:
         rate = "" if level.bytes_per_s is None else number(level.bytes_per_s / _GB)
         total = [size(chips * level.n_bytes)] if chips > 1 else []
@@ -84,7 +84,7 @@ def _levels_table(plan: Plan) -> Table:
 def _parts_table(plan: Plan) -> Table:
     prediction = plan.prediction
     columns = ["predicted"] if prediction else []
-    table = _table("part", "kept", "read a step", "read again after", "fits", "at best", *columns)
+    table = _table("part", "size", "traffic/step", "reuse distance", "level", "roofline", *columns)
     for place in plan.own.bound.places:
         rate = place.read_from.bytes_per_s
         assert rate is not None
@@ -92,10 +92,10 @@ def _parts_table(plan: Plan) -> Table:
         table.add_row(
             place.part.name,
             size(place.part.n_bytes),
-            size(place.part.read_bytes),
-            size(place.reuse_bytes) if place.part.multiply_adds else "",
+            size(place.part.traffic_bytes),
+            size(place.reuse_distance) if place.part.multiply_adds else "",
             place.level.name,
-            seconds(place.part.read_bytes / rate) if place.part.multiply_adds else "",
+            seconds(place.part.traffic_bytes / rate) if place.part.multiply_adds else "",
             *([seconds(time) if time else ""] if prediction else []),
         )
     if prediction:
@@ -111,18 +111,18 @@ def _stacks_table(plan: Plan) -> Table:
     has_chips = not is_measured and any(row.bound.chips > 1 for row in plan.rows)
     chips = ["chips"] if has_chips else []
     table = _table(
-        "at most", "cache", "weights", "a token", "caches", "total", *chips,
+        "roofline", "cache", "weights", "per token", "caches", "total", *chips,
         "decode/s", "prefill/s",
     )  # fmt: skip
     for row in plan.rows:
         work, limit = row.work, row.bound
-        states = work.part("states").n_bytes
+        states = work.part("recurrent state").n_bytes
         table.add_row(
             _name(row, plan),
             work.cache,
             size(work.n_bytes - work.cache_bytes - states),
             size(work.cache_bytes_per_token),
-            size(work.part(KEYS_VALUES).n_bytes + states),
+            size(work.part(KV_CACHE).n_bytes + states),
             size(work.n_bytes),
             *([f"{limit.chips:,}"] if has_chips else []),
             *_rates(limit, is_measured),
@@ -131,11 +131,11 @@ def _stacks_table(plan: Plan) -> Table:
 
 
 def _traffic_table(plan: Plan) -> Table:
-    """Say what a token reads from each level, a session's share of what its step reads for all."""
-    read = [(row, row.bound.read_bytes_by_level()) for row in plan.rows if _fits(row, plan)]
+    """Return the memory traffic per token by level; weights are shared by the batch."""
+    read = [(row, row.bound.traffic_by_level()) for row in plan.rows if _fits(row, plan)]
     names = [level.name for level in plan.machine.levels]
     names = [name for name in names if any(name in by_level for _, by_level in read)]
-    table = _table("a token reads", *(f"from {name}" for name in names))
+    table = _table("traffic per token", *(f"from {name}" for name in names))
     for row, by_level in read:
         sizes = [by_level[name] / row.work.batch if name in by_level else None for name in names]
         table.add_row(_name(row, plan), *("" if n is None else size(n) for n in sizes))
@@ -147,12 +147,12 @@ def _name(row: PlannedStack, plan: Plan) -> str:
 
 
 def _fits(row: PlannedStack, plan: Plan) -> bool:
-    """Say whether a machine, of which there is one if it is this one, can hold a stack."""
+    """Return whether the machine can hold a model; of this host there is only one."""
     return row.bound.chips == 1 or not plan.machine.is_measured
 
 
 def _rates(limit: Bound, is_measured: bool) -> list[str]:
-    """Write tokens a second of decode and prefill; nothing for what this machine cannot hold."""
+    """Write tokens/s of decode and prefill, unless the model is too large for this host."""
     if is_measured and limit.chips > 1:
         return ["too large", ""]
     return [number(limit.tokens_per_s), number(limit.prefill_tokens_per_s)]
@@ -163,14 +163,14 @@ def _conclusion(plan: Plan) -> Text:
     if plan.machine.is_measured and limit.chips > 1:
         needed = size(plan.own.work.n_bytes)
         return Text(f"too large   needs {needed} but {home.name} has {size(home.n_bytes)}")
-    what = "memory" if limit.is_memory_bound else "arithmetic"
+    what = "memory" if limit.is_memory_bound else "compute"
     lines = [
-        f"at most     decode {number(limit.tokens_per_s)} tokens/s (bound by {what}), prefill of "
-        f"the context {seconds(limit.prefill_s)}"
+        f"roofline    decode {number(limit.tokens_per_s)} tokens/s ({what}-bound), prefill of the "
+        f"context {seconds(limit.prefill_s)}"
     ]
     if limit.chips > 1:
         lines.append(
-            f"            the chips in turn; all {limit.chips:,} at once: decode "
+            f"            one chip after the other; all {limit.chips:,} busy: decode "
             f"{number(limit.chips * limit.tokens_per_s)}, prefill "
             f"{seconds(limit.prefill_s / limit.chips)}"
         )
@@ -186,8 +186,9 @@ def _conclusion(plan: Plan) -> Text:
 def _predicted(prediction: Prediction) -> str:
     return (
         f"predicted   decode {number(prediction.tokens_per_s)} tokens/s "
-        f"({seconds(prediction.step_s)} a step), prefill {number(prediction.prefill_tokens_per_s)} "
-        f"tokens/s ({seconds(prediction.prefill_s)}); {prediction.threads} threads, "
+        f"({seconds(prediction.step_s)} per step), "
+        f"prefill {number(prediction.prefill_tokens_per_s)} tokens/s "
+        f"({seconds(prediction.prefill_s)}); {prediction.threads} threads, "
         f"{prediction.kernels} kernels"
     )
 

@@ -1,4 +1,4 @@
-"""The stacks that a model is compared with: the same width, depth, heads and vocabulary."""
+"""The architectures that a model is compared with: same width, depth, heads and vocabulary."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import dataclasses
 
 from yocobit.benchmark.shapes import yoco
 from yocobit.config import Mixer, ModelConfig
-from yocobit.costs.work import imagined_model
+from yocobit.costs.work import shape_only_model
 from yocobit.packing import PackedModel
 from yocobit.packing.formats import F16, PROJECTION_FORMATS, TERNARY
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A packed model that need not exist, and what its cache is stored as."""
+    """A shape-only model and its KV cache type."""
 
     name: str
     model: PackedModel
@@ -21,11 +21,11 @@ class Variant:
 
 
 def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
-    """Return what the YOCO paper's "YOCO + BitNet + Groq" is built up from, one step at a time.
+    """Return the steps from a Transformer to the YOCO paper's "YOCO + BitNet + Groq".
 
-    A model without a cross-decoder becomes half retention and half cross layers where YOCO is
-    asked for; one that has it keeps its layers, which attend to all positions. `head` is that of
-    the ternary ones.
+    The YOCO variants of a model without cross-decoder are half retention, half cross layers; a
+    model that has one keeps its layers, with full attention. `head` is the head format of the
+    ternary variants.
     """
     full: Mixer = "full"
     transformer = config.replace(layers=(full,) * len(config.layers))
@@ -37,7 +37,7 @@ def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
         ("YOCO + BitNet", decoder_decoder, TERNARY.name, "int4"),
     )
     return tuple(
-        Variant(name, imagined_model(_with_weights(stack, weights), weights, head), cache)
+        Variant(name, shape_only_model(_with_weights(stack, weights), weights, head), cache)
         for name, stack, weights, cache in stacks
     )
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from yocobit.costs import session_memory_bytes, summarize
+from yocobit.costs import session_bytes, summarize
 from yocobit.engine import Engine, SamplingConfig
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.serving.api import protocol
@@ -203,7 +203,7 @@ class ServedModel:
                 param="n",
             )
         config, cache = self.engine.config, self.settings.cache
-        size = n_choices * session_memory_bytes(config, cache, request.n_tokens)
+        size = n_choices * session_bytes(config, cache, request.n_tokens)
         if size > self.settings.cache_bytes:
             raise APIError(
                 400,

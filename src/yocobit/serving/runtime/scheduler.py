@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yocobit.costs import session_memory_bytes
+from yocobit.costs import session_bytes
 from yocobit.engine import Engine
 from yocobit.engine.sampling import sample_batch
 from yocobit.engine.session import CacheType, Logits
@@ -109,7 +109,7 @@ class Scheduler:
 
     def session_bytes(self, n_tokens: int) -> int:
         """Return the bytes of the caches of one sequence."""
-        return session_memory_bytes(self.engine.config, self.cache, n_tokens)
+        return session_bytes(self.engine.config, self.cache, n_tokens)
 
     def check_capacity(self, n_requests: int) -> None:
         """APIError 429 if `n_requests` more do not fit the queue, 503 after `stop`."""

@@ -1,7 +1,7 @@
-"""Rates of the engine's own kernels on this machine, measured as they are asked for.
+"""Calibration: rates of the engine's kernels on this host, measured on demand.
 
-Each is measured over as many bytes as go by between two reads of the same byte, so that it is the
-rate from the level of memory where the data lies; the loops are in native/kernel_rates.cpp.
+Each kernel is timed over a buffer of the data's reuse distance, so that it reads from the memory
+level where the data will be; the loops are native (_native).
 
 Letters: C d_model   N tokens   M output features   K input features   D head size
 """
@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from yocobit import _native
+from yocobit._native import MAX_BATCH_TOKENS
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.engine import Engine, Session
 from yocobit.engine.session import CacheType
@@ -28,62 +29,60 @@ from yocobit.hardware.limits import Limits, measure_limits
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
-_PASSES = 25  # of a loop, the median of which counts
-_MOST_BYTES = 512 * _MIB  # that are read: more would come from DRAM as these do
-_ROUNDS, _STEPS = 10, 40  # of the probe: the fastest round counts, a machine may be busy for some
-_PROBE_TOKENS = 128  # that the engine takes in together (native/engine/decoder.h)
-_CHOICES = 5  # rounds of a choice of blocks: the fastest counts
+_PASSES = 25  # of a loop; the median counts
+_MOST_BYTES = 512 * _MIB  # of a buffer; larger ones come from DRAM like this one
+_ROUNDS, _STEPS = 10, 40  # of the probe; the fastest round counts, as others may be disturbed
+_SELECTIONS = 5  # rounds of a block selection; the fastest counts
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeTimes:
-    """Seconds of the engine on a short model: a decode step, and a prompt of `n_tokens`."""
+    """Times of the engine on a shallow model: a decode step, and a prefill of `n_tokens`."""
 
     step_s: float
     prompt_s: float
     n_tokens: int
 
 
-class Meter(Protocol):
-    """What a prediction is made from."""
+class Calibration(Protocol):
+    """The measurements that a prediction is made from."""
 
     @property
     def threads(self) -> int: ...
-    def product(self, stored: str, n: int, m: int, k: int, n_bytes: int) -> float:
-        """Return bytes a second of weights M x K that are multiplied with N tokens each."""
+    def gemm(self, format: str, n: int, m: int, k: int, n_bytes: int) -> float:
+        """Return weight bytes per second of a GEMM of M x K weights with N tokens."""
         ...
 
     def attention(self, cache: str, n_queries: int, head_dim: int, n_bytes: int) -> float:
-        """Return bytes a second of keys and values."""
+        """Return KV cache bytes per second of attention."""
         ...
 
     def retention(self, n: int, head_dim: int, n_bytes: int) -> float:
-        """Return bytes a second of states, read and written once for N positions."""
+        """Return state bytes per second of retention, read and written once per N positions."""
         ...
 
-    def choice(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return seconds in which the index of a short model, which need not exist, chooses blocks
-        of a context."""
+    def selection(self, model: PackedModel, cache: str, context: int) -> float:
+        """Return the seconds that the index of a shape-only model takes to select blocks."""
         ...
 
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
-        """Return the times of a short model, which need not exist."""
+        """Return the times of a shape-only model."""
         ...
 
 
 @dataclasses.dataclass
-class MachineMeter:
-    """A Meter of this machine with a number of threads; a rate or a choice is measured once."""
+class HostCalibration:
+    """Calibration of this host with a number of threads; every measurement is cached."""
 
     threads: int
     kernels: str
     cpus: list[int]
     here: Host
     _rates: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
-    _choices: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
+    _selections: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
 
-    def product(self, stored: str, n: int, m: int, k: int, n_bytes: int) -> float:
-        return self._rate(_native.product_bytes_per_s, (stored, n, m, k), n_bytes)
+    def gemm(self, format: str, n: int, m: int, k: int, n_bytes: int) -> float:
+        return self._rate(_native.product_bytes_per_s, (format, n, m, k), n_bytes)
 
     def attention(self, cache: str, n_queries: int, head_dim: int, n_bytes: int) -> float:
         return self._rate(_native.attention_bytes_per_s, (cache, n_queries, head_dim), n_bytes)
@@ -92,49 +91,51 @@ class MachineMeter:
         return self._rate(_native.retention_bytes_per_s, (n, head_dim), n_bytes)
 
     def limits(self) -> Limits:
-        """Measure what the machine can do at most."""
+        """Measure the limits of this host."""
         return measure_limits(self.threads, self.cpus, self.here.caches)
 
     def l2_bytes_per_s(self) -> float:
-        """Measure reads of half the second-level cache of each thread."""
+        """Measure the read bandwidth of the L2 caches, over half of each."""
         return _native.read_bytes_per_s(self._chosen(), self.here.caches.l2_bytes // 2, _PASSES)
 
-    def choice(self, model: PackedModel, cache: str, context: int) -> float:
+    def selection(self, model: PackedModel, cache: str, context: int) -> float:
         key = (model.config, cache, context)
-        if key not in self._choices:
-            self._choices[key] = self._choice(model, cache, context)
-        return self._choices[key]
+        if key not in self._selections:
+            self._selections[key] = self._selection(model, cache, context)
+        return self._selections[key]
 
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
         with _written(model) as written:
             engine = Engine(written, self.threads, self.kernels)
-            tokens = np.arange(_PROBE_TOKENS, dtype=np.int32) % model.config.vocab_size
+            tokens = np.arange(MAX_BATCH_TOKENS, dtype=np.int32) % model.config.vocab_size
             steps, prompts = [], []
             for _ in range(_ROUNDS):
-                session = engine.session(_PROBE_TOKENS, cast(CacheType, cache))
+                session = engine.session(MAX_BATCH_TOKENS, cast(CacheType, cache))
                 prompts.append(_seconds(lambda s=session: s.feed(tokens)))  # type: ignore[misc]
                 sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
                 steps.append(statistics.median(_step_seconds(engine, sessions)))
-        return ProbeTimes(min(steps), min(prompts), _PROBE_TOKENS)
+        return ProbeTimes(min(steps), min(prompts), MAX_BATCH_TOKENS)
 
-    def _choice(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return what a step takes longer than one with full attention to as many positions."""
+    def _selection(self, model: PackedModel, cache: str, context: int) -> float:
+        """Return the time of a step with selection, less that of a step which attends to as many
+        positions without."""
         positions = model.config.cross_positions
         with _written(model) as written:
-            choosing = self._fastest_step(written.attending(f"index:{positions}"), cache, context)
-            given = self._fastest_step(written.attending("full"), cache, positions)
-        return max(choosing - given, 0.0)
+            selecting = self._fastest_step(written, cache, context)
+            full = written.attending("full")
+            attending = self._fastest_step(full, cache, positions - _STEPS)
+        return max(selecting - attending, 0.0)
 
     def _fastest_step(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return seconds of a decode step after a context."""
+        """Return the seconds of a decode step at the end of a context."""
         engine = Engine(model, self.threads, self.kernels)
         session = engine.session(context + _STEPS, cast(CacheType, cache))
         _native.fill(session._native, context - 1)
-        begin = session.snapshot()
+        start = session.snapshot()
         steps = []
-        for _ in range(_CHOICES):
+        for _ in range(_SELECTIONS):
             steps.append(statistics.median(_step_seconds(engine, [session])))
-            session.truncate(begin)
+            session.truncate(start)
         return min(steps)
 
     def _rate(self, measure: Callable[..., float], kind: tuple[object, ...], n_bytes: int) -> float:
@@ -152,7 +153,7 @@ class MachineMeter:
 
 @contextlib.contextmanager
 def _written(model: PackedModel) -> Iterator[PackedModel]:
-    """Give a model of that shape with random weights, gone afterwards."""
+    """Yield a temporary model of that shape with random weights."""
     with tempfile.TemporaryDirectory() as directory:
         yield write_random_model(
             model.config,
@@ -163,7 +164,7 @@ def _written(model: PackedModel) -> Iterator[PackedModel]:
 
 
 def _step_seconds(engine: Engine, sessions: list[Session]) -> list[float]:
-    """Decode a token of each session as often as they have room; return the time of each step."""
+    """Decode _STEPS tokens of each session; return the time of each step."""
     logits = np.empty((len(sessions), engine.config.vocab_size), dtype=np.float32)
     tokens = np.zeros(len(sessions), dtype=np.int32)
     if len(sessions) == 1:

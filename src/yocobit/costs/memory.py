@@ -1,0 +1,140 @@
+"""Memory: weights, KV caches, recurrent states and index of a model, in bytes.
+
+Everything iterates over the tables of mixers and weight formats. `session_bytes` is what the engine
+reserves, exactly: a test compares it with Session.memory().
+
+Letters: H query heads   G KV heads   D head size   S cached positions
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from yocobit._native import (
+    BLOCK_POSITIONS,
+    CANDIDATES_PER_BLOCK,
+    FIRST_BLOCKS,
+    LAST_BLOCKS,
+    MAX_BATCH_TOKENS,
+    cache_types,
+)
+from yocobit.config import ModelConfig
+from yocobit.mixers import MixerSpec, layer_mixers
+from yocobit.packing import PackedModel
+from yocobit.packing.format import scale_name
+
+_LANES, _PARTIAL_EXTRA = 8, 8  # floats, of the workspace of an index
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheFormat:
+    """How a type of KV cache stores the K, or the V, of one head and position."""
+
+    bits: int  # per value
+    row_values: int  # a row is padded to a multiple of them
+    scale_bytes: int  # per row
+
+    def row_bytes(self, D: int) -> int:
+        """Return the bytes of D values."""
+        return round_up(D, self.row_values) * self.bits // 8 + self.scale_bytes
+
+
+CACHE_FORMATS = {
+    record["name"]: CacheFormat(record["bits"], record["row_values"], record["scale_bytes"])
+    for record in cache_types()
+}
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+# ---- weights ----
+
+
+def parameter_bytes(model: PackedModel, name: str) -> int:
+    """Return the bytes of a stored parameter, its scales included; 0 if it is not stored."""
+    found = (model.tensors.get(name), model.tensors.get(scale_name(name)))
+    return sum(tensor.end - tensor.begin for tensor in found if tensor)
+
+
+def weight_bytes(model: PackedModel) -> int:
+    """Return the bytes of all tensors that a decode step reads: all but the embedding.
+
+    A head that is tied to the embedding reads all of it.
+    """
+    total = sum(tensor.end - tensor.begin for tensor in model.tensors.values())
+    is_tied = "head.weight" not in model.tensors
+    return total if is_tied else total - parameter_bytes(model, "embedding.weight")
+
+
+# ---- sessions ----
+
+
+def position_bytes(mixer: MixerSpec, config: ModelConfig, cache: str) -> int:
+    """Return the bytes of one position in the KV cache that a layer reads: K and V of G heads."""
+    if mixer.kv_cache == "none" or mixer.heads is None:
+        return 0
+    heads = mixer.heads(config)
+    return 2 * heads.n_kv_heads * CACHE_FORMATS[cache].row_bytes(heads.head_dim)
+
+
+def kv_bytes_per_token(config: ModelConfig, cache: str) -> int:
+    """Return the bytes by which one token grows the KV caches, without the index."""
+    return sum(position_bytes(mixer, config, cache) for mixer in _owners(config, growing=True))
+
+
+def window_bytes(config: ModelConfig, cache: str) -> int:
+    """Return the bytes of all sliding-window caches: ring buffers of whole tiles, with room for
+    the tokens of one forward pass."""
+    n_positions = round_up(config.window + MAX_BATCH_TOKENS, BLOCK_POSITIONS)
+    rings = _owners(config, growing=False)
+    return n_positions * sum(position_bytes(mixer, config, cache) for mixer in rings)
+
+
+def recurrent_bytes(config: ModelConfig) -> int:
+    """Return the bytes of all recurrent states."""
+    return sum(mixer.state_bytes(config) for mixer in layer_mixers(config))
+
+
+def index_bytes(config: ModelConfig, n_tokens: int) -> int:
+    """Return the bytes of the block index for a capacity of n_tokens, with its workspace."""
+    if not config.has_index:
+        return 0
+    H, G, D = config.n_heads, config.n_kv_heads, config.head_dim
+    n_blocks = -(-n_tokens // BLOCK_POSITIONS)
+    n_scores = round_up(n_blocks, _LANES)
+    n_candidates = round_up(min(n_blocks, candidate_blocks(config)), _LANES)
+    per_query = 4 * (3 * D + _PARTIAL_EXTRA + n_scores + 2 * n_candidates)
+    return n_blocks * (bounds_bytes(config) + 4 * G) + H * per_query
+
+
+def bounds_bytes(config: ModelConfig) -> int:
+    """Return the bytes of one block's Quest bounds: minimum and maximum of its keys, in float16."""
+    return 2 * 2 * config.n_kv_heads * config.head_dim
+
+
+def candidate_blocks(config: ModelConfig) -> int:
+    """Return the number of blocks among which the index selects by attention."""
+    n_always = FIRST_BLOCKS + LAST_BLOCKS
+    return n_always + CANDIDATES_PER_BLOCK * (config.cross_positions // BLOCK_POSITIONS - n_always)
+
+
+def cache_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
+    """Return the bytes of KV caches and index for n_tokens."""
+    growing = n_tokens * kv_bytes_per_token(config, cache)
+    return growing + window_bytes(config, cache) + index_bytes(config, n_tokens)
+
+
+def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
+    """Return the bytes that a session with a capacity of n_tokens reserves."""
+    return cache_bytes(config, cache, round_up(n_tokens, BLOCK_POSITIONS)) + recurrent_bytes(config)
+
+
+def _owners(config: ModelConfig, growing: bool) -> list[MixerSpec]:
+    """Return a mixer for each KV cache: the one of all cross layers counts once."""
+    mixers = layer_mixers(config)
+    if not growing:
+        return [mixer for mixer in mixers if mixer.kv_cache == "ring"]
+    shared = [mixer for mixer in mixers if mixer.kv_cache == "shared"]
+    return [mixer for mixer in mixers if mixer.kv_cache == "per_token"] + shared[:1]
