@@ -34,7 +34,6 @@ RopeKind rope_kind(const std::string& name) {
 CrossAttention cross_attention(const std::string& name) {
   if (name == "full") return CrossAttention::full;
   if (name == "index") return CrossAttention::index;
-  if (name == "window") return CrossAttention::window;
   reject("cross attention", name);
 }
 

@@ -125,11 +125,6 @@ void Attention::select_blocks() const {
       for (int row = segment.begin; row < segment.end; ++row) {
         if (!is_sparse(row)) continue;
         Session& session = *batch_[row].session;
-        if (!session.block_index) {
-          select_window(pass_.model.config.cross_blocks(), batch_[row].position,
-                        selected(row, head));
-          continue;
-        }
         session.block_index->select(pass_.kernels, cache(row), head,
                                     &ws_.q[(int64_t{row} * H_ + head * n_queries_) * D_],
                                     n_queries_, batch_[row].position, selected(row, head));

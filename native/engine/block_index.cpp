@@ -169,10 +169,4 @@ void BlockIndex::select(const Kernels& kernels, const KvCache& cache, int head, 
   std::iota(selected + kFirstBlocks + n_top(), selected + n_selected_, static_cast<int32_t>(last));
 }
 
-void select_window(int n_selected, int64_t position, int32_t* selected) {
-  std::iota(selected, selected + kFirstBlocks, 0);
-  std::iota(selected + kFirstBlocks, selected + n_selected,
-            static_cast<int32_t>(n_blocks(position) - (n_selected - kFirstBlocks)));
-}
-
 }  // namespace yocobit

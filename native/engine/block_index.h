@@ -60,7 +60,4 @@ class BlockIndex {
   Buffer<int32_t> order_;      // [G][capacity]
 };
 
-// The same without an index: the first block and the last ones.
-void select_window(int n_selected, int64_t position, int32_t* selected);
-
 }  // namespace yocobit

@@ -42,7 +42,7 @@ Workspace::Workspace(const PackedModel& model) {
     partial_size = std::max(partial_size, C + int64_t{heads.n_heads} * kPartialExtra);
   }
   partials = allocate<float>(kMaxPartials * partial_size);
-  if (config.cross_attention != CrossAttention::full) {
+  if (config.cross_attention == CrossAttention::index) {
     selected = allocate<int32_t>(N * config.n_kv_heads * config.cross_blocks());
   }
 }

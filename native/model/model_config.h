@@ -14,7 +14,7 @@ namespace yocobit {
 struct FeedForwardSpec;
 struct MixerSpec;
 
-enum class CrossAttention { full, index, window };
+enum class CrossAttention { full, index };
 enum class RopeKind { interleaved, half, none };
 
 struct Heads {

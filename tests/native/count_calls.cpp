@@ -168,9 +168,7 @@ ModelConfig read_config(std::istream& in) {
   }
   std::string attention;
   in >> attention >> c.cross_positions >> c.rope_theta >> c.norm_eps;
-  c.cross_attention = attention == "index"    ? CrossAttention::index
-                      : attention == "window" ? CrossAttention::window
-                                              : CrossAttention::full;
+  c.cross_attention = attention == "index" ? CrossAttention::index : CrossAttention::full;
   return c;
 }
 

@@ -83,7 +83,7 @@ def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, c
 
 
 @pytest.mark.parametrize(("attention", "cache"), [("index:128", "int4"), ("index:256", "f16")])
-def test_choosing_blocks_makes_no_allocation_and_no_system_call(attention, cache, tmp_path):
+def test_block_selection_makes_no_allocation_and_no_system_call(attention, cache, tmp_path):
     config = preset("nano").attending(attention)
     description = describe(random_model(config, "int8", tmp_path), tmp_path / "description")
 

@@ -16,7 +16,7 @@ void forward_cross(const ForwardPass& pass, const Layer& layer, int index) {
                 .window = 0,
                 .stores_kv = false,
                 .selects = index == pass.model.first_cross_layer,
-                .is_sparse = config.cross_attention != CrossAttention::full});
+                .is_sparse = config.cross_attention == CrossAttention::index});
   pass.add_to_stream(layer.out, ws.y.get(), layer.mixer_sub_norm);
 }
 
