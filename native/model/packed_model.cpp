@@ -46,7 +46,9 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
     shared_v = linear("shared_kv.v_proj", width, C);
   }
   norm = floats("norm.weight", {C});
-  head = tensors.count("head.weight") ? linear("head", V, C) : embedding;
+  // A tied head may still be stored, in another format than the embedding.
+  const bool is_embedding = config.tie_embeddings && tensors.count("head.weight") == 0;
+  head = is_embedding ? embedding : linear("head", V, C);
 }
 
 const TensorEntry& PackedModel::entry(const std::string& name) const {
