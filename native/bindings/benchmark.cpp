@@ -175,16 +175,30 @@ void fill(Session& session, int64_t n) {
 }  // namespace
 
 void bind_benchmark(nb::module_& m) {
-  m.def("multiply_add_instructions", &multiply_add_instructions);
-  m.def("multiply_adds_per_s", &measured_multiply_adds, "instruction"_a, "cpus"_a, "n_passes"_a);
-  m.def("read_bytes_per_s", &measured_read, "cpus"_a, "size"_a, "n_passes"_a);
+  m.def("multiply_add_instructions", &multiply_add_instructions,
+        "Return the names of the int8 multiply-add instructions that this CPU has.");
+  m.def("multiply_adds_per_s", &measured_multiply_adds, "instruction"_a, "cpus"_a, "n_passes"_a,
+        "Measure multiply-adds per second of one thread on each CPU, the best of n passes.");
+  m.def("read_bytes_per_s", &measured_read, "cpus"_a, "size"_a, "n_passes"_a,
+        "Measure bytes read per second by one thread on each CPU, each from its own `size` bytes\n"
+        "(a multiple of 4096), the best of n passes.");
   m.def("product_bytes_per_s", &measured_product, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a,
-        "cpus"_a, "size"_a, "n_passes"_a);
-  m.def("attention_bytes_per_s", &measured_attention, "kernels"_a, "cache"_a, "n_queries"_a,
-        "head_dim"_a, "cpus"_a, "size"_a, "n_passes"_a);
-  m.def("retention_bytes_per_s", &measured_retention, "kernels"_a, "n"_a, "head_dim"_a, "cpus"_a,
-        "size"_a, "n_passes"_a);
-  m.def("fill", &fill, "session"_a, "n"_a);
+        "cpus"_a, "size"_a, "n_passes"_a,
+        "Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median "
+        "of n\n"
+        "passes, each thread over its own `size` bytes of weights.");
+  m.def(
+      "attention_bytes_per_s", &measured_attention, "kernels"_a, "cache"_a, "n_queries"_a,
+      "head_dim"_a, "cpus"_a, "size"_a, "n_passes"_a,
+      "Measure KV cache bytes per second of attention with n_queries heads per KV head, likewise.");
+  m.def(
+      "retention_bytes_per_s", &measured_retention, "kernels"_a, "n"_a, "head_dim"_a, "cpus"_a,
+      "size"_a, "n_passes"_a,
+      "Measure state bytes per second of retention over n positions, read and written, likewise.");
+  m.def(
+      "fill", &fill, "session"_a, "n"_a,
+      "Fill the KV caches of a new session with n positions of noise.\n\n"
+      "What follows takes as long as after n tokens. ValueError if it is not new or has no room.");
 }
 
 }  // namespace yocobit

@@ -289,22 +289,54 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
 
 void bind_kernels(nb::module_& m) {
   m.def("low_bit_gemm", &low_bit_gemm, "kernels"_a, "codes"_a, "m"_a, "x"_a, "is_ternary"_a,
-        "row_scales"_a = nb::none());
-  m.def("int8_gemm", &int8_gemm, "kernels"_a, "values"_a, "x"_a);
-  m.def("int4_gemm", &int4_gemm, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a);
-  m.def("dense_gemm", &dense_gemm<float>, "kernels"_a, "values"_a, "x"_a);
+        "row_scales"_a = nb::none(),
+        "Return y (N, M) = x (N, K) int8 times ternary or sign weights.\n\n"
+        "`codes` (groups, blocks, 8, 32) hold M rows; `row_scales` (M,) are 1 unless given.");
+  m.def("int8_gemm", &int8_gemm, "kernels"_a, "values"_a, "x"_a,
+        "Return y (N, M) = x (N, K) int16 times int8 values (M, K); all scales are 1.");
+  m.def("int4_gemm", &int4_gemm, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a,
+        "Return y (N, M) = x (N, K) int16 times int4 weights.\n\n"
+        "`codes` (groups, blocks, 8, 32) hold M rows, `scales` (groups, blocks, 8) float16 bits.");
+  m.def("dense_gemm", &dense_gemm<float>, "kernels"_a, "values"_a, "x"_a,
+        "Return y (N, M) = x (N, K) times float32 values (M, K), or float16 as their bits.");
   m.def("dense_gemm", &dense_gemm<uint16_t>, "kernels"_a, "values"_a, "x"_a);
-  m.def("quantize_int8_row", &quantize_int8_row, "kernels"_a, "x"_a);
-  m.def("quantize_int16_row", &quantize_int16_row, "kernels"_a, "x"_a);
-  m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a);
-  m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a);
-  m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a);
-  m.def("rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a);
-  m.def("retain", &retain, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decays"_a);
-  m.def("store_int4", &store_int4, "kernels"_a, "x"_a);
-  m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a);
+  m.def("quantize_int8_row", &quantize_int8_row, "kernels"_a, "x"_a,
+        nb::sig("def quantize_int8_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> "
+                "tuple[numpy.typing.NDArray[numpy.int8], float, int]"),
+        "Return the codes of x (K,), their scale and their sum.");
+  m.def("quantize_int16_row", &quantize_int16_row, "kernels"_a, "x"_a,
+        nb::sig("def quantize_int16_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> "
+                "tuple[numpy.typing.NDArray[numpy.int16], float, list[int]]"),
+        "Return the codes of x (K,), their scale and the sum of every 64 of them.");
+  m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a,
+        "Return RMSNorm of x (K,) times weight (K,).");
+  m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a,
+        "Return e^((x - largest) rate) of x (K,), K a multiple of 8.");
+  m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a,
+        "Return the activation of an FFN kind: \"swiglu\", \"relu2\" or \"sign\".");
+  m.def(
+      "rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a,
+      "Return the head x (D,) rotated by angles (D / 2,), in pairs (2i, 2i + 1) or (i, i + D/2).");
+  m.def(
+      "retain", &retain, "kernels"_a, "state"_a, "q"_a, "k"_a, "v"_a, "decays"_a,
+      nb::sig("def retain(kernels: str, state: numpy.typing.NDArray[numpy.float32], "
+              "q: numpy.typing.NDArray[numpy.float32], k: numpy.typing.NDArray[numpy.float32], "
+              "v: numpy.typing.NDArray[numpy.float32], "
+              "decays: numpy.typing.NDArray[numpy.float32]) -> "
+              "tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]"),
+      "Return the state (D, D) after n positions q, k, v (n, D), decays (n,), and outputs (n, D).");
+  m.def("store_int4", &store_int4, "kernels"_a, "x"_a,
+        nb::sig("def store_int4(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> "
+                "tuple[numpy.typing.NDArray[numpy.uint8], float]"),
+        "Return the int4 row of a KV cache for x (D,), and its scale.");
+  m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a,
+        "Return the values (D,) of an int4 row.");
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
-        "partition"_a, "tiles"_a = nb::none());
+        "partition"_a, "tiles"_a = nb::none(),
+        "Return the attention (n, D) of queries q (n, D) over positions [begin, end) of one KV "
+        "head.\n\n"
+        "`keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV\n"
+        "splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.");
 }
 
 }  // namespace yocobit

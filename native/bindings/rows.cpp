@@ -133,17 +133,24 @@ void gate_gradient(const std::string& name, int n_threads, const In& grad, const
 
 void bind_rows(nb::module_& m) {
   m.def("training_norm", &norm, "kernels"_a, "n_threads"_a, "x"_a.noconvert(),
-        "weight"_a.noconvert(), "eps"_a, "y"_a.noconvert(), "r"_a.noconvert());
+        "weight"_a.noconvert(), "eps"_a, "y"_a.noconvert(), "r"_a.noconvert(),
+        "Write RMSNorm of rows x (N, K) into y, and 1 / rms of each row into r (N,).");
   m.def("training_norm_gradient", &norm_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
         "x"_a.noconvert(), "weight"_a.noconvert(), "r"_a.noconvert(), "grad_x"_a.noconvert(),
-        "grad_weight"_a.noconvert());
-  m.def("training_gate", &gate, "kernels"_a, "n_threads"_a, "gate"_a.noconvert(),
-        "up"_a.noconvert(), "weight"_a.noconvert().none(), "eps"_a, "y"_a.noconvert(),
-        "r"_a.noconvert(), "head_r"_a.noconvert());
+        "grad_weight"_a.noconvert(),
+        "Write the gradients of x (N, K) and weight (K,) of training_norm.");
+  m.def(
+      "training_gate", &gate, "kernels"_a, "n_threads"_a, "gate"_a.noconvert(), "up"_a.noconvert(),
+      "weight"_a.noconvert().none(), "eps"_a, "y"_a.noconvert(), "r"_a.noconvert(),
+      "head_r"_a.noconvert(),
+      "Write norm(silu(gate) * up) into y (N, K), with 1 / rms of rows in r (N,).\n\n"
+      "`up` is (H, N, D). With head_r (N, H), not empty, it is first normalised per head. Without\n"
+      "weight (K,) the rows are not normalised.");
   m.def("training_gate_gradient", &gate_gradient, "kernels"_a, "n_threads"_a, "grad"_a.noconvert(),
         "gate"_a.noconvert(), "up"_a.noconvert(), "weight"_a.noconvert().none(), "r"_a.noconvert(),
         "head_r"_a.noconvert(), "grad_gate"_a.noconvert(), "grad_up"_a.noconvert(),
-        "grad_weight"_a.noconvert());
+        "grad_weight"_a.noconvert(),
+        "Write the gradients of gate and up (N, K), and of weight (K,), of training_gate.");
 }
 
 }  // namespace yocobit

@@ -9,6 +9,7 @@
 #include "engine/block_index.h"
 #include "engine/kv_cache.h"
 #include "kernels/family.h"
+#include "kernels/training_kernels.h"
 #include "model/mixer_spec.h"
 #include "model/weight_format.h"
 
@@ -137,7 +138,11 @@ void bind_tables(nb::module_& m) {
   m.attr("ROWS_PER_GROUP") = kRowsPerGroup;              // interleaved rows of a packed matrix
   m.attr("BLOCK_BYTES") = kBlockBytes;                   // of a row of a packed matrix
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
-  m.attr("INT16_MAX") = kInt16Max;  // largest int16 activation
+  m.attr("INT16_MAX") = kInt16Max;              // largest int16 activation
+  m.attr("SMALLEST_ABSMAX") = kSmallestAbsmax;  // of activations and weights that are quantised
+  m.attr("GRADIENT_BLOCK") = kGradientBlock;    // tokens that share a scale of output gradients
+  m.attr("GRADIENT_INT16_MAX") = kGradientLevels;
+  m.attr("SMALLEST_GRADIENT") = kSmallestGradient;  // absmax of output gradients that are rounded
 }
 
 }  // namespace yocobit

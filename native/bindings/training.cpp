@@ -171,14 +171,21 @@ void training_backward(const std::string& name, int n_threads, const Inputs& gra
 }  // namespace
 
 void bind_training(nb::module_& m) {
-  m.def("use_openmp", &use_openmp, "parallel"_a, "thread_num"_a, "num_threads"_a);
+  m.def("use_openmp", &use_openmp, "parallel"_a, "thread_num"_a, "num_threads"_a,
+        "Run training kernels on the OpenMP threads of PyTorch: the addresses of GOMP_parallel,\n"
+        "omp_get_thread_num and omp_get_num_threads.");
   m.def("training_forward", &training_forward, "kernels"_a, "n_threads"_a, "x"_a.noconvert(),
         "weights"_a.noconvert(), "scales"_a.noconvert(), "is_ternary"_a, "codes"_a.noconvert(),
-        "x_scales"_a.noconvert(), "ys"_a.noconvert());
+        "x_scales"_a.noconvert(), "ys"_a.noconvert(),
+        "Multiply x (N, K) by quantised weights (M, K) into ys (N, M) each.\n\n"
+        "`scales` (weights, 2) are the scale and the mean of each weight. Writes the int8 codes\n"
+        "(N, stride) and the scales (N,) of x, which training_backward takes.");
   m.def("training_backward", &training_backward, "kernels"_a, "n_threads"_a, "grads"_a.noconvert(),
         "codes"_a.noconvert(), "x_scales"_a.noconvert(), "weights"_a.noconvert(),
         "scales"_a.noconvert(), "is_ternary"_a, "grad_x"_a.noconvert().none(),
-        "grad_ws"_a.noconvert());
+        "grad_ws"_a.noconvert(),
+        "Write the gradients of x (N, K), unless None, and of all weights (M, K) or of none.\n\n"
+        "`grads` (N, M) are those of ys; the others are what training_forward had and left.");
 }
 
 }  // namespace yocobit

@@ -36,7 +36,7 @@ void feed_forward(const ForwardPass& pass, const Layer& layer) {
       spec.activate(pass.kernels, &ws.gate[at], &ws.up[at], end - begin, &ws.gate[at]);
     }
   };
-  const Projection up = {&layer.ffn_up, ws.up.get()};
+  const LinearOutput up = {&layer.ffn_up, ws.up.get()};
   if (spec.has_gate) {
     pass.project(ws.stream.get(), layer.ffn_norm, {{&layer.ffn_gate, ws.gate.get()}, up}, activate);
   } else {

@@ -2,13 +2,13 @@
 
 namespace yocobit {
 
-// Encode rows x as the weight formats of the projections need them.
-Activations ForwardPass::encode(const float* x, const float* norm, Projections projections) const {
+// Encode rows x as the weight formats of the outputs need them.
+Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs outputs) const {
   Workspace& ws = workspace;
-  const int K = projections.begin()->linear->k;
+  const int K = outputs.begin()->linear->k;
   bool needs_int8 = false, needs_int16 = false;
-  for (const Projection& projection : projections) {
-    const ActivationEncoding encoding = projection.linear->format->activations;
+  for (const LinearOutput& output : outputs) {
+    const ActivationEncoding encoding = output.linear->format->activations;
     needs_int8 |= encoding == ActivationEncoding::int8_per_token;
     needs_int16 |= encoding == ActivationEncoding::int16_per_token;
   }
@@ -53,24 +53,24 @@ Activations ForwardPass::encode(const float* x, const float* norm, Projections p
 
 // Whether threads split the rows of the batch rather than output features: what an int8 kernel
 // prepares for a block of rows then serves all weights.
-bool ForwardPass::splits_rows(Projections projections) const {
+bool ForwardPass::splits_rows(LinearOutputs outputs) const {
   return batch.size() >= kTokenBlock * pool.size() &&
-         std::all_of(projections.begin(), projections.end(), [](const Projection& projection) {
-           return projection.linear->format->activations == ActivationEncoding::int8_per_token;
+         std::all_of(outputs.begin(), outputs.end(), [](const LinearOutput& output) {
+           return output.linear->format->activations == ActivationEncoding::int8_per_token;
          });
 }
 
-Activations ForwardPass::project(const float* x, const float* norm, Projections projections) const {
-  const Activations input = encode(x, norm, projections);
-  if (splits_rows(projections)) {
-    apply_by_rows(input, projections, [](int, int) {});
+Activations ForwardPass::project(const float* x, const float* norm, LinearOutputs outputs) const {
+  const Activations input = encode(x, norm, outputs);
+  if (splits_rows(outputs)) {
+    apply_by_rows(input, outputs, [](int, int) {});
     return input;
   }
   int n_groups = 0;
-  for (const Projection& projection : projections) n_groups += projection.linear->n_groups();
+  for (const LinearOutput& output : outputs) n_groups += output.linear->n_groups();
   pool.run(n_groups, [&](int64_t begin, int64_t end) {
-    int64_t first = 0;  // group of this projection, counted over all
-    for (const auto& [linear, y] : projections) {
+    int64_t first = 0;  // group of this output, counted over all
+    for (const auto& [linear, y] : outputs) {
       const int64_t n = linear->n_groups();
       const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, n);
       if (from < to) {

@@ -16,13 +16,13 @@
 
 namespace yocobit {
 
-// A matmul of a group of matmuls with the same input.
-struct Projection {
+// A matrix of a group with the same input, and its output.
+struct LinearOutput {
   const Linear* linear;
   float* y;  // [N][M]
 };
 
-using Projections = std::initializer_list<Projection>;
+using LinearOutputs = std::initializer_list<LinearOutput>;
 
 struct ForwardPass {
   const PackedModel& model;
@@ -32,39 +32,39 @@ struct ForwardPass {
   const RopeTables& ropes;
   Workspace& workspace;
 
-  // y = W x for all projections, where x [N][K] is first RMS-normalised if norm [K] is given.
-  // Returns x as it was multiplied, valid until the next call.
-  Activations project(const float* x, const float* norm, Projections projections) const;
+  // y = W x of all outputs, where x [N][K] is first RMS-normalised if norm [K] is given. Returns x
+  // as it was multiplied, valid until the next call.
+  Activations project(const float* x, const float* norm, LinearOutputs outputs) const;
 
-  // The same for projections alike in M. For the rows and features of all of them that a thread has
-  // computed it then calls finish(row_begin, row_end, feature_begin, feature_end).
+  // The same for outputs with the same M. A thread then calls finish(row_begin, row_end,
+  // feature_begin, feature_end) for the rows and features of all of them that it has computed.
   template <typename Finish>
-  void project(const float* x, const float* norm, Projections projections,
+  void project(const float* x, const float* norm, LinearOutputs outputs,
                const Finish& finish) const;
 
-  // stream += W x.
+  // stream += W x, where x is first RMS-normalised if norm is given.
   void add_to_stream(const Linear& linear, const float* x, const float* norm) const;
 
  private:
-  Activations encode(const float* x, const float* norm, Projections projections) const;
-  bool splits_rows(Projections projections) const;
+  Activations encode(const float* x, const float* norm, LinearOutputs outputs) const;
+  bool splits_rows(LinearOutputs outputs) const;
   template <typename Finish>
-  void apply_by_rows(const Activations& x, Projections projections, const Finish& finish) const;
+  void apply_by_rows(const Activations& x, LinearOutputs outputs, const Finish& finish) const;
 };
 
 template <typename Finish>
-void ForwardPass::project(const float* x, const float* norm, Projections projections,
+void ForwardPass::project(const float* x, const float* norm, LinearOutputs outputs,
                           const Finish& finish) const {
-  const Activations input = encode(x, norm, projections);
-  const Linear& first = *projections.begin()->linear;
-  if (splits_rows(projections)) {
-    apply_by_rows(input, projections,
+  const Activations input = encode(x, norm, outputs);
+  const Linear& first = *outputs.begin()->linear;
+  if (splits_rows(outputs)) {
+    apply_by_rows(input, outputs,
                   [&](int row_begin, int row_end) { finish(row_begin, row_end, 0, first.m); });
     return;
   }
   pool.run(first.n_groups(), [&](int64_t begin, int64_t end) {
     const int group_begin = static_cast<int>(begin), group_end = static_cast<int>(end);
-    for (const auto& [linear, y] : projections) {
+    for (const auto& [linear, y] : outputs) {
       linear->apply(kernels, input, group_begin, group_end, y, linear->m);
     }
     finish(0, batch.size(), group_begin * kRowsPerGroup,
@@ -74,12 +74,12 @@ void ForwardPass::project(const float* x, const float* norm, Projections project
 
 // Each thread computes all output features of blocks of rows, then calls finish for those rows.
 template <typename Finish>
-void ForwardPass::apply_by_rows(const Activations& x, Projections projections,
+void ForwardPass::apply_by_rows(const Activations& x, LinearOutputs outputs,
                                 const Finish& finish) const {
   pool.run((x.n + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
     const int row_begin = static_cast<int>(begin) * kTokenBlock;
     const int row_end = std::min(static_cast<int>(end) * kTokenBlock, x.n);
-    for (const auto& [linear, y] : projections) {
+    for (const auto& [linear, y] : outputs) {
       linear->apply(kernels, x.rows(row_begin, row_end), 0, linear->n_groups(),
                     y + static_cast<ptrdiff_t>(row_begin) * linear->m, linear->m);
     }

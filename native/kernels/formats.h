@@ -17,6 +17,7 @@ constexpr int kInt4Block = 64;      // columns of a block, 4 bits each
 constexpr int kInt16Max = 16383;    // of an int16 activation; 4096 pairs with int8 fit an int32
 constexpr int kTokenBlock = 32;     // tokens of a tile of a GEMM
 constexpr int kAttentionTile = 32;  // positions of a step of the online softmax
+constexpr double kSmallestAbsmax = 1e-12;  // of a row of activations: zeros are not divided by zero
 constexpr int kCacheLine = 64;
 constexpr ptrdiff_t kPrefetchBytes = 4096;  // distance at which weights are prefetched
 constexpr int kPartialExtra = 8;            // floats after the [D] of a partial attention result

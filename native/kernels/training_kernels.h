@@ -19,6 +19,7 @@ constexpr int kGradientTokens = 16;     // tokens of a tile of an input gradient
 constexpr int kPassRows = 32;           // output features of a pass of the input gradient: 8 bytes
 constexpr int kGradientBlock = 256;     // tokens whose sums of a weight gradient are integers
 constexpr int kGradientLevels = 32767;  // of an int16 code of an output gradient
+constexpr double kSmallestGradient = 1e-30;  // absmax of a column of output gradients
 
 // A weight in floating point. What it is rounded to is computed where it is packed:
 //   ternary  -1, 0, +1 as values / scale is below -0.5, between, above 0.5

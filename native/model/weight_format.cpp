@@ -9,10 +9,12 @@ namespace yocobit {
 namespace {
 
 BitMatrix bit_matrix(const Linear& w) {
+  const auto* scales = static_cast<const float*>(w.scales);
   return {.codes = static_cast<const uint8_t*>(w.codes),
           .m = w.m,
           .n_blocks = w.n_blocks(),
-          .scale = *static_cast<const float*>(w.scales)};
+          .scale = scales[0],
+          .row_scales = w.format->scale == ScaleGranularity::row ? scales : nullptr};
 }
 
 DenseMatrix dense_matrix(const Linear& w) {

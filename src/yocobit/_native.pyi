@@ -62,6 +62,14 @@ MAX_HEAD_DIM: int = 1024
 
 INT16_MAX: int = 16383
 
+SMALLEST_ABSMAX: float = 1e-12
+
+GRADIENT_BLOCK: int = 256
+
+GRADIENT_INT16_MAX: int = 32767
+
+SMALLEST_GRADIENT: float = 1e-30
+
 class Engine:
     """
     A packed model with its threads and buffers; use it through yocobit.Engine.
@@ -87,12 +95,6 @@ class Engine:
 
         `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with nothing
         changed, for a token outside the vocabulary, no room, or an unfit `out`.
-        """
-
-    def hidden_states(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
-        """
-        Consume int32 tokens (T,) and write the hidden state of each after the final norm into
-        float32 `out` (T, C). Errors as of `feed`.
         """
 
     def step(self, sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None, prompts: Sequence[tuple[Session, Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]]]) -> None:
@@ -134,10 +136,6 @@ class Engine:
     @property
     def vocab_size(self) -> int:
         """V."""
-
-    @property
-    def d_model(self) -> int:
-        """C."""
 
     @property
     def buffer_bytes(self) -> int:
@@ -232,62 +230,152 @@ def sample_at(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), orde
     Return the token at `uniform`, in [0, 1), of the cumulated probabilities after the filters.
     """
 
-def low_bit_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, row_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]: ...
+def low_bit_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, row_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
+    """
+    Return y (N, M) = x (N, K) int8 times ternary or sign weights.
 
-def int8_gemm(kernels: str, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+    `codes` (groups, blocks, 8, 32) hold M rows; `row_scales` (M,) are 1 unless given.
+    """
 
-def int4_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+def int8_gemm(kernels: str, values: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
+    """
+    Return y (N, M) = x (N, K) int16 times int8 values (M, K); all scales are 1.
+    """
+
+def int4_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int16], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
+    """
+    Return y (N, M) = x (N, K) int16 times int4 weights.
+
+    `codes` (groups, blocks, 8, 32) hold M rows, `scales` (groups, blocks, 8) float16 bits.
+    """
 
 @overload
-def dense_gemm(kernels: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+def dense_gemm(kernels: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
+    """
+    Return y (N, M) = x (N, K) times float32 values (M, K), or float16 as their bits.
+    """
 
 @overload
 def dense_gemm(kernels: str, values: Annotated[NDArray[numpy.uint16], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
 
-def quantize_int8_row(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+def quantize_int8_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> tuple[numpy.typing.NDArray[numpy.int8], float, int]:
+    """Return the codes of x (K,), their scale and their sum."""
 
-def quantize_int16_row(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+def quantize_int16_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> tuple[numpy.typing.NDArray[numpy.int16], float, list[int]]:
+    """
+    Return the codes of x (K,), their scale and the sum of every 64 of them.
+    """
 
-def rms_norm(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float) -> NDArray[numpy.float32]: ...
+def rms_norm(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float) -> NDArray[numpy.float32]:
+    """Return RMSNorm of x (K,) times weight (K,)."""
 
-def exponentials(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], largest: float, rate: float) -> NDArray[numpy.float32]: ...
+def exponentials(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], largest: float, rate: float) -> NDArray[numpy.float32]:
+    """Return e^((x - largest) rate) of x (K,), K a multiple of 8."""
 
-def activate(kernels: str, function: str, gate: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]: ...
+def activate(kernels: str, function: str, gate: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
+    """Return the activation of an FFN kind: "swiglu", "relu2" or "sign"."""
 
-def rope(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cosine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_interleaved: bool) -> NDArray[numpy.float32]: ...
+def rope(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cosine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_interleaved: bool) -> NDArray[numpy.float32]:
+    """
+    Return the head x (D,) rotated by angles (D / 2,), in pairs (2i, 2i + 1) or (i, i + D/2).
+    """
 
-def retain(kernels: str, state: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], k: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], v: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], decays: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+def retain(kernels: str, state: numpy.typing.NDArray[numpy.float32], q: numpy.typing.NDArray[numpy.float32], k: numpy.typing.NDArray[numpy.float32], v: numpy.typing.NDArray[numpy.float32], decays: numpy.typing.NDArray[numpy.float32]) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    Return the state (D, D) after n positions q, k, v (n, D), decays (n,), and outputs (n, D).
+    """
 
-def store_int4(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple: ...
+def store_int4(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> tuple[numpy.typing.NDArray[numpy.uint8], float]:
+    """Return the int4 row of a KV cache for x (D,), and its scale."""
 
-def load_int4(kernels: str, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: float, D: int) -> NDArray[numpy.float32]: ...
+def load_int4(kernels: str, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: float, D: int) -> NDArray[numpy.float32]:
+    """Return the values (D,) of an int4 row."""
 
-def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, partition: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]: ...
+def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, partition: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
+    """
+    Return the attention (n, D) of queries q (n, D) over positions [begin, end) of one KV head.
 
-def use_openmp(parallel: int, thread_num: int, num_threads: int) -> None: ...
+    `keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV
+    splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.
+    """
 
-def training_forward(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], ys: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None: ...
+def use_openmp(parallel: int, thread_num: int, num_threads: int) -> None:
+    """
+    Run training kernels on the OpenMP threads of PyTorch: the addresses of GOMP_parallel,
+    omp_get_thread_num and omp_get_num_threads.
+    """
 
-def training_backward(kernels: str, n_threads: int, grads: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None, grad_ws: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None: ...
+def training_forward(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu')], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], ys: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None:
+    """
+    Multiply x (N, K) by quantised weights (M, K) into ys (N, M) each.
 
-def training_norm(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+    `scales` (weights, 2) are the scale and the mean of each weight. Writes the int8 codes
+    (N, stride) and the scales (N,) of x, which training_backward takes.
+    """
 
-def training_norm_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+def training_backward(kernels: str, n_threads: int, grads: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None, grad_ws: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None:
+    """
+    Write the gradients of x (N, K), unless None, and of all weights (M, K) or of none.
 
-def training_gate(kernels: str, n_threads: int, gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None: ...
+    `grads` (N, M) are those of ys; the others are what training_forward had and left.
+    """
 
-def training_gate_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], grad_gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None: ...
+def training_norm(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Write RMSNorm of rows x (N, K) into y, and 1 / rms of each row into r (N,).
+    """
 
-def multiply_add_instructions() -> list[str]: ...
+def training_norm_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """Write the gradients of x (N, K) and weight (K,) of training_norm."""
 
-def multiply_adds_per_s(instruction: str, cpus: Sequence[int], n_passes: int) -> float: ...
+def training_gate(kernels: str, n_threads: int, gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> None:
+    """
+    Write norm(silu(gate) * up) into y (N, K), with 1 / rms of rows in r (N,).
 
-def read_bytes_per_s(cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+    `up` is (H, N, D). With head_r (N, H), not empty, it is first normalised per head. Without
+    weight (K,) the rows are not normalised.
+    """
 
-def product_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+def training_gate_gradient(kernels: str, n_threads: int, grad: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], head_r: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], grad_gate: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_up: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], grad_weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None:
+    """
+    Write the gradients of gate and up (N, K), and of weight (K,), of training_gate.
+    """
 
-def attention_bytes_per_s(kernels: str, cache: str, n_queries: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+def multiply_add_instructions() -> list[str]:
+    """
+    Return the names of the int8 multiply-add instructions that this CPU has.
+    """
 
-def retention_bytes_per_s(kernels: str, n: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float: ...
+def multiply_adds_per_s(instruction: str, cpus: Sequence[int], n_passes: int) -> float:
+    """
+    Measure multiply-adds per second of one thread on each CPU, the best of n passes.
+    """
 
-def fill(session: Session, n: int) -> None: ...
+def read_bytes_per_s(cpus: Sequence[int], size: int, n_passes: int) -> float:
+    """
+    Measure bytes read per second by one thread on each CPU, each from its own `size` bytes
+    (a multiple of 4096), the best of n passes.
+    """
+
+def product_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
+    """
+    Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median of n
+    passes, each thread over its own `size` bytes of weights.
+    """
+
+def attention_bytes_per_s(kernels: str, cache: str, n_queries: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
+    """
+    Measure KV cache bytes per second of attention with n_queries heads per KV head, likewise.
+    """
+
+def retention_bytes_per_s(kernels: str, n: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
+    """
+    Measure state bytes per second of retention over n positions, read and written, likewise.
+    """
+
+def fill(session: Session, n: int) -> None:
+    """
+    Fill the KV caches of a new session with n positions of noise.
+
+    What follows takes as long as after n tokens. ValueError if it is not new or has no room.
+    """

@@ -19,7 +19,8 @@ YOCOBIT_INLINE float largest_magnitude(const float* x, int size) {
     largest = max(abs(load_like(Floats{}, x + i)), largest);
   }
   const float value = lane_max(largest);
-  return value > 1e-12f ? value : 1e-12f;
+  constexpr float smallest = kSmallestAbsmax;
+  return value > smallest ? value : smallest;
 }
 
 // x * factor rounded; NaN and infinity become a code too.

@@ -9,7 +9,6 @@ namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
 constexpr uint32_t kInfinityBits = 0x7f800000;
-constexpr float kSmallestActivation = 1e-12f, kSmallestGradient = 1e-30f;
 
 // From the bits of the largest magnitude. Compared as integers NaN is the largest of all, then
 // infinity, so that neither is lost.

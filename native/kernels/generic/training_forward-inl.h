@@ -29,7 +29,7 @@ void quantize_rows(const float* x, int k, int stride, int begin, int end, int8_t
     for (const int32_t bits : each) {
       if (static_cast<uint32_t>(bits) > largest) largest = static_cast<uint32_t>(bits);
     }
-    const Rounding rounding(largest, kSmallestActivation, 127);
+    const Rounding rounding(largest, kSmallestAbsmax, 127);
     scales[n] = rounding.scale;
     int i = 0;
     if (rounding.factor != 0.0f) {

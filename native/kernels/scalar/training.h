@@ -51,7 +51,7 @@ void quantize_rows(const float* x, int k, int stride, int begin, int end, int8_t
     for (int i = 0; i < k; ++i) {
       if (magnitude_bits(row[i]) > largest) largest = magnitude_bits(row[i]);
     }
-    const Rounding rounding(largest, kSmallestActivation, 127);
+    const Rounding rounding(largest, kSmallestAbsmax, 127);
     scales[n] = rounding.scale;
     for (int i = 0; i < stride; ++i) {
       const int rounded = i < k ? code(row[i], rounding) : 0;

@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from yocobit import _native
 from yocobit.config import WeightKind
 
 # Lower bound of an absmax: an all-zero row or matrix does not divide by zero.
-SMALLEST_SCALE = 1e-12
+SMALLEST_SCALE = _native.SMALLEST_ABSMAX
 
 
 def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from yocobit import _native
 from yocobit.config import WeightKind
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
-# Rounding of output gradients, as in native/kernels/training_kernels.h.
-_BLOCK_TOKENS, _INT16_MAX, _MIN_ABSMAX = 256, 32767, 1e-30
+# Rounding of output gradients.
+_BLOCK_TOKENS, _INT16_MAX = _native.GRADIENT_BLOCK, _native.GRADIENT_INT16_MAX
+_MIN_ABSMAX = _native.SMALLEST_GRADIENT
 
 
 class Matmul(torch.autograd.Function):
