@@ -97,6 +97,12 @@ class Engine:
         changed, for a token outside the vocabulary, no room, or an unfit `out`.
         """
 
+    def hidden_states(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
+        """
+        Consume int32 tokens (T,) and write the hidden state of each after the final norm into
+        float32 `out` (T, C). Errors as of `feed`.
+        """
+
     def step(self, sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None, prompts: Sequence[tuple[Session, Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]]]) -> None:
         """
         Decode one of `tokens` (N,) in each of N sessions; write their logits into `out` (N, V).
@@ -136,6 +142,10 @@ class Engine:
     @property
     def vocab_size(self) -> int:
         """V."""
+
+    @property
+    def d_model(self) -> int:
+        """C."""
 
     @property
     def buffer_bytes(self) -> int:

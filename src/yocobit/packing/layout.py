@@ -16,9 +16,7 @@ from yocobit import _native
 
 ROWS = _native.ROWS_PER_GROUP
 BLOCK_BYTES = _native.BLOCK_BYTES
-
-# As yocobit.model.quantization has it, which needs torch.
-SMALLEST_SCALE = np.float32(1e-12)
+SMALLEST_SCALE = np.float32(_native.SMALLEST_ABSMAX)
 
 Codes = NDArray[np.uint8]
 Int8s = NDArray[np.int8]
