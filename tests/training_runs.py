@@ -1,4 +1,4 @@
-"""A small run, and what tests ask of it."""
+"""A small run, its records, and how tests interrupt it."""
 
 import json
 import os
@@ -44,7 +44,7 @@ threads = 1
 
 
 def write_toml(directory: Path, toml: str = TOML, n_valid: int = 60) -> Path:
-    """Write a configuration and its text: words in random order, so that a step has work to do."""
+    """Write a configuration and its text: words in random order, for a loss that can fall."""
     words = random.Random(0)
     for name, size in (("train.txt", 900), ("valid.txt", n_valid)):
         text = " ".join(words.choice(["def", "return", "x", "y", "+", "\n"]) for _ in range(size))
@@ -60,7 +60,7 @@ def run(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
 
 
 def records(out: Path) -> list[dict]:
-    """Read metrics.jsonl without the times, which no two runs share."""
+    """Read metrics.jsonl without the times, which differ between runs."""
     lines = (out / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in lines]
 
@@ -87,11 +87,11 @@ def full_disk(n_bytes: int):
 
 
 class Killed(BaseException):
-    """Stands for kill -9 where the process must live on; no handler of ours may run."""
+    """Stands for kill -9 inside the test process; no handler of ours may run."""
 
 
 def signal_at(step: int, number: int):
-    """Return rate_factor that raises a signal while the step of that number (from 1) is done."""
+    """Return a rate_factor that raises a signal during the step of that number (from 1)."""
     original = loop.rate_factor
 
     def rate_factor(schedule, done, total):
@@ -103,6 +103,7 @@ def signal_at(step: int, number: int):
 
 
 def raise_at(step: int):
+    """Return a rate_factor that raises Killed during the step of that number (from 1)."""
     original = loop.rate_factor
 
     def rate_factor(schedule, done, total):

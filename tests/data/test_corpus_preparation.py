@@ -1,4 +1,4 @@
-"""Preparation: text to tokens on disk, once, whole, in little memory, and what is said when not."""
+"""Preparation: text to shards, once, atomically and in little memory, and its errors."""
 
 import os
 import tracemalloc
@@ -28,7 +28,7 @@ def mixture(tmp_path) -> DataConfig:
     return corpora.mixture(tmp_path)
 
 
-def test_valid_every_splits_by_name_whatever_the_other_files_are(tmp_path):
+def test_valid_every_splits_by_name_independently_of_other_files(tmp_path):
     for i in range(60):
         (tmp_path / f"{i}.txt").write_text(f"text {i} " * 5)
     config = DataConfig(train=(str(tmp_path),), valid_every=4, vocab_size=257, context=4)

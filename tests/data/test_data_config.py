@@ -22,7 +22,7 @@ valid = ["valid.txt"]
 
 
 def data_of(tmp_path, text: str) -> DataConfig:
-    """The settings of a file with nothing else in it but what every file needs."""
+    """The settings of a minimal file."""
     (tmp_path / "run.toml").write_text(f'[model]\npreset = "nano"\n[run]\nsteps = 1\n{text}')
     overrides = [] if "valid" in text else ["data.valid_every=2"]
     return load(tmp_path / "run.toml", overrides).data

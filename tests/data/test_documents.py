@@ -1,4 +1,4 @@
-"""Sources and documents: which files are read, what is a document, and what is said of bad ones."""
+"""Sources and documents: listing, reading, and errors about invalid files."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def write_records(path: Path, records: list[dict]) -> None:
         data = gzip.compress(data)
     if path.suffix == ".zst":
         zstd = pytest.importorskip(ZSTD)
-        # Two frames, as of a file that was appended to; a record lies in both.
+        # Two frames, as in a file that was appended to; one record spans both.
         data = zstd.compress(data[:20]) + zstd.compress(data[20:])
     path.write_bytes(data)
 

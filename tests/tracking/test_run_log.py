@@ -1,4 +1,4 @@
-"""What a run leaves to read: weight counts, run.json, samples, TensorBoard's events."""
+"""Records of a run: weight counts, run manifest, samples, TensorBoard events."""
 
 import json
 import os
@@ -177,11 +177,11 @@ def test_each_resume_appends_a_start_and_a_new_run_replaces_them(project):
     resumed = json.loads((out / "run.json").read_text())
     shutil.rmtree(out / "checkpoints")
     run("out")
-    anew = json.loads((out / "run.json").read_text())
+    restarted = json.loads((out / "run.json").read_text())
 
     assert [start["step"] for start in resumed["starts"]] == [0, 2]
     assert resumed["config"]["run"]["steps"] == 4
-    assert [start["step"] for start in anew["starts"]] == [0]
+    assert [start["step"] for start in restarted["starts"]] == [0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or never loaded, and equal to what was saved."""
+"""Checkpoints: complete or never loaded, and equal to what was saved."""
 
 import json
 from pathlib import Path

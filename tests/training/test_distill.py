@@ -1,4 +1,4 @@
-"""Distillation: from a teacher of ours and one of transformers, in whole runs."""
+"""Distillation from a yocobit teacher and from transformers models, in complete runs."""
 
 import json
 import shutil
@@ -194,7 +194,7 @@ def test_logits_of_a_published_teacher_equal_those_in_slices(published):
     output = Teacher(DistillConfig(teacher=str(published))).output(tokens, None)
     slices = [output.head(output.hidden[i : i + 5]) for i in range(0, 18, 5)]
 
-    # float32 products of 32 terms in another order.
+    # float32 sums of 32 products in another order.
     torch.testing.assert_close(torch.cat(slices), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_student_of_a_published_teacher_learns_from_it(toml, tmp_path, published
 
 
 def rename_end(directory: Path, eos: str | None) -> None:
-    """Name the end token as Llama does, and say so beside unless `eos` is None."""
+    """Rename the end token as in Llama; `eos` is the eos_token of the tokenizer_config.json."""
     path = directory / "tokenizer.json"
     path.write_text(path.read_text().replace(END, "</s>"))
     if eos is not None:

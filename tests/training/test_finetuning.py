@@ -61,7 +61,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def chat(tmp_path) -> Path:
-    """A file for fine-tuning on conversations that describes no model."""
+    """A configuration for fine-tuning on conversations, without [model]."""
     (tmp_path / "talk.jsonl").write_text(f"{json.dumps({'messages': TALK})}\n" * 9)
     (tmp_path / "chat.toml").write_text(
         f'{COMMON}train = ["talk.jsonl"]\nvalid = ["talk.jsonl"]\nvocab_size = 1000\n'
@@ -172,7 +172,7 @@ def test_bits_per_byte_of_conversations_count_assistant_messages_only(
 
     found = bits_per_byte(Objective(model, 0.0), valid, end=0, context=16, max_tokens=max_tokens)
 
-    # A model that knows nothing: float32 log-probabilities, and a few roundings.
+    # A uniform model: float32 log-probabilities, and a few roundings.
     n_bytes = 9 * len("A licence.\n<|end|>You may copy it.\n<|end|>")
     assert valid.n_bytes == n_bytes
     assert found == pytest.approx(valid.n_in_loss * math.log2(n_tokens) / n_bytes, rel=1e-6)

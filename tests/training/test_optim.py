@@ -1,4 +1,4 @@
-"""Optimizers: which parameter moves how, against independent statements of the update.
+"""Optimizers: parameter groups, and updates against independent statements of the formulas.
 
 Letters: M output features   K input features
 """
@@ -150,7 +150,7 @@ def test_muon_updates_matrices_of_one_shape_independently():
     for parameters in ([alone], pair):
         Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.0).step()
 
-    # Batched and single products may sum in another order: 5 iterations of 3 products of 8 terms.
+    # Batched and single matmuls may sum in another order: 5 iterations of 3 products of 8 terms.
     torch.testing.assert_close(pair[1], alone, rtol=1e-4, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Products in bfloat16: how near they are, and that a run gives the setting back."""
+"""Matmuls in bfloat16: rounding error, choice by CPU, and scope of the setting."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from yocobit.training.config import load as load_config
 def test_precision_does_not_change_quantised_matmuls(kind):
     linear, x, grad = draw(kind)
 
-    found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
+    found, expected = (matmuls(linear, x, grad, how) for how in ("medium", "highest"))
 
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -24,7 +24,7 @@ def test_precision_does_not_change_quantised_matmuls(kind):
 def test_dense_matmuls_change_by_bfloat16_rounding_only():
     linear, x, grad = draw("dense")
 
-    found, expected = (products(linear, x, grad, how) for how in ("medium", "highest"))
+    found, expected = (matmuls(linear, x, grad, how) for how in ("medium", "highest"))
 
     assert all(tensor.dtype == torch.float32 for tensor in found)
     for fast, exact in zip(found, expected, strict=True):
@@ -41,8 +41,8 @@ def draw(kind):
     return linear, x, torch.randn(5, 7, 48, generator=generator)
 
 
-def products(linear, x, grad, precision):
-    """Return y, and the gradients of x and of the weight, at a precision of products."""
+def matmuls(linear, x, grad, precision):
+    """Return y, and the gradients of x and of the weight, at a precision of matmuls."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

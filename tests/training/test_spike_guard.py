@@ -1,4 +1,4 @@
-"""The guard: which steps it skips, and what a run does then."""
+"""The gradient-spike guard: skipped steps, and the run after them."""
 
 import math
 import signal
@@ -147,7 +147,7 @@ def test_run_ends_after_max_skips_with_remedy_and_last_checkpoint(toml, tmp_path
 
 
 def test_no_checkpoint_is_written_while_steps_are_skipped(toml, tmp_path, poison):
-    """As what made the loss infinite may be in the weights already."""
+    """Because the weights may be non-finite already."""
     with pytest.raises(TrainingError, match=r"loss is .*last checkpoint: none yet"):
         run(toml, tmp_path / "run", "optim.learning_rate=1e38", "optim.optimizer=adam")
 

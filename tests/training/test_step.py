@@ -1,4 +1,4 @@
-"""One gradient step: what it reads, what it moves, and when it does not.
+"""One step: batches, clipping, activation checkpointing and compilation.
 
 Letters: B batch   T positions
 """
@@ -29,7 +29,7 @@ from yocobit.training.step import Objective
 
 
 def test_accumulation_equals_a_larger_batch_to_rounding(toml, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # float32 products
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # float32 matmuls
     run(toml, tmp_path / "big", "run.steps=1", "optim.batch_size=6")
     run(toml, tmp_path / "parts", "run.steps=1", "optim.batch_size=2", "optim.accumulation=3")
 
@@ -108,7 +108,7 @@ def test_recomputed_activations_give_the_same_gradients_bit_for_bit(mixer, reset
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, and what they were at most."""
+    """Counts the bytes of live tensors, and their maximum."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs: what they do, and that what they report is what happened."""
+"""Runs: losses, records, console output, samples and best checkpoints."""
 
 import pytest
 import torch

@@ -28,7 +28,7 @@ def test_bits_per_byte_equals_a_sum_over_single_predictions(corpus, context):
     model = Decoder(preset("nano").replace(vocab_size=270)).double()
     tokens, half = corpus.valid.read(0, len(corpus.valid)).tolist(), (context + 1) // 2
     end = end_token(corpus.tokenizer)
-    text = [end, *tokens]  # what is seen before token i: text[:i + 1]
+    text = [end, *tokens]  # the context of token i: text[:i + 1]
 
     nats = 0.0
     for i, token in enumerate(tokens):

@@ -71,16 +71,12 @@ def set_up(
     )
     model = _new_model(config, corpus)
     lines = [*_describe(corpus, model, state)]
-    if resume and found is None:
-        lines.append(f"nothing to resume in {run_dir} yet: a new run")
     if not_compiled is not None:
         lines.append(f"warning: run.compile is on but nothing is compiled: {not_compiled}")
-    if found is not None:
-        state, warnings = processes.on_all(lambda: restore(found, state, config, model))
-        lines += [f"resuming from {found}, step {state.step}", *warnings]
-    elif init is not None:
-        processes.on_all(lambda: checkpoint.load_initial_weights(model, checkpoints.find(init)))
-    for line in lines:
+    if resume and found is None:
+        lines.append(f"nothing to resume in {run_dir} yet: a new run")
+    state, messages = _load_weights(found, init, state, config, model, processes)
+    for line in (*lines, *messages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     objective = _objective(config, model, teacher, state, processes)
     optimizers = Optimizers(model, config.optim)
@@ -150,6 +146,23 @@ def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
     with torch.random.fork_rng(devices=[]), out_of_memory_as(lambda: model_too_large(model)):
         torch.manual_seed(config.run.seed)
         return Decoder(model)
+
+
+def _load_weights(
+    found: Path | None,
+    init: Path | None,
+    state: RunState,
+    config: TrainConfig,
+    model: Decoder,
+    processes: Processes,
+) -> tuple[RunState, list[str]]:
+    """Load the weights of the checkpoint to resume, or of `init`; return the state and messages."""
+    if found is not None:
+        state, warnings = processes.on_all(lambda: restore(found, state, config, model))
+        return state, [f"resuming from {found}, step {state.step}", *warnings]
+    if init is not None:
+        processes.on_all(lambda: checkpoint.load_initial_weights(model, checkpoints.find(init)))
+    return state, []
 
 
 def _objective(

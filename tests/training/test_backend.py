@@ -1,4 +1,4 @@
-"""Memory of freed tensors: reused where the C library lets us."""
+"""glibc reuses the memory of freed tensors."""
 
 import platform
 import subprocess
