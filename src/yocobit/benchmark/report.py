@@ -12,7 +12,7 @@ from rich.text import Text
 
 from yocobit.benchmark.measure import CaseResult, Report
 from yocobit.hardware.limits import Limits, best
-from yocobit.packing.formats import formats_of
+from yocobit.packing.formats import is_quantised
 
 _GB, _MB = 1e9, 1e6
 
@@ -186,8 +186,9 @@ def _roof(limits: Limits | None, row: CaseResult) -> float | None:
 
 def _int8_roof(limits: Limits | None, report: Report) -> float | None:
     """Return the int8 limit; None for a dense model, which uses no int8 arithmetic."""
-    is_integer = formats_of(report.config.weights)[0].is_integer
-    return limits.int8_per_s if limits is not None and is_integer else None
+    if limits is None or not is_quantised(report.config.weights):
+        return None
+    return limits.int8_per_s
 
 
 def _share(rate: float | None, limit: float | None) -> float | None:

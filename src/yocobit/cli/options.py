@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
+from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS
+
+if TYPE_CHECKING:
+    ProjectionFormat = str
+    HeadFormat = str
+else:  # the names of the table, which type checkers cannot read
+    ProjectionFormat = Literal[tuple(PROJECTION_FORMATS)]
+    HeadFormat = Literal[tuple(HEAD_FORMATS)]
 
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -45,11 +53,11 @@ ModelOrNone = Annotated[
     Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
 ]
 ShapeWeights = Annotated[
-    Literal["ternary", "sign", "f32", "f16"] | None,
+    ProjectionFormat | None,
     typer.Option(help="Weight format of --shape; ternary by default."),
 ]
 ShapeHead = Annotated[
-    Literal["int8", "int4"] | None,
+    HeadFormat | None,
     typer.Option(help="Head format of a quantised --shape; int8 by default."),
 ]
 
@@ -75,8 +83,9 @@ def check_model_or_shape(
         raise UserError(f"{command} needs either a packed model's directory or --shape")
     if shape is None and (weights or head):
         raise UserError("--weights and --head require --shape; a packed model has its own")
-    if head and weights in ("f32", "f16"):
+    if head and weights and "head" in PROJECTION_FORMATS[weights].roles:
+        quantised = [name for name, f in PROJECTION_FORMATS.items() if "head" not in f.roles]
         raise UserError(
-            f"--head requires ternary or sign weights but --weights is {weights}; "
+            f"--head requires {' or '.join(quantised)} weights but --weights is {weights}; "
             "leave it out, as the head has that format, too"
         )

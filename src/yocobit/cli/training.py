@@ -11,11 +11,11 @@ from rich.console import Console
 
 from yocobit import importers, packing
 from yocobit.cli.models import print_summary
-from yocobit.cli.options import Json
+from yocobit.cli.options import HeadFormat, Json, ProjectionFormat
 from yocobit.errors import UserError
 
 Head = Annotated[
-    Literal["int8", "int4"],
+    HeadFormat,
     typer.Option(help="Weight format of the output head; int4 is faster and less exact."),
 ]
 
@@ -87,7 +87,7 @@ def pack(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     weights: Annotated[
-        Literal["ternary", "sign", "f32", "f16"] | None,
+        ProjectionFormat | None,
         typer.Option(help="Weight format; as trained by default."),
     ] = None,
     head: Head = "int8",

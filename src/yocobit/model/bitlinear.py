@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from yocobit.config import WeightKind
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
+from yocobit.packing.formats import is_quantised
 
 
 def uses_bfloat16_matmul(x: Tensor) -> bool:
@@ -37,6 +38,7 @@ class BitLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.kind: WeightKind = kind
+        self.is_quantised = is_quantised(kind)
 
     def reset_parameters(self) -> None:
         """Do nothing: Decoder initialises all weights, once."""
@@ -55,7 +57,7 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     if not all(isinstance(linear, BitLinear) for linear in linears):
         return tuple(linear(x) for linear in linears)  # wrapped by adapters
     kind = linears[0].kind
-    if kind == "dense":
+    if not linears[0].is_quantised:
         if not uses_bfloat16_matmul(x):
             return tuple(F.linear(x, linear.weight) for linear in linears)
         with torch.autocast("cpu", torch.bfloat16):

@@ -254,6 +254,11 @@ def formats_of(weights: WeightKind) -> list[WeightFormat]:
     return [format for format in PROJECTION_FORMATS.values() if format.weights == weights]
 
 
+def is_quantised(weights: WeightKind) -> bool:
+    """Return whether a model trained with `weights` has integer weights."""
+    return formats_of(weights)[0].is_integer
+
+
 def stored_parameters(
     config: ModelConfig, weights: str | None = None, head: str | None = None
 ) -> dict[str, StoredParameter]:

@@ -15,6 +15,7 @@ from yocobit.data.corpus import Corpus, prepare
 from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
 from yocobit.packing import checkpoints
+from yocobit.packing.formats import is_quantised
 from yocobit.training import checkpoint
 from yocobit.training.backend import choose_precision, compile_error, compiled, set_threads
 from yocobit.training.config import Precision, TrainConfig
@@ -184,5 +185,5 @@ def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
     )
-    if model.config.weights != "dense":
+    if is_quantised(model.config.weights):
         yield f"matmuls of {model.config.weights} weights: {dispatch.describe()}"

@@ -86,7 +86,7 @@ def weight_counts(model: nn.Module) -> dict[str, list[int]]:
     return {
         name: _count_codes(module)
         for name, module in model.named_modules()
-        if isinstance(module, BitLinear) and module.kind != "dense"
+        if isinstance(module, BitLinear) and module.is_quantised
     }
 
 
