@@ -88,14 +88,9 @@ double measured_product(const std::string& kernels, const std::string& stored, i
   require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
   require(m > 0 && m % kRowsPerGroup == 0 && m <= 1 << 20, "rates: m must be a multiple of 8");
   require(k > 0 && k % 8 == 0 && k <= 1 << 17, "rates: k must be a multiple of 8");
-  const auto kind = known<Stored>(stored, {{"ternary", Stored::ternary},
-                                           {"sign", Stored::sign},
-                                           {"int8", Stored::i8},
-                                           {"int4", Stored::i4},
-                                           {"f16", Stored::f16},
-                                           {"f32", Stored::f32}});
+  const WeightFormat& format = weight_format(stored);
   return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
-    return product_bytes_per_s(chosen, kind, n, m, k, size, threads);
+    return product_bytes_per_s(chosen, format, n, m, k, size, threads);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engine/kv_cache.h"
+#include "model/linear.h"
 #include "probes/timed_passes.h"
 
 namespace yocobit {
@@ -18,101 +19,63 @@ constexpr int kPartition = 512;  // positions that attention takes at a time
 // In every byte: valid codes, and floats of both sizes that are small but not denormal.
 constexpr int kFilling = 0x24;
 
-// Bytes of one row of K weights, and columns that a row is padded to.
-struct RowLayout {
-  size_t bytes;
-  int n_blocks;
-};
-
-RowLayout row_layout(Stored stored, int k) {
-  const auto blocks = [&](int columns) { return (k + columns - 1) / columns; };
-  const auto packed = [&](int columns) {
-    return RowLayout{static_cast<size_t>(blocks(columns)) * kBlockBytes, blocks(columns)};
-  };
-  switch (stored) {
-    case Stored::ternary:
-      return packed(kTernaryBlock);
-    case Stored::sign:
-      return packed(kSignBlock);
-    case Stored::i4:
-      return packed(kInt4Block);
-    case Stored::i8:
-      return {static_cast<size_t>(k), 0};
-    case Stored::f16:
-      return {static_cast<size_t>(k) * 2, 0};
-    case Stored::f32:
-      return {static_cast<size_t>(k) * 4, 0};
-  }
-  return {};
+size_t weight_row_bytes(const WeightFormat& format, int k) {
+  if (!format.has_blocks()) return static_cast<size_t>(k) * format.bits / 8;
+  const int n_blocks = (k + format.block_columns - 1) / format.block_columns;
+  return static_cast<size_t>(n_blocks) * kBlockBytes;
 }
 
 // N tokens in every form that a product takes, and room for the outputs of one matrix.
 struct Operands {
   Operands(int n, int m, int k)
       : stride(static_cast<int>(round_up(k, kSignBlock))),
-        codes(make_buffer<int8_t>(size_t(n) * stride)),
-        wide(make_buffer<int16_t>(size_t(n) * stride)),
+        int8(make_buffer<int8_t>(size_t(n) * stride)),
+        int16(make_buffer<int16_t>(size_t(n) * stride)),
         scales(n, 1.0f),
         sums(size_t(n) * stride / kInt4Block, 0),
         floats(size_t(n) * k, 0.5f),
-        row_scales(m, 1.0f),
-        int4_scales(size_t(round_up(m, kRowsPerGroup)) * (stride / kInt4Block), 0x3c00),
+        float32_scales(m, 1.0f),
+        float16_scales(size_t(round_up(m, kRowsPerGroup)) * (stride / kInt4Block), 0x3c00),
         y(size_t(n) * m) {
-    std::fill_n(codes.get(), size_t(n) * stride, int8_t{1});
-    std::fill_n(wide.get(), size_t(n) * stride, int16_t{1});
+    std::fill_n(int8.get(), size_t(n) * stride, int8_t{1});
+    std::fill_n(int16.get(), size_t(n) * stride, int16_t{1});
   }
 
   int stride;
-  Buffer<int8_t> codes;
-  Buffer<int16_t> wide;
+  Buffer<int8_t> int8;
+  Buffer<int16_t> int16;
   std::vector<float> scales;
   std::vector<int32_t> sums;
-  std::vector<float> floats, row_scales;
-  std::vector<uint16_t> int4_scales;  // of 1
+  std::vector<float> floats;
+  std::vector<float> float32_scales;     // of weights: 1
+  std::vector<uint16_t> float16_scales;  // likewise
   std::vector<float> y;
 };
 
-void multiply(const Kernels& kernels, Stored stored, const uint8_t* weights, int n, int m, int k,
-              int n_blocks, Operands& x) {
-  const int groups = m / kRowsPerGroup;
-  const Int8Rows rows = {.codes = x.codes.get(),
-                         .scales = x.scales.data(),
-                         .sums = x.sums.data(),
-                         .n = n,
-                         .stride = x.stride};
-  const Int16Rows wide = {.codes = x.wide.get(),
-                          .sums = x.sums.data(),
-                          .scales = x.scales.data(),
-                          .n = n,
-                          .stride = x.stride};
-  const auto dense = [&](FloatType type, const float* scales) {
-    return DenseMatrix{.values = weights, .scales = scales, .type = type, .m = m, .k = k};
-  };
-  const BitMatrix bits = {.codes = weights, .m = m, .n_blocks = n_blocks, .scale = 1.0f};
-  float* y = x.y.data();
-  switch (stored) {
-    case Stored::ternary:
-      kernels.ternary_gemm(bits, rows, 0, groups, y, m);
-      break;
-    case Stored::sign:
-      kernels.sign_gemm(bits, rows, 0, groups, y, m);
-      break;
-    case Stored::i8:
-      kernels.int8_gemm(dense(FloatType::i8, x.row_scales.data()), wide, 0, m, y, m);
-      break;
-    case Stored::i4: {
-      const Int4Matrix w = {
-          .codes = weights, .scales = x.int4_scales.data(), .m = m, .n_blocks = n_blocks};
-      kernels.int4_gemm(w, wide, 0, groups, y, m);
-      break;
-    }
-    case Stored::f16:
-    case Stored::f32: {
-      const FloatType type = stored == Stored::f16 ? FloatType::f16 : FloatType::f32;
-      kernels.dense_gemm(dense(type, nullptr), x.floats.data(), n, 0, m, y, m);
-      break;
-    }
-  }
+void multiply(const Kernels& kernels, const WeightFormat& format, const uint8_t* weights, int n,
+              int m, int k, Operands& x) {
+  const bool has_float16_scales = std::strcmp(format.scale_dtype, "F16") == 0;
+  const Linear linear = {.format = &format,
+                         .codes = weights,
+                         .scales = has_float16_scales
+                                       ? static_cast<const void*>(x.float16_scales.data())
+                                       : x.float32_scales.data(),
+                         .m = m,
+                         .k = k};
+  const Activations activations = {.values = x.floats.data(),
+                                   .int8 = {.codes = x.int8.get(),
+                                            .scales = x.scales.data(),
+                                            .sums = x.sums.data(),
+                                            .n = n,
+                                            .stride = x.stride},
+                                   .int16 = {.codes = x.int16.get(),
+                                             .sums = x.sums.data(),
+                                             .scales = x.scales.data(),
+                                             .n = n,
+                                             .stride = x.stride},
+                                   .n = n,
+                                   .k = k};
+  linear.apply(kernels, activations, 0, m / kRowsPerGroup, x.y.data(), m);
 }
 
 // Memory as caches and states have it, which are in no huge pages unless the system chooses so.
@@ -140,10 +103,10 @@ double pass_seconds(const Threads& threads, size_t size, size_t pass_bytes, cons
 
 }  // namespace
 
-double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, int k, size_t size,
-                           const Threads& threads) {
-  const RowLayout row = row_layout(stored, k);
-  const size_t matrix = row.bytes * m, n_matrices = std::max<size_t>(size / matrix, 1);
+double product_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
+                           size_t size, const Threads& threads) {
+  const size_t matrix = weight_row_bytes(format, k) * m,
+               n_matrices = std::max<size_t>(size / matrix, 1);
   const size_t per_pass = std::max<size_t>(kPassBytes / (matrix * n), 1);
   std::vector<OwnMemory> memory;  // in huge pages, as the map of a model
   for (int i = 0; i < threads.n; ++i) memory.push_back(allocate_own(n_matrices * matrix));
@@ -156,7 +119,7 @@ double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, 
       [&](int thread) {
         for (size_t i = 0; i < per_pass; ++i) {
           const uint8_t* weights = memory[thread].get() + next[thread] * matrix;
-          multiply(kernels, stored, weights, n, m, k, row.n_blocks, operands[thread]);
+          multiply(kernels, format, weights, n, m, k, operands[thread]);
           next[thread] = (next[thread] + 1) % n_matrices;
         }
       });

@@ -11,10 +11,9 @@
 #include <cstddef>
 
 #include "kernels/kernels.h"
+#include "model/weight_format.h"
 
 namespace yocobit {
-
-enum class Stored { ternary, sign, i8, i4, f16, f32 };  // how weights are
 
 struct Threads {
   const int* cpus;
@@ -24,8 +23,8 @@ struct Threads {
 
 // Bytes a second of weights in matrices [M][K], each multiplied with N tokens: scales of int4 rows
 // are read but not counted, as bytes of a matrix they are one in seventeen.
-double product_bytes_per_s(const Kernels& kernels, Stored stored, int n, int m, int k, size_t size,
-                           const Threads& threads);
+double product_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
+                           size_t size, const Threads& threads);
 
 // Bytes a second of keys, values and their scales of one K/V head, attended to with n_queries.
 double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
