@@ -29,7 +29,7 @@ STACKS = {
     "yoco-gmu": ("retention", "retention", "cross", "gmu"),
     "mixed": ("window", "retention", "full", "gmu", "cross"),
 }
-KINDS = ("ternary", "sign", "dense")
+KINDS = ("ternary", "ternary_row", "sign", "dense")
 
 
 def nano(stack: str, weights: str, **changes) -> ModelConfig:

@@ -110,7 +110,7 @@ def test_file_that_holds_no_json_object_is_named(content, message, tmp_path: Pat
         ("rope_theta", True, "rope_theta must be a number but is True"),
         ("sub_norm", 1, "sub_norm must be true or false but is 1"),
         ("ffn", "gelu", "ffn must be one of 'swiglu', 'relu2', 'sign' but is 'gelu'"),
-        ("weights", 1, "weights must be one of 'ternary', 'sign', 'dense' but is 1"),
+        ("weights", 1, "weights must be one of 'ternary', 'ternary_row', 'sign', 'dense' but is 1"),
         ("cross_rope", "neox", "cross_rope must be one of 'interleaved', 'half', 'none'"),
         ("shared_kv", "int2", "shared_kv must be one of 'float', 'int8', 'int4' but is 'int2'"),
         ("layers", "retention", "layers must be a list, each item one of 'retention', 'window'"),

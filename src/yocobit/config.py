@@ -36,7 +36,7 @@ TRANSFORMERS_KEYS = (
 
 Mixer = Literal["retention", "window", "full", "cross", "gmu"]
 FeedForwardKind = Literal["swiglu", "relu2", "sign"]
-WeightKind = Literal["ternary", "sign", "dense"]
+WeightKind = Literal["ternary", "ternary_row", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]

@@ -22,7 +22,8 @@ from yocobit.model.ops import dispatch
 from yocobit.model.ops.dispatch import matmul_kernels, use_kernels
 from yocobit.model.quantization import fake_quantize, quantize_activations, quantize_weight
 
-QUANTIZED = ("ternary", "sign")
+NATIVE = ("ternary", "sign")  # those that the training kernels multiply
+QUANTIZED = (*NATIVE, "ternary_row")
 
 
 def activation_codes(x: np.ndarray, levels: int = 127) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +32,10 @@ def activation_codes(x: np.ndarray, levels: int = 127) -> tuple[np.ndarray, np.n
     return codes.astype(np.int64), largest / levels
 
 
-def weight_codes(weight: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
+def weight_codes(weight: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    if kind == "ternary_row":
+        scales = np.abs(weight).mean(axis=1, keepdims=True)
+        return np.clip(np.rint(weight / scales), -1, 1).astype(np.int64), scales
     scale = np.abs(weight).mean()
     if kind == "ternary":
         return np.clip(np.rint(weight / scale), -1, 1).astype(np.int64), scale
@@ -48,7 +52,7 @@ def test_bitlinear_equals_scaled_integer_matmul(kind, N, M, K):
     y = layer(x).detach()
 
     # float64: the sums are exact, three roundings remain.
-    np.testing.assert_allclose(y, (x_codes @ w_codes.T) * x_scale * w_scale, rtol=1e-15, atol=0)
+    np.testing.assert_allclose(y, (x_codes @ w_codes.T) * x_scale * w_scale.T, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("levels", [127, 7])
@@ -207,7 +211,7 @@ def native():
         yield
 
 
-@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("kind", NATIVE)
 @pytest.mark.parametrize("shape", [(200,), (1, 200), (3, 37, 200), (2, 300, 200)])
 def test_native_matmuls_equal_plain_pytorch(native, kind, shape):
     linears, x = _float32_layers(kind, (40, 24, 7), shape)
@@ -223,7 +227,17 @@ def test_native_matmuls_equal_plain_pytorch(native, kind, shape):
         assert (grad - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_scale_per_row_is_trained_by_plain_pytorch(native):
+    layer, x = _random_layer("ternary_row", N=3, M=5, K=16)
+    layer, x = layer.float(), x.float()
+
+    y = layer(x)
+
+    with use_kernels("pytorch"):
+        assert torch.equal(y, layer(x))
+
+
+@pytest.mark.parametrize("kind", NATIVE)
 def test_native_matmuls_accept_inputs_and_gradients_of_any_strides(native, kind):
     linears, x = _float32_layers(kind, (16,), (2, 24, 5))
     upstream = torch.randn(2, 16, 5, generator=torch.Generator().manual_seed(1)).mT
@@ -270,7 +284,7 @@ def test_compiled_matmuls_equal_eager_ones(native, kernels):
     assert torch.equal(actual[0], expected[0])
 
 
-@pytest.mark.parametrize("kind", QUANTIZED)
+@pytest.mark.parametrize("kind", NATIVE)
 def test_second_derivatives_of_native_matmuls_equal_plain_ones(native, kind):
     linears, x = _float32_layers(kind, (16,), (3, 24))
 
@@ -314,7 +328,7 @@ def test_dense_bitlinear_is_a_plain_matmul_with_its_gradients():
 
 
 def test_weight_kind_without_quantisation_is_rejected():
-    with pytest.raises(ValueError, match="must be 'ternary' or 'sign' but is 'dense'"):
+    with pytest.raises(ValueError, match="must be quantised but is 'dense'"):
         quantize_weight(torch.ones(1, 1), "dense")
 
 

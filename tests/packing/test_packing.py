@@ -27,7 +27,7 @@ from yocobit.packing.formats import FORMATS
 from yocobit.packing.layout import quantize_rows
 from yocobit.training import checkpoint
 
-KINDS = ["ternary", "sign", "dense"]
+KINDS = ["ternary", "ternary_row", "sign", "dense"]
 
 TOKENIZER = train_tokenizer(["one two three"], 260)
 FILES = ["config.json", "tokenizer.json", "model.safetensors"]
@@ -145,7 +145,7 @@ def test_packed_model_runs_in_the_engine(kind, config, tmp_path):
     assert logits.std() > 0
 
 
-@pytest.mark.parametrize("kind", ["ternary", "sign"])
+@pytest.mark.parametrize("kind", ["ternary", "ternary_row", "sign"])
 def test_packed_tensors_are_the_quantised_master_weights(kind, tmp_path):
     run = save_checkpoint(tmp_path, preset("nano").replace(weights=kind))
     model = pack(run, tmp_path / "model")
@@ -156,7 +156,7 @@ def test_packed_tensors_are_the_quantised_master_weights(kind, tmp_path):
             weights, scale = quantize_weight(master, kind)
             unpacked = FORMATS[kind].decode(packed, *master.shape)
             np.testing.assert_array_equal(unpacked, weights.numpy())
-            assert stored(model, f"{name}_scale").tolist() == [scale.item()]
+            assert stored(model, f"{name}_scale").tolist() == scale.flatten().tolist()
         elif role in ("embedding", "head"):
             codes, scales = quantize_rows(master.numpy())
             np.testing.assert_array_equal(packed, codes)
@@ -291,6 +291,8 @@ def test_pack_of_dense_weights_works_without_torch(tmp_path):
     ("trained", "asked"),
     [
         ("dense", "ternary"),
+        ("ternary", "ternary_row"),
+        ("ternary_row", "ternary"),
         ("dense", "sign"),
         ("ternary", "sign"),
         ("ternary", "f32"),
@@ -310,7 +312,7 @@ def test_pack_refuses_weights_that_were_not_trained(trained, asked, tmp_path):
 def test_pack_refuses_an_unknown_kind_of_weights(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
 
-    with pytest.raises(ConfigError, match="ternary, sign, f32, f16 but is 'int4'"):
+    with pytest.raises(ConfigError, match="ternary, ternary_row, sign, f32, f16 but is 'int4'"):
         pack(run, tmp_path / "model", "int4")
 
 
@@ -756,7 +758,8 @@ def test_description_says_to_what_a_model_attends_unless_to_all(models):
 
 
 @pytest.mark.parametrize(
-    ("kind", "code_kind"), [("ternary", "2-bit"), ("sign", "1-bit"), ("dense", "f32")]
+    ("kind", "code_kind"),
+    [("ternary", "2-bit"), ("ternary_row", "2-bit"), ("sign", "1-bit"), ("dense", "f32")],
 )
 def test_summary_accounts_for_every_byte_of_data(kind, code_kind, models):
     model = read_model(models[kind])

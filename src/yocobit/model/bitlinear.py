@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from yocobit.config import WeightKind
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
-from yocobit.packing.formats import is_quantised
+from yocobit.packing.formats import PerTensor, formats_of
 
 
 def uses_bfloat16_matmul(x: Tensor) -> bool:
@@ -38,7 +38,9 @@ class BitLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
         super().__init__(in_features, out_features, bias=False)
         self.kind: WeightKind = kind
-        self.is_quantised = is_quantised(kind)
+        format = formats_of(kind)[0]
+        self.is_quantised = format.is_integer
+        self.has_one_scale = isinstance(format.scale, PerTensor)
 
     def reset_parameters(self) -> None:
         """Do nothing: Decoder initialises all weights, once."""
@@ -63,7 +65,8 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16):
             return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
     weights: list[Tensor] = [linear.weight for linear in linears]
-    kernels = matmul_kernels(x, weights)
+    # The training kernels take one scale per matrix.
+    kernels = matmul_kernels(x, weights) if linears[0].has_one_scale else PYTORCH
     if kernels != PYTORCH:
         return tuple(native.matmul(x, weights, kind, kernels))
     ys: tuple[Tensor, ...] = reference.Matmul.apply(x, kind, *weights)  # type: ignore[no-untyped-call]

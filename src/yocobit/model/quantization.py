@@ -28,20 +28,24 @@ def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
 
 
 def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
-    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar tensor.
+    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar or (M, 1) tensor.
 
-    "ternary" is BitNet b1.58 (arXiv:2402.17764), "sign" is BitNet b1 (arXiv:2310.11453).
+    "ternary" is BitNet b1.58 (arXiv:2402.17764), "ternary_row" the same with a scale per row,
+    "sign" is BitNet b1 (arXiv:2310.11453).
     """
-    scale = weight_scale(weight)
-    if kind == "ternary":
+    if kind == "ternary_row":
+        scale = weight.abs().mean(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE)
+    else:
+        scale = weight_scale(weight)
+    if kind in ("ternary", "ternary_row"):
         return (weight / scale).round().clamp(-1, 1), scale
     if kind == "sign":
         return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype), scale
-    raise ValueError(f"weight kind must be 'ternary' or 'sign' but is {kind!r}")
+    raise ValueError(f"weight kind must be quantised but is {kind!r}")
 
 
 def weight_scale(weight: Tensor) -> Tensor:
-    """Return mean|W| of a weight (M, K), a scalar tensor: the scale of every kind."""
+    """Return mean|W| of a weight (M, K), a scalar tensor: the scale of a matrix."""
     return weight.abs().mean().clamp_min(SMALLEST_SCALE)
 
 

@@ -10,7 +10,7 @@ Letters: M output features   K input features
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -178,6 +178,7 @@ TERNARY = WeightFormat(
     padding=1,
     scale=PerTensor("F32"),
 )
+TERNARY_ROW = replace(TERNARY, name="ternary_row", weights="ternary_row", scale=PerRow("F32"))
 SIGN = WeightFormat(
     "sign",
     bits=1,
@@ -231,7 +232,7 @@ F16 = WeightFormat(
 )
 
 FORMATS: Mapping[str, WeightFormat] = {
-    format.name: format for format in (TERNARY, SIGN, INT4, INT8, F32, F16)
+    format.name: format for format in (TERNARY, TERNARY_ROW, SIGN, INT4, INT8, F32, F16)
 }
 # The choices for projections, and for the head of a model with quantised weights.
 PROJECTION_FORMATS = {name: f for name, f in FORMATS.items() if "projection" in f.roles}

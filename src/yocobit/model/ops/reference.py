@@ -33,7 +33,7 @@ class Matmul(torch.autograd.Function):
         ys = []
         for weight in weights:
             w_codes, w_scale = quantize_weight(weight, kind)
-            ys.append(F.linear(codes, w_codes) * (x_scale * w_scale))
+            ys.append(F.linear(codes, w_codes) * (x_scale * w_scale.flatten()))
         return tuple(ys)
 
     @staticmethod
