@@ -23,8 +23,9 @@ constexpr ptrdiff_t kPrefetchBytes = 4096;  // distance at which weights are pre
 constexpr int kPartialExtra = 8;            // floats after the [D] of a partial attention result
 constexpr int kMaxHeadDim = 1024;
 
-// Weights in {-1, 0, +1} or {-1, +1}, as docs/format.md lays them out: block b of row r starts at
-// byte ((r / 8 * n_blocks + b) * 8 + r % 8) * 32. The same on disk, in memory and on every CPU.
+// Weights in {-1, 0, +1} or {-1, +1}, as docs/reference/packed-format.md lays them out: block b of
+// row r starts at byte ((r / 8 * n_blocks + b) * 8 + r % 8) * 32. The same on disk, in memory and
+// on every CPU.
 struct BitMatrix {
   const uint8_t* codes;  // [ceil(M / 8)][n_blocks][8][32]
   int m;

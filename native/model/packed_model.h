@@ -1,4 +1,4 @@
-// A packed model, used straight from its memory map. docs/format.md is the format.
+// A packed model, used straight from its memory map. docs/reference/packed-format.md is the format.
 //
 // Who validates what: yocobit.packing.reader checks the structure (hashes of header and
 // config.json, the set of tensors, finite norms and scales), `yocobit verify` every byte; this

@@ -3,7 +3,8 @@
 // equal.
 //
 // A matrix (M, K) is a tensor of codes and one of scales, or of floats. Formats with blocks
-// interleave eight rows in blocks of 32 bytes (docs/format.md); the others are [M][K].
+// interleave eight rows in blocks of 32 bytes (docs/reference/packed-format.md); the others are
+// [M][K].
 //
 // Letters:  M output features   K input features   N tokens
 #pragma once
