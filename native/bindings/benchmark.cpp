@@ -83,14 +83,14 @@ Enum known(const std::string& name, std::initializer_list<std::pair<const char*,
   throw std::invalid_argument("rates: '" + name + "' is not known to the engine");
 }
 
-double measured_product(const std::string& kernels, const std::string& stored, int n, int m, int k,
-                        const std::vector<int>& cpus, int64_t size, int n_passes) {
+double measured_gemm(const std::string& kernels, const std::string& stored, int n, int m, int k,
+                     const std::vector<int>& cpus, int64_t size, int n_passes) {
   require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
   require(m > 0 && m % kRowsPerGroup == 0 && m <= 1 << 20, "rates: m must be a multiple of 8");
   require(k > 0 && k % 8 == 0 && k <= 1 << 17, "rates: k must be a multiple of 8");
   const WeightFormat& format = weight_format(stored);
   return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
-    return product_bytes_per_s(chosen, format, n, m, k, size, threads);
+    return gemm_bytes_per_s(chosen, format, n, m, k, size, threads);
   });
 }
 
@@ -177,8 +177,8 @@ void bind_benchmark(nb::module_& m) {
   m.def("read_bytes_per_s", &measured_read, "cpus"_a, "size"_a, "n_passes"_a,
         "Measure bytes read per second by one thread on each CPU, each from its own `size` bytes\n"
         "(a multiple of 4096), the best of n passes.");
-  m.def("product_bytes_per_s", &measured_product, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a,
-        "cpus"_a, "size"_a, "n_passes"_a,
+  m.def("gemm_bytes_per_s", &measured_gemm, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a, "cpus"_a,
+        "size"_a, "n_passes"_a,
         "Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median "
         "of n\n"
         "passes, each thread over its own `size` bytes of weights.");

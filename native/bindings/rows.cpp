@@ -46,7 +46,7 @@ void norm(const std::string& name, int n_threads, const In& x, const InRow& weig
   const int K = features(x, weight, r);
   require_same(x, y);
   const nb::gil_scoped_release release;
-  share(openmp, n_threads, x.shape(0), [&](int64_t begin, int64_t end) {
+  parallel_for(openmp, n_threads, x.shape(0), [&](int64_t begin, int64_t end) {
     kernels.norm(x.data(), weight.data(), K, eps, begin, end, y.data(), r.data());
   });
 }
@@ -57,7 +57,7 @@ template <typename Part>
 void share_sums(int n_threads, int64_t N, int K, float* total, const Part& part) {
   const int64_t n_parts = n_threads < 1 ? 1 : n_threads;
   std::vector<float> sums(n_parts * K);
-  share(openmp, n_threads, n_parts, [&](int64_t first, int64_t last) {
+  parallel_for(openmp, n_threads, n_parts, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       part(N * i / n_parts, N * (i + 1) / n_parts, sums.data() + i * K);
     }
@@ -106,7 +106,7 @@ void gate(const std::string& name, int n_threads, const In& gate, const Heads& u
   require_same(gate, y);
   require(r.shape(0) == gate.shape(0), "r must be (N,)");
   const nb::gil_scoped_release release;
-  share(openmp, n_threads, rows.n, [&](int64_t begin, int64_t end) {
+  parallel_for(openmp, n_threads, rows.n, [&](int64_t begin, int64_t end) {
     kernels.gate(rows, begin, end, y.data(), r.data(), head_r.data());
   });
 }

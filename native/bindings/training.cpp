@@ -112,10 +112,10 @@ void training_forward(const std::string& name, int n_threads, const Array<const 
   const int groups = n_groups(p);
   const auto packed =
       make_buffer<uint8_t>(static_cast<size_t>(groups) * n_blocks(p) * kRowsPerGroup * kBlockBytes);
-  share(openmp, n_threads, groups,
-        [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end, packed.get()); });
+  parallel_for(openmp, n_threads, groups,
+               [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end, packed.get()); });
   const int64_t n_tiles = (rows.n + kTokenBlock - 1) / kTokenBlock;
-  share(openmp, n_threads, n_tiles, [&](int64_t first, int64_t last) {
+  parallel_for(openmp, n_threads, n_tiles, [&](int64_t first, int64_t last) {
     const int begin = static_cast<int>(first * kTokenBlock);
     const int end = std::min<int64_t>(last * kTokenBlock, rows.n);
     kernels.quantize_rows(x.data(), p.k, rows.stride, begin, end, codes.data(), x_scales.data());
@@ -146,11 +146,11 @@ void training_backward(const std::string& name, int n_threads, const Inputs& gra
   const nb::gil_scoped_release release;
   if (grad_x) {
     const auto packed = make_buffer<uint8_t>(static_cast<size_t>(n_passes(p)) * p.k * 8);
-    share(openmp, n_threads, n_passes(p), [&](int64_t begin, int64_t end) {
+    parallel_for(openmp, n_threads, n_passes(p), [&](int64_t begin, int64_t end) {
       kernels.pack_transposed(p, begin, end, packed.get());
     });
     const int64_t n_tiles = (rows.n + kGradientTokens - 1) / kGradientTokens;
-    share(openmp, n_threads, n_tiles, [&](int64_t first, int64_t last) {
+    parallel_for(openmp, n_threads, n_tiles, [&](int64_t first, int64_t last) {
       const int begin = static_cast<int>(first * kGradientTokens);
       const int end = std::min<int64_t>(last * kGradientTokens, rows.n);
       kernels.input_gradient(p, packed.get(), ins.data(), begin, end, grad_x->data());
@@ -162,7 +162,7 @@ void training_backward(const std::string& name, int n_threads, const Inputs& gra
       std::memset(outs[i], 0, static_cast<size_t>(p.weights[i].m) * p.k * sizeof(float));
     }
   } else {
-    share(openmp, n_threads, n_groups(p), [&](int64_t begin, int64_t end) {
+    parallel_for(openmp, n_threads, n_groups(p), [&](int64_t begin, int64_t end) {
       kernels.weight_gradient(p, ins.data(), rows, begin, end, outs.data());
     });
   }

@@ -61,7 +61,7 @@ void Attention::run() {
   // One barrier where no row attends to the new keys of another and there is nothing to combine.
   const bool sees_own_only = !layer_.stores_kv || batch_.is_decode();
   const bool is_one_phase = n_splits == 1 && sees_own_only && !any_selects;
-  pass_.pool.run(int64_t{N} * G_, [&](int64_t i, int64_t end) {
+  pass_.pool.parallel_for(int64_t{N} * G_, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       const int row = static_cast<int>(i / G_), head = static_cast<int>(i % G_);
       prepare(row, head);
@@ -118,7 +118,7 @@ int32_t* Attention::selected(int row, int head) const {
 // Select by the queries of this layer, for it and the cross layers after it. Rows of one session
 // are on one thread for each head, as they share the scratch of its index.
 void Attention::select_blocks() const {
-  pass_.pool.run(int64_t{batch_.n_segments()} * G_, [&](int64_t begin, int64_t end) {
+  pass_.pool.parallel_for(int64_t{batch_.n_segments()} * G_, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Segment& segment = batch_.segments()[i / G_];
       const int head = static_cast<int>(i % G_);
@@ -171,14 +171,14 @@ void Attention::attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is
   const int N = batch_.size();
   const bool has_before = first > 0;
   // Adjacent rows read the same keys and values, which then hit the CPU's caches.
-  pass_.pool.run(G_ * n * N, [&](int64_t i, int64_t end) {
+  pass_.pool.parallel_for(G_ * n * N, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       const int row = static_cast<int>(i % N), head = static_cast<int>(i / N / n);
       const int64_t split = i / N % n;
       attend_split(row, head, first + split, split + has_before, n_slots);
     }
   });
-  pass_.pool.run(int64_t{N} * H_, [&](int64_t i, int64_t end) {
+  pass_.pool.parallel_for(int64_t{N} * H_, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
       const int row = static_cast<int>(i / H_), query_head = static_cast<int>(i % H_);
       const int64_t left = span(row).n_splits - first;
@@ -203,7 +203,7 @@ void store_shared_kv(const ForwardPass& pass, const AttentionLayer& layer) {
   const Batch& batch = pass.batch;
   const Attention attention(pass, layer);
   const int G = layer.heads.n_kv_heads;
-  pass.pool.run(int64_t{batch.size()} * G, [&](int64_t begin, int64_t end) {
+  pass.pool.parallel_for(int64_t{batch.size()} * G, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       attention.store_kv(static_cast<int>(i / G), static_cast<int>(i % G));
     }
@@ -215,7 +215,7 @@ void store_shared_kv(const ForwardPass& pass, const AttentionLayer& layer) {
   };
   const auto& segments = batch.segments();
   if (std::none_of(segments.begin(), segments.end(), completes_block)) return;
-  pass.pool.run(int64_t{batch.n_segments()} * G, [&](int64_t begin, int64_t end) {
+  pass.pool.parallel_for(int64_t{batch.n_segments()} * G, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Segment& segment = segments[i / G];
       if (!completes_block(segment)) continue;

@@ -38,7 +38,7 @@ void compute_shared_kv(const ForwardPass& pass) {
 void write_hidden_states(const ForwardPass& pass, float* out) {
   const PackedModel& model = pass.model;
   const int C = model.config.d_model;
-  pass.pool.run(pass.batch.size(), [&](int64_t begin, int64_t end) {
+  pass.pool.parallel_for(pass.batch.size(), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       pass.kernels.rms_norm(&pass.workspace.stream[row * C], model.norm, C, model.config.norm_eps,
                             out + row * C);
@@ -54,7 +54,7 @@ Decoder::Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& p
 void Decoder::forward(Batch& batch, Workspace& workspace, int n_outputs, Output output,
                       float* out) {
   const ForwardPass pass = {model_, kernels_, pool_, batch, ropes_, workspace};
-  pool_.run(batch.size(), [&](int64_t begin, int64_t end) {
+  pool_.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
     for (int row = static_cast<int>(begin); row < end; ++row) {
       ropes_.set_position(row, batch[row].position);
     }

@@ -15,7 +15,7 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
   const int int8_size = static_cast<int>(round_up(K, kSignBlock));
   const int int16_size = static_cast<int>(round_up(K, kInt4Block));
   if (norm || needs_int8 || needs_int16) {
-    pool.run(batch.size(), [&](int64_t begin, int64_t end) {
+    pool.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* from = x + row * K;
         if (norm) {
@@ -68,7 +68,7 @@ Activations ForwardPass::project(const float* x, const float* norm, LinearOutput
   }
   int n_groups = 0;
   for (const LinearOutput& output : outputs) n_groups += output.linear->n_groups();
-  pool.run(n_groups, [&](int64_t begin, int64_t end) {
+  pool.parallel_for(n_groups, [&](int64_t begin, int64_t end) {
     int64_t first = 0;  // group of this output, counted over all
     for (const auto& [linear, y] : outputs) {
       const int64_t n = linear->n_groups();

@@ -62,7 +62,7 @@ void ForwardPass::project(const float* x, const float* norm, LinearOutputs outpu
                   [&](int row_begin, int row_end) { finish(row_begin, row_end, 0, first.m); });
     return;
   }
-  pool.run(first.n_groups(), [&](int64_t begin, int64_t end) {
+  pool.parallel_for(first.n_groups(), [&](int64_t begin, int64_t end) {
     const int group_begin = static_cast<int>(begin), group_end = static_cast<int>(end);
     for (const auto& [linear, y] : outputs) {
       linear->apply(kernels, input, group_begin, group_end, y, linear->m);
@@ -76,7 +76,7 @@ void ForwardPass::project(const float* x, const float* norm, LinearOutputs outpu
 template <typename Finish>
 void ForwardPass::apply_by_rows(const Activations& x, LinearOutputs outputs,
                                 const Finish& finish) const {
-  pool.run((x.n + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
+  pool.parallel_for((x.n + kTokenBlock - 1) / kTokenBlock, [&](int64_t begin, int64_t end) {
     const int row_begin = static_cast<int>(begin) * kTokenBlock;
     const int row_end = std::min(static_cast<int>(end) * kTokenBlock, x.n);
     for (const auto& [linear, y] : outputs) {

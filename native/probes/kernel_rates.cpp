@@ -103,8 +103,8 @@ double pass_seconds(const Threads& threads, size_t size, size_t pass_bytes, cons
 
 }  // namespace
 
-double product_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
-                           size_t size, const Threads& threads) {
+double gemm_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
+                        size_t size, const Threads& threads) {
   const size_t matrix = weight_row_bytes(format, k) * m,
                n_matrices = std::max<size_t>(size / matrix, 1);
   const size_t per_pass = std::max<size_t>(kPassBytes / (matrix * n), 1);

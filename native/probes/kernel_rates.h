@@ -1,8 +1,8 @@
-// How fast the engine's own kernels go through memory: what `yocobit plan` predicts with.
+// Memory rates of the engine's own kernels, which `yocobit plan` predicts with.
 //
-// Every rate is the median of n_passes passes that n threads begin together, each on its own CPU of
-// cpus [n], over its own `size` bytes again and again: a size that fits a cache gives the rate from
-// there. machine_limits.h takes the best instead, since it asks for limits. They throw
+// Every rate is the median of n_passes passes that n threads start together, each on its own CPU of
+// cpus [n], over its own `size` bytes repeatedly: a size that fits a cache gives the rate from
+// there. machine_limits.h takes the best instead, since it measures limits. They throw
 // std::bad_alloc and std::system_error.
 //
 // Letters:  M output features   K input features   N tokens   D head size
@@ -23,14 +23,14 @@ struct Threads {
 
 // Bytes a second of weights in matrices [M][K], each multiplied with N tokens: scales of int4 rows
 // are read but not counted, as bytes of a matrix they are one in seventeen.
-double product_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
-                           size_t size, const Threads& threads);
+double gemm_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
+                        size_t size, const Threads& threads);
 
 // Bytes a second of keys, values and their scales of one K/V head, attended to with n_queries.
 double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queries, int head_dim,
                              size_t size, const Threads& threads);
 
-// Bytes a second of retention states [D][D], read and written, whatever n: each takes in n
+// Bytes a second of retention states [D][D], read and written, whatever n: each consumes n
 // positions.
 double retention_bytes_per_s(const Kernels& kernels, int n, int head_dim, size_t size,
                              const Threads& threads);

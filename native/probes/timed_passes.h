@@ -1,5 +1,4 @@
-// Timing what threads do side by side, pass after pass: for machine_limits.cpp and
-// kernel_rates.cpp.
+// Timed passes of threads that run concurrently: for machine_limits.cpp and kernel_rates.cpp.
 #pragma once
 
 #include <algorithm>
@@ -14,9 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/affinity.h"
+
 #ifdef __linux__
-#include <pthread.h>
-#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -39,39 +38,28 @@ inline OwnMemory allocate_own(size_t size) {
   return memory;
 }
 
-inline void stay_on(int cpu) {
-#ifdef __linux__
-  cpu_set_t only;
-  CPU_ZERO(&only);
-  CPU_SET(cpu, &only);
-  pthread_setaffinity_np(pthread_self(), sizeof(only), &only);  // where it fails, go on anywhere
-#else
-  static_cast<void>(cpu);
-#endif
-}
-
 // Seconds of every pass. Each thread calls prepare(thread) once and then pass(thread, number)
-// n_passes times, together with the others. A pass lasts from when the first thread begins it
-// until the last has done it. prepare and pass must not throw.
+// n_passes times, in step with the others. A pass lasts from the start of the first thread to
+// the end of the last. prepare and pass must not throw.
 template <typename Prepare, typename Pass>
 std::vector<double> time_passes(const int* cpus, int n_threads, int n_passes,
                                 const Prepare& prepare, const Pass& pass) {
   using Clock = std::chrono::steady_clock;
   std::vector<Clock::time_point> begins(n_threads), ends(n_threads);
   std::vector<double> seconds(n_passes);
-  std::barrier<> meeting(n_threads);
-  std::atomic<int> signal{0};  // 1: all threads are there; -1: one could not be made
+  std::barrier<> barrier(n_threads);
+  std::atomic<int> signal{0};  // 1: all threads were created; -1: one could not be
   const auto work = [&](int thread) {
     signal.wait(0);
     if (signal < 0) return;
-    stay_on(cpus[thread]);
+    bind_to_cpu(cpus[thread]);
     prepare(thread);
     for (int number = 0; number < n_passes; ++number) {
-      meeting.arrive_and_wait();
+      barrier.arrive_and_wait();
       begins[thread] = Clock::now();
       pass(thread, number);
       ends[thread] = Clock::now();
-      meeting.arrive_and_wait();
+      barrier.arrive_and_wait();
       if (thread > 0) continue;
       const auto first = *std::min_element(begins.begin(), begins.end());
       const auto last = *std::max_element(ends.begin(), ends.end());
@@ -82,7 +70,7 @@ std::vector<double> time_passes(const int* cpus, int n_threads, int n_passes,
     signal = value;
     signal.notify_all();
   };
-  // Not the caller itself: its own choice of CPUs stays as it is.
+  // Not the caller itself: its affinity stays as it is.
   std::vector<std::thread> threads;
   try {
     for (int i = 0; i < n_threads; ++i) threads.emplace_back(work, i);

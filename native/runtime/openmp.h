@@ -1,9 +1,8 @@
-// Shares work among the threads that PyTorch computes with, which are its OpenMP runtime's: those
-// spin for milliseconds after each of its operations, and threads of ours would wait for a CPU.
+// parallel_for on the threads of PyTorch's OpenMP runtime: they spin for milliseconds after each of
+// its operations, and threads of our own would wait for a CPU.
 //
-// The runtime's entry points are handed over by Python, since this library does not link it.
-// Without them, threads are started for each call and end with it: some 30 us where products take
-// 1000.
+// Python passes the runtime's entry points, since this library does not link it. Without them,
+// threads are started for each call: some 30 us where a matmul takes 1000.
 #pragma once
 
 #include <cstdint>
@@ -12,17 +11,17 @@
 
 namespace yocobit {
 
-// What compilers call for `#pragma omp parallel`, a stable interface of GCC's and LLVM's runtimes.
+// What compilers emit for `#pragma omp parallel`: a stable interface of GCC's and LLVM's runtimes.
 struct OpenMp {
   void (*parallel)(void (*body)(void*), void* data, unsigned n_threads, unsigned flags) = nullptr;
   int (*thread_num)() = nullptr;
   int (*num_threads)() = nullptr;
 };
 
-// Call task(begin, end) on contiguous shares of [0, n_items), one a thread; return when all are
+// Call task(begin, end) on contiguous parts of [0, n_items), one per thread; return when all are
 // done. Tasks must not throw. The runtime may grant fewer threads.
 template <typename Task>
-void share(const OpenMp& openmp, int n_threads, int64_t n_items, const Task& task) {
+void parallel_for(const OpenMp& openmp, int n_threads, int64_t n_items, const Task& task) {
   const auto run = [&](int64_t index, int64_t size) {
     const int64_t begin = n_items * index / size, end = n_items * (index + 1) / size;
     if (begin < end) task(begin, end);

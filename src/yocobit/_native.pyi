@@ -367,7 +367,7 @@ def read_bytes_per_s(cpus: Sequence[int], size: int, n_passes: int) -> float:
     (a multiple of 4096), the best of n passes.
     """
 
-def product_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
+def gemm_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
     """
     Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median of n
     passes, each thread over its own `size` bytes of weights.

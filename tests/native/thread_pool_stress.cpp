@@ -30,7 +30,7 @@ void run_rounds(ThreadPool& pool, Items& items, int n_rounds, int first_size) {
     std::fill(items.ids.begin(), items.ids.end(), std::thread::id());
     int before = 0;
     for (int i = 0; i < n; ++i) before += items.rounds[i];
-    pool.run(n, [&](int64_t begin, int64_t end) {
+    pool.parallel_for(n, [&](int64_t begin, int64_t end) {
       items.ids[begin] = std::this_thread::get_id();
       for (int64_t i = begin; i < end; ++i) ++items.rounds[i];
     });
@@ -97,7 +97,7 @@ void wake_elsewhere() {
       is_taken = false;
       if (begin == 1) worker = sched_getcpu();
     };
-    pool.run(2, where);
+    pool.parallel_for(2, where);
     std::this_thread::sleep_for(std::chrono::milliseconds(30));  // it sleeps, too
     const int before = worker;
     is_taken = true;
@@ -111,7 +111,7 @@ void wake_elsewhere() {
     }
     stay_on(before);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    pool.run(2, where);
+    pool.parallel_for(2, where);
     sched_setaffinity(0, sizeof(all), &all);
     for (std::thread& other : others) other.join();
     if (worker != before) return;

@@ -498,7 +498,7 @@ def test_mean_rows_weigh_each_projection_by_its_inputs():
 def test_every_kernel_has_a_rate(kernels):
     for stored in ("ternary", "sign", "int8", "int4", "f16", "f32"):
         for n in (1, 33):
-            assert _native.product_bytes_per_s(kernels, stored, n, 16, 72, [0], 4096, 1) > 0
+            assert _native.gemm_bytes_per_s(kernels, stored, n, 16, 72, [0], 4096, 1) > 0
     for cache in ("f32", "f16", "int8", "int4"):
         assert _native.attention_bytes_per_s(kernels, cache, 3, 24, [0, 0], 4096, 1) > 0
     assert _native.retention_bytes_per_s(kernels, 5, 16, [0], 4096, 1) > 0
@@ -507,8 +507,8 @@ def test_every_kernel_has_a_rate(kernels):
 @pytest.mark.parametrize(
     ("measure", "arguments", "message"),
     [
-        ("product_bytes_per_s", ("int3", 1, 8, 64), "'int3' is not known"),
-        ("product_bytes_per_s", ("ternary", 1, 9, 64), "m must be a multiple of 8"),
+        ("gemm_bytes_per_s", ("int3", 1, 8, 64), "'int3' is not known"),
+        ("gemm_bytes_per_s", ("ternary", 1, 9, 64), "m must be a multiple of 8"),
         ("attention_bytes_per_s", ("f16", 1, 12), "head_dim must be a multiple of 8"),
         ("retention_bytes_per_s", (0, 16), "n must be between 1"),
     ],

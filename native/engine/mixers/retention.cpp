@@ -65,7 +65,7 @@ void forward_retention(const ForwardPass& pass, const Layer& layer, int index) {
                                           {&layer.k, ws.k.get()},
                                           {&layer.v, ws.v.get()},
                                           {&layer.g, ws.g.get()}});
-  pass.pool.run(int64_t{batch.n_segments()} * H, [&](int64_t begin, int64_t end) {
+  pass.pool.parallel_for(int64_t{batch.n_segments()} * H, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Segment& segment = batch.segments()[i / H];
       float* states = batch[segment.begin].session->layers[index].retention.get();

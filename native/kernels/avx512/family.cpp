@@ -6,6 +6,7 @@
 #include "kernels/avx512/head_gemm.h"
 #include "kernels/avx512/low_bit_gemm.h"
 #include "kernels/avx512/probes.h"
+#include "kernels/avx512/vnni_rate.h"
 #include "kernels/generic/attention-inl.h"
 #include "kernels/generic/dense_gemm-inl.h"
 #include "kernels/generic/elementwise-inl.h"
@@ -26,9 +27,13 @@ namespace avx512 {
 namespace {
 
 bool is_supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vnni");
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512vnni")) {
+    return false;
+  }
+  is_vnni_at_full_rate = measure_vnni_rate();
+  return true;
 }
 
 }  // namespace

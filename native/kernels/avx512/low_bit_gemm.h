@@ -8,29 +8,40 @@
 
 #include "kernels/avx512/dot_gemm.h"
 #include "kernels/avx512/vnni_gemm.h"
+#include "kernels/avx512/vnni_rate.h"
 #include "kernels/generic/lut_gemm-inl.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-// Fewer tokens do not pay for interleaving the codes, nor fewer rows for tables of the inputs.
-constexpr int kLeastTokens = 16, kLeastGroups = 256;
+// Where 512-bit VNNI runs at full rate (vnni_rate.h), only tables of 8 columns save enough, and
+// only with many rows; at half rate, those of 4 columns do too.
+template <typename Format>
+bool uses_tables(int n_groups) {
+  if (is_vnni_at_full_rate) return Format::kBits == 1 && n_groups >= 256;
+  return n_groups >= (Format::kBits == 1 ? 48 : 72);
+}
 
+// The fewest tokens for which interleaving the codes pays.
+constexpr int kVnniMinTokens = 16;
+
+//   1 token            GEMV
+//   2 to 15            register tiles over codes as they are stored
+//   16 and more        VNNI-interleaved
+//   multiples of 32    lookup tables, where they pay
 template <typename Format>
 void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
                   ptrdiff_t y_stride) {
-  // With ternary weights tables save less: where VNNI multiplies whole vectors twice a cycle it is
-  // faster. Zen 4 does so once; there tables were faster when last measured.
-  const bool uses_tables =
-      (Format::kBits == 1 && group_end - group_begin >= kLeastGroups) || __builtin_cpu_is("amd");
   int token = 0;
-  for (; uses_tables && token + kTokenBlock <= x.n; token += kTokenBlock) {
-    lut_gemm<Format, I16Sums<kTokenBlock>>(w, x, token, kTokenBlock, group_begin, group_end, y,
-                                           y_stride);
+  if (uses_tables<Format>(group_end - group_begin)) {
+    for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
+      lut_gemm<Format, I16Sums<kTokenBlock>>(w, x, token, kTokenBlock, group_begin, group_end, y,
+                                             y_stride);
+    }
   }
   int group = group_begin;
-  if (x.n - token >= kLeastTokens) {
+  if (x.n - token >= kVnniMinTokens) {
     for (; group + kVnniGroups <= group_end; group += kVnniGroups) {
       vnni_gemm<Format>(w, x, group, token, y, y_stride);
     }

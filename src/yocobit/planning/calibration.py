@@ -82,7 +82,7 @@ class HostCalibration:
     _selections: dict[tuple[object, ...], float] = dataclasses.field(default_factory=dict)
 
     def gemm(self, format: str, n: int, m: int, k: int, n_bytes: int) -> float:
-        return self._rate(_native.product_bytes_per_s, (format, n, m, k), n_bytes)
+        return self._rate(_native.gemm_bytes_per_s, (format, n, m, k), n_bytes)
 
     def attention(self, cache: str, n_queries: int, head_dim: int, n_bytes: int) -> float:
         return self._rate(_native.attention_bytes_per_s, (cache, n_queries, head_dim), n_bytes)
