@@ -116,12 +116,12 @@ def stop_after_step_4(toml: Path, out: Path, *overrides: str) -> None:
 def test_sample_that_cannot_be_written_ends_the_run_which_resumes_identically(
     toml, tmp_path, capfd
 ):
-    sampled = ["run.sample_every=6", "run.sample_tokens=2", f"run.prompt={'x' * 9000}"]
+    sampled = ["run.sample_every=6", "run.sample_tokens=2", f"run.prompt={'x' * 4500}"]
     run(toml, tmp_path / "straight", *sampled)
     out = tmp_path / "run"
     stop_after_step_4(toml, out, *sampled)
 
-    with full_disk(8000):
+    with full_disk(4000):
         options = [f"--set={setting}" for setting in sampled]
         error = failure(capfd, "train", toml, "--out", out, "--resume", *options)
     left = files(out / "samples")
