@@ -177,7 +177,7 @@ class ModelConfig(Settings):
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
-        """Make a config of JSON or TOML values; ConfigError names what is invalid in `source`."""
+        """Make a config of JSON or TOML values; ConfigError names the invalid key in `source`."""
         if fields.get("cross_attention") == "window":
             raise ConfigError(
                 f"{source}: cross_attention must be 'full' or 'index' but is 'window', which was "

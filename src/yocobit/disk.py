@@ -1,4 +1,4 @@
-"""Files that are whole, or absent, after a power failure."""
+"""Writing files atomically: after a power failure a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WriteError(RuntimeError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let errors of the system name what is written: by themselves those of a write do not."""
+    """Add `path` to errors of the operating system, whose write errors do not name the file."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file to write, which becomes `path` if the block ends well and else vanishes."""
+    """Yield a file to write; it replaces `path` on success and is deleted otherwise."""
     final = path.resolve()
     partial = final.with_name(f".{final.stem}.partial-{os.getpid()}{final.suffix}")
     try:
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def flush(path: Path) -> None:
-    """Bring a file's content, or a directory's list of names, to disk."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

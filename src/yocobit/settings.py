@@ -54,7 +54,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls: type[_S], fields: Mapping[str, Any], source: str = "config") -> _S:
-        """Make settings of JSON or TOML values; ConfigError names what is invalid in `source`."""
+        """Make settings of JSON or TOML values; ConfigError names the invalid key in `source`."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:

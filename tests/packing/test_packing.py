@@ -1,4 +1,4 @@
-"""Packed models: what pack() writes, what the reader refuses, what verify() finds."""
+"""Packed models: what pack() writes, read_model() refuses and verify() reports."""
 
 import hashlib
 import json
@@ -109,7 +109,7 @@ def stored(model, name: str) -> np.ndarray:
     return np.frombuffer(raw, dtype).reshape(tensor.shape)
 
 
-# ---- what pack() writes
+# ---- the output of pack()
 
 
 SHAPES = {
@@ -166,7 +166,7 @@ def test_packed_tensors_are_the_quantised_master_weights(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("weights", "dtype"), [(None, "F32"), ("f32", "F32"), ("f16", "F16")])
-def test_dense_weights_are_stored_as_asked_and_norms_as_f32(weights, dtype, tmp_path):
+def test_dense_weights_are_stored_as_requested_and_norms_as_f32(weights, dtype, tmp_path):
     run = save_checkpoint(tmp_path, preset("nano").replace(weights="dense"))
 
     model = pack(run, tmp_path / "model", weights)
@@ -180,7 +180,7 @@ def test_dense_weights_are_stored_as_asked_and_norms_as_f32(weights, dtype, tmp_
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_safetensors_library_reads_what_the_reader_places(kind, models):
+def test_safetensors_library_reads_the_same_tensors(kind, models):
     model = read_model(models[kind])
 
     loaded = safetensors.numpy.load_file(model.file)
@@ -284,7 +284,7 @@ def test_pack_of_dense_weights_works_without_torch(tmp_path):
     assert verify(tmp_path / "model") == []
 
 
-# ---- what pack() refuses, leaving nothing behind
+# ---- inputs that pack() refuses, leaving nothing behind
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, pi
     assert all((found[name] == tensors[name]).all() for name in tensors)
 
 
-def test_pack_refuses_an_output_that_holds_something(tmp_path):
+def test_pack_refuses_a_directory_that_is_not_empty(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
@@ -389,7 +389,7 @@ def test_pack_fills_an_empty_output_directory(tmp_path):
     assert verify(pack(run, tmp_path / "model").path) == []
 
 
-# ---- what the reader refuses
+# ---- files that the reader refuses
 
 
 def test_reader_refuses_a_checkpoint_and_a_run(tmp_path):
@@ -409,7 +409,7 @@ def test_reader_refuses_another_model_file(ternary):
         read_model(ternary)
 
 
-def test_reader_refuses_what_is_no_directory(ternary):
+def test_reader_refuses_a_path_that_is_not_a_directory(ternary):
     with pytest.raises(PackedModelError, match="nowhere: no such directory"):
         read_model(ternary / "nowhere")
     with pytest.raises(PackedModelError, match=r"model.safetensors: is a file, not a directory"):
@@ -437,7 +437,7 @@ def test_reader_refuses_appended_bytes(ternary):
     with (ternary / "model.safetensors").open("ab") as stream:
         stream.write(b"\0")
 
-    with pytest.raises(PackedModelError, match="has something appended: must have"):
+    with pytest.raises(PackedModelError, match="has appended bytes: must have"):
         read_model(ternary)
 
 
@@ -483,7 +483,7 @@ def test_reader_refuses_a_changed_header(ternary):
 
 
 def swap_offsets(header):
-    # Same sizes, so that each still fits: reading goes on, but norm.weight gets a hole before it.
+    # Same sizes, so that each still fits: but there is a hole before norm.weight.
     header["norm.weight"]["data_offsets"] = [x + 64 for x in header["norm.weight"]["data_offsets"]]
 
 
@@ -535,11 +535,11 @@ def set_metadata(name, value):
         (set_entry("norm.weight", data_offsets=[0, 256, 1]), "two data_offsets, 256 apart"),
         (
             set_entry("norm.weight", data_offsets=[1 << 61, (1 << 61) + 256]),
-            "must begin at byte",
+            "must start at byte",
         ),
-        (swap_offsets, "must begin at byte .* where the one before ends"),
-        (overlap, "must begin at byte .* where the one before ends"),
-        (misalign, "must begin at a multiple of 64 but begins at byte"),
+        (swap_offsets, "must start at byte .* where the one before ends"),
+        (overlap, "must start at byte .* where the one before ends"),
+        (misalign, "must start at a multiple of 64 but starts at byte"),
     ],
 )
 def test_reader_refuses_a_wrong_header_by_name(change, message, ternary):
@@ -618,11 +618,11 @@ def test_reader_raises_only_its_own_errors_on_a_wrong_value_in_a_right_header(te
                 read_model(small)
 
 
-# ---- what verify() finds
+# ---- errors that verify() finds
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_finds_nothing_in_a_sound_model(kind, models):
+def test_verify_finds_nothing_in_a_valid_model(kind, models):
     assert verify(models[kind]) == []
 
 
@@ -647,7 +647,7 @@ def test_verify_finds_any_flipped_bit(name, ternary):
 
 
 @pytest.mark.parametrize("invalid", [0b01010111, 0b01011101, 0b01110101, 0b11010101])
-def test_verify_finds_code_3_though_the_hash_is_right(invalid, ternary):
+def test_verify_finds_code_3_with_a_correct_hash(invalid, ternary):
     name = "layers.2.ffn.down_proj.weight"
     overwrite(ternary, name, bytes([invalid]))
 
@@ -664,7 +664,7 @@ def test_verify_finds_no_code_3_in_sign_weights(models, tmp_path):
     assert verify(model) == []
 
 
-def test_verify_finds_nan_in_dense_weights_though_the_hash_is_right(models, tmp_path):
+def test_verify_finds_nan_in_dense_weights_with_a_correct_hash(models, tmp_path):
     model = Path(shutil.copytree(models["dense"], tmp_path / "model"))
     overwrite(model, "head.weight", struct.pack("<f", float("nan")))
 
@@ -674,7 +674,7 @@ def test_verify_finds_nan_in_dense_weights_though_the_hash_is_right(models, tmp_
     assert "'head.weight' must be finite but has 1 values" in problems[0]
 
 
-def test_verify_finds_a_hash_that_is_not_there(ternary):
+def test_verify_finds_a_missing_hash(ternary):
     header, data = split(ternary)
     del header["__metadata__"]["sha256:norm.weight"]
     join(ternary, header, data)
@@ -750,11 +750,11 @@ def test_description_compares_with_a_cache_only_where_there_is_one(layers, compa
     assert [line for line in describe(model) if line.endswith(comparison)]
 
 
-def test_description_says_to_what_a_model_attends_unless_to_all(models):
+def test_description_names_sparse_attention_only(models):
     model = read_model(models["ternary"])
 
     assert not [line for line in describe(model) if line.startswith("attention")]
-    assert describe(model.attending("index:128"))[-1].startswith("attention   index:128,")
+    assert describe(model.attending("index:128"))[-1].startswith("attention   index:128 by default")
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
     """Write the Hugging Face checkpoint in `source` as a packed model into the new directory `out`.
 
     `head` is "int8" or "int4", which halves the memory traffic of the head and is less exact.
-    ConfigError names what is missing or what the engine cannot run.
+    ConfigError for a missing tensor or key, or an architecture that the engine lacks.
     """
     check_new(out)
     check_head(head)

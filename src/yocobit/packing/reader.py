@@ -102,7 +102,7 @@ def _check_files(path: Path) -> None:
 
 
 def _read_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
-    """Return the header and the byte at which tensor data begins."""
+    """Return the header and the first byte of the tensor data."""
     size = int.from_bytes(length := stream.read(8), "little")
     if len(length) == 8 and size > _LARGEST_HEADER:
         raise PackedModelError(
@@ -230,19 +230,19 @@ def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) 
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
         if tensor.begin != position:
             raise PackedModelError(
-                f"{file}: tensor '{name}' must begin at byte {position}, where the one before "
-                f"ends, but begins at {tensor.begin}; {_AGAIN}"
+                f"{file}: tensor '{name}' must start at byte {position}, where the one before "
+                f"ends, but starts at {tensor.begin}; {_AGAIN}"
             )
         size = tensor.end - tensor.begin
         alignment = ALIGNMENT if size % ALIGNMENT == 0 else SMALLEST_ALIGNMENT
         if tensor.begin % alignment:
             raise PackedModelError(
-                f"{file}: tensor '{name}' must begin at a multiple of {alignment} but begins at "
+                f"{file}: tensor '{name}' must start at a multiple of {alignment} but starts at "
                 f"byte {tensor.begin}; pack the checkpoint again"
             )
         position = tensor.end
     if (size := file.stat().st_size) != position:
-        fault = "is truncated" if size < position else "has something appended"
+        fault = "is truncated" if size < position else "has appended bytes"
         raise PackedModelError(
             f"{file}: {fault}: must have {position} bytes but has {size}; {_AGAIN}"
         )

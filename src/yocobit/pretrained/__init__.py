@@ -1,4 +1,4 @@
-"""Models that come with the package, so that it says something before anything is trained."""
+"""The packed models in the package, to try it without training."""
 
 from pathlib import Path
 
