@@ -58,7 +58,7 @@ def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
         ({"prefix_dir": Path("x"), "prefix_mb": 0}, "prefix_dir has no effect if prefix_mb is 0"),
         ({"cors_origins": ("https://a.b", "foo")}, "must have the form https://a.b, .* has 'foo'"),
         ({"cors_origins": ("https://a.b/",)}, "without a path, but has 'https://a.b/'"),
-        ({"attention": "index:100"}, "attention must be full, .* but is 'index:100'"),
+        ({"attention": "index:100"}, "attention must be full or index:.* but is 'index:100'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, words):

@@ -95,12 +95,12 @@ def test_an_answer_is_kept_if_there_is_no_other(visit, stand_in):
     [
         (
             {"refusals": [(503, {"error": {"message": "Too busy."}}, {"Retry-After": "7"})]},
-            "Too busy. (It asks to try again in 7 s.)",
+            "Too busy. (Try again in 7 s.)",
             "",
         ),
         ({"refusals": [(502, {}, {})]}, "The server answered 502 Bad Gateway.", ""),
         ({"fail_after": 2}, "The engine ran out of memory.", "Hello there,"),
-        ({"break_after": 1}, "The connection ended before the answer did.", "Hello"),
+        ({"break_after": 1}, "The connection was closed before the answer was complete.", "Hello"),
     ],
 )
 def test_an_error_is_shown_in_place_and_can_be_retried(visit, stand_in, trouble, words, kept):

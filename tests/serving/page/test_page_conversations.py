@@ -84,7 +84,7 @@ def test_a_browser_that_keeps_nothing_still_shows_the_conversation(visit):
 
     page.say("Who?")
 
-    expect(page.find("#notice")).to_contain_text("no room")
+    expect(page.find("#notice")).to_contain_text("storage is full")
     assert page.texts() == ["Who?", "Hello there, reader."]
 
 

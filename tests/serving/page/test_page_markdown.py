@@ -19,17 +19,19 @@ from chat_page import expect
         ),
         (
             "***a*** **a *b*** \\*c\\*",
-            "<p><strong><em>a</em></strong> <strong>a <em>b</em></strong> *c*</p>",
+            "<p><em><strong>a</strong></em> <strong>a <em>b</em></strong> *c*</p>",
         ),
         ("`a*b*` `` ` `` `open", "<p><code>a*b*</code> <code>`</code> `open</p>"),
         (
             "- a\n  - b\n\n- c\n\n3. d",
-            '<ul><li>a<ul><li>b</li></ul></li><li>c</li></ul><ol start="3"><li>d</li></ol>',
+            "<ul><li><p>a</p><ul><li>b</li></ul></li><li><p>c</p></li></ul>"
+            '<ol start="3"><li>d</li></ol>',
         ),
-        ("1. a\n\n   b\n2. c", '<ol start="1"><li><p>a</p><p>b</p></li><li>c</li></ol>'),
+        ("1. a\n\n   b\n2. c", "<ol><li><p>a</p><p>b</p></li><li><p>c</p></li></ol>"),
         ("It was\n1986. Then\n- x", "<p>It was<br>1986. Then</p><ul><li>x</li></ul>"),
         ("> a\n> - b\n\nc", "<blockquote><p>a</p><ul><li>b</li></ul></blockquote><p>c</p>"),
         ("a\n\n---\n***", "<p>a</p><hr><hr>"),
+        ("a<br>b <br/> <b>c</b>", "<p>a<br>b <br> &lt;b&gt;c&lt;/b&gt;</p>"),
         (
             "|a|b|\n|-|-:|\n|c \\| d|`e`|\n|f|",
             '<div class="table" tabindex="0"><table>'

@@ -77,6 +77,10 @@ def test_page_is_served_with_a_policy_that_lets_nothing_else_in(server):
         "default-src 'none'; script-src 'self'"
     )
     assert page.headers["x-content-type-options"] == "nosniff"
-    for name, kind in (("page.js", "text/javascript"), ("page.css", "text/css")):
+    for name, kind in (
+        ("page.js", "text/javascript"),
+        ("markdown-it.js", "text/javascript"),
+        ("page.css", "text/css"),
+    ):
         assert server.client.get(f"/page/{name}").headers["content-type"].startswith(kind)
     assert server.client.get("/page/icon.svg").headers["content-type"].startswith("image/svg+xml")

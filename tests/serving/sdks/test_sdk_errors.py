@@ -11,7 +11,6 @@ import servers
 from sdk_clients import (
     KEYS,
     KING,
-    MODEL,
     Clock,
     chat,
     complete,
@@ -59,7 +58,7 @@ def test_unknown_model_is_not_found(client, sdk, ask):
 
 def test_what_is_not_served_is_not_found(client, sdk):
     with pytest.raises(sdk.NotFoundError) as caught:
-        client.embeddings.create(model=MODEL, input="the sea")
+        client.batches.list()
 
     assert details(caught.value)["message"]
 

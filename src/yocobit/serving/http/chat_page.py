@@ -8,7 +8,9 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
-_PAGE = Path(__file__).parents[1] / "page"
+_PACKAGE = Path(__file__).parents[2]
+# In the wheel; in a checkout, at the top of the repository.
+_PAGE = next(path for path in (_PACKAGE / "web", _PACKAGE.parents[1] / "web") if path.is_dir())
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

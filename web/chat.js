@@ -1,9 +1,9 @@
-// The streaming client: one request, its server-sent events, and what can go wrong with them.
+// The streaming client: one request, its server-sent events, and their errors.
 
-/** What went wrong, in words for the reader. */
+/** An error with a message for the user. */
 export class ServerError extends Error {}
 
-/** Return what a GET of the server's API answers. */
+/** Return the response to a GET of the server's API. */
 export async function get(path) {
   const response = await request(path, {});
   return parsed(await response.text());
@@ -27,7 +27,7 @@ export async function* stream(path, body, signal) {
     if (event.error) throw new ServerError(event.error.message ?? "The server reports an error.");
     yield event;
   }
-  throw new ServerError("The connection ended before the answer did.");
+  throw new ServerError("The connection was closed before the answer was complete.");
 }
 
 async function request(path, options) {
@@ -46,11 +46,11 @@ function parsed(text) {
   try {
     return JSON.parse(text);
   } catch {
-    throw new ServerError("The server sent something that is not an answer.");
+    throw new ServerError("The server sent an invalid response.");
   }
 }
 
-/** Why a response is an error: the server's words, and when to come back. */
+/** The error of a response: the server's message, and when to try again. */
 async function reason(response) {
   let said;
   try {
@@ -59,10 +59,10 @@ async function reason(response) {
     said = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
   }
   const wait = Number(response.headers.get("Retry-After"));
-  return wait > 0 ? `${said} (It asks to try again in ${wait} s.)` : said;
+  return wait > 0 ? `${said} (Try again in ${wait} s.)` : said;
 }
 
-/** Yield the data of each server-sent event of a body; comments are passed over. */
+/** Yield the data of each server-sent event of a body; comments are skipped. */
 async function* eventData(body) {
   let data = [];
   for await (const line of lines(body)) {
@@ -89,7 +89,7 @@ async function* lines(body) {
     }
     if (rest) yield rest;
   } finally {
-    reader.cancel().catch(() => {}); // the reader left early, or the connection is gone
+    reader.cancel().catch(() => {}); // the reader stopped early, or the connection is closed
   }
 }
 
@@ -98,6 +98,6 @@ async function read(reader) {
     return await reader.read();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("The connection broke before the answer ended.");
+    throw new ServerError("The connection was lost before the answer was complete.");
   }
 }

@@ -1,4 +1,4 @@
-// The measurements: speed, time to the first token, and memory beside a Transformer's.
+// The measurements: speed, time to first token, and memory compared with a Transformer.
 
 import * as units from "./units.js";
 
@@ -11,8 +11,8 @@ export class Meter {
   }
 
   /**
-   * Show the figures of a conversation: how many `tokens` it has, counted if `isExact`, and the
-   * `usage` of its last answer. `waiting` is for how long the first token has been waited for.
+   * Show the figures of a conversation: its number of `tokens`, counted if `isExact`, and the `usage`
+   * of its last answer. `waiting` is the time since a request whose first token has not arrived.
    */
   show(model, { tokens, isExact, usage, waiting }) {
     const first = waiting ?? usage?.firstToken;
@@ -49,7 +49,7 @@ export class Meter {
     this.#find(`${name} .fill`).style.width = `${(100 * size) / most}%`;
   }
 
-  /** Draw both lines of bytes over tokens, to the end of the context, and where we are. */
+  /** Draw both lines of bytes over tokens, up to the context length, and the current position. */
   #showGrowth(model, tokens) {
     const most = Math.max(model.transformerBytes(model.context), model.sessionBytes(model.context));
     const x = (n) => (CHART.width * Math.min(n, model.context)) / model.context;
@@ -84,13 +84,13 @@ function about(n, isExact) {
   return n && !isExact ? "~" : "";
 }
 
-/** From how many tokens on the model needs less than a Transformer. */
+/** The number of tokens from which the model needs less memory than a Transformer. */
 function crossing({ stateBytes, bytesPerToken, transformerBytesPerToken }) {
   return Math.ceil(stateBytes / (transformerBytesPerToken - bytesPerToken));
 }
 
-/** Where the time to the first token went, as the server says. */
+/** The parts of the time to first token, as the server reports them. */
 function origin({ queue = 0, promptTime = 0, prompt, cached = 0 }) {
   const fed = units.count(prompt - cached);
-  return `${units.seconds(queue)} in the queue, ${units.seconds(promptTime)} for ${fed} new tokens`;
+  return `${units.seconds(queue)} in the queue, ${units.seconds(promptTime)} to prefill ${fed} tokens`;
 }

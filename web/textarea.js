@@ -1,12 +1,12 @@
-// What is the same wherever text is written.
+// Shared by all text inputs.
 
-/** Make an area as high as its text; the style says how high at most. */
+/** Fit an area's height to its text; the style sheet limits it. */
 export function fit(area) {
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight}px`;
 }
 
-/** Whether a key was Enter, and not a part of a character: Safari says that with 229 only. */
+/** Whether a key is Enter outside of IME composition, which Safari reports as key code 229. */
 export function isEnter(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
 }

@@ -1,4 +1,4 @@
-// What is shown before anything was said: which model this is, in figures.
+// The empty conversation: the model's figures.
 
 import * as units from "./units.js";
 

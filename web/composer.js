@@ -1,4 +1,4 @@
-// Where a message is written. What was typed stays until it was sent.
+// The message input. Its text is kept until it is sent.
 
 import { fit, isEnter } from "./textarea.js";
 
@@ -36,12 +36,12 @@ export class Composer {
     this.#show();
   }
 
-  /** `isForText`: for a model that goes on with a text, also when nothing is added to it. */
+  /** `isForText`: for a model that completes text, also when nothing is added to it. */
   set state({ isRunning, isForText, hasText }) {
     this.#isRunning = isRunning;
     this.#isForText = isForText && hasText;
     const [label, placeholder] = isForText
-      ? ["Go on", hasText ? "More of the text, if you like" : "How a text begins"]
+      ? ["Continue", hasText ? "More text (optional)" : "The start of a text"]
       : ["Send", "Message"];
     this.area.placeholder = placeholder;
     this.send.title = `${label} (Enter)`;

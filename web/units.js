@@ -1,4 +1,4 @@
-// Numbers as people read them: decimal units, few digits.
+// Numbers for display: decimal units, few digits.
 
 const whole = new Intl.NumberFormat("en");
 
@@ -36,7 +36,7 @@ export function speed(perSecond) {
   return perSecond < 9.95 ? perSecond.toFixed(1) : count(Math.round(perSecond));
 }
 
-/** How many times larger one number is than another, such as "5.1". */
+/** The ratio of two numbers, such as "5.1". */
 export function ratio(larger, smaller) {
   const times = larger / smaller;
   return times < 9.95 ? times.toFixed(1) : count(Math.round(times));

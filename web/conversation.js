@@ -1,21 +1,21 @@
-// Conversations, kept in this browser and nowhere else.
+// Conversations, stored in this browser only.
 //
 // A conversation is {id, created, changed, draft, messages}; a message is {role, content} and,
 // for an answer, {model, seed, finish, error, usage}: see answer.js. `draft` and a message's `edit`
-// are what was typed and not sent yet. Drafts are kept apart: a tab where somebody types must not
-// write what was said, which another tab may be writing.
+// are text that has not been sent. Drafts are stored separately: typing in one tab must not overwrite
+// messages that another tab may be writing.
 
 const PREFIX = "yocobit.conversation.";
 const DRAFT_PREFIX = "yocobit.draft.";
 const SAVE_EVERY_MS = 400;
 
 export class Conversations {
-  #kept = new Map(); // by id: what storage has, what it would not take, and what is empty yet
+  #kept = new Map(); // by id: stored, rejected by storage, or still empty
   #unsaved = new Set();
   #timer;
-  #isLeft = false; // then what ends is not an end, but that the page goes away
+  #isLeft = false; // the page is being closed: aborted answers are not final
 
-  /** `onproblem` is told, in words, when storage refuses; `onchange`, that another tab wrote. */
+  /** `onproblem` gets a message when storage is full; `onchange` the id that another tab wrote. */
   constructor({ onproblem, onchange }) {
     this.onproblem = onproblem;
     for (const id of storedIds()) this.#load(id);
@@ -37,7 +37,7 @@ export class Conversations {
     });
   }
 
-  /** All that have something in them, the last changed first. */
+  /** All that are not empty, the most recently changed first. */
   list() {
     const filled = [...this.#kept.values()].filter((conversation) => !isEmpty(conversation));
     return filled.sort((a, b) => b.changed - a.changed);
@@ -47,7 +47,7 @@ export class Conversations {
     return this.#kept.get(id);
   }
 
-  /** Begin a conversation; it is kept once it has something in it. */
+  /** Start a conversation; it is stored once it is not empty. */
   begin(messages = []) {
     const now = Date.now();
     const random = crypto.getRandomValues(new Uint32Array(1))[0];
@@ -57,14 +57,14 @@ export class Conversations {
     return conversation;
   }
 
-  /** Keep a conversation as it is now; written soon, or at the latest when the page goes away. */
+  /** Store a conversation: within SAVE_EVERY_MS, or when the page is closed. */
   save(conversation) {
     this.#kept.set(conversation.id, conversation);
     this.#unsaved.add(conversation.id);
     this.#timer ??= setTimeout(() => this.flush(), SAVE_EVERY_MS);
   }
 
-  /** Keep what was typed, at once. */
+  /** Store a draft at once. */
   saveDraft({ id, draft, messages }) {
     access(() => {
       if (draft) localStorage.setItem(DRAFT_PREFIX + id, draft);
@@ -87,7 +87,7 @@ export class Conversations {
     const refused = [...this.#unsaved].filter((id) => !this.#write(id));
     this.#unsaved.clear();
     if (refused.length) {
-      this.onproblem("This browser has no room to keep this. Export it, or delete conversations.");
+      this.onproblem("This browser's storage is full. Export this conversation, or delete others.");
     }
   }
 
@@ -108,14 +108,14 @@ export class Conversations {
   }
 }
 
-/** The first words that were said, or are about to be. */
+/** The first line of the first message, or of the draft. */
 export function titleOf(conversation) {
   const text = conversation.messages[0]?.content ?? conversation.draft;
   const line = text.trim().split("\n")[0].slice(0, 80);
   return line || "New conversation";
 }
 
-/** Offer conversations as a file. */
+/** Download conversations as a file. */
 export function download(conversations, name) {
   const file = { format: "yocobit-conversations", version: 1, conversations };
   const link = document.createElement("a");
@@ -139,7 +139,7 @@ function storedIds() {
   return ids;
 }
 
-/** Do something with storage, which a browser may forbid or have filled; return whether it did. */
+/** Access storage, which may be forbidden or full; return whether that succeeded. */
 function access(action) {
   try {
     action();

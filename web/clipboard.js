@@ -1,6 +1,6 @@
-// Copying text, also where the page is not served over https and has no clipboard of its own.
+// Copying text, also over plain http, where the page has no clipboard API.
 
-/** Copy a text and let a button show for a moment that it was. */
+/** Copy a text and show that on a button for a moment. */
 export async function copy(text, button) {
   await write(text);
   button.classList.add("done");

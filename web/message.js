@@ -1,4 +1,4 @@
-// One message on the page: its text, what can be done with it, and what went wrong with it.
+// One message on the page: its text, its actions and its error.
 
 import { copy } from "./clipboard.js";
 import { renderMarkdown } from "./markdown.js";
@@ -6,7 +6,7 @@ import { fit, isEnter } from "./textarea.js";
 import * as units from "./units.js";
 
 const ENDS = {
-  length: "ended at its longest",
+  length: "reached max tokens",
   stopped: "stopped",
   failed: "",
   stop: "",
@@ -23,7 +23,7 @@ export class MessageView {
     this.actions = actions;
     const { content } = document.getElementById("message");
     this.element = content.firstElementChild.cloneNode(true);
-    // Space between its parts would be seen between the parts of a text.
+    // Whitespace between its parts would show between the parts of a text.
     this.element.replaceChildren(...this.element.children);
     const find = (selector) => this.element.querySelector(selector);
     this.body = find(".body");
@@ -41,15 +41,15 @@ export class MessageView {
     find(".again").addEventListener("click", () => actions.again());
     find(".retry").addEventListener("click", () => actions.again());
     this.#prepareEditor();
-    if (message.edit !== undefined) this.#edit(message.edit); // it was not sent yet
+    if (message.edit !== undefined) this.#edit(message.edit); // an edit that was not sent
   }
 
-  /** What is copied and edited here. */
+  /** The text to copy and edit. */
   get text() {
     return this.isText ? this.actions.all() : this.message.content;
   }
 
-  /** Show the message as it is now; `answer` is the one that is running, if it is this one's. */
+  /** Show the message as it is now; `answer` is given while it is being generated. */
   update(answer, isLast) {
     const { message } = this;
     if (message.role === "assistant" && !this.isText) renderMarkdown(this.body, message.content);
@@ -66,7 +66,7 @@ export class MessageView {
     this.note.textContent = isRunning ? waitingNote(answer) : endNote(message);
   }
 
-  /** Offer what can be done with the message. */
+  /** Show the actions that apply to the message. */
   #offer(isLast) {
     const { role, content, error } = this.message;
     const button = (name) => this.element.querySelector(`footer .${name}`);
@@ -119,7 +119,7 @@ function waitingNote({ waiting }) {
   return waiting > 1 ? `waiting for ${Math.floor(waiting)} s` : "";
 }
 
-/** What is to be said of an answer that has ended. */
+/** The note below a complete answer. */
 function endNote({ role, usage, finish }) {
   if (role !== "assistant") return "";
   const end = ENDS[finish] ?? "interrupted";

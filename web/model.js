@@ -1,4 +1,4 @@
-// The models of the server, and what they say of themselves.
+// The server's models and their properties.
 
 import { get } from "./chat.js";
 
@@ -11,24 +11,24 @@ export class Model {
     this.bytes = yocobit.model_bytes;
     this.cache = yocobit.cache;
     this.sampling = yocobit.sampling ?? {};
-    /** Whether it was trained on conversations; if not, it goes on with a text. */
+    /** Whether it was trained on conversations; otherwise it completes text. */
     this.isForChat = yocobit.has_chat_template ?? true;
     this.bytesPerToken = yocobit.cache_bytes_per_token;
     this.transformerBytesPerToken = yocobit.transformer_cache_bytes_per_token;
     this.stateBytes = yocobit.state_bytes ?? 0;
   }
 
-  /** Whether it says what its cache takes. */
+  /** Whether its cache sizes are known. */
   get isMeasured() {
     return this.bytesPerToken !== undefined && this.transformerBytesPerToken !== undefined;
   }
 
-  /** Bytes of a session with so many tokens. */
+  /** Bytes of a session of `tokens`. */
   sessionBytes(tokens) {
     return this.stateBytes + this.bytesPerToken * tokens;
   }
 
-  /** Bytes that a Transformer of the same shape would take for them. */
+  /** Bytes of the KV cache of a Transformer of the same shape. */
   transformerBytes(tokens) {
     return this.transformerBytesPerToken * tokens;
   }

@@ -1,4 +1,4 @@
-// What the reader sets: the system message and how tokens are drawn. Empty means the model's way.
+// Settings: the system message and sampling parameters. Empty means the model's default.
 
 const KEY = "yocobit.settings";
 
@@ -6,27 +6,27 @@ const KEY = "yocobit.settings";
 export const FIELDS = [
   {
     name: "temperature", label: "Temperature", min: 0, max: 100, preset: 0.8,
-    hint: "Higher is freer; 0 always takes the likeliest token.",
+    hint: "Higher is more random; 0 always picks the most probable token.",
   },
   {
     name: "top_p", label: "Top p", above: 0, max: 1, preset: 1,
-    hint: "Draw from the likeliest tokens whose shares add up to this.",
+    hint: "Sample from the most probable tokens whose probabilities sum to this.",
   },
   {
     name: "top_k", label: "Top k", min: 0, max: 1_000_000, isWhole: true, preset: 0,
-    hint: "Draw from this many of the likeliest; 0 means all.",
+    hint: "Sample from this many of the most probable tokens; 0 means all.",
   },
   {
     name: "min_p", label: "Min p", min: 0, max: 1, preset: 0,
-    hint: "Leave out tokens below this share of the likeliest one's.",
+    hint: "Exclude tokens below this fraction of the highest probability.",
   },
   {
     name: "repetition_penalty", label: "Repetition penalty", min: 0.01, max: 100, preset: 1,
-    hint: "Above 1, tokens that were used become less likely.",
+    hint: "Above 1, tokens that occurred become less probable.",
   },
   {
-    name: "max_tokens", label: "Longest answer", min: 1, max: 1_000_000, isWhole: true,
-    preset: "default", hint: "In tokens.",
+    name: "max_tokens", label: "Max tokens", min: 1, max: 1_000_000, isWhole: true,
+    preset: "default", hint: "Length limit of an answer.",
   },
   {
     name: "seed", label: "Seed", min: 0, max: 2 ** 53 - 1, isWhole: true, preset: "random",
@@ -34,7 +34,7 @@ export const FIELDS = [
   },
 ];
 
-/** Return the number that was typed for a field; undefined if empty. RangeError if it is none. */
+/** Return the number in a field; undefined if empty, RangeError if invalid. */
 export function parse(field, text) {
   const typed = text.trim().replace(",", ".");
   if (!typed) return undefined;
@@ -49,13 +49,13 @@ export function parse(field, text) {
   return value;
 }
 
-/** Return the settings that are kept in this browser, as far as they are valid. */
+/** Return the valid settings that are stored in this browser. */
 export function loadSettings() {
   let kept = {};
   try {
     kept = JSON.parse(localStorage.getItem(KEY)) ?? {};
   } catch {
-    // no storage, or not ours: as if nothing was set
+    // no storage, or invalid: defaults
   }
   const settings = typeof kept.system === "string" && kept.system ? { system: kept.system } : {};
   for (const field of FIELDS) {
@@ -91,7 +91,7 @@ export class SettingsDialog {
     this.dialog.showModal();
   }
 
-  /** Show what holds where nothing is set, which the model says. */
+  /** Show the model's defaults as placeholders. */
   describe(model) {
     FIELDS.forEach((field, i) => {
       this.inputs[i].placeholder = model?.sampling[field.name] ?? field.preset;
@@ -116,7 +116,7 @@ export class SettingsDialog {
     return input;
   }
 
-  /** Take over what was typed if it is valid; say why if it is not. */
+  /** Apply a valid value; show an error for an invalid one. */
   #check(field, input, hint) {
     let problem = "";
     try {
@@ -134,7 +134,7 @@ export class SettingsDialog {
     try {
       localStorage.setItem(KEY, JSON.stringify(this.values));
     } catch {
-      // no storage: they hold until the page is left
+      // no storage: kept until the page is closed
     }
   }
 

@@ -1,22 +1,22 @@
-// One answer: it asks the server, takes in what comes, and measures.
+// One answer: sends the request, appends the streamed tokens, and measures.
 //
-// The answer's message grows as tokens come: `content` is the text so far. `finish` is absent while
-// it runs and then says why it ended: "stop", "length", "stopped" by the reader, or "failed", with
-// the reason in `error`. A message without it was interrupted, by leaving the page.
+// The answer's message grows as tokens arrive: `content` is the text so far. `finish` is absent while
+// it is generated and then is the reason: "stop", "length", "stopped" by the user, or "failed", with
+// the message in `error`. A message without it was interrupted by closing the page.
 // `usage` is {prompt, cached, completion} in tokens, {firstToken, queue, promptTime} in seconds,
-// {tokensPerSecond}, and {isExact}: false until the server has said its own figures.
+// {tokensPerSecond}, and {isExact}: false until the server has sent its own figures.
 
 import { stream } from "./chat.js";
 
-const CHARACTERS_PER_TOKEN = 4; // until the server counts: for English
-const STEADY_AFTER_S = 0.05; // from the first token on; a speed before that is chance
+const CHARACTERS_PER_TOKEN = 4; // an estimate for English, until the server reports the count
+const STEADY_AFTER_S = 0.05; // after the first token; earlier speeds are noise
 const MAX_SEED = 2 ** 31;
 
 export class Answer {
   #abort = new AbortController();
   #messages;
   #settings;
-  #begun = performance.now();
+  #startedAt = performance.now();
   #firstToken;
 
   /** `settings` are {system} and the request's fields that are not the model's defaults. */
@@ -32,14 +32,14 @@ export class Answer {
     this.#abort.abort();
   }
 
-  /** Seconds since the request, as long as nothing came. */
+  /** Seconds since the request, until the first token. */
   get waiting() {
-    return this.#firstToken ? undefined : (performance.now() - this.#begun) / 1000;
+    return this.#firstToken ? undefined : (performance.now() - this.#startedAt) / 1000;
   }
 
   /**
-   * Run to the end, whatever it is: `onchange` is called whenever the message has changed, and
-   * nothing is thrown. `findModel` resolves to the model that is to answer.
+   * Run to completion or failure: `onchange` is called whenever the message has changed, and nothing
+   * is thrown. `findModel` resolves to the model to request.
    */
   async run(findModel, onchange) {
     const { message } = this;
@@ -50,7 +50,7 @@ export class Answer {
       const path = model.isForChat ? "v1/chat/completions" : "v1/completions";
       for await (const event of stream(path, this.#request(model), this.#abort.signal)) {
         finish = event.choices?.[0]?.finish_reason ?? finish;
-        this.#take(event);
+        this.#add(event);
         onchange();
       }
       message.finish = finish;
@@ -69,19 +69,19 @@ export class Answer {
     return { model: model.id, ...said, ...sampling, ...streaming };
   }
 
-  #take({ choices, usage }) {
+  #add({ choices, usage }) {
     const text = choices?.[0]?.delta?.content ?? choices?.[0]?.text;
-    if (text) this.#count(text);
+    if (text) this.#append(text);
     if (usage) this.#correct(usage);
   }
 
-  #count(text) {
+  #append(text) {
     const { message } = this;
     const now = performance.now();
     this.#firstToken ??= now;
     message.content += text;
     message.usage.completion += 1;
-    message.usage.firstToken = (this.#firstToken - this.#begun) / 1000;
+    message.usage.firstToken = (this.#firstToken - this.#startedAt) / 1000;
     const elapsed = (now - this.#firstToken) / 1000;
     if (elapsed < STEADY_AFTER_S) return;
     message.usage.tokensPerSecond = (message.usage.completion - 1) / elapsed;
@@ -101,7 +101,7 @@ export class Answer {
   }
 }
 
-/** The messages as the API takes them; what one side said in a row is one message. */
+/** The messages in the API's form; consecutive messages of one role are merged. */
 function spoken(messages, system) {
   const said = system ? [{ role: "system", content: system }] : [];
   for (const { role, content } of messages) {
@@ -113,12 +113,12 @@ function spoken(messages, system) {
   return said;
 }
 
-/** The messages as one text, for a model that only goes on with it. */
+/** The messages as one text, for a model that only completes text. */
 function written(messages) {
   return messages.map((message) => message.content).join("");
 }
 
-/** How many tokens messages have: what was counted, and a guess of what came since. */
+/** The tokens of messages: the server's count, plus an estimate of what was added since. */
 export function countTokens(messages) {
   const counted = messages.findLastIndex((message) => message.usage?.completion);
   const { prompt = 0, completion = 0, isExact } = messages[counted]?.usage ?? {};

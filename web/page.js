@@ -1,4 +1,4 @@
-// The page: which conversation is shown, what the reader does with it, and who answers.
+// The page: the current conversation, the user's actions on it, and the running answers.
 
 import { Answer, countTokens } from "./answer.js";
 import { ServerError } from "./chat.js";
@@ -17,9 +17,9 @@ const WAIT_SHOWN_EVERY_MS = 200;
 
 const find = (id) => document.getElementById(id);
 
-const answers = new Map(); // that are running, by the id of their conversation
-let conversation; // that is shown
-let model; // undefined until the server has said which it has
+const answers = new Map(); // running, by the id of their conversation
+let conversation; // the current one
+let model; // undefined until the server has listed its models
 let isDrawing = false;
 
 const notice = new Notice(find("notice"), find("status"));
@@ -46,13 +46,13 @@ addEventListener("popstate", () => open(location.hash.slice(1)));
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !document.querySelector("dialog[open]")) stop();
 });
-// While a first token is waited for nothing comes, but how long is shown.
+// Until the first token arrives, show the time since the request.
 setInterval(() => answers.get(conversation.id)?.waiting && draw(), WAIT_SHOWN_EVERY_MS);
 
 open(location.hash.slice(1));
 greet();
 
-/** Learn which models there are; until then, offer to try again. */
+/** List the models; on failure, offer to try again. */
 async function greet() {
   try {
     await connect();
@@ -104,7 +104,7 @@ function remove() {
   });
 }
 
-/** Another tab has changed a conversation, or deleted it: then what is shown here stays. */
+/** Another tab has changed a conversation. One that it deleted stays open here. */
 function takeOver(id) {
   if (id === conversation.id && store.get(id) && !answers.has(id)) {
     conversation = store.get(id);
@@ -115,7 +115,7 @@ function takeOver(id) {
   }
 }
 
-// ---- what the reader says ----
+// ---- messages ----
 
 function draft(text) {
   conversation.draft = text;
@@ -139,7 +139,7 @@ function stop() {
   answers.get(conversation.id)?.stop();
 }
 
-/** Ask for the last answer again. */
+/** Regenerate the last answer. */
 function again() {
   if (answers.has(conversation.id)) return;
   const { messages } = conversation;
@@ -147,7 +147,7 @@ function again() {
   composer.focus();
 }
 
-/** Say something else instead of a message. What was said after it is kept, as it was. */
+/** Replace a message. What follows it is kept in the original conversation. */
 function edit(message, text) {
   const { messages } = conversation;
   const before = isForText() ? [] : messages.slice(0, messages.indexOf(message));
@@ -158,15 +158,15 @@ function edit(message, text) {
   } else {
     conversation = store.begin(structuredClone(before));
     history.pushState(null, "", `#${conversation.id}`);
-    notice.show("Goes on in a copy; the conversation as it was is in the list.");
+    notice.show("Continued in a copy; the original conversation is in the list.");
   }
   composer.text = conversation.draft;
   say(text);
 }
 
-// ---- who answers ----
+// ---- answers ----
 
-/** Let the model answer the conversation that is shown; `previous` is what it answered before. */
+/** Request an answer of the current conversation; `previous` is the answer that it replaces. */
 async function ask(previous) {
   const asked = conversation;
   const answer = new Answer(asked.messages, settings.values);
@@ -179,7 +179,7 @@ async function ask(previous) {
     keep(asked);
     draw();
   });
-  if (answers.get(asked.id) !== answer) return; // something else was asked instead
+  if (answers.get(asked.id) !== answer) return; // another request replaced it
   answers.delete(asked.id);
   const at = asked.messages.indexOf(answer.message);
   const isNothing = previous?.content && !answer.message.content;
@@ -196,7 +196,7 @@ async function findModel() {
   return model;
 }
 
-/** Save a conversation, unless it was deleted meanwhile. */
+/** Store a conversation, unless it was deleted meanwhile. */
 function keep(asked) {
   if (store.get(asked.id) !== asked) return;
   asked.changed = Date.now();
@@ -211,7 +211,7 @@ function isForText() {
   return model?.isForChat === false;
 }
 
-// ---- what is seen ----
+// ---- rendering ----
 
 function show() {
   const { messages } = conversation;
@@ -223,7 +223,7 @@ function show() {
   showState();
 }
 
-/** Show that the answer has ended. */
+/** Show that the answer is complete. */
 function showEnd() {
   const { finish } = conversation.messages.at(-1);
   if (finish !== "failed") notice.say(finish === "stopped" ? "Stopped" : "The answer is complete");
@@ -251,7 +251,7 @@ function showMeter() {
   meter.show(model, { ...countTokens(messages), usage, waiting });
 }
 
-/** Show what came, at most once for each picture that the screen makes. */
+/** Show new tokens, at most once per frame. */
 function draw() {
   if (isDrawing) return;
   isDrawing = true;

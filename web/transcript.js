@@ -1,4 +1,4 @@
-// The messages of the conversation that is shown, and where the reader is in them.
+// The messages of the current conversation, and its scroll position.
 
 import { MessageView } from "./message.js";
 
@@ -6,10 +6,10 @@ const AT_END_PX = 8;
 
 export class Transcript {
   #views = [];
-  #isFollowing = true; // what comes, until the reader goes up
+  #isFollowing = true; // new tokens, until the user scrolls up
   #lastTop = 0;
 
-  /** `scroller` scrolls `list`; `toEnd` is the button that leads back to the end. */
+  /** `scroller` scrolls `list`; `toEnd` is the button that scrolls to the end. */
   constructor({ scroller, list, toEnd }, actions) {
     this.scroller = scroller;
     this.list = list;
@@ -17,13 +17,13 @@ export class Transcript {
     this.actions = actions;
     scroller.addEventListener("scroll", () => this.#noticeScroll(), { passive: true });
     toEnd.addEventListener("click", () => this.follow());
-    // A window or a keyboard that changes its size must not hide what comes.
+    // A window or keyboard that changes its size must not hide new tokens.
     new ResizeObserver(() => this.#keepUp()).observe(scroller);
   }
 
-  /** Show all messages anew. */
+  /** Render all messages. */
   show(messages, isText, answer) {
-    this.list.setAttribute("aria-live", "off"); // what is old is not read out
+    this.list.setAttribute("aria-live", "off"); // existing messages are not announced
     this.#views = messages.map((message) => new MessageView(message, isText, this.actions));
     this.list.replaceChildren(...this.#views.map((view) => view.element));
     const last = this.#views.at(-1);
@@ -31,7 +31,7 @@ export class Transcript {
     this.follow();
   }
 
-  /** Show what changed in the last message. */
+  /** Update the last message. */
   update(answer) {
     const view = this.#views.at(-1);
     this.list.setAttribute("aria-live", "polite");
@@ -39,7 +39,7 @@ export class Transcript {
     this.#keepUp();
   }
 
-  /** Go to the end, and stay there as more comes. */
+  /** Scroll to the end, and stay there as tokens arrive. */
   follow() {
     this.#isFollowing = true;
     this.#keepUp();

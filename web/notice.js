@@ -1,4 +1,4 @@
-// Short words to the reader: in a line that can be seen, or only for a screen reader.
+// Short messages to the user: in a visible line, or for screen readers only.
 
 const SHOWN_MS = 8000;
 
@@ -6,7 +6,7 @@ export class Notice {
   #timer;
   #action;
 
-  /** `bar` is seen and read out; `status` is only read out. */
+  /** `bar` is visible and announced; `status` is only announced. */
   constructor(bar, status) {
     this.bar = bar;
     this.status = status;
@@ -19,7 +19,7 @@ export class Notice {
     });
   }
 
-  /** Show a text for a while, with something that the reader may do about it. */
+  /** Show a text for SHOWN_MS, with an action. */
   show(text, label, action) {
     this.keep(text, label, action);
     this.#timer = setTimeout(() => this.hide(), SHOWN_MS);

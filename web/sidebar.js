@@ -1,9 +1,9 @@
-// The list of conversations. On a narrow screen it is a drawer over the page.
+// The list of conversations. On narrow screens it is a drawer over the page.
 
 import { titleOf } from "./conversation.js";
 
 export class Sidebar {
-  /** `rest` is what the drawer lies over; `actions` are {open(id), begin(), save()}. */
+  /** `rest` is covered by the drawer; `actions` are {open(id), begin(), save()}. */
   constructor({ sidebar, menu, scrim, rest }, actions) {
     this.sidebar = sidebar;
     this.menu = menu;
@@ -27,7 +27,7 @@ export class Sidebar {
     return document.body.classList.contains("drawer");
   }
 
-  /** Show conversations; those with an id in `running` have an answer under way. */
+  /** Show conversations; those with an id in `running` have a running answer. */
   show(conversations, current, running) {
     const focused = document.activeElement?.dataset.id;
     const rows = conversations.map((conversation) => this.#row(conversation, current, running));

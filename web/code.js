@@ -1,4 +1,4 @@
-// A block of code: its language, a button that copies it, and its text as it is.
+// A code block: its language, a copy button, and its text verbatim.
 
 import { copy } from "./clipboard.js";
 
@@ -12,7 +12,7 @@ export function codeBlock(text, language) {
   return figure;
 }
 
-/** Change the text of a block that has a language already; false if it has another. */
+/** Change the text of a block; false, unchanged, if its language differs. */
 export function setCode(figure, text, language) {
   if (figure.querySelector(".language").textContent !== language) return false;
   const code = figure.querySelector("code");

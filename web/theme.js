@@ -1,4 +1,4 @@
-// Light, dark, or as the system is. A classic script before the page, so that it never flashes.
+// Light, dark, or the system's theme. A classic script that runs before the page renders.
 
 (() => {
   const KEY = "yocobit.theme";
@@ -18,7 +18,7 @@
     else delete root.dataset.theme;
   }
 
-  /** Change to the other of light and dark; what the system has anyway is not remembered. */
+  /** Toggle light and dark; the system's own theme is not stored. */
   function toggle() {
     const bySystem = isDarkBySystem.matches ? "dark" : "light";
     const other = (root.dataset.theme ?? bySystem) === "dark" ? "light" : "dark";
@@ -28,7 +28,7 @@
       if (theme) localStorage.setItem(KEY, theme);
       else localStorage.removeItem(KEY);
     } catch {
-      // no storage: it holds until the page is left
+      // no storage: kept until the page is closed
     }
   }
 

@@ -1,4 +1,4 @@
-// The bar at the top: which model answers, and what can be done with the conversation.
+// The bar at the top: model selection and actions on the conversation.
 
 const KEY = "yocobit.model";
 
@@ -22,7 +22,7 @@ export class Header {
     this.remove.hidden = !canSave;
   }
 
-  /** Offer some models, and choose the one that was chosen last or else the first. */
+  /** List the models; select the one selected last, otherwise the first. */
   offer(models) {
     this.models = models;
     this.select.replaceChildren(...models.map(({ id }) => new Option(id, id)));
@@ -39,7 +39,7 @@ export class Header {
     try {
       if (this.models.length > 1) localStorage.setItem(KEY, model.id);
     } catch {
-      // no storage: it is chosen until the page is left
+      // no storage: kept until the page is closed
     }
     this.actions.choose(model);
   }
