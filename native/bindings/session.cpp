@@ -7,6 +7,7 @@
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "bindings/arrays.h"
 #include "engine/engine.h"
@@ -31,8 +32,8 @@ int checked_layer(const Session& session, int layer) {
 
 nb::object retention_state(const Session& session, int layer) {
   if (checked_layer(session, layer) >= session.model.n_self_layers) return nb::none();
-  const float* state = session.layers[layer].retention.get();
-  if (!state) return nb::none();
+  if (session.model.layers[layer].mixer->name != std::string_view("retention")) return nb::none();
+  const float* state = session.layers[layer].recurrent.get();
   const Heads heads = session.model.config.retention_heads();
   const size_t H = heads.n_heads, D = heads.head_dim;
   Floats out = new_array({H, D, D});

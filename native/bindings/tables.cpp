@@ -65,7 +65,7 @@ nb::list mixer_records() {
     record["parameters"] = parameters;
     record["has_sub_norm"] = mixer.has_sub_norm;
     record["kv_cache"] = name_of(mixer.kv_cache);
-    record["has_state"] = mixer.has_state;
+    record["has_state"] = mixer.state_values != nullptr;
     record["reads_memory"] = mixer.reads_memory;
     records.append(record);
   }

@@ -62,9 +62,9 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
   for (int i = 0; i < model.n_self_layers; ++i) {
     const MixerSpec& mixer = *config.layers[i];
     LayerState& state = layers.emplace_back();
-    if (mixer.has_state) {
-      state.retention = make_buffer<float>(retention_values());
-      std::fill_n(state.retention.get(), retention_values(), 0.0f);
+    if (mixer.state_values) {
+      state.recurrent = make_buffer<float>(mixer.state_values(config));
+      std::fill_n(state.recurrent.get(), mixer.state_values(config), 0.0f);
     }
     if (mixer.kv_cache == KvCacheKind::none) continue;
     const Heads heads = (config.*mixer.heads)();
@@ -79,9 +79,9 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
   }
 }
 
-// Of one layer: [H][D][D].
-int64_t Session::retention_values() const {
-  return int64_t{model.config.d_model} * model.config.retention_heads().head_dim;
+int64_t Session::recurrent_bytes(int layer) const {
+  const MixerSpec& mixer = *model.config.layers[layer];
+  return mixer.state_values ? mixer.state_values(model.config) * int64_t{sizeof(float)} : 0;
 }
 
 KvCache* Session::kv_cache(int layer) {
@@ -93,7 +93,7 @@ KvCache* Session::kv_cache(int layer) {
 SessionMemory Session::memory() const {
   SessionMemory memory = {};
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].retention) memory.retention += retention_values() * int64_t{sizeof(float)};
+    memory.retention += recurrent_bytes(static_cast<int>(i));
     if (!layers[i].kv) continue;
     const KvCache& kv = *layers[i].kv;
     const bool is_ring = model.config.layers[i]->kv_cache == KvCacheKind::ring;
@@ -116,7 +116,7 @@ int64_t Session::bytes_per_position() const {
 int64_t Session::state_bytes(int64_t position) const {
   int64_t bytes = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].retention) bytes += retention_values() * int64_t{sizeof(float)};
+    bytes += recurrent_bytes(static_cast<int>(i));
     if (model.config.layers[i]->kv_cache == KvCacheKind::ring) {
       bytes +=
           std::min<int64_t>(position, model.config.window) * layers[i].kv->bytes_per_position();
@@ -134,12 +134,12 @@ void Session::for_each_growing_cache(const Visit& visit) {
 }
 
 // Recurrent states, and ring caches with the first position that is still seen at `position`.
-template <typename VisitRetention, typename VisitWindow>
-void Session::for_each_state(int64_t position, const VisitRetention& visit_retention,
+template <typename VisitRecurrent, typename VisitWindow>
+void Session::for_each_state(int64_t position, const VisitRecurrent& visit_recurrent,
                              const VisitWindow& visit_window) {
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (layers[i].retention) {
-      visit_retention(layers[i].retention.get(), retention_values() * int64_t{sizeof(float)});
+    if (layers[i].recurrent) {
+      visit_recurrent(layers[i].recurrent.get(), recurrent_bytes(static_cast<int>(i)));
     }
     if (model.config.layers[i]->kv_cache != KvCacheKind::ring) continue;
     visit_window(*layers[i].kv, std::max<int64_t>(0, position - model.config.window));

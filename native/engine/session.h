@@ -19,7 +19,7 @@ struct SessionMemory {
 };
 
 struct LayerState {
-  Buffer<float> retention;    // [H][D][D], key by value
+  Buffer<float> recurrent;    // state; of retention [H][D][D], key by value
   std::optional<KvCache> kv;  // the layer's own: a ring or of all positions
 };
 
@@ -67,11 +67,11 @@ struct Session {
   std::optional<BlockIndex> block_index;  // of the shared KV cache, if tokens attend to some blocks
 
  private:
-  int64_t retention_values() const;
+  int64_t recurrent_bytes(int layer) const;
   template <typename Visit>
   void for_each_growing_cache(const Visit& visit);
-  template <typename VisitRetention, typename VisitWindow>
-  void for_each_state(int64_t position, const VisitRetention& visit_retention,
+  template <typename VisitRecurrent, typename VisitWindow>
+  void for_each_state(int64_t position, const VisitRecurrent& visit_recurrent,
                       const VisitWindow& visit_window);
 };
 

@@ -8,6 +8,7 @@
 // Letters:  N tokens   C model width   F feed-forward width   H query heads   D head size
 #pragma once
 
+#include <cstdint>
 #include <span>
 
 #include "model/linear.h"
@@ -38,7 +39,7 @@ struct MixerSpec {
   Heads (ModelConfig::*heads)() const = nullptr;  // of attention and retention
   RopeKind ModelConfig::* rope = nullptr;         // of queries and keys
   KvCacheKind kv_cache = KvCacheKind::none;
-  bool has_state = false;     // recurrent, float32 [H][D][D]
+  int64_t (*state_values)(const ModelConfig& config) = nullptr;  // of a float32 recurrent state
   bool reads_memory = false;  // what the last self-decoder mixer mixed
 
   // stream += mixer(norm(stream)) for the rows of a batch. A self-decoder mixer leaves what it

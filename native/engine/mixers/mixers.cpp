@@ -18,6 +18,11 @@ int self_kv_width(const ModelConfig& config) { return config.self_heads().kv_wid
 int kv_width(const ModelConfig& config) { return config.heads().kv_width(); }
 int n_self_heads(const ModelConfig& config) { return config.n_self_heads; }
 
+int64_t retention_state_values(const ModelConfig& config) {  // [H][D][D]
+  const Heads heads = config.retention_heads();
+  return int64_t{heads.n_heads} * heads.head_dim * heads.head_dim;
+}
+
 constexpr MixerParameter kQuery = {"q_proj", &Layer::q, model_width};
 constexpr MixerParameter kGate = {"g_proj", &Layer::g, model_width};
 constexpr MixerParameter kOutput = {"out_proj", &Layer::out, model_width};
@@ -42,7 +47,7 @@ constexpr MixerSpec kMixers[] = {
      .has_sub_norm = true,
      .heads = &ModelConfig::retention_heads,
      .rope = &ModelConfig::retention_rope,
-     .has_state = true,
+     .state_values = retention_state_values,
      .forward = forward_retention},
     {.name = "window",
      .is_cross_decoder = false,

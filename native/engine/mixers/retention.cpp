@@ -68,7 +68,7 @@ void forward_retention(const ForwardPass& pass, const Layer& layer, int index) {
   pass.pool.parallel_for(int64_t{batch.n_segments()} * H, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Segment& segment = batch.segments()[i / H];
-      float* states = batch[segment.begin].session->layers[index].retention.get();
+      float* states = batch[segment.begin].session->layers[index].recurrent.get();
       retain_head(pass, layer, input.values, segment, static_cast<int>(i % H), states);
     }
   });

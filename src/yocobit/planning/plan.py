@@ -20,7 +20,7 @@ from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
 from yocobit.planning.variants import variants
 
-# Multiply-adds of an instruction of native/machine_limits*.cpp for one of a fused float32
+# Multiply-adds of an instruction of native/kernels/*/probes.h for one of a fused float32
 # multiply-add, which takes as long; vpmaddubsw needs vpaddw besides, of which more can run at once.
 _INT8_PER_FLOAT = {
     "AVX-512 vpdpbusd": 4,
