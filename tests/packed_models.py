@@ -28,6 +28,7 @@ STACKS = {
     "retention": ("retention", "retention"),
     "yoco-gmu": ("retention", "retention", "cross", "gmu"),
     "mixed": ("window", "retention", "full", "gmu", "cross"),
+    "yoco-gate": ("window", "gate", "cross", "gmu"),
 }
 KINDS = ("ternary", "ternary_row", "sign", "dense")
 

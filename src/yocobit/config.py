@@ -34,7 +34,7 @@ TRANSFORMERS_KEYS = (
     "pad_token_id",
 )
 
-Mixer = Literal["retention", "window", "full", "cross", "gmu"]
+Mixer = Literal["retention", "window", "full", "cross", "gmu", "gate"]
 FeedForwardKind = Literal["swiglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "ternary_row", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]

@@ -166,6 +166,10 @@ def _gmu(config: ModelConfig) -> Parameters:
     return _projections(config, "g_proj") | _output(config)
 
 
+def _gate(config: ModelConfig) -> Parameters:
+    return _projections(config, "gate_proj")
+
+
 def _retention_state(config: ModelConfig) -> tuple[int, ...]:
     H, D = config.n_self_heads, config.self_head_dim
     return H, D, D
@@ -205,6 +209,7 @@ _MIXERS = (
         kv_cache="shared",
     ),
     MixerSpec("gmu", decoder="cross", parameters=_gmu, reads_memory=True),
+    MixerSpec("gate", decoder="self", parameters=_gate),
 )
 MIXERS: dict[Mixer, MixerSpec] = {spec.name: spec for spec in _MIXERS}
 

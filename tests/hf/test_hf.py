@@ -27,7 +27,7 @@ def decoders() -> dict[str, Decoder]:
     return {stack: trained(nano(stack, "ternary"), steps=5) for stack in STACKS}
 
 
-@pytest.fixture(params=["yoco-gret", "yoco-gmu", "mixed", "retention"])
+@pytest.fixture(params=["yoco-gret", "yoco-gmu", "yoco-gate", "mixed", "retention"])
 def pair(request, decoders) -> tuple[YocobitForCausalLM, Decoder]:
     """The same weights in both."""
     return as_transformers(decoders[request.param]), decoders[request.param]
@@ -79,6 +79,17 @@ def test_generate_with_a_cache_equals_generate_without(pair):
     model, _ = pair
     prompt = tokens()[:40].view(2, 20)
 
+    assert torch.equal(greedy(model, prompt), greedy(model, prompt, use_cache=False))
+
+
+def test_stack_without_any_state_generates_with_a_cache():
+    torch.manual_seed(0)
+    model = as_transformers(Decoder(nano("yoco-gret", "dense").replace(layers=("gate", "gate"))))
+    prompt = tokens()[:40].view(2, 20)
+
+    cache = model(prompt).past_key_values
+
+    assert cache.get_seq_length() == 20
     assert torch.equal(greedy(model, prompt), greedy(model, prompt, use_cache=False))
 
 

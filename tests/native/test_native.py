@@ -22,6 +22,7 @@ STACKS = {
     "yoco-swa": ("window", "window", "cross", "cross"),
     "yoco-gmu": ("retention", "window", "cross", "gmu"),
     "transformer": ("full", "full"),
+    "yoco-gate": ("gate", "window", "cross", "cross"),
 }
 
 

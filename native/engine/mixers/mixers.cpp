@@ -10,6 +10,7 @@ void forward_window(const ForwardPass& pass, const Layer& layer, int index);
 void forward_full(const ForwardPass& pass, const Layer& layer, int index);
 void forward_cross(const ForwardPass& pass, const Layer& layer, int index);
 void forward_gmu(const ForwardPass& pass, const Layer& layer, int index);
+void forward_gate(const ForwardPass& pass, const Layer& layer, int index);
 
 namespace {
 
@@ -39,6 +40,7 @@ constexpr MixerParameter kFull[] = {
     kQuery, {"k_proj", &Layer::k, kv_width}, {"v_proj", &Layer::v, kv_width}, kOutput};
 constexpr MixerParameter kCross[] = {kQuery, kOutput};
 constexpr MixerParameter kGmu[] = {kGate, kOutput};
+constexpr MixerParameter kGateOnly[] = {{"gate_proj", &Layer::g, model_width}};
 
 constexpr MixerSpec kMixers[] = {
     {.name = "retention",
@@ -79,6 +81,11 @@ constexpr MixerSpec kMixers[] = {
      .has_sub_norm = true,
      .reads_memory = true,
      .forward = forward_gmu},
+    {.name = "gate",
+     .is_cross_decoder = false,
+     .parameters = kGateOnly,
+     .has_sub_norm = false,
+     .forward = forward_gate},
 };
 
 }  // namespace

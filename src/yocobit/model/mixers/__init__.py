@@ -17,6 +17,7 @@ from torch import nn
 from yocobit.config import Mixer
 from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.mixers.full import FullAttention
+from yocobit.model.mixers.gate import Gate
 from yocobit.model.mixers.gmu import GatedMemoryUnit
 from yocobit.model.mixers.retention import GatedRetention
 from yocobit.model.mixers.window import WindowAttention
@@ -28,4 +29,5 @@ MIXER_MODULES: dict[Mixer, Callable[..., nn.Module]] = {
     "full": FullAttention,
     "cross": CrossAttention,
     "gmu": GatedMemoryUnit,
+    "gate": Gate,
 }
