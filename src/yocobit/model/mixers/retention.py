@@ -145,19 +145,11 @@ class _Chunkwise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         B, H, T, D = q.shape
         total = _cumulative(log_decay.unflatten(2, (-1, chunk)))  # (B, H, N, P)
-        from_start, to_end = _boundary_decays(total, q.dtype)
-        states = q.new_empty(H, B, T // chunk + 1, D, v.shape[3])
-        for h in range(H):
-            k_h, v_h = _head(k, h, chunk) * D**-0.5, _head(v, h, chunk)  # (B N, P, D), (B N, P, E)
-            added = torch.bmm(k_h.mT, v_h * _head(to_end, h)[..., None])
-            states[h, :, 1:] = added.unflatten(0, (B, -1))
-        states[:, :, 0] = state.transpose(0, 1)
-        chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]  # (H, B, N, 1, 1)
-        for n in range(T // chunk):
-            states[:, :, n + 1].addcmul_(chunk_decay[:, :, n], states[:, :, n])
+        states = _states(k, v, total, state, chunk)
+        from_start, _ = _boundary_decays(total, q.dtype)
         outputs = v.new_empty(H, B * T // chunk, chunk, v.shape[3])
         for h in range(H):
-            q_h, v_h = _head(q, h, chunk), _head(v, h, chunk)
+            q_h, v_h = _head(q, h, chunk), _head(v, h, chunk)  # (B N, P, D), (B N, P, E)
             scores = torch.bmm(q_h, (_head(k, h, chunk) * D**-0.5).mT)  # (B N, P, P)
             torch.bmm(scores.mul_(_segment_decay(_head(total, h), q.dtype)), v_h, out=outputs[h])
             carried = torch.bmm(q_h, states[h, :, :-1].flatten(0, 1))
@@ -170,49 +162,88 @@ class _Chunkwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_decay, states = ctx.saved_tensors
         chunk = ctx.chunk
-        B, H, T, D = q.shape
+        B, H, T, _ = q.shape
         total = _cumulative(log_decay.unflatten(2, (-1, chunk)))
-        from_start, to_end = _boundary_decays(total, q.dtype)
-        chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]
-        grad_states = torch.empty_like(states)
-        for h in range(H):
-            grad_h = _head(grad, h, chunk) * _head(from_start, h)[..., None]
-            read = torch.bmm(_head(q, h, chunk).mT, grad_h)
-            grad_states[h, :, :-1] = read.unflatten(0, (B, -1))
-        grad_states[:, :, -1] = grad_state.transpose(0, 1)
-        for n in reversed(range(T // chunk)):
-            grad_states[:, :, n].addcmul_(chunk_decay[:, :, n], grad_states[:, :, n + 1])
+        grad_states = _state_gradients(q, grad, total, grad_state, chunk)
         grads = [x.new_empty(B, T, H, x.shape[3]).transpose(1, 2) for x in (q, k, v)]
         grad_total = torch.empty_like(total)
         for h in range(H):
             q_h, k_h, v_h, grad_h = (_head(x, h, chunk) for x in (q, k, v, grad))
-            before, grad_after = (
-                states[h, :, :-1].flatten(0, 1),
-                grad_states[h, :, 1:].flatten(0, 1),
+            before, grad_after = states[h, :, :-1], grad_states[h, :, 1:]
+            *of_head, grad_total_h = _head_gradients(
+                *(q_h, k_h, v_h, grad_h),
+                before.flatten(0, 1),
+                grad_after.flatten(0, 1),
+                _head(total, h),
             )
-            from_start_h, to_end_h = _head(from_start, h)[..., None], _head(to_end, h)[..., None]
-            k_h = k_h * D**-0.5
-            decay = _segment_decay(_head(total, h), q.dtype)
-            scores = torch.bmm(q_h, k_h.mT).mul_(decay)  # (B N, P, P)
-            grad_decayed = torch.bmm(grad_h, v_h.mT)
-            slope = (scores * grad_decayed).tril_(-1).double()  # of the exponents of decay
-            grad_scores = grad_decayed.mul_(decay)
-            read = torch.bmm(grad_h, before.mT).mul_(from_start_h)  # (B N, P, D)
-            written = torch.bmm(v_h, grad_after.mT).mul_(to_end_h)
-            starts = (read * q_h).sum(-1).double()  # slopes of the exponents of from_start
-            ends = (written * k_h).sum(-1).double()[:, :-1]  # of to_end; its last is always 0
-            grad_total_h = slope.sum(-1) - slope.sum(-2) + starts
-            grad_total_h[:, :-1] -= ends
-            carried = (before * grad_after).sum((-2, -1)) * from_start_h[:, -1, 0]
-            grad_total_h[:, -1] += ends.sum(-1) + carried
+            for x, x_h in zip(grads, of_head, strict=True):
+                _head(x, h, chunk).copy_(x_h)
             grad_total[:, h] = grad_total_h.unflatten(0, (B, -1))
-            written.baddbmm_(grad_scores.mT, q_h)
-            grad_v = torch.bmm(k_h, grad_after).mul_(to_end_h).baddbmm_(scores.mT, grad_h)
-            _head(grads[0], h, chunk).copy_(read.baddbmm_(grad_scores, k_h))
-            _head(grads[1], h, chunk).copy_(written.mul_(D**-0.5))
-            _head(grads[2], h, chunk).copy_(grad_v)
         grad_log_decay = grad_total.flip(-1).cumsum(-1).flip(-1).flatten(2).to(log_decay.dtype)
         return *grads, grad_log_decay, grad_states[:, :, 0].transpose(0, 1), None
+
+
+def _states(k: Tensor, v: Tensor, total: Tensor, state: Tensor, chunk: int) -> Tensor:
+    """Return the state before each chunk and after the last, (H, B, N + 1, D, E)."""
+    B, H, T, D = k.shape
+    from_start, to_end = _boundary_decays(total, k.dtype)
+    states = k.new_empty(H, B, T // chunk + 1, D, v.shape[3])
+    for h in range(H):
+        k_h, v_h = _head(k, h, chunk) * D**-0.5, _head(v, h, chunk)
+        added = torch.bmm(k_h.mT, v_h * _head(to_end, h)[..., None])
+        states[h, :, 1:] = added.unflatten(0, (B, -1))
+    states[:, :, 0] = state.transpose(0, 1)
+    chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]  # (H, B, N, 1, 1)
+    for n in range(T // chunk):
+        states[:, :, n + 1].addcmul_(chunk_decay[:, :, n], states[:, :, n])
+    return states
+
+
+def _state_gradients(
+    q: Tensor, grad: Tensor, total: Tensor, grad_state: Tensor, chunk: int
+) -> Tensor:
+    """Return the gradients of what _states returns, (H, B, N + 1, D, E)."""
+    B, H, T, D = q.shape
+    from_start, _ = _boundary_decays(total, q.dtype)
+    grad_states = q.new_empty(H, B, T // chunk + 1, D, grad.shape[3])
+    for h in range(H):
+        grad_h = _head(grad, h, chunk) * _head(from_start, h)[..., None]
+        read = torch.bmm(_head(q, h, chunk).mT, grad_h)
+        grad_states[h, :, :-1] = read.unflatten(0, (B, -1))
+    grad_states[:, :, -1] = grad_state.transpose(0, 1)
+    chunk_decay = from_start[..., -1].transpose(0, 1)[..., None, None]
+    for n in reversed(range(T // chunk)):
+        grad_states[:, :, n].addcmul_(chunk_decay[:, :, n], grad_states[:, :, n + 1])
+    return grad_states
+
+
+def _head_gradients(
+    q: Tensor, k: Tensor, v: Tensor, grad: Tensor, before: Tensor, grad_after: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v and total of one head, (B N, P, ...) each.
+
+    before is the state before each chunk and grad_after the gradient of the state after it,
+    (B N, D, E) both.
+    """
+    scale = q.shape[2] ** -0.5
+    k = k * scale
+    from_start, to_end = (x[..., None] for x in _boundary_decays(total, q.dtype))
+    decay = _segment_decay(total, q.dtype)
+    scores = torch.bmm(q, k.mT).mul_(decay)  # (B N, P, P)
+    grad_decayed = torch.bmm(grad, v.mT)
+    slope = (scores * grad_decayed).tril_(-1).double()  # of the exponents of decay
+    grad_scores = grad_decayed.mul_(decay)
+    read = torch.bmm(grad, before.mT).mul_(from_start)  # (B N, P, D)
+    written = torch.bmm(v, grad_after.mT).mul_(to_end)
+    starts = (read * q).sum(-1).double()  # slopes of the exponents of from_start
+    ends = (written * k).sum(-1).double()[:, :-1]  # of to_end, whose last exponent is always 0
+    grad_total = slope.sum(-1) - slope.sum(-2) + starts
+    grad_total[:, :-1] -= ends
+    carried = (before * grad_after).sum((-2, -1)) * from_start[:, -1, 0]
+    grad_total[:, -1] += ends.sum(-1) + carried
+    grad_k = written.baddbmm_(grad_scores.mT, q).mul_(scale)
+    grad_v = torch.bmm(k, grad_after).mul_(to_end).baddbmm_(scores.mT, grad)
+    return read.baddbmm_(grad_scores, k), grad_k, grad_v, grad_total
 
 
 def _head(x: Tensor, h: int, chunk: int | None = None) -> Tensor:
