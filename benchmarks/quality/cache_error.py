@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from yocobit import Engine
 from yocobit.data.documents import read_texts
 from yocobit.engine.session import CacheType
+from yocobit.hardware.host import provenance
 from yocobit.pretrained import TINY
 
 RESULTS = Path(__file__).parent.parent / "results" / "cache_error.json"
@@ -48,7 +49,7 @@ def main() -> None:
         print(f"{cache:5} " + "  ".join(f"{name} {value:.3g}" for name, value in values.items()))
     made_of = {"model": arguments.model.name, "text": arguments.text.name}
     sizes = {"tokens": len(tokens), "context": arguments.context}
-    results_file.write(RESULTS, {**made_of, **sizes, **found})
+    results_file.write(RESULTS, {**provenance(), **made_of, **sizes, **found})
 
 
 def logits(engine: Engine, tokens: list[int], context: int, cache: CacheType) -> Logits:

@@ -1,4 +1,4 @@
-"""The file that a benchmark adds its results to: JSON, whole at any time, of one recipe."""
+"""The JSON file that a benchmark adds its results to: of one recipe, replaced atomically."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yocobit.hardware.host import provenance
+
 
 def read(path: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a file holds, or only `made_by` if there is none.
+    """Return the content of a file, or command, machine, commit and `made_by` if there is none.
 
-    A file that was not `made_by` the same, such as a recipe, is not added to: SystemExit.
+    SystemExit if the file was not `made_by` the same, such as a recipe.
     """
     made_by = dict(made_by or {})
     if not path.exists():
-        return made_by
+        return {**provenance(), **made_by}
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if {name: results.get(name) for name in made_by} != made_by:
         raise SystemExit(f"{path}: holds results of another recipe; choose another file")
@@ -24,7 +26,7 @@ def read(path: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Replace what a file holds."""
+    """Replace the content of a file."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)

@@ -377,7 +377,8 @@ def run_script(name, *arguments, **environment):
 
 
 @pytest.mark.parametrize(
-    "script", ["run", "peers", "on_chip", "serving_peers", "plan", "train_throughput"]
+    "script",
+    ["run", "peers", "on_chip", "serving_peers", "plan", "train_throughput", "serving", "versions"],
 )
 def test_a_benchmark_script_starts(script):
     ended = run_script(script, "--help")

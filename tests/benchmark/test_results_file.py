@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def test_a_new_file_says_what_made_it_and_keeps_what_is_added(results_file, tmp_
     results["runs"] = {"first": 1}
     results_file.write(path, results)
 
-    assert results_file.read(path, {"recipe": ["a"]}) == {"recipe": ["a"], "runs": {"first": 1}}
+    found = results_file.read(path, {"recipe": ["a"]})
+    assert (found["recipe"], found["runs"]) == (["a"], {"first": 1})
+    assert found["command"].startswith("python ") and found["machine"]["cpu"]
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
@@ -43,3 +46,12 @@ def test_a_committed_file_that_is_read_and_written_has_the_same_bytes(results_fi
     results_file.write(tmp_path / path.name, results_file.read(path))
 
     assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "results").iterdir()), ids=lambda p: p.stem)
+def test_a_committed_file_names_its_command_machine_and_commit(path):
+    results = json.loads(path.read_text(encoding="utf-8"))
+
+    assert results["command"].startswith(("python benchmarks/", "yocobit "))
+    assert results["machine"]["cpu"] and results["machine"]["commit"]
+    assert path.name in (BENCHMARKS.parent / "docs/benchmarks/index.md").read_text()
