@@ -553,7 +553,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         (["missing"], ["missing: no such directory"]),
         (["missing", "--head", "int4"], ["--weights and --head require --shape"]),
         (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
-        (["--shape", "nano", "--attention", "index:100"], ["--attention must be full, index"]),
+        (["--shape", "nano", "--attention", "index:100"], ["--attention must be full or index"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
         (["--shape", "nano", "--picture", "a.gif"], ["--picture must end in .png", "is a.gif"]),
     ],
