@@ -2,10 +2,10 @@
 
     python examples/ray_serve.py [--model MODEL] [--replicas 2] [--threads 1] [--port 8000]
 
-Each replica is a whole yocobit server. Requests that begin alike go to the same replica, so that a
-conversation finds what it has said cached. If a replica is lost, its conversations go to another
-one until Ray has made a new one; any gives the same answers, as these depend on the model, the
-request and its seed alone. Keys and limits are those of YOCOBIT_ variables.
+Each replica is a complete yocobit server. Requests with a common start go to the same replica, so a
+conversation hits that replica's prefix cache. If a replica is lost, its conversations move to
+another one until Ray has started a new one; answers are the same on any replica, because they
+depend on the model, the request and its seed alone. API keys and limits are YOCOBIT_ variables.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from starlette.types import Message
 
 from yocobit.serving import ServerSettings, create_app
 
-_AT_ONCE = 1024  # requests of a replica; it refuses by itself what it has no room for
-_BEGIN = 256  # characters or tokens of a prompt that tell who asks
-_TRIES = 5  # as many replicas may be lost before the client is told
-_OWN = ("app", "state", "extensions")  # what a request's scope has that is Ray's
-_LOST = {"error": {"message": "the replica was lost; ask again", "type": "server_error"}}
+_MAX_ONGOING = 1024  # requests per replica, which itself rejects what exceeds its queue
+_KEY_LENGTH = 256  # characters or tokens of a prompt that identify a conversation
+_MAX_ATTEMPTS = 5  # replicas that may be lost before the client gets an error
+_RAY_SCOPE = ("app", "state", "extensions")  # keys of a request's scope that belong to Ray
+_LOST = {"error": {"message": "the replica was lost; try again", "type": "server_error"}}
 _HASHING = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 
 
 @serve.deployment(
-    max_ongoing_requests=_AT_ONCE,
+    max_ongoing_requests=_MAX_ONGOING,
     request_router_config=RequestRouterConfig(request_router_class=_HASHING),
     graceful_shutdown_timeout_s=30,
     health_check_period_s=2,
 )
 class Replica:
-    """A server without a port: the application, and its answers as Ray's streams."""
+    """A server without a port: the application, with responses as Ray streams."""
 
     async def __init__(self, settings: ServerSettings) -> None:
         self._name = serve.get_replica_context().replica_id.unique_id.encode()
@@ -56,7 +56,7 @@ class Replica:
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
         state = self._app.state.server
-        while state.runtime is None:  # until then, Ray sends nothing here
+        while state.runtime is None:  # Ray sends no requests before __init__ returns
             if state.problem is not None:
                 raise RuntimeError(state.problem)
             await asyncio.sleep(0.02)
@@ -65,7 +65,7 @@ class Replica:
         await self._lifespan.__aexit__(None, None, None)
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Any]:
-        """Yield status and headers, then the content as it comes."""
+        """Yield status and headers, then the body in chunks."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         gone = asyncio.Event()
         received = iter([{"type": "http.request", "body": body}])
@@ -85,12 +85,12 @@ class Replica:
                 elif content := message.get("body"):
                     yield content
         finally:
-            gone.set()  # also when Ray tells that the client is
+            gone.set()  # also if Ray cancels because the client disconnected
 
 
-@serve.deployment(max_ongoing_requests=64 * _AT_ONCE, ray_actor_options={"num_cpus": 0})
+@serve.deployment(max_ongoing_requests=64 * _MAX_ONGOING, ray_actor_options={"num_cpus": 0})
 class Router:
-    """Sends a request to the replica of its conversation, and what that answers back."""
+    """Routes a request to the replica of its conversation, and its response back."""
 
     def __init__(self, replicas: DeploymentHandle, max_body_bytes: int) -> None:
         self._answer = replicas.answer.options(stream=True)
@@ -101,15 +101,15 @@ class Router:
         async for part in request.stream():
             body += part
             if len(body) > self._max_body_bytes:
-                break  # the replica refuses it
-        scope = {name: value for name, value in request.scope.items() if name not in _OWN}
+                break  # the replica rejects it
+        scope = {name: value for name, value in request.scope.items() if name not in _RAY_SCOPE}
         ask = self._answer.options(session_id=conversation(body))
-        for i in range(_TRIES):
+        for i in range(_MAX_ATTEMPTS):
             contents = ask.remote(scope, body)
             try:
                 status, headers = await anext(contents)
                 first = await anext(contents, b"")
-            except RayActorError:  # nothing was sent yet: another one can answer
+            except RayActorError:  # nothing was sent yet: another replica can answer
                 await asyncio.sleep(0.1 * i)
                 continue
             response = StreamingResponse(_relay(first, contents), status)
@@ -130,20 +130,20 @@ async def _relay(first: bytes, contents: Any) -> AsyncIterator[bytes]:
 
 
 def conversation(body: bytes) -> str:
-    """Return what is the same for all requests of a conversation; empty if anybody may answer.
+    """Return a key that all requests of a conversation share; empty if any replica may answer.
 
-    That is OpenAI's prompt_cache_key if the client gives one, else how the request begins: a chat's
-    messages up to the first of the user, or the begin of a prompt.
+    It is OpenAI's prompt_cache_key if the client sends one, otherwise the start of the request: a
+    chat's messages up to the first of the user, or the start of a prompt.
     """
     try:
         fields = json.loads(body)
-        begin = fields.get("prompt_cache_key") or fields.get("prompt", "")[:_BEGIN]
+        start = fields.get("prompt_cache_key") or fields.get("prompt", "")[:_KEY_LENGTH]
         if messages := fields.get("messages"):
             roles = [message["role"] for message in messages]
-            begin = begin or messages[: roles.index("user") + 1]
+            start = start or messages[: roles.index("user") + 1]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return ""  # the replica says what is wrong
-    return hashlib.sha256(json.dumps(begin).encode()).hexdigest() if begin else ""
+        return ""  # the replica reports the error
+    return hashlib.sha256(json.dumps(start).encode()).hexdigest() if start else ""
 
 
 def main() -> None:
@@ -151,16 +151,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=settings.model)
     parser.add_argument("--replicas", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="of a replica")
+    parser.add_argument("--threads", type=int, default=1, help="per replica")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     changes = {"model": arguments.model.resolve(), "threads": arguments.threads}
     settings = dataclasses.replace(settings, **changes)
     cpus = {"num_cpus": arguments.threads}
     replicas = Replica.options(num_replicas=arguments.replicas, ray_actor_options=cpus)
-    ray.init()  # finds the cluster that RAY_ADDRESS names or `ray start` made, or makes one here
+    ray.init()  # joins the cluster of RAY_ADDRESS or `ray start`, otherwise starts one
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=arguments.port))
-    quiet = LoggingConfig(enable_access_log=False)  # the replicas have logs of their own
+    quiet = LoggingConfig(enable_access_log=False)  # the replicas log requests themselves
     app = Router.bind(replicas.bind(settings), settings.max_body_bytes)
     serve.run(app, name="yocobit", logging_config=quiet)
     print(f"serving at http://127.0.0.1:{arguments.port}", flush=True)

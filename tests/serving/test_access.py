@@ -1,4 +1,4 @@
-"""Who may ask a server, how much, and what is kept from whom."""
+"""API keys, trusted hosts, CORS, limits, disconnects, timeouts and loading."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bare(server, method: str, path: str, **headers: str) -> httpx.Response:
 @pytest.mark.parametrize(
     "path", ["/", "/v1/models", "/metrics", "/openapi.json", "/page/page.js", "/nothing", TEXT]
 )
-def test_every_path_but_health_asks_for_a_key(server, path):
+def test_every_path_except_health_requires_a_key(server, path):
     for method in ("GET", "POST", "HEAD", "OPTIONS"):
         response = bare(server, method, path)
         assert response.status_code == 401
@@ -55,7 +55,7 @@ def test_every_path_but_health_asks_for_a_key(server, path):
 
 
 @pytest.mark.parametrize(("path", "status"), [("/health", 503), ("/v1/models", 401)])
-def test_health_asks_for_no_key_below_the_path_of_a_proxy(path, status):
+def test_health_requires_no_key_below_a_proxy_prefix(path, status):
     app = create_app(ServerSettings(api_keys=KEYS, trusted_hosts=("a.b",)))  # that loads no model
 
     async def ask() -> int:
@@ -67,7 +67,7 @@ def test_health_asks_for_no_key_below_the_path_of_a_proxy(path, status):
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_each_key_opens_in_each_way(server, key):
+def test_each_key_is_accepted_in_each_header(server, key):
     basic = base64.b64encode(f"me:{key}".encode()).decode()
 
     for headers in (
@@ -83,7 +83,7 @@ def test_each_key_opens_in_each_way(server, key):
     "value",
     ["Bearer the-first-ke", "Bearer the-first-keyy", "Bearer", "", "Basic !!", "Basic YTpi", "x"],
 )
-def test_wrong_keys_do_not_open(server, value):
+def test_wrong_keys_are_rejected(server, value):
     assert bare(server, "GET", "/v1/models", authorization=value).status_code == 401
 
 
@@ -114,26 +114,26 @@ def test_keys_are_compared_in_constant_time(server, monkeypatch):
         ("", 403),
     ],
 )
-def test_other_host_names_are_refused(server, host, status):
+def test_untrusted_host_names_are_rejected(server, host, status):
     headers = {"authorization": f"Bearer {KEYS[0]}", "host": host}
 
     assert bare(server, "GET", "/v1/models", **headers).status_code == status
-    assert bare(server, "GET", "/health", host=host).status_code == 200  # probes know no names
+    assert bare(server, "GET", "/health", host=host).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/health/", "/v1", "/v1/models/", "/metrics/", "/page/"])
-def test_path_that_is_not_there_leads_nowhere(server, path):
+def test_unknown_path_is_not_found(server, path):
     response = server.client.get(path)
 
     assert (response.status_code, response.headers.get("location")) == (404, None)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "%2e%2e", "..%2fapp.py", "%00", "nothing.js"])
-def test_page_has_its_own_files_only(server, name):
+def test_page_serves_its_own_files_only(server, name):
     assert server.client.get(f"/page/{name}").status_code == 404
 
 
-def test_cors_is_for_friends_only(server):
+def test_cors_allows_configured_origins_only(server):
     def allowed(origin):
         preflight = bare(
             server, "OPTIONS", TEXT, origin=origin, **{"access-control-request-method": "POST"}
@@ -147,7 +147,7 @@ def test_cors_is_for_friends_only(server):
     assert allowed("https://evil.example") == (None, None)
 
 
-def test_cors_is_off_unless_asked():
+def test_cors_is_off_by_default():
     with servers.running(ServerSettings(threads=1)) as server:
         answer = bare(server, "GET", "/v1/models", origin="https://friend.example")
         preflight = bare(
@@ -163,7 +163,7 @@ def test_cors_is_off_unless_asked():
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_body_that_is_too_large_is_refused(server, chunked):
+def test_too_large_body_is_rejected(server, chunked):
     body = json.dumps({"prompt": "x" * (1 << 20)}).encode()
     content = iter([body[: 1 << 19], body[1 << 19 :]]) if chunked else body
 
@@ -174,7 +174,7 @@ def test_body_that_is_too_large_is_refused(server, chunked):
     assert response.status_code == 413
 
 
-def test_request_ids_are_given_back_if_they_are_harmless(server):
+def test_valid_request_ids_are_echoed(server):
     answers = [
         server.client.get("/v1/models", headers={"x-request-id": name}).headers["x-request-id"]
         for name in ("abc-1", "a b", "x" * 500)
@@ -194,16 +194,16 @@ def test_path_in_the_log_stays_on_its_line(server, caplog):
     assert record.fields["path"].isprintable()
 
 
-# ---- refusals that are counted ----
+# ---- metrics of rejected requests ----
 
 
 def failures(server) -> dict[str, float]:
-    """What /metrics says of requests that failed, by status."""
+    """The failed requests in /metrics, by status."""
     found = re.findall(r'request_failure_total{status="(\d+)"} (\S+)', server.metrics())
     return {status: float(n) for status, n in found}
 
 
-def test_requests_that_are_refused_are_counted_by_status(server):
+def test_rejected_requests_are_counted_by_status(server):
     before = failures(server)
 
     bare(server, "GET", "/v1/models")
@@ -234,10 +234,10 @@ def test_requests_that_are_refused_are_counted_by_status(server):
     }
 
 
-# ---- failing ----
+# ---- exceptions ----
 
 
-def test_failure_is_an_answer_with_an_id_that_the_log_has(server, monkeypatch, caplog):
+def test_exception_is_a_500_with_a_logged_request_id(server, monkeypatch, caplog):
     monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.whole", lambda *_: 1 / 0)
 
     response = server.post(TEXT, prompt="a", max_tokens=1)
@@ -250,7 +250,7 @@ def test_failure_is_an_answer_with_an_id_that_the_log_has(server, monkeypatch, c
     assert record.exc_info[0] is ZeroDivisionError
 
 
-def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, caplog):
+def test_exception_in_a_stream_is_an_event_and_is_logged(server, monkeypatch, caplog):
     async def chunks(*_):
         yield [{}]
         raise ZeroDivisionError
@@ -269,7 +269,7 @@ def test_failure_in_a_stream_is_an_event_and_in_the_log(server, monkeypatch, cap
 # ---- bodies ----
 
 
-def test_detokenize_takes_a_few_contexts_at_most(server):
+def test_detokenize_limits_its_tokens(server):
     most = 4 * server.model.settings.context
 
     assert server.post("/detokenize", tokens=[1] * most).status_code == 200
@@ -277,11 +277,11 @@ def test_detokenize_takes_a_few_contexts_at_most(server):
     assert server.post("/detokenize", tokens=[1000] * (4 * most)).status_code == 413
 
 
-# ---- going away ----
+# ---- disconnects ----
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
+def test_disconnect_releases_the_request_within_a_step(server, stream):
     scheduler = server.runtime.scheduler
     connection = server.send(TEXT, **LONG, stream=stream)
     wait_for(lambda: scheduler.running and scheduler.running[0].n_generated > 3)
@@ -296,7 +296,7 @@ def test_client_that_goes_away_frees_its_place_within_a_step(server, stream):
     assert not server.runtime._streams
 
 
-def test_full_server_says_when_to_come_again(server):
+def test_full_server_sends_retry_after(server):
     scheduler = server.runtime.scheduler
     connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
     wait_for(lambda: scheduler.n_waiting == 2)
@@ -311,7 +311,7 @@ def test_full_server_says_when_to_come_again(server):
     wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
 
 
-def test_half_a_request_is_nobody(server):
+def test_incomplete_request_leaves_nothing_running(server):
     connection = server.send(TEXT, **LONG)
     connection.close()
     half = server.connect()
@@ -325,7 +325,7 @@ def test_half_a_request_is_nobody(server):
     assert server.post(TEXT, prompt="The", max_tokens=1).status_code == 200
 
 
-# ---- time ----
+# ---- timeouts and pings ----
 
 
 def test_request_that_takes_too_long_ends_with_an_error():
@@ -340,7 +340,7 @@ def test_request_that_takes_too_long_ends_with_an_error():
     assert counted == {"504": 2}
 
 
-def test_pings_come_while_nothing_does(monkeypatch):
+def test_idle_stream_gets_pings(monkeypatch):
     monkeypatch.setattr("yocobit.serving.http.sse.PING_S", 0.01)
     with servers.running(ServerSettings(threads=1, max_sequences=1)) as server:
         first = server.send(TEXT, **LONG, stream=True)
@@ -355,7 +355,7 @@ def test_pings_come_while_nothing_does(monkeypatch):
     assert lines[-1] == "data: [DONE]"
 
 
-def test_pings_do_not_come_while_something_does(monkeypatch):
+def test_busy_stream_gets_no_pings(monkeypatch):
     async def chunks():
         for _ in range(40):
             await asyncio.sleep(0.01)
@@ -381,7 +381,7 @@ def test_pings_do_not_come_while_something_does(monkeypatch):
 @pytest.mark.parametrize(
     "place", ["yocobit.Engine.load", "yocobit.serving.api.served_model.Grammars"]
 )
-def test_model_that_fails_to_load_is_told_of(place, monkeypatch, caplog):
+def test_model_that_fails_to_load_is_reported(place, monkeypatch, caplog):
     def fail(*_, **__):
         raise RuntimeError("no threads")
 
@@ -395,7 +395,7 @@ def test_model_that_fails_to_load_is_told_of(place, monkeypatch, caplog):
     assert any(record.exc_info for record in caplog.records)
 
 
-def test_server_is_unwell_until_the_model_is_there(monkeypatch):
+def test_server_is_not_ready_until_the_model_is_loaded(monkeypatch):
     release = threading.Event()
     from yocobit import Engine
 

@@ -1,4 +1,4 @@
-"""Connections of a server that runs as `serve` runs it: how many, how long, and who is on them."""
+"""Connections of a server: their number, timeouts, invalid HTTP, client addresses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def answer(client: socket.socket) -> tuple[bytes, dict]:
         HEAD + b"Content-Length: 9\r\n\r\n{",  # answered without the rest of the body
     ],
 )
-def test_connection_without_a_whole_request_is_ended(start, monkeypatch):
+def test_connection_without_a_complete_request_is_closed(start, monkeypatch):
     monkeypatch.setattr("yocobit.serving.http.connection.REQUEST_TIMEOUT_S", 0.05)
     with running() as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(start)
@@ -64,7 +64,7 @@ def test_connection_without_a_whole_request_is_ended(start, monkeypatch):
         assert client.recv(65536) == b""
 
 
-def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
+def test_connection_beyond_the_limit_gets_an_openai_error(monkeypatch):
     monkeypatch.setattr(server, "_IDLE_CONNECTIONS", 0)
     app = create_app(SETTINGS)
     with (
@@ -86,7 +86,7 @@ def test_connection_beyond_the_limit_is_refused_as_openai_does(monkeypatch):
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\x00\x01", HEAD + b"Content-Length: -1\r\n\r\n"]
 )
-def test_what_is_no_http_is_refused_as_openai_does(data):
+def test_invalid_http_gets_an_openai_error(data):
     app = create_app(SETTINGS)
     with running(app) as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(data)
@@ -98,7 +98,7 @@ def test_what_is_no_http_is_refused_as_openai_does(data):
     assert body["error"]["type"] == "invalid_request_error"
 
 
-def test_request_for_websockets_is_answered_as_any_other(caplog):
+def test_websocket_upgrade_is_ignored(caplog):
     with running() as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(
             b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n"

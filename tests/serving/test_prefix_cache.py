@@ -48,7 +48,7 @@ def find(cache: PrefixCache, tokens):
 
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer", "mixed"])
 @pytest.mark.parametrize("kept", [1, 63, 64, 65, 200, 256])
-def test_hit_has_the_bits_of_a_miss(engine_of, tokens, stack, kept):
+def test_prefix_hit_is_bit_identical_to_a_miss(engine_of, tokens, stack, kept):
     engine = engine_of(stack)
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:kept])
@@ -66,7 +66,7 @@ def test_nothing_is_found_in_an_empty_cache(engine, tokens):
     assert find(prefix_cache(engine), tokens).position == 0
 
 
-def test_last_token_of_a_prompt_is_never_known(engine, tokens):
+def test_last_token_of_a_prompt_is_never_a_hit(engine, tokens):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:100])
 
@@ -74,7 +74,7 @@ def test_last_token_of_a_prompt_is_never_known(engine, tokens):
     assert find(cache, tokens[:101]).position == 100
 
 
-def test_longest_place_is_found(engine, tokens):
+def test_longest_prefix_is_found(engine, tokens):
     cache = prefix_cache(engine)
     for n in (10, 70, 90, 300):
         keep(cache, engine, tokens[:n])
@@ -89,7 +89,7 @@ def test_longest_place_is_found(engine, tokens):
 
 
 @pytest.mark.parametrize("at", [0, 5, 64, 99])
-def test_other_token_before_the_place_is_a_miss(engine, tokens, at):
+def test_other_token_before_the_state_is_a_miss(engine, tokens, at):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:100])
     other = tokens.copy()
@@ -98,7 +98,7 @@ def test_other_token_before_the_place_is_a_miss(engine, tokens, at):
     assert find(cache, other).position == 0
 
 
-def test_place_where_texts_part_is_told(engine, tokens):
+def test_branch_point_is_reported(engine, tokens):
     """The second of two texts that begin alike learns where, so that a third can begin there."""
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:300])
@@ -112,7 +112,7 @@ def test_place_where_texts_part_is_told(engine, tokens):
     assert find(cache, other).position == 192
 
 
-def test_model_without_states_goes_on_after_any_block(engine_of, tokens):
+def test_model_without_states_resumes_after_any_block(engine_of, tokens):
     engine = engine_of("transformer")
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:300])
@@ -127,7 +127,7 @@ def test_model_without_states_goes_on_after_any_block(engine_of, tokens):
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-def test_model_with_states_does_not_go_on_without_one(engine, tokens):
+def test_model_with_states_resumes_at_a_state_only(engine, tokens):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:300])
 
@@ -145,7 +145,7 @@ def test_blocks_are_shared(engine, tokens):
     assert cache.size < 1.5 * size
 
 
-def test_keeping_the_same_again_costs_nothing(engine, tokens):
+def test_storing_the_same_prefix_again_adds_nothing(engine, tokens):
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:200])
     size = cache.size
@@ -155,7 +155,7 @@ def test_keeping_the_same_again_costs_nothing(engine, tokens):
     assert cache.size == size
 
 
-def test_size_stays_within_capacity_and_longest_unused_goes_first(engine, tokens):
+def test_least_recently_used_entries_are_evicted_at_capacity(engine, tokens):
     texts = [np.roll(tokens, 7 * i)[:130] for i in range(6)]
     one = prefix_cache(engine)
     keep(one, engine, texts[0])
@@ -173,7 +173,7 @@ def test_size_stays_within_capacity_and_longest_unused_goes_first(engine, tokens
 
 
 @pytest.mark.parametrize("capacity", [0, 1000])
-def test_capacity_may_be_too_small_for_anything(engine, tokens, capacity):
+def test_capacity_may_be_smaller_than_any_entry(engine, tokens, capacity):
     cache = prefix_cache(engine, capacity=capacity)
 
     keep(cache, engine, tokens)
@@ -182,7 +182,7 @@ def test_capacity_may_be_too_small_for_anything(engine, tokens, capacity):
     assert find(cache, [*tokens, 1]).position == 0
 
 
-def test_size_is_that_of_the_entries_after_many_texts(engine):
+def test_size_equals_that_of_the_entries_after_many_sequences(engine):
     rng = np.random.default_rng(0)
     cache = prefix_cache(engine, capacity=400_000)
 
@@ -224,7 +224,7 @@ def rewrite(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("stack", ["yoco-gret", "transformer", "retention"])
-def test_prefix_outlives_the_server(engine_of, tokens, tmp_path, stack):
+def test_stored_prefix_survives_the_server(engine_of, tokens, tmp_path, stack):
     engine = engine_of(stack)
     cache, store = stored(engine, tmp_path)
     keep(cache, engine, tokens[:200])
@@ -348,7 +348,7 @@ def known_places(cache: PrefixCache) -> set[bytes]:
 
 
 @pytest.mark.parametrize("memory", [1, 150_000, AMPLE])
-def test_states_that_left_the_store_are_forgotten(engine, tokens, tmp_path, memory):
+def test_evicted_states_are_unregistered(engine, tokens, tmp_path, memory):
     cache, store = stored(engine, tmp_path, capacity=200_000, memory=memory)
     for i in range(20):
         keep(cache, engine, np.roll(tokens, 7 * i)[:70])
@@ -359,7 +359,7 @@ def test_states_that_left_the_store_are_forgotten(engine, tokens, tmp_path, memo
     assert places == {key for key in cache._entries if key in places} | set(store.locations())
 
 
-def test_states_that_were_not_written_are_forgotten(engine, tokens, tmp_path, monkeypatch):
+def test_unwritten_states_are_unregistered(engine, tokens, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -371,7 +371,7 @@ def test_states_that_were_not_written_are_forgotten(engine, tokens, tmp_path, mo
     assert known_places(cache) == set()
 
 
-def test_damaged_state_is_forgotten(engine, tokens, tmp_path):
+def test_damaged_state_is_unregistered(engine, tokens, tmp_path):
     cache, store = stored(engine, tmp_path, memory=1)
     keep(cache, engine, tokens[:10])
     store.close()
@@ -412,7 +412,7 @@ def test_entry_that_is_written_again_counts_once(tmp_path, slow_disk):
     assert store._size == sum(sizes)
 
 
-def test_entry_is_here_while_the_writer_moves_it(tmp_path):
+def test_entry_is_readable_while_the_writer_moves_it(tmp_path):
     store = PrefixStore(tmp_path, AMPLE)
 
     class Files(OrderedDict):
@@ -470,7 +470,7 @@ def test_name_that_the_store_does_not_give_is_not_its_own(tmp_path, name):
     assert (tmp_path / name).exists()
 
 
-def test_what_prompts_left_behind_is_the_owners_alone(tmp_path):
+def test_stored_prefixes_are_private(tmp_path):
     directory = tmp_path / "prefixes"
     store = PrefixStore(directory, AMPLE)
     store.write(bytes(32), entry(10), None)
@@ -481,5 +481,5 @@ def test_what_prompts_left_behind_is_the_owners_alone(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_blocks_are_whole_tiles_of_attention():
+def test_blocks_are_whole_attention_tiles():
     assert BLOCK % 32 == 0

@@ -22,6 +22,8 @@ pytest.importorskip("ray.serve")
 import ray
 from ray import serve
 
+pytestmark = pytest.mark.slow  # starting a cluster takes most of a minute
+
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ray_serve.py"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 
@@ -79,7 +81,7 @@ def kill(replica: str) -> None:
     ray.kill(ray.get_actor(f"SERVE_REPLICA::yocobit#Replica#{replica}", namespace="serve"))
 
 
-def test_conversation_stays_on_its_replica_and_finds_itself_cached(client):
+def test_conversation_stays_on_its_replica_and_hits_its_prefix_cache(client):
     replicas = set()
     for i in range(12):
         messages = [user(f"What does the sea say on day {i}? " + "It is wide. " * 10)]
@@ -98,7 +100,7 @@ def test_conversation_stays_on_its_replica_and_finds_itself_cached(client):
     assert len(replicas) == 2
 
 
-def test_prompts_that_begin_alike_or_name_the_same_key_go_to_one_replica(client):
+def test_prompts_with_a_common_start_or_key_go_to_one_replica(client):
     def replica(**body) -> str:
         response = client.post(TEXT, json={"max_tokens": 1, **body})
         assert response.status_code == 200, response.text
@@ -140,7 +142,7 @@ def test_errors_are_those_of_the_server(client):
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_client_that_goes_away_ends_its_request(client, streams):
+def test_disconnect_cancels_the_request(client, streams):
     body = {"prompt": "The king", "max_tokens": 1, "prompt_cache_key": f"gone {streams}"}
     replica = client.post(TEXT, json=body).headers["x-replica"]
     body |= {"max_tokens": 8000, "logit_bias": NO_END, "stream": streams}
@@ -167,7 +169,7 @@ def metric(client: httpx.Client, replica: str, name: str) -> float:
             return float(found)
 
 
-def test_loss_of_a_replica_moves_its_conversations_and_another_one_comes(client):
+def test_conversations_of_a_lost_replica_move_until_it_is_replaced(client):
     messages = [user("Who walks on the shore? " * 8)]
     before = chat(client, messages)
     lost = before.headers["x-replica"]

@@ -1,9 +1,10 @@
-"""`yocobit serve` as a process: how it begins and ends, and that it answers the same each time."""
+"""`yocobit serve` as a process: startup, shutdown, and reproducible responses."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -17,15 +18,28 @@ import httpx
 import pytest
 from servers import NO_END, wait_for
 
+from yocobit import cli
+from yocobit.serving import create_app
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
+
+
+# `yocobit`, with less time for clients to read the rest of their responses on shutdown.
+PROGRAM = """
+from yocobit import cli
+from yocobit.serving.http import server
+
+server._FLUSH_S = 1
+cli.main()
+"""
 
 
 class Process:
     """A server process; `url` once it takes requests."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "yocobit", "serve", "--port", "0", *options]
+        command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", *options]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         for line in self.process.stderr:
@@ -69,7 +83,7 @@ def texts(response: httpx.Response) -> list[str]:
     return [choice.get("text", choice.get("message")) for choice in response.json()["choices"]]
 
 
-def test_answers_are_the_same_alone_in_company_after_a_restart_and_with_other_threads():
+def test_responses_equal_alone_in_a_batch_after_a_restart_and_for_any_thread_count():
     body = {"messages": SEA, "max_tokens": 60, "seed": 4, "temperature": 1.0}
     found = []
     for threads in ("1", "2"):
@@ -130,7 +144,7 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests():
         assert server.process.wait(timeout=60) == 0
 
 
-def test_drain_ends_when_its_time_is_over():
+def test_drain_ends_after_its_time_limit():
     body = {"prompt": "The king", "max_tokens": 500_000, "logit_bias": NO_END, "stream": True}
     with serving("--threads", "1", "--context", "1000000", "--drain", "0.1") as server:
         with httpx.stream("POST", server.url + TEXT, json=body, timeout=60) as stream:
@@ -144,7 +158,7 @@ def test_drain_ends_when_its_time_is_over():
     assert events[-1]["error"]["code"] == "shutting_down"
 
 
-def test_client_that_does_nothing_more_holds_up_no_end():
+def test_idle_client_does_not_delay_shutdown():
     with serving("--threads", "1") as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
@@ -162,7 +176,7 @@ def test_client_that_does_nothing_more_holds_up_no_end():
     assert not server.has_traceback
 
 
-def test_second_signal_ends_answers_before_their_end_by_an_error():
+def test_second_signal_fails_requests_in_flight():
     whole: list[httpx.Response] = []
     body = {"prompt": "The king", "max_tokens": 500_000, "logit_bias": NO_END}
     with serving("--threads", "1", "--context", "1000000") as server:
@@ -188,7 +202,7 @@ def test_second_signal_ends_answers_before_their_end_by_an_error():
     assert not server.has_traceback
 
 
-def test_prefixes_outlive_a_server_that_is_killed(tmp_path):
+def test_stored_prefixes_survive_a_killed_server(tmp_path):
     options = ("--threads", "1", "--prefix-dir", str(tmp_path))
     body = {"prompt": "And God said, Let there be light. " * 40, "max_tokens": 5, "seed": 3}
     with serving(*options) as server:
@@ -246,14 +260,31 @@ def test_json_logs_have_request_ids_and_no_secrets():
         (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
     ],
 )
-def test_mistake_is_one_line(options, words, tmp_path):
-    command = [sys.executable, "-m", "yocobit", "serve", "--port", "0", *options]
+def test_invalid_option_is_a_one_line_error(options, words, tmp_path, monkeypatch, capsys, logs):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["yocobit", "serve", "--port", "0", *options])
 
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
 
-    assert result.returncode == 2, result.stderr
-    assert words in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert ended.value.code == 2, error
+    assert words in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.fixture
+def logs():
+    """What `serve` changes in its process is changed back."""
+    names = ("yocobit", "uvicorn.error", "uvicorn.access")
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(each.handlers, each.propagate, each.level) for each in loggers]
+    interval = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(interval)
+    for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        each.handlers, each.propagate = handlers, propagate
+        each.setLevel(level)
 
 
 FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving:create_app"]
@@ -302,17 +333,33 @@ def _is_healthy(url: str) -> bool:
         ("YOCOBIT_CONTEXT", "0", "context must be between"),
     ],
 )
-def test_mistake_in_a_variable_of_the_factory_is_one_line(variable, value, words):
+def test_invalid_variable_ends_the_factory_with_a_one_line_error(
+    variable, value, words, monkeypatch
+):
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(SystemExit) as ended:
+        create_app()
+
+    assert words in ended.value.code  # a message, which Python prints before it exits with 1
+    assert len(ended.value.code.splitlines()) == 1
+
+
+def test_factory_exits_with_its_one_line_error():
     result = subprocess.run(
-        FACTORY, capture_output=True, text=True, timeout=60, env=os.environ | {variable: value}
+        FACTORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"YOCOBIT_CONTEXT": "0"},
     )
 
     assert result.returncode != 0
-    assert words in result.stderr
+    assert "context must be between" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_port_that_is_taken_is_one_line():
+def test_port_in_use_is_a_one_line_error():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         command = [sys.executable, "-m", "yocobit", "serve", "--port", port]

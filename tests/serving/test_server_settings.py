@@ -1,4 +1,4 @@
-"""Settings of a server, as the environment gives them."""
+"""ServerSettings: environment variables and validation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_environment_gives_settings():
     assert (settings.context, settings.alias, settings.verify) == (64, ("a", "b"), True)
 
 
-def test_keys_of_each_variable_are_asked_for(tmp_path):
+def test_keys_of_all_variables_are_accepted(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\n  # theirs\n key-of-a-file \n\n")
 
@@ -42,13 +42,13 @@ def test_an_empty_variable_names_no_file_of_keys():
     assert ServerSettings.from_environment({"YOCOBIT_API_KEY_FILE": ""}).api_keys == ()
 
 
-def test_variable_that_means_nothing_is_refused():
+def test_unknown_variable_is_rejected():
     with pytest.raises(ConfigError, match="YOCOBIT_API_KEYZ is not a setting"):
         ServerSettings.from_environment({"YOCOBIT_API_KEYZ": "a-secret-key"})
 
 
 @pytest.mark.parametrize("name", ["YOCOBIT_PORT", "YOCOBIT_PORT_80_TCP", "YOCOBIT_A_SERVICE_HOST"])
-def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
+def test_kubernetes_service_variables_are_ignored(name):
     assert ServerSettings.from_environment({name: "tcp://10.0.0.1:80"}) == ServerSettings()
 
 
@@ -61,7 +61,7 @@ def test_variables_of_kubernetes_for_services_of_that_name_are_let_be(name):
         ({"attention": "index:100"}, "attention must be full or index:.* but is 'index:100'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, words):
+def test_invalid_settings_are_rejected(settings, words):
     with pytest.raises(ConfigError, match=words):
         ServerSettings(**settings)
 

@@ -1,4 +1,4 @@
-"""The server over HTTP: endpoints, their fields, and what is said of mistakes."""
+"""The server over HTTP: endpoints, their fields, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def error(response) -> dict:
 # ---- completions ----
 
 
-def test_completion_is_what_the_engine_generates(server, engine):
+def test_completion_equals_the_engine_output(server, engine):
     body = ok(server.post(TEXT, prompt="In the beginning", max_tokens=20, temperature=0))
 
     assert body["object"] == "text_completion"
@@ -53,7 +53,7 @@ def test_completion_is_what_the_engine_generates(server, engine):
     assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + 20
 
 
-def test_completion_draws_as_the_engine_with_that_seed(server, engine):
+def test_completion_samples_as_the_engine_with_that_seed(server, engine):
     sampling = engine.sampling(temperature=1.0, top_k=50, seed=7)
     expected = engine.generate("The king", max_tokens=30, sampling=sampling)
 
@@ -103,14 +103,14 @@ def test_streamed_completion_is_the_whole_one(server):
     assert len({e["id"] for e in events}) == 1
 
 
-def test_usage_comes_at_the_end_of_a_stream_only_if_it_is_asked_for(server):
+def test_stream_has_usage_only_when_requested(server):
     events = server.events(TEXT, prompt="The king", max_tokens=3)
 
     assert all(e["choices"] for e in events)
     assert all("usage" not in e for e in events)
 
 
-def test_stop_ends_before_the_text_and_shows_none_of_it(server):
+def test_stop_string_is_not_part_of_the_text(server):
     whole = ok(server.post(TEXT, prompt="The king", max_tokens=30, temperature=0))
     text = whole["choices"][0]["text"]
     stop = text[10:14]
@@ -157,7 +157,7 @@ def test_echo_gives_the_prompt_and_its_logprobs(server, engine):
     assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(scores[-1].max(), abs=1e-5)
 
 
-def test_prompts_longer_than_a_step_are_scored_too(server, engine):
+def test_prompts_longer_than_a_step_have_logprobs(server, engine):
     tokens = (engine.encode("And God said, Let there be light: and there was light. ") * 40)[:500]
 
     body = ok(server.post(TEXT, prompt=tokens, max_tokens=0, echo=True, logprobs=0))
@@ -177,7 +177,7 @@ def test_logit_bias_decides(server, engine):
     assert body["choices"][0]["text"] == " the the the"
 
 
-def test_null_is_as_if_a_field_were_absent(server):
+def test_null_means_absent(server):
     fields = (
         "stop",
         "n",
@@ -204,7 +204,7 @@ def test_unknown_fields_are_accepted(server):
 # ---- chat ----
 
 
-def test_chat_is_what_the_engine_says(server, engine):
+def test_chat_equals_the_engine_output(server, engine):
     prompt = engine.encode(engine.chat_template.render(SEA))
     sampling = engine.sampling(seed=11)
     stop = engine.stop_strings
@@ -234,7 +234,7 @@ def test_streamed_chat_is_the_whole_one(server):
     assert events[-2]["x_groq"]["usage"] == events[-1]["usage"]
 
 
-def test_chat_choices_are_drawn_by_seeds_that_follow_each_other(server):
+def test_chat_choices_are_sampled_with_consecutive_seeds(server):
     both = ok(server.post(CHAT, messages=SEA, max_tokens=10, n=2, seed=5))["choices"]
     second = ok(server.post(CHAT, messages=SEA, max_tokens=10, seed=6))["choices"]
 
@@ -312,7 +312,7 @@ def test_json_schema_is_followed(server, seed, max_tokens):
     assert len(value["kinds"]) >= 2 and set(value["kinds"]) <= {"big", "small"}
 
 
-def test_schema_that_cannot_be_met_in_time_is_refused(server):
+def test_schema_without_a_short_output_is_rejected(server):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 50}
     form = {"type": "json_schema", "json_schema": {"name": "many", "schema": schema}}
 
@@ -355,7 +355,7 @@ def test_required_tool_is_called(server, choice):
     assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_required_call_may_hold_what_marks_calls_in_text(server):
+def test_required_call_may_contain_call_markers(server):
     said = {"note": "<tool_call>{}</tool_call>"}
     tool = {"type": "function", "function": {"name": "write", "parameters": {"const": said}}}
     body = {"messages": SEA, "tools": [tool], "tool_choice": "required", "seed": 2}
@@ -367,7 +367,7 @@ def test_required_call_may_hold_what_marks_calls_in_text(server):
     assert streamed["function"] == whole["tool_calls"][0]["function"]
 
 
-def test_tools_that_need_not_be_called_change_nothing_but_the_template(server):
+def test_optional_tools_change_only_the_template(server):
     body = {"messages": SEA, "max_tokens": 20, "seed": 2}
 
     for choice in ("auto", "none", None):
@@ -397,7 +397,7 @@ def test_models_are_listed_with_their_numbers(server):
     assert server.client.get("/v1/models/none").status_code == 404
 
 
-def test_a_negative_seed_is_said_as_it_was_given(server):
+def test_negative_seed_is_reported_as_sent(server):
     first = ok(server.post(TEXT, prompt="The king", max_tokens=3, temperature=1, seed=-1))
 
     again = server.post(
@@ -519,7 +519,7 @@ def test_health_and_metrics(server):
         ("/detokenize", {"tokens": [5000]}, 400, "tokens", "5000 must be"),
     ],
 )
-def test_mistake_is_named(server, path, change, status, param, words):
+def test_invalid_field_is_named(server, path, change, status, param, words):
     good = {TEXT: {"prompt": "The"}, CHAT: {"messages": SEA}}.get(path, {})
 
     response = server.post(path, **{**good, **change})
@@ -533,7 +533,7 @@ def test_mistake_is_named(server, path, change, status, param, words):
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 100_000]
 )
-def test_body_that_is_not_such_json_is_refused(server, body):
+def test_invalid_json_body_is_rejected(server, body):
     headers = {"content-type": "application/json"}
 
     response = server.client.post(TEXT, content=body, headers=headers)
@@ -542,13 +542,13 @@ def test_body_that_is_not_such_json_is_refused(server, body):
     assert error(response)["type"] == "invalid_request_error"
 
 
-def test_other_content_types_are_refused(server):
+def test_other_content_types_are_rejected(server):
     response = server.client.post(TEXT, content=b'{"prompt": "x"}')
 
     assert response.status_code == 415
 
 
-def test_paths_and_methods_that_are_not_there(server):
+def test_unknown_paths_and_methods_are_rejected(server):
     assert error(server.client.get("/v1/nothing"))["code"] == "not_found"
     for method, path, allowed in (("GET", TEXT, "POST"), ("POST", "/health", "GET, HEAD")):
         response = server.client.request(method, path)

@@ -1,4 +1,4 @@
-"""Requests that ask for too much, or go wrong: what they cost is bounded, and theirs alone."""
+"""Excessive and failing requests: their cost is bounded, and other requests are unaffected."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ LONG = "the king of " * 10_000  # 30,000 tokens
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(scope="module")
+def running():
     with servers.running(ServerSettings(threads=1, timeout_s=20)) as running:
         yield running
+
+
+@pytest.fixture
+def server(running):
+    """The server of all tests, idle and without cached tokens."""
+    running.wait_until_idle()
+    running.model._token_cache.clear()
+    return running
 
 
 def form(schema) -> dict:
@@ -53,13 +61,13 @@ def test_one_bad_request_leaves_the_others_alone(server):
     assert found["other"] == 200
 
 
-def test_odd_bias_is_no_server_error(server):
+def test_invalid_bias_is_not_a_server_error(server):
     response = server.post(TEXT, prompt="The", max_tokens=1, logit_bias={"1" * 5000: 1})
 
     assert response.status_code == 400
 
 
-def test_scheduler_outlives_a_failure_of_the_prefix_cache(server, monkeypatch):
+def test_scheduler_survives_a_failure_of_the_prefix_cache(server, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -70,13 +78,13 @@ def test_scheduler_outlives_a_failure_of_the_prefix_cache(server, monkeypatch):
     assert server.post(TEXT, prompt="a", max_tokens=2).is_success
 
 
-def test_prompts_that_may_wait_are_taken_by_an_idle_server(server):
+def test_idle_server_accepts_as_many_prompts_as_may_wait(server):
     response = server.post(TEXT, prompt=["a"] * 300, max_tokens=1)
 
     assert response.status_code == 200, response.text
 
 
-def test_more_prompts_than_can_ever_wait_are_refused_for_good(server):
+def test_more_prompts_than_the_queue_holds_are_a_bad_request(server):
     response = server.post(TEXT, prompt=["a"] * 321, max_tokens=1)
 
     assert response.status_code == 400
@@ -96,7 +104,7 @@ def test_schema_is_not_tried_for_more_tokens_than_the_context(server, monkeypatc
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_stop_texts_of_the_model_do_not_cut_json(server):
+def test_stop_strings_of_the_model_do_not_truncate_json(server):
     body = server.post(
         CHAT, messages=SEA, max_tokens=60, response_format=form({"const": "a<|end|>b"})
     ).json()
@@ -104,7 +112,7 @@ def test_stop_texts_of_the_model_do_not_cut_json(server):
     assert json.loads(body["choices"][0]["message"]["content"]) == "a<|end|>b"
 
 
-def test_offsets_are_places_in_the_text(server):
+def test_text_offsets_index_the_text(server):
     choice = server.post(
         TEXT, prompt="The king", echo=True, logprobs=0, max_tokens=1, temperature=0
     ).json()["choices"][0]
@@ -113,7 +121,7 @@ def test_offsets_are_places_in_the_text(server):
     assert choice["text"][offsets[1] : offsets[2]] == "The"
 
 
-def test_session_goes_with_its_job_though_the_client_does_not_read(server):
+def test_session_is_released_though_the_client_does_not_read(server):
     body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": NO_END}
     client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -220,7 +228,7 @@ def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
     [(TEXT, "prompt", 9 * LONG), (CHAT, "messages", [{"role": "user", "content": 9 * LONG}])],
     ids=["completions", "chat"],
 )
-def test_text_that_cannot_fit_is_not_even_tokenized(server, monkeypatch, path, field, content):
+def test_far_too_long_text_is_rejected_untokenized(server, monkeypatch, path, field, content):
     monkeypatch.setattr(server.model.engine, "encode", lambda text: 1 / 0)
 
     response = server.post(path, **{field: content})

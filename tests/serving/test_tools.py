@@ -46,7 +46,7 @@ def tool(parameters: dict) -> Tool:
 
 @pytest.mark.parametrize("piece", [1, 7, 10**6])
 @pytest.mark.parametrize("text", [CALL, f"<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>{CALL}"])
-def test_call_is_found(text, piece):
+def test_tool_call_is_parsed(text, piece):
     assert read(text, piece) == ("", [Call("f", '{"a":1}')])
 
 
@@ -73,7 +73,7 @@ def test_text_before_a_call_is_shown():
     ],
     ids=lambda text: text[:24],
 )
-def test_json_that_is_no_call_is_text(text):
+def test_json_that_is_not_a_call_is_text(text):
     assert read(text, piece=10**6) == (text, [])
 
 
@@ -87,7 +87,7 @@ def test_arguments_that_cannot_be_read_stay_text(arguments):
 
 
 @pytest.mark.parametrize("make", [schema_of_calls, tools_to_template])
-def test_tools_that_are_too_deep_are_refused(make):
+def test_too_deep_tools_are_rejected(make):
     with pytest.raises(APIError, match="nested too deep") as error:
         make([tool(nested(5000))])
 

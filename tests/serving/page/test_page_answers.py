@@ -27,7 +27,7 @@ def test_an_answer_is_streamed_and_measured(visit, stand_in):
     expect(page.find(".ratio")).to_have_text("1.1 times less")
 
 
-def test_text_comes_while_it_is_written_and_can_be_stopped(visit, stand_in):
+def test_text_is_streamed_and_can_be_stopped(visit, stand_in):
     stand_in.answer = "word " * 1000
     stand_in.delay_s = 0.005
     page = visit()
@@ -52,7 +52,7 @@ def test_text_comes_while_it_is_written_and_can_be_stopped(visit, stand_in):
     assert stand_in.n_aborted == 1
 
 
-def test_shift_enter_begins_a_line(visit, stand_in):
+def test_shift_enter_inserts_a_line_break(visit, stand_in):
     page = visit()
 
     page.find("#composer textarea").press_sequentially("one")
@@ -65,7 +65,7 @@ def test_shift_enter_begins_a_line(visit, stand_in):
     expect(page.find("#composer textarea")).to_have_value("")
 
 
-def test_the_last_answer_can_be_had_again(visit, stand_in):
+def test_last_answer_can_be_regenerated(visit, stand_in):
     page = visit()
     page.say("Who?")
     stand_in.answer = "Somebody else."
@@ -79,7 +79,7 @@ def test_the_last_answer_can_be_had_again(visit, stand_in):
     assert first["seed"] != second["seed"]
 
 
-def test_an_answer_is_kept_if_there_is_no_other(visit, stand_in):
+def test_previous_answer_is_kept_if_regeneration_fails(visit, stand_in):
     page = visit()
     page.say("Who?")
     stand_in.refusals = [(500, {"error": {"message": "Out of order."}}, {})]
@@ -119,7 +119,7 @@ def test_an_error_is_shown_in_place_and_can_be_retried(visit, stand_in, trouble,
     assert page.texts() == ["Who?", "Hello there, reader."]
 
 
-def test_a_server_that_is_away_loses_nothing(visit, stand_in):
+def test_unreachable_server_loses_no_text(visit, stand_in):
     page = visit()
     page.page.route("**/v1/chat/completions", lambda route: route.abort())
 

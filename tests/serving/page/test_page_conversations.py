@@ -8,7 +8,7 @@ from pathlib import Path
 from chat_page import expect
 
 
-def test_a_reload_keeps_what_was_said_and_what_was_typed(visit, stand_in):
+def test_reload_keeps_messages_and_draft(visit, stand_in):
     page = visit()
     page.say("Who?")
     page.write("not sent yet")
@@ -22,7 +22,7 @@ def test_a_reload_keeps_what_was_said_and_what_was_typed(visit, stand_in):
     assert not stand_in.requests
 
 
-def test_an_answer_that_a_reload_interrupts_is_kept_as_far_as_it_came(visit, stand_in):
+def test_answer_interrupted_by_a_reload_keeps_its_text(visit, stand_in):
     stand_in.answer = "word " * 1000
     stand_in.delay_s = 0.005
     page = visit()
@@ -60,7 +60,7 @@ def test_conversations_are_listed_deleted_and_exported(visit):
     assert [c["messages"][0]["content"] for c in exported] == ["Second?", "First?"]
 
 
-def test_what_is_said_in_another_tab_comes_and_what_is_typed_here_stays(visit):
+def test_messages_of_another_tab_appear_and_the_draft_stays(visit):
     here = visit()
     here.say("First?")
     here.page.wait_for_function("() => Object.values(localStorage).join().includes('reader')")
@@ -78,7 +78,7 @@ def test_what_is_said_in_another_tab_comes_and_what_is_typed_here_stays(visit):
     there.close()
 
 
-def test_a_browser_that_keeps_nothing_still_shows_the_conversation(visit):
+def test_conversation_is_shown_when_storage_is_full(visit):
     page = visit()
     page.page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
 
@@ -88,7 +88,7 @@ def test_a_browser_that_keeps_nothing_still_shows_the_conversation(visit):
     assert page.texts() == ["Who?", "Hello there, reader."]
 
 
-def test_an_answer_goes_on_while_another_conversation_is_read(visit, stand_in):
+def test_answer_streams_on_while_another_conversation_is_open(visit, stand_in):
     stand_in.answer = "word " * 40
     stand_in.delay_s = 0.01
     page = visit()
@@ -142,7 +142,7 @@ def test_an_edit_survives_a_reload_until_it_is_cancelled(visit):
     assert page.texts() == ["Who?", "Hello there, reader."]
 
 
-def test_what_comes_is_followed_until_the_reader_goes_up(visit, stand_in):
+def test_page_follows_new_tokens_until_the_user_scrolls_up(visit, stand_in):
     stand_in.answer = "word\n\n " * 400
     stand_in.delay_s = 0.004
     page = visit()

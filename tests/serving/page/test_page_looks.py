@@ -34,7 +34,7 @@ def test_a_phone_scrolls_in_one_direction(visit, stand_in, width):
     expect(page.find("article")).to_have_count(0)
 
 
-def test_dark_is_as_the_system_has_it_until_the_reader_chooses(visit):
+def test_theme_follows_the_system_until_the_user_chooses(visit):
     page = visit(color_scheme="dark")
     paper = page.find("html")
 

@@ -55,7 +55,7 @@ def test_markdown_becomes_elements(reading, text, html):
         ("[write](mailto:a@x.org)", "mailto:a@x.org"),
     ],
 )
-def test_links_lead_out_without_a_trace(reading, text, href):
+def test_links_open_without_referrer(reading, text, href):
     html = reading.markdown(text)
 
     assert html.count("<a ") == 1
@@ -77,7 +77,7 @@ def test_code_is_shown_as_it_is_and_copied(visit, stand_in):
     assert page.page.evaluate("navigator.clipboard.readText()") == code
 
 
-def test_text_that_grows_looks_like_text_that_came_at_once(reading):
+def test_streamed_markdown_equals_complete_markdown(reading):
     text = (
         "# T\n\nSome **bold [link](https://x.org) text**\n- a\n  1. b\n\n```py\nx = '`'\n\ny\n"
         "```\n> q\n\n|a|b|\n|-|-|\n|c|d|\n\n~~~\nopen"
@@ -109,7 +109,7 @@ ATTACKS = """
 """.strip()
 
 
-def test_what_a_model_writes_cannot_become_anything_but_text(visit, stand_in):
+def test_model_output_cannot_inject_html(visit, stand_in):
     stand_in.answer = ATTACKS
     page = visit()
 

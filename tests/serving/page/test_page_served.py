@@ -34,7 +34,7 @@ def test_answer_is_streamed_measured_and_kept_over_a_reload(visit, server):
     assert visit.texts() == ["Tell me about the sea.", said]
 
 
-def test_second_message_goes_on_from_what_the_first_left(visit, server):
+def test_second_message_hits_the_prefix_of_the_first(visit, server):
     visit.say("Tell me about the sea.")
     visit.say("And of the land?")
 
@@ -70,7 +70,7 @@ def test_error_is_shown_and_can_be_tried_again(visit, server):
     assert len(visit.texts()[1]) > 10
 
 
-def test_page_is_served_with_a_policy_that_lets_nothing_else_in(server):
+def test_page_has_a_strict_content_security_policy(server):
     page = server.client.get("/")
 
     assert page.headers["content-security-policy"].startswith(

@@ -46,7 +46,7 @@ def test_chat_ends_with_the_end_token(client, engine):
     assert not text(completion)
 
 
-def test_chat_repeats_itself_for_a_seed(client):
+def test_chat_is_deterministic_for_a_seed(client):
     first, again, other = (chat(client, max_tokens=30, temperature=1, seed=s) for s in (5, 5, 6))
 
     assert text(first) == text(again) != text(other)
@@ -55,7 +55,7 @@ def test_chat_repeats_itself_for_a_seed(client):
 
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1, "top_p": 1e-6}])
-def test_chat_ignores_the_seed_when_only_one_token_can_be_drawn(client, sampling):
+def test_chat_ignores_the_seed_when_only_one_token_can_be_sampled(client, sampling):
     first, other = (chat(client, max_tokens=20, seed=seed, **sampling) for seed in (1, 2))
 
     assert text(first) == text(other) == text(chat(client, max_tokens=20, temperature=0))
@@ -180,7 +180,7 @@ def test_chat_continues_a_conversation(client):
     assert completion.usage.prompt_tokens > answer.usage.prompt_tokens
 
 
-def test_chat_finds_a_prompt_in_its_cache_and_says_the_same(client, sdk):
+def test_chat_answers_the_same_on_a_prefix_cache_hit(client, sdk):
     messages = [{"role": "user", "content": f"For {sdk.__name__}: " + KING * 10}]
 
     first, again = (chat(client, messages=messages, max_tokens=20, seed=1) for _ in range(2))

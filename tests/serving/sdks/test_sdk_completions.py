@@ -117,7 +117,7 @@ def test_completion_text_offset_is_where_a_token_stands(lenient, engine, with_fi
     assert [choice.text[at : at + len(token)] for token, at in placed] == [t for t, _ in placed]
 
 
-def test_completion_scores_a_token_as_it_drew_it(lenient):
+def test_completion_logprob_is_of_the_distribution_it_sampled_from(lenient):
     drawn = complete(lenient, max_tokens=5, temperature=0, logprobs=0, echo=True).choices[0]
 
     scored = complete(lenient, prompt=drawn.text, max_tokens=0, logprobs=0, echo=True).choices[0]

@@ -41,12 +41,12 @@ def test_closed_stream_frees_the_server(client, server, endless):
         stream.close()
 
 
-def test_client_that_waits_no_longer_frees_the_server(client, sdk, server, endless):
+def test_client_timeout_cancels_the_request(client, sdk, server, endless):
     with cancelling(server), pytest.raises(sdk.APITimeoutError):
         chat(client, timeout=0.5, **endless)
 
 
-def test_both_sdks_at_once_get_the_texts_they_get_alone(openai_client, groq_client):
+def test_concurrent_sdks_get_the_texts_they_get_alone(openai_client, groq_client):
     def ask(request: tuple[Any, int]) -> str:
         client, seed = request
         return text(chat(client, max_tokens=40, temperature=1, seed=seed))
@@ -78,7 +78,7 @@ def test_async_client_gets_what_the_other_gets(client, sdk, server):
     assert MODEL in models
 
 
-def test_async_requests_at_once_get_the_texts_they_get_alone(client, sdk, server):
+def test_concurrent_async_requests_get_the_texts_they_get_alone(client, sdk, server):
     options = [{"max_tokens": 20, "temperature": 1, "seed": seed} for seed in range(8)]
 
     async def talk() -> list[str]:

@@ -56,7 +56,7 @@ def test_unknown_model_is_not_found(client, sdk, ask):
     assert caught.value.response.headers["x-request-id"]
 
 
-def test_what_is_not_served_is_not_found(client, sdk):
+def test_unsupported_endpoint_is_not_found(client, sdk):
     with pytest.raises(sdk.NotFoundError) as caught:
         client.batches.list()
 
@@ -168,7 +168,7 @@ def test_bad_completion_request_names_the_parameter(openai_client, param, body):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_full_server_refuses_and_serves_again_later(narrow, sdk, stream, endless):
+def test_full_server_rejects_and_serves_again_later(narrow, sdk, stream, endless):
     with connect(sdk, narrow.url) as client:
         with chat(client, stream=True, **endless) as running:
             next(iter(running))

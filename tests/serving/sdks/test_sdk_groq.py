@@ -33,7 +33,7 @@ def test_groq_stream_names_the_request_first_and_last_and_ends_with_its_usage(gr
     assert last.x_groq.usage.total_time > 0
 
 
-def test_groq_says_which_seed_was_used(groq_client):
+def test_groq_reports_the_seed(groq_client):
     whole = chat(groq_client, max_tokens=2, seed=11)
     *_, last = chat(groq_client, max_tokens=2, seed=11, stream=True)
 
@@ -41,7 +41,7 @@ def test_groq_says_which_seed_was_used(groq_client):
     assert last.x_groq.seed == 11  # "Sent in the final chunk."
 
 
-def test_groq_repeats_an_answer_by_the_seed_that_it_names(groq_client):
+def test_groq_seed_reproduces_the_answer(groq_client):
     first = chat(groq_client, max_tokens=20, temperature=1)
 
     again = chat(groq_client, max_tokens=20, temperature=1, seed=first.x_groq.seed)

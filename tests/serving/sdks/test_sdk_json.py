@@ -42,7 +42,7 @@ def test_json_schema_is_followed_by_streams_and_by_all_choices(client):
 
 
 @pytest.mark.parametrize("max_tokens", [3, 30, 50, 70])
-def test_json_that_does_not_fit_is_refused_or_said_to_be_cut(client, sdk, max_tokens):
+def test_json_that_does_not_fit_is_rejected_or_reported_as_truncated(client, sdk, max_tokens):
     # OpenAI cuts and says "length"; Groq refuses (json_validate_failed).
     try:
         completion = chat(client, response_format=FORECAST_FORMAT, max_tokens=max_tokens, seed=1)

@@ -23,7 +23,7 @@ def test_stream_pieces_are_the_whole_text(client):
     assert len(chunks) > 5  # pieces, not the whole at once
 
 
-def test_stream_has_its_usage_last_when_asked(client):
+def test_stream_ends_with_usage_when_requested(client):
     options = {"max_tokens": 9, "seed": 7}
 
     *chunks, last = chat(
@@ -50,7 +50,7 @@ def test_stream_has_null_as_usage_of_all_chunks_but_the_last(openai_client):
     assert not any("usage" in chunk.model_fields_set for chunk in unasked)
 
 
-def test_stream_of_n_choices_tells_them_apart(client):
+def test_stream_of_n_choices_has_their_indices(client):
     options = {"n": 2, "max_tokens": 10, "temperature": 1.5, "seed": 4}
     completion = chat(client, **options)
 

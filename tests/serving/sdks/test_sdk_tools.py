@@ -60,7 +60,7 @@ def test_tool_choice_none_calls_no_tool(client):
     assert text(completion)
 
 
-def test_tool_choice_auto_either_calls_or_speaks(client):
+def test_tool_choice_auto_calls_or_answers(client):
     [choice] = chat(client, tools=[CLOCK], tool_choice="auto", seed=1).choices
 
     assert (choice.finish_reason == "tool_calls") == bool(choice.message.tool_calls)
@@ -75,7 +75,7 @@ def test_tool_without_parameters_is_called_without_arguments(client):
         assert json.loads(call.function.arguments) == {}
 
 
-def test_deprecated_function_call_is_refused(client, sdk):
+def test_deprecated_function_call_is_rejected(client, sdk):
     with pytest.raises(sdk.BadRequestError) as caught:
         chat(client, functions=[CLOCK["function"]], function_call={"name": "clock"})
 

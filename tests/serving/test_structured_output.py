@@ -1,4 +1,4 @@
-"""Answers by a JSON schema: whatever is drawn, they parse, follow it, and end in time."""
+"""Structured output: whatever is sampled, it parses, follows the schema and fits max_tokens."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def fewest(grammars: Grammars, schema: Any) -> int:
 
 @pytest.mark.parametrize("name", SCHEMAS)
 @pytest.mark.parametrize("more", [0, 1, 7, 60])
-def test_answer_follows_its_schema_in_time(engine, grammars, name, more):
+def test_output_follows_its_schema_within_max_tokens(engine, grammars, name, more):
     schema = SCHEMAS[name]
     max_tokens = fewest(grammars, schema) + more
     make = grammars.compile(schema, "schema", max_tokens)
@@ -175,7 +175,7 @@ def test_answer_follows_its_schema_in_time(engine, grammars, name, more):
         jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)), validate_formats=True)
 
 
-def test_answer_whose_shortest_completion_is_long_parses(engine, grammars):
+def test_output_with_a_long_completion_parses(engine, grammars):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 600}
 
     tokens = answer(engine, grammars.compile(schema, "schema", 2600)(), 2600, seed=1)
@@ -183,14 +183,14 @@ def test_answer_whose_shortest_completion_is_long_parses(engine, grammars):
     assert len(json.loads(text_of(grammars, tokens))) >= 600
 
 
-def test_shortest_answer_leaves_out_what_need_not_be(grammars):
+def test_shortest_output_omits_optional_members(grammars):
     schema = SCHEMAS["many properties"]
     needed = {**schema, "properties": {k: schema["properties"][k] for k in schema["required"]}}
 
     assert fewest(grammars, schema) == fewest(grammars, needed)
 
 
-def test_limit_of_tokens_is_named_when_an_answer_needs_more(grammars):
+def test_error_names_max_tokens_when_the_schema_needs_more(grammars):
     with pytest.raises(APIError, match="max_tokens is 20") as error:
         grammars.compile(SCHEMAS["list of strings"], "schema", 20)
 
@@ -206,7 +206,7 @@ def test_limit_of_tokens_is_named_when_an_answer_needs_more(grammars):
     ],
     ids=["items", "letters", "unending"],
 )
-def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
+def test_search_for_a_completion_is_bounded(grammars, n_masks, schema):
     with pytest.raises(APIError) as error:
         grammars.compile(schema, "schema", AMPLE)
 
@@ -225,7 +225,7 @@ def test_search_for_an_answer_is_bounded(grammars, n_masks, schema):
     ],
     ids=["type", "pattern", "false", "size", "depth"],
 )
-def test_schema_that_cannot_be_followed_is_refused(grammars, schema, message):
+def test_invalid_schema_is_rejected(grammars, schema, message):
     with pytest.raises(APIError, match=message) as error:
         grammars.compile(schema, "tools", AMPLE)
 
@@ -233,7 +233,7 @@ def test_schema_that_cannot_be_followed_is_refused(grammars, schema, message):
     assert str(error.value).startswith("tools: ") and len(str(error.value)) < 500
 
 
-def test_schema_deeper_than_can_be_written_is_refused(grammars):
+def test_too_deep_schema_is_rejected(grammars):
     schema: dict = {}
     for _ in range(100_000):
         schema = {"items": schema}
@@ -242,7 +242,7 @@ def test_schema_deeper_than_can_be_written_is_refused(grammars):
         grammars.compile(schema, "tools", AMPLE)
 
 
-def test_completion_is_not_looked_for_again_with_each_token(engine, grammars, n_masks):
+def test_completion_is_not_searched_again_for_each_token(engine, grammars, n_masks):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 300}
     constraint = grammars.compile(schema, "schema", 700)()
     n_masks[0] = 0
@@ -252,7 +252,7 @@ def test_completion_is_not_looked_for_again_with_each_token(engine, grammars, n_
     assert n_masks[0] <= 3 * len(tokens)
 
 
-def test_vain_searches_of_an_answer_are_bounded(engine, grammars, n_masks):
+def test_failed_searches_of_one_output_are_bounded(engine, grammars, n_masks):
     # What begins an object cannot be completed, so it gives way, once an item.
     schema = {"type": "array", "items": {"anyOf": [UNENDING, {"type": "null"}]}, "minItems": 300}
     schema = {**schema, "$defs": {"unending": UNENDING}}
@@ -266,7 +266,7 @@ def test_vain_searches_of_an_answer_are_bounded(engine, grammars, n_masks):
 
 
 @pytest.mark.parametrize("n_before", [0, 5, 40])
-def test_answer_parses_though_the_grammar_fails(engine, grammars, n_before):
+def test_output_parses_though_the_grammar_fails(engine, grammars, n_before):
     schema = SCHEMAS["list of strings"]
     constraint = grammars.compile(schema, "schema", 300)()
     tokens = []
@@ -285,7 +285,7 @@ def test_answer_parses_though_the_grammar_fails(engine, grammars, n_before):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
-def test_answer_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
+def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
     monkeypatch.setattr(grammars, "end_tokens", frozenset())
     constraint = grammars.compile(schema, "schema", 2)()
 
