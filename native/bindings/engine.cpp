@@ -129,24 +129,21 @@ void bind_engine(nb::module_& m) {
                   "n_threads: int) -> None"),
           "Map the safetensors file `path`.\n\n"
           "`config` is ModelConfig.to_dict(), `tensors` gives dtype, shape, first byte and end of\n"
-          "each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels` "
-          "a\n"
-          "name of supported_kernels(), the fastest if empty. ValueError, naming the tensor, "
-          "where\n"
-          "one is not what the configuration implies or not inside the file; RuntimeError if the\n"
-          "file cannot be mapped or the system refuses threads.")
+          "each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels`\n"
+          "a name of supported_kernels(), the fastest if empty. ValueError, naming the tensor,\n"
+          "where one is not what the configuration implies or not inside the file; RuntimeError "
+          "if\n"
+          "the file cannot be mapped or the system refuses threads.")
       .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none(),
            "Consume int32 tokens (T,) and write float32 logits into `out`.\n\n"
-           "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with "
-           "nothing\n"
-           "changed, for a token outside the vocabulary, no room, or an unfit `out`.")
+           "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with\n"
+           "nothing changed, for a token outside the vocabulary, no room, or an unfit `out`.")
       .def(
           "hidden_states", &hidden_states, "session"_a, "tokens"_a, "out"_a.noconvert(),
           "Consume int32 tokens (T,) and write the hidden state of each after the final norm into\n"
           "float32 `out` (T, C). Errors as of `feed`.")
       .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert().none(), "prompts"_a,
-           "Decode one of `tokens` (N,) in each of N sessions; write their logits into `out` (N, "
-           "V).\n\n"
+           "Decode one of `tokens` (N,) in each of N sessions, with logits in `out` (N, V).\n\n"
            "`prompts` are pairs of another session and tokens to prefill without logits. All\n"
            "sessions must differ; each gets what `feed` would give it. Errors as of `feed`.")
       .def("copy_state", &copy_state, "session"_a, "out"_a.noconvert(),

@@ -333,8 +333,7 @@ void bind_kernels(nb::module_& m) {
         "Return the values (D,) of an int4 row.");
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
         "partition"_a, "tiles"_a = nb::none(),
-        "Return the attention (n, D) of queries q (n, D) over positions [begin, end) of one KV "
-        "head.\n\n"
+        "Return attention (n, D) of queries q (n, D) to positions [begin, end) of a KV head.\n\n"
         "`keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV\n"
         "splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.");
 }

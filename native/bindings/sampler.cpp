@@ -106,8 +106,7 @@ void bind_sampler(nb::module_& m) {
         "`sample` would; ValueError if there are not as many rows. Releases the GIL.");
   m.def("sample_at", &sample_at, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
         "uniform"_a,
-        "Return the token at `uniform`, in [0, 1), of the cumulated probabilities after the "
-        "filters.");
+        "Return the token at `uniform`, in [0, 1), of the probabilities after the filters.");
 }
 
 }  // namespace yocobit

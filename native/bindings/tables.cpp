@@ -124,9 +124,8 @@ void bind_tables(nb::module_& m) {
         "Return the records of the FFN kinds: `name`, `has_gate` and `has_sub_norm`.");
   m.def("cache_types", &cache_type_records,
         nb::sig("def cache_types() -> list[dict[str, typing.Any]]"),
-        "Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows "
-        "are\n"
-        "padded to multiples of them) and `scale_bytes` of each row.");
+        "Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows\n"
+        "are padded to multiples of them) and `scale_bytes` of each row.");
 
   m.attr("MAX_BATCH_TOKENS") = kMaxBatchTokens;          // of one forward pass
   m.attr("TOKEN_BLOCK") = kTokenBlock;                   // rows that an int8 GEMM takes together

@@ -36,8 +36,8 @@ def feed_forwards() -> list[dict[str, Any]]:
 
 def cache_types() -> list[dict[str, Any]]:
     """
-    Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows are
-    padded to multiples of them) and `scale_bytes` of each row.
+    Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows
+    are padded to multiples of them) and `scale_bytes` of each row.
     """
 
 MAX_BATCH_TOKENS: int = 128
@@ -83,18 +83,18 @@ class Engine:
         Map the safetensors file `path`.
 
         `config` is ModelConfig.to_dict(), `tensors` gives dtype, shape, first byte and end of
-        each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels` a
-        name of supported_kernels(), the fastest if empty. ValueError, naming the tensor, where
-        one is not what the configuration implies or not inside the file; RuntimeError if the
-        file cannot be mapped or the system refuses threads.
+        each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels`
+        a name of supported_kernels(), the fastest if empty. ValueError, naming the tensor,
+        where one is not what the configuration implies or not inside the file; RuntimeError if
+        the file cannot be mapped or the system refuses threads.
         """
 
     def feed(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], logits: str, out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None) -> None:
         """
         Consume int32 tokens (T,) and write float32 logits into `out`.
 
-        `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with nothing
-        changed, for a token outside the vocabulary, no room, or an unfit `out`.
+        `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with
+        nothing changed, for a token outside the vocabulary, no room, or an unfit `out`.
         """
 
     def hidden_states(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
@@ -105,7 +105,7 @@ class Engine:
 
     def step(self, sessions: Sequence[Session], tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')] | None, prompts: Sequence[tuple[Session, Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]]]) -> None:
         """
-        Decode one of `tokens` (N,) in each of N sessions; write their logits into `out` (N, V).
+        Decode one of `tokens` (N,) in each of N sessions, with logits in `out` (N, V).
 
         `prompts` are pairs of another session and tokens to prefill without logits. All
         sessions must differ; each gets what `feed` would give it. Errors as of `feed`.
@@ -237,7 +237,7 @@ def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Annotated[NDArray
 
 def sample_at(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     """
-    Return the token at `uniform`, in [0, 1), of the cumulated probabilities after the filters.
+    Return the token at `uniform`, in [0, 1), of the probabilities after the filters.
     """
 
 def low_bit_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, row_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
@@ -303,7 +303,7 @@ def load_int4(kernels: str, stored: Annotated[NDArray[numpy.uint8], dict(shape=(
 
 def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, partition: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
     """
-    Return the attention (n, D) of queries q (n, D) over positions [begin, end) of one KV head.
+    Return attention (n, D) of queries q (n, D) to positions [begin, end) of a KV head.
 
     `keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV
     splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.
