@@ -3,7 +3,7 @@
     hf download microsoft/bitnet-b1.58-2B-4T --local-dir checkpoints/2b4t
     python examples/import_model.py checkpoints/2b4t models/2b4t
 
-Needs the extra `train`.
+A checkpoint of bf16 master weights needs the extra `train`.
 """
 
 from __future__ import annotations
