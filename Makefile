@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.p
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup stubs demo test test-all check docs sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup stubs demo test test-all check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -52,12 +52,15 @@ test: setup
 test-all: setup
 	$(PYTEST) -m ''
 
-check: export PATH := $(CURDIR)/$(BIN):$(PATH)
-check: setup docs
+check: setup docs headers
 	$(BIN)/ruff format --check src tests examples benchmarks docs
 	$(BIN)/ruff check src tests examples benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+
+# Every C++ header in a translation unit of its own.
+headers: export PATH := $(CURDIR)/$(BIN):$(PATH)
+headers: setup
 	$(CONFIGURE) -B build/headers > /dev/null
 	cmake --build build/headers --target headers_compile_alone
 

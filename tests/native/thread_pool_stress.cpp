@@ -1,6 +1,6 @@
-// Rounds of all sizes on pools of all sizes, over-subscribed too: every item is taken once, by the
-// thread whose share it is in, and what a round wrote is there in the next. For ThreadSanitizer.
-// And a worker that wakes up goes elsewhere than where the caller is.
+// Loops of all sizes on pools of all sizes, oversubscribed too: every item is computed once, by the
+// thread whose part it is in, and what one epoch wrote is visible in the next. For ThreadSanitizer.
+// A worker that wakes on the caller's CPU migrates.
 
 #include <cstdio>
 #include <cstdlib>
@@ -20,8 +20,8 @@ void check(bool is_true, const char* claim, int n_threads) {
 
 // Plain memory, so that a missing barrier is a race.
 struct Items {
-  std::vector<int> rounds;           // that an item was taken in
-  std::vector<std::thread::id> ids;  // of the threads that began a share in this round
+  std::vector<int> rounds;           // that an item was computed in
+  std::vector<std::thread::id> ids;  // of the threads that started a part in this round
 };
 
 void run_rounds(ThreadPool& pool, Items& items, int n_rounds, int first_size) {
@@ -34,13 +34,13 @@ void run_rounds(ThreadPool& pool, Items& items, int n_rounds, int first_size) {
       items.ids[begin] = std::this_thread::get_id();
       for (int64_t i = begin; i < end; ++i) ++items.rounds[i];
     });
-    int after = 0, n_shares = 0;
+    int after = 0, n_parts = 0;
     for (int i = 0; i < n; ++i) {
       after += items.rounds[i];
-      n_shares += items.ids[i] != std::thread::id();
+      n_parts += items.ids[i] != std::thread::id();
     }
-    check(after == before + n, "every item must be taken once", pool.size());
-    check(n_shares == (n > 1 ? std::min(n, pool.size()) : n), "shares must be one per thread",
+    check(after == before + n, "every item must be computed once", pool.size());
+    check(n_parts == (n > 1 ? std::min(n, pool.size()) : n), "parts must be one per thread",
           pool.size());
   }
 }
@@ -75,17 +75,8 @@ void stress(int n_threads) {
   check(cpu_seconds() - before < 0.1, "a pool without work must use no CPU", n_threads);
 }
 
-#if defined(__linux__)
-void stay_on(int cpu) {
-  cpu_set_t only;
-  CPU_ZERO(&only);
-  CPU_SET(cpu, &only);
-  sched_setaffinity(0, sizeof(only), &only);
-}
-#endif
-
-// All CPUs are taken when the caller wakes the worker; all others are free soon after.
-void wake_elsewhere() {
+// All CPUs are busy when the caller wakes the worker; all others are idle soon after.
+void migrate_on_wake() {
 #if defined(__linux__)
   cpu_set_t all;
   if (sched_getaffinity(0, sizeof(all), &all) != 0 || CPU_COUNT(&all) < 2) return;
@@ -105,11 +96,11 @@ void wake_elsewhere() {
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (cpu == before || !CPU_ISSET(cpu, &all)) continue;
       others.emplace_back([&is_taken, cpu] {
-        stay_on(cpu);
+        bind_to_cpu(cpu);
         while (is_taken) continue;
       });
     }
-    stay_on(before);
+    bind_to_cpu(before);
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
     pool.parallel_for(2, where);
     sched_setaffinity(0, sizeof(all), &all);
@@ -125,6 +116,6 @@ void wake_elsewhere() {
 
 int main() {
   for (int n_threads = 1; n_threads <= 8; ++n_threads) yocobit::stress(n_threads);
-  yocobit::wake_elsewhere();
+  yocobit::migrate_on_wake();
   std::printf("%d CPUs, 1 to 8 threads: good\n", yocobit::available_cpus());
 }

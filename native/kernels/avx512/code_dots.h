@@ -49,7 +49,7 @@ YOCOBIT_INLINE __m512i splat_four(const int8_t* p) {
   return _mm512_set1_epi32(four);
 }
 
-// Loops over sums are unrolled by name: else GCC keeps them in memory.
+// Loops over sums are unrolled by pragma: otherwise GCC keeps them in memory.
 template <int kQueries, int kVectors>
 YOCOBIT_INLINE void clear(__m512i (&totals)[kQueries][kVectors][kParts]) {
 #pragma GCC unroll 4

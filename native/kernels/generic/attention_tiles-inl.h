@@ -1,4 +1,4 @@
-// What attention over float and over quantised KV caches share: tiles of positions, their prefetch
+// Shared by attention over float and over quantised KV caches: tiles of positions, their prefetch
 // and the online softmax.
 #pragma once
 

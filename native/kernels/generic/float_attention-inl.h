@@ -84,7 +84,7 @@ YOCOBIT_INLINE void add_values(const float (*weights)[kAttentionTile], const flo
   }
 }
 
-// The same for the whole row: in blocks of kVectors, what is left in halves of them.
+// The same for the whole row: in blocks of kVectors, the remainder in halves of them.
 template <FloatType type, int kQueries, int kVectors>
 YOCOBIT_INLINE void add_tile(const float (*weights)[kAttentionTile], const float* rescale,
                              const KeysValues& cache, const uint8_t* values, TilePrefetcher& next,
@@ -120,19 +120,21 @@ void attend_as(const float* q, const KeysValues& cache, int64_t begin, int64_t e
     totals[i] = zero();
     for (int d = 0; d < D; d += kLanes) store(partials + i * stride + d, zero());
   }
-  for (int64_t tile = begin / kAttentionTile * kAttentionTile; tile < end; tile += kAttentionTile) {
-    const int first = static_cast<int>(begin > tile ? begin - tile : 0);
-    const int last = static_cast<int>(end - tile < kAttentionTile ? end - tile : kAttentionTile);
-    const Tile place(cache, tile, end);
+  int64_t position = begin / kAttentionTile * kAttentionTile;
+  for (; position < end; position += kAttentionTile) {
+    const int first = static_cast<int>(begin > position ? begin - position : 0);
+    const int last =
+        static_cast<int>(end - position < kAttentionTile ? end - position : kAttentionTile);
+    const Tile tile(cache, position, end);
     float weights[kQueries][kAttentionTile] = {}, rescale[kLanes];
-    score_tile<type, kQueries>(q, cache, place, first, last, weights);
+    score_tile<type, kQueries>(q, cache, tile, first, last, weights);
     for (int i = 0; i < kQueries; ++i) {
       for (int j = 0; j < kAttentionTile; j += kLanes) {
         store(weights[i] + j, mul(load(weights[i] + j), splat(scale)));
       }
     }
     update_softmax<kQueries>(first, last, weights, largest, totals, rescale);
-    add_tile<type, kQueries>(weights, rescale, cache, place, first, last, partials, stride);
+    add_tile<type, kQueries>(weights, rescale, cache, tile, first, last, partials, stride);
   }
   for (int i = 0; i < kQueries; ++i) {
     partials[i * stride + D] = largest[i];

@@ -1,4 +1,4 @@
-// What several kernels need over lanes: the exponential, and loads of every stored type.
+// Shared by several kernels: the exponential over lanes, and loads of every stored type.
 #pragma once
 
 #include <cstddef>

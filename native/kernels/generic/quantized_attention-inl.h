@@ -57,11 +57,11 @@ struct CodeTile {
  private:
   static constexpr int kAhead = 4;
 
-  CodeTile(const KeysValues& cache, const Tile& place)
-      : slot(place.slot),
-        offset(place.slot * cache.row_bytes),
-        next_keys(cache.keys, cache, place),
-        next_values(cache.values, cache, place) {}
+  CodeTile(const KeysValues& cache, const Tile& tile)
+      : slot(tile.slot),
+        offset(tile.slot * cache.row_bytes),
+        next_keys(cache.keys, cache, tile),
+        next_values(cache.values, cache, tile) {}
 };
 
 template <typename Dots, FloatType type, int kQueries>

@@ -49,8 +49,8 @@ void retain_columns(float* state, const float* q, const float* k, const float* v
   }
 }
 
-// All columns, in blocks that stay in the first-level cache while positions go by; n is a multiple
-// of kPositions.
+// All columns, in blocks that stay in the first-level cache for all positions; n is a multiple of
+// kPositions.
 template <typename Floats, int kVectors, int kPositions>
 int retain_blocks(int e, float* state, const float* q, const float* k, const float* v,
                   ptrdiff_t stride, const float* decays, int n, int head_dim, float* o) {
@@ -73,7 +73,7 @@ void retain_positions(float* state, const float* q, const float* k, const float*
   retain_blocks<F32x8, 1, kPositions>(e, state, q, k, v, stride, decays, n, head_dim, o);
 }
 
-// A position that is left over only passes through the state, from memory: wide rows stream better.
+// A remaining position streams the state from memory once, for which wide rows are faster.
 void retain(float* state, const float* q, const float* k, const float* v, ptrdiff_t stride,
             const float* decays, int n, int head_dim, float* o) {
   constexpr int kPositions = kRegisters / 8, kColumns = 64;
