@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclasses.dataclass
 class Stream:
-    """One answer: when it was asked for, and when each of its events came."""
+    """One streamed response: the times of its request and of each event."""
 
     asked_at: float
     times: list[float]

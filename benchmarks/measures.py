@@ -116,11 +116,14 @@ def opening(run: dict[str, Any]) -> dict[str, float]:
     """Milliseconds from a path to a session that takes tokens; the second time, files cached."""
     Engine.load(run["path"], threads=run["threads"]).session(64, "f16").feed([1])
 
-    begin = time.perf_counter()
+    started = time.perf_counter()
     session = Engine.load(run["path"], threads=run["threads"]).session(64, "f16")
     opened = time.perf_counter()
     session.feed([1])
-    return {"ms": 1000 * (opened - begin), "first_token_ms": 1000 * (time.perf_counter() - opened)}
+    return {
+        "ms": 1000 * (opened - started),
+        "first_token_ms": 1000 * (time.perf_counter() - opened),
+    }
 
 
 def on_chip(run: dict[str, Any]) -> dict[str, float]:
@@ -169,8 +172,8 @@ def on_chip(run: dict[str, Any]) -> dict[str, float]:
 
 
 def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> float:
-    """The same of steps as long, of a model that stays in the second-level caches: so many sessions
-    of it that one takes at_least seconds."""
+    """Return p99 / median of equally long steps of a model in the L2 caches: of as many sessions as
+    a step of at_least seconds needs."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
         write_random_model(named_shape("nano"), path)
@@ -178,11 +181,11 @@ def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> flo
 
         def steps(n: int, n_sessions: int) -> list[float]:
             texts = [engine.session(n) for _ in range(n_sessions)]
-            begins = [text.snapshot() for text in texts]
+            starts = [text.snapshot() for text in texts]
             for _ in range(2):  # the first time for their pages
                 times = [seconds(lambda: engine.step(texts, [1] * n_sessions)) for _ in range(n)]
-                for text, begin in zip(texts, begins, strict=True):
-                    text.truncate(begin)
+                for text, start in zip(texts, starts, strict=True):
+                    text.truncate(start)
             return times
 
         n_sessions = 1
@@ -194,9 +197,9 @@ def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> flo
 
 def seconds(call: Callable[[], object]) -> float:
     """Time a call."""
-    begin = time.perf_counter()
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - begin
+    return time.perf_counter() - started
 
 
 def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewText:

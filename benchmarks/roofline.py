@@ -1,4 +1,4 @@
-"""The picture of docs/benchmarks/cpus.md: what was measured, under what the machine can do.
+"""The picture of docs/benchmarks/cpus.md: measured speed under the roofline.
 
     python benchmarks/roofline.py
 

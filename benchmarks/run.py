@@ -1,4 +1,4 @@
-"""Speed of the kernels and the engine, always beside a peer in the same run.
+"""Speed of the kernels and the engine, compared with PyTorch in the same run.
 
     python benchmarks/run.py [--rounds 5] [--threads 2]
 
@@ -94,7 +94,7 @@ def products(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
 
 
 def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str, dict[str, Rate]]:
-    """Prefill of 512 tokens and decode after it, PyTorch (dense arithmetic) beside the engine."""
+    """Prefill of 512 tokens and decode after it, of PyTorch (dense arithmetic) and the engine."""
     torch.manual_seed(0)
     model = Decoder(config).eval()
     tokenizer = train_tokenizer(["a"], 257)
@@ -111,10 +111,10 @@ def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str,
         cache = Cache()
         with torch.no_grad():
             model.prefill(torch.tensor(tokens[None, :512]), cache)
-            begin = time.perf_counter()
+            started = time.perf_counter()
             for token in tokens[512:]:
                 model.step(torch.tensor([[token]]), cache)
-            return 32 / (time.perf_counter() - begin)
+            return 32 / (time.perf_counter() - started)
 
     def engine_prefill() -> float:
         return 512 / _seconds(lambda: engine.session(544).feed(tokens[:512]))
@@ -122,10 +122,10 @@ def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str,
     def engine_decode() -> float:
         session = engine.session(544)
         session.feed(tokens[:512])
-        begin = time.perf_counter()
+        started = time.perf_counter()
         for token in tokens[512:]:
             session.step(token)
-        return 32 / (time.perf_counter() - begin)
+        return 32 / (time.perf_counter() - started)
 
     return {
         "decode at depth 512": {"torch": torch_decode, "engine": engine_decode},
@@ -136,8 +136,8 @@ def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str,
 def _seconds(call: Callable[[], object]) -> float:
     """Time per call, over at least a tenth of a second after one call to warm up."""
     call()
-    n, begin = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - begin) < 0.1:
+    n, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < 0.1:
         call()
         n += 1
     return elapsed / n

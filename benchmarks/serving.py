@@ -107,9 +107,9 @@ def body(prompt: list[int] | str) -> dict[str, Any]:
 
 def rate(answers: list[Stream]) -> float:
     """Tokens/s of all answers together, from the first token of any to the last of all."""
-    begin = min(answer.times[0] for answer in answers)
+    start = min(answer.times[0] for answer in answers)
     end = max(answer.times[-1] for answer in answers)
-    return sum(len(answer.times) for answer in answers) / (end - begin)
+    return sum(len(answer.times) for answer in answers) / (end - start)
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, str]:

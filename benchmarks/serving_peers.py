@@ -1,4 +1,4 @@
-"""Our server beside llama-cpp-python's: one Transformer, random weights, in turn.
+"""Our server compared with llama-cpp-python's: one Transformer, random weights, interleaved.
 
     python benchmarks/serving_peers.py [--rounds 3] [--out benchmarks/results/serving_peers.json]
 
@@ -73,9 +73,9 @@ def _measure(port: int, seed: int) -> dict[str, float]:
     rng = np.random.default_rng(seed)
     prompts = [" ".join(rng.choice(_WORDS, WORDS)) for _ in range(STREAMS + 1)]
     one = asyncio.run(streams("127.0.0.1", port, [_body(prompts[0])]))
-    begin = time.perf_counter()
+    started = time.perf_counter()
     many = asyncio.run(streams("127.0.0.1", port, [_body(prompt) for prompt in prompts[1:]]))
-    seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - started
     long_prompt = " ".join(rng.choice(_WORDS, LONG_WORDS))
     long = [
         asyncio.run(stream("127.0.0.1", port, {**_body(long_prompt), "max_tokens": 2}))

@@ -2,8 +2,8 @@
 
     python benchmarks/soak.py [--minutes 10] [--clients 64] [--seed 0] [--out FILE]
 
-Each client asks again and again for one of REQUESTS requests of mixed lengths, whole or as a
-stream; LEAVING of the time it asks something new, and leaves midway. The server is a process whose
+Each client repeats one of REQUESTS requests of mixed lengths, whole or streamed; a fraction LEAVING
+of its requests is new and disconnects midway. The server is a process whose
 memory is noted each second; it is flat if the median of the last quarter is within FLAT of the
 median of the quarter after warm-up. In runs below four minutes warm-up is not over by then: known
 prefixes still fill their memory.
@@ -57,7 +57,7 @@ TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A request, and what it is answered with when nothing else is asked."""
+    """A request and the response to it when the server is idle."""
 
     path: str
     body: dict[str, Any]
@@ -278,7 +278,7 @@ def n_files(pid: int) -> int:
 
 
 async def check_idle(pid: int, port: int, idle_files: int, record: Record) -> None:
-    """Note as problems what is still at work when nobody asks any more."""
+    """Record what is still in flight once all clients have ended."""
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_bytes")
     for _ in range(100):
         text = await metrics(port)

@@ -177,9 +177,9 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
     with contextlib.nullcontext() if is_llama else _as_trained(run["cpu"]):
         step(inputs[:, :64].contiguous(), targets[:, :64].contiguous())
         while sum(times) < run["seconds"]:
-            begin = time.perf_counter()
+            started = time.perf_counter()
             step(inputs, targets)
-            times.append(time.perf_counter() - begin)
+            times.append(time.perf_counter() - started)
     return {
         "tokens_per_s": B * T / statistics.median(times),
         "peak_mb": peak_bytes() / 1e6,

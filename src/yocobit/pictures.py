@@ -1,4 +1,4 @@
-"""How every picture looks; matplotlib is imported when one is drawn."""
+"""The style of all plots; matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ STYLE: dict[str, Any] = {
 
 
 def style(changes: Mapping[str, Any] | None = None) -> Any:
-    """Return a context in which matplotlib draws so, but for some changes.
+    """Return a context with this style of matplotlib, and some changes.
 
-    UserError if there is no matplotlib.
+    UserError if matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -62,18 +62,18 @@ def style(changes: Mapping[str, Any] | None = None) -> Any:
 
 
 def save(figure: Any, out: Path, dpi: float | None = None) -> None:
-    """Write a figure of matplotlib, whole or not at all; ValueError for a format it does not have.
+    """Write a figure atomically; ValueError for a format that matplotlib does not support.
 
     Drawn in memory: where a disk is full, matplotlib's own errors hide the system's.
     """
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=dpi or figure.dpi, format=out.suffix.removeprefix("."))
+    image = io.BytesIO()
+    figure.savefig(image, dpi=dpi or figure.dpi, format=out.suffix.removeprefix("."))
     with replacing(out) as partial:
-        partial.write_bytes(drawn.getvalue())
+        partial.write_bytes(image.getvalue())
 
 
 def check_picture(out: Path) -> None:
-    """UserError if no picture can be written into `out`, whose name says the format."""
+    """UserError if `out` cannot be written or its suffix is not a supported format."""
     if out.suffix not in _FORMATS:
         raise UserError(f"--picture must end in {', '.join(_FORMATS)} but is {out}")
     if not out.parent.is_dir():

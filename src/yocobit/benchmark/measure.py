@@ -188,9 +188,9 @@ def _measure(engine: Engine, row: CaseResult) -> None:
     sessions = [_session(engine, row) for _ in range(case.batch)]
     with _no_garbage_collection():
         if case.kind == "prefill":
-            begin = time.perf_counter()
+            started = time.perf_counter()
             sessions[0].feed(tokens[:, 0])
-            row.seconds.append(time.perf_counter() - begin)
+            row.seconds.append(time.perf_counter() - started)
         else:
             times = _step_times(engine, sessions, tokens)
             row.seconds.append(times[-1] - times[0])

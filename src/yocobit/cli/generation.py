@@ -131,7 +131,7 @@ def chat(
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
-    """Chat in the terminal with a model that has a chat template; a line is a message."""
+    """Chat with a model in the terminal; a line is a message."""
     engine = _load(model, attention, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(

@@ -103,7 +103,7 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure prefill and decode speed, next to the limits of this machine."""
+    """Measure prefill and decode speed and the machine's limits."""
     check_model_or_shape("bench", model, shape, weights, head)
     grid = benchmark.Grid.parse(
         prompts="512" if prompt is None else prompt,

@@ -49,7 +49,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan memory, chips and roofline of a model; predict its speed on this machine."""
+    """Plan memory placement, chips and speed of a model."""
     check_model_or_shape("plan", model, shape, weights, head)
     request = planning.PlanRequest(
         context=context,

@@ -173,6 +173,6 @@ def _step_seconds(engine: Engine, sessions: list[Session]) -> list[float]:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+    started = time.perf_counter()
     call()
-    return time.perf_counter() - begin
+    return time.perf_counter() - started
