@@ -85,8 +85,8 @@ def test_conversation_has_the_same_tokens_as_a_whole_and_in_parts():
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "messages must have one of the assistant"),
-        (conversation((USER, "q")), "messages must have one of the assistant"),
+        ([], "messages must include an assistant message"),
+        (conversation((USER, "q")), "messages must include an assistant message"),
         (conversation((ASSISTANT, " ")), r"messages\[0\] of the assistant must not be empty"),
         (conversation((USER, "q"), ("tool", "a")), r"messages\[1\] must have a role of system"),
         ([{"role": USER, "content": None}], r"messages\[0\] must be an object with a string"),
