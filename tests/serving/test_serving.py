@@ -10,6 +10,7 @@ import servers
 
 from yocobit import Engine
 from yocobit.serving import ServerSettings
+from yocobit.serving.api.endpoints import ENDPOINTS, listing
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
@@ -546,6 +547,25 @@ def test_other_content_types_are_rejected(server):
     response = server.client.post(TEXT, content=b'{"prompt": "x"}')
 
     assert response.status_code == 415
+
+
+def test_openapi_and_the_listing_have_every_endpoint(server):
+    paths = {endpoint.paths[0]: endpoint.method.lower() for endpoint in ENDPOINTS}
+
+    described = ok(server.client.get("/openapi.json"))["paths"]
+
+    assert {path: next(iter(methods)) for path, methods in described.items()} == paths
+    assert [line.split()[1] for line in listing()] == list(paths)
+
+
+def test_former_names_warn_and_still_resolve():
+    import yocobit.serving
+    from yocobit.errors import UserError
+    from yocobit.serving.app import create_app
+
+    assert create_app is yocobit.serving.create_app
+    with pytest.warns(DeprecationWarning, match=r"is now yocobit\.errors\.UserError"):
+        assert yocobit.serving.ServeError is UserError
 
 
 def test_unknown_paths_and_methods_are_rejected(server):
