@@ -181,6 +181,7 @@ def yocobit(command: str, directory: Path) -> str:
 
 
 def shell(command: str, directory: Path) -> None:
+    command = re.sub(r"^torchrun\b", f"{sys.executable} -m torch.distributed.run", command)
     ended = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], cwd=directory, capture_output=True, text=True
     )
