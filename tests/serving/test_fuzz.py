@@ -1,4 +1,4 @@
-"""Requests that nobody would write: none of them breaks the server."""
+"""Fuzzing: random and malformed requests get a response other than 500."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = hypothesis.settings(
 
 @pytest.fixture(scope="module")
 def server():
-    # So little room that no request takes long.
+    # A small context, so that no request takes long.
     with servers.running(ServerSettings(threads=1, context=48, max_body_mb=1)) as running:
         yield running
         assert running.post(TEXT, prompt="The", max_tokens=1).status_code == 200
@@ -55,7 +55,7 @@ def server():
         *("/v1/models", "/v1/models/{id}", "/v1/embeddings", "/health", "/metrics"),
     ],
 )
-def test_what_the_description_allows_and_what_it_does_not(server, path):
+def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(server, path):
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in api.get_all_operations()]
     (operation,) = [each for each in operations if each.path == path]
@@ -89,7 +89,7 @@ FIELDS = st.sampled_from(
 @pytest.mark.parametrize("path", [TEXT, "/v1/chat/completions", "/tokenize", "/detokenize"])
 @hypothesis.given(st.dictionaries(FIELDS, JSON, max_size=6))
 @SETTINGS
-def test_any_values_of_known_fields(server, path, body):
+def test_random_values_of_known_fields_cause_no_server_error(server, path, body):
     base = {"prompt": "The king"} if path == TEXT else {}
     content = json.dumps({**base, **body}).encode("utf-8", "surrogatepass")
 
@@ -102,7 +102,7 @@ def test_any_values_of_known_fields(server, path, body):
 
 @hypothesis.given(JSON)
 @SETTINGS
-def test_any_schema_of_an_answer(server, schema):
+def test_random_response_schemas_cause_no_server_error(server, schema):
     body = {
         "messages": [{"role": "user", "content": "The king"}],
         "max_tokens": 12,
@@ -122,7 +122,7 @@ def test_any_schema_of_an_answer(server, schema):
 
 @hypothesis.given(st.text(alphabet=st.characters(), max_size=60))
 @SETTINGS
-def test_any_text_is_tokenized_and_continued(server, text):
+def test_random_prompts_are_completed_or_rejected(server, text):
     body = {"prompt": text, "max_tokens": 2}
     content = json.dumps(body).encode()
 
@@ -133,7 +133,7 @@ def test_any_text_is_tokenized_and_continued(server, text):
     assert response.status_code in (200, 400), response.text
 
 
-def test_template_refuses_what_is_nested_too_deep():
+def test_chat_template_rejects_deeply_nested_tools():
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
@@ -159,7 +159,7 @@ def test_template_refuses_what_is_nested_too_deep():
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
     ],
 )
-def test_bytes_that_are_hardly_http(server, data):
+def test_malformed_http_causes_no_server_error(server, data):
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(data)
