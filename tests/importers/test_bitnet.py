@@ -1,4 +1,4 @@
-"""Imported BitNet b1.58 checkpoints: the engine gives what transformers' own model computes."""
+"""Imported BitNet b1.58 checkpoints: the logits of the engine equal those of transformers."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def theirs(**changes):
 
 
 def quantised_logits(model):
-    """Logits of transformers' model with its own quantisers put around each projection.
+    """Logits of transformers' model with fake quantisation of each projection.
 
-    The embedding, which is the head too, is rounded to int8 rows as the packed model rounds it.
+    The embedding, which is also the head, is quantised to int8 rows as in the packed model.
     """
     with torch.no_grad():
         weight = model.model.embed_tokens.weight
@@ -70,13 +70,13 @@ def rounded(x):
 
 
 def pack_rows(codes):
-    """Four rows to a byte, as transformers packs them."""
+    """Pack four rows per byte, as transformers does."""
     parts = (codes + 1).to(torch.uint8).chunk(4)
     return parts[0] | parts[1] << 2 | parts[2] << 4 | parts[3] << 6
 
 
 def save_packed(model, directory, linear_class):
-    """Save as the published checkpoint: packed codes and a scale per matrix."""
+    """Save in the published form: packed codes and a scale per matrix."""
     model.save_pretrained(directory)
     tensors = load_file(directory / "model.safetensors")
     for name in list(tensors):
@@ -117,7 +117,7 @@ def test_engine_equals_transformers_on_master_weights(tmp_path, tied):
 
 
 @pytest.mark.parametrize("linear_class", ["autobitlinear", "bitlinear"])
-def test_packed_and_master_weights_import_alike(tmp_path, linear_class):
+def test_packed_and_master_weights_import_to_equal_logits(tmp_path, linear_class):
     model = theirs()
     model.save_pretrained(tmp_path / "masters")
     save_packed(model, tmp_path / "packed", linear_class)
@@ -149,13 +149,13 @@ def test_import_needs_torch_for_master_weights_only(tmp_path, kind):
     assert kind == "packed" or "master weights need PyTorch" in ended.stderr
 
 
-def test_import_holds_a_few_copies_of_the_largest_tensor_not_the_model(tmp_path, monkeypatch):
+def test_peak_memory_of_import_is_a_few_copies_of_the_largest_tensor(tmp_path, monkeypatch):
     shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
     theirs(**shape).save_pretrained(tmp_path / "hf")
     largest, total = 4 * 2048 * 256, (tmp_path / "hf" / "model.safetensors").stat().st_size
-    import_bitnet(tmp_path / "hf", tmp_path / "first")  # modules are loaded
+    import_bitnet(tmp_path / "hf", tmp_path / "first")  # loads modules
 
-    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the size of its buffer
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the write buffer
     tracemalloc.start()
     import_bitnet(tmp_path / "hf", tmp_path / "model")
     peak = tracemalloc.get_traced_memory()[1]
@@ -176,7 +176,7 @@ def test_bfloat16_and_shards_import(tmp_path):
     assert whole.file.read_bytes() == shards.file.read_bytes()
 
 
-def test_generation_defaults_are_taken_over(tmp_path):
+def test_generation_defaults_are_imported(tmp_path):
     theirs().save_pretrained(tmp_path / "hf")
     edit_config(tmp_path / "hf", eos_token_id=7, bos_token_id=5)
     (tmp_path / "hf" / "generation_config.json").write_text(
@@ -193,8 +193,8 @@ def test_generation_defaults_are_taken_over(tmp_path):
     }
 
 
-@pytest.mark.parametrize("is_apart", [True, False], ids=["a file", "of the tokenizer"])
-def test_chat_template_is_taken_over(tmp_path, is_apart):
+@pytest.mark.parametrize("has_file", [True, False], ids=["own file", "tokenizer config"])
+def test_chat_template_is_imported(tmp_path, has_file):
     source = tmp_path / "hf"
     theirs(vocab_size=tokenizer().get_vocab_size()).save_pretrained(source)
     edit_config(source, bos_token_id=0, eos_token_id=0)
@@ -208,19 +208,19 @@ def test_chat_template_is_taken_over(tmp_path, is_apart):
         "{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
         "{% if add_generation_prompt %}Assistant: {% endif %}"
     )
-    if is_apart:
+    if has_file:
         (source / "chat_template.jinja").write_text(hf.chat_template)
     else:
         file = source / "tokenizer_config.json"
         file.write_text(
             json.dumps({**json.loads(file.read_text()), "chat_template": hf.chat_template})
         )
-    said = [{"role": "user", "content": "Hello."}]
+    messages = [{"role": "user", "content": "Hello."}]
 
     engine = Engine(import_bitnet(source, tmp_path / "model"), threads=1, kernels=None)
 
-    expected = hf.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
-    assert engine.encode(engine.chat_template.render(said)) == expected
+    expected = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert engine.encode(engine.chat_template.render(messages)) == expected
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,14 @@ def test_chat_template_is_taken_over(tmp_path, is_apart):
         ({"hidden_act": "gelu"}, "hidden_act must be relu2 or silu but is 'gelu'"),
         ({"attention_bias": True}, "attention_bias must be false but is true"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type must be 'default' but is 'yarn'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be an integer .* but is 0"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers must be an integer .* but is '3'"),
         ({"head_dim": 64}, "head_dim must be hidden_size / num_attention_heads = 32 but is 64"),
         ({"vocab_size": 321}, r"'model.embed_tokens.weight' must be floats of shape \[321, 128\]"),
         ({"num_hidden_layers": 4}, r"'model.layers.3.input_layernorm.weight' is missing"),
     ],
 )
-def test_what_cannot_run_is_refused_and_leaves_nothing(tmp_path, changes, message):
+def test_unsupported_checkpoint_is_rejected_and_leaves_no_files(tmp_path, changes, message):
     theirs().save_pretrained(tmp_path / "hf")
     edit_config(tmp_path / "hf", **changes)
 
@@ -245,7 +247,19 @@ def test_what_cannot_run_is_refused_and_leaves_nothing(tmp_path, changes, messag
     assert not (tmp_path / "model").exists()
 
 
-def test_code_3_is_refused(tmp_path):
+def test_float_weights_with_a_scale_must_be_ternary(tmp_path):
+    save_packed(theirs(), tmp_path / "hf", "autobitlinear")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = torch.ones(SHAPE["intermediate_size"], SHAPE["hidden_size"])
+    tensors[name][5, 5] = 0.5
+    save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ConfigError, match=f"'{name}' must hold -1, 0 and 1, .* but has 0.5"):
+        import_bitnet(tmp_path / "hf", tmp_path / "model")
+
+
+def test_code_3_is_rejected(tmp_path):
     save_packed(theirs(), tmp_path / "hf", "autobitlinear")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][5, 5] = 255

@@ -1,4 +1,4 @@
-"""The packed layout: its bytes, its inverse, and the kernels that read it."""
+"""The packed layout: bytes, inverse, and the kernels that read it."""
 
 import doctest
 from pathlib import Path
@@ -19,7 +19,7 @@ def random_weights(kind: str, M: int, K: int) -> np.ndarray:
     return np.random.default_rng(M * 1000 + K).choice(values, size=(M, K)).astype(np.int8)
 
 
-def test_format_page_example_is_what_the_code_does():
+def test_examples_of_the_format_page_match_the_code():
     result = doctest.testfile(str(FORMAT), module_relative=False)
 
     assert result.attempted == 11
@@ -95,7 +95,7 @@ def test_kernels_read_the_packed_layout(kernels, kind, M, K):
 @pytest.mark.parametrize(
     ("pack", "bad"), [(TERNARY.encode, 2), (TERNARY.encode, -2), (SIGN.encode, 0)]
 )
-def test_pack_refuses_a_weight_that_has_no_code(pack, bad):
+def test_pack_rejects_a_weight_without_a_code(pack, bad):
     weights = np.ones((2, 3), dtype=np.int8)
     weights[1, 1] = bad
 
@@ -103,7 +103,7 @@ def test_pack_refuses_a_weight_that_has_no_code(pack, bad):
         pack(weights)
 
 
-def test_unpack_refuses_codes_of_another_shape():
+def test_unpack_rejects_codes_of_another_shape():
     codes = TERNARY.encode(np.zeros((8, 128), dtype=np.int8))
 
     with pytest.raises(ValueError, match=r"shape \(1, 2, 8, 32\) but are uint8 of shape \(1, 1,"):
@@ -141,7 +141,7 @@ def test_quantize_rows_equals_the_engines_quantisation():
 
 
 @pytest.mark.parametrize(("M", "K"), [(1, 64), (9, 200), (16, 8)])
-def test_int4_gives_back_weights_within_half_a_step(M, K):
+def test_int4_round_trip_is_within_half_a_step(M, K):
     rows = np.random.default_rng(K).standard_normal((M, K)).astype(np.float32)
 
     codes, scales = layout.quantize_int4(rows)
@@ -151,11 +151,11 @@ def test_int4_gives_back_weights_within_half_a_step(M, K):
     assert scales.shape == codes.shape[:3]
     blocks = [np.abs(rows[:, k : k + 64]).max(axis=1, keepdims=True) for k in range(0, K, 64)]
     step = np.concatenate(blocks, axis=1).repeat(64, axis=1)[:, :K] / 7
-    # Half a step; float16 rounds the scale by at most 2^-11, and 7 of it count at the end.
+    # Half a step, plus the float16 rounding of the scale: at most 2^-11, times integers up to 7.
     assert (np.abs(found - rows) <= (0.5 + 7 * 2**-11) * step).all()
 
 
-def test_int4_puts_columns_32_apart_into_a_byte():
+def test_int4_byte_holds_columns_32_apart():
     row = np.zeros((1, 64), dtype=np.float32)
     row[0, [0, 1, 32]] = 7, -7, 3
 
@@ -166,7 +166,7 @@ def test_int4_puts_columns_32_apart_into_a_byte():
     assert (codes[0, 0, 1:] == 0x88).all()  # rows past the last have weight 0
 
 
-def test_int4_refuses_weights_beyond_its_scales():
+def test_int4_rejects_weights_beyond_its_scales():
     with pytest.raises(
         ValueError, match="weights must be within 458528 for int4 but reach 1e\\+06"
     ):

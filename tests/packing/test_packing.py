@@ -1,4 +1,4 @@
-"""Packed models: what pack() writes, read_model() refuses and verify() reports."""
+"""Packed models: pack() writes, read_model() validates, verify() finds damage."""
 
 import hashlib
 import json
@@ -21,7 +21,15 @@ from yocobit.data.tokenizer import train_tokenizer
 from yocobit.mixers import parameter_shapes
 from yocobit.model import Decoder
 from yocobit.model.quantization import quantize_weight
-from yocobit.packing import PackedModelError, checkpoints, pack, read_model, verify, writer
+from yocobit.packing import (
+    PackedModelError,
+    checkpoints,
+    expected_tensors,
+    pack,
+    read_model,
+    verify,
+    writer,
+)
 from yocobit.packing.format import DTYPES, TensorSpec, header_sha256
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.layout import quantize_rows
@@ -35,14 +43,14 @@ FILES = ["config.json", "tokenizer.json", "model.safetensors"]
 
 @pytest.fixture(scope="module", autouse=True)
 def without_fsync():
-    """No test here cuts the power, and waiting for the disk would be most of their time."""
+    """Skip fsync, which would be most of the run time: no test here loses power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
 
 
 def save_checkpoint(directory: Path, config: ModelConfig, threads: int = 1, **changed) -> Path:
-    """Save a randomly initialised model, some parameters replaced, as a run in `directory`."""
+    """Save a randomly initialised model as a run; `changed` sets first values of parameters."""
     torch.manual_seed(0)
     model = Decoder(config)
     for name, value in changed.items():
@@ -54,7 +62,7 @@ def save_checkpoint(directory: Path, config: ModelConfig, threads: int = 1, **ch
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, without_fsync) -> dict[str, Path]:
-    """A packed nano model of each kind of weights; tests copy what they change."""
+    """A packed nano model of each kind of weights; a test that changes one copies it."""
     directory = tmp_path_factory.mktemp("models")
     for kind in KINDS:
         run = save_checkpoint(directory / kind, preset("nano").replace(weights=kind))
@@ -64,7 +72,7 @@ def models(tmp_path_factory, without_fsync) -> dict[str, Path]:
 
 @pytest.fixture
 def ternary(models, tmp_path) -> Path:
-    """A ternary model of the test's own."""
+    """A copy of the ternary model that the test may change."""
     return Path(shutil.copytree(models["ternary"], tmp_path / "model"))
 
 
@@ -76,7 +84,7 @@ def split(model: Path) -> tuple[dict, bytes]:
 
 
 def join(model: Path, header: dict, data: bytes) -> None:
-    """Write header and tensor data, the header's hash made right: a wrong writer, not damage."""
+    """Write header and tensor data with a correct header hash, as a faulty writer would."""
     header["__metadata__"]["header_sha256"] = header_sha256(header)
     raw = json.dumps(header).encode()
     raw += b" " * (-(8 + len(raw)) % 64)
@@ -84,7 +92,7 @@ def join(model: Path, header: dict, data: bytes) -> None:
 
 
 def overwrite(model: Path, tensor: str, value: bytes) -> None:
-    """Replace the first bytes of a tensor, and its hash by the right one."""
+    """Replace the first bytes of a tensor, and update its hash."""
     header, data = split(model)
     begin, end = header[tensor]["data_offsets"]
     data = data[:begin] + value + data[begin + len(value) :]
@@ -102,7 +110,7 @@ def engine(model) -> _native.Engine:
 
 
 def stored(model, name: str) -> np.ndarray:
-    """Read a tensor as the reader places it."""
+    """Read a tensor at the offset that the reader returned."""
     tensor = model.tensors[name]
     dtype = DTYPES[tensor.dtype]
     raw = model.file.read_bytes()[tensor.begin : tensor.end]
@@ -122,7 +130,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_parameter_shapes_are_those_of_the_decoder(config):
+def test_parameter_shapes_equal_those_of_the_decoder(config):
     expected = {name: tuple(value.shape) for name, value in Decoder(config).state_dict().items()}
     if config.tie_embeddings:
         del expected["head.weight"]
@@ -191,7 +199,7 @@ def test_safetensors_library_reads_the_same_tensors(kind, models):
 
 
 @pytest.mark.parametrize("vocab_size", [512, 511])
-def test_tensors_of_whole_64_bytes_are_aligned_in_the_file(vocab_size, tmp_path):
+def test_tensors_of_a_multiple_of_64_bytes_are_aligned_in_the_file(vocab_size, tmp_path):
     heads = {"n_heads": 3, "n_kv_heads": 1, "n_self_heads": 3, "n_self_kv_heads": 1}
     config = preset("nano").replace(vocab_size=vocab_size, d_model=72, **heads)
 
@@ -236,7 +244,7 @@ def test_checkpoint_without_tokenizer_packs_without_one(tmp_path):
     assert verify(model.path) == []
 
 
-def test_packed_bytes_do_not_depend_on_the_threads_of_the_packer(tmp_path):
+def test_packed_bytes_do_not_depend_on_the_thread_count_of_pack(tmp_path):
     config = preset("tiny").replace(vocab_size=64, layers=("full",) * 2)
     run = save_checkpoint(tmp_path, config, threads=2)
     before = torch.get_num_threads()
@@ -254,14 +262,14 @@ def test_packed_bytes_do_not_depend_on_the_threads_of_the_packer(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_pack_holds_a_few_copies_of_the_largest_tensor_not_the_model(kind, tmp_path, monkeypatch):
+def test_peak_memory_of_pack_is_a_few_copies_of_the_largest_tensor(kind, tmp_path, monkeypatch):
     config = preset("nano").replace(
         d_model=256, d_ff=1024, layers=("full",) * 12, weights=kind, vocab_size=64
     )
     run = save_checkpoint(tmp_path, config)
     largest, total = 4 * 256 * 1024, (checkpoints.find(run) / "model.safetensors").stat().st_size
 
-    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the size of its buffer
+    monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the write buffer
     tracemalloc.start()
     pack(run, tmp_path / "model")
     peak = tracemalloc.get_traced_memory()[1]
@@ -284,11 +292,11 @@ def test_pack_of_dense_weights_works_without_torch(tmp_path):
     assert verify(tmp_path / "model") == []
 
 
-# ---- inputs that pack() refuses, leaving nothing behind
+# ---- inputs that pack() rejects without leaving files
 
 
 @pytest.mark.parametrize(
-    ("trained", "asked"),
+    ("trained", "requested"),
     [
         ("dense", "ternary"),
         ("ternary", "ternary_row"),
@@ -300,27 +308,41 @@ def test_pack_of_dense_weights_works_without_torch(tmp_path):
         ("sign", "f16"),
     ],
 )
-def test_pack_refuses_weights_that_were_not_trained(trained, asked, tmp_path):
+def test_pack_rejects_a_format_that_differs_from_training(trained, requested, tmp_path):
     run = save_checkpoint(tmp_path, preset("nano").replace(weights=trained))
 
     with pytest.raises(ConfigError, match=f'trained with weights = "{trained}".*garbage; train'):
-        pack(run, tmp_path / "model", asked)
+        pack(run, tmp_path / "model", requested)
 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_pack_refuses_an_unknown_kind_of_weights(tmp_path):
+def test_pack_rejects_an_unknown_weight_format(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
 
     with pytest.raises(ConfigError, match="ternary, ternary_row, sign, f32, f16 but is 'int4'"):
         pack(run, tmp_path / "model", "int4")
 
 
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        ({"weights": "TERNARY"}, "weights must be one of ternary, .* f16 but is 'TERNARY'"),
+        ({"weights": "int8"}, "weights must be one of ternary, .* f16 but is 'int8'"),
+        ({"head": "I8"}, "head must be int8 or int4 but is 'I8'"),
+        ({"weights": "f16"}, "weights must be ternary for a model with ternary weights but is"),
+    ],
+)
+def test_expected_tensors_rejects_an_unknown_or_unsuitable_format(formats, message):
+    with pytest.raises(ConfigError, match=message):
+        expected_tensors(preset("nano"), **formats)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "name", ["embedding__weight", "layers__1__ffn__up_proj__weight", "norm__weight"]
 )
-def test_pack_refuses_master_weights_that_are_not_finite_by_name(name, bad, tmp_path):
+def test_pack_rejects_non_finite_master_weights_by_name(name, bad, tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"), **{name: bad})
 
     with pytest.raises(ConfigError, match=f"'{name.replace('__', '.')}' must be finite but has 1"):
@@ -329,7 +351,7 @@ def test_pack_refuses_master_weights_that_are_not_finite_by_name(name, bad, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-def test_pack_refuses_f16_of_a_weight_beyond_its_range(tmp_path):
+def test_pack_rejects_f16_for_a_weight_beyond_its_range(tmp_path):
     config = preset("nano").replace(weights="dense")
     run = save_checkpoint(tmp_path, config, head__weight=1e5)
 
@@ -337,7 +359,7 @@ def test_pack_refuses_f16_of_a_weight_beyond_its_range(tmp_path):
         pack(run, tmp_path / "model", "f16")
 
 
-def test_interrupted_pack_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_interrupted_pack_leaves_no_files(tmp_path, monkeypatch):
     def interrupt(path, specs, tensors, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
@@ -352,7 +374,7 @@ def test_interrupted_pack_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("piece_bytes", [64, 100, 4096])
-def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, piece_bytes):
+def test_bytes_of_a_file_do_not_depend_on_the_piece_size(tmp_path, monkeypatch, piece_bytes):
     tensors = {
         "a": np.arange(96, dtype=np.uint8),
         "b": np.arange(1000, dtype=np.float32).reshape(10, 100),
@@ -370,7 +392,7 @@ def test_a_file_written_in_pieces_holds_the_same_bytes(tmp_path, monkeypatch, pi
     assert all((found[name] == tensors[name]).all() for name in tensors)
 
 
-def test_pack_refuses_a_directory_that_is_not_empty(tmp_path):
+def test_pack_rejects_a_directory_that_is_not_empty(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
@@ -389,10 +411,10 @@ def test_pack_fills_an_empty_output_directory(tmp_path):
     assert verify(pack(run, tmp_path / "model").path) == []
 
 
-# ---- files that the reader refuses
+# ---- files that the reader rejects
 
 
-def test_reader_refuses_a_checkpoint_and_a_run(tmp_path):
+def test_reader_rejects_a_checkpoint_and_a_run(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano"))
 
     for path in (run, checkpoints.find(run)):
@@ -400,7 +422,7 @@ def test_reader_refuses_a_checkpoint_and_a_run(tmp_path):
             read_model(path)
 
 
-def test_reader_refuses_another_model_file(ternary):
+def test_reader_rejects_a_safetensors_file_of_another_format(ternary):
     safetensors.numpy.save_file(
         {"x": np.zeros(3)}, ternary / "model.safetensors", metadata={"format": "pt"}
     )
@@ -409,7 +431,7 @@ def test_reader_refuses_another_model_file(ternary):
         read_model(ternary)
 
 
-def test_reader_refuses_a_path_that_is_not_a_directory(ternary):
+def test_reader_rejects_a_path_that_is_not_a_directory(ternary):
     with pytest.raises(PackedModelError, match="nowhere: no such directory"):
         read_model(ternary / "nowhere")
     with pytest.raises(PackedModelError, match=r"model.safetensors: is a file, not a directory"):
@@ -417,7 +439,7 @@ def test_reader_refuses_a_path_that_is_not_a_directory(ternary):
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_reader_refuses_a_missing_file_by_name(name, ternary):
+def test_reader_rejects_a_missing_file_by_name(name, ternary):
     (ternary / name).unlink()
 
     with pytest.raises(PackedModelError, match=f"holds no {name}"):
@@ -425,7 +447,7 @@ def test_reader_refuses_a_missing_file_by_name(name, ternary):
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 100, 30_000, -1])
-def test_reader_refuses_a_truncated_file(size, ternary):
+def test_reader_rejects_a_truncated_file(size, ternary):
     file = ternary / "model.safetensors"
     file.write_bytes(file.read_bytes()[:size])
 
@@ -433,7 +455,7 @@ def test_reader_refuses_a_truncated_file(size, ternary):
         read_model(ternary)
 
 
-def test_reader_refuses_appended_bytes(ternary):
+def test_reader_rejects_appended_bytes(ternary):
     with (ternary / "model.safetensors").open("ab") as stream:
         stream.write(b"\0")
 
@@ -451,21 +473,21 @@ def test_reader_refuses_appended_bytes(ternary):
         (b"[" * 100_000, "recursion"),
     ],
 )
-def test_reader_refuses_a_header_that_is_not_an_object(raw, message, ternary):
+def test_reader_rejects_a_header_that_is_not_an_object(raw, message, ternary):
     (ternary / "model.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw)
 
     with pytest.raises(PackedModelError, match=message):
         read_model(ternary)
 
 
-def test_reader_refuses_a_header_too_large_to_be_one(ternary):
+def test_reader_rejects_an_oversized_header(ternary):
     (ternary / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62))
 
     with pytest.raises(PackedModelError, match=f"at most 100000000 bytes but has {1 << 62}"):
         read_model(ternary)
 
 
-def test_reader_refuses_a_changed_config(ternary):
+def test_reader_rejects_a_changed_config(ternary):
     config = json.loads((ternary / "config.json").read_text())
     (ternary / "config.json").write_text(json.dumps({**config, "rope_theta": 5000.0}))
 
@@ -473,7 +495,7 @@ def test_reader_refuses_a_changed_config(ternary):
         read_model(ternary)
 
 
-def test_reader_refuses_a_changed_header(ternary):
+def test_reader_rejects_a_changed_header(ternary):
     file = ternary / "model.safetensors"
     raw = file.read_bytes()
     file.write_bytes(raw.replace(b'"sha256:norm.weight":"', b'"sha256:norm.weighs":"'))
@@ -482,8 +504,8 @@ def test_reader_refuses_a_changed_header(ternary):
         read_model(ternary)
 
 
-def swap_offsets(header):
-    # Same sizes, so that each still fits: but there is a hole before norm.weight.
+def leave_gap(header):
+    # The sizes stay valid, but there is a gap before norm.weight.
     header["norm.weight"]["data_offsets"] = [x + 64 for x in header["norm.weight"]["data_offsets"]]
 
 
@@ -492,7 +514,7 @@ def overlap(header):
 
 
 def misalign(header):
-    # The 4-byte scale goes first and pushes everything else off by 4.
+    # The 4-byte scale is first and shifts all other tensors by 4.
     first = header["embedding.weight_scale"]
     for name, entry in header.items():
         if name != "__metadata__":
@@ -537,12 +559,12 @@ def set_metadata(name, value):
             set_entry("norm.weight", data_offsets=[1 << 61, (1 << 61) + 256]),
             "must start at byte",
         ),
-        (swap_offsets, "must start at byte .* where the one before ends"),
-        (overlap, "must start at byte .* where the one before ends"),
+        (leave_gap, "must start at byte .* where the previous tensor ends"),
+        (overlap, "must start at byte .* where the previous tensor ends"),
         (misalign, "must start at a multiple of 64 but starts at byte"),
     ],
 )
-def test_reader_refuses_a_wrong_header_by_name(change, message, ternary):
+def test_reader_rejects_an_invalid_header_by_name(change, message, ternary):
     header, data = split(ternary)
     change(header)
     join(ternary, header, data)
@@ -554,7 +576,7 @@ def test_reader_refuses_a_wrong_header_by_name(change, message, ternary):
     assert "\n" not in str(caught.value)
 
 
-def test_reader_refuses_dense_weights_of_two_dtypes(models, tmp_path):
+def test_reader_rejects_dense_weights_of_two_dtypes(models, tmp_path):
     model = Path(shutil.copytree(models["dense"], tmp_path / "model"))
     header, data = split(model)
     header["head.weight"]["dtype"] = "F16"
@@ -566,7 +588,7 @@ def test_reader_refuses_dense_weights_of_two_dtypes(models, tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
 @pytest.mark.parametrize("name", ["head.weight_scale", "layers.0.mixer.q_proj.weight_scale"])
-def test_reader_refuses_a_bad_scale_by_name(name, bad, ternary):
+def test_reader_rejects_a_bad_scale_by_name(name, bad, ternary):
     overwrite(ternary, name, struct.pack("<f", bad))
 
     with pytest.raises(PackedModelError, match=f"'{name}' must be finite and positive but holds"):
@@ -574,7 +596,7 @@ def test_reader_refuses_a_bad_scale_by_name(name, bad, ternary):
 
 
 @pytest.mark.parametrize("name", ["norm.weight", "layers.0.mixer.decay_proj.weight"])
-def test_reader_refuses_nan_in_norms_and_decays_by_name(name, ternary):
+def test_reader_rejects_nan_in_norms_and_decays_by_name(name, ternary):
     overwrite(ternary, name, struct.pack("<f", float("nan")))
 
     with pytest.raises(PackedModelError, match=f"'{name}' must be finite but holds nan"):
@@ -600,7 +622,7 @@ def test_reader_raises_only_its_own_errors_on_a_damaged_header(ternary):
             read_model(ternary)
 
 
-def test_reader_raises_only_its_own_errors_on_a_wrong_value_in_a_right_header(ternary):
+def test_reader_raises_only_its_own_errors_on_an_invalid_value_in_the_header(ternary):
     values = [None, True, -1, 1 << 70, 10**4290, 1e400, "\ud800\n", [], [[]], {}, [1 << 80] * 4]
     sound, data = split(ternary)
     small = ternary.parent / "small"
@@ -657,7 +679,7 @@ def test_verify_finds_code_3_with_a_correct_hash(invalid, ternary):
     assert f"'{name}' must have codes 0 to 2 but has larger ones in 1 bytes" in problems[0]
 
 
-def test_verify_finds_no_code_3_in_sign_weights(models, tmp_path):
+def test_verify_accepts_every_byte_in_sign_weights(models, tmp_path):
     model = Path(shutil.copytree(models["sign"], tmp_path / "model"))
     overwrite(model, "layers.2.ffn.down_proj.weight", bytes([0xFF]))
 
@@ -685,20 +707,20 @@ def test_verify_finds_a_missing_hash(ternary):
     assert "'norm.weight' must have sha256 None but has" in problems[0]
 
 
-def test_verify_finds_a_lost_and_a_foreign_tokenizer(ternary):
+def test_verify_finds_a_missing_and_an_unexpected_tokenizer(ternary):
     (ternary / "tokenizer.json").rename(ternary / "elsewhere.json")
-    lost = verify(ternary)
+    missing = verify(ternary)
     header, data = split(ternary)
     del header["__metadata__"]["tokenizer_sha256"]
     join(ternary, header, data)
     (ternary / "elsewhere.json").rename(ternary / "tokenizer.json")
-    foreign = verify(ternary)
+    unexpected = verify(ternary)
 
-    assert "tokenizer.json: is missing" in lost[0]
-    assert "tokenizer.json: must not be there" in foreign[0]
+    assert "tokenizer.json: is missing" in missing[0]
+    assert "tokenizer.json: must not be there" in unexpected[0]
 
 
-# ---- summary, and torch
+# ---- summary, and imports without torch
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
@@ -726,7 +748,7 @@ def test_summary_counts_a_transformers_cache_in_every_layer(models, tmp_path):
 
 
 def test_summary_counts_window_positions_with_scales(tmp_path):
-    # 2 heads of 32, 16 positions and the 128 at work, in whole tiles of 32.
+    # 2 heads of 32; the window of 16 positions and a prefill chunk of 128, in tiles of 32.
     config = preset("nano").replace(layers=("window",) * 3)
     model = pack(save_checkpoint(tmp_path, config), tmp_path / "model")
 
@@ -789,7 +811,7 @@ def test_reading_and_verifying_work_without_torch(models):
 
 
 @pytest.mark.parametrize("bits", [0x7E00, 0x7C00, 0xBC00], ids=["nan", "infinite", "negative"])
-def test_read_refuses_a_bad_scale_of_an_int4_head(tmp_path, bits):
+def test_reader_rejects_a_bad_scale_of_an_int4_head(tmp_path, bits):
     model = pack(save_checkpoint(tmp_path, preset("nano")), tmp_path / "model", head="int4")
     data = bytearray(model.file.read_bytes())
     begin = model.tensors["head.weight_scale"].begin
@@ -800,14 +822,14 @@ def test_read_refuses_a_bad_scale_of_an_int4_head(tmp_path, bits):
         read_model(model.path)
 
 
-def test_pack_refuses_an_int4_head_of_a_dense_model(tmp_path):
+def test_pack_rejects_an_int4_head_of_a_dense_model(tmp_path):
     run = save_checkpoint(tmp_path, preset("nano").replace(weights="dense"))
 
     with pytest.raises(ConfigError, match="head must be int8 for a dense model"):
         pack(run, tmp_path / "model", head="int4")
 
 
-def test_verify_of_an_int4_head_has_no_invalid_codes(tmp_path):
+def test_verify_accepts_an_int4_head(tmp_path):
     model = pack(save_checkpoint(tmp_path, preset("nano")), tmp_path / "model", head="int4")
 
     assert verify(model.path) == []

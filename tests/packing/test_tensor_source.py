@@ -27,7 +27,7 @@ def test_read_equals_torch_with_bfloat16_as_float32(tmp_path, dtype, shape):
     np.testing.assert_array_equal(read, expected.numpy())
 
 
-def test_shards_are_found_by_their_index(tmp_path):
+def test_shards_are_read_by_their_index(tmp_path):
     for i in range(2):
         save_file({f"x{i}": torch.full((2,), float(i))}, tmp_path / f"part{i}.safetensors")
     index = {"weight_map": {f"x{i}": f"part{i}.safetensors" for i in range(2)}}
@@ -41,7 +41,15 @@ def test_shards_are_found_by_their_index(tmp_path):
     assert source.metadata == {"model_type": "bitnet"}
 
 
-def test_tensor_that_is_missing_and_a_file_that_is_damaged_are_named(tmp_path):
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["part0"]}, {"weight_map": {"x": 3}}])
+def test_invalid_index_of_shards_is_rejected_by_name(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    with pytest.raises(ConfigError, match=r"index\.json: weight_map must map tensors to files"):
+        SafetensorsDirectory(tmp_path)
+
+
+def test_error_names_a_missing_tensor_and_a_damaged_file(tmp_path):
     save_file({"x": torch.ones(3)}, tmp_path / "model.safetensors")
 
     with pytest.raises(ConfigError, match="tensor 'y' is missing"):

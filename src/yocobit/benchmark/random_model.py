@@ -17,12 +17,12 @@ from yocobit.hardware.host import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
 from yocobit.packing.format import DTYPES, TensorSpec
 from yocobit.packing.formats import (
-    PROJECTION_FORMATS,
     TERNARY,
-    Array,
     StoredParameter,
+    projection_format,
     stored_parameters,
 )
+from yocobit.packing.layout import Array
 from yocobit.packing.writer import write_model
 
 
@@ -43,7 +43,7 @@ def open_model(
         yield str(path), read_model(path).attending(attention)
         return
     weights = weights or TERNARY.name
-    config = named_shape(shape or "").replace(weights=PROJECTION_FORMATS[weights].weights)
+    config = named_shape(shape or "").replace(weights=projection_format(weights).weights)
     if attention is not None:
         config = config.attending(attention)
     check_memory(config, weights, head, available_bytes())
@@ -74,7 +74,7 @@ def write_random_model(
 ) -> PackedModel:
     """Write a packed model of that shape with random weights into a new directory.
 
-    `weights` and `head` name formats, the model's defaults unless given.
+    `weights` and `head` are those of expected_tensors.
     """
     rng = np.random.default_rng(seed)
     parameters = stored_parameters(config, weights, head)

@@ -131,7 +131,7 @@ def shape_only_model(
 ) -> PackedModel:
     """Return the packed model of a shape without files: configuration and tensor sizes.
 
-    `weights` and `head` name formats, the model's defaults unless given.
+    `weights` and `head` are those of expected_tensors.
     """
     parameters = stored_parameters(config, weights, head)
     tensors: dict[str, TensorInfo] = {}

@@ -1,4 +1,4 @@
-"""Published checkpoints of other projects, converted to the packed format."""
+"""Importers: convert published checkpoints of other projects to the packed format."""
 
 from yocobit.importers.bitnet import import_bitnet
 

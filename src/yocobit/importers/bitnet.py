@@ -1,7 +1,7 @@
-"""Importing published BitNet b1.58 checkpoints: Hugging Face directories of model_type "bitnet".
+"""Importer of published BitNet b1.58 checkpoints: Hugging Face directories of model_type "bitnet".
 
-Weights are ternary codes, four rows to a uint8 with a scale per matrix, or bfloat16 masters that
-are quantised as the model was trained to be (arXiv:2402.17764, arXiv:2504.12285); only masters need
+Weights are ternary codes, four rows per uint8 with a scale per matrix, or bfloat16 master weights
+(arXiv:2402.17764, arXiv:2504.12285). Master weights are quantised as in training; only they need
 torch. Holds one tensor at a time.
 
 Letters: M output features   K input features   V vocabulary   C model width
@@ -19,9 +19,9 @@ import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, MODEL, TOKENIZER, scale_name
-from yocobit.packing.formats import INT8, TERNARY, Array, StoredParameter, stored_parameters
-from yocobit.packing.layout import Floats, Int8s
-from yocobit.packing.pack import check_head, quantize
+from yocobit.packing.formats import INT8, TERNARY, StoredParameter, stored_parameters
+from yocobit.packing.layout import Array, Floats, Int8s
+from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource, read_json
 from yocobit.packing.writer import check_new, write_model
@@ -57,11 +57,10 @@ _GENERATION_KEYS = (
 def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel:
     """Write the Hugging Face checkpoint in `source` as a packed model into the new directory `out`.
 
-    `head` is "int8" or "int4", which halves the memory traffic of the head and is less exact.
-    ConfigError for a missing tensor or key, or an architecture that the engine lacks.
+    `head` is "int8" or "int4", which halves the memory traffic of the head and is less accurate.
+    ConfigError for a missing tensor or key, or an unsupported architecture.
     """
     check_new(out)
-    check_head(head)
     fields = read_json(source / CONFIG)
     config = _config(fields, source / CONFIG)
     parameters = stored_parameters(config, TERNARY.name, head)
@@ -74,19 +73,19 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
         checkpoint.convert(parameters, config.tie_embeddings),
         tokenizer.read_bytes() if tokenizer.is_file() else None,
         generation,
-        _chat_template(source, starts="bos_token_id" in generation),
+        _chat_template(source, engine_adds_bos="bos_token_id" in generation),
     )
 
 
 def _divides_by_scales(fields: dict[str, Any]) -> bool:
-    """Return whether weights are codes / scale: their first linear class; the later multiplies."""
+    """Whether a weight is code / scale, as in the class "bitlinear"; later ones multiply."""
     quantization = fields.get("quantization_config") or {}
     return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The tensors of a published checkpoint, and how they map to ours."""
+    """A published checkpoint and the mapping of its tensors to ours."""
 
     path: Path
     tensors: TensorSource
@@ -97,8 +96,8 @@ class _Checkpoint:
     ) -> Iterator[tuple[str, Array]]:
         """Yield the tensors that store our parameters."""
         for name, stored in parameters.items():
-            is_embedding = is_tied and name == "head.weight"
-            theirs = _their_name("embedding.weight" if is_embedding else name)
+            is_tied_head = is_tied and name == "head.weight"
+            theirs = _their_name("embedding.weight" if is_tied_head else name)
             if stored.format is TERNARY and scale_name(theirs) in self.tensors.names():
                 weights, scale = self._integers(theirs, stored.shape)
                 yield name, TERNARY.encode(weights)
@@ -111,14 +110,20 @@ class _Checkpoint:
         """Return weights (M, K) in {-1, 0, +1} and their scale."""
         M, K = shape
         packed = self.tensors.read(name)
-        if packed.dtype.kind == "f":  # -1, 0 and +1 in floating point
-            return self._checked(name, packed, shape).astype(np.int8), self._scale(name)
+        if packed.dtype.kind == "f":
+            values = self._checked(name, packed, shape)
+            if not (is_valid := np.isin(values, TERNARY.values)).all():
+                raise ConfigError(
+                    f"{self.path}: tensor '{name}' must hold -1, 0 and 1, as it has a scale, but "
+                    f"has {values[~is_valid][0]}"
+                )
+            return values.astype(np.int8), self._scale(name)
         if packed.dtype != np.uint8 or packed.shape != (-(-M // 4), K):
             raise ConfigError(
                 f"{self.path}: tensor '{name}' must be uint8 of shape {[-(-M // 4), K]} but is "
                 f"{packed.dtype} of {list(packed.shape)}"
             )
-        # A byte holds rows i, i + M/4, i + M/2 and i + 3M/4, from its lowest bits up.
+        # A byte holds rows i, i + M/4, i + M/2 and i + 3M/4, the first in its lowest bits.
         rows = np.concatenate([packed >> shift & 3 for shift in (0, 2, 4, 6)])[:M]
         if rows.max() > 2:
             raise ConfigError(f"{self.path}: tensor '{name}' must hold codes 0 to 2 but has 3")
@@ -147,6 +152,7 @@ class _Checkpoint:
 
 
 def _their_name(name: str) -> str:
+    """Return Hugging Face's name of a parameter."""
     if name in ("embedding.weight", "head.weight", "norm.weight"):
         theirs = {"embedding": "model.embed_tokens", "head": "lm_head", "norm": "model.norm"}
         return theirs[name.split(".")[0]] + ".weight"
@@ -155,12 +161,18 @@ def _their_name(name: str) -> str:
 
 
 def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
-    """Translate a Hugging Face config; ConfigError for what the engine has no counterpart of."""
+    """Convert a Hugging Face config; ConfigError for unsupported values."""
 
     def field(name: str) -> Any:
         if name not in fields:
             raise ConfigError(f"{file}: key '{name}' is missing")
         return fields[name]
+
+    def count(name: str) -> int:
+        value = field(name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{file}: {name} must be an integer of at least 1 but is {value!r}")
+        return value
 
     if fields.get("model_type") != "bitnet":
         raise ConfigError(
@@ -177,7 +189,7 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
     if activation not in _ACTIVATIONS:
         known = " or ".join(_ACTIVATIONS)
         raise ConfigError(f"{file}: hidden_act must be {known} but is {activation!r}")
-    n_heads, d_model = field("num_attention_heads"), field("hidden_size")
+    n_heads, d_model = count("num_attention_heads"), count("hidden_size")
     if (fields.get("head_dim") or d_model // n_heads) != d_model // n_heads:
         raise ConfigError(
             f"{file}: head_dim must be hidden_size / num_attention_heads = {d_model // n_heads} "
@@ -186,7 +198,7 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
     values = {
         "vocab_size": field("vocab_size"),
         "d_model": d_model,
-        "layers": ["full"] * field("num_hidden_layers"),
+        "layers": ["full"] * count("num_hidden_layers"),
         "d_ff": field("intermediate_size"),
         "n_heads": n_heads,
         "n_kv_heads": fields.get("num_key_value_heads") or n_heads,
@@ -208,10 +220,10 @@ def _generation(source: Path, fields: dict[str, Any]) -> dict[str, Any]:
     return {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
 
 
-def _chat_template(source: Path, starts: bool) -> bytes | None:
-    """Return the chat template, if there is one, with the texts of its special tokens set.
+def _chat_template(source: Path, engine_adds_bos: bool) -> bytes | None:
+    """Return the chat template, if there is one, with its variables bos_token and eos_token set.
 
-    `starts` says that the engine itself starts every text with bos_token.
+    bos_token is empty if the engine prepends that token to every prompt.
     """
     file, theirs = source / CHAT_TEMPLATE, source / _TOKENIZER_CONFIG
     fields = read_json(theirs) if theirs.is_file() else {}
@@ -222,7 +234,7 @@ def _chat_template(source: Path, starts: bool) -> bytes | None:
         return None
     tokens = {name: fields.get(name) for name in ("bos_token", "eos_token")}
     texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
-    if starts:
+    if engine_adds_bos:
         texts["bos_token"] = ""
     names = [f"{{% set {name} = {json.dumps(text or '')} %}}" for name, text in texts.items()]
     return "".join(names).encode() + template

@@ -1,4 +1,4 @@
-"""The packed model: written from a checkpoint, read by the engine. Only pack() needs torch."""
+"""Packed models: written from checkpoints, read by the engine. Only pack() needs torch."""
 
 from yocobit.packing.format import PackedModelError, TensorInfo, is_packed
 from yocobit.packing.formats import (

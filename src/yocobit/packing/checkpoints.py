@@ -1,4 +1,4 @@
-"""Checkpoints on disk, RUN/checkpoints/step-000100/: their files, and which of them are complete.
+"""Checkpoints on disk, RUN/checkpoints/step-000100/: their files, search and completeness.
 
     model.safetensors      master weights            config.json   ModelConfig
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
@@ -6,8 +6,8 @@
     tokenizer_config.json, generation_config.json    for transformers
     chat_template.jinja    if the training text has conversations
 
-Without torch: yocobit.training.checkpoint writes and loads them. A directory whose files are
-missing or differ in size from state.json is torn, and is never read.
+Needs no torch; yocobit.training.checkpoint writes and loads checkpoints. A directory is incomplete
+if files are missing or differ in size from state.json; `last` and `best` skip it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OPTIMIZER = "optimizer.safetensors"
 TRAIN = "train.json"
 STATE = "state.json"
 DIRECTORY = "checkpoints"
-BEST, LAST = "best", "last"  # RUN/checkpoints/best and RUN/checkpoints/last: no directories
+BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
 
 _REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
@@ -60,13 +60,13 @@ def directory_of(run_dir: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the step in a directory's name, -1 without one."""
+    """Return the step in a directory's name; -1 for other names."""
     match = _NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else -1
 
 
 def complete(run_dir: Path) -> list[Path]:
-    """Return the complete checkpoints of a run in the order of their steps."""
+    """Return the complete checkpoints of a run, ordered by step."""
     found = {step_of(path): path for path in (run_dir / DIRECTORY).glob("step-*")}
     return [found[step] for step in sorted(found) if step >= 0 and is_complete(found[step])]
 
@@ -83,13 +83,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def last(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint of the largest step, None without one."""
+    """Return the complete checkpoint with the largest step; None if there is none."""
     found = complete(run_dir)
     return found[-1] if found else None
 
 
 def best(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint of the lowest bits per byte, None without one."""
+    """Return the complete checkpoint with the lowest bits per byte; None if there is none."""
     newest = last(run_dir)
     step = newest and read_state(newest).get("best_step")
     return next((path for path in complete(run_dir) if step_of(path) == step), None)
@@ -110,7 +110,7 @@ def read_train(checkpoint: Path) -> dict[str, Any]:
 def find(path: Path) -> Path:
     """Return the checkpoint that `path` names.
 
-    It is a checkpoint, a run (its last checkpoint), or RUN/checkpoints/best or .../last.
+    `path` is a checkpoint, a run (for its last checkpoint), or RUN/checkpoints/best or .../last.
     """
     named = {BEST: best, LAST: last}.get(path.name)
     if named is not None and path.parent.name == DIRECTORY and not path.exists():

@@ -1,4 +1,4 @@
-"""The packed format by name: files, magic, version, dtypes, tensor names and hashes.
+"""Constants of the packed format: file names, magic, version, dtypes, tensor names and hashes.
 
 docs/reference/packed-format.md describes it; formats.py has the weight formats.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from yocobit.errors import UserError
@@ -24,17 +25,15 @@ GENERATION = "generation_config.json"
 
 FORMAT = "yocobit"  # `format` in the metadata of MODEL
 FORMAT_VERSION = "1"
-ALIGNMENT = 64  # of the tensor data, and of each tensor whose size is a multiple of it
-SMALLEST_ALIGNMENT = 4  # of the others
+ALIGNMENT = 64  # bytes; of the tensor data, and of each tensor whose size is a multiple of it
+SMALLEST_ALIGNMENT = 4  # bytes; of the other tensors
 
-# NumPy's dtype of each dtype of a safetensors header that a packed model may hold.
+# The dtypes of packed models, under their names in safetensors and in NumPy.
 DTYPES = {"U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4"}
-ITEM_BYTES = {"U8": 1, "I8": 1, "F16": 2, "F32": 4}
 
 
 class PackedModelError(UserError):
-    """An invalid packed model: names the file or tensor, the rule, the actual value and a
-    remedy."""
+    """An invalid packed model; the message names the file or tensor."""
 
 
 class TensorSpec(NamedTuple):
@@ -45,12 +44,13 @@ class TensorSpec(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+        """Size of the tensor data."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in the file; `begin` and `end` are bytes from the start of the file."""
+    """A tensor in the file; `begin` and `end` are byte offsets from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -59,12 +59,12 @@ class TensorInfo:
 
 
 def scale_name(name: str) -> str:
-    """Return the tensor that holds the scales of the matrix `name`."""
+    """Return the name of the tensor with the scales of the matrix `name`."""
     return f"{name}_scale"
 
 
 def is_packed(path: Path) -> bool:
-    """Return whether a directory holds a packed model, valid or not; a checkpoint is not one."""
+    """Whether a directory holds a packed model, valid or not; a checkpoint is not one."""
     try:
         with safe_open(path / MODEL, "numpy") as file:
             return bool((file.metadata() or {}).get("format") == FORMAT)

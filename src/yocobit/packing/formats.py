@@ -1,10 +1,10 @@
 """The closed table of weight formats and activation encodings: one record each.
 
-A format belongs to a matrix, not to a model: layout, expected tensors, verification, sizes, random
-models, CLI choices and kernel dispatch read these records. The engine's table in native/ is equal;
-a test compares them.
+A format belongs to a matrix, not to a model. Layout, expected tensors, verification, sizes, random
+models, CLI choices and kernel dispatch read these records. native/ has the same table, and a test
+compares the two.
 
-Letters: M output features   K input features
+Letters: M output features   K input features   N tokens
 """
 
 from __future__ import annotations
@@ -12,31 +12,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
-from yocobit.config import ModelConfig, WeightKind
+from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.mixers import Parameter, Role, model_parameters
 from yocobit.packing import layout
 from yocobit.packing.format import TensorSpec, scale_name
-from yocobit.packing.layout import ROWS, Codes, Floats, Int8s
+from yocobit.packing.layout import ROWS, Array, Codes, Floats, Int8s
 
-Array = NDArray[Any]
-
-_NO_CODE = 255
+_NO_CODE = 255  # packed formats have fewer codes
 
 
 @dataclass(frozen=True)
 class ActivationEncoding:
-    """The integers that x (N, K) is rounded to before it meets codes: [-largest, largest] per
-    token.
+    """Quantisation of activations x (N, K) for a matmul: integers in [-largest, largest] with one
+    scale per token.
     """
 
     name: str
-    largest: int | None  # None: floating point
+    largest: int | None  # None: not quantised
 
 
 INT8_PER_TOKEN = ActivationEncoding("int8_per_token", largest=127)
@@ -51,10 +49,11 @@ class PerTensor:
     dtype: str
 
     def shape(self, M: int, K: int) -> tuple[int, ...]:
+        """Return the shape of the stored scales."""
         return (1,)
 
     def expand(self, scales: Array, M: int, K: int) -> Array:
-        """Return the scales as an array that broadcasts to (M, K)."""
+        """Return the scales in a shape that broadcasts to (M, K)."""
         return scales
 
 
@@ -90,9 +89,9 @@ class PerGroup:
 class WeightFormat:
     """One way to store a matrix (M, K): weight = values[code] * scale.
 
-    `roles` are the parameters that it may store, in models that were trained with `weights` (None:
-    with any that quantises). `quantize` rounds float32 weights to the stored tensors; without it
-    the trainer's quantiser computes the integers, for encode() to pack.
+    It may store parameters of these `roles` in models that were trained with `weights` (None: with
+    any quantised weights). `quantize` converts float32 weights to the stored tensors. Without it,
+    the quantiser of training computes the integers, and encode() packs them.
     """
 
     name: str
@@ -101,8 +100,8 @@ class WeightFormat:
     roles: tuple[Role, ...]
     activations: ActivationEncoding
     weights: WeightKind | None = None
-    values: Sequence[int] = ()  # of codes 0, 1, ...; int8 stores the values; floats have none
-    block_columns: int = 1  # 1: row-major, one weight per item; otherwise as layout.py packs
+    values: Sequence[int] = ()  # of codes 0, 1, ...; int8 stores values, not codes; empty: floats
+    block_columns: int = 1  # 1: row-major, one weight per item; otherwise packed by layout.py
     padding: int = 0  # the code past the last row or column
     scale: PerTensor | PerRow | PerGroup | None = None
     quantize: Callable[[Floats], tuple[Array, Array | None]] | None = None
@@ -122,7 +121,7 @@ class WeightFormat:
             raise ValueError(
                 f"weights must be int8 (M, K) but are {weights.dtype} of shape {weights.shape}"
             )
-        code_of = np.full(256, _NO_CODE, dtype=np.uint8)  # of a value as a byte
+        code_of = np.full(256, _NO_CODE, dtype=np.uint8)  # by the bits of the value
         code_of[np.array(self.values, dtype=np.int8).view(np.uint8)] = np.arange(len(self.values))
         codes: Codes = code_of[weights.view(np.uint8)]
         if (codes == _NO_CODE).any():
@@ -131,7 +130,7 @@ class WeightFormat:
         return layout.pack_codes(codes, self.bits, self.padding)
 
     def decode(self, codes: Codes, M: int, K: int) -> Int8s:
-        """Invert encode; an invalid code continues the values, as in the kernels."""
+        """Invert encode(); invalid codes extrapolate the values, as in the kernels."""
         first, step = self.values[0], self.values[1] - self.values[0]
         unpacked = layout.unpack_codes(codes, M, K, self.bits).astype(np.int8)
         return unpacked * np.int8(step) + np.int8(first)
@@ -151,18 +150,19 @@ class WeightFormat:
 
     @property
     def label(self) -> str:
-        """What a summary calls the bytes in this format."""
+        """The name of this format in a summary of sizes."""
         return f"{self.bits}-bit" if self.roles == ("projection",) else self.name
 
     @cached_property
     def valid_bytes(self) -> NDArray[np.bool_]:
-        """For each value of a byte, whether all codes in it are valid."""
+        """For each of the 256 bytes, whether all codes in it are valid."""
         fields = np.arange(256)[:, None] >> np.arange(0, 8, self.bits) & (1 << self.bits) - 1
         valid: NDArray[np.bool_] = np.all(fields < max(len(self.values), 1), axis=1)
         return valid
 
     @property
     def has_invalid_codes(self) -> bool:
+        """Whether some bit patterns of a code have no value."""
         return self.block_columns > 1 and len(self.values) < 1 << self.bits
 
 
@@ -234,7 +234,7 @@ F16 = WeightFormat(
 FORMATS: Mapping[str, WeightFormat] = {
     format.name: format for format in (TERNARY, TERNARY_ROW, SIGN, INT4, INT8, F32, F16)
 }
-# The choices for projections, and for the head of a model with quantised weights.
+# The choices for projections, and for the head of models with quantised weights.
 PROJECTION_FORMATS = {name: f for name, f in FORMATS.items() if "projection" in f.roles}
 HEAD_FORMATS = {format.name: format for format in (INT8, INT4)}
 
@@ -251,13 +251,27 @@ class StoredParameter(NamedTuple):
 
 
 def formats_of(weights: WeightKind) -> list[WeightFormat]:
-    """Return the formats for projections of a model trained with `weights`, the default first."""
+    """Return the projection formats of models trained with `weights`, the default first."""
     return [format for format in PROJECTION_FORMATS.values() if format.weights == weights]
 
 
 def is_quantised(weights: WeightKind) -> bool:
-    """Return whether a model trained with `weights` has integer weights."""
+    """Whether models trained with `weights` have integer weights."""
     return formats_of(weights)[0].is_integer
+
+
+def projection_format(name: str) -> WeightFormat:
+    """Return a format for projections by its name; ConfigError lists the names."""
+    if name not in PROJECTION_FORMATS:
+        raise ConfigError(f"weights must be one of {', '.join(PROJECTION_FORMATS)} but is {name!r}")
+    return PROJECTION_FORMATS[name]
+
+
+def head_format(name: str) -> WeightFormat:
+    """Return a format for the head of quantised models by its name; ConfigError lists the names."""
+    if name not in HEAD_FORMATS:
+        raise ConfigError(f"head must be {' or '.join(HEAD_FORMATS)} but is {name!r}")
+    return HEAD_FORMATS[name]
 
 
 def stored_parameters(
@@ -265,19 +279,23 @@ def stored_parameters(
 ) -> dict[str, StoredParameter]:
     """Return each parameter of a packed model with its format, in the order of the file.
 
-    `weights` and `head` name formats, the model's defaults unless given. A format that stores the
-    head too ("f32", "f16") ignores `head`. A tied head is only there if its format differs from
-    that of the embedding.
+    `weights` and `head` name formats; None is the model's default. A format that also stores the
+    head ("f32", "f16") ignores `head`. A tied head has an entry only if its format differs from
+    that of the embedding. ConfigError for unknown formats, and for those of other weights.
     """
-    projection = PROJECTION_FORMATS[weights] if weights else formats_of(config.weights)[0]
-    if projection.weights != config.weights:
-        raise ValueError(f"{weights} does not store a model with {config.weights} weights")
+    possible = formats_of(config.weights)
+    projection = possible[0] if weights is None else projection_format(weights)
+    if projection not in possible:
+        names = " or ".join(format.name for format in possible)
+        raise ConfigError(
+            f"weights must be {names} for a model with {config.weights} weights but is {weights!r}"
+        )
     stores_tables = "head" in projection.roles
     embedding = projection if stores_tables else INT8
     formats: dict[Role, WeightFormat] = {
         "projection": projection,
         "embedding": embedding,
-        "head": projection if stores_tables else HEAD_FORMATS[head or INT8.name],
+        "head": projection if stores_tables else head_format(head or INT8.name),
         "norm": F32,
         "float": F32,
     }
@@ -293,12 +311,12 @@ def stored_parameters(
 def expected_tensors(
     config: ModelConfig, weights: str | None = None, head: str | None = None
 ) -> dict[str, TensorSpec]:
-    """Return dtype and shape of every tensor of the file; arguments as of stored_parameters."""
+    """Return dtype and shape of every tensor in the file; arguments as in stored_parameters."""
     return tensors_of(stored_parameters(config, weights, head))
 
 
 def tensors_of(parameters: Mapping[str, StoredParameter]) -> dict[str, TensorSpec]:
-    """Return dtype and shape of the tensors that store parameters, in order."""
+    """Return dtype and shape of the tensors that store the parameters, in their order."""
     tensors: dict[str, TensorSpec] = {}
     for name, stored in parameters.items():
         tensors |= stored.format.tensors(name, stored.shape)

@@ -1,13 +1,15 @@
-"""The bytes of packed codes, and the rounding of rows to integers, in NumPy.
+"""The byte layout of packed codes, and the quantisation of rows to integers, in NumPy.
 
-Codes are stored in groups of ROWS rows; a group is its blocks from left to right, a block is
-BLOCK_BYTES bytes per row. Byte b of a block holds columns b, b + 32, b + 64, ... of the block, the
-first in its lowest bits.
+Codes are stored in groups of ROWS rows. A group stores its blocks from left to right; a block has
+BLOCK_BYTES bytes per row. Byte b of a row holds columns b, b + 32, b + 64, ... of the block, the
+first in the lowest bits.
 
 Letters: M output features   K input features
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,10 @@ from yocobit import _native
 
 ROWS = _native.ROWS_PER_GROUP
 BLOCK_BYTES = _native.BLOCK_BYTES
-SMALLEST_SCALE = np.float32(_native.SMALLEST_ABSMAX)
+SMALLEST_SCALE = np.float32(_native.SMALLEST_ABSMAX)  # avoids a division by zero
+_INT4_LIMIT = 7 * 65504  # 7 times the largest float16, the largest scale
 
+Array = NDArray[Any]
 Codes = NDArray[np.uint8]
 Int8s = NDArray[np.int8]
 Floats = NDArray[np.float32]
@@ -29,12 +33,12 @@ def code_shape(M: int, K: int, bits: int) -> tuple[int, int, int, int]:
 
 
 def block_columns(bits: int) -> int:
-    """Return the columns of a block."""
+    """Return the number of columns in a block."""
     return BLOCK_BYTES * 8 // bits
 
 
 def pack_codes(codes: Codes, bits: int, padding: int) -> Codes:
-    """Pack codes (M, K) below 2 ** bits; rows and columns past the last hold `padding`."""
+    """Pack codes (M, K) below 2 ** bits; `padding` fills up rows and columns past the last."""
     M, K = codes.shape
     per_byte = 8 // bits
     groups, blocks, _, _ = code_shape(M, K, bits)
@@ -64,9 +68,9 @@ def unpack_codes(packed: Codes, M: int, K: int, bits: int) -> Codes:
 
 
 def quantize_rows(rows: Floats) -> tuple[Int8s, Floats]:
-    """Round rows (M, K) to int8 in [-127, 127], half to even; also return their scales (M,).
+    """Round rows (M, K) to int8 in [-127, 127], half to even; return codes and scales (M,).
 
-    Code times scale approximates the weight; the scale of an all-zero row is positive too.
+    Weights are approximately codes * scales. Every scale is positive, also that of a row of zeros.
     """
     largest = np.maximum(np.abs(rows).max(axis=1), SMALLEST_SCALE)  # (M,)
     codes = np.rint(rows * (np.float32(127) / largest)[:, None])
@@ -74,9 +78,9 @@ def quantize_rows(rows: Floats) -> tuple[Int8s, Floats]:
 
 
 def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
-    """Round rows (M, K) to integers in [-7, 7] with a float16 scale per row of a block.
+    """Round rows (M, K) to integers in [-7, 7] with a float16 scale per row and block.
 
-    Return packed codes, integer + 8, and scales (groups, blocks, ROWS). ValueError for a weight
+    Return packed codes (integer + 8) and scales (groups, blocks, ROWS). ValueError for weights
     beyond the range of float16 scales.
     """
     M, K = rows.shape
@@ -84,15 +88,16 @@ def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
     columns = block_columns(bits=4)
     padded = np.zeros((groups * ROWS, blocks * columns), dtype=np.float32)
     padded[:M, :K] = rows
-    stretches = padded.reshape(groups * ROWS, blocks, columns)
+    row_blocks = padded.reshape(groups * ROWS, blocks, columns)
     with np.errstate(over="ignore"):  # checked below
-        scales = (np.abs(stretches).max(axis=2) / np.float32(7)).astype(np.float16)  # (M, blocks)
+        scales = (np.abs(row_blocks).max(axis=2) / np.float32(7)).astype(np.float16)
     if not np.isfinite(scales).all():
         raise ValueError(
-            f"weights must be within 458528 for int4 but reach {np.abs(rows).max():g}; choose int8"
+            f"weights must be within {_INT4_LIMIT} for int4 but reach {np.abs(rows).max():g}; "
+            "choose int8"
         )
     divisors = np.maximum(scales.astype(np.float32), SMALLEST_SCALE)[:, :, None]
-    integers = np.clip(np.rint(stretches / divisors), -7, 7).astype(np.int8)
+    integers = np.clip(np.rint(row_blocks / divisors), -7, 7).astype(np.int8)
     codes = (integers.reshape(groups * ROWS, -1) + np.int8(8)).astype(np.uint8)
     return (
         pack_codes(codes, bits=4, padding=8),
@@ -101,7 +106,7 @@ def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
 
 
 def to_float16(rows: Floats) -> NDArray[np.float16]:
-    """Round to float16; ValueError for a weight beyond its range."""
+    """Round to float16; ValueError for weights beyond its range."""
     largest, limit = float(np.abs(rows).max()), float(np.finfo(np.float16).max)
     if largest > limit:
         raise ValueError(

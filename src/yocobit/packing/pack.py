@@ -1,7 +1,7 @@
-"""Packing a checkpoint: from master weights to the directory that the engine serves from.
+"""Packing a checkpoint: from master weights to the packed model that the engine loads.
 
 Reads and writes one tensor at a time. Needs torch only to quantise as training does: the scale of
-a matrix is a sum, and the order of its additions decides the last bit.
+a matrix is a sum whose last bit depends on the order of its additions.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
 from yocobit.packing.formats import (
-    HEAD_FORMATS,
     INT8,
-    PROJECTION_FORMATS,
-    Array,
     WeightFormat,
     formats_of,
+    head_format,
+    projection_format,
     stored_parameters,
 )
-from yocobit.packing.layout import Floats
+from yocobit.packing.layout import Array, Floats
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
 from yocobit.packing.writer import check_new, write_model
@@ -41,18 +40,18 @@ def pack(
 ) -> PackedModel:
     """Pack a run or a checkpoint into the new directory `out`, which appears atomically.
 
-    `weights` is a format that fits the training, a key of PROJECTION_FORMATS; None is the default
-    ("f32" for dense weights). `head` is a key of HEAD_FORMATS: "int4" halves the memory traffic of
-    the head and is less exact. Holds one tensor at a time.
+    `weights` is a key of PROJECTION_FORMATS whose weights are those of training; None is the
+    default ("f32" for dense weights). `head` is a key of HEAD_FORMATS: "int4" halves the memory
+    traffic of the head and is less accurate. Holds one tensor at a time.
     """
     directory = checkpoints.find(checkpoint)
     config = ModelConfig.from_json(directory / CONFIG)
     format = _projection_format(directory, config.weights, weights)
-    check_head(head)
+    head_format(head)  # raises for an unknown one
     if "head" in format.roles and head != INT8.name:
         raise ConfigError(
-            f"{directory}: head must be {INT8.name} for a {config.weights} model but is {head!r}: "
-            f"it stays in {format.name}"
+            f"{directory}: head must be {INT8.name} for a {config.weights} model but is {head!r}; "
+            f"leave it out: the head is stored in {format.name}"
         )
     check_new(out)
     source = SafetensorsDirectory(directory)
@@ -80,18 +79,12 @@ def pack(
     return write_model(out, config, parameters, tensors(), tokenizer, generation, template)
 
 
-def check_head(head: str) -> None:
-    """Raise ConfigError unless `head` is a key of HEAD_FORMATS."""
-    if head not in HEAD_FORMATS:
-        raise ConfigError(f"head must be {' or '.join(HEAD_FORMATS)} but is {head!r}")
-
-
 def quantize(
     name: str, values: Floats, format: WeightFormat, file: Path, threads: int | None = None
 ) -> Iterator[tuple[str, Array]]:
     """Yield the tensors that store float32 master weights; ConfigError names tensor and file.
 
-    `threads` are those of training, where it computed scales; None: as many as torch uses now.
+    `threads` is the thread count of training, on which scales depend; None: that of torch now.
     """
     try:
         if format.quantize is not None:
@@ -108,9 +101,9 @@ def quantize(
 def _quantize_as_trained(
     values: Floats, format: WeightFormat, threads: int | None
 ) -> tuple[Array, Array]:
-    """Return codes and scales of master weights (M, K), as training computes them.
+    """Return codes and scales of master weights (M, K), equal to those of training.
 
-    A scale is a sum whose last bit depends on the number of threads, and weights may round with it.
+    The last bit of a scale depends on the thread count of its sum, and so may the rounding.
     """
     try:
         import torch
@@ -130,14 +123,11 @@ def _quantize_as_trained(
 
 
 def _projection_format(source: Path, trained: WeightKind, name: str | None) -> WeightFormat:
-    """Return the format by name; refuse one that the model was not trained for."""
+    """Return the format by name; ConfigError if the model was not trained for it."""
     possible = formats_of(trained)
     if name is None:
         return possible[0]
-    if name not in PROJECTION_FORMATS:
-        known = ", ".join(PROJECTION_FORMATS)
-        raise ConfigError(f"weights must be one of {known} but is {name!r}")
-    format = PROJECTION_FORMATS[name]
+    format = projection_format(name)
     if format not in possible:
         raise ConfigError(
             f"{source}: weights must be {' or '.join(f.name for f in possible)} but is {name!r}: "
@@ -148,7 +138,7 @@ def _projection_format(source: Path, trained: WeightKind, name: str | None) -> W
 
 
 def _read(source: TensorSource, name: str, shape: tuple[int, ...], file: Path) -> Floats:
-    """Return a parameter in float32; ConfigError if it does not fit or is not finite."""
+    """Return a parameter in float32; ConfigError if its shape is wrong or it is not finite."""
     values = source.read(name)
     if values.shape != shape or values.dtype.kind != "f":
         raise _misfit(file, name)
@@ -172,7 +162,7 @@ def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
         end = Tokenizer.from_str(tokenizer_file.read_text(encoding="utf-8")).token_to_id(END)
     except Exception as error:  # the library raises plain Exception
         raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
-    # Documents follow the end of another, so the same token starts a text.
+    # In training this token separates documents, so it is also the start token.
     return (
         dict(_SAMPLING) if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
     )

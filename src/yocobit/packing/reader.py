@@ -1,7 +1,7 @@
-"""Reading a packed model: where its tensors are, once the structure of the file is valid.
+"""Reading a packed model: its configuration, and the formats and offsets of its tensors.
 
-Checks structure, the hashes of header and config.json, and that norms and scales are finite; it
-does not read the weights themselves (verify.py does). Format: docs/reference/packed-format.md.
+Validates the structure, the hashes of header and config.json, and that norms and scales are finite.
+Does not read the weights; verify.py does. Format: docs/reference/packed-format.md.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from yocobit.packing.formats import (
 )
 
 _LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
-_AGAIN = "copy the file or pack the checkpoint again"
+_REMEDY = "copy the file or pack the checkpoint again"
 
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A packed model whose structure has been checked."""
+    """A packed model whose structure is valid."""
 
     config: ModelConfig
     path: Path  # the directory
     file: Path  # the safetensors file in it
-    parameters: dict[str, StoredParameter]  # each with its format
+    parameters: dict[str, StoredParameter]
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
 
@@ -62,12 +62,12 @@ class PackedModel:
 
     @property
     def head_format(self) -> WeightFormat:
-        """The format of the head, that of the embedding if they are one matrix."""
+        """The format of the head; that of the embedding if they share one matrix."""
         stored = self.parameters.get("head.weight", self.parameters["embedding.weight"])
         return stored.format
 
     def attending(self, to: str | None) -> PackedModel:
-        """Return this model with other cross attention, as ModelConfig.attending; None: its own."""
+        """Return this model with other cross attention (ModelConfig.attending); None: its own."""
         return self if to is None else replace(self, config=self.config.attending(to))
 
 
@@ -85,7 +85,7 @@ def read_model(path: Path) -> PackedModel:
             tensors = _tensors(header, parameters, file, data_begin)
             _check_offsets(tensors, file, data_begin)
             _check_floats(stream, parameters, tensors, file)
-    except (OSError, RecursionError) as error:  # the latter: JSON that is nested too deeply
+    except (OSError, RecursionError) as error:  # the latter: JSON nested too deeply
         raise PackedModelError(f"{path}: cannot be read ({error})") from None
     return PackedModel(config, path, file, parameters, tensors, metadata)
 
@@ -102,23 +102,23 @@ def _check_files(path: Path) -> None:
 
 
 def _read_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
-    """Return the header and the first byte of the tensor data."""
+    """Return the header and the offset of the tensor data."""
     size = int.from_bytes(length := stream.read(8), "little")
     if len(length) == 8 and size > _LARGEST_HEADER:
         raise PackedModelError(
-            f"{file}: header must have at most {_LARGEST_HEADER} bytes but has {size}; {_AGAIN}"
+            f"{file}: header must have at most {_LARGEST_HEADER} bytes but has {size}; {_REMEDY}"
         )
     raw = stream.read(size)
     if len(length) < 8 or len(raw) < size:
         missing = 8 + size - len(length) - len(raw)
-        raise PackedModelError(f"{file}: is truncated: header lacks {missing} bytes; {_AGAIN}")
+        raise PackedModelError(f"{file}: is truncated: header lacks {missing} bytes; {_REMEDY}")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except ValueError as error:
-        raise PackedModelError(f"{file}: header is not valid JSON ({error}); {_AGAIN}") from None
+        raise PackedModelError(f"{file}: header is not valid JSON ({error}); {_REMEDY}") from None
     if not isinstance(header, dict):
         kind = type(header).__name__
-        raise PackedModelError(f"{file}: header must be an object but is {kind}; {_AGAIN}")
+        raise PackedModelError(f"{file}: header must be an object but is {kind}; {_REMEDY}")
     return header, 8 + size
 
 
@@ -147,7 +147,7 @@ def _check_metadata(header: dict[str, Any], file: Path) -> dict[str, str]:
     if metadata.get("header_sha256") != (actual := header_sha256(header)):
         raise PackedModelError(
             f"{file}: header must have sha256 {metadata.get('header_sha256')!r} but has "
-            f"'{actual}'; {_AGAIN}"
+            f"'{actual}'; {_REMEDY}"
         )
     return metadata
 
@@ -162,7 +162,7 @@ def _check_config(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _parameters(header: dict[str, Any], config: ModelConfig) -> dict[str, StoredParameter]:
-    """Return the parameters that the configuration implies, in the formats that the file has."""
+    """Return the parameters that the configuration implies, with the formats of the file."""
 
     def stored_as(name: str, formats: Iterable[WeightFormat]) -> str | None:
         entry = header.get(name)
@@ -181,17 +181,17 @@ def _parameters(header: dict[str, Any], config: ModelConfig) -> dict[str, Stored
 def _tensors(
     header: dict[str, Any], parameters: Mapping[str, StoredParameter], file: Path, data_begin: int
 ) -> dict[str, TensorInfo]:
-    """Return the tensors in the order of the model; each must be the expected one."""
+    """Return the tensors in model order; each must have the expected dtype, shape and size."""
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     expected = tensors_of(parameters)
     for name in entries:
         if name not in expected:
-            raise PackedModelError(f"{file}: tensor {name!r} must not be there; {_AGAIN}")
+            raise PackedModelError(f"{file}: tensor {name!r} must not be there; {_REMEDY}")
     tensors = {}
     for name, spec in expected.items():
         dtype, shape = spec
         if name not in entries:
-            raise PackedModelError(f"{file}: tensor '{name}' is missing; {_AGAIN}")
+            raise PackedModelError(f"{file}: tensor '{name}' is missing; {_REMEDY}")
         entry = entries[name]
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise PackedModelError(
@@ -200,38 +200,38 @@ def _tensors(
         if entry["dtype"] != dtype or not _is_list(entry["shape"], shape):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must be {dtype} {list(shape)} but is "
-                f"{entry['dtype']!r} {entry['shape']!r}; {_AGAIN}"
+                f"{entry['dtype']!r} {entry['shape']!r}; {_REMEDY}"
             )
         size = spec.size_bytes
         begin = entry["data_offsets"][0] if _is_pair(entry["data_offsets"]) else 0
         if not _is_list(entry["data_offsets"], (begin, begin + size)):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must have two data_offsets, {size} apart, but has "
-                f"{entry['data_offsets']!r}; {_AGAIN}"
+                f"{entry['data_offsets']!r}; {_REMEDY}"
             )
         tensors[name] = TensorInfo(dtype, shape, data_begin + begin, data_begin + begin + size)
     return tensors
 
 
 def _is_pair(value: Any) -> bool:
-    """Say whether a JSON value is a list of two, the first of them a possible offset."""
+    """Whether a JSON value is a list of two items, the first a valid offset."""
     is_pair = isinstance(value, list) and len(value) == 2 and type(value[0]) is int
     return is_pair and 0 <= value[0] < 1 << 62
 
 
 def _is_list(value: Any, items: tuple[int, ...]) -> bool:
-    """Say whether a JSON value is the list of these integers; true and 1.0 are not 1."""
+    """Whether a JSON value is the list of these integers; true and 1.0 are not 1."""
     return isinstance(value, list) and repr(value) == repr(list(items))
 
 
 def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) -> None:
-    """Check that the tensors cover the data without hole or overlap, and their alignment."""
+    """Check that the tensors cover the data without gap or overlap, and their alignment."""
     position = data_begin
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].begin):
         if tensor.begin != position:
             raise PackedModelError(
-                f"{file}: tensor '{name}' must start at byte {position}, where the one before "
-                f"ends, but starts at {tensor.begin}; {_AGAIN}"
+                f"{file}: tensor '{name}' must start at byte {position}, where the previous "
+                f"tensor ends, but starts at {tensor.begin}; {_REMEDY}"
             )
         size = tensor.end - tensor.begin
         alignment = ALIGNMENT if size % ALIGNMENT == 0 else SMALLEST_ALIGNMENT
@@ -244,7 +244,7 @@ def _check_offsets(tensors: dict[str, TensorInfo], file: Path, data_begin: int) 
     if (size := file.stat().st_size) != position:
         fault = "is truncated" if size < position else "has appended bytes"
         raise PackedModelError(
-            f"{file}: {fault}: must have {position} bytes but has {size}; {_AGAIN}"
+            f"{file}: {fault}: must have {position} bytes but has {size}; {_REMEDY}"
         )
 
 
@@ -254,7 +254,7 @@ def _check_floats(
     tensors: Mapping[str, TensorInfo],
     file: Path,
 ) -> None:
-    """Check the small tensors: norms and decays are finite, scales are positive too."""
+    """Check the small tensors: norms, decays and scales are finite, scales also positive."""
     for parameter, stored in parameters.items():
         scale, name = stored.format.scale, parameter
         rule = "finite"
@@ -266,10 +266,10 @@ def _check_floats(
         tensor = tensors[name]
         stream.seek(tensor.begin)
         values = np.frombuffer(stream.read(tensor.end - tensor.begin), DTYPES[tensor.dtype])
-        good = np.isfinite(values)
+        valid = np.isfinite(values)
         if scale is not None:
-            good &= ~np.signbit(values) if isinstance(scale, PerGroup) else values > 0
-        if not good.all():
+            valid &= ~np.signbit(values) if isinstance(scale, PerGroup) else values > 0
+        if not valid.all():
             raise PackedModelError(
-                f"{file}: tensor '{name}' must be {rule} but holds {values[~good][0]}; {_AGAIN}"
+                f"{file}: tensor '{name}' must be {rule} but holds {values[~valid][0]}; {_REMEDY}"
             )

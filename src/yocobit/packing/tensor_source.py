@@ -1,7 +1,7 @@
 """TensorSource: named tensors of a checkpoint, read one at a time into NumPy, without torch.
 
-`pack` and the importers map a source to a packed model. Implemented here for directories of
-safetensors files, as yocobit and Hugging Face write them.
+pack() and the importers convert a source to a packed model. The implementation here reads
+directories of safetensors files, as written by yocobit and Hugging Face.
 """
 
 from __future__ import annotations
@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from yocobit.config import ConfigError
 from yocobit.packing.format import CONFIG, MODEL
+from yocobit.packing.layout import Array
 
-Array = NDArray[Any]
-
-_BFLOAT16 = "BF16"  # NumPy has none: read as float32, which holds it exactly
+_BFLOAT16 = "BF16"  # not in NumPy: converted to float32, which is exact
 _DTYPES = {
     "BOOL": "?",
     "U8": "u1",
@@ -37,35 +35,34 @@ _DTYPES = {
 
 
 class TensorSource(Protocol):
-    """Where the tensors of a checkpoint come from."""
+    """The named tensors of a checkpoint."""
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the checkpoint says about its model."""
+        """The model configuration that the checkpoint holds."""
 
     def names(self) -> Collection[str]:
         """Return the names of the tensors."""
 
     def read(self, name: str) -> Array:
-        """Return a tensor, bfloat16 as float32; ConfigError if there is none of that name."""
+        """Return a tensor, bfloat16 as float32; ConfigError if the name is unknown."""
 
 
 class _Entry(NamedTuple):
     file: Path
     dtype: str
     shape: tuple[int, ...]
-    begin: int  # byte of the file
+    begin: int  # byte offset in the file
 
 
 class SafetensorsDirectory:
-    """config.json and model.safetensors, or the files that model.safetensors.index.json names."""
+    """config.json and model.safetensors, or the shards of model.safetensors.index.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         index = path / f"{MODEL}.index.json"
-        files = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [MODEL]
         self._entries: dict[str, _Entry] = {}
-        for file in files:
+        for file in _shards(index) if index.exists() else [MODEL]:
             self._entries |= _entries(path / file)
 
     @cached_property
@@ -96,10 +93,17 @@ class SafetensorsDirectory:
         return bits.view("<f4")
 
 
+def _shards(index: Path) -> list[str]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ConfigError(f"{index}: weight_map must map tensors to files but is {names!r}")
+    return sorted(set(names.values()))
+
+
 def _entries(file: Path) -> dict[str, _Entry]:
-    """Return where the tensors of a safetensors file are."""
+    """Return dtype, shape and offset of the tensors of a safetensors file."""
     try:
-        with safe_open(file, "numpy"):  # checks the file
+        with safe_open(file, "numpy"):  # validates the header
             pass
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
@@ -114,7 +118,7 @@ def _entries(file: Path) -> dict[str, _Entry]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; ConfigError names the file if it holds none."""
+    """Read a JSON object; ConfigError names the file if that fails."""
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

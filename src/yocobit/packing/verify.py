@@ -1,4 +1,4 @@
-"""Checking every byte of a packed model; read_model leaves the weights out for speed."""
+"""Verification of every byte of a packed model; read_model skips the weights for speed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from yocobit.packing.format import DTYPES, MODEL, TOKENIZER, PackedModelError, T
 from yocobit.packing.formats import WeightFormat
 from yocobit.packing.reader import PackedModel, read_model
 
-_CHUNK_BYTES = 1 << 24  # whole values of every dtype
+_CHUNK_BYTES = 1 << 24  # a multiple of every item size
 
 
 def verify(model: PackedModel | Path) -> list[str]:
     """Return the problems of the weights and the tokenizer of a packed model, one line each.
 
-    A directory is read first; PackedModelError, as of read_model, if its structure is invalid.
+    For a directory, calls read_model first, which raises PackedModelError for an invalid structure.
     """
     if isinstance(model, Path):
         model = read_model(model)

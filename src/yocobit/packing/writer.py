@@ -1,6 +1,6 @@
 """Writing a packed model, tensor by tensor, into a directory that appears atomically.
 
-docs/reference/packed-format.md is the format; reader.py reads it back.
+Format: docs/reference/packed-format.md. Reader: reader.py.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from yocobit.packing.format import (
     canonical_json,
     header_sha256,
 )
-from yocobit.packing.formats import Array, StoredParameter, tensors_of
+from yocobit.packing.formats import StoredParameter, tensors_of
+from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel, read_model
 
-_PIECE_BYTES = 16 << 20  # a multiple of a huge page
+_PIECE_BYTES = 16 << 20  # a multiple of the huge-page size
 _NO_HASH = "0" * 64
 
 
@@ -49,9 +50,9 @@ def write_model(
     generation: Mapping[str, Any] | None = None,
     chat_template: bytes | None = None,
 ) -> PackedModel:
-    """Write a packed model into the new directory `out`; ConfigError if that exists.
+    """Write a packed model into the directory `out`; ConfigError unless it is new or empty.
 
-    `tensors` yields each tensor that stores `parameters`, in their order.
+    `tensors` yields each tensor that stores `parameters`, in the order of tensors_of().
     """
     config_json = _json(config.to_json())
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -75,11 +76,11 @@ def write_safetensors(
     tensors: Iterable[tuple[str, Array]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file with aligned tensors and a hash of each in its metadata.
+    """Write a safetensors file with aligned tensors; its metadata has a hash of each.
 
     Data starts at a multiple of ALIGNMENT; tensors whose size is a multiple of it come first.
-    `tensors` yields each of `specs` in order. One is held at a time, and those that are not
-    aligned: scales.
+    `tensors` yields each of `specs` in order. Holds one tensor at a time, and the unaligned ones,
+    which are small.
     """
     order = sorted(specs, key=lambda name: specs[name].size_bytes % ALIGNMENT != 0)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -92,7 +93,7 @@ def write_safetensors(
     header_bytes = len(_raw_header(header, hashes))
 
     unaligned: list[Array] = []
-    # Full buffers are written as they are.
+    # The buffer has the size of a piece, so that it passes whole pieces to the file.
     with path.open("wb", buffering=_PIECE_BYTES) as stream:
         _write(stream, b"\0" * header_bytes)
         for name, array in _checked(tensors, specs):
@@ -110,7 +111,7 @@ def write_safetensors(
 def _checked(
     tensors: Iterable[tuple[str, Array]], specs: Mapping[str, TensorSpec]
 ) -> Iterator[tuple[str, Array]]:
-    """Yield contiguous tensors; ValueError unless they are the expected ones in order."""
+    """Yield contiguous tensors; ValueError unless they are the expected ones, in order."""
     for (name, array), expected in zip(tensors, specs.items(), strict=True):
         dtype, shape = expected[1]
         if (name, array.shape, array.dtype) != (expected[0], shape, np.dtype(DTYPES[dtype])):
@@ -122,7 +123,7 @@ def _checked(
 
 
 def _raw_header(header: dict[str, Any], hashes: dict[str, str]) -> bytes:
-    """Return the start of the file, whose length does not depend on the hashes."""
+    """Return the header with its length prefix; its size does not depend on the hashes."""
     metadata = {**header["__metadata__"], **hashes, "header_sha256": _NO_HASH}
     metadata["header_sha256"] = header_sha256({**header, "__metadata__": metadata})
     raw = canonical_json({**header, "__metadata__": metadata})
@@ -133,8 +134,8 @@ def _raw_header(header: dict[str, Any], hashes: dict[str, str]) -> bytes:
 def _write(stream: BinaryIO, data: bytes | memoryview) -> None:
     """Write in pieces that end at multiples of _PIECE_BYTES of the file.
 
-    Linux keeps a write that starts at a multiple of the largest page size in pages of that size,
-    and maps them as they are: decoding then reads weights 1.5 times as fast.
+    Linux caches an aligned write of this size in large pages and maps these as they are. Decoding
+    then reads weights 1.5 times as fast.
     """
     view = memoryview(data)
     if view.nbytes == 0:
@@ -147,7 +148,7 @@ def _write(stream: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raise ConfigError if a model cannot be written to `out`: call it before long work."""
+    """Raise ConfigError unless a model can be written to `out`; for use before long work."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: must not exist or be an empty directory; choose another name")
 
@@ -161,7 +162,7 @@ def _new_directory(out: Path) -> Iterator[Path]:
     """Yield a directory to fill; it becomes `out` on success and is deleted otherwise."""
     name, out = out, out.resolve()
     check_new(out)
-    made = [parent for parent in out.parents if not parent.exists()]  # innermost first
+    created = [parent for parent in out.parents if not parent.exists()]  # innermost first
     partial = out.parent / f".{out.name}.partial-{os.getpid()}"
     try:
         with writing(name):
@@ -172,8 +173,8 @@ def _new_directory(out: Path) -> Iterator[Path]:
             partial.rename(out)
     except BaseException:  # Ctrl-C too
         shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: in use by others
+        for parent in created:
+            with contextlib.suppress(OSError):  # not empty: another process uses it
                 parent.rmdir()
         raise
     flush(out.parent)

@@ -14,7 +14,7 @@ from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
 from yocobit.hardware.host import describe_host, usable_cpus
 from yocobit.packing import PackedModel, read_model
-from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS, TERNARY
+from yocobit.packing.formats import HEAD_FORMATS, TERNARY, projection_format
 from yocobit.planning.calibration import HostCalibration
 from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
@@ -151,7 +151,7 @@ def open_shape(
     if path is not None:
         return str(path), read_model(path).attending(attention)
     weights = weights or TERNARY.name
-    config = named_shape(shape or "").replace(weights=PROJECTION_FORMATS[weights].weights)
+    config = named_shape(shape or "").replace(weights=projection_format(weights).weights)
     model = shape_only_model(config, weights, head)
     return f"{shape} with {weights} weights", model.attending(attention)
 
