@@ -1,7 +1,7 @@
-"""Reads a directory of golden vectors (tests/golden/README.md), under the names of this project.
+"""Golden vectors (tests/golden/README.md), read under the parameter names of this project.
 
-Any test may use it: `cases` lists, `load` reads, `model_config` and `state_dict` give a whole
-model as yocobit.model.Decoder takes it.
+`cases` lists them and `load` reads one; `model_config` and `state_dict` convert a whole model for
+yocobit.model.Decoder.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def cases(directory: Path, prefix: str, holding: str = "") -> list[Path]:
 
 
 def load(path: Path) -> Case:
-    """Read a case from its .safetensors file and the .json beside it."""
+    """Read a case from its .safetensors file and the .json file next to it."""
     info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return Case(path.stem, load_file(path), info)
 
 
 def model_config(case: Case) -> ModelConfig:
-    """Return the shape of a whole-model case."""
+    """Return the config of a whole-model case."""
     arguments = case.info["args"]
     window = arguments["sliding_window"]
     mixer = "retention" if window is None else "window"
@@ -82,7 +82,7 @@ def state_dict(case: Case) -> dict[str, torch.Tensor]:
 
 
 def gradients(case: Case) -> dict[str, torch.Tensor]:
-    """Return the float64 gradients that the case holds under the parameter names of Decoder."""
+    """Return the float64 gradients of a case under the parameter names of Decoder."""
     return _renamed(case, "grad.")
 
 
@@ -110,7 +110,7 @@ def mixer_state_dict(case: Case) -> dict[str, torch.Tensor]:
 
 
 def cut(case: Case) -> int | None:
-    """Return after how many positions `state_at_cut` of a kernel case was taken."""
+    """Return the number of positions before `state_at_cut` of a kernel case; None without one."""
     if "state_at_cut" not in case:
         return None
     found = re.search(r"first (\d+) steps", case.info["convention"]["state_at_cut"])
@@ -133,7 +133,7 @@ def _renamed(case: Case, kind: str) -> dict[str, torch.Tensor]:
 
 
 def _our_name(theirs: str, n_self_layers: int) -> str:
-    """Translate a parameter's name; cross-decoder layers are counted on from the self-decoder's."""
+    """Convert a parameter's name; cross-decoder layers are numbered after the self-decoder's."""
     name = re.sub(r"^self_decoder\.", "", theirs)
     name = re.sub(
         r"^cross_decoder\.layers\.(\d+)", lambda m: f"layers.{int(m[1]) + n_self_layers}", name

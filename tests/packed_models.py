@@ -1,6 +1,6 @@
-"""Models for tests of the engine: trained for a moment, packed, and their PyTorch twins.
+"""Models for tests of the engine: briefly trained, packed, and their PyTorch twins.
 
-The twin computes what the packed model holds: its embedding and head are rounded as packed.
+A twin has the weights of the packed model: its embedding and head are quantised in the same way.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ KINDS = ("ternary", "ternary_row", "sign", "dense")
 
 
 def nano(stack: str, weights: str, **changes) -> ModelConfig:
-    """The nano preset with one of STACKS."""
+    """Return the nano preset with one of STACKS."""
     return preset("nano").replace(layers=STACKS[stack], weights=weights, **changes)
 
 
 @cache
 def text() -> str:
-    """Some prose that never changes: the package's licence."""
+    """Return a constant text: the licence of the package."""
     return (Path(__file__).resolve().parent.parent / "LICENSE").read_text()
 
 
@@ -55,10 +55,10 @@ def tokens() -> torch.Tensor:
 
 
 def trained(config: ModelConfig, steps: int = 30) -> Decoder:
-    """A model after a few steps of Adam; the same at each call."""
+    """Return a model after a few steps of Adam; deterministic."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.set_num_threads(1)  # so small that more are slower
+        torch.set_num_threads(1)  # the fastest for such a small model
         model = Decoder(config)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(steps):
@@ -88,7 +88,7 @@ def packed(
 
 
 def engines(new_directory: Callable[[str], Path]) -> Callable[[str], Engine]:
-    """A function from one of STACKS to an engine of a ternary model, the same at each call."""
+    """Return a cached function from one of STACKS to the engine of a ternary model."""
 
     @cache
     def make(stack: str) -> Engine:
@@ -100,7 +100,7 @@ def engines(new_directory: Callable[[str], Path]) -> Callable[[str], Engine]:
 
 @torch.no_grad()
 def as_packed(model: Decoder) -> Decoder:
-    """The twin of `model`: embedding, head and its input are rounded as the packed model's are."""
+    """Return the twin of `model`: embedding, head and its input are quantised as when packed."""
     twin = Decoder(model.config)
     twin.load_state_dict(model.state_dict())
     if model.config.weights != "dense":

@@ -1,6 +1,6 @@
-"""What a change must not alter unknowingly: packed codes, greedy tokens and losses of small models.
+"""Regression values of small models: packed codes, greedy tokens and losses.
 
-tests/make_golden.py writes these numbers down, tests/engine/test_regression.py compares.
+tests/make_golden.py stores them, tests/engine/test_regression.py compares with them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def measure(stack: str, kind: str) -> dict[str, Any]:
 
 
 def seeded(config: ModelConfig) -> Decoder:
-    """A model whose weights come from NumPy, so that they outlive versions of torch."""
+    """Return a model with weights from NumPy, which do not depend on the version of torch."""
     model = Decoder(config)
     rng = np.random.default_rng(0)
     with torch.no_grad():
@@ -64,7 +64,7 @@ def greedy(engine: Engine) -> list[int]:
 
 @use_kernels("pytorch")
 def plain_losses(model: Decoder) -> list[float]:
-    """20 steps of plain gradient descent on a fixed batch, by products that any CPU has."""
+    """Return the losses of 20 SGD steps on a fixed batch, with kernels that any CPU has."""
     rng = np.random.default_rng(1)
     batch = torch.from_numpy(rng.integers(0, 64, (4, 33)))
     found = []

@@ -1,4 +1,4 @@
-"""ModelConfig: what it stores, and what it says when a setting cannot work."""
+"""ModelConfig: its fields, its JSON form, and its errors for invalid settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_dict_holds_every_field():
     assert NANO.to_dict().keys() == fields
 
 
-def test_json_may_hold_the_keys_that_hugging_face_expects(tmp_path: Path):
+def test_json_may_have_the_keys_of_hugging_face(tmp_path: Path):
     extra = {"model_type": "yocobit", "architectures": ["Decoder"]}
     path = tmp_path / "config.json"
     path.write_text(json.dumps(NANO.to_dict() | extra), encoding="utf-8")
@@ -35,7 +35,7 @@ def test_json_may_hold_the_keys_that_hugging_face_expects(tmp_path: Path):
     assert ModelConfig.from_json(path) == NANO
 
 
-def test_fields_left_out_take_their_defaults():
+def test_omitted_fields_have_their_defaults():
     required = {
         field.name
         for field in dataclasses.fields(ModelConfig)
@@ -53,19 +53,19 @@ def test_integers_are_accepted_as_numbers():
     assert type(config.rope_theta) is float
 
 
-def test_config_cannot_be_changed():
+def test_config_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         NANO.d_model = 128
 
 
-def test_unknown_key_is_named_with_its_source_and_the_known_ones():
+def test_error_of_an_unknown_key_names_its_source_and_the_known_keys():
     fields = NANO.to_dict() | {"d_modle": 64}
 
     with pytest.raises(ConfigError, match=r"^model\.toml: unknown key 'd_modle'; .* d_model"):
         ModelConfig.from_dict(fields, "model.toml")
 
 
-def test_missing_key_is_named_with_its_source():
+def test_error_of_a_missing_key_names_its_source():
     fields = NANO.to_dict()
     del fields["d_ff"]
 
@@ -73,7 +73,7 @@ def test_missing_key_is_named_with_its_source():
         ModelConfig.from_dict(fields, "model.toml")
 
 
-def test_removed_window_of_cross_attention_is_refused_with_what_to_take_instead():
+def test_removed_window_of_cross_attention_is_rejected_with_its_replacement():
     fields = NANO.to_dict() | {"cross_attention": "window"}
 
     with pytest.raises(ConfigError, match=r"^model\.toml: .* is 'window', which was removed; .*"):
@@ -89,7 +89,7 @@ def test_removed_window_of_cross_attention_is_refused_with_what_to_take_instead(
         (b"[1]", "must hold an object but holds list"),
     ],
 )
-def test_file_that_holds_no_json_object_is_named(content, message, tmp_path: Path):
+def test_error_names_a_file_without_a_json_object(content, message, tmp_path: Path):
     path = tmp_path / "config.json"
     path.write_bytes(content)
 
@@ -118,7 +118,7 @@ def test_file_that_holds_no_json_object_is_named(content, message, tmp_path: Pat
         ("layers", [["full"]], r"layers must be a list, .* but is \[\['full'\]\]"),
     ],
 )
-def test_value_of_a_wrong_type_is_named_with_what_is_wanted(name, value, message):
+def test_error_of_a_wrong_type_names_field_rule_and_value(name, value, message):
     with pytest.raises(ConfigError, match=f"^config: {message}"):
         ModelConfig.from_dict(NANO.to_dict() | {name: value})
 
@@ -137,7 +137,7 @@ COUNTS = (
 
 @pytest.mark.parametrize("value", [0, -8])
 @pytest.mark.parametrize("name", COUNTS)
-def test_count_below_1_is_refused(name, value):
+def test_count_below_1_is_rejected(name, value):
     with pytest.raises(
         ConfigError, match=rf"^{name} must be (at least 1|between 1 and \d+) but is {value}$"
     ):
@@ -145,7 +145,7 @@ def test_count_below_1_is_refused(name, value):
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "d_model", "d_ff", "window"])
-def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
+def test_size_beyond_the_limit_of_the_engine_is_rejected(name):
     with pytest.raises(ConfigError, match=rf"^{name} must be between 1 and \d+ but is {1 << 30}$"):
         NANO.replace(**{name: 1 << 30})
 
@@ -172,7 +172,7 @@ def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
         ),
         ({"norm_eps": 0.0}, "norm_eps must be at least 1e-20 and below 1 but is 0.0"),
         ({"norm_eps": 1.0}, "norm_eps must be at least 1e-20 and below 1 but is 1.0"),
-        ({"layers": ("cross", "cross")}, "layers needs a self-decoder block before 'cross'"),
+        ({"layers": ("cross", "cross")}, "layers must have a self-decoder block before 'cross'"),
         (
             {"layers": ("retention", "cross", "full")},
             r"layers must keep every 'cross' and 'gmu' after .* \('retention', 'cross', 'full'\)",
@@ -181,21 +181,24 @@ def test_size_beyond_what_the_engine_is_made_for_is_refused(name):
             {"layers": ("retention", "gmu", "full", "cross")},
             "layers must keep every 'cross' and 'gmu' after the last self-decoder block but is",
         ),
-        ({"layers": ("gmu", "cross")}, "layers needs a self-decoder block before 'gmu'"),
-        ({"layers": ("cross", "full", "gmu")}, "layers needs a self-decoder block before 'cross'"),
+        ({"layers": ("gmu", "cross")}, "layers must have a self-decoder block before 'gmu'"),
+        (
+            {"layers": ("cross", "full", "gmu")},
+            "layers must have a self-decoder block before 'cross'",
+        ),
         (
             {"layers": ("retention", "gmu")},
-            r"layers needs a 'cross' with 'gmu', .* but is \('retention', 'gmu'\)",
+            r"layers must have a 'cross' if it has a 'gmu', .* but is \('retention', 'gmu'\)",
         ),
     ],
 )
-def test_setting_that_cannot_work_is_named_with_the_rule_and_its_value(changes, message):
+def test_error_of_an_invalid_setting_names_field_rule_and_value(changes, message):
     with pytest.raises(ConfigError, match=f"^{message}"):
         NANO.replace(**changes)
 
 
 @pytest.mark.parametrize("layers", [("full",), ("window", "retention"), ("full", "cross")])
-def test_any_self_decoder_and_a_plain_decoder_are_accepted(layers):
+def test_plain_decoders_and_any_self_decoder_are_accepted(layers):
     assert NANO.replace(layers=layers).layers == layers
 
 
@@ -209,21 +212,19 @@ def test_any_self_decoder_and_a_plain_decoder_are_accepted(layers):
         (("retention", "gmu", "cross", "gmu"), 1, True),
     ],
 )
-def test_self_decoder_is_what_stands_before_the_first_cross_or_gmu(
-    layers, n_self_layers, has_cross_decoder
-):
+def test_self_decoder_ends_before_the_first_cross_or_gmu(layers, n_self_layers, has_cross_decoder):
     config = NANO.replace(layers=layers)
 
     assert config.n_self_layers == n_self_layers
     assert config.has_cross_decoder == has_cross_decoder
 
 
-def test_head_sizes_divide_the_width_among_the_heads():
+def test_head_size_is_the_width_divided_by_the_number_of_heads():
     config = NANO.replace(n_heads=4, n_self_heads=2)
 
     assert (config.head_dim, config.self_head_dim) == (16, 32)
 
 
-def test_unknown_preset_is_refused_with_the_known_names():
+def test_error_of_an_unknown_preset_lists_the_known_names():
     with pytest.raises(ConfigError, match="one of nano, tiny, small, 3b but is 'huge'"):
         preset("huge")

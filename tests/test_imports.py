@@ -1,4 +1,4 @@
-"""The import graph of the package: layers, no cycles, no torch where it must not be needed."""
+"""The import graph of the package: layers, no cycles, modules that work without torch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import tomllib
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src"
 
-# From the lowest layer up: a module imports from its own layer and from those above its line.
-# The longest name that is the module or a parent of it decides.
+# The lowest layer is first: a module may import from its own line and from the lines before it.
+# Its layer is that of the longest name here which is the module or one of its parents.
 LAYERS = (
     "version errors disk renamed pictures _native",
     "settings",
@@ -68,7 +68,7 @@ FILES = {module_name(path): path for path in (SOURCE / "yocobit").rglob("*.py")}
 
 
 def from_imports(name: str) -> Iterator[tuple[str, str]]:
-    """Yield (module, name) of each import of the package in a module, wherever in the file."""
+    """Yield (module, name) of each import of the package in a module, also inside functions."""
     for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == TOP)
@@ -82,14 +82,14 @@ def is_facade(name: str) -> bool:
 
 
 def imports(name: str) -> Iterator[str]:
-    """Yield the modules that a module imports from; names of a facade count where they are made."""
+    """Yield the modules that a module imports from; resolves the names that a facade re-exports."""
     for module, attribute in from_imports(name):
         submodule = f"{module}.{attribute}"
         if submodule in FILES or submodule == f"{TOP}._native":
             yield submodule
         elif module in FILES and is_facade(module) and module != name:
-            exported = {each: origin for origin, each in from_imports(module)}
-            yield exported.get(attribute, module)
+            origins = {exported: origin for origin, exported in from_imports(module)}
+            yield origins.get(attribute, module)
         else:
             yield module
 
@@ -111,7 +111,7 @@ GRAPH = {name: sorted(set(imports(name))) for name in FILES}
 
 
 def test_every_module_has_a_layer():
-    # Of the root, only the version and the lazily loaded Engine.
+    # The root imports only the version and, lazily, Engine.
     assert set(GRAPH["yocobit"]) == {"yocobit.version", "yocobit.engine.engine"}
     assert all(rank(name) >= 0 for name in FILES if name != "yocobit")
 
@@ -131,9 +131,8 @@ def test_import_graph_has_no_cycle():
     done: set[str] = set()
 
     def visit(name: str, path: tuple[str, ...]) -> None:
-        circle = set(path[path.index(name) :]) if name in path else set()
-        assert not circle, " -> ".join((*path, name))
-        if circle or name in done or name not in GRAPH:
+        assert name not in path, " -> ".join((*path, name))
+        if name in done or name not in GRAPH:
             return
         for other in GRAPH[name]:
             visit(other, (*path, name))
@@ -160,7 +159,7 @@ def test_training_loads_neither_engine_nor_benchmark():
     )
 
 
-def test_version_is_that_of_pyproject():
+def test_version_equals_that_of_pyproject():
     from yocobit.version import __version__
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

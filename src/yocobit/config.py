@@ -1,7 +1,7 @@
-"""What a model is: ModelConfig, stored with every checkpoint and packed model.
+"""ModelConfig: the shape and numerics of a model, stored with every checkpoint and packed model.
 
-Frozen and checked when made, so code that receives one need not check again. Training settings
-are in yocobit.training.config.
+It is immutable and validated on construction, so code that receives one does not validate it
+again. Training settings are in yocobit.training.config.
 
 Letters: C d_model   H n_heads   G n_kv_heads   D head size   F d_ff   V vocab_size   L layers
 """
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from yocobit import _native
-from yocobit.errors import ConfigError as ConfigError  # also under the name yocobit.config has had
+from yocobit.errors import ConfigError as ConfigError  # re-exported: its former home
 from yocobit.settings import Count, Settings
 
 MODEL_TYPE = "yocobit"  # model_type in config.json
@@ -41,13 +41,14 @@ RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]
 
-BLOCK = _native.BLOCK_POSITIONS  # positions of a block, the unit of sparse attention
-FIRST_BLOCKS, LAST_BLOCKS = _native.FIRST_BLOCKS, _native.LAST_BLOCKS  # that all tokens attend to
-CANDIDATES_PER_BLOCK = _native.CANDIDATES_PER_BLOCK  # for each other block that the index selects
-_FEWEST_POSITIONS, _MOST_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
-_BLOCKS_RULE = f"a multiple of {BLOCK}, from {_FEWEST_POSITIONS} to {_MOST_POSITIONS}"
+BLOCK = _native.BLOCK_POSITIONS  # positions per block, the unit of sparse attention
+# The first and last blocks of a context, which every token attends to.
+FIRST_BLOCKS, LAST_BLOCKS = _native.FIRST_BLOCKS, _native.LAST_BLOCKS
+CANDIDATES_PER_BLOCK = _native.CANDIDATES_PER_BLOCK  # of the index, per selected block
+_MIN_POSITIONS, _MAX_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
+_POSITIONS_RULE = f"a multiple of {BLOCK}, from {_MIN_POSITIONS} to {_MAX_POSITIONS}"
 
-CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has a record of each mixer
+CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has the record of each mixer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,13 @@ class ModelConfig(Settings):
     """The shape and numerics of one decoder-decoder (or plain decoder) language model.
 
     `layers` names the mixer of each block from input to output. The blocks before the first
-    "cross" or "gmu" are the self-decoder; keys and values are computed once from its output and
-    every "cross" block reads them (YOCO, arXiv:2405.05254); every "gmu" block reads what the last
-    self-decoder block mixed (SambaY, arXiv:2507.06607). Without either it is a plain decoder.
+    "cross" or "gmu" are the self-decoder. Keys and values are computed once from its output, and
+    every "cross" block attends to them (YOCO, arXiv:2405.05254). Every "gmu" block gates the mixer
+    output of the last self-decoder block (SambaY, arXiv:2507.06607). Without "cross" and "gmu" the
+    model is a plain decoder.
     """
 
-    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]  # V; in training the tokenizer's
+    vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]  # V; in training, that of the tokenizer
     # C, the width of the residual stream; a multiple of 8.
     d_model: Annotated[int, Meta(ge=1, le=1 << 16, multiple_of=8)]
     layers: tuple[Mixer, ...]  # the mixer of each block, from input to output
@@ -70,23 +72,23 @@ class ModelConfig(Settings):
     n_kv_heads: Count  # G, KV heads of "full" and "cross"; divides n_heads
     n_self_heads: Count  # heads of "retention", query heads of "window"
     n_self_kv_heads: Count  # KV heads of "window"; divides n_self_heads
-    # Positions that "window" sees, including its own.
+    # Positions that "window" attends to, including the current one.
     window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256
     ffn: FeedForwardKind = "swiglu"  # SwiGLU, squared ReLU, or W_down sign(W_up x)
-    weights: WeightKind = "ternary"  # how projections are quantised in training
-    sub_norm: bool = True  # SubLN: RMSNorm before quantised projections that have none
-    # Position encoding of "retention": pairs, Llama's halves, or none.
+    weights: WeightKind = "ternary"  # quantisation of projections in training
+    sub_norm: bool = True  # SubLN: RMSNorm before output projections and W_down
+    # RoPE of "retention": adjacent pairs, Llama's halves, or none.
     retention_rope: RopeKind = "interleaved"
     window_rope: RopeKind = "interleaved"  # the same for "window"
     full_rope: RopeKind = "interleaved"  # the same for "full"
     cross_rope: RopeKind = "interleaved"  # the same for "cross"
     rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0  # base of the rope frequencies
-    shared_kv: CacheType = "float"  # training rounds the shared K/V as a cache of this type
-    # Which positions "cross" reads: all, or blocks selected by an index.
+    shared_kv: CacheType = "float"  # training quantises the shared K/V as a cache of this type
+    # Positions that "cross" attends to: all, or the blocks that an index selects.
     cross_attention: CrossAttention = "full"
-    cross_positions: int = 2048  # positions that each token reads with an index
+    cross_positions: int = 2048  # positions per token with an index
     norm_eps: Annotated[float, Meta(ge=1e-20, lt=1)] = 1e-5  # added to the mean square in RMSNorm
-    tie_embeddings: bool = False  # the head uses the embedding's weights
+    tie_embeddings: bool = False  # the head shares the embedding's weights
     # Multiply embeddings by sqrt(d_model); published BitNet models do not.
     scale_embedding: bool = True
 
@@ -102,16 +104,16 @@ class ModelConfig(Settings):
         for kv, query in (("n_kv_heads", "n_heads"), ("n_self_kv_heads", "n_self_heads")):
             n_query = getattr(self, query)
             self.require(n_query % getattr(self, kv) == 0, kv, f"must divide {query} = {n_query}")
-        fits = _are_blocks(self.cross_positions)
-        self.require(fits, "cross_positions", f"must be {_BLOCKS_RULE}")
-        late = [mixer for mixer in self.layers if mixer in CROSS_DECODER]
-        if late:
-            rule = f"needs a self-decoder block before '{late[0]}'"
-            self.require(self.layers[0] != late[0], "layers", rule)
+        is_valid = _is_budget(self.cross_positions)
+        self.require(is_valid, "cross_positions", f"must be {_POSITIONS_RULE}")
+        cross = [mixer for mixer in self.layers if mixer in CROSS_DECODER]
+        if cross:
+            rule = f"must have a self-decoder block before '{cross[0]}'"
+            self.require(self.layers[0] != cross[0], "layers", rule)
             rule = "must keep every 'cross' and 'gmu' after the last self-decoder block"
-            self.require(list(self.layers[-len(late) :]) == late, "layers", rule)
-            rule = "needs a 'cross' with 'gmu', which sees its own position only"
-            self.require("cross" in late, "layers", rule)
+            self.require(list(self.layers[-len(cross) :]) == cross, "layers", rule)
+            rule = "must have a 'cross' if it has a 'gmu', which attends to no other position,"
+            self.require("cross" in cross, "layers", rule)
 
     @property
     def head_dim(self) -> int:
@@ -130,10 +132,11 @@ class ModelConfig(Settings):
 
     @property
     def has_cross_decoder(self) -> bool:
+        """Whether the model is a decoder-decoder: it has "cross" layers."""
         return "cross" in self.layers
 
     def replace(self, **changes: Any) -> ModelConfig:
-        """Return a checked copy with some fields changed."""
+        """Return a validated copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     @property
@@ -143,7 +146,7 @@ class ModelConfig(Settings):
 
     @property
     def attention(self) -> str | None:
-        """What cross layers attend to, as `attending` takes it; None without cross layers."""
+        """The cross attention in the syntax of `attending`; None without cross layers."""
         if not self.has_cross_decoder:
             return None
         kind = self.cross_attention
@@ -152,7 +155,7 @@ class ModelConfig(Settings):
     def attending(self, to: str) -> ModelConfig:
         """Return a copy whose cross layers attend to "full" or "index:2048".
 
-        The number is cross_positions; ConfigError for other texts and without cross layers.
+        The number is cross_positions. ConfigError for other strings and without cross layers.
         """
         kind, positions = parse_attention(to)
         if not self.has_cross_decoder:
@@ -172,12 +175,12 @@ class ModelConfig(Settings):
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of config.json: the fields, and keys for transformers."""
-        known_by = {"model_type": MODEL_TYPE, "architectures": ["YocobitForCausalLM"]}
-        return {**known_by, **self.to_dict()}
+        for_transformers = {"model_type": MODEL_TYPE, "architectures": ["YocobitForCausalLM"]}
+        return {**for_transformers, **self.to_dict()}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], source: str = "config") -> ModelConfig:
-        """Make a config of JSON or TOML values; ConfigError names the invalid key in `source`."""
+        """Create a config from JSON or TOML values; ConfigError names the bad key in `source`."""
         if fields.get("cross_attention") == "window":
             raise ConfigError(
                 f"{source}: cross_attention must be 'full' or 'index' but is 'window', which was "
@@ -200,21 +203,21 @@ class ModelConfig(Settings):
 
 
 def parse_attention(text: str) -> tuple[CrossAttention, int | None]:
-    """Return the kind and the positions of "full" or "index:2048"; ConfigError for other texts."""
+    """Return the kind and the positions of "full" or "index:2048"; ConfigError otherwise."""
     kind, _, positions = text.partition(":")
     if text == "full":
         return "full", None
     is_number = re.fullmatch("[0-9]{1,7}", positions) is not None
-    if kind == "index" and is_number and _are_blocks(int(positions)):
+    if kind == "index" and is_number and _is_budget(int(positions)):
         return "index", int(positions)
     raise ConfigError(
-        f"attention must be full or index:POSITIONS, where POSITIONS is {_BLOCKS_RULE}, "
+        f"attention must be full or index:POSITIONS, where POSITIONS is {_POSITIONS_RULE}, "
         f"but is {text!r}"
     )
 
 
-def _are_blocks(positions: int) -> bool:
-    return _FEWEST_POSITIONS <= positions <= _MOST_POSITIONS and positions % BLOCK == 0
+def _is_budget(positions: int) -> bool:
+    return _MIN_POSITIONS <= positions <= _MAX_POSITIONS and positions % BLOCK == 0
 
 
 def _yoco(n_layers: int, mixer: Mixer = "retention") -> tuple[Mixer, ...]:
@@ -223,7 +226,7 @@ def _yoco(n_layers: int, mixer: Mixer = "retention") -> tuple[Mixer, ...]:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # Seconds to train; every test that needs a model and no quality uses it.
+    # Trains in seconds; for tests that need a model of any quality.
     "nano": ModelConfig(
         vocab_size=512,
         d_model=64,
@@ -235,7 +238,7 @@ PRESETS: dict[str, ModelConfig] = {
         n_self_kv_heads=2,
         window=16,
     ),
-    # The demo: minutes on two cores.
+    # The demo: trains in minutes on two cores.
     "tiny": ModelConfig(
         vocab_size=4096,
         d_model=256,

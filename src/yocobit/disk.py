@@ -1,4 +1,4 @@
-"""Writing files atomically: after a power failure a file is complete or absent."""
+"""Atomic file writes: after a power failure the file is complete or unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class WriteError(RuntimeError):
-    """A file that cannot be written, for example on a full disk; older files are unchanged."""
+    """A failed write of a run, for example on a full disk; `kept` says which files are intact."""
 
     def __init__(self, path: Path, error: Exception, kept: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -23,7 +23,7 @@ class WriteError(RuntimeError):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Add `path` to errors of the operating system, whose write errors do not name the file."""
+    """Add `path` to operating system errors, as those of write() do not name the file."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write; it replaces `path` on success and is deleted otherwise."""
+    """Yield a temporary path to write to; it replaces `path` on success, is deleted otherwise."""
     final = path.resolve()
     partial = final.with_name(f".{final.stem}.partial-{os.getpid()}{final.suffix}")
     try:
@@ -57,4 +57,5 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an indented JSON object; not atomic."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

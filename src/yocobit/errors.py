@@ -1,6 +1,6 @@
-"""The errors that callers tell apart, and how a program reports them: one line, an exit code.
+"""User errors, and how a program reports them: one line and an exit code.
 
-The text of an error says subject, rule, actual value and remedy.
+The message of an error states subject, rule, actual value and remedy.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of disks, quotas and file s
 
 
 class UserError(ValueError):
-    """An argument or a file that cannot work."""
+    """An invalid argument or file."""
 
 
 class ConfigError(UserError):
-    """A setting, or a checkpoint, that cannot work."""
+    """An invalid setting or checkpoint."""
 
 
 def report_errors(program: Callable[[], Any]) -> None:
-    """Run a program; an error that its user can fix ends it with one line, not a traceback."""
+    """Run a program; report an error that the user can fix in one line, without a traceback."""
     try:
         try:
             program()
         except SystemExit:
-            sys.stdout.flush()  # as Python closes the stream, an error would be a traceback
+            sys.stdout.flush()  # an error at interpreter exit would print a traceback
             raise
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except BrokenPipeError:
-        # The reader closed the pipe: print nothing, not even when Python closes the stream.
+        # The reader closed the pipe: print nothing, not even at interpreter exit.
         _drop_output()
         sys.exit(0)
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
         if not _is_users(error):
             raise
         if isinstance(error, OSError) and error.errno in _FULL:
-            _drop_output()  # it may be the full file
-        with suppress(OSError):  # standard error may be on the full disk
+            _drop_output()  # stdout may be on the full disk
+        with suppress(OSError):  # so may stderr
             print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(USER_ERROR)
 
@@ -61,7 +61,7 @@ def _drop_output() -> None:
 
 
 def _is_users(error: BaseException) -> bool:
-    """Whether the user can fix an error; other errors keep their traceback."""
+    """Whether the user can fix an error: system errors and the exceptions of this package."""
     return (
         isinstance(error, UserError | OSError)
         or is_out_of_memory(error)
@@ -72,12 +72,15 @@ def _is_users(error: BaseException) -> bool:
 def _line(error: BaseException) -> str:
     if is_out_of_memory(error):
         return (
-            "not enough memory; free some, choose a smaller model, or, where the command has them, "
-            "a lower --max-tokens or --context, or --cache int4"
+            "not enough memory; free some, choose a smaller model or, if the command has these "
+            "options, lower --max-tokens or --context, or set --cache int4"
         )
     if isinstance(error, OSError) and error.errno in _FULL:
-        what = error.filename or "the output"  # disk.writing names the file
-        return f"{what}: cannot be written ({error.strerror}); make room and run the command again"
+        subject = error.filename or "the output"  # disk.writing adds the filename
+        return (
+            f"{subject}: cannot be written ({error.strerror}); free disk space and run the command "
+            "again"
+        )
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)

@@ -1,10 +1,11 @@
 """The closed tables of token mixers and FFN kinds: one record each.
 
-A record says everything about its kind that is not arithmetic: parameters, place in the stack, KV
-cache, recurrent state. Whatever counts, lays out, validates or loads parameters iterates over the
+A record holds everything about its kind except the arithmetic: parameters, place in the stack, KV
+cache, recurrent state. Code that counts, lays out, validates or loads parameters iterates over the
 records. The arithmetic of mixer NAME is model/mixers/NAME.py and native/engine/mixers/NAME.cpp.
 
-Letters: C d_model   H query heads   G KV heads   D head size   F d_ff   V vocab_size
+Letters: T positions   C d_model   H query heads   G KV heads   D head size   F d_ff
+V vocab_size
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Literal, NamedTuple
 
 from yocobit.config import FeedForwardKind, Mixer, ModelConfig, RopeKind
 
-# What a parameter is: a matrix that `weights` quantises is a "projection"; "norm" and "float" stay
-# in float32 in every model.
+# The role of a parameter. A "projection" is a matrix that ModelConfig.weights quantises; "norm" and
+# "float" stay in float32 in every model.
 Role = Literal["embedding", "head", "projection", "norm", "float"]
 
-# The K and V that a layer attends to: of all positions, of the last `window` positions, the
-# cross-decoder's one shared cache, or none.
+# The KV cache that a layer attends to: one of all positions, a ring buffer of the last `window`
+# positions, the shared cache of the cross-decoder, or none.
 KvCacheKind = Literal["per_token", "ring", "shared", "none"]
 
 
@@ -45,29 +46,29 @@ class Heads(NamedTuple):
         return self.n_kv_heads * self.head_dim
 
 
-Parameters = dict[str, Parameter]  # in the order of the model
+Parameters = dict[str, Parameter]  # by name, in model order
 
 
 @dataclass(frozen=True)
 class MixerSpec:
-    """One kind of token mixer, y (T, C) of x (T, C)."""
+    """One kind of token mixer: a function of x (T, C) to y (T, C)."""
 
     name: Mixer
-    decoder: Literal["self", "cross"]  # the half of the stack in which it stands
-    parameters: Callable[[ModelConfig], Parameters]  # NAME of layers.I.mixer.NAME.weight
+    decoder: Literal["self", "cross"]  # its half of the stack
+    parameters: Callable[[ModelConfig], Parameters]  # by the NAME in layers.I.mixer.NAME.weight
     heads: Callable[[ModelConfig], Heads] | None = None
-    rope_field: str | None = None  # the field of ModelConfig that names its position encoding
+    rope_field: str | None = None  # the field of ModelConfig that selects its RoPE
     kv_cache: KvCacheKind = "none"
-    state_shape: Callable[[ModelConfig], tuple[int, ...]] | None = None  # float32, of a sequence
-    reads_memory: bool = False  # what the last self-decoder layer mixed
+    state_shape: Callable[[ModelConfig], tuple[int, ...]] | None = None  # float32, per sequence
+    reads_memory: bool = False  # the mixer output of the last self-decoder layer
 
     @property
     def keeps_own_cache(self) -> bool:
-        """Whether each layer of the kind keeps per-sequence state: recurrent, or K and V."""
+        """Whether each layer of the kind has its own recurrent state or KV cache."""
         return self.state_shape is not None or self.kv_cache in ("per_token", "ring")
 
     def rope(self, config: ModelConfig) -> RopeKind:
-        """Return the position encoding of its queries and keys."""
+        """Return the RoPE of its queries and keys."""
         kind: RopeKind = getattr(config, self.rope_field) if self.rope_field else "none"
         return kind
 
@@ -80,11 +81,11 @@ class MixerSpec:
         return 4 * self.state_values(config)
 
     def state_multiply_adds(self, config: ModelConfig) -> int:
-        """Return the multiply-adds per token with the recurrent state: one update and one read."""
+        """Return the multiply-adds per token on the recurrent state: one update and one read."""
         return 2 * self.state_values(config)
 
     def attention_multiply_adds(self, config: ModelConfig) -> int:
-        """Return the multiply-adds per token and attended position: one score, one value."""
+        """Return the multiply-adds per token and attended position: scores and weighted values."""
         if self.kv_cache == "none" or self.heads is None:
             return 0
         heads = self.heads(config)
@@ -93,14 +94,14 @@ class MixerSpec:
 
 @dataclass(frozen=True)
 class FeedForwardSpec:
-    """One kind of FFN, y (T, C) of x (T, C), through F features."""
+    """One kind of FFN: a function of x (T, C) to y (T, C) with F hidden features."""
 
     name: FeedForwardKind
     has_gate: bool  # act(W_gate x) * (W_up x), not act(W_up x)
-    has_sub_norm: bool  # of the input of W_down, if the model has SubLN
+    has_sub_norm: bool  # before W_down, if the model has SubLN
 
     def parameters(self, config: ModelConfig) -> Parameters:
-        """Return NAME of layers.I.ffn.NAME.weight."""
+        """Return the parameters by the NAME in layers.I.ffn.NAME.weight."""
         C, F = config.d_model, config.d_ff
         parameters: Parameters = {}
         if self.has_gate:
@@ -216,7 +217,7 @@ MIXERS: dict[Mixer, MixerSpec] = {spec.name: spec for spec in _MIXERS}
 _FEED_FORWARDS = (
     FeedForwardSpec("swiglu", has_gate=True, has_sub_norm=True),
     FeedForwardSpec("relu2", has_gate=True, has_sub_norm=True),
-    # Its activation is -1 or +1 already, which needs no norm.
+    # Its activations are -1 or +1, which need no norm.
     FeedForwardSpec("sign", has_gate=False, has_sub_norm=False),
 )
 FEED_FORWARDS: dict[FeedForwardKind, FeedForwardSpec] = {spec.name: spec for spec in _FEED_FORWARDS}
@@ -228,7 +229,7 @@ def layer_mixers(config: ModelConfig) -> list[MixerSpec]:
 
 
 def model_parameters(config: ModelConfig) -> Parameters:
-    """Return shape and role of every trained parameter, in the order of the model."""
+    """Return shape and role of every trained parameter, in model order."""
     C, V = config.d_model, config.vocab_size
     norm = Parameter((C,), "norm")
     parameters: Parameters = {"embedding.weight": Parameter((V, C), "embedding")}
@@ -249,5 +250,5 @@ def model_parameters(config: ModelConfig) -> Parameters:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every trained parameter, in the order of the model."""
+    """Return the shape of every trained parameter, in model order."""
     return {name: parameter.shape for name, parameter in model_parameters(config).items()}

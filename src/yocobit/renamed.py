@@ -11,8 +11,8 @@ from typing import Any
 def aliases(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a module's `__getattr__` (PEP 562) that resolves old names.
 
-    `names` maps each old name to "module:name". Using one raises DeprecationWarning; the new
-    module is imported only then.
+    `names` maps each old name to "module:name". Access to an old name emits DeprecationWarning and
+    imports the new module.
     """
 
     def resolve(name: str) -> Any:
@@ -20,7 +20,7 @@ def aliases(package: str, names: Mapping[str, str]) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, new = names[name].partition(":")
         warnings.warn(
-            f"{package}.{name} is now {module}.{new}; the old name goes away in 0.2",
+            f"{package}.{name} is now {module}.{new}; the old name will be removed in 0.2",
             DeprecationWarning,
             stacklevel=2,
         )

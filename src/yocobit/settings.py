@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses that check their fields when they are made.
+"""Settings: frozen dataclasses that validate their fields on construction.
 
 The annotation of a field is its rule: a type, a Literal, or a number with bounds such as
 `Annotated[int, Meta(ge=1)]`. An error names the field, the rule and the value in one line.
@@ -35,13 +35,13 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of settings; a subclass with further rules calls this __post_init__ first."""
+    """Base class of settings; a subclass with more rules calls this __post_init__ first."""
 
     def __post_init__(self) -> None:
         for name, kind in _annotations(type(self), with_bounds=True).items():
             value = getattr(self, name)
             try:
-                # Lists become tuples, and integers floats where only those are allowed.
+                # Converts lists to tuples, and integers to floats where the field is a float.
                 object.__setattr__(self, name, msgspec.convert(value, kind))
             except msgspec.ValidationError:
                 rule = _rule(value, _annotations(type(self), with_bounds=False)[name], kind)
@@ -54,7 +54,7 @@ class Settings:
 
     @classmethod
     def from_dict(cls: type[_S], fields: Mapping[str, Any], source: str = "config") -> _S:
-        """Make settings of JSON or TOML values; ConfigError names the invalid key in `source`."""
+        """Create settings from JSON or TOML values; ConfigError names the bad key in `source`."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
@@ -74,7 +74,7 @@ def _annotations(cls: type, with_bounds: bool) -> dict[str, Any]:
 
 
 def _rule(value: Any, kind: Any, bounded: Any) -> str:
-    """Return the rule that a value breaks: that of its type, or that of its bounds."""
+    """Return the violated rule: the type of the field, or its bounds."""
     try:
         value = msgspec.convert(value, kind)
     except msgspec.ValidationError:
@@ -91,7 +91,7 @@ def _rule(value: Any, kind: Any, bounded: Any) -> str:
 
 
 def _describe(kind: Any) -> str:
-    """Return the values of a type in words."""
+    """Describe the valid values of a type in words."""
     arguments = get_args(kind)
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(argument) for argument in arguments)

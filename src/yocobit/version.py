@@ -1,3 +1,3 @@
-"""The version of this package; pyproject.toml holds the same, and a test says so."""
+"""The version of this package; a test compares it with pyproject.toml."""
 
 __version__ = "0.1.0"

@@ -30,7 +30,7 @@ def failure(capfd, *arguments) -> str:
 
 
 def full(path: Path) -> str:
-    return f"{path}: cannot be written (File too large); make room and run the command again"
+    return f"{path}: cannot be written (File too large); free disk space and run the command again"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_output_that_cannot_be_written_is_one_line():
     assert ended.returncode == 2
     assert ended.stderr.decode() == (
         "error: the output: cannot be written (No space left on device); "
-        "make room and run the command again\n"
+        "free disk space and run the command again\n"
     )
 
 

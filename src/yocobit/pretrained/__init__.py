@@ -1,4 +1,4 @@
-"""The packed models in the package, to try it without training."""
+"""Packed models in the package, for use without training."""
 
 from pathlib import Path
 
