@@ -507,7 +507,7 @@ def test_every_kernel_has_a_rate(kernels):
 @pytest.mark.parametrize(
     ("measure", "arguments", "message"),
     [
-        ("gemm_bytes_per_s", ("int3", 1, 8, 64), "'int3' is not known"),
+        ("gemm_bytes_per_s", ("int3", 1, 8, 64), "weight format must be one of .* but is 'int3'"),
         ("gemm_bytes_per_s", ("ternary", 1, 9, 64), "m must be a multiple of 8"),
         ("attention_bytes_per_s", ("f16", 1, 12), "head_dim must be a multiple of 8"),
         ("retention_bytes_per_s", (0, 16), "n must be between 1"),
