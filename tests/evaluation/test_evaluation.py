@@ -82,7 +82,7 @@ def test_scorers_return_the_cross_entropy_of_the_model(scorer, trained_model):
     for n_context in (1, CHUNK + 3, len(tokens) - 1):
         nats = scorer.nats(tokens, n_context)
 
-        # The engine sums in another order, by which a few activations round otherwise.
+        # The engine sums in another order, so a few activations round differently.
         tolerance = 1e-5 if scorer.backend == "torch" else 0.05
         np.testing.assert_allclose(nats, expected[n_context - 1 :], rtol=0, atol=tolerance)
     assert len(scorer.nats(tokens[:1], 1)) == 0
@@ -108,6 +108,11 @@ def test_chunks_and_windows_cover_documents(scorer):
 def test_end_token_in_a_text_is_encoded_as_plain_text(scorer):
     assert scorer.bos_token not in scorer.encode(f"a{END}b")
     assert scorer.bos_token == tokenizer().token_to_id(END)
+
+
+def test_old_name_of_the_bos_token_warns(scorer):
+    with pytest.warns(DeprecationWarning, match=r"is now Scorer\.bos_token"):
+        assert scorer.begin == scorer.bos_token
 
 
 def test_negative_log_likelihood_equals_that_of_float64():

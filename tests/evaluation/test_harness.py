@@ -10,7 +10,7 @@ from packed_models import nano, packed, text, trained
 from yocobit.packing import checkpoints
 
 pytest.importorskip("lm_eval")
-MAX_LENGTH = 16  # tokens: the texts are longer, and so are some prompts with their continuations
+MAX_LENGTH = 16  # tokens, fewer than in the texts and in some prompts with continuations
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -48,14 +48,14 @@ def tasks(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A packed model and its checkpoint; dense, so that only sums in another order differ."""
+    """A packed model and its checkpoint; dense, so that they differ only in the order of sums."""
     directory = tmp_path_factory.mktemp("harness")
     model = packed(trained(nano("yoco-gret", "dense")), directory)
     return {"yocobit": model.path, "hf": checkpoints.find(directory / "run")}
 
 
 def evaluate(model, path, tasks, names, **options):
-    """Return what lm-eval measured, and what the model answered."""
+    """Return the results of lm-eval, and the filtered responses of the model."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 

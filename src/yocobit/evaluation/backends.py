@@ -34,8 +34,8 @@ def open_scorer(
         return NativeScorer(engine, cache or "f32")
     if cache is not None:
         raise ConfigError(
-            f"cache must not be given with the PyTorch backend, which has none, but is {cache!r}; "
-            "leave it out"
+            "cache must not be given with the PyTorch backend, which has one cache type, but is "
+            f"{cache!r}; leave it out"
         )
     if attention is not None:
         raise ConfigError(

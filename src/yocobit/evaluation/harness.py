@@ -2,8 +2,8 @@
 
     python -m yocobit.evaluation.harness --model yocobit --model_args pretrained=MODEL --tasks TASK
 
-Started this way, the harness also loads checkpoints with `--model hf`, where transformers is
-installed. Each request has a session of its own, which starts with the BOS token.
+Started this way, the harness also loads checkpoints with `--model hf` if transformers is
+installed. Each request runs in its own session; a BOS token precedes its text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_NEW_TOKENS = 256  # for tasks without max_gen_toks
 
 @register_model("yocobit")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
-    """Runs the requests of the harness in the engine; batch size and device have no effect."""
+    """Runs the harness's requests in the engine; batch size and device have no effect."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_batch_size: int | None = None,
         device: str | None = None,
     ) -> None:
-        """Open the packed model `pretrained`; requests keep their last `max_length` tokens."""
+        """Open the packed model `pretrained`; requests keep at most `max_length` tokens."""
         super().__init__()
         self.max_length = max_length
         self._engine = Engine.load(Path(pretrained), threads=threads, attention=attention)
@@ -62,7 +62,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Return the tokens of a text, after the BOS token unless add_special_tokens=False."""
+        """Tokenize a text, with a BOS token before it unless add_special_tokens=False."""
         tokens = self._scorer.encode(string)
         return tokens if add_special_tokens is False else [self._scorer.bos_token, *tokens]
 

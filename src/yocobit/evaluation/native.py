@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from yocobit.config import ConfigError
 from yocobit.engine import Engine
 from yocobit.engine.session import CacheType, Logits
-from yocobit.evaluation.scorer import CHUNK, Backend, Nats
+from yocobit.evaluation.scorer import CHUNK, Backend, Nats, Scorer
 
 
-class NativeScorer:
-    """Scores with the engine, as it serves."""
+class NativeScorer(Scorer):
+    """Scores with the engine: its logits are those of serving."""
 
     backend: Backend = "native"
 
@@ -61,7 +61,7 @@ class NativeScorer:
 def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:
     """Return -log softmax(logits)[target] of logits (T, V) and targets (T,)."""
     largest = logits.max(axis=1)
-    # Exponentials in float32: the sum of V terms of relative error 1e-7 has no larger one.
+    # Exponentials in float32: each has a relative error of 1e-7, and so has their sum.
     total = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
     target_logits = logits[np.arange(len(targets)), targets]
     nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)

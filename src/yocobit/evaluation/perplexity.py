@@ -1,10 +1,10 @@
 """Perplexity per token and bits per byte, document by document.
 
-A document starts after the BOS token; each of its tokens is predicted once, its end is not. A
-document longer than the context is scored in windows with a stride of half a context: the first
-window scores all its tokens, each later one its second half. A token of a long document is so
-predicted from at least half a context, memory and cost per token do not grow with the document, and
-the model is not evaluated at lengths that it was not trained for.
+A BOS token precedes each document. Each token of a document is predicted once; its end is not
+predicted. A document longer than the context is scored in windows with a stride of half a context.
+The first window scores all its tokens, each later window its second half, so that at least half a
+context precedes every token after the first window. Memory and cost per token do not grow with the
+document, and the model is never evaluated beyond the context.
 
 Letters: T tokens
 """
@@ -33,16 +33,16 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Per token: comparable between models with the same tokenizer only."""
+        """Perplexity per token; comparable only between models with the same tokenizer."""
         return math.exp(self.nats / self.n_tokens)
 
     @property
     def bits_per_byte(self) -> float:
-        """Comparable between tokenizers, and with compressors."""
+        """Bits per byte of text; comparable between tokenizers, and with compressors."""
         return self.nats / math.log(2) / self.n_bytes
 
     def describe(self) -> list[str]:
-        """Return the results as lines for people."""
+        """Return the results as lines of text."""
         return [
             f"perplexity     {self.perplexity:.4f} per token",
             f"bits per byte  {self.bits_per_byte:.4f}",
@@ -64,7 +64,7 @@ class Perplexity:
 def perplexity(scorer: Scorer, documents: Iterable[str], context: int = CONTEXT) -> Perplexity:
     """Score documents in windows of at most `context` tokens.
 
-    Raises ConfigError if the documents have no token.
+    Raises ConfigError if the documents have no tokens.
     """
     if context < 2:
         raise ConfigError(f"context must be at least 2 tokens but is {context}")
@@ -83,10 +83,10 @@ def perplexity(scorer: Scorer, documents: Iterable[str], context: int = CONTEXT)
 
 
 def windows(tokens: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
-    """Split tokens (T,) into windows, each with the number of its leading tokens not scored.
+    """Split tokens (T,) into windows, each with its number of leading tokens that are only context.
 
-    All tokens but the first are scored once. A window has up to `context` + 1 tokens, since its
-    last one is only predicted.
+    All tokens but the first are scored once. A window has up to `context` + 1 tokens:
+    its last token is predicted, not an input.
     """
     end = min(len(tokens), context + 1)
     yield tokens[:end], 1

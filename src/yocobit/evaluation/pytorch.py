@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 
 from yocobit.data.tokenizer import end_token, load_tokenizer
-from yocobit.evaluation.scorer import CHUNK, Backend, Nats
+from yocobit.evaluation.scorer import CHUNK, Backend, Nats, Scorer
 from yocobit.model import Cache
 from yocobit.packing.checkpoints import TOKENIZER, find
 from yocobit.training.checkpoint import load_model
 
 
-class TorchScorer:
+class TorchScorer(Scorer):
     """Scores with the weights of a checkpoint, quantised as in training."""
 
     backend: Backend = "torch"
@@ -30,7 +30,8 @@ class TorchScorer:
         checkpoint = find(path)
         self._tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         self._model = load_model(checkpoint).eval()
-        self.bos_token = end_token(self._tokenizer)  # documents start after the end of another
+        # In training, the end token of the previous document precedes each document.
+        self.bos_token = end_token(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -5,6 +5,7 @@ Letters: T tokens
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -21,10 +22,23 @@ class Scorer(Protocol):
     """A model that predicts tokens."""
 
     backend: Backend
-    bos_token: int  # that starts a document
+    bos_token: int  # precedes each document
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of a text, as in training: special tokens in it are plain text."""
+        """Tokenize a text as in training: special tokens in it are plain text."""
 
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
-        """Return -log p of tokens[n_context:] of (T,), each given all before it; n_context >= 1."""
+        """Return -log p of each of tokens[n_context:], given all tokens before it.
+
+        tokens is (T,) and n_context at least 1.
+        """
+
+    @property
+    def begin(self) -> int:
+        """The name of `bos_token` in 0.1; goes away in 0.2."""
+        warnings.warn(
+            "Scorer.begin is now Scorer.bos_token; the old name goes away in 0.2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.bos_token
