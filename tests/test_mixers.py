@@ -1,4 +1,4 @@
-"""The tables of mixers and FFN kinds: complete, and true of the PyTorch model."""
+"""The tables of mixers and FFN kinds: complete, and equal to the PyTorch model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from yocobit.mixers import (
     parameter_shapes,
 )
 from yocobit.model import Cache, Decoder
+from yocobit.model.feed_forward import ACTIVATIONS
+from yocobit.model.mixers import MIXER_MODULES
 
 NANO = preset("nano").replace(n_self_kv_heads=1, window=8)
 
 
 def test_tables_have_one_record_of_each_kind_that_a_config_may_name():
-    assert tuple(MIXERS) == get_args(Mixer)
-    assert tuple(FEED_FORWARDS) == get_args(FeedForwardKind)
+    assert tuple(MIXERS) == tuple(MIXER_MODULES) == get_args(Mixer)
+    assert tuple(FEED_FORWARDS) == tuple(ACTIVATIONS) == get_args(FeedForwardKind)
     assert all(name == spec.name for name, spec in MIXERS.items())
     assert all(name == spec.name for name, spec in FEED_FORWARDS.items())
 
@@ -55,7 +57,7 @@ def test_roles_follow_the_names_of_parameters(mixer: Mixer):
 
 
 @pytest.mark.parametrize("mixer", [m for m, spec in MIXERS.items() if spec.decoder == "self"])
-def test_state_and_cache_are_what_the_decoder_keeps(mixer: Mixer):
+def test_state_and_cache_have_the_shapes_in_the_decoder(mixer: Mixer):
     config, spec = NANO.replace(layers=(mixer,)), MIXERS[mixer]
     cache, n_tokens = Cache(), 20
 

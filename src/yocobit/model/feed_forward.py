@@ -5,27 +5,30 @@ Letters: B batch   T positions   C model width   F feed-forward width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yocobit.config import ModelConfig
+from yocobit.config import FeedForwardKind, ModelConfig
 from yocobit.mixers import FEED_FORWARDS
 from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.norm import gated_norm, sub_norm
 
 
 class FeedForward(nn.Module):
-    """The FFN of one kind:
+    """y = W_down act(W_gate x, W_up x), where ACTIVATIONS has act of each kind.
 
-    swiglu   W_down norm(silu(W_gate x) * (W_up x))        (arXiv:2002.05202)
-    relu2    W_down norm(relu(W_gate x)^2 * (W_up x))      (arXiv:2504.12285)
-    sign     W_down sign(W_up x)                           (binary activations)
+    swiglu   norm(silu(gate) * up)        (arXiv:2002.05202)
+    relu2    norm(relu(gate)^2 * up)      (arXiv:2504.12285)
+    sign     sign(up), without W_gate     (binary activations)
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C, d_ff, spec = config.d_model, config.d_ff, FEED_FORWARDS[config.ffn]
-        self.kind = spec.name
+        self.activation = ACTIVATIONS[spec.name]
+        self.has_gate = spec.has_gate
         self.eps = config.norm_eps
         if spec.has_gate:
             self.gate_proj = BitLinear(C, d_ff, config.weights)
@@ -35,9 +38,29 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, C) to (B, T, C)."""
-        if self.kind == "sign":
-            return self.down_proj(sign(self.up_proj(x)))
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        if self.kind == "swiglu":
-            return self.down_proj(gated_norm(gate, up, self.sub_norm, self.eps))
-        return self.down_proj(self.sub_norm(F.relu(gate).square() * up))
+        linears = (self.gate_proj, self.up_proj) if self.has_gate else (self.up_proj,)
+        return self.down_proj(self.activation(project(x, *linears), self.sub_norm, self.eps))
+
+
+def _swiglu(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
+    gate, up = projected
+    return gated_norm(gate, up, norm, eps)
+
+
+def _relu2(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
+    gate, up = projected
+    normed: Tensor = norm(F.relu(gate).square() * up)
+    return normed
+
+
+def _sign(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
+    (up,) = projected
+    return sign(up)
+
+
+# Called with the projections of x (B, T, F), the gate's first, SubLN and its eps.
+ACTIVATIONS: dict[FeedForwardKind, Callable[..., Tensor]] = {
+    "swiglu": _swiglu,
+    "relu2": _relu2,
+    "sign": _sign,
+}

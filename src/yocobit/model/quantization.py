@@ -7,6 +7,8 @@ Letters: M output features   K input features
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,30 +25,44 @@ def quantize_activations(x: Tensor, levels: int = 127) -> tuple[Tensor, Tensor]:
     Returns the integers in x's dtype and the scale (..., 1); integers * scale approximates x.
     """
     largest = x.abs().amax(dim=-1, keepdim=True).clamp_min(SMALLEST_SCALE)
-    # Not levels / largest, which PyTorch takes for levels times a rounded reciprocal.
+    # Not levels / largest, which PyTorch computes as levels times a rounded reciprocal.
     return (x * (torch.full_like(largest, levels) / largest)).round(), largest / levels
 
 
 def quantize_weight(weight: Tensor, kind: WeightKind) -> tuple[Tensor, Tensor]:
-    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar or (M, 1) tensor.
-
-    "ternary" is BitNet b1.58 (arXiv:2402.17764), "ternary_row" the same with a scale per row,
-    "sign" is BitNet b1 (arXiv:2310.11453).
-    """
-    if kind == "ternary_row":
-        scale = weight.abs().mean(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE)
-    else:
-        scale = weight_scale(weight)
-    if kind in ("ternary", "ternary_row"):
-        return (weight / scale).round().clamp(-1, 1), scale
-    if kind == "sign":
-        return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype), scale
-    raise ValueError(f"weight kind must be quantised but is {kind!r}")
+    """Return integer weights (M, K) in {-1, 0, +1} and their scale, a scalar or (M, 1) tensor."""
+    if kind not in QUANTIZERS:
+        raise ValueError(f"weight kind must be quantised but is {kind!r}")
+    scale_of, integers_of = QUANTIZERS[kind]
+    scale = scale_of(weight)
+    return integers_of(weight, scale), scale
 
 
 def weight_scale(weight: Tensor) -> Tensor:
     """Return mean|W| of a weight (M, K), a scalar tensor: the scale of a matrix."""
     return weight.abs().mean().clamp_min(SMALLEST_SCALE)
+
+
+def _row_scales(weight: Tensor) -> Tensor:
+    return weight.abs().mean(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE)
+
+
+def _ternary(weight: Tensor, scale: Tensor) -> Tensor:
+    return (weight / scale).round().clamp(-1, 1)
+
+
+def _sign(weight: Tensor, scale: Tensor) -> Tensor:
+    return torch.where(weight - weight.mean() > 0, 1.0, -1.0).to(weight.dtype)
+
+
+# The scale of a weight (M, K), and the integers given the scale.
+QUANTIZERS: dict[
+    WeightKind, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]
+] = {
+    "ternary": (weight_scale, _ternary),  # BitNet b1.58 (arXiv:2402.17764)
+    "ternary_row": (_row_scales, _ternary),
+    "sign": (weight_scale, _sign),  # BitNet b1 (arXiv:2310.11453)
+}
 
 
 def fake_quantize(x: Tensor, levels: int) -> Tensor:
