@@ -45,7 +45,7 @@ def as_transformers(decoder: Decoder) -> YocobitForCausalLM:
 
 
 def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Texts of LENGTHS in one batch: input_ids, attention_mask, and each alone."""
+    """Return texts of LENGTHS in one batch: input_ids, attention_mask, and the unpadded rows."""
     rows = [tokens()[i : i + length] for i, length in enumerate(LENGTHS)]
     input_ids = torch.full((len(rows), max(LENGTHS)), 77)
     mask = torch.zeros_like(input_ids)
@@ -239,13 +239,13 @@ def test_a_checkpoint_loads_with_model_tokenizer_and_end_token(decoders, tmp_pat
     saved = checkpoints.find(tmp_path / "run")
 
     model = AutoModelForCausalLM.from_pretrained(saved)
-    words = AutoTokenizer.from_pretrained(saved)
+    loaded = AutoTokenizer.from_pretrained(saved)
 
     batch = tokens()[:20][None]
     assert torch.equal(model(batch).logits, decoders["yoco-gret"](batch))
-    assert words(text()[:200]).input_ids == tokenizer().encode(text()[:200]).ids
-    assert words.padding_side == "left"
-    assert words.pad_token_id == model.generation_config.eos_token_id == 0
+    assert loaded(text()[:200]).input_ids == tokenizer().encode(text()[:200]).ids
+    assert loaded.padding_side == "left"
+    assert loaded.pad_token_id == model.generation_config.eos_token_id == 0
 
 
 @pytest.mark.parametrize("tie_embeddings", [False, True])

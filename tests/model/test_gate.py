@@ -1,4 +1,4 @@
-"""The gate: its equation in NumPy, its gradients, and what it gives to gated memory units.
+"""The gate: its equation in NumPy, its gradients, and its memory.
 
 Letters: B batch   T positions   C model width
 """
@@ -35,7 +35,7 @@ def test_gate_equals_its_equation(weights: WeightKind):
     assert (state, memory) == (None, None)
 
 
-def test_positions_do_not_see_each_other():
+def test_positions_do_not_affect_each_other():
     gate, x = gate_of("ternary"), inputs()
 
     alone = [gate(position, 0, None)[0] for position in x.split(1, dim=1)]

@@ -1,4 +1,4 @@
-"""Gated memory units: the memory, against NumPy, and gradients through it.
+"""Gated memory units against NumPy, their memory, and gradients through it.
 
 Letters: B batch   T positions   C model width   H heads   G KV heads   D head size
 """
@@ -20,7 +20,7 @@ MIXERS = ("retention", "window", "full")
 
 @pytest.mark.parametrize("sub_norm", [False, True])
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_layer_gates_what_the_last_self_decoder_layer_mixed(mixer, sub_norm):
+def test_unit_gates_the_memory_of_the_last_self_decoder_layer(mixer, sub_norm):
     model = _model(("window", mixer, "cross", "gmu"), sub_norm=sub_norm)
     unit = model.layers[3].mixer
     mixed, gated, outputs = _inputs(model.layers[1].mixer), _inputs(unit), []
@@ -88,11 +88,11 @@ def test_early_exit_keeps_the_memory_of_the_remaining_rows(first, n_last):
     torch.testing.assert_close(hidden, model.hidden(tokens)[:, -n:])
 
 
-def test_only_the_last_self_decoder_layer_gives_memory():
+def test_only_the_last_self_decoder_layer_returns_memory():
     for layers in (("retention", "window", "gmu", "cross"), ("retention", "window", "cross")):
-        given = [block.mixer.gives_memory for block in _model(layers).layers[:2]]
+        returned = [block.mixer.returns_memory for block in _model(layers).layers[:2]]
 
-        assert given == [False, "gmu" in layers]
+        assert returned == [False, "gmu" in layers]
 
 
 def test_layer_has_two_projections_and_a_norm():
@@ -122,7 +122,7 @@ def _tokens() -> Tensor:
 
 
 def _inputs(module: torch.nn.Module) -> list[np.ndarray]:
-    """Return a list that gets the first argument of each call."""
+    """Return a list that collects the first argument of each call."""
     found: list[np.ndarray] = []
     module.register_forward_pre_hook(lambda _module, args: found.append(args[0].numpy()))
     return found

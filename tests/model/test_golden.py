@@ -190,7 +190,7 @@ def test_model_loss_and_gradients_equal_golden_in_float64(model_loss_path):
 def test_log_decay_is_a_sixteenth_of_the_gates_log_sigmoid(gate_path):
     case = golden_cases.load(gate_path)
     exact = F.logsigmoid(case["gate_logit"]) / 16
-    was_set = case["log_decay"] == -torch.inf  # hard resets were written over
+    was_set = case["log_decay"] == -torch.inf  # overwritten by hard resets
 
     # The stored log_decay is float32: half a unit in its last place, and the same of its inputs.
     error = (exact - case["log_decay"]).abs() / exact.abs()

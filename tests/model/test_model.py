@@ -426,11 +426,11 @@ def _complex_rope(x, start, kind):
     D = x.shape[-1]
     positions = np.arange(start, start + x.shape[2], dtype=np.float64)
     if kind == "interleaved":
-        turns = np.exp(1j * np.outer(positions, 10000.0 ** -np.linspace(0, 1, D // 2)))
-        pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * turns
+        rotations = np.exp(1j * np.outer(positions, 10000.0 ** -np.linspace(0, 1, D // 2)))
+        pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * rotations
         return np.stack((pairs.real, pairs.imag), axis=-1).reshape(x.shape)
-    turns = np.exp(1j * np.outer(positions, 10000.0 ** -(np.arange(0, D, 2) / D)))
-    pairs = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * turns
+    rotations = np.exp(1j * np.outer(positions, 10000.0 ** -(np.arange(0, D, 2) / D)))
+    pairs = (x[..., : D // 2] + 1j * x[..., D // 2 :]) * rotations
     return np.concatenate((pairs.real, pairs.imag), axis=-1)
 
 

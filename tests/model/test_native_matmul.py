@@ -1,5 +1,5 @@
-"""The native training kernels: every family against the bits of the scalar one, and that against
-NumPy.
+"""The native training kernels: every family against the bits of the scalar one, and the scalar one
+against NumPy.
 
 Letters: M output features   K input features   N tokens
 """
@@ -62,7 +62,7 @@ class Case:
 
 
 def empty(*shape):
-    """An array for results, of values that no result has."""
+    """Return an array for results, filled with a value that no result has."""
     return np.full(shape, np.float32(1e33))
 
 
@@ -142,7 +142,7 @@ def test_gradients_are_straight_through(kind, N, Ms, K):
     bound = (sum(Ms) / 4 + 6) * EPS * sum(np.abs(grad) @ np.abs(w) for grad, w in scaled)
     assert (np.abs(grad_x - sum(grad @ w for grad, w in scaled)) <= bound).all()
     for actual, grad in zip(grad_ws, case.grads, strict=True):
-        # Half of the int16 step of each token's gradient, times its x; and float32 besides.
+        # Half of the int16 step of each token's gradient, times its x; and float32 rounding.
         step = np.abs(grad * x_scales[:, None]).max(axis=0) / 32767
         slack = step[:, None] / 2 * np.abs(codes[:, :K]).sum(axis=0, dtype=np.int64)
         magnitude = np.abs(grad.astype(np.float64)).T @ np.abs(x)

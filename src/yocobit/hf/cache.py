@@ -18,12 +18,12 @@ from yocobit.model import Cache
 from yocobit.model.attention import KeysValues
 
 
-def take(cache: DynamicCache, config: ModelConfig) -> Cache:
+def load(cache: DynamicCache, config: ModelConfig) -> Cache:
     """Return the states in a transformers cache; ValueError for a cache of another kind."""
     if not isinstance(cache, DynamicCache) or len(cache.layers) != len(config.layers):
         raise ValueError(
-            "past_key_values must be a DynamicCache with a layer for each of the model's but is "
-            f"{type(cache).__name__} with {len(cache.layers)}; make it with "
+            f"past_key_values must be a DynamicCache with {len(config.layers)} layers but is a "
+            f"{type(cache).__name__} with {len(cache.layers)}; create it with "
             "DynamicCache(config=model.config)"
         )
     if any(getattr(layer, "record_past", False) for layer in cache.layers):
@@ -44,7 +44,7 @@ def take(cache: DynamicCache, config: ModelConfig) -> Cache:
     return Cache(cache.get_seq_length(), states, shared)
 
 
-def put(cache: DynamicCache, states: Cache, config: ModelConfig, hidden: Tensor) -> None:
+def store(cache: DynamicCache, states: Cache, config: ModelConfig, hidden: Tensor) -> None:
     """Store the states after a call that returned hidden (B, T, C)."""
     n_new = states.position - cache.get_seq_length()
     specs = layer_mixers(config)
@@ -61,7 +61,7 @@ def put(cache: DynamicCache, states: Cache, config: ModelConfig, hidden: Tensor)
 
 
 def counts_tokens(config: ModelConfig) -> bool:
-    """Whether no layer has a KV cache: the first one then counts the tokens in an empty window."""
+    """Return whether no layer has a KV cache: layer 0 then counts tokens in an empty window."""
     return all(spec.kv_cache == "none" for spec in layer_mixers(config))
 
 
@@ -76,7 +76,7 @@ def _keys_values(layer: Any) -> KeysValues | None:
 
 
 def _store(layer: Any, keys_values: KeysValues, n_new: int) -> None:
-    # Not with its update(), which would append all of them again.
+    # Not with layer.update(), which would append all of them again.
     if not layer.is_initialized:
         layer.lazy_initialization(*keys_values)
     layer.keys, layer.values = keys_values

@@ -17,8 +17,8 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 class YocobitConfig(PreTrainedConfig):
     """config.json of a checkpoint; ConfigError if its fields are invalid.
 
-    Without any field it is the preset "nano". `attribute_map` has the names that transformers
-    expects; changes through either name are validated when a model is made.
+    Without fields it is the preset "nano". `attribute_map` has the names that transformers expects;
+    changes through either name are validated when a model is created.
     """
 
     model_type = MODEL_TYPE
@@ -71,8 +71,8 @@ class YocobitConfig(PreTrainedConfig):
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """Which layers store nothing ("reuse"): those without state and KV cache, and all layers
-        that read the shared K and V but the first.
+        """A list with "reuse" for each layer that stores nothing: one without state and KV cache,
+        or a reader of the shared K and V after the first.
         """
         specs = layer_mixers(self.model)
         kinds = [spec.kv_cache for spec in specs]
@@ -83,7 +83,7 @@ class YocobitConfig(PreTrainedConfig):
         return [None if i in stores else "reuse" for i in range(len(specs))]
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the content of config.json: the keys that yocobit reads or knows to ignore."""
+        """Return the content of config.json: the keys that yocobit reads or ignores."""
         kept = (*_FIELDS, *TRANSFORMERS_KEYS)
         return {name: value for name, value in self.to_dict().items() if name in kept}
 

@@ -31,10 +31,10 @@ class YocobitOutput(CausalLMOutputWithPast):  # type: ignore[misc]
 
 
 class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
-    """A Decoder whose submodules are this module's own, under the names that checkpoints use.
+    """A Decoder with its submodules registered here, under their names in checkpoints.
 
-    Weights of yocobit's checkpoints load unchanged, and what save_pretrained writes can be packed.
-    A submodule that is replaced, as PEFT replaces the head, is replaced in the Decoder too.
+    Checkpoints of yocobit load unchanged, and those of save_pretrained can be packed. A submodule
+    that is replaced, as PEFT replaces the head, is replaced in the Decoder too.
     """
 
     config_class = YocobitConfig
@@ -64,14 +64,14 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{path}: is a packed model, which only the engine runs; for transformers name the "
                 "checkpoint that it was packed from"
             )
-        wants_info = kwargs.pop("output_loading_info", False)
+        returns_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if missing := sorted(info["missing_keys"]):
             raise ConfigError(
                 f"{path}: weights must match config.json but '{missing[0]}' is missing; copy the "
                 "checkpoint again"
             )
-        return (model, info) if wants_info else model
+        return (model, info) if returns_info else model
 
     @property
     def decoder(self) -> Decoder:
@@ -95,13 +95,13 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> YocobitOutput:
-        """Return logits (B, T, V) after input_ids (B, T), and the loss if there are labels (B, T).
+        """Return logits (B, T, V) for input_ids (B, T), and the loss if there are labels (B, T).
 
         attention_mask (B, S), over cached and new tokens, is 0 at padding, which may be on either
         side. position_ids (B, T), without mask and cache, mark packed documents: one starts where
         they do not increase, and attends to itself only; such a batch returns no cache. Labels of
-        -100 are ignored. `logits_to_keep` is the number of last logits to return, 0 for all: with
-        1, a prompt runs the self-decoder only.
+        -100 are ignored. `logits_to_keep` is the number of last logits to return, 0 for all: the
+        cross-decoder runs for these tokens only, except in packed batches.
         """
         for name in ("output_hidden_states", "output_attentions"):
             if kwargs.get(name):
@@ -123,11 +123,11 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
             real = self._real(attention_mask, is_kept=False)
             hidden = decoder.extend(input_ids, Cache(), real, n_last)
         else:
-            states = hf_cache.take(past_key_values, decoder.config)
+            states = hf_cache.load(past_key_values, decoder.config)
             real = self._real(attention_mask, is_kept=True)
             self._check_window(real, states.position)
             hidden = decoder.extend(input_ids, states, real, n_last)
-            hf_cache.put(past_key_values, states, decoder.config, hidden)
+            hf_cache.store(past_key_values, states, decoder.config, hidden)
         logits = decoder.head(hidden)
 
         loss = None
@@ -143,7 +143,7 @@ class YocobitForCausalLM(PreTrainedModel, GenerationMixin):
     def _real(attention_mask: Tensor | None, is_kept: bool) -> Tensor | None:
         """Return where tokens are real (B, S), or None if no real token would attend to padding.
 
-        `is_kept`: the states of this call are used by later ones.
+        `is_kept`: whether later calls use the states of this one.
         """
         if attention_mask is None:
             return None

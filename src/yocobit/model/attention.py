@@ -43,27 +43,27 @@ class Documents:
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding tokens: they are attended to by no token and do not change states."""
+    """Padding tokens: no token attends to them, and they do not change states."""
 
     real: Tensor  # (B, S) bool, False at padding, for cached and new positions
 
 
-Mask = Documents | Padding | None  # what limits causal attention
+Mask = Documents | Padding | None  # restricts causal attention further
 
 
 class SelfAttention(nn.Module):
     """Causal attention over the layer's own K and V, of all positions or the last `window`.
 
-    The state is K and V of the positions that later ones attend to.
+    The state holds K and V of the positions that later queries attend to.
     """
 
     def __init__(
-        self, config: ModelConfig, spec: MixerSpec, window: int | None, gives_memory: bool
+        self, config: ModelConfig, spec: MixerSpec, window: int | None, returns_memory: bool
     ) -> None:
         super().__init__()
         assert spec.heads is not None
         C, heads = config.d_model, spec.heads(config)
-        self.gives_memory = gives_memory
+        self.returns_memory = returns_memory
         self.n_heads, self.n_kv_heads = heads.n_heads, heads.n_kv_heads
         self.rope = spec.rope(config)
         self.theta = config.rope_theta
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
         if self.window is not None:
             kept = min(self.window - 1, k.shape[2])
             k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
-        return self.out_proj(self.sub_norm(y)), (k, v), y if self.gives_memory else None
+        return self.out_proj(self.sub_norm(y)), (k, v), y if self.returns_memory else None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = None) -> Tensor:

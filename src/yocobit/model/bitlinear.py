@@ -65,7 +65,7 @@ def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
         with torch.autocast("cpu", torch.bfloat16):
             return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
     weights: list[Tensor] = [linear.weight for linear in linears]
-    # The training kernels take one scale per matrix.
+    # The training kernels support one scale per matrix only.
     kernels = matmul_kernels(x, weights) if linears[0].has_one_scale else PYTORCH
     if kernels != PYTORCH:
         return tuple(native.matmul(x, weights, kind, kernels))

@@ -1,13 +1,13 @@
-"""Sparse cross attention: which blocks of the shared K and V a token attends to.
+"""Sparse cross attention: selects the blocks of the shared K and V that a token attends to.
 
-A block is BLOCK positions. A token attends to the first block of its document, to the last two, its
-own included, and to the best others. The index keeps of each block the maximum and the minimum of
-each component of its keys: no score in it exceeds q+ max + q- min, where q+ and q- are the positive
-and negative parts of q (Quest, arXiv:2406.10774). Top-k selection has two stages: the candidates
-are the blocks with the largest softmax share of these bounds, several times as many as are
-selected; selected are the candidates with the largest share of the attention over candidates and
-fixed blocks. Shares are summed over the query heads of a KV head, and the first cross layer selects
-for all.
+A block is BLOCK positions. A token attends to the first block of its document, to the last two
+(including its own), and to the top k of the others. For each block, the index stores the maximum
+and the minimum of each component of the keys: no score in the block exceeds q+ max + q- min, where
+q+ and q- are the positive and negative parts of q (Quest, arXiv:2406.10774). Selection has two
+stages. The candidates are the blocks with the largest softmax share of these bounds,
+CANDIDATES_PER_BLOCK for each block to select. Of these, the blocks with the largest share of the
+attention over candidates and fixed blocks are selected. Shares are summed over the query heads of a
+KV head. The first cross layer selects for all cross layers.
 
 Letters: B batch   T positions   S cached positions   H query heads   G KV heads   D head size
          N blocks
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from yocobit.config import BLOCK, CANDIDATES_PER_BLOCK, FIRST_BLOCKS, LAST_BLOCKS, ModelConfig
 
-_MAX_HALF = 65504.0  # the largest float16: bounds are stored as such
+_MAX_HALF = 65504.0  # the largest float16: bounds are stored in float16
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Blocks:
     def of_positions(cls, positions: Tensor, real: Tensor | None = None) -> Blocks:
         """Start a block where `positions` (B, S), counted per document, are a multiple of BLOCK.
 
-        Where real (B, S) is False there is padding, which starts no block; its position is -1
-        before the first token.
+        Padding, where real (B, S) is False, starts no block; its position is -1 before the first
+        token.
         """
         starts = positions % BLOCK == 0
         if real is not None:

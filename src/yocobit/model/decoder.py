@@ -87,7 +87,8 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, C), for tokens (B, T).
 
-        A position where resets (B, T) is True starts a document: it sees nothing before it.
+        True in resets (B, T) marks the first position of a document, which depends on no earlier
+        position.
         """
         documents = None if resets is None else Documents.of(resets)
         x, memory = self._self_decode(tokens, cache := Cache(), 0, documents)

@@ -17,7 +17,7 @@ from yocobit.model.ops.dispatch import has_row_kernels
 
 
 class RMSNorm(nn.RMSNorm):
-    """torch.nn.RMSNorm over the last dimension, one pass over memory each way."""
+    """torch.nn.RMSNorm over the last dimension, with one pass over memory in each direction."""
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.eps is not None
@@ -49,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def sub_norm(config: ModelConfig, size: int) -> nn.Module:
-    """Return SubLN: the RMSNorm of a projection's input (..., size) that is not normalised yet."""
+    """Return SubLN, the RMSNorm of a projection's input (..., size), or Identity if disabled."""
     return RMSNorm(size, eps=config.norm_eps) if config.sub_norm else nn.Identity()
 
 

@@ -1,9 +1,9 @@
 """Token mixers: the part of a block that moves information between positions.
 
-Every mixer maps x (B, T, C) at positions `start`, and the state left by the positions before it, to
+Every mixer maps x (B, T, C) at positions `start`, and the state after the positions before them, to
 y (B, T, C), the next state and the memory; `None` is the state before position 0. One call over all
-positions equals any split into calls. The memory is what the last self-decoder layer mixed,
-(B, T, C) before gate and output projection, if gated memory units read it; None otherwise.
+positions equals any split into calls. The memory (B, T, C) is the mixer's output before gate and
+output projection: in the last self-decoder layer if gated memory units read it, None otherwise.
 
 One file per mixer, as in native/engine/mixers/; yocobit.mixers has everything but the arithmetic.
 """

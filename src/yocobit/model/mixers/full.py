@@ -10,5 +10,5 @@ from yocobit.model.attention import SelfAttention
 class FullAttention(SelfAttention):
     """Causal attention over all positions."""
 
-    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
-        super().__init__(config, MIXERS["full"], None, gives_memory)
+    def __init__(self, config: ModelConfig, returns_memory: bool = False) -> None:
+        super().__init__(config, MIXERS["full"], None, returns_memory)

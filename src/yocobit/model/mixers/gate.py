@@ -1,4 +1,4 @@
-"""Gate: the literal gated retention of the earliest YOCO + BitNet demonstrations.
+"""Gate: the stateless mixer of the earliest YOCO + BitNet demonstrations.
 
 Letters: B batch   T positions   C model width
 """
@@ -20,10 +20,10 @@ class Gate(nn.Module):
     Positions are not mixed: there is no state. The memory is y itself.
     """
 
-    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
+    def __init__(self, config: ModelConfig, returns_memory: bool = False) -> None:
         super().__init__()
         C = config.d_model
-        self.gives_memory = gives_memory
+        self.returns_memory = returns_memory
         self.gate_proj = BitLinear(C, C, config.weights)
 
     def forward(
@@ -31,4 +31,4 @@ class Gate(nn.Module):
     ) -> tuple[Tensor, None, Tensor | None]:
         """Multiply x (B, T, C) by its own gate, position by position."""
         y = x * torch.sigmoid(self.gate_proj(x))
-        return y, None, y if self.gives_memory else None
+        return y, None, y if self.returns_memory else None

@@ -1,4 +1,4 @@
-"""Gated memory unit: gates what the last self-decoder layer mixed.
+"""Gated memory unit (GMU): gates the memory of the last self-decoder layer.
 
 Letters: B batch   T positions   C model width
 """

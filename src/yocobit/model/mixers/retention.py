@@ -2,9 +2,9 @@
 
     S_t = exp(log_decay_t) S_{t-1} + k_t^T v_t        o_t = q_t S_t        k scaled by D^-1/2
 
-    recurrent   one position after the other: the definition, and what the engine computes
+    recurrent   one position after the other: the definition, used by the engine
     parallel    all positions at once, O(T^2): one masked matmul
-    chunkwise   parallel inside chunks, recurrent between them: what training uses
+    chunkwise   parallel inside chunks, recurrent between them: used in training
 
 Every exponent is a sum over one segment and is at most 0; a log_decay of -inf resets the state.
 
@@ -36,13 +36,13 @@ class GatedRetention(nn.Module):
     """y = W_out norm(silu(g) * head_norm(o)) with q, k, v, g = projections of x.
 
     log_decay = logsigmoid(w_decay x) / 16, one value per head and token. The state is one D x D
-    matrix per head, (B, H, D, D), whatever the number of positions.
+    matrix per head, (B, H, D, D), independent of the number of positions.
     """
 
-    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
+    def __init__(self, config: ModelConfig, returns_memory: bool = False) -> None:
         super().__init__()
         C = config.d_model
-        self.gives_memory = gives_memory
+        self.returns_memory = returns_memory
         self.n_heads = config.n_self_heads
         self.rope = MIXERS["retention"].rope(config)
         self.theta = config.rope_theta
@@ -72,7 +72,7 @@ class GatedRetention(nn.Module):
             log_decay = log_decay.masked_fill(padding, 0)
         form = recurrent if x.shape[1] == 1 else chunkwise
         y, state = form(q, k, v, log_decay, state)  # (B, H, T, D)
-        memory = head_norm(y, self.eps) if self.gives_memory else None
+        memory = head_norm(y, self.eps) if self.returns_memory else None
         y = y if memory is None else memory
         return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state, memory
 
@@ -202,7 +202,7 @@ def _states(k: Tensor, v: Tensor, total: Tensor, state: Tensor, chunk: int) -> T
 def _state_gradients(
     q: Tensor, grad: Tensor, total: Tensor, grad_state: Tensor, chunk: int
 ) -> Tensor:
-    """Return the gradients of what _states returns, (H, B, N + 1, D, E)."""
+    """Return the gradients of the states that _states returns, (H, B, N + 1, D, E)."""
     B, H, T, D = q.shape
     from_start, _ = _boundary_decays(total, q.dtype)
     grad_states = q.new_empty(H, B, T // chunk + 1, D, grad.shape[3])

@@ -10,5 +10,5 @@ from yocobit.model.attention import SelfAttention
 class WindowAttention(SelfAttention):
     """Causal attention over the last `window` positions, in a cache of constant size."""
 
-    def __init__(self, config: ModelConfig, gives_memory: bool = False) -> None:
-        super().__init__(config, MIXERS["window"], config.window, gives_memory)
+    def __init__(self, config: ModelConfig, returns_memory: bool = False) -> None:
+        super().__init__(config, MIXERS["window"], config.window, returns_memory)

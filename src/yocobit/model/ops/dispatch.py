@@ -1,4 +1,4 @@
-"""Which kernels run: native ones of this CPU, or plain PyTorch."""
+"""Selection of the training kernels: native ones of this CPU, or plain PyTorch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yocobit import _native
 PYTORCH = "pytorch"
 _SUPPORTED = tuple(_native.supported_kernels())
 _MAX_COLUMNS = 1 << 17  # 127 K < 2^24: integer sums are exact in float32
-_LANES = 8  # rows of norms and gates are a multiple of it
+_LANES = 8  # the row sizes of norm and gate kernels are multiples of it
 
 _selected: str | None = None
 
@@ -46,7 +46,7 @@ def use_kernels(name: str) -> Iterator[None]:
 
 
 def describe() -> str:
-    """Return a few words about the kernels of low-bit matmuls."""
+    """Return a label of the low-bit matmul kernels in use, for logs."""
     return "plain PyTorch" if kernels() == PYTORCH else f"native {kernels()} kernels"
 
 

@@ -1,7 +1,7 @@
 """The native training kernels as PyTorch operators: low-bit matmul, RMSNorm, SwiGLU gate.
 
-reference.py computes the same: outputs of matmuls to the bit, their gradients within 1e-5 of the
-largest value.
+reference.py computes the same: outputs of matmuls bit for bit, their gradients within 1e-5 of
+the largest value.
 
 Letters: M output features   K input features   N tokens   H heads   D head size
 """
@@ -34,7 +34,7 @@ def matmul(x: Tensor, weights: list[Tensor], kind: WeightKind, kernels: str) -> 
 
 @torch.library.custom_op("yocobit::matmul", mutates_args=())
 def _matmul(x: Tensor, weights: list[Tensor], kind: str, kernels: str) -> list[Tensor]:
-    """Return the outputs (N, M), then what backward needs: int8 x, its scales, weight scales."""
+    """Return the outputs (N, M), then int8 x, its scales and the weight scales for backward."""
     x, weights = x.contiguous(), [weight.contiguous() for weight in weights]
     # The sign of a weight is that of its difference from the mean; ternary weights need no mean.
     means = [x.new_zeros(()) if kind == "ternary" else weight.mean() for weight in weights]
@@ -117,7 +117,7 @@ def _backward(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     grads = grads[: ctx.n_weights]
     needs_x, needs_each, *_ = ctx.needs_input_grad
     needs_weights = any(needs_each)
-    if torch.is_grad_enabled():  # for second derivatives, which the kernels do not have
+    if torch.is_grad_enabled():  # for second derivatives, which the kernels do not support
         x_codes = codes[:, : weights[0].shape[1]]
         gradients = straight_through_gradients(grads, x_codes, x_scales[:, None], weights, ctx.kind)
         return *gradients, None, None
