@@ -34,7 +34,7 @@ def corpus(config, tmp_path) -> Corpus:
     return prepare(config, 270, tmp_path / "data")
 
 
-def test_shard_is_the_documents_each_followed_by_the_end_token(config, tmp_path):
+def test_shard_has_every_document_followed_by_the_end_token(config, tmp_path):
     (tmp_path / "second.txt").write_text("second é")
     config = replace(config, train=(*config.train, str(tmp_path / "second.txt")))
 
@@ -59,8 +59,8 @@ def test_shards_of_bounded_size_read_as_one_sequence(config, tmp_path, monkeypat
     sizes = [path.stat().st_size for path in sorted((tmp_path / "parts").glob("train-*.bin"))]
     assert len(sizes) > 5 and set(sizes[:-1]) == {100}
     assert read(train) == whole
-    for begin, end in ((0, 0), (49, 50), (50, 51), (10, 170), (len(whole) - 1, len(whole))):
-        assert train.read(begin, end).tolist() == whole[begin:end]
+    for start, end in ((0, 0), (49, 50), (50, 51), (10, 170), (len(whole) - 1, len(whole))):
+        assert train.read(start, end).tolist() == whole[start:end]
 
 
 def test_targets_are_inputs_one_position_later(corpus):
@@ -70,7 +70,7 @@ def test_targets_are_inputs_one_position_later(corpus):
     assert np.array_equal(inputs[:, 1:], targets[:, :-1])
 
 
-def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end(corpus):
+def test_pass_predicts_every_token_from_the_previous_one_and_the_first_from_an_end(corpus):
     tokens = read(corpus.train[0])
     pairs = Counter(zip([0, *tokens], tokens, strict=False))
     seen = Counter()
@@ -85,7 +85,7 @@ def test_pass_predicts_every_token_from_the_one_before_and_the_first_from_an_end
     assert (0, tokens[0]) in seen
 
 
-def test_windows_are_a_pure_function_of_its_arguments(corpus):
+def test_windows_are_a_pure_function_of_the_arguments(corpus):
     whole, _ = corpus.windows(seed=3, first=0, size=600, context=8)
 
     corpus.windows(seed=4, first=77, size=3, context=8)

@@ -1,4 +1,4 @@
-"""Preparation: text to shards, once, atomically and in little memory, and its errors."""
+"""Preparation of a corpus: reuse of shards, atomic writes, bounded memory, and errors."""
 
 import os
 import tracemalloc
@@ -68,7 +68,7 @@ def test_unchanged_files_are_not_read_again(config, tmp_path, monkeypatch):
     assert prepare(config, 270, tmp_path / "data").sha256 == first.sha256
 
 
-def test_moved_or_touched_files_are_the_same_corpus(config, tmp_path):
+def test_files_moved_or_with_another_time_are_the_same_corpus(config, tmp_path):
     first = prepare(config, 270, tmp_path / "data")
     made = (tmp_path / "data" / "train-0-00000.bin").stat().st_mtime_ns
     (tmp_path / "moved").mkdir()
@@ -112,7 +112,7 @@ def test_killed_preparation_is_repeated(config, tmp_path, monkeypatch):
     assert len(list((tmp_path / "data").glob("train-*"))) == 1
 
 
-def test_shards_do_not_depend_on_threads_or_on_how_text_is_batched(tmp_path, monkeypatch):
+def test_shards_do_not_depend_on_threads_or_batches(tmp_path, monkeypatch):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": f"{TEXT} {i}"} for i in range(40)])
     (tmp_path / "tokenizer.json").write_text(train_tokenizer([TEXT], 270).to_str())
     tokenizer = str(tmp_path / "tokenizer.json")
@@ -151,18 +151,18 @@ def test_memory_of_preparation_does_not_grow_with_the_text(tmp_path, monkeypatch
 def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
     mixture, tmp_path, monkeypatch
 ):
-    taken = []
+    sample = []
 
-    def noting(texts, vocab_size):
-        taken.extend(texts)
-        return train_tokenizer(taken, vocab_size)
+    def recording(texts, vocab_size):
+        sample.extend(texts)
+        return train_tokenizer(sample, vocab_size)
 
     monkeypatch.setattr(tokenisation, "SAMPLE_LENGTH", 1600)
-    monkeypatch.setattr(tokenisation, "train_tokenizer", noting)
+    monkeypatch.setattr(tokenisation, "train_tokenizer", recording)
     prepare(mixture, 257, tmp_path / "data")
 
     # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.
-    assert Counter(text[:3] for text in taken) == {"one": 15, "two": 5}
+    assert Counter(text[:3] for text in sample) == {"one": 15, "two": 5}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no index", "index of another kind"])
@@ -199,7 +199,7 @@ def test_empty_split_by_valid_every_names_the_remedy(tmp_path):
         prepare(config, 270, tmp_path / "data")
 
 
-def test_ignored_files_are_counted_also_if_shards_are_reused(config, tmp_path):
+def test_ignored_files_are_counted_even_if_shards_are_reused(config, tmp_path):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text(TEXT)
     config = replace(config, train=(str(tmp_path / "text"),))

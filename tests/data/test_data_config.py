@@ -1,4 +1,4 @@
-"""[data]: paths and tables of sources as a TOML file has them."""
+"""[data]: paths and tables of sources in TOML."""
 
 import json
 import re

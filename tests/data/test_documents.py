@@ -12,7 +12,7 @@ from packed_models import text, tokenizer
 
 from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
-from yocobit.data.documents import PIECE_LENGTH, Documents
+from yocobit.data.documents import PIECE_LENGTH, DocumentReader
 from yocobit.data.sources import cacheable, describe_ignored, hash_files, list_files
 
 ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
@@ -20,7 +20,7 @@ ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 def documents(path: Path | str, exclude=(), **fields) -> list[tuple[str, str]]:
     files = list_files(SourceConfig(path=str(path), **fields), exclude)
-    return [(d.name, d.text()) for d in Documents(files)]
+    return [(d.name, d.text()) for d in DocumentReader(files)]
 
 
 def write_records(path: Path, records: list[dict]) -> None:
@@ -97,6 +97,11 @@ def test_source_without_files_is_refused(tmp_path, path, message):
         documents(tmp_path / path)
 
 
+def test_standard_library_without_a_file_left_is_refused():
+    with pytest.raises(ConfigError, match=r"python-stdlib: data\.exclude must not match every"):
+        documents("python-stdlib", exclude=("*",))
+
+
 def test_excluded_files_among_thousands_are_not_listed(tmp_path):
     for i in range(2000):
         (tmp_path / f"{i:05d}.txt").write_text("x")
@@ -110,10 +115,10 @@ def test_hash_of_a_file_with_cached_size_and_time_is_not_computed_again(tmp_path
     (tmp_path / "a.txt").write_text("a")
     (file,) = list_files(SourceConfig(path=str(tmp_path)), ())
     cached = {str(file.path): (file.size, file.mtime_ns, "cached")}
-    touched = {str(file.path): (file.size, file.mtime_ns + 1, "cached")}
+    modified = {str(file.path): (file.size, file.mtime_ns + 1, "cached")}
 
     assert hash_files([file], cached) == cached
-    assert hash_files([file], touched) == hash_files([file], {})
+    assert hash_files([file], modified) == hash_files([file], {})
     assert hash_files([file], {})[str(file.path)][2] != "cached"
 
 
@@ -221,7 +226,7 @@ def test_text_by_line_has_a_document_per_line_that_is_not_blank(tmp_path):
 def test_by_line_without_a_text_file_is_refused(tmp_path):
     (tmp_path / "x.md").write_text("one\ntwo")
 
-    with pytest.raises(ConfigError, match=r"by_line is for \.txt files but there is none"):
+    with pytest.raises(ConfigError, match=r"by_line needs \.txt files but there are none"):
         documents(tmp_path, by_line=True)
 
 
@@ -229,7 +234,7 @@ def test_by_line_without_a_text_file_is_refused(tmp_path):
 def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp_path, pattern):
     (tmp_path / "latin.py").write_bytes(b"# \xe9")
 
-    found = Documents.of([tmp_path / pattern])
+    found = DocumentReader.of([tmp_path / pattern])
 
     assert list(found) == []
     assert found.skipped == {str(tmp_path / "latin.py")}
@@ -299,7 +304,7 @@ def test_missing_package_is_refused_with_its_extra(tmp_path, monkeypatch, name, 
 def test_long_text_in_pieces_has_the_same_tokens(tmp_path, separator):
     long = separator.join((text().replace("\n", separator),) * 20)
     (tmp_path / "x.txt").write_text(long)
-    (document,) = Documents(list_files(SourceConfig(path=str(tmp_path)), ()))
+    (document,) = DocumentReader(list_files(SourceConfig(path=str(tmp_path)), ()))
 
     pieces = [piece.text for piece in document.pieces]
 
@@ -319,7 +324,7 @@ def test_reading_a_large_file_takes_little_memory(tmp_path, name):
     (file,) = list_files(SourceConfig(path=str(tmp_path)), ())
 
     tracemalloc.start()
-    n_read = sum(len(p.text.encode()) for d in Documents([file]) for p in d.pieces)
+    n_read = sum(len(p.text.encode()) for d in DocumentReader([file]) for p in d.pieces)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 

@@ -1,4 +1,4 @@
-"""The tokenizer: every text has tokens, and they give it back."""
+"""The tokenizer is lossless; end tokens, and tokenizers trained elsewhere."""
 
 import json
 import random
@@ -120,7 +120,9 @@ def test_end_token_of_a_unigram_tokenizer_is_renamed(tmp_path):
     assert (end_token(loaded), loaded.encode("ab").ids) == (1, [2, 3])
 
 
-@pytest.mark.parametrize("config_json", ["[]", "{", '{"eos_token": "</other>"}'])
+@pytest.mark.parametrize(
+    "config_json", ["[]", "{", '{"eos_token": "</other>"}', '{"eos_token": 2}']
+)
 def test_eos_token_missing_from_the_vocabulary_is_refused(tmp_path, config_json):
     path = tmp_path / "tokenizer.json"
     path.write_text(train_tokenizer([TEXT], 260).to_str().replace(END, "</s>"))

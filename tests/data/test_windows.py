@@ -1,4 +1,4 @@
-"""Windows: the order of a source's windows and the turns of several sources, as pure functions."""
+"""Windows: their order in a source, and the interleaving of sources, as pure functions."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ def test_shuffle_is_uncorrelated_with_the_order_and_depends_on_its_keys():
     first = np.array([shuffled(i, n, KEYS) for i in range(n)])
     other = np.array([shuffled(i, n, OTHER_KEYS) for i in range(n)])
 
-    # Of independent orders: a correlation has standard deviation n^-1/2 = 0.016, and places in
-    # common are Poisson of mean 1.
+    # For independent orders, a correlation has standard deviation n^-1/2 = 0.016, and the number of
+    # equal positions is Poisson of mean 1.
     for a, b in ((first, np.arange(n)), (first[1:], first[:-1]), (first, other)):
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 * n**-0.5
         assert (a == b).sum() < 10
@@ -31,9 +31,9 @@ def test_windows_of_a_pass_do_not_overlap_and_omit_less_than_one(n_tokens, conte
     for number_of_pass in range(3):
         numbers = range(number_of_pass * n_windows, (number_of_pass + 1) * n_windows)
         starts = [window_start(0, 0, number, n_tokens, context) for number in numbers]
-        places = {(start + i) % n_tokens for start in starts for i in range(context)}
+        positions = {(start + i) % n_tokens for start in starts for i in range(context)}
 
-        assert len(places) == n_windows * context > n_tokens - context
+        assert len(positions) == n_windows * context > n_tokens - context
 
 
 def test_passes_seeds_and_sources_have_different_orders():

@@ -22,7 +22,7 @@ from yocobit.cli.options import (
     Threads,
     check_model_or_shape,
 )
-from yocobit.data.documents import Documents
+from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
@@ -51,7 +51,7 @@ def eval_(
     as_json: Json = False,
 ) -> None:
     """Measure perplexity and bits per byte on texts."""
-    documents = Documents.of(files)
+    documents = DocumentReader.of(files)
     scorer = _open_scorer(model, backend, threads, cache, attention)
     result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
@@ -125,7 +125,7 @@ def bench(
         benchmark.print_report(report, Console())
 
 
-def _texts(documents: Documents) -> Iterator[str]:
+def _texts(documents: DocumentReader) -> Iterator[str]:
     """Yield the text of each document, then report how many files were skipped."""
     for document in documents:
         yield document.text()

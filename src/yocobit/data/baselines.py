@@ -17,10 +17,10 @@ def validation_text(data: Path) -> bytes:
     tokenizer, valid = open_valid(data)
     tokens = valid.read(0, len(valid))
     texts: list[bytes] = []
-    begin = 0
+    start = 0
     for end in np.flatnonzero(tokens == end_token(tokenizer)):
-        texts.append(tokenizer.decode(tokens[begin:end].tolist()).encode())
-        begin = int(end) + 1
+        texts.append(tokenizer.decode(tokens[start:end].tolist()).encode())
+        start = int(end) + 1
     return b"".join(texts)
 
 

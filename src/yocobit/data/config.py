@@ -20,7 +20,7 @@ class SourceConfig(Settings):
     """An item of data.train or data.valid that has settings in addition to its path."""
 
     path: str  # a file, a directory, a glob, or "python-stdlib"
-    weight: float | None = None  # share of the windows of `train`, relative to the other items'
+    weight: float | None = None  # share of the training windows, relative to the other items
     text_field: str = "text"  # field of a .jsonl record, or column of a .parquet file
     by_line: bool = False  # each line of a .txt file is a document
 
@@ -72,7 +72,7 @@ def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 
 
 def _with_sources(items: Any, name: str) -> Any:
-    """Make sources of the tables among items; wrong types are left to validation."""
+    """Convert the tables among items to sources; wrong types are left to validation."""
     if not isinstance(items, tuple | list):
         return items
     return tuple(

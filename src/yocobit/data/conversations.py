@@ -10,7 +10,7 @@ conversation has the same tokens whether it is encoded as a whole or turn by tur
     Paris.
     <|end|>
 
-Message content cannot forge a marker: one that occurs in it is escaped by a space.
+Message content cannot forge a marker: a marker in the content is escaped by a space.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 def render(messages: Any, source: str) -> list[tuple[str, bool]]:
     """Return the text of a conversation in parts, each with whether it is in the loss.
 
-    In the loss are the assistant's messages with the marker that ends the turn. ConfigError names
+    The assistant's messages and their end-of-turn markers are in the loss. ConfigError names
     `source` and the invalid message.
     """
     parts = []

@@ -2,9 +2,9 @@
 
 RUN/data/ has tokenizer.json, the shards, and index.json, which is written last: the identity of the
 corpus that the shards were made from (identity.py), and the number of tokens, bytes and documents
-in each. While the identity is the same, the shards are reused. Files are read once to hash them, in
-part to train a tokenizer, and once to tokenise them; files whose size and modification time are
-those in the index are not hashed again.
+in each. The shards are reused while the identity is the same. Files are read once to hash them, in
+part to train a tokenizer, and once to tokenise them; files with the size and the modification time
+in the index are not hashed again.
 
 Letters: B batch   T positions
 """
@@ -40,7 +40,7 @@ Windows = NDArray[np.int64]
 
 
 def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
-    """Open the corpus of `config` in `directory`, which is tokenised first unless it is current."""
+    """Open the corpus of `config` in `directory`; tokenise it first if missing or outdated."""
     files = CorpusFiles.of(config)
     index = _read_index(directory)
     cached = {path: (*entry,) for path, entry in index.get("known", {}).items()}
@@ -98,9 +98,9 @@ class Corpus:
     def windows(self, seed: int, first: int, size: int, context: int) -> tuple[Windows, Windows]:
         """Return inputs (B, T) and targets (B, T) of windows `first` to `first + size`.
 
-        They are from an endless sequence of shuffled passes over the sources: each source has the
-        share of windows that its weight gives it, and passes of its own, in which no two windows
-        overlap. A pure function of its arguments.
+        They are from an endless sequence of shuffled passes over the sources. Each source has its
+        share of windows by weight and its own passes, in which no two windows overlap. A pure
+        function of its arguments.
         """
         counts = shares(self.weights)
         windows = []
@@ -156,9 +156,9 @@ def _is_current(directory: Path, index: dict[str, Any]) -> bool:
 def _check_lengths(index: dict[str, Any], context: int) -> None:
     for i, entry in enumerate(index["train"]):
         if entry["tokens"] < context:
-            which = f"train[{i}]" if len(index["train"]) > 1 else "training text"
+            subject = f"train[{i}]" if len(index["train"]) > 1 else "training text"
             raise ConfigError(
-                f"{which} has {entry['tokens']} tokens but one window needs {context}; "
+                f"{subject} has {entry['tokens']} tokens but one window needs {context}; "
                 "add text or lower data.context"
             )
 
@@ -166,23 +166,23 @@ def _check_lengths(index: dict[str, Any], context: int) -> None:
 def _window(tokens: Tokens, start: int, context: int) -> tuple[Windows, Windows]:
     """Return inputs (T,) and targets (T,), the first of them token `start`.
 
-    The text is a ring: its last token, an end token, is the input that predicts its first.
+    The text is circular: its last token, an end token, is the input that predicts its first.
     """
-    window = _read_ring(tokens.read, start - 1, context + 1, len(tokens))
+    window = _read_circular(tokens.read, start - 1, context + 1, len(tokens))
     inputs, targets = window[:-1], window[1:]
     if tokens.has_mask:
-        loss_mask = _read_ring(tokens.loss_mask, start, context, len(tokens))
+        loss_mask = _read_circular(tokens.loss_mask, start, context, len(tokens))
         targets = np.where(loss_mask, targets, IGNORED)
     return inputs, targets
 
 
-def _read_ring(
-    read: Callable[[int, int], NDArray[Any]], begin: int, n: int, size: int
+def _read_circular(
+    read: Callable[[int, int], NDArray[Any]], start: int, n: int, size: int
 ) -> NDArray[Any]:
-    begin %= size
-    if begin + n <= size:
-        return read(begin, begin + n)
-    return np.concatenate([read(begin, size), read(0, begin + n - size)])
+    start %= size
+    if start + n <= size:
+        return read(start, start + n)
+    return np.concatenate([read(start, size), read(0, start + n - size)])
 
 
 def _size(tokens: Tokens) -> str:

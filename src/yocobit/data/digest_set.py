@@ -1,4 +1,4 @@
-"""A set of 16-byte digests in at most 43 bytes each, 64 while it grows."""
+"""A set of 16-byte digests: at most 43 bytes per digest, 64 while it grows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _SMALLEST = 1 << 10
 
 
 class DigestSet:
-    """A hash table with open addressing in one bytearray; a Python set takes 110 bytes each."""
+    """A hash table with open addressing in one bytearray; a Python set has 110 bytes per digest."""
 
     def __init__(self) -> None:
         self.n_slots = _SMALLEST

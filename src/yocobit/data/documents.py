@@ -1,8 +1,8 @@
 """Documents: the texts in source files, read in order, each with a stable name.
 
-A .txt, .md or .py file is one document (or each line of a .txt file); so is each line of a .jsonl
-file and each row of a .parquet file. .txt and .jsonl files may be compressed. At most one record or
-piece of a file is in memory.
+A document is a .txt, .md or .py file, a line of a .txt file read by line, a line of a .jsonl file,
+or a row of a .parquet file. .txt and .jsonl files may be compressed. At most one record or piece of
+a file is in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from yocobit.data.config import SourceConfig
 from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
 
-PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads get equal shares
+PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads have equal loads
 _CHUNK_BYTES = 1 << 16
 _ROWS = 256  # of a .parquet file, at once
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
@@ -65,16 +65,16 @@ class Document:
 
 
 @dataclass
-class Documents:
-    """The documents of some files in order; each iteration reads the files again."""
+class DocumentReader:
+    """Iterates over the documents of files in order; each iteration reads the files again."""
 
     files: Sequence[SourceFile]
     skipped: set[str] = field(default_factory=set)  # .py files that are not UTF-8
     ignored: Counter[str] = field(default_factory=Counter)  # other files of directories, by suffix
 
     @classmethod
-    def of(cls, paths: Iterable[Path]) -> Documents:
-        """Return those of files, directories and globs; ConfigError if one matches nothing."""
+    def of(cls, paths: Iterable[Path]) -> DocumentReader:
+        """Return a reader of files, directories and globs; ConfigError if one matches nothing."""
         sources, ignored = [SourceConfig(path=str(path)) for path in paths], Counter[str]()
         files = [file for source in sources for file in list_files(source, (), ignored)]
         return cls(files, ignored=ignored)
@@ -106,7 +106,7 @@ class Documents:
 
 def read_texts(paths: Iterable[Path]) -> Iterator[str]:
     """Yield the text of each document in files, directories and globs."""
-    return (document.text() for document in Documents.of(paths))
+    return (document.text() for document in DocumentReader.of(paths))
 
 
 @dataclass(frozen=True)
@@ -148,20 +148,20 @@ def _cut(chunks: Iterable[str]) -> Iterator[str]:
     rest = ""
     for chunk in chunks:
         rest += chunk
-        begin = 0
-        while len(rest) - begin > PIECE_LENGTH:
-            end = _cut_at(rest, begin)
-            yield rest[begin:end]
-            begin = end
-        rest = rest[begin:]
+        start = 0
+        while len(rest) - start > PIECE_LENGTH:
+            end = _piece_end(rest, start)
+            yield rest[start:end]
+            start = end
+        rest = rest[start:]
     if rest:
         yield rest
 
 
-def _cut_at(text: str, begin: int) -> int:
-    end = begin + PIECE_LENGTH
+def _piece_end(text: str, start: int) -> int:
+    end = start + PIECE_LENGTH
     for pattern in (_LINE_STARTS, _WORD_ENDS):
-        if last := deque(pattern.finditer(text, begin + 1, end), maxlen=1):
+        if last := deque(pattern.finditer(text, start + 1, end), maxlen=1):
             return last[0].start()
     return end
 

@@ -1,4 +1,4 @@
-"""The identity of a corpus: its files, and the hashes and settings that decide its tokens.
+"""The identity of a corpus: its files, and the hashes and settings that determine its tokens.
 
 Nothing is tokenised here. Two corpora with equal identities have equal tokens, wherever their files
 are stored.
@@ -19,7 +19,7 @@ from yocobit.data.sources import FileHashes, SourceFile, list_files
 from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenizer
 
 SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
-_VERSION = 3  # raised when the same files would give other tokens or another layout of shards
+_VERSION = 3  # incremented when the tokens of the same files, or the layout of shards, change
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class CorpusFiles:
 
     @property
     def all(self) -> list[SourceFile]:
+        """All files, those of the validation text last."""
         return [file for files in (*self.train, self.valid) for file in files]
 
     def is_held_out(self, name: str) -> bool:
@@ -61,7 +62,7 @@ class CorpusFiles:
 def identify(
     config: DataConfig, vocab_size: int, files: CorpusFiles, hashes: FileHashes
 ) -> dict[str, Any]:
-    """Return everything that decides the tokens, as JSON values.
+    """Return everything that determines the tokens, as JSON values.
 
     `hashes` are those of the files, as hash_files returns them.
     """

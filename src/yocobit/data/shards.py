@@ -1,7 +1,7 @@
 """Tokens on disk: memory-mapped shards of bounded size that read as one sequence.
 
 NAME-00000.bin, NAME-00001.bin, ... are tokens. NAME-00000.mask is the loss mask of a shard, a byte
-per token: 1 if the token is in the loss. Without this file, all tokens of the shard are.
+per token: 1 if the token is in the loss. In a shard without this file, all tokens are in the loss.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ShardWriter:
         self.counts = {"tokens": 0, "scored_tokens": 0, "bytes": 0, "documents": 0}
         self.tokens_file: BinaryIO | None = None
         self.mask_file: BinaryIO | None = None
-        self.n_here = 0  # tokens in the open shard
+        self.n_in_shard = 0  # tokens in the open shard
 
     def write(self, tokens: _Array, in_loss: bool) -> None:
         """Append tokens (T,), all of them in the loss or none."""
@@ -40,9 +40,9 @@ class ShardWriter:
         self.counts["scored_tokens"] += len(tokens) if in_loss else 0
         capacity = max(1, SHARD_BYTES // self.dtype.itemsize)
         while len(tokens) > 0:
-            part, tokens = np.split(tokens, [capacity - self.n_here])
+            part, tokens = np.split(tokens, [capacity - self.n_in_shard])
             self._write(part, in_loss)
-            if self.n_here == capacity:
+            if self.n_in_shard == capacity:
                 self._close_shard()
 
     def close(self) -> dict[str, Any]:
@@ -63,16 +63,16 @@ class ShardWriter:
                 self.tokens_file = self._path(".bin").open("wb")
             if self.mask_file is None and not in_loss:
                 self.mask_file = self._path(".mask").open("wb")
-                self.mask_file.write(b"\1" * self.n_here)
+                self.mask_file.write(b"\1" * self.n_in_shard)
             self.tokens_file.write(tokens.astype(self.dtype).tobytes())
             if self.mask_file is not None:
                 self.mask_file.write((b"\1" if in_loss else b"\0") * len(tokens))
-        self.n_here += len(tokens)
+        self.n_in_shard += len(tokens)
 
     def _close_shard(self) -> None:
         if self.tokens_file is None:
             return
-        shard = {"tokens": self.n_here, "has_mask": self.mask_file is not None}
+        shard = {"tokens": self.n_in_shard, "has_mask": self.mask_file is not None}
         for file, suffix in ((self.tokens_file, ".bin"), (self.mask_file, ".mask")):
             if file is not None:
                 with writing(self._path(suffix)):
@@ -80,7 +80,7 @@ class ShardWriter:
                     flush(self._path(suffix))
         self.shards.append({"name": self._path("").name, **shard})
         self.tokens_file = self.mask_file = None
-        self.n_here = 0
+        self.n_in_shard = 0
 
     def _path(self, suffix: str) -> Path:
         return self.directory / f"{self.name}-{len(self.shards):05d}{suffix}"
@@ -111,28 +111,29 @@ class Tokens:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, begin: int, end: int) -> _Array:
-        """Return a copy of tokens `begin` to `end`, as int64."""
-        parts = [self._shards[i][part] for i, part in self._parts(begin, end)]
+    def read(self, start: int, end: int) -> _Array:
+        """Return a copy of tokens `start` to `end`, as int64."""
+        parts = [self._shards[i][part] for i, part in self._parts(start, end)]
         return np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64)
 
-    def loss_mask(self, begin: int, end: int) -> NDArray[np.bool_]:
-        """Return whether each of tokens `begin` to `end` is in the loss."""
-        found = np.ones(max(0, end - begin), dtype=np.bool_)
+    def loss_mask(self, start: int, end: int) -> NDArray[np.bool_]:
+        """Return whether each of tokens `start` to `end` is in the loss."""
+        found = np.ones(max(0, end - start), dtype=np.bool_)
         at = 0
-        for i, part in self._parts(begin, end):
+        for i, part in self._parts(start, end):
             n = part.stop - part.start
             if (mask := self._masks[i]) is not None:
                 found[at : at + n] = mask[part]
             at += n
         return found
 
-    def _parts(self, begin: int, end: int) -> Iterator[tuple[int, slice]]:
-        first = max(0, int(np.searchsorted(self._starts, begin, side="right")) - 1)
-        for i, (start, stop) in enumerate(pairwise(self._starts[first:]), start=first):
-            if start >= end:
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, slice]]:
+        """Yield each shard that has some of tokens `start` to `end`, and their place in it."""
+        first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
+        for i, (low, high) in enumerate(pairwise(self._starts[first:]), start=first):
+            if low >= end:
                 return
-            yield i, slice(max(begin, start) - start, min(end, stop) - start)
+            yield i, slice(max(start, low) - low, min(end, high) - low)
 
 
 def is_complete(directory: Path, entry: dict[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import os
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,9 +22,9 @@ from pathlib import Path, PurePosixPath
 from yocobit.config import ConfigError
 from yocobit.data.config import PYTHON_STDLIB, SourceConfig
 
-_COMPRESSED = ("", ".gz", ".zst")
+_COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = (
-    *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSED),
+    *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSIONS),
     *(".md", ".py", ".parquet"),
 )
 
@@ -70,17 +70,14 @@ class SourceFile:
 def list_files(
     source: SourceConfig, exclude: Sequence[str], ignored: Counter[str] | None = None
 ) -> list[SourceFile]:
-    """Return the files of a source sorted by name; ConfigError if there is none.
+    """Return the files of a source sorted by name; ConfigError if there are none.
 
     `ignored` counts, by suffix, the files of a directory or a glob that end in none of SUFFIXES.
     """
     files = []
     ignored = Counter() if ignored is None else ignored
     for path, name in _paths(source.path, tuple(exclude), ignored):
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        status = _stat(path)
         files.append(
             SourceFile(
                 Path(path),
@@ -93,7 +90,7 @@ def list_files(
             )
         )
     if source.by_line and not any(file.suffix.startswith(".txt") for file in files):
-        raise ConfigError(f"{source.path}: by_line is for .txt files but there is none")
+        raise ConfigError(f"{source.path}: by_line needs .txt files but there are none")
     return files
 
 
@@ -125,12 +122,16 @@ def cacheable(hashes: FileHashes) -> FileHashes:
 def check_unchanged(files: Sequence[SourceFile]) -> None:
     """Raise ConfigError if a file has changed since it was listed."""
     for file in files:
-        try:
-            status = os.stat(file.path)
-        except OSError as error:
-            raise ConfigError(f"{file.path}: cannot be read ({error.strerror})") from None
+        status = _stat(file.path)
         if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
-            raise ConfigError(f"{file.path}: has changed while it was read; start again")
+            raise ConfigError(f"{file.path}: has changed while it was read; run the command again")
+
+
+def _stat(path: str | Path) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _sha256(path: Path) -> str:
@@ -159,8 +160,10 @@ def describe_ignored(ignored: Mapping[str, int]) -> str:
 def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list[tuple[str, str]]:
     """Return path and name of each file of a source, sorted by name."""
     if source == PYTHON_STDLIB:
-        found = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
-        return [(path, name) for path, name in found if name.endswith(".py")]
+        listed = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
+        if not (found := [(path, name) for path, name in listed if name.endswith(".py")]):
+            raise ConfigError(f"{source}: data.exclude must not match every file")
+        return found
     if os.path.isdir(source):
         place, listed = "in this directory", _directory(source, exclude)
     elif os.path.exists(source):
@@ -168,10 +171,7 @@ def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list
             raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
         return [(source, os.path.basename(source))]
     elif glob.has_magic(source):
-        place, listed = (
-            "with this pattern",
-            sorted(_glob(source, exclude), key=lambda item: item[1]),
-        )
+        place, listed = "with this pattern", _glob(source, exclude)
     else:
         raise ConfigError(f"{source}: no such file or directory")
     found, others = [], Counter[str]()
@@ -197,15 +197,17 @@ def _directory(directory: str, exclude: tuple[str, ...]) -> list[tuple[str, str]
     return sorted(found, key=lambda item: item[1])
 
 
-def _glob(pattern: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the files of a glob, named relative to the directory before its first wildcard."""
+def _glob(pattern: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return the files of a glob, named relative to the directory before its first wildcard."""
+    found = []
     parts = Path(pattern).parts
     n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:n_fixed])
     for path in glob.iglob(pattern, recursive=True):
         name = Path(path).relative_to(root).as_posix()
         if not _is_excluded(name, exclude) and os.path.isfile(path):
-            yield path, name
+            found.append((path, name))
+    return sorted(found, key=lambda item: item[1])
 
 
 def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:

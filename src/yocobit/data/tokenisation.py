@@ -1,4 +1,4 @@
-"""Tokenisation: the documents of a corpus become shards of tokens, in one pass and little memory.
+"""Tokenisation of the documents of a corpus to shards of tokens, in one pass and little memory.
 
 The directory gets tokenizer.json, the shards of each training source (train-0-00000.bin, ...) and
 those of the validation text (valid-00000.bin, ...).
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
 from yocobit.data.digest_set import DigestSet
-from yocobit.data.documents import Documents
+from yocobit.data.documents import DocumentReader
 from yocobit.data.identity import SAMPLE_LENGTH, CorpusFiles
 from yocobit.data.shards import ShardWriter, remove_shards
 from yocobit.data.sources import SourceFile
@@ -58,26 +58,26 @@ def _sample(corpus: CorpusFiles) -> Iterator[str]:
     for files, weight in zip(corpus.train, corpus.weights, strict=True):
         share = SAMPLE_LENGTH * weight / sum(corpus.weights)
         size = sum(file.size for file in files)
-        allowed = taken = 0.0
+        allowed = n_read = 0.0  # characters
         for file in files:
             allowed += share * file.size / size if size else 0.0
-            for document in Documents([file]):
-                if taken >= allowed:
+            for document in DocumentReader([file]):
+                if n_read >= allowed:
                     break
                 if corpus.is_held_out(document.name):
                     continue
                 for piece in document.pieces:
-                    if taken >= allowed:
+                    if n_read >= allowed:
                         break
-                    taken += len(piece.text)
+                    n_read += len(piece.text)
                     yield piece.text
 
 
 def _check_not_empty(files: CorpusFiles, entries: dict[str, Any]) -> None:
     for i, entry in enumerate(entries["train"]):
         if entry["documents"] == 0:
-            which = f"train[{i}]" if len(entries["train"]) > 1 else "the train split"
-            raise ConfigError(f"{_names(files.train[i])}: no text for {which}")
+            split = f"train[{i}]" if len(entries["train"]) > 1 else "the train split"
+            raise ConfigError(f"{_names(files.train[i])}: no text for {split}")
     if entries["valid"]["documents"] == 0:
         remedy = "; lower data.valid_every" if files.valid_every else ""
         raise ConfigError(
@@ -130,19 +130,19 @@ class _Tokenisation:
         }
 
     def _add(self, files: Sequence[SourceFile], writer: ShardWriter) -> None:
-        for document in Documents(files, self.skipped):
+        for document in DocumentReader(files, self.skipped):
             if self.digests is not None and not self.digests.add(document.digest()):
                 self.n_duplicates += 1
                 continue
-            to = self.valid if self.files.is_held_out(document.name) else writer
-            to.counts["documents"] += 1
+            target = self.valid if self.files.is_held_out(document.name) else writer
+            target.counts["documents"] += 1
             last = None
             for piece in document.pieces:
                 if last is not None:
-                    self._append(last.text, to, last.in_loss, is_last=False)
+                    self._append(last.text, target, last.in_loss, is_last=False)
                 last = piece
             if last is not None:
-                self._append(last.text, to, last.in_loss, is_last=True)
+                self._append(last.text, target, last.in_loss, is_last=True)
 
     def _append(self, text: str, writer: ShardWriter, in_loss: bool, is_last: bool) -> None:
         self.batch.append((text, writer, in_loss, is_last))

@@ -1,7 +1,7 @@
 """Byte-level BPE with the `tokenizers` library: encodes any text losslessly.
 
-END separates documents and is token 0 of every tokenizer trained here. Other tokenizers may have
-another name for it.
+END separates documents and is token 0 of every tokenizer trained here. Other tokenizers may name it
+differently.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -18,7 +17,7 @@ from yocobit.config import ConfigError
 
 END = "<|endoftext|>"
 
-TOKENIZER_VERSION = 1  # raised when the same texts would give another tokenizer
+TOKENIZER_VERSION = 1  # incremented when the tokenizer of the same texts changes
 
 # The split of GPT-4 with one change for code: indentation belongs to the preceding line break.
 _SPLIT = (
@@ -62,7 +61,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tokenizer = read_tokenizer(path)
     if tokenizer.token_to_id(END) is None:
         eos = _eos_token(path.with_name("tokenizer_config.json"))
-        if tokenizer.token_to_id(eos or "") is None:
+        if eos is None or tokenizer.token_to_id(eos) is None:
             raise ConfigError(
                 f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
                 "json next to it names one of its tokens as eos_token; add one of the two"
@@ -82,7 +81,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
 
 
-def _eos_token(path: Path) -> Any:
+def _eos_token(path: Path) -> str | None:
     """Return the eos_token of a tokenizer_config.json, None without one."""
     try:
         eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
@@ -90,7 +89,8 @@ def _eos_token(path: Path) -> Any:
         return None
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return eos.get("content") if isinstance(eos, dict) else eos
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    return eos if isinstance(eos, str) else None
 
 
 def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:
@@ -108,11 +108,11 @@ def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(fields))
 
 
-def end_token(tokenizer: Tokenizer, source: str = "tokenizer") -> int:
+def end_token(tokenizer: Tokenizer) -> int:
     """Return the id of END."""
     token = tokenizer.token_to_id(END)
     if token is None:
-        raise ConfigError(f"{source}: has no token {END}, which separates documents")
+        raise ConfigError(f"tokenizer: has no token {END}, which separates documents")
     return int(token)
 
 

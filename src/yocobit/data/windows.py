@@ -25,7 +25,7 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     counts = np.maximum(1, np.floor(exact)).astype(int)
     while (missing := BLOCK - int(counts.sum())) > 0:
         counts[(exact - counts).argmax()] += 1
-    for _ in range(-missing):  # sources raised to one window displace others
+    for _ in range(-missing):  # sources rounded up to one window displace windows of others
         counts[np.where(counts > 1, counts - exact, -np.inf).argmax()] -= 1
     return tuple(counts.tolist())
 
@@ -43,8 +43,8 @@ def source_of(seed: int, index: int, counts: tuple[int, ...]) -> tuple[int, int]
 def window_start(seed: int, source: int, number: int, n_tokens: int, context: int) -> int:
     """Return the first token of window `number` in an endless sequence of passes over a source.
 
-    The text is a ring. Each pass divides it into windows from its own offset and visits each once,
-    in its own order; less than one window is omitted.
+    The text is circular. Each pass divides it into windows from its own offset and visits each
+    once, in its own order; less than one window is omitted.
     """
     n_windows = n_tokens // context
     number_of_pass, position = divmod(number, n_windows)
