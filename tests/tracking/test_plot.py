@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_incomplete_last_line_of_a_killed_run_is_ignored(run_dir):
     assert len(run.records) == 40
 
 
-@pytest.mark.parametrize("text, words", [(None, "no such file"), ("", "holds no steps yet")])
+@pytest.mark.parametrize("text, words", [(None, "no such file"), ("", "has no steps yet")])
 def test_missing_or_empty_metrics_are_refused(tmp_path, text, words):
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
@@ -115,7 +116,7 @@ def test_smoothing_keeps_a_constant_and_skips_gaps():
     np.testing.assert_allclose(np.delete(smoothed, [0, 7, 499]), 3.0, rtol=1e-12)
 
 
-def test_smoothing_is_over_a_share_of_the_run():
+def test_smoothing_window_is_a_fiftieth_of_the_run():
     step = np.repeat([0.0, 1.0], 1000)
     # An exponential average over n values has moved by 1 - 1/e after n.
     reached = smooth(step)[1000 + 2000 // 50 - 1]
@@ -145,11 +146,11 @@ def test_labels_are_moved_apart_by_the_least_amount():
     np.testing.assert_allclose(_spread([0.3, 0.5, 0.52], 0.1), [0.3, 0.46, 0.56])
 
 
-# ---- drawing ----
+# ---- plots ----
 
 
 @pytest.mark.parametrize("suffix, start", [(".png", b"\x89PNG"), (".pdf", b"%PDF")])
-def test_picture_has_the_format_of_its_suffix(run_dir, tmp_path, suffix, start):
+def test_plot_has_the_format_of_its_suffix(run_dir, tmp_path, suffix, start):
     out = tmp_path / f"runs{suffix}"
 
     plot_runs([run_dir], out)
@@ -157,7 +158,7 @@ def test_picture_has_the_format_of_its_suffix(run_dir, tmp_path, suffix, start):
     assert out.read_bytes().startswith(start)
 
 
-def test_picture_labels_runs_baselines_and_layers(run_dir, tmp_path, monkeypatch):
+def test_plot_labels_runs_baselines_and_layers(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("yocobit.pictures.STYLE", {"svg.fonttype": "none"})
     other = write(tmp_path / "unmeasured", [record(1), record(2, loss=math.nan)])
 
@@ -170,7 +171,7 @@ def test_picture_labels_runs_baselines_and_layers(run_dir, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     "axis, label", [("step", "step"), ("tokens", "thousand tokens"), ("seconds", "seconds")]
 )
-def test_picture_labels_the_requested_axis(run_dir, tmp_path, monkeypatch, axis, label):
+def test_plot_labels_the_requested_axis(run_dir, tmp_path, monkeypatch, axis, label):
     monkeypatch.setattr("yocobit.pictures.STYLE", {"svg.fonttype": "none"})
 
     plot_runs([run_dir], tmp_path / "runs.svg", axis)
@@ -178,7 +179,7 @@ def test_picture_labels_the_requested_axis(run_dir, tmp_path, monkeypatch, axis,
     assert label in svg_texts(tmp_path / "runs.svg")
 
 
-def test_picture_has_gaps_at_values_that_are_not_finite(tmp_path):
+def test_plot_has_gaps_at_values_that_are_not_finite(tmp_path):
     records = [record(1), record(2, loss=math.nan), record(3, grad_norm=math.inf), record(4)]
 
     (run,) = read_runs([write(tmp_path / "run", records)])
@@ -186,3 +187,13 @@ def test_picture_has_gaps_at_values_that_are_not_finite(tmp_path):
     assert np.isnan(run.values("loss")).tolist() == [False, True, False, False]
     assert np.isnan(run.values("grad_norm")).tolist() == [False, False, True, False]
     plot_runs([tmp_path / "run"], tmp_path / "runs.png")
+
+
+def test_plot_of_a_run_without_finite_losses_raises_no_warning(run_dir, tmp_path):
+    diverged = write(tmp_path / "diverged", [record(step, loss=math.nan) for step in (1, 2)])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_runs([diverged, run_dir], tmp_path / "runs.png")
+
+    assert (tmp_path / "runs.png").stat().st_size > 0

@@ -49,7 +49,7 @@ threads = 1
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """The working directory: a configuration and its text, in no repository."""
+    """The working directory, outside a repository: a configuration and its text."""
     (tmp_path / "text").mkdir()
     for i in range(6):
         (tmp_path / "text" / f"{i}.txt").write_text("to see a run is to trust it " * (i + 4))
@@ -65,7 +65,7 @@ def run(out: str, *overrides: str, resume: bool = False) -> Path:
 
 
 class Events:
-    """What TensorBoard itself reads of a run."""
+    """The events of a run, as TensorBoard reads them."""
 
     def __init__(self, run_dir: Path) -> None:
         accumulator = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"tensors": 0})

@@ -1,4 +1,4 @@
-"""Curves of runs, read from RUN/metrics.jsonl and drawn by yocobit.tracking.plot.
+"""Curves of runs, read from RUN/metrics.jsonl and plotted by yocobit.tracking.plot.
 
 Missing and non-finite values are NaN: a gap in a curve.
 """
@@ -35,7 +35,7 @@ _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCurves:
     """The records of one run and its name, unique in the plot."""
 
     name: str
@@ -56,8 +56,10 @@ class Run:
         return x[is_present], y[is_present]
 
     def layer_shares(self, axis: Axis) -> tuple[Values, dict[str, Values]]:
-        """Return the positions where weights were counted, and each layer's shares (N, 3) of -1, 0
-        and +1."""
+        """Return the axis positions of weight counts, (N,), and shares (N, 3) by layer.
+
+        The columns of shares are those of the values -1, 0 and +1.
+        """
         records = [record for record in self.records if record.get(WEIGHT_COUNTS)]
         layers: dict[str, list[list[float]]] = {}
         for record in records:
@@ -67,16 +69,16 @@ class Run:
         return x, {name: np.array(values) for name, values in layers.items()}
 
 
-def read_runs(directories: Sequence[Path]) -> list[Run]:
+def read_runs(directories: Sequence[Path]) -> list[RunCurves]:
     """Read runs; ConfigError if one has no records or is given twice."""
     names = _names(directories)
     return [
-        Run(name, _read(directory / METRICS))
+        RunCurves(name, _read(directory / METRICS))
         for name, directory in zip(names, directories, strict=True)
     ]
 
 
-def unit(runs: Sequence[Run], axis: Axis) -> tuple[float, str]:
+def unit(runs: Sequence[RunCurves], axis: Axis) -> tuple[float, str]:
     """Return the divisor and the label of an axis, chosen for short numbers."""
     largest = max(np.nanmax(run.values(axis), initial=0.0) for run in runs)
     return next((unit for unit in _UNITS[axis] if largest >= 2 * unit[0]), _UNITS[axis][-1])
@@ -134,17 +136,22 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-n_parts:]) for path in paths]
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{path}: no such file; name the directory of a run") from None
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read a metrics.jsonl up to the incomplete last line that a running or killed run may have."""
     records = []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             records.append(json.loads(line))
-        except ValueError:  # the incomplete last line of a running or killed run
+        except ValueError:
             break
+    return records
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = read_records(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{path}: no such file; name the directory of a run") from None
     if not records:
-        raise ConfigError(f"{path}: holds no steps yet")
+        raise ConfigError(f"{path}: has no steps yet")
     return records

@@ -1,7 +1,7 @@
-"""The run manifest, RUN/run.json and RUN/README.md: how a run was made.
+"""The run manifest, RUN/run.json and RUN/README.md: the provenance of a run.
 
-run.json has what decides the run (`config`, `corpus`, `model`) and, in `starts`, one entry for the
-first start and each resume: date, command, code, machine. README.md says the same in prose.
+run.json has settings, data and model (`config`, `corpus`, `model`) and, in `starts`, one entry for
+the first start and each resume: date, command, code, machine. README.md is a summary in prose.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def write_manifest(
 ) -> str | None:
     """Write the manifest of a run that starts, or resumes, after `step` steps.
 
-    `sections` are `config`, `corpus` and `model`; `settings` (threads, precision, ...) go into the
-    entry of this start. Returns a warning if a file cannot be read or written, which does not stop
-    training.
+    `sections` are `config`, `corpus` and `model`; `settings` (threads, precision, ...) are part of
+    the entry of this start. Return a warning if a file cannot be read or written: training
+    continues.
     """
     path, warning = run_dir / MANIFEST, None
     try:
@@ -62,8 +62,10 @@ def write_manifest(
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
-    """Return the commit of the repository around a directory and whether tracked files differ from
-    it; None outside of a repository."""
+    """Return the commit of the repository of a directory, and whether tracked files are modified.
+
+    None outside a repository.
+    """
     try:
         commit = _git(directory, "rev-parse", "HEAD")
         changes = _git(directory, "status", "--porcelain", "--untracked-files=no")

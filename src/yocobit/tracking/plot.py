@@ -1,4 +1,4 @@
-"""`yocobit plot`: the curves of runs over each other, as PNG, SVG or PDF."""
+"""`yocobit plot`: the curves of runs on common axes, as PNG, SVG or PDF."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from yocobit import pictures
 from yocobit.config import ConfigError
-from yocobit.tracking.curves import Axis, Run, ceiling, read_runs, unit
+from yocobit.tracking.curves import Axis, RunCurves, ceiling, read_runs, unit
 
 RUN_COLORS = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, "#B05A8F", "#C98A00", pictures.SKY,
               "#5A5A5A")  # fmt: skip
@@ -28,7 +28,7 @@ def plot_runs(
     axis: Axis = "step",
     baselines: Mapping[str, float] | None = None,
 ) -> None:
-    """Draw RUN/metrics.jsonl of each run into `out`, in the format of its suffix.
+    """Plot RUN/metrics.jsonl of each run to `out`, in the format of its suffix.
 
     `baselines` are named bits per byte of other programs on the validation text.
     """
@@ -67,7 +67,7 @@ def _layer_colors(n_layers: int) -> list[str]:
 
 
 def _draw_curves(
-    figure: Any, runs: Sequence[Run], axis: Axis, baselines: Mapping[str, float]
+    figure: Any, runs: Sequence[RunCurves], axis: Axis, baselines: Mapping[str, float]
 ) -> dict[Any, list[_Label]]:
     """Draw loss, bits per byte, learning rate and gradient norm; return the labels of lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -115,7 +115,7 @@ def _draw_curves(
 
 
 def _draw_shares(
-    figure: Any, run: Run, axis: Axis, unit: tuple[float, str], color: str
+    figure: Any, run: RunCurves, axis: Axis, scale: tuple[float, str], color: str
 ) -> dict[Any, list[_Label]]:
     """Draw the shares of -1, 0 and +1 in each layer's weights, one panel per value."""
     x, layers = run.layer_shares(axis)
@@ -123,10 +123,10 @@ def _draw_shares(
     colors = _layer_colors(len(layers))
     for i, (axes, value) in enumerate(zip(panels, ("\u22121", "0", "+1"), strict=True)):
         for values, layer_color in zip(layers.values(), colors, strict=True):
-            axes.plot(x / unit[0], 100 * values[:, i], color=layer_color, linewidth=1.2,
+            axes.plot(x / scale[0], 100 * values[:, i], color=layer_color, linewidth=1.2,
                       marker="o" if len(x) == 1 else None, markersize=3)  # fmt: skip
         axes.set_title(f"% of weights at {value}")
-        axes.set_xlabel(unit[1])
+        axes.set_xlabel(scale[1])
     figure.suptitle(run.name, x=0.008, ha="left", fontsize=9.5, weight="bold", color=color)
     ends = zip(layers, layers.values(), colors, strict=True)
     return {panels[-1]: [(100 * values[-1, 2], name, color) for name, values, color in ends]}
@@ -158,8 +158,9 @@ def _spread(at: Sequence[float], gap: float) -> list[float]:
 
 def _limit_to(axes: Any, ceilings: Sequence[float]) -> None:
     """Limit the vertical axis to the values after the initial drop."""
-    finite = [value for value in ceilings if np.isfinite(value)]
-    lowest = [np.nanmin(line.get_ydata()) for line in axes.lines if len(line.get_ydata())]
-    if finite and max(finite) > min(lowest):
-        margin = 0.05 * (max(finite) - min(lowest))
-        axes.set_ylim(min(lowest) - margin, max(finite) + margin)
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    low = np.min(values, initial=np.inf, where=np.isfinite(values))
+    high = max((value for value in ceilings if np.isfinite(value)), default=-np.inf)
+    if high > low:
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)

@@ -66,7 +66,7 @@ class Progress:
 
 
 class _Mean:
-    """Exponential moving average over about twenty values, corrected for its start."""
+    """Bias-corrected exponential moving average over about twenty values."""
 
     def __init__(self) -> None:
         self.sum = self.weight = 0.0  # the weight approaches 1
@@ -81,6 +81,7 @@ class _Mean:
 
 
 def _clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss or m:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

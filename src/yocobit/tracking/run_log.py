@@ -1,4 +1,4 @@
-"""The log of a run: RUN/metrics.jsonl, RUN/samples/ and, on request, TensorBoard events.
+"""The log of a run: RUN/metrics.jsonl, RUN/samples/ and optional TensorBoard events.
 
 A resumed run discards the records after the checkpoint that it continues from.
 """
@@ -10,18 +10,17 @@ import math
 import os
 import re
 from contextlib import suppress
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from yocobit.disk import WriteError
-from yocobit.tracking.curves import METRICS
-from yocobit.tracking.tensorboard import TensorBoardWriter
+from yocobit.tracking.curves import METRICS, read_records
+from yocobit.tracking.tensorboard import UNCHANGED, TensorBoardWriter
 
 SAMPLES = "samples"
 _SAMPLE = re.compile(r"step-(\d+)\.txt")
 _N_DURATIONS = 128  # steps whose durations a resumed run reads back
-_UNCHANGED = "checkpoints are unchanged"
 
 
 class MetricsFile:
@@ -30,9 +29,10 @@ class MetricsFile:
     def __init__(self, run_dir: Path, step: int) -> None:
         """Open the file and discard the records of steps after `step`."""
         self.path = run_dir / METRICS
-        kept = _records_until(self.path, step) if self.path.exists() else []
-        # At least the resolution that times are rounded to.
+        records = read_records(self.path) if self.path.exists() else []
+        kept = [*takewhile(lambda record: record["step"] <= step, records)]
         times = [record["seconds"] for record in kept[-_N_DURATIONS:]]
+        # At least a millisecond, the resolution of recorded times.
         self.durations = [max(0.001, after - before) for before, after in pairwise(times)]
         # Replaced by a rename: a run killed here loses nothing.
         partial = self.path.with_suffix(".partial")
@@ -45,6 +45,7 @@ class MetricsFile:
             raise self._error(error) from None
 
     def write(self, record: dict[str, Any]) -> None:
+        """Append the record of one step."""
         try:
             self.file.write(_line(record))
             self.file.flush()
@@ -59,11 +60,12 @@ class MetricsFile:
             raise self._error(error) from None
 
     def close(self) -> None:
+        """Close the file; records that are not on disk may be lost."""
         with suppress(OSError):  # closing retries a failed write
             self.file.close()
 
     def _error(self, error: OSError) -> WriteError:
-        return WriteError(self.path, error, _UNCHANGED)
+        return WriteError(self.path, error, UNCHANGED)
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -75,24 +77,11 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
-def _records_until(path: Path, step: int) -> list[dict[str, Any]]:
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the incomplete last line of a killed run
-            break
-        if record["step"] > step:
-            break
-        records.append(record)
-    return records
-
-
 class RunLog:
     """Records and samples of one run, written by its main process."""
 
     def __init__(self, run_dir: Path, step: int, *, tensorboard: bool) -> None:
-        """Open the log and discard everything after `step`, the last step not to be repeated."""
+        """Open the log of a run that continues after `step`, and discard all later entries."""
         self.samples = run_dir / SAMPLES
         # First: it fails if TensorBoard is not installed.
         self.tensorboard = TensorBoardWriter(run_dir, step) if tensorboard else None
@@ -120,7 +109,7 @@ class RunLog:
             path.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise WriteError(path, error, _UNCHANGED) from None
+            raise WriteError(path, error, UNCHANGED) from None
         if self.tensorboard is not None:
             self.tensorboard.write_sample(step, text)
 
@@ -131,13 +120,14 @@ class RunLog:
             self.tensorboard.flush()
 
     def close(self) -> None:
+        """Close all files."""
         self.metrics.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
 
 
 class NullRunLog(RunLog):
-    """The log of every process but the main one: writes nothing."""
+    """The log of a process that is not the main one: it writes nothing."""
 
     def __init__(self) -> None:
         pass

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 TENSORBOARD = "tensorboard"
+UNCHANGED = "checkpoints are unchanged"  # after a failed write of a log
 _CODES = ("-1", "0", "+1")
 _NOT_SCALARS = ("step", WEIGHT_COUNTS)
 
 
 class TensorBoardWriter:
-    """Writes records and samples as events and purges those after the step resumed from."""
+    """Writes records and samples as events."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
+        """Open the events of a run that continues after `step`, and purge all later ones."""
         self.directory = run_dir / TENSORBOARD
         writer = _import_writer()
         # The writer's thread raises its error again in the next call; without this hook it would
@@ -44,6 +46,7 @@ class TensorBoardWriter:
                     self.writer.add_scalar(f"weights {code}/{matrix}", share, step)
 
     def write_sample(self, step: int, text: str) -> None:
+        """Add a sample as text."""
         # TensorBoard renders Markdown; indented text is shown verbatim.
         with self._writing():
             self.writer.add_text("sample", "    " + text.replace("\n", "\n    "), step)
@@ -54,6 +57,7 @@ class TensorBoardWriter:
             self.writer.flush()
 
     def close(self) -> None:
+        """Close the writer and restore the exception hook of threads."""
         with suppress(OSError):  # closing retries a failed write
             self.writer.close()
         threading.excepthook = self.hook
@@ -67,7 +71,7 @@ class TensorBoardWriter:
         try:
             yield
         except OSError as error:
-            raise WriteError(self.directory, error, "checkpoints are unchanged") from None
+            raise WriteError(self.directory, error, UNCHANGED) from None
 
 
 def _import_writer() -> type[SummaryWriter]:
