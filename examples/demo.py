@@ -2,7 +2,7 @@
 
     python examples/demo.py [--minutes 9.5] [--out runs/demo]
 
-Ctrl-C stops it; the next start resumes the run.
+Ctrl-C stops the run; the next start resumes it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
     console.rule("1. train")
     overrides = [] if arguments.minutes is None else [f"run.minutes={arguments.minutes}"]
     config = load(CONFIG, overrides)
-    arguments.out.mkdir(parents=True, exist_ok=True)  # --resume needs it
+    arguments.out.mkdir(parents=True, exist_ok=True)  # resume=True needs the directory
     checkpoint = train(config, arguments.out, resume=True, console=console)
 
     console.rule("2. pack")

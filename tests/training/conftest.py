@@ -1,4 +1,4 @@
-"""Fixtures of training tests: fsync is off, and tests compare with the same uninterrupted runs."""
+"""Fixtures of training tests: no fsync, and runs that several tests compare with."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from yocobit.training import loop
 
 @pytest.fixture(scope="module", autouse=True)
 def no_fsync():
-    """No test depends on a power failure, and fsync is a quarter of a small run's time."""
+    """No test simulates a power failure, and fsync is a quarter of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -29,6 +29,7 @@ def straight(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def stopped_once(tmp_path_factory) -> Path:
+    """A run of training_runs.TOML that SIGTERM stopped after step 4; not to be changed."""
     directory = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "rate_factor", signal_at(4, signal.SIGTERM))
@@ -38,5 +39,5 @@ def stopped_once(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def stopped(stopped_once, tmp_path) -> Path:
-    """A run of training_runs.TOML that SIGTERM stopped after step 4."""
+    """A copy of `stopped_once`."""
     return shutil.copytree(stopped_once, tmp_path / "run")

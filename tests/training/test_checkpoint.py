@@ -1,4 +1,4 @@
-"""Checkpoints: complete or never loaded, and equal to what was saved."""
+"""Checkpoints: incomplete ones are never loaded, and a loaded one equals the saved run."""
 
 import json
 from pathlib import Path
@@ -132,7 +132,7 @@ def test_save_keeps_the_best_and_the_newest(tmp_path):
     assert names(tmp_path) == ["step-000002", "step-000010"]
 
 
-def test_best_and_last_are_names_of_checkpoints(tmp_path):
+def test_best_and_last_name_checkpoints(tmp_path):
     for step, best in ((1, 1), (2, 2), (3, 2)):
         save(tmp_path, step, best=best)
     directory = tmp_path / "checkpoints"

@@ -1,4 +1,4 @@
-"""configs/demonstration.toml: its parts, and that it trains, packs and serves."""
+"""configs/demonstration.toml has the original architecture, and trains, packs and serves."""
 
 from __future__ import annotations
 

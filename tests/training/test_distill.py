@@ -81,7 +81,7 @@ def test_resume_with_another_teacher_is_refused(toml, tmp_path, teacher):
 
 
 def test_teacher_with_another_tokenizer_is_refused(toml, tmp_path, teacher):
-    message = r"vocabulary is not the run's: token 260 is '.*' there but None here; omit"
+    message = r"vocabulary is not the run's: token 260 is '.*' in .* but None in the run's; omit"
 
     with pytest.raises(ConfigError, match=message):
         student(toml, tmp_path / "student", teacher, "data.vocab_size=260")
@@ -123,10 +123,10 @@ def saved_model(tmp_path: Path, model: Decoder) -> Path:
 def test_gradients_of_the_student_equal_autograd_of_the_formula_in_float64(tmp_path):
     torch.manual_seed(0)
     shape = preset("nano").replace(vocab_size=257)
-    taught_by = Decoder(shape.replace(weights="dense", layers=("full", "full")))
-    config = DistillConfig(teacher=str(saved_model(tmp_path, taught_by)), temperature=2.0)
+    teacher_model = Decoder(shape.replace(weights="dense", layers=("full", "full")))
+    config = DistillConfig(teacher=str(saved_model(tmp_path, teacher_model)), temperature=2.0)
     teacher = Teacher(config)
-    teacher.reader.model.double()
+    teacher.model.decoder.double()
     model = Decoder(shape).double()
     tokens = torch.randint(257, (2, 10), generator=torch.Generator().manual_seed(0))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -138,8 +138,9 @@ def test_gradients_of_the_student_equal_autograd_of_the_formula_in_float64(tmp_p
 
     log_q = model.head(model.hidden(inputs, resets)).log_softmax(dim=-1)
     nats = -log_q.gather(-1, targets[..., None]).sum()
-    taught_by.double()
-    p = (taught_by.head(taught_by.hidden(inputs, resets)) / 2).softmax(dim=-1).detach()
+    teacher_model.double()
+    teacher_logits = teacher_model.head(teacher_model.hidden(inputs, resets))
+    p = (teacher_logits / 2).softmax(dim=-1).detach()
     log_q_soft = (model.head(model.hidden(inputs, resets)) / 2).log_softmax(dim=-1)
     divergence = (p * (p.log() - log_q_soft)).sum()
     expected = 0.5 * nats + 0.5 * 4 * divergence
@@ -155,12 +156,12 @@ def test_teacher_is_not_trained(tmp_path):
     objective = Objective(model, 0.0, teacher)
 
     assert {id(p) for p in objective.parameters()} == {id(p) for p in model.parameters()}
-    assert not any(p.requires_grad for p in teacher.reader.model.parameters())
+    assert not any(p.requires_grad for p in teacher.model.decoder.parameters())
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
 def published(request, tmp_path_factory) -> Path:
-    """A directory as transformers saves it, with our kind of tokenizer."""
+    """A directory saved by transformers, with a tokenizer trained by yocobit."""
     transformers = pytest.importorskip("transformers")
     directory = tmp_path_factory.mktemp(request.param)
     shape = {
@@ -175,7 +176,7 @@ def published(request, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     if request.param == "llama":
         config = transformers.LlamaConfig(**shape)
-    else:  # bounds its logits
+    else:  # caps its logits
         config = transformers.Gemma2Config(**shape, final_logit_softcapping=0.5)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     tokenizer = train_tokenizer(["def return x y + \n"] * 9, 270)
@@ -194,7 +195,7 @@ def test_logits_of_a_published_teacher_equal_those_in_slices(published):
     output = Teacher(DistillConfig(teacher=str(published))).output(tokens, None)
     slices = [output.head(output.hidden[i : i + 5]) for i in range(0, 18, 5)]
 
-    # float32 sums of 32 products in another order.
+    # float32 dot products of 32 elements, summed in another order.
     torch.testing.assert_close(torch.cat(slices), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -233,9 +234,9 @@ def test_end_token_of_a_teacher_with_another_name_is_renamed(toml, tmp_path, pub
 
     saved = student(toml, tmp_path / "student", directory, "run.steps=1")
 
-    given, taken = (Tokenizer.from_file(f"{d}/tokenizer.json") for d in (directory, saved))
-    assert taken.token_to_id(END) == given.token_to_id("</s>") == 0
-    assert given.get_vocab().keys() ^ taken.get_vocab().keys() == {END, "</s>"}
+    given, used = (Tokenizer.from_file(f"{d}/tokenizer.json") for d in (directory, saved))
+    assert used.token_to_id(END) == given.token_to_id("</s>") == 0
+    assert given.get_vocab().keys() ^ used.get_vocab().keys() == {END, "</s>"}
 
 
 def test_teacher_needs_no_end_token_if_the_run_has_a_tokenizer(toml, tmp_path, published):

@@ -35,7 +35,7 @@ precision = "float32"
 """
 
 # The overrides of each run. With quantised weights, each process has complete micro-batches of the
-# single process: otherwise a code that is rounded the other way changes losses by 1e-6.
+# single process: otherwise a code that rounds differently changes losses by 1e-6.
 WHOLE = ["optim.batch_size=3", "optim.accumulation=2", "optim.grad_clip=0.5"]
 # One process has micro-batches of 2, 2 and 2 windows, two have 2 and 1 each.
 CUT = ["optim.batch_size=2", "optim.accumulation=3", "model.weights=dense"]
@@ -113,9 +113,12 @@ def names(request) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outs(toml, names) -> Path:
-    """A directory with the runs NAME-1 of one process and NAME-2 of two, for each of `names`; with
-    NAME-12, started by one process and continued by two; and with two more, which all of one
-    torchrun runs last: `stopped` by a signal, and `absent`, whose text does not exist."""
+    """A directory of runs.
+
+    For each of `names`: NAME-1 of one process, NAME-2 of two, and NAME-12, started by one process
+    and resumed by two. One torchrun runs everything of two processes, and last: `stopped`, which a
+    signal ends, and `absent`, whose text does not exist.
+    """
     directory = toml.parent
     for name in names:
         run(toml, directory / f"{name}-1", *RUNS[name])
@@ -136,14 +139,14 @@ def outs(toml, names) -> Path:
 
 
 def assert_same_run(out: Path, expected: Path) -> None:
-    """Losses are equal but for the order of sums."""
+    """Losses are equal except for the order of sums."""
     for record, other in zip(records(out), records(expected), strict=True):
         assert record.keys() == other.keys()
         for key in other.keys() - {"seconds", "weight_counts"}:
-            # The norm of sums of large parts that cancel.
+            # The norm is of sums whose large terms cancel.
             rel = 1e-5 if key == "grad_norm" else 1e-6
             assert record[key] == pytest.approx(other[key], rel=rel), (record["step"], key)
-        # A last bit can move a weight over a rounding edge.
+        # A difference in the last bit can move a weight across a rounding threshold.
         for name, counts in other.get("weight_counts", {}).items():
             assert record["weight_counts"][name] == pytest.approx(counts, abs=2), name
 
@@ -184,7 +187,7 @@ def test_checkpoint_of_two_processes_has_the_tensors_of_one(outs, name, file):
     assert tensors.keys() == others.keys()
     for key, other in others.items():
         assert (tensors[key].shape, tensors[key].dtype) == (other.shape, other.dtype)
-        # Six steps of Adam, whose update does not see the size of a gradient.
+        # Six steps of Adam, whose update does not depend on the magnitude of a gradient.
         assert (tensors[key] - other).norm() <= 1e-4 * other.norm(), key
 
 

@@ -71,9 +71,9 @@ def chat(tmp_path) -> Path:
 
 def test_run_starts_from_the_weights_tokenizer_and_model_of_another(base, chat, tmp_path):
     config: TrainConfig = load(chat, init=base)
-    at_rest = ("optim.learning_rate=1e-30", "optim.weight_decay=0.0")
+    frozen = ("optim.learning_rate=1e-30", "optim.weight_decay=0.0")
 
-    made = checkpoint.load_model(run(chat, tmp_path / "run", *at_rest, init=base))
+    made = checkpoint.load_model(run(chat, tmp_path / "run", *frozen, init=base))
 
     before = checkpoint.load_model(base)
     assert config.model == before.config == made.config
@@ -91,14 +91,14 @@ def test_training_and_validation_reset_the_model_at_document_starts(
     seen = []
     hidden = Decoder.hidden
 
-    def noting(self, tokens, resets=None):
+    def recording(self, tokens, resets=None):
         seen.append((torch.is_grad_enabled(), tokens, resets))
         return hidden(self, tokens, resets)
 
-    monkeypatch.setattr(Decoder, "hidden", noting)
+    monkeypatch.setattr(Decoder, "hidden", recording)
     run(chat, tmp_path / "run", "data.context=256", init=base)
 
-    assert {trains for trains, _, _ in seen} == {True, False}
+    assert {has_gradients for has_gradients, _, _ in seen} == {True, False}
     for _, tokens, resets in seen:
         assert torch.equal(resets, tokens == 0) and resets[:, 1:].any()
 
@@ -116,8 +116,8 @@ def test_resumed_run_continues_from_its_own_checkpoint(base, chat, tmp_path):
 def test_model_of_another_shape_is_refused_with_both_shapes(base, chat, tmp_path):
     chat.write_text(chat.read_text() + '[model]\npreset = "nano"\nd_ff = 64\n')
 
-    message = r"'layers\.0\.ffn\.\w+_proj\.weight' is \[128, 64\] there but \[64, 64\] here"
-    with pytest.raises(ConfigError, match=message):
+    shapes = r"\[128, 64\] in the checkpoint but \[64, 64\] in the model"
+    with pytest.raises(ConfigError, match=rf"'layers\.0\.ffn\.\w+_proj\.weight' is {shapes}"):
         run(chat, tmp_path / "run", init=base)
 
 

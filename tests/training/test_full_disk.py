@@ -137,12 +137,14 @@ def test_sample_that_cannot_be_written_ends_the_run_which_resumes_identically(
 
 def test_events_that_cannot_be_written_end_the_run_which_resumes_identically(toml, tmp_path, capfd):
     run(toml, tmp_path / "straight", "run.tensorboard=true")
-    most = (tmp_path / "straight" / "metrics.jsonl").stat().st_size  # less than events take
+    n_bytes = (
+        (tmp_path / "straight" / "metrics.jsonl").stat().st_size
+    )  # less than the size of the events
     out = tmp_path / "run"
     stop_after_step_4(toml, out, "run.tensorboard=true")
     kept = files(out / "checkpoints")
 
-    with full_disk(most):
+    with full_disk(n_bytes):
         error = failure(capfd, "train", toml, "--out", out, "--resume", "--tensorboard")
     left = files(out / "checkpoints")
     run(toml, out, "run.tensorboard=true", resume=True)

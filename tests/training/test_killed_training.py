@@ -13,7 +13,7 @@ from training_runs import assert_same_run, run
 from yocobit.packing import checkpoints
 
 STEPS = 40
-# Checkpoints and evaluations are most of the time, and so most of the moments.
+# Most of the time, and so most of the kills, is in checkpoints and evaluations.
 SETTINGS = (f"run.steps={STEPS}", "run.checkpoint_every=2", "run.eval_every=5")
 
 
@@ -28,16 +28,16 @@ def start(toml: Path, out: Path) -> subprocess.Popen:
 
 
 def last_step(out: Path) -> int:
-    """Return how many steps are recorded, also of those that a resume will withdraw."""
+    """Return the number of recorded steps, including those that a resume discards."""
     try:
         return (out / "metrics.jsonl").read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
 
 
-def kill_at(process: subprocess.Popen, is_there, seconds: float) -> None:
-    """Kill a process so long after something is there; the run must not have ended before."""
-    while not is_there() and process.poll() is None:
+def kill_at(process: subprocess.Popen, is_reached, seconds: float) -> None:
+    """Kill a process `seconds` after `is_reached()` holds; it must still be running then."""
+    while not is_reached() and process.poll() is None:
         time.sleep(0.002)
     time.sleep(seconds)
     process.kill()
@@ -54,7 +54,7 @@ def test_process_killed_at_random_moments_ends_with_the_bytes_of_an_uninterrupte
     run(toml, straight, *SETTINGS)
     out.mkdir()
 
-    # The first while it prepares the text; then some steps further each time, in any part of one.
+    # First during data preparation, then some steps later each time, anywhere in a step.
     kill_at(start(toml, out), lambda: any(out.iterdir()), moments.uniform(0, 0.3))
     for _ in range(3):
         step = last_step(out) + moments.randint(1, 10)

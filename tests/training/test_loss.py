@@ -1,4 +1,4 @@
-"""The loss of the head against plain formulas over all logits, in float64.
+"""The loss of the head compared with plain formulas over all logits, in float64.
 
 Letters: N tokens   C model width   V vocabulary
 """
@@ -142,7 +142,7 @@ def test_head_loss_in_bfloat16_equals_float32_to_rounding(rng):
         gradients = torch.autograd.grad(loss, (x, weight))
 
     # Logits of size |x| |w| = 16, of 16 products of two rounded factors: 2 * 2^-9 each, which
-    # partly cancel; so does a gradient that sees them, and rounds once more.
+    # partly cancel. The same holds for gradients, which are rounded once more.
     assert loss.item() == pytest.approx(exact.item(), rel=2**-7)
     for found, expected in zip(gradients, exact_gradients, strict=True):
         assert found.dtype == torch.float32

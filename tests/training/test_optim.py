@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups, and updates against independent statements of the formulas.
+"""Optimizers: parameter groups, and updates compared with an independent implementation.
 
 Letters: M output features   K input features
 """
@@ -110,14 +110,14 @@ def test_muon_updates_the_quantised_matrices_only():
 def test_orthogonalize_brings_singular_values_close_to_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
-    # No singular value below 0.1 of the largest: the iterations lift those that far.
+    # No singular value is below 0.1 of the largest: the iterations raise such values to about 1.
     matrices = u * torch.linspace(0.1, 1, u.shape[-1], dtype=u.dtype) @ vt
 
     y = orthogonalize(matrices)
 
     values = torch.linalg.svdvals(y)
     assert values.min() > 0.6 and values.max() < 1.3
-    # Same singular vectors: u^T y v is diagonal. 1e-9: float64, some tens of products.
+    # Same singular vectors: u^T y v is diagonal. 1e-9: float64, some tens of matmuls.
     inner = u.mT @ y @ vt.mT
     assert (inner - torch.diag_embed(inner.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-9
 
@@ -150,7 +150,7 @@ def test_muon_updates_matrices_of_one_shape_independently():
     for parameters in ([alone], pair):
         Muon(parameters, lr=0.1, momentum=0.9, weight_decay=0.0).step()
 
-    # Batched and single matmuls may sum in another order: 5 iterations of 3 products of 8 terms.
+    # Batched and single matmuls may sum in another order: 5 iterations of 3 matmuls with K = 8.
     torch.testing.assert_close(pair[1], alone, rtol=1e-4, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""A run that does not fit in memory ends in one line, and its checkpoints stay."""
+"""A run that does not fit in memory ends with one line, and its checkpoints are unchanged."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from yocobit.packing import checkpoints
 from yocobit.training import loop
 from yocobit.training.errors import OutOfMemory
 
-# Command lines, each in a process with 200 MB in addition to what the imports take. Forked, because
-# imports would take most of the time.
+# Command lines, each in a process with 200 MB in addition to the memory of the imports. Processes
+# are forked, because imports would take most of the time.
 IN_LITTLE_MEMORY = """
 import json, os, resource, sys
 from pathlib import Path

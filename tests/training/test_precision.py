@@ -14,7 +14,7 @@ from yocobit.training.config import load as load_config
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 def test_precision_does_not_change_quantised_matmuls(kind):
-    linear, x, grad = draw(kind)
+    linear, x, grad = make_problem(kind)
 
     found, expected = (matmuls(linear, x, grad, how) for how in ("medium", "highest"))
 
@@ -22,7 +22,7 @@ def test_precision_does_not_change_quantised_matmuls(kind):
 
 
 def test_dense_matmuls_change_by_bfloat16_rounding_only():
-    linear, x, grad = draw("dense")
+    linear, x, grad = make_problem("dense")
 
     found, expected = (matmuls(linear, x, grad, how) for how in ("medium", "highest"))
 
@@ -32,7 +32,7 @@ def test_dense_matmuls_change_by_bfloat16_rounding_only():
         assert 0 < (fast - exact).norm() < 3 * 2**-9 * exact.norm()
 
 
-def draw(kind):
+def make_problem(kind):
     """Return a linear, an input and a gradient of its output."""
     generator = torch.Generator().manual_seed(0)
     linear = BitLinear(64, 48, kind)
@@ -42,7 +42,7 @@ def draw(kind):
 
 
 def matmuls(linear, x, grad, precision):
-    """Return y, and the gradients of x and of the weight, at a precision of matmuls."""
+    """Return y and the gradients of x and of the weight, with matmuls of a precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

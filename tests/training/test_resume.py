@@ -21,8 +21,8 @@ from yocobit.packing import checkpoints
 from yocobit.training import checkpoint, loop, schedule
 from yocobit.training.config import load as load_config
 
-# Runs a configuration in one process after the other; each is killed at the n-th call of a
-# function. Forked, because imports would take most of the time.
+# Runs a configuration in consecutive processes; each is killed at the n-th call of a function.
+# Processes are forked, because imports would take most of the time.
 KILLED_RUNS = """
 import importlib, json, os, signal, sys
 from pathlib import Path
@@ -286,7 +286,6 @@ def test_run_that_had_minutes_can_be_resumed_with_another_budget(toml, tmp_path,
 
 
 def test_settings_without_influence_on_losses_can_be_changed_on_resume(toml, stopped, straight):
-
     run(
         toml,
         stopped,
@@ -310,7 +309,7 @@ def test_resume_without_a_run_is_refused_and_writes_nothing(toml, tmp_path):
 
     with pytest.raises(ConfigError, match=r"typo: no such run to resume; correct --out, or omit"):
         run(toml, tmp_path / "typo", resume=True)
-    with pytest.raises(ConfigError, match=r"other: holds no run to resume but run-a; correct"):
+    with pytest.raises(ConfigError, match=r"other: has no run to resume but has run-a; correct"):
         run(toml, tmp_path / "other", resume=True)
 
     assert files(tmp_path) == before

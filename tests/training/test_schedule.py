@@ -1,4 +1,4 @@
-"""Learning-rate schedules against PyTorch's own and against numbers worked out by hand."""
+"""Learning-rate schedules compared with PyTorch's and with values computed by hand."""
 
 import pytest
 import torch

@@ -53,15 +53,15 @@ def test_batch_resets_at_end_tokens(tmp_path):
     assert batch.resets.any()
 
 
-def test_steps_read_the_windows_of_the_text_one_after_the_other(toml, tmp_path, monkeypatch):
+def test_steps_read_consecutive_windows(toml, tmp_path, monkeypatch):
     read = []
     windows = Corpus.windows
 
-    def noting(self, seed, first, size, context):
+    def recording(self, seed, first, size, context):
         read.append((first, size))
         return windows(self, seed, first, size, context)
 
-    monkeypatch.setattr(Corpus, "windows", noting)
+    monkeypatch.setattr(Corpus, "windows", recording)
     run(toml, tmp_path / "run", "run.steps=2", "optim.accumulation=3")
 
     assert read == [(0, 2), (2, 2), (4, 2), (6, 2), (8, 2), (10, 2)]
@@ -71,12 +71,12 @@ def test_gradient_above_the_clip_is_scaled_to_it(toml, tmp_path, monkeypatch):
     norms = []
     step = Optimizers.step
 
-    def noting(self, *factors):
+    def recording(self, *factors):
         gradients = [p.grad for part in self.parts for g in part.param_groups for p in g["params"]]
         norms.append(float(torch.cat([g.flatten() for g in gradients]).double().norm()))
         step(self, *factors)
 
-    monkeypatch.setattr(Optimizers, "step", noting)
+    monkeypatch.setattr(Optimizers, "step", recording)
     run(toml, tmp_path / "clipped", "run.steps=1", "optim.grad_clip=0.01")
     run(toml, tmp_path / "free", "run.steps=1", "optim.grad_clip=0")
 
@@ -163,7 +163,7 @@ def test_run_that_recomputes_equals_one_that_does_not(toml, tmp_path):
 
 
 def test_compiled_objective_is_one_graph_and_the_head_with_equal_gradients(monkeypatch):
-    """Traced for real, and run by PyTorch: what a compiler makes of it has other last bits."""
+    """Traced by Dynamo and executed by PyTorch: compiled code may differ in the last bit."""
     graphs = []
 
     def backend(graph, inputs):

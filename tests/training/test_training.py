@@ -32,7 +32,7 @@ def test_metrics_have_a_record_per_step_with_rate_and_tokens(toml, tmp_path):
 
     assert [record["step"] for record in found] == [1, 2, 3, 4, 5, 6]
     assert [record["tokens"] for record in found] == [32, 64, 96, 128, 160, 192]
-    rates = [0.25, 0.5, 0.5, 0.375, 0.25, 0.125]  # two steps of warm-up, then to zero
+    rates = [0.25, 0.5, 0.5, 0.375, 0.25, 0.125]  # two steps of warm-up, then linear decay to zero
     assert [record["lr"] for record in found] == pytest.approx(rates)
     with_bits = [record["step"] for record in found if "valid_bits_per_byte" in record]
     assert with_bits == [4, 6]
@@ -111,10 +111,14 @@ def test_missing_text_is_refused_with_its_path(toml, tmp_path):
 
 
 def test_best_checkpoint_is_that_of_the_lowest_evaluation(toml, tmp_path):
-    """A learning rate that ruins the model in the end: the best step is not the last."""
+    """The learning rate rises until the model diverges: the best step is not the last."""
     settings = ["run.steps=12", "run.eval_every=2", "run.checkpoint_every=5", "run.keep=1"]
-    ruin = ["schedule.warmup_steps=12", "optim.learning_rate=3.0", "optim.matrix_learning_rate=3.0"]
-    run(toml, tmp_path / "run", *settings, *ruin)
+    diverging = [
+        "schedule.warmup_steps=12",
+        "optim.learning_rate=3.0",
+        "optim.matrix_learning_rate=3.0",
+    ]
+    run(toml, tmp_path / "run", *settings, *diverging)
 
     bits = {r["step"]: b for r in records(tmp_path / "run") if (b := r.get("valid_bits_per_byte"))}
     lowest = min(bits, key=bits.get)
@@ -127,10 +131,10 @@ def test_best_checkpoint_is_that_of_the_lowest_evaluation(toml, tmp_path):
 
 
 def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, monkeypatch):
-    """The last evaluation is of the whole text: its figure does not compare with the others."""
+    """The last evaluation is of the whole text: it is not comparable with the others."""
     sizes = []
 
-    def fake(logits, shard, end, context, max_tokens, processes):
+    def fake(objective, text, end, context, max_tokens, processes):
         sizes.append(max_tokens)
         return 2.0 if max_tokens else 1.0
 

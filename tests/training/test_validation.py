@@ -1,4 +1,4 @@
-"""Bits per byte against sums over single predictions."""
+"""Bits per byte compared with sums over single predictions."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_bits_per_byte_equals_a_sum_over_single_predictions(corpus, context):
 
     nats = 0.0
     for i, token in enumerate(tokens):
-        last = (i // half + 1) * half  # of the window that scores i, exclusive
+        last = (i // half + 1) * half  # of the window with token i in the loss, exclusive
         document = max((j for j in range(i + 1) if text[j] == end), default=0)
         seen = text[max(0, last - context, document) : i + 1]
         log_p = model(torch.tensor([seen]))[0, -1].log_softmax(dim=-1)
@@ -65,6 +65,6 @@ def test_last_record_is_of_the_whole_validation_text_and_the_saved_model(toml, t
 
     found = bits_per_byte(Objective(load_model(saved), 0.0), corpus.valid, 0, config.data.context)
 
-    # Measured once with bfloat16 in the head's product where the CPU has it: 2^-9 of a logit.
+    # The run's head matmul is in bfloat16 where the CPU has it: 2^-9 of a logit.
     assert records(out)[-1]["valid_bits_per_byte"] == pytest.approx(found, rel=2e-3)
     assert checkpoint.load_state(saved).valid_bits_per_byte == pytest.approx(found, rel=2e-3)

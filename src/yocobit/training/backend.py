@@ -1,4 +1,4 @@
-"""How a process computes: threads, the precision of matmuls, torch.compile.
+"""Compute settings of a process: threads, the precision of matmuls, torch.compile.
 
     "float32"    float32
     "bfloat16"   dense projections, the head and Muon from bfloat16 inputs, accumulated in float32

@@ -24,7 +24,7 @@ class Batch:
     """
 
     inputs: Tensor  # (B, T)
-    targets: Tensor  # (B, T), or IGNORED
+    targets: Tensor  # (B, T); IGNORED where not in the loss
     resets: Tensor  # (B, T) bool
 
     @classmethod

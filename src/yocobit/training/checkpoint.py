@@ -180,10 +180,11 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
     """Load master weights into a new model; ConfigError if a shape differs."""
     is_tied = ModelConfig.from_json(checkpoint / CONFIG).tie_embeddings
     weights = _read_weights(checkpoint, is_tied or model.config.tie_embeddings)
-    for name, (there, here) in _differences(weights, model).items():
+    if differences := _differences(weights, model):
+        name, (shape, model_shape) = next(iter(differences.items()))
         raise ConfigError(
-            f"{checkpoint}: cannot start from it: '{name}' is {there} there but {here} here; "
-            "omit [model] and data.tokenizer to use the checkpoint's"
+            f"{checkpoint}: cannot start from it: '{name}' is {shape} in the checkpoint but "
+            f"{model_shape} in the model; omit [model] and data.tokenizer to use the checkpoint's"
         )
     model.load_state_dict(weights)
 
@@ -201,12 +202,12 @@ def _read_weights(checkpoint: Path, is_tied: bool) -> dict[str, Tensor]:
 
 def _differences(weights: dict[str, Tensor], model: Decoder) -> dict[str, tuple[str, str]]:
     """Return the shapes in the file and in the model of the tensors that differ, by name."""
-    there, here = (
+    in_file, in_model = (
         {name: str(list(tensor.shape)) for name, tensor in tensors.items()}
         for tensors in (weights, model.state_dict())
     )
     return {
-        name: (there.get(name, "absent"), here.get(name, "absent"))
-        for name in (*here, *there)
-        if there.get(name) != here.get(name)
+        name: (in_file.get(name, "absent"), in_model.get(name, "absent"))
+        for name in (*in_model, *in_file)
+        if in_file.get(name) != in_model.get(name)
     }

@@ -41,11 +41,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Settings):
-    """[optim]: the optimizer and its rates.
-
-    `learning_rate` is that of all parameters in a group without its own. "muon" updates the
-    matrices of the blocks by Muon and all other parameters by AdamW.
-    """
+    """[optim]: the optimizer, its learning rates, and the batch of a step."""
 
     optimizer: Optimizer = "adamw"  # "muon": the matrices of the blocks by Muon, the rest by AdamW
     learning_rate: Positive = 1e-3  # of all parameters without a rate of their own
@@ -115,19 +111,19 @@ class RunConfig(Settings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillConfig(Settings):
-    """[distill]: learning from a teacher's logits; yocobit.training.loss has the formula.
+    """[distill]: knowledge distillation; yocobit.training.loss has the formula.
 
     The run uses the teacher's tokenizer unless [data] specifies one.
     """
 
     teacher: str  # a run, a checkpoint, or a transformers directory
-    weight: PositiveFraction = 0.5  # of the teacher's term; the text has the rest
+    weight: PositiveFraction = 0.5  # of the divergence; cross-entropy has the rest
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0  # of both softmaxes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides a run. The tokenizer, once it exists, decides `model.vocab_size`."""
+    """All settings of a run. `model.vocab_size` is replaced by that of the tokenizer."""
 
     model: ModelConfig
     data: DataConfig
@@ -150,7 +146,7 @@ class TrainConfig:
         """Make a config from the sections of a TOML or JSON file named `source`."""
         sections = _with_recipe(sections, source)
         known: dict[str, type[Settings] | None] = {
-            "model": None,  # below: the others decide the size of its vocabulary
+            "model": None,  # made below: [data] determines its vocabulary
             "data": DataConfig,
             "optim": OptimConfig,
             "schedule": ScheduleConfig,
@@ -170,7 +166,7 @@ class TrainConfig:
         if "model" not in sections:
             raise ConfigError(
                 f"{source}: has no section [model]; add one, with a preset ({', '.join(PRESETS)}) "
-                "or all sizes, or take the model of a run or checkpoint by --init"
+                "or all sizes, or use the model of a run or checkpoint with --init"
             )
         model = _model(dict(sections["model"]), made["data"], f"{source} [model]")
         return cls(model=model, **made)
@@ -202,11 +198,12 @@ def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) ->
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
     if init is not None:
-        _take_from(checkpoints.find(init), sections)
+        _inherit(checkpoints.find(init), sections)
     return TrainConfig.from_dict(sections, str(path))
 
 
-def _take_from(source: Path, sections: dict[str, Any]) -> None:
+def _inherit(source: Path, sections: dict[str, Any]) -> None:
+    """Use the tokenizer of a checkpoint, and its model unless there is a [model]."""
     data = sections.get("data")
     if isinstance(data, dict) and "tokenizer" not in data:
         data["tokenizer"] = str(source.resolve() / checkpoints.TOKENIZER)
@@ -226,8 +223,7 @@ _ALTERNATIVES = {
     ("data", "tokenizer"): "vocab_size",
 }
 
-
-# Named settings of [optim] and [schedule], as optim.recipe = "bitnet"; those of the file win.
+# Settings selected by optim.recipe; those in the file take precedence.
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # BitNet b1.58 of 700M parameters: "The Era of 1-bit LLMs: Training Tips, Code and FAQ".
     "bitnet": {

@@ -1,5 +1,5 @@
-"""Distillation: learning from a teacher's logits and the text (BitNet Distillation,
-arXiv:2510.13998, without its attention loss).
+"""Knowledge distillation from a teacher's logits (BitNet Distillation, arXiv:2510.13998, without
+its attention loss).
 
 A teacher is a yocobit run or checkpoint, a directory saved by YocobitForCausalLM, or one with any
 causal language model of `transformers`. It has the student's vocabulary and the same inputs.
@@ -28,8 +28,8 @@ from yocobit.training.config import DistillConfig
 from yocobit.training.loss import TeacherOutput
 
 
-class _Reader(Protocol):
-    """A model in two halves: its logits can be computed in slices of tokens."""
+class _TeacherModel(Protocol):
+    """A model split into body and head, whose logits can be computed in slices of tokens."""
 
     vocab_size: int
 
@@ -54,8 +54,8 @@ class Teacher:
             )
         self.tokenizer = read_tokenizer(self.tokenizer_path)
         self.sha256 = _hash_weights(directory)
-        self.reader: _Reader = (
-            _YocobitReader(directory) if _is_yocobit(directory) else _HuggingFaceReader(directory)
+        self.model: _TeacherModel = (
+            _YocobitModel(directory) if _is_yocobit(directory) else _TransformersModel(directory)
         )
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -67,18 +67,18 @@ class Teacher:
         name, size = self.config.teacher, tokenizer.get_vocab_size()
         special = self.tokenizer.get_added_tokens_decoder()
         for i in range(max(size, self.tokenizer.get_vocab_size())):
-            there, here = self.tokenizer.id_to_token(i), tokenizer.id_to_token(i)
-            may_differ = here in (END, None) and (there is None or i in special)
-            if there != here and not may_differ:
+            teacher_token, own_token = self.tokenizer.id_to_token(i), tokenizer.id_to_token(i)
+            may_differ = own_token in (END, None) and (teacher_token is None or i in special)
+            if teacher_token != own_token and not may_differ:
                 raise ConfigError(
-                    f"{name}: the teacher's vocabulary is not the run's: token {i} is {there!r} "
-                    f"there but {here!r} here; omit data.tokenizer and data.vocab_size to use the "
-                    "teacher's tokenizer"
+                    f"{name}: the teacher's vocabulary is not the run's: token {i} is "
+                    f"{teacher_token!r} in the teacher's tokenizer but {own_token!r} in the run's; "
+                    "omit data.tokenizer and data.vocab_size to use the teacher's"
                 )
-        if self.reader.vocab_size < size:
+        if self.model.vocab_size < size:
             raise ConfigError(
                 f"{name}: the teacher's vocabulary must have the tokenizer's {size} tokens but has "
-                f"{self.reader.vocab_size}"
+                f"{self.model.vocab_size}"
             )
 
     # Without gradients there is little to fuse, and a published model may not compile.
@@ -86,8 +86,8 @@ class Teacher:
     @torch.no_grad()
     def output(self, tokens: Tensor, resets: Tensor | None) -> TeacherOutput:
         """Return the teacher's output for tokens (B, T)."""
-        hidden = self.reader.hidden(tokens, resets).flatten(0, 1)  # (B * T, C)
-        return TeacherOutput(hidden, self.reader.head, self.config.weight, self.config.temperature)
+        hidden = self.model.hidden(tokens, resets).flatten(0, 1)  # (B * T, C)
+        return TeacherOutput(hidden, self.model.head, self.config.weight, self.config.temperature)
 
 
 def locate(path: Path) -> Path:
@@ -98,7 +98,7 @@ def locate(path: Path) -> Path:
 
 
 def _is_yocobit(directory: Path) -> bool:
-    """Whether it is a checkpoint, a packed model, or saved by YocobitForCausalLM."""
+    """Whether a directory is a checkpoint, a packed model, or saved by YocobitForCausalLM."""
     if (directory / STATE).is_file():
         return True
     path = directory / CONFIG
@@ -118,19 +118,19 @@ def _hash_weights(directory: Path) -> str:
     return digest.hexdigest()
 
 
-class _YocobitReader:
+class _YocobitModel:
     def __init__(self, directory: Path) -> None:
-        self.model: Decoder = checkpoint.load_model(directory).eval().requires_grad_(False)
-        self.vocab_size = self.model.config.vocab_size
+        self.decoder: Decoder = checkpoint.load_model(directory).eval().requires_grad_(False)
+        self.vocab_size = self.decoder.config.vocab_size
 
     def hidden(self, tokens: Tensor, resets: Tensor | None) -> Tensor:
-        return self.model.hidden(tokens, resets)
+        return self.decoder.hidden(tokens, resets)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.model.head(hidden)
+        return self.decoder.head(hidden)
 
 
-class _HuggingFaceReader:
+class _TransformersModel:
     def __init__(self, directory: Path) -> None:
         try:
             from transformers import AutoModelForCausalLM
@@ -150,7 +150,7 @@ class _HuggingFaceReader:
         self._check(directory)
 
     def _check(self, directory: Path) -> None:
-        """Compare the two halves with the whole model, whose head may depend on more."""
+        """Raise ConfigError unless body and head in sequence give the logits of the model."""
         tokens = torch.arange(4)[None]
         with torch.no_grad():
             self.output_type = type(self.body(input_ids=tokens, use_cache=False))

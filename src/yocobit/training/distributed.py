@@ -25,7 +25,7 @@ from yocobit.config import ConfigError
 T = TypeVar("T")
 
 _LONG_TIMEOUT = timedelta(days=7)  # while one process prepares a corpus or writes a file
-_EXIT_TIMEOUT = timedelta(seconds=20)  # in which a process that raised an error exits
+_EXIT_TIMEOUT = timedelta(seconds=20)  # a process that raised an error exits within this time
 
 
 class LostProcess(RuntimeError):
@@ -38,7 +38,7 @@ class QuietExit(SystemExit):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, as one of them sees them; a single one by default."""
+    """The processes of a run, and the rank of this one; a single process by default."""
 
     rank: int = 0
     size: int = 1
@@ -73,7 +73,7 @@ class Processes:
     def on_main(self, work: Callable[[], T]) -> T | None:
         """Run `work` in the main process while the others wait; return its result there.
 
-        An error there ends the others, too.
+        If `work` raises an error, the other processes exit.
         """
         result, failed = None, True
         try:
@@ -130,8 +130,9 @@ def process_group(simultaneous: tuple[type[Exception], ...]) -> Iterator[Process
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
         yield SINGLE_PROCESS
         return
-    _silence()
-    if not dist.is_initialized():  # by an earlier run: torchrun's rendezvous works only once
+    _silence_expected_warnings()
+    # An earlier run of the process may have initialised it: torchrun's rendezvous works only once.
+    if not dist.is_initialized():
         dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     long_group = dist.new_group(timeout=_LONG_TIMEOUT)
@@ -166,7 +167,7 @@ def _is_connection_error(error: BaseException) -> bool:
     return "gloo/transport" in str(error)
 
 
-def _silence() -> None:
+def _silence_expected_warnings() -> None:
     """Suppress torch's warnings about expected behaviour, once per process."""
     # Blocks return views (cached keys and values); nothing here changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
@@ -178,17 +179,17 @@ def check_shared_directory(directory: Path, processes: Processes) -> None:
     """Raise ConfigError unless `directory` is the same directory in all processes."""
     if processes.size == 1:
         return
-    mark = directory / processes.broadcast(f".shared-{uuid.uuid4().hex}")
+    marker = directory / processes.broadcast(f".shared-{uuid.uuid4().hex}")
 
     def write() -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        marker.touch()
 
     processes.on_main(write)
-    (n_visible,) = processes.sum(mark.exists())
-    processes.on_main(mark.unlink)
+    (n_visible,) = processes.sum(marker.exists())
+    processes.on_main(marker.unlink)
     if n_visible < processes.size:
         raise ConfigError(
             f"{directory}: must be on a file system that all processes share, but a file written "
-            f"there is visible in only {n_visible:.0f} of {processes.size}"
+            f"there is visible to only {n_visible:.0f} of {processes.size}"
         )

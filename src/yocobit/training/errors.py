@@ -1,4 +1,4 @@
-"""Errors that end a run: its checkpoints stay as they are."""
+"""Errors that end a run; they leave its checkpoints unchanged."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ class Interrupt:
 
     @property
     def name(self) -> str:
+        """The name of the signal that was received."""
         return signal.Signals(self.number).name
 
     def __enter__(self) -> Interrupt:

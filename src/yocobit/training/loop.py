@@ -73,7 +73,7 @@ def train(
 
 
 class Loop:
-    """Runs steps and everything that is due after them."""
+    """Runs steps, and the evaluations, samples and checkpoints that are due after them."""
 
     def __init__(self, run: Run, console: Console, started: float) -> None:
         self.config, self.run_dir, self.corpus = run.config, run.directory, run.corpus
@@ -99,7 +99,7 @@ class Loop:
         log = self.processes.on_all(self._open_log)
         try:
             self.processes.on_main(self._write_manifest)
-            self._plan_changed_budget(log)
+            self._convert_changed_budget(log)
             self._warn_of_short_run()
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and not self._is_interrupted(interrupt):
@@ -169,14 +169,14 @@ class Loop:
 
     def _step(self, log: RunLog, progress: Progress) -> None:
         state, run = self.state, self.config.run
-        begin = time.monotonic()
+        start = time.monotonic()
         factor = rate_factor(self.config.schedule, state.step, state.total_steps)
         result = self._update(factor)
         state.step += 1
         state.n_tokens += self.tokens_per_step
-        self.durations.append(time.monotonic() - begin)
-        is_planned = self._convert_budget(self._seconds())
-        if is_planned:
+        self.durations.append(time.monotonic() - start)
+        is_converted = self._convert_budget(self._seconds())
+        if is_converted:
             self._warn_of_short_run()
         record = self._record(result, factor)
         if state.step % run.eval_every == 0 or self._is_done():
@@ -188,11 +188,12 @@ class Loop:
         if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
             self._sample(log, progress)
         self._check_skips(result)
-        # A plan is saved immediately: a run resumed before the next checkpoint must keep it. No
-        # checkpoint is written while steps are skipped: the weights may be unusable.
+        # A converted budget is saved immediately: a run resumed before the next checkpoint must
+        # keep its number of steps. No checkpoint is written while steps are skipped: the weights
+        # may be unusable.
         is_due = state.step % run.checkpoint_every == 0 or state.best_step == state.step
         is_due = is_due and state.guard.n_in_a_row == 0
-        if (is_due or is_planned) and not self._is_done():
+        if (is_due or is_converted) and not self._is_done():
             self._save(log)
 
     def _update(self, factor: float) -> StepResult:
@@ -249,7 +250,7 @@ class Loop:
         )
 
     def _sample(self, log: RunLog, progress: Progress) -> None:
-        """Generate some text in the main process."""
+        """Generate a sample; the main process prints and stores it."""
         run, tokenizer = self.config.run, self.corpus.tokenizer
         model = gather_model(self.model, self.processes.is_main)
         if model is not None:
@@ -259,7 +260,7 @@ class Loop:
             log.write_sample(self.state.step, run.prompt + text)
 
     def _validate(self) -> float:
-        """Return bits per byte; at the end of the run those of the whole validation text.
+        """Return bits per byte; at the end of the run, of the whole validation text.
 
         The best step is chosen on the same text each time: the part that eval_tokens selects.
         """
@@ -298,17 +299,17 @@ class Loop:
         """Return the duration of the run, including that before it was resumed."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def _plan_changed_budget(self, log: RunLog) -> None:
+    def _convert_changed_budget(self, log: RunLog) -> None:
         """Convert the budget of a resumed run by the logged durations, if there are enough.
 
-        Only by those: resumed again from the same checkpoint, the run has the same plan.
+        Only by those: a run resumed twice from one checkpoint has the same number of steps.
         """
         self.durations = self.processes.broadcast(log.durations if self.processes.is_main else [])
         if self.durations:
             self._convert_budget(self.seconds_before)
 
     def _convert_budget(self, elapsed_s: float) -> bool:
-        """Fix the number of steps once the speed is known; return whether that was now."""
+        """Fix the number of steps once the speed is known; return whether this call did."""
         if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
         steps = steps_in_budget(self.config, self.durations, elapsed_s, len(self.corpus.valid))

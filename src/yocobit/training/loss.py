@@ -1,4 +1,4 @@
-"""The loss of the output head, computed in slices of tokens: all logits never exist at once.
+"""The loss of the output head, computed in slices of tokens to bound the memory of logits.
 
     cross-entropy   log Z - logit of the target,   Z = sum exp logits
     z-loss          (log Z)^2, which keeps logits near 0 (PaLM, arXiv:2204.02311)
@@ -28,7 +28,7 @@ _SLICE = 512  # tokens; their logits and gradients fit in the CPU caches
 class TeacherOutput:
     """A teacher's hidden states of N tokens; the head maps slices of them to logits."""
 
-    hidden: Tensor  # (N, its own width)
+    hidden: Tensor  # (N, width of the teacher)
     head: Callable[[Tensor], Tensor]  # hidden states to logits, at least as many as the student has
     weight: float  # w of the loss
     temperature: float

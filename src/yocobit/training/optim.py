@@ -25,8 +25,9 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum (arXiv:2502.16982), for matrices only.
 
     W -= lr * (s O + weight_decay W),  O = orthogonalize(G + momentum B),  B = momentum B + G,
-    s = 0.2 sqrt(max(M, K)), which gives a step the RMS of an Adam step. In float32 and batched by
-    shape: torch.optim.Muon computes in bfloat16, which most CPUs emulate.
+    s = 0.2 sqrt(max(M, K)), which gives a step the RMS of an Adam step. Matrices are batched by
+    shape, and the precision is that of matmuls: torch.optim.Muon always computes in bfloat16, which
+    most CPUs emulate.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
@@ -42,9 +43,10 @@ class Muon(torch.optim.Optimizer):
                     shapes[parameter.shape].append(parameter)
             for (M, K), parameters in shapes.items():
                 updates = _orthogonalize_all([self._direction(p, group) for p in parameters])
-                size = group["lr"] * 0.2 * max(M, K) ** 0.5
+                step_size = group["lr"] * 0.2 * max(M, K) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.sub_(update, alpha=step_size)
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Return the gradient with Nesterov momentum, (M, K)."""
@@ -103,13 +105,14 @@ class Optimizers:
 
     def step(self, rate_factor: float, weight_decay_factor: float) -> None:
         """Update every parameter by its gradient."""
-        for group in self._groups():
+        for group in self._param_groups():
             group["lr"] = group["base_rate"] * rate_factor
             group["weight_decay"] = group["base_weight_decay"] * weight_decay_factor
         for part in self.parts:
             part.step()
 
     def clear_gradients(self) -> None:
+        """Set every gradient to None."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
@@ -136,15 +139,15 @@ class Optimizers:
                 for parameter in group["params"]:
                     if state := by_name.get(self.names[parameter]):
                         part.state[parameter] = {
-                            key: _state(parameter, key, value) for key, value in state.items()
+                            key: _restored(parameter, key, value) for key, value in state.items()
                         }
 
-    def _groups(self) -> Iterator[dict[str, Any]]:
+    def _param_groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:
             yield from part.param_groups
 
 
-def _state(parameter: Tensor, key: str, value: Tensor) -> Tensor:
+def _restored(parameter: Tensor, key: str, value: Tensor) -> Tensor:
     """Return an optimizer's state tensor from one that `Optimizers.state` returned."""
     value = value.reshape(()) if key == "step" else shard_like(parameter, value)
     return value.clone()  # in memory with torch's own alignment, as before the checkpoint
@@ -155,9 +158,9 @@ def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:
     embedding, head = model.embedding.weight, model.head.weight
     matrices: list[Tensor] = [m.weight for m in model.modules() if isinstance(m, BitLinear)]
     named: list[Tensor] = [embedding] if head is embedding else [embedding, head]
-    taken = {id(parameter) for parameter in (*matrices, *named)}
+    grouped = {id(parameter) for parameter in (*matrices, *named)}
     rest: list[Tensor] = [
-        parameter for parameter in model.parameters() if id(parameter) not in taken
+        parameter for parameter in model.parameters() if id(parameter) not in grouped
     ]
     decay = config.weight_decay
     groups: list[tuple[list[Tensor], float | None, float]] = [

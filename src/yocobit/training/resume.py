@@ -61,10 +61,10 @@ def _check_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) 
 
 
 def _check_may_start(run_dir: Path) -> None:
-    """Refuse --resume where there is no run, which is probably a typing error.
+    """Raise ConfigError where there is no run: --out is probably misspelt.
 
-    An empty directory is accepted: torchrun restarts its processes with the same command, so that
-    one has --resume from the first start on.
+    An empty directory is accepted: torchrun restarts its processes with the same command, which
+    therefore has --resume at the first start, too.
     """
     if not run_dir.exists():
         raise ConfigError(
@@ -73,7 +73,7 @@ def _check_may_start(run_dir: Path) -> None:
     names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
     if names and not names & _RUN_FILES:
         raise ConfigError(
-            f"{run_dir}: holds no run to resume but {min(names)}; correct --out, or omit "
+            f"{run_dir}: has no run to resume but has {min(names)}; correct --out, or omit "
             "--resume to start one"
         )
 

@@ -1,8 +1,7 @@
 """Learning-rate schedules, and the conversion of a time budget to a number of steps.
 
-Schedules are pure functions of the step. A step is counted from 0. `total` is the number of steps
-of the run, None while a time budget is not converted to steps yet; until then the rate stays where
-warm-up left it.
+Schedules are pure functions of the step, counted from 0. `total` is the number of steps of the run,
+None while a time budget is not converted to steps yet; until then the rate stays at its peak.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 
 from yocobit.training.config import ScheduleConfig, TrainConfig
 
-# A time budget is converted after this many steps, the first few of which are not measured.
+# A time budget is converted after MEASURED_STEPS; the first _UNMEASURED_STEPS are not timed.
 MEASURED_STEPS, _UNMEASURED_STEPS = 30, 6
 _MARGIN = 0.94  # share of the remaining time for steps; the rest is for samples and checkpoints
 _EVALUATION_COST = 0.7  # compared with training on as many tokens; an evaluation reads each twice
@@ -30,8 +29,8 @@ def rate_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float
 
 def weight_decay_factor(schedule: ScheduleConfig, step: int, total: int | None) -> float:
     """Return the factor of weight decay at `step`: 1, or 0 in the second half of "two_stage"."""
-    second = schedule.kind == "two_stage" and _progress(schedule, step, total) >= 0.5
-    return 0.0 if second else 1.0
+    is_second_half = schedule.kind == "two_stage" and _progress(schedule, step, total) >= 0.5
+    return 0.0 if is_second_half else 1.0
 
 
 def short_run_warning(schedule: ScheduleConfig, total: int | None) -> str | None:
@@ -65,7 +64,7 @@ def _decay(schedule: ScheduleConfig, progress: float) -> float:
 def steps_in_budget(
     config: TrainConfig, durations: Sequence[float], elapsed_s: float, valid_tokens: int
 ) -> int | None:
-    """Return the steps in the rest of run.minutes, None before enough steps were measured.
+    """Return the steps that fit in the rest of run.minutes, None until enough steps are timed.
 
     `durations` are the seconds of each step so far. `elapsed_s` is the used part of the budget,
     evaluations included. `valid_tokens` is the length of the validation text.

@@ -52,7 +52,7 @@ def set_up(
     console: Console,
     processes: Processes,
 ) -> Run:
-    """Set up a run in `run_dir`, print what it is, and restore its last checkpoint."""
+    """Set up a run in `run_dir`, print its description, and restore its last checkpoint."""
     console.quiet = console.quiet or not processes.is_main
     check_batch(config, processes)
     threads = set_threads(config.run.threads, processes.n_local)
@@ -60,7 +60,7 @@ def set_up(
     teacher = _load_teacher(config, processes)
     config = _with_tokenizer_of(teacher, config)
     corpus = _prepare_corpus(config, run_dir, teacher, processes)
-    not_compiled = _why_not_compiled(config, processes)
+    compile_failure = _compile_failure(config, processes)
     state = RunState(
         corpus.sha256,
         teacher_sha256=None if teacher is None else teacher.sha256,
@@ -68,12 +68,12 @@ def set_up(
         threads=threads,
         processes=processes.size,
         precision=_common_precision(config, processes),
-        is_compiled=config.run.compile and not_compiled is None,
+        is_compiled=config.run.compile and compile_failure is None,
     )
     model = _new_model(config, corpus)
     lines = [*_describe(corpus, model, state)]
-    if not_compiled is not None:
-        lines.append(f"warning: run.compile is on but nothing is compiled: {not_compiled}")
+    if compile_failure is not None:
+        lines.append(f"warning: run.compile is on but nothing is compiled: {compile_failure}")
     if resume and found is None:
         lines.append(f"nothing to resume in {run_dir} yet: a new run")
     state, messages = _load_weights(found, init, state, config, model, processes)
@@ -130,7 +130,8 @@ def _prepare_corpus(
     return corpus
 
 
-def _why_not_compiled(config: TrainConfig, processes: Processes) -> str | None:
+def _compile_failure(config: TrainConfig, processes: Processes) -> str | None:
+    """Return the reason that run.compile has no effect, None if it is off or works."""
     if not config.run.compile:
         return None
     return compile_error() if processes.size == 1 else "the run has several processes"

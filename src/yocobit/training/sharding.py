@@ -46,7 +46,7 @@ def wrap(objective: nn.Module, model: Decoder, parallel: Parallel, n_processes: 
 
 @contextmanager
 def evaluation_module(objective: nn.Module, plain: nn.Module) -> Iterator[nn.Module]:
-    """Yield the module for evaluation; all processes must call it equally often.
+    """Yield the module for evaluation; all processes must call it the same number of times.
 
     It is the plain objective, neither wrapped nor compiled, unless its weights are sharded.
     """
@@ -65,6 +65,7 @@ def backward_context(objective: nn.Module, is_last: bool) -> AbstractContextMana
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether this process stores only a part of a tensor."""
     return hasattr(tensor, "full_tensor")
 
 
@@ -105,13 +106,13 @@ def map_full(function: Callable[[Tensor], Tensor], matrices: Sequence[DTensor]) 
         )
 
     rows = sharded(torch.stack([m.to_local() for m in matrices]), 1, stack)
-    mine = function(rows.redistribute(placements=[Shard(0)]).to_local())
-    rows = sharded(mine, 0, stack).redistribute(placements=[Shard(1)])
+    results = function(rows.redistribute(placements=[Shard(0)]).to_local())
+    rows = sharded(results, 0, stack).redistribute(placements=[Shard(1)])
     return [sharded(local, 0, like) for local in rows.to_local()]
 
 
 def gather_model(model: Decoder, is_main: bool) -> Decoder | None:
-    """Return a model that the main process can run by itself, None in the others."""
+    """Return a model that the main process can run alone, None in the others."""
     if not is_sharded(model.embedding.weight):
         return model if is_main else None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict

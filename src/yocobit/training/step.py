@@ -27,8 +27,8 @@ _BLOCK = 1 << 17  # elements of a gradient whose squares are summed at a time: t
 class Objective(nn.Module):
     """The loss of a model on a batch.
 
-    All reads of weights are in `forward`: this is the module to compile, shard or replicate. The
-    teacher is not a submodule.
+    Only `forward` reads weights: this is the module to compile, shard or replicate. The teacher is
+    not a submodule.
     """
 
     def __init__(self, model: Decoder, z_weight: float, teacher: Teacher | None = None) -> None:

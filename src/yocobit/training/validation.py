@@ -1,4 +1,4 @@
-"""What evaluations measure: bits per byte, comparable between tokenizers, and weight counts.
+"""Evaluation metrics: bits per byte, comparable between tokenizers, and weight counts.
 
 Letters: B batch   T positions   V vocabulary
 """
@@ -35,10 +35,10 @@ def bits_per_byte(
 ) -> float:
     """Return the cross-entropy of the text per byte; each token in the loss is predicted once.
 
-    All processes call `objective`, an Objective, equally often. Of each window of `context` tokens
-    the last half is in the loss, with the first half as its context. The first token of a document
-    is predicted from the end token. `max_tokens` limits the text to windows spread evenly over it,
-    whose bytes are assumed to be proportional.
+    All processes call `objective`, an Objective, the same number of times. The second half of each
+    window of `context` tokens is in the loss, with the first half as its context. The first token
+    of a document is predicted from the end token. `max_tokens` limits the text to windows spread
+    evenly over it, whose bytes are assumed to be proportional.
     """
     n_new = (context + 1) // 2  # tokens of each window in the loss
     positions = list(range(0, len(text), n_new))
@@ -50,9 +50,9 @@ def bits_per_byte(
         starts = starts[np.arange(n_windows) * len(starts) // n_windows]
     nats, n_targets = 0.0, 0
     n_batches = -(-len(starts) // _BATCH)
-    for round_ in range(-(-n_batches // processes.size)):
-        first = (round_ * processes.size + processes.rank) * _BATCH
-        # Without windows left, one without targets: the others need this process's weights.
+    for i in range(-(-n_batches // processes.size)):
+        first = (i * processes.size + processes.rank) * _BATCH
+        # Without windows left, one without targets: the other processes gather weights from this.
         batch = _windows(text, end, context, n_new, starts[first : first + _BATCH])
         _, terms = objective(batch.inputs, batch.targets, batch.resets)
         nats += float(terms[0])
