@@ -136,6 +136,8 @@ void bind_tables(nb::module_& m) {
   m.attr("CANDIDATES_PER_BLOCK") = kCandidatesPerBlock;  // for each block that is selected
   m.attr("ROWS_PER_GROUP") = kRowsPerGroup;              // interleaved rows of a packed matrix
   m.attr("BLOCK_BYTES") = kBlockBytes;                   // of a row of a packed matrix
+  m.attr("LANES") = kLanes;                              // of a floating-point sum
+  m.attr("PARTIAL_EXTRA") = kPartialExtra;  // floats after the [D] of a KV split's result
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;
   m.attr("INT16_MAX") = kInt16Max;              // largest int16 activation
   m.attr("SMALLEST_ABSMAX") = kSmallestAbsmax;  // of activations and weights that are quantised

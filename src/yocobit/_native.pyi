@@ -58,6 +58,10 @@ ROWS_PER_GROUP: int = 8
 
 BLOCK_BYTES: int = 32
 
+LANES: int = 8
+
+PARTIAL_EXTRA: int = 8
+
 MAX_HEAD_DIM: int = 1024
 
 INT16_MAX: int = 16383

@@ -14,16 +14,16 @@ from yocobit._native import (
     BLOCK_POSITIONS,
     CANDIDATES_PER_BLOCK,
     FIRST_BLOCKS,
+    LANES,
     LAST_BLOCKS,
     MAX_BATCH_TOKENS,
+    PARTIAL_EXTRA,
     cache_types,
 )
 from yocobit.config import ModelConfig
 from yocobit.mixers import MixerSpec, layer_mixers
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
-
-_LANES, _PARTIAL_EXTRA = 8, 8  # floats, of the workspace of an index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,9 @@ def index_bytes(config: ModelConfig, n_tokens: int) -> int:
         return 0
     H, G, D = config.n_heads, config.n_kv_heads, config.head_dim
     n_blocks = -(-n_tokens // BLOCK_POSITIONS)
-    n_scores = round_up(n_blocks, _LANES)
-    n_candidates = round_up(min(n_blocks, candidate_blocks(config)), _LANES)
-    per_query = 4 * (3 * D + _PARTIAL_EXTRA + n_scores + 2 * n_candidates)
+    n_scores = round_up(n_blocks, LANES)
+    n_candidates = round_up(min(n_blocks, candidate_blocks(config)), LANES)
+    per_query = 4 * (3 * D + PARTIAL_EXTRA + n_scores + 2 * n_candidates)
     return n_blocks * (bounds_bytes(config) + 4 * G) + H * per_query
 
 
