@@ -2,10 +2,10 @@
 
     python examples/ray_serve.py [--model MODEL] [--replicas 2] [--threads 1] [--port 8000]
 
-Each replica is a complete yocobit server. Requests with a common start go to the same replica, so a
-conversation hits that replica's prefix cache. If a replica is lost, its conversations move to
-another one until Ray has started a new one; answers are the same on any replica, because they
-depend on the model, the request and its seed alone. API keys and limits are YOCOBIT_ variables.
+Each replica is a complete yocobit server. Requests with a common prefix go to the same replica, so
+that a conversation hits that replica's prefix cache. If a replica is lost, its conversations move
+to another one until Ray has started a new one. Answers are the same on any replica: they depend
+only on the model, the request and its seed. API keys and limits are YOCOBIT_ variables.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ class Replica:
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Any]:
         """Yield status and headers, then the body in chunks."""
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
-        gone = asyncio.Event()
+        is_over = asyncio.Event()
         received = iter([{"type": "http.request", "body": body}])
 
         async def receive() -> Message:
             if (message := next(received, None)) is not None:
                 return message
-            await gone.wait()
+            await is_over.wait()
             return {"type": "http.disconnect"}
 
         work = asyncio.create_task(self._app({**scope, "state": {}}, receive, messages.put))
@@ -85,7 +85,7 @@ class Replica:
                 elif content := message.get("body"):
                     yield content
         finally:
-            gone.set()  # also if Ray cancels because the client disconnected
+            is_over.set()  # also if Ray cancels because the client disconnected
 
 
 @serve.deployment(max_ongoing_requests=64 * _MAX_ONGOING, ray_actor_options={"num_cpus": 0})
@@ -103,9 +103,9 @@ class Router:
             if len(body) > self._max_body_bytes:
                 break  # the replica rejects it
         scope = {name: value for name, value in request.scope.items() if name not in _RAY_SCOPE}
-        ask = self._answer.options(session_id=conversation(body))
+        answer = self._answer.options(session_id=conversation(body))
         for i in range(_MAX_ATTEMPTS):
-            contents = ask.remote(scope, body)
+            contents = answer.remote(scope, body)
             try:
                 status, headers = await anext(contents)
                 first = await anext(contents, b"")
@@ -132,8 +132,8 @@ async def _relay(first: bytes, contents: Any) -> AsyncIterator[bytes]:
 def conversation(body: bytes) -> str:
     """Return a key that all requests of a conversation share; empty if any replica may answer.
 
-    It is OpenAI's prompt_cache_key if the client sends one, otherwise the start of the request: a
-    chat's messages up to the first of the user, or the start of a prompt.
+    It is OpenAI's prompt_cache_key if the client sends one, otherwise the start of the request:
+    the messages of a chat up to the user's first one, or the first part of a prompt.
     """
     try:
         fields = json.loads(body)

@@ -16,7 +16,7 @@ import uvicorn
 from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.http.server import configure
 
-# logit_bias: the packaged model writes neither the end of a text nor the "|" of its <|end|>.
+# logit_bias that excludes the packaged model's end token and the "|" of its <|end|>.
 NO_END = {"0": -100, "92": -100}
 
 
@@ -40,7 +40,7 @@ class Server:
         return self.client.post(path, json=body)
 
     def events(self, path: str, **body: Any) -> list[dict]:
-        """The events of a streamed answer, without the [DONE] that must end it."""
+        """The events of a streamed response, without the final [DONE], which is required."""
         with self.client.stream("POST", path, json={**body, "stream": True}) as response:
             assert response.status_code == 200, response.read()
             lines = [line for line in response.iter_lines() if line.startswith("data: ")]
@@ -48,12 +48,12 @@ class Server:
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
     def connect(self) -> socket.socket:
-        """A connection on which nothing has been sent."""
+        """Return a connection on which nothing has been sent."""
         url = httpx.URL(self.url)
         return socket.create_connection((url.host, url.port))
 
     def send(self, path: str, **body: Any) -> socket.socket:
-        """A connection on which a request has been sent, and from which nothing was read."""
+        """Return a connection on which a request has been sent; its response is unread."""
         request = self.client.build_request("POST", path, json=body)
         headers = b"".join(b"%b: %b\r\n" % pair for pair in request.headers.raw)
         connection = self.connect()
@@ -71,7 +71,7 @@ class Server:
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
-    """Return once a condition holds; what never comes is an error rather than a test that hangs."""
+    """Return once a condition holds; TimeoutError instead of a hanging test."""
     end = time.monotonic() + 120
     while not condition():
         if time.monotonic() > end:

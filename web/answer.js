@@ -2,7 +2,7 @@
 //
 // The answer's message grows as tokens arrive: `content` is the text so far. `finish` is absent while
 // it is generated and then is the reason: "stop", "length", "stopped" by the user, or "failed", with
-// the message in `error`. A message without it was interrupted by closing the page.
+// the message in `error`. A stored message without `finish` was interrupted by closing the page.
 // `usage` is {prompt, cached, completion} in tokens, {firstToken, queue, promptTime} in seconds,
 // {tokensPerSecond}, and {isExact}: false until the server has sent its own figures.
 
@@ -62,11 +62,11 @@ export class Answer {
 
   #request(model) {
     const { system, ...sampling } = this.#settings;
-    const said = model.isForChat
-      ? { messages: spoken(this.#messages, system) }
-      : { prompt: written(this.#messages) };
+    const input = model.isForChat
+      ? { messages: chatMessages(this.#messages, system) }
+      : { prompt: joinedText(this.#messages) };
     const streaming = { stream: true, stream_options: { include_usage: true } };
-    return { model: model.id, ...said, ...sampling, ...streaming };
+    return { model: model.id, ...input, ...sampling, ...streaming };
   }
 
   #add({ choices, usage }) {
@@ -87,42 +87,42 @@ export class Answer {
     message.usage.tokensPerSecond = (message.usage.completion - 1) / elapsed;
   }
 
-  #correct(said) {
+  #correct(reported) {
     const { usage } = this.message;
-    usage.prompt = said.prompt_tokens;
-    usage.cached = said.prompt_tokens_details?.cached_tokens;
-    usage.completion = said.completion_tokens;
-    usage.queue = said.queue_time;
-    usage.promptTime = said.prompt_time;
+    usage.prompt = reported.prompt_tokens;
+    usage.cached = reported.prompt_tokens_details?.cached_tokens;
+    usage.completion = reported.completion_tokens;
+    usage.queue = reported.queue_time;
+    usage.promptTime = reported.prompt_time;
     usage.isExact = true;
-    if (said.completion_time > 0) {
-      usage.tokensPerSecond = said.completion_tokens / said.completion_time;
+    if (reported.completion_time > 0) {
+      usage.tokensPerSecond = reported.completion_tokens / reported.completion_time;
     }
   }
 }
 
-/** The messages in the API's form; consecutive messages of one role are merged. */
-function spoken(messages, system) {
-  const said = system ? [{ role: "system", content: system }] : [];
+/** Return the messages in the API's form; consecutive messages of one role are merged. */
+function chatMessages(messages, system) {
+  const merged = system ? [{ role: "system", content: system }] : [];
   for (const { role, content } of messages) {
     if (!content.trim()) continue;
-    const last = said.at(-1);
+    const last = merged.at(-1);
     if (last?.role === role) last.content += `\n\n${content}`;
-    else said.push({ role, content });
+    else merged.push({ role, content });
   }
-  return said;
+  return merged;
 }
 
-/** The messages as one text, for a model that only completes text. */
-function written(messages) {
+/** Return the messages as one text, for a model that only completes text. */
+function joinedText(messages) {
   return messages.map((message) => message.content).join("");
 }
 
-/** The tokens of messages: the server's count, plus an estimate of what was added since. */
+/** Return the tokens of messages: the server's count plus an estimate for the text after it. */
 export function countTokens(messages) {
   const counted = messages.findLastIndex((message) => message.usage?.completion);
   const { prompt = 0, completion = 0, isExact } = messages[counted]?.usage ?? {};
-  const since = written(messages.slice(counted + 1)).length;
+  const since = joinedText(messages.slice(counted + 1)).length;
   const tokens = prompt + completion + Math.ceil(since / CHARACTERS_PER_TOKEN);
   return { tokens, isExact: isExact === true && since === 0 };
 }

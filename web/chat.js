@@ -50,16 +50,16 @@ function parsed(text) {
   }
 }
 
-/** The error of a response: the server's message, and when to try again. */
+/** Return a response's error message, and when to try again. */
 async function reason(response) {
-  let said;
+  let message;
   try {
-    said = (await response.json()).error.message;
+    message = (await response.json()).error.message;
   } catch {
-    said = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
+    message = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
   }
   const wait = Number(response.headers.get("Retry-After"));
-  return wait > 0 ? `${said} (Try again in ${wait} s.)` : said;
+  return wait > 0 ? `${message} (Try again in ${wait} s.)` : message;
 }
 
 /** Yield the data of each server-sent event of a body; comments are skipped. */

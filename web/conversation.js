@@ -13,7 +13,7 @@ export class Conversations {
   #kept = new Map(); // by id: stored, rejected by storage, or still empty
   #unsaved = new Set();
   #timer;
-  #isLeft = false; // the page is being closed: aborted answers are not final
+  #isLeft = false; // the page is being closed: do not store answers as stopped
 
   /** `onproblem` gets a message when storage is full; `onchange` the id that another tab wrote. */
   constructor({ onproblem, onchange }) {
@@ -37,7 +37,7 @@ export class Conversations {
     });
   }
 
-  /** All that are not empty, the most recently changed first. */
+  /** Return the conversations that are not empty, the most recently changed first. */
   list() {
     const filled = [...this.#kept.values()].filter((conversation) => !isEmpty(conversation));
     return filled.sort((a, b) => b.changed - a.changed);
@@ -84,9 +84,9 @@ export class Conversations {
     clearTimeout(this.#timer);
     this.#timer = undefined;
     if (this.#isLeft) return;
-    const refused = [...this.#unsaved].filter((id) => !this.#write(id));
+    const failed = [...this.#unsaved].filter((id) => !this.#write(id));
     this.#unsaved.clear();
-    if (refused.length) {
+    if (failed.length) {
       this.onproblem("This browser's storage is full. Export this conversation, or delete others.");
     }
   }
@@ -108,7 +108,7 @@ export class Conversations {
   }
 }
 
-/** The first line of the first message, or of the draft. */
+/** Return the first line of the first message, or of the draft. */
 export function titleOf(conversation) {
   const text = conversation.messages[0]?.content ?? conversation.draft;
   const line = text.trim().split("\n")[0].slice(0, 80);

@@ -134,7 +134,7 @@ function isAllowed(href) {
   if (!URL.canParse(href)) return false;
   const { protocol, hostname, username, password } = new URL(href);
   if (protocol === "mailto:") return true;
-  // A name without a dot is what precedes the @ of credentials, or half an address.
+  // A name without a dot is a user name before an @, or an incomplete address.
   const isHost = /[.:]|^localhost$/.test(hostname);
   return (protocol === "https:" || protocol === "http:") && isHost && !username && !password;
 }

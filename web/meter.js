@@ -20,7 +20,7 @@ export class Meter {
     this.#set(".first .value", first === undefined ? NONE : units.seconds(first));
     this.#set(".context .value", `${about(tokens, isExact)}${units.count(tokens)}`);
     this.#set(".context .most", model?.context ? `of ${units.count(model.context)}` : "");
-    this.#find(".first").title = usage?.isExact ? origin(usage) : "";
+    this.#find(".first").title = usage?.isExact ? breakdown(usage) : "";
     const isMeasured = model?.isMeasured === true;
     this.#find(".memory").hidden = !isMeasured;
     this.#find(".growth").hidden = !isMeasured || !model.context;
@@ -84,13 +84,13 @@ function about(n, isExact) {
   return n && !isExact ? "~" : "";
 }
 
-/** The number of tokens from which the model needs less memory than a Transformer. */
+/** Return the number of tokens above which the model needs less memory than a Transformer. */
 function crossing({ stateBytes, bytesPerToken, transformerBytesPerToken }) {
   return Math.ceil(stateBytes / (transformerBytesPerToken - bytesPerToken));
 }
 
-/** The parts of the time to first token, as the server reports them. */
-function origin({ queue = 0, promptTime = 0, prompt, cached = 0 }) {
-  const fed = units.count(prompt - cached);
-  return `${units.seconds(queue)} in the queue, ${units.seconds(promptTime)} to prefill ${fed} tokens`;
+/** Return the parts of the time to first token, as the server reports them. */
+function breakdown({ queue = 0, promptTime = 0, prompt, cached = 0 }) {
+  const prefilled = units.count(prompt - cached);
+  return `${units.seconds(queue)} in the queue, ${units.seconds(promptTime)} to prefill ${prefilled} tokens`;
 }

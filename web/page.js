@@ -52,7 +52,7 @@ setInterval(() => answers.get(conversation.id)?.waiting && draw(), WAIT_SHOWN_EV
 open(location.hash.slice(1));
 greet();
 
-/** List the models; on failure, offer to try again. */
+/** Load the list of models; on failure, offer to try again. */
 async function greet() {
   try {
     await connect();
@@ -104,7 +104,7 @@ function remove() {
   });
 }
 
-/** Another tab has changed a conversation. One that it deleted stays open here. */
+/** Show a conversation as another tab stored it. If that tab deleted it, it stays open here. */
 function takeOver(id) {
   if (id === conversation.id && store.get(id) && !answers.has(id)) {
     conversation = store.get(id);
@@ -131,7 +131,7 @@ function send(text) {
 function say(text) {
   const content = isForText() ? text : text.trim();
   if (content.trim()) conversation.messages.push({ role: "user", content });
-  ask();
+  request();
   composer.focus();
 }
 
@@ -143,11 +143,11 @@ function stop() {
 function again() {
   if (answers.has(conversation.id)) return;
   const { messages } = conversation;
-  ask(messages.at(-1).role === "assistant" ? messages.pop() : undefined);
+  request(messages.at(-1).role === "assistant" ? messages.pop() : undefined);
   composer.focus();
 }
 
-/** Replace a message. What follows it is kept in the original conversation. */
+/** Replace a message; the messages after it are kept in the original conversation. */
 function edit(message, text) {
   const { messages } = conversation;
   const before = isForText() ? [] : messages.slice(0, messages.indexOf(message));
@@ -166,27 +166,27 @@ function edit(message, text) {
 
 // ---- answers ----
 
-/** Request an answer of the current conversation; `previous` is the answer that it replaces. */
-async function ask(previous) {
-  const asked = conversation;
-  const answer = new Answer(asked.messages, settings.values);
-  asked.messages.push(answer.message);
-  answers.set(asked.id, answer);
-  keep(asked);
+/** Request the next answer of the current conversation, in place of `previous` if given. */
+async function request(previous) {
+  const target = conversation;
+  const answer = new Answer(target.messages, settings.values);
+  target.messages.push(answer.message);
+  answers.set(target.id, answer);
+  keep(target);
   show();
   notice.say("Waiting for the answer");
   await answer.run(findModel, () => {
-    keep(asked);
+    keep(target);
     draw();
   });
-  if (answers.get(asked.id) !== answer) return; // another request replaced it
-  answers.delete(asked.id);
-  const at = asked.messages.indexOf(answer.message);
-  const isNothing = previous?.content && !answer.message.content;
-  if (isNothing) asked.messages[at] = { ...previous, error: answer.message.error };
-  keep(asked);
-  if (asked !== conversation) showList();
-  else if (isNothing) show();
+  if (answers.get(target.id) !== answer) return; // another request replaced it
+  answers.delete(target.id);
+  const at = target.messages.indexOf(answer.message);
+  const keepsPrevious = previous?.content && !answer.message.content;
+  if (keepsPrevious) target.messages[at] = { ...previous, error: answer.message.error };
+  keep(target);
+  if (target !== conversation) showList();
+  else if (keepsPrevious) show();
   else showEnd();
 }
 
@@ -197,10 +197,10 @@ async function findModel() {
 }
 
 /** Store a conversation, unless it was deleted meanwhile. */
-function keep(asked) {
-  if (store.get(asked.id) !== asked) return;
-  asked.changed = Date.now();
-  store.save(asked);
+function keep(target) {
+  if (store.get(target.id) !== target) return;
+  target.changed = Date.now();
+  store.save(target);
 }
 
 function wholeText() {
@@ -216,7 +216,7 @@ function isForText() {
 function show() {
   const { messages } = conversation;
   document.title = messages.length ? `${titleOf(conversation)} - yocobit` : "yocobit";
-  document.body.classList.toggle("begun", messages.length > 0);
+  document.body.classList.toggle("started", messages.length > 0);
   document.body.classList.toggle("for-text", isForText());
   welcome(find("welcome"), model);
   transcript.show(messages, isForText(), answers.get(conversation.id));

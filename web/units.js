@@ -6,7 +6,7 @@ export function count(n) {
   return whole.format(n);
 }
 
-/** A number in one of some units, each a thousand of the one before, to three digits. */
+/** Format a number to three digits in the largest fitting unit; each is 1000 of the previous. */
 function scaled(n, units) {
   let unit = 0;
   while (unit < units.length - 1 && n >= 999.5) {
@@ -36,7 +36,7 @@ export function speed(perSecond) {
   return perSecond < 9.95 ? perSecond.toFixed(1) : count(Math.round(perSecond));
 }
 
-/** The ratio of two numbers, such as "5.1". */
+/** Format the ratio of two numbers, such as "5.1". */
 export function ratio(larger, smaller) {
   const times = larger / smaller;
   return times < 9.95 ? times.toFixed(1) : count(Math.round(times));

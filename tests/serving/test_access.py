@@ -39,7 +39,7 @@ def server():
 
 
 def bare(server, method: str, path: str, **headers: str) -> httpx.Response:
-    """A request with these headers and no key."""
+    """Send a request with these headers and no key."""
     return httpx.request(method, server.url + path, headers=headers)
 
 
@@ -56,14 +56,16 @@ def test_every_path_except_health_requires_a_key(server, path):
 
 @pytest.mark.parametrize(("path", "status"), [("/health", 503), ("/v1/models", 401)])
 def test_health_requires_no_key_below_a_proxy_prefix(path, status):
-    app = create_app(ServerSettings(api_keys=KEYS, trusted_hosts=("a.b",)))  # that loads no model
+    app = create_app(
+        ServerSettings(api_keys=KEYS, trusted_hosts=("a.b",))
+    )  # loads no model: no lifespan
 
-    async def ask() -> int:
+    async def get() -> int:
         transport = httpx.ASGITransport(app, root_path="/proxy")
         async with httpx.AsyncClient(transport=transport, base_url="http://a.b/proxy") as client:
             return (await client.get(path)).status_code
 
-    assert asyncio.run(ask()) == status
+    assert asyncio.run(get()) == status
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -198,7 +200,7 @@ def test_path_in_the_log_stays_on_its_line(server, caplog):
 
 
 def failures(server) -> dict[str, float]:
-    """The failed requests in /metrics, by status."""
+    """Return the number of failed requests in /metrics, by status."""
     found = re.findall(r'request_failure_total{status="(\d+)"} (\S+)', server.metrics())
     return {status: float(n) for status, n in found}
 
@@ -238,7 +240,7 @@ def test_rejected_requests_are_counted_by_status(server):
 
 
 def test_exception_is_a_500_with_a_logged_request_id(server, monkeypatch, caplog):
-    monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.whole", lambda *_: 1 / 0)
+    monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.response", lambda *_: 1 / 0)
 
     response = server.post(TEXT, prompt="a", max_tokens=1)
     wait_for(lambda: not server.runtime._streams)
@@ -257,7 +259,7 @@ def test_exception_in_a_stream_is_an_event_and_is_logged(server, monkeypatch, ca
 
     monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.chunks", chunks)
 
-    events = server.events(TEXT, prompt="a", max_tokens=1)  # there is a [DONE], too
+    events = server.events(TEXT, prompt="a", max_tokens=1)  # requires a [DONE]
     wait_for(lambda: not server.runtime._streams)
     wait_for(lambda: caplog.records)
 
@@ -270,11 +272,11 @@ def test_exception_in_a_stream_is_an_event_and_is_logged(server, monkeypatch, ca
 
 
 def test_detokenize_limits_its_tokens(server):
-    most = 4 * server.model.settings.context
+    limit = 4 * server.model.settings.context
 
-    assert server.post("/detokenize", tokens=[1] * most).status_code == 200
-    assert server.post("/detokenize", tokens=[1] * (most + 1)).status_code == 400
-    assert server.post("/detokenize", tokens=[1000] * (4 * most)).status_code == 413
+    assert server.post("/detokenize", tokens=[1] * limit).status_code == 200
+    assert server.post("/detokenize", tokens=[1] * (limit + 1)).status_code == 400
+    assert server.post("/detokenize", tokens=[1000] * (4 * limit)).status_code == 413
 
 
 # ---- disconnects ----
@@ -285,14 +287,14 @@ def test_disconnect_releases_the_request_within_a_step(server, stream):
     scheduler = server.runtime.scheduler
     connection = server.send(TEXT, **LONG, stream=stream)
     wait_for(lambda: scheduler.running and scheduler.running[0].n_generated > 3)
-    job = scheduler.running[0]
+    group = scheduler.running[0]
 
     connection.close()
-    wait_for(lambda: job.is_cancelled)
-    at = job.n_generated
+    wait_for(lambda: group.is_cancelled)
+    at = group.n_generated
     wait_for(lambda: not scheduler.running and scheduler.reserved_bytes == 0)
 
-    assert job.n_generated <= at + 1
+    assert group.n_generated <= at + 1
     assert not server.runtime._streams
 
 
@@ -301,13 +303,13 @@ def test_full_server_sends_retry_after(server):
     connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
     wait_for(lambda: scheduler.n_waiting == 2)
 
-    refused = server.post(TEXT, prompt="The", max_tokens=1)
+    rejected = server.post(TEXT, prompt="The", max_tokens=1)
 
     for connection in connections:
         connection.close()
-    assert refused.status_code == 429
-    assert refused.headers["retry-after"] == "1"
-    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert rejected.status_code == 429
+    assert rejected.headers["retry-after"] == "1"
+    assert rejected.json()["error"]["type"] == "rate_limit_error"
     wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
 
 
@@ -387,10 +389,10 @@ def test_model_that_fails_to_load_is_reported(place, monkeypatch, caplog):
 
     monkeypatch.setattr(place, fail)
     with servers.running(ServerSettings(threads=1)) as server:
-        health, refused = server.client.get("/health"), server.post(TEXT, prompt="The")
+        health, rejected = server.client.get("/health"), server.post(TEXT, prompt="The")
 
     assert (health.status_code, health.json()) == (503, {"status": "failed"})
-    assert refused.status_code == 503
+    assert rejected.status_code == 503
     assert server.state.problem == "no threads"
     assert any(record.exc_info for record in caplog.records)
 
@@ -408,13 +410,13 @@ def test_server_is_not_ready_until_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(Engine, "load", slow)
     with servers.running(ServerSettings(threads=1), wait=False) as server:
         wait_for(lambda: _answers(server))
-        loading, refused = server.client.get("/health"), server.post(TEXT, prompt="The")
+        loading, rejected = server.client.get("/health"), server.post(TEXT, prompt="The")
         release.set()
         wait_for(lambda: server.client.get("/health").status_code == 200)
 
     assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
-    assert refused.status_code == 503
-    assert refused.headers["retry-after"]
+    assert rejected.status_code == 503
+    assert rejected.headers["retry-after"]
 
 
 def _answers(server) -> bool:

@@ -1,4 +1,4 @@
-"""Connections of a server: their number, timeouts, invalid HTTP, client addresses."""
+"""Connections: limit, timeouts, invalid HTTP, client addresses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SETTINGS = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
 
 @contextlib.contextmanager
 def running(app: Starlette | None = None):
-    """The address of a server."""
+    """Run a server; yield its address."""
     listener = socket.create_server(("127.0.0.1", 0))
     runner = uvicorn.Server(configure(app or create_app(SETTINGS), SETTINGS))
     thread = threading.Thread(target=runner.run, args=([listener],))
@@ -36,7 +36,7 @@ def running(app: Starlette | None = None):
 
 
 def answer(client: socket.socket) -> tuple[bytes, dict]:
-    """The status line and the JSON of an answer that ends with its connection."""
+    """Return the status line and the JSON of a response, read until the connection closes."""
     found = b""
     while more := client.recv(65536):
         found += more
@@ -49,8 +49,8 @@ def answer(client: socket.socket) -> tuple[bytes, dict]:
     [
         b"",
         HEAD,
-        HEAD + b"\r\n" + HEAD,  # the second on a connection
-        HEAD + b"Content-Length: 9\r\n\r\n{",  # answered without the rest of the body
+        HEAD + b"\r\n" + HEAD,  # the second request on a connection
+        HEAD + b"Content-Length: 9\r\n\r\n{",  # the response does not wait for the body
     ],
 )
 def test_connection_without_a_complete_request_is_closed(start, monkeypatch):
@@ -105,13 +105,13 @@ def test_websocket_upgrade_is_ignored(caplog):
             b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
         )
-        begin = client.recv(1000)
+        response = client.recv(1000)
 
-    assert begin.startswith(b"HTTP/1.1 200")
+    assert response.startswith(b"HTTP/1.1 200")
     assert "WebSocket" not in caplog.text
 
 
-def test_client_does_not_choose_its_address(caplog):
+def test_client_cannot_forge_its_address(caplog):
     with (
         caplog.at_level(logging.INFO, "yocobit.access"),
         running() as address,

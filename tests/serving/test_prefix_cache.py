@@ -1,4 +1,4 @@
-"""Prefixes that were seen before: what is found, with the bits of a miss, and what is dropped."""
+"""The prefix cache: hits, bit-identical to misses; eviction; and the store on disk."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_prefix_hit_is_bit_identical_to_a_miss(engine_of, tokens, stack, kept):
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-def test_nothing_is_found_in_an_empty_cache(engine, tokens):
+def test_empty_cache_has_no_hit(engine, tokens):
     assert find(prefix_cache(engine), tokens).position == 0
 
 
@@ -99,7 +99,7 @@ def test_other_token_before_the_state_is_a_miss(engine, tokens, at):
 
 
 def test_branch_point_is_reported(engine, tokens):
-    """The second of two texts that begin alike learns where, so that a third can begin there."""
+    """The second of two texts with a common prefix adds a checkpoint where a third resumes."""
     cache = prefix_cache(engine)
     keep(cache, engine, tokens[:300])
     other = np.concatenate([tokens[:200], tokens[:50]])
@@ -207,7 +207,7 @@ def stored(engine, directory, capacity=AMPLE, memory=AMPLE, model="model"):
 
 @pytest.fixture
 def slow_disk(monkeypatch):
-    """An event that each file waits for before it is whole."""
+    """An event for which each file waits before it is renamed."""
     event, rename = threading.Event(), Path.rename
     monkeypatch.setattr(Path, "rename", lambda *paths: event.wait(60) and rename(*paths))
     yield event
@@ -219,7 +219,7 @@ def entry(size: int) -> np.ndarray:
 
 
 def rewrite(path: Path, data: bytes) -> None:
-    """Give a file of the store other bytes, with their hash."""
+    """Replace the content of a file of the store, with a valid hash."""
     path.write_bytes(hashlib.blake2b(data, digest_size=32).digest() + data)
 
 
@@ -275,7 +275,7 @@ def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage
 
     cache, store = stored(engine, tmp_path)
     assert find(cache, tokens).position == 0
-    for _ in range(4):  # of three blocks and a state, one is read and found damaged a time
+    for _ in range(4):  # three blocks and a state: each round finds one that is damaged
         keep(cache, engine, tokens[:200])
         hit = find(cache, tokens)
     assert hit.position == 200
@@ -284,7 +284,7 @@ def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage
 
 @pytest.mark.parametrize("kind", ["block", "state"])
 def test_file_of_another_size_is_a_miss_and_is_replaced(engine, tokens, tmp_path, kind):
-    """As when another build of the engine has the same name."""
+    """As if written by another build of the engine under the same name."""
     cache, store = stored(engine, tmp_path)
     keep(cache, engine, tokens[:120])
     store.close()
@@ -323,9 +323,7 @@ def test_other_files_in_the_directory_are_left_alone(engine, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("full")])
-def test_failed_write_loses_nothing_but_the_entry(
-    engine, tokens, tmp_path, monkeypatch, caplog, error
-):
+def test_failed_write_drops_only_its_entry(engine, tokens, tmp_path, monkeypatch, caplog, error):
     cache, store = stored(engine, tmp_path)
 
     def fail(*_):
@@ -334,14 +332,14 @@ def test_failed_write_loses_nothing_but_the_entry(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", fail)
         keep(cache, engine, tokens[:200])
-        store.close()  # once it has tried them all
+        store.close()  # after it has tried to write all
     assert list(tmp_path.iterdir()) == []
     assert find(cache, tokens).position == 200  # from memory
     assert str(error.args[-1]) in caplog.text
 
 
-def known_places(cache: PrefixCache) -> set[bytes]:
-    """The states that a cache looks for, once it knows what has become of them."""
+def known_states(cache: PrefixCache) -> set[bytes]:
+    """Return the keys of the registered states, after dropped ones are unregistered."""
     find(cache, [0])
     assert sum(sum(tails.values()) for tails in cache._tails.values()) == len(cache._locations)
     return set(cache._locations)
@@ -354,9 +352,9 @@ def test_evicted_states_are_unregistered(engine, tokens, tmp_path, memory):
         keep(cache, engine, np.roll(tokens, 7 * i)[:70])
     store.close()
 
-    places = known_places(cache)
+    states = known_states(cache)
     assert len(store.locations()) < 20
-    assert places == {key for key in cache._entries if key in places} | set(store.locations())
+    assert states == {key for key in cache._entries if key in states} | set(store.locations())
 
 
 def test_unwritten_states_are_unregistered(engine, tokens, tmp_path, monkeypatch):
@@ -368,7 +366,7 @@ def test_unwritten_states_are_unregistered(engine, tokens, tmp_path, monkeypatch
     keep(cache, engine, tokens[:70])
     store.close()
 
-    assert known_places(cache) == set()
+    assert known_states(cache) == set()
 
 
 def test_damaged_state_is_unregistered(engine, tokens, tmp_path):
@@ -379,19 +377,19 @@ def test_damaged_state_is_unregistered(engine, tokens, tmp_path):
     path.write_bytes(b"")
 
     assert find(cache, tokens).position == 0
-    assert known_places(cache) == set()
+    assert known_states(cache) == set()
 
 
-def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_disk, caplog):
+def test_pending_entries_of_a_slow_disk_are_bounded(tmp_path, slow_disk, caplog):
     store = PrefixStore(tmp_path, 1 << 20)
     keys = [bytes([i]) * 32 for i in range(64)]
     for key in keys:
         store.write(key, entry(1 << 18), None)
-    waiting = sum(each.nbytes for each in store._pending.values())
+    n_pending = sum(each.nbytes for each in store._pending.values())
     slow_disk.set()
     store.close()
 
-    assert waiting == 1 << 20
+    assert n_pending == 1 << 20
     assert store.take_dropped()[:60] == keys[4:]
     assert caplog.text.count("too slow") == 1
 
@@ -399,12 +397,12 @@ def test_entries_that_a_slow_disk_has_not_written_are_bounded(tmp_path, slow_dis
 def test_entry_that_is_written_again_counts_once(tmp_path, slow_disk):
     store = PrefixStore(tmp_path, AMPLE)
     store.write(bytes(32), entry(1000), None)
-    store.write(bytes(32), entry(1000), None)  # while it waits
+    store.write(bytes(32), entry(1000), None)  # while the first is pending
     store.write(bytes([1]) * 32, entry(1000), None)
     slow_disk.set()
     store.close()
     store = PrefixStore(tmp_path, AMPLE)
-    store.write(bytes(32), entry(1000), None)  # when it is there
+    store.write(bytes(32), entry(1000), None)  # already on disk
     store.close()
 
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
@@ -418,7 +416,7 @@ def test_entry_is_readable_while_the_writer_moves_it(tmp_path):
     class Files(OrderedDict):
         def __contains__(self, key):
             found = super().__contains__(key)
-            if store._lock.acquire(blocking=False):  # so the writer could, too
+            if store._lock.acquire(blocking=False):  # the writer could, too
                 self[key] = store._pending.pop(key)
                 store._lock.release()
             return found
@@ -430,7 +428,7 @@ def test_entry_is_readable_while_the_writer_moves_it(tmp_path):
     store.close()
 
 
-def test_file_that_another_server_removes_does_not_stop_the_start(tmp_path, monkeypatch):
+def test_file_removed_by_another_server_does_not_fail_the_scan(tmp_path, monkeypatch):
     store = PrefixStore(tmp_path, AMPLE)
     for i in range(2):
         store.write(bytes([i]) * 32, entry(10), None)
@@ -460,7 +458,7 @@ def test_file_that_another_server_removes_does_not_stop_the_start(tmp_path, monk
         f"{'AB' * 32}.prefix",
     ],
 )
-def test_name_that_the_store_does_not_give_is_not_its_own(tmp_path, name):
+def test_files_with_other_names_are_ignored(tmp_path, name):
     (tmp_path / name).write_text("mine")
 
     store = PrefixStore(tmp_path, capacity=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from servers import NO_END
+from servers import NO_END, wait_for
 
 pytest.importorskip("ray.serve")
 
@@ -100,21 +100,21 @@ def test_conversation_stays_on_its_replica_and_hits_its_prefix_cache(client):
     assert len(replicas) == 2
 
 
-def test_prompts_with_a_common_start_or_key_go_to_one_replica(client):
+def test_prompts_with_a_common_prefix_or_key_go_to_one_replica(client):
     def replica(**body) -> str:
         response = client.post(TEXT, json={"max_tokens": 1, **body})
         assert response.status_code == 200, response.text
         return response.headers["x-replica"]
 
-    begin = "In the beginning God created the heaven and the earth. " * 5
+    start = "In the beginning God created the heaven and the earth. " * 5
 
-    assert len({replica(prompt=begin + str(i)) for i in range(8)}) == 1
+    assert len({replica(prompt=start + str(i)) for i in range(8)}) == 1
     assert len({replica(prompt=[3] * 256 + [i]) for i in range(8)}) == 1
     assert len({replica(prompt=str(i), prompt_cache_key="mine") for i in range(8)}) == 1
-    assert len({replica(prompt=f"{i}: " + begin) for i in range(32)}) == 2
+    assert len({replica(prompt=f"{i}: " + start) for i in range(32)}) == 2
 
 
-def test_stream_equals_whole_answer_and_comes_in_parts(client):
+def test_stream_equals_the_complete_answer_and_has_several_parts(client):
     body = {"prompt": "The king", "max_tokens": 40, "seed": 1}
     whole = client.post(TEXT, json=body).json()["choices"][0]["text"]
 
@@ -126,7 +126,7 @@ def test_stream_equals_whole_answer_and_comes_in_parts(client):
     assert lines[-1] == "data: [DONE]"
     events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert "".join(choice["text"] for e in events for choice in e["choices"]) == whole
-    assert len(parts) > 2  # tokens that come fast come together
+    assert len(parts) > 2  # fast tokens arrive in batches
 
 
 def test_errors_are_those_of_the_server(client):
@@ -153,14 +153,13 @@ def test_disconnect_cancels_the_request(client, streams):
         client.stream("POST", TEXT, json=body, timeout=1) as response,
     ):
         next(response.iter_raw())
-    while metric(client, replica, "num_requests_running"):
-        time.sleep(0.02)
+    wait_for(lambda: not metric(client, replica, "num_requests_running"))
 
     assert metric(client, replica, "request_cancelled_total") == before + 1
 
 
 def metric(client: httpx.Client, replica: str, name: str) -> float:
-    """What a replica says of itself; requests without a body go to any of them."""
+    """Return a metric of a replica; requests without a body go to any replica."""
     while True:
         response = client.get("/metrics")
         if response.headers["x-replica"] == replica:
@@ -173,13 +172,12 @@ def test_conversations_of_a_lost_replica_move_until_it_is_replaced(client):
     messages = [user("Who walks on the shore? " * 8)]
     before = chat(client, messages)
     lost = before.headers["x-replica"]
-    known = {ask_anybody(client).headers["x-replica"] for _ in range(32)}
+    known = {get_health(client).headers["x-replica"] for _ in range(32)}
     long = {"max_tokens": 4000, "logit_bias": NO_END}
-    at_work: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: at_work.append(chat(client, messages, **long)))
-    asking.start()
-    while metric(client, lost, "num_requests_running") == 0:
-        pass
+    in_flight: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: in_flight.append(chat(client, messages, **long)))
+    thread.start()
+    wait_for(lambda: metric(client, lost, "num_requests_running"))
 
     body = {"messages": messages, **long, "stream": True}
     with client.stream("POST", CHAT, json=body) as stream:
@@ -188,16 +186,16 @@ def test_conversations_of_a_lost_replica_move_until_it_is_replaced(client):
         kill(lost)
         *_, last = lines
     after = chat(client, messages)
-    asking.join()
+    thread.join()
 
     assert "the replica was lost" in json.loads(last.removeprefix("data: "))["error"]["message"]
     assert after.headers["x-replica"] in known - {lost}
     assert content(after) == content(before)
-    assert at_work[0].headers["x-replica"] != lost  # it was begun anew
-    assert content(at_work[0]) == content(chat(client, messages, **long))
+    assert in_flight[0].headers["x-replica"] != lost  # it was restarted
+    assert content(in_flight[0]) == content(chat(client, messages, **long))
 
     deadline = time.monotonic() + 60
-    while (new := ask_anybody(client).headers["x-replica"]) in known:
+    while (new := get_health(client).headers["x-replica"]) in known:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     states = serve.status().applications["yocobit"].deployments["Replica"].replica_states
@@ -210,5 +208,5 @@ def test_conversations_of_a_lost_replica_move_until_it_is_replaced(client):
     assert content(again) == content(before)
 
 
-def ask_anybody(client: httpx.Client) -> httpx.Response:
+def get_health(client: httpx.Client) -> httpx.Response:
     return client.get("/health")

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 import httpx
 import pytest
@@ -36,7 +35,7 @@ cli.main()
 
 
 class Process:
-    """A server process; `url` once it takes requests."""
+    """A server process that accepts requests at `url`."""
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", *options]
@@ -117,7 +116,7 @@ def test_every_loopback_address_needs_no_key():
     assert statuses == [200, 200, 403]
 
 
-def test_sigterm_lets_streams_end_and_refuses_new_requests():
+def test_sigterm_completes_streams_and_rejects_new_requests():
     with (
         serving("--threads", "1") as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
@@ -131,13 +130,13 @@ def test_sigterm_lets_streams_end_and_refuses_new_requests():
             server.process.send_signal(signal.SIGTERM)
             while (health := client.get("/health")).status_code == 200:
                 pass
-            refused = client.post(TEXT, json={"prompt": "x", "max_tokens": 1})
+            rejected = client.post(TEXT, json={"prompt": "x", "max_tokens": 1})
             rest = [line for line in lines if line]
 
         assert health.json() == {"status": "draining"}
-        assert refused.status_code == 503
-        assert refused.json()["error"]["code"] == "draining"
-        assert refused.headers["retry-after"]
+        assert rejected.status_code == 503
+        assert rejected.json()["error"]["code"] == "draining"
+        assert rejected.headers["retry-after"]
         assert rest[-1] == "data: [DONE]"
         events = [json.loads(line[6:]) for line in rest[:-1]]
         assert events[-1]["choices"][0]["finish_reason"] in ("length", "stop")
@@ -166,7 +165,7 @@ def test_idle_client_does_not_delay_shutdown():
                 b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n"
                 b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
             )
-            assert client.recv(12) == b"HTTP/1.1 100"  # the body is waited for
+            assert client.recv(12) == b"HTTP/1.1 100"  # the server waits for the body
 
             assert server.end() == 0
 
@@ -180,8 +179,8 @@ def test_second_signal_fails_requests_in_flight():
     whole: list[httpx.Response] = []
     body = {"prompt": "The king", "max_tokens": 500_000, "logit_bias": NO_END}
     with serving("--threads", "1", "--context", "1000000") as server:
-        asking = threading.Thread(target=lambda: whole.append(server.post(TEXT, **body)))
-        asking.start()
+        thread = threading.Thread(target=lambda: whole.append(server.post(TEXT, **body)))
+        thread.start()
         with httpx.stream(
             "POST", server.url + TEXT, json={**body, "stream": True}, timeout=60
         ) as stream:
@@ -192,7 +191,7 @@ def test_second_signal_fails_requests_in_flight():
             wait_for(lambda: any("Ctrl-C again exits at once" in line for line in server.lines))
             server.process.send_signal(signal.SIGINT)
             events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-        asking.join()
+        thread.join()
         status = server.end(0)
 
     assert status == 0
@@ -207,8 +206,8 @@ def test_stored_prefixes_survive_a_killed_server(tmp_path):
     body = {"prompt": "And God said, Let there be light. " * 40, "max_tokens": 5, "seed": 3}
     with serving(*options) as server:
         first = server.post(TEXT, **body)
-        wait_for(lambda: list(tmp_path.glob("*-*.prefix")))
-        time.sleep(0.2)
+        # States of the prompt and of the response: entries are written in order, blocks first.
+        wait_for(lambda: len(list(tmp_path.glob("*-*.prefix"))) == 2)
         server.end(signal.SIGKILL)
 
     with serving(*options) as server:
@@ -242,7 +241,7 @@ def test_json_logs_have_request_ids_and_no_secrets():
     [
         (["absent"], "absent: no such directory"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 is reachable by others"),
-        (["--host", "no.such.invalid", "--no-api-key"], "no.such.invalid:0 cannot be listened on"),
+        (["--host", "no.such.invalid", "--no-api-key"], "cannot listen on no.such.invalid:0"),
         (
             ["--api-key", "long-enough", "--no-api-key"],
             "--no-api-key allows everybody, but keys are given",
@@ -275,7 +274,7 @@ def test_invalid_option_is_a_one_line_error(options, words, tmp_path, monkeypatc
 
 @pytest.fixture
 def logs():
-    """What `serve` changes in its process is changed back."""
+    """Restore the logging and the switch interval that `serve` changes."""
     names = ("yocobit", "uvicorn.error", "uvicorn.access")
     loggers = [logging.getLogger(name) for name in names]
     before = [(each.handlers, each.propagate, each.level) for each in loggers]
@@ -290,7 +289,7 @@ def logs():
 FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving:create_app"]
 
 
-def test_factory_logs_json_and_trusts_the_hosts_of_its_variables():
+def test_factory_reads_log_format_and_trusted_hosts_from_the_environment():
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     variables = {"YOCOBIT_LOG_JSON": "1", "YOCOBIT_TRUSTED_HOSTS": "mine", "YOCOBIT_THREADS": "1"}
@@ -366,5 +365,5 @@ def test_port_in_use_is_a_one_line_error():
         result = subprocess.run(command, capture_output=True, text=True, timeout=60)
 
     assert result.returncode == 2
-    assert f"127.0.0.1:{port} cannot be listened on" in result.stderr
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert len(result.stderr.splitlines()) == 1

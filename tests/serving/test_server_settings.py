@@ -18,7 +18,7 @@ def test_environment_gives_settings():
     assert (settings.context, settings.alias, settings.verify) == (64, ("a", "b"), True)
 
 
-def test_keys_of_all_variables_are_accepted(tmp_path):
+def test_keys_of_all_variables_are_combined(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# ours\n  # theirs\n key-of-a-file \n\n")
 
@@ -38,7 +38,7 @@ def test_keys_of_all_variables_are_accepted(tmp_path):
     }
 
 
-def test_an_empty_variable_names_no_file_of_keys():
+def test_empty_variable_names_no_key_file():
     assert ServerSettings.from_environment({"YOCOBIT_API_KEY_FILE": ""}).api_keys == ()
 
 
@@ -66,5 +66,5 @@ def test_invalid_settings_are_rejected(settings, words):
         ServerSettings(**settings)
 
 
-def test_keys_are_not_shown():
+def test_repr_has_no_keys():
     assert "a-secret-key" not in repr(ServerSettings(api_keys=("a-secret-key",)))

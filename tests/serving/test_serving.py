@@ -64,7 +64,7 @@ def test_completion_samples_as_the_engine_with_that_seed(server, engine):
 
 
 @pytest.mark.parametrize("prompt", ["The king", ["The king"]])
-def test_prompts_as_text_and_as_tokens_are_the_same(server, engine, prompt):
+def test_text_and_its_tokens_are_equivalent_prompts(server, engine, prompt):
     tokens = engine.encode("The king")
 
     def text(prompt):
@@ -90,7 +90,7 @@ def test_completion_defaults_to_16_tokens(server):
     assert ok(server.post(TEXT, prompt="The"))["usage"]["completion_tokens"] <= 16
 
 
-def test_streamed_completion_is_the_whole_one(server):
+def test_streamed_completion_equals_the_complete_one(server):
     body = {"prompt": "The king", "max_tokens": 25, "seed": 5}
     whole = ok(server.post(TEXT, **body))["choices"][0]
 
@@ -143,7 +143,7 @@ def test_logprobs_are_those_of_the_engine(server, engine):
     assert found["text_offset"] == [sum(map(len, texts[:i])) for i in range(len(texts))]
 
 
-def test_echo_gives_the_prompt_and_its_logprobs(server, engine):
+def test_echo_returns_the_prompt_and_its_logprobs(server, engine):
     text = "In the beginning God created"
     body = ok(server.post(TEXT, prompt=text, max_tokens=1, echo=True, logprobs=1, temperature=0))
 
@@ -158,7 +158,7 @@ def test_echo_gives_the_prompt_and_its_logprobs(server, engine):
     assert choice["logprobs"]["token_logprobs"][-1] == pytest.approx(scores[-1].max(), abs=1e-5)
 
 
-def test_prompts_longer_than_a_step_have_logprobs(server, engine):
+def test_prompt_longer_than_a_prefill_chunk_has_logprobs(server, engine):
     tokens = (engine.encode("And God said, Let there be light: and there was light. ") * 40)[:500]
 
     body = ok(server.post(TEXT, prompt=tokens, max_tokens=0, echo=True, logprobs=0))
@@ -171,7 +171,7 @@ def test_prompts_longer_than_a_step_have_logprobs(server, engine):
     assert body["usage"]["completion_tokens"] == 0
 
 
-def test_logit_bias_decides(server, engine):
+def test_logit_bias_of_100_forces_a_token(server, engine):
     (token,) = engine.tokenizer.encode(" the").ids
     body = ok(server.post(TEXT, prompt="The", max_tokens=3, logit_bias={str(token): 100}))
 
@@ -222,7 +222,7 @@ def test_chat_equals_the_engine_output(server, engine):
     assert body["system_fingerprint"].startswith("fp_")
 
 
-def test_streamed_chat_is_the_whole_one(server):
+def test_streamed_chat_equals_the_complete_one(server):
     body = {"messages": SEA, "max_completion_tokens": 40, "seed": 11}
     whole = ok(server.post(CHAT, **body))["choices"][0]
 
@@ -254,7 +254,7 @@ def test_chat_logprobs_have_tokens_and_bytes(server):
         assert entry["logprob"] <= entry["top_logprobs"][0]["logprob"] <= 0
 
 
-def test_content_may_come_in_parts(server):
+def test_content_may_have_several_parts(server):
     parts = [{"type": "text", "text": "Tell me "}, {"type": "text", "text": "about the sea."}]
     in_parts = [{"role": "user", "content": parts}]
 
@@ -379,7 +379,7 @@ def test_optional_tools_change_only_the_template(server):
 # ---- other endpoints ----
 
 
-def test_paths_under_openai_v1_are_the_same(server):
+def test_paths_under_openai_v1_are_equivalent(server):
     body = {"prompt": "The king", "max_tokens": 5, "seed": 1}
 
     found = ok(server.post("/openai" + TEXT, **body))["choices"]
@@ -387,7 +387,7 @@ def test_paths_under_openai_v1_are_the_same(server):
     assert found == ok(server.post(TEXT, **body))["choices"]
 
 
-def test_models_are_listed_with_their_numbers(server):
+def test_models_are_listed_with_their_sizes(server):
     body = ok(server.client.get("/v1/models"))
 
     assert [model["id"] for model in body["data"]] == ["tiny", "gpt-4o"]
@@ -429,7 +429,7 @@ def test_tokenize_and_detokenize_are_inverse(server, engine, prefix):
     assert ok(server.post(prefix + "/detokenize", tokens=plain))["prompt"] == text
 
 
-def test_tokenize_takes_conversations(server, engine):
+def test_tokenize_accepts_conversations(server, engine):
     body = ok(server.post("/tokenize", messages=SEA))
 
     assert body["tokens"] == engine.encode(engine.chat_template.render(SEA))
@@ -454,7 +454,7 @@ def test_health_and_metrics(server):
         assert f"yocobit:{name}" in text
 
 
-# ---- mistakes ----
+# ---- invalid requests ----
 
 
 @pytest.mark.parametrize(

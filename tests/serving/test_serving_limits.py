@@ -31,7 +31,7 @@ def running():
 
 @pytest.fixture
 def server(running):
-    """The server of all tests, idle and without cached tokens."""
+    """The shared server, idle and with an empty token cache."""
     running.wait_until_idle()
     running.model._token_cache.clear()
     return running
@@ -41,7 +41,7 @@ def form(schema) -> dict:
     return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
 
 
-def test_one_bad_request_leaves_the_others_alone(server):
+def test_invalid_request_does_not_affect_others(server):
     found = {}
 
     def other():
@@ -95,7 +95,7 @@ def test_more_prompts_than_the_queue_holds_are_a_bad_request(server):
     )
 
 
-def test_schema_is_not_tried_for_more_tokens_than_the_context(server, monkeypatch):
+def test_max_tokens_above_the_context_are_rejected_before_compiling_a_schema(server, monkeypatch):
     monkeypatch.setattr(Grammars, "compile", lambda *_: 1 / 0)
 
     response = server.post(CHAT, messages=SEA, max_tokens=10**6, response_format=form({}))
@@ -121,14 +121,14 @@ def test_text_offsets_index_the_text(server):
     assert choice["text"][offsets[1] : offsets[2]] == "The"
 
 
-def test_session_is_released_though_the_client_does_not_read(server):
+def test_session_is_released_while_the_client_does_not_read(server):
     body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": NO_END}
     client = server.send(TEXT, **body, stream=True, logprobs=20)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     wait_for(lambda: server.runtime._streams)
     server.wait_until_idle()
 
-    held = [job for job in server.runtime._streams if job._session is not None]
+    held = [group for group in server.runtime._streams if group._session is not None]
     client.close()
     assert not held
 
@@ -137,21 +137,21 @@ def test_session_is_released_though_the_client_does_not_read(server):
 
 
 class WatchedTokenizer:
-    """A tokenizer whose calls are repeated until another client was answered meanwhile."""
+    """A tokenizer that repeats each call until another client gets responses during it."""
 
     def __init__(self, tokenizer: Tokenizer, answers: list[int]) -> None:
         self._tokenizer = tokenizer
         self._answers = answers
-        self.n_during = 0  # answers
+        self.n_during = 0  # most responses during one call
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._tokenizer, name)
 
         def call(*args, **options):
-            begin = len(self._answers)
+            n_before = len(self._answers)
             for _ in range(20):
                 found = method(*args, **options)
-                self.n_during = max(self.n_during, len(self._answers) - begin)
+                self.n_during = max(self.n_during, len(self._answers) - n_before)
                 if self.n_during > 1:
                     break
             return found
@@ -160,8 +160,8 @@ class WatchedTokenizer:
 
 
 @pytest.fixture
-def polite_threads():
-    """A thread that holds the interpreter's lock is not interrupted: it must let it go."""
+def no_thread_switches():
+    """Disable forced switches: other threads run only when one releases the GIL."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(3600)
     yield
@@ -170,14 +170,14 @@ def polite_threads():
 
 @pytest.fixture
 def answers(server):
-    """What another client gets, which asks again and again."""
+    """The statuses that another client gets, which sends requests in a loop."""
     found, is_over = [], threading.Event()
 
-    def ask():
+    def poll():
         while not is_over.is_set():
             found.append(server.client.get("/v1/models").status_code)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=poll)
     thread.start()
     yield found
     is_over.set()
@@ -193,21 +193,21 @@ def answers(server):
         ("/tokenize", {"prompt": LONG, "add_special_tokens": False}),
         ("/detokenize", {"tokens": [1000] * 32_000}),
     ],
-    ids=["completions", "chat", "tokenize", "tokenize a part", "detokenize"],
+    ids=["completions", "chat", "tokenize", "tokenize without special tokens", "detokenize"],
 )
-def test_others_are_served_while_a_long_text_is_tokenized(
-    server, answers, polite_threads, monkeypatch, path, body
+def test_other_requests_are_served_while_a_long_text_is_tokenized(
+    server, answers, no_thread_switches, monkeypatch, path, body
 ):
     tokenizer = WatchedTokenizer(server.model.engine.tokenizer, answers)
     monkeypatch.setattr(server.model.engine, "tokenizer", tokenizer)
 
     server.post(path, **body)
 
-    # The first may have been on its way when the call began.
+    # The first may have been in flight when the call started.
     assert tokenizer.n_during > 1
 
 
-def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
+def test_recent_prompts_are_tokenized_once(server, monkeypatch):
     encoded = []
     encode = server.model.engine.encode
     monkeypatch.setattr(
@@ -228,7 +228,9 @@ def test_last_few_prompts_are_tokenized_once(server, monkeypatch):
     [(TEXT, "prompt", 9 * LONG), (CHAT, "messages", [{"role": "user", "content": 9 * LONG}])],
     ids=["completions", "chat"],
 )
-def test_far_too_long_text_is_rejected_untokenized(server, monkeypatch, path, field, content):
+def test_far_too_long_text_is_rejected_before_tokenization(
+    server, monkeypatch, path, field, content
+):
     monkeypatch.setattr(server.model.engine, "encode", lambda text: 1 / 0)
 
     response = server.post(path, **{field: content})

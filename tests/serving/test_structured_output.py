@@ -1,4 +1,4 @@
-"""Structured output: whatever is sampled, it parses, follows the schema and fits max_tokens."""
+"""Structured output: for any sample, it parses, follows the schema and fits max_tokens."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ SCHEMAS: dict[str, Any] = {
         "additionalProperties": False,
     },
     "short or long": {"enum": ["a", "b" * 300, 3, None]},
-    "letters of all kinds": {"const": {"a<|end|>b": [1, "\n\u00e9\U0001f600"]}},
+    "special characters": {"const": {"a<|end|>b": [1, "\n\u00e9\U0001f600"]}},
     "pattern": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]+$"},
     "pattern of two names": {"type": "string", "pattern": "^[a-z]+@[a-z]+[.]com$"},
     "pattern that may grow": {"type": "string", "pattern": "^(a|b{200})*$"},
-    "long list that need not begin": {
+    "optional long list": {
         "type": "object",
         "properties": {
             "a": {"type": "array", "items": {"type": "integer"}, "minItems": 200},
@@ -74,7 +74,7 @@ SCHEMAS: dict[str, Any] = {
         "additionalProperties": False,
     },
     "long string": {"type": "string", "minLength": 200},
-    "separators of its own": {
+    "custom separators": {
         "x-guidance": {"item_separator": ";", "whitespace_pattern": "\u2028*"},
         "type": "array",
         "items": {"type": "integer"},
@@ -120,7 +120,7 @@ def grammars(engine) -> Grammars:
 
 @pytest.fixture
 def n_masks(grammars, monkeypatch) -> list[int]:
-    """The number of masks that were made, as the only item."""
+    """The number of computed masks, as the only item."""
     count = [0]
     allowed = grammars.allowed
 
@@ -132,18 +132,18 @@ def n_masks(grammars, monkeypatch) -> list[int]:
     return count
 
 
-def answer(engine: Engine, constraint: Any, max_tokens: int, seed: int) -> list[int]:
-    """Tokens of an answer, each drawn from all that may follow, as a sequence of a job is."""
+def answer(engine: Engine, guided: Any, max_tokens: int, seed: int) -> list[int]:
+    """Return the tokens of an output, each sampled uniformly from the allowed ones."""
     rng = np.random.default_rng(seed)
     tokens: list[int] = []
     while len(tokens) < max_tokens:
         logits = rng.gumbel(size=engine.config.vocab_size).astype(np.float32)
-        drawn = int(constraint.mask(logits).argmax())
-        token = constraint.force_completion(drawn, max_tokens - len(tokens))
+        sampled = int(guided.mask(logits).argmax())
+        token = guided.force_completion(sampled, max_tokens - len(tokens))
         if token in engine.end_tokens:
             break
         tokens.append(token)
-        if constraint.accept(token):
+        if guided.accept(token):
             break
     return tokens
 
@@ -152,20 +152,20 @@ def text_of(grammars: Grammars, tokens: list[int]) -> str:
     return b"".join(map(grammars.token_bytes, tokens)).decode()
 
 
-def fewest(grammars: Grammars, schema: Any) -> int:
-    """Tokens of the shortest answer that is found, as the refusal of fewer says."""
+def n_shortest(grammars: Grammars, schema: Any) -> int:
+    """Return the number of tokens of the shortest output found, from the error for max_tokens 0."""
     try:
         grammars.compile(schema, "schema", 0)
     except APIError as error:
         return int(str(error).split(" tokens")[0].rsplit(" ", 1)[1])
-    raise AssertionError("an answer without tokens")
+    raise AssertionError("an output without tokens")
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 @pytest.mark.parametrize("more", [0, 1, 7, 60])
 def test_output_follows_its_schema_within_max_tokens(engine, grammars, name, more):
     schema = SCHEMAS[name]
-    max_tokens = fewest(grammars, schema) + more
+    max_tokens = n_shortest(grammars, schema) + more
     make = grammars.compile(schema, "schema", max_tokens)
 
     answers = [answer(engine, make(), max_tokens, seed) for seed in range(3)]
@@ -187,7 +187,7 @@ def test_shortest_output_omits_optional_members(grammars):
     schema = SCHEMAS["many properties"]
     needed = {**schema, "properties": {k: schema["properties"][k] for k in schema["required"]}}
 
-    assert fewest(grammars, schema) == fewest(grammars, needed)
+    assert n_shortest(grammars, schema) == n_shortest(grammars, needed)
 
 
 def test_error_names_max_tokens_when_the_schema_needs_more(grammars):
@@ -244,41 +244,41 @@ def test_too_deep_schema_is_rejected(grammars):
 
 def test_completion_is_not_searched_again_for_each_token(engine, grammars, n_masks):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 300}
-    constraint = grammars.compile(schema, "schema", 700)()
+    guided = grammars.compile(schema, "schema", 700)()
     n_masks[0] = 0
 
-    tokens = answer(engine, constraint, 700, seed=1)
+    tokens = answer(engine, guided, 700, seed=1)
 
     assert n_masks[0] <= 3 * len(tokens)
 
 
 def test_failed_searches_of_one_output_are_bounded(engine, grammars, n_masks):
-    # What begins an object cannot be completed, so it gives way, once an item.
+    # An item that starts an object cannot be completed: each one costs a failed search.
     schema = {"type": "array", "items": {"anyOf": [UNENDING, {"type": "null"}]}, "minItems": 300}
     schema = {**schema, "$defs": {"unending": UNENDING}}
-    constraint = grammars.compile(schema, "schema", 3000)()
+    guided = grammars.compile(schema, "schema", 3000)()
     n_masks[0] = 0
 
-    tokens = answer(engine, constraint, 3000, seed=2)
+    tokens = answer(engine, guided, 3000, seed=2)
 
     assert n_masks[0] < 5000 + 40 * len(tokens)
     jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)))
 
 
 @pytest.mark.parametrize("n_before", [0, 5, 40])
-def test_output_parses_though_the_grammar_fails(engine, grammars, n_before):
+def test_output_parses_after_the_grammar_failed(engine, grammars, n_before):
     schema = SCHEMAS["list of strings"]
-    constraint = grammars.compile(schema, "schema", 300)()
+    guided = grammars.compile(schema, "schema", 300)()
     tokens = []
     for token in answer(engine, grammars.compile(schema, "schema", 300)(), 300, 3)[:n_before]:
-        tokens.append(constraint.force_completion(token, 300 - len(tokens)))
-        constraint.accept(tokens[-1])
-    constraint._matcher.consume_token(min(engine.end_tokens))
-    logits = constraint.mask(np.zeros(engine.config.vocab_size, dtype=np.float32))
+        tokens.append(guided.force_completion(token, 300 - len(tokens)))
+        guided.accept(tokens[-1])
+    guided._matcher.consume_token(min(engine.end_tokens))
+    logits = guided.mask(np.zeros(engine.config.vocab_size, dtype=np.float32))
 
-    tokens += answer(engine, constraint, 300 - n_before, seed=4)
+    tokens += answer(engine, guided, 300 - n_before, seed=4)
 
-    assert constraint._matcher.is_error()
+    assert guided._matcher.is_error()
     assert np.flatnonzero(logits == 0).tolist() == [tokens[n_before]]
     jsonschema_rs.validate(schema, json.loads(text_of(grammars, tokens)))
 
@@ -287,8 +287,8 @@ def test_output_parses_though_the_grammar_fails(engine, grammars, n_before):
 @pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
 def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
     monkeypatch.setattr(grammars, "end_tokens", frozenset())
-    constraint = grammars.compile(schema, "schema", 2)()
+    guided = grammars.compile(schema, "schema", 2)()
 
-    text = text_of(grammars, answer(engine, constraint, 2, seed))
+    text = text_of(grammars, answer(engine, guided, 2, seed))
 
     jsonschema_rs.validate(schema, json.loads(text))

@@ -1,4 +1,4 @@
-"""Tools: what of an answer is a call, and what the server makes of those that a client sends."""
+"""Tools: parsing of calls in answers, and schemas and template variables of a client's tools."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DEEP = "[" * 100_000
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 
 
-def read(text: str, piece: int) -> tuple[str, list[Call]]:
-    """The text and the calls of an answer that comes in pieces of that many characters."""
-    reader = ToolCallParser(["f"])
-    parts = [reader.add(text[i : i + piece]) for i in range(0, len(text), piece)]
-    parts.append(reader.finish())
+def parse(text: str, piece: int) -> tuple[str, list[Call]]:
+    """Return the text and the calls of an answer that arrives in pieces of `piece` characters."""
+    parser = ToolCallParser(["f"])
+    parts = [parser.add(text[i : i + piece]) for i in range(0, len(text), piece)]
+    parts.append(parser.finish())
     return "".join(shown for shown, _ in parts), [call for _, calls in parts for call in calls]
 
 
@@ -47,11 +47,11 @@ def tool(parameters: dict) -> Tool:
 @pytest.mark.parametrize("piece", [1, 7, 10**6])
 @pytest.mark.parametrize("text", [CALL, f"<tool_call>\n{CALL}\n</tool_call>", f"<tool_call>{CALL}"])
 def test_tool_call_is_parsed(text, piece):
-    assert read(text, piece) == ("", [Call("f", '{"a":1}')])
+    assert parse(text, piece) == ("", [Call("f", '{"a":1}')])
 
 
 def test_text_before_a_call_is_shown():
-    shown, calls = read(f"Well. <tool_call>{CALL}</tool_call>", piece=3)
+    shown, calls = parse(f"Well. <tool_call>{CALL}</tool_call>", piece=3)
 
     assert shown.strip() == "Well."
     assert calls == [Call("f", '{"a":1}')]
@@ -74,11 +74,11 @@ def test_text_before_a_call_is_shown():
     ids=lambda text: text[:24],
 )
 def test_json_that_is_not_a_call_is_text(text):
-    assert read(text, piece=10**6) == (text, [])
+    assert parse(text, piece=10**6) == (text, [])
 
 
 @pytest.mark.parametrize("arguments", [DEEP, '{"a": ', "1e999", "9" * 5000], ids=lambda a: a[:8])
-def test_arguments_that_cannot_be_read_stay_text(arguments):
+def test_arguments_that_cannot_be_parsed_stay_text(arguments):
     call = ToolCall(function=FunctionCall(name="f", arguments=arguments))
 
     (message,) = to_template([Message(role="assistant", tool_calls=[call])])
@@ -94,7 +94,7 @@ def test_too_deep_tools_are_rejected(make):
     assert (error.value.status, error.value.param) == (400, "tools")
 
 
-def test_references_of_parameters_go_with_them():
+def test_references_are_rewritten_for_the_combined_schema():
     parameters = {
         "type": "object",
         "properties": {"a": {"$ref": "#/$defs/q"}, "b": {"$ref": "#"}},
@@ -117,7 +117,7 @@ def test_references_of_parameters_go_with_them():
         ({}, "#here", {"$anchor": "here"}),
     ],
 )
-def test_parameters_may_have_names(name, reference, definition):
+def test_schemas_with_ids_and_anchors_still_resolve(name, reference, definition):
     parameters = {
         **name,
         "type": "object",
@@ -135,7 +135,7 @@ def test_parameters_may_have_names(name, reference, definition):
     Grammars(Engine.load(threads=1)).compile(schema, "tools", max_tokens=100)
 
 
-def test_values_that_look_like_references_stay_as_they_are():
+def test_values_that_look_like_references_are_unchanged():
     value = {"$ref": "#/x"}
     parameters = {
         "properties": {"const": {"const": value}, "other": {"enum": [value], "default": value}},
@@ -146,7 +146,7 @@ def test_values_that_look_like_references_stay_as_they_are():
     assert schema["$defs"]["tool_0"] == parameters
 
 
-def test_what_a_tool_leaves_out_is_not_in_the_template():
+def test_absent_fields_of_a_tool_are_not_in_the_template():
     (found,) = tools_to_template([tool({"type": "object"})])
 
     expected = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}

@@ -115,9 +115,9 @@ def serve(
             "YOCOBIT_API_KEY and YOCOBIT_API_KEY_FILE); leave one of the two out"
         )
     # Against DNS rebinding: a web page whose host name resolves to this machine.
-    names = (*trusted_host, *_LOOPBACK) if is_local or trusted_host else ()
+    hosts = (*trusted_host, *_LOOPBACK) if is_local or trusted_host else ()
     if is_local:
-        names = (*names, host)
+        hosts = (*hosts, host)
     try:
         settings = serving.ServerSettings(
             model=model,
@@ -137,7 +137,7 @@ def serve(
             prefix_dir_mb=prefix_dir_mb,
             api_keys=keys,
             cors_origins=tuple(cors_origin),
-            trusted_hosts=names,
+            trusted_hosts=hosts,
             log_json=log_json,
         )
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""The former import path of `create_app`, which goes away in 0.2; use yocobit.serving."""
+"""The former import path of `create_app`, to be removed in 0.2; use yocobit.serving."""
 
 from yocobit.serving.http.app import create_app
 

@@ -1,4 +1,4 @@
-"""APIError: what a client is told, in OpenAI's shape with the HTTP status that fits."""
+"""APIError: an error response in OpenAI's shape, with its HTTP status."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class APIError(Exception):
 
 
 def queue_full(n_waiting: int) -> APIError:
+    """Return the error of a request that exceeds the queue."""
     return APIError(
         429,
         f"the queue is full: {n_waiting} requests are waiting already; try again",
@@ -53,6 +54,7 @@ def queue_full(n_waiting: int) -> APIError:
 
 
 def shutting_down() -> APIError:
+    """Return the error of a request that the server cannot complete before it exits."""
     return APIError(
         503, "the server is shutting down; try again", code="shutting_down", retry_after=5
     )
@@ -68,10 +70,12 @@ def timed_out(timeout_s: float, is_started: bool) -> APIError:
 
 
 def out_of_memory() -> APIError:
+    """Return the error of a request for whose caches no memory is left."""
     return APIError(
         503, "the system is out of memory; try again", code="out_of_memory", retry_after=5
     )
 
 
 def internal_error() -> APIError:
+    """Return the error of a bug; its details are in the log only."""
     return APIError(500, "internal server error; see the server's log")

@@ -16,14 +16,14 @@ from yocobit.settings import Settings
 
 _PREFIX = "YOCOBIT_"
 # Kubernetes sets these variables for a service named yocobit or yocobit-something.
-_OF_A_SERVICE = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
+_KUBERNETES = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers write it
 MB = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerSettings(Settings):
-    """A model, and limits. Sizes are in bytes, times in seconds."""
+    """The model and limits of a server."""
 
     model: Path = TINY  # a packed model's directory
     alias: tuple[str, ...] = ()  # additional model names for requests
@@ -40,10 +40,10 @@ class ServerSettings(Settings):
     cache_mb: int = 2048  # KV cache memory of the sequences in flight
     prefix_mb: int = 512  # prefix cache memory; 0: no prefix cache
     prefix_dir: Path | None = None  # prefix cache on disk
-    prefix_dir_mb: int = 4096  # prefix cache on disk, at most
+    prefix_dir_mb: int = 4096  # size limit of the prefix cache on disk
     max_body_mb: int = 16  # of a request
 
-    # A request needs one of these keys; empty: no key. Not shown, so that no log contains them.
+    # A request must have one of these keys; empty: none. Not in repr, so that no log has them.
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()  # web origins that may send requests
     trusted_hosts: tuple[str, ...] = ()  # allowed Host headers; empty: any
@@ -54,7 +54,7 @@ class ServerSettings(Settings):
         if self.threads is not None:
             self.require(1 <= self.threads <= 1024, "threads", "must be between 1 and 1024")
         self.require(1 <= self.context <= 1 << 30, "context", "must be between 1 and 2^30")
-        self.require(1 <= self.max_sequences <= 1024, "max_sequences", "must be in 1..1024")
+        self.require(1 <= self.max_sequences <= 1024, "max_sequences", "must be between 1 and 1024")
         self.require(self.max_waiting >= 0, "max_waiting", "must be at least 0")
         self.require(0 < self.timeout_s <= 86400, "timeout_s", "must be above 0, at most a day")
         for name in ("cache_mb", "prefix_dir_mb", "max_body_mb"):
@@ -100,7 +100,7 @@ class ServerSettings(Settings):
                 keys += read_keys(Path(value)) if value else ()
             elif (field := names.get(variable)) is not None:
                 fields[field.name] = _parse(field.name, str(field.type), value)
-            elif variable.startswith(_PREFIX) and not _OF_A_SERVICE.fullmatch(variable):
+            elif variable.startswith(_PREFIX) and not _KUBERNETES.fullmatch(variable):
                 raise ConfigError(f"{variable} is not a setting; valid are {', '.join(names)}")
         fields["api_keys"] = (*fields.get("api_keys", ()), *keys)
         return cls(**fields)

@@ -1,4 +1,4 @@
-"""The chat page in a browser, and a stand-in for the server that says what it is told to."""
+"""The chat page in a browser, and a stand-in for the server with scripted responses."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODEL = {
 
 
 class StandIn:
-    """Speaks the server's API. `answer` is what the model says; it is cut into tokens at spaces."""
+    """Implements the server's API. `answer` is the model's output, with a token per word."""
 
     address: str
 
@@ -67,9 +67,9 @@ class StandIn:
         self.answer = "Hello there, reader."
         self.finish = "stop"
         self.delay_s = 0.0  # before each token
-        self.fail_after: int | None = None  # tokens, with an event that is an error
-        self.break_after: int | None = None  # tokens, by ending the connection
-        self.refusals: list[tuple[int, dict, dict[str, str]]] = []  # status, body, headers
+        self.fail_after: int | None = None  # tokens, with an error event
+        self.break_after: int | None = None  # tokens, by closing the connection
+        self.errors: list[tuple[int, dict, dict[str, str]]] = []  # status, body, headers
         self.requests: list[dict] = []
         self.n_prompt_tokens = 40
         self.n_aborted = 0
@@ -79,16 +79,16 @@ class StandIn:
 
     async def _complete(self, request):
         self.requests.append(await request.json())
-        if self.refusals:
-            status, body, headers = self.refusals.pop(0)
+        if self.errors:
+            status, body, headers = self.errors.pop(0)
             return JSONResponse(body, status, headers)
         is_chat = request.url.path.endswith("chat/completions")
         return StreamingResponse(self._events(is_chat), media_type="text/event-stream")
 
     async def _events(self, is_chat: bool):
         def event(text: str, finish: str | None = None) -> str:
-            said = {"delta": {"content": text} if text else {}} if is_chat else {"text": text}
-            choice = {"index": 0, **said, "finish_reason": finish}
+            content = {"delta": {"content": text} if text else {}} if is_chat else {"text": text}
+            choice = {"index": 0, **content, "finish_reason": finish}
             return f"data: {json.dumps({'choices': [choice]})}\n\n"
 
         tokens = [token for token in self.answer.replace(" ", "\0 ").split("\0") if token]
@@ -138,7 +138,7 @@ def serving(app):
 
 
 class Visit:
-    """The page in a tab where nothing was said yet. What went wrong is in `problems`."""
+    """The page in a new tab, without messages. `problems` collects its errors."""
 
     def __init__(self, context, address: str) -> None:
         self.address = address
@@ -147,7 +147,7 @@ class Visit:
         self.page = context.new_page()
         self.page.on("request", lambda request: self.urls.append(request.url))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("console", self._hear)
+        self.page.on("console", self._record)
         self.page.add_init_script("sessionStorage.length || localStorage.clear()")
         self.page.add_init_script("sessionStorage.opened = true")
         self.page.add_init_script(
@@ -160,8 +160,8 @@ class Visit:
         self.page.goto(self.address)
         expect(self.find("#header .name")).not_to_be_empty()
 
-    def _hear(self, message) -> None:
-        # The browser itself reports each response that is an error.
+    def _record(self, message) -> None:
+        # The browser logs each error response.
         if message.type in ("error", "warning") and "Failed to load" not in message.text:
             self.problems.append(message.text)
 
@@ -187,7 +187,7 @@ class Visit:
         return self.find("article .body").all_inner_texts()
 
     def markdown(self, *texts: str) -> str:
-        """Return the HTML of an element that shows some texts, one after the other."""
+        """Return the HTML of an element after it has rendered each text in turn."""
         return self.page.evaluate(
             """async (texts) => {
               const { renderMarkdown } = await import("./page/markdown.js");

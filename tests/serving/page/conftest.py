@@ -1,4 +1,4 @@
-"""A browser, and pages in it."""
+"""A browser and pages in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def context(browser):
-    """One for all that need no other: it has the page's files in its cache."""
+    """The shared context, whose cache holds the page's files."""
     context = browser.new_context()
     yield context
     context.close()
@@ -29,7 +29,7 @@ def context(browser):
 
 @pytest.fixture
 def opened(browser, context):
-    """Open the page at an address; whatever a test does with it, it stays within bounds."""
+    """Open the page at an address; check that it has no errors and sends no other requests."""
     visits = []
 
     def open_page(address: str, **options) -> Visit:
@@ -38,11 +38,11 @@ def opened(browser, context):
         return visits[-1]
 
     yield open_page
-    for one in visits:
-        outside = [url for url in one.urls if not url.startswith((one.address, "blob:"))]
-        one.page.close()
+    for visit in visits:
+        outside = [url for url in visit.urls if not url.startswith((visit.address, "blob:"))]
+        visit.page.close()
         assert not outside
-        assert not one.problems
+        assert not visit.problems
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def visit(opened, stand_in):
 
 @pytest.fixture(scope="module")
 def reading(browser, standing_in):
-    """A page for tests that change nothing on it."""
+    """A shared page for tests that do not change it."""
     context = browser.new_context()
     yield Visit(context, standing_in.address)
     context.close()

@@ -1,4 +1,4 @@
-"""Answers on the chat page: streamed, stopped, had again, and gone wrong."""
+"""Answers on the chat page: streamed, stopped, regenerated and failed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from chat_page import MODEL, expect
 
 
-def test_an_answer_is_streamed_and_measured(visit, stand_in):
+def test_answer_is_streamed_and_measured(visit, stand_in):
     page = visit()
 
     page.say("Who is there?")
@@ -68,12 +68,12 @@ def test_shift_enter_inserts_a_line_break(visit, stand_in):
 def test_last_answer_can_be_regenerated(visit, stand_in):
     page = visit()
     page.say("Who?")
-    stand_in.answer = "Somebody else."
+    stand_in.answer = "Hello again."
 
     page.find(".again:visible").click()
     page.wait()
 
-    assert page.texts() == ["Who?", "Somebody else."]
+    assert page.texts() == ["Who?", "Hello again."]
     first, second = stand_in.requests
     assert first["messages"] == second["messages"]
     assert first["seed"] != second["seed"]
@@ -82,7 +82,7 @@ def test_last_answer_can_be_regenerated(visit, stand_in):
 def test_previous_answer_is_kept_if_regeneration_fails(visit, stand_in):
     page = visit()
     page.say("Who?")
-    stand_in.refusals = [(500, {"error": {"message": "Out of order."}}, {})]
+    stand_in.errors = [(500, {"error": {"message": "Out of order."}}, {})]
 
     page.find(".again:visible").click()
 
@@ -91,21 +91,21 @@ def test_previous_answer_is_kept_if_regeneration_fails(visit, stand_in):
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words", "kept"),
+    ("failure", "words", "kept"),
     [
         (
-            {"refusals": [(503, {"error": {"message": "Too busy."}}, {"Retry-After": "7"})]},
+            {"errors": [(503, {"error": {"message": "Too busy."}}, {"Retry-After": "7"})]},
             "Too busy. (Try again in 7 s.)",
             "",
         ),
-        ({"refusals": [(502, {}, {})]}, "The server answered 502 Bad Gateway.", ""),
+        ({"errors": [(502, {}, {})]}, "The server answered 502 Bad Gateway.", ""),
         ({"fail_after": 2}, "The engine ran out of memory.", "Hello there,"),
         ({"break_after": 1}, "The connection was closed before the answer was complete.", "Hello"),
     ],
 )
-def test_an_error_is_shown_in_place_and_can_be_retried(visit, stand_in, trouble, words, kept):
+def test_error_is_shown_in_place_and_can_be_retried(visit, stand_in, failure, words, kept):
     page = visit()
-    for name, value in trouble.items():
+    for name, value in failure.items():
         setattr(stand_in, name, value)
 
     page.say("Who?")
@@ -156,7 +156,7 @@ def test_settings_are_checked_sent_and_remembered(visit, stand_in):
     assert "top_k" not in request and "top_p" not in request
 
 
-def test_a_model_without_a_chat_template_continues_text(visit, stand_in):
+def test_model_without_a_chat_template_continues_text(visit, stand_in):
     stand_in.model = {**MODEL, "yocobit": {**MODEL["yocobit"], "has_chat_template": False}}
     stand_in.answer = " God created"
     page = visit()
@@ -178,7 +178,7 @@ def test_a_model_without_a_chat_template_continues_text(visit, stand_in):
     )
 
 
-def test_the_page_works_behind_a_proxy_that_adds_a_path(visit, stand_in):
+def test_page_works_behind_a_proxy_that_adds_a_path(visit, stand_in):
     page = visit()
     page.address += "/behind/a/proxy/"
     page.urls.clear()

@@ -1,4 +1,4 @@
-"""Conversations on the chat page: kept over reloads, listed, edited, and read in several tabs."""
+"""Conversations on the chat page: stored over reloads, listed, edited, shared between tabs."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_conversation_is_shown_when_storage_is_full(visit):
     assert page.texts() == ["Who?", "Hello there, reader."]
 
 
-def test_answer_streams_on_while_another_conversation_is_open(visit, stand_in):
+def test_answer_continues_to_stream_while_another_conversation_is_open(visit, stand_in):
     stand_in.answer = "word " * 40
     stand_in.delay_s = 0.01
     page = visit()
@@ -103,7 +103,7 @@ def test_answer_streams_on_while_another_conversation_is_open(visit, stand_in):
     expect(page.find(".answer .body")).to_have_text(("word " * 40).strip())
 
 
-def test_the_last_message_is_edited_in_place_and_earlier_ones_in_a_copy(visit, stand_in):
+def test_last_message_is_edited_in_place_and_earlier_ones_in_a_copy(visit, stand_in):
     page = visit()
     page.say("First?")
     page.say("Second?")
@@ -126,7 +126,7 @@ def test_the_last_message_is_edited_in_place_and_earlier_ones_in_a_copy(visit, s
     assert said == [["First?"], ["First?", "Second?"], ["First?", "Third?"], ["Fourth?"]]
 
 
-def test_an_edit_survives_a_reload_until_it_is_cancelled(visit):
+def test_edit_survives_a_reload_until_it_is_cancelled(visit):
     page = visit()
     page.say("Who?")
     page.find(".question").hover()

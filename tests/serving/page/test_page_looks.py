@@ -1,4 +1,4 @@
-"""How the chat page looks: on a phone, in the dark, and to eyes that tell few colours apart."""
+"""The appearance of the chat page: phone widths, themes and contrast."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from chat_page import expect
 
 
 @pytest.mark.parametrize("width", [320, 390])
-def test_a_phone_scrolls_in_one_direction(visit, stand_in, width):
+def test_page_on_a_phone_scrolls_vertically_only(visit, stand_in, width):
     stand_in.answer = (
         "A" * 300
         + "\n\n```python\n"
@@ -36,17 +36,17 @@ def test_a_phone_scrolls_in_one_direction(visit, stand_in, width):
 
 def test_theme_follows_the_system_until_the_user_chooses(visit):
     page = visit(color_scheme="dark")
-    paper = page.find("html")
+    root = page.find("html")
 
-    expect(paper).to_have_css("background-color", "rgb(21, 23, 22)")
+    expect(root).to_have_css("background-color", "rgb(21, 23, 22)")
     page.find("#theme").click()
-    expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
+    expect(root).to_have_css("background-color", "rgb(253, 253, 251)")
     page.open()
-    expect(paper).to_have_css("background-color", "rgb(253, 253, 251)")
+    expect(root).to_have_css("background-color", "rgb(253, 253, 251)")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_colours_are_told_apart(reading, theme):
+def test_colours_have_the_contrast_of_wcag(reading, theme):
     reading.page.emulate_media(color_scheme=theme)
     colours = reading.page.evaluate(
         """() => {
@@ -62,15 +62,15 @@ def test_colours_are_told_apart(reading, theme):
     )
 
     def contrast(one: str, other: str) -> float:
-        """Of WCAG 2: 4.5 for text, 3 for the edge of what can be used."""
-        brightness = []
+        """Return the WCAG 2 contrast ratio: 4.5 is required for text, 3 for edges of controls."""
+        luminances = []
         for name in (one, other):
             red, green, blue = [
                 c / 255 / 12.92 if c < 11 else ((c / 255 + 0.055) / 1.055) ** 2.4
                 for c in colours[name]
             ]
-            brightness.append(0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
-        return max(brightness) / min(brightness)
+            luminances.append(0.2126 * red + 0.7152 * green + 0.0722 * blue + 0.05)
+        return max(luminances) / min(luminances)
 
     for ground in ("paper", "side", "raised", "tint"):
         assert min(contrast(text, ground) for text in ("ink", "muted", "accent")) >= 4.5, ground

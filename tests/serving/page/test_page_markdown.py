@@ -1,4 +1,4 @@
-"""Markdown on the chat page: what it looks like, and what it must not become."""
+"""Markdown on the chat page: rendering, untrusted input, and linear time."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_links_open_without_referrer(reading, text, href):
     assert "<img" not in html
 
 
-def test_code_is_shown_as_it_is_and_copied(visit, stand_in):
+def test_code_is_shown_verbatim_and_copied(visit, stand_in):
     code = "for i in a:\n    print('<b>&amp;</b>')  # **not bold**"
     stand_in.answer = f"So:\n\n```python\n{code}\n```\n\nDone."
     page = visit(permissions=["clipboard-read", "clipboard-write"])
@@ -138,16 +138,16 @@ def test_model_output_cannot_inject_html(visit, stand_in):
     "piece",
     ["[", "![a](", "**a ", "*a _b ", "`", "a`", "> ", "- ", "|a\n|-\n", "<https://a", "](a", "~~"],
 )
-def test_the_work_of_markdown_is_linear_in_its_length(reading, piece):
+def test_rendering_time_is_linear_in_the_length(reading, piece):
     browser = reading.page.context.new_cdp_session(reading.page)
     browser.send("Performance.enable", {"timeDomain": "threadTicks"})
 
-    def worked_s() -> float:
-        """Time of the processor, which other programs take none of."""
+    def cpu_s() -> float:
+        """Return the CPU time of the page's thread, which other programs do not affect."""
         metrics = browser.send("Performance.getMetrics")["metrics"]
         return next(metric["value"] for metric in metrics if metric["name"] == "ThreadTime")
 
-    begin = worked_s()
+    start_s = cpu_s()
     reading.markdown(piece * (100_000 // len(piece)))
 
-    assert worked_s() - begin < 2  # 100,000 steps take a tenth; their square takes 10
+    assert cpu_s() - start_s < 2  # 100,000 steps take a tenth; their square takes 10

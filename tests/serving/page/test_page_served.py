@@ -1,4 +1,4 @@
-"""The chat page in a browser, served by the server with the packaged model."""
+"""The chat page in a browser, with a real server and the packaged model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_stop_frees_the_server(visit, server):
 def test_error_is_shown_and_can_be_tried_again(visit, server):
     body = {"prompt": "The king", "max_tokens": 8000, "stream": True, "logit_bias": NO_END}
     with server.client.stream("POST", "/v1/completions", json=body) as busy:
-        lines = busy.iter_lines()  # closes the connection when it goes
+        lines = busy.iter_lines()  # closes the connection when it is deleted
         next(lines)
         visit.send("Tell me about the sea.")
         expect(visit.find("body")).to_contain_text("requests are waiting already")

@@ -1,4 +1,4 @@
-"""Servers, and clients of each SDK."""
+"""Servers and clients of each SDK."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def guarded():
-    """A server that wants a key, with little room for text."""
+    """A server with API keys and a short context."""
     settings = ServerSettings(threads=1, api_keys=KEYS, context=128)
     with servers.running(settings) as running:
         yield running
@@ -59,5 +59,5 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def endless(engine) -> dict[str, Any]:
-    """Options that make the model repeat one word for seconds, whatever it would say."""
+    """Options that make the model repeat one token for seconds."""
     return {"max_completion_tokens": 8000, "logit_bias": {str(engine.encode(" sea")[-1]): 100}}

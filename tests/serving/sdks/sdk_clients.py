@@ -1,8 +1,8 @@
-"""OpenAI's and Groq's own clients of a server of tests, and what they are asked for.
+"""Clients of OpenAI's and Groq's SDKs, and the requests that the tests send.
 
-The clients are strict: an answer that is not of the SDK's types raises
-APIResponseValidationError. The packaged model writes nonsense, so that no test asks what a text
-means.
+The clients are strict: a response that does not match the SDK's types raises
+APIResponseValidationError. The packaged model writes nonsense, so no test depends on the meaning of
+a text.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Day(BaseModel):
 
 
 class Forecast(BaseModel):
-    """What the model is asked for, small enough to end soon."""
+    """A schema of structured output with short values."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class Clock(BaseModel):
 
 
 def connect(sdk: ModuleType, url: str, kind: str = "", **options: Any) -> Any:
-    """A strict client of the server at url; kind is "" or "Async"."""
+    """Return a strict client of the server at url; kind is "" or "Async"."""
     base_url = f"{url}/v1" if sdk is openai else url  # Groq's client appends /openai/v1
     options = {"api_key": "none", "max_retries": 0, "_strict_response_validation": True, **options}
     return getattr(sdk, kind + {openai: "OpenAI", groq: "Groq"}[sdk])(base_url=base_url, **options)
@@ -70,7 +70,7 @@ def tool(name: str, arguments: type[BaseModel]) -> dict[str, Any]:
 
 
 def named(name: str) -> dict[str, Any]:
-    """The tool_choice of a tool."""
+    """Return the tool_choice that requires a tool."""
     return {"type": "function", "function": {"name": name}}
 
 
@@ -84,13 +84,13 @@ def joined(chunks: Iterable[Any], index: int = 0) -> str:
 
 
 def details(error: Any) -> dict[str, Any]:
-    """The error object of the answer; OpenAI's client has unwrapped it already."""
+    """Return the error object of a response; OpenAI's client has already unwrapped it."""
     return error.body.get("error", error.body)
 
 
 @contextlib.contextmanager
 def cancelling(server: Server) -> Iterator[None]:
-    """Within, a client goes away: its request is cancelled, and nothing is at work any more."""
+    """Wait, after the block, until one more request is cancelled and the server is idle."""
 
     def n_cancelled() -> float:
         metrics = server.client.get("/metrics").text

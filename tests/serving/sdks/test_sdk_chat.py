@@ -1,4 +1,4 @@
-"""Conversations answered as a whole, as the two SDKs and their documentation promise."""
+"""Complete chat responses, as both SDKs document them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_chat_accepts_an_alias(client):
     assert text(completion) == text(chat(client, max_tokens=5, seed=2))
 
 
-def test_chat_accepts_fields_that_say_nothing_about_the_text(client):
+def test_chat_accepts_fields_that_do_not_affect_the_text(client):
     plain = chat(client, max_tokens=8, seed=2)
 
     completion = chat(
@@ -134,7 +134,7 @@ def test_chat_logprobs_describe_each_token(client):
         assert len(tops) == 3
         assert tops == sorted(tops, reverse=True)
         assert all(logprob <= 0 for logprob in tops)
-        # Greedy: what was drawn is the likeliest.
+        # Greedy: the sampled token is the most probable one.
         assert (token.token, token.logprob) == (
             token.top_logprobs[0].token,
             token.top_logprobs[0].logprob,
@@ -149,7 +149,7 @@ def test_chat_logprobs_without_top_logprobs_list_no_others(client):
     assert [token.top_logprobs for token in completion.choices[0].logprobs.content] == [[]] * 3
 
 
-def test_chat_reads_developer_as_system(client):
+def test_chat_treats_developer_as_system(client):
     system, developer, none = (
         chat(client, messages=head + SEA, max_tokens=10, seed=1)
         for head in (
@@ -163,7 +163,7 @@ def test_chat_reads_developer_as_system(client):
     assert system.usage.prompt_tokens == developer.usage.prompt_tokens > none.usage.prompt_tokens
 
 
-def test_chat_reads_text_parts_as_one_text(client):
+def test_chat_joins_text_parts(client):
     parts = [{"type": "text", "text": "Tell me "}, {"type": "text", "text": "about the sea."}]
 
     completion = chat(client, messages=[{"role": "user", "content": parts}], max_tokens=10, seed=1)

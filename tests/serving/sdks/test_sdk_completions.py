@@ -1,4 +1,4 @@
-"""The legacy endpoint, which continues texts: only OpenAI's SDK has it."""
+"""The legacy completions endpoint, which only OpenAI's SDK has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdk_clients import KING, MODEL, complete, connect
 
 @pytest.fixture(scope="module")
 def lenient(server):
-    """For what the API answers although the SDK's types do not allow it: null in lists."""
+    """For responses of the API that the SDK's types do not allow: null in lists."""
     with connect(openai, server.url, _strict_response_validation=False) as client:
         yield client
 
@@ -27,13 +27,13 @@ def test_completion_has_the_documented_fields(openai_client, engine):
     assert completion.usage.total_tokens == completion.usage.prompt_tokens + 9
 
 
-def test_completion_is_of_16_tokens_by_default(openai_client, endless):
+def test_completion_has_16_tokens_by_default(openai_client, endless):
     completion = complete(openai_client, logit_bias=endless["logit_bias"])
 
     assert completion.usage.completion_tokens == 16
 
 
-def test_completion_of_token_ids_is_that_of_their_text(openai_client, engine):
+def test_completion_of_token_ids_equals_that_of_their_text(openai_client, engine):
     options = {"max_tokens": 12, "seed": 1}
 
     of_text = complete(openai_client, **options)
@@ -107,23 +107,23 @@ def test_completion_echo_scores_the_prompt(lenient, engine, kind, max_tokens):
 
 
 @pytest.mark.parametrize("with_first", [True, False])
-def test_completion_text_offset_is_where_a_token_stands(lenient, engine, with_first):
+def test_completion_text_offset_is_the_position_of_a_token(lenient, engine, with_first):
     prompt = engine.encode(KING)[0 if with_first else 1 :]
 
     [choice] = complete(lenient, prompt=prompt, max_tokens=3, echo=True, logprobs=1).choices
 
-    # The first token begins the text and may be a special one, which is no part of it.
+    # The first token may be a special one, which is not part of the text.
     placed = list(zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True))[1:]
     assert [choice.text[at : at + len(token)] for token, at in placed] == [t for t, _ in placed]
 
 
 def test_completion_logprob_is_of_the_distribution_it_sampled_from(lenient):
-    drawn = complete(lenient, max_tokens=5, temperature=0, logprobs=0, echo=True).choices[0]
+    sampled = complete(lenient, max_tokens=5, temperature=0, logprobs=0, echo=True).choices[0]
 
-    scored = complete(lenient, prompt=drawn.text, max_tokens=0, logprobs=0, echo=True).choices[0]
+    scored = complete(lenient, prompt=sampled.text, max_tokens=0, logprobs=0, echo=True).choices[0]
 
-    assert scored.logprobs.tokens == drawn.logprobs.tokens
-    assert scored.logprobs.token_logprobs == drawn.logprobs.token_logprobs
+    assert scored.logprobs.tokens == sampled.logprobs.tokens
+    assert scored.logprobs.token_logprobs == sampled.logprobs.token_logprobs
 
 
 def test_completion_streams_the_whole_text(lenient):
@@ -142,7 +142,7 @@ def test_completion_streams_the_whole_text(lenient):
     assert last.usage.completion_tokens == 9
 
 
-def test_completion_streams_several_prompts_apart(lenient):
+def test_completion_stream_keeps_prompts_apart(lenient):
     options = {"prompt": [KING, "A ship"], "max_tokens": 6, "temperature": 0}
     texts = ["", ""]
 

@@ -1,4 +1,4 @@
-"""Raw answers, asynchronous clients, clients at once, and clients that go away."""
+"""Raw responses, asynchronous and concurrent clients, and disconnects."""
 
 from __future__ import annotations
 
@@ -47,32 +47,32 @@ def test_client_timeout_cancels_the_request(client, sdk, server, endless):
 
 
 def test_concurrent_sdks_get_the_texts_they_get_alone(openai_client, groq_client):
-    def ask(request: tuple[Any, int]) -> str:
+    def answer(request: tuple[Any, int]) -> str:
         client, seed = request
         return text(chat(client, max_tokens=40, temperature=1, seed=seed))
 
     requests = [(client, seed) for seed in range(4) for client in (openai_client, groq_client)]
-    alone = [ask(request) for request in requests]
+    alone = [answer(request) for request in requests]
 
     with ThreadPoolExecutor(len(requests)) as pool:
-        together = list(pool.map(ask, requests))
+        together = list(pool.map(answer, requests))
 
     assert together == alone
-    assert alone[0::2] == alone[1::2]  # the same of both SDKs
+    assert alone[0::2] == alone[1::2]  # equal for both SDKs
     assert len(set(alone)) == 4
 
 
-def test_async_client_gets_what_the_other_gets(client, sdk, server):
+def test_async_client_gets_the_responses_of_the_other(client, sdk, server):
     options = {"max_tokens": 12, "seed": 1}
 
-    async def talk() -> tuple[str, str, list[str]]:
+    async def run() -> tuple[str, str, list[str]]:
         async with connect(sdk, server.url, "Async") as client:
             whole = await chat(client, **options)
             chunks = [chunk async for chunk in await chat(client, stream=True, **options)]
             models = await client.models.list()
             return text(whole), joined(chunks), [model.id for model in models.data]
 
-    whole, streamed, models = asyncio.run(talk())
+    whole, streamed, models = asyncio.run(run())
 
     assert whole == streamed == text(chat(client, **options))
     assert MODEL in models
@@ -81,27 +81,27 @@ def test_async_client_gets_what_the_other_gets(client, sdk, server):
 def test_concurrent_async_requests_get_the_texts_they_get_alone(client, sdk, server):
     options = [{"max_tokens": 20, "temperature": 1, "seed": seed} for seed in range(8)]
 
-    async def talk() -> list[str]:
+    async def run() -> list[str]:
         async with connect(sdk, server.url, "Async") as client:
             answers = await asyncio.gather(*(chat(client, **one) for one in options))
             return [text(answer) for answer in answers]
 
-    assert asyncio.run(talk()) == [text(chat(client, **one)) for one in options]
+    assert asyncio.run(run()) == [text(chat(client, **one)) for one in options]
 
 
 def test_async_errors_are_typed(sdk, server):
-    async def talk() -> None:
+    async def run() -> None:
         async with connect(sdk, server.url, "Async") as client:
             with pytest.raises(sdk.NotFoundError):
                 await chat(client, model="huge")
             with pytest.raises(sdk.BadRequestError):
                 await chat(client, temperature=-1)
 
-    asyncio.run(talk())
+    asyncio.run(run())
 
 
 def test_async_closed_stream_frees_the_server(sdk, server, endless):
-    async def talk() -> None:
+    async def run() -> None:
         async with connect(sdk, server.url, "Async") as client:
             stream = await chat(client, stream=True, **endless)
             async for _ in stream:
@@ -109,11 +109,11 @@ def test_async_closed_stream_frees_the_server(sdk, server, endless):
             await stream.close()
 
     with cancelling(server):
-        asyncio.run(talk())
+        asyncio.run(run())
 
 
 def test_async_cancelled_request_frees_the_server(sdk, server, endless):
-    async def talk() -> None:
+    async def run() -> None:
         async with connect(sdk, server.url, "Async") as client:
             task = asyncio.create_task(chat(client, **endless))
             await asyncio.to_thread(wait_for, lambda: server.runtime.scheduler.running)
@@ -122,4 +122,4 @@ def test_async_cancelled_request_frees_the_server(sdk, server, endless):
                 await task
 
     with cancelling(server):
-        asyncio.run(talk())
+        asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Refusals and failures, as the exceptions that the SDKs make of them."""
+"""Errors, as the exceptions that the SDKs raise for them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from yocobit.serving import ServerSettings
 
 @pytest.fixture(scope="module")
 def narrow():
-    """A server that answers one request at a time and lets none wait."""
+    """A server of one request at a time, without a queue."""
     with servers.running(ServerSettings(threads=1, max_sequences=1, max_waiting=0)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def hurried():
-    """A server that gives up soon."""
+    """A server with a short timeout."""
     with servers.running(ServerSettings(threads=1, timeout_s=0.05)) as running:
         yield running
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "send",
     [
         lambda client: chat(client, model="huge"),
         lambda client: chat(client, model="huge", stream=True),
@@ -47,9 +47,9 @@ def hurried():
     ],
     ids=["whole", "stream", "model"],
 )
-def test_unknown_model_is_not_found(client, sdk, ask):
+def test_unknown_model_is_not_found(client, sdk, send):
     with pytest.raises(sdk.NotFoundError) as caught:
-        ask(client)
+        send(client)
 
     assert details(caught.value)["code"] == "model_not_found"
     assert "huge" in caught.value.message
@@ -90,7 +90,7 @@ def test_completion_prompt_longer_than_the_context_is_a_bad_request(guarded):
     assert caught.value.type == "invalid_request_error"
 
 
-def test_answer_ends_with_the_context(guarded, sdk, endless):
+def test_answer_ends_at_the_context_limit(guarded, sdk, endless):
     with connect(sdk, guarded.url, api_key=KEYS[1]) as client:
         completion = chat(client, logit_bias=endless["logit_bias"])
 
@@ -98,7 +98,7 @@ def test_answer_ends_with_the_context(guarded, sdk, endless):
     assert completion.usage.total_tokens <= 128
 
 
-def test_wrong_key_does_not_open_the_server(guarded, sdk):
+def test_wrong_key_is_rejected(guarded, sdk):
     with connect(sdk, guarded.url, api_key="a third key") as client:
         with pytest.raises(sdk.AuthenticationError) as caught:
             chat(client, max_tokens=2)
@@ -109,7 +109,7 @@ def test_wrong_key_does_not_open_the_server(guarded, sdk):
     assert "a third key" not in caught.value.message
 
 
-def test_no_key_does_not_open_the_server(guarded, sdk):
+def test_missing_key_is_rejected(guarded, sdk):
     with connect(sdk, guarded.url) as client, pytest.raises(sdk.AuthenticationError):
         chat(client, max_tokens=2, extra_headers={"Authorization": sdk.Omit()})
 
@@ -182,14 +182,14 @@ def test_full_server_rejects_and_serves_again_later(narrow, sdk, stream, endless
     assert details(caught.value)["message"]
 
 
-def test_client_tries_again_when_the_server_was_full(narrow, sdk, endless):
+def test_client_retries_when_the_server_was_full(narrow, sdk, endless):
     statuses = []
 
-    def end_the_other(response: Any) -> None:
+    def end_the_first(response: Any) -> None:
         statuses.append(response.status_code)
         running.close()
 
-    hooked = sdk.DefaultHttpxClient(event_hooks={"response": [end_the_other]})
+    hooked = sdk.DefaultHttpxClient(event_hooks={"response": [end_the_first]})
     with connect(sdk, narrow.url) as first:
         running = chat(first, stream=True, **endless)
         next(iter(running))

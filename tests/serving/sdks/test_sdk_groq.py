@@ -1,4 +1,4 @@
-"""What Groq's answers have beside OpenAI's: times, names of requests, and seeds."""
+"""Fields that Groq adds to OpenAI's responses: times, request ids and seeds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def test_groq_usage_has_times(groq_client):
     assert usage.queue_time >= 0
     assert usage.prompt_time >= 0
     assert usage.completion_time > 0
-    # "completion time and prompt time combined": the queue's is apart. One rounding of the sum.
+    # "completion time and prompt time combined", without queue time. One rounding of the sum.
     assert usage.total_time == pytest.approx(usage.prompt_time + usage.completion_time, rel=1e-9)
 
 
-def test_groq_names_the_request(groq_client):
+def test_groq_response_has_a_request_id(groq_client):
     first, second = (chat(groq_client, max_tokens=2).x_groq.id for _ in range(2))
 
     assert first.startswith("req_")
     assert first != second
 
 
-def test_groq_stream_names_the_request_first_and_last_and_ends_with_its_usage(groq_client):
+def test_groq_stream_has_the_request_id_first_and_last_and_ends_with_usage(groq_client):
     first, *others, last = chat(groq_client, max_tokens=5, stream=True)
 
     assert first.x_groq.id == last.x_groq.id

@@ -1,4 +1,4 @@
-"""Answers in JSON: any object, and objects of a schema, which OpenAI's helpers parse."""
+"""Structured output: JSON objects, JSON schemas, and OpenAI's parsing helpers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_json_schema_is_followed_by_streams_and_by_all_choices(client):
 
 @pytest.mark.parametrize("max_tokens", [3, 30, 50, 70])
 def test_json_that_does_not_fit_is_rejected_or_reported_as_truncated(client, sdk, max_tokens):
-    # OpenAI cuts and says "length"; Groq refuses (json_validate_failed).
+    # OpenAI truncates and reports "length"; Groq rejects (json_validate_failed).
     try:
         completion = chat(client, response_format=FORECAST_FORMAT, max_tokens=max_tokens, seed=1)
     except sdk.BadRequestError as error:

@@ -1,4 +1,4 @@
-"""Models, as the SDKs list and retrieve them."""
+"""Listing and retrieval of models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations answered piece by piece, read as chunks, as lines and by OpenAI's helper."""
+"""Streamed chat responses, read as chunks, as lines and by OpenAI's helper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from sdk_clients import MODEL, SEA, chat, joined, text
 
 
-def test_stream_pieces_are_the_whole_text(client):
+def test_streamed_text_equals_the_complete_text(client):
     options = {"max_tokens": 20, "seed": 7}
 
     chunks = list(chat(client, stream=True, **options))
@@ -41,13 +41,13 @@ def test_stream_ends_with_usage_when_requested(client):
 def test_stream_has_null_as_usage_of_all_chunks_but_the_last(openai_client):
     options = {"stream": True, "max_tokens": 3}
 
-    asked = list(chat(openai_client, stream_options={"include_usage": True}, **options))
-    unasked = list(chat(openai_client, **options))
+    with_usage = list(chat(openai_client, stream_options={"include_usage": True}, **options))
+    without_usage = list(chat(openai_client, **options))
 
     # "All other chunks will also include a usage field, but with a null value."
-    assert all("usage" in chunk.model_fields_set for chunk in asked)
-    assert [chunk.usage for chunk in asked[:-1]] == [None] * (len(asked) - 1)
-    assert not any("usage" in chunk.model_fields_set for chunk in unasked)
+    assert all("usage" in chunk.model_fields_set for chunk in with_usage)
+    assert [chunk.usage for chunk in with_usage[:-1]] == [None] * (len(with_usage) - 1)
+    assert not any("usage" in chunk.model_fields_set for chunk in without_usage)
 
 
 def test_stream_of_n_choices_has_their_indices(client):
@@ -62,7 +62,7 @@ def test_stream_of_n_choices_has_their_indices(client):
     assert reasons == ["length", "length"]
 
 
-def test_stream_has_the_logprobs_of_the_whole(client):
+def test_stream_has_the_logprobs_of_the_complete_response(client):
     options = {"max_tokens": 6, "seed": 1, "logprobs": True, "top_logprobs": 2}
 
     chunks = list(chat(client, stream=True, **options))
@@ -124,7 +124,7 @@ def test_stream_helper_fires_events(openai_client):
 
 def test_stream_helper_assembles_the_completion(openai_client):
     options = {"model": MODEL, "messages": SEA, "n": 2, "temperature": 1.5, "seed": 1}
-    # The helper raises for an answer of finish_reason "length": end at a letter of the text.
+    # The helper raises if finish_reason is "length": stop at a letter of the text.
     options |= {"max_tokens": 200, "stop": ["a", "e", "i", "o", "u"][:4]}
 
     with openai_client.chat.completions.stream(**options) as stream:

@@ -1,4 +1,4 @@
-"""Tools: calls whole and streamed, their arguments, and their results."""
+"""Tools: complete and streamed calls, their arguments, and their results."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def test_named_tool_is_called_with_arguments_of_its_schema(client, name, seed):
     [call] = completion.choices[0].message.tool_calls
     assert call.function.name == name
     ARGUMENTS[name].model_validate_json(call.function.arguments, strict=True)
-    # OpenAI's API says "stop" of a call that was named, Groq's says "tool_calls".
+    # For a named tool, OpenAI's API reports "stop" and Groq's "tool_calls".
     assert completion.choices[0].finish_reason in ("stop", "tool_calls")
 
 
-def test_tool_calls_have_ids_of_their_own(client):
+def test_tool_calls_have_unique_ids(client):
     completion = chat(client, tools=[CLOCK], tool_choice="required", n=3, seed=1)
 
     ids = [call.id for choice in completion.choices for call in choice.message.tool_calls]
@@ -82,7 +82,7 @@ def test_deprecated_function_call_is_rejected(client, sdk):
     assert details(caught.value)["param"] == "functions"
 
 
-def test_streamed_tool_calls_are_the_whole_ones(client):
+def test_streamed_tool_calls_equal_the_complete_ones(client):
     options = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "seed": 1}
     [choice] = chat(client, **options).choices
 
@@ -138,7 +138,7 @@ def test_parse_returns_the_arguments_as_pydantic_model(openai_client, model):
     assert isinstance(call.function.parsed_arguments, model)
 
 
-def test_tool_results_are_read(client):
+def test_tool_results_extend_the_prompt(client):
     call = chat(client, tools=[CLOCK], tool_choice="required", seed=1)
     message = call.choices[0].message
     results = [
@@ -146,22 +146,25 @@ def test_tool_results_are_read(client):
         for tool_call in message.tool_calls
     ]
 
-    # The message goes back as the SDK gave it: the documented way.
+    # The message is sent back as the SDK returned it, as documented.
     completion = chat(client, messages=[*SEA, message, *results], tools=[CLOCK], max_tokens=9)
 
     assert completion.usage.prompt_tokens > call.usage.prompt_tokens
     assert completion.choices[0].message.role == "assistant"
 
 
-def test_tool_results_in_parts_are_read_as_one_text(client):
+def test_tool_results_in_parts_are_joined(client):
     call = {"id": "call_1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
-    asked = [*SEA, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    conversation = [*SEA, {"role": "assistant", "content": None, "tool_calls": [call]}]
     parts = [{"type": "text", "text": "10:"}, {"type": "text", "text": "42"}]
 
     whole, split = (
         chat(
             client,
-            messages=[*asked, {"role": "tool", "tool_call_id": "call_1", "content": content}],
+            messages=[
+                *conversation,
+                {"role": "tool", "tool_call_id": "call_1", "content": content},
+            ],
             max_tokens=9,
             seed=1,
         )

@@ -1,4 +1,4 @@
-"""What a handler gets, and what it returns: no handler reads or writes HTTP itself."""
+"""The server's state, and the input and output of handlers, which do no HTTP themselves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ServerState:
         return self.model, self.runtime
 
     async def load(self) -> None:
-        """Load the model and start the runtime; `problem` says why that failed."""
+        """Load the model and start the runtime; on failure, set and report `problem`."""
         settings = self.settings
         try:
             engine = await asyncio.to_thread(
@@ -68,7 +68,7 @@ class ServerState:
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-    """A response body: an object is sent as JSON, bytes as they are."""
+    """A response body: an object is sent as JSON, bytes unchanged."""
 
     value: Any
     status: int = 200
@@ -87,7 +87,7 @@ class Call:
     """One request to an endpoint."""
 
     state: ServerState
-    body: Any  # of the endpoint's type; None without one
+    body: Any  # of the endpoint's body type; None for a GET
     client: str  # API key or address, for round-robin scheduling
     path_params: Mapping[str, str]
     resources: contextlib.AsyncExitStack  # closed once the response has been sent

@@ -15,7 +15,7 @@ from yocobit.serving.api import protocol, tools
 from yocobit.serving.api.generation import (
     Completion,
     check_stream_options,
-    generates,
+    generation_handler,
     stop_strings,
 )
 from yocobit.serving.api.protocol import Positive, Sampling, Tool, ToolChoice
@@ -52,6 +52,7 @@ class ChatRequest(Sampling, kw_only=True):
 
     @property
     def offered_tools(self) -> list[Tool]:
+        """The tools that the model may call."""
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property
@@ -97,12 +98,12 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
     return ChatCompletion(model, body, request)
 
 
-chat_completions = generates(build)
+chat_completions = generation_handler(build)
 
 
 @dataclasses.dataclass
 class _Choice:
-    """A growing answer."""
+    """The part of an answer that has been generated."""
 
     parser: tools.ToolCallParser | None
     text: str = ""
@@ -214,15 +215,15 @@ def render(
         text = template.render(protocol.to_template(messages), **variables)
     except ConfigError as error:
         # The template's own message, without the path of its file.
-        what = str(error).replace(f"{model.engine.model.path}/", "")
-        raise APIError(400, what, param="messages") from None
+        reason = str(error).replace(f"{model.engine.model.path}/", "")
+        raise APIError(400, reason, param="messages") from None
     return model.encode(text, "messages")
 
 
 def _guided(
     model: ServedModel, body: ChatRequest, max_tokens: int
 ) -> Callable[[], GuidedDecoding] | None:
-    """Return the factory of the structured output that a request requires, if it does."""
+    """Return the factory of a request's guided decoding; None if any output is valid."""
     choice, compile_schema = body.tool_choice, model.grammars.compile
     if body.requires_call:
         named = choice.function.name if isinstance(choice, ToolChoice) else None

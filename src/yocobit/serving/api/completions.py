@@ -13,7 +13,7 @@ from tokenizers.decoders import DecodeStream
 from yocobit.serving.api.generation import (
     Completion,
     check_stream_options,
-    generates,
+    generation_handler,
     stop_strings,
 )
 from yocobit.serving.api.protocol import Prompt, Sampling
@@ -24,7 +24,7 @@ from yocobit.serving.runtime.runtime import EventStream
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 _MAX_PROMPTS = 1024
-_MAX_PROMPT_LOGPROBS = 1 << 18  # entries of a response, of some 100 bytes each
+_MAX_PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 
 
 class CompletionRequest(Sampling, kw_only=True):
@@ -86,12 +86,12 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     return TextCompletion(model, body, requests)
 
 
-completions = generates(build)
+completions = generation_handler(build)
 
 
 @dataclasses.dataclass
 class _Choice:
-    """A growing continuation."""
+    """The part of a continuation that has been generated, or that has not been sent."""
 
     text: str = ""
     tokens: list[str] = dataclasses.field(default_factory=list)
@@ -102,7 +102,7 @@ class _Choice:
 
 
 class _Offsets:
-    """Offsets of tokens in a choice's text, which does not contain every token."""
+    """Offsets of tokens in a choice's text, which has no special tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -130,7 +130,7 @@ class TextCompletion(Completion):
         self._n_logprobs = body.logprobs
         self._n = body.n or 1
         n_choices = len(requests) * self._n
-        self._choices = [_Choice() for _ in range(n_choices)]  # what has not been sent
+        self._choices = [_Choice() for _ in range(n_choices)]
         self._offsets = [_Offsets(model.engine.tokenizer) for _ in range(n_choices)]
 
     def add(self, index: int, event: Event) -> None:

@@ -31,9 +31,9 @@ ROOT = ("",)
 
 @dataclasses.dataclass(frozen=True)
 class Endpoint:
-    """A path and what it does."""
+    """A path, its handler, and its properties."""
 
-    path: str  # below each prefix; "{id}" is a parameter, which may contain slashes
+    path: str  # after each prefix; "{id}" is a parameter, which may contain slashes
     handler: Callable[[Call], Awaitable[Reply | Events]]
     summary: str
     body: type | None = None  # of a POST, a msgspec.Struct; None: a GET
@@ -57,7 +57,7 @@ ENDPOINTS = (
     Endpoint(
         "/chat/completions",
         chat_completions,
-        "Generate the answer of a conversation.",
+        "Answer a conversation.",
         body=ChatRequest,
         is_streamed=True,
     ),
@@ -102,5 +102,5 @@ ENDPOINTS = (
 
 
 def listing() -> list[str]:
-    """Return a line for each endpoint, as the server shows them at startup."""
+    """Return a line for each endpoint, for the server to print at startup."""
     return [f"{e.method:4} {e.paths[0]:26} {e.summary}" for e in ENDPOINTS]

@@ -1,4 +1,4 @@
-"""What chat completions and completions share: the handler, response frames, usage."""
+"""Shared by chat completions and completions: handler, response frames, usage."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Completion(ABC):
         self._created = int(time.time())
         self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
 
-    async def whole(self, stream: EventStream) -> dict[str, Any]:
+    async def response(self, stream: EventStream) -> dict[str, Any]:
         """Return the response once it is complete."""
         async for events in stream.events():
             for index, event in events:
@@ -46,7 +46,7 @@ class Completion(ABC):
         }
 
     async def chunks(self, stream: EventStream) -> AsyncIterator[list[dict[str, Any]]]:
-        """Yield the response as chunks, one per token with text, in batches as they come."""
+        """Yield the response as chunks, one per token with text, in batches as they arrive."""
         if first := list(self.first_chunks()):
             yield first
         async for events in stream.events():
@@ -62,7 +62,7 @@ class Completion(ABC):
 
     @abstractmethod
     def choices(self) -> list[dict[str, Any]]:
-        """Return the choices of a whole response."""
+        """Return the choices of a complete response."""
 
     def first_chunks(self) -> Iterable[dict[str, Any]]:
         """Return the chunks that precede all events."""
@@ -120,7 +120,7 @@ class Completion(ABC):
         return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
-def generates(
+def generation_handler(
     build: Callable[[ServedModel, Any, str], Completion],
 ) -> Callable[[Call], Awaitable[Reply | Events]]:
     """Return the handler of an endpoint that generates text; `build` makes its requests."""
@@ -133,17 +133,19 @@ def generates(
         call.is_counted = True
         if completion.is_streamed:
             return Events(completion.chunks(stream))
-        return Reply(await completion.whole(stream))
+        return Reply(await completion.response(stream))
 
     return handler
 
 
 def check_stream_options(body: Sampling) -> None:
+    """APIError 400 if there are stream_options without a stream."""
     if body.stream_options is not None and not body.stream:
         raise APIError(400, "stream_options requires stream to be true", param="stream_options")
 
 
 def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
+    """Return the `stop` field of a body as a tuple."""
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 

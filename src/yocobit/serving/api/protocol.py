@@ -22,7 +22,6 @@ Stop = (
     | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)]
 )
 
-
 # One prompt or several, as text or tokens.
 Prompt = str | list[str | int | list[int]]
 

@@ -1,6 +1,6 @@
-"""The model as requests see it: names, tokenizer, sampling defaults, limits.
+"""The served model: names, tokenizer, sampling defaults, limits.
 
-Request builders validate against it; it does not run anything.
+Requests are validated against it; the runtime runs them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ServedModel:
         self.name = settings.model.resolve().name
         self.names = tuple(dict.fromkeys((self.name, *settings.alias)))
         self.summary = summarize(engine.model)
-        # What logits depend on, and with them cached prefixes.
+        # Logits, and so cached prefixes, depend on these.
         self.identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
         if settings.attention is not None:
             self.identity += f" {settings.attention}"
@@ -52,7 +52,7 @@ class ServedModel:
 
     @cached_property
     def tokenizer_info(self) -> dict[str, Any]:
-        """What lm-evaluation-harness requests of a tokenizer, in vLLM's form."""
+        """Properties of the tokenizer in vLLM's form: lm-evaluation-harness requests them."""
         config, tokenizer = self.engine.generation_config, self.engine.tokenizer
         bos, eos = config.get("bos_token_id"), sorted(self.engine.end_tokens)
         template = self.engine.model.path / CHAT_TEMPLATE
@@ -77,7 +77,7 @@ class ServedModel:
         """Return the tokens of a text, from a cache of the most recent texts.
 
         APIError 400, without tokenising, for a text that is far too long for the context. `param`
-        is the request's field that it comes from.
+        is the request field that holds the text.
         """
         max_chars = self.settings.context * self._longest_token
         if len(text) > max_chars:
@@ -183,7 +183,7 @@ class ServedModel:
     def check(self, request: Request, param: str) -> Request:
         """Return the request; APIError 400, with the numbers, if the server can never run it.
 
-        `param` is the field that its prompt comes from.
+        `param` is the request field that holds the prompt.
         """
         n, context = len(request.prompt), self.settings.context
         if n + request.max_tokens > context:
@@ -227,8 +227,8 @@ class ServedModel:
 
 def _hash(identity: str, model: Path) -> str:
     """Return a hash of the identity and of the files next to the weights that outputs depend on."""
-    whole = hashlib.sha256(identity.encode())
+    digest = hashlib.sha256(identity.encode())
     for name in (TOKENIZER, GENERATION, CHAT_TEMPLATE):
         path = model / name
-        whole.update(path.read_bytes() if path.exists() else b"-")
-    return whole.hexdigest()
+        digest.update(path.read_bytes() if path.exists() else b"-")
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.settings import ServerSettings
 
-_TOKEN_BYTES = 16  # of a token in JSON with its separators: ample
+_TOKEN_BYTES = 16  # upper bound of a token in JSON, with its separators
 
 
 class TokenizeRequest(Struct, kw_only=True):

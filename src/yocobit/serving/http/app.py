@@ -53,6 +53,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
     app = Starlette(
         routes=[
             *(route for endpoint in ENDPOINTS for route in _routes(endpoint)),
+            # Not endpoints of the API: its description, and the files of the chat page.
             Route("/openapi.json", _openapi),
             *page_routes(),
         ],
@@ -60,7 +61,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
         lifespan=_lifespan,
         exception_handlers={404: _not_found, 405: _method_not_allowed},
     )
-    # A redirect would go to the host name in the request, which the client chooses.
+    # A redirect would use the request's Host header, which the client controls.
     app.router.redirect_slashes = False
     app.state.server = state
     return app
@@ -126,12 +127,13 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    refusal = APIError(404, f"there is nothing at {request.url.path}", code="not_found")
-    return json_response(refusal.to_dict(), 404)
+    not_found = APIError(404, f"{request.url.path} does not exist", code="not_found")
+    return json_response(not_found.to_dict(), 404)
 
 
 async def _method_not_allowed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {}).get("Allow", "")
-    refusal = APIError(405, f"{request.method} is not allowed here, only {allowed}")
-    return json_response(refusal.to_dict(), 405, error.headers)
+    path = request.url.path
+    not_allowed = APIError(405, f"{request.method} is not allowed for {path}; use {allowed}")
+    return json_response(not_allowed.to_dict(), 405, error.headers)

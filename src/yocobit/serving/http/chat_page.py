@@ -31,7 +31,7 @@ def page_routes() -> list[Route]:
 
 
 def _route(path: str, file: Path) -> Route:
-    async def answer(request: HTTPRequest) -> Response:
+    async def serve_file(request: HTTPRequest) -> Response:
         return FileResponse(file, headers=_HEADERS)
 
-    return Route(path, answer)
+    return Route(path, serve_file)

@@ -1,4 +1,4 @@
-"""Connections: their number, and the time that one may take to send a request."""
+"""Connections: a limit on their number, and a timeout for request heads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        # Rejected below, not by uvicorn.
+        # Connections over the limit are rejected below, with a JSON error, not by uvicorn.
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None
         self._timeout: asyncio.TimerHandle | None = None
 

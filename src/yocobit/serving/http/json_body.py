@@ -43,9 +43,10 @@ def parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        param = where.rstrip("`").lstrip(".") or None
-        raise APIError(400, f"{param}: {what}" if param else what, param=param) from None
+        message, _, path = str(error).partition(" - at `$")
+        param = path.rstrip("`").lstrip(".") or None
+        message = f"{param}: {message}" if param else message
+        raise APIError(400, message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise APIError(400, f"the body is not valid JSON: {error}") from None
 
@@ -57,7 +58,7 @@ async def write_body(
     content_type: str = "application/json",
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    """Send a whole response: bytes as they are, anything else as JSON."""
+    """Send a complete response: bytes unchanged, anything else as JSON."""
     body = value if isinstance(value, bytes) else msgspec.json.encode(value)
     fields = {"content-type": content_type, **(headers or {}), "content-length": str(len(body))}
     raw = [(name.lower().encode(), field.encode()) for name, field in fields.items()]

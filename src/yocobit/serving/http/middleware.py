@@ -1,4 +1,4 @@
-"""Middleware: API keys, allowed hosts, request ids, access log; and how the server logs."""
+"""Middleware: API keys, allowed hosts, request ids, access log; and the set-up of logging."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Access:
     def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """APIError unless the host name is trusted and the API key is valid, where required.
 
-        Sets the client's identity in the scope: which key it has, or its address.
+        Sets the client's identity in the scope: the index of its key, or its address.
         """
         if self._hosts and path not in self._public_paths:
             host = _host_name(headers.get(b"host", b"").decode("latin-1"))
@@ -121,8 +121,8 @@ class Access:
         # All keys are compared, each in constant time, so that timing reveals nothing.
         found = [hmac.compare_digest(given, key) for key in self._keys]
         if not any(found):
-            what = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
-            raise APIError(401, f"the API key {what}", code="invalid_api_key")
+            reason = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
+            raise APIError(401, f"the API key {reason}", code="invalid_api_key")
         scope["state"]["client"] = f"key {found.index(True)}"
 
 

@@ -1,4 +1,4 @@
-"""OpenAPI 3.1, made from the endpoint table and the types that bodies are parsed into."""
+"""OpenAPI 3.1, generated from the endpoint table and the types of request bodies."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _operation(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[
     if endpoint.is_public:
         operation["security"] = []
         statuses = [status for status in statuses if status not in ("401", "403")]
-    ok = {"description": "The response; events if it is streamed.", "content": content}
+    ok = {"description": "The response; server-sent events if streamed.", "content": content}
     own = {
         str(status): {"description": description, "content": content}
         for status, description in endpoint.own_statuses.items()

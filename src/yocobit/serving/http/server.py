@@ -44,12 +44,12 @@ def serve(
     set_up_logging(settings.log_json)
     app = create_app(settings)
     state: ServerState = app.state.server
-    state.report = lambda problem: None  # the UserError says it
+    state.report = lambda problem: None  # raised below as a UserError
     listener = _listen(host, port)
     config = configure(app, settings)
     sys.setswitchinterval(_SWITCH_S)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
+    url_host = f"[{host}]" if ":" in host else host
+    url = f"http://{url_host}:{listener.getsockname()[1]}"
     asyncio.run(_run(config, state, drain_s, listener, lambda: ready(url)))
     if state.problem is not None:
         raise UserError(state.problem)
@@ -64,7 +64,7 @@ def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Otherwise a client could choose its address, and with it its place in the round-robin.
+        # Otherwise a client could forge its address, and so its share of the round-robin.
         proxy_headers=False,
         limit_concurrency=settings.max_sequences + settings.max_waiting + _IDLE_CONNECTIONS,
         timeout_keep_alive=30,
@@ -142,7 +142,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{host}:{port} cannot be listened on ({reason}); choose another --port"
+            f"cannot listen on {host}:{port} ({reason}); choose another --port"
         ) from None
     listener.listen(1024)
     listener.setblocking(False)

@@ -1,4 +1,4 @@
-"""Server-sent events, and cancelling work when the client disconnects."""
+"""Server-sent events, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import Receive, Send
 
 from yocobit.serving.errors import APIError, internal_error
 
-PING_S = 15.0  # without an event
+PING_S = 15.0  # since the last event
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -25,8 +25,8 @@ T = TypeVar("T")
 async def write_events(receive: Receive, send: Send, batches: AsyncIterator[list[Any]]) -> None:
     """Send an event per object, a batch at a time, and [DONE] at the end; pings while idle.
 
-    An error after the start is an event, too; unless it is an APIError, it is raised at the end,
-    for the log. ClientDisconnect if the client goes away.
+    An error after the start is sent as an event; one that is not an APIError is also raised at the
+    end, to be logged. ClientDisconnect if the client disconnects.
     """
     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
     loop = asyncio.get_running_loop()
@@ -57,22 +57,22 @@ async def write_events(receive: Receive, send: Send, batches: AsyncIterator[list
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
     """Return the result of `work`; cancel it and raise ClientDisconnect on a disconnect."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(receive))
+    disconnect = asyncio.create_task(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        for each in (task, gone):
+        for each in (task, disconnect):
             each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _write_batches(
     send_bytes: SendBytes, batches: AsyncIterator[list[Any]]
 ) -> Exception | None:
-    """Send batches of events; return the error that is for the log, if any."""
+    """Send batches of events; return the error to log, if any."""
     try:
         async for batch in batches:
             await send_bytes(b"".join(map(_event, batch)))
@@ -88,6 +88,6 @@ def _event(value: Any) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

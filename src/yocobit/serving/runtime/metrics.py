@@ -1,4 +1,4 @@
-"""Prometheus metrics, under vLLM's names. Knows nothing of the scheduler that reports them."""
+"""Prometheus metrics, under vLLM's names. The scheduler reports to this file, not the reverse."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SchedulerStats:
     n_running: int
     n_waiting: int
     reserved_bytes: int  # of KV caches and states
-    cache_bytes: int  # the most that may be reserved
+    cache_bytes: int  # limit of reserved_bytes
     prefix_bytes: int  # of the prefix cache, in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class RequestStats:
-    """A finished request. Times are of one clock; 0 if the request did not get that far."""
+    """A finished request. Times are of one clock; 0 for a stage that was not reached."""
 
     reason: str  # "stop", "length", "cancelled", or the status of an error
     n_prompt_tokens: int

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from yocobit.config import ConfigError
 
 _SUFFIX, _PARTIAL = ".prefix", ".partial-"
-_HASH = 32  # bytes of the hash that precedes an entry's own
+_HASH = 32  # bytes of the hash at the start of a file
 # The key of a block, or that of a state with its location.
 _NAME = re.compile(rf"([0-9a-f]{{64}})(?:-([0-9a-f]{{64}})-([0-9]{{1,4}}))?{re.escape(_SUFFIX)}")
 _MAX_PENDING_BYTES = 256 << 20  # of entries to be written
@@ -64,7 +64,7 @@ class PrefixStore:
         self._pending: dict[bytes, Bytes] = {}  # to be written
         self._pending_size = 0
         self._dropped: list[bytes] = []
-        self._lock = threading.Lock()  # of all above; never held during input or output
+        self._lock = threading.Lock()  # guards the fields above; never held during I/O
         self._queue: queue.SimpleQueue[tuple[bytes, StateLocation | None] | None] = (
             queue.SimpleQueue()
         )
@@ -140,7 +140,7 @@ class PrefixStore:
         self._unlink(name)
 
     def close(self) -> None:
-        """Write what is pending, and stop."""
+        """Write all pending entries, then stop the writer thread."""
         self._queue.put(None)
         self._writer.join()
 

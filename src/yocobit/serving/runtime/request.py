@@ -69,7 +69,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """Event: a choice is complete; `text` is what was held back."""
+    """Event: a choice is complete; `text` was held back until now."""
 
     choice: int
     reason: FinishReason

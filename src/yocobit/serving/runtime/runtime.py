@@ -1,7 +1,7 @@
 """The runtime: scheduler, prefix cache and the event streams of the requests in flight.
 
-Made in the event loop that serves; requests go in, events come out. It knows nothing of HTTP or of
-request bodies.
+Requests go in, events come out. A runtime is constructed in the server's event loop and does not
+depend on HTTP or on request bodies.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class EventStream:
         self._n_open = 0  # choices that are not complete
 
     def add(self, group: SequenceGroup) -> None:
+        """Add a request; its index is the number of those before it."""
         self.groups.append(group)
         self._n_open += len(group.request.sampling)
 
@@ -69,10 +70,10 @@ class Runtime:
     ) -> None:
         """Start the scheduler. ConfigError if a sequence of the whole context does not fit.
 
-        `identity` names what cached prefixes depend on: model, cache type and numerics.
+        `identity` identifies model, cache type and numerics: cached prefixes depend on them.
         """
         self.engine = engine
-        self._streams: dict[SequenceGroup, tuple[EventStream, int]] = {}  # and index in the stream
+        self._streams: dict[SequenceGroup, tuple[EventStream, int]] = {}  # and the index in it
         self._n_preparing = 0
         self._preparing = asyncio.Semaphore(_MAX_PREPARING)
         self._loop = asyncio.get_running_loop()
@@ -106,9 +107,10 @@ class Runtime:
         return len(self._streams) + self._n_preparing
 
     async def prepare(self, build: Callable[..., T], *arguments: object) -> T:
-        """Build requests in a thread, a few at a time: tokenising a long text takes a while.
+        """Build requests in a thread, a few at a time: tokenising a long text takes time.
 
-        Errors as of Scheduler.check_capacity. A cancelled build counts until its thread is done.
+        Raises the errors of Scheduler.check_capacity. A cancelled build counts until its thread
+        ends.
         """
         self.scheduler.check_capacity(1 + self._n_preparing)
         self._n_preparing += 1
@@ -116,7 +118,7 @@ class Runtime:
 
     @contextlib.asynccontextmanager
     async def generate(self, requests: Sequence[Request]) -> AsyncIterator[EventStream]:
-        """Run requests; what is unfinished at the end of the block is cancelled."""
+        """Run requests; those unfinished at the end of the block are cancelled."""
         stream = EventStream()
         try:
             for group in self.scheduler.submit(requests):

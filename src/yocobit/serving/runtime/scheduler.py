@@ -95,6 +95,7 @@ class Scheduler:
         return self._thread.is_alive()
 
     def stats(self) -> SchedulerStats:
+        """Return a snapshot of the scheduler."""
         return SchedulerStats(
             n_running=len(self.running),
             n_waiting=self.n_waiting,
@@ -120,7 +121,7 @@ class Scheduler:
             raise queue_full(self.n_waiting)
 
     def submit(self, requests: Sequence[Request]) -> list[SequenceGroup]:
-        """Queue requests, all or none; errors as of `check_capacity`."""
+        """Queue requests, all or none; raises the errors of `check_capacity`."""
         groups = [SequenceGroup(request, self.engine) for request in requests]
         with self._changed:
             self.check_capacity(len(groups))
@@ -146,7 +147,7 @@ class Scheduler:
         try:
             while self._schedule():
                 pass
-        except BaseException:  # a bug; clients must not wait for a thread that is dead
+        except BaseException:  # a bug; clients must not wait for a dead thread
             logger.exception("the scheduler failed")
         with self._changed:
             self._stopping = True
@@ -219,7 +220,7 @@ class Scheduler:
         return admitted
 
     def _fits(self, request: Request) -> bool:
-        """Whether sequences and memory are free for a request now."""
+        """Whether a request fits the free sequences and cache memory."""
         n_sequences = self.n_sequences + len(request.sampling)
         size = self.reserved_bytes + self.cache_bytes_of(request)
         return n_sequences <= self._max_sequences and size <= self.cache_bytes
@@ -252,7 +253,7 @@ class Scheduler:
                 self._finish(group, group.finish_reason)
 
     def _next_chunks(self, n_tokens: int) -> list[tuple[SequenceGroup, NDArray[np.int32]]]:
-        """Return the prompt chunks of a step, at most `n_tokens` together; prompts take turns."""
+        """Return the prompt chunks of a step, at most `n_tokens` in total, round-robin."""
         chunks: list[tuple[SequenceGroup, NDArray[np.int32]]] = []
         for group in [group for group in self.running if not group.is_decoding]:
             if n_tokens <= 0:

@@ -60,6 +60,7 @@ class Sequence:
             self.finish(self.state.finish_reason)
 
     def finish(self, reason: FinishReason) -> None:
+        """End the choice, with the text that was held back."""
         self.is_finished = True
         self._group.finish_reason = reason
         text, matched_stop = self.state.finish(), self.state.matched_stop
@@ -133,7 +134,7 @@ class SequenceGroup:
         return self._prompt[start : min(start + n_tokens, self._checkpoints[0])]
 
     def finish_chunk(self, prefixes: PrefixCache | None) -> None:
-        """Note that a chunk has been prefilled; cache the prefix at a checkpoint."""
+        """Record that a chunk has been prefilled; cache the prefix at a checkpoint."""
         if self.session.position == self._checkpoints[0]:
             if prefixes is not None and self._chain is not None:
                 prefixes.store(self.session, self._chain)
@@ -163,7 +164,7 @@ class SequenceGroup:
         self._decode_if_prefilled()
 
     def store_prefixes(self, prefixes: PrefixCache | None) -> None:
-        """Cache the prompt and what was generated, for requests that continue it."""
+        """Cache the prompt and the generated tokens, for requests that continue them."""
         if prefixes is None or self._chain is None or self._session is None:
             return
         for session in (self._session, *self._forks):
@@ -177,6 +178,7 @@ class SequenceGroup:
         self.sequences.clear()
 
     def take_events(self) -> list[Event]:
+        """Return the events since the last call."""
         events, self.events = self.events, []
         return events
 

@@ -25,7 +25,7 @@ from yocobit.engine.session import Logits
 from yocobit.serving.errors import APIError
 
 MAX_SCHEMA_BYTES = 1 << 18
-_MAX_MESSAGE = 300  # characters of llguidance's error in ours
+_MAX_MESSAGE = 300  # characters of llguidance's message in an error
 _MAX_COMPILED = 16  # cached grammars; some take megabytes
 # At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
@@ -34,19 +34,20 @@ _EXTENSION_KEY = "x-guidance"
 # Token limits of the searches for a completion when a schema is compiled: greedy, and random.
 # Outputs may be longer.
 _MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
-# Tokens that failed searches of one output may try: initially, and added per generated token.
+# Budget of the failed searches of one output, in tried tokens: initial, and per generated token.
 _BUDGET, _BUDGET_PER_TOKEN = 4096, 32
 # Suffixes of the known completion that are tried after a sampled token.
 _N_SUFFIXES = 24
 
-# What completes an output soonest: closing brackets and quotes, then the shortest values, those
-# without nesting first.
+# Tokens in the order in which they complete an output soonest: closing brackets and quotes, then
+# the shortest values, those without nesting first.
 _CLOSING, _SEPARATORS = ("}", "]"), (",", ":")
 _NUMBERS = tuple("0123456789")
 _WORDS, _NESTED = ("null", "true", "false"), ('""', "[]", "{}", "[", "{")
 _QUOTE = '"'
 # Strings with a restricted alphabet look like numbers: the first order closes them at once, the
-# second prefers numbers as the shorter values. The third is for what no fixed order completes.
+# second prefers numbers as the shorter values. Random attempts use the third, for schemas that no
+# fixed order completes.
 _ORDERS = (
     (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
     (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
@@ -66,7 +67,7 @@ class _Grammar:
 
 
 class Grammars:
-    """Compiles schemas to guided decoding with one engine's vocabulary."""
+    """Compiles schemas for guided decoding over one engine's vocabulary."""
 
     def __init__(self, engine: Engine) -> None:
         self.end_tokens = engine.end_tokens
@@ -230,9 +231,8 @@ class GuidedJSON:
     def mask(self, logits: Logits) -> Logits:
         """Return logits (V,) with -infinity for every token that the schema does not allow."""
         allowed = self._grammars.allowed(self._matcher)
-        if (
-            self._matcher.is_error() and self._rest
-        ):  # a limit of llguidance: use the known completion
+        if self._matcher.is_error() and self._rest:
+            # A limit of llguidance was exceeded: follow the known completion.
             allowed[:] = False
             allowed[self._rest[:1]] = True
         return np.where(allowed, logits, np.float32(-np.inf))
@@ -279,9 +279,6 @@ class GuidedJSON:
         return None
 
 
-...
-
-
 def _encode(schema: dict[str, Any] | bool, param: str) -> str:
     """Return a schema as JSON; APIError 400 if it is too large."""
     try:
@@ -300,6 +297,6 @@ def _encode(schema: dict[str, Any] | bool, param: str) -> str:
 
 
 def _token_order(tokens: dict[bytes, int], texts: Sequence[str]) -> list[int]:
-    """Return the tokens of texts; of a text's first character if it has several tokens."""
+    """Return the token of each text, or of its first character if it is not one token."""
     found = [tokens.get(text.encode(), tokens.get(text[:1].encode())) for text in texts]
     return list(dict.fromkeys(token for token in found if token is not None))
