@@ -1,9 +1,9 @@
-"""Reference pages made from the code, as a hook of mkdocs: CLI, configuration, HTTP, metrics.
+"""Reference pages generated from the code, a hook of mkdocs: CLI, configuration, HTTP, metrics.
 
-Nothing that this writes is checked in. It reads public names only, and the source of the
+The pages are not checked in. They are generated from public names and the source of the
 configuration classes, where a comment after a field is its meaning.
 
-    python docs/generate.py DIRECTORY      # the same pages as files, to look at
+    python docs/generate.py DIRECTORY      # the same pages as files
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from yocobit.training.config import (
     ScheduleConfig,
 )
 
-# What a configuration file's sections are read into. An item of data.train is a table of its own.
+# The dataclass of each section of a configuration file; an item of data.train is a table.
 SECTIONS = {
     "model": ModelConfig,
     "data": DataConfig,
@@ -59,7 +59,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Add tables of the code, and the output of the commands in console blocks that ask for it."""
+    """Insert generated tables, and the output of the commands in marked console blocks."""
     for name, table in TABLES.items():
         if f"{{{{ {name} }}}}" in markdown:
             markdown = markdown.replace(f"{{{{ {name} }}}}", "\n".join(table()))
@@ -329,7 +329,7 @@ def http_page(openapi: dict[str, Any]) -> str:
         "`add_special_tokens` and the tokenizer's endpoints are vLLM's. A field without a default",
         "is optional; the sampling defaults are the model's. Unknown fields are ignored.",
         "",
-        "| method and path | does |",
+        "| method and path | purpose |",
         "|---|---|",
     ]
     operations = [

@@ -1,4 +1,4 @@
-"""Generate text with a packed model, and see what a session holds.
+"""Generate text with a packed model and print the decode speed.
 
 python examples/generate.py [PROMPT] [--model MODEL] [--max-tokens 60] [--seed 0]
 """

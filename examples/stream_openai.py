@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("message", nargs="?", default="Tell me about the sea.")
     parser.add_argument("--url", default="http://127.0.0.1:8080/v1")
-    parser.add_argument("--key", default="none", help="an API key, if the server has any")
+    parser.add_argument("--key", default="none", help="an API key, if the server requires one")
     arguments = parser.parse_args()
 
     client = OpenAI(base_url=arguments.url, api_key=arguments.key)

@@ -1,6 +1,6 @@
-"""Every command and code block of README and docs runs, or says why it does not.
+"""Every command and code block of README and docs runs, or is marked with a reason not to.
 
-A page runs from top to bottom in a directory of its own with what pages refer to: small
+A page runs from top to bottom in its own directory with the files that pages use: small
 configurations, some text, a run and its packed model. docs/developing/documentation.md lists the
 comments that change how a block is run.
 """
@@ -34,8 +34,8 @@ from yocobit.training.config import load, tomllib
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = ("sh", "console", "python")
-CHECKED = ("toml", "json")  # parsed; whatever else has a language is text for people
-SHELL = re.compile(r"[|&;<>$*]")  # what needs a shell; other lines of yocobit run in this process
+CHECKED = ("toml", "json")  # parsed; other languages are not checked
+SHELL = re.compile(r"[|&;<>$*]")  # needs a shell; other yocobit lines run in this process
 
 BLOCK = re.compile(
     r"(?P<comments>(?:^ *<!--[^\n]*-->\n)*)"
@@ -89,7 +89,7 @@ def named(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# Those of the repository, made small: same stacks and optimizers, some steps of `nano`.
+# Replacements that shrink the configurations of the repository to four steps of `nano`.
 NANO = {
     "preset": '"nano"',
     "vocab_size": "280",
@@ -119,7 +119,7 @@ def shrunk(toml: str) -> str:
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory) -> Path:
-    """What pages refer to."""
+    """The files that pages use."""
     root = tmp_path_factory.mktemp("pages")
     (root / "configs").mkdir()
     for path in (ROOT / "configs").glob("*.toml"):

@@ -1,4 +1,4 @@
-"""What the documents name exists: files of the repository, and meanings of settings."""
+"""Files, pages and links that documents name exist, and every setting has a meaning."""
 
 from __future__ import annotations
 
