@@ -8,7 +8,8 @@
 namespace yocobit {
 namespace {
 
-// The default rounding and denormals while the engine computes, whatever the caller set.
+// The default rounding mode and denormal handling while the engine computes, whatever the caller
+// has set.
 class DefaultFloatEnvironment {
  public:
   DefaultFloatEnvironment() {
@@ -132,6 +133,7 @@ void Engine::restore(Session& session, const int32_t* tokens, int64_t n, Bytes s
                      const std::vector<Bytes>& pieces) {
   const std::lock_guard<std::mutex> lock(mutex_);
   check_own(session);
+  const DefaultFloatEnvironment environment;  // for the block index
   session.restore(kernels_.kernels, tokens, n, state, kept, pieces);
 }
 

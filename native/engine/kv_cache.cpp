@@ -84,9 +84,12 @@ int64_t KvCache::positions_per_page() const {
 void KvCache::commit_ahead(int head, int64_t position) {
   const int64_t last = std::min(position + positions_per_page() + kAttentionTile, capacity_ - 1);
   for (int64_t next = position + positions_per_page(); next <= last; next += kAttentionTile) {
+    // Tiles of int8 and int4 interleave positions: other threads may be writing this one, and
+    // caching `position` has touched its pages.
+    if (has_scales() && next / kAttentionTile == position / kAttentionTile) continue;
     for (uint8_t* memory : {keys_.get(), values_.get()}) {
       volatile uint8_t* byte = memory + slot_of(head, next) * row_bytes_;
-      *byte = *byte;  // by writing: readers share one page of zeros
+      *byte = *byte;  // a write commits the page; a read would map the shared zero page
     }
   }
 }

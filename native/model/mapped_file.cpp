@@ -14,16 +14,18 @@ namespace yocobit {
 MappedFile::MappedFile(const std::string& path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat status;
-  if (descriptor < 0 || fstat(descriptor, &status) != 0 || status.st_size == 0) {
-    const std::string reason = descriptor < 0 ? std::strerror(errno) : "it is empty";
+  const bool is_open = descriptor >= 0 && fstat(descriptor, &status) == 0;
+  if (!is_open || status.st_size == 0) {
+    const std::string reason = is_open ? "it is empty" : std::strerror(errno);
     if (descriptor >= 0) close(descriptor);
     throw std::runtime_error(path + ": cannot be mapped: " + reason);
   }
   size_ = status.st_size;
   void* address = mmap(nullptr, size_, PROT_READ, MAP_SHARED, descriptor, 0);
+  const int error = errno;
   close(descriptor);
   if (address == MAP_FAILED) {
-    throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(errno));
+    throw std::runtime_error(path + ": cannot be mapped: " + std::strerror(error));
   }
   data_ = static_cast<const uint8_t*>(address);
 #ifdef MADV_HUGEPAGE
