@@ -1,4 +1,4 @@
-// NumPy arrays: those that bindings take, and new ones that they return.
+// NumPy arrays: argument types of the bindings, and new arrays to return.
 #pragma once
 
 #include <nanobind/nanobind.h>

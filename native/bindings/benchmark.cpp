@@ -1,15 +1,13 @@
-// What yocobit bench and plan need of the engine: limits of the machine, rates of single kernels,
-// and sessions filled in a moment.
+// The native parts of yocobit bench and plan: limits of the machine, throughput of single kernels,
+// and sessions filled with noise.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "bindings/arrays.h"
@@ -62,59 +60,48 @@ double measured_read(const std::vector<int>& cpus, int64_t size, int n_passes) {
   return read_bytes_per_s(cpus.data(), static_cast<int>(cpus.size()), size, n_passes);
 }
 
-// Check what the rates of kernels have in common, and call measure(kernels, threads).
+// Check the arguments that all kernel rates share, and call measure(kernels, threads).
 template <typename Measure>
-double measured_rate(const std::string& kernels, const std::vector<int>& cpus, int64_t size,
+double measured_rate(const std::string& family, const std::vector<int>& cpus, int64_t size,
                      int n_passes, const Measure& measure) {
   check(cpus, n_passes);
   require(size > 0, "rates: size must be positive");
-  const Kernels& chosen = kernel_family(kernels).kernels;
+  const Kernels& kernels = kernel_family(family).kernels;
   const Threads threads = {
       .cpus = cpus.data(), .n = static_cast<int>(cpus.size()), .n_passes = n_passes};
   nb::gil_scoped_release release;
-  return measure(chosen, threads);
+  return measure(kernels, threads);
 }
 
-template <typename Enum>
-Enum known(const std::string& name, std::initializer_list<std::pair<const char*, Enum>> values) {
-  for (const auto& [each, value] : values) {
-    if (name == each) return value;
-  }
-  throw std::invalid_argument("rates: '" + name + "' is not known to the engine");
-}
-
-double measured_gemm(const std::string& kernels, const std::string& stored, int n, int m, int k,
+double measured_gemm(const std::string& family, const std::string& stored, int n, int m, int k,
                      const std::vector<int>& cpus, int64_t size, int n_passes) {
   require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
   require(m > 0 && m % kRowsPerGroup == 0 && m <= 1 << 20, "rates: m must be a multiple of 8");
   require(k > 0 && k % 8 == 0 && k <= 1 << 17, "rates: k must be a multiple of 8");
   const WeightFormat& format = weight_format(stored);
-  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
-    return gemm_bytes_per_s(chosen, format, n, m, k, size, threads);
+  return measured_rate(family, cpus, size, n_passes, [&](const auto& kernels, const auto& threads) {
+    return gemm_bytes_per_s(kernels, format, n, m, k, size, threads);
   });
 }
 
-double measured_attention(const std::string& kernels, const std::string& cache, int n_queries,
+double measured_attention(const std::string& family, const std::string& cache, int n_queries,
                           int head_dim, const std::vector<int>& cpus, int64_t size, int n_passes) {
   require(n_queries > 0 && n_queries <= 8192, "rates: n_queries must be between 1 and 8192");
   require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= kMaxHeadDim,
           "rates: head_dim must be a multiple of 8, at most 1024");
-  const auto type = known<FloatType>(cache, {{"f32", FloatType::f32},
-                                             {"f16", FloatType::f16},
-                                             {"int8", FloatType::i8},
-                                             {"int4", FloatType::i4}});
-  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
-    return attention_bytes_per_s(chosen, type, n_queries, head_dim, size, threads);
+  const FloatType type = cache_type(cache).type;
+  return measured_rate(family, cpus, size, n_passes, [&](const auto& kernels, const auto& threads) {
+    return attention_bytes_per_s(kernels, type, n_queries, head_dim, size, threads);
   });
 }
 
-double measured_retention(const std::string& kernels, int n, int head_dim,
+double measured_retention(const std::string& family, int n, int head_dim,
                           const std::vector<int>& cpus, int64_t size, int n_passes) {
   require(n > 0 && n <= 1024, "rates: n must be between 1 and 1024");
   require(head_dim > 0 && head_dim % 8 == 0 && head_dim <= kMaxHeadDim,
           "rates: head_dim must be a multiple of 8, at most 1024");
-  return measured_rate(kernels, cpus, size, n_passes, [&](const auto& chosen, const auto& threads) {
-    return retention_bytes_per_s(chosen, n, head_dim, size, threads);
+  return measured_rate(family, cpus, size, n_passes, [&](const auto& kernels, const auto& threads) {
+    return retention_bytes_per_s(kernels, n, head_dim, size, threads);
   });
 }
 
@@ -140,8 +127,8 @@ class Noise {
   std::vector<float> values_;
 };
 
-// Make a new session hold n positions of noise: what follows then takes as long as after n tokens.
-// Only the last of them are stored where no more are kept.
+// Fill a new session with n positions of noise: later steps then take as long as after n tokens. A
+// ring buffer gets the last positions only.
 void fill(Session& session, int64_t n) {
   if (session.position != 0 || n < 0 || n > session.max_tokens) {
     throw std::invalid_argument("fill: needs a new session with room for " + std::to_string(n) +
@@ -177,11 +164,11 @@ void bind_benchmark(nb::module_& m) {
   m.def("read_bytes_per_s", &measured_read, "cpus"_a, "size"_a, "n_passes"_a,
         "Measure bytes read per second by one thread on each CPU, each from its own `size` bytes\n"
         "(a multiple of 4096), the best of n passes.");
-  m.def("gemm_bytes_per_s", &measured_gemm, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a, "cpus"_a,
-        "size"_a, "n_passes"_a,
-        "Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median "
-        "of n\n"
-        "passes, each thread over its own `size` bytes of weights.");
+  m.def(
+      "gemm_bytes_per_s", &measured_gemm, "kernels"_a, "stored"_a, "n"_a, "m"_a, "k"_a, "cpus"_a,
+      "size"_a, "n_passes"_a,
+      "Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median of\n"
+      "n passes, each thread over its own `size` bytes of weights.");
   m.def(
       "attention_bytes_per_s", &measured_attention, "kernels"_a, "cache"_a, "n_queries"_a,
       "head_dim"_a, "cpus"_a, "size"_a, "n_passes"_a,
@@ -190,10 +177,9 @@ void bind_benchmark(nb::module_& m) {
       "retention_bytes_per_s", &measured_retention, "kernels"_a, "n"_a, "head_dim"_a, "cpus"_a,
       "size"_a, "n_passes"_a,
       "Measure state bytes per second of retention over n positions, read and written, likewise.");
-  m.def(
-      "fill", &fill, "session"_a, "n"_a,
-      "Fill the KV caches of a new session with n positions of noise.\n\n"
-      "What follows takes as long as after n tokens. ValueError if it is not new or has no room.");
+  m.def("fill", &fill, "session"_a, "n"_a,
+        "Fill the KV caches of a new session with n positions of noise.\n\n"
+        "Later steps take as long as after n tokens. ValueError if it is not new or too small.");
 }
 
 }  // namespace yocobit

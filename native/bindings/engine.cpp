@@ -1,4 +1,4 @@
-// yocobit._native.Engine. Arrays in and out; the GIL is released while the engine works.
+// yocobit._native.Engine. Arrays in and out; the GIL is released while the engine runs.
 
 #include "engine/engine.h"
 
@@ -26,8 +26,8 @@ namespace {
 using Tokens = Array<const int32_t, 1>;
 using ByteArray = Array<const uint8_t, 1>;
 using ByteOut = Array<uint8_t, 1>;
-// Logits of any number of dimensions, allocated by the caller: but for Python objects a call then
-// allocates nothing.
+// Logits of any number of dimensions, allocated by the caller, so that a call allocates nothing but
+// Python objects.
 using LogitsOut = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 
 void construct(Engine* self, const std::string& path, const nb::dict& config,
@@ -77,11 +77,13 @@ void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& t
     throw std::invalid_argument("step: needs one token for each session but got " +
                                 std::to_string(tokens.shape(0)) + " for " + std::to_string(n));
   }
+  for (const Session* session : sessions) require(session, "step: sessions must not be None");
   if (n == 0 && prompts.empty()) throw std::invalid_argument("step: needs a session");
   if (n > 0 && !out) throw std::invalid_argument("step: needs out for the logits");
   if (n > 0) require_size(*out, n * engine.model().config.vocab_size);
   std::vector<PrefillChunk> chunks;
   for (const auto& [session, part] : prompts) {
+    require(session, "step: sessions must not be None");
     chunks.push_back({session, part.data(), static_cast<int64_t>(part.shape(0))});
   }
   nb::gil_scoped_release release;
@@ -131,13 +133,13 @@ void bind_engine(nb::module_& m) {
           "`config` is ModelConfig.to_dict(), `tensors` gives dtype, shape, first byte and end of\n"
           "each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels`\n"
           "a name of supported_kernels(), the fastest if empty. ValueError, naming the tensor,\n"
-          "where one is not what the configuration implies or not inside the file; RuntimeError "
-          "if\n"
+          "where one does not match the configuration or is not inside the file; RuntimeError if\n"
           "the file cannot be mapped or the system refuses threads.")
       .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none(),
            "Consume int32 tokens (T,) and write float32 logits into `out`.\n\n"
            "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with\n"
-           "nothing changed, for a token outside the vocabulary, no room, or an unfit `out`.")
+           "nothing changed, for a token outside the vocabulary, a full session, or an `out` of\n"
+           "another size.")
       .def(
           "hidden_states", &hidden_states, "session"_a, "tokens"_a, "out"_a.noconvert(),
           "Consume int32 tokens (T,) and write the hidden state of each after the final norm into\n"
@@ -145,17 +147,18 @@ void bind_engine(nb::module_& m) {
       .def("step", &step, "sessions"_a, "tokens"_a, "out"_a.noconvert().none(), "prompts"_a,
            "Decode one of `tokens` (N,) in each of N sessions, with logits in `out` (N, V).\n\n"
            "`prompts` are pairs of another session and tokens to prefill without logits. All\n"
-           "sessions must differ; each gets what `feed` would give it. Errors as of `feed`.")
+           "sessions must differ; results equal those of `feed`. Errors as of `feed`.")
       .def("copy_state", &copy_state, "session"_a, "out"_a.noconvert(),
            "Copy recurrent states and sliding windows into uint8 `out` (Session.state_bytes,).")
       .def("copy_positions", &copy_positions, "session"_a, "begin"_a, "end"_a, "out"_a.noconvert(),
-           "Copy positions [begin, end) of the KV caches that grow into uint8 `out`, which has\n"
+           "Copy positions [begin, end) of the growing KV caches into uint8 `out`, which has\n"
            "Session.bytes_per_position bytes for each.")
-      .def("restore", &restore, "session"_a, "tokens"_a, "state"_a, "kept"_a, "pieces"_a,
-           "Make a session one that has consumed tokens (T,).\n\n"
-           "`state` is of copy_state after them, `pieces` those of copy_positions from position\n"
-           "`kept` on, one after the other; the first `kept` positions stay. ValueError, with\n"
-           "nothing changed, if tokens or sizes do not fit.")
+      .def(
+          "restore", &restore, "session"_a, "tokens"_a, "state"_a, "kept"_a, "pieces"_a,
+          "Restore a session to its state after tokens (T,).\n\n"
+          "`state` is the output of copy_state, `pieces` those of copy_positions in order from\n"
+          "position `kept`; the first `kept` positions stay. ValueError, with nothing changed, if\n"
+          "tokens or sizes do not match.")
       .def_prop_ro(
           "kernels", [](const Engine& engine) { return engine.kernels().name; },
           "Name of the kernel family.")

@@ -1,4 +1,4 @@
-// Single kernels as Python functions, so that tests can hold each variant against NumPy.
+// Single kernels as Python functions, for tests that compare every family with NumPy.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
@@ -14,6 +14,7 @@
 #include "bindings/arrays.h"
 #include "engine/kv_cache.h"
 #include "kernels/family.h"
+#include "model/mixer_spec.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -173,12 +174,13 @@ Floats activate(const std::string& name, const std::string& function,
                 const Array<const float, 1>& gate, const Array<const float, 1>& up) {
   const Kernels& kernels = kernels_named(name);
   require(gate.shape(0) == up.shape(0), "sizes must agree");
-  const int size = gate.shape(0);
-  Floats y = new_array({gate.shape(0)});
-  if (function == "swiglu") kernels.silu_multiply(gate.data(), up.data(), size, y.data());
-  if (function == "relu2") kernels.relu2_multiply(gate.data(), up.data(), size, y.data());
-  if (function == "sign") kernels.sign(up.data(), size, y.data());
-  return y;
+  for (const FeedForwardSpec& ffn : feed_forward_specs()) {
+    if (function != ffn.name) continue;
+    Floats y = new_array({gate.shape(0)});
+    ffn.activate(kernels, gate.data(), up.data(), static_cast<int>(gate.shape(0)), y.data());
+    return y;
+  }
+  throw std::invalid_argument("function must be an FFN kind but is '" + function + "'");
 }
 
 Floats exponentials(const std::string& name, const Array<const float, 1>& x, float largest,
@@ -240,10 +242,10 @@ Floats load_int4(const std::string& name, const Array<const uint8_t, 1>& stored,
 }
 
 // q (n, D) of one K/V head, keys and values (S, D) stored as `type`, attended over positions
-// [begin, end), of those in `tiles` if given, in partitions of that many; returns (n, D).
+// [begin, end), of those in `tiles` if given, in KV splits of kv_split positions; returns (n, D).
 Floats attend(const std::string& name, const Array<const float, 2>& q,
               const Array<const float, 2>& keys, const Array<const float, 2>& values,
-              const std::string& type, int64_t begin, int64_t end, int64_t partition,
+              const std::string& type, int64_t begin, int64_t end, int64_t kv_split,
               const std::optional<Array<const int32_t, 1>>& tiles) {
   const Kernels& kernels = kernels_named(name);
   const size_t S = keys.shape(0), N = q.shape(0), D = q.shape(1);
@@ -251,29 +253,26 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
               values.shape(0) == S,
           "q must be (n, D), keys and values (S, D), D a multiple of 8");
   const auto seen = static_cast<int64_t>(tiles ? tiles->shape(0) * kAttentionTile : S);
-  require(0 <= begin && begin < end && end <= seen && partition > 0,
-          "need 0 <= begin < end <= S and a partition");
+  require(0 <= begin && begin < end && end <= seen && kv_split > 0,
+          "need 0 <= begin < end <= S and a positive kv_split");
   for (size_t i = 0; tiles && i < tiles->shape(0); ++i) {
-    require((*tiles)(i) >= 0 && size_t(((*tiles)(i) + 1) * kAttentionTile) <= S,
-            "tiles must be whole ones of the keys");
+    require(
+        (*tiles)(i) >= 0 && (int64_t{(*tiles)(i)} + 1) * kAttentionTile <= static_cast<int64_t>(S),
+        "tiles must be whole ones of the keys");
   }
-  const FloatType stored = type == "f32"    ? FloatType::f32
-                           : type == "f16"  ? FloatType::f16
-                           : type == "int8" ? FloatType::i8
-                                            : FloatType::i4;
-  KvCache cache(stored, 1, static_cast<int>(D), S);
+  KvCache cache(cache_type(type).type, 1, static_cast<int>(D), S);
   for (size_t s = 0; s < S; ++s) {
     cache.store(kernels, 0, s, keys.data() + s * D, values.data() + s * D);
   }
   KeysValues view = cache.view(0);
   if (tiles) view.tiles = tiles->data();
-  const int64_t stride = D + kPartialExtra, first = begin / partition;
-  const int64_t n_partials = (end - 1) / partition - first + 1;
+  const int64_t stride = D + kPartialExtra, first = begin / kv_split;
+  const int64_t n_partials = (end - 1) / kv_split - first + 1;
   std::vector<float> partials(N * n_partials * stride);
   for (int64_t i = 0; i < n_partials; ++i) {
-    const int64_t from = (first + i) * partition;
+    const int64_t from = (first + i) * kv_split;
     kernels.attend(q.data(), static_cast<int>(N), view, std::max(begin, from),
-                   std::min(end, from + partition), 1.0f / std::sqrt(static_cast<float>(D)),
+                   std::min(end, from + kv_split), 1.0f / std::sqrt(static_cast<float>(D)),
                    &partials[i * stride], n_partials * stride);
   }
   Floats o = new_array({N, D});
@@ -332,10 +331,10 @@ void bind_kernels(nb::module_& m) {
   m.def("load_int4", &load_int4, "kernels"_a, "stored"_a, "scale"_a, "D"_a,
         "Return the values (D,) of an int4 row.");
   m.def("attend", &attend, "kernels"_a, "q"_a, "keys"_a, "values"_a, "type"_a, "begin"_a, "end"_a,
-        "partition"_a, "tiles"_a = nb::none(),
+        "kv_split"_a, "tiles"_a = nb::none(),
         "Return attention (n, D) of queries q (n, D) to positions [begin, end) of a KV head.\n\n"
         "`keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV\n"
-        "splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.");
+        "splits of `kv_split` positions. With `tiles`, positions count within these tiles of 32.");
 }
 
 }  // namespace yocobit

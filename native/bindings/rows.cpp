@@ -16,7 +16,7 @@ using namespace nb::literals;
 
 namespace yocobit {
 
-extern OpenMp openmp;  // bindings_training.cpp
+extern OpenMp openmp;  // bindings/training.cpp
 
 namespace {
 
@@ -51,10 +51,10 @@ void norm(const std::string& name, int n_threads, const In& x, const InRow& weig
   });
 }
 
-// Call part(begin, end, sums) for n_threads shares of N rows, each with sums (K,) of its own that
-// begin at 0, and add these to `total` in order: the same whatever threads there are.
+// Call part(begin, end, sums) for n_threads parts of N rows, each with its own sums (K,), initially
+// 0. Add these up in `total` in order, so that the result does not depend on which threads ran.
 template <typename Part>
-void share_sums(int n_threads, int64_t N, int K, float* total, const Part& part) {
+void reduce_sums(int n_threads, int64_t N, int K, float* total, const Part& part) {
   const int64_t n_parts = n_threads < 1 ? 1 : n_threads;
   std::vector<float> sums(n_parts * K);
   parallel_for(openmp, n_threads, n_parts, [&](int64_t first, int64_t last) {
@@ -76,11 +76,11 @@ void norm_gradient(const std::string& name, int n_threads, const In& grad, const
   require_same(x, grad_x);
   require(grad_weight.shape(0) == x.shape(1), "grad_weight must be (K,)");
   const nb::gil_scoped_release release;
-  share_sums(n_threads, x.shape(0), K, grad_weight.data(),
-             [&](int64_t begin, int64_t end, float* sums) {
-               kernels.norm_gradient(grad.data(), x.data(), weight.data(), r.data(), K, begin, end,
-                                     grad_x.data(), sums);
-             });
+  reduce_sums(n_threads, x.shape(0), K, grad_weight.data(),
+              [&](int64_t begin, int64_t end, float* sums) {
+                kernels.norm_gradient(grad.data(), x.data(), weight.data(), r.data(), K, begin, end,
+                                      grad_x.data(), sums);
+              });
 }
 
 GatedRows gated_rows(const In& gate, const Heads& up, const std::optional<InRow>& weight,
@@ -122,11 +122,11 @@ void gate_gradient(const std::string& name, int n_threads, const In& grad, const
   require(r.shape(0) == gate.shape(0), "r must be (N,)");
   require(grad_weight.shape(0) == gate.shape(1), "grad_weight must be (K,)");
   const nb::gil_scoped_release release;
-  share_sums(n_threads, rows.n, rows.k, grad_weight.data(),
-             [&](int64_t begin, int64_t end, float* sums) {
-               kernels.gate_gradient(grad.data(), rows, r.data(), head_r.data(), begin, end,
-                                     grad_gate.data(), grad_up.data(), sums);
-             });
+  reduce_sums(n_threads, rows.n, rows.k, grad_weight.data(),
+              [&](int64_t begin, int64_t end, float* sums) {
+                kernels.gate_gradient(grad.data(), rows, r.data(), head_r.data(), begin, end,
+                                      grad_gate.data(), grad_up.data(), sums);
+              });
 }
 
 }  // namespace

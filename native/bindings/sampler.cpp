@@ -7,6 +7,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -61,6 +62,8 @@ std::vector<int32_t> sample_batch(const std::vector<Sampler*>& samplers,
                                 std::to_string(samplers.size()));
   }
   for (const Logits& row : logits) check(row);
+  require(std::find(samplers.begin(), samplers.end(), nullptr) == samplers.end(),
+          "sample_batch: samplers must not be None");
   nb::gil_scoped_release release;
   std::vector<int32_t> tokens;
   tokens.reserve(samplers.size());
@@ -94,19 +97,20 @@ void bind_sampler(nb::module_& m) {
           "logit_bias"_a = std::vector<std::pair<int32_t, float>>(),
           "Start after `prompt`, whose tokens count for the repetition penalty only.\n\n"
           "`state` and `increment` (128 bits each) are numpy.random.PCG64(seed).state[\"state\"].\n"
-          "`logit_bias` holds pairs of a token and what is added to its logit. Ranges are not\n"
+          "`logit_bias` holds pairs of a token and the value added to its logit. Ranges are not\n"
           "checked here but in yocobit.engine.SamplingConfig; ValueError for negative tokens.")
       .def("sample", &sample, "logits"_a,
-           "Return the next token after float32 logits (V,), which stay as they are.\n\n"
+           "Sample the next token from float32 logits (V,), which are not modified.\n\n"
            "IndexError if the prompt or the bias has a token outside the vocabulary.")
       .def_prop_ro("n_generated", &Sampler::n_generated, "Tokens sampled so far.");
   m.def("sample_batch", &sample_batch, "samplers"_a, "logits"_a,
-        "Return one token for each sampler after its row of float32 logits (V,).\n\n"
-        "The rows are the arrays of a list, or those of an array (n, V). Each sampler gives what\n"
-        "`sample` would; ValueError if there are not as many rows. Releases the GIL.");
+        "Sample one token with each sampler from its row of float32 logits (V,).\n\n"
+        "The rows are the arrays of a list, or those of an array (n, V). Results equal those of\n"
+        "`Sampler.sample`. ValueError if there are not as many rows. Releases the GIL.");
   m.def("sample_at", &sample_at, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a,
         "uniform"_a,
-        "Return the token at `uniform`, in [0, 1), of the probabilities after the filters.");
+        "Return the token where the cumulative probability, after the filters, exceeds `uniform`,\n"
+        "in [0, 1).");
 }
 
 }  // namespace yocobit

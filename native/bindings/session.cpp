@@ -76,7 +76,7 @@ nb::dict memory(const Session& session) {
 
 void copy_tokens(const Session& session, const Array<int32_t, 1>& out) {
   require_size(out, session.position);
-  std::copy_n(session.tokens.get(), session.position, out.data());
+  std::copy_n(session.tokens.get(), out.size(), out.data());  // position may grow meanwhile
 }
 
 }  // namespace
@@ -88,20 +88,20 @@ void bind_session(nb::module_& m) {
                       "Letters: H heads, G KV heads, D head size.")
       .def("__init__", &construct, "engine"_a, "max_tokens"_a, "cache_type"_a,
            nb::keep_alive<1, 2>(),
-           "Reserve room for that many tokens in caches of a type of cache_types().\n\n"
-           "MemoryError or ValueError if there is no such room or type.")
+           "Reserve memory for that many tokens in caches of a type of cache_types().\n\n"
+           "MemoryError if memory is insufficient; ValueError for another type.")
       .def("retention_state", &retention_state, "layer"_a,
            nb::sig("def retention_state(self, layer: int) -> "
                    "numpy.typing.NDArray[numpy.float32] | None"),
-           "Return a copy of the state (H, D, D), key by value, of a retention layer; None of "
-           "another.")
+           "Return a copy of the state (H, D, D), key by value, of a retention layer; None for\n"
+           "other layers.")
       .def("keys_values", &keys_values, "layer"_a, "begin"_a, "end"_a,
            nb::sig("def keys_values(self, layer: int, begin: int, end: int) -> "
                    "tuple[numpy.typing.NDArray[numpy.float32], "
                    "numpy.typing.NDArray[numpy.float32]] | None"),
-           "Return copies of cached keys and values, each (G, end - begin, D); None without a "
-           "cache.\n\n"
-           "A cross layer has the shared ones. IndexError for positions that are not cached.")
+           "Return copies of cached keys and values, each (G, end - begin, D); None for a layer\n"
+           "without a cache.\n\n"
+           "Cross layers return the shared ones. IndexError for positions that are not cached.")
       .def("memory", &memory, nb::sig("def memory(self) -> dict[str, int]"),
            "Return the bytes reserved, by the fields of yocobit.engine.SessionMemory.")
       .def("copy_tokens", &copy_tokens, "out"_a.noconvert(),
@@ -111,7 +111,7 @@ void bind_session(nb::module_& m) {
       .def_prop_ro("bytes_per_position", &Session::bytes_per_position,
                    "Bytes of Engine.copy_positions for each position.")
       .def_ro("position", &Session::position, "Tokens consumed so far.")
-      .def_ro("max_tokens", &Session::max_tokens, "Tokens that there is room for.");
+      .def_ro("max_tokens", &Session::max_tokens, "Tokens that the session can hold.");
 }
 
 }  // namespace yocobit

@@ -1,4 +1,4 @@
-// The engine's closed sets and constants, so that Python states none of them twice.
+// The engine's closed sets and constants, so that Python does not repeat them.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -128,7 +128,7 @@ void bind_tables(nb::module_& m) {
         "are padded to multiples of them) and `scale_bytes` of each row.");
 
   m.attr("MAX_BATCH_TOKENS") = kMaxBatchTokens;          // of one forward pass
-  m.attr("TOKEN_BLOCK") = kTokenBlock;                   // rows that an int8 GEMM takes together
+  m.attr("TOKEN_BLOCK") = kTokenBlock;                   // tokens of a tile of a GEMM
   m.attr("KV_SPLIT") = kKvSplit;                         // positions of a flash-decoding split
   m.attr("BLOCK_POSITIONS") = kAttentionTile;            // of the block index, and cache tiles
   m.attr("FIRST_BLOCKS") = kFirstBlocks;                 // that every token attends to

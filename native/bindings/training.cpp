@@ -1,4 +1,4 @@
-// The products of training as two Python functions, on arrays of NumPy or of PyTorch by DLPack.
+// The GEMMs of training as two Python functions, on arrays of NumPy or of PyTorch by DLPack.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
@@ -20,7 +20,7 @@ using namespace nb::literals;
 
 namespace yocobit {
 
-OpenMp openmp;  // set once, under the GIL, before the first product
+OpenMp openmp;  // set once, under the GIL, before the first GEMM
 
 namespace {
 
@@ -96,7 +96,7 @@ Int8Rows rows_of(const Array<const int8_t, 2>& codes, const Array<const float, 1
           .stride = static_cast<int>(codes.shape(1))};
 }
 
-// x (N, K) rounded into codes (N, stride) and x_scales (N,), then times each weight into ys.
+// Quantise x (N, K) to codes (N, stride) and x_scales (N,), then multiply by each weight into ys.
 void training_forward(const std::string& name, int n_threads, const Array<const float, 2>& x,
                       const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
                       Array<int8_t, 2>& codes, Array<float, 1>& x_scales, Outputs& ys) {
@@ -123,7 +123,7 @@ void training_forward(const std::string& name, int n_threads, const Array<const 
   });
 }
 
-// grads (N, M) of the outputs -> gradients of x, if wanted, and of the weights, if any are.
+// From grads (N, M) of the outputs: gradients of x, unless None, and of the weights, unless empty.
 void training_backward(const std::string& name, int n_threads, const Inputs& grads,
                        const Array<const int8_t, 2>& codes, const Array<const float, 1>& x_scales,
                        const Inputs& weights, const Array<const float, 2>& scales, bool is_ternary,
@@ -179,13 +179,13 @@ void bind_training(nb::module_& m) {
         "x_scales"_a.noconvert(), "ys"_a.noconvert(),
         "Multiply x (N, K) by quantised weights (M, K) into ys (N, M) each.\n\n"
         "`scales` (weights, 2) are the scale and the mean of each weight. Writes the int8 codes\n"
-        "(N, stride) and the scales (N,) of x, which training_backward takes.");
+        "(N, stride) and the scales (N,) of x, which training_backward reads.");
   m.def("training_backward", &training_backward, "kernels"_a, "n_threads"_a, "grads"_a.noconvert(),
         "codes"_a.noconvert(), "x_scales"_a.noconvert(), "weights"_a.noconvert(),
         "scales"_a.noconvert(), "is_ternary"_a, "grad_x"_a.noconvert().none(),
         "grad_ws"_a.noconvert(),
         "Write the gradients of x (N, K), unless None, and of all weights (M, K) or of none.\n\n"
-        "`grads` (N, M) are those of ys; the others are what training_forward had and left.");
+        "`grads` (N, M) are those of ys; the other arguments are those of training_forward.");
 }
 
 }  // namespace yocobit

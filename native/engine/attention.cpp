@@ -91,8 +91,8 @@ void Attention::prepare(int row, int head) const {
 }
 
 // Cache the key in workspace.k, rotated, and the value in workspace.v. The caches of all heads and
-// layers reach new pages at the same positions; each commits its next page at another position
-// before that, so that no step takes the page faults of all.
+// layers cross page boundaries at the same positions. Each commits its next page in advance, at a
+// position of its own, which spreads the page faults over several steps.
 void Attention::store_kv(int row, int head) const {
   const BatchRow& token = batch_[row];
   KvCache& kv = cache(row);
@@ -100,8 +100,8 @@ void Attention::store_kv(int row, int head) const {
   layer_.rope.apply(pass_.kernels, row, &ws_.k[at]);
   kv.store(pass_.kernels, head, token.position, &ws_.k[at], &ws_.v[at]);
   const bool is_last = row + 1 == batch_.size() || batch_[row + 1].session != token.session;
-  const int64_t turn = token.position + int64_t{layer_.cache} * G_ + head;
-  if (is_last && (!batch_.is_decode() || turn % kv.positions_per_page() == 0)) {
+  const int64_t phase = token.position + int64_t{layer_.cache} * G_ + head;
+  if (is_last && (!batch_.is_decode() || phase % kv.positions_per_page() == 0)) {
     kv.commit_ahead(head, token.position);
   }
 }
@@ -115,8 +115,8 @@ int32_t* Attention::selected(int row, int head) const {
   return &ws_.selected[(int64_t{row} * G_ + head) * pass_.model.config.cross_blocks()];
 }
 
-// Select by the queries of this layer, for it and the cross layers after it. Rows of one session
-// are on one thread for each head, as they share the scratch of its index.
+// Select blocks by the queries of this layer, for it and the cross layers after it. One thread
+// handles all rows of a session and head, because they share the scratch of its block index.
 void Attention::select_blocks() const {
   pass_.pool.parallel_for(int64_t{batch_.n_segments()} * G_, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -151,7 +151,7 @@ float* Attention::partial(int row, int query_head, int64_t slot, int64_t n_slots
   return &ws_.partials[(query * n_slots + slot) * (D_ + kPartialExtra)];
 }
 
-// Attend over a split, counted from the first that the row sees, into a slot of the row.
+// Attend over one KV split of the row's span; the partial result goes to a slot of the row.
 void Attention::attend_split(int row, int head, int64_t split, int64_t slot,
                              int64_t n_slots) const {
   const Span seen = span(row);

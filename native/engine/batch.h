@@ -23,12 +23,12 @@ struct Segment {
   int begin, end;
 };
 
-// Rows of one session are adjacent. Makes no allocation after the constructor.
+// Rows of one session are adjacent. Only the constructor allocates.
 class Batch {
  public:
   Batch();
 
-  // Become rows [n]; n <= kMaxBatchTokens.
+  // Replace the rows by rows [n]; n <= kMaxBatchTokens.
   void assign(const BatchRow* rows, int n);
 
   // Drop all rows but the last n.
@@ -39,7 +39,7 @@ class Batch {
   const std::vector<Segment>& segments() const { return segments_; }
   int n_segments() const { return static_cast<int>(segments_.size()); }
 
-  // Whether each row is of another session, so that none attends to another.
+  // Whether every row belongs to a different session, so that no row attends to another.
   bool is_decode() const { return n_segments() == size(); }
 
  private:

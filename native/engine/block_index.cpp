@@ -115,7 +115,7 @@ void BlockIndex::score_attention(const Kernels& kernels, KeysValues cache, int h
   float* largest = &largest_[head * n_queries * attended_stride_];
   float* sums = &sums_[head * n_queries * attended_stride_];
   float* partials = &partials_[head * n_queries * stride];
-  // The values are not needed: in their place the keys are read, which are cached by then.
+  // The values are not needed; attend reads the keys in their place, which hit the CPU's caches.
   cache.values = cache.keys;
   cache.value_scales = cache.key_scales;
   for (int64_t i = 0; i < n; ++i) {

@@ -4,8 +4,8 @@
 // A block is a tile of positions. Of each complete block the index keeps the largest and smallest
 // value of every component of its keys, which bound the scores of any query in it (Quest,
 // arXiv:2406.10774): q+ max + q- min, where q+ and q- are the positive and negative parts of q.
-// These bounds are loose, so they only rank candidates, several times as many as are selected. Of
-// these the top-k by the attention that the token's queries pay them are selected.
+// These bounds are loose, so they only rank candidates, several times as many as are selected. The
+// top-k candidates by the attention weights of the token's queries are selected.
 //
 // Letters:  H query heads   G KV heads   D head size
 #pragma once
@@ -32,7 +32,7 @@ class BlockIndex {
   void update(const Kernels& kernels, const KvCache& cache, int head, int64_t begin, int64_t end);
 
   // Write the config.cross_blocks() blocks, in order, that queries q [n_queries][D] of a KV head
-  // attend to from a position that sees more than those: the first, the last, and the top-k of the
+  // attend to from a position with more blocks than that: the first, the last, and the top-k of the
   // others. Candidates are the blocks with the largest share of the softmax of the bounds, summed
   // over the queries; selected are those with the largest share of the queries' attention over the
   // first, the last and the candidates. One thread at a time for each head.

@@ -34,7 +34,7 @@ void compute_shared_kv(const ForwardPass& pass) {
                          .stores_kv = true});
 }
 
-// The rows as the head's matmul would get them.
+// RMS-normalised rows, which the head's matmul would read.
 void write_hidden_states(const ForwardPass& pass, float* out) {
   const PackedModel& model = pass.model;
   const int C = model.config.d_model;

@@ -1,7 +1,8 @@
 // The forward pass of a decoder-decoder model over a batch of tokens.
 //
-// Logits are a pure function of model and tokens. Every value is computed by one thread in one
-// order; threads, batch composition and early exit only decide who computes what, and whether.
+// Logits are a pure function of model, cache type and tokens. Every value is computed by one thread
+// in one order. The number of threads, batch composition and early exit only decide which thread
+// computes a value, and whether it is computed at all.
 //
 // Letters:  N rows   C model width   V vocabulary
 #pragma once
@@ -17,16 +18,16 @@ namespace yocobit {
 
 struct ForwardPass;
 
-// What a row of the forward pass returns: logits [V], or the hidden state [C] after the final norm.
+// The output of a row: logits [V], or the hidden state [C] after the final norm.
 enum class Output { logits, hidden_state };
 
 class Decoder {
  public:
   Decoder(const PackedModel& model, const Kernels& kernels, ThreadPool& pool);
 
-  // Consume the rows of a batch into their sessions' KV caches and states; write the outputs
+  // Run a batch and update the KV caches and states of its sessions; write the outputs
   // [n_outputs][V or C] of its last n_outputs rows. The cross-decoder runs for those rows only
-  // (early exit), and `batch` is left with them.
+  // (early exit); afterwards `batch` holds no others.
   void forward(Batch& batch, Workspace& workspace, int n_outputs, Output output, float* out);
 
  private:

@@ -46,13 +46,13 @@ class Engine {
   // The same, but write the hidden states [n][C] after the final norm in place of logits.
   void hidden_states(Session& session, const int32_t* tokens, int64_t n, float* hidden);
 
-  // Decode one token of each of n sessions and prefill chunks of others, all different; write the
-  // logits [n][V] of the n. Each gets what feed() would give it, bit for bit, while every weight is
-  // read once for up to kMaxBatchTokens tokens. Throws as feed() does.
+  // Decode one token in each of n sessions and prefill chunks in others; all sessions must differ.
+  // Write the logits [n][V] of the decoded tokens. Results equal those of feed(), bit for bit, but
+  // weights are read once for up to kMaxBatchTokens tokens. Throws as feed() does.
   void step(const std::vector<PrefillChunk>& chunks, Session* const* sessions,
             const int32_t* tokens, int n, float* logits);
 
-  // As of Session, but not while another call works; std::invalid_argument for a wrong `size`.
+  // As in Session, serialised with other calls; std::invalid_argument for a wrong `size`.
   void copy_state(Session& session, uint8_t* out, int64_t size);
   void copy_positions(Session& session, int64_t begin, int64_t end, uint8_t* out, int64_t size);
   void restore(Session& session, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,

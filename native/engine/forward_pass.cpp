@@ -51,8 +51,8 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
           .k = K};
 }
 
-// Whether threads split the rows of the batch rather than output features: what an int8 kernel
-// prepares for a block of rows then serves all weights.
+// Whether threads split the rows of the batch rather than output features: an int8 kernel then
+// prepares each block of rows once for all weights.
 bool ForwardPass::splits_rows(LinearOutputs outputs) const {
   return batch.size() >= kTokenBlock * pool.size() &&
          std::all_of(outputs.begin(), outputs.end(), [](const LinearOutput& output) {
@@ -84,7 +84,7 @@ Activations ForwardPass::project(const float* x, const float* norm, LinearOutput
 
 void ForwardPass::add_to_stream(const Linear& linear, const float* x, const float* norm) const {
   const int C = linear.m;
-  float* y = workspace.q.get();  // the queries have been used by then
+  float* y = workspace.q.get();  // the queries are no longer needed
   project(x, norm, {{&linear, y}}, [&](int row_begin, int row_end, int begin, int end) {
     for (int row = row_begin; row < row_end; ++row) {
       const size_t at = static_cast<size_t>(row) * C + begin;

@@ -1,5 +1,5 @@
-// What the layers of one forward pass work on. Nothing else carries state from one call to the
-// next.
+// The context of one forward pass: model, kernels, batch and workspace. Nothing else carries state
+// from one layer to the next.
 //
 // Letters:  N rows   M output features   K input features
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace yocobit {
 
-// A matrix of a group with the same input, and its output.
+// One of several matrices with the same input, and its output.
 struct LinearOutput {
   const Linear* linear;
   float* y;  // [N][M]
@@ -33,11 +33,12 @@ struct ForwardPass {
   Workspace& workspace;
 
   // y = W x of all outputs, where x [N][K] is first RMS-normalised if norm [K] is given. Returns x
-  // as it was multiplied, valid until the next call.
+  // normalised and quantised, valid until the next call.
   Activations project(const float* x, const float* norm, LinearOutputs outputs) const;
 
-  // The same for outputs with the same M. A thread then calls finish(row_begin, row_end,
-  // feature_begin, feature_end) for the rows and features of all of them that it has computed.
+  // The same for outputs with the same M, with a fused epilogue: each thread calls
+  // finish(row_begin, row_end, feature_begin, feature_end) for the rows and features that it
+  // computed of all outputs.
   template <typename Finish>
   void project(const float* x, const float* norm, LinearOutputs outputs,
                const Finish& finish) const;

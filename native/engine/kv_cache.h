@@ -18,7 +18,7 @@ struct CacheType {
   const char* name;
   FloatType type;
   int bits;         // of a value
-  int row_values;   // a row is padded to a multiple of them
+  int row_values;   // a row is padded to a multiple of this
   int scale_bytes;  // of a row
 };
 
@@ -54,14 +54,14 @@ class KvCache {
   // The most positions of a head that share a page of memory.
   int64_t positions_per_page() const;
 
-  // First touch of the pages that a head needs positions_per_page() positions after this one.
+  // First touch, in advance, of the pages of a head positions_per_page() after this position.
   void commit_ahead(int head, int64_t position);
 
   // Copy the cached positions [begin, end): of each head the rows of keys, of values, and their
   // scales. Returns the end of the copy.
   uint8_t* copy_out(int64_t begin, int64_t end, uint8_t* out) const;
 
-  // The inverse. Returns the end of what was read.
+  // The inverse. Returns the end of the bytes read.
   const uint8_t* copy_in(int64_t begin, int64_t end, const uint8_t* from);
 
   // One head, as the kernels read it.

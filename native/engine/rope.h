@@ -17,7 +17,7 @@ class RopeTable {
  public:
   RopeTable(RopeKind kind, int head_dim, double theta);
 
-  // Compute the angles of a row, in double: float loses them past position 1e5.
+  // Compute the angles of a row, in double: float is too coarse past position 1e5.
   void set_position(int row, int64_t position);
 
   // Rotate one head [D] of a row in place.

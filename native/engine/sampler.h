@@ -13,7 +13,7 @@
 
 namespace yocobit {
 
-// NumPy's PCG64 (PCG XSL RR 128/64): from the same state the numbers of numpy.random.Generator.
+// NumPy's PCG64 (PCG XSL RR 128/64): the same state gives the numbers of numpy.random.Generator.
 class Pcg64 {
  public:
   struct Word {  // of 128 bits
@@ -35,7 +35,7 @@ struct Penalties {
   float frequency;   // the same, for each time that the token was generated
 };
 
-// Work space that the samplers of a thread share.
+// Scratch that the samplers of a thread share.
 struct SamplerScratch {
   explicit SamplerScratch(const Kernels& kernels) : distribution(kernels) {}
 
@@ -45,14 +45,14 @@ struct SamplerScratch {
 
 class Sampler {
  public:
-  using Bias = std::vector<std::pair<int32_t, float>>;  // token and what is added to its logit
+  using Bias = std::vector<std::pair<int32_t, float>>;  // token, value added to its logit
 
-  // `prompt` counts as seen for the repetition penalty. Tokens must not be negative.
+  // Tokens of `prompt` count as seen for the repetition penalty. Tokens must not be negative.
   Sampler(const Penalties& penalties, const SamplingFilters& filters, Pcg64 random,
           const std::vector<int32_t>& prompt, Bias bias);
 
   // Return the next token after logits [V]; std::out_of_range if the prompt or the bias has a token
-  // outside the vocabulary. One caller at a time; others wait.
+  // outside the vocabulary. Concurrent calls are serialised.
   int32_t sample(const float* logits, int64_t V, SamplerScratch& scratch);
 
   int64_t n_generated() const { return n_generated_; }
@@ -66,8 +66,7 @@ class Sampler {
   const Bias bias_;
   int32_t largest_token_ = -1;  // of prompt and bias
   Pcg64 random_;
-  std::unordered_map<int32_t, int64_t> counts_;  // by token: how often it was generated; of seen
-                                                 // tokens of the prompt 0
+  std::unordered_map<int32_t, int64_t> counts_;  // times generated; 0 for tokens of the prompt only
   int64_t n_generated_ = 0;
   std::mutex mutex_;
 };

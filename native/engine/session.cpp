@@ -133,7 +133,7 @@ void Session::for_each_growing_cache(const Visit& visit) {
   if (shared_kv) visit(*shared_kv);
 }
 
-// Recurrent states, and ring caches with the first position that is still seen at `position`.
+// Visit recurrent states, and ring buffers with the first position in the window at `position`.
 template <typename VisitRecurrent, typename VisitWindow>
 void Session::for_each_state(int64_t position, const VisitRecurrent& visit_recurrent,
                              const VisitWindow& visit_window) {

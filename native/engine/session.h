@@ -19,8 +19,8 @@ struct SessionMemory {
 };
 
 struct LayerState {
-  Buffer<float> recurrent;    // state; of retention [H][D][D], key by value
-  std::optional<KvCache> kv;  // the layer's own: a ring or of all positions
+  Buffer<float> recurrent;    // of retention: [H][D][D], key by value
+  std::optional<KvCache> kv;  // the layer's own: a ring buffer or all positions
 };
 
 struct Bytes {
@@ -29,28 +29,28 @@ struct Bytes {
 };
 
 struct Session {
-  // Reserves room for max_tokens positions; throws std::bad_alloc or std::invalid_argument.
+  // Reserves memory for max_tokens positions; throws std::bad_alloc or std::invalid_argument.
   Session(const PackedModel& model, int64_t max_tokens, FloatType cache_type);
 
   SessionMemory memory() const;
 
-  // The KV cache of a layer, the shared one for cross layers and any index above; nullptr without
-  // one.
+  // The KV cache that a layer reads: its own, or the shared one from n_self_layers on; nullptr if
+  // it reads none.
   KvCache* kv_cache(int layer);
 
-  // Bytes of one position in the caches that grow; and of the state after `position` tokens:
-  // recurrent states and sliding windows.
+  // Bytes of one position in the growing caches (those that keep all positions), and of the state
+  // after `position` tokens: recurrent states and sliding windows.
   int64_t bytes_per_position() const;
   int64_t state_bytes(int64_t position) const;
 
-  // Copy positions [begin, end) of the caches that grow, or the state after the last position.
+  // Copy positions [begin, end) of the growing caches, or the state after the last position.
   void copy_positions(int64_t begin, int64_t end, uint8_t* out);
   void copy_state(uint8_t* out);
 
-  // Become the session that has consumed tokens [n]: its state after them, and the pieces of
-  // positions [kept, n) in the caches that grow, one after the other. The first `kept` positions
-  // stay. Throws std::invalid_argument, with nothing changed, if a size does not fit or the session
-  // has not consumed those first tokens.
+  // Restore the session after tokens [n] from the output of copy_state, and of copy_positions over
+  // [kept, n) in consecutive pieces. The first `kept` positions stay. Throws std::invalid_argument,
+  // with nothing changed, if a size does not match or the session did not consume the first `kept`
+  // tokens.
   void restore(const Kernels& kernels, const int32_t* tokens, int64_t n, Bytes state, int64_t kept,
                const std::vector<Bytes>& pieces);
 
@@ -60,11 +60,11 @@ struct Session {
   const PackedModel& model;
   const int64_t max_tokens;
   int64_t position = 0;            // tokens consumed
-  Buffer<int32_t> tokens;          // [max_tokens], those
-  uint64_t last_step = 0;          // number of the engine's last step that the session was in
+  Buffer<int32_t> tokens;          // [max_tokens], the tokens consumed
+  uint64_t last_step = 0;          // number of the last Engine::step with this session
   std::vector<LayerState> layers;  // of the self-decoder
   std::optional<KvCache> shared_kv;
-  std::optional<BlockIndex> block_index;  // of the shared KV cache, if tokens attend to some blocks
+  std::optional<BlockIndex> block_index;  // of shared_kv, if cross layers select blocks
 
  private:
   int64_t recurrent_bytes(int layer) const;

@@ -9,13 +9,13 @@
 namespace yocobit {
 namespace {
 
-constexpr int64_t kBlock = 64;         // weights that are summed together, whole lanes
+constexpr int64_t kBlock = 64;         // weights of a partial sum, a multiple of kLanes
 constexpr float kNever = 4.5e-38f;     // about e^-86
-constexpr double kLargestRate = 1e30;  // 1 / temperature, near 0
-// Weights are counted in bins by their first bits: exponent and four of the mantissa.
+constexpr double kLargestRate = 1e30;  // of 1 / temperature
+// Histogram bins of weights: the exponent and the upper four bits of the mantissa.
 constexpr int kBinShift = 19;
 
-// Loops over lanes, so that compilers make vectors of them.
+// Loops over lanes, so that compilers vectorise them.
 float largest_of(const float* x, int64_t n, float least) {
   float lanes[kLanes];
   std::fill_n(lanes, kLanes, least);
@@ -84,10 +84,10 @@ void TokenDistribution::keep_top(int64_t top_k, double top_p) {
   };
   double wanted = std::numeric_limits<double>::infinity();
   if (top_k > 0) {
-    find_candidates(top_k);
+    collect_top(top_k);
   } else {
     wanted = top_p * sum_blocks();
-    wanted -= find_last_kept(wanted);
+    wanted -= collect_nucleus_bin(wanted);
   }
   auto begin = candidates_.begin(), end = candidates_.end();
   if (top_k > 0 && top_k < end - begin) {
@@ -95,7 +95,7 @@ void TokenDistribution::keep_top(int64_t top_k, double top_p) {
     end = begin + top_k;
   }
   if (top_k > 0 && top_p < 1) wanted = top_p * sum(begin, end);
-  while (top_p < 1 && end - begin > 1) {  // bisect for the last one that is kept
+  while (top_p < 1 && end - begin > 1) {  // bisect for the last candidate to keep
     const auto middle = begin + (end - begin) / 2;
     std::nth_element(begin, middle, end, before);
     const double heavier = sum(begin, middle);
@@ -113,9 +113,9 @@ void TokenDistribution::keep_top(int64_t top_k, double top_p) {
   }
 }
 
-// Make candidates of all tokens that may be among the top n. At least n blocks hold a token as
-// probable as the n-th largest of the blocks' maxima.
-void TokenDistribution::find_candidates(int64_t n) {
+// Collect the candidates for the top n: the n-th largest of the blocks' maxima is a lower bound of
+// the n-th largest weight.
+void TokenDistribution::collect_top(int64_t n) {
   const int64_t n_blocks = static_cast<int64_t>(weights_.size()) / kBlock;
   largest_.clear();
   for (int64_t block = 0; block < n_blocks; ++block) {
@@ -133,9 +133,9 @@ void TokenDistribution::find_candidates(int64_t n) {
   }
 }
 
-// Make candidates of the tokens about as probable as the one with which the sum of the most
-// probable reaches `wanted`; return the sum of those that are more probable.
-double TokenDistribution::find_last_kept(double wanted) {
+// Collect the tokens of the histogram bin in which the cumulative weight, from the most probable
+// token down, reaches `wanted`; return the sum of the bins above it.
+double TokenDistribution::collect_nucleus_bin(double wanted) {
   sums_.assign(bin_of(1.0f) + 1, 0.0);
   for (const float weight : weights_) sums_[bin_of(weight)] += weight;
   double above = 0;
@@ -167,7 +167,7 @@ double TokenDistribution::sum_blocks() {
   return total;
 }
 
-// Return the token at `uniform` of the cumulated weights.
+// Return the token at which the cumulative share of the weights exceeds `uniform`.
 int32_t TokenDistribution::find(double uniform) {
   double left = uniform * sum_blocks();
   size_t block = 0;

@@ -1,4 +1,4 @@
-// The buffers of a forward pass, laid out once for a model: a decode step allocates nothing.
+// The buffers of a forward pass, allocated once for a model: a decode step allocates nothing.
 //
 // Letters:  N rows, up to kMaxBatchTokens   C model width   F feed-forward width   H query heads
 //           G KV heads   D head size   K input features of a matrix
@@ -12,8 +12,8 @@
 
 namespace yocobit {
 
-// Partial attention results of a query head over KV splits that are kept at a time, of all rows; at
-// least two of each.
+// Partial attention results that are kept at a time for each query head, over all rows: at least
+// two KV splits per row.
 constexpr int64_t kMaxPartials = 2 * kMaxBatchTokens;
 
 struct Workspace {
@@ -22,22 +22,22 @@ struct Workspace {
   int64_t size_bytes = 0;
 
   Buffer<float> stream;         // [N][C], the residual stream
-  Buffer<float> normed;         // [N][max(C, F)], its RMSNorm: the inputs of matmuls
+  Buffer<float> normed;         // [N][max(C, F)], after RMSNorm: the inputs of matmuls
   Buffer<int8_t> int8_codes;    // [N][int8_stride], the inputs as int8
   Buffer<float> int8_scales;    // [N]
   Buffer<int32_t> int8_sums;    // [N]
-  Buffer<int16_t> int16_codes;  // [N][K to whole blocks of 64], the inputs as int16
+  Buffer<int16_t> int16_codes;  // [N][K rounded up to 64], the inputs as int16
   Buffer<float> int16_scales;   // [N]
-  Buffer<int32_t> int16_sums;   // [N][K to whole blocks of 64 / 64]
+  Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
   int int8_stride = 0;
 
   Buffer<float> q, k, v, g;  // [N][C]; k and v [N][G D]
-  Buffer<float> y;           // [N][C], what a mixer mixed
-  Buffer<float> memory;      // [N][C], what the last self-decoder mixer mixed, if a layer reads it
+  Buffer<float> y;           // [N][C], a mixer's output before gate and output projection
+  Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]
   Buffer<float> gate, up;    // [N][F]
   Buffer<float> partials;    // [N][H][kMaxPartials / N][D + kPartialExtra]
-  Buffer<int32_t> selected;  // [N][G][cross_blocks], if cross layers attend to some blocks only
+  Buffer<int32_t> selected;  // [N][G][cross_blocks], if cross layers select blocks
 
  private:
   template <typename T>

@@ -11,8 +11,8 @@
 
 namespace yocobit {
 
-// N input rows: always in float32, and in the encodings that the weight formats of the matrices
-// need for which they were encoded.
+// N input rows: always in float32, and quantised to int8 or int16 where the weight format of a
+// matrix that reads them needs it.
 struct Activations {
   const float* values;  // [N][K]
   Int8Rows int8;        // codes [N][stride]

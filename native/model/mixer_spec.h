@@ -1,9 +1,9 @@
 // The closed sets of token mixers and FFN kinds, one record each: the twins of
 // src/yocobit/mixers.py.
 //
-// A record says what loading, session state and the decoder must know of its kind; nothing else
-// asks which kind a layer has. The tables stand with the forward passes: engine/mixers/mixers.cpp
-// and engine/feed_forward.cpp.
+// A record holds everything that loading, session state and the decoder need; no other code tests
+// which kind a layer has. The tables are next to the forward passes: engine/mixers/mixers.cpp and
+// engine/feed_forward.cpp.
 //
 // Letters:  N tokens   C model width   F feed-forward width   H query heads   D head size
 #pragma once
@@ -24,7 +24,7 @@ struct MixerParameter {
   const char* name;
   Linear Layer::* linear;
   int (*rows)(const ModelConfig& config);
-  bool is_float32 = false;  // in every model: never quantised
+  bool is_float32 = false;  // never quantised, in any model
 };
 
 // The keys and values that a layer attends to: of all positions, of the last `window` positions,
@@ -33,17 +33,17 @@ enum class KvCacheKind { none, per_token, ring, shared };
 
 struct MixerSpec {
   const char* name;
-  bool is_cross_decoder;  // the half of the stack in which it stands
+  bool is_cross_decoder;  // false: of the self-decoder
   std::span<const MixerParameter> parameters;
   bool has_sub_norm;  // of the input of out_proj, if the model has SubLN
   Heads (ModelConfig::*heads)() const = nullptr;  // of attention and retention
   RopeKind ModelConfig::* rope = nullptr;         // of queries and keys
   KvCacheKind kv_cache = KvCacheKind::none;
   int64_t (*state_values)(const ModelConfig& config) = nullptr;  // of a float32 recurrent state
-  bool reads_memory = false;  // what the last self-decoder mixer mixed
+  bool reads_memory = false;                                     // workspace.memory
 
-  // stream += mixer(norm(stream)) for the rows of a batch. A self-decoder mixer leaves what it
-  // mixed, before gate and output projection, in workspace.y, where gated memory units find it.
+  // stream += mixer(norm(stream)) for the rows of a batch. A self-decoder mixer also
+  // writes its output before gate and output projection to workspace.y, for gated memory units.
   void (*forward)(const ForwardPass& pass, const Layer& layer, int index);
 };
 

@@ -1,4 +1,4 @@
-// What the engine reads of yocobit.config.ModelConfig, which has checked it.
+// The fields of yocobit.config.ModelConfig that the engine reads. Python has validated them.
 //
 // Letters:  C model width   F feed-forward width   H query heads   G KV heads   D head size
 //           V vocabulary

@@ -1,4 +1,4 @@
-// A packed model, used straight from its memory map. docs/reference/packed-format.md is the format.
+// A packed model, read in place from its memory map. docs/reference/packed-format.md is the format.
 //
 // Who validates what: yocobit.packing.reader checks the structure (hashes of header and
 // config.json, the set of tensors, finite norms and scales), `yocobit verify` every byte; this
@@ -43,8 +43,8 @@ struct Layer {
 
 class PackedModel {
  public:
-  // Throws std::invalid_argument with the tensor's name where an entry is not what the
-  // configuration implies, and what MappedFile throws.
+  // Throws std::invalid_argument, naming the tensor, where an entry does not match the
+  // configuration, and what MappedFile throws.
   PackedModel(const std::string& path, const ModelConfig& config, const TensorEntries& tensors);
 
   bool has_cross_decoder() const { return n_self_layers < static_cast<int>(layers.size()); }

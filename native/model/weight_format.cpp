@@ -137,8 +137,9 @@ const WeightFormat& weight_format(const std::string& name) {
   for (const WeightFormat& format : kFormats) {
     if (name == format.name) return format;
   }
-  throw std::invalid_argument("weight format must be one of the engine's table but is '" + name +
-                              "'");
+  std::string names;
+  for (const WeightFormat& format : kFormats) names += std::string(format.name) + ", ";
+  throw std::invalid_argument("weight format must be one of " + names + "but is '" + name + "'");
 }
 
 const char* name_of(ActivationEncoding encoding) {

@@ -89,7 +89,7 @@ class Engine:
         `config` is ModelConfig.to_dict(), `tensors` gives dtype, shape, first byte and end of
         each tensor, `formats` the weight format of each matrix (weight_formats()), `kernels`
         a name of supported_kernels(), the fastest if empty. ValueError, naming the tensor,
-        where one is not what the configuration implies or not inside the file; RuntimeError if
+        where one does not match the configuration or is not inside the file; RuntimeError if
         the file cannot be mapped or the system refuses threads.
         """
 
@@ -98,7 +98,8 @@ class Engine:
         Consume int32 tokens (T,) and write float32 logits into `out`.
 
         `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with
-        nothing changed, for a token outside the vocabulary, no room, or an unfit `out`.
+        nothing changed, for a token outside the vocabulary, a full session, or an `out` of
+        another size.
         """
 
     def hidden_states(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:
@@ -112,7 +113,7 @@ class Engine:
         Decode one of `tokens` (N,) in each of N sessions, with logits in `out` (N, V).
 
         `prompts` are pairs of another session and tokens to prefill without logits. All
-        sessions must differ; each gets what `feed` would give it. Errors as of `feed`.
+        sessions must differ; results equal those of `feed`. Errors as of `feed`.
         """
 
     def copy_state(self, session: Session, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
@@ -122,17 +123,17 @@ class Engine:
 
     def copy_positions(self, session: Session, begin: int, end: int, out: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')]) -> None:
         """
-        Copy positions [begin, end) of the KV caches that grow into uint8 `out`, which has
+        Copy positions [begin, end) of the growing KV caches into uint8 `out`, which has
         Session.bytes_per_position bytes for each.
         """
 
     def restore(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], state: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], kept: int, pieces: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]]) -> None:
         """
-        Make a session one that has consumed tokens (T,).
+        Restore a session to its state after tokens (T,).
 
-        `state` is of copy_state after them, `pieces` those of copy_positions from position
-        `kept` on, one after the other; the first `kept` positions stay. ValueError, with
-        nothing changed, if tokens or sizes do not fit.
+        `state` is the output of copy_state, `pieces` those of copy_positions in order from
+        position `kept`; the first `kept` positions stay. ValueError, with nothing changed, if
+        tokens or sizes do not match.
         """
 
     @property
@@ -165,21 +166,23 @@ class Session:
 
     def __init__(self, engine: Engine, max_tokens: int, cache_type: str) -> None:
         """
-        Reserve room for that many tokens in caches of a type of cache_types().
+        Reserve memory for that many tokens in caches of a type of cache_types().
 
-        MemoryError or ValueError if there is no such room or type.
+        MemoryError if memory is insufficient; ValueError for another type.
         """
 
     def retention_state(self, layer: int) -> numpy.typing.NDArray[numpy.float32] | None:
         """
-        Return a copy of the state (H, D, D), key by value, of a retention layer; None of another.
+        Return a copy of the state (H, D, D), key by value, of a retention layer; None for
+        other layers.
         """
 
     def keys_values(self, layer: int, begin: int, end: int) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]] | None:
         """
-        Return copies of cached keys and values, each (G, end - begin, D); None without a cache.
+        Return copies of cached keys and values, each (G, end - begin, D); None for a layer
+        without a cache.
 
-        A cross layer has the shared ones. IndexError for positions that are not cached.
+        Cross layers return the shared ones. IndexError for positions that are not cached.
         """
 
     def memory(self) -> dict[str, int]:
@@ -203,7 +206,7 @@ class Session:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that there is room for."""
+        """Tokens that the session can hold."""
 
 class Sampler:
     """
@@ -216,13 +219,13 @@ class Sampler:
         Start after `prompt`, whose tokens count for the repetition penalty only.
 
         `state` and `increment` (128 bits each) are numpy.random.PCG64(seed).state["state"].
-        `logit_bias` holds pairs of a token and what is added to its logit. Ranges are not
+        `logit_bias` holds pairs of a token and the value added to its logit. Ranges are not
         checked here but in yocobit.engine.SamplingConfig; ValueError for negative tokens.
         """
 
     def sample(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
         """
-        Return the next token after float32 logits (V,), which stay as they are.
+        Sample the next token from float32 logits (V,), which are not modified.
 
         IndexError if the prompt or the bias has a token outside the vocabulary.
         """
@@ -233,15 +236,16 @@ class Sampler:
 
 def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]]) -> list[int]:
     """
-    Return one token for each sampler after its row of float32 logits (V,).
+    Sample one token with each sampler from its row of float32 logits (V,).
 
-    The rows are the arrays of a list, or those of an array (n, V). Each sampler gives what
-    `sample` would; ValueError if there are not as many rows. Releases the GIL.
+    The rows are the arrays of a list, or those of an array (n, V). Results equal those of
+    `Sampler.sample`. ValueError if there are not as many rows. Releases the GIL.
     """
 
 def sample_at(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
     """
-    Return the token at `uniform`, in [0, 1), of the probabilities after the filters.
+    Return the token where the cumulative probability, after the filters, exceeds `uniform`,
+    in [0, 1).
     """
 
 def low_bit_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], m: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, row_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
@@ -305,12 +309,12 @@ def store_int4(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> tuple[nu
 def load_int4(kernels: str, stored: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], scale: float, D: int) -> NDArray[numpy.float32]:
     """Return the values (D,) of an int4 row."""
 
-def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, partition: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
+def attend(kernels: str, q: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], keys: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: str, begin: int, end: int, kv_split: int, tiles: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> NDArray[numpy.float32]:
     """
     Return attention (n, D) of queries q (n, D) to positions [begin, end) of a KV head.
 
     `keys` and `values` (S, D) are cached as a type of cache_types() and combined from KV
-    splits of `partition` positions; with `tiles`, positions are those of these tiles of 32.
+    splits of `kv_split` positions. With `tiles`, positions count within these tiles of 32.
     """
 
 def use_openmp(parallel: int, thread_num: int, num_threads: int) -> None:
@@ -324,14 +328,14 @@ def training_forward(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.fl
     Multiply x (N, K) by quantised weights (M, K) into ys (N, M) each.
 
     `scales` (weights, 2) are the scale and the mean of each weight. Writes the int8 codes
-    (N, stride) and the scales (N,) of x, which training_backward takes.
+    (N, stride) and the scales (N,) of x, which training_backward reads.
     """
 
 def training_backward(kernels: str, n_threads: int, grads: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], codes: Annotated[NDArray[numpy.int8], dict(shape=(None, None), order='C', device='cpu', writable=False)], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weights: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], is_ternary: bool, grad_x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')] | None, grad_ws: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]]) -> None:
     """
     Write the gradients of x (N, K), unless None, and of all weights (M, K) or of none.
 
-    `grads` (N, M) are those of ys; the others are what training_forward had and left.
+    `grads` (N, M) are those of ys; the other arguments are those of training_forward.
     """
 
 def training_norm(kernels: str, n_threads: int, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float, y: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], r: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu')]) -> None:
@@ -373,8 +377,8 @@ def read_bytes_per_s(cpus: Sequence[int], size: int, n_passes: int) -> float:
 
 def gemm_bytes_per_s(kernels: str, stored: str, n: int, m: int, k: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
     """
-    Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median of n
-    passes, each thread over its own `size` bytes of weights.
+    Measure weight bytes per second of GEMMs (n, k) x (m, k) in a weight format, the median of
+    n passes, each thread over its own `size` bytes of weights.
     """
 
 def attention_bytes_per_s(kernels: str, cache: str, n_queries: int, head_dim: int, cpus: Sequence[int], size: int, n_passes: int) -> float:
@@ -391,5 +395,5 @@ def fill(session: Session, n: int) -> None:
     """
     Fill the KV caches of a new session with n positions of noise.
 
-    What follows takes as long as after n tokens. ValueError if it is not new or has no room.
+    Later steps take as long as after n tokens. ValueError if it is not new or too small.
     """

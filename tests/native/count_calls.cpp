@@ -3,10 +3,10 @@
 //   count_calls MODEL THREADS CACHE   with a description of a model as tests/native/test_native.py
 //   writes
 //
-// After a warm-up a seccomp filter stops every system call at a signal handler. Calls by which
-// threads wait for each other, or leave each other's CPU, go on from there and are counted, as
-// others may need the CPUs; any other ends the program. Exit status 77 if this system has no such
-// filter.
+// After a warm-up a seccomp filter traps every system call in a signal handler. The handler counts
+// and forwards calls by which threads wait for each other or migrate off each other's CPU, as other
+// processes may need the CPUs; any other call ends the program. Exit status 77 if this system has
+// no such filter.
 
 #include <errno.h>
 #include <linux/filter.h>
@@ -39,7 +39,7 @@ void count_allocation() {
 
 }  // namespace
 
-// ---- in place of the C library's, whose own names remain; operator new ends here too ----
+// ---- replaces the C library's, whose own names remain; operator new calls these too ----
 
 extern "C" {
 
@@ -83,7 +83,7 @@ int posix_memalign(void** memory, size_t alignment, size_t size) {
 namespace yocobit {
 namespace {
 
-// A last argument that the calls to wait do not read: the filter lets those of the handler pass.
+// A last argument that these calls ignore: the filter lets those of the handler pass.
 constexpr unsigned kFromHandler = 0x5eed;
 
 [[noreturn]] void end(int status, const char* text, int length) {
@@ -106,7 +106,7 @@ void on_system_call(int, siginfo_t* info, void* context) {
   const int number = info->si_syscall;
   if (number == SYS_sched_yield || number == SYS_futex || number == SYS_sched_getaffinity ||
       number == SYS_sched_setaffinity) {
-    // Of a wait that fails the value has changed already.
+    // A wait that fails is harmless: the value has changed already.
     syscall(number, arguments[0], arguments[1], arguments[2], nullptr, nullptr, kFromHandler);
     return;
   }
@@ -187,8 +187,7 @@ TensorEntries read_tensors(std::istream& in) {
 
 void count(const char* description, int n_threads, const char* cache) {
   constexpr int kSessions = 3, kPrompt = 1000;
-  // On a busy machine more than the first rounds, until a step was not disturbed by other
-  // processes.
+  // On a busy machine more than kRounds, until other processes have left one step undisturbed.
   constexpr int kRounds = 50, kMostRounds = 2000, kMaxTokens = kPrompt + 5 * kMostRounds;
   std::ifstream in(description);
   std::string path;

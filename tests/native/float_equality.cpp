@@ -76,7 +76,7 @@ struct Cache {
 
 constexpr FloatType kCacheTypes[] = {FloatType::f32, FloatType::f16, FloatType::i8, FloatType::i4};
 
-// What of a value the type of a cache may lose, of rows whose largest magnitude is given.
+// Bound of the rounding error of a cached value, for rows with the given largest magnitude.
 double storage_error(FloatType type, double largest) {
   switch (type) {
     case FloatType::f32:
@@ -115,18 +115,19 @@ uint64_t quantize_rows(const KernelFamily& family) {
       checksum.add(codes.data(), padded);
       checksum.add(&scale, 1);
 
-      Aligned<int16_t> wide(padded);
+      Aligned<int16_t> int16_codes(padded);
       std::vector<int32_t> sums(padded / kInt4Block), expected_sums(sums.size());
-      family.kernels.quantize_int16_row(x.data(), K, padded, wide.data(), &scale, sums.data());
+      family.kernels.quantize_int16_row(x.data(), K, padded, int16_codes.data(), &scale,
+                                        sums.data());
       for (int k = 0; k < padded; ++k) {
         const float scaled = k < K ? x[k] * (kInt16Max / largest) : 0.0f;
         const int code = static_cast<int>(std::nearbyint(scaled));
-        check(wide[k] == code, family, "quantize_int16_row must round half to even");
+        check(int16_codes[k] == code, family, "quantize_int16_row must round half to even");
         expected_sums[k / kInt4Block] += code;
       }
       check(scale == largest / kInt16Max && sums == expected_sums, family,
             "scale and sums of int16 codes");
-      checksum.add(wide.data(), padded);
+      checksum.add(int16_codes.data(), padded);
       checksum.add(sums);
     }
   }
@@ -291,8 +292,8 @@ uint64_t attention(const KernelFamily& family) {
             largest = std::max(largest, scores[s]);
           }
           for (int s = begin; s < end; ++s) total += std::exp(scores[s] - largest);
-          // A score errs by what a key loses times |q|_1, an output twice as much of |v| <= 1 and
-          // by what a value loses; 1e-4 is rounding, of 15-bit queries and weights among others.
+          // The error of a score is that of a key times |q|_1; of an output twice that, for
+          // |v| <= 1, plus that of a value. 1e-4 covers rounding, as of 15-bit queries and weights.
           double magnitude = 0.0;
           for (int d = 0; d < D; ++d) magnitude += std::fabs(q[size_t(i) * D + d]);
           const double lost = storage_error(type, 1.0);

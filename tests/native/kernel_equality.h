@@ -71,7 +71,7 @@ class Checksum {
   uint64_t hash_ = 0xcbf29ce484222325u;
 };
 
-// Memory aligned as the kernels need it, after which they may read.
+// Aligned memory with padding at the end, which kernels may read.
 template <typename T>
 class Aligned {
  public:
@@ -90,7 +90,7 @@ class Aligned {
   T* data_;
 };
 
-// How inputs are chosen: at random, all at the largest magnitude of one sign, or zeros.
+// Values of inputs: random, all of the largest magnitude with one sign, or zeros.
 enum class Fill { random, largest, smallest, zeros };
 
 // gemm_equality.cpp

@@ -1,6 +1,6 @@
 // Families of tests only: one that overrides a single kernel and inherits the rest, and one on top
-// of it that overrides the training kernels. Both take the generic bodies over the plain lanes of
-// simd/scalar.h, so that these are tested on every CPU.
+// of it that overrides the training kernels. Both compile the generic bodies over simd/scalar.h, so
+// that these are tested on every CPU.
 
 #include "kernel_equality.h"
 #include "kernels/generic/input_gradient-inl.h"

@@ -1,4 +1,4 @@
-"""A model each of whose matrices has a format of its own, which no packer writes yet."""
+"""A model whose matrices have different weight formats, which no packer writes yet."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def model(tmp_path_factory):
     """Path, configuration, tensors and formats of a model with every format in turn."""
     config = preset("nano").replace(layers=LAYERS, weights="dense")
     rng = np.random.default_rng(0)
-    formats = itertools.cycle(FORMATS.values())
-    chosen, arrays = {}, {}
+    cycle = itertools.cycle(FORMATS.values())
+    formats, arrays = {}, {}
     for name, parameter in model_parameters(config).items():
         is_embedding = parameter.role == "embedding"
         stays_float = parameter.role in ("norm", "float")
-        chosen[name] = FORMATS[
-            "f32" if stays_float else "f16" if is_embedding else next(formats).name
+        formats[name] = FORMATS[
+            "f32" if stays_float else "f16" if is_embedding else next(cycle).name
         ]
-        arrays |= stored(name, chosen[name], parameter.shape, rng)
+        arrays |= stored(name, formats[name], parameter.shape, rng)
     path = tmp_path_factory.mktemp("mixed") / "tensors"
-    return path, config, write(path, arrays), {name: f.name for name, f in chosen.items()}
+    return path, config, write(path, arrays), {name: f.name for name, f in formats.items()}
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, tuple]:
-    """Write arrays one after the other, aligned; return where they are."""
+    """Write arrays one after the other, aligned; return their entries."""
     dtypes = {"uint8": "U8", "int8": "I8", "float16": "F16", "float32": "F32"}
     entries, content = {}, b""
     for name, array in arrays.items():
@@ -111,3 +111,14 @@ def test_an_embedding_in_blocks_is_refused(model):
 
     with pytest.raises(ValueError, match="embedding must be in a format of contiguous rows"):
         _native.Engine(str(path), config.to_dict(), tensors, formats | {name: "ternary"}, "", 1)
+
+
+def test_a_step_refuses_none_in_place_of_a_session(model):
+    path, config, tensors, formats = model
+    engine = _native.Engine(str(path), config.to_dict(), tensors, formats, "", 1)
+    tokens, out = np.zeros(1, dtype=np.int32), np.empty((1, config.vocab_size), dtype=np.float32)
+
+    with pytest.raises((TypeError, ValueError)):
+        engine.step([None], tokens, out, [])
+    with pytest.raises((TypeError, ValueError)):
+        engine.step([], tokens[:0], None, [(None, tokens)])

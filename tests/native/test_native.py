@@ -1,4 +1,4 @@
-"""What Python cannot see of the engine: the programs in tests/native, as the build left them."""
+"""The C++ test programs of tests/native, as `make setup` built them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STACKS = {
 
 
 def run(name: str, *arguments: object) -> str:
-    """Run a program of tests/native; fail with what it prints unless it ends well."""
+    """Run a program of tests/native and return its output; fail with it on an error."""
     built = sorted(ROOT.glob(f"build/cp*/tests/native/{name}"), key=lambda p: p.stat().st_mtime)
     if not built:
         pytest.skip(f"{name} is not built; run make setup")
@@ -39,7 +39,7 @@ def run(name: str, *arguments: object) -> str:
 
 
 def random_model(config: ModelConfig, head: str, directory: Path) -> PackedModel:
-    """Pack a model whose weights are small numbers."""
+    """Pack a model with random small weights."""
     rng = np.random.default_rng(seed=0)
     parameters = stored_parameters(config, head=head)
     tensors = (
@@ -92,7 +92,7 @@ def test_block_selection_makes_no_allocation_and_no_system_call(attention, cache
         assert "0 allocations" in run("count_calls", description, threads, cache)
 
 
-def test_every_family_meets_the_contracts_and_the_checksums_of_all_cpus():
+def test_every_family_satisfies_the_contracts_and_the_checksums_of_all_cpus():
     printed = run("kernel_equality")
 
     assert [line.split(":")[0] for line in printed.splitlines()] == [
@@ -102,7 +102,7 @@ def test_every_family_meets_the_contracts_and_the_checksums_of_all_cpus():
     ]
 
 
-def test_every_item_is_taken_once_by_pools_of_all_sizes():
+def test_thread_pools_of_all_sizes_compute_every_item_once():
     assert "good" in run("thread_pool_stress")
 
 

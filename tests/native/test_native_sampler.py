@@ -100,6 +100,11 @@ def test_a_batch_of_another_size_than_its_samplers_is_refused():
         _native.sample_batch([native(0, FILTERS)], np.zeros((2, V), dtype=np.float32))
 
 
+def test_a_batch_refuses_none_in_place_of_a_sampler():
+    with pytest.raises((TypeError, ValueError)):
+        _native.sample_batch([None], np.zeros((1, V), dtype=np.float32))
+
+
 @pytest.mark.parametrize("case", [{"bias": ((V, 1.0),)}, {"prompt": (V,), "repetition": 2.0}])
 def test_tokens_outside_the_vocabulary_are_refused(case):
     with pytest.raises(IndexError, match="token 1000"):

@@ -75,7 +75,7 @@ void stress(int n_threads) {
   check(cpu_seconds() - before < 0.1, "a pool without work must use no CPU", n_threads);
 }
 
-// All CPUs are busy when the caller wakes the worker; all others are idle soon after.
+// All CPUs are busy when the caller wakes the worker; all but the caller's are idle soon after.
 void migrate_on_wake() {
 #if defined(__linux__)
   cpu_set_t all;
@@ -83,21 +83,21 @@ void migrate_on_wake() {
   for (int attempt = 0; attempt < 50; ++attempt) {
     ThreadPool pool(2);
     int worker = -1;
-    std::atomic<bool> is_taken{true};
+    std::atomic<bool> is_spinning{true};
     const auto where = [&](int64_t begin, int64_t) {
-      is_taken = false;
+      is_spinning = false;
       if (begin == 1) worker = sched_getcpu();
     };
     pool.parallel_for(2, where);
-    std::this_thread::sleep_for(std::chrono::milliseconds(30));  // it sleeps, too
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));  // the worker sleeps by then
     const int before = worker;
-    is_taken = true;
+    is_spinning = true;
     std::vector<std::thread> others;
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
       if (cpu == before || !CPU_ISSET(cpu, &all)) continue;
-      others.emplace_back([&is_taken, cpu] {
+      others.emplace_back([&is_spinning, cpu] {
         bind_to_cpu(cpu);
-        while (is_taken) continue;
+        while (is_spinning) continue;
       });
     }
     bind_to_cpu(before);

@@ -1,5 +1,5 @@
-// Gated memory unit (SambaY, arXiv:2507.06607): y = W_out norm(m * silu(W_g x)), where m is what
-// the last self-decoder mixer mixed.
+// Gated memory unit (SambaY, arXiv:2507.06607): y = W_out norm(m * silu(W_g x)), where m is the
+// output of the last self-decoder mixer before its gate and output projection.
 
 #include "engine/forward_pass.h"
 

@@ -12,7 +12,8 @@
 namespace yocobit {
 namespace {
 
-// sigmoid(logit)^(1/16). In double: one scalar per head and token decides how far a layer sees.
+// sigmoid(logit)^(1/16). In double: it is one scalar per head and token, and sets how fast the
+// state fades.
 float decay_from_logit(float logit) {
   const double z = logit;
   const double log_sigmoid = z < 0 ? z - std::log1p(std::exp(z)) : -std::log1p(std::exp(-z));
