@@ -1,6 +1,6 @@
-"""A client that costs little: streams of completions over plain sockets, each event timed.
+"""A cheap client: streams completions over plain sockets and times each event.
 
-It shares the CPUs with the server that it measures, so it parses no more than it must.
+It shares the CPUs with the measured server, so it parses as little as possible.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from typing import Any
 class Stream:
     """One streamed response: the times of its request and of each event."""
 
-    asked_at: float
+    sent_at: float
     times: list[float]
     usage: dict[str, Any]
 
     @property
     def first_s(self) -> float:
-        return self.times[0] - self.asked_at
+        """Time to first token."""
+        return self.times[0] - self.sent_at
 
     @property
     def gaps_s(self) -> list[float]:
+        """Inter-token latencies."""
         return [b - a for a, b in itertools.pairwise(self.times)]
 
 
 async def stream(
     host: str, port: int, body: dict[str, Any], path: str = "/v1/completions"
 ) -> Stream:
-    """Ask for a completion and take its events; RuntimeError if the server refuses."""
+    """Request a completion and read its events; RuntimeError if the server rejects it."""
     content = json.dumps({**body, "stream": True}).encode()
     reader, writer = await asyncio.open_connection(host, port)
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     )
-    asked_at, times, usage = time.perf_counter(), [], {}
+    sent_at, times, usage = time.perf_counter(), [], {}
     writer.write(head.encode() + content)
     await writer.drain()
     status = await reader.readline()
@@ -54,9 +56,9 @@ async def stream(
         elif b'"usage"' in line:
             usage = json.loads(line[6:]).get("usage") or usage
     writer.close()
-    return Stream(asked_at, times, usage)
+    return Stream(sent_at, times, usage)
 
 
 async def streams(host: str, port: int, bodies: list[dict[str, Any]]) -> list[Stream]:
-    """Ask for several at once."""
+    """Request several completions at once."""
     return await asyncio.gather(*(stream(host, port, body) for body in bodies))

@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, TokenType
 
 from yocobit.config import ModelConfig
 
-# Where a block of each type keeps its float16 scale, as a byte offset.
+# Byte offset of the float16 scale in a block of each type.
 _SCALES = {"TQ2_0": 64, "TQ1_0": 52, "Q1_0": 0, "Q4_0": 0, "Q6_K": 208}
 
 
@@ -23,7 +23,8 @@ def write_gguf(
 ) -> None:
     """Write a llama-architecture file whose matrices are of type `weights`, its head of `head`.
 
-    With a tokenizer.json, byte-level BPE, it reads and writes text.
+    `tokenizer` is the content of a tokenizer.json (byte-level BPE); without it, the file has no
+    vocabulary.
     """
     rng = np.random.default_rng(0)
     C, F, V = config.d_model, config.d_ff, config.vocab_size

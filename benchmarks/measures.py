@@ -1,7 +1,7 @@
 """Measurements of peers.py and on_chip.py, one function per kind of run.
 
-yocobit, llama.cpp and PyTorch are opened behind one interface, so that all are timed alike: a
-function that starts a new sequence and returns a function that consumes tokens.
+One interface opens yocobit, llama.cpp and PyTorch, so that all are timed alike: a function that
+starts a new sequence and returns a function that consumes tokens.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from yocobit.hardware.limits import measure_limits
 from yocobit.packing import read_model
 
 Feed = Callable[[list[int]], object]
-NewText = Callable[[], Feed]
+NewSequence = Callable[[], Feed]
 
 YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
-WITHOUT_FLASH = " without flash attention"  # flash attention is the slower way on some CPUs
+WITHOUT_FLASH = " without flash attention"  # flash attention is slower on some CPUs
 PREFILL, DECODE = 512, 64
 DEPTH = 16384
 SESSIONS = 16
@@ -39,31 +39,31 @@ LONG_PREFILL = 2048
 
 
 def speed(run: dict[str, Any]) -> dict[str, float]:
-    """Prefill PREFILL tokens and decode DECODE after them; tokens/s of both, after a warm-up."""
+    """Return tokens/s of a prefill of PREFILL tokens and of DECODE decode steps after it."""
     tokens = np.random.default_rng(0).integers(1, run["vocab_size"], PREFILL + DECODE).tolist()
-    new_text = _open(run, PREFILL + DECODE)
-    new_text()(tokens[:64])
-    feed = new_text()
+    new_sequence = _open(run, PREFILL + DECODE)
+    new_sequence()(tokens[:64])
+    feed = new_sequence()
     prefill = PREFILL / seconds(lambda: feed(tokens[:PREFILL]))
     times = _decode(feed, tokens[PREFILL:])
     return {"prefill": prefill, "decode": 1 / statistics.median(times)}
 
 
 def attention(run: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds that DEPTH positions add to a decode step of the one layer."""
+    """Return the milliseconds that DEPTH positions add to a decode step of the single layer."""
     tokens = np.random.default_rng(0).integers(1, 1000, DEPTH + 64).tolist()
-    new_text = _open(run, DEPTH + 128)
-    feed = new_text()
+    new_sequence = _open(run, DEPTH + 128)
+    feed = new_sequence()
     feed(tokens[:64])
     shallow = statistics.median(_decode(feed, tokens[:32]))
-    feed = new_text()
+    feed = new_sequence()
     feed(tokens[:DEPTH])
     deep = statistics.median(_decode(feed, tokens[DEPTH:]))
     return {"ms": 1000 * (deep - shallow)}
 
 
 def share(run: dict[str, Any]) -> dict[str, float]:
-    """Bytes that decoding must touch a second, over what the machine reads a second."""
+    """Return the memory traffic of decode per second, as a share of the read bandwidth."""
     engine = Engine.load(run["path"], threads=run["threads"])
     session = engine.session(512, "f16")
     tokens = np.random.default_rng(0).integers(1, engine.config.vocab_size, 256).tolist()
@@ -72,7 +72,7 @@ def share(run: dict[str, Any]) -> dict[str, float]:
     caches = read_caches()
     is_resident = n_bytes < caches.last_bytes
     rates, roofs = [], []
-    for part in range(4):  # in turn, so that both see the same machine
+    for part in range(4):  # interleaved, so that noise affects both
         limits = measure_limits(run["threads"], usable_cpus(), caches)
         roofs.append(limits.last_level_bytes_per_s if is_resident else limits.dram_bytes_per_s)
         times = _decode(session.feed, tokens[part * 64 : part * 64 + 64])
@@ -87,21 +87,21 @@ def share(run: dict[str, Any]) -> dict[str, float]:
 
 
 def sessions(run: dict[str, Any]) -> dict[str, float]:
-    """Tokens/s of SESSIONS sessions that decode together, and of one alone."""
+    """Return tokens/s of SESSIONS sessions in one batch, and of one session."""
     engine = Engine.load(run["path"], threads=run["threads"])
     rng = np.random.default_rng(0)
     prompts = rng.integers(1, engine.config.vocab_size, (SESSIONS, 32)).tolist()
-    texts = [engine.session(128, "f16") for _ in prompts]
-    for text, prompt in zip(texts, prompts, strict=True):
-        text.feed(prompt)
-    alone = statistics.median(_decode(texts[0].feed, prompts[0][:24]))
+    batch = [engine.session(128, "f16") for _ in prompts]
+    for session, prompt in zip(batch, prompts, strict=True):
+        session.feed(prompt)
+    alone = statistics.median(_decode(batch[0].feed, prompts[0][:24]))
     steps = [[prompt[i] for prompt in prompts] for i in range(12)]
-    together = statistics.median(seconds(lambda s=s: engine.step(texts, s)) for s in steps)
+    together = statistics.median(seconds(lambda s=s: engine.step(batch, s)) for s in steps)
     return {"alone": 1 / alone, "together": SESSIONS / together}
 
 
 def early_exit(run: dict[str, Any]) -> dict[str, float]:
-    """Prefill of LONG_PREFILL tokens in a YOCO stack and in a Transformer, tokens/s."""
+    """Return prefill tokens/s of LONG_PREFILL tokens in a YOCO stack and in a Transformer."""
     found = {}
     for name, path in (("transformer", run["path"]), ("yoco", run["yoco_path"])):
         engine = Engine.load(path, threads=run["threads"])
@@ -113,7 +113,7 @@ def early_exit(run: dict[str, Any]) -> dict[str, float]:
 
 
 def opening(run: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds from a path to a session that takes tokens; the second time, files cached."""
+    """Return the milliseconds from a path to an open session, with the files in the page cache."""
     Engine.load(run["path"], threads=run["threads"]).session(64, "f16").feed([1])
 
     started = time.perf_counter()
@@ -127,10 +127,10 @@ def opening(run: dict[str, Any]) -> dict[str, float]:
 
 
 def on_chip(run: dict[str, Any]) -> dict[str, float]:
-    """Decode steps back to back, and steps before which other data filled every cache.
+    """Measure decode steps back to back, and steps after other data evicted every cache.
 
-    `dram_megabytes` is what a median step reads from DRAM if the fastest one reads nothing there
-    and one with empty caches everything.
+    `dram_megabytes` estimates the DRAM traffic of a median step: it assumes that the fastest step
+    reads nothing from DRAM and a step with evicted caches everything.
     """
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, run["vocab_size"], ON_CHIP_DEPTH + ON_CHIP_STEPS).tolist()
@@ -141,7 +141,7 @@ def on_chip(run: dict[str, Any]) -> dict[str, float]:
     evicted: list[float] = []
     for i, token in enumerate(tokens[ON_CHIP_DEPTH:]):
         since_evicted = i % EVICTED_EVERY
-        if since_evicted == 0:  # every thread writes as much as the last-level cache holds
+        if since_evicted == 0:  # every thread fills a buffer of the last-level cache's size
             _native.read_bytes_per_s(usable_cpus()[: run["threads"]], caches.last_bytes, 1)
         elapsed = _decode(feed, [token])
         if since_evicted == 0:
@@ -172,20 +172,22 @@ def on_chip(run: dict[str, Any]) -> dict[str, float]:
 
 
 def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> float:
-    """Return p99 / median of equally long steps of a model in the L2 caches: of as many sessions as
-    a step of at_least seconds needs."""
+    """Return p99 / median of steps of a model that fits the L2 caches.
+
+    The batch is large enough that a step takes `at_least` seconds.
+    """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
         write_random_model(named_shape("nano"), path)
         engine = Engine.load(path, threads=threads)
 
         def steps(n: int, n_sessions: int) -> list[float]:
-            texts = [engine.session(n) for _ in range(n_sessions)]
-            starts = [text.snapshot() for text in texts]
-            for _ in range(2):  # the first time for their pages
-                times = [seconds(lambda: engine.step(texts, [1] * n_sessions)) for _ in range(n)]
-                for text, start in zip(texts, starts, strict=True):
-                    text.truncate(start)
+            batch = [engine.session(n) for _ in range(n_sessions)]
+            starts = [session.snapshot() for session in batch]
+            for _ in range(2):  # the first pass takes the page faults
+                times = [seconds(lambda: engine.step(batch, [1] * n_sessions)) for _ in range(n)]
+                for session, start in zip(batch, starts, strict=True):
+                    session.truncate(start)
             return times
 
         n_sessions = 1
@@ -202,8 +204,8 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewText:
-    """Open the model of a run; `cache` is ours, theirs is f16."""
+def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewSequence:
+    """Open the model of a run; `cache` is the KV cache type of yocobit, the others use f16."""
     if run["engine"] == PYTORCH:
         return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
     if run["engine"] == YOCOBIT:
@@ -221,33 +223,35 @@ def _p99_over_median(feed: Feed, tokens: list[int]) -> float:
     return float(np.quantile(times, 0.99)) / statistics.median(times)
 
 
-def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewText:
+def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewSequence:
+    """Open a packed model; sequences have a capacity of `room` tokens."""
     engine = Engine.load(path, threads=threads)
     logits = np.empty(engine.config.vocab_size, dtype=np.float32)
 
-    def new_text() -> Feed:
+    def new_sequence() -> Feed:
         session = engine.session(room, cache)
         return lambda tokens: session.feed(tokens, logits)
 
-    return new_text
+    return new_sequence
 
 
-def open_llama_cpp(path: str, threads: int, room: int, has_flash_attention: bool) -> NewText:
+def open_llama_cpp(path: str, threads: int, room: int, has_flash_attention: bool) -> NewSequence:
+    """Open a GGUF file in llama.cpp; sequences have a capacity of `room` tokens."""
     from llama_cpp import Llama
 
     model = Llama(path, n_ctx=room, n_batch=512, n_ubatch=512, n_threads=threads,
                   n_threads_batch=threads, flash_attn=has_flash_attention,
                   verbose=False)  # fmt: skip
 
-    def new_text() -> Feed:
+    def new_sequence() -> Feed:
         model.reset()
         return model.eval
 
-    return new_text
+    return new_sequence
 
 
-def open_pytorch(config: ModelConfig, threads: int) -> NewText:
-    """The same shape in float32, dense: what a model costs that nobody quantised."""
+def open_pytorch(config: ModelConfig, threads: int) -> NewSequence:
+    """Return the same shape in PyTorch with dense float32 weights, the unquantised baseline."""
     import torch
 
     from yocobit.model import Cache, Decoder
@@ -256,14 +260,14 @@ def open_pytorch(config: ModelConfig, threads: int) -> NewText:
     torch.manual_seed(0)
     model = Decoder(config.replace(weights="dense")).eval()
 
-    def new_text() -> Feed:
+    def new_sequence() -> Feed:
         cache = Cache()
 
         @torch.inference_mode()
         def feed(tokens: list[int]) -> object:
-            take = model.step if len(tokens) == 1 else model.prefill
-            return take(torch.tensor([tokens]), cache)
+            consume = model.step if len(tokens) == 1 else model.prefill
+            return consume(torch.tensor([tokens]), cache)
 
         return feed
 
-    return new_text
+    return new_sequence

@@ -2,12 +2,12 @@
 
     python benchmarks/on_chip.py [--rounds 3] [--work DIR]
 
-Decode at depth 512, vocabulary of 16,384, our KV cache int8 and theirs f16: our ternary and sign
-weights, in a Transformer and in a YOCO stack of the same width and depth, compared with llama.cpp's
-F16 and ternary types on that Transformer. Every twentieth step starts with evicted caches. The p99
-over the median of a step is compared with that of equally long steps of a model in the L2 caches:
-the noise of the machine. Needs the extra `peers`; every run is a process of its own, ratios are
-medians over rounds. Writes benchmarks/results/on_chip.json.
+Measures decode at depth 512 with a vocabulary of 16,384. Ternary and sign weights with an int8 KV
+cache, in a Transformer and in a YOCO stack of the same width and depth, are compared with
+llama.cpp's F16 and ternary types with an f16 KV cache on that Transformer. Every twentieth step
+starts with evicted caches. The p99 / median of a step is compared with that of equally long steps
+of a model in the L2 caches, which is the noise of the machine. Needs the extra `peers`. Every run
+is a separate process; ratios are medians over rounds. Writes benchmarks/results/on_chip.json.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _vocabulary(shape: str) -> Run:
 
 
 def _ratios(runs: list[Run]) -> dict[str, float]:
-    """Return medians over rounds: ours / the best of theirs on that Transformer, and what each of
-    ours found."""
+    """Return medians over rounds: yocobit's speed / the best of llama.cpp's on the Transformer, and
+    the ratios of each yocobit run."""
     rounds: dict[int, list[Run]] = {}
     for run in runs:
         rounds.setdefault(run["round"], []).append(run)

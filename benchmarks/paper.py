@@ -5,11 +5,11 @@
         [--out benchmarks/results/paper.json]
 
 A decoder-decoder, with and without an index, is compared with the Transformer of the same shape in
-the same engine, with the same kernels and cache type; only its KV cache has every layer's K and V.
-Sessions of a length are filled with noise, which costs the same to attend to as real tokens. A full
-prefill of the Transformer would take hours at the greatest lengths: the time of a chunk of 128
-tokens is measured at each length and integrated by the trapezoidal rule, which is exact here: the
-time of a chunk grows linearly with its depth.
+the same engine, with the same kernels and cache type. The Transformer's KV cache has K and V of
+every layer. Sessions are filled with noise, as attention costs the same as with real tokens. A full
+prefill of the Transformer would take hours at the greatest lengths, so the time of a chunk of 128
+tokens is measured at each length and integrated by the trapezoidal rule. This is exact, as the time
+of a chunk grows linearly with its depth.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from yocobit.hardware.host import available_bytes, provenance
 RESULTS = Path(__file__).parent / "results" / "paper.json"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
 INDEX = "index:2048"
-CHUNK, STEPS = 128, 8  # tokens of a prefill chunk and of a decode that are timed
+CHUNK, STEPS = 128, 8  # tokens of a timed prefill chunk and of a timed decode
 PAPER_MEMORY, PAPER_PREFILL = (1 << 20, 9.4), (1 << 19, 30.3)  # the paper's ratios, on a GPU
 COLORS = ("#8A8A8A", pictures.BLUE, pictures.ORANGE)
 
 
 @dataclasses.dataclass
 class Curve:
-    """One stack by length; a length without times needs more memory than is available."""
+    """One stack by length; a length that exceeds the available memory has no times."""
 
     name: str
     config: ModelConfig
@@ -130,7 +130,7 @@ def measure(
     repetitions: int = 1,
     progress: Callable[[str], object] = lambda text: None,
 ) -> list[Curve]:
-    """Time every stack at every length once a round: Transformer, YOCO, YOCO with an index."""
+    """Time three stacks at every length in every round: Transformer, YOCO, YOCO with an index."""
     if not config.has_cross_decoder:
         raise SystemExit("error: --shape must have cross layers")
     if not lengths or min(lengths) < 1:
@@ -155,7 +155,7 @@ def measure(
 
 
 def time_length(engine: Engine, curve: Curve, length: int) -> None:
-    """Add one repetition to a curve, unless memory does not suffice."""
+    """Add one repetition to a curve if memory suffices."""
     capacity = length + STEPS + CHUNK
     available = available_bytes()
     if available is not None and session_bytes(curve.config, curve.cache, capacity) > available:
@@ -171,6 +171,7 @@ def time_length(engine: Engine, curve: Curve, length: int) -> None:
 
 
 def step_times(session: Session) -> Iterator[float]:
+    """Yield the times of STEPS - 1 decode steps, after one to warm up."""
     out = np.empty(session.feed([0]).shape, dtype=np.float32)
     for token in range(1, STEPS):
         started = time.perf_counter()
@@ -179,7 +180,7 @@ def step_times(session: Session) -> Iterator[float]:
 
 
 def print_table(curves: Sequence[Curve], lengths: Sequence[int], console: Console) -> None:
-    """Print a line per length, and the ratios compared with the paper's."""
+    """Print one line per length, then the ratios next to those of the paper."""
     transformer, yoco, index = curves
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
     headings = ["tokens", "memory", "YOCO", "ratio", "prefill", "YOCO", "ratio"]
@@ -226,7 +227,7 @@ def draw(curves: Sequence[Curve], lengths: Sequence[int], title: str, out: Path)
                 points = [(n, y) for n in lengths if (y := value(curve, n)) is not None]
                 style = {"color": color, "marker": "o", "ms": 3, "label": curve.name}
                 axes.plot(*zip(*points, strict=True), **style)
-            scale = "log" if axes.lines else "linear"  # a logarithm needs a value
+            scale = "log" if axes.lines else "linear"  # a log axis needs data
             axes.set(title=label, xscale=scale, yscale=scale)
             axes.set_xticks(lengths, [size(n) for n in lengths])
             axes.minorticks_off()

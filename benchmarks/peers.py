@@ -3,8 +3,8 @@
     python benchmarks/peers.py [--rounds 3] [--only speed attention ...] [--threads 2]
         [--work DIR] [--out benchmarks/results/peers.json]
 
-Needs the extra `peers` (llama-cpp-python, gguf). Every round makes every run once, each in a
-process of its own; a ratio is the median over rounds of ours / the best of theirs in that round.
+Needs the extra `peers` (llama-cpp-python, gguf). Every round executes every run once, each in a
+separate process. A ratio is the median over rounds of yocobit / the best peer of that round.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ Run = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
-THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's own choice for these types, and ours
+THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's default for these types, and ours
 
 _100M = transformer(768, 12, 12, 12, 2048, 16384)
 ALL_SHAPES: dict[str, ModelConfig] = {
     "2b4t": SHAPES["2b4t"],
     "150m": SHAPES["150m"],
     "150m-yoco": yoco(SHAPES["150m"]),
-    # Weights that fit a last-level cache of 32 MB.
+    # The weights fit in a last-level cache of 32 MB.
     "85m": transformer(768, 12, 12, 12, 2048, 8192),
     # on_chip.py
     "100m": _100M,
     "100m-yoco": yoco(_100M),
-    # One layer of attention as in 2b4t, and little else.
+    # One attention layer of 2b4t with a small feed-forward and vocabulary.
     "attention": transformer(2560, 1, 20, 5, 256, 1024),
 }
 
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def speed_runs(work: Path) -> Iterator[Run]:
-    """Prefill and decode: every weight format next to llama.cpp's types, and PyTorch."""
+    """Yield prefill and decode runs: our weight formats, llama.cpp's types and PyTorch."""
     for shape in ("2b4t", "150m"):
         config = ALL_SHAPES[shape]
         for kind, types in THEIRS.items():
@@ -101,7 +101,7 @@ def speed_runs(work: Path) -> Iterator[Run]:
 
 
 def attention_runs(work: Path) -> Iterator[Run]:
-    """A layer of attention over a long f16 cache."""
+    """Yield runs of one attention layer over a long f16 cache."""
     paths = {YOCOBIT: ours(work, "attention", "ternary")}
     paths |= dict.fromkeys(llama_cpp("TQ2_0"), theirs(work, "attention", "TQ2_0"))
     for engine, path in paths.items():
@@ -110,7 +110,7 @@ def attention_runs(work: Path) -> Iterator[Run]:
 
 
 def own_runs(work: Path) -> Iterator[Run]:
-    """Ratios to yocobit itself and to the host's limits."""
+    """Yield runs that compare yocobit with itself and with the host's limits."""
     for shape, kind in (("2b4t", "ternary"), ("2b4t", "sign"), ("85m", "ternary")):
         for threads in (2, 1):
             yield {"measure": "share", "shape": shape, "kind": kind, "threads": threads,
@@ -161,7 +161,7 @@ def theirs(work: Path, shape: str, kind: str, head: str = THEIR_HEAD) -> str:
 
 
 def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
-    """Make every run once a round, each in a process of its own."""
+    """Execute every run once per round, each in a separate process; yield its results."""
     for number in range(rounds):
         for run in runs:
             command = [sys.executable, __file__, "--one", json.dumps(run)]
@@ -178,7 +178,7 @@ def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
 
 
 def ratios(runs: list[Run]) -> dict[str, float]:
-    """Return each ratio that the runs allow, by name; shapes but 2b4t are part of it."""
+    """Return all ratios that the runs contain, by name; a name includes the shape unless 2b4t."""
     found: dict[str, float | None] = {}
     for shape in ("2b4t", "150m"):
         for kind in ("ternary", "sign"):
@@ -219,7 +219,7 @@ def _ratio(
     peer: str = "llama.cpp",
     best: Callable[[list[float]], float] = max,
 ) -> float | None:
-    """Median over rounds of our figure / the best of the peer's types."""
+    """Return the median over rounds of our figure / the best of the peer's types."""
     rounds: dict[int, dict[str, float]] = {}
     for run in _matching(runs, match):
         is_ours = run["engine"] == YOCOBIT
@@ -256,7 +256,7 @@ _SHOWN = ("measure", "shape", "kind", "engine", "threads")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that are compared."""
+    """Return the versions of the compared packages."""
     packages = ("yocobit", "llama-cpp-python", "gguf", "torch", "numpy")
     return {name: importlib.metadata.version(name) for name in packages}
 

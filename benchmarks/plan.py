@@ -1,13 +1,13 @@
-"""What `yocobit plan` predicts for this machine, held against `yocobit bench` in the same run.
+"""Predictions of `yocobit plan` for this host, compared with `yocobit bench` in the same run.
 
     python benchmarks/plan.py [--shapes tiny,150m-yoco] [--contexts 512,4096] [--caches f16,int8]
         [--index 2048] [--threads 2] [--rounds 3] [--prefill 512]
         [--out benchmarks/results/plan.json]
 
-A round predicts and measures every case once, one after the other, so that a slow minute of a
-shared machine hits both; a case's ratio is the median over rounds of measured / predicted time.
-`fastest` is that of the fastest step or prompt of all rounds: on a machine that others use, medians
-say how busy they were. A shape that needs more memory than there is is left out and said so.
+Each round predicts and then measures every case once, so that noise of a shared machine affects
+both. The ratio of a case is the median over rounds of measured / predicted time. `fastest` is the
+ratio for the fastest step or prompt of all rounds: on a shared machine, the medians depend on the
+load. Shapes that exceed the available memory are skipped with a message.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from yocobit.planning.plan import calibrate
 from yocobit.planning.prediction import predict
 
 ROOT = Path(__file__).parent.parent
-AGREES = 1.25  # either way
+AGREES = 1.25  # largest ratio, or its inverse, that counts as agreement
 
 
 @dataclasses.dataclass
@@ -65,11 +65,11 @@ def main() -> None:
     parser.add_argument("--shapes", default="tiny,small,150m,150m-yoco,2b4t,2b4t-yoco")
     parser.add_argument("--contexts", default="512,4096,32768")
     parser.add_argument("--caches", default="f16,int8")
-    parser.add_argument("--index", type=int, default=2048, help="positions; 0: no such cases")
+    parser.add_argument("--index", type=int, default=2048, help="attended positions; 0: no index")
     parser.add_argument("--threads", type=int, default=len(usable_cpus()))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32, help="decoded of each context")
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of a prompt; 0: none")
+    parser.add_argument("--tokens", type=int, default=32, help="decode steps per case")
+    parser.add_argument("--prefill", type=int, default=512, help="prompt tokens; 0: no prefill")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/plan.json")
     arguments = parser.parse_args()
 
@@ -82,7 +82,7 @@ def main() -> None:
                     for case in found:
                         run(case, model, arguments.tokens)
         except UserError as error:
-            print(f"{shape}: left out: {error}")
+            print(f"{shape}: skipped: {error}")
             continue
         for case in found:
             show(case)
@@ -98,6 +98,7 @@ def main() -> None:
 
 
 def cases_of(shape: str, model: PackedModel, arguments: argparse.Namespace) -> list[Case]:
+    """Return the decode cases of a shape, then its prefill case."""
     contexts = [int(context) for context in arguments.contexts.split(",")]
     caches = arguments.caches.split(",")
     decode = [
@@ -118,9 +119,9 @@ def cases_of(shape: str, model: PackedModel, arguments: argparse.Namespace) -> l
 
 
 def run(case: Case, model: PackedModel, n_tokens: int) -> None:
-    """Add one round: the prediction, with all that it measures, and the engine's own time."""
+    """Add one round: calibrate and predict, then measure the engine."""
     model = model.attending(case.attention)
-    request = planning.Request(
+    request = planning.PlanRequest(
         context=case.context, batch=1, cache=case.cache, machine="here", threads=case.threads
     )
     calibration = calibrate(request)
@@ -135,6 +136,7 @@ def run(case: Case, model: PackedModel, n_tokens: int) -> None:
 
 
 def measure(case: Case, model: PackedModel, n_tokens: int) -> CaseResult:
+    """Return one repetition of the case by `yocobit bench`."""
     is_decode = case.kind == "decode"
     grid = benchmark.Grid.parse(
         prompts="0" if is_decode else str(case.context),

@@ -1,9 +1,10 @@
-"""The picture of docs/benchmarks/cpus.md: measured speed under the roofline.
+"""The roofline plot of docs/benchmarks/cpus.md: measured speed under the roofline.
 
     python benchmarks/roofline.py
 
-Reads benchmarks/results/peers.json, writes docs/roofline.png. Across: multiply-adds for each byte
-that must be read from memory; up: multiply-adds a second. Both axes are logarithmic.
+Reads benchmarks/results/peers.json, writes docs/assets/roofline.png. The x axis is arithmetic
+intensity (multiply-adds per byte of memory traffic), the y axis multiply-adds per second, both
+logarithmic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from yocobit.costs import multiply_adds
 ROOT = Path(__file__).parent.parent
 CONFIG = SHAPES["2b4t"]
 THREADS = 2
-# Bytes a weight, by what the files hold: body, then head.
+# Bytes per weight as stored: body, then head.
 _BYTES = {
     (YOCOBIT, "ternary"): (1 / 4, 4.25 / 8),
     (YOCOBIT, "sign"): (1 / 8, 4.25 / 8),
@@ -46,18 +47,18 @@ def main() -> None:
         yscale="log",
         xlim=(1, 12000),
         ylim=(8, 2000),
-        xlabel="multiply-adds for each byte read from memory",
-        ylabel="10⁹ multiply-adds a second",
+        xlabel="multiply-adds per byte read from memory",
+        ylabel="10⁹ multiply-adds per second",
         title=f"2B4T shape, {THREADS} threads: decode (left), prefill of {PREFILL} (right)",
     )
     axes.title.set_fontsize(10)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(ROOT / "docs/roofline.png")
+    figure.savefig(ROOT / "docs/assets/roofline.png")
 
 
 def limits(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return what the rounds measured, in 10^9 a second."""
+    """Return the measured limits of all rounds, in 10^9 per second."""
     of_threads = [r for r in runs if r["measure"] == "share" and r["threads"] == THREADS]
     read = {
         name: [r["limit_gigabytes_per_s"] for r in of_threads if (r["shape"] == "85m") == resident]
@@ -67,6 +68,7 @@ def limits(runs: list[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def draw_roofs(axes: Any, limit: dict[str, list[float]]) -> None:
+    """Draw bandwidth and int8 limits."""
     across = np.geomspace(1, 12000, 2)
     for name in ("DRAM", "last-level cache"):
         low, high = min(limit[name]), max(limit[name])
@@ -81,6 +83,7 @@ def draw_roofs(axes: Any, limit: dict[str, list[float]]) -> None:
 
 
 def draw_engine(axes: Any, runs: list[dict[str, Any]], engine: str, kind: str) -> None:
+    """Draw decode and prefill of an engine as two connected points."""
     match = {"measure": "speed", "shape": "2b4t", "engine": engine, "kind": kind,
              "threads": THREADS}  # fmt: skip
     own = [run for run in runs if match.items() <= run.items()]

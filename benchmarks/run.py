@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [--rounds 5] [--threads 2]
 
-Every round measures every row once, so that slow periods of a shared machine hit all of them;
-a row shows minimum, median and maximum over the rounds, and the median of the ratio per round.
+Every round measures every row once, so that noise of a shared machine affects all of them. A row
+shows minimum, median and maximum over the rounds, and the median of the ratios to the first row.
 
 Letters: M output features   K input features   N tokens   T positions
 """
@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     print(f"{describe_host().cpu}, {arguments.threads} threads, torch {torch.__version__}")
-    compare("matrix product, one thread, G multiply-adds/s", products(), arguments.rounds)
+    compare("matmul, one thread, G multiply-adds/s", matmul_rates(), arguments.rounds)
     with tempfile.TemporaryDirectory() as directory:
         config = PRESETS[arguments.preset].replace(weights="ternary", sub_norm=True)
         for name, rates in model_rates(config, arguments.threads, Path(directory)).items():
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare(title: str, rows: dict[str, Rate], rounds: int) -> None:
-    """Measure rows in turn; ratios are to the first row."""
+    """Measure the rows in turn and print them."""
     measured: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, rate in rows.items():
@@ -62,15 +62,15 @@ def compare(title: str, rows: dict[str, Rate], rounds: int) -> None:
         print(f"{name:46} {low:9,.1f} {middle:9,.1f} {high:9,.1f} {ratio:7.2f}")
 
 
-def products(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
-    """Products of (N, K) activations and (M, K) weights, per token and in a batch."""
+def matmul_rates(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
+    """Return rates of matmuls of (N, K) activations with (M, K) weights, for N tokens and one."""
     rng = np.random.default_rng(0)
     ternary = pack_ternary(rng.integers(-1, 2, (M, K), dtype=np.int8))
     sign = pack_sign(rng.integers(0, 2, (M, K), dtype=np.int8) * np.int8(2) - np.int8(1))
     dense, x = torch.randn(M, K), torch.randn(N, K)
     codes = rng.integers(-127, 128, (N, K), dtype=np.int8)
 
-    def torch_product(n: int) -> None:
+    def torch_matmul(n: int) -> None:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         torch.nn.functional.linear(x[:n], dense)
@@ -79,7 +79,7 @@ def products(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
     kernels = _native.supported_kernels()[-1]
     calls: dict[str, tuple[int, Callable[[], object]]] = {}
     for n in (N, 1):
-        calls[f"torch float32, {n} tokens"] = (n, lambda n=n: torch_product(n))
+        calls[f"torch float32, {n} tokens"] = (n, lambda n=n: torch_matmul(n))
         for name, w in (("ternary", ternary), ("sign", sign)):
             calls[f"{kernels} {name}, {n} tokens"] = (
                 n,
@@ -94,7 +94,7 @@ def products(M: int = 2560, K: int = 2560, N: int = 64) -> dict[str, Rate]:
 
 
 def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str, dict[str, Rate]]:
-    """Prefill of 512 tokens and decode after it, of PyTorch (dense arithmetic) and the engine."""
+    """Return rates of prefill and decode, of PyTorch (dense arithmetic) and of the engine."""
     torch.manual_seed(0)
     model = Decoder(config).eval()
     tokenizer = train_tokenizer(["a"], 257)
@@ -134,7 +134,7 @@ def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str,
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Time per call, over at least a tenth of a second after one call to warm up."""
+    """Return the time per call, over at least 0.1 s, after one call to warm up."""
     call()
     n, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < 0.1:

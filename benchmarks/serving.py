@@ -2,8 +2,9 @@
 
     python benchmarks/serving.py [--shape small] [--rounds 5] [--out FILE]
 
-Each round takes every measure once: the engine alone, one stream, and STREAMS at once, and a long
-prompt, as text, twice. Weights are random, which is as fast; answers have TOKENS tokens each.
+Each round measures the engine without a server, one stream, STREAMS concurrent streams, and a long
+text prompt twice. Weights are random, as speed does not depend on them. Responses have TOKENS
+tokens.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def measure(engine: Engine, port: int, cache: str, seed: int) -> dict[str, float]:
-    """Take every measure once."""
+    """Execute every measurement once."""
     rng = np.random.default_rng(seed)
     prompts = rng.integers(1, 4000, (STREAMS + 1, PROMPT)).tolist()
     long_prompt = engine.tokenizer.decode(rng.integers(1, 4000, LONG_PROMPT).tolist())
@@ -90,7 +91,7 @@ def measure(engine: Engine, port: int, cache: str, seed: int) -> dict[str, float
 
 
 def bare(engine: Engine, prompt: list[int], cache: str) -> float:
-    """Tokens/s of the engine's own generation, after the first token."""
+    """Return tokens/s of generation without a server, after the first token."""
     times = []
     for _ in engine.stream(prompt, max_tokens=TOKENS, cache=cache, sampling=sampling(engine)):
         times.append(time.perf_counter())
@@ -105,15 +106,15 @@ def body(prompt: list[int] | str) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": TOKENS, "temperature": 1.0, "seed": 1}
 
 
-def rate(answers: list[Stream]) -> float:
-    """Tokens/s of all answers together, from the first token of any to the last of all."""
-    start = min(answer.times[0] for answer in answers)
-    end = max(answer.times[-1] for answer in answers)
-    return sum(len(answer.times) for answer in answers) / (end - start)
+def rate(responses: list[Stream]) -> float:
+    """Return tokens/s of all responses, from the first token of any to the last token of all."""
+    start = min(response.times[0] for response in responses)
+    end = max(response.times[-1] for response in responses)
+    return sum(len(response.times) for response in responses) / (end - start)
 
 
 def summary(rounds: list[dict[str, float]]) -> dict[str, str]:
-    """Return median (smallest - largest) of each ratio over the rounds."""
+    """Return median (min-max) over the rounds of each ratio and measurement."""
     ratios = {
         "16 streams over one, tokens/s": [
             r["many_tokens_per_s"] / r["one_tokens_per_s"] for r in rounds
@@ -137,7 +138,7 @@ def summary(rounds: list[dict[str, float]]) -> dict[str, str]:
 
 
 def tokenizer(vocab_size: int) -> bytes:
-    """Return the packaged tokenizer with words added up to that many tokens, so that each shows."""
+    """Return the packaged tokenizer, extended to `vocab_size` so that every token has a text."""
     fields = json.loads((TINY / "tokenizer.json").read_text(encoding="utf-8"))
     vocab = fields["model"]["vocab"]
     vocab.update({f"Ġword{i}": i for i in range(len(vocab), vocab_size)})
@@ -146,7 +147,7 @@ def tokenizer(vocab_size: int) -> bytes:
 
 @contextlib.contextmanager
 def server(model: Path, cache: str) -> Iterator[int]:
-    """Run `yocobit serve`; give its port."""
+    """Run `yocobit serve`; yield its port."""
     command = [sys.executable, "-m", "yocobit", "serve", str(model), "--port", "0"]
     command += ["--cache", cache, "--context", "16384"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

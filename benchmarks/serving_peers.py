@@ -1,8 +1,8 @@
-"""Our server compared with llama-cpp-python's: one Transformer, random weights, interleaved.
+"""yocobit's server compared with llama-cpp-python's: one Transformer, random weights, interleaved.
 
     python benchmarks/serving_peers.py [--rounds 3] [--out benchmarks/results/serving_peers.json]
 
-The shape is `150m`: ours ternary, theirs TQ2_0, with the packaged tokenizer and words added to it.
+The shape is `150m`, in ternary and in TQ2_0, with the packaged tokenizer, extended by words.
 Needs the extras `serve` and `peers`, and llama-cpp-python[server].
 """
 
@@ -96,13 +96,13 @@ def _body(prompt: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _their_server(model: Path) -> Iterator[int]:
-    """Run llama-cpp-python's server with its prefix cache in memory; give its port."""
+    """Run llama-cpp-python's server with its prefix cache in memory; yield its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--port", str(port)]
     command += ["--n_ctx", "16384", "--n_threads", "2", "--n_threads_batch", "2"]
-    command += ["--interrupt_requests", "false"]  # else a new one cuts the others off
+    command += ["--interrupt_requests", "false"]  # otherwise, a new request aborts the others
     command += ["--cache", "true"]  # without flash attention, which is slower on some CPUs
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -113,7 +113,7 @@ def _their_server(model: Path) -> Iterator[int]:
                 break
             time.sleep(0.1)
         else:
-            raise RuntimeError("no server after a minute")
+            raise RuntimeError("the server must listen within a minute but does not")
         yield port
     finally:
         process.terminate()

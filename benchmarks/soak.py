@@ -1,13 +1,12 @@
-"""Many clients at once for minutes: no error but 429, no leak, the same answers as one at a time.
+"""Soak test of the server: no error but 429, no leak, responses equal to those of an idle server.
 
     python benchmarks/soak.py [--minutes 10] [--clients 64] [--seed 0] [--out FILE]
 
-Each client repeats one of REQUESTS requests of mixed lengths, whole or streamed; a fraction LEAVING
-of its requests is new and disconnects midway. The server is a process whose
-memory is noted each second; it is flat if the median of the last quarter is within FLAT of the
-median of the quarter after warm-up. In runs below four minutes warm-up is not over by then: known
-prefixes still fill their memory.
-Ends with status 1 if anything is not as it should be.
+Many concurrent clients repeat REQUESTS requests of mixed lengths, whole or streamed. A fraction
+DISCONNECTING of their requests is new and disconnects midway. The server is a separate process; its
+memory is sampled each second. Memory is flat if the median of the last quarter is within FLAT of
+the median of the quarter after warm-up. Runs need at least four minutes: before, the prefix cache
+still fills. The exit status is 1 if there are problems.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from typing import Any
 from yocobit.hardware.host import provenance
 from yocobit.pretrained import TINY
 
-REQUESTS, LEAVING, WARM_UP, FLAT = 64, 0.2, 0.25, 0.02
-PROMPT, ANSWER = (1, 600), (1, 300)  # least and most: words, tokens
-TIMEOUT_S = 300  # an answer that takes longer is an error
-# Few enough places that some must wait, a few are refused, and prefixes are let go.
+REQUESTS, DISCONNECTING, WARM_UP, FLAT = 64, 0.2, 0.25, 0.02
+PROMPT, RESPONSE = (1, 600), (1, 300)  # bounds: words, tokens
+TIMEOUT_S = 300  # a slower response is an error
+# Limits low enough that some requests wait, some are rejected, and prefixes are evicted.
 OPTIONS = ["--threads", "2", "--max-sequences", "40", "--max-waiting", "20"]
 OPTIONS += ["--prefix-mb", "64", "--prefix-dir-mb", "64"]
 WORDS = (
@@ -56,28 +55,28 @@ TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 @dataclasses.dataclass(frozen=True)
-class Question:
+class Request:
     """A request and the response to it when the server is idle."""
 
     path: str
     body: dict[str, Any]
-    answer: str | None = None  # None: not known
+    response: str | None = None  # None: unknown
     n_tokens: int = 0
 
 
 @dataclasses.dataclass
 class Record:
-    """What happened."""
+    """Outcomes, problems and memory samples of a run."""
 
     outcomes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     problems: list[str] = dataclasses.field(default_factory=list)
-    n_tokens: int = 0  # of complete answers
-    # Seconds, bytes in memory, bytes of them that are known prefixes.
+    n_tokens: int = 0  # of complete responses
+    # Seconds, resident bytes, bytes of the prefix cache.
     samples: list[tuple[float, int, int]] = dataclasses.field(default_factory=list)
 
 
-class RefusedError(Exception):
-    """The server answered with another status than 200."""
+class RejectedError(Exception):
+    """The server returned a status other than 200."""
 
     def __init__(self, status: int, content: bytes) -> None:
         super().__init__(f"{status} {content[-300:]!r}")
@@ -117,100 +116,98 @@ def main() -> None:
 
 
 async def soak(pid: int, port: int, arguments: argparse.Namespace) -> Record:
-    """Take the sequential answers, then let all clients ask."""
+    """Send each request to the idle server, then start all clients; return the record."""
     rng = random.Random(arguments.seed)
-    questions = [await answered(port, question(rng, i)) for i in range(REQUESTS)]
+    requests = [await with_response(port, make_request(rng, i)) for i in range(REQUESTS)]
     idle_files = n_files(pid)
-    record, begin = Record(), time.monotonic()
-    end = begin + 60 * arguments.minutes
+    record, started = Record(), time.monotonic()
+    end = started + 60 * arguments.minutes
     watching = asyncio.create_task(watch(pid, port, record))
     seeds = [rng.getrandbits(32) for _ in range(arguments.clients)]
-    await asyncio.gather(*(client(port, questions, s, end, record) for s in seeds))
+    await asyncio.gather(*(client(port, requests, s, end, record) for s in seeds))
     watching.cancel()
     await check_idle(pid, port, idle_files, record)
     check_memory(record)
     return record
 
 
-def question(rng: random.Random, i: int) -> Question:
-    """Return a request, its lengths as likely small as large; every fourth begins alike."""
+def make_request(rng: random.Random, i: int) -> Request:
+    """Return a request of log-uniform lengths; every fourth has the same prefix."""
     n_words, n_tokens = (
-        round(least * (most / least) ** rng.random()) for least, most in (PROMPT, ANSWER)
+        round(least * (most / least) ** rng.random()) for least, most in (PROMPT, RESPONSE)
     )
     words = random.Random(0 if i % 4 == 0 else i).choices(WORDS, k=n_words)
     text = " ".join([*words, rng.choice(WORDS)])
     body = {"max_tokens": n_tokens, "seed": i, "temperature": 1.0}
     if i % 2:
-        return Question(CHAT, {"messages": [{"role": "user", "content": text}], **body})
-    return Question(TEXT, {"prompt": text, **body})
+        return Request(CHAT, {"messages": [{"role": "user", "content": text}], **body})
+    return Request(TEXT, {"prompt": text, **body})
 
 
-def unheard(question: Question, rng: random.Random) -> Question:
-    """Return one as long that nobody has asked: what is kept of each text must be let go, too."""
-    begin, body = f"{rng.getrandbits(64)} ", dict(question.body)
+def new_request(request: Request, rng: random.Random) -> Request:
+    """Return a request of the same length with a new prefix: its cache must be evicted, too."""
+    prefix, body = f"{rng.getrandbits(64)} ", dict(request.body)
     if "prompt" in body:
-        body["prompt"] = begin + body["prompt"]
+        body["prompt"] = prefix + body["prompt"]
     else:
-        body["messages"] = [{"role": "user", "content": begin + body["messages"][0]["content"]}]
-    return dataclasses.replace(question, body=body, answer=None)
+        body["messages"] = [{"role": "user", "content": prefix + body["messages"][0]["content"]}]
+    return dataclasses.replace(request, body=body, response=None)
 
 
-async def answered(port: int, question: Question) -> Question:
-    """Return the question with its answer."""
-    text, n_tokens = await ask(port, question, streams=False)
-    return dataclasses.replace(question, answer=text, n_tokens=n_tokens)
+async def with_response(port: int, request: Request) -> Request:
+    """Return the request with its response."""
+    text, n_tokens = await send(port, request, streams=False)
+    return dataclasses.replace(request, response=text, n_tokens=n_tokens)
 
 
-async def client(
-    port: int, questions: list[Question], seed: int, end: float, record: Record
-) -> None:
-    """Ask until the end."""
+async def client(port: int, requests: list[Request], seed: int, end: float, record: Record) -> None:
+    """Send requests until the end."""
     rng = random.Random(seed)
-    whole_s = 1.0  # how long an answer took
+    whole_s = 1.0  # time of the last complete response
     while time.monotonic() < end:
-        question, streams = rng.choice(questions), rng.random() < 0.5
-        leaves = rng.random() < LEAVING
-        if leaves:
-            question = unheard(question, rng)
-        n_events = rng.randrange(question.n_tokens + 1) if leaves and streams else None
-        wait_s = 0.5 * rng.random() * whole_s if leaves and not streams else TIMEOUT_S
-        begin = time.monotonic()
+        request, streams = rng.choice(requests), rng.random() < 0.5
+        disconnects = rng.random() < DISCONNECTING
+        if disconnects:
+            request = new_request(request, rng)
+        n_events = rng.randrange(request.n_tokens + 1) if disconnects and streams else None
+        wait_s = 0.5 * rng.random() * whole_s if disconnects and not streams else TIMEOUT_S
+        started = time.monotonic()
         try:
-            found = await asyncio.wait_for(ask(port, question, streams, n_events), wait_s)
+            found = await asyncio.wait_for(send(port, request, streams, n_events), wait_s)
         except (TimeoutError, asyncio.TimeoutError):
-            record.outcomes["left" if leaves else "failed"] += 1
-            if not leaves:
-                record.problems.append(f"no answer within {TIMEOUT_S} s: {question.body}")
-        except RefusedError as error:
+            record.outcomes["disconnected" if disconnects else "failed"] += 1
+            if not disconnects:
+                record.problems.append(f"no response within {TIMEOUT_S} s: {request.body}")
+        except RejectedError as error:
             record.outcomes[str(error.status)] += 1
             if error.status != 429:
-                record.problems.append(f"{error}: {question.body}")
+                record.problems.append(f"{error}: {request.body}")
             await asyncio.sleep(rng.random())
         except (OSError, ValueError, EOFError) as error:
             record.outcomes["failed"] += 1
-            record.problems.append(f"{type(error).__name__} {error}: {question.body}")
+            record.problems.append(f"{type(error).__name__} {error}: {request.body}")
         else:
             if found is None:
-                record.outcomes["left"] += 1
+                record.outcomes["disconnected"] += 1
                 continue
             record.outcomes["streamed" if streams else "whole"] += 1
-            record.n_tokens += question.n_tokens
-            whole_s = time.monotonic() - begin
-            if question.answer is not None and found != (question.answer, question.n_tokens):
-                expected = (question.answer, question.n_tokens)
-                record.problems.append(f"{found} instead of {expected}: {question.body}")
+            record.n_tokens += request.n_tokens
+            whole_s = time.monotonic() - started
+            if request.response is not None and found != (request.response, request.n_tokens):
+                expected = (request.response, request.n_tokens)
+                record.problems.append(f"{found} instead of {expected}: {request.body}")
 
 
-async def ask(
-    port: int, question: Question, streams: bool, n_events: int | None = None
+async def send(
+    port: int, request: Request, streams: bool, n_events: int | None = None
 ) -> tuple[str, int] | None:
-    """Return text and number of tokens; None if left, after that many events of the stream."""
-    body = dict(question.body)
+    """Send a request; return text and number of tokens, None after disconnecting at n_events."""
+    body = dict(request.body)
     if streams:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     content = json.dumps(body).encode()
     head = (
-        f"POST {question.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        f"POST {request.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -218,23 +215,25 @@ async def ask(
         writer.write(head.encode() + content)
         status = int((await reader.readline()).split()[1])
         if status != 200:
-            raise RefusedError(status, await reader.read())
+            raise RejectedError(status, await reader.read())
         if streams:
             return await read_events(reader, n_events)
         lines = (await reader.read()).splitlines()
-        whole = json.loads(next(line for line in lines if line.startswith(b"{")))  # not its chunks
+        whole = json.loads(
+            next(line for line in lines if line.startswith(b"{"))
+        )  # skips the sizes of chunks
         return text_of(whole), whole["usage"]["completion_tokens"]
     finally:
         writer.transport.abort()
 
 
 async def read_events(reader: asyncio.StreamReader, n: int | None) -> tuple[str, int] | None:
-    """Return text and number of tokens of a stream; None after n events. EOFError if it is cut."""
+    """Return text and number of tokens of a stream, None after n events; EOFError if it breaks."""
     text, n_tokens, n_seen = "", 0, 0
     while n is None or n_seen < n:
         line = await reader.readline()
         if not line:
-            raise EOFError("the stream was cut")
+            raise EOFError("the stream ended without [DONE]")
         if line.startswith(b"data: [DONE]"):
             return text, n_tokens
         if line.startswith(b"data: "):
@@ -247,38 +246,38 @@ async def read_events(reader: asyncio.StreamReader, n: int | None) -> tuple[str,
     return None
 
 
-def text_of(answer: dict[str, Any]) -> str:
-    """Return what an answer, or a part of it, says."""
+def text_of(response: dict[str, Any]) -> str:
+    """Return the text of a response or of a stream event."""
     return "".join(
         choice["text"]
         if "text" in choice
         else (choice.get("message") or choice["delta"]).get("content") or ""
-        for choice in answer["choices"]
+        for choice in response["choices"]
     )
 
 
 async def watch(pid: int, port: int, record: Record) -> None:
-    """Note the memory each second."""
-    begin = time.monotonic()
+    """Sample the memory each second."""
+    started = time.monotonic()
     while True:
         prefixes = round((await metrics(port))["yocobit:prefix_cache_bytes"])
-        record.samples.append((round(time.monotonic() - begin, 1), resident(pid), prefixes))
+        record.samples.append((round(time.monotonic() - started, 1), resident(pid), prefixes))
         await asyncio.sleep(1)
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Return the resident bytes of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return 1024 * int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.MULTILINE)[1])
 
 
 def n_files(pid: int) -> int:
-    """Files and sockets that a process has open."""
+    """Return the number of open files and sockets of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 async def check_idle(pid: int, port: int, idle_files: int, record: Record) -> None:
-    """Record what is still in flight once all clients have ended."""
+    """Record a problem if requests, caches or files remain after all clients have ended."""
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_bytes")
     for _ in range(100):
         text = await metrics(port)
@@ -291,7 +290,7 @@ async def check_idle(pid: int, port: int, idle_files: int, record: Record) -> No
 
 
 async def metrics(port: int) -> dict[str, float]:
-    """Return the server's metrics that have no labels."""
+    """Return the server's metrics without labels."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
     text = (await reader.read()).decode()
@@ -300,7 +299,7 @@ async def metrics(port: int) -> dict[str, float]:
 
 
 def check_memory(record: Record) -> None:
-    """Note as a problem if memory grows after warm-up."""
+    """Record a problem if memory grows after warm-up."""
     if (growth := memory(record)["growth"]) > FLAT:
         record.problems.append(f"memory grew by {growth:.1%} after warm-up")
 
@@ -316,16 +315,16 @@ def memory(record: Record) -> dict[str, float]:
 
 
 def summary(record: Record) -> dict[str, Any]:
-    """Return what to print."""
+    """Return the figures to print."""
     sizes, seconds = memory(record), record.samples[-1][0]
     n = sum(record.outcomes.values())
-    n_taken = n - record.outcomes["429"]
+    n_accepted = n - record.outcomes["429"]
     return {
         "requests": n,
         "outcomes": dict(record.outcomes),
-        "left midway": f"{record.outcomes['left'] / n_taken:.1%}",
-        "tokens/s of complete answers": round(record.n_tokens / seconds, 1),
-        "MB at the begin": round(record.samples[0][1] / 2**20, 1),
+        "disconnected midway": f"{record.outcomes['disconnected'] / n_accepted:.1%}",
+        "tokens/s of complete responses": round(record.n_tokens / seconds, 1),
+        "MB at the start": round(record.samples[0][1] / 2**20, 1),
         "MB after warm-up": round(sizes["early"], 1),
         "MB in the last quarter": round(sizes["late"], 1),
         "MB of prefixes, at most": round(max(s[2] for s in record.samples) / 2**20, 1),
@@ -337,7 +336,7 @@ def summary(record: Record) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def server(directory: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run `yocobit serve`; give its process and port. Its log goes to a file there."""
+    """Run `yocobit serve` with its log in `directory`; yield process and port."""
     command = [sys.executable, "-m", "yocobit", "serve", str(TINY), "--port", "0", *OPTIONS]
     command += ["--prefix-dir", str(directory / "prefixes")]
     with (directory / "log").open("wb") as log:

@@ -3,8 +3,8 @@
     python benchmarks/train_throughput.py [--rounds 3] [--shapes 20m 100m] [--lengths 512 4096]
 
 A step is forward, loss, backward, clipping and AdamW over the same number of tokens for each
-model. Every round makes every run once, each in a process of its own; a ratio is the median over
-rounds of ours / Llama's in that round. Figures of other points in the results file are kept.
+model. Every round executes every run once, each in a separate process. A ratio is the median over
+rounds of yocobit / Llama. Other points in the results file are kept.
 
 Letters: B batch   T positions
 """
@@ -48,8 +48,8 @@ SHAPES: dict[str, ModelConfig] = {
 
 RESULTS = Path(__file__).parent / "results" / "train_throughput.json"
 LENGTHS = (512, 4096, 16384)
-TOKENS = 4096  # a step; one window where it is longer
-# Holds every library to the instructions of a CPU without AVX-512.
+TOKENS = 4096  # per step; one window if T is longer
+# Restricts every library to AVX2, as on a CPU without AVX-512.
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "DNNL_MAX_CPU_ISA": "AVX2",
@@ -65,12 +65,12 @@ Step = Callable[[Tensor, Tensor], object]  # of inputs and targets, each (B, T)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20, help="of steps a run, one at least")
+    parser.add_argument("--seconds", type=float, default=20, help="time per run; at least one step")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--models", nargs="+", choices=OURS, default=OURS)
-    parser.add_argument("--avx2", action="store_true", help="hold every library to AVX2")
+    parser.add_argument("--avx2", action="store_true", help="restrict every library to AVX2")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -101,7 +101,7 @@ def _runs(arguments: argparse.Namespace) -> Iterator[Run]:
 
 
 def _measured(runs: list[Run], rounds: int) -> Iterator[Run]:
-    """Make every run once a round, each in a process of its own."""
+    """Execute every run once per round, each in a separate process; yield its results."""
     for number in range(rounds):
         for run in runs:
             command = [sys.executable, __file__, "--one", json.dumps(run)]
@@ -118,7 +118,7 @@ def _measured(runs: list[Run], rounds: int) -> Iterator[Run]:
 
 
 def _merge(path: Path, runs: list[Run]) -> dict[str, Any]:
-    """Put runs in the place of those that the file has of the same points."""
+    """Return a report of the runs, and of the file's runs at other points."""
     before = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     points = {_point(run) for run in runs}
     runs = [run for run in before if _point(run) not in points] + runs
@@ -127,7 +127,7 @@ def _merge(path: Path, runs: list[Run]) -> dict[str, Any]:
 
 
 def _summarize(runs: list[Run]) -> list[dict[str, Any]]:
-    """Return medians of each model at each point, and their ratios to Llama's."""
+    """Return the medians of each model at each point, and their ratios to Llama."""
     found = []
     for point in sorted({_point(run) for run in runs}):
         here = [run for run in runs if _point(run) == point]
@@ -162,7 +162,7 @@ def _print_table(points: list[dict[str, Any]]) -> None:
 def measure(run: dict[str, Any]) -> dict[str, float]:
     """Time steps of run["model"] for run["seconds"]; return tokens/s of the median step, and MB.
 
-    One step of a few positions makes threads and the optimizer's state before.
+    A short step before creates the threads and the optimizer's state.
     """
     torch.set_num_threads(run["threads"])
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def measure(run: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _as_trained(cpu: str) -> Iterator[None]:
-    """Use the products that `yocobit train` would use on that CPU."""
+    """Use the matmuls that `yocobit train` would use on that CPU."""
     if cpu == "native":
         with matmul_precision(choose_precision(None)):
             yield
@@ -225,7 +225,7 @@ def _ours(config: ModelConfig, name: str) -> tuple[nn.Module, Step]:
 
 
 def _llama(config: ModelConfig, length: int) -> tuple[nn.Module, Step]:
-    """Return transformers' model of the same size and its step, by PyTorch's fused attention."""
+    """Return transformers' Llama of the same size and its step, with PyTorch's fused attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(

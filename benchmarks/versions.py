@@ -4,9 +4,9 @@
         [--only tiny small 2b4t train] [--out FILE]
 
 OLD_PYTHON and NEW_PYTHON are the interpreters of the environments in which the builds are
-installed. The models are written once, by the new build; every round runs each measurement with
-both builds, each in a process of its own, the order alternating. A ratio is the median over rounds
-of new / old speed in that round; above 1 the new build is faster.
+installed. The new build writes the models. Every round runs each measurement with both builds, each
+in a separate process, in alternating order. A ratio is the median over rounds of new / old speed;
+above 1, the new build is faster.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 PREFILL, DECODE = 512, 128  # tokens
 SHAPES = ("tiny", "small", "2b4t")
 TRAIN = "train"
-STEPS = 12  # of a training run; the median of the speeds after the first two counts
+STEPS = 12  # of a training run; the median speed after the first two counts
 
-# What the processes run: only what both builds have by the same names.
+# Code for the processes; it uses only names that both builds have.
 WRITE = """
 import sys
 from pathlib import Path
@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def measure(builds: dict[str, str], arguments: argparse.Namespace, work: Path) -> list[Any]:
-    """Run every measurement with both builds once a round."""
+    """Run every measurement with both builds once per round."""
     shapes = [name for name in arguments.only if name != TRAIN]
     for shape in shapes:
         run(builds["new"], WRITE, shape, str(work / shape))
@@ -142,7 +142,7 @@ def train(python: str, threads: int, out: Path) -> dict[str, float]:
 
 
 def describe(python: str) -> Any:
-    """Return machine, version and commit of a build, as it describes them itself."""
+    """Return machine, version and commit of a build, as reported by that build."""
     code = """
 import json
 try:
@@ -160,7 +160,7 @@ def run(python: str, code: str, *arguments: str) -> str:
 
 
 def text() -> str:
-    """Return JSON lines of random words: the speed of a step does not depend on them."""
+    """Return JSON lines of random words; the speed of a step does not depend on the text."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(400)]
     documents = (" ".join(rng.choices(words, k=200)) for _ in range(200))

@@ -1,9 +1,9 @@
-"""What rounding the cache does to logits: each cache type against f32 on the same text.
+"""Effect of cache rounding on logits: each KV cache type compared with f32 on the same text.
 
     python benchmarks/quality/cache_error.py [--model DIR] [--tokens 4096] [--context 512] TEXT
 
-The first tokens of TEXT, in windows of CONTEXT; the model is the packaged one unless given.
-Writes benchmarks/results/cache_error.json.
+Feeds the first tokens of TEXT in windows of CONTEXT. The default model is the packaged one. Writes
+benchmarks/results/cache_error.json.
 
 Letters: T positions   V vocabulary
 """
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def logits(engine: Engine, tokens: list[int], context: int, cache: CacheType) -> Logits:
-    """Return what follows each token, (T, V)."""
+    """Return the logits after each token, (T, V)."""
     windows = [tokens[i : i + context] for i in range(0, len(tokens), context)]
     return np.concatenate(
         [engine.session(len(window), cache).feed_all(window) for window in windows]
@@ -61,7 +61,7 @@ def logits(engine: Engine, tokens: list[int], context: int, cache: CacheType) ->
 
 
 def error(rounded: Logits, exact: Logits) -> dict[str, Any]:
-    """Compare logits (T, V) with the exact ones, over all positions."""
+    """Return error metrics of logits (T, V) over all positions."""
     p, q = log_softmax(exact), log_softmax(rounded)
     return {
         "relative_rms": float(np.sqrt(np.mean((rounded - exact) ** 2) / np.mean(exact**2))),

@@ -1,10 +1,10 @@
-"""Make conversations of prose: somebody names a subject, and a passage about it is the answer.
+"""Convert prose to conversations: the user names a subject, the reply is a passage about it.
 
     python benchmarks/quality/conversations.py runs/quality/data/train.jsonl chat.jsonl
 
-What a passage is about are the words that it repeats, and of those the ones that are rarest in all
-of the text. A second turn asks to go on, and the next passage is the answer. The same text gives
-the same conversations.
+The subject of a passage is one or two of its most frequent words; ties go to words that are rarer
+in the whole text. In a second turn, the user requests more, and the reply is the next passage.
+Equal texts and seeds give equal conversations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from yocobit.data.documents import read_texts
 
-_ASK = (
+_FIRST_TURNS = (
     "Tell me about {}.",
     "What can you say about {}?",
     "Speak about {}.",
@@ -28,16 +28,16 @@ _ASK = (
     "Write a few sentences about {}.",
     "{}?",
 )
-_GO_ON = ("Go on.", "And then?", "Please continue.", "What else?", "Tell me more.")
+_SECOND_TURNS = ("Go on.", "And then?", "Please continue.", "What else?", "Tell me more.")
 _WORD = re.compile(r"[A-Za-z][a-z]+(?:-[a-z]+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-_WORDS = 20, 90  # of a passage
-_KNOWN = 60, 3_000  # how often a subject occurs in all of the text
+_WORDS = 20, 90  # bounds for the words of a passage
+_KNOWN = 60, 3_000  # bounds for occurrences of a subject in the whole text
 _SHARE_OF_TWO_TURNS = 0.3
 
 
 def passages(text: str) -> Iterator[str]:
-    """Yield the passages of a document: whole sentences, of about as many words as an answer."""
+    """Yield the passages of a document: whole sentences, up to the length of a reply."""
     held: list[str] = []
     n_words = 0
     for sentence in _SENTENCE.split(" ".join(text.split())):
@@ -52,18 +52,18 @@ def passages(text: str) -> Iterator[str]:
 
 
 def subjects(passage: str, counts: Counter[str], random_: random.Random) -> str | None:
-    """Return one or two words that say what a passage is about, or None."""
+    """Return the subject of a passage, or None if no word is frequent enough."""
     here = Counter(word for word in _WORD.findall(passage) if len(word) > 3)
     known = [word for word in here if _KNOWN[0] <= counts[word] <= _KNOWN[1]]
-    likeliest = sorted(known, key=lambda word: (-here[word], counts[word], word))[:3]
-    if not likeliest:
+    candidates = sorted(known, key=lambda word: (-here[word], counts[word], word))[:3]
+    if not candidates:
         return None
-    chosen = random_.sample(likeliest, min(len(likeliest), random_.choice((1, 1, 2))))
-    return " and ".join(chosen)
+    words = random_.sample(candidates, min(len(candidates), random_.choice((1, 1, 2))))
+    return " and ".join(words)
 
 
 def conversations(texts: list[str], seed: int) -> Iterator[list[dict[str, str]]]:
-    """Yield conversations, a document after the other."""
+    """Yield conversations, document by document."""
     counts = Counter(word for text in texts for word in _WORD.findall(text))
     random_ = random.Random(seed)
     for text in texts:
@@ -72,10 +72,10 @@ def conversations(texts: list[str], seed: int) -> Iterator[list[dict[str, str]]]
             subject = subjects(passage, counts, random_)
             if subject is None:
                 continue
-            messages = [_user(random_.choice(_ASK).format(subject)), _assistant(passage)]
+            messages = [_user(random_.choice(_FIRST_TURNS).format(subject)), _assistant(passage)]
             if random_.random() < _SHARE_OF_TWO_TURNS:
-                for after in islice(found, 1):
-                    messages += [_user(random_.choice(_GO_ON)), _assistant(after)]
+                for next_passage in islice(found, 1):
+                    messages += [_user(random_.choice(_SECOND_TURNS)), _assistant(next_passage)]
             yield messages
 
 

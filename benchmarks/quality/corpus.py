@@ -1,8 +1,8 @@
-"""Cut the prose corpora of a directory into documents, split as its README says.
+"""Split the prose corpora of a directory into documents for training and validation.
 
     python benchmarks/quality/corpus.py DATA OUT
 
-writes OUT/train.jsonl and OUT/valid.jsonl. A speech, a country, or all of a book is a document.
+Writes OUT/train.jsonl and OUT/valid.jsonl. A document is a speech, a country or a whole book.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-_VALID_LINE = 9  # of ten: a speech whose line number ends in it is for validation
-_VALID_SHARE = 0.05  # of the other texts: their end
-_COUNTRY = "Background:"  # the first line of each
+_VALID_LINE = 9  # speeches whose line number ends in this digit are for validation
+_VALID_SHARE = 0.05  # the last part of each other text is for validation
+_COUNTRY = "Background:"  # the first line of each country
 
 
 def speeches(text: str) -> tuple[list[str], list[str]]:
-    """Split one speech a line."""
+    """Split a text of one speech per line into training and validation."""
     train, valid = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         (valid if number % 10 == _VALID_LINE else train).append(line)
@@ -26,13 +26,13 @@ def speeches(text: str) -> tuple[list[str], list[str]]:
 
 
 def ends(text: str) -> tuple[str, str]:
-    """Split the last lines off a text."""
+    """Split a text into training and its last lines for validation."""
     cut = text.index("\n", round(len(text) * (1 - _VALID_SHARE))) + 1
     return text[:cut], text[cut:]
 
 
 def countries(text: str) -> Iterator[str]:
-    """Cut a text where a country begins."""
+    """Yield the countries of the factbook."""
     first, *rest = text.split(f"\n{_COUNTRY}")
     yield first
     for country in rest:

@@ -1,12 +1,11 @@
-"""Bits per byte on real prose: architectures and weight kinds at equal parameters and tokens.
+"""Bits per byte on prose: architectures and weight kinds at equal parameters and tokens.
 
     python benchmarks/quality/corpus.py DATA runs/quality/data
     python benchmarks/quality/prose.py --out runs/quality
 
-trains what is not trained yet, continues what was stopped, and adds each run that is finished to
-OUT/results.json, or to the file of --results; what that file holds is not trained again. Those of
-this project are in benchmarks/results/quality_prose.json.
-Feed-forward widths differ so that parameters do not.
+Trains each variant, resumes interrupted runs, and adds every finished run to OUT/results.json or
+the file given by --results. Runs in that file are not trained again. The committed results are in
+benchmarks/results/quality_prose.json. Feed-forward widths vary to keep parameter counts equal.
 
 Letters: C model width   F feed-forward width   L layers
 """
@@ -53,7 +52,7 @@ MAIN_SEEDS, SEEDS = (0, 1, 2), (0,)
 
 
 def model_of(variant: str) -> dict[str, Any]:
-    """Return a variant's [model], its d_ff such that it has the parameters of "gret-ternary"."""
+    """Return a variant's [model] table; d_ff matches the parameter count of "gret-ternary"."""
     fields = dict(VARIANTS[variant])
     base = preset("tiny")
     target = n_matrix_parameters(base)
@@ -64,7 +63,7 @@ def model_of(variant: str) -> dict[str, Any]:
 
 
 def n_matrix_parameters(config: ModelConfig) -> int:
-    """Count the parameters of the projections in blocks and of the shared K/V."""
+    """Return the number of parameters in block projections and shared K/V."""
     C, F = config.d_model, config.d_ff
     shared = config.n_kv_heads * config.head_dim
     own = config.n_self_kv_heads * config.self_head_dim
@@ -80,7 +79,7 @@ def n_matrix_parameters(config: ModelConfig) -> int:
 
 
 def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
-    """Train one variant to its end, from where it is; return its run."""
+    """Train one variant, or resume its training; return its run directory."""
     run = out / f"{variant}-seed{seed}"
     if (run / "done").exists():
         return run
@@ -100,19 +99,19 @@ def train(out: Path, variant: str, seed: int, settings: list[str]) -> Path:
 
 
 def measured(run: Path) -> dict[str, float]:
-    """Return a finished run's size, time and bits per byte on the whole validation text."""
+    """Return bits per byte on the whole validation text, size and time of a finished run."""
     last = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    described = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run / "run.json").read_text(encoding="utf-8"))
     return {
         "bits_per_byte": float(last["valid_bits_per_byte"]),
         "tokens": int(last["tokens"]),
-        "parameters": int(described["model"]["parameters"]),
+        "parameters": int(manifest["model"]["parameters"]),
         "minutes": round(float(last["seconds"]) / 60, 1),
     }
 
 
 def recipe(settings: list[str]) -> list[str]:
-    """Return the lines that say how each variant is trained."""
+    """Return the lines of the training configuration, with the settings appended."""
     lines = RECIPE.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")] + settings
 
@@ -124,10 +123,10 @@ def _one_thread() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--results", metavar="FILE", type=Path, help="OUT/results.json")
+    parser.add_argument("--results", metavar="FILE", type=Path, help="OUT/results.json by default")
     parser.add_argument("--only", help="variants, separated by commas", default=",".join(VARIANTS))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
-    parser.add_argument("--set", action="append", default=[], help="as yocobit train")
+    parser.add_argument("--set", action="append", default=[], help="as in yocobit train")
     arguments = parser.parse_args()
     path = arguments.results or arguments.out / "results.json"
     results = results_file.read(path, {"recipe": recipe(arguments.set)})

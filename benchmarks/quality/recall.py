@@ -1,10 +1,10 @@
-"""Recall by length, up to eight times the trained one: associative recall and passkeys.
+"""Recall by length, up to eight times the training length: associative recall and passkeys.
 
     python benchmarks/quality/recall.py --out benchmarks/results/recall.json
 
-trains each variant that FILE does not hold yet, one process and thread each, and adds what it
-found. The tasks are in recall_tasks.py, the recipe in recall_training.py. With --keep DIR each
-model is packed as DIR/VARIANT, for the engine.
+Trains each variant that is not in FILE, one process with one thread each, and adds its results. The
+tasks are in recall_tasks.py, the recipe in recall_training.py. --keep DIR packs each model as
+DIR/VARIANT for the engine.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gret-ternary-gmu": {"layers": ("retention", "retention", "cross", "gmu")},
 }
-SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluated, too
+SERVED: dict[str, dict[str, Any]] = {  # settings for evaluation only, after training without them
     "int8": {"shared_kv": "int8"},
     "int4": {"shared_kv": "int4"},
     "index": {"cross_attention": "index", "cross_positions": 128},
@@ -78,8 +78,8 @@ SERVED: dict[str, dict[str, Any]] = {  # how what was trained without is evaluat
 
 
 def measure(variant: str, recipe: Recipe, keep: Path | None) -> dict[str, Any]:
-    """Train one variant and return what it recalls; its packed model goes into `keep`, if given."""
-    config, begin = BASE.replace(**VARIANTS[variant]), time.process_time()
+    """Train one variant and return its recall; write its packed model to `keep` if given."""
+    config, started = BASE.replace(**VARIANTS[variant]), time.process_time()
 
     def report(step: int, loss: float) -> None:
         print(f"{variant:22} step {step}/{recipe.steps}  loss {loss:.3f}", flush=True)
@@ -89,7 +89,7 @@ def measure(variant: str, recipe: Recipe, keep: Path | None) -> dict[str, Any]:
         pack_model(model, recipe, keep / variant)
     found = {
         "parameters": model.n_parameters(),
-        "cpu_seconds": round(time.process_time() - begin),
+        "cpu_seconds": round(time.process_time() - started),
         **evaluate(model, recipe),
     }
     if config.has_cross_decoder and (config.shared_kv, config.cross_attention) == ("float", "full"):
@@ -102,7 +102,7 @@ def measure(variant: str, recipe: Recipe, keep: Path | None) -> dict[str, Any]:
 
 
 def pack_model(model: Decoder, recipe: Recipe, out: Path) -> None:
-    """Write a packed model whose tokens are called by their numbers, and the mark END."""
+    """Write a packed model; the tokenizer names each token by its number, and the mark END."""
     names = {END if i == MARK else str(i): i for i in range(VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(names))
     state = checkpoint.RunState(corpus_sha256="", step=recipe.steps)
@@ -121,16 +121,16 @@ def main() -> None:
         name = "--" + field.name.replace("_", "-")
         parser.add_argument(name, type=type(field.default), default=field.default)
     arguments = parser.parse_args()
-    chosen = arguments.variants.split(",")
-    for variant in chosen:
+    names = arguments.variants.split(",")
+    for variant in names:
         if variant not in VARIANTS:
-            parser.error(f"--variants must be of {', '.join(VARIANTS)} but has {variant!r}")
+            parser.error(f"--variants must be among {', '.join(VARIANTS)} but has {variant!r}")
     recipe = Recipe(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(Recipe)})
     results = results_file.read(arguments.out, _made_by(recipe))
     variants = results.setdefault("variants", {})
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
-        left = [variant for variant in chosen if variant not in variants]
+        left = [variant for variant in names if variant not in variants]
         jobs = {pool.submit(measure, variant, recipe, arguments.keep): variant for variant in left}
         for job in as_completed(jobs):
             variants[jobs[job]] = job.result()

@@ -1,10 +1,12 @@
-"""Synthetic texts whose answers can only be known by looking back: vectorised, pure functions.
+"""Synthetic recall tasks, whose answers occur earlier in the text: vectorised, pure functions.
 
     associative recall   k1 v1 k2 v2 ... . . k2 . k7 . .     after a key: its value (MQAR,
-                         arXiv:2312.04927); each key is asked once, anywhere in the filler
+                         arXiv:2312.04927); each key is queried once, anywhere in the filler
     passkey              . . ! a b c d e . . . . ! a b c d   after the mark: the key seen before
 
-Targets are -1 where nothing is asked. Letters: B batch   T positions   P pairs
+Targets are -1 at positions without a query.
+
+Letters: B batch   T positions   P pairs
 """
 
 from __future__ import annotations
@@ -23,23 +25,23 @@ PASSKEY_LENGTH = 5
 def associative_recall(
     rng: np.random.Generator, batch: int, length: int, n_pairs: int
 ) -> tuple[Tokens, Tokens]:
-    """Return tokens and targets (B, T): n_pairs pairs, then as many questions among filler."""
+    """Return tokens and targets (B, T): n_pairs pairs, then as many queries among filler."""
     if not 1 <= n_pairs <= min(len(KEYS), length // 3):
         raise ValueError(f"n_pairs must be 1 to {min(len(KEYS), length // 3)} but is {n_pairs}")
     tokens = rng.integers(FILLERS.start, FILLERS.stop, (batch, length))
     targets = np.full((batch, length), -1)
-    keys = KEYS.start + _draw(rng, batch, len(KEYS), n_pairs)  # (B, P), all different
+    keys = KEYS.start + _sample_rows(rng, batch, len(KEYS), n_pairs)  # (B, P), all different
     values = rng.integers(VALUES.start, VALUES.stop, (batch, n_pairs))
     tokens[:, 0 : 2 * n_pairs : 2] = keys
     tokens[:, 1 : 2 * n_pairs : 2] = values
-    questions = 2 * n_pairs + _draw(rng, batch, length - 2 * n_pairs, n_pairs)
-    np.put_along_axis(tokens, questions, keys, axis=1)
-    np.put_along_axis(targets, questions, values, axis=1)
+    queries = 2 * n_pairs + _sample_rows(rng, batch, length - 2 * n_pairs, n_pairs)
+    np.put_along_axis(tokens, queries, keys, axis=1)
+    np.put_along_axis(targets, queries, values, axis=1)
     return tokens, targets
 
 
 def passkey(rng: np.random.Generator, batch: int, length: int) -> tuple[Tokens, Tokens]:
-    """Return tokens and targets (B, T): a key somewhere in filler, asked for at the end."""
+    """Return tokens and targets (B, T): a key somewhere in the filler, queried at the end."""
     n = PASSKEY_LENGTH
     shortest = 2 * n + 1
     if length < shortest:
@@ -56,6 +58,6 @@ def passkey(rng: np.random.Generator, batch: int, length: int) -> tuple[Tokens, 
     return tokens, targets
 
 
-def _draw(rng: np.random.Generator, batch: int, n: int, count: int) -> Tokens:
-    """Return `count` different numbers below n, in random order, for each row."""
+def _sample_rows(rng: np.random.Generator, batch: int, n: int, count: int) -> Tokens:
+    """Return `count` distinct random numbers below n for each row, (batch, count)."""
     return rng.random((batch, n)).argsort(axis=1)[:, :count]

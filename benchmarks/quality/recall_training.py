@@ -1,4 +1,4 @@
-"""Training and evaluation of one model on the tasks of recall_tasks, one thread, from one seed.
+"""Training and evaluation of one model on the tasks of recall_tasks, with one thread and seed.
 
 Letters: B batch   T positions
 """
@@ -22,7 +22,7 @@ from yocobit.training.config import OptimConfig, ScheduleConfig
 from yocobit.training.optim import Optimizers
 from yocobit.training.schedule import rate_factor
 
-TRAINED = {64: 16, 128: 32, 256: 64}  # pairs of associative recall by length
+TRAINED = {64: 16, 128: 32, 256: 64}  # pairs of associative recall, by length
 BEYOND = {512: 64, 1024: 64, 2048: 64}
 _SHAPES = (
     (64, 64, 4),
@@ -33,23 +33,23 @@ _SHAPES = (
 )  # B, T, pairs of a batch
 _TRAINING, _EVALUATION = 0, 1  # streams of random numbers
 _REPORT_EVERY = 100  # steps
-_BATCH_TOKENS = 4096  # of an evaluation
+_BATCH_TOKENS = 4096  # in evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a variant is trained and evaluated; the same for all."""
+    """Settings for training and evaluation; the same for all variants."""
 
     steps: int = 4000
     learning_rate: float = 1e-2
     warmup_steps: int = 50
-    answers: int = 2048  # of associative recall, at each length of an evaluation
+    answers: int = 2048  # of associative recall, per length in evaluation
     passkeys: int = 256
     seed: int = 0
 
 
 def batch(seed: int, index: int) -> tuple[Tokens, Tokens]:
-    """Return tokens and targets (B, T) of a step: three of four ask for pairs, one for a key."""
+    """Return tokens and targets (B, T) of a step: every fourth step is a passkey task."""
     rng = np.random.default_rng((seed, _TRAINING, index))
     B, T, n_pairs = _SHAPES[rng.integers(len(_SHAPES))]
     if index % 4 == 3:
@@ -58,7 +58,7 @@ def batch(seed: int, index: int) -> tuple[Tokens, Tokens]:
 
 
 def train(config: ModelConfig, recipe: Recipe, report: Callable[[int, float], None]) -> Decoder:
-    """Train a model from nothing, its loss on the answers only; `report` gets step and loss."""
+    """Train a new model with its loss on the answers only; call `report` with step and loss."""
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
     model = Decoder(config)
@@ -84,14 +84,14 @@ def train(config: ModelConfig, recipe: Recipe, report: Callable[[int, float], No
 
 
 def answers(model: Decoder, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return logits (N, V) and targets (N) where something is asked."""
-    is_asked = targets >= 0
-    return model.head(model.hidden(tokens)[is_asked]), targets[is_asked]
+    """Return logits (N, V) and targets (N,) of the queries."""
+    is_query = targets >= 0
+    return model.head(model.hidden(tokens)[is_query]), targets[is_query]
 
 
 @torch.no_grad()
 def evaluate(model: Decoder, recipe: Recipe) -> dict[str, dict[int, float]]:
-    """Return by length the share of right answers, and of passkeys that are right throughout."""
+    """Return by length the share of correct answers and of entirely correct passkeys."""
     found: dict[str, dict[int, float]] = {"associative_recall": {}, "passkey": {}}
     for length, n_pairs in (TRAINED | BEYOND).items():
         rng = np.random.default_rng((recipe.seed, _EVALUATION, length))
@@ -104,7 +104,7 @@ def evaluate(model: Decoder, recipe: Recipe) -> dict[str, dict[int, float]]:
 
 
 def _is_right(model: Decoder, tokens: Tokens, targets: Tokens) -> Tensor:
-    """Return for each question, text by text, whether the likeliest token is its answer."""
+    """Return for each query, text by text, whether the argmax of its logits is the answer."""
     size = max(1, _BATCH_TOKENS // tokens.shape[1])
     right = []
     for first in range(0, len(tokens), size):

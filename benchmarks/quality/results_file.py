@@ -1,4 +1,4 @@
-"""The JSON file that a benchmark adds its results to: of one recipe, replaced atomically."""
+"""JSON file to which a benchmark adds its results; it holds one recipe, replaced atomically."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from yocobit.hardware.host import provenance
 
 
 def read(path: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the content of a file, or command, machine, commit and `made_by` if there is none.
+    """Return the content of a results file, or provenance and `made_by` for a new one.
 
-    SystemExit if the file was not `made_by` the same, such as a recipe.
+    SystemExit if the file has other values for the keys of `made_by`, such as another recipe.
     """
     made_by = dict(made_by or {})
     if not path.exists():
@@ -26,7 +26,7 @@ def read(path: Path, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:
-    """Replace the content of a file."""
+    """Replace the content of a results file atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)

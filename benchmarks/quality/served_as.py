@@ -1,9 +1,9 @@
-"""Bits per byte of a trained model by how the engine caches and attends, whatever it learned with.
+"""Bits per byte of a trained model by KV cache type and attention of the engine.
 
     python benchmarks/quality/served_as.py runs/quality/gret-ternary-seed0 TEXT.jsonl
 
-packs the run and measures it with `yocobit eval`, over the same text each time; adds what it found
-to benchmarks/results/quality_served.json.
+Packs the run, evaluates it on the same text with each setting as `yocobit eval` does, and adds the
+results to benchmarks/results/quality_served.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yocobit.evaluation import open_scorer, perplexity
 from yocobit.packing import pack
 
 RESULTS = Path(__file__).parent.parent / "results" / "quality_served.json"
-WAYS: list[tuple[CacheType, str]] = [
+SETTINGS: list[tuple[CacheType, str]] = [
     ("f32", "full"),
     ("f16", "full"),
     ("int8", "full"),
@@ -41,7 +41,7 @@ def main() -> None:
     results = results_file.read(RESULTS)
     with tempfile.TemporaryDirectory() as directory:
         model = pack(arguments.run, Path(directory) / "model").path
-        for cache, attention in WAYS:
+        for cache, attention in SETTINGS:
             scorer = open_scorer(model, "native", arguments.threads, cache, attention)
             found = perplexity(scorer, read_texts([arguments.text]), arguments.context)
             name = f"{cache}, {attention}"

@@ -11,8 +11,8 @@ from typing import Any
 from yocobit.disk import replacing
 from yocobit.errors import UserError
 
-# Okabe and Ito's blue, vermillion and green, which people who are colour-blind can tell apart, and
-# a sky blue that shows on white.
+# Okabe and Ito's colour-blind-safe blue, vermillion and green, and a sky blue that is visible on
+# white.
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
 TEXT = "#444444"
 _FORMATS = (".png", ".svg", ".pdf")
@@ -45,7 +45,7 @@ STYLE: dict[str, Any] = {
 
 
 def style(changes: Mapping[str, Any] | None = None) -> Any:
-    """Return a context with this style of matplotlib, and some changes.
+    """Return a context manager that sets this matplotlib style, with some changes.
 
     UserError if matplotlib is not installed.
     """
@@ -64,7 +64,7 @@ def style(changes: Mapping[str, Any] | None = None) -> Any:
 def save(figure: Any, out: Path, dpi: float | None = None) -> None:
     """Write a figure atomically; ValueError for a format that matplotlib does not support.
 
-    Drawn in memory: where a disk is full, matplotlib's own errors hide the system's.
+    Renders in memory first: on a full disk, matplotlib's own error hides the system's.
     """
     image = io.BytesIO()
     figure.savefig(image, dpi=dpi or figure.dpi, format=out.suffix.removeprefix("."))
@@ -77,8 +77,8 @@ def check_picture(out: Path) -> None:
     if out.suffix not in _FORMATS:
         raise UserError(f"--picture must end in {', '.join(_FORMATS)} but is {out}")
     if not out.parent.is_dir():
-        raise UserError(f"--picture: {out}: cannot be written: {out.parent} is no directory")
+        raise UserError(f"--picture: {out}: cannot be written: {out.parent} is not a directory")
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--picture: {out}: cannot be written; choose another file")
     with style():
-        pass  # there is matplotlib
+        pass  # matplotlib is installed

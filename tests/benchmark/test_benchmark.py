@@ -1,4 +1,4 @@
-"""yocobit bench: what it counts and how it counts it. How fast anything is, no test says.
+"""yocobit bench: its cases, counts and rates. No test checks a speed.
 
 Letters: G K/V heads   D head size
 """
@@ -41,7 +41,7 @@ def model(tmp_path_factory):
     return write_random_model(MIXED, tmp_path_factory.mktemp("model") / "mixed")
 
 
-def plan(**changes) -> Grid:
+def grid(**changes) -> Grid:
     fields = {
         "prompts": "8", "generations": "4", "depths": "0", "batches": "1", "threads": "1",
         "caches": "f16", "kernels": None, "repetitions": 1, "with_limits": False,
@@ -67,7 +67,7 @@ def test_a_filled_session_holds_noise_at_every_position(model, cache):
     assert np.isfinite(session.feed([1, 2, 3])).all()
 
 
-def test_a_filled_session_takes_no_more_tokens_than_it_has_room_for(model):
+def test_fill_rejects_more_tokens_than_the_capacity(model):
     session = Engine(model, 1, None).session(8)
 
     with pytest.raises(ValueError, match="room for 9 tokens"):
@@ -77,12 +77,12 @@ def test_a_filled_session_takes_no_more_tokens_than_it_has_room_for(model):
         _native.fill(session._native, 1)
 
 
-# ---- plans ----
+# ---- the grid ----
 
 
-def test_a_plan_combines_everything_once():
+def test_a_grid_combines_all_values_once():
     cases = list(
-        plan(prompts="0,8", generations="4", depths="0,16", batches="1,2", caches="f16,f16").cases()
+        grid(prompts="0,8", generations="4", depths="0,16", batches="1,2", caches="f16,f16").cases()
     )
 
     assert [case.name for case in cases] == [
@@ -104,12 +104,12 @@ def test_a_plan_combines_everything_once():
         ({"prompts": "0", "generations": "0"}, "must not both be 0"),
     ],
 )
-def test_a_plan_that_cannot_work_is_refused(changes, message):
+def test_an_invalid_grid_is_rejected(changes, message):
     with pytest.raises(UserError, match=message):
-        plan(**changes)
+        grid(**changes)
 
 
-def test_a_case_that_needs_more_memory_than_there_is_is_refused_before_anything_runs(model):
+def test_a_case_that_exceeds_the_available_memory_is_rejected(model):
     case = Case("decode", 4, 1000, 3, "f16")
     needed = weight_bytes(model) + 3 * session_bytes(MIXED, "f16", 1004) + 3 * 512 * 4
 
@@ -119,19 +119,16 @@ def test_a_case_that_needs_more_memory_than_there_is_is_refused_before_anything_
         measure.check_memory(model, case, needed - 1)
 
 
-def test_a_shape_that_is_larger_than_memory_is_refused():
+def test_a_shape_that_exceeds_the_available_memory_is_rejected():
     with pytest.raises(UserError, match=r"needs 13\.8 GB but 1\.0 GB"):
         random_models.check_memory(preset("3b"), "f32", None, 10**9)
 
 
-def test_yoco_shapes_have_the_size_of_the_transformer_they_are_named_after():
+def test_yoco_shapes_have_the_size_of_their_transformer():
     config = named_shape("150m-yoco")
 
     assert config.layers == ("retention",) * 12 + ("cross",) * 12
     assert config.replace(layers=SHAPES["150m"].layers) == SHAPES["150m"]
-
-
-# ---- what was measured ----
 
 
 def test_gmu_shapes_replace_every_second_cross_layer():
@@ -140,6 +137,9 @@ def test_gmu_shapes_replace_every_second_cross_layer():
     assert named_shape("150m-yoco-gmu").layers[12:] == ("cross", "gmu") * 6
     with pytest.raises(UserError, match="--shape must be one of"):
         named_shape("150m-gmu")  # has no cross layers
+
+
+# ---- results ----
 
 
 def test_percentiles_are_measured_values():
@@ -152,41 +152,41 @@ def test_percentiles_are_measured_values():
     assert measure.percentiles([7.0]) == {"p50": 7, "p90": 7, "p99": 7, "max": 7}
 
 
-def test_a_repetition_takes_in_the_tokens_it_names_at_the_depth_it_names(model, monkeypatch):
-    taken = []
+def test_a_repetition_feeds_the_tokens_of_its_case_at_its_depth(model, monkeypatch):
+    fed = []
 
     class Spy(Session):
         def feed(self, tokens, out=None):
-            taken.append((self.position, len(tokens)))
+            fed.append((self.position, len(tokens)))
             return super().feed(tokens, out)
 
     monkeypatch.setattr("yocobit.engine.engine.Session", Spy)
     monkeypatch.setattr(measure, "_warm_up", lambda engine: None)
 
-    measure.run(model, plan(generations="3", depths="40", repetitions=2), "mixed")
+    measure.run(model, grid(generations="3", depths="40", repetitions=2), "mixed")
 
-    assert taken == 2 * [(40, 8), (40, 1), (41, 1), (42, 1)]
+    assert fed == 2 * [(40, 8), (40, 1), (41, 1), (42, 1)]
 
 
-def test_a_batch_is_decoded_in_step(model, monkeypatch):
-    taken = []
+def test_a_batch_decodes_one_token_of_each_session_per_step(model, monkeypatch):
+    fed = []
 
     class Spy(Engine):
         def step(self, sessions, tokens, out=None):
-            taken.append([session.position for session in sessions])
+            fed.append([session.position for session in sessions])
             return super().step(sessions, tokens, out)
 
     monkeypatch.setattr(measure, "Engine", Spy)
 
-    measure.run(model, plan(prompts="0", generations="2", batches="3", depths="9"), "mixed")
+    measure.run(model, grid(prompts="0", generations="2", batches="3", depths="9"), "mixed")
 
-    assert taken == [[9, 9, 9], [10, 10, 10]]
+    assert fed == [[9, 9, 9], [10, 10, 10]]
 
 
 @pytest.fixture(scope="module")
 def report(model):
-    chosen = plan(batches="1,3", depths="0,40", repetitions=2, with_limits=True)
-    return measure.run(model, chosen, "mixed")
+    cases = grid(batches="1,3", depths="0,40", repetitions=2, with_limits=True)
+    return measure.run(model, cases, "mixed")
 
 
 def test_json_has_these_keys(report):
@@ -220,7 +220,7 @@ def test_rates_follow_from_seconds_and_traffic(report):
 
     assert test["tokens_per_s"]["median"] == pytest.approx(3 * 4 / middle)
     assert test["tokens_per_s"]["min"] == pytest.approx(3 * 4 / max(test["seconds"]))
-    # A step is one token of each session: their sum is the time of the repetitions.
+    # A step is one token of each session; step times sum to the time of the repetitions.
     row = report.rows[fields["tests"].index(test)]
     assert len(row.step_seconds) == 2 * 4
     assert sum(row.step_seconds) == pytest.approx(sum(test["seconds"]))
@@ -241,7 +241,7 @@ def test_prefill_counts_the_cross_decoder_for_one_token(report):
     assert test["ms_per_token"] is test["bytes_per_s"] is test["roof"] is None
 
 
-def test_the_printed_report_cuts_nothing(report):
+def test_the_printed_report_cuts_no_line(report):
     console = Console(file=io.StringIO(), width=40)
 
     print_report(report, console)
@@ -253,7 +253,7 @@ def test_the_printed_report_cuts_nothing(report):
 
 
 def test_a_report_names_the_attention(model):
-    report = measure.run(model.attending("index:256"), plan(prompts="0"), "mixed")
+    report = measure.run(model.attending("index:256"), grid(prompts="0"), "mixed")
     console = Console(file=io.StringIO(), width=200)
 
     print_report(report, console)
@@ -262,7 +262,7 @@ def test_a_report_names_the_attention(model):
     assert "attention index:256" in console.file.getvalue()
 
 
-# ---- the machine ----
+# ---- the host ----
 
 
 def test_limits_are_positive_and_finite(report):
@@ -274,7 +274,7 @@ def test_limits_are_positive_and_finite(report):
         assert set(found.multiply_adds_per_s) == set(_native.multiply_add_instructions())
 
 
-def test_the_best_of_the_rounds_counts():
+def test_the_maximum_of_the_rounds_counts():
     a = limits.Limits(2, 10, 70, {"x": 1, "y": 8})
     b = limits.Limits(2, 20, 60, {"x": 5, "y": 6})
 
@@ -284,7 +284,7 @@ def test_the_best_of_the_rounds_counts():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 48])
-def test_buffers_are_far_above_and_half_of_the_last_level(threads):
+def test_buffers_are_16_times_and_half_of_the_last_level_cache(threads):
     caches = host.Caches(l2_bytes=1 << 19, last_bytes=32 << 20, last_shared_by=8)
 
     dram, last_level = limits.buffer_bytes(threads, caches, 1 << 40)
@@ -293,7 +293,7 @@ def test_buffers_are_far_above_and_half_of_the_last_level(threads):
     assert last_level == (32 << 20) // min(threads, 8) // 2
 
 
-def test_buffers_leave_memory_and_stay_above_the_l2_cache():
+def test_buffers_are_a_quarter_of_memory_at_most_and_twice_the_l2_cache_at_least():
     caches = host.Caches(l2_bytes=4 << 20, last_bytes=8 << 20, last_shared_by=8)
 
     dram, last_level = limits.buffer_bytes(8, caches, 1 << 28)
@@ -311,12 +311,12 @@ def test_buffers_leave_memory_and_stay_above_the_l2_cache():
         (lambda: _native.multiply_adds_per_s("abacus", [0], 1), "'abacus' is not supported"),
     ],
 )
-def test_limits_of_nothing_are_refused(call, message):
+def test_invalid_limit_measurements_are_rejected(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_measuring_limits_leaves_the_process_on_its_cpus():
+def test_measuring_limits_does_not_change_the_cpu_affinity():
     before = host.usable_cpus()
 
     _native.read_bytes_per_s([before[0]], 1 << 16, 1)
@@ -324,7 +324,7 @@ def test_measuring_limits_leaves_the_process_on_its_cpus():
     assert host.usable_cpus() == before
 
 
-def test_caches_are_read_as_linux_lists_them(tmp_path):
+def test_caches_are_read_from_sysfs(tmp_path):
     for i, (level, kind, size, cpus) in enumerate(
         [("1", "Data", "32K", "0"), ("2", "Unified", "512K", "0"), ("2", "Instruction", "64K", "0"),
          ("3", "Unified", "16M", "0-3,8-11")]
@@ -339,7 +339,7 @@ def test_caches_are_read_as_linux_lists_them(tmp_path):
     assert not host.read_caches(tmp_path / "missing").is_known
 
 
-def test_peak_memory_begins_anew_and_counts_what_is_gone_again():
+def test_peak_memory_counts_freed_memory_until_it_is_reset():
     host.reset_peak()
     before = host.peak_bytes()
 
@@ -350,10 +350,10 @@ def test_peak_memory_begins_anew_and_counts_what_is_gone_again():
     assert host.peak_bytes() - before < 50_000_000
 
 
-def test_peak_memory_leaves_out_what_was_freed_before():
+def test_peak_memory_does_not_count_memory_freed_before_the_reset():
     host.reset_peak()
     before = host.peak_bytes()
-    # What stays between the pieces keeps the heap from shrinking by itself.
+    # Live blocks between the pieces keep the allocator from trimming the heap.
     pieces, between = zip(
         *((bytes(100_000 + i), bytes(1000 + i)) for i in range(2000)), strict=True
     )
@@ -388,7 +388,7 @@ def test_a_benchmark_script_starts(script):
 
 
 @pytest.mark.parametrize("script", ["peers", "on_chip", "serving_peers"])
-def test_a_benchmark_beside_llama_cpp_says_what_it_lacks(script, tmp_path):
+def test_a_benchmark_against_llama_cpp_names_the_missing_package(script, tmp_path):
     (tmp_path / "gguf.py").write_text("raise ModuleNotFoundError('no', name='gguf')\n")
     work = tmp_path / "work"
     work.mkdir()
@@ -397,4 +397,4 @@ def test_a_benchmark_beside_llama_cpp_says_what_it_lacks(script, tmp_path):
     ended = run_script(script, "--rounds", "0", *where, PYTHONPATH=str(tmp_path))
 
     assert ended.stderr == "error: gguf is not installed: pip install 'yocobit[peers]'\n"
-    assert not list(work.iterdir())  # nothing is made before
+    assert not list(work.iterdir())  # fails before it creates files

@@ -1,4 +1,4 @@
-"""Figure 1 of the YOCO paper: what is integrated and printed. No test checks a speed."""
+"""The benchmark for figure 1 of the YOCO paper: integration and output. No test checks a speed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_prefill_is_the_area_under_the_times_of_chunks(paper):
     curve.chunk_s = {0: [1.28], 100: [2.56, 9.0, 2.56], 300: [3.84]}
     curve.step_s = {100: [5.0], 300: [7.0, 6.0, 8.0]}
 
-    # 10 ms a token at first, 20 after 100 tokens, 30 after 300; then a token with logits.
+    # 10 ms per token at first, 20 after 100 tokens, 30 after 300; then one decode step.
     assert curve.prefill_s(100) == pytest.approx(100 * 0.015 + 5)
     assert curve.prefill_s(300) == pytest.approx(100 * 0.015 + 200 * 0.025 + 7)
     assert curve.prefill_s(200) is None
@@ -64,7 +64,7 @@ def test_memory_is_what_the_engine_reserves(curves, tmp_path, i):
     assert found == pytest.approx(reserved, abs=1024)
 
 
-def test_what_does_not_fit_has_memory_and_no_times(paper, monkeypatch):
+def test_lengths_that_exceed_memory_have_sizes_but_no_times(paper, monkeypatch):
     monkeypatch.setattr(paper, "available_bytes", lambda: 600_000)
     curves = paper.measure(NANO, (64, 3000), "f32", threads=1)
     transformer, yoco, _ = curves

@@ -1,5 +1,4 @@
-"""The prose benchmark: its variants have equal parameters, and what the packaged model learns to
-talk from is text as it stands."""
+"""The prose benchmark: equal parameter counts of variants, conversations of unchanged text."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ def made(monkeypatch):
     return conversations
 
 
-def test_variants_have_the_parameters_of_the_first(prose):
+def test_variants_have_equal_parameter_counts(prose):
     def n_parameters(variant: str) -> int:
         fields = prose.model_of(variant)
         fields["layers"] = tuple(fields["layers"])
@@ -48,7 +47,7 @@ def test_variants_have_the_parameters_of_the_first(prose):
         assert abs(n_parameters(variant) - base) < 0.003 * base, variant
 
 
-def test_conversations_hold_passages_of_the_text_as_they_stand(made):
+def test_conversations_contain_unchanged_passages_of_the_text(made):
     found = list(made.conversations([TEXT, TEXT], seed=0))
     flat = " ".join(TEXT.split())
 

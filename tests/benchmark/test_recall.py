@@ -1,4 +1,4 @@
-"""The recall benchmark: its texts ask for what they say, and it goes on where it was stopped."""
+"""The recall benchmark: its queries have answers in the text, and its runs resume."""
 
 import json
 import sys
@@ -25,29 +25,29 @@ def recall(tasks):
     return recall
 
 
-def test_each_key_is_asked_once_and_its_value_stands_behind_its_first_place(tasks):
+def test_each_key_is_queried_once_and_its_value_follows_its_first_occurrence(tasks):
     tokens, targets = tasks.associative_recall(np.random.default_rng(0), 5, 40, 12)
 
     for text, expected in zip(tokens, targets, strict=True):
         keys, values = text[0:24:2], text[1:24:2]
-        questions = np.flatnonzero(expected >= 0)
+        queries = np.flatnonzero(expected >= 0)
         assert len(set(keys)) == 12
-        assert sorted(text[questions]) == sorted(keys)
-        assert questions.min() >= 24
+        assert sorted(text[queries]) == sorted(keys)
+        assert queries.min() >= 24
         pairs = dict(zip(keys, values, strict=True))
-        assert [pairs[key] for key in text[questions]] == expected[questions].tolist()
-        others = np.setdiff1d(np.arange(24, 40), questions)
+        assert [pairs[key] for key in text[queries]] == expected[queries].tolist()
+        others = np.setdiff1d(np.arange(24, 40), queries)
         assert set(text[others]) <= set(tasks.FILLERS)
 
 
-def test_passkey_is_asked_for_at_the_end_and_stands_once_before(tasks):
+def test_passkey_occurs_once_and_is_queried_at_the_end(tasks):
     tokens, targets = tasks.passkey(np.random.default_rng(0), 200, 30)
 
     places = set()
     for text, expected in zip(tokens, targets, strict=True):
-        first, asked = np.flatnonzero(text == tasks.MARK)
+        first, query = np.flatnonzero(text == tasks.MARK)
         key = text[first + 1 : first + 6]
-        assert asked == 25
+        assert query == 25
         assert text[26:].tolist() == key[:4].tolist()
         assert expected[:25].tolist() == [-1] * 25
         assert expected[25:].tolist() == key.tolist()
@@ -56,7 +56,7 @@ def test_passkey_is_asked_for_at_the_end_and_stands_once_before(tasks):
 
 
 @pytest.mark.parametrize("length, n_pairs", [(8, 3), (12, 0), (600, 97)])
-def test_pairs_that_do_not_fit_are_refused(tasks, length, n_pairs):
+def test_too_many_pairs_are_rejected(tasks, length, n_pairs):
     with pytest.raises(ValueError, match=f"but is {n_pairs}"):
         tasks.associative_recall(np.random.default_rng(0), 1, length, n_pairs)
 
@@ -71,7 +71,7 @@ def test_a_batch_is_a_pure_function_of_seed_and_index(recall):
     )
 
 
-def test_a_step_moves_by_its_own_gradient_only(recall):
+def test_a_step_clears_the_gradients(recall):
     from recall_training import Recipe, train
 
     model = train(recall.BASE, Recipe(steps=1), lambda *_: None)
@@ -79,13 +79,13 @@ def test_a_step_moves_by_its_own_gradient_only(recall):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_what_is_measured_is_kept_and_not_measured_again(recall, tmp_path, monkeypatch):
+def test_results_are_kept_and_not_measured_again(recall, tmp_path, monkeypatch):
     import recall_training
 
     for name in ("TRAINED", "BEYOND"):
         monkeypatch.setattr(recall_training, name, {16: 4} if name == "TRAINED" else {32: 4})
     monkeypatch.setattr(recall_training, "_SHAPES", ((2, 16, 4),))
-    monkeypatch.setattr(recall, "ProcessPoolExecutor", lambda *_: Here())
+    monkeypatch.setattr(recall, "ProcessPoolExecutor", lambda *_: InProcessPool())
     out = tmp_path / "recall.json"
 
     def run(*variants):
@@ -107,8 +107,8 @@ def test_what_is_measured_is_kept_and_not_measured_again(recall, tmp_path, monke
     assert both["gret-ternary"]["cpu_seconds"] == 77
 
 
-class Here:
-    """A pool of no processes."""
+class InProcessPool:
+    """A process pool that runs each job in this process."""
 
     def __enter__(self):
         return self

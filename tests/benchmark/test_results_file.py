@@ -1,4 +1,4 @@
-"""The file of a benchmark's results: one recipe, whole at any time, and written as it was."""
+"""Results files of benchmarks: one recipe per file, atomic writes, unchanged bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def results_file(monkeypatch):
     return results_file
 
 
-def test_a_new_file_says_what_made_it_and_keeps_what_is_added(results_file, tmp_path):
+def test_a_new_file_names_its_provenance_and_keeps_added_results(results_file, tmp_path):
     path = tmp_path / "results.json"
 
     results = results_file.read(path, {"recipe": ["a"]})
@@ -31,7 +31,7 @@ def test_a_new_file_says_what_made_it_and_keeps_what_is_added(results_file, tmp_
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_a_file_of_another_recipe_is_not_added_to(results_file, tmp_path):
+def test_a_file_of_another_recipe_is_rejected(results_file, tmp_path):
     path = tmp_path / "results.json"
     results_file.write(path, {"recipe": ["a"], "runs": {}})
 
@@ -40,7 +40,7 @@ def test_a_file_of_another_recipe_is_not_added_to(results_file, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["quality_served", "quality_prose", "recall"])
-def test_a_committed_file_that_is_read_and_written_has_the_same_bytes(results_file, tmp_path, name):
+def test_reading_and_writing_a_committed_file_keeps_its_bytes(results_file, tmp_path, name):
     path = BENCHMARKS / "results" / f"{name}.json"
 
     results_file.write(tmp_path / path.name, results_file.read(path))

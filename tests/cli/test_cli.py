@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a subprocess, its output, its exit code."""
+"""The command line in a subprocess: its output and exit code."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def run(*arguments, stdin="") -> subprocess.CompletedProcess[str]:
 
 
 def fails(result: subprocess.CompletedProcess[str], *words: str) -> bool:
-    """Whether a command ended as a user's mistake should: one line, exit code 2."""
+    """Assert that a command ended as a user's mistake: one line of error, exit code 2."""
     assert result.returncode == 2, result
     assert result.stderr.startswith("error: "), result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
@@ -177,7 +177,7 @@ def project(tmp_path) -> Path:
     return tmp_path
 
 
-def test_commands_and_options_are_these():
+def test_commands_and_options_are_frozen():
     commands = typer.main.get_command(app).commands
     found = {
         name: {option for p in command.params for option in p.opts if option.startswith("--")}
@@ -190,7 +190,7 @@ def test_commands_and_options_are_these():
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_every_command_explains_itself(command):
+def test_the_help_of_a_command_lists_its_options(command):
     result = run(command, "--help")
 
     assert result.returncode == 0
@@ -202,7 +202,7 @@ def test_version_is_printed():
     assert run("--version").stdout == "yocobit 0.1.0\n"
 
 
-def test_the_whole_way_from_text_to_text(project):
+def test_train_pack_verify_and_generate_work_in_sequence(project):
     trained_run, model = project / "run", project / "model"
 
     train = run("train", project / "config.toml", "--out", trained_run)
@@ -220,7 +220,7 @@ def test_the_whole_way_from_text_to_text(project):
     assert generated.stdout.startswith("def ")
 
 
-def test_train_distils_from_a_teacher_and_says_why_nothing_is_compiled(project):
+def test_train_distils_from_a_teacher_and_warns_without_a_compiler(project):
     config, out = project / "config.toml", project / "run"
     assert run("train", config, "--out", project / "teacher").returncode == 0
     config.write_text(CONFIG.replace("vocab_size = 300\n", ""))
@@ -239,7 +239,7 @@ def test_train_distils_from_a_teacher_and_says_why_nothing_is_compiled(project):
     assert '"divergence"' in (out / "metrics.jsonl").read_text()
 
 
-def test_train_resumes_and_refuses_to_overwrite(project):
+def test_train_resumes_and_does_not_overwrite_a_run(project):
     config, out = project / "config.toml", project / "run"
     assert run("train", config, "--out", out).returncode == 0
 
@@ -319,7 +319,7 @@ def test_generate_mistakes_are_one_line(model, options, words):
     assert fails(run("generate", "x", "-m", model, *options), *words)
 
 
-def test_generate_stops_where_the_model_says_it_does():
+def test_generate_stops_at_the_stop_strings_of_the_model():
     turn = "<|user|>\nWho was Moses?\n<|end|>\n<|assistant|>\n"
     engine = Engine.load()
 
@@ -333,15 +333,15 @@ def test_generate_stops_where_the_model_says_it_does():
     assert engine.tokenizer.decode(stream.tokens).startswith(own["text"] + "\n<|end|>")
 
 
-def test_the_packaged_model_answers_without_any_other():
+def test_generate_and_chat_use_the_packaged_model_by_default():
     generated = run("generate", "In the beginning", "-n", 8)
-    said = ["Tell me about the sea.", "", "Go on.", "/again", "/exit", "unheard"]
-    answered = run("chat", "-n", 8, stdin="\n".join(said))
+    lines = ["Tell me about the sea.", "", "Go on.", "/again", "/exit", "not read"]
+    chatted = run("chat", "-n", 8, stdin="\n".join(lines))
 
-    assert generated.returncode == answered.returncode == 0, generated.stderr + answered.stderr
+    assert generated.returncode == chatted.returncode == 0, generated.stderr + chatted.stderr
     assert generated.stdout.startswith("In the beginning")
     assert len(generated.stdout) > len("In the beginning\n")
-    assert answered.stdout.strip()
+    assert chatted.stdout.strip()
 
 
 def test_chat_mistakes_are_one_line(model, tmp_path):
@@ -365,7 +365,7 @@ def test_chat_mistakes_are_one_line(model, tmp_path):
         ({"GOMP_SPINCOUNT": "7"}, "7"),
     ],
 )
-def test_threads_of_pytorch_spin_briefly_unless_the_environment_says_how(tmp_path, given, spins):
+def test_pytorch_threads_spin_briefly_unless_the_environment_sets_it(tmp_path, given, spins):
     (tmp_path / "torch.py").write_text(
         "import os\nraise SystemExit(f'spins: {os.environ.get(\"GOMP_SPINCOUNT\")}')"
     )
@@ -378,11 +378,11 @@ def test_threads_of_pytorch_spin_briefly_unless_the_environment_says_how(tmp_pat
         text=True,
     )
 
-    # As it was when PyTorch was imported.
+    # The value at the import of PyTorch.
     assert result.stderr == f"spins: {spins}\n"
 
 
-def test_standard_input_that_is_not_utf8_is_refused(model):
+def test_standard_input_that_is_not_utf8_is_rejected(model):
     result = subprocess.run(
         [sys.executable, "-m", "yocobit", "generate", "-m", str(model)],
         input=b"ab\xff",
@@ -396,7 +396,7 @@ def test_standard_input_that_is_not_utf8_is_refused(model):
 @pytest.mark.parametrize(
     "command", [["generate", "x", "-m"], ["chat"], ["bench"], ["serve", "--port", 0], ["eval"]]
 )
-def test_attention_is_refused_for_a_model_without_cross_layers(tmp_path, command):
+def test_attention_is_rejected_for_a_model_without_cross_layers(tmp_path, command):
     model = write_random_model(nano("transformer", "ternary"), tmp_path / "model").path
     texts = [__file__] if command == ["eval"] else []
 
@@ -406,7 +406,7 @@ def test_attention_is_refused_for_a_model_without_cross_layers(tmp_path, command
 
 
 @pytest.mark.parametrize("command", [["generate", b"ab\xff"], ["chat"]])
-def test_text_that_is_not_utf8_is_refused_where_python_lets_it_through(command):
+def test_text_that_is_not_utf8_is_rejected_even_if_python_decodes_it(command):
     result = subprocess.run(
         [sys.executable, "-m", "yocobit", *command],
         input=b"ab\xff\n",
@@ -418,7 +418,7 @@ def test_text_that_is_not_utf8_is_refused_where_python_lets_it_through(command):
     assert result.stderr == b"error: text is not UTF-8 (it has '\\udcff')\n"
 
 
-def test_verify_reports_a_flipped_bit_and_generate_verify_refuses_it(model, tmp_path):
+def test_verify_reports_a_flipped_bit_and_generate_verify_rejects_it(model, tmp_path):
     import shutil
 
     broken = shutil.copytree(model, tmp_path / "model")
@@ -435,7 +435,7 @@ def test_verify_reports_a_flipped_bit_and_generate_verify_refuses_it(model, tmp_
     assert fails(run("generate", "x", "-m", broken, "--verify"), "tensor '")
 
 
-def test_inspect_json_has_the_numbers_of_the_text(model):
+def test_inspect_json_equals_the_text(model):
     report = json.loads(run("inspect", model, "--json").stdout)
     shown = run("inspect", model).stdout
 
@@ -444,7 +444,7 @@ def test_inspect_json_has_the_numbers_of_the_text(model):
     assert f"{report['cache_bytes_per_token']['int8']:,} (int8)" in shown
 
 
-def test_bench_prints_a_table_of_every_test(model):
+def test_bench_prints_a_row_for_every_test(model):
     result = run("bench", model, "-p", "8,16", "-n", "4", "-d", "0,32", "-b", "1,2", "-r", "1")
 
     assert result.returncode == 0, result.stderr
@@ -485,7 +485,7 @@ def test_bench_mistakes_are_one_line(arguments, words):
     assert fails(run("bench", *arguments), *words)
 
 
-def test_plan_prints_what_fits_where_on_a_machine_that_is_only_named():
+def test_plan_prints_placement_and_sources_for_a_data_sheet():
     result = run("plan", "--shape", "3b", "--context", 1048576, "--cache", "int4", "-b", 2,
                  "--machine", "groq")  # fmt: skip
 
@@ -499,7 +499,7 @@ def test_plan_prints_what_fits_where_on_a_machine_that_is_only_named():
     assert "…" not in result.stdout
 
 
-def test_plan_counts_what_cross_layers_attend_to():
+def test_plan_counts_attended_positions_only():
     command = ("plan", "--shape", "3b", "--context", 1048576, "--machine", "groq", "--json")
     own = {}
     for attention in ("full", "index:2048"):
@@ -524,11 +524,11 @@ def test_plan_json_of_a_packed_model_predicts_for_this_machine(model):
     assert report["prediction"]["decode_tokens_per_s"] > 0
 
 
-def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
+def test_plan_draws_a_picture_and_requires_matplotlib(tmp_path):
     arguments = ("plan", "--shape", "nano", "--machine", "h100", "--picture")
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError('no', name='matplotlib')\n")
 
-    drawn = run(*arguments, tmp_path / "plan.png")
+    result = run(*arguments, tmp_path / "plan.png")
     lacking = subprocess.run(
         [sys.executable, "-m", "yocobit", *arguments, tmp_path / "other.png"],
         capture_output=True,
@@ -536,7 +536,7 @@ def test_plan_draws_a_picture_and_says_what_it_lacks(tmp_path):
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
 
-    assert drawn.returncode == 0, drawn.stderr
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
     assert fails(lacking, "a picture needs matplotlib", "yocobit[train]")
     assert fails(run(*arguments, tmp_path / "no" / "plan.png"), "--picture", "cannot be written")
@@ -570,7 +570,7 @@ def test_ctrl_c_ends_generation_quietly(model):
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.read(20)  # it has begun
+    process.stdout.read(20)  # it has started
     process.send_signal(signal.SIGINT)
 
     _, errors = process.communicate(timeout=30)
@@ -601,7 +601,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint(project):
     assert list((project / "run" / "checkpoints").glob("step-*"))
 
 
-def test_a_closed_pipe_is_no_error(model):
+def test_a_closed_pipe_is_not_an_error(model):
     command = f"{sys.executable} -m yocobit generate x -m {model} -n 2000 | head -c 10"
 
     result = subprocess.run(command, shell=True, capture_output=True, text=True)

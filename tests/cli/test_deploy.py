@@ -1,4 +1,4 @@
-"""deploy/: what can be said of the image and the manifest without Docker and Kubernetes."""
+"""deploy/: checks of the image and the manifest without Docker and Kubernetes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def instruction(name: str) -> list[str]:
     return json.loads(found)
 
 
-def test_image_with_the_manifests_options_serves_and_asks_for_the_secrets_key(container, tmp_path):
+def test_image_with_the_manifests_options_requires_the_secrets_key(container, tmp_path):
     (tmp_path / "key").write_text("a-key-for-tests\n")
     command, *options = [*instruction("ENTRYPOINT"), *container["args"]]
     options[options.index(KEY_FILE)] = str(tmp_path / "key")
@@ -66,7 +66,7 @@ def test_image_with_the_manifests_options_serves_and_asks_for_the_secrets_key(co
     assert [answer.status_code for answer in answers] == [200, 401]
 
 
-def test_probes_ask_for_health_at_the_containers_port(container):
+def test_probes_get_health_at_the_containers_port(container):
     [port] = container["ports"]
 
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -74,7 +74,7 @@ def test_probes_ask_for_health_at_the_containers_port(container):
     assert port["containerPort"] == 8080
 
 
-def test_pod_gets_more_time_to_end_than_the_server_takes(manifest, container):
+def test_grace_period_of_the_pod_exceeds_the_drain_time(manifest, container):
     pod = manifest["Deployment"]["spec"]["template"]["spec"]
     _, before_s = container["lifecycle"]["preStop"]["exec"]["command"]
     drain_s = inspect.signature(serve).parameters["drain_s"].default
@@ -90,7 +90,7 @@ def test_secret_is_mounted_where_the_image_reads_it(manifest, container):
     assert "secret" in volume and mount["readOnly"]
 
 
-def test_objects_choose_the_deployments_pods(manifest):
+def test_selectors_match_the_deployments_pods(manifest):
     labels = manifest["Deployment"]["spec"]["template"]["metadata"]["labels"]
 
     assert manifest["Deployment"]["spec"]["selector"]["matchLabels"] == labels

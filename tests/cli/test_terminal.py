@@ -1,4 +1,4 @@
-"""yocobit chat at a terminal: what somebody types and sees."""
+"""yocobit chat at a terminal: input and output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yocobit.cli import terminal as shown
 
 
 class Terminal:
-    """A chat with the packaged model on a terminal of its own."""
+    """A chat with the packaged model on a pseudo-terminal."""
 
     def __init__(self) -> None:
         self.seen = ""
@@ -25,9 +25,9 @@ class Terminal:
             os.execv(sys.executable, [sys.executable, *arguments])
 
     def until(self, text: str, nudge: str = "") -> str:
-        """Return what is shown up to a text, and go on behind it.
+        """Return the output up to a text and continue after it.
 
-        While nothing comes, `nudge` is typed: readline loses a Ctrl-C that comes as it begins.
+        Types `nudge` while there is no output: readline loses a Ctrl-C that arrives as it starts.
         """
         deadline = time.monotonic() + 60
         while text not in self.seen:
@@ -35,7 +35,7 @@ class Terminal:
                 self.seen += os.read(self.fd, 4096).decode(errors="replace")
             else:
                 self.type(nudge)
-            assert time.monotonic() < deadline, f"{text!r} did not come; there is {self.seen!r}"
+            assert time.monotonic() < deadline, f"no {text!r} in the output {self.seen!r}"
         shown, _, self.seen = self.seen.partition(text)
         return shown
 
@@ -71,10 +71,10 @@ def test_a_conversation_at_a_terminal(terminal):
     assert terminal.exit_code() == 0
 
 
-def test_ctrl_c_stops_an_answer_but_not_the_conversation(terminal):
+def test_ctrl_c_stops_a_reply_but_not_the_conversation(terminal):
     terminal.until("> ")
     terminal.type("\x03")
-    terminal.until("[Ctrl-D leaves]", nudge="\x03")
+    terminal.until("[Ctrl-D exits]", nudge="\x03")
     terminal.type("Tell me about the sea.\n")
     terminal.until("sea.\r\n")
     terminal.type("\x03")
@@ -88,7 +88,7 @@ def test_ctrl_c_stops_an_answer_but_not_the_conversation(terminal):
     ("is_terminal", "expected"),
     [(True, "a\n\t\u241b[2J\u241b]52;c;eA==\u2407 \ufffd31m\u00e9\n"), (False, None)],
 )
-def test_what_a_model_says_does_not_command_the_terminal(is_terminal, expected, monkeypatch):
+def test_model_output_cannot_send_control_sequences(is_terminal, expected, monkeypatch):
     said = ["a\n\t\x1b[2J", "\x1b]52;c;eA==\x07 \x9b31m\u00e9"]
     output = io.StringIO()
     output.isatty = lambda: is_terminal

@@ -1,4 +1,4 @@
-"""The cost model, against numbers counted by hand and against what the engine reserves.
+"""The cost model equals counts by hand and the engine's reservations.
 
 Letters: C d_model   D head size
 """
@@ -33,7 +33,7 @@ def model(tmp_path_factory):
     return write_random_model(MIXED, tmp_path_factory.mktemp("model") / "mixed")
 
 
-def test_cache_bytes_are_those_counted_by_hand():
+def test_cache_traffic_equals_a_count_by_hand():
     position, ring, state = 2 * 2 * 16 * 2, 2 * 2 * 32 * 2, 4 * 2 * 32 * 32
 
     # full and cross see 1 position; then 11 and 12 of them, the window 4 each.
@@ -43,7 +43,7 @@ def test_cache_bytes_are_those_counted_by_hand():
     assert session_traffic(MIXED, "int8", 0, 1) == 2 * 2 * 2 * 20 + 2 * 2 * 36 + 2 * state
 
 
-def test_every_cross_layer_reads_the_shared_cache_anew():
+def test_every_cross_layer_reads_the_shared_cache():
     config = MIXED.replace(layers=("retention", "cross", "cross", "cross"))
     alone = MIXED.replace(layers=("retention",))
 
@@ -57,14 +57,14 @@ def test_gated_memory_units_read_weights_but_no_cache(model):
 
     assert session_traffic(MIXED, "f16", 99, 3) == session_traffic(without, "f16", 99, 3)
     assert session_bytes(MIXED, "f16", 99) == session_bytes(without, "f16", 99)
-    # Two projections of 64 rows, 32 bytes each; the weights of the block's norms are no matrices.
+    # Two projections of 64 rows, 32 bytes each; norms have no matrices.
     of_mixer = [t for name, t in model.tensors.items() if name.startswith("layers.3.mixer.")]
     matrices = [t.end - t.begin for t in of_mixer if t.dtype == "U8"]
     assert matrices == [64 * 32, 64 * 32]
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_one_more_position_costs_what_the_engine_says(model, cache):
+def test_traffic_of_one_position_equals_the_engines_memory_per_token(model, cache):
     memory = Engine(model, 1, None).session(64, cache).memory()
 
     more = session_traffic(MIXED, cache, 50, 1) - session_traffic(MIXED, cache, 49, 1)
@@ -74,7 +74,7 @@ def test_one_more_position_costs_what_the_engine_says(model, cache):
 
 @pytest.fixture(scope="module")
 def engine_of_stack(tmp_path_factory):
-    """Return an engine of one of STACKS, with an index if asked for."""
+    """Return a function from a stack and an attention setting to an engine."""
     engines = {}
 
     def engine(stack, attention):
@@ -94,7 +94,7 @@ def engine_of_stack(tmp_path_factory):
     ("stack", "attention"),
     [*((stack, None) for stack in STACKS), ("mixed", "index:128"), ("mixed", "index:2048")],
 )
-def test_session_bytes_are_what_the_engine_reserves(
+def test_session_bytes_equal_the_engines_reservation(
     engine_of_stack, stack, attention, cache, n_tokens
 ):
     engine = engine_of_stack(stack, attention)
@@ -127,13 +127,13 @@ def test_a_tied_head_reads_the_embedding_unless_it_is_int4(tmp_path):
     assert weight_bytes(int4) == body + 512 * (32 + 2)
 
 
-def test_decode_bytes_are_weights_once_and_each_sessions_own(model):
+def test_decode_bytes_count_weights_once_and_caches_per_session(model):
     each = session_traffic(MIXED, "f16", 7, 3) + 3 * (64 + 4)  # rows of the embedding
 
     assert decode_bytes(model, "f16", 7, 3, batch=5) == 3 * weight_bytes(model) + 5 * each
 
 
-def test_multiply_adds_are_those_counted_by_hand():
+def test_multiply_adds_equal_a_count_by_hand():
     ffn = 3 * 64 * 128
     retention, window, full = 5 * 64 * 64 + 2 * 64, 4 * 64 * 64, 2 * 64 * 64 + 2 * 32 * 64
     shared = 2 * 32 * 64

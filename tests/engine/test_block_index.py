@@ -1,4 +1,4 @@
-"""Cross attention to some blocks of the shared cache: which they are, and that nothing else counts.
+"""Cross attention to selected blocks of the shared KV cache: the selection, and its results.
 
 Letters: B batch   T positions   H heads   G K/V heads   D head size
 """
@@ -24,7 +24,7 @@ from yocobit.packing import read_model
 
 KERNELS = _native.supported_kernels()
 CACHES = ("f32", "f16", "int8", "int4")
-T = 300  # ten blocks, of which a token attends to four
+T = 300  # ten blocks; a token attends to four
 FOUR_BLOCKS = {"cross_positions": 4 * BLOCK}
 
 
@@ -49,24 +49,24 @@ def bits(array) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint32)
 
 
-# ---- which blocks ----
+# ---- block selection ----
 
 
-def expected_blocks(q, keys, n_chosen: int, position: int) -> set[int]:
-    """The blocks of one token, in float64; q (n, D), keys (S, D) of a document."""
+def expected_blocks(q, keys, n_selected: int, position: int) -> set[int]:
+    """Return the selected blocks of one token, in float64; q (n, D), keys (S, D) of a document."""
     own = position // BLOCK
-    if own < n_chosen:
+    if own < n_selected:
         return set(range(own + 1))
     others = range(1, own - 1)
     bounds = softmaxes_of_bounds(q, keys, own)
-    tried = sorted(others, key=lambda block: -bounds[block])[: 4 * (n_chosen - 3)]
+    candidates = sorted(others, key=lambda block: -bounds[block])[: 4 * (n_selected - 3)]
     shares = np.zeros(own + 1)
     for query in q:
-        at = [p for p in range(position + 1) if p // BLOCK in {0, own - 1, own, *tried}]
+        at = [p for p in range(position + 1) if p // BLOCK in {0, own - 1, own, *candidates}]
         scores = keys[at] @ query / len(query) ** 0.5
         weights = np.exp(scores - scores.max())
         np.add.at(shares, [p // BLOCK for p in at], weights / weights.sum())
-    best = sorted(tried, key=lambda block: -shares[block])[: n_chosen - 3]
+    best = sorted(candidates, key=lambda block: -shares[block])[: n_selected - 3]
     return {0, own - 1, own, *best}
 
 
@@ -88,15 +88,15 @@ def softmaxes_of_bounds(q, keys, own: int) -> np.ndarray:
 
 
 def seen_by_blocks(seen: torch.Tensor, position: int) -> set[int]:
-    """The blocks of a document that a token sees, of seen (S,) from the document's begin on."""
+    """Return the blocks that a token attends to; seen (S,) starts at the document's first token."""
     found = set((seen.nonzero()[:, 0] // BLOCK).tolist())
-    for block in found:  # as far as they go
+    for block in found:  # up to the token itself
         assert seen[block * BLOCK : min((block + 1) * BLOCK, position + 1)].all()
     return found
 
 
 @pytest.mark.parametrize("lengths", [[T], [1, 133, 40, 126], [31, 33, 236]])
-def test_chosen_are_the_best_by_an_independent_statement(lengths):
+def test_selected_blocks_equal_an_independent_implementation(lengths):
     rng = np.random.default_rng(0)
     q, k = rng.standard_normal((1, 4, T, 16)), rng.standard_normal((1, 2, T, 16))
     config = preset("nano").replace(cross_attention="index", **FOUR_BLOCKS)
@@ -120,7 +120,7 @@ def test_chosen_are_the_best_by_an_independent_statement(lengths):
         begin += length
 
 
-def test_the_block_with_the_key_that_is_asked_for_is_chosen_though_bounds_of_others_are_larger():
+def test_the_block_of_the_matching_key_is_selected_despite_larger_bounds_of_others():
     rng = np.random.default_rng(1)
     n = 7 * BLOCK
     k = torch.from_numpy(2 * rng.standard_normal((1, 1, n, 16)))
@@ -152,7 +152,7 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(found, expected[0], rtol=0, atol=1e-5)
 
 
-def test_gradients_pass_what_is_seen_alone():
+def test_gradients_reach_attended_positions_only():
     torch.manual_seed(0)
     config = preset("nano").replace(
         layers=("window", "cross"),
@@ -171,26 +171,26 @@ def test_gradients_pass_what_is_seen_alone():
     model.embedding.register_forward_hook(keep)
     model.hidden(torch.randint(512, (1, T)))[0, -1].sum().backward()
 
-    touched = embedded[0].grad[0].abs().sum(dim=-1) > 0
-    assert touched.view(-1).sum() <= config.n_kv_heads * 4 * BLOCK
-    assert touched[:BLOCK].all() and touched[-(T % BLOCK) - BLOCK :].all()
+    has_gradient = embedded[0].grad[0].abs().sum(dim=-1) > 0
+    assert has_gradient.view(-1).sum() <= config.n_kv_heads * 4 * BLOCK
+    assert has_gradient[:BLOCK].all() and has_gradient[-(T % BLOCK) - BLOCK :].all()
 
 
 # ---- the engine ----
 
 
 @pytest.mark.parametrize("dtype", CACHES)
-def test_attending_to_tiles_is_attending_to_a_cache_of_only_them(dtype):
+def test_attention_to_tiles_equals_attention_to_a_cache_of_these_tiles(dtype):
     rng = np.random.default_rng(0)
     q, keys, values = (rng.standard_normal((n, 24), dtype=np.float32) for n in (5, 320, 320))
     tiles = np.array([0, 3, 4, 9], dtype=np.int32)
     rows = (tiles[:, None] * BLOCK + np.arange(BLOCK)).ravel()
 
     for kernels in KERNELS:
-        for begin, end, partition in ((0, 128, 128), (0, 101, 64), (40, 97, 32)):
-            found = _native.attend(kernels, q, keys, values, dtype, begin, end, partition, tiles)
+        for begin, end, split in ((0, 128, 128), (0, 101, 64), (40, 97, 32)):
+            found = _native.attend(kernels, q, keys, values, dtype, begin, end, split, tiles)
             expected = _native.attend(
-                "scalar", q, keys[rows], values[rows], dtype, begin, end, partition
+                "scalar", q, keys[rows], values[rows], dtype, begin, end, split
             )
             assert (bits(found) == bits(expected)).all()
 
@@ -204,12 +204,12 @@ def test_logits_equal_pytorch(model_of, weights, rope, tokens):
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()
     error = np.abs(Engine.load(path).logits(tokens) - expected).max(axis=1)
 
-    # A code or a choice that is a tie but for rounding falls differently now and then.
+    # Quantised values and selections near a tie occasionally differ.
     assert np.median(error / np.abs(expected).max()) < (1e-5 if weights == "dense" else 1e-2)
     assert (error < 0.1 * np.abs(expected).max()).mean() > 0.95
 
 
-def test_few_positions_are_all_attended_to(model_of, tokens):
+def test_attention_is_full_up_to_the_number_of_selected_positions(model_of, tokens):
     _, path = model_of("ternary", cross_attention="index")
     full = Engine.load(path, attention="full").logits(tokens)
     n = 4 * BLOCK
@@ -221,7 +221,7 @@ def test_few_positions_are_all_attended_to(model_of, tokens):
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_same_bits_whatever_threads_kernels_chunks_and_batch(model_of, cache, tokens):
+def test_same_bits_for_any_threads_kernels_chunks_and_batch(model_of, cache, tokens):
     _, path = model_of("ternary", cross_attention="index")
     expected = Engine.load(path, threads=1, kernels="scalar").session(T, cache).feed_all(tokens)
 
@@ -264,7 +264,7 @@ def test_same_bits_after_fork_restore_and_truncate(model_of, cache, tokens):
         assert (bits(each.feed(tokens[170:])) == bits(expected)).all()
 
 
-def test_values_that_are_no_numbers_choose_something(tmp_path):
+def test_nan_and_overflow_in_keys_still_select_blocks(tmp_path):
     config = nano("yoco-gret", "dense", cross_attention="index", **FOUR_BLOCKS)
     model = Decoder(config)
     with torch.no_grad():
@@ -276,12 +276,12 @@ def test_values_that_are_no_numbers_choose_something(tmp_path):
     assert logits.shape == (512,)
 
 
-def test_memory_tells_of_the_index(model_of):
+def test_memory_includes_the_index(model_of):
     _, path = model_of("ternary", cross_attention="index")
     memory = Engine.load(path).session(1 << 20, "int8").memory()
     n_blocks = (1 << 20) // BLOCK
 
-    # Bounds of each block, in float16; then scores of four heads and an order of blocks of two.
+    # Bounds of each block in float16, scores of four heads and block order of two.
     assert memory.index >= n_blocks * 2 * (2 * 2 * 16)
     assert memory.index <= n_blocks * (2 * (2 * 2 * 16) + 4 * 4 + 2 * 4) + 4096
     assert Engine.load(path, attention="full").session(64).memory().index == 0
@@ -291,7 +291,7 @@ def test_memory_tells_of_the_index(model_of):
 
 
 @pytest.mark.parametrize("positions", [0, 96, 100, 129, (1 << 20) + 32])
-def test_positions_must_be_blocks(positions):
+def test_positions_must_be_a_multiple_of_a_block(positions):
     with pytest.raises(ConfigError, match="cross_positions must be a multiple of 32, from 128"):
         preset("nano").replace(cross_positions=positions)
 
@@ -308,7 +308,7 @@ def test_attention_is_full_or_an_index(text):
 
 
 @pytest.mark.parametrize("text", ["full", "index:2048"])
-def test_attention_is_named_as_it_is_asked_for(text):
+def test_attention_of_a_config_is_the_requested_one(text):
     config = preset("nano").attending(text)
 
     assert config.attention == text
@@ -316,7 +316,7 @@ def test_attention_is_named_as_it_is_asked_for(text):
 
 
 @pytest.mark.parametrize("text", ["full", "index:2048"])
-def test_attention_is_refused_without_cross_layers(tmp_path, text):
+def test_attention_is_rejected_without_cross_layers(tmp_path, text):
     path = write_random_model(nano("transformer", "ternary"), tmp_path / "model").path
 
     with pytest.raises(ConfigError, match=f"a model without cross layers but is '{text}'; leave"):
@@ -330,7 +330,7 @@ def test_a_model_is_packed_with_its_attention(model_of):
     assert read_model(path).attending("index:256").config.cross_positions == 256
 
 
-def test_generate_takes_attention(model_of):
+def test_generate_accepts_attention(model_of):
     _, path = model_of("ternary", cross_attention="index")
     run = functools.partial(CliRunner().invoke, app)
     command = ["generate", "Licensed under", "--model", str(path), "-n", "8", "--attention"]

@@ -1,4 +1,4 @@
-"""Pages of the caches: new ones a few a token, and none that are copied as a cache grows."""
+"""Page faults of KV caches: a few per token; a growing cache is never copied."""
 
 import re
 import resource
@@ -14,14 +14,14 @@ from yocobit.engine import Engine
 from yocobit.hardware.host import peak_bytes, reset_peak
 
 N_LAYERS, N_HEADS, HEAD_DIM = 8, 8, 64
-REGIONS = 2 * N_LAYERS * N_HEADS  # of keys and of values, each of which comes to pages of its own
+REGIONS = 2 * N_LAYERS * N_HEADS  # keys and values of every head and layer, each on separate pages
 
 
 @pytest.mark.parametrize("cache", ["f32", "int8", "int4"])
-def test_no_step_waits_for_new_pages_of_all_heads_and_layers(cache, tmp_path):
+def test_page_faults_of_heads_and_layers_spread_over_steps(cache, tmp_path):
     shape = transformer(N_HEADS * HEAD_DIM, N_LAYERS, N_HEADS, N_HEADS, 256, 64)
     engine = Engine.load(write_random_model(shape, tmp_path / "model").path, threads=1)
-    session = engine.session(1 << 17, cache)  # so much that no freed memory is used again
+    session = engine.session(1 << 17, cache)  # too large for the allocator to reuse freed memory
     session.feed(np.zeros(384, dtype=np.int32))
 
     faults = []
@@ -30,7 +30,7 @@ def test_no_step_waits_for_new_pages_of_all_heads_and_layers(cache, tmp_path):
         session.step(0)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
-    assert sum(faults) >= REGIONS  # they come to some
+    assert sum(faults) >= REGIONS  # there are page faults
     assert max(faults) <= REGIONS // 2
 
 
@@ -39,19 +39,17 @@ def resident_bytes() -> int:
     return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) << 10
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="peaks of memory are Linux's to tell"
-)
-def test_a_cache_that_grows_takes_what_its_positions_need_and_copies_none(tmp_path):
-    # One wide head: 4 KiB a position, whose keys and whose values lie together.
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory needs Linux")
+def test_a_growing_cache_commits_memory_for_its_positions_only_and_copies_nothing(tmp_path):
+    # One wide head: 4 KiB per position; keys are contiguous, as are values.
     one_head = {"n_heads": 1, "n_kv_heads": 1, "n_self_heads": 8, "n_self_kv_heads": 8}
     shape = preset("nano").replace(d_model=512, layers=("retention", "cross"), **one_head)
     engine = Engine.load(write_random_model(shape, tmp_path / "model").path, threads=1)
     session = engine.session(1 << 18, "f32")
     tokens = np.zeros(4096, dtype=np.int32)
-    session.feed(tokens)  # with all that is made once
+    session.feed(tokens)  # with one-time allocations
     chunk_bytes = len(tokens) * session.memory().shared_kv_per_token
-    slack = 6 << 20  # huge pages at the ends of keys and of values, and of what Python does
+    slack = 6 << 20  # huge pages at the ends of keys and values, and Python's allocations
 
     for _ in range(4):
         reset_peak()
@@ -61,4 +59,4 @@ def test_a_cache_that_grows_takes_what_its_positions_need_and_copies_none(tmp_pa
         assert peak_bytes() - before < chunk_bytes + slack
 
     assert chunk_bytes == 16 << 20
-    assert session.memory().shared_kv == 1 << 30  # reserved at first, hardly any of it taken
+    assert session.memory().shared_kv == 1 << 30  # reserved, mostly not committed

@@ -1,4 +1,4 @@
-"""Chat: what was said is remembered, fed once, and never changes an answer."""
+"""Chat: messages are kept, prefilled once, and do not change a reply."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def engine(tmp_path_factory) -> Engine:
     return Engine.load(path)
 
 
-def told(chat: Chat, message: str) -> str:
+def reply_to(chat: Chat, message: str) -> str:
     return "".join(chat.reply(message))
 
 
-def test_answers_are_those_of_the_whole_conversation_as_one_prompt(engine):
+def test_replies_equal_those_to_the_whole_conversation_as_one_prompt(engine):
     chat = Chat(engine, system="Be brief.", max_tokens=12, sampling=SamplingConfig(seed=3))
-    told(chat, QUESTION)
-    said = chat.messages
-    answer = chat.reply("And then?")
-    text = "".join(answer)
+    reply_to(chat, QUESTION)
+    before = chat.messages
+    reply = chat.reply("And then?")
+    text = "".join(reply)
 
-    prompt = engine.chat_template.render([*said, {"role": "user", "content": "And then?"}])
+    prompt = engine.chat_template.render([*before, {"role": "user", "content": "And then?"}])
     alone = engine.stream(prompt, max_tokens=12, stop=["<|end|>"], sampling=SamplingConfig(seed=4))
 
     assert "".join(alone) == text
-    assert alone.tokens == answer.tokens
+    assert alone.tokens == reply.tokens
     assert [m["role"] for m in chat.messages] == ["system", *["user", "assistant"] * 2]
     assert chat.messages[-1]["content"] == text.strip()
 
 
-def test_only_what_is_new_is_fed(engine, monkeypatch):
+def test_a_reply_prefills_new_tokens_only(engine, monkeypatch):
     fed = []
     chat = Chat(engine, max_tokens=12)
     feed = type(chat._session).feed
@@ -57,42 +57,42 @@ def test_only_what_is_new_is_fed(engine, monkeypatch):
         return feed(session, tokens, out)
 
     monkeypatch.setattr(type(chat._session), "feed", watched)
-    told(chat, QUESTION)
+    reply_to(chat, QUESTION)
     first = fed[0]
-    # What the model says need not have the tokens that its text has; here it has.
+    # Generated tokens may differ from the tokens of their text; here they are equal.
     chat._reply.text = engine.tokenizer.decode(chat._reply.tokens)
-    taken = chat._consumed()
-    monkeypatch.setattr(engine, "encode", lambda text: [*taken, 5, 6, 7])
+    consumed = chat._consumed()
+    monkeypatch.setattr(engine, "encode", lambda text: [*consumed, 5, 6, 7])
     fed.clear()
 
-    told(chat, "And then?")
+    reply_to(chat, "And then?")
 
     assert first > 3 and fed[0] == 3
 
 
-def test_an_answer_that_was_stopped_is_kept_as_far_as_it_came(engine):
+def test_the_generated_part_of_a_stopped_reply_is_kept(engine):
     chat = Chat(engine, max_tokens=50)
     reply = chat.reply(QUESTION)
-    said = next(reply) + next(reply)
+    generated = next(reply) + next(reply)
 
-    assert chat.messages[-1] == {"role": "assistant", "content": said.strip()}
-    assert told(chat, "And then?")
+    assert chat.messages[-1] == {"role": "assistant", "content": generated.strip()}
+    assert reply_to(chat, "And then?")
 
 
-def test_withdrawn_messages_are_forgotten_and_answered_anew(engine):
+def test_withdrawn_messages_are_dropped_and_get_a_new_reply(engine):
     chat = Chat(engine, max_tokens=20)
-    told(chat, QUESTION)
-    told(chat, "And then?")
+    reply_to(chat, QUESTION)
+    reply_to(chat, "And then?")
     before = chat.messages
 
     assert chat.withdraw() == "And then?"
     assert chat.messages == before[:2]
-    assert told(chat, "And then?").strip() != before[-1]["content"]
+    assert reply_to(chat, "And then?").strip() != before[-1]["content"]
 
 
-def test_clear_forgets_all_but_the_system(engine):
+def test_clear_drops_all_but_the_system_message(engine):
     chat = Chat(engine, system="Be brief.", max_tokens=4)
-    told(chat, QUESTION)
+    reply_to(chat, QUESTION)
 
     chat.clear()
 
@@ -102,9 +102,9 @@ def test_clear_forgets_all_but_the_system(engine):
         chat.withdraw()
 
 
-def test_a_conversation_that_is_full_says_so_and_stays_as_it_is(engine):
+def test_a_message_beyond_the_context_is_rejected_and_changes_nothing(engine):
     chat = Chat(engine, context=120, max_tokens=30)
-    told(chat, QUESTION)
+    reply_to(chat, QUESTION)
     before, n_tokens = chat.messages, chat.n_tokens
 
     with pytest.raises(UserError, match=r"has \d+ tokens but its context is 120"):
@@ -113,7 +113,7 @@ def test_a_conversation_that_is_full_says_so_and_stays_as_it_is(engine):
     assert chat.messages == before and chat.n_tokens == n_tokens
 
 
-def test_template_that_is_none_or_reaches_out_is_refused():
+def test_invalid_or_unsafe_template_is_rejected():
     with pytest.raises(ConfigError, match="it: is not a Jinja template"):
         ChatTemplate("{% for %}", "it")
     for source in (
@@ -129,7 +129,7 @@ def test_template_that_is_none_or_reaches_out_is_refused():
             ChatTemplate(source, "it").render([{"role": "user", "content": "x"}])
 
 
-def test_template_knows_what_those_of_hugging_face_use():
+def test_template_supports_the_features_of_hugging_face_templates():
     source = "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m | tojson }}"
     source += "{% endfor %}{{ strftime_now('%Y') | length }}{{ bos_token }}"
     messages = [{"role": "user", "content": "a"}, {"role": "user", "content": "<é>"}]
@@ -140,7 +140,7 @@ def test_template_knows_what_those_of_hugging_face_use():
 
 
 @pytest.mark.parametrize("strings", [[""], [1], {"a": 1}])
-def test_stop_strings_that_are_none_are_refused(engine, monkeypatch, strings):
+def test_invalid_stop_strings_are_rejected(engine, monkeypatch, strings):
     monkeypatch.setitem(engine.generation_config, "stop_strings", strings)
 
     with pytest.raises(ConfigError, match="stop_strings must be strings but is"):

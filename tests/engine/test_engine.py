@@ -1,4 +1,4 @@
-"""The engine: equal to the PyTorch model, and its logits depend on model and tokens only.
+"""The engine equals the PyTorch model; its logits depend on model and tokens only.
 
 Letters: T positions   V vocabulary
 """
@@ -62,10 +62,11 @@ def errors(twin, engine: Engine, tokens: np.ndarray) -> np.ndarray:
 
 
 def assert_agree(error: np.ndarray, largest: float = 1e-2) -> None:
-    """Both compute in float32, in different orders, so errors of some 1e-7 are to be expected; but
-    an activation that is as near to a rounding tie becomes another code in one of them. In the
-    head's 15 bits that shows as some 1e-5; in the 8 bits of the others as some 1e-3 from there on,
-    but not in most texts. PyTorch in float32 and in float64 differ alike.
+    """Assert that the errors are explained by float32 sums in different orders.
+
+    The sums differ by about 1e-7. An activation this close to a rounding tie is quantised to
+    different values: an error of about 1e-5 in the head (15 bits), and of about 1e-3 in other
+    layers (8 bits), but not in most texts. PyTorch in float32 and in float64 differs likewise.
     """
     assert np.median(error) < 1e-4
     assert error.max() < largest
@@ -95,15 +96,15 @@ def test_logits_of_a_long_text_equal_pytorch(model_of, stack, tokens):
 @pytest.mark.parametrize("weights", KINDS)
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer"])
 def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
-    # Trained for long enough that the likeliest token leads by more than a rounding tie moves.
+    # Trained for long enough that rounding ties do not change the argmax.
     twin, path = model_of(stack, weights, steps=120)
     prompt = tokens[:50]
 
     session = Engine.load(path).session(len(prompt) + 64)
-    logits, drawn = session.feed(prompt), []
+    logits, generated = session.feed(prompt), []
     for _ in range(64):
-        drawn.append(int(logits.argmax()))
-        logits = session.step(drawn[-1])
+        generated.append(int(logits.argmax()))
+        logits = session.step(generated[-1])
 
     cache, expected = Cache(), []
     with torch.no_grad():
@@ -111,7 +112,7 @@ def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
         for _ in range(64):
             expected.append(int(row.argmax()))
             row = twin.step(torch.tensor([expected[-1:]]), cache)[0, -1]
-    assert drawn == expected
+    assert generated == expected
 
 
 @pytest.mark.parametrize(
@@ -145,11 +146,11 @@ def test_logits_of_every_option_equal_pytorch(model_of, changes, tokens):
 
     error = errors(twin, Engine.load(path), tokens)
 
-    # Where sign() flips, a feature moves by 2, not by a code: PyTorch in float64 is 0.09 away.
+    # A flip of sign() moves a feature by 2: PyTorch in float64 differs by 0.09.
     assert_agree(error, largest=0.2 if changes.get("ffn") == "sign" else 1e-2)
 
 
-def test_f16_weights_equal_pytorch_with_weights_rounded(tmp_path, tokens):
+def test_f16_weights_equal_pytorch_with_rounded_weights(tmp_path, tokens):
     model = trained(nano("mixed", "dense"), steps=3)
     engine = Engine(packed(model, tmp_path, "f16"), threads=1, kernels=None)
     with torch.no_grad():
@@ -161,7 +162,7 @@ def test_f16_weights_equal_pytorch_with_weights_rounded(tmp_path, tokens):
 
 
 @pytest.mark.parametrize("is_tied", [False, True])
-def test_int4_head_equals_pytorch_with_its_head_rounded(tmp_path, is_tied, tokens):
+def test_int4_head_equals_pytorch_with_a_rounded_head(tmp_path, is_tied, tokens):
     model = trained(nano("yoco-gret", "sign", tie_embeddings=is_tied), steps=3)
     engine = Engine(packed(model, tmp_path, head="int4"), threads=2, kernels=None)
     twin = as_packed(model)
@@ -173,7 +174,7 @@ def test_int4_head_equals_pytorch_with_its_head_rounded(tmp_path, is_tied, token
     assert_agree(errors(twin, engine, tokens))
 
 
-def test_int4_head_logits_have_the_same_bits_whatever_kernels_threads_and_pieces(tmp_path, tokens):
+def test_int4_head_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(tmp_path, tokens):
     path = packed(trained(nano("mixed", "ternary"), steps=3), tmp_path, head="int4").path
     expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens))
 
@@ -187,7 +188,7 @@ def test_int4_head_logits_have_the_same_bits_whatever_kernels_threads_and_pieces
 
 @pytest.mark.parametrize("weights", KINDS)
 @pytest.mark.parametrize("cache", ["int8", "int4"])
-def test_logits_equal_pytorch_that_rounds_the_shared_cache_alike(model_of, cache, weights, tokens):
+def test_logits_equal_pytorch_with_the_same_quantised_cache(model_of, cache, weights, tokens):
     twin, path = model_of("yoco-gret", weights, shared_kv=cache)
     engine = Engine.load(path)
     texts = tokens.reshape(8, -1)
@@ -199,8 +200,8 @@ def test_logits_equal_pytorch_that_rounds_the_shared_cache_alike(model_of, cache
         for text, logits in zip(texts, expected, strict=True)
     ]
 
-    # As in assert_agree, but that a tie in int4 moves a value by a seventh, and that 15 bits of
-    # queries and weights are near enough to a tie in the 8 of activations in most texts.
+    # As in assert_agree, but a tie in int4 moves a value by a seventh, and with int16 queries
+    # and weights, most texts have an int8 activation near a tie.
     assert np.median(error) < (1e-4 if weights == "dense" else 1e-2)
     assert max(error) < 3e-2
 
@@ -224,31 +225,31 @@ def test_small_caches_stay_near_f32(model_of, stack, cache, bound, tokens):
     [(kind, "f32") for kind in KINDS] + [("ternary", type) for type in ("f16", "int8", "int4")],
 )
 @pytest.mark.parametrize("stack", STACKS)
-def test_logits_have_the_same_bits_whatever_kernels_threads_and_pieces(
+def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(
     model_of, stack, weights, cache, tokens
 ):
     path = model_of(stack, weights)[1]
     expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens, cache=cache))
 
     for kernels in _native.supported_kernels():
-        for threads, pieces in ((1, (7, T)), (2, (1, 64)), (3, (50,))):
+        for threads, chunks in ((1, (7, T)), (2, (1, 64)), (3, (50,))):
             engine = Engine.load(path, threads=threads, kernels=kernels)
             np.testing.assert_array_equal(bits(engine.logits(tokens, cache=cache)), expected)
-            for piece in pieces if kernels != "scalar" else pieces[-1:]:
+            for chunk in chunks if kernels != "scalar" else chunks[-1:]:
                 session = engine.session(T, cache)
-                for begin in range(0, T, piece):
-                    logits = session.feed(tokens[begin : begin + piece])
-                    last = min(begin + piece, T) - 1
+                for begin in range(0, T, chunk):
+                    logits = session.feed(tokens[begin : begin + chunk])
+                    last = min(begin + chunk, T) - 1
                     np.testing.assert_array_equal(bits(logits), expected[last])
 
 
 @pytest.mark.parametrize("kernels", _native.supported_kernels()[1:])
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer"])
-def test_logits_past_many_partitions_have_the_same_bits_whatever_rows_stand_side_by_side(
+def test_logits_over_several_kv_splits_have_the_same_bits_for_any_chunking(
     model_of, stack, kernels
 ):
     path = model_of(stack, "ternary", window=700)[1]
-    text = packed_models.tokens()[:1700].numpy()  # 512 positions are a partition
+    text = packed_models.tokens()[:1700].numpy()  # a KV split has 512 positions
     together = Engine.load(path, threads=2, kernels=kernels).session(len(text), "f16")
     alone = Engine.load(path, threads=1, kernels=kernels).session(len(text), "f16")
 
@@ -271,7 +272,7 @@ def test_early_exit_changes_no_bit(model_of, stack, tokens):
     np.testing.assert_array_equal(bits(early.step(tokens[-1])), bits(eager.step(tokens[-1])))
 
 
-def test_sessions_of_one_engine_do_not_disturb_each_other(model_of, tokens):
+def test_sessions_of_one_engine_are_independent(model_of, tokens):
     engine = Engine.load(model_of("mixed", "ternary")[1])
     expected = bits(engine.logits(tokens[:20]))
     one, two = engine.session(20), engine.session(20)
@@ -284,7 +285,7 @@ def test_sessions_of_one_engine_do_not_disturb_each_other(model_of, tokens):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kernels", _native.supported_kernels())
 @pytest.mark.parametrize("stack", STACKS)
-def test_a_sessions_logits_are_the_same_alone_and_among_others(
+def test_logits_have_the_same_bits_for_any_batch_composition(
     model_of, stack, kernels, threads, tokens
 ):
     path = model_of(stack, "ternary")[1]
@@ -300,7 +301,7 @@ def test_a_sessions_logits_are_the_same_alone_and_among_others(
             np.testing.assert_array_equal(bits(row), expected[session.position - 1])
 
 
-def test_more_sessions_than_fit_one_pass_step_alike(model_of, tokens):
+def test_a_batch_larger_than_one_pass_has_the_same_bits(model_of, tokens):
     engine = Engine.load(model_of("mixed", "ternary")[1])
     expected = bits(engine.logits(tokens[:1]))[0]
     sessions = [engine.session(1) for _ in range(300)]
@@ -352,7 +353,7 @@ def test_logits_go_to_out_and_are_the_same(engine, tokens):
         ([0.0] * 512, "list"),
     ],
 )
-def test_an_unfit_out_is_refused_and_nothing_changes(engine, out, actual):
+def test_an_invalid_out_is_rejected_and_changes_nothing(engine, out, actual):
     session = engine.session(8)
 
     with pytest.raises(ValueError, match=r"out must be .* of shape \(512,\) .* but is " + actual):
@@ -385,7 +386,7 @@ def test_memory_grows_by_the_growing_caches_only(model_of, stack, cache):
     assert large.retention == config.layers.count("retention") * state
 
 
-def test_work_space_belongs_to_the_engine_and_does_not_grow_with_sessions(model_of):
+def test_activation_buffers_do_not_grow_with_sessions(model_of):
     engine = Engine.load(model_of("yoco-gret", "ternary")[1])
     before = engine.buffer_bytes
     rows = 128 * 4 * (6 * engine.config.d_model + 3 * engine.config.d_ff)
@@ -410,7 +411,7 @@ def test_work_space_belongs_to_the_engine_and_does_not_grow_with_sessions(model_
         ([0] * 9, "has room for 8 tokens and holds 2, so 9 more do not fit"),
     ],
 )
-def test_bad_tokens_are_refused_and_change_nothing(engine, tokens, message):
+def test_invalid_tokens_are_rejected_and_change_nothing(engine, tokens, message):
     session, undisturbed = engine.session(8), engine.session(8)
     session.feed([1, 2])
     undisturbed.feed([1, 2])
@@ -422,7 +423,7 @@ def test_bad_tokens_are_refused_and_change_nothing(engine, tokens, message):
     np.testing.assert_array_equal(session.step(3), undisturbed.step(3))
 
 
-def test_bad_steps_are_refused_and_change_nothing(engine, model_of):
+def test_invalid_steps_are_rejected_and_change_nothing(engine, model_of):
     one, two = engine.session(2), engine.session(2)
     other = Engine.load(model_of("yoco-gret", "ternary")[1]).session(2)
     two.feed([1, 2])
@@ -441,13 +442,13 @@ def test_bad_steps_are_refused_and_change_nothing(engine, model_of):
     assert one.position == other.position == 0
 
 
-def test_logits_before_the_first_token_are_refused(engine):
+def test_logits_before_the_first_token_are_an_error(engine):
     with pytest.raises(ValueError, match="feed it a token first"):
         _ = engine.session(8).logits
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, 1 << 50])
-def test_sessions_of_impossible_size_are_refused(engine, max_tokens):
+def test_sessions_of_invalid_capacity_are_rejected(engine, max_tokens):
     with pytest.raises(ValueError, match="max_tokens must be between 1 and"):
         engine.session(max_tokens)
 
@@ -458,12 +459,12 @@ def test_sessions_larger_than_memory_raise_memory_error(engine):
 
 
 @pytest.mark.parametrize("threads", [0, 1025])
-def test_impossible_thread_counts_are_refused(model_of, threads):
+def test_invalid_thread_counts_are_rejected(model_of, threads):
     with pytest.raises(ValueError, match=f"threads must be between 1 and 1024 but is {threads}"):
         Engine.load(model_of("yoco-gret", "ternary")[1], threads=threads)
 
 
-def test_positions_that_are_not_cached_are_refused(engine):
+def test_keys_values_rejects_positions_that_are_not_cached(engine):
     session = engine.session(8)
     session.feed([1, 2])
 

@@ -1,4 +1,4 @@
-"""Text from the engine: what is streamed is the text, characters and stop texts kept whole."""
+"""Generation: streamed pieces are the text; they split no character and no stop string."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine(model_directory) -> Engine:
 
 
 class Script:
-    """A session that wants to say one text, whatever it is fed."""
+    """A session whose logits generate a fixed text, whatever it is fed."""
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = iter(tokens)
@@ -47,8 +47,8 @@ class Script:
         return self.feed([token], out)
 
 
-def scripted(said: str, stop=(), end="", max_tokens=1000) -> Generation:
-    tokens = tokenizer().encode(said).ids + ([tokenizer().token_to_id(end)] if end else [])
+def scripted(scripted_text: str, stop=(), end="", max_tokens=1000) -> Generation:
+    tokens = tokenizer().encode(scripted_text).ids + ([tokenizer().token_to_id(end)] if end else [])
     return Generation(
         session=Script(tokens),
         tokenizer=tokenizer(),
@@ -60,20 +60,20 @@ def scripted(said: str, stop=(), end="", max_tokens=1000) -> Generation:
     )
 
 
-def test_pieces_joined_are_the_text_and_never_split_a_character():
-    said = "x = 'Größe, 漢字, 🙂🙃'  # naïve\n\tend"
+def test_joined_pieces_are_the_text_and_never_split_a_character():
+    scripted_text = "x = 'Größe, 漢字, 🙂🙃'  # naïve\n\tend"
 
-    generation = scripted(said, end=END)
+    generation = scripted(scripted_text, end=END)
     pieces = list(generation)
 
-    assert "".join(pieces) == said
+    assert "".join(pieces) == scripted_text
     assert all("\ufffd" not in piece for piece in pieces)
     assert len(pieces) > 10
     assert generation.finish_reason == "stop"
-    assert generation.tokens == tokenizer().encode(said).ids
+    assert generation.tokens == tokenizer().encode(scripted_text).ids
 
 
-def test_half_a_character_at_the_end_is_shown_as_a_replacement():
+def test_an_incomplete_character_at_the_end_becomes_a_replacement_character():
     n_tokens = len(tokenizer().encode("ab").ids) + 1
 
     pieces = list(scripted("ab🙂", max_tokens=n_tokens))
@@ -87,12 +87,12 @@ def test_half_a_character_at_the_end_is_shown_as_a_replacement():
         (["return"], "def f():\n    "),
         (["zzz", "f()"], "def "),
         (["d"], ""),
-        (["ef", "def"], ""),  # the one that begins first
+        (["ef", "def"], ""),  # the one that starts first
         (["returns"], "def f():\n    return 1"),
         (["1"], "def f():\n    return "),
     ],
 )
-def test_text_ends_before_the_first_stop_text(stop, expected):
+def test_text_ends_before_the_first_stop_string(stop, expected):
     generation = scripted("def f():\n    return 1", stop=stop, end=END)
 
     assert "".join(generation) == expected
@@ -100,19 +100,19 @@ def test_text_ends_before_the_first_stop_text(stop, expected):
 
 
 @pytest.mark.parametrize("stop", ["():\n    ret", "f():", "urn 1x"])
-def test_no_piece_shows_what_may_become_a_stop_text(stop):
-    said = "def f():\n    return 1"
+def test_no_piece_contains_the_start_of_a_stop_string(stop):
+    scripted_text = "def f():\n    return 1"
 
-    shown = ""
-    for piece in scripted(said, stop=[stop], end=END):
-        shown += piece
-        if stop in said:
-            assert said.index(stop) >= len(shown)
+    streamed = ""
+    for piece in scripted(scripted_text, stop=[stop], end=END):
+        streamed += piece
+        if stop in scripted_text:
+            assert scripted_text.index(stop) >= len(streamed)
 
-    assert shown == said.split(stop)[0]
+    assert streamed == scripted_text.split(stop)[0]
 
 
-def test_max_tokens_ends_with_length(engine):
+def test_finish_reason_is_length_at_max_tokens(engine):
     generation = engine.stream("def ", max_tokens=7)
 
     assert "".join(generation) == tokenizer().decode(generation.tokens)
@@ -130,7 +130,7 @@ def test_generate_equals_argmax_of_logits(engine):
         tokens = [*tokens, token]
 
 
-def test_same_seed_gives_the_same_text_on_any_threads(model_directory):
+def test_same_seed_gives_the_same_text_for_any_threads(model_directory):
     def generated(threads, seed):
         engine = Engine.load(model_directory, threads=threads)
         return engine.generate("def ", max_tokens=40, sampling=engine.sampling(seed=seed))
@@ -139,14 +139,14 @@ def test_same_seed_gives_the_same_text_on_any_threads(model_directory):
     assert generated(1, seed=1) != generated(1, seed=2)
 
 
-def test_text_prompts_begin_a_document_and_token_prompts_are_taken_as_they_are(engine):
+def test_text_prompts_get_a_bos_token_and_token_prompts_are_unchanged(engine):
     end = tokenizer().token_to_id(END)
 
     assert engine.encode("x") == [end, *tokenizer().encode("x").ids]
     assert engine.stream([5, 6]).prompt == [5, 6]
 
 
-def test_defaults_for_sampling_come_from_generation_config(model_directory, tmp_path):
+def test_sampling_defaults_come_from_generation_config(model_directory, tmp_path):
     directory = shutil.copytree(model_directory, tmp_path / "model")
     (directory / "generation_config.json").write_text(
         json.dumps({"temperature": 0.25, "top_k": 3, "do_sample": True})
@@ -168,7 +168,7 @@ def test_do_sample_false_is_greedy(model_directory, tmp_path):
     ("content", "message"),
     [("[]", "must hold an object"), ("{", "is not valid JSON"), ('{"top_p": 2}', "top_p must be")],
 )
-def test_a_bad_generation_config_is_refused(model_directory, tmp_path, content, message):
+def test_an_invalid_generation_config_is_rejected(model_directory, tmp_path, content, message):
     directory = shutil.copytree(model_directory, tmp_path / "model")
     (directory / "generation_config.json").write_text(content)
 
@@ -176,7 +176,7 @@ def test_a_bad_generation_config_is_refused(model_directory, tmp_path, content, 
         Engine.load(directory).generate("x")
 
 
-def test_a_model_without_tokenizer_takes_tokens_for_logits_and_refuses_text(tmp_path, engine):
+def test_a_model_without_tokenizer_accepts_tokens_and_rejects_text(tmp_path, engine):
     directory = shutil.copytree(engine.model.path, tmp_path / "model")
     (directory / "tokenizer.json").unlink()
     bare = Engine.load(directory)
@@ -194,12 +194,12 @@ def test_a_model_without_tokenizer_takes_tokens_for_logits_and_refuses_text(tmp_
         ({"prompt": "x", "stop": [""]}, "stop must hold strings of at least one character"),
     ],
 )
-def test_impossible_requests_are_refused(engine, options, message):
+def test_invalid_requests_are_rejected(engine, options, message):
     with pytest.raises(ValueError, match=message):
         engine.generate(**options)
 
 
-def test_one_stop_text_may_be_given_as_it_is(engine):
+def test_stop_may_be_a_single_string(engine):
     options = {"max_tokens": 200, "sampling": GREEDY}
     whole = engine.generate(text()[:300], **options)
     stop = whole[100:110]
@@ -209,8 +209,8 @@ def test_one_stop_text_may_be_given_as_it_is(engine):
     assert found == engine.generate(text()[:300], stop=[stop], **options) == whole.split(stop)[0]
 
 
-def test_a_trained_model_has_learned_something(engine):
-    """30 steps are little, but enough that likely text costs less than unlikely text."""
+def test_a_trained_model_is_better_than_a_uniform_one(engine):
+    """After 30 training steps, the loss is one nat below that of a uniform model."""
     tokens = engine.encode(text()[:400])
     logits = engine.logits(tokens[:-1]).astype(np.float64)
 
@@ -220,7 +220,7 @@ def test_a_trained_model_has_learned_something(engine):
     assert nats < np.log(len(logits[0])) - 1
 
 
-def test_a_session_that_holds_part_of_the_prompt_gives_the_same_text(engine):
+def test_a_session_with_a_prefix_of_the_prompt_gives_the_same_text(engine):
     prompt = engine.encode(text()[:300])
     whole = engine.stream(prompt, max_tokens=20)
     session = engine.session(len(prompt) + 20)
@@ -242,7 +242,7 @@ def test_a_session_that_holds_part_of_the_prompt_gives_the_same_text(engine):
         ([5, 6, 7, 8], "holds all 4 tokens of the prompt"),
     ],
 )
-def test_a_session_that_does_not_begin_the_prompt_is_refused(engine, held, message):
+def test_a_session_without_a_proper_prefix_of_the_prompt_is_rejected(engine, held, message):
     session = engine.session(100)
     session.feed(held)
 

@@ -1,7 +1,7 @@
-"""What the engine recalls with a cache of codes and one index for all cross layers.
+"""Recall of the engine with a quantised KV cache and one index for all cross layers.
 
-recall_model is the ternary YOCO of docs/benchmarks/quality.md, trained with an int4 cache, on texts
-of 64 to 256 tokens; an index it has never seen:
+recall_model is the ternary YOCO of docs/benchmarks/quality.md, trained with an int4 cache and no
+index, on texts of 64 to 256 tokens:
 
     python benchmarks/quality/recall.py --variants gret-ternary-int4 --out FILE --keep DIR
 """
@@ -14,7 +14,7 @@ import pytest
 from yocobit import Engine
 
 HERE = Path(__file__).parent
-LENGTH, N_PAIRS = 256, 64  # the longest texts that it was trained on
+LENGTH, N_PAIRS = 256, 64  # the longest training texts
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def tasks(monkeypatch):
 
 
 def share_of_right(engine: Engine, cache: str, tokens, targets) -> float:
-    right, n_asked = 0, 0
+    right, n_queries = 0, 0
     for text, expected in zip(tokens, targets, strict=True):
-        is_asked = expected >= 0
+        is_query = expected >= 0
         found = engine.logits(text, cache).argmax(axis=1)
-        right += int((found == expected)[is_asked].sum())
-        n_asked += int(is_asked.sum())
-    return right / n_asked
+        right += int((found == expected)[is_query].sum())
+        n_queries += int(is_query.sum())
+    return right / n_queries
 
 
 @pytest.mark.parametrize("cache", ["f32", "int8", "int4"])

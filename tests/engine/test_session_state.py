@@ -1,4 +1,4 @@
-"""Sessions that go back, fork, are saved and restored: the logits are those of one that fed all."""
+"""Truncated, forked and restored sessions have the logits of a session that was fed all tokens."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def fed(engine: Engine, tokens, cache="f32", max_tokens=T):
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("cut", [15, 100])
-def test_session_goes_on_after_a_fork_as_if_alone(engine_of, tokens, stack, cache, cut):
+def test_a_fork_continues_with_the_same_bits(engine_of, tokens, stack, cache, cut):
     engine = engine_of(stack)
-    alone = fed(engine, tokens, cache).logits
+    expected = fed(engine, tokens, cache).logits
     first = fed(engine, tokens[:cut], cache)
 
     second = first.fork()
-    first.feed(tokens[::-1][:50])  # what one does leaves the other alone
+    first.feed(tokens[::-1][:50])  # does not affect the fork
 
-    np.testing.assert_array_equal(bits(second.feed(tokens[cut:])), bits(alone))
+    np.testing.assert_array_equal(bits(second.feed(tokens[cut:])), bits(expected))
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("cut", [1, 15, 100])
-def test_session_goes_on_from_a_snapshot_as_if_alone(engine_of, tokens, stack, cache, cut):
+def test_a_truncated_session_continues_with_the_same_bits(engine_of, tokens, stack, cache, cut):
     engine = engine_of(stack)
-    alone = fed(engine, tokens, cache).logits
+    expected = fed(engine, tokens, cache).logits
     session = fed(engine, tokens[:cut], cache)
 
     snapshot = session.snapshot()
@@ -65,41 +65,41 @@ def test_session_goes_on_from_a_snapshot_as_if_alone(engine_of, tokens, stack, c
 
     assert session.position == cut
     np.testing.assert_array_equal(session.tokens, tokens[:cut])
-    np.testing.assert_array_equal(bits(session.feed(tokens[cut:])), bits(alone))
+    np.testing.assert_array_equal(bits(session.feed(tokens[cut:])), bits(expected))
 
 
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("stack", STACKS)
-def test_session_goes_on_from_a_file_as_if_alone(engine_of, tokens, stack, cache, tmp_path):
+def test_a_restored_session_continues_with_the_same_bits(engine_of, tokens, stack, cache, tmp_path):
     engine = engine_of(stack)
-    alone = fed(engine, tokens, cache).logits
+    expected = fed(engine, tokens, cache).logits
     engine.save(fed(engine, tokens[:100], cache), tmp_path / "text.session")
 
     session = engine.restore(tmp_path / "text.session")
 
     assert session.cache == cache
     assert session.max_tokens == 200
-    np.testing.assert_array_equal(bits(session.feed(tokens[100:])), bits(alone))
+    np.testing.assert_array_equal(bits(session.feed(tokens[100:])), bits(expected))
 
 
-def test_file_of_a_session_serves_other_kernels_and_threads(engine, tokens, tmp_path):
-    alone = fed(engine, tokens).logits
+def test_saved_session_restores_with_other_kernels_and_threads(engine, tokens, tmp_path):
+    expected = fed(engine, tokens).logits
     engine.save(fed(engine, tokens[:100]), tmp_path / "text.session")
     other = Engine.load(engine.model.path, threads=2, kernels="scalar")
 
     session = other.restore(tmp_path / "text.session")
 
-    np.testing.assert_array_equal(bits(session.feed(tokens[100:])), bits(alone))
+    np.testing.assert_array_equal(bits(session.feed(tokens[100:])), bits(expected))
 
 
-def test_fork_of_an_empty_session_is_a_new_one(engine, tokens):
+def test_fork_of_an_empty_session_is_empty(engine, tokens):
     session = engine.session(T).fork()
 
     assert session.position == 0
     np.testing.assert_array_equal(bits(session.feed(tokens)), bits(fed(engine, tokens).logits))
 
 
-def test_fork_has_the_room_that_it_is_given(engine, tokens):
+def test_fork_has_the_given_capacity(engine, tokens):
     session = fed(engine, tokens, max_tokens=T).fork(T + 1)
 
     session.step(1)
@@ -110,7 +110,7 @@ def test_fork_has_the_room_that_it_is_given(engine, tokens):
         fed(engine, tokens).fork(T - 1)
 
 
-def test_snapshot_serves_another_session_that_began_alike(engine, tokens):
+def test_snapshot_truncates_another_session_with_the_same_prefix(engine, tokens):
     snapshot = fed(engine, tokens[:50]).snapshot()
     other = fed(engine, [*tokens[:50], 1, 2, 3])
 
@@ -119,7 +119,7 @@ def test_snapshot_serves_another_session_that_began_alike(engine, tokens):
     np.testing.assert_array_equal(bits(other.feed(tokens[50:])), bits(fed(engine, tokens).logits))
 
 
-def test_snapshot_of_another_text_is_refused(engine, tokens):
+def test_snapshot_of_another_prefix_is_rejected(engine, tokens):
     snapshot = fed(engine, tokens[:50]).snapshot()
     shorter, other = fed(engine, tokens[:49]), fed(engine, [1, *tokens[1:60]])
     before = bits(other.logits.copy())
@@ -132,7 +132,7 @@ def test_snapshot_of_another_text_is_refused(engine, tokens):
     assert other.position == 60
 
 
-def test_logits_are_absent_after_going_back(engine, tokens):
+def test_a_truncated_session_has_no_logits(engine, tokens):
     session = fed(engine, tokens[:50])
     session.truncate(session.snapshot())
 
@@ -151,7 +151,7 @@ def test_logits_are_absent_after_going_back(engine, tokens):
         (lambda s: s | {"kept": 51}, "does not hold the first 51"),
     ],
 )
-def test_restoring_what_does_not_fit_is_refused_and_changes_nothing(
+def test_restore_of_mismatched_state_is_rejected_and_changes_nothing(
     engine, tokens, change, message
 ):
     source, session = fed(engine, tokens[:50]), fed(engine, tokens[:20])
@@ -169,7 +169,7 @@ def test_restoring_what_does_not_fit_is_refused_and_changes_nothing(
     np.testing.assert_array_equal(bits(session.feed(tokens[20:])), bits(fed(engine, tokens).logits))
 
 
-def test_positions_in_pieces_are_those_of_one(engine, tokens):
+def test_positions_restore_from_several_pieces(engine, tokens):
     source, session = fed(engine, tokens[:100]), engine.session(T)
 
     pieces = [source.copy_positions(a, a + 20) for a in range(0, 100, 20)]
@@ -191,7 +191,7 @@ def test_positions_that_are_not_cached_cannot_be_copied(engine, tokens):
 # ---- files ----
 
 
-def test_saved_session_of_another_model_is_refused(engine_of, tokens, tmp_path):
+def test_saved_session_of_another_model_is_rejected(engine_of, tokens, tmp_path):
     file = tmp_path / "text.session"
     engine_of("retention").save(fed(engine_of("retention"), tokens), file)
 
@@ -208,7 +208,7 @@ def test_session_of_another_engine_is_not_saved(engine_of, tokens, tmp_path):
     assert not file.exists()
 
 
-def test_saved_session_with_a_changed_byte_is_refused(engine, tokens, tmp_path):
+def test_saved_session_with_a_changed_byte_is_rejected(engine, tokens, tmp_path):
     file = tmp_path / "text.session"
     engine.save(fed(engine, tokens), file)
     whole = file.read_bytes()
@@ -221,7 +221,7 @@ def test_saved_session_with_a_changed_byte_is_refused(engine, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, -1])
-def test_torn_session_file_is_refused(engine, tokens, tmp_path, size):
+def test_truncated_session_file_is_rejected(engine, tokens, tmp_path, size):
     file = tmp_path / "text.session"
     engine.save(fed(engine, tokens), file)
     file.write_bytes(file.read_bytes()[:size])
@@ -240,7 +240,7 @@ def test_session_that_cannot_be_written_is_one_clear_error(engine, tokens, tmp_p
     assert str(raised.value).startswith(f"{tmp_path / place / 'text.session'}: cannot be written (")
 
 
-def test_other_files_are_no_sessions(engine, tmp_path):
+def test_other_files_are_rejected_as_sessions(engine, tmp_path):
     with pytest.raises(SavedSessionError, match="no such file"):
         engine.restore(tmp_path / "absent")
     with pytest.raises(SavedSessionError, match="is not a saved session"):
@@ -262,7 +262,7 @@ def test_metadata_of_a_session_file_is_checked(engine, tokens, tmp_path, key, va
         engine.restore(file)
 
 
-def test_saving_over_a_session_leaves_nothing_else(engine, tokens, tmp_path):
+def test_saving_over_a_session_leaves_no_other_file(engine, tokens, tmp_path):
     file = tmp_path / "text.session"
 
     engine.save(fed(engine, tokens[:10]), file)
@@ -272,13 +272,13 @@ def test_saving_over_a_session_leaves_nothing_else(engine, tokens, tmp_path):
     assert engine.restore(file).position == 20
 
 
-# ---- prompts beside a step ----
+# ---- prefill in a decode step ----
 
 
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("sizes", [(1,), (40, 3), (150, 30, 20)])
 @pytest.mark.parametrize("n", [0, 1, 5])
-def test_prompts_beside_a_step_change_no_bit(engine_of, tokens, stack, sizes, n):
+def test_prefill_in_a_decode_step_changes_no_bit(engine_of, tokens, stack, sizes, n):
     engine = engine_of(stack)
     others = [fed(engine, tokens[: 10 + i]) for i in range(n)]
     alone = [fed(engine, [*tokens[: 10 + i], i + 7]).logits for i in range(n)]
@@ -297,7 +297,7 @@ def test_prompts_beside_a_step_change_no_bit(engine_of, tokens, stack, sizes, n)
         )
 
 
-def test_step_refuses_a_session_that_is_given_twice(engine, tokens):
+def test_step_rejects_a_repeated_session(engine, tokens):
     session = engine.session(T)
 
     with pytest.raises(ValueError, match="sessions must differ"):

@@ -1,6 +1,6 @@
-"""yocobit plan: bytes counted by hand, chips, bounds that move the right way, and sums of rates.
+"""yocobit plan: bytes counted by hand, chips, monotonic bounds, and predictions.
 
-How fast anything is, no test says: rates come from a calibration that has them written down.
+No test checks a speed: rates come from a calibration with fixed rates.
 
 Letters: C d_model   F d_ff   D head size
 """
@@ -61,7 +61,7 @@ def nano_work(cache="int8", context=100, batch=1, config=NANO, **options):
 # ---- bytes ----
 
 
-def test_parts_are_the_bytes_counted_by_hand():
+def test_bytes_of_parts_equal_a_count_by_hand():
     # A row of up to 128 columns is one block of 32 bytes; each projection has a float32 scale.
     ffn = 128 * 32 * 2 + 64 * 32 + 3 * 4 + 4 * (64 + 128)  # two norms, one of F
     retention = 5 * (64 * 32 + 4) + 4 * 2 * 64 + 2 * 4 * 64  # decays in float32, two norms
@@ -88,7 +88,7 @@ def test_parts_are_the_bytes_counted_by_hand():
     assert work.cache_bytes_per_token == position
 
 
-def test_multiply_adds_of_a_step_are_those_counted_by_hand():
+def test_multiply_adds_of_a_step_equal_a_count_by_hand():
     ffn = 3 * 64 * 128
     weights = 2 * (5 * 64 * 64 + 2 * 64) + 2 * 2 * 64 * 64 + 4 * ffn + 2 * 32 * 64
 
@@ -99,13 +99,13 @@ def test_multiply_adds_of_a_step_are_those_counted_by_hand():
     assert work.part(KV_CACHE).multiply_adds == 2 * 2 * 2 * 64 * 100
 
 
-def test_rings_of_windows_are_keys_and_values():
+def test_sliding_window_caches_count_as_kv_cache():
     config = nano("yoco-swa", "ternary", window=4)  # two layers, 2/2 heads of 32 in windows
     ring, position = 2 * 2 * (32 + 4), 2 * 2 * (16 + 4)
 
     work = nano_work(context=100, batch=3, config=config)
 
-    # Kept in whole tiles, with room for the 128 tokens at work.
+    # Ring buffers of whole tiles, with room for the 128 tokens of a pass.
     assert work.part(KV_CACHE).n_bytes == 3 * (100 * position + 2 * 160 * ring)
     assert work.part(KV_CACHE).unique_bytes == 3 * (100 * position + 2 * 4 * ring)
     assert work.part(KV_CACHE).traffic_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
@@ -115,56 +115,56 @@ def test_rings_of_windows_are_keys_and_values():
 
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer", "mixed"])
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
-def test_parts_add_up_to_what_bench_counts(tmp_path, stack, weights):
+def test_traffic_of_parts_sums_to_that_of_bench(tmp_path, stack, weights):
     model = write_random_model(nano(stack, weights, window=4), tmp_path / "model")
-    imagined = shape_only_model(model.config)
+    shape_only = shape_only_model(model.config)
 
-    for each in (model, imagined):
+    for each in (model, shape_only):
         work = work_of(each, "f16", 50, 3)
         assert work.traffic_bytes == decode_bytes(model, "f16", 49, 1, 3)
 
 
-def test_an_index_reads_its_bounds_and_what_it_tries_once_and_the_best_blocks_for_every_layer():
+def test_an_index_reads_bounds_and_candidates_once_and_selected_blocks_per_layer():
     position, bounds = 2 * 2 * (16 + 4), 2 * 2 * 2 * 16  # bounds: float16, two for each key
     n_blocks, seen = 1000 // 32, 128 - 16  # the last block is half full, on average
-    tried = seen + 3 * 32  # four other blocks than the first and the last two, not one
+    candidates = seen + 3 * 32  # four other blocks than the first and the last two, not one
     full, index, selected = (
         nano_work(context=1000, batch=3, config=NANO.attending(to), selection=counts).part(KV_CACHE)
         for to, counts in (("full", True), ("index:128", True), ("index:128", False))
     )
 
     assert selected.traffic_bytes == 3 * 2 * seen * position
-    selection = n_blocks * bounds + tried * position
+    selection = n_blocks * bounds + candidates * position
     assert index.traffic_bytes == selected.traffic_bytes + 3 * selection
     assert selected.unique_bytes == 3 * seen * position
     assert index.unique_bytes == 3 * selection
     assert full.unique_bytes == full.n_bytes < index.n_bytes
     assert selected.multiply_adds == 3 * 2 * 2 * 64 * seen
-    assert index.multiply_adds == selected.multiply_adds + 3 * 2 * 64 * (n_blocks + tried)
+    assert index.multiply_adds == selected.multiply_adds + 3 * 2 * 64 * (n_blocks + candidates)
 
 
-def test_an_index_reads_nothing_while_all_positions_are_attended_to():
+def test_an_index_reads_nothing_while_attention_is_full():
     index, full = (nano_work(context=96, config=NANO.attending(to)) for to in ("index:128", "full"))
 
     assert index.traffic_bytes == full.traffic_bytes
     assert index.cache_bytes > full.cache_bytes
 
 
-def test_a_session_grows_by_its_index_too():
+def test_cache_bytes_per_token_include_the_index():
     work = nano_work(config=NANO.attending("index:128"))
 
-    # Bounds of a block, and of it four scores and two numbers, all of 32 positions.
+    # Bounds, four scores and two candidate numbers per block of 32 positions.
     assert work.cache_bytes_per_token == 2 * 2 * (16 + 4) + (128 + 4 * (4 + 2)) // 32
 
 
-def test_a_tied_head_is_kept_once_and_read_whole():
+def test_a_tied_head_is_stored_once():
     tied = nano_work(config=NANO.replace(tie_embeddings=True))
 
     assert tied.part(EMBEDDING).n_bytes == 0
     assert tied.part(HEAD).n_bytes == nano_work().part(EMBEDDING).n_bytes
 
 
-def test_a_prompt_leaves_out_what_lies_behind_the_early_exit():
+def test_prefill_skips_the_layers_after_the_early_exit():
     work = nano_work(context=1000)
     everything = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
 
@@ -174,7 +174,7 @@ def test_a_prompt_leaves_out_what_lies_behind_the_early_exit():
     assert 0 < work.early_bytes < work.part(WEIGHTS).n_bytes
 
 
-def test_attention_of_a_prompt_grows_with_its_square_in_a_transformer():
+def test_prefill_attention_of_a_transformer_is_quadratic():
     short, long = (
         nano_work(context=n, config=nano("transformer", "ternary")).prefill.attention
         for n in (100, 200)
@@ -203,28 +203,28 @@ def test_caches_grow_with_context_and_batch_and_weights_do_not():
 @pytest.mark.parametrize(
     ("n_bytes", "chips"), [(1, 1), (230_000_000, 1), (230_000_001, 2), (2_300_000_001, 11)]
 )
-def test_chips_are_as_many_as_hold_the_bytes(n_bytes, chips):
+def test_chips_needed_hold_the_bytes(n_bytes, chips):
     assert chips_needed(n_bytes, GROQ) == chips
 
 
-def test_keys_and_values_are_read_again_after_themselves_and_a_share_of_the_weights():
+def test_reuse_distance_of_the_shared_cache_is_its_size_and_a_share_of_the_weights():
     work = nano_work(context=1 << 16)
     step = work.n_bytes - work.part(EMBEDDING).n_bytes
 
     assert work.reuse_distance(work.part(WEIGHTS)) == step
-    # Two cross layers; the first position counts with the states, hence the margin.
+    # Two cross layers; the tolerance covers the traffic of states.
     expected = work.cache_bytes + (step - work.cache_bytes) / 2
     assert work.reuse_distance(work.part(KV_CACHE)) == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_cache_of_a_transformer_is_read_again_after_the_whole_step():
+def test_reuse_distance_of_a_transformers_cache_is_the_whole_step():
     work = nano_work(context=1000, config=nano("transformer", "ternary"))
     step = work.n_bytes - work.part(EMBEDDING).n_bytes
 
     assert work.reuse_distance(work.part(KV_CACHE)) == pytest.approx(step, rel=1e-2)
 
 
-def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
+def test_reuse_distance_does_not_count_positions_without_attention():
     work = nano_work("f16", 1 << 20, config=NANO.attending("index:2048"), selection=False)
     part = work.part(KV_CACHE)
 
@@ -232,34 +232,34 @@ def test_what_is_not_attended_to_does_not_go_by_between_two_reads():
     assert part.unique_bytes < part.n_bytes / 400
 
 
-def test_a_part_lies_in_the_fastest_level_that_keeps_it_until_it_is_read_again():
+def test_a_part_is_placed_in_the_fastest_level_that_holds_its_reuse_distance():
     def levels(context):
         work = nano_work("f16", context)
         return {place.part.name: place.level.name for place in bound(work, SMALL_CACHE).places}
 
-    # 128 bytes a position beside 0.15 MB, of which half goes by between two cross layers.
+    # 128 bytes per position and 0.15 MB of weights and states; two cross layers, so half per read.
     assert set(levels(6_000).values()) == {"cache"}
     assert levels(7_000)[KV_CACHE] == "cache"
     assert levels(7_000)[WEIGHTS] == "memory"
     assert levels(8_000)[KV_CACHE] == "memory"
 
 
-def test_a_level_without_a_known_rate_is_read_at_that_of_the_next():
+def test_a_level_without_a_rate_uses_the_rate_of_the_next_level():
     places = bound(nano_work(), NAMED["h100"]).places
 
     assert {place.level.name for place in places} == {"L2"}
     assert {place.read_from.name for place in places} == {"HBM3"}
 
 
-def test_a_step_takes_its_bytes_or_its_arithmetic_whichever_is_longer():
+def test_step_time_is_the_larger_of_memory_and_arithmetic_time():
     work = nano_work("f16", context=100)
-    products = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
+    matmuls = work.part(WEIGHTS).multiply_adds + work.part(HEAD).multiply_adds
     mixers = work.part(KV_CACHE).multiply_adds + work.part(RECURRENT_STATE).multiply_adds
 
     limit = bound(work, SMALL_CACHE)
 
     assert limit.memory_s == pytest.approx(work.traffic_bytes / 100e9)
-    assert limit.arithmetic_s == pytest.approx(products / 1e12 + mixers / 1e11)
+    assert limit.arithmetic_s == pytest.approx(matmuls / 1e12 + mixers / 1e11)
     assert limit.step_s == max(limit.memory_s, limit.arithmetic_s)
     assert limit.tokens_per_s == 1 / limit.step_s
 
@@ -267,7 +267,7 @@ def test_a_step_takes_its_bytes_or_its_arithmetic_whichever_is_longer():
 @pytest.mark.parametrize(
     "machine", [*NAMED.values(), SMALL_CACHE], ids=lambda machine: machine.name
 )
-def test_bounds_move_the_right_way(machine):
+def test_bounds_are_monotonic(machine):
     config = named_shape("150m-yoco")
 
     def limit(context=4096, batch=1, cache="f16", on=machine):
@@ -295,7 +295,7 @@ def test_bounds_move_the_right_way(machine):
     assert attending.arithmetic_s < base.arithmetic_s
 
 
-def test_many_chips_do_not_make_one_step_shorter_but_work_side_by_side():
+def test_several_chips_multiply_throughput_but_not_step_time():
     work = nano_work("int4", 1 << 20, config=preset("3b").replace(weights="ternary"))
 
     limit = bound(work, GROQ)
@@ -307,7 +307,7 @@ def test_many_chips_do_not_make_one_step_shorter_but_work_side_by_side():
     assert fields["prefill_tokens_per_s_at_once"] == limit.chips * limit.prefill_tokens_per_s
 
 
-def test_variants_are_the_same_width_and_depth_and_each_adds_one_thing():
+def test_variants_have_the_same_width_and_depth_and_differ_by_one_change():
     config = named_shape("150m")
 
     found = variants(config, "int8")
@@ -331,7 +331,7 @@ def test_a_model_with_a_cross_decoder_keeps_its_layers():
     assert variants(config, "int8")[3].model.config.layers == config.layers
 
 
-def test_a_model_is_compared_with_stacks_that_attend_to_all_positions():
+def test_variants_have_full_attention():
     found = variants(NANO.attending("index:128"), "int8")
 
     assert {each.model.config.attention for each in found} == {None, "full"}
@@ -380,7 +380,7 @@ def predicted(calibration, context=1000, batch=1, cache="int8", config=NANO):
     return work, predict(model, work, calibration, "scalar")
 
 
-def test_a_step_is_predicted_as_the_sum_of_bytes_by_rates():
+def test_predicted_step_is_the_sum_of_traffic_by_rate():
     work, prediction = predicted(FixedRates(), batch=2)
 
     read = {part.name: part.traffic_bytes for part in work.parts}
@@ -391,7 +391,7 @@ def test_a_step_is_predicted_as_the_sum_of_bytes_by_rates():
     assert prediction.tokens_per_s == pytest.approx(2 / expected)
 
 
-def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
+def test_rates_are_measured_at_the_reuse_distance():
     calibration = FixedRates()
     work, _ = predicted(calibration, context=1 << 20)
 
@@ -401,10 +401,10 @@ def test_rates_are_asked_for_as_many_bytes_as_go_by_between_two_reads():
     assert ("attention", "int8", 2, work.reuse_distance(work.part(KV_CACHE))) in calibration.calls
 
 
-def test_selected_blocks_are_read_by_every_layer_and_selected_once():
+def test_prediction_reads_selected_blocks_per_layer_and_selects_once():
     index, calibration = NANO.attending("index:128"), FixedRates()
 
-    _, chosen = predicted(calibration, batch=3, config=index)
+    _, selecting = predicted(calibration, batch=3, config=index)
 
     without = work_of(shape_only_model(index), "int8", 1000, 3, selection=False)
     without = {part.name: part.traffic_bytes for part in without.parts}
@@ -412,13 +412,13 @@ def test_selected_blocks_are_read_by_every_layer_and_selected_once():
     read_s += without[RECURRENT_STATE] / 4e9
     full = predicted(FixedRates(), batch=3, config=NANO)[1]
     late = {"last token", "block selection"}
-    early_s = {name: s for name, s in chosen.prefill.items() if name not in late}
-    assert chosen.decode["block selection"] == pytest.approx(3e-3)
-    assert chosen.step_s == pytest.approx(read_s + 3e-3)
+    early_s = {name: s for name, s in selecting.prefill.items() if name not in late}
+    assert selecting.decode["block selection"] == pytest.approx(3e-3)
+    assert selecting.step_s == pytest.approx(read_s + 3e-3)
     assert early_s == {name: s for name, s in full.prefill.items() if name not in late}
     one = predicted(FixedRates(), config=index)[1].decode
     last_s = one[HEAD] + one[KV_CACHE] + 1e-3
-    assert last_s < chosen.prefill["last token"] < last_s + one[WEIGHTS]
+    assert last_s < selecting.prefill["last token"] < last_s + one[WEIGHTS]
     (config, cache, context) = next(
         each[1:] for each in calibration.calls if each[0] == "selection"
     )
@@ -427,7 +427,7 @@ def test_selected_blocks_are_read_by_every_layer_and_selected_once():
     assert (cache, context) == ("int8", 1000)
 
 
-def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
+def test_prediction_has_no_selection_while_attention_is_full():
     calibration = FixedRates()
 
     _, prediction = predicted(calibration, context=128, config=NANO.attending("index:128"))
@@ -436,21 +436,21 @@ def test_an_index_chooses_nothing_while_all_positions_are_attended_to():
     assert "selection" not in {each[0] for each in calibration.calls}
 
 
-def test_what_a_short_model_takes_besides_its_kernels_is_added_for_every_layer():
+def test_layer_overhead_of_the_probe_is_added_for_every_layer():
     model = shape_only_model(NANO)
-    probe, shrunk = probe_model(model)
+    probe, width_ratio = probe_model(model)
     kernels = predicted(FixedRates(), context=1, config=probe.config)[1].step_s
 
     _, plain = predicted(FixedRates())
     _, slower = predicted(FixedRates(times=ProbeTimes(kernels + 2e-3, 0.0, 128)))
 
     assert probe.config.layers == ("retention", "cross")
-    assert shrunk == 1
+    assert width_ratio == 1
     # A millisecond for each of the probe's two layers, of which the model has four.
     assert slower.step_s - plain.step_s == pytest.approx(4e-3)
 
 
-def test_a_prompt_is_predicted_from_the_layers_before_the_exit():
+def test_prefill_is_predicted_from_the_layers_before_the_early_exit():
     work, prediction = predicted(FixedRates(), context=1024)
 
     weights = 8 * work.early_bytes / 1e9  # 128 tokens at a time
@@ -463,7 +463,7 @@ def test_a_prompt_is_predicted_from_the_layers_before_the_exit():
     assert predicted(FixedRates(), context=1024, batch=3)[1].prefill == prediction.prefill
 
 
-def test_threads_that_share_rows_go_through_all_weights_each():
+def test_threads_that_divide_rows_read_all_weights_each():
     one, two = FixedRates(1), FixedRates(2)
 
     alone = predicted(one, context=1024)[1].prefill[WEIGHTS]
@@ -474,17 +474,17 @@ def test_threads_that_share_rows_go_through_all_weights_each():
     assert shared == pytest.approx(2 * alone)
 
 
-def test_a_wide_model_is_probed_by_a_narrow_one():
+def test_the_probe_of_a_wide_model_is_narrow():
     model = shape_only_model(preset("3b"))
 
-    probe, shrunk = probe_model(model)
+    probe, width_ratio = probe_model(model)
 
-    assert shrunk == 3072 / probe.config.d_model > 1
+    assert width_ratio == 3072 / probe.config.d_model > 1
     assert probe.config.head_dim == 128
     assert sum(t.end - t.begin for t in probe.tensors.values()) <= 64 << 20
 
 
-def test_mean_rows_weigh_each_projection_by_its_inputs():
+def test_mean_rows_are_weighted_by_input_features():
     config = nano("retention", "ternary")
     rows = 2 * (5 * 64 * 64 + 2 * 64 + 3 * 64 * 128) / (2 * (6 * 64 + 2 * 64 + 128))
 
@@ -513,12 +513,12 @@ def test_every_kernel_has_a_rate(kernels):
         ("retention_bytes_per_s", (0, 16), "n must be between 1"),
     ],
 )
-def test_a_rate_that_cannot_be_measured_is_refused(measure, arguments, message):
+def test_invalid_rate_measurements_are_rejected(measure, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(_native, measure)("scalar", *arguments, [0], 4096, 1)
 
 
-# ---- what people see ----
+# ---- output ----
 
 
 def request(**changes):
@@ -539,7 +539,7 @@ def request(**changes):
         ({"machine": "here", "threads": 0}, "--threads must be between 1 and 1024 but is 0"),
     ],
 )
-def test_a_request_that_cannot_work_is_refused(changes, message):
+def test_invalid_requests_for_a_plan_are_rejected(changes, message):
     with pytest.raises(UserError, match=message):
         request(**changes)
 
@@ -557,14 +557,14 @@ def test_a_report_fits_a_hundred_columns(machine):
     assert sum("this model" in line for line in lines) == 2
 
 
-def test_the_choice_of_an_index_is_measured_here():
+def test_block_selection_is_measured_on_this_host():
     calibration = calibrate(request(machine="here", threads=1))
     model = selecting_model(open_shape(None, "nano", None, None, "index:128")[1])
 
     assert calibration.selection(model, "int4", 4096) > 0
 
 
-def test_a_choice_is_measured_once(monkeypatch):
+def test_block_selection_is_measured_once(monkeypatch):
     calibration = calibrate(request(machine="here", threads=1))
     model = selecting_model(open_shape(None, "nano", None, None, "index:128")[1])
     measured = []
@@ -577,7 +577,7 @@ def test_a_choice_is_measured_once(monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeypatch, batch):
+def test_a_report_lists_traffic_per_token_by_level_for_every_stack(monkeypatch, batch):
     monkeypatch.setitem(NAMED, "groq", SMALL_CACHE)
     name, model = open_shape(None, "nano", None, None)
     plan = make_plan(name, model, request(batch=batch, context=8_000 // batch))
@@ -594,7 +594,7 @@ def test_a_report_says_what_a_token_of_every_stack_reads_from_each_level(monkeyp
         assert sum(by_level.values()) == row.work.traffic_bytes
 
 
-def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
+def test_a_stack_that_exceeds_this_host_has_no_traffic(monkeypatch):
     name, model = open_shape(None, "nano", None, None)
     plan = make_plan(name, model, request(context=1 << 20))
     here = dataclasses.replace(SMALL_CACHE, name="here", levels=SMALL_CACHE.levels[:1])
@@ -608,9 +608,9 @@ def test_a_stack_that_this_machine_cannot_hold_reads_nothing(monkeypatch):
     assert "Transformer" not in console.file.getvalue().split("traffic per token")[1]
 
 
-@pytest.mark.parametrize(("batch", "reader"), [(1, "token"), (3, "step")])
-def test_a_picture_says_what_a_token_or_a_step_of_a_batch_reads(
-    tmp_path, monkeypatch, batch, reader
+@pytest.mark.parametrize(("batch", "unit"), [(1, "token"), (3, "step")])
+def test_a_picture_labels_traffic_per_token_or_per_step_of_a_batch(
+    tmp_path, monkeypatch, batch, unit
 ):
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
     name, model = open_shape(None, "nano", None, None)
@@ -619,9 +619,9 @@ def test_a_picture_says_what_a_token_or_a_step_of_a_batch_reads(
     draw_plan(plan, tmp_path / "plan.svg")
 
     keys_values = plan.own.work.part(KV_CACHE)
-    drawn = (tmp_path / "plan.svg").read_text()
-    traffic = f"traffic {size(keys_values.traffic_bytes)} per {reader}"
-    assert f"{size(keys_values.n_bytes)}, {traffic}" in drawn
+    svg = (tmp_path / "plan.svg").read_text()
+    traffic = f"traffic {size(keys_values.traffic_bytes)} per {unit}"
+    assert f"{size(keys_values.n_bytes)}, {traffic}" in svg
 
 
 def test_a_plan_never_imports_torch():

@@ -1,4 +1,4 @@
-"""Benchmarks: measured prefill and decode speed, next to the limits of this host. No torch."""
+"""Benchmarks: prefill and decode speed, compared with the limits of this host. No torch."""
 
 from yocobit.benchmark.grid import Grid
 from yocobit.benchmark.measure import Report, run

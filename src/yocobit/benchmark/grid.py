@@ -11,13 +11,13 @@ from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.host import usable_cpus
 
-_MOST_TOKENS = 1 << 32  # of a depth, a prompt or a generation
+_MOST_TOKENS = 1 << 32  # in a depth, a prompt or a generation
 _MOST_THREADS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One test: a prefill of tokens at once, or a decode of one token after the other."""
+    """One test: the prefill of a prompt, or the decode of one token after another."""
 
     kind: Literal["prefill", "decode"]
     n_tokens: int  # per session
@@ -27,7 +27,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The name that llama-bench would use."""
+        """The name of the test in the style of llama-bench, such as "pp512 @ d0"."""
         batch = f" b{self.batch}" if self.batch > 1 else ""
         return f"{'pp' if self.kind == 'prefill' else 'tg'}{self.n_tokens} @ d{self.depth}{batch}"
 
@@ -91,14 +91,14 @@ class Grid:
             depths=_integers("--depth", depths),
             batches=_integers("--batch", batches),
             threads=_integers("--threads", threads or str(len(usable_cpus()))),
-            caches=cast("tuple[CacheType, ...]", _words(caches)),  # checked when made
+            caches=cast("tuple[CacheType, ...]", _words(caches)),  # validated by __post_init__
             kernels=kernels,
             repetitions=repetitions,
             with_limits=with_limits,
         )
 
     def cases(self) -> Iterator[Case]:
-        """Yield every case once, prefill first; each runs with every number of threads."""
+        """Yield every case once, prefill first, without the thread counts."""
         for cache in self.caches:
             for depth in self.depths:
                 for n in filter(None, self.prompts):

@@ -1,8 +1,8 @@
-"""Running a benchmark grid: every round measures the limits and every case once, so that noise of a
+"""Runs a benchmark grid. Every round measures the limits and every case once, so that noise of a
 shared machine affects all of them.
 
-Every case starts from new sessions. A depth is filled with noise, which costs the same to attend to
-as real tokens and takes no prefill.
+Every case starts from new sessions. A depth is filled with noise: attention costs the same as with
+real tokens, and no prefill is necessary.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _WARM_UP_TOKENS = 32
 
 @dataclasses.dataclass
 class CaseResult:
-    """A case with a number of threads, and its times of every round."""
+    """A case with a thread count, and its times in every round."""
 
     case: Case
     threads: int
     n_bytes: int | None  # memory traffic of a repetition; decode only
     multiply_adds: int  # of weight matrices, per repetition
     mixer_multiply_adds: int  # of attention and retention, per repetition
-    session_bytes: int  # reserved by all sessions
+    session_bytes: int  # of all sessions
     fits_last_level: bool  # whether weights and caches fit in the last-level cache
     seconds: list[float] = dataclasses.field(default_factory=list)  # of each repetition
     step_seconds: list[float] = dataclasses.field(default_factory=list)  # of each decode step
@@ -67,16 +67,18 @@ class CaseResult:
 
     @property
     def median_s(self) -> float:
+        """Median time of a repetition."""
         return statistics.median(self.seconds)
 
     @property
     def tokens_per_s(self) -> dict[str, float]:
+        """Speed: median, min and max over repetitions."""
         rates = [self.n_tokens / seconds for seconds in self.seconds]
         return {"median": self.n_tokens / self.median_s, "min": min(rates), "max": max(rates)}
 
     @property
     def ms_per_token(self) -> dict[str, float] | None:
-        """Percentiles of the time of a decode step: the inter-token latency of each session."""
+        """Percentiles of the decode step time, which is the inter-token latency of each session."""
         return percentiles([1000 * s for s in self.step_seconds]) if self.step_seconds else None
 
 
@@ -88,7 +90,7 @@ class Report:
     config: ModelConfig
     parameters: int
     weight_bytes: int  # read by a decode step
-    description: list[str]  # of the model, as text lines
+    description: list[str]  # lines about the model
     machine: Host
     kernels: str
     repetitions: int
@@ -102,8 +104,7 @@ def run(
     name: str,
     progress: Callable[[str], object] = lambda text: None,
 ) -> Report:
-    """Measure a grid; UserError, before anything is measured, if a case needs more memory
-    than is available."""
+    """Measure a grid; UserError, before any measurement, if a case exceeds the available memory."""
     cases = list(grid.cases())
     for case in cases:
         check_memory(model, case, available_bytes())
@@ -144,7 +145,7 @@ def run(
 def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
     """Raise UserError if model, sessions and logits of a case exceed the available memory.
 
-    Linux overcommits: the allocation would succeed, and the process be killed on first use.
+    Linux overcommits memory: the allocation would succeed, and first touch kill the process.
     """
     logits = 4 * case.batch * model.config.vocab_size
     needed = weight_bytes(model) + _session_bytes(model, case) + logits
@@ -180,7 +181,7 @@ def _session_bytes(model: PackedModel, case: Case) -> int:
 
 
 def _measure(engine: Engine, row: CaseResult) -> None:
-    """Add one repetition to a measurement."""
+    """Add one repetition to a result."""
     case = row.case
     rng = np.random.default_rng(len(row.seconds))
     tokens = rng.integers(0, engine.config.vocab_size, (case.n_tokens, case.batch), dtype=np.int32)
@@ -217,7 +218,7 @@ def _step_times(
 
 
 def _session(engine: Engine, row: CaseResult) -> Session:
-    """Return a new session that is filled to the depth of a case."""
+    """Return a new session, filled to the depth of the case."""
     case = row.case
     try:
         session = engine.session(case.depth + case.n_tokens, case.cache)
@@ -235,7 +236,7 @@ def _too_large(case: Case, needed: int, why: str) -> str:
 
 
 def _warm_up(engine: Engine) -> None:
-    """Load every weight page, and let the CPU's clock rise."""
+    """Touch every weight page and raise the CPU's clock."""
     tokens = [token % engine.config.vocab_size for token in range(_WARM_UP_TOKENS)]
     session = engine.session(len(tokens) + 2, "f32")
     session.feed(tokens)

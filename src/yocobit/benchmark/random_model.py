@@ -1,5 +1,5 @@
-"""Models to measure: one from disk, or any shape with random weights, as speed does not depend on
-their values."""
+"""Models to measure: a packed model, or any shape with random weights, as speed does not depend on
+weight values."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def open_model(
     head: str | None,
     attention: str | None = None,
 ) -> Iterator[tuple[str, PackedModel]]:
-    """Yield a name and the packed model in `path`, or a temporary one of a named shape.
+    """Yield a name and the packed model in `path`, or a temporary model of a named shape.
 
-    `weights` and `head` of the latter are those of `yocobit pack`, by default "ternary" and "int8";
-    `attention` is that of Engine.load.
+    `weights` and `head` are the formats of the temporary model, as in `yocobit pack`, by default
+    "ternary" and "int8". `attention` is as in Engine.load.
     """
     if path is not None:
         yield str(path), read_model(path).attending(attention)
@@ -74,7 +74,7 @@ def write_random_model(
 ) -> PackedModel:
     """Write a packed model of that shape with random weights into a new directory.
 
-    `weights` and `head` are those of expected_tensors.
+    `weights` and `head` are as in expected_tensors.
     """
     rng = np.random.default_rng(seed)
     parameters = stored_parameters(config, weights, head)
@@ -95,8 +95,8 @@ def _random(
         return np.full(spec.shape, stored.shape[-1] ** -0.5, dtype)
     if stored.format.is_integer:
         codes = np.flatnonzero(stored.format.valid_bytes).astype(np.uint8)
-        drawn: Array = codes[rng.integers(0, len(codes), spec.shape, dtype=np.uint8)]
-        return drawn.view(dtype)
+        sampled: Array = codes[rng.integers(0, len(codes), spec.shape, dtype=np.uint8)]
+        return sampled.view(dtype)
     if stored.role == "norm":
         return np.ones(spec.shape, dtype)
     values: Array = rng.standard_normal(spec.shape, dtype=np.float32) * spec.shape[-1] ** -0.5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -43,13 +43,26 @@ def print_report(report: Report, console: Console) -> None:
     tables = [_rows_table(report)]
     if report.limits:
         tables.insert(0, _limits_table(report))
-    unbounded = console.options.update(max_width=1000)
-    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
-    console.width = max(console.width, *widths)
+    widen(console, tables)
     console.print(_heading(report), highlight=False)
     for table in tables:
         console.print()
         console.print(table, highlight=False)
+
+
+def new_table(*headings: str) -> Table:
+    """Return an empty table without borders; all columns but the first are right-aligned."""
+    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
+    for i, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
+    return table
+
+
+def widen(console: Console, tables: Sequence[Table]) -> None:
+    """Widen a console so that it cuts no line of the tables."""
+    unbounded = console.options.update(max_width=1000)
+    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
+    console.width = max(console.width, *widths)
 
 
 def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:
@@ -106,7 +119,7 @@ def _heading(report: Report) -> Text:
 
 
 def _settings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return the values of the settings that get a column only if they differ."""
+    """Return the values of the settings that are a column only if they differ."""
     return [
         ("threads", list(dict.fromkeys(str(row.threads) for row in report.rows))),
         ("cache", list(dict.fromkeys(row.case.cache for row in report.rows))),
@@ -117,7 +130,7 @@ def _limits_table(report: Report) -> Table:
     level = f"L{report.machine.caches.last_level}"
     instructions = list(next(iter(report.limits.values()))[0].multiply_adds_per_s)
     rates = (f"{name} GMAC/s" for name in instructions)
-    table = _table("limits", "DRAM GB/s", "min-max", f"{level} GB/s", "min-max", *rates)
+    table = new_table("limits", "DRAM GB/s", "min-max", f"{level} GB/s", "min-max", *rates)
     for threads, rounds in report.limits.items():
         limits = best(rounds)
         table.add_row(
@@ -132,7 +145,7 @@ def _limits_table(report: Report) -> Table:
 def _rows_table(report: Report) -> Table:
     varying = [name for name, values in _settings(report) if values[1:]]
     headings = ["test", *varying, "tokens/s", "min-max", "p50 ms", "p90", "p99", "max"]
-    table = _table(*headings, "GB/s", "of roof", "GMAC/s", "of int8", "peak MB")
+    table = new_table(*headings, "GB/s", "of roof", "GMAC/s", "of int8", "peak MB")
     for row in report.rows:
         settings = {"threads": str(row.threads), "cache": row.case.cache}
         table.add_row(
@@ -157,20 +170,13 @@ def _figures(row: CaseResult, report: Report) -> Iterator[str]:
     yield f"{row.peak_bytes / _MB:,.0f}"
 
 
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
 def _with_range(values: list[float]) -> tuple[str, str]:
-    """Write the maximum, which counts, and the range."""
+    """Format the maximum and the range."""
     return _number(max(values)), f"{_number(min(values))}-{_number(max(values))}"
 
 
 def _number(value: float) -> str:
-    """Write a number with at least three digits."""
+    """Format a number with at least three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

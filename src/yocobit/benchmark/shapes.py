@@ -1,4 +1,4 @@
-"""Named shapes that speed is measured with."""
+"""Named shapes for speed measurements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from yocobit.errors import UserError
 def transformer(
     d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int, vocab_size: int
 ) -> ModelConfig:
-    """Return a plain Transformer, the one architecture that llama.cpp supports too."""
+    """Return a plain Transformer, the architecture that llama.cpp supports too."""
     layer: Mixer = "full"
     return ModelConfig(
         vocab_size=vocab_size,
@@ -48,8 +48,11 @@ SHAPES = {
 
 
 def named_shape(name: str) -> ModelConfig:
-    """Return a preset or one of SHAPES; the suffix "-yoco" makes the latter a YOCO stack, "-gmu"
-    replaces every second cross layer of a YOCO stack by a gated memory unit."""
+    """Return a preset or one of SHAPES.
+
+    The suffix "-yoco" turns one of SHAPES into a YOCO stack; "-gmu" replaces every second cross
+    layer of a YOCO stack by a gated memory unit.
+    """
     stacks = {**PRESETS, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}}
     named = {**SHAPES, **stacks, **{f"{key}-gmu": gmu(config) for key, config in stacks.items()}}
     if name not in named:

@@ -1,4 +1,4 @@
-"""The command line: parse arguments, make one call, print a table or JSON. No arithmetic.
+"""The command line: parses arguments, makes one call, prints a table or JSON. No arithmetic.
 
 A user's mistake ends with one line on standard error and exit code 2, Ctrl-C with exit code 130.
 """
@@ -19,7 +19,7 @@ from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import report_errors
 from yocobit.version import __version__
 
-_SPINS = "10000"  # 0.15 ms on a Xeon, several times the latency of waking a thread
+_SPINS = "10000"  # 0.15 ms on a Xeon, several times the wake-up latency of a thread
 
 app = typer.Typer(
     name="yocobit",
@@ -40,8 +40,8 @@ def main() -> None:
 def _limit_openmp_spinning() -> None:
     """Shorten the spin time of PyTorch's OpenMP threads, unless the environment sets it.
 
-    By default they spin for milliseconds; on a busy machine, on the CPU that the thread they wait
-    for needs. OpenMP reads this when PyTorch is imported.
+    By default they spin for milliseconds. On a busy machine, they occupy the CPU of the thread that
+    they wait for. OpenMP reads the variable when PyTorch is imported.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = _SPINS

@@ -1,4 +1,4 @@
-"""generate, chat: text from a packed model, by default the packaged one."""
+"""generate, chat: text generation with a packed model, by default the packaged one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ChatModel = Annotated[
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Text to continue; standard input if - or missing."),
+        typer.Argument(metavar="PROMPT", help="Text to continue; - or none reads standard input."),
     ] = None,
     model: Model = TINY,
     max_tokens: Annotated[
@@ -60,7 +60,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[
         list[str],
-        typer.Option(help="Further stop string; can be repeated."),
+        typer.Option(help="Additional stop string; can be repeated."),
     ] = [],  # noqa: B006
     cache: Cache = "f32",
     attention: Attention = None,
@@ -131,7 +131,7 @@ def chat(
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
-    """Chat with a model in the terminal; a line is a message."""
+    """Chat with a model in the terminal; each line is a message."""
     engine = _load(model, attention, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(

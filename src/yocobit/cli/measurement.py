@@ -38,10 +38,10 @@ def eval_(
     ],
     backend: Annotated[
         evaluation.Backend | None,
-        typer.Option(help="By default native for a packed model, otherwise torch."),
+        typer.Option(help="native for a packed model, torch otherwise, by default."),
     ] = None,
     context: Annotated[
-        int, typer.Option(help="Window in tokens; windows overlap by half.")
+        int, typer.Option(help="Window length in tokens; windows overlap by half.")
     ] = evaluation.CONTEXT,
     cache: Annotated[
         CacheType | None, typer.Option(help="KV cache type of the native engine; f32 by default.")
@@ -82,11 +82,15 @@ def bench(
     ] = None,
     depth: Annotated[
         str | None,
-        typer.Option("--depth", "-d", help="Context before those, such as 0,4096; 0 by default."),
+        typer.Option(
+            "--depth",
+            "-d",
+            help="Tokens of context before each test, such as 0,4096; 0 by default.",
+        ),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option("--batch", "-b", help="Batch sizes of decode, such as 1,16; 1 by default."),
+        typer.Option("--batch", "-b", help="Decode batch sizes, such as 1,16; 1 by default."),
     ] = None,
     threads: Annotated[
         str | None,
@@ -96,7 +100,7 @@ def bench(
     attention: Attention = None,
     kernels: Kernels = None,
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", help="Rounds over all cases.")
+        int, typer.Option("--repetitions", "-r", help="Number of rounds over all cases.")
     ] = 5,
     no_limits: Annotated[
         bool, typer.Option("--no-limits", help="Do not measure the limits of this machine.")

@@ -33,6 +33,7 @@ def verify(model: ModelPath, as_json: Json = False) -> None:
 
 
 def print_summary(model: PackedModel, as_json: bool) -> None:
+    """Print the summary of a model as text or JSON."""
     if as_json:
         print(json.dumps(summarize(model).to_dict(), indent=2))
     else:

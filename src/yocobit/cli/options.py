@@ -15,7 +15,7 @@ from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS
 if TYPE_CHECKING:
     ProjectionFormat = str
     HeadFormat = str
-else:  # the names of the table, which type checkers cannot read
+else:  # the names in the table; type checkers cannot evaluate this
     ProjectionFormat = Literal[tuple(PROJECTION_FORMATS)]
     HeadFormat = Literal[tuple(HEAD_FORMATS)]
 
@@ -23,12 +23,12 @@ ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU by default.", min=1)]
 Kernels = Annotated[
-    str | None, typer.Option(help="Kernel family; the fastest of this CPU by default.")
+    str | None, typer.Option(help="Kernel family; by default the fastest that this CPU supports.")
 ]
 
 
 def _check_attention(text: str | None) -> str | None:
-    """UserError, before a model is opened, for an invalid value."""
+    """Return the value; UserError if it is invalid, before a model is opened."""
     try:
         if text is not None:
             parse_attention(text)
@@ -42,7 +42,7 @@ Attention = Annotated[
     typer.Option(
         metavar="full|index:N",
         callback=_check_attention,
-        help="What cross layers attend to; the model's own setting by default.",
+        help="Attention of cross layers; the model's own setting by default.",
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
@@ -87,5 +87,5 @@ def check_model_or_shape(
         quantised = [name for name, f in PROJECTION_FORMATS.items() if "head" not in f.roles]
         raise UserError(
             f"--head requires {' or '.join(quantised)} weights but --weights is {weights}; "
-            "leave it out, as the head has that format, too"
+            "leave it out, as the head has the same format"
         )

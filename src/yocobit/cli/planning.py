@@ -32,20 +32,20 @@ def plan(
     weights: ShapeWeights = None,
     head: ShapeHead = None,
     context: Annotated[int, typer.Option(help="Context length of each session, in tokens.")] = 4096,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Batch size of decode.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Decode batch size.")] = 1,
     cache: Cache = "f16",
     attention: Attention = None,
     machine: Annotated[
-        str, typer.Option(help="here (measured), or a data sheet: groq, h100.")
+        str, typer.Option(help="here (this host, measured) or a data sheet: groq, h100.")
     ] = "here",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "-t", help="Threads of --machine here; one per CPU by default."),
+        typer.Option("--threads", "-t", help="Threads for --machine here; one per CPU by default."),
     ] = None,
     kernels: Kernels = None,
     picture: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the plan, as PNG, SVG or PDF."),
+        typer.Option(metavar="FILE", help="Draw the plan to a PNG, SVG or PDF file."),
     ] = None,
     as_json: Json = False,
 ) -> None:

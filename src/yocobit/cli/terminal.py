@@ -1,4 +1,4 @@
-"""Chat in the terminal: a line in, the reply streamed out."""
+"""Chat in the terminal: reads a line, streams the reply."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from yocobit.engine import Chat
 from yocobit.errors import UserError
 
 _PROMPT = "> "
-_LEAVE = ("/exit", "/quit", "/bye")
+_EXIT = ("/exit", "/quit", "/bye")
 _COMMANDS = """/clear    start a new conversation
 /again    regenerate the last reply
-/exit     leave; so does Ctrl-D
+/exit     exit; Ctrl-D does the same
 Ctrl-C    stop a reply"""
 # Control characters except newline and tab: model output must not control the terminal.
 _PICTURES = {
@@ -22,8 +22,9 @@ _PICTURES = {
 
 
 def write(pieces: Iterable[str]) -> None:
-    """Stream pieces of text and end the line; on a terminal, control characters are replaced by
-    visible symbols.
+    """Stream pieces of text and end the line.
+
+    On a terminal, visible symbols replace control characters.
     """
     is_terminal = sys.stdout.isatty()
     for piece in pieces:
@@ -49,15 +50,15 @@ def converse(chat: Chat, name: str) -> None:
         _converse_at_keyboard(chat)
     else:
         for message in _messages(_read):
-            _obey(chat, message)
+            _handle(chat, message)
 
 
 def _converse_at_keyboard(chat: Chat) -> None:
-    import readline  # noqa: F401  # adds editing and history to input()
+    import readline  # noqa: F401  # gives input() line editing and history
 
     for message in _messages(_read_typed):
         try:
-            _obey(chat, message)
+            _handle(chat, message)
         except KeyboardInterrupt:
             print()
         except UserError as error:
@@ -65,8 +66,8 @@ def _converse_at_keyboard(chat: Chat) -> None:
 
 
 def _messages(read: Callable[[], str | None]) -> Iterator[str]:
-    """Yield the lines that are not blank, up to the end or a command to leave."""
-    while (line := read()) is not None and line not in _LEAVE:
+    """Yield non-blank lines up to the end of the input or an exit command."""
+    while (line := read()) is not None and line not in _EXIT:
         if line:
             yield line
 
@@ -78,7 +79,7 @@ def _read_typed() -> str | None:
             line = _read(_PROMPT)
         except KeyboardInterrupt:
             print()
-            say("Ctrl-D leaves")
+            say("Ctrl-D exits")
             continue
         if line is None:
             print()
@@ -95,7 +96,7 @@ def _read(prompt: str = "") -> str | None:
         raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
 
 
-def _obey(chat: Chat, message: str) -> None:
+def _handle(chat: Chat, message: str) -> None:
     if message == "/clear":
         chat.clear()
         say("new conversation")

@@ -98,12 +98,12 @@ def pack(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A directory of model_type bitnet.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     head: Head = "int8",
     as_json: Json = False,
 ) -> None:
-    """Convert a published BitNet b1.58 checkpoint (model_type bitnet) to a packed model."""
+    """Convert a published BitNet b1.58 checkpoint to a packed model."""
     print_summary(importers.import_bitnet(checkpoint, out, head), as_json)
 
 

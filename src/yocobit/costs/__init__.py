@@ -1,6 +1,6 @@
 """The cost model: memory, memory traffic and multiply-adds of a model, counted, not measured.
 
-inspect, bench, plan and the server's scheduler read the same functions.
+Used by inspect, bench, plan and the server's scheduler.
 """
 
 from yocobit.costs.memory import CACHE_FORMATS, session_bytes, weight_bytes

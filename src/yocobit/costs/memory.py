@@ -1,7 +1,7 @@
-"""Memory: weights, KV caches, recurrent states and index of a model, in bytes.
+"""Memory of a model in bytes: weights, KV caches, recurrent states and block index.
 
-Everything iterates over the tables of mixers and weight formats. `session_bytes` is what the engine
-reserves, exactly: a test compares it with Session.memory().
+All functions iterate over the tables of mixers and weight formats. `session_bytes` equals the bytes
+that the engine reserves; a test compares it with Session.memory().
 
 Letters: H query heads   G KV heads   D head size   S cached positions
 """
@@ -28,10 +28,10 @@ from yocobit.packing.format import scale_name
 
 @dataclasses.dataclass(frozen=True)
 class CacheFormat:
-    """How a type of KV cache stores the K, or the V, of one head and position."""
+    """Storage of the K, or the V, of one head and position in a KV cache type."""
 
     bits: int  # per value
-    row_values: int  # a row is padded to a multiple of them
+    row_values: int  # a row is padded to a multiple of this
     scale_bytes: int  # per row
 
     def row_bytes(self, D: int) -> int:
@@ -46,6 +46,7 @@ CACHE_FORMATS = {
 
 
 def round_up(n: int, multiple: int) -> int:
+    """Return n rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
@@ -61,7 +62,7 @@ def parameter_bytes(model: PackedModel, name: str) -> int:
 def weight_bytes(model: PackedModel) -> int:
     """Return the bytes of all tensors that a decode step reads: all but the embedding.
 
-    A head that is tied to the embedding reads all of it.
+    A tied embedding counts, as the head reads it.
     """
     total = sum(tensor.end - tensor.begin for tensor in model.tensors.values())
     is_tied = "head.weight" not in model.tensors
@@ -72,7 +73,7 @@ def weight_bytes(model: PackedModel) -> int:
 
 
 def position_bytes(mixer: MixerSpec, config: ModelConfig, cache: str) -> int:
-    """Return the bytes of one position in the KV cache that a layer reads: K and V of G heads."""
+    """Return the bytes of one position in a layer's KV cache: K and V of G heads."""
     if mixer.kv_cache == "none" or mixer.heads is None:
         return 0
     heads = mixer.heads(config)
@@ -80,13 +81,15 @@ def position_bytes(mixer: MixerSpec, config: ModelConfig, cache: str) -> int:
 
 
 def kv_bytes_per_token(config: ModelConfig, cache: str) -> int:
-    """Return the bytes by which one token grows the KV caches, without the index."""
+    """Return the bytes of KV cache per token, without the index."""
     return sum(position_bytes(mixer, config, cache) for mixer in _owners(config, growing=True))
 
 
 def window_bytes(config: ModelConfig, cache: str) -> int:
-    """Return the bytes of all sliding-window caches: ring buffers of whole tiles, with room for
-    the tokens of one forward pass."""
+    """Return the bytes of all sliding-window caches.
+
+    They are ring buffers of whole tiles, with room for the tokens of one forward pass.
+    """
     n_positions = round_up(config.window + MAX_BATCH_TOKENS, BLOCK_POSITIONS)
     rings = _owners(config, growing=False)
     return n_positions * sum(position_bytes(mixer, config, cache) for mixer in rings)
@@ -115,7 +118,7 @@ def bounds_bytes(config: ModelConfig) -> int:
 
 
 def candidate_blocks(config: ModelConfig) -> int:
-    """Return the number of blocks among which the index selects by attention."""
+    """Return the number of candidate blocks, from which the index selects by attention."""
     n_always = FIRST_BLOCKS + LAST_BLOCKS
     return n_always + CANDIDATES_PER_BLOCK * (config.cross_positions // BLOCK_POSITIONS - n_always)
 
@@ -132,7 +135,7 @@ def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
 
 
 def _owners(config: ModelConfig, growing: bool) -> list[MixerSpec]:
-    """Return a mixer for each KV cache: the one of all cross layers counts once."""
+    """Return one mixer per KV cache; the shared KV cache of all cross layers counts once."""
     mixers = layer_mixers(config)
     if not growing:
         return [mixer for mixer in mixers if mixer.kv_cache == "ring"]

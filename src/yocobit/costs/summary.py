@@ -22,7 +22,7 @@ from yocobit.packing.formats import FORMATS
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Sizes of a packed model; those of caches by type, a key of CACHE_FORMATS."""
+    """Sizes of a packed model; cache sizes are keyed by cache type (CACHE_FORMATS)."""
 
     parameters: int
     parameters_by_part: dict[str, int]  # the final norm counts as head
@@ -31,9 +31,9 @@ class Summary:
     bits_per_weight: float  # 8 size_bytes / parameters
     file_bytes: int  # of the safetensors file
     cache_bytes_per_token: dict[str, int]
-    # Of a Transformer of the same shape: a KV cache in every layer.
+    # The same for a Transformer of this shape, which has a KV cache in every layer.
     transformer_cache_bytes_per_token: dict[str, int]
-    # Of one session, independent of its length: recurrent states and sliding-window caches.
+    # Recurrent states and sliding-window caches of one session, independent of its length.
     state_bytes: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:

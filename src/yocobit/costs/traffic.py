@@ -1,7 +1,7 @@
-"""Memory traffic and multiply-adds: what no implementation of the model can avoid.
+"""Memory traffic and multiply-adds: the minimum that any implementation of the model needs.
 
-Counted from the packed tensors that run. A KV cache counts for each layer that reads it: all cross
-layers read the shared one, its index is read once. Activations, logits and workspaces are left out.
+Counted from the packed tensors. A KV cache counts once per layer that reads it: every cross layer
+reads the shared KV cache. The index is read once. Activations, logits and workspaces do not count.
 
 Letters: C d_model   S cached positions   T positions
 """
@@ -29,7 +29,7 @@ from yocobit.packing import PackedModel
 def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batch: int) -> int:
     """Return the memory traffic of n_tokens decode steps of a batch at a depth.
 
-    A step reads the weights once, and for each session one row of the embedding and its caches.
+    A step reads the weights once and, for each session, one row of the embedding and the caches.
     """
     embedding_row = parameter_bytes(model, "embedding.weight") // model.config.vocab_size
     each = n_tokens * embedding_row + session_traffic(model.config, cache, depth, n_tokens)
@@ -37,8 +37,8 @@ def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batc
 
 
 def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
-    """Return the bytes of KV caches, index and recurrent states that decoding n_tokens at a depth
-    reads and writes."""
+    """Return the memory traffic of KV caches, index and recurrent states for decoding n_tokens at a
+    depth."""
     states = 2 * recurrent_bytes(config)  # read and written
     return kv_traffic(config, cache, depth, n_tokens) + n_tokens * states
 
@@ -46,8 +46,8 @@ def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) 
 def kv_traffic(
     config: ModelConfig, cache: str, depth: int, n_tokens: int, selection: bool = True
 ) -> int:
-    """Return the bytes of KV caches that decoding n_tokens at a depth reads, and of the index if
-    `selection`."""
+    """Return the bytes of KV caches, and of the index if `selection`, that decoding n_tokens at a
+    depth reads."""
     end = depth + n_tokens
     attended = sum(
         position_bytes(mixer, config, cache) * _attended(mixer, config, depth, end)
@@ -60,8 +60,8 @@ def kv_traffic(
 
 
 def unique_kv_bytes(config: ModelConfig, cache: str, n_tokens: int, selection: bool = True) -> int:
-    """Return the bytes of KV caches that the last of n_tokens reads at least once, and of the index
-    if `selection`."""
+    """Return the bytes of KV caches, and of the index if `selection`, that decoding the last of
+    n_tokens reads, each byte counted once."""
     last = n_tokens - 1
     own = sum(
         position_bytes(mixer, config, cache) * _attended(mixer, config, last, n_tokens)
@@ -71,7 +71,7 @@ def unique_kv_bytes(config: ModelConfig, cache: str, n_tokens: int, selection: b
     if not config.has_cross_decoder:
         return own
     shared, bounds = _attended(MIXERS["cross"], config, last, n_tokens), 0
-    if selection:  # the candidates include all that is selected
+    if selection:  # the candidates include the selected blocks
         shared = max(shared, _candidate_positions(config, last, n_tokens))
         bounds = bounds_bytes(config) * _scored_blocks(config, last, n_tokens)
     return own + shared * _shared_position_bytes(config, cache) + bounds
@@ -85,9 +85,9 @@ def _shared_position_bytes(config: ModelConfig, cache: str) -> int:
 
 
 def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
-    """Return the multiply-adds with weights for n_tokens, n_logits of which need logits.
+    """Return the multiply-adds with weights for n_tokens, of which n_logits need logits.
 
-    Early exit: the cross-decoder and the head run for the latter only.
+    Early exit: the cross-decoder and the head run for these only.
     """
     early, late = 0, 0  # per token
     for name, parameter in model_parameters(config).items():
@@ -113,7 +113,7 @@ def attention_multiply_adds(
         total += mixer.attention_multiply_adds(config) * _attended(mixer, config, begin, end)
     if not selection:
         return total
-    # An index multiplies a query with both bounds of each block, and attends to the candidates.
+    # An index multiplies the query by both bounds of each block and attends to the candidates.
     begin = end - n_logits
     scored = _scored_blocks(config, begin, end) + _candidate_positions(config, begin, end)
     return total + MIXERS["cross"].attention_multiply_adds(config) * scored

@@ -1,6 +1,6 @@
 """The work of one decode step and of a prefill, by part of the model: the input of a roofline.
 
-Everything is counted by memory.py and traffic.py.
+The counts come from memory.py and traffic.py.
 
 Letters: C d_model   T positions
 """
@@ -32,23 +32,23 @@ WEIGHTS, HEAD, EMBEDDING, KV_CACHE, RECURRENT_STATE = (
     "KV cache",
     "recurrent state",
 )
-_LARGE_CONTEXT = 1 << 20  # where the workspace of an index no longer grows
+_LARGE_CONTEXT = 1 << 20  # above it, the workspace of an index no longer grows
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A part of a model in memory, and its share of one decode step of the batch."""
+    """A part of a model in memory, and its work in one decode step of the batch."""
 
     name: str
     n_bytes: int  # in memory
-    unique_bytes: int  # that a step reads at least once
+    unique_bytes: int  # read by a step, each byte counted once
     traffic_bytes: int  # reads and writes of a step
     multiply_adds: int  # of a step
-    is_integer: bool  # int8 arithmetic, not float
+    is_integer: bool  # int8 arithmetic, otherwise float
 
     @property
     def reads_per_step(self) -> float:
-        """How often a step reads each of the unique bytes, on average."""
+        """Average number of times that a step reads each unique byte."""
         if not self.unique_bytes:
             return 0.0
         n_accesses = 2 if self.name == RECURRENT_STATE else 1  # read and written
@@ -60,14 +60,15 @@ class Prefill:
     """Multiply-adds of the prefill of one session's whole context."""
 
     n_tokens: int
-    early: int  # with weights before the early exit, of all tokens
-    late: int  # with the other weights, of the last token
+    early: int  # with weights before the early exit, for all tokens
+    late: int  # with the other weights, for the last token
     attention: int  # before the early exit
     recurrent: int
     is_integer: bool  # int8 arithmetic of weights
 
     @property
     def multiply_adds(self) -> int:
+        """Multiply-adds in total."""
         return self.early + self.late + self.attention + self.recurrent
 
 
@@ -85,23 +86,37 @@ class Work:
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of all parts in memory."""
         return sum(part.n_bytes for part in self.parts)
 
     @property
     def traffic_bytes(self) -> int:
+        """Memory traffic of a decode step."""
         return sum(part.traffic_bytes for part in self.parts)
 
     def part(self, name: str) -> Part:
+        """Return a part by name."""
         return next(part for part in self.parts if part.name == name)
 
     @property
     def cache_bytes(self) -> int:
+        """Bytes of the KV caches, with the index."""
         return self.part(KV_CACHE).n_bytes
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent states."""
+        return self.part(RECURRENT_STATE).n_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights, head and embedding."""
+        return self.n_bytes - self.cache_bytes - self.state_bytes
 
     @property
     def cache_bytes_per_token(self) -> int:
         """Bytes by which one session grows per token, its index included."""
-        n = 8 * BLOCK_POSITIONS  # an index grows by blocks, its workspace by eight of them
+        n = 8 * BLOCK_POSITIONS  # an index grows by blocks, its workspace by eight blocks
         now, later = (
             cache_bytes(self.config, self.cache, tokens)
             for tokens in (_LARGE_CONTEXT, _LARGE_CONTEXT + n)
@@ -111,10 +126,9 @@ class Work:
     def reuse_distance(self, part: Part) -> int:
         """Return the bytes read between two reads of the same byte of a part.
 
-        A part that is read more often per step sees only a fraction of the others in between: the
-        shared KV cache is read again at every cross layer, after all of itself and the weights of
-        one layer. An LRU cache of that size holds the part. The blocks that an index selects are
-        assumed to be the same in the next step.
+        An LRU cache of this size holds the part. A step reads some parts several times: every cross
+        layer reads the shared KV cache, so its reuse distance is its own size plus the weights of
+        one layer. Assumes that an index selects the same blocks in the next step.
         """
         own = max(part.reads_per_step, 1.0)
         return math.ceil(
@@ -129,9 +143,9 @@ class Work:
 def shape_only_model(
     config: ModelConfig, weights: str | None = None, head: str | None = None
 ) -> PackedModel:
-    """Return the packed model of a shape without files: configuration and tensor sizes.
+    """Return a packed model without files: configuration and tensor sizes.
 
-    `weights` and `head` are those of expected_tensors.
+    `weights` and `head` are as in expected_tensors.
     """
     parameters = stored_parameters(config, weights, head)
     tensors: dict[str, TensorInfo] = {}
@@ -147,7 +161,7 @@ def work_of(
 ) -> Work:
     """Count the work of decoding the last token of a context in each session, and of a prefill.
 
-    `selection` says whether reads and multiply-adds of the index count too.
+    With `selection`, reads and multiply-adds of the index count too.
     """
     config = model.config
     body = weight_bytes(model) - parameter_bytes(model, head_name(model))
@@ -172,19 +186,19 @@ def work_of(
 
 
 def head_name(model: PackedModel) -> str:
-    """Return the parameter that logits are computed with."""
+    """Return the name of the parameter that computes the logits."""
     return "head.weight" if "head.weight" in model.tensors else "embedding.weight"
 
 
 def _table_parts(model: PackedModel, batch: int) -> tuple[Part, Part]:
-    """Return head and embedding; a tied head is the embedding, which then counts once."""
+    """Return head and embedding; a tied embedding counts once, as the head."""
     head = parameter_bytes(model, head_name(model))
     embedding = parameter_bytes(model, "embedding.weight")
     rows = batch * (embedding // model.config.vocab_size)
     is_tied = head_name(model) == "embedding.weight"
-    products = batch * model.config.vocab_size * model.config.d_model
+    head_multiply_adds = batch * model.config.vocab_size * model.config.d_model
     return (
-        Part(HEAD, head, head, head, products, model.head_format.is_integer),
+        Part(HEAD, head, head, head, head_multiply_adds, model.head_format.is_integer),
         Part(EMBEDDING, 0 if is_tied else embedding, rows, rows, 0, False),
     )
 

@@ -12,7 +12,7 @@ from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
 
-_MOST_CONTEXT = 1 << 40  # as of a session
+_MOST_CONTEXT = 1 << 40  # the limit of a session
 
 
 class Chat:
@@ -51,7 +51,7 @@ class Chat:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """All messages so far, including the part of the last reply that was generated."""
+        """All messages so far, including the generated part of the last reply."""
         return [*self._messages, *self._last_reply()]
 
     @property
@@ -86,7 +86,7 @@ class Chat:
     def reply(self, message: str) -> Generation:
         """Return the reply to a message, as an iterator over pieces of text.
 
-        What was iterated over is part of the conversation, even if the iteration stops early.
+        The pieces that were iterated over join the conversation, even if the iteration stops early.
         UserError, with nothing changed, if the context is full.
         """
         messages = [*self.messages, {"role": "user", "content": message}]
@@ -100,7 +100,7 @@ class Chat:
         session = self._session
         if prompt[: session.position] != self._consumed() or session.position == len(prompt):
             session = self.engine.session(self.context, self._cache)
-        # A reply that is generated again must differ.
+        # A regenerated reply must differ.
         sampling = dataclasses.replace(self._sampling, seed=self._sampling.seed + self._n_replies)
         self._n_replies += 1
         self._session, self._messages = session, messages

@@ -1,6 +1,6 @@
 """Chat templates: Jinja templates that render messages as a prompt, as Hugging Face stores them.
 
-A template comes with a model, so it runs in a sandbox.
+Templates come with downloaded models, so they run in a sandbox.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Message = Mapping[str, Any]  # "role", "content", and other keys that the templa
 
 
 class ChatTemplate:
-    """One model's template."""
+    """The chat template of one model."""
 
     def __init__(self, source: str, name: str) -> None:
         self._name = name

@@ -1,8 +1,8 @@
 """The decode loop's state for one sequence: sampling, structured output, detokenisation and stop
 conditions. The engine's own loop (generation.py) and the server's scheduler both use it.
 
-A step of the loop: `mask` the logits of every running sequence, sample a token of each by
-`sample_batch`, then `accept` it.
+Each step masks the logits of every running sequence (`mask`), samples one token per sequence
+(`sample_batch`) and appends it (`accept`).
 
 Letters: V vocabulary
 """
@@ -23,14 +23,16 @@ FinishReason = Literal["stop", "length"]
 
 
 class GuidedDecoding(Protocol):
-    """Structured output: which tokens the grammar of one sequence allows next."""
+    """Structured output: the grammar state of one sequence."""
 
     def mask(self, logits: Logits) -> Logits:
         """Return logits (V,) with -infinity for every token that the grammar does not allow."""
 
     def force_completion(self, token: int, n_left: int) -> int:
-        """Return the token to append when `token` was sampled and `n_left` tokens are left,
-        counting it: another one if the output could not be completed in time after `token`."""
+        """Return `token`, or a token that leads to completion if `token` would not.
+
+        `n_left` is the number of tokens left, `token` included.
+        """
 
     def accept(self, token: int) -> bool:
         """Append a token; return whether the output is complete."""
@@ -38,14 +40,14 @@ class GuidedDecoding(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """A token that was appended, and the text that is certain since."""
+    """An appended token, and the text that became certain with it."""
 
     token: int
     text: str
 
 
 class DecodeState:
-    """One sequence that is being decoded; `finish_reason` is None until it is complete."""
+    """One sequence in decode; `finish_reason` is None until the sequence is complete."""
 
     def __init__(
         self,
@@ -77,11 +79,11 @@ class DecodeState:
         return self._detokenizer.matched_stop
 
     def mask(self, logits: Logits) -> Logits:
-        """Return the logits (V,) to sample from: masked by the grammar, if there is one."""
+        """Return the logits (V,) to sample from: masked by the grammar, if any."""
         return self._guided.mask(logits) if self._guided else logits
 
     def accept(self, token: int) -> Generated | None:
-        """Append the token that was sampled, or the one that the grammar requires in its place.
+        """Append the sampled token, or the token that the grammar requires instead.
 
         None for an end token, which is not part of the text. Sets `finish_reason` if the sequence
         is complete.
@@ -100,5 +102,5 @@ class DecodeState:
         return Generated(token, text)
 
     def finish(self) -> str:
-        """Return the text that was held back, once the sequence is complete."""
+        """Return the held-back text; call it once the sequence is complete."""
         return self._detokenizer.finish()

@@ -1,4 +1,4 @@
-"""Incremental detokenisation: tokens in, text out as soon as it can no longer change."""
+"""Incremental detokenisation: emits text as soon as later tokens can no longer change it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tokenizers.decoders import DecodeStream
 
 
 class Detokenizer:
-    """Turns the tokens of one sequence into pieces of text; joined, they are the text.
+    """Converts the tokens of one sequence to pieces of text; joined, they are the whole text.
 
-    A piece never splits a character, and never contains text that may turn out to be part of a
-    stop string.
+    A piece never splits a character, and never contains text that may be part of a stop
+    string.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
@@ -25,7 +25,7 @@ class Detokenizer:
         self._held = ""  # may be the start of a stop string
 
     def add(self, token: int) -> str:
-        """Append a token; return the text that is now certain, which may be empty."""
+        """Append a token; return the text that became certain, which may be empty."""
         self.tokens.append(token)
         piece = self._decoder.step(self._tokenizer, token) or ""
         if not piece:
@@ -34,7 +34,7 @@ class Detokenizer:
         return self._split(self._held + piece) if self._stop else piece
 
     def finish(self) -> str:
-        """Return the text that was held back, once no token will follow.
+        """Return the held-back text, after the last token.
 
         An incomplete character at the end becomes a replacement character.
         """

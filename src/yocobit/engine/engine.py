@@ -1,4 +1,4 @@
-"""Engine: a packed model, ready to run. Make one per model, and a session per sequence.
+"""Engine: runs a packed model. Create one engine per model and one session per sequence.
 
 Letters: T positions   V vocabulary
 """
@@ -69,7 +69,7 @@ class Engine:
         supports ("scalar" is the reference), `attention` to the model's own ("full", or
         "index:2048": each cross layer attends to the top-k blocks with that many positions).
         `verify` also checks every weight against its hash. PackedModelError or ConfigError, both
-        ValueError, for a model that cannot be used.
+        ValueError, for an invalid model.
         """
         if threads is None:
             threads = len(os.sched_getaffinity(0))
@@ -80,6 +80,7 @@ class Engine:
 
     @property
     def config(self) -> ModelConfig:
+        """The model's configuration."""
         return self.model.config
 
     @property
@@ -89,6 +90,7 @@ class Engine:
 
     @property
     def threads(self) -> int:
+        """Number of threads."""
         return int(self._native.n_threads)
 
     @property
@@ -154,13 +156,14 @@ class Engine:
         return frozenset(end if isinstance(end, list) else [] if end is None else [end])
 
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
-        """Return a new session with that capacity; its memory is reserved now."""
+        """Return a new session with a capacity of `max_tokens`; reserves its memory."""
         return Session(self._native, max_tokens, cache)
 
     def save(self, session: Session, path: str | Path) -> None:
         """Write a session of this engine to a file atomically; `restore` reads it.
 
-        SavedSessionError, a ValueError, if it is of another engine or the file cannot be written.
+        SavedSessionError, a ValueError, if the session belongs to another engine or the file
+        cannot be written.
         """
         if session._engine is not self._native:
             raise SavedSessionError(f"{path}: not written: the session must be of this engine")
@@ -173,9 +176,9 @@ class Engine:
         ).write(Path(path))
 
     def restore(self, path: str | Path, max_tokens: int | None = None) -> Session:
-        """Return a saved session, with twice its tokens as capacity unless given.
+        """Return a saved session; its capacity is `max_tokens`, by default twice its tokens.
 
-        SavedSessionError, a ValueError, if the file is damaged or of another model.
+        SavedSessionError, a ValueError, if the file is damaged or belongs to another model.
         """
         saved = SavedSession.read(Path(path), self.model.metadata["header_sha256"])
         room = 2 * len(saved.tokens) if max_tokens is None else max_tokens
@@ -198,8 +201,8 @@ class Engine:
         """Decode one token of each of n sessions; return their logits (n, V), in `out` if given.
 
         `prompts` are chunks of other sessions' prompts, prefilled in the same step without logits.
-        Reads every weight once per 128 tokens, and computes for each session the same bits as
-        alone.
+        A step reads every weight once per 128 tokens. The logits of a session have the same bits
+        as in a step of its own.
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
         self._native.step(
@@ -218,7 +221,7 @@ class Engine:
         """Return the tokens of a text, after the BOS token; UserError if it is not valid UTF-8."""
         try:
             prompt.encode()
-        except UnicodeEncodeError as error:  # lone surrogates, which Python decodes bad bytes to
+        except UnicodeEncodeError as error:  # lone surrogates: Python decodes invalid bytes to them
             raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
         bos = self.generation_config.get("bos_token_id")
         # Unlike encode, this releases the GIL.
@@ -249,9 +252,9 @@ class Engine:
     ) -> Generation:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
-        The text ends before the first stop string in `stop`. A `session`, if given, holds a proper
-        prefix of the prompt and has room for the rest and max_tokens; `cache` is then ignored.
-        ValueError if it holds other tokens, or all of the prompt.
+        The text ends before the first stop string in `stop`. A `session`, if given, must hold a
+        proper prefix of the prompt and have room for the rest and max_tokens; `cache` is then
+        ignored. ValueError if it holds other tokens, or the whole prompt.
         """
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
@@ -274,7 +277,7 @@ class Engine:
         )
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> str:
-        """Return the continuation of a text; options as for `stream`."""
+        """Return the continuation of a text; the options are those of `stream`."""
         return "".join(self.stream(prompt, **options))
 
 

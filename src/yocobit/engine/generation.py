@@ -13,7 +13,7 @@ from yocobit.engine.session import Session
 
 
 class Generation:
-    """An iterator over pieces of text; afterwards, its attributes hold reason and timings."""
+    """An iterator over pieces of text; records the finish reason and the timings."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Generation:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the text ended: "stop" or "length"; None while it is generated."""
+        """Why the text ended: "stop" or "length"; None while generation runs."""
         return self._state.finish_reason
 
     @property
@@ -62,11 +62,13 @@ class Generation:
 
     @property
     def prefill_tokens_per_s(self) -> float:
+        """Prefill speed, without cached tokens of the prompt."""
         new = len(self.prompt) - self._n_cached
         return new / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
+        """Decode speed, from the second token on."""
         steps = self._session.position - len(self.prompt)
         return steps / self.decode_s if self.decode_s else 0.0
 

@@ -1,4 +1,4 @@
-"""Sampling: from logits to the next token.
+"""Sampling: selects the next token from logits.
 
 Letters: N sequences   V vocabulary
 """
@@ -19,7 +19,7 @@ from yocobit.settings import Settings
 class SamplingConfig(Settings):
     """Sampling parameters. Filters apply in the order of the fields, after the penalties."""
 
-    repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies others
+    repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies negative
     presence_penalty: float = 0.0  # subtracted once from the logit of each generated token
     frequency_penalty: float = 0.0  # subtracted for each occurrence of a generated token
     temperature: float = 0.8  # 0 is greedy: argmax, ties broken by token id
@@ -45,7 +45,7 @@ class SamplingConfig(Settings):
 
 
 class Sampler:
-    """Samples the tokens of one sequence; the same parameters and logits give the same tokens."""
+    """Samples the tokens of one sequence; equal parameters and logits give equal tokens."""
 
     def __init__(
         self,
@@ -71,17 +71,17 @@ class Sampler:
         )
 
     def sample(self, logits: Logits) -> int:
-        """Return the next token after logits (V,), which are not changed."""
+        """Return the next token for logits (V,); does not change them."""
         return self.native.sample(logits)
 
     def draw(self, logits: Logits) -> int:
-        """Return `sample(logits)`: the former name of that method, which goes away in 0.2."""
+        """Return `sample(logits)`. Deprecated alias, removed in 0.2."""
         return self.sample(logits)
 
 
 def sample_batch(samplers: Sequence[Sampler], logits: Sequence[Logits]) -> list[int]:
-    """Return the next token of each of N sequences after its logits (V,), as `Sampler.sample`.
+    """Return the next token of each of N sequences, given its logits (V,).
 
-    One native call, without the GIL.
+    One native call, without the GIL; the tokens are those of `Sampler.sample`.
     """
     return _native.sample_batch([sampler.native for sampler in samplers], logits)

@@ -1,8 +1,8 @@
 """Sessions as files: saved state that another process or machine can resume from.
 
-A safetensors file with three tensors and metadata, validated before use and never unpickled. It
-needs the model that made it; CPU, capacity and thread count may differ, as all compute the same
-bits.
+A saved session is a safetensors file of three tensors and metadata, validated before use and never
+unpickled. It belongs to one model. CPU, capacity and thread count may differ, as results have the
+same bits on all of them.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _AGAIN = "feed its text to a new session"
 
 
 class SavedSessionError(ValueError):
-    """A session that cannot be saved or restored: names the file and the violated rule."""
+    """A session cannot be saved or restored; the message names the file and the violated rule."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedSession:
-    """The content of the file."""
+    """The content of a session file."""
 
     model: str  # header_sha256 of the packed model
     cache: CacheType
     tokens: NDArray[np.int32]  # (T,) consumed
-    state: NDArray[np.uint8]  # recurrent states and sliding-window caches after them
+    state: NDArray[np.uint8]  # recurrent states and sliding-window caches after the last token
     positions: NDArray[np.uint8]  # of the growing KV caches
 
     def write(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class SavedSession:
 
     @classmethod
     def read(cls, path: Path, model: str) -> SavedSession:
-        """Read a file; SavedSessionError unless it is intact and of that model."""
+        """Read a file; SavedSessionError unless it is intact and belongs to the model."""
         try:
             with safe_open(path, "numpy") as file:
                 metadata = file.metadata() or {}

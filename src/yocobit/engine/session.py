@@ -1,4 +1,4 @@
-"""Per-sequence state: KV caches, recurrent states and, of an index, block bounds.
+"""Per-sequence state: KV caches, recurrent states and the bounds of the block index.
 
 Letters: T positions   C model width   V vocabulary   H heads   G K/V heads   D head size
 """
@@ -21,7 +21,7 @@ Logits = NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class SessionMemory:
-    """Bytes that a session reserved, by purpose."""
+    """Bytes reserved by a session, by purpose."""
 
     shared_kv: int  # the KV cache that all cross layers share; grows with the sequence
     full: int  # one KV cache per full-attention layer; grow with the sequence
@@ -33,11 +33,12 @@ class SessionMemory:
 
     @property
     def total(self) -> int:
+        """Bytes reserved in total."""
         return self.shared_kv + self.full + self.window + self.retention + self.index
 
     @property
     def per_token(self) -> int:
-        """Bytes that one more token needs, except those of the index."""
+        """Bytes of KV cache per token, without the index."""
         return self.shared_kv_per_token + self.full_per_token
 
 
@@ -50,7 +51,7 @@ class Snapshot:
 
 
 class Session:
-    """Consumes tokens and returns logits. Made by Engine.session; its capacity is fixed.
+    """Consumes tokens and returns logits. Created by Engine.session; its capacity is fixed.
 
     Logits are a pure function of model and tokens: independent of thread count, prefill chunking
     and batch composition.
@@ -104,7 +105,7 @@ class Session:
         return logits
 
     def hidden_states(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Consume tokens (T,) and return the hidden state of each after the final norm, (T, C)."""
+        """Consume tokens (T,) and return their hidden states after the final norm, (T, C)."""
         tokens = as_tokens(tokens)
         hidden = np.empty((len(tokens), self._engine.d_model), dtype=np.float32)
         self._engine.hidden_states(self._native, tokens, hidden)
@@ -112,7 +113,7 @@ class Session:
         return hidden
 
     def memory(self) -> SessionMemory:
-        """Return the bytes reserved for this session, without 4 bytes per token for token ids."""
+        """Return the bytes reserved for this session, without its token ids (4 bytes each)."""
         return SessionMemory(**self._native.memory())
 
     @property
@@ -123,18 +124,18 @@ class Session:
         return tokens
 
     def snapshot(self) -> Snapshot:
-        """Return the current position; of the growing caches, only the tokens are copied."""
+        """Return the current position; does not copy the growing KV caches."""
         return Snapshot(self.tokens, self.copy_state())
 
     def truncate(self, snapshot: Snapshot) -> None:
-        """Drop all tokens after a snapshot, of this session or of one with the same prefix.
+        """Drop all tokens after a snapshot of this session or of one with the same prefix.
 
-        ValueError, with nothing changed, if this session does not start with its tokens.
+        ValueError, with nothing changed, if this session does not start with the snapshot's tokens.
         """
         self.restore(snapshot.tokens, snapshot.state, kept=len(snapshot.tokens))
 
     def fork(self, max_tokens: int | None = None) -> Session:
-        """Return a copy of this session, with the same capacity unless given."""
+        """Return a copy of this session; its capacity is `max_tokens`, by default the same."""
         room = self.max_tokens if max_tokens is None else max_tokens
         other = Session(self._engine, room, self.cache)
         if self.position > 0:
@@ -164,22 +165,22 @@ class Session:
     ) -> None:
         """Restore the state after tokens (T,) from bytes of a session of the same cache type.
 
-        `state` is that after the last token, `positions` the growing KV caches from position `kept`
-        on, in consecutive pieces; the first `kept` positions of this session are kept. ValueError,
-        with nothing changed, if sizes or tokens do not match.
+        `state` is the state after the last token. `positions` are the growing KV caches from
+        position `kept` on, in consecutive pieces; this session keeps its first `kept` positions.
+        ValueError, with nothing changed, if sizes or tokens do not match.
         """
         self._engine.restore(self._native, as_tokens(tokens), state, kept, list(positions))
         self._logits = None
 
     def retention_state(self, layer: int) -> NDArray[np.float32] | None:
-        """Return the state (H, D, D), key by value, of a retention layer; None for other layers."""
+        """Return a retention layer's state (H, D, D), key by value; None for other layers."""
         state: NDArray[np.float32] | None = self._native.retention_state(layer)
         return state
 
     def keys_values(self, layer: int, begin: int, end: int) -> tuple[Logits, Logits] | None:
         """Return cached keys and values, each (G, end - begin, D); None if the layer has none.
 
-        For a cross layer, the shared ones. IndexError for positions that are not cached.
+        A cross layer returns the shared KV cache. IndexError for positions that are not cached.
         """
         found: tuple[Logits, Logits] | None = self._native.keys_values(layer, begin, end)
         return found

@@ -1,7 +1,7 @@
 """Machines to plan for: memory levels and arithmetic rates, each figure with its source.
 
-A named machine is its data sheet: nothing of this project was run on any of them. `here` is this
-host, measured (yocobit.planning).
+Named machines are data sheets: nothing of this project was run on any of them. `here` is this host,
+measured by yocobit.planning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """One chip: memory levels, fastest first, the last of which holds everything, and rates."""
+    """One chip: arithmetic rates and memory levels, fastest first; the last holds everything."""
 
     name: str
     title: str
@@ -43,6 +43,7 @@ class Machine:
 
     @property
     def is_measured(self) -> bool:
+        """Whether this is the host, not a data sheet."""
         return self.name == HERE
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""This host: CPU, caches, memory, and the version and commit that run on it."""
+"""This host: CPU, caches, memory, and the version and commit of yocobit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from yocobit.version import __version__
 
-# CPU features that kernels of this engine or of others are dispatched by.
+# CPU features that this engine or other engines dispatch kernels by.
 _FEATURES = re.compile(
     r"avx\w*|fma|f16c|sse4_2|ssse3|bmi2|gfni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16|fphp|neon|dotprod"
 )
@@ -28,7 +28,7 @@ _CPU = Path("/sys/devices/system/cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Caches:
-    """Caches of the first CPU; a common size where the system does not report them."""
+    """Caches of the first CPU; typical sizes if the system does not report them."""
 
     l2_bytes: int = _MIB
     last_bytes: int = 32 * _MIB
@@ -39,10 +39,10 @@ class Caches:
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """The machine and the build that figures were measured with."""
+    """The machine and the build of a measurement."""
 
     version: str  # of yocobit
-    commit: str | None  # None unless run from its own source tree
+    commit: str | None  # None outside the source tree
     cpu: str
     n_cpus: int  # in this process's affinity mask
     features: tuple[str, ...]
@@ -56,7 +56,7 @@ class Host:
 
 
 def describe_host() -> Host:
-    """Read what the system reports about this host."""
+    """Read the description of this host from the system."""
     info = _cpu_info()
     words = info.get("flags", info.get("Features", "")).split()
     return Host(
@@ -72,13 +72,13 @@ def describe_host() -> Host:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what a file of measurements must name: its command, machine and commit."""
+    """Return the provenance of a results file: command, machine and commit."""
     command = shlex.join(["python", *sys.orig_argv[1:]])
     return {"command": command, "machine": describe_host().to_dict()}
 
 
 def usable_cpus() -> list[int]:
-    """Return the CPUs of this process's affinity mask, one of each core first."""
+    """Return the CPUs of this process's affinity mask, one CPU of each core first."""
     allowed = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     if not allowed:
         return list(range(os.cpu_count() or 1))
@@ -110,20 +110,20 @@ def read_caches(directory: Path = _CPU / "cpu0/cache") -> Caches:
 
 
 def available_bytes() -> int | None:
-    """Return the memory that is available without swapping; None where it is not reported."""
+    """Return the memory that is available without swapping; None if it is not reported."""
     return _memory("MemAvailable")
 
 
 def reset_peak() -> None:
-    """Reset `peak_bytes` to the memory in use now, where the system supports it."""
+    """Reset `peak_bytes` to the memory in use now, if the system supports it."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # memory that glibc keeps after free
+        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory that glibc keeps
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """Return the peak resident memory of this process, pages of mapped files included."""
+    """Return the peak resident memory of this process, including pages of mapped files."""
     found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
     if found:
         return int(found[1]) * _KIB
@@ -161,7 +161,7 @@ def _memory(name: str) -> int | None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source tree that this runs from, with "-dirty" if changed."""
+    """Return the commit of this source tree, with "-dirty" if it has changes."""
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:

@@ -1,6 +1,6 @@
 """Measured limits of this host: read bandwidth and int8 multiply-adds per second.
 
-Measured in every run, since they vary on a shared machine. The loops are native (_native).
+Every run measures them, as they vary on a shared machine. The loops are native.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SMALLEST_BUFFER, _LARGEST_BUFFER = 1 << 28, 1 << 31
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The highest rates that a number of threads reached."""
+    """The highest measured rates for a number of threads."""
 
     threads: int
     dram_bytes_per_s: float
@@ -33,6 +33,7 @@ class Limits:
 
     @property
     def int8_per_s(self) -> float:
+        """The highest int8 rate, in multiply-adds per second."""
         return self.multiply_adds_per_s[self.instruction]
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,26 +55,26 @@ def best(rounds: Sequence[Limits]) -> Limits:
 
 
 def measure_limits(threads: int, cpus: list[int], caches: Caches) -> Limits:
-    """Measure with `threads` threads, each pinned to one of `cpus`; about half a second."""
-    chosen = [cpus[i % len(cpus)] for i in range(threads)]
+    """Measure with `threads` threads, each pinned to one of `cpus`; takes about half a second."""
+    pinned = [cpus[i % len(cpus)] for i in range(threads)]
     dram, last_level = buffer_bytes(threads, caches, available_bytes())
     return Limits(
         threads,
-        _native.read_bytes_per_s(chosen, dram, _PASSES),
-        _native.read_bytes_per_s(chosen, last_level, _PASSES),
+        _native.read_bytes_per_s(pinned, dram, _PASSES),
+        _native.read_bytes_per_s(pinned, last_level, _PASSES),
         {
-            name: _native.multiply_adds_per_s(name, chosen, _PASSES)
+            name: _native.multiply_adds_per_s(name, pinned, _PASSES)
             for name in _native.multiply_add_instructions()
         },
     )
 
 
 def buffer_bytes(threads: int, caches: Caches, available: int | None) -> tuple[int, int]:
-    """Return each thread's buffer size for the DRAM and for the last-level cache measurement.
+    """Return each thread's buffer sizes for the DRAM and the last-level cache measurements.
 
-    The former is 16 times the last-level cache, within bounds and a quarter of the available
-    memory, so that hardly any of it stays cached; the latter half of a thread's share of the last
-    level, but at least twice the L2 cache.
+    The DRAM buffers are 16 times the last-level cache in total, within bounds and a quarter of the
+    available memory, so that hardly any of it stays cached. A last-level buffer is half of a
+    thread's share of that cache, but at least twice the L2 cache.
     """
     largest = _LARGEST_BUFFER if available is None else min(_LARGEST_BUFFER, available // 4)
     dram = min(max(16 * caches.last_bytes, _SMALLEST_BUFFER), largest)

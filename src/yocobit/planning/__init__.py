@@ -1,6 +1,6 @@
 """Plans: memory placement and roofline of a model, on this host or on a data sheet's machine.
 
-Never imports torch; matplotlib only to draw.
+Never imports torch; imports matplotlib only for pictures.
 """
 
 from yocobit.hardware.datasheets import NAMED, Machine

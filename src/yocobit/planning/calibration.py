@@ -1,7 +1,7 @@
 """Calibration: rates of the engine's kernels on this host, measured on demand.
 
 Each kernel is timed over a buffer of the data's reuse distance, so that it reads from the memory
-level where the data will be; the loops are native (_native).
+level that will hold the data. The loops are native.
 
 Letters: C d_model   N tokens   M output features   K input features   D head size
 """
@@ -29,9 +29,9 @@ from yocobit.hardware.limits import Limits, measure_limits
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
-_PASSES = 25  # of a loop; the median counts
-_MOST_BYTES = 512 * _MIB  # of a buffer; larger ones come from DRAM like this one
-_ROUNDS, _STEPS = 10, 40  # of the probe; the fastest round counts, as others may be disturbed
+_PASSES = 25  # per measurement; the median counts
+_MOST_BYTES = 512 * _MIB  # per buffer; larger buffers are read from DRAM just the same
+_ROUNDS, _STEPS = 10, 40  # of the probe; the fastest round counts, as noise only adds time
 _SELECTIONS = 5  # rounds of a block selection; the fastest counts
 
 
@@ -45,7 +45,7 @@ class ProbeTimes:
 
 
 class Calibration(Protocol):
-    """The measurements that a prediction is made from."""
+    """The measurements that a prediction needs."""
 
     @property
     def threads(self) -> int: ...
@@ -58,15 +58,15 @@ class Calibration(Protocol):
         ...
 
     def retention(self, n: int, head_dim: int, n_bytes: int) -> float:
-        """Return state bytes per second of retention, read and written once per N positions."""
+        """Return bytes of state per second of retention, read and written once per N positions."""
         ...
 
     def selection(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return the seconds that the index of a shape-only model takes to select blocks."""
+        """Return the seconds of block selection by the index of a shape-only model."""
         ...
 
     def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
-        """Return the times of a shape-only model."""
+        """Return the step and prefill times of a shape-only model."""
         ...
 
 
@@ -96,7 +96,9 @@ class HostCalibration:
 
     def l2_bytes_per_s(self) -> float:
         """Measure the read bandwidth of the L2 caches, over half of each."""
-        return _native.read_bytes_per_s(self._chosen(), self.here.caches.l2_bytes // 2, _PASSES)
+        return _native.read_bytes_per_s(
+            self._pinned_cpus(), self.here.caches.l2_bytes // 2, _PASSES
+        )
 
     def selection(self, model: PackedModel, cache: str, context: int) -> float:
         key = (model.config, cache, context)
@@ -117,8 +119,8 @@ class HostCalibration:
         return ProbeTimes(min(steps), min(prompts), MAX_BATCH_TOKENS)
 
     def _selection(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return the time of a step with selection, less that of a step which attends to as many
-        positions without."""
+        """Return the time of a step with selection, minus that of a step without selection that
+        attends to as many positions."""
         positions = model.config.cross_positions
         with _written(model) as written:
             selecting = self._fastest_step(written, cache, context)
@@ -144,10 +146,10 @@ class HostCalibration:
         size = max(min(n_bytes, most) // self.threads, 1)
         key = (measure.__name__, *kind, size)
         if key not in self._rates:
-            self._rates[key] = measure(self.kernels, *kind, self._chosen(), size, _PASSES)
+            self._rates[key] = measure(self.kernels, *kind, self._pinned_cpus(), size, _PASSES)
         return self._rates[key]
 
-    def _chosen(self) -> list[int]:
+    def _pinned_cpus(self) -> list[int]:
         return [self.cpus[i % len(self.cpus)] for i in range(self.threads)]
 
 

@@ -33,7 +33,7 @@ _STYLE = {
 
 
 def draw_plan(plan: Plan, out: Path) -> None:
-    """Draw a plan into `out`; its suffix is the format. UserError if it cannot be written."""
+    """Draw a plan to the file `out`, whose suffix is the format; UserError if writing fails."""
     parts = [part for part in plan.own.work.parts if part.n_bytes]
     heights = [len(parts) + 0.6, len(plan.rows) + 0.6]
     with pictures.style(_STYLE):
@@ -56,27 +56,27 @@ def draw_plan(plan: Plan, out: Path) -> None:
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise UserError(
-                f"--picture: {out}: cannot be written ({reason}); name another file"
+                f"--picture: {out}: cannot be written ({reason}); choose another file"
             ) from None
 
 
 def _write_title(figure: Any, plan: Plan) -> None:
     work, top = plan.own.work, figure.get_figheight()
     sessions = f" x {work.batch} sessions" if work.batch > 1 else ""
-    what = "measured" if plan.machine.is_measured else "from its data sheet"
+    source = "measured" if plan.machine.is_measured else "from its data sheet"
     title = f"{plan.name}, {work.context:,} tokens{sessions}, cache {work.cache}"
     if work.config.attention not in (None, "full"):
         title += f", attention {work.config.attention}"
     figure.text(0.02, 1 - 0.2 / top, title, va="top", fontsize=11, weight="bold")
     figure.text(
-        0.02, 1 - 0.42 / top, f"{plan.machine.title}, {what}", va="top", color=pictures.TEXT
+        0.02, 1 - 0.42 / top, f"{plan.machine.title}, {source}", va="top", color=pictures.TEXT
     )
 
 
 def _draw_levels(panels: tuple[Any, Any], plan: Plan) -> tuple[float, float]:
     """Draw a line at the size of each level; return the limits of the axis in bytes."""
     chips = plan.own.bound.chips
-    # Floats: sizes may exceed the integers of matplotlib.
+    # Floats, as sizes may exceed matplotlib's integers.
     ends = [(float(level.n_bytes), level.name, level.bytes_per_s) for level in plan.machine.levels]
     if chips > 1 and not plan.machine.is_measured:
         home = plan.machine.home
@@ -133,8 +133,7 @@ def _draw_stacks(panel: Any, plan: Plan, low: float) -> None:
 
 def _halves(row: PlannedStack) -> tuple[float, float]:
     """Return the bytes of the weights, and of caches and states."""
-    caches = row.work.cache_bytes + row.work.part(RECURRENT_STATE).n_bytes
-    return float(row.work.n_bytes - caches), float(caches)
+    return float(row.work.weight_bytes), float(row.work.cache_bytes + row.work.state_bytes)
 
 
 def _annotate(panel: Any, x: float, y: float, text: str) -> None:

@@ -20,8 +20,8 @@ from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
 from yocobit.planning.variants import variants
 
-# Multiply-adds of an instruction of native/kernels/*/probes.h for one of a fused float32
-# multiply-add, which takes as long; vpmaddubsw needs vpaddw besides, of which more can run at once.
+# int8 multiply-adds of an instruction in native/kernels/*/probes.h per float32 multiply-add of an
+# FMA instruction of the same throughput; the vpaddw after vpmaddubsw runs on other ports.
 _INT8_PER_FLOAT = {
     "AVX-512 vpdpbusd": 4,
     "AVX2 vpmaddubsw + vpaddw": 2,
@@ -84,10 +84,10 @@ class PlannedStack:
             "name": self.name,
             "weights": self.weights,
             "cache": work.cache,
-            "weight_bytes": work.n_bytes - work.cache_bytes - work.part("recurrent state").n_bytes,
+            "weight_bytes": work.weight_bytes,
             "cache_bytes_per_token": work.cache_bytes_per_token,
             "cache_bytes": work.cache_bytes,
-            "state_bytes": work.part("recurrent state").n_bytes,
+            "state_bytes": work.state_bytes,
             "total_bytes": work.n_bytes,
             "traffic_bytes_per_step": work.traffic_bytes,
             "prefill_multiply_adds": work.prefill.multiply_adds,
@@ -107,10 +107,11 @@ class Plan:
 
     @property
     def rows(self) -> tuple[PlannedStack, ...]:
+        """The variants, then the model."""
         return (*self.others, self.own)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return the plan as JSON values."""
         work = self.own.work
         places = [
             {
@@ -145,8 +146,8 @@ def open_shape(
 ) -> tuple[str, PackedModel]:
     """Return a name and the packed model in `path`, or the shape-only model of a named shape.
 
-    `weights` and `head` of the latter are those of `yocobit pack`, by default "ternary" and "int8";
-    `attention` is that of Engine.load.
+    `weights` and `head` are the formats of the shape-only model, as in `yocobit pack`, by default
+    "ternary" and "int8". `attention` is as in Engine.load.
     """
     if path is not None:
         return str(path), read_model(path).attending(attention)
@@ -174,7 +175,7 @@ def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
 
 
 def calibrate(request: PlanRequest) -> HostCalibration:
-    """Return a calibration of this host with the threads and kernels of a request."""
+    """Return a calibration of this host with the threads and kernels of the request."""
     cpus = usable_cpus()
     kernels = request.kernels or _native.supported_kernels()[-1]
     return HostCalibration(request.threads or len(cpus), kernels, cpus, describe_host())

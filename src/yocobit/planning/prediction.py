@@ -1,11 +1,11 @@
-"""Prediction of the engine's speed on this host: the measured rates of its kernels, added up.
+"""Predicts the engine's speed on this host from the measured rates of its kernels.
 
     step  =  sum over parts of (memory traffic / rate of the part's kernel)  +  layers * overhead
 
-A kernel's rate is measured over a buffer of the part's reuse distance, so it comes from the memory
-level that holds the part. The overhead of a layer (norms, quantisation, activations, barriers) is
-the measured time of a shallow model of the same width less the same sum for it.
-docs/explanation/cost-model.md says more.
+A kernel's rate is measured over a buffer of the part's reuse distance, so that it reads from the
+memory level that holds the part. The overhead of a layer (norms, quantisation, activations,
+barriers) is the measured time of a probe, a shallow model of the same width, minus the same sum for
+the probe. See docs/explanation/cost-model.md.
 
 Letters: C d_model   F d_ff   D head size   T tokens of a prompt
 """
@@ -39,7 +39,7 @@ _SELECTION, _OVERHEAD, _LAST = "block selection", "layer overhead", "last token"
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Seconds by part: of a decode step of the batch, and of the prefill of one context."""
+    """Seconds by part, for a decode step of the batch and for the prefill of one context."""
 
     decode: dict[str, float]
     prefill: dict[str, float]
@@ -50,18 +50,22 @@ class Prediction:
 
     @property
     def step_s(self) -> float:
+        """Time of a decode step."""
         return sum(self.decode.values())
 
     @property
     def prefill_s(self) -> float:
+        """Time of the prefill."""
         return sum(self.prefill.values())
 
     @property
     def tokens_per_s(self) -> float:
+        """Decode speed of the batch."""
         return self.batch / self.step_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
+        """Prefill speed."""
         return self.n_tokens / self.prefill_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,19 +78,19 @@ class Prediction:
 
 
 def predict(model: PackedModel, work: Work, calibration: Calibration, kernels: str) -> Prediction:
-    """Calibrate for a model, and add up the times of its parts."""
-    probe, shrunk = probe_model(model)
+    """Predict the speed of a model: calibrate, then sum the times of its parts."""
+    probe, width_ratio = probe_model(model)
     times = calibration.probe(probe, work.cache, work.batch)
     probe_work = work_of(probe, work.cache, 1, work.batch)
     n_layers, n_early = len(probe.config.layers), probe.config.n_self_layers
     step_rest = times.step_s - sum(_decode(probe, probe_work, calibration).values())
-    step_rest = max(step_rest, 0.0) / n_layers * shrunk
+    step_rest = max(step_rest, 0.0) / n_layers * width_ratio
 
     prompt_work = work_of(probe, work.cache, times.n_tokens, 1)
     explained = sum(_prefill(probe, prompt_work, calibration).values())
-    late_rest = step_rest / shrunk * (n_layers - n_early)
+    late_rest = step_rest / width_ratio * (n_layers - n_early)
     prompt_rest = max(times.prompt_s - explained - late_rest, 0.0)
-    token_rest = prompt_rest / n_early / times.n_tokens * shrunk
+    token_rest = prompt_rest / n_early / times.n_tokens * width_ratio
 
     layers, early = len(work.config.layers), work.config.n_self_layers
     decode = {**_decode(model, work, calibration), _OVERHEAD: layers * step_rest}
@@ -96,8 +100,10 @@ def predict(model: PackedModel, work: Work, calibration: Calibration, kernels: s
 
 
 def probe_model(model: PackedModel) -> tuple[PackedModel, float]:
-    """Return a model with one layer per kind and a small vocabulary, and the ratio of the widths:
-    1 unless the probe would be too large."""
+    """Return a model with one layer per kind and a small vocabulary, and the ratio of the widths.
+
+    The ratio is 1 unless a probe of full width would be too large.
+    """
     config = model.config
     kinds = tuple(dict.fromkeys(config.layers))
     probe = config.replace(
@@ -126,7 +132,7 @@ def selecting_model(model: PackedModel) -> PackedModel:
 
 
 def _half_as_wide(config: ModelConfig) -> ModelConfig | None:
-    """Return a config with half the heads of the same size; None if a number of heads is odd."""
+    """Return a config with half as many heads of the same size; None if a head count is odd."""
     halves = {
         name: getattr(config, name) // 2
         for name in ("d_model", "n_heads", "n_kv_heads", "n_self_heads", "n_self_kv_heads")
@@ -139,10 +145,10 @@ def _half_as_wide(config: ModelConfig) -> ModelConfig | None:
 def _decode(model: PackedModel, work: Work, calibration: Calibration) -> dict[str, float]:
     """Return the seconds of a step's kernels, by part."""
     config, batch = work.config, min(work.batch, MAX_BATCH_TOKENS)
-    n_passes = -(-work.batch // MAX_BATCH_TOKENS)  # forward passes, each reads every weight
+    n_passes = -(-work.batch // MAX_BATCH_TOKENS)  # forward passes; each reads every weight
     C, head_rows = config.d_model, _whole_groups(min(config.vocab_size, 4096))
     selects = _selects(config, work.context)
-    # The time of a selection includes the reads of its candidates.
+    # The selection time includes reading the candidates.
     attended = work_of(model, work.cache, work.context, work.batch, selection=False)
     part = {name: attended.part(name) for name in (WEIGHTS, HEAD, KV_CACHE, RECURRENT_STATE)}
     distance = {
@@ -171,19 +177,22 @@ def _decode(model: PackedModel, work: Work, calibration: Calibration) -> dict[st
 
 
 def _selects(config: ModelConfig, context: int) -> bool:
-    """Return whether an index has more positions to select from than are attended to."""
+    """Return whether the index selects: the context has more positions than it attends to."""
     return config.has_index and context > config.cross_positions
 
 
 def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[str, float]:
-    """Return the seconds of the kernels of a prefill: the layers before the early exit for all
-    tokens, and a decode step's later layers for the last one."""
+    """Return the seconds of a prefill's kernels, by part.
+
+    The layers before the early exit run for all tokens; the later layers run for the last token, as
+    in a decode step.
+    """
     config, prefill = work.config, work.prefill
     rows = min(MAX_BATCH_TOKENS, prefill.n_tokens)
     threads = calibration.threads
     divides_rows = rows >= TOKEN_BLOCK * threads and model.projection_format.is_integer
     n = rows // threads if divides_rows else rows  # tokens in a thread's GEMM
-    # Threads that divide the rows read all weights each, otherwise a share of them.
+    # If threads divide the rows, each reads all weights; otherwise, each reads a share.
     n_passes = prefill.n_tokens / rows * (threads if divides_rows else 1)
     rate = calibration.gemm(
         model.projection_format.name, n, mean_rows(config), config.d_model, work.early_bytes
@@ -210,7 +219,7 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
 
 
 def mean_rows(config: ModelConfig) -> int:
-    """Return the output features M of the mean projection, weighted by its input features K."""
+    """Return the mean of the projections' output features M, weighted by input features K."""
     shapes = [shape for name, shape in parameter_shapes(config).items() if "_proj." in name]
     return _whole_groups(sum(m * k for m, k in shapes) // sum(k for _, k in shapes))
 
@@ -220,8 +229,8 @@ def _whole_groups(rows: int) -> int:
 
 
 def _attention_heads(config: ModelConfig) -> tuple[int, int]:
-    """Return the query heads per KV head, and D, of the layers that attend to most positions."""
+    """Return query heads per KV head, and D, of the layers that attend to the most positions."""
     mixers = [mixer for mixer in layer_mixers(config) if mixer.kv_cache != "none"]
-    mixers.sort(key=lambda mixer: mixer.kv_cache == "ring")  # windows last
+    mixers.sort(key=lambda mixer: mixer.kv_cache == "ring")  # sliding windows last
     heads: list[Heads] = [mixer.heads(config) for mixer in mixers if mixer.heads]
     return heads[0].n_heads // heads[0].n_kv_heads, heads[0].head_dim

@@ -1,13 +1,12 @@
-"""A plan as tables; docs/explanation/cost-model.md explains the columns."""
+"""A plan as tables. docs/explanation/cost-model.md explains the columns."""
 
 from __future__ import annotations
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.costs.work import KV_CACHE
+from yocobit.benchmark.report import new_table, widen
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
@@ -21,9 +20,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     tables = [
         _levels_table(plan), _parts_table(plan), _stacks_table(plan), _traffic_table(plan)
     ]  # fmt: skip
-    unbounded = console.options.update(max_width=1000)
-    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
-    console.width = max(console.width, *widths)
+    widen(console, tables)
     console.print(_heading(plan), highlight=False, soft_wrap=True)
     for table in tables:
         console.print()
@@ -33,7 +30,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def size(n_bytes: float) -> str:
-    """Write a number of bytes with three digits and a decimal unit."""
+    """Format a number of bytes with three digits and a decimal unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if n_bytes < 999.5 or unit == "TB":
             break
@@ -42,12 +39,12 @@ def size(n_bytes: float) -> str:
 
 
 def number(value: float) -> str:
-    """Write a number with at least three digits."""
+    """Format a number with at least three digits."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:
-    """Write a time with three digits and its unit."""
+    """Format a time with three digits and its unit."""
     for unit, factor in (("us", 1e6), ("ms", 1e3)):
         if value * factor < 999.5:
             return f"{number(value * factor)} {unit}"
@@ -72,7 +69,7 @@ def _levels_table(plan: Plan) -> Table:
     machine, chips = plan.machine, plan.own.bound.chips
     read = plan.own.bound.traffic_by_level()
     of_all = [f"of {chips:,} chips"] if chips > 1 else []
-    table = _table("memory", "size", *of_all, "GB/s", "traffic/step")
+    table = new_table("memory", "size", *of_all, "GB/s", "traffic/step")
     for level in machine.levels:
         rate = "" if level.bytes_per_s is None else number(level.bytes_per_s / _GB)
         total = [size(chips * level.n_bytes)] if chips > 1 else []
@@ -84,7 +81,9 @@ def _levels_table(plan: Plan) -> Table:
 def _parts_table(plan: Plan) -> Table:
     prediction = plan.prediction
     columns = ["predicted"] if prediction else []
-    table = _table("part", "size", "traffic/step", "reuse distance", "level", "roofline", *columns)
+    table = new_table(
+        "part", "size", "traffic/step", "reuse distance", "level", "roofline", *columns
+    )
     for place in plan.own.bound.places:
         rate = place.read_from.bytes_per_s
         assert rate is not None
@@ -110,19 +109,18 @@ def _stacks_table(plan: Plan) -> Table:
     is_measured = plan.machine.is_measured
     has_chips = not is_measured and any(row.bound.chips > 1 for row in plan.rows)
     chips = ["chips"] if has_chips else []
-    table = _table(
+    table = new_table(
         "roofline", "cache", "weights", "per token", "caches", "total", *chips,
         "decode/s", "prefill/s",
     )  # fmt: skip
     for row in plan.rows:
         work, limit = row.work, row.bound
-        states = work.part("recurrent state").n_bytes
         table.add_row(
             _name(row, plan),
             work.cache,
-            size(work.n_bytes - work.cache_bytes - states),
+            size(work.weight_bytes),
             size(work.cache_bytes_per_token),
-            size(work.part(KV_CACHE).n_bytes + states),
+            size(work.cache_bytes + work.state_bytes),
             size(work.n_bytes),
             *([f"{limit.chips:,}"] if has_chips else []),
             *_rates(limit, is_measured),
@@ -135,7 +133,7 @@ def _traffic_table(plan: Plan) -> Table:
     read = [(row, row.bound.traffic_by_level()) for row in plan.rows if _fits(row, plan)]
     names = [level.name for level in plan.machine.levels]
     names = [name for name in names if any(name in by_level for _, by_level in read)]
-    table = _table("traffic per token", *(f"from {name}" for name in names))
+    table = new_table("traffic per token", *(f"from {name}" for name in names))
     for row, by_level in read:
         sizes = [by_level[name] / row.work.batch if name in by_level else None for name in names]
         table.add_row(_name(row, plan), *("" if n is None else size(n) for n in sizes))
@@ -147,12 +145,12 @@ def _name(row: PlannedStack, plan: Plan) -> str:
 
 
 def _fits(row: PlannedStack, plan: Plan) -> bool:
-    """Return whether the machine can hold a model; of this host there is only one."""
+    """Return whether the machine can hold a model: any number of chips, but only one host."""
     return row.bound.chips == 1 or not plan.machine.is_measured
 
 
 def _rates(limit: Bound, is_measured: bool) -> list[str]:
-    """Write tokens/s of decode and prefill, unless the model is too large for this host."""
+    """Format tokens/s of decode and prefill, unless the model is too large for this host."""
     if is_measured and limit.chips > 1:
         return ["too large", ""]
     return [number(limit.tokens_per_s), number(limit.prefill_tokens_per_s)]
@@ -163,10 +161,10 @@ def _conclusion(plan: Plan) -> Text:
     if plan.machine.is_measured and limit.chips > 1:
         needed = size(plan.own.work.n_bytes)
         return Text(f"too large   needs {needed} but {home.name} has {size(home.n_bytes)}")
-    what = "memory" if limit.is_memory_bound else "compute"
+    bottleneck = "memory" if limit.is_memory_bound else "compute"
     lines = [
-        f"roofline    decode {number(limit.tokens_per_s)} tokens/s ({what}-bound), prefill of the "
-        f"context {seconds(limit.prefill_s)}"
+        f"roofline    decode {number(limit.tokens_per_s)} tokens/s ({bottleneck}-bound), "
+        f"prefill of the context {seconds(limit.prefill_s)}"
     ]
     if limit.chips > 1:
         lines.append(
@@ -191,10 +189,3 @@ def _predicted(prediction: Prediction) -> str:
         f"({seconds(prediction.prefill_s)}); {prediction.threads} threads, "
         f"{prediction.kernels} kernels"
     )
-
-
-def _table(*headings: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-    return table

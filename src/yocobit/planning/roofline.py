@@ -1,9 +1,9 @@
 """Roofline: placement of each part in memory, number of chips, and the bound on tokens/s.
 
-A step takes at least the time of its memory traffic and at least the time of its multiply-adds; the
-larger one is the bound. Latency, traffic between chips and dequantisation are not counted. If a
-model needs several chips, a step passes through them one after the other and takes the time of one
-chip; with all chips busy, the throughput is multiplied by their number.
+A step takes at least the time of its memory traffic and at least that of its multiply-adds; the
+larger one is the bound. Latency, traffic between chips and dequantisation do not count. If a model
+needs several chips, they form a pipeline: a step passes through one chip after another and takes as
+long as on one chip. With all chips busy, the throughput is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from yocobit.hardware.datasheets import Level, Machine
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A part, and the fastest memory level that holds it between two reads."""
+    """A part and the fastest memory level that holds it from one read to the next."""
 
     part: Part
     reuse_distance: int
@@ -31,14 +31,15 @@ class Bound:
 
     chips: int
     places: tuple[Place, ...]
-    memory_s: float  # of a decode step that passes through all chips in turn
+    memory_s: float  # of a decode step through all chips
     arithmetic_s: float
-    prefill_s: float  # of the whole context of one session, likewise
+    prefill_s: float  # of the whole context of one session, through all chips
     batch: int
     n_tokens: int  # of the prefill
 
     @property
     def is_memory_bound(self) -> bool:
+        """Whether memory traffic, not arithmetic, limits the decode speed."""
         return self.memory_s >= self.arithmetic_s
 
     @property
@@ -48,10 +49,12 @@ class Bound:
 
     @property
     def tokens_per_s(self) -> float:
+        """Bound on the decode speed of the batch."""
         return self.batch / self.step_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
+        """Bound on the prefill speed."""
         return self.n_tokens / self.prefill_s
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class Bound:
 
 
 def bound(work: Work, machine: Machine) -> Bound:
-    """Place a model on the fewest chips that hold it, and compute the bound."""
+    """Place a model on the fewest chips that hold it and compute the bound."""
     chips = chips_needed(work.n_bytes, machine)
     places = tuple(_place(part, work, machine, chips) for part in work.parts if part.traffic_bytes)
     return Bound(
@@ -100,6 +103,7 @@ def chips_needed(n_bytes: int, machine: Machine) -> int:
 
 
 def multiply_adds_per_s(work: Part | Prefill, machine: Machine) -> float:
+    """Return the machine's rate for the arithmetic of a part or a prefill."""
     return machine.int8_per_s if work.is_integer else machine.float_per_s
 
 
@@ -112,10 +116,10 @@ def _place(part: Part, work: Work, machine: Machine, chips: int) -> Place:
 
 
 def _prefill_s(prefill: Prefill, early_bytes: int, machine: Machine) -> float:
-    """Return the time of one chip: all multiply-adds, but at least one read of the weights."""
-    products = (prefill.early + prefill.late) / multiply_adds_per_s(prefill, machine)
+    """Return the time on one chip: all multiply-adds, but at least one read of the weights."""
+    matmuls = (prefill.early + prefill.late) / multiply_adds_per_s(prefill, machine)
     mixers = (prefill.attention + prefill.recurrent) / machine.float_per_s
-    return max(products + mixers, early_bytes / _rate(machine.home))
+    return max(matmuls + mixers, early_bytes / _rate(machine.home))
 
 
 def _rate(level: Level) -> float:

@@ -1,4 +1,4 @@
-"""The architectures that a model is compared with: same width, depth, heads and vocabulary."""
+"""Variants to compare a model with: same width, depth, heads and vocabulary."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Variant:
 
 
 def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
-    """Return the steps from a Transformer to the YOCO paper's "YOCO + BitNet + Groq".
+    """Return the variants from a Transformer to the YOCO paper's "YOCO + BitNet + Groq".
 
-    The YOCO variants of a model without cross-decoder are half retention, half cross layers; a
-    model that has one keeps its layers, with full attention. `head` is the head format of the
-    ternary variants.
+    The YOCO variants keep the layers of a model with a cross-decoder, with full attention;
+    otherwise, half their layers are retention and half cross layers. `head` is the head format of
+    the ternary variants.
     """
     full: Mixer = "full"
     transformer = config.replace(layers=(full,) * len(config.layers))
@@ -43,6 +43,6 @@ def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
 
 
 def _with_weights(config: ModelConfig, format: str) -> ModelConfig:
-    """Return the shape as trained for a weight format: quantised weights have SubLN."""
+    """Return the shape for a weight format; models with quantised weights have SubLN."""
     stored = PROJECTION_FORMATS[format]
     return config.replace(weights=stored.weights, sub_norm=stored.is_integer)
