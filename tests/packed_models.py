@@ -5,10 +5,12 @@ A twin has the weights of the packed model: its embedding and head are quantised
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -31,6 +33,20 @@ STACKS = {
     "yoco-gate": ("window", "gate", "cross", "gmu"),
 }
 KINDS = ("ternary", "ternary_row", "sign", "dense")
+T = 136  # tokens of a test: more than two chunks of 64, and eight windows of 16
+
+
+def row_scales_on(stack: str, parameters: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Mark as slow the (stack, weights, ...) with ternary_row, except on one stack.
+
+    A mixer does not see the scales of its matrices.
+    """
+    return [
+        pytest.param(
+            *values, marks=[pytest.mark.slow] * ("ternary_row" in values and values[0] != stack)
+        )
+        for values in parameters
+    ]
 
 
 def nano(stack: str, weights: str, **changes) -> ModelConfig:

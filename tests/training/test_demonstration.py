@@ -46,5 +46,5 @@ def test_demonstration_trains_packs_and_serves(tmp_path):
         twin = as_packed(checkpoint.load_model(out))
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()
     errors = np.abs(logits - expected).max(axis=1) / np.abs(expected).max()
-    # As in tests/engine/test_engine.py: a feature whose sign() flips moves by 2.
+    # As in tests/engine/test_engine_pytorch.py: a feature whose sign() flips moves by 2.
     assert np.median(errors) < 1e-4 and errors.max() < 0.2

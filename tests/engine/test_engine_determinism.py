@@ -1,0 +1,137 @@
+"""Logits depend on model and tokens only, to the last bit.
+
+Letters: T positions   V vocabulary
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import packed_models
+import pytest
+import torch
+from packed_models import KINDS, STACKS, T, nano, packed, row_scales_on, trained
+
+from yocobit import Engine, _native
+
+
+def bits(array) -> np.ndarray:
+    """Floats as integers, so that equality means the same bits."""
+    return np.ascontiguousarray(array).view(np.uint32)
+
+
+def test_int4_head_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(tmp_path, tokens):
+    path = packed(trained(nano("mixed", "ternary"), steps=3), tmp_path, head="int4").path
+    expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens))
+
+    for kernels in _native.supported_kernels():
+        engine = Engine.load(path, threads=2, kernels=kernels)
+        np.testing.assert_array_equal(bits(engine.logits(tokens)), expected)
+        session = engine.session(T)
+        for t in range(T):
+            np.testing.assert_array_equal(bits(session.step(tokens[t])), expected[t])
+
+
+WEIGHTS_AND_CACHES = (
+    *((kind, "f32") for kind in KINDS),
+    *(("ternary", type) for type in ("f16", "int8", "int4")),
+)
+
+
+@pytest.mark.parametrize(
+    ("stack", "weights", "cache"),
+    row_scales_on("mixed", ((stack, *each) for stack in STACKS for each in WEIGHTS_AND_CACHES)),
+)
+def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(
+    model_of, stack, weights, cache, tokens
+):
+    path = model_of(stack, weights)[1]
+    expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens, cache=cache))
+
+    for kernels in _native.supported_kernels():
+        for threads, chunks in ((1, (7, T)), (2, (1, 64)), (3, (50,))):
+            engine = Engine.load(path, threads=threads, kernels=kernels)
+            np.testing.assert_array_equal(bits(engine.logits(tokens, cache=cache)), expected)
+            for chunk in chunks if kernels != "scalar" else chunks[-1:]:
+                session = engine.session(T, cache)
+                for begin in range(0, T, chunk):
+                    logits = session.feed(tokens[begin : begin + chunk])
+                    last = min(begin + chunk, T) - 1
+                    np.testing.assert_array_equal(bits(logits), expected[last])
+
+
+@pytest.mark.parametrize("kernels", _native.supported_kernels()[1:])
+@pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer"])
+def test_logits_over_several_kv_splits_have_the_same_bits_for_any_chunking(
+    model_of, stack, kernels
+):
+    path = model_of(stack, "ternary", window=700)[1]
+    text = packed_models.tokens()[:1700].numpy()  # a KV split has 512 positions
+    together = Engine.load(path, threads=2, kernels=kernels).session(len(text), "f16")
+    alone = Engine.load(path, threads=1, kernels=kernels).session(len(text), "f16")
+
+    rows = together.feed_all(text)
+    alone.feed(text[:1500])
+    steps = np.stack([alone.step(token) for token in text[1500:]])
+
+    np.testing.assert_array_equal(bits(rows[1500:]), bits(steps))
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_early_exit_changes_no_bit(model_of, stack, tokens):
+    engine = Engine.load(model_of(stack, "ternary")[1])
+    eager, early = engine.session(T), engine.session(T)
+
+    eager.feed_all(tokens[:-1])
+    early.feed(tokens[:-1])
+
+    np.testing.assert_array_equal(bits(early.logits), bits(eager.logits))
+    np.testing.assert_array_equal(bits(early.step(tokens[-1])), bits(eager.step(tokens[-1])))
+
+
+def test_sessions_of_one_engine_are_independent(model_of, tokens):
+    engine = Engine.load(model_of("mixed", "ternary")[1])
+    expected = bits(engine.logits(tokens[:20]))
+    one, two = engine.session(20), engine.session(20)
+
+    for t in range(20):
+        two.step(tokens[T - 1 - t])
+        np.testing.assert_array_equal(bits(one.step(tokens[t])), expected[t])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernels", _native.supported_kernels())
+@pytest.mark.parametrize("stack", STACKS)
+def test_logits_have_the_same_bits_for_any_batch_composition(
+    model_of, stack, kernels, threads, tokens
+):
+    path = model_of(stack, "ternary")[1]
+    engine = Engine.load(path, threads=threads, kernels=kernels)
+    expected = bits(engine.logits(tokens))
+    sessions = [engine.session(T) for _ in range(64)]
+    for i, session in enumerate(sessions):
+        session.feed(tokens[: 1 + 3 * i % 97])
+
+    for _ in range(4):
+        logits = engine.step(sessions, [tokens[s.position] for s in sessions])
+        for session, row in zip(sessions, logits, strict=True):
+            np.testing.assert_array_equal(bits(row), expected[session.position - 1])
+
+
+def test_a_batch_larger_than_one_pass_has_the_same_bits(model_of, tokens):
+    engine = Engine.load(model_of("mixed", "ternary")[1])
+    expected = bits(engine.logits(tokens[:1]))[0]
+    sessions = [engine.session(1) for _ in range(300)]
+
+    logits = engine.step(sessions, [tokens[0]] * 300)
+
+    assert (bits(logits) == expected).all()
+
+
+def test_a_callers_flush_to_zero_mode_changes_nothing(model_of, tokens):
+    path = model_of("yoco-gret", "ternary")[1]
+    expected = bits(Engine.load(path).logits(tokens))
+    torch.set_flush_denormal(True)
+    try:
+        np.testing.assert_array_equal(bits(Engine.load(path).logits(tokens)), expected)
+    finally:
+        torch.set_flush_denormal(False)
