@@ -35,7 +35,8 @@ def test_bits_per_byte_equals_a_sum_over_single_predictions(corpus, context):
         last = (i // half + 1) * half  # of the window with token i in the loss, exclusive
         document = max((j for j in range(i + 1) if text[j] == end), default=0)
         seen = text[max(0, last - context, document) : i + 1]
-        log_p = model(torch.tensor([seen]))[0, -1].log_softmax(dim=-1)
+        with torch.inference_mode():
+            log_p = model(torch.tensor([seen]))[0, -1].log_softmax(dim=-1)
         nats -= log_p[token].item()
     n_bytes = len((corpus.tokenizer.decode(tokens)).encode())
 
