@@ -62,8 +62,8 @@ struct Kernels {
   void (*relu2_multiply)(const float* gate, const float* up, int size, float* y);
   void (*sign)(const float* x, int size, float* y);
 
-  // y[i] = e^((x[i] - largest) * rate) within 3 ulp; what is below e^-87 is about that, and so is
-  // NaN. size is a multiple of 8; y may be x.
+  // y[i] = e^((x[i] - largest) * rate) within 3 ulp; results below e^-87, and that of NaN, are
+  // about e^-87. size is a multiple of 8; y may be x.
   void (*exponentials)(const float* x, int size, float largest, float rate, float* y);
 
   // Rotate one head x [D] in place; cosine, sine [D / 2]. Pairs (2i, 2i + 1) or (i, i + D/2).

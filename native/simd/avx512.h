@@ -1,5 +1,5 @@
 // The operations of simd/lanes.h for x86 with AVX-512 (F, BW, DQ, VL) and VNNI: eight lanes are
-// those of AVX2, in 256-bit registers; what is wider is here.
+// those of AVX2, in 256-bit registers; wider vectors are here.
 #pragma once
 
 #define YOCOBIT_HAS_WIDE_LANES

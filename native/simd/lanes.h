@@ -2,7 +2,7 @@
 //
 // A floating-point sum is defined over eight lanes, F32x8, whatever the CPU's vectors hold: element
 // i goes to lane i % 8, in order of i, and lanes are added as ((0+4)+(2+6)) + ((1+5)+(3+7)). Where
-// lanes do not meet, kernels use the widest vectors, F32xN of kWideLanes, which may be F32x8.
+// no lanes are added, kernels use the widest vectors, F32xN of kWideLanes, which may be F32x8.
 // Every operation rounds once and alike on every CPU. simd/scalar.h is the definition in code.
 //
 //   kRegisters                     vectors that the CPU has registers for
@@ -21,12 +21,11 @@
 //   half_from_float, square_root   of single values, correctly rounded
 //   load_wide, wide_from_int32     F32xN; load_like, splat_like: as the type of another vector
 //   transpose                      eight rows of eight floats
-//   transpose_bytes                columns[i * column_stride + t] = x[t * stride + i] for 32
-//   columns
-//                                  of n <= 16 tokens; tokens from n on are zeros; 16-byte aligned
+//   transpose_bytes                columns[i * column_stride + t] = x[t * stride + i] for i < 32
+//                                  and t < n <= 16 tokens, 0 for t >= n; 16-byte aligned
 //   I32x8                          splat_i32, add, sub, max, store; magnitude_bits (of a float),
 //                                  greater (-1 where a > b, otherwise 0), int16_pairs (two vectors
-//                                  rounded to int16 side by side; 0 for what is not finite)
+//                                  rounded to int16 side by side; 0 for NaN and infinity)
 //   U8x32                          splat_u8, add, bit_or, shift_left (no bit leaves a byte), store;
 //                                  to_bytes (32 small I32x8 lanes), transpose_to (8 rows of 32
 //                                  bytes, by columns)

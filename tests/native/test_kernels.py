@@ -43,7 +43,7 @@ def weights(kind, M, K, seed=0):
 @pytest.mark.parametrize("N", [1, 2, 3, 4, 9, 25, 32, 69])
 @pytest.mark.parametrize("M", [1, 7, 8, 20, 77])
 @pytest.mark.parametrize("K", [8, 128, 200, 256, 1408, 2560])
-def test_low_bit_gemm_equals_integer_product(kernels, kind, N, M, K):
+def test_low_bit_gemm_equals_integer_matmul(kernels, kind, N, M, K):
     w, codes = weights(kind, M, K, seed=M + K)
     x = np.random.default_rng(N).integers(-127, 128, (N, K), dtype=np.int8)
 
@@ -55,7 +55,7 @@ def test_low_bit_gemm_equals_integer_product(kernels, kind, N, M, K):
 
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize("N", [33, 151, 300])
-def test_low_bit_gemm_of_many_rows_equals_integer_product(kernels, kind, N):
+def test_low_bit_gemm_of_many_rows_equals_integer_matmul(kernels, kind, N):
     w, codes = weights(kind, 2700, 136)
     x = np.random.default_rng(1).integers(-127, 128, (N, 136), dtype=np.int8)
 
@@ -106,7 +106,7 @@ def test_ternary_gemm_survives_code_3_of_a_corrupt_file(kernels, N):
 @pytest.mark.parametrize("N", [1, 2, 5])
 @pytest.mark.parametrize("M", [1, 4, 11])
 @pytest.mark.parametrize("K", [8, 16, 264, 2560, 8200])
-def test_int8_gemm_equals_integer_product(kernels, N, M, K):
+def test_int8_gemm_equals_integer_matmul(kernels, N, M, K):
     rng = np.random.default_rng(K)
     w = rng.integers(-127, 128, (M, K), dtype=np.int8)
     x = rng.integers(-16383, 16384, (N, K), dtype=np.int16)
@@ -131,7 +131,7 @@ def test_int8_gemm_does_not_wrap_on_the_largest_sum(kernels, w_value, x_value):
 @pytest.mark.parametrize("N", [1, 4, 5])
 @pytest.mark.parametrize("M", [1, 8, 20])
 @pytest.mark.parametrize("K", [64, 200, 2560])
-def test_int4_gemm_is_alike_and_near_float64(N, M, K):
+def test_int4_gemm_has_equal_bits_in_all_families_and_is_near_float64(N, M, K):
     codes, scales = quantize_int4(random(M, K, seed=K))
     x = np.random.default_rng(N).integers(-16383, 16384, (N, K), dtype=np.int16)
     raw = scales.view(np.uint16)
@@ -203,7 +203,7 @@ def all_equal(call):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("N", "M", "K"), [(1, 5, 8), (4, 3, 256), (7, 20, 1000)])
-def test_dense_gemm_is_alike_and_near_float64(dtype, N, M, K):
+def test_dense_gemm_has_equal_bits_in_all_families_and_is_near_float64(dtype, N, M, K):
     w, x = random(M, K, seed=K).astype(dtype), random(N, K, seed=N)
     raw = w.view(np.uint16) if dtype == np.float16 else w
     exact = w.astype(np.float64)
@@ -229,7 +229,7 @@ def test_half_precision_of_every_value_is_numpys(kernels):
 
 
 @pytest.mark.parametrize("size", [8, 96, 2560])
-def test_rms_norm_is_alike_and_near_float64(size):
+def test_rms_norm_has_equal_bits_in_all_families_and_is_near_float64(size):
     x, weight = 100 * random(size), random(size, seed=1)
 
     y = all_equal(lambda name: _native.rms_norm(name, x, weight, 1e-5))
@@ -253,7 +253,7 @@ def test_exponentials_are_within_3_ulp_and_the_same_everywhere(kernels, rate):
     np.testing.assert_array_equal(y, _native.exponentials("scalar", x, largest, rate))
 
 
-def test_exponentials_of_what_is_not_finite_are_next_to_0(kernels):
+def test_exponentials_of_nan_and_minus_infinity_are_next_to_0(kernels):
     x = np.float32([0, -np.inf, np.nan, -1e30, -86, -88, 0, 0])
 
     y = _native.exponentials(kernels, x, 0.0, 1.0)
@@ -264,7 +264,7 @@ def test_exponentials_of_what_is_not_finite_are_next_to_0(kernels):
 
 
 @pytest.mark.parametrize("function", ["swiglu", "relu2", "sign"])
-def test_activations_are_alike_and_near_float64(function):
+def test_activations_have_equal_bits_in_all_families_and_are_near_float64(function):
     gate = np.concatenate([random(4096) * 8, np.float32([0, -0.0, 87, -87, 1e4, -1e4, 1e-30, -1])])
     up = random(len(gate), seed=1)
     g, u = gate.astype(np.float64), up.astype(np.float64)
@@ -281,23 +281,23 @@ def test_activations_are_alike_and_near_float64(function):
 
 
 @pytest.mark.parametrize("is_interleaved", [True, False])
-def test_rope_is_alike_and_near_complex_rotation(is_interleaved):
+def test_rope_has_equal_bits_in_all_families_and_is_near_complex_rotation(is_interleaved):
     x, angles = random(64), np.random.default_rng(1).uniform(0, 6, 32)
     cosine, sine = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     y = all_equal(lambda name: _native.rope(name, x, cosine, sine, is_interleaved))
 
     a, b = (x[::2], x[1::2]) if is_interleaved else (x[:32], x[32:])
-    turned = (a + 1j * b) * np.exp(1j * angles)
-    exact = np.concatenate([turned.real, turned.imag])
+    rotated = (a + 1j * b) * np.exp(1j * angles)
+    exact = np.concatenate([rotated.real, rotated.imag])
     if is_interleaved:
-        exact = np.stack([turned.real, turned.imag], axis=1).ravel()
-    np.testing.assert_allclose(y, exact, rtol=0, atol=4 * EPS * np.abs(turned).max())
+        exact = np.stack([rotated.real, rotated.imag], axis=1).ravel()
+    np.testing.assert_allclose(y, exact, rtol=0, atol=4 * EPS * np.abs(rotated).max())
 
 
 @pytest.mark.parametrize("D", [8, 64, 128])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-def test_a_step_of_retention_is_alike_and_near_float64(D, decay):
+def test_a_step_of_retention_has_equal_bits_in_all_families_and_is_near_float64(D, decay):
     state, (q, k, v) = random(D, D), random(3, D, seed=1)
     decays = np.float32([decay])
     exact_state = decay * state.astype(np.float64) + np.outer(k, v.astype(np.float64))
@@ -347,12 +347,12 @@ def cached(values, dtype):
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8", "int4"])
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (0, 32), (31, 33), (5, 100), (64, 100)])
 @pytest.mark.parametrize(
-    ("n", "D", "partition"), [(1, 8, 32), (3, 128, 64), (6, 24, 1024), (4, 136, 64)]
+    ("n", "D", "kv_split"), [(1, 8, 32), (3, 128, 64), (6, 24, 1024), (4, 136, 64)]
 )
-def test_attend_is_alike_and_near_float64_softmax(dtype, begin, end, n, D, partition):
+def test_attend_equals_float64_softmax_in_every_family(dtype, begin, end, n, D, kv_split):
     q, keys, values = 3 * random(n, D), random(100, D, seed=1), random(100, D, seed=2)
 
-    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, begin, end, partition))
+    o = all_equal(lambda name: _native.attend(name, q, keys, values, dtype, begin, end, kv_split))
 
     k, v = cached(keys, dtype)[begin:end], cached(values, dtype)[begin:end]
     scores = q.astype(np.float64) @ k.T / np.sqrt(D)
@@ -388,7 +388,7 @@ def test_attend_does_not_wrap_on_the_largest_sums_of_codes(dtype, q_sign, v_sign
 
 
 @pytest.mark.parametrize("D", [8, 24, 64, 128, 1024])
-def test_int4_cache_holds_what_its_definition_says(kernels, D):
+def test_int4_cache_equals_its_definition(kernels, D):
     x = random(D, seed=D)
     x[:6] = [7, -7, 0.5, 1.5, -2.5, 6.5]  # ties, as 7 is the largest magnitude
 
@@ -413,13 +413,13 @@ def test_int4_cache_stays_in_range_for_any_input(kernels, value):
     assert np.abs(codes).max() <= 7
 
 
-@pytest.mark.parametrize("partition", [32, 64])
-def test_attend_survives_scores_that_overflow_exp(kernels, partition):
+@pytest.mark.parametrize("kv_split", [32, 64])
+def test_attend_survives_scores_that_overflow_exp(kernels, kv_split):
     q, keys = np.full((1, 8), 100, dtype=np.float32), np.zeros((64, 8), dtype=np.float32)
     keys[40] = 100
     values = random(64, 8)
 
-    o = _native.attend(kernels, q, keys, values, "f32", 0, 64, partition)
+    o = _native.attend(kernels, q, keys, values, "f32", 0, 64, kv_split)
 
     np.testing.assert_array_equal(o[0], values[40])
 
@@ -427,12 +427,12 @@ def test_attend_survives_scores_that_overflow_exp(kernels, partition):
 # ---- errors ----
 
 
-def test_unknown_kernels_are_refused_by_name():
+def test_unknown_kernels_are_rejected_by_name():
     with pytest.raises(ValueError, match="'neon' are not supported by this CPU"):
         _native.quantize_int8_row("neon", np.zeros(8, dtype=np.float32))
 
 
-def test_mismatched_shapes_are_refused(kernels):
+def test_mismatched_shapes_are_rejected(kernels):
     codes = pack_ternary(np.zeros((2, 256), dtype=np.int8))
 
     with pytest.raises(ValueError, match="more values than the codes have columns"):

@@ -36,7 +36,7 @@ inline int first_code(int64_t byte) { return static_cast<int>(byte / 8 * 16 + by
 
 // Where a tile of positions is in the cache, and where the one that comes `ahead` after it.
 struct Tile {
-  int64_t slot, next;  // of their first positions; next is -1 if there is none
+  int64_t slot, next;  // of their first positions; next is -1 after the last tile
 
   Tile(const KeysValues& cache, int64_t position, int64_t end, int ahead = 1) {
     const int64_t after = position + ahead * kAttentionTile;

@@ -42,7 +42,7 @@ struct CodeAttention {
 template <typename Dots, int kQueries>
 struct CodeTile {
   int64_t slot, offset;  // of its first position, and of its codes
-  int first, last;       // of its positions, what is attended to
+  int first, last;       // of its positions, those attended to
   TilePrefetcher next_keys, next_values;
   alignas(64) float weights[kQueries][kAttentionTile];  // scores, then weights
   float rescale[kLanes], scales[kQueries];

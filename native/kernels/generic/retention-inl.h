@@ -73,7 +73,7 @@ void retain_positions(float* state, const float* q, const float* k, const float*
   retain_blocks<F32x8, 1, kPositions>(e, state, q, k, v, stride, decays, n, head_dim, o);
 }
 
-// A remaining position streams the state from memory once, for which wide rows are faster.
+// A remaining position streams the state from memory once: more columns at a time are faster.
 void retain(float* state, const float* q, const float* k, const float* v, ptrdiff_t stride,
             const float* decays, int n, int head_dim, float* o) {
   constexpr int kPositions = kRegisters / 8, kColumns = 64;
