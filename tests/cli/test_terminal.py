@@ -6,8 +6,10 @@ import io
 import os
 import pty
 import select
+import signal
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -19,6 +21,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self.seen = ""
+        self.has_ended = False
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             arguments = ["-m", "yocobit", "chat", "--max-tokens", "2000", "--temperature", "0"]
@@ -42,14 +45,26 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
-    def exit_code(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def exit_code(self, nudge: str = "") -> int:
+        """Return the exit code; type `nudge` once a second: a Ctrl-C flushes what was typed."""
+        deadline = time.monotonic() + 60
+        while (status := os.waitpid(self.pid, os.WNOHANG)) == (0, 0):
+            assert time.monotonic() < deadline, f"the program still runs: {self.seen!r}"
+            if select.select([self.fd], [], [], 1)[0]:
+                with suppress(OSError):  # the terminal closes with the program
+                    self.seen += os.read(self.fd, 4096).decode(errors="replace")
+            else:
+                self.type(nudge)
+        self.has_ended = True
+        return os.waitstatus_to_exitcode(status[1])
 
 
 @pytest.fixture
 def terminal():
     terminal = Terminal()
     yield terminal
+    if not terminal.has_ended:  # the test failed
+        os.kill(terminal.pid, signal.SIGKILL)
     os.close(terminal.fd)
 
 
@@ -81,7 +96,7 @@ def test_ctrl_c_stops_a_reply_but_not_the_conversation(terminal):
     terminal.until("> ", nudge="\x03")
     terminal.type("/exit\n")
 
-    assert terminal.exit_code() == 0
+    assert terminal.exit_code(nudge="/exit\n") == 0
 
 
 @pytest.mark.parametrize(
