@@ -39,12 +39,20 @@ Pcg64::Word word_of(const nb::int_& value) {
   return {nb::cast<uint64_t>(value >> nb::int_(64)), nb::cast<uint64_t>(low)};
 }
 
+SamplingFilters filters_of(double temperature, int64_t top_k, double top_p, double min_p) {
+  if (!(temperature >= 0)) {  // NaN, too: weights must not exceed that of the argmax
+    throw std::invalid_argument("sample: temperature must be at least 0 but is " +
+                                std::to_string(temperature));
+  }
+  return {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p};
+}
+
 void construct(Sampler* self, const nb::int_& state, const nb::int_& increment, double temperature,
                int64_t top_k, double top_p, double min_p, float repetition, float presence,
                float frequency, const std::vector<int32_t>& prompt,
                const std::vector<std::pair<int32_t, float>>& logit_bias) {
   new (self) Sampler({.repetition = repetition, .presence = presence, .frequency = frequency},
-                     {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p},
+                     filters_of(temperature, top_k, top_p, min_p),
                      Pcg64(word_of(state), word_of(increment)), prompt, logit_bias);
 }
 
@@ -79,7 +87,7 @@ int32_t sample_at(const Logits& logits, double temperature, int64_t top_k, doubl
   check(logits);
   return scratch_of_thread().distribution.sample(
       logits.data(), static_cast<int64_t>(logits.shape(0)),
-      {.temperature = temperature, .top_k = top_k, .top_p = top_p, .min_p = min_p}, uniform);
+      filters_of(temperature, top_k, top_p, min_p), uniform);
 }
 
 }  // namespace

@@ -116,3 +116,13 @@ def test_tokens_outside_the_vocabulary_are_refused(case):
 def test_no_logits_are_refused():
     with pytest.raises(ValueError, match="must have 1 to"):
         native(0, FILTERS).sample(np.zeros(0, dtype=np.float32))
+
+
+@pytest.mark.parametrize("temperature", [-0.5, -np.inf, np.nan])
+def test_a_temperature_below_zero_is_rejected(temperature):
+    filters = {**FILTERS, "temperature": temperature}
+
+    with pytest.raises(ValueError, match="temperature must be at least 0 but is"):
+        _native.sample_at(np.zeros(V, np.float32), **filters, uniform=0.5)
+    with pytest.raises(ValueError, match="temperature must be at least 0 but is"):
+        native(0, filters)
