@@ -18,6 +18,7 @@ SOURCE = ROOT / "src"
 # Its layer is that of the longest name here which is the module or one of its parents.
 LAYERS = (
     "version errors disk renamed pictures _native",
+    "reading",
     "settings",
     "config",
     "mixers",

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 USER_ERROR, _INTERRUPTED = 2, 130  # exit codes
+_MAX_LINE = 2000  # characters of an error
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of disks, quotas and file systems
 
 
@@ -44,8 +45,21 @@ def report_errors(program: Callable[[], Any]) -> None:
         if isinstance(error, OSError) and error.errno in _FULL:
             _drop_output()  # stdout may be on the full disk
         with suppress(OSError):  # so may stderr
-            print(f"error: {_line(error)}", file=sys.stderr)
+            print(f"error: {printable(_line(error))}", file=sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def printable(text: str, max_length: int = _MAX_LINE) -> str:
+    """Return a text from outside as part of one line of a terminal.
+
+    Control, format and surrogate characters are escaped; the middle of a long text is cut out.
+    """
+    if len(text) > max_length:
+        half = (max_length - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

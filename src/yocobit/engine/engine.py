@@ -75,7 +75,7 @@ class Engine:
             threads = len(os.sched_getaffinity(0))
         model = read_model(Path(path))
         if verify and (problems := verify_model(model)):
-            raise PackedModelError("\n".join(problems))
+            raise PackedModelError("; ".join(problems))
         return cls(model.attending(attention), threads, kernels)
 
     @property

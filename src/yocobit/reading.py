@@ -1,0 +1,113 @@
+"""Reading files that users provide: one boundary that turns every failure into one line.
+
+Every reader of a file kind goes through `boundary`, and all JSON through `read_json` or
+`parse_json`. The reader checks each field; whatever a parser or a library raises meanwhile becomes
+a ConfigError that names the file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import msgspec
+
+from yocobit.errors import ConfigError, UserError, is_out_of_memory, printable
+
+MAX_BYTES = 1 << 28  # of a JSON or text file; the largest published tokenizer.json has 2^25
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def boundary(subject: str | Path, rule: str, kind: type[UserError] = ConfigError) -> Iterator[None]:
+    """Raise `kind` with one line, "SUBJECT: RULE (CAUSE)", for any failure in the block.
+
+    `rule` is what the file violates, such as "is not a tokenizer.json". The errors of this package
+    and of the operating system pass unchanged, and so does a lack of memory.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error) or not _is_failure(error):
+            raise
+        raise kind(f"{subject}: {rule} ({cause(error)})") from None
+
+
+def cause(error: BaseException) -> str:
+    """Return what an exception says, as part of a line."""
+    return printable(str(error) or type(error).__name__, 200)
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a regular file; ConfigError if it is another kind of file or too large.
+
+    A FIFO or a device would block the reader or never end. OSError as from open().
+    """
+    # Without O_NONBLOCK, opening a FIFO waits for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        status = os.fstat(stream.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: must be a regular file but is a FIFO, socket or device")
+        data = stream.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ConfigError(f"{path}: must have at most {max_bytes:,} bytes but has more")
+    return data
+
+
+def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """Read UTF-8 text without its byte order mark; ConfigError if it is not UTF-8."""
+    return decode(read_bytes(path, max_bytes), path)
+
+
+def decode(data: bytes, subject: str | Path) -> str:
+    """Decode UTF-8 without its byte order mark; ConfigError if it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{subject}: is not UTF-8 (byte {error.start})") from None
+
+
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[_T]) -> _T: ...
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
+    """Read a JSON file of type `kind`, by default an object; OSError as from open().
+
+    `kind` is any type that msgspec decodes: the fields of a msgspec.Struct or of a TypedDict are
+    checked. ConfigError names the file, and the field if one is wrong.
+    """
+    return parse_json(read_bytes(path), path, kind)
+
+
+@overload
+def parse_json(data: bytes | str, subject: str | Path) -> dict[str, Any]: ...
+@overload
+def parse_json(data: bytes | str, subject: str | Path, kind: type[_T]) -> _T: ...
+def parse_json(data: bytes | str, subject: str | Path, kind: Any = dict[str, Any]) -> Any:
+    """Decode JSON of type `kind`, by default an object; ConfigError names `subject` otherwise."""
+    raw = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
+    with boundary(subject, "is not valid JSON"):
+        try:
+            return msgspec.json.decode(raw, type=kind)
+        except msgspec.ValidationError as error:
+            message, _, path = str(error).partition(" - at `$")
+            field = path.rstrip("`").lstrip(".")
+            message = f"{field}: {message}" if field else message
+            raise ConfigError(f"{subject}: {printable(message, 300)}") from None
+
+
+def _is_failure(error: BaseException) -> bool:
+    """Whether an exception comes from a library: Rust panics are BaseExceptions."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
