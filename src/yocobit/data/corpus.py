@@ -1,19 +1,22 @@
 """The corpus of a run: tokens of the training sources and of the validation text, without torch.
 
-RUN/data/ has tokenizer.json, the shards, and index.json, which is written last: the identity of the
-corpus that the shards were made from (identity.py), and the number of tokens, bytes and documents
-in each. The shards are reused while the identity is the same. Files are read once to hash them, in
-part to train a tokenizer, and once to tokenise them; files with the size and the modification time
-in the index are not hashed again.
+RUN/data/ has tokenizer.json, the shards, and index.json (index.py), which is written last: the
+identity of the corpus that the shards were made from (identity.py), and the number of tokens, bytes
+and documents in each. The shards are reused while the identity is the same. Files are read once to
+hash them, in part to train a tokenizer, and once to tokenise them; files with the size and the
+modification time in the index are not hashed again. One process prepares a directory at a time.
 
 Letters: B batch   T positions
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +29,13 @@ from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig, sources
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.data.identity import CorpusFiles, identify
-from yocobit.data.shards import Tokens, is_complete
+from yocobit.data.index import INDEX, TOKENIZER, Index
+from yocobit.data.shards import Tokens
 from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, hash_files
-from yocobit.data.tokenisation import TOKENIZER, tokenise
+from yocobit.data.tokenisation import tokenise
 from yocobit.data.tokenizer import load_tokenizer
 from yocobit.data.windows import shares, source_of, window_start
-from yocobit.disk import replacing, write_json
 
-INDEX = "index.json"
 IGNORED = -1  # the target of a position that is not in the loss
 
 Windows = NDArray[np.int64]
@@ -42,20 +44,22 @@ Windows = NDArray[np.int64]
 def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
     """Open the corpus of `config` in `directory`; tokenise it first if missing or outdated."""
     files = CorpusFiles.of(config)
-    index = _read_index(directory)
-    cached = {path: (*entry,) for path, entry in index.get("known", {}).items()}
-    hashes = hash_files(files.all, cached)
-    known = {path: list(entry) for path, entry in cacheable(hashes).items()}
-    identity = identify(config, vocab_size, files, hashes)
-    if index.get("inputs") != identity or not _is_current(directory, index):
-        (directory / INDEX).unlink(missing_ok=True)
-        index = {**tokenise(config, files, vocab_size, directory), "inputs": identity}
-        check_unchanged(files.all)
-    if index.get("known") != known:
-        with replacing(directory / INDEX) as partial:
-            write_json(partial, {**index, "known": known})
-    _check_lengths(index, config.context)
-    return Corpus.open(directory, index, config, files.ignored)
+    directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        index, notes = _read_index(directory)
+        before = None if index is None else index.known
+        hashes = hash_files(files.all, before or {})
+        identity = identify(config, vocab_size, files, hashes)
+        if index is None or index.inputs != identity or not index.has_files(directory):
+            (directory / INDEX).unlink(missing_ok=True)
+            entries = tokenise(config, files, vocab_size, directory)
+            check_unchanged(files.all)
+            index, before = Index(inputs=identity, **entries), None
+        index.known = cacheable(hashes)
+        if index.known != before:
+            index.write(directory)
+        _check_lengths(index, config.context)
+        return Corpus.open(directory, index, config, files.ignored, notes)
 
 
 @dataclass(frozen=True)
@@ -70,24 +74,33 @@ class Corpus:
     n_skipped: int = 0  # .py files that are not UTF-8
     n_duplicates: int = 0  # documents omitted by data.deduplicate
     ignored: Mapping[str, int] = field(default_factory=dict)  # files of other kinds, by suffix
+    notes: tuple[str, ...] = ()  # on the preparation
 
     @classmethod
     def open(
-        cls, directory: Path, index: dict[str, Any], config: DataConfig, ignored: Mapping[str, int]
+        cls,
+        directory: Path,
+        index: Index,
+        config: DataConfig,
+        ignored: Mapping[str, int],
+        notes: tuple[str, ...],
     ) -> Corpus:
         """Open the shards of an index."""
         weights = tuple(source.weight or 1.0 for source in sources(config.train))
-        weights = weights if len(index["train"]) > 1 else (1.0,)
-        identity = [index["inputs"], index["tokenizer_sha256"], weights]
+        weights = weights if len(index.train) > 1 else (1.0,)
+        identity = [index.inputs, index.tokenizer_sha256, weights]
+        tokenizer = load_tokenizer(directory / TOKENIZER)
+        vocab_size = tokenizer.get_vocab_size()
         return cls(
-            load_tokenizer(directory / TOKENIZER),
-            tuple(Tokens(directory, entry) for entry in index["train"]),
+            tokenizer,
+            tuple(Tokens(directory, shards, vocab_size) for shards in index.train),
             weights,
-            Tokens(directory, index["valid"]),
+            Tokens(directory, index.valid, vocab_size),
             hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-            index["n_skipped"],
-            index["n_duplicates"],
+            index.n_skipped,
+            index.n_duplicates,
             ignored,
+            notes,
         )
 
     @property
@@ -115,7 +128,7 @@ class Corpus:
     def describe(self) -> list[str]:
         """Return lines about the size of each source and about omitted files and documents."""
         counts = shares(self.weights)
-        lines = []
+        lines = [*self.notes]
         for i, (tokens, count) in enumerate(zip(self.train, counts, strict=True)):
             name, part = "train", ""
             if len(self.train) > 1:
@@ -133,32 +146,38 @@ class Corpus:
 
 def open_valid(directory: Path) -> tuple[Tokenizer, Tokens]:
     """Open tokenizer and validation text of a prepared corpus."""
-    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-    return load_tokenizer(directory / TOKENIZER), Tokens(directory, index["valid"])
+    if (index := Index.read(directory)) is None:
+        raise ConfigError(f"{directory / INDEX}: no such file")
+    tokenizer = load_tokenizer(directory / TOKENIZER)
+    return tokenizer, Tokens(directory, index.valid, tokenizer.get_vocab_size())
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Wait until no other process prepares a corpus in the directory."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return index if isinstance(index, dict) else {}
+        with suppress(OSError):  # NFS cannot lock a directory
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _is_current(directory: Path, index: dict[str, Any]) -> bool:
-    """Whether every file of the index is present in its full size."""
-    tokenizer = directory / TOKENIZER
-    if not tokenizer.exists() or tokenizer.stat().st_size != index["tokenizer_bytes"]:
-        return False
-    return all(is_complete(directory, entry) for entry in (*index["train"], index["valid"]))
+def _read_index(directory: Path) -> tuple[Index | None, tuple[str, ...]]:
+    """Return the index of a directory, None if there is none, and a line if it is damaged."""
+    try:
+        return Index.read(directory), ()
+    except ConfigError as error:
+        return None, (f"warning: {error}; the corpus is prepared again",)
 
 
-def _check_lengths(index: dict[str, Any], context: int) -> None:
-    for i, entry in enumerate(index["train"]):
-        if entry["tokens"] < context:
-            subject = f"train[{i}]" if len(index["train"]) > 1 else "training text"
+def _check_lengths(index: Index, context: int) -> None:
+    for i, shards in enumerate(index.train):
+        if shards.tokens < context:
+            subject = f"train[{i}]" if len(index.train) > 1 else "training text"
             raise ConfigError(
-                f"{subject} has {entry['tokens']} tokens but one window needs {context}; "
+                f"{subject} has {shards.tokens} tokens but one window needs {context}; "
                 "add text or lower data.context"
             )
 

@@ -1,34 +1,70 @@
-"""Tokens on disk: memory-mapped shards of bounded size that read as one sequence.
+"""Tokens on disk: shards of bounded size that read as one sequence.
 
 NAME-00000.bin, NAME-00001.bin, ... are tokens. NAME-00000.mask is the loss mask of a shard, a byte
 per token: 1 if the token is in the loss. In a shard without this file, all tokens are in the loss.
+
+Shards are read, not mapped into memory: a mapped file that another process truncates ends its
+reader with SIGBUS.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from yocobit.disk import flush, writing
+from yocobit.errors import ConfigError
 
 SHARD_BYTES = 1 << 30
 
 _Array = NDArray[Any]
+_NAME = r"(train-[0-9]+|valid)-[0-9]{5,}"  # of a shard, without its suffix
+_Natural = Annotated[int, Meta(ge=0)]
+
+
+class Shard(Struct):
+    """A shard as index.json records it."""
+
+    name: Annotated[str, Meta(pattern=f"^{_NAME}$")]  # without a suffix
+    tokens: Annotated[int, Meta(ge=1)]
+    has_mask: bool
+
+    def sizes(self, itemsize: int) -> dict[str, int]:
+        """Return the size of each file of the shard in bytes, by suffix."""
+        return {".bin": itemsize * self.tokens, **({".mask": self.tokens} if self.has_mask else {})}
+
+
+class ShardList(Struct):
+    """The shards of one sequence and its counts, as index.json records them."""
+
+    shards: list[Shard]
+    dtype: Literal["uint16", "uint32"]
+    tokens: _Natural
+    scored_tokens: _Natural  # in the loss
+    bytes: _Natural  # UTF-8 length of the tokens in the loss
+    documents: _Natural
+
+    def __post_init__(self) -> None:
+        if sum(shard.tokens for shard in self.shards) != self.tokens:
+            raise ValueError(f"shards must have {self.tokens} tokens in all")
 
 
 class ShardWriter:
-    """Writes the tokens of one sequence; `close` returns the entry that Tokens opens."""
+    """Writes the tokens of one sequence; `close` returns the list that Tokens opens."""
 
     def __init__(self, directory: Path, name: str, dtype: str) -> None:
         self.directory, self.name, self.dtype = directory, name, np.dtype(dtype)
-        self.shards: list[dict[str, Any]] = []
+        self.shards: list[Shard] = []
         self.counts = {"tokens": 0, "scored_tokens": 0, "bytes": 0, "documents": 0}
         self.tokens_file: BinaryIO | None = None
         self.mask_file: BinaryIO | None = None
@@ -45,10 +81,11 @@ class ShardWriter:
             if self.n_in_shard == capacity:
                 self._close_shard()
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> ShardList:
         """End the sequence and flush it to disk; return its entry for the index."""
         self._close_shard()
-        return {"shards": self.shards, "dtype": self.dtype.name, **self.counts}
+        dtype: Literal["uint16", "uint32"] = "uint16" if self.dtype.itemsize == 2 else "uint32"
+        return ShardList(self.shards, dtype, **self.counts)
 
     def abandon(self) -> None:
         """Close open files without completing them."""
@@ -72,13 +109,13 @@ class ShardWriter:
     def _close_shard(self) -> None:
         if self.tokens_file is None:
             return
-        shard = {"tokens": self.n_in_shard, "has_mask": self.mask_file is not None}
         for file, suffix in ((self.tokens_file, ".bin"), (self.mask_file, ".mask")):
             if file is not None:
                 with writing(self._path(suffix)):
                     file.close()  # writes the buffer
                     flush(self._path(suffix))
-        self.shards.append({"name": self._path("").name, **shard})
+        has_mask = self.mask_file is not None
+        self.shards.append(Shard(self._path("").name, self.n_in_shard, has_mask))
         self.tokens_file = self.mask_file = None
         self.n_in_shard = 0
 
@@ -87,34 +124,44 @@ class ShardWriter:
 
 
 class Tokens:
-    """The tokens of one sequence, mapped into memory; each document ends with the end token."""
+    """The tokens of one sequence; each document ends with the end token.
 
-    def __init__(self, directory: Path, entry: dict[str, Any]) -> None:
-        """Open the sequence of an entry that ShardWriter.close returned."""
-        shards = entry["shards"]
-        self.n_bytes: int = entry["bytes"]  # UTF-8 length of the tokens in the loss
-        self.n_documents: int = entry["documents"]
-        self.n_in_loss: int = entry["scored_tokens"]
-        self.has_mask = any(shard["has_mask"] for shard in shards)
-        self._starts = [0, *accumulate(shard["tokens"] for shard in shards)]
-        self._shards = [
-            np.memmap(directory / f"{shard['name']}.bin", dtype=entry["dtype"], mode="r")
-            for shard in shards
-        ]
-        self._masks = [
-            np.memmap(directory / f"{shard['name']}.mask", dtype=np.bool_, mode="r")
-            if shard["has_mask"]
-            else None
-            for shard in shards
-        ]
+    A read raises ConfigError if a shard is no longer the file that was opened, or has a token
+    outside the vocabulary.
+    """
+
+    def __init__(self, directory: Path, shards: ShardList, vocab_size: int) -> None:
+        """Open the shards that ShardWriter.close returned."""
+        self.n_bytes: int = shards.bytes  # UTF-8 length of the tokens in the loss
+        self.n_documents: int = shards.documents
+        self.n_in_loss: int = shards.scored_tokens
+        self.has_mask = any(shard.has_mask for shard in shards.shards)
+        self._vocab_size = vocab_size
+        self._starts = [0, *accumulate(shard.tokens for shard in shards.shards)]
+        self._shards, self._masks = [], []
+        for shard in shards.shards:
+            path = directory / f"{shard.name}.bin"
+            self._shards.append(_ShardFile.open(path, shards.dtype, shard.tokens))
+            mask = directory / f"{shard.name}.mask"
+            self._masks.append(
+                _ShardFile.open(mask, "bool", shard.tokens) if shard.has_mask else None
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, start: int, end: int) -> _Array:
-        """Return a copy of tokens `start` to `end`, as int64."""
-        parts = [self._shards[i][part] for i, part in self._parts(start, end)]
-        return np.concatenate([np.empty(0, np.int64), *parts], dtype=np.int64)
+        """Return tokens `start` to `end`, as int64."""
+        parts = [np.empty(0, np.int64)]
+        for i, part in self._parts(start, end):
+            tokens = self._shards[i].read(part)
+            if (largest := int(tokens.max(initial=0))) >= self._vocab_size:
+                raise ConfigError(
+                    f"{self._shards[i].path}: has token {largest} but the vocabulary has "
+                    f"{self._vocab_size} tokens; delete the file and run the command again"
+                )
+            parts.append(tokens)
+        return np.concatenate(parts, dtype=np.int64)
 
     def loss_mask(self, start: int, end: int) -> NDArray[np.bool_]:
         """Return whether each of tokens `start` to `end` is in the loss."""
@@ -123,7 +170,7 @@ class Tokens:
         for i, part in self._parts(start, end):
             n = part.stop - part.start
             if (mask := self._masks[i]) is not None:
-                found[at : at + n] = mask[part]
+                found[at : at + n] = mask.read(part)
             at += n
         return found
 
@@ -136,20 +183,63 @@ class Tokens:
             yield i, slice(max(start, low) - low, min(end, high) - low)
 
 
-def is_complete(directory: Path, entry: dict[str, Any]) -> bool:
+@dataclass(frozen=True)
+class _ShardFile:
+    """A file of a shard, opened for each read: a mixture may have more files than descriptors."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    status: tuple[int, ...]
+
+    @classmethod
+    def open(cls, path: Path, dtype: str, n_values: int) -> _ShardFile:
+        """Check the size of a file and record which file it is."""
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        size = n_values * np.dtype(dtype).itemsize
+        if status.st_size != size:
+            raise ConfigError(f"{path}: must have {size:,} bytes but has {status.st_size:,}")
+        return cls(path, np.dtype(dtype), _version(status))
+
+    def read(self, part: slice) -> _Array:
+        """Return some values; ConfigError unless the file is the one that was opened."""
+        size, offset = (n * self.dtype.itemsize for n in (part.stop - part.start, part.start))
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                is_same = _version(os.fstat(descriptor)) == self.status
+                data = os.pread(descriptor, size, offset) if is_same else b""
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            data = b""
+        if len(data) != size:
+            raise ConfigError(
+                f"{self.path}: has changed since it was opened; run the command again, with "
+                "--resume to continue a run"
+            )
+        return np.frombuffer(data, self.dtype)
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def is_complete(directory: Path, shards: ShardList) -> bool:
     """Whether every file of a sequence is present in its full size."""
-    itemsize = np.dtype(entry["dtype"]).itemsize
-    for shard in entry["shards"]:
-        suffixes = {".bin": itemsize, **({".mask": 1} if shard["has_mask"] else {})}
-        for suffix, size in suffixes.items():
-            path = directory / f"{shard['name']}{suffix}"
-            if not path.exists() or os.stat(path).st_size != size * shard["tokens"]:
+    itemsize = np.dtype(shards.dtype).itemsize
+    for shard in shards.shards:
+        for suffix, size in shard.sizes(itemsize).items():
+            path = directory / f"{shard.name}{suffix}"
+            if not path.is_file() or path.stat().st_size != size:
                 return False
     return True
 
 
 def remove_shards(directory: Path) -> None:
-    """Delete every shard in a directory."""
-    for suffix in (".bin", ".mask"):
-        for path in directory.glob(f"*{suffix}"):
+    """Delete every shard in a directory, and no other file."""
+    for path in directory.glob("*"):
+        if path.suffix in (".bin", ".mask") and re.fullmatch(_NAME, path.stem) and path.is_file():
             path.unlink()

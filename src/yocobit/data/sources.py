@@ -95,7 +95,7 @@ def list_files(
 
 
 # Size, modification time and SHA-256 of files, by path.
-FileHashes = Mapping[str, tuple[int, int, str]]
+FileHashes = dict[str, tuple[int, int, str]]
 
 
 def hash_files(files: Sequence[SourceFile], cached: FileHashes) -> FileHashes:

@@ -18,12 +18,12 @@ from yocobit.data.config import DataConfig
 from yocobit.data.digest_set import DigestSet
 from yocobit.data.documents import DocumentReader
 from yocobit.data.identity import SAMPLE_LENGTH, CorpusFiles
+from yocobit.data.index import TOKENIZER
 from yocobit.data.shards import ShardWriter, remove_shards
 from yocobit.data.sources import SourceFile
 from yocobit.data.tokenizer import end_token, fingerprint, load_tokenizer, train_tokenizer
 from yocobit.disk import replacing
 
-TOKENIZER = "tokenizer.json"
 _BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose threads share them
 
 
@@ -74,11 +74,11 @@ def _sample(corpus: CorpusFiles) -> Iterator[str]:
 
 
 def _check_not_empty(files: CorpusFiles, entries: dict[str, Any]) -> None:
-    for i, entry in enumerate(entries["train"]):
-        if entry["documents"] == 0:
+    for i, shards in enumerate(entries["train"]):
+        if shards.documents == 0:
             split = f"train[{i}]" if len(entries["train"]) > 1 else "the train split"
             raise ConfigError(f"{_names(files.train[i])}: no text for {split}")
-    if entries["valid"]["documents"] == 0:
+    if entries["valid"].documents == 0:
         remedy = "; lower data.valid_every" if files.valid_every else ""
         raise ConfigError(
             f"{_names(files.valid or files.all)}: no text for the valid split{remedy}"

@@ -1,0 +1,58 @@
+"""index.json of a prepared corpus: its identity, its shards, and the hashes of its files.
+
+It is written last: a directory without one has no corpus. A damaged index means that the corpus is
+prepared again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from yocobit.data.shards import ShardList, is_complete
+from yocobit.disk import replacing, write_json
+from yocobit.errors import ConfigError
+from yocobit.reading import read_json
+
+INDEX, TOKENIZER = "index.json", "tokenizer.json"
+
+_Natural = Annotated[int, Meta(ge=0)]
+
+
+class Index(Struct):
+    """The content of index.json; fields that it does not have are ignored."""
+
+    inputs: dict[str, Any]  # the identity of the corpus
+    train: Annotated[list[ShardList], Meta(min_length=1)]  # of each source
+    valid: ShardList
+    tokenizer_sha256: str
+    tokenizer_bytes: _Natural
+    n_skipped: _Natural
+    n_duplicates: _Natural
+    known: dict[str, tuple[int, int, str]] = {}  # size, mtime in ns and SHA-256 of files, by path
+
+    @classmethod
+    def read(cls, directory: Path) -> Index | None:
+        """Read the index of a directory, None if it has none; ConfigError if it is damaged."""
+        path = directory / INDEX
+        try:
+            return read_json(path, cls)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def write(self, directory: Path) -> None:
+        """Write or replace the index of a directory."""
+        with replacing(directory / INDEX) as partial:
+            write_json(partial, msgspec.to_builtins(self))
+
+    def has_files(self, directory: Path) -> bool:
+        """Whether every file of the index is present in its full size."""
+        tokenizer = directory / TOKENIZER
+        if not tokenizer.is_file() or tokenizer.stat().st_size != self.tokenizer_bytes:
+            return False
+        return all(is_complete(directory, shards) for shards in (*self.train, self.valid))
