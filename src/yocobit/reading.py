@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar, overload
 
 import msgspec
 
@@ -47,18 +47,31 @@ def cause(error: BaseException) -> str:
     return printable(str(error) or type(error).__name__, 200)
 
 
-def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a regular file; ConfigError if it is another kind of file or too large.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; ConfigError if it is another kind of file.
 
     A FIFO or a device would block the reader or never end. OSError as from open().
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-        status = os.fstat(stream.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: must be a regular file but is a FIFO, socket or device")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL in the name
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise ConfigError(f"{path}: must be a regular file but is a FIFO, socket or device")
+
+
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a regular file; ConfigError if it is another kind of file or too large.
+
+    OSError as from open().
+    """
+    with open_regular(path) as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise ConfigError(f"{path}: must have at most {max_bytes:,} bytes but has more")
@@ -72,10 +85,27 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 def decode(data: bytes, subject: str | Path) -> str:
     """Decode UTF-8 without its byte order mark; ConfigError if it is not UTF-8."""
+    check_encoding(data, subject)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{subject}: is not UTF-8 (byte {error.start})") from None
+        raise NotUTF8Error(f"{subject}: is not UTF-8 (byte {error.start})") from None
+
+
+class NotUTF8Error(ConfigError):
+    """A text in another encoding."""
+
+
+def check_encoding(data: bytes, subject: str | Path) -> None:
+    """Raise NotUTF8Error if the first bytes of a text are those of UTF-16 or UTF-32."""
+    zeros = "".join("0" if byte == 0 else "x" for byte in data[:4])
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or zeros in ("x000", "000x"):
+        name = "UTF-32"
+    elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or zeros in ("x0x0", "0x0x"):
+        name = "UTF-16"
+    else:
+        return
+    raise NotUTF8Error(f"{subject}: must be UTF-8 but is {name}; convert it, such as with iconv")
 
 
 @overload
@@ -97,8 +127,9 @@ def parse_json(data: bytes | str, subject: str | Path) -> dict[str, Any]: ...
 def parse_json(data: bytes | str, subject: str | Path, kind: type[_T]) -> _T: ...
 def parse_json(data: bytes | str, subject: str | Path, kind: Any = dict[str, Any]) -> Any:
     """Decode JSON of type `kind`, by default an object; ConfigError names `subject` otherwise."""
-    raw = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
     with boundary(subject, "is not valid JSON"):
+        raw = data.encode() if isinstance(data, str) else data.removeprefix(codecs.BOM_UTF8)
+        check_encoding(raw, subject)
         try:
             return msgspec.json.decode(raw, type=kind)
         except msgspec.ValidationError as error:

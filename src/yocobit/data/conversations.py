@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yocobit.config import ConfigError
+from yocobit.errors import ConfigError, printable
 
 ROLES = ("system", "user", "assistant")
 END_OF_TURN = "<|end|>"
@@ -65,13 +65,14 @@ def _escape(content: str) -> str:
 
 def _checked(messages: Any, source: str) -> list[dict[str, str]]:
     if not isinstance(messages, list):
-        raise ConfigError(f"{source}: messages must be a list but is {messages!r}")
+        shown = printable(repr(messages), 100)
+        raise ConfigError(f"{source}: messages must be a list but is {shown}")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise ConfigError(f"{source}: messages[{i}] must be an object with a string 'content'")
         if message.get("role") not in ROLES:
             raise ConfigError(
                 f"{source}: messages[{i}] must have a role of {', '.join(ROLES)} but has "
-                f"{message.get('role')!r}"
+                f"{printable(repr(message.get('role')), 100)}"
             )
     return messages

@@ -59,6 +59,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
         if index.known != before:
             index.write(directory)
         _check_lengths(index, config.context)
+        notes = (*notes, *_warnings(config, files))
         return Corpus.open(directory, index, config, files.ignored, notes)
 
 
@@ -170,6 +171,15 @@ def _read_index(directory: Path) -> tuple[Index | None, tuple[str, ...]]:
         return Index.read(directory), ()
     except ConfigError as error:
         return None, (f"warning: {error}; the corpus is prepared again",)
+
+
+def _warnings(config: DataConfig, files: CorpusFiles) -> Iterator[str]:
+    if (n := files.in_both()) and not config.deduplicate:
+        subject = "1 file is" if n == 1 else f"{n:,} files are"
+        yield (
+            f"warning: {subject} read for both training and validation, so the measured bits per "
+            "byte are too low; add data.exclude, or set data.deduplicate = true"
+        )
 
 
 def _check_lengths(index: Index, context: int) -> None:

@@ -2,7 +2,7 @@
 
 A document is a .txt, .md or .py file, a line of a .txt file read by line, a line of a .jsonl file,
 or a row of a .parquet file. .txt and .jsonl files may be compressed. At most one record or piece of
-a file is in memory.
+a file is in memory. A byte order mark at the start of a text is not part of it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,36 @@ import codecs
 import gzip
 import hashlib
 import importlib
+import itertools
 import json
+import os
 import re
 import sys
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
 from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
+from yocobit.errors import printable
+from yocobit.reading import NotUTF8Error, boundary, cause, check_encoding, open_regular
 
 PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads have equal loads
 _CHUNK_BYTES = 1 << 16
-_ROWS = 256  # of a .parquet file, at once
+_ROWS = 16  # of a .parquet file, at once
+# A line or a value of a .parquet file; a decoded one takes four bytes a character.
+_MAX_RECORD_BYTES = 1 << 26
+_MAX_TREE = 1 << 24  # JSON that is decoded to Python objects, which take ten times as much
+_MAX_EXPANSION = 1000  # of a compressed column of a .parquet file; text compresses 10 times
+_BOM = "\ufeff"
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 # Where a long text may be cut: no token of a tokenizer trained here spans such a position.
@@ -81,27 +92,23 @@ class DocumentReader:
 
     def __iter__(self) -> Iterator[Document]:
         for file in self.files:
-            if file.suffix == ".py":
-                yield from self._python(file)
-            elif file.suffix == ".parquet":
+            if file.suffix == ".parquet":
                 yield from _rows(file)
+            elif file.size == 0:
+                continue
             elif file.suffix.startswith(".jsonl"):
                 yield from _records(file)
             elif file.suffix.startswith(".txt") and file.by_line:
                 yield from _lines(file)
-            elif (text := _TextFile(file)).has_text():
+            elif not self._is_skipped(text := _TextFile(file)) and text.has_text():
                 yield Document(file.name, text)
 
-    def _python(self, file: SourceFile) -> Iterator[Document]:
-        with _reading(file.path):
-            data = file.path.read_bytes()
-        try:
-            if data:
-                yield _document(file.name, data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            if file.is_named:
-                raise _not_utf8(str(file.path), error, 0) from None
-            self.skipped.add(str(file.path))  # Python source may declare another encoding
+    def _is_skipped(self, text: _TextFile) -> bool:
+        """Whether a file is Python source in another encoding, which it may declare."""
+        if text.file.suffix != ".py" or text.file.is_named or text.is_utf8():
+            return False
+        self.skipped.add(str(text.file.path))
+        return True
 
 
 def read_texts(paths: Iterable[Path]) -> Iterator[str]:
@@ -116,26 +123,40 @@ class _TextFile:
     file: SourceFile
 
     def has_text(self) -> bool:
-        """Whether the text is not empty; only compressed files are read for this."""
+        """Whether the text is not empty; few files are read for this."""
         is_compressed = self.file.suffix.endswith((".gz", ".zst"))
-        return self.file.size > 0 and not (is_compressed and next(iter(self), None) is None)
+        if self.file.size > len(codecs.BOM_UTF8) and not is_compressed:
+            return True
+        return next(iter(self), None) is not None
+
+    def is_utf8(self) -> bool:
+        """Whether the whole file can be read; reads it."""
+        try:
+            for _ in self._chunks():
+                pass
+        except NotUTF8Error:
+            return False
+        return True
 
     def __iter__(self) -> Iterator[Piece]:
         return (Piece(text) for text in _cut(self._chunks()))
 
     def _chunks(self) -> Iterator[str]:
+        path = self.file.path
         decoder = codecs.getincrementaldecoder("utf-8")()
         position = 0  # of the first byte that is not decoded yet
         with _opened(self.file) as stream:
             is_last = False
             while not is_last:
                 chunk = stream.read(_CHUNK_BYTES)
+                if position == 0:
+                    check_encoding(chunk, path)
                 is_last = not chunk
                 n_pending = len(decoder.getstate()[0])
                 try:
                     yield decoder.decode(chunk, is_last)
                 except UnicodeDecodeError as error:
-                    raise _not_utf8(str(self.file.path), error, position - n_pending) from None
+                    raise _not_utf8(path, error, position - n_pending) from None
                 position += len(chunk)
 
 
@@ -144,10 +165,11 @@ def _document(name: str, text: str) -> Document:
 
 
 def _cut(chunks: Iterable[str]) -> Iterator[str]:
-    """Yield a text in pieces of at most PIECE_LENGTH characters."""
-    rest = ""
+    """Yield a text, without its byte order mark, in pieces of at most PIECE_LENGTH characters."""
+    rest, is_start = "", True
     for chunk in chunks:
-        rest += chunk
+        rest += chunk.removeprefix(_BOM) if is_start else chunk
+        is_start = is_start and not chunk
         start = 0
         while len(rest) - start > PIECE_LENGTH:
             end = _piece_end(rest, start)
@@ -167,51 +189,114 @@ def _piece_end(text: str, start: int) -> int:
 
 
 def _lines(file: SourceFile) -> Iterator[Document]:
-    with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(f"{file.path}:{number}", error, 0) from None
-            if text.strip():
-                yield _document(f"{file.name}:{number}", text)
+    for number, line in _numbered_lines(file):
+        source = f"{file.path}:{number}"
+        try:
+            text = line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise _not_utf8(source, error, 0) from None
+        if text.removeprefix(_BOM).strip():
+            yield _document(f"{file.name}:{number}", text)
 
 
 def _records(file: SourceFile) -> Iterator[Document]:
-    with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
+    decoder = _record_decoder(file.text_field)
+    for number, line in _numbered_lines(file):
+        line = line.strip()
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line:
             source = f"{file.path}:{number}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
-                raise ConfigError(f"{source}: is not valid JSON ({error})") from None
+            record = _parse_record(line, decoder, file.text_field, source)
             yield from _record(record, file.text_field, f"{file.name}:{number}", source)
+
+
+def _numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a file, from number 1; ConfigError if one is too long."""
+    with _opened(file) as stream:
+        for number in itertools.count(1):
+            if not (line := stream.readline(_MAX_RECORD_BYTES + 1)):
+                return
+            _check_size(len(line), f"{file.path}:{number}", _MAX_RECORD_BYTES)
+            if number == 1:
+                check_encoding(line, file.path)
+            yield number, line
+
+
+@lru_cache
+def _record_decoder(text_field: str) -> msgspec.json.Decoder[Any]:
+    """Return a decoder that finds the text and the messages of a record and skips all else."""
+    fields = [
+        (f"field_{i}", msgspec.Raw, msgspec.field(name=name, default=msgspec.Raw()))
+        for i, name in enumerate(_fields(text_field))
+    ]
+    return msgspec.json.Decoder(msgspec.defstruct("Record", fields))
+
+
+def _fields(text_field: str) -> list[str]:
+    return list(dict.fromkeys((text_field, "messages")))
+
+
+def _parse_record(
+    line: bytes, decoder: msgspec.json.Decoder[Any], text_field: str, source: str
+) -> Any:
+    with boundary(source, "is not valid JSON"):
+        try:
+            record, found = decoder.decode(line), {}
+            for i, name in enumerate(_fields(text_field)):
+                if value := bytes(getattr(record, f"field_{i}")):
+                    is_text = value.startswith(b'"')
+                    _check_size(len(value), source, _MAX_RECORD_BYTES if is_text else _MAX_TREE)
+                    found[name] = msgspec.json.decode(value)
+            return found
+        except msgspec.DecodeError:
+            _check_size(len(line), source, _MAX_TREE)
+            return json.loads(line)  # accepts the NaN that Python writes
+
+
+def _check_size(n_bytes: int, source: str, limit: int) -> None:
+    if n_bytes > limit:
+        raise ConfigError(f"{source}: must have at most {limit:,} bytes but has more; split it")
 
 
 def _rows(file: SourceFile) -> Iterator[Document]:
     pyarrow = _import("pyarrow", "parquet", file.path)
     parquet = _import("pyarrow.parquet", "parquet", file.path)
     number = 0
-    try:
-        with _reading(file.path), parquet.ParquetFile(file.path) as table:
-            names = table.schema_arrow.names
-            column = next((n for n in (file.text_field, "messages") if n in names), None)
-            if column is None:
+    with (
+        _reading(file.path, "is not a complete .parquet file"),
+        open_regular(file.path),
+        pyarrow.OSFile(os.fsencode(file.path)) as stream,  # str would have to be UTF-8
+        # One page of a column at a time: a row group may be larger than the memory.
+        parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_CHUNK_BYTES) as table,
+    ):
+        names = table.schema_arrow.names
+        column = next((n for n in (file.text_field, "messages") if n in names), None)
+        if column is None:
+            columns = printable(", ".join(names), 300)
+            rule = f"must have a column '{file.text_field}' or 'messages' but has {columns}"
+            raise ConfigError(f"{file.path}: {rule}")
+        _check_expansion(table.metadata, file.path)
+        for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
+            for value in batch.column(column):
+                number += 1
+                name, source = f"{file.name}:{number}", f"{file.path}:{number}"
+                with boundary(source, "is damaged"):
+                    record = {column: value.as_py()}
+                yield from _record(record, file.text_field, name, source)
+
+
+def _check_expansion(metadata: Any, path: Path) -> None:
+    """Raise ConfigError for a file that is small and claims to be large once decompressed."""
+    for i in range(metadata.num_row_groups):
+        group = metadata.row_group(i)
+        for column in map(group.column, range(group.num_columns)):
+            size, stored = column.total_uncompressed_size, column.total_compressed_size
+            if size > max(_MAX_RECORD_BYTES, _MAX_EXPANSION * stored):
                 raise ConfigError(
-                    f"{file.path}: must have a column '{file.text_field}' or 'messages' but has "
-                    f"{', '.join(names)}"
+                    f"{path}: column '{column.path_in_schema}' must be at most {_MAX_EXPANSION} "
+                    f"times as large as its {stored:,} compressed bytes but has {size:,}"
                 )
-            for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
-                for record in batch.to_pylist():
-                    number += 1
-                    name, source = f"{file.name}:{number}", f"{file.path}:{number}"
-                    yield from _record(record, file.text_field, name, source)
-    except pyarrow.ArrowException as error:
-        raise ConfigError(f"{file.path}: is not a complete .parquet file ({error})") from None
 
 
 def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Document]:
@@ -221,7 +306,8 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
         parts = render(fields["messages"], source)
         yield Document(name, [Piece(_encodable(part, source), in_loss) for part, in_loss in parts])
     elif isinstance(text := fields.get(text_field), str):
-        if text:
+        _check_size(len(text), source, _MAX_RECORD_BYTES)
+        if text.removeprefix(_BOM):
             yield _document(name, _encodable(text, source))
     else:
         raise ConfigError(
@@ -242,17 +328,13 @@ def _encodable(text: str, source: str) -> str:
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[Any]:
     """Open a file, decompressed; errors while reading name the file."""
-    with _reading(file.path), file.path.open("rb") as stream:
+    with _reading(file.path, "is damaged"), open_regular(file.path) as stream:
         if file.suffix.endswith(".gz"):
             with gzip.open(stream) as content:
                 yield content
         elif file.suffix.endswith(".zst"):
-            zstd = _import(_ZSTD, "zstd", file.path)
-            try:
-                with zstd.open(stream) as content:
-                    yield content
-            except zstd.ZstdError as error:
-                raise ConfigError(f"{file.path}: is damaged ({error})") from None
+            with _import(_ZSTD, "zstd", file.path).open(stream) as content:
+                yield content
         else:
             yield stream
 
@@ -265,16 +347,17 @@ def _import(module: str, extra: str, path: Path) -> Any:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise errors of reading a file as ConfigError that names it."""
+def _reading(path: Path, rule: str) -> Iterator[None]:
+    """Raise errors of reading a file as ConfigError that names it; `rule` is for its content."""
     try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{path}: is damaged ({error})") from None
+        with boundary(path, rule):
+            yield
     except OSError as error:
+        if error.errno is None:  # raised by gzip and pyarrow
+            raise ConfigError(f"{path}: {rule} ({cause(error)})") from None
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _not_utf8(source: str, error: UnicodeDecodeError, offset: int) -> ConfigError:
+def _not_utf8(source: str | Path, error: UnicodeDecodeError, offset: int) -> ConfigError:
     byte = f"byte {error.object[error.start]:#04x} at {offset + error.start}"
-    return ConfigError(f"{source}: is not UTF-8 ({byte})")
+    return NotUTF8Error(f"{source}: is not UTF-8 ({byte})")

@@ -51,6 +51,11 @@ class CorpusFiles:
         """All files, those of the validation text last."""
         return [file for files in (*self.train, self.valid) for file in files]
 
+    def in_both(self) -> int:
+        """Return the number of files of the validation text that are also training text."""
+        train = {file.inode for files in self.train for file in files}
+        return len({file.inode for file in self.valid} & train)
+
     def is_held_out(self, name: str) -> bool:
         """Whether a document of the training files is used for validation, by its name alone."""
         if self.valid_every is None:
@@ -70,7 +75,7 @@ def identify(
     def identity(files: Sequence[SourceFile]) -> str:
         digest = hashlib.sha256()
         for file in files:
-            sha256 = hashes[str(file.path)][2]
+            sha256 = hashes[file.key][2]
             fields = [file.name, file.size, sha256, file.text_field, file.by_line]
             digest.update(json.dumps(fields).encode() + b"\n")
         return digest.hexdigest()

@@ -1,26 +1,30 @@
 """Source files: the files in paths, directories and globs of a corpus, in a fixed order.
 
 A file is identified by its name, which does not depend on the location of the corpus, its size and
-its SHA-256. documents.py reads its content.
+its SHA-256. paths.py finds the files; documents.py reads their content.
 """
 
 from __future__ import annotations
 
-import fnmatch
+import codecs
 import glob
 import hashlib
 import os
+import stat
 import sysconfig
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from yocobit.config import ConfigError
 from yocobit.data.config import PYTHON_STDLIB, SourceConfig
+from yocobit.data.paths import Listing, kind_of
+from yocobit.errors import printable
+from yocobit.reading import open_regular
 
 _COMPRESSIONS = ("", ".gz", ".zst")
 SUFFIXES = (
@@ -43,6 +47,7 @@ _STDLIB_EXCLUDE = (
 )
 
 _CHUNK_BYTES = 1 << 20
+_MAX_KINDS = 10  # in a line about ignored files
 # A file modified this recently may change again without a new modification time.
 _SETTLED_NS = 2_000_000_000
 
@@ -58,6 +63,12 @@ class SourceFile:
     text_field: str = "text"
     by_line: bool = False
     is_named: bool = False  # by its path, not through a directory or a glob
+    inode: tuple[int, int] = (0, 0)  # with its device
+
+    @property
+    def key(self) -> str:
+        """The path as JSON can have it: a name may not be UTF-8."""
+        return os.fsencode(self.path).decode("utf-8", "backslashreplace")
 
     @property
     def suffix(self) -> str:
@@ -72,21 +83,27 @@ def list_files(
 ) -> list[SourceFile]:
     """Return the files of a source sorted by name; ConfigError if there are none.
 
-    `ignored` counts, by suffix, the files of a directory or a glob that end in none of SUFFIXES.
+    `ignored` counts, by suffix or kind, the files of a directory or a glob that are left out.
     """
     files = []
     ignored = Counter() if ignored is None else ignored
     for path, name in _paths(source.path, tuple(exclude), ignored):
         status = _stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            kind = kind_of(status.st_mode)
+            raise ConfigError(f"{path}: must be a regular file but is a {kind}")
+        if status.st_size == 0 and path != source.path:
+            ignored["empty"] += 1
         files.append(
             SourceFile(
                 Path(path),
-                name,
+                os.fsencode(name).decode("utf-8", "backslashreplace"),
                 status.st_size,
                 status.st_mtime_ns,
                 source.text_field,
                 source.by_line,
                 path == source.path,
+                (status.st_dev, status.st_ino),
             )
         )
     if source.by_line and not any(file.suffix.startswith(".txt") for file in files):
@@ -100,17 +117,24 @@ FileHashes = dict[str, tuple[int, int, str]]
 
 def hash_files(files: Sequence[SourceFile], cached: FileHashes) -> FileHashes:
     """Hash files; one whose size and modification time equal the cached ones is not read."""
+    is_stopped = threading.Event()
 
     def sha256(file: SourceFile) -> str:
-        size, mtime_ns, known = cached.get(str(file.path), (None, None, ""))
-        return known if (size, mtime_ns) == (file.size, file.mtime_ns) else _sha256(file.path)
+        size, mtime_ns, known = cached.get(file.key, (None, None, ""))
+        if (size, mtime_ns) == (file.size, file.mtime_ns):
+            return known
+        return _sha256(file.path, is_stopped)
 
     with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
-        digests = pool.map(sha256, files)
-        return {
-            str(file.path): (file.size, file.mtime_ns, digest)
-            for file, digest in zip(files, digests, strict=True)
-        }
+        try:
+            digests = pool.map(sha256, files)
+            return {
+                file.key: (file.size, file.mtime_ns, digest)
+                for file, digest in zip(files, digests, strict=True)
+            }
+        except BaseException:  # such as Ctrl-C: the pool waits for its threads
+            is_stopped.set()
+            raise
 
 
 def cacheable(hashes: FileHashes) -> FileHashes:
@@ -134,12 +158,15 @@ def _stat(path: str | Path) -> os.stat_result:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, is_stopped: threading.Event) -> str:
+    """Hash a file without its byte order mark, which is no text."""
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
+        with open_regular(path) as file:
+            chunk = file.read(_CHUNK_BYTES).removeprefix(codecs.BOM_UTF8)
+            while chunk and not is_stopped.is_set():
                 digest.update(chunk)
+                chunk = file.read(_CHUNK_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
@@ -153,33 +180,39 @@ def _suffix(name: str) -> str | None:
 
 def describe_ignored(ignored: Mapping[str, int]) -> str:
     """Return a line about the files that list_files ignored."""
-    kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in sorted(ignored.items()))
-    return f"ignored {sum(ignored.values()):,} files of other kinds: {kinds}"
+    counts = sorted((-n, kind) for kind, n in ignored.items())
+    listed = [f"{-n:,} {kind}" for n, kind in counts[:_MAX_KINDS]]
+    if others := -sum(n for n, _ in counts[_MAX_KINDS:]):
+        listed.append(f"{others:,} others")
+    return f"ignored {sum(ignored.values()):,} files of other kinds: {', '.join(listed)}"
 
 
 def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list[tuple[str, str]]:
     """Return path and name of each file of a source, sorted by name."""
     if source == PYTHON_STDLIB:
-        listed = _directory(sysconfig.get_paths()["stdlib"], (*_STDLIB_EXCLUDE, *exclude))
-        if not (found := [(path, name) for path, name in listed if name.endswith(".py")]):
+        stdlib = sysconfig.get_paths()["stdlib"]
+        listed = Listing.of_directory(stdlib, (*_STDLIB_EXCLUDE, *exclude)).files
+        if not (files := [name for name in listed if name.endswith(".py")]):
             raise ConfigError(f"{source}: data.exclude must not match every file")
-        return found
+        return [(listed[name], name) for name in sorted(files)]
     if os.path.isdir(source):
-        place, listed = "in this directory", _directory(source, exclude)
+        place, listing = "in this directory", Listing.of_directory(source, exclude)
     elif os.path.exists(source):
         if _suffix(source) is None:
             raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
         return [(source, os.path.basename(source))]
-    elif glob.has_magic(source):
-        place, listed = "with this pattern", _glob(source, exclude)
+    elif "\0" not in source and glob.has_magic(source):
+        place, listing = "with this pattern", Listing.of_glob(source, exclude)
     else:
         raise ConfigError(f"{source}: no such file or directory")
-    found, others = [], Counter[str]()
-    for path, name in listed:
+    found, others = [], Counter(listing.ignored.values())
+    for name, path in sorted(listing.files.items()):
         if _suffix(name) is not None:
             found.append((path, name))
         elif not os.path.basename(name).startswith("."):
-            others[PurePosixPath(name).suffix.lower() or "without a suffix"] += 1
+            others[_kind_by_suffix(name)] += 1
+    if n_hidden := sum(_suffix(name) is not None for name in listing.hidden):
+        others["hidden"] += n_hidden
     if not found:
         seen = f"; {describe_ignored(others)}" if others else ""
         raise ConfigError(f"{source}: no file {place} ends in {', '.join(SUFFIXES)}{seen}")
@@ -187,36 +220,5 @@ def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list
     return found
 
 
-def _directory(directory: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
-    found = []
-    for root, _, files in os.walk(directory):
-        prefix = "" if root == directory else Path(root).relative_to(directory).as_posix() + "/"
-        for file in files:
-            if not _is_excluded(name := prefix + file, exclude):
-                found.append((os.path.join(root, file), name))
-    return sorted(found, key=lambda item: item[1])
-
-
-def _glob(pattern: str, exclude: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return the files of a glob, named relative to the directory before its first wildcard."""
-    found = []
-    parts = Path(pattern).parts
-    n_fixed = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:n_fixed])
-    for path in glob.iglob(pattern, recursive=True):
-        name = Path(path).relative_to(root).as_posix()
-        if not _is_excluded(name, exclude) and os.path.isfile(path):
-            found.append((path, name))
-    return sorted(found, key=lambda item: item[1])
-
-
-def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:
-    """Whether a pattern matches the whole name or, without a slash, any part of it."""
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
-        return True
-    return any(_is_part_excluded(part, exclude) for part in PurePosixPath(name).parts)
-
-
-@lru_cache(maxsize=4096)
-def _is_part_excluded(part: str, exclude: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(part, p) for p in exclude if "/" not in p)
+def _kind_by_suffix(name: str) -> str:
+    return printable(PurePosixPath(name).suffix.lower(), 20) or "without a suffix"
