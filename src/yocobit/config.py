@@ -32,7 +32,9 @@ TRANSFORMERS_KEYS = (
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",
+    "auto_map",
 )
+LABEL_KEYS = ("id2label", "label2id", "problem_type")  # likewise, with a classification head
 
 Mixer = Literal["retention", "window", "full", "cross", "gmu", "gate"]
 FeedForwardKind = Literal["swiglu", "relu2", "sign"]
@@ -197,7 +199,7 @@ class ModelConfig(Settings):
             raise ConfigError(f"{path}: is not valid JSON ({error})") from error
         if not isinstance(fields, dict):
             raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
-        for name in TRANSFORMERS_KEYS:
+        for name in (*TRANSFORMERS_KEYS, *LABEL_KEYS):
             fields.pop(name, None)
         return cls.from_dict(fields, str(path))
 

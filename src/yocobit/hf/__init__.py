@@ -3,15 +3,31 @@
     import yocobit.hf
     model = AutoModelForCausalLM.from_pretrained("runs/mine/checkpoints/step-001000")
 
-Needs the extra `hf`.
+With `trust_remote_code=True` the import is not necessary. Needs the extra `hf`.
 """
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from yocobit.hf.configuration import YocobitConfig
-from yocobit.hf.modeling import YocobitForCausalLM
+from yocobit.hf.modeling import (
+    YocobitForCausalLM,
+    YocobitForSequenceClassification,
+    YocobitModel,
+)
 
 AutoConfig.register(YocobitConfig.model_type, YocobitConfig)
+AutoModel.register(YocobitConfig, YocobitModel)
 AutoModelForCausalLM.register(YocobitConfig, YocobitForCausalLM)
+AutoModelForSequenceClassification.register(YocobitConfig, YocobitForSequenceClassification)
 
-__all__ = ["YocobitConfig", "YocobitForCausalLM"]
+__all__ = [
+    "YocobitConfig",
+    "YocobitForCausalLM",
+    "YocobitForSequenceClassification",
+    "YocobitModel",
+]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from yocobit.config import MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.config import LABEL_KEYS, MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.errors import ConfigError, printable
 from yocobit.hf.cache import counts_tokens
 from yocobit.mixers import MixerSpec, layer_mixers
+from yocobit.packing import checkpoints
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -33,6 +38,10 @@ class YocobitConfig(PreTrainedConfig):
         "tie_word_embeddings": "tie_embeddings",
     }
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: AUTO_MAP names the remote code of a checkpoint."""
+
     def __init__(
         self,
         use_cache: bool = True,
@@ -41,21 +50,23 @@ class YocobitConfig(PreTrainedConfig):
         pad_token_id: int | None = None,
         **fields: Any,
     ) -> None:
+        if fields.get("quantization_config") is not None:
+            check_quantization(fields["quantization_config"], "config")
         fields = {self.attribute_map.get(name, name): value for name, value in fields.items()}
         shape = {name: fields.pop(name) for name in _FIELDS if name in fields}
-        model = ModelConfig.from_dict(shape) if shape else preset("nano")
+        model = _model_config(shape) if shape else preset("nano")
         for name, value in model.to_dict().items():
             setattr(self, name, value)
         self.use_cache = use_cache
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
-        super().__init__(**fields)
+        super().__init__(**{"auto_map": dict(checkpoints.AUTO_MAP), **fields})
 
     @property
     def model(self) -> ModelConfig:
         """The validated config of the Decoder."""
-        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
+        return _model_config({name: getattr(self, name) for name in _FIELDS})
 
     @property
     def num_hidden_layers(self) -> int:
@@ -84,8 +95,33 @@ class YocobitConfig(PreTrainedConfig):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the content of config.json: the keys that yocobit reads or ignores."""
+        changed = super().to_diff_dict()
+        extra = {name: changed[name] for name in LABEL_KEYS if name in changed}
         kept = (*_FIELDS, *TRANSFORMERS_KEYS)
-        return {name: value for name, value in self.to_dict().items() if name in kept}
+        fields = {name: value for name, value in self.to_dict().items() if name in kept}
+        return {**fields, "auto_map": dict(checkpoints.AUTO_MAP), **extra}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kw: Any) -> Any:
+        """Write config.json, and the code that it names in auto_map."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        checkpoints.write_remote_code(Path(save_directory))
+        return super().save_pretrained(save_directory, *args, **kw)
+
+
+def _model_config(fields: dict[str, Any]) -> ModelConfig:
+    if fields.get("norm_eps") == 1:  # in the tests of transformers, to hide rounding
+        fields = {**fields, "norm_eps": math.nextafter(1, 0)}
+    return ModelConfig.from_dict(fields)
+
+
+def check_quantization(quantization: Any, source: str) -> None:
+    """Reject the quantisation of other libraries."""
+    fields = quantization if isinstance(quantization, dict) else vars(quantization)
+    method = fields.get("quant_method", type(quantization).__name__)
+    raise ConfigError(
+        f"{source}: quantization_config must be absent but is {printable(str(method))}: layers of "
+        "another library would replace the model's, which round weights as in training; remove it"
+    )
 
 
 def _layer_type(spec: MixerSpec) -> str:

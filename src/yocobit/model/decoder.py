@@ -5,6 +5,7 @@ Letters: B batch   T positions   S cached positions   C model width   V vocabula
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,11 +68,12 @@ class Decoder(nn.Module):
     cross layers are computed once, from the output of the self-decoder.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, block: type[Block] = Block) -> None:
+        """Create a model with initial weights; `block` is the class of its blocks."""
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(len(config.layers)))
+        self.layers = nn.ModuleList(block(config, i) for i in range(len(config.layers)))
         self.shared_kv = SharedKeysValues(config) if config.has_cross_decoder else None
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -181,7 +183,11 @@ class Decoder(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.is_meta or parameter.ndim < 2:
                 continue
-            std: float = parameter.shape[1] ** -0.5
-            if name.endswith(("out_proj.weight", "down_proj.weight")):
-                std *= (2 * len(self.layers)) ** -0.5
-            nn.init.normal_(parameter, std=std)
+            nn.init.normal_(parameter, std=initial_std(name, parameter.shape, len(self.layers)))
+
+
+def initial_std(name: str, shape: Sequence[int], n_layers: int) -> float:
+    """Return the standard deviation of the initial weights of a matrix."""
+    std: float = shape[1] ** -0.5
+    is_residual = name.endswith(("out_proj.weight", "down_proj.weight"))
+    return std * (2 * n_layers) ** -0.5 if is_residual else std

@@ -4,6 +4,7 @@
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
     tokenizer.json                                   state.json    progress, and each file's size
     tokenizer_config.json, generation_config.json    for transformers
+    modeling_yocobit.py    for transformers, with trust_remote_code=True
     chat_template.jinja    if the training text has conversations
 
 Needs no torch; yocobit.training.checkpoint writes and loads checkpoints. A directory is incomplete
@@ -21,6 +22,7 @@ from yocobit.config import ConfigError
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, is_packed
 
 __all__ = [
+    "AUTO_MAP",
     "BEST",
     "CHAT_TEMPLATE",
     "CONFIG",
@@ -29,6 +31,7 @@ __all__ = [
     "MODEL",
     "OPTIMIZER",
     "PARTIAL",
+    "REMOTE_CODE",
     "STATE",
     "TOKENIZER",
     "TRAIN",
@@ -41,6 +44,7 @@ __all__ = [
     "read_state",
     "read_train",
     "step_of",
+    "write_remote_code",
 ]
 
 OPTIMIZER = "optimizer.safetensors"
@@ -49,6 +53,16 @@ STATE = "state.json"
 DIRECTORY = "checkpoints"
 BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
+
+# `auto_map` in config.json: where transformers finds the classes, with trust_remote_code=True.
+REMOTE_CODE = "modeling_yocobit.py"
+_CLASSES = {
+    "AutoConfig": "YocobitConfig",
+    "AutoModel": "YocobitModel",
+    "AutoModelForCausalLM": "YocobitForCausalLM",
+    "AutoModelForSequenceClassification": "YocobitForSequenceClassification",
+}
+AUTO_MAP = {auto: f"{REMOTE_CODE.removesuffix('.py')}.{name}" for auto, name in _CLASSES.items()}
 
 _REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
 _NAME = re.compile(r"step-(\d+)")
@@ -93,6 +107,15 @@ def best(run_dir: Path) -> Path | None:
     newest = last(run_dir)
     step = newest and read_state(newest).get("best_step")
     return next((path for path in complete(run_dir) if step_of(path) == step), None)
+
+
+def write_remote_code(directory: Path) -> None:
+    """Write the code that AUTO_MAP names: it imports the classes of this package."""
+    (directory / REMOTE_CODE).write_text(
+        '"""The model in transformers. Needs: pip install \'yocobit[hf]\'"""\n\n'
+        f"from yocobit.hf import {', '.join(_CLASSES.values())}  # noqa: F401\n",
+        encoding="utf-8",
+    )
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

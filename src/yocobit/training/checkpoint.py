@@ -108,7 +108,8 @@ def _write_metadata(
     chat_template: str | None,
 ) -> None:
     """Write all files but the tensors, state.json last, and flush every file to disk."""
-    write_json(partial / CONFIG, config.to_json())
+    write_json(partial / CONFIG, {**config.to_json(), "auto_map": checkpoints.AUTO_MAP})
+    checkpoints.write_remote_code(partial)
     write_json(partial / TRAIN, train)
     (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     _write_token_roles(partial, tokenizer)

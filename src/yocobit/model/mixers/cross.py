@@ -76,7 +76,7 @@ class CrossAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C = config.d_model
-        self.config = config
+        self.model_config = config
         self.n_heads = config.n_heads
         self.rope = _SPEC.rope(config)
         self.theta = config.rope_theta
@@ -89,7 +89,7 @@ class CrossAttention(nn.Module):
     ) -> tuple[Tensor, Shared, None]:
         """Attend from x (B, T, C), the last T of the S shared positions."""
         q = rope(split_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
-        if self.config.cross_attention == "full":
+        if self.model_config.cross_attention == "full":
             y = attention(q, shared.keys, shared.values, None, mask)
         else:
             if shared.visible is None:
@@ -108,4 +108,6 @@ class CrossAttention(nn.Module):
             positions = positions - starts
         elif real is not None:
             positions = real.cumsum(dim=1) - 1
-        return visible_positions(q, k, self.config, Blocks.of_positions(positions, real), real)
+        return visible_positions(
+            q, k, self.model_config, Blocks.of_positions(positions, real), real
+        )
