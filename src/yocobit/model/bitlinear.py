@@ -5,6 +5,7 @@ Letters: M output features   K input features
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.config import WeightKind
+from yocobit.model.module_calls import has_own_call
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
+from yocobit.model.precision import in_float32
 from yocobit.packing.formats import PerTensor, formats_of
 
 
@@ -47,7 +50,7 @@ class BitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., K) to (..., M)."""
-        (y,) = project(x, self)
+        (y,) = _project(x, [self])
         return y
 
     def extra_repr(self) -> str:
@@ -55,20 +58,34 @@ class BitLinear(nn.Linear):
 
 
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
-    """Map x (..., K) through linears of one kind to (..., M) each, quantising x once."""
-    if not all(isinstance(linear, BitLinear) for linear in linears):
-        return tuple(linear(x) for linear in linears)  # wrapped by adapters
+    """Map x (..., K) through linears of one kind to (..., M) each.
+
+    x is quantised once, unless a module is replaced or has hooks, as of adapters and offloading.
+    """
+    if all(has_own_call(linear, BitLinear) for linear in linears):
+        return _project(x, linears)
+    return tuple(linear(x) for linear in linears)
+
+
+def _project(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
     kind = linears[0].kind
     if not linears[0].is_quantised:
         if not uses_bfloat16_matmul(x):
             return tuple(F.linear(x, linear.weight) for linear in linears)
         with torch.autocast("cpu", torch.bfloat16):
             return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
-    weights: list[Tensor] = [linear.weight for linear in linears]
+    ys = _quantised(x, kind, linears[0].has_one_scale, *(linear.weight for linear in linears))
+    return tuple(y.to(x.dtype) for y in ys)
+
+
+@in_float32
+def _quantised(
+    x: Tensor, kind: WeightKind, has_one_scale: bool, *weights: Tensor
+) -> Sequence[Tensor]:
     # The training kernels support one scale per matrix only.
-    kernels = matmul_kernels(x, weights) if linears[0].has_one_scale else PYTORCH
+    kernels = matmul_kernels(x, weights) if has_one_scale else PYTORCH
     if kernels != PYTORCH:
-        return tuple(native.matmul(x, weights, kind, kernels))
+        return native.matmul(x, list(weights), kind, kernels)
     ys: tuple[Tensor, ...] = reference.Matmul.apply(x, kind, *weights)  # type: ignore[no-untyped-call]
     return ys
 

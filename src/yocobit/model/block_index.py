@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from yocobit.config import BLOCK, CANDIDATES_PER_BLOCK, FIRST_BLOCKS, LAST_BLOCKS, ModelConfig
+from yocobit.model.precision import in_float32
 
 _MAX_HALF = 65504.0  # the largest float16: bounds are stored in float16
 
@@ -47,6 +48,7 @@ class Blocks:
 
 
 @torch.no_grad()
+@in_float32
 def visible_positions(
     q: Tensor, k: Tensor, config: ModelConfig, blocks: Blocks, real: Tensor | None = None
 ) -> Tensor:

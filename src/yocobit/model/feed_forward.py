@@ -14,6 +14,7 @@ from yocobit.config import FeedForwardKind, ModelConfig
 from yocobit.mixers import FEED_FORWARDS
 from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.norm import gated_norm, sub_norm
+from yocobit.model.precision import widened
 
 
 class FeedForward(nn.Module):
@@ -49,8 +50,9 @@ def _swiglu(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tenso
 
 def _relu2(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
     gate, up = projected
-    normed: Tensor = norm(F.relu(gate).square() * up)
-    return normed
+    # float16 ends at 65504.
+    normed: Tensor = norm(F.relu(widened(gate)).square() * widened(up))
+    return normed.to(gate.dtype)
 
 
 def _sign(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:

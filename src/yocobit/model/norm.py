@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.config import ModelConfig
+from yocobit.model.module_calls import has_own_call
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import has_row_kernels
+from yocobit.model.precision import in_float32, widened, without_autocast
 
 
 class RMSNorm(nn.RMSNorm):
     """torch.nn.RMSNorm over the last dimension, with one pass over memory in each direction."""
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.eps is not None
-        y: Tensor = _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return y
+        y: Tensor = _rms_norm(x, self.weight, self.eps)
+        return y.to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -40,12 +41,16 @@ class _RMSNorm(torch.autograd.Function):
         return y
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, r, weight = ctx.saved_tensors
         if ctx.is_native:
             grad_x, grad_weight = native.norm_gradient(_rows(grad), _rows(x), weight, r)
             return grad_x.view_as(x), grad_weight, None
         return *reference.norm_gradient(grad, x, weight, r), None
+
+
+_rms_norm = in_float32(_RMSNorm.apply)
 
 
 def sub_norm(config: ModelConfig, size: int) -> nn.Module:
@@ -57,12 +62,19 @@ def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
     """Return norm(silu(gate) * up) for gate (..., K); norm is an RMSNorm or an Identity.
 
     up is (..., K), or (B, H, T, D) for gate (B, T, H * D): each head of it is then normalised,
-    without weight.
+    without weight. The module is called if it has hooks, as of offloading.
     """
-    weight = norm.weight if isinstance(norm, RMSNorm) else None
-    if has_row_kernels(gate, up) and (weight is None or has_row_kernels(weight)):
-        y: Tensor = _GatedNorm.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
-        return y
+    y: Tensor = _gated_norm(gate, up, norm, eps)
+    return y.to(gate.dtype)
+
+
+@in_float32
+def _gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
+    if has_own_call(norm, RMSNorm if isinstance(norm, RMSNorm) else nn.Identity):
+        weight = widened(norm.weight) if isinstance(norm, RMSNorm) else None
+        if has_row_kernels(gate, up, *([] if weight is None else [weight])):
+            y: Tensor = _GatedNorm.apply(gate, up, weight, eps)  # type: ignore[no-untyped-call]
+            return y
     if up.ndim > gate.ndim:
         up = head_norm(up, eps)
     normed: Tensor = norm(F.silu(gate) * up)
@@ -71,7 +83,7 @@ def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
 
 def head_norm(x: Tensor, eps: float) -> Tensor:
     """Return x (B, H, T, D) as (B, T, H * D), each head of it normalised, without weight."""
-    return F.rms_norm(x, x.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
+    return F.rms_norm(widened(x), x.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
 
 
 class _GatedNorm(torch.autograd.Function):

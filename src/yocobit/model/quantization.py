@@ -14,6 +14,7 @@ from torch import Tensor
 
 from yocobit import _native
 from yocobit.config import WeightKind
+from yocobit.model.precision import widened
 
 # Lower bound of an absmax: an all-zero row or matrix does not divide by zero.
 SMALLEST_SCALE = _native.SMALLEST_ABSMAX
@@ -67,5 +68,6 @@ QUANTIZERS: dict[
 
 def fake_quantize(x: Tensor, levels: int) -> Tensor:
     """Quantise and dequantise x (..., K) per row with integers in [-levels, levels]; gradient 1."""
-    codes, scale = quantize_activations(x.detach(), levels)
-    return x + (codes * scale - x.detach())
+    wide = widened(x)
+    codes, scale = quantize_activations(wide.detach(), levels)
+    return (wide + (codes * scale - wide.detach())).to(x.dtype)

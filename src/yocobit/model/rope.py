@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from yocobit.config import RopeKind
+from yocobit.model.precision import widened
 
 Positions = int | Tensor  # of the first of T consecutive tokens, or of each token, (B, T)
 
@@ -20,13 +21,18 @@ def rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
     """Rotate x (B, H, T, D) by the absolute positions `start`.
 
     "interleaved" rotates the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2); "none" returns x.
+    Half precision is rotated in float32.
     """
     if kind == "none":
         return x
+    return _rope(widened(x), start, kind, theta).to(x.dtype)
+
+
+def _rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
     if isinstance(start, Tensor):
         cos, sin = (y[:, None].to(x.dtype) for y in _cos_sin(start, x.shape[3], kind, theta))
     else:
-        cos, sin = _cached_cos_sin(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
+        cos, sin = _range_cos_sin(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
     if kind == "interleaved":
         y: Tensor = _Rotate.apply(x, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
         return y
@@ -61,13 +67,22 @@ def frequencies(head_dim: int, kind: RopeKind, theta: float) -> Tensor:
 
     The interleaved table runs from 1 to 1/theta inclusive, the half-split one ends a step earlier.
     """
-    pairs = torch.arange(head_dim // 2, dtype=torch.float64)
+    pairs = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")
     last = head_dim // 2 - 1 if kind == "interleaved" else head_dim // 2
     return theta ** -(pairs / last)
 
 
-@lru_cache(maxsize=8)
-def _cached_cos_sin(
+def _range_cos_sin(*key: Any) -> tuple[Tensor, Tensor]:
+    """Return cos and sin, each (T, D/2), as _new_range_cos_sin does, from a cache.
+
+    Not in a trace, whose tensors hold no values: torch.compile, torch.export, FakeTensorMode.
+    """
+    if torch.compiler.is_compiling() or type(torch.empty(0, device="cpu")) is not Tensor:
+        return _new_range_cos_sin(*key)
+    return _cached_range_cos_sin(*key)
+
+
+def _new_range_cos_sin(
     start: int,
     length: int,
     head_dim: int,
@@ -76,10 +91,15 @@ def _cached_cos_sin(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return cos and sin, each (T, D/2)."""
+    positions = torch.arange(start, start + length, device="cpu")
+    cos, sin = _cos_sin(positions, head_dim, kind, theta)
+    return cos.to(device, dtype), sin.to(device, dtype)
+
+
+@lru_cache(maxsize=8)
+def _cached_range_cos_sin(*key: Any) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.no_grad():
-        cos, sin = _cos_sin(torch.arange(start, start + length), head_dim, kind, theta)
-        return cos.to(device, dtype), sin.to(device, dtype)
+        return _new_range_cos_sin(*key)
 
 
 def _cos_sin(

@@ -25,6 +25,7 @@ from yocobit.mixers import MIXERS
 from yocobit.model.attention import Documents, Mask, split_heads
 from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import gated_norm, head_norm, sub_norm
+from yocobit.model.precision import in_float32, without_autocast
 from yocobit.model.rope import Positions, rope
 
 CHUNK = 64
@@ -52,7 +53,7 @@ class GatedRetention(nn.Module):
         self.v_proj = BitLinear(C, C, config.weights)
         self.g_proj = BitLinear(C, C, config.weights)
         # Not quantised: H output features only, and the decay sets the memory length of a layer.
-        self.decay_proj = nn.Linear(C, self.n_heads, bias=False)
+        self.decay_proj = Float32Linear(C, self.n_heads, bias=False)
         self.sub_norm = sub_norm(config, C)
         self.out_proj = BitLinear(C, C, config.weights)
 
@@ -77,6 +78,18 @@ class GatedRetention(nn.Module):
         return self.out_proj(gated_norm(g, y, self.sub_norm, self.eps)), state, memory
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer with float32 outputs: also of half precision, and under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _linear(x, self.weight)
+        return y
+
+
+_linear = in_float32(F.linear)
+
+
+@in_float32
 def recurrent(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -94,6 +107,7 @@ def recurrent(
     return torch.stack(outputs, dim=2), state
 
 
+@in_float32
 def parallel(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -109,6 +123,7 @@ def parallel(
     return outputs, final
 
 
+@in_float32
 def chunkwise(
     q: Tensor,
     k: Tensor,
@@ -159,6 +174,7 @@ class _Chunkwise(torch.autograd.Function):
         return outputs.view(H, B, T, -1).transpose(0, 1), states[:, :, -1].transpose(0, 1).clone()
 
     @staticmethod
+    @without_autocast
     def backward(ctx: Any, grad: Tensor, grad_state: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_decay, states = ctx.saved_tensors
         chunk = ctx.chunk

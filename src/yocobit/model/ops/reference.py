@@ -15,6 +15,7 @@ from torch import Tensor
 
 from yocobit import _native
 from yocobit.config import WeightKind
+from yocobit.model.precision import without_autocast
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
 # Rounding of output gradients.
@@ -49,6 +50,7 @@ class Matmul(torch.autograd.Function):
         return grad_x.reshape(codes.shape), None, *grad_ws
 
 
+@without_autocast
 def straight_through_gradients(
     grads: list[Tensor], codes: Tensor, x_scale: Tensor, weights: list[Tensor], kind: WeightKind
 ) -> tuple[Tensor, list[Tensor]]:
