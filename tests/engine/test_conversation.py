@@ -11,8 +11,8 @@ from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.engine import Chat, SamplingConfig
-from yocobit.engine.chat_template import ChatTemplate
 from yocobit.errors import UserError
+from yocobit.text.chat_template import ChatTemplate
 
 QUESTION = "What is a License?"
 

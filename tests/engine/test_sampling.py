@@ -193,7 +193,7 @@ def test_sampling_does_not_change_the_logits():
         ("repetition_penalty", 0),
         ("presence_penalty", 2.1),
         ("frequency_penalty", float("nan")),
-        ("seed", -1),
+        ("seed", -2),
     ],
 )
 def test_settings_out_of_range_are_rejected_by_name(field, value):

@@ -19,8 +19,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from yocobit.config import ConfigError
-from yocobit.engine.chat_template import ChatTemplate
 from yocobit.serving import ServerSettings
+from yocobit.text.chat_template import ChatTemplate
 
 TEXT = "/v1/completions"
 CHECKS = [

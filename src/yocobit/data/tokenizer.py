@@ -13,7 +13,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from yocobit import text
 from yocobit.config import ConfigError
+from yocobit.reading import boundary, read_json
 
 END = "<|endoftext|>"
 
@@ -54,9 +56,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json; END inside a text is encoded as ordinary tokens.
+    """Read a tokenizer.json for training; END inside a text is encoded as ordinary tokens.
 
     If it has no END, the eos_token in the adjacent tokenizer_config.json is renamed to END.
+    ConfigError if it is missing or loses text.
     """
     tokenizer = read_tokenizer(path)
     if tokenizer.token_to_id(END) is None:
@@ -66,29 +69,30 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
                 "json next to it names one of its tokens as eos_token; add one of the two"
             )
-        tokenizer = _with_end(tokenizer, eos)
+        with boundary(path, f"cannot have its end token renamed to {END}"):
+            tokenizer = _with_end(tokenizer, eos)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json as it is, with or without END."""
+    """Read a tokenizer.json as it is, with or without END; ConfigError if it is missing."""
     try:
-        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        return text.read_tokenizer(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
 
 
 def _eos_token(path: Path) -> str | None:
     """Return the eos_token of a tokenizer_config.json, None without one."""
     try:
-        eos = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        eos = read_json(path).get("eos_token")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({str(error).removeprefix(f'{path}: ')})"
+        ) from None
     eos = eos.get("content") if isinstance(eos, dict) else eos
     return eos if isinstance(eos, str) else None
 

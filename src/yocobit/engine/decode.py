@@ -15,9 +15,9 @@ from typing import Literal, Protocol
 
 from tokenizers import Tokenizer
 
-from yocobit.engine.detokenizer import Detokenizer
 from yocobit.engine.sampling import Sampler, SamplingConfig
 from yocobit.engine.session import Logits
+from yocobit.text import Detokenizer
 
 FinishReason = Literal["stop", "length"]
 
@@ -65,7 +65,7 @@ class DecodeState:
         self.max_tokens = max_tokens
         self.sampler = Sampler(sampling, prompt, logit_bias)
         self._end_tokens = end_tokens
-        self._detokenizer = Detokenizer(tokenizer, stop)
+        self._detokenizer = Detokenizer(tokenizer, stop, prompt)
         self._guided = guided
 
     @property

@@ -5,13 +5,11 @@ Letters: T positions   V vocabulary
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import Tokenizer
 
@@ -21,16 +19,16 @@ from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.saved_session import SavedSession, SavedSessionError
 from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
-from yocobit.errors import UserError
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
+from yocobit.reading import read_text
+from yocobit.text import GenerationConfig, TextEncoder, parse_tokenizer, read_generation_config
 
 if TYPE_CHECKING:
-    from yocobit.engine.chat_template import ChatTemplate
-
-_SAMPLING_KEYS = ("repetition_penalty", "temperature", "top_k", "top_p", "min_p")
+    from yocobit.text.chat_template import ChatTemplate, Prompt
+    from yocobit.text.encoder import Render
 
 
 class Engine:
@@ -44,6 +42,11 @@ class Engine:
 
     def __init__(self, model: PackedModel, threads: int, kernels: str | None) -> None:
         self.model = model
+        # The working directory may change before the tokenizer and the template are read.
+        self._directory = model.path.absolute()
+        # The content of generation_config.json in Hugging Face's form; empty if missing.
+        self.generation_config = read_generation_config(self._directory / GENERATION)
+        _ = self.sampling()  # checks it
         self._native = _native.Engine(
             str(model.file),
             model.config.to_dict(),
@@ -101,59 +104,46 @@ class Engine:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; ConfigError if it is missing or does not match the model."""
-        path = self.model.path / TOKENIZER
         try:
-            tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            content = read_text(self._directory / TOKENIZER)
         except FileNotFoundError:
             raise ConfigError(
                 f"{self.model.path}: has no tokenizer.json; give tokens, not text"
             ) from None
-        except Exception as error:  # the library raises plain Exception
-            raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from None
-        if tokenizer.get_vocab_size() > self.config.vocab_size:
-            raise ConfigError(
-                f"{path}: has {tokenizer.get_vocab_size()} tokens but the model's vocab_size is "
-                f"{self.config.vocab_size}"
-            )
-        return tokenizer
+        return parse_tokenizer(content, self.model.path / TOKENIZER, self.config.vocab_size)
 
     @cached_property
-    def generation_config(self) -> dict[str, Any]:
-        """The content of generation_config.json in Hugging Face's form; empty if missing."""
-        path = self.model.path / GENERATION
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise ConfigError(f"{path}: is not valid JSON ({error})") from None
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
-        return fields
+    def encoder(self) -> TextEncoder:
+        """Encodes texts and conversations; ConfigError if the tokenizer loses text."""
+        return TextEncoder(self.tokenizer, self.model.path / TOKENIZER)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The chat template; ConfigError if the model has none."""
-        from yocobit.engine.chat_template import ChatTemplate  # imports Jinja
+        from yocobit.text.chat_template import ChatTemplate  # imports Jinja
 
-        return ChatTemplate.read(self.model.path / CHAT_TEMPLATE)
+        path, name = self._directory / CHAT_TEMPLATE, self.model.path / CHAT_TEMPLATE
+        return ChatTemplate.read(path, name, self._token_names() if path.exists() else None)
+
+    @property
+    def _generation(self) -> GenerationConfig:
+        source, vocab_size = self.model.path / GENERATION, self.config.vocab_size
+        return GenerationConfig.of(self.generation_config, source, vocab_size)
+
+    @property
+    def bos_token(self) -> int | None:
+        """The token before each text, if the model has one."""
+        return self._generation.bos_token_id
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end the model's turn; ConfigError if they are invalid."""
-        found = self.generation_config.get("stop_strings") or []
-        texts = [found] if isinstance(found, str) else found
-        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
-            raise ConfigError(
-                f"{self.model.path / GENERATION}: stop_strings must be strings but is {found!r}"
-            )
-        return tuple(texts)
+        """Strings that end the model's turn."""
+        return self._generation.texts
 
-    @cached_property
+    @property
     def end_tokens(self) -> frozenset[int]:
         """End-of-sequence tokens."""
-        end = self.generation_config.get("eos_token_id")
-        return frozenset(end if isinstance(end, list) else [] if end is None else [end])
+        return self._generation.end_tokens
 
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
         """Return a new session with a capacity of `max_tokens`; reserves its memory."""
@@ -218,27 +208,57 @@ class Engine:
         return logits
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the tokens of a text, after the BOS token; UserError if it is not valid UTF-8."""
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:  # lone surrogates: Python decodes invalid bytes to them
-            raise UserError(f"text is not UTF-8 (it has {prompt[error.start]!r})") from None
-        bos = self.generation_config.get("bos_token_id")
-        # Unlike encode, this releases the GIL.
-        (encoding,) = self.tokenizer.encode_batch_fast([prompt], add_special_tokens=False)
-        tokens: list[int] = encoding.ids
-        return tokens if bos is None else [bos, *tokens]
+        """Return the tokens of a text, after the BOS token; UserError if it is not valid UTF-8.
+
+        Special tokens that the text spells are plain text. The prompt that a chat template rendered
+        has those of the template, also its BOS token or none, if it writes that itself.
+        """
+        template = getattr(prompt, "template", None)
+        if template is None:
+            tokens = self.encoder.encode(prompt)
+        else:
+            prompt = cast("Prompt", prompt)
+            tokens = self.encoder.encode_chat(
+                template.render, prompt.messages, prompt.variables, prompt
+            )
+        return self._after_bos(tokens, template)
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        render: Render | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Return the tokens of a conversation, up to where the assistant's reply starts.
+
+        `variables`, such as `tools`, are those of the template. `render` replaces its `render`, for
+        example by one with a time limit.
+        """
+        template = self.chat_template
+        tokens = self.encoder.encode_chat(render or template.render, messages, variables)
+        return self._after_bos(tokens, template)
+
+    def _after_bos(self, tokens: list[int], template: ChatTemplate | None) -> list[int]:
+        """Return tokens after the BOS token, if there is one."""
+        bos = self.bos_token
+        if bos is None or (template and (template.writes_bos or tokens[:1] == [bos])):
+            return tokens
+        return [bos, *tokens]
+
+    def _token_names(self) -> dict[str, str]:
+        """Return the names of special tokens that templates read."""
+        end = self.generation_config.get("eos_token_id")
+        tokens = {
+            "bos_token": self.bos_token,
+            "eos_token": end[0] if isinstance(end, list) else end,
+        }
+        names = {n: self.tokenizer.id_to_token(t) for n, t in tokens.items() if t is not None}
+        return {name: text for name, text in names.items() if text is not None}
 
     def sampling(self, **changes: Any) -> SamplingConfig:
         """Return the model's default sampling parameters with some fields changed."""
-        fields = {k: v for k, v in self.generation_config.items() if k in _SAMPLING_KEYS}
-        if self.generation_config.get("do_sample") is False:
-            fields["temperature"] = 0.0
-        try:
-            defaults = SamplingConfig(**fields)
-        except ConfigError as error:
-            raise ConfigError(f"{self.model.path / GENERATION}: {error}") from None
-        return dataclasses.replace(defaults, **changes)
+        return SamplingConfig(**{**self._generation.sampling, **changes})
 
     def stream(
         self,

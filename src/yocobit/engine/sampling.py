@@ -6,42 +6,40 @@ Letters: N sequences   V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from yocobit import _native
 from yocobit.engine.session import Logits
-from yocobit.settings import Settings
+from yocobit.settings import Fraction, PositiveFraction, Settings
+from yocobit.text.generation_config import RepetitionPenalty, Temperature, TopK
+
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Settings):
     """Sampling parameters. Filters apply in the order of the fields, after the penalties."""
 
-    repetition_penalty: float = 1.0  # divides positive logits of seen tokens, multiplies negative
-    presence_penalty: float = 0.0  # subtracted once from the logit of each generated token
-    frequency_penalty: float = 0.0  # subtracted for each occurrence of a generated token
-    temperature: float = 0.8  # 0 is greedy: argmax, ties broken by token id
-    top_k: int = 0  # number of most probable tokens to keep; 0 keeps all
-    top_p: float = 1.0  # nucleus: the fewest tokens whose probabilities reach this sum
-    min_p: float = 0.0  # least probability to keep, as a fraction of the largest
-    seed: int = 0
+    # Divides the positive logits of seen tokens, multiplies the negative ones.
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0  # subtracted once from the logit of each generated token
+    frequency_penalty: Penalty = 0.0  # subtracted for each occurrence of a generated token
+    temperature: Temperature = 0.8  # 0 is greedy: argmax, ties broken by token id
+    top_k: TopK = 0  # number of most probable tokens to keep; 0 keeps all
+    top_p: PositiveFraction = 1.0  # nucleus: the fewest tokens whose probabilities reach this sum
+    min_p: Fraction = 0.0  # least probability to keep, as a fraction of the largest
+    seed: int = 0  # -1 chooses one at random, as in vLLM and llama.cpp
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(
-            0.01 <= self.repetition_penalty <= 100,
-            "repetition_penalty",
-            "must be between 0.01 and 100",
-        )
-        for name in ("presence_penalty", "frequency_penalty"):
-            self.require(-2 <= getattr(self, name) <= 2, name, "must be between -2 and 2")
-        self.require(0 <= self.temperature <= 100, "temperature", "must be between 0 and 100")
-        self.require(self.top_k >= 0, "top_k", "must be at least 0")
-        self.require(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1")
-        self.require(0 <= self.min_p <= 1, "min_p", "must be between 0 and 1")
-        self.require(self.seed >= 0, "seed", "must be at least 0")
+        if self.seed == -1:
+            object.__setattr__(self, "seed", secrets.randbits(53))
+        self.require(self.seed >= 0, "seed", "must be at least 0, or -1 for a random one,")
 
 
 class Sampler:

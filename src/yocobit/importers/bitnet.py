@@ -25,6 +25,8 @@ from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource, read_json
 from yocobit.packing.writer import check_new, write_model
+from yocobit.text import GenerationConfig, read_generation_config, read_tokenizer
+from yocobit.text.generation_config import without_unknown_tokens
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
@@ -65,7 +67,9 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
     config = _config(fields, source / CONFIG)
     parameters = stored_parameters(config, TERNARY.name, head)
     checkpoint = _Checkpoint(source, SafetensorsDirectory(source), _divides_by_scales(fields))
-    tokenizer, generation = source / TOKENIZER, _generation(source, fields)
+    tokenizer, generation = source / TOKENIZER, _generation(source, fields, config.vocab_size)
+    if tokenizer.is_file():
+        read_tokenizer(tokenizer, config.vocab_size)  # checks it
     return write_model(
         out,
         config,
@@ -214,10 +218,12 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
     return ModelConfig.from_dict(values, str(file))
 
 
-def _generation(source: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    file = source / GENERATION
-    known = {**fields, **(read_json(file) if file.exists() else {})}
-    return {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
+def _generation(source: Path, fields: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    known = {**fields, **read_generation_config(source / GENERATION)}
+    kept = {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
+    kept = without_unknown_tokens(kept, vocab_size)
+    GenerationConfig.of(kept, source / GENERATION, vocab_size)
+    return kept
 
 
 def _chat_template(source: Path, engine_adds_bos: bool) -> bytes | None:

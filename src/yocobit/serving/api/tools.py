@@ -13,9 +13,9 @@ from typing import Any
 
 import msgspec
 
-from yocobit.engine.detokenizer import partial_match
 from yocobit.serving.api.protocol import Tool
 from yocobit.serving.errors import APIError
+from yocobit.text.stop_strings import partial_match
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 

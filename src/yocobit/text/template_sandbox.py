@@ -1,0 +1,346 @@
+"""The sandbox of chat templates: Jinja with transformers' additions, in bounded memory and steps.
+
+A rendering has a limit of steps (iterations, calls, filters, operators) and of characters and list
+items that all its operations make, counted before they are made where one can multiply. What is
+left to the caller's clock: comparing, sorting and searching values within these limits.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NoReturn, cast
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+MAX_STEPS = 1 << 20
+MAX_CHARACTERS = 1 << 25
+_MAX_WIDTH = 1 << 16  # of a padding
+_MAX_BITS = 1 << 14  # of an integer
+# In formats: widths above 999, and widths that are arguments.
+_WIDTHS = re.compile(r"%[^a-zA-Z%]*(\d{4}|\*)|\{[^{}]*(:[^{}]*\d{4}|\{)")
+
+# Methods whose results can be far longer than their arguments.
+_FORBIDDEN_METHODS = {"expandtabs", "translate", "to_bytes"}
+_PADDING_METHODS = {"center", "ljust", "rjust", "zfill"}
+_PADDING_FILTERS = {"center", "indent", "batch", "slice"}
+# Filters that pass values on. The others convert them to strings.
+_PASSING = {
+    "abs",
+    "attr",
+    "batch",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "first",
+    "float",
+    "groupby",
+    "int",
+    "items",
+    "last",
+    "length",
+    "list",
+    "map",
+    "max",
+    "min",
+    "random",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "round",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "sum",
+    "unique",
+}
+
+
+class _Left:
+    """The steps and characters that a rendering has left."""
+
+    def __init__(self, characters: int) -> None:
+        self.steps, self.characters = MAX_STEPS, characters
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise TemplateError(f"more than {MAX_STEPS:,} steps")
+
+    def take(self, n: int) -> None:
+        self.characters -= n
+        if self.characters < 0:
+            raise TemplateError("more text than a prompt can have")
+
+
+_left: ContextVar[_Left] = ContextVar("_left")
+
+
+@contextmanager
+def limits(more_characters: int = 0) -> Iterator[None]:
+    """Compile or render templates within new limits."""
+    token = _left.set(_Left(MAX_CHARACTERS + more_characters))
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def counted(value: Any) -> Any:
+    """Return a value that an operation made, its characters or items counted."""
+    if isinstance(value, str | bytes | list | tuple | dict):
+        _left.get().take(len(value))
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise TemplateError(f"an integer of more than {_MAX_BITS:,} bits")
+    return value
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one template."""
+
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # would evaluate constant expressions while compiling
+            extensions=[_Generation, loopcontrols],
+            finalize=_measured,
+        )
+        self.filters["tojson"] = _to_json
+        self.filters.update({name: _limited(name, each) for name, each in self.filters.items()})
+        self.filters |= {"_iterated": _iterated, "_concatenated": _concatenated}
+        self.globals |= {
+            "raise_exception": _reject,
+            "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+            "namespace": _Namespace,
+        }
+        del self.globals["lipsum"]
+
+    concat = staticmethod(lambda pieces: _joined("", pieces))  # type: ignore[assignment]
+
+    def _generate(self, source: nodes.Template, *args: Any, **options: Any) -> str:
+        return super()._generate(_Limiter().visit(source), *args, **options)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        _left.get().step()
+        if operator == "%" and isinstance(left, str):
+            _check_format(left, left.count("%"), right)
+        elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+            _left.get().take(len(left) + len(right))
+        elif operator == "*":
+            _check_product(left, right)
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() * max(0, right))
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[override]
+        _left.get().step()
+        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        if isinstance(owner, str | bytes | int | float):
+            if name in _FORBIDDEN_METHODS:
+                raise SecurityError(f"{name} is not available in chat templates")
+            if name in _PADDING_METHODS:
+                _check_widths([*args, *options.values()])
+            if name == "join" and isinstance(owner, str) and args:
+                return _joined(owner, args[0])
+            if name == "replace" and isinstance(owner, str):
+                _check_replace(owner, *args)
+            if name in ("format", "format_map") and isinstance(owner, str):
+                _check_format(owner, owner.count("{"), (*args, *options.values()))
+        return counted(super().call(context, function, *args, **options))
+
+
+class _Generation(Extension):
+    """{% generation %}: marks what transformers learns from; without a meaning here."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_render"), [], [], body).set_lineno(line)
+
+    def _render(self, caller: Macro) -> Any:
+        return caller()
+
+
+class _Limiter(NodeTransformer):
+    """Makes loops and `~` count."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = _filter(cast(nodes.Expr, node.iter), "_iterated")
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _filter(nodes.List(node.nodes, lineno=node.lineno), "_concatenated")
+
+
+class _Namespace(Namespace):
+    """A namespace without underscore names, as in transformers: they could reach Python itself."""
+
+    def __init__(*args: Any, **attributes: Any) -> None:
+        self, *given = args
+        fields = dict(*given, **attributes)
+        for name in fields:
+            _check_name(name)
+        Namespace.__init__(self, fields)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot have the name {name!r}")
+
+
+def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that counts what it makes."""
+    n_before = int(hasattr(function, "jinja_pass_arg"))  # the environment or a context
+
+    @wraps(function)
+    def limited(*args: Any, **options: Any) -> Any:
+        _left.get().step()
+        value, *others = args[n_before:] or [None]
+        if name in _PADDING_FILTERS:
+            _check_widths([*others, *options.values()])
+        if name not in _PASSING:
+            for each in args[n_before:]:
+                _measured(each)
+        if name == "join":
+            value = list(_iterated(value or ()))
+            separator = others[0] if others else options.get("d", "")
+            _left.get().take(sum(len(_text(each)) + len(_text(separator)) for each in value))
+            args = (*args[:n_before], value, *others)
+        elif name == "replace":
+            new = options.get("new", others[1] if len(others) > 1 else "")
+            _check_replace(_text(value), others[0] if others else options.get("old", ""), new)
+        elif name == "indent":
+            width = others[0] if others else options.get("width", 4)
+            n = width if isinstance(width, int) else len(_text(width))
+            _left.get().take(n * _text(value).count("\n"))
+        elif name == "format":
+            _check_format(_text(value), _text(value).count("%"), (*others, *options.values()))
+        elif name == "wordwrap":
+            _left.get().take(len(_text(value)) * len(_text(options.get("wrapstring", ""))))
+        elif name == "sum" and not isinstance(options.get("start", 0), int | float):
+            raise TemplateError("sum adds numbers only")
+        return counted(function(*args, **options))
+
+    return limited
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return JSON with transformers' options; Jinja's own filter would escape it for HTML."""
+    if indent is not None and len(str(indent)) > 2:
+        raise TemplateError("tojson: indent must have at most two digits or characters")
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _reject(message: Any) -> NoReturn:
+    raise TemplateError(_text(message))
+
+
+def _iterated(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _left.get().step()
+        yield value
+
+
+def _concatenated(values: list[Any]) -> str:
+    return _joined("", values)
+
+
+def _joined(separator: str, values: Iterable[Any]) -> str:
+    texts = [_text(value) for value in _iterated(values)]
+    _left.get().take(sum(map(len, texts)) + len(separator) * len(texts))
+    return separator.join(texts)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(_measured(value))
+
+
+def _measured(value: Any) -> Any:
+    """Return a value; TemplateError if its text would be too long: nested lists can be shared."""
+    if isinstance(value, list | tuple | dict | set):
+        left = _left.get().characters
+        stack: list[Any] = [value]
+        while stack:
+            each = stack.pop()
+            left -= len(each) if isinstance(each, str) else 1
+            if left < 0:
+                raise TemplateError("more text than a prompt can have")
+            if isinstance(each, Mapping):
+                stack += [*each, *each.values()]
+            elif isinstance(each, list | tuple | set):
+                stack += each
+    return value
+
+
+def _check_widths(values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, int) and abs(value) > _MAX_WIDTH:
+            raise TemplateError(f"arguments must be at most {_MAX_WIDTH:,} but one is larger")
+
+
+def _check_format(form: str, n_fields: int, values: Any) -> None:
+    """Count the characters of a formatted string before it is made."""
+    if _WIDTHS.search(form):
+        raise TemplateError("a format must have no width above 999")
+    values = values if isinstance(values, tuple) else (values,)
+    longest = max((len(_text(value)) for value in values), default=0)
+    _left.get().take(len(form) + n_fields * (longest + 999))
+
+
+def _check_replace(text: str, old: Any = "", new: Any = "", *_: Any) -> None:
+    _left.get().take(len(text) + text.count(_text(old)) * len(_text(new)))
+
+
+def _check_product(left: Any, right: Any) -> None:
+    if isinstance(left, int) and isinstance(right, int):
+        _check_bits(left.bit_length() + right.bit_length())
+        return
+    for sequence, n in ((left, right), (right, left)):
+        if hasattr(sequence, "__len__") and isinstance(n, int):
+            _left.get().take(len(sequence) * max(0, n))
+
+
+def _check_bits(n: int) -> None:
+    if n > _MAX_BITS:
+        raise TemplateError(f"an integer of more than {_MAX_BITS:,} bits")

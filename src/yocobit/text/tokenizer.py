@@ -1,0 +1,138 @@
+"""Reading tokenizer.json files of others: every switch that loses text or is random is off.
+
+`truncation`, `padding`, BPE's `dropout` and Unigram's sampling are ignored: a text always has the
+same tokens, all of them. A tokenizer that loses text is rejected:
+
+* A character that the normalizer changes to another (lowercase, NFC, no accents) is not lost.
+* A character that becomes the unknown token, or tokens of its bytes, is not lost.
+* A printable character without any token is lost, and so are bytes of a character, and the blank
+  between two words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE, Unigram
+
+from yocobit.errors import ConfigError, printable
+from yocobit.reading import boundary, read_text
+
+_REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8
+_LETTERS = "éßñøžαΩжЯאשعمकिไท한글あア日本語漢字🙂🚀"
+_WORDS = ("a b", "a\nb", "2024", "3.14159", "don't", "naïve", "foo_bar(x)", "http://x.y/?q=1")
+# Every lead byte and every continuation byte of UTF-8; normalizers may remove these characters.
+_TWO_BYTES = (*range(0xAF, 0x800, 64), *range(0x400, 0x440))
+_THREE_BYTES = (*range(0xA00, 0xD000, 0x1000), 0xD5D0, 0xEA00, 0xFA00)
+_FOUR_BYTES = (0x1F600, 0x40000, 0x80000, 0xC0000, 0x100000)
+_ALL_BYTES = [chr(code) for code in (*_TWO_BYTES, *_THREE_BYTES, *_FOUR_BYTES)]
+_STDERR = threading.Lock()
+
+
+def read_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
+    """Read a tokenizer.json; its ids must be below `vocab_size`, if given.
+
+    ConfigError if it is damaged; OSError as from open(). Decoding needs no more; check_lossless is
+    due before a text is encoded.
+    """
+    return parse_tokenizer(read_text(path), path, vocab_size)
+
+
+def parse_tokenizer(content: str, subject: str | Path, vocab_size: int | None = None) -> Tokenizer:
+    """Return the tokenizer of a tokenizer.json, checked as by read_tokenizer."""
+    with boundary(subject, "is not a tokenizer.json"), without_panic_messages():
+        tokenizer: Tokenizer = Tokenizer.from_str(content)
+        _neutralise(tokenizer)
+    if vocab_size is not None:
+        _check_ids(tokenizer, subject, vocab_size)
+    return tokenizer
+
+
+def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> None:
+    """ConfigError, with an example, if a tokenizer loses text or cannot encode it."""
+    with boundary(subject, "cannot encode text"), without_panic_messages():
+        example = _lost(tokenizer)
+    if example is not None:
+        text, decoded = (printable(repr(each)) for each in example)
+        raise ConfigError(
+            f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
+            "every byte, or with an unknown token"
+        )
+
+
+def n_ids(tokenizer: Tokenizer) -> int:
+    """Return the least vocab_size of a model with a tokenizer: its largest id + 1."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _neutralise(tokenizer: Tokenizer) -> None:
+    """Turn off what makes encoding lossy or random."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    model = tokenizer.model
+    if isinstance(model, BPE):
+        model.dropout = None
+    elif isinstance(model, Unigram):
+        model.alpha = model.nbest_size = None
+
+
+def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> None:
+    if (size := tokenizer.get_vocab_size()) > vocab_size:
+        raise ConfigError(
+            f"{subject}: has {size} tokens but the model's vocab_size is {vocab_size}"
+        )
+    if (largest := n_ids(tokenizer) - 1) >= vocab_size:
+        name = printable(repr(tokenizer.id_to_token(largest)), 80)
+        raise ConfigError(
+            f"{subject}: ids must be below the model's vocab_size {vocab_size} but {name} has "
+            f"{largest}"
+        )
+
+
+def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
+    """Return a text that is lost and what is left of it; None if no probe is lost."""
+    fields = json.loads(tokenizer.to_str())
+    is_byte_level = "ByteLevel" in json.dumps([fields["normalizer"], fields["pre_tokenizer"]])
+    letters = [chr(code) for code in range(0x21, 0x7F)] + list(_LETTERS)
+    texts = [*_WORDS, *letters, *(_ALL_BYTES if is_byte_level else ())]
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
+        decoded = tokenizer.decode(encoding.ids, skip_special_tokens=False)
+        left = decoded.strip()
+        is_blank_lost = len(text.split()) == 2 and left == "".join(text.split())
+        if not left or is_blank_lost or (_REPLACEMENT in left and is_byte_level):
+            return text, decoded
+    return None
+
+
+@contextmanager
+def without_panic_messages() -> Iterator[None]:
+    """Drop the message and backtrace that a panic of the library writes to stderr.
+
+    Other output of this time is written afterwards.
+    """
+    with _STDERR:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed: nothing to drop
+            yield
+            return
+        with tempfile.TemporaryFile() as held:
+            os.dup2(held.fileno(), 2)
+            is_done = False
+            try:
+                yield
+                is_done = True
+            finally:
+                os.dup2(stderr, 2)
+                os.close(stderr)
+            if is_done and held.seek(0, os.SEEK_END):
+                held.seek(0)
+                os.write(2, held.read())
