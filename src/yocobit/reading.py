@@ -72,7 +72,8 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
     OSError as from open().
     """
     with open_regular(path) as stream:
-        data = stream.read(max_bytes + 1)
+        # A buffer of the file's size, not of the limit's.
+        data = stream.read(min(os.fstat(stream.fileno()).st_size, max_bytes) + 1)
     if len(data) > max_bytes:
         raise ConfigError(f"{path}: must have at most {max_bytes:,} bytes but has more")
     return data
