@@ -105,6 +105,77 @@ def test_chunks_and_windows_cover_documents(scorer):
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 1002)
 
 
+def test_text_in_pieces_has_the_perplexity_of_the_whole(scorer):
+    whole = text()[:1000]
+
+    in_pieces = evaluation.perplexity(scorer, [(whole[:300], whole[300:], "")], context=64)
+
+    assert in_pieces == evaluation.perplexity(scorer, [whole], context=64)
+
+
+class OneTokenAByte:
+    """A scorer of long texts; -log p is the number of the token."""
+
+    backend, bos_token, n_encoded = "native", 0, 0
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def encode_pieces(self, pieces):
+        for piece in pieces:
+            self.n_encoded += len(piece)
+            yield piece.encode()
+
+    def nats(self, tokens, n_context):
+        return np.array(tokens[n_context:]) * self.scale
+
+
+def test_long_document_is_tokenised_while_it_is_scored():
+    scorer = OneTokenAByte()
+    n_ahead = []
+
+    def pieces():
+        for i in range(100):
+            n_ahead.append(scorer.n_encoded - 1000 * i)
+            yield "a" * 1000
+
+    result = evaluation.perplexity(scorer, [pieces()], context=64)
+
+    assert result == evaluation.Perplexity(1, 100_000, 100_000, 97.0 * 100_000)
+    assert n_ahead == [0] * 100
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_refused(scale):
+    with pytest.raises(
+        ConfigError, match=r"^model: its logits must be finite but -log p is (nan|inf)"
+    ):
+        evaluation.perplexity(OneTokenAByte(scale), ["ab"])
+
+
+def test_negative_log_likelihood_of_infinite_logits_is_not_finite_and_does_not_warn(recwarn):
+    logits = np.array([[0, np.inf], [0, -np.inf], [np.nan, 0], [0, np.inf]], np.float32)
+
+    nats = negative_log_likelihood(logits, np.array([0, 1, 1, 1]))
+
+    assert not np.isfinite(nats).any() and len(recwarn) == 0
+
+
+def test_perplexity_beyond_the_range_of_floats_is_null_in_json():
+    result = evaluation.perplexity(OneTokenAByte(100.0), ["ab"])
+
+    assert result.perplexity == math.inf
+    assert result.to_dict()["perplexity"] is None
+    assert "inf per token" in result.describe()[0]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("context", [-1, 0, 1, (1 << 24) + 1, 10**30])
+def test_context_out_of_range_is_refused(context):
+    with pytest.raises(ConfigError, match=r"context must be at (least|most) [0-9,]+ tokens but"):
+        evaluation.perplexity(OneTokenAByte(), ["ab"], context)
+
+
 def test_end_token_in_a_text_is_encoded_as_plain_text(scorer):
     assert scorer.bos_token not in scorer.encode(f"a{END}b")
     assert scorer.bos_token == tokenizer().token_to_id(END)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -129,10 +129,10 @@ def bench(
         benchmark.print_report(report, Console())
 
 
-def _texts(documents: DocumentReader) -> Iterator[str]:
-    """Yield the text of each document, then report how many files were skipped."""
+def _texts(documents: DocumentReader) -> Iterator[Iterable[str]]:
+    """Yield the pieces of each document, then report how many files were skipped."""
     for document in documents:
-        yield document.text()
+        yield (piece.text for piece in document.pieces)
     if documents.skipped:
         print(f"skipped {len(documents.skipped)} .py files that are not UTF-8", file=sys.stderr)
     if documents.ignored:

@@ -5,7 +5,7 @@ Letters: T tokens   V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,9 @@ class NativeScorer(Scorer):
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
+        yield self.encode("".join(pieces))
+
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
         chunks = [nats for nats, _ in self.chunks(tokens, n_context)]
         return np.concatenate([np.empty(0), *chunks])
@@ -60,11 +63,12 @@ class NativeScorer(Scorer):
 
 def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:
     """Return -log softmax(logits)[target] of logits (T, V) and targets (T,)."""
-    largest = logits.max(axis=1)
-    # Exponentials in float32: each has a relative error of 1e-7, and so has their sum.
-    total = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
-    target_logits = logits[np.arange(len(targets)), targets]
-    nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)
+    with np.errstate(invalid="ignore", over="ignore"):  # of infinite logits the result is NaN
+        largest = logits.max(axis=1)
+        # Exponentials in float32: each has a relative error of 1e-7, and so has their sum.
+        total = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
+        target_logits = logits[np.arange(len(targets)), targets]
+        nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)
     return nats
 
 

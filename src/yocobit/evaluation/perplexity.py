@@ -3,8 +3,9 @@
 A BOS token precedes each document. Each token of a document is predicted once; its end is not
 predicted. A document longer than the context is scored in windows with a stride of half a context.
 The first window scores all its tokens, each later window its second half, so that at least half a
-context precedes every token after the first window. Memory and cost per token do not grow with the
-document, and the model is never evaluated beyond the context.
+context precedes every token after the first window. A document is read and tokenised piece by
+piece: memory and cost per token do not grow with it, and the model is never evaluated beyond the
+context.
 
 Letters: T tokens
 """
@@ -14,12 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from yocobit.config import ConfigError
 from yocobit.evaluation.scorer import Scorer
 
 CONTEXT = 2048
+_MAX_CONTEXT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,14 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        """Perplexity per token; comparable only between models with the same tokenizer."""
-        return math.exp(self.nats / self.n_tokens)
+        """Perplexity per token; comparable only between models with the same tokenizer.
+
+        Infinite if a float cannot represent it.
+        """
+        try:
+            return math.exp(self.nats / self.n_tokens)
+        except OverflowError:
+            return math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -51,47 +60,69 @@ class Perplexity:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the results as JSON values."""
+        """Return the results as JSON values; None for an infinite perplexity."""
         return {
             "documents": self.n_documents,
             "tokens": self.n_tokens,
             "bytes": self.n_bytes,
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "bits_per_byte": self.bits_per_byte,
         }
 
 
-def perplexity(scorer: Scorer, documents: Iterable[str], context: int = CONTEXT) -> Perplexity:
-    """Score documents in windows of at most `context` tokens.
+def perplexity(
+    scorer: Scorer, documents: Iterable[str | Iterable[str]], context: int = CONTEXT
+) -> Perplexity:
+    """Score documents, each a text or its pieces in order, in windows of at most `context` tokens.
 
-    Raises ConfigError if the documents have no tokens.
+    Raises ConfigError if the documents have no tokens or the model's logits are not finite.
     """
-    if context < 2:
-        raise ConfigError(f"context must be at least 2 tokens but is {context}")
-    n_documents = n_tokens = n_bytes = 0
-    nats = []
-    for document in documents:
-        tokens = [scorer.bos_token, *scorer.encode(document)]
-        for window, n_context in windows(tokens, context):
-            nats.append(math.fsum(scorer.nats(window, n_context)))
-        n_documents += 1
-        n_tokens += len(tokens) - 1
-        n_bytes += len(document.encode())
+    if not 2 <= context <= _MAX_CONTEXT:
+        rule = f"at most {_MAX_CONTEXT:,}" if context > 2 else "at least 2"
+        raise ConfigError(f"context must be {rule} tokens but is {context}")
+    scored = [
+        _score(scorer, [document] if isinstance(document, str) else document, context)
+        for document in documents
+    ]
+    n_tokens = sum(each.n_tokens for each in scored)
     if n_tokens == 0:
         raise ConfigError("documents must hold text but are empty; name files with text")
-    return Perplexity(n_documents, n_tokens, n_bytes, math.fsum(nats))
+    n_bytes, nats = sum(each.n_bytes for each in scored), math.fsum(each.nats for each in scored)
+    return Perplexity(len(scored), n_tokens, n_bytes, nats)
 
 
-def windows(tokens: Sequence[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
+def _score(scorer: Scorer, pieces: Iterable[str], context: int) -> Perplexity:
+    """Score a document."""
+    n_tokens = n_bytes = 0
+    nats = []
+
+    def counted() -> Iterator[str]:
+        nonlocal n_bytes
+        for piece in pieces:
+            n_bytes += len(piece.encode())
+            yield piece
+
+    tokens = chain([scorer.bos_token], chain.from_iterable(scorer.encode_pieces(counted())))
+    for window, n_context in windows(tokens, context):
+        nats.append(math.fsum(scorer.nats(window, n_context)))
+        n_tokens += len(window) - n_context
+        if not math.isfinite(nats[-1]):
+            raise ConfigError(
+                f"model: its logits must be finite but -log p is {nats[-1]}; the weights are "
+                "damaged, or the training diverged"
+            )
+    return Perplexity(1, n_tokens, n_bytes, math.fsum(nats))
+
+
+def windows(tokens: Iterable[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
     """Split tokens (T,) into windows, each with its number of leading tokens that are only context.
 
     All tokens but the first are scored once. A window has up to `context` + 1 tokens:
     its last token is predicted, not an input.
     """
-    end = min(len(tokens), context + 1)
-    yield tokens[:end], 1
-    while end < len(tokens):
-        next_end = min(end + context // 2, len(tokens))
-        start = next_end - context - 1
-        yield tokens[start:next_end], end - start
-        end = next_end
+    tokens = iter(tokens)
+    window = list(islice(tokens, context + 1))
+    yield window, 1
+    while scored := list(islice(tokens, context // 2)):
+        window = [*window, *scored][-(context + 1) :]
+        yield window, len(window) - len(scored)

@@ -5,7 +5,7 @@ Letters: B batch, of 1   T tokens   C model width
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,9 @@ class TorchScorer(Scorer):
     def encode(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return tokens
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
+        yield self.encode("".join(pieces))
 
     @torch.inference_mode()
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:

@@ -6,7 +6,7 @@ Letters: T tokens
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,6 +26,9 @@ class Scorer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Tokenize a text as in training: special tokens in it are plain text."""
+
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
+        """Yield the tokens of a text of any length that is given in pieces."""
 
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
         """Return -log p of each of tokens[n_context:], given all tokens before it.
