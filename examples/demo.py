@@ -19,6 +19,7 @@ from yocobit.data.baselines import compressed_bits_per_byte, validation_text
 from yocobit.engine import SamplingConfig
 from yocobit.errors import report_errors
 from yocobit.packing import pack
+from yocobit.packing.format import is_packed
 from yocobit.tracking.plot import plot_runs
 from yocobit.training import load, train
 
@@ -41,7 +42,8 @@ def main() -> None:
 
     console.rule("2. pack")
     model = arguments.out / "model"
-    shutil.rmtree(model, ignore_errors=True)
+    if is_packed(model):  # by an earlier start
+        shutil.rmtree(model)
     for line in describe(pack(checkpoint, model)):
         console.print(line, soft_wrap=True)
 

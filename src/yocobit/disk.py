@@ -1,13 +1,22 @@
-"""Atomic file writes: after a power failure the file is complete or unchanged."""
+"""Writing files: nothing of a user's is replaced, and every write is atomic.
+
+After a power failure a file is complete or unchanged.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from yocobit.errors import ConfigError
+
+_BLOCK_BYTES = 1 << 20
+_MAX_OWN_BYTES = 1 << 26  # of a file that may be replaced; plots are smaller
 
 
 class WriteError(RuntimeError):
@@ -19,6 +28,55 @@ class WriteError(RuntimeError):
             f"{path}: cannot be written ({reason}); {kept}; "
             "free disk space and continue with --resume"
         )
+
+
+def claim_directory(
+    path: Path,
+    is_own: Callable[[Path], bool] | None = None,
+    rule: str = "must not exist or be an empty directory",
+    remedy: str = "choose another name",
+) -> None:
+    """Raise ConfigError unless an output can be written to the directory `path`.
+
+    It may be new or empty. One with files must be an earlier output of the same command, as
+    `is_own` finds. Writes nothing.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path}: is a symbolic link to a missing directory; {remedy}")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ConfigError(f"{path}: {rule} but is a file; {remedy}")
+    names = sorted(os.listdir(path))
+    if names and not (is_own is not None and is_own(path)):
+        raise ConfigError(f"{path}: {rule} but has {names[0]}; {remedy}")
+
+
+def claim_file(path: Path, is_own: Callable[[bytes], bool], kind: str) -> None:
+    """Raise ConfigError unless the file `path` is new, empty, or an earlier output.
+
+    `is_own` finds that from its content; `kind` describes such an output.
+    """
+    if path.is_symlink() and not path.exists():
+        raise ConfigError(f"{path}: is a symbolic link to a missing file; choose another name")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ConfigError(f"{path}: must be a regular file; choose another name")
+    with path.open("rb") as stream:
+        content = stream.read(_MAX_OWN_BYTES)
+    if content and not is_own(content):
+        raise ConfigError(f"{path}: exists and is not {kind}; choose another name, or delete it")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    with path.open("rb", buffering=0) as stream:
+        while n := stream.readinto(buffer):
+            digest.update(buffer[:n])
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -57,5 +115,5 @@ def flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an indented JSON object; not atomic."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    """Write an indented JSON object of finite numbers; not atomic."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")

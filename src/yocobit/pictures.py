@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yocobit.disk import replacing
+from yocobit.disk import claim_file, replacing
 from yocobit.errors import UserError
 
 # Okabe and Ito's colour-blind-safe blue, vermillion and green, and a sky blue that is visible on
@@ -16,6 +16,8 @@ from yocobit.errors import UserError
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
 TEXT = "#444444"
 _FORMATS = (".png", ".svg", ".pdf")
+_PICTURES = (b"\x89PNG", b"%PDF", b"<?xml", b"<svg")  # first bytes
+_DRAWN_BY = b"matplotlib.org"  # in the metadata of every format
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.edgecolor": "#9A9A9A",
@@ -66,10 +68,20 @@ def save(figure: Any, out: Path, dpi: float | None = None) -> None:
 
     Renders in memory first: on a full disk, matplotlib's own error hides the system's.
     """
+    claim_picture(out)
     image = io.BytesIO()
     figure.savefig(image, dpi=dpi or figure.dpi, format=out.suffix.removeprefix("."))
     with replacing(out) as partial:
         partial.write_bytes(image.getvalue())
+
+
+def claim_picture(out: Path) -> None:
+    """Raise ConfigError if `out` is a picture that another program drew; a plot is replaced."""
+    claim_file(
+        out,
+        lambda content: _DRAWN_BY in content or not content.startswith(_PICTURES),
+        "a plot drawn by matplotlib",
+    )
 
 
 def check_picture(out: Path) -> None:
@@ -80,5 +92,6 @@ def check_picture(out: Path) -> None:
         raise UserError(f"--picture: {out}: cannot be written: {out.parent} is not a directory")
     if out.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise UserError(f"--picture: {out}: cannot be written; choose another file")
+    claim_picture(out)
     with style():
         pass  # matplotlib is installed

@@ -122,6 +122,18 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     return parse_json(read_bytes(path), path, kind)
 
 
+def read_own_json(path: Path, kind: type[_T]) -> _T:
+    """Read a JSON file that this package wrote, of a struct that forbids unknown fields."""
+    try:
+        return read_json(path, kind)
+    except ConfigError as error:
+        if "unknown field" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error}; a newer version of yocobit has written it: update yocobit"
+        ) from None
+
+
 @overload
 def parse_json(data: bytes | str, subject: str | Path) -> dict[str, Any]: ...
 @overload

@@ -2,30 +2,45 @@
 
     model.safetensors      master weights            config.json   ModelConfig
     optimizer.safetensors  state of every parameter  train.json    TrainConfig
-    tokenizer.json                                   state.json    progress, and each file's size
+    tokenizer.json                                   state.json    progress; sizes and SHA-256
     tokenizer_config.json, generation_config.json    for transformers
     modeling_yocobit.py    for transformers, with trust_remote_code=True
     chat_template.jinja    if the training text has conversations
 
 Needs no torch; yocobit.training.checkpoint writes and loads checkpoints. A directory is incomplete
-if files are missing or differ in size from state.json; `last` and `best` skip it.
+if files are missing or differ in size from state.json; `last` and `best` skip it. It is damaged if
+a file differs in its hash: who reads a checkpoint calls `check_intact` first.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from yocobit.config import ConfigError
-from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, is_packed
+from yocobit.disk import sha256
+from yocobit.packing.format import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION,
+    MODEL,
+    TOKENIZER,
+    is_packed,
+)
+from yocobit.reading import read_json
+from yocobit.settings import Count
 
 __all__ = [
     "AUTO_MAP",
     "BEST",
     "CHAT_TEMPLATE",
     "CONFIG",
+    "DAMAGED",
     "DIRECTORY",
     "LAST",
     "MODEL",
@@ -35,8 +50,11 @@ __all__ = [
     "STATE",
     "TOKENIZER",
     "TRAIN",
+    "StoredState",
     "best",
+    "check_intact",
     "complete",
+    "damage",
     "directory_of",
     "find",
     "is_complete",
@@ -52,6 +70,7 @@ TRAIN = "train.json"
 STATE = "state.json"
 DIRECTORY = "checkpoints"
 BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
+DAMAGED = "damaged-"  # prefix of a directory that a resumed run has set aside
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
 
 # `auto_map` in config.json: where transformers finds the classes, with trust_remote_code=True.
@@ -64,6 +83,8 @@ _CLASSES = {
 }
 AUTO_MAP = {auto: f"{REMOTE_CODE.removesuffix('.py')}.{name}" for auto, name in _CLASSES.items()}
 
+# What packing, evaluation and initialisation read.
+_READ_WITHOUT_RESUMING = {MODEL, CONFIG, TOKENIZER, CHAT_TEMPLATE, GENERATION}
 _REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
 _NAME = re.compile(r"step-(\d+)")
 
@@ -88,12 +109,37 @@ def complete(run_dir: Path) -> list[Path]:
 def is_complete(checkpoint: Path) -> bool:
     """Whether every file is present with the size that state.json records."""
     try:
-        sizes = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["size_bytes"]
-        return sizes.keys() >= _REQUIRED and all(
-            (checkpoint / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = read_state(checkpoint).size_bytes
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ConfigError):
         return False
+    return sizes.keys() >= _REQUIRED and all(
+        _has_size(checkpoint / name, size) for name, size in sizes.items()
+    )
+
+
+def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None:
+    """Return which file of a checkpoint differs from its hash; None if all are equal.
+
+    `names` limits the files; missing ones are ignored. Reads them once. Checkpoints of earlier
+    versions have no hashes.
+    """
+    hashes = read_state(checkpoint).sha256
+    paths = [checkpoint / name for name in hashes if names is None or name in names]
+    paths = [path for path in paths if path.exists()]
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        digests = [*pool.map(sha256, paths)]
+    for path, digest in zip(paths, digests, strict=True):
+        if digest != hashes[path.name]:
+            return f"{path.name} is damaged: its SHA-256 differs from that in {STATE}"
+    return None
+
+
+def check_intact(checkpoint: Path) -> None:
+    """Raise ConfigError if a file that packing or evaluation reads differs from its hash."""
+    if (checkpoint / STATE).is_file():
+        found = damage(checkpoint, _READ_WITHOUT_RESUMING)
+        if found is not None:
+            raise ConfigError(f"{checkpoint}: {found}; name an earlier checkpoint")
 
 
 def last(run_dir: Path) -> Path | None:
@@ -105,7 +151,7 @@ def last(run_dir: Path) -> Path | None:
 def best(run_dir: Path) -> Path | None:
     """Return the complete checkpoint with the lowest bits per byte; None if there is none."""
     newest = last(run_dir)
-    step = newest and read_state(newest).get("best_step")
+    step = newest and read_state(newest).best_step
     return next((path for path in complete(run_dir) if step_of(path) == step), None)
 
 
@@ -118,16 +164,23 @@ def write_remote_code(directory: Path) -> None:
     )
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read state.json."""
-    fields: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    return fields
+class StoredState(msgspec.Struct):
+    """The fields of state.json that are read without torch; training.state has the others."""
+
+    size_bytes: dict[str, int]  # of each other file
+    sha256: dict[str, str] = {}
+    threads: Count = 1
+    best_step: int | None = None
+
+
+def read_state(checkpoint: Path) -> StoredState:
+    """Read state.json; ConfigError if it is damaged, OSError as from open()."""
+    return read_json(checkpoint / STATE, StoredState)
 
 
 def read_train(checkpoint: Path) -> dict[str, Any]:
     """Read train.json: the result of TrainConfig.to_dict."""
-    fields: dict[str, Any] = json.loads((checkpoint / TRAIN).read_text(encoding="utf-8"))
-    return fields
+    return read_json(checkpoint / TRAIN)
 
 
 def find(path: Path) -> Path:
@@ -149,8 +202,31 @@ def find(path: Path) -> Path:
             f"{path}: is a packed model, which cannot be trained, distilled or packed again; "
             "name the run or checkpoint that it was packed from"
         )
+    if (path / STATE).is_file() and step_of(path) >= 0:
+        _check_complete(path)
+        return path
     if (path / MODEL).is_file() and (path / CONFIG).is_file():
         return path
     if (checkpoint := last(path)) is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
     return checkpoint
+
+
+def _check_complete(checkpoint: Path) -> None:
+    """Raise ConfigError unless a named checkpoint has all files of a model, none of them torn."""
+    sizes = read_state(checkpoint).size_bytes
+    for name in sorted({MODEL, CONFIG} | sizes.keys()):
+        path = checkpoint / name
+        is_optional = name not in {MODEL, CONFIG} and not path.exists()
+        if not is_optional and not _has_size(path, sizes.get(name)):
+            raise ConfigError(
+                f"{checkpoint}: is incomplete: {name} is missing or has another size than {STATE} "
+                "records; name another checkpoint"
+            )
+
+
+def _has_size(path: Path, size: int | None) -> bool:
+    try:
+        return path.stat().st_size == size
+    except (FileNotFoundError, NotADirectoryError):
+        return False

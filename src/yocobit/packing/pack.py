@@ -45,6 +45,7 @@ def pack(
     traffic of the head and is less accurate. Holds one tensor at a time.
     """
     directory = checkpoints.find(checkpoint)
+    checkpoints.check_intact(directory)
     config = ModelConfig.from_json(directory / CONFIG)
     format = _projection_format(directory, config.weights, weights)
     head_format(head)  # raises for an unknown one
@@ -57,7 +58,7 @@ def pack(
     source = SafetensorsDirectory(directory)
     parameters = stored_parameters(config, format.name, head)
     has_state = (directory / checkpoints.STATE).is_file()
-    threads = checkpoints.read_state(directory).get("threads", 1) if has_state else 1
+    threads = checkpoints.read_state(directory).threads if has_state else 1
 
     def tensors() -> Iterator[tuple[str, Array]]:
         shapes = parameter_shapes(config)

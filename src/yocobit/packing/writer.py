@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from yocobit.config import ConfigError, ModelConfig
-from yocobit.disk import flush, writing
+from yocobit.config import ModelConfig
+from yocobit.disk import claim_directory, flush, writing
 from yocobit.packing.format import (
     ALIGNMENT,
     CHAT_TEMPLATE,
@@ -149,8 +149,7 @@ def _write(stream: BinaryIO, data: bytes | memoryview) -> None:
 
 def check_new(out: Path) -> None:
     """Raise ConfigError unless a model can be written to `out`; for use before long work."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out}: must not exist or be an empty directory; choose another name")
+    claim_directory(out)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,6 @@ the first start and each resume: date, command, code, machine. README.md is a su
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import subprocess
@@ -16,15 +15,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from yocobit import _native
-from yocobit.disk import replacing
+from yocobit.disk import replacing, write_json
+from yocobit.errors import ConfigError
 from yocobit.hardware.host import describe_host
+from yocobit.reading import boundary, read_json
 
 MANIFEST, README = "run.json", "README.md"
+_README_START = b"A yocobit run: "
+_README_HEAD = 1024  # bytes, with the name of the run
 
 
 def write_manifest(
@@ -39,7 +43,7 @@ def write_manifest(
     path, warning = run_dir / MANIFEST, None
     try:
         starts = _read_starts(path) if step > 0 else []
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ConfigError) as error:
         damaged = path.with_suffix(".json.damaged")
         warning = f"warning: {path}: is damaged ({error}); kept as {damaged} and written again"
         starts = []
@@ -50,15 +54,27 @@ def write_manifest(
     try:
         if warning is not None:
             path.replace(damaged)
-        for file, text in (
-            (path, json.dumps(manifest, indent=2) + "\n"),
-            (run_dir / README, _readme(run_dir, manifest)),
-        ):
-            with replacing(file) as partial:
-                partial.write_text(text, encoding="utf-8")
+        with replacing(path) as partial:
+            write_json(partial, manifest)
+        readme = run_dir / README
+        if _is_own_readme(readme):
+            with replacing(readme) as partial:
+                partial.write_text(_readme(run_dir, manifest), encoding="utf-8")
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); training continues"
     return warning
+
+
+class _Start(msgspec.Struct):
+    """The fields of a start in run.json that README.md has; others are kept unread."""
+
+    date: str
+    step: int
+    command: str
+
+
+class _Starts(msgspec.Struct):
+    starts: list[dict[str, Any]]
 
 
 def git_state(directory: Path) -> dict[str, Any] | None:
@@ -80,14 +96,14 @@ def _git(directory: Path, *arguments: str) -> str:
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:
-    """Return the starts in run.json; raises various errors if it is damaged."""
+    """Return the starts in run.json; ConfigError if it is damaged."""
     try:
-        text = path.read_text(encoding="utf-8")
+        starts = read_json(path, _Starts).starts
     except FileNotFoundError:  # a run of an earlier version
         return []
-    starts: list[dict[str, Any]] = json.loads(text)["starts"]
-    for start in starts:
-        _start_line(start)
+    with boundary(path, "has an invalid start"):
+        for start in starts:
+            msgspec.convert(start, _Start)
     return starts
 
 
@@ -96,7 +112,7 @@ def _start(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     start = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
-        "command": _command(sys.argv),
+        "command": command_line(),
         "git": git_state(Path.cwd()),
         "versions": {
             "yocobit": machine.version,
@@ -116,6 +132,11 @@ def _start(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
         **settings,
     }
     return {name: value for name, value in start.items() if value is not None}
+
+
+def command_line() -> str:
+    """Return the command line of this process."""
+    return _command(sys.argv)
 
 
 def command_to_resume() -> str:
@@ -160,6 +181,11 @@ def _relative(value: Any, directory: Path) -> Any:
     if isinstance(value, str) and Path(value).is_relative_to(directory):
         return str(Path(value).relative_to(directory))
     return value
+
+
+def _is_own_readme(path: Path) -> bool:
+    """Whether README.md is absent or begins as _readme does: a user's own is kept."""
+    return not path.exists() or _README_START in path.read_bytes()[:_README_HEAD]
 
 
 def _readme(run_dir: Path, manifest: dict[str, Any]) -> str:

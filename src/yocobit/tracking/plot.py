@@ -37,6 +37,7 @@ def plot_runs(
             f"{out}: a plot must end in {', '.join(_FORMATS)}; write a PNG by --out runs.png, or "
             "explore the curves in TensorBoard (yocobit train --tensorboard)"
         )
+    pictures.claim_picture(out)
     runs = read_runs(run_dirs)
     counted = {i: run for i, run in enumerate(runs) if run.layer_shares(axis)[1]}
     heights = [_TOP_HEIGHT, *[_ROW_HEIGHT] * len(counted)]

@@ -6,12 +6,15 @@ flushed and renamed.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -19,12 +22,13 @@ from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.data.tokenizer import END, end_token
-from yocobit.disk import WriteError, flush, write_json
+from yocobit.disk import WriteError, flush, sha256, write_json
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import (
     CHAT_TEMPLATE,
     CONFIG,
+    DAMAGED,
     DIRECTORY,
     MODEL,
     OPTIMIZER,
@@ -33,9 +37,10 @@ from yocobit.packing.checkpoints import (
     TOKENIZER,
     TRAIN,
 )
+from yocobit.reading import read_own_json
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
 from yocobit.training.sharding import is_sharded, save_parts
-from yocobit.training.state import GradientSpikeGuard, RunState
+from yocobit.training.state import RunState, StateFile
 
 
 def save(
@@ -45,17 +50,17 @@ def save(
     optimizer: dict[str, Tensor],
     train: dict[str, Any],
     tokenizer: Tokenizer,
-    keep: int,
+    keep: int | None,
     chat_template: str | None = None,
     processes: Processes = SINGLE_PROCESS,
 ) -> Path:
     """Write the checkpoint of `state.step` unless it exists; all processes call this together.
 
-    The `keep` newest checkpoints and the best one are kept. WriteError leaves all earlier
+    The `keep` newest checkpoints, or all, and the best one are kept. WriteError leaves all earlier
     checkpoints unchanged.
     """
     final = checkpoints.directory_of(run_dir, state.step)
-    if processes.broadcast(checkpoints.is_complete(final)):
+    if processes.broadcast(processes.is_main and _is_intact(final)):
         return final
     partial = final.with_name(f"{PARTIAL}{processes.broadcast(os.getpid())}")
 
@@ -72,8 +77,13 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         kept = checkpoints.last(run_dir)
         raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
-    processes.on_main(lambda: _delete_old(run_dir, keep, state.best_step))
+    if keep is not None:
+        processes.on_main(lambda: _delete_old(run_dir, keep, state.best_step))
     return final
+
+
+def _is_intact(checkpoint: Path) -> bool:
+    return checkpoints.is_complete(checkpoint) and checkpoints.damage(checkpoint) is None
 
 
 def _make_empty(partial: Path) -> None:
@@ -115,9 +125,18 @@ def _write_metadata(
     _write_token_roles(partial, tokenizer)
     if chat_template is not None:
         (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
-    sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-    write_json(partial / STATE, {**dataclasses.asdict(state), "size_bytes": sizes})
-    for path in (*partial.iterdir(), partial):
+    paths = sorted(partial.iterdir())
+    with ThreadPoolExecutor() as pool:
+        # From the page cache, while the disk writes: hashing is hidden by the flush.
+        hashes = pool.map(sha256, paths)
+        for path in paths:
+            flush(path)
+    files = {
+        "size_bytes": {path.name: path.stat().st_size for path in paths},
+        "sha256": {path.name: digest for path, digest in zip(paths, hashes, strict=True)},
+    }
+    write_json(partial / STATE, {**msgspec.to_builtins(state), **files})
+    for path in (partial / STATE, partial):
         flush(path)
 
 
@@ -141,6 +160,23 @@ def _delete_old(run_dir: Path, n_newest: int, best_step: int | None) -> None:
             shutil.rmtree(old.rename(directory / f"{PARTIAL}{old.name}"))
 
 
+def newest_intact(run_dir: Path) -> tuple[Path | None, dict[Path, str]]:
+    """Return the newest checkpoint whose files equal their hashes, and the damaged newer ones."""
+    damaged: dict[Path, str] = {}
+    for found in reversed(checkpoints.complete(run_dir)):
+        if (reason := checkpoints.damage(found)) is None:
+            return found, damaged
+        damaged[found] = reason
+    return None, damaged
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Rename a damaged checkpoint, so that it is neither loaded nor counted; return its path."""
+    path = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
+    shutil.rmtree(path, ignore_errors=True)  # of the same step, set aside before
+    return checkpoint.rename(path)
+
+
 def remove_partial(run_dir: Path) -> None:
     """Delete the partial checkpoints of killed processes."""
     for path in (run_dir / DIRECTORY).glob(f"{PARTIAL}*"):
@@ -149,21 +185,26 @@ def remove_partial(run_dir: Path) -> None:
 
 def load_state(checkpoint: Path) -> RunState:
     """Read the progress of a run from state.json."""
-    fields = checkpoints.read_state(checkpoint)
-    del fields["size_bytes"]
-    fields["guard"] = GradientSpikeGuard(**fields.get("guard", {}))
-    return RunState(**fields)
+    file = read_own_json(checkpoint / STATE, StateFile)
+    return RunState(**{name: getattr(file, name) for name in RunState.__struct_fields__})
 
 
 def load_optimizer(checkpoint: Path) -> dict[str, Tensor]:
     """Read the tensors of Optimizers.state."""
-    tensors: dict[str, Tensor] = load_file(checkpoint / OPTIMIZER)
+    path = checkpoint / OPTIMIZER
+    tensors = _load_tensors(path)
+    if (name := first_above(tensors)) is not None:
+        raise ConfigError(
+            f"{path}: '{name}' must be finite but has values that are NaN or infinite; use an "
+            "earlier checkpoint"
+        )
     return tensors
 
 
 def load_model(path: Path) -> Decoder:
     """Load the model of a checkpoint, or of the last checkpoint of a run."""
     checkpoint = checkpoints.find(path)
+    checkpoints.check_intact(checkpoint)
     model = Decoder(ModelConfig.from_json(checkpoint / CONFIG))
     load_weights(model, checkpoint)
     return model
@@ -192,13 +233,35 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
 
 def _read_weights(checkpoint: Path, is_tied: bool) -> dict[str, Tensor]:
     path = checkpoint / MODEL
-    try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    weights = _load_tensors(path)
+    if (name := first_above(weights)) is not None:
+        raise ConfigError(
+            f"{path}: tensor '{name}' must be finite but has values that are NaN or infinite; "
+            "the run has diverged: use an earlier checkpoint"
+        )
     if is_tied and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    return tensors
+
+
+def first_above(tensors: Mapping[str, Tensor], limit: float = math.inf) -> str | None:
+    """Return the name of a tensor with a NaN or a magnitude of `limit` or more, None without one.
+
+    By default, that is a tensor with a value that is not finite.
+    """
+    for name, tensor in tensors.items():
+        # The minimum and maximum of a tensor with a NaN are NaN; no mask is allocated.
+        if tensor.numel() > 0 and not all(abs(float(v)) < limit for v in tensor.aminmax()):
+            return name
+    return None
 
 
 def _differences(weights: dict[str, Tensor], model: Decoder) -> dict[str, tuple[str, str]]:

@@ -16,6 +16,10 @@ class TrainingError(RuntimeError):
     """A run that cannot continue."""
 
 
+class DamagedCheckpoint(RuntimeError):
+    """A run that is saved, after it was resumed without a checkpoint that the disk has damaged."""
+
+
 class OutOfMemory(RuntimeError):
     """A run that needs more memory than the machine has."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,15 @@ from yocobit.training import checkpoint
 from yocobit.training.backend import compile_errors_in_one_line, matmul_precision
 from yocobit.training.batch import Batch
 from yocobit.training.config import TrainConfig
-from yocobit.training.distributed import process_group
-from yocobit.training.errors import TrainingError, out_of_memory_as, step_too_large
+from yocobit.training.distributed import Processes, process_group
+from yocobit.training.errors import (
+    DamagedCheckpoint,
+    TrainingError,
+    out_of_memory_as,
+    step_too_large,
+)
 from yocobit.training.interrupt import Interrupt
+from yocobit.training.run_lock import claim_run, locked
 from yocobit.training.sample import sample
 from yocobit.training.schedule import (
     rate_factor,
@@ -37,11 +44,12 @@ from yocobit.training.schedule import (
     weight_decay_factor,
 )
 from yocobit.training.setup import Run, set_up
-from yocobit.training.sharding import evaluation_module, gather_model
+from yocobit.training.sharding import evaluation_module, gather_model, local
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte, weight_counts
 
 _SAMPLE_TEMPERATURE = 0.6
+_LARGEST_WEIGHT = 2.0**27  # products of four stay in the range of float32
 
 
 def train(
@@ -56,20 +64,40 @@ def train(
 
     With `resume`, continue from the last checkpoint there; start a run in an empty directory or if
     there is no checkpoint yet. A new run starts from the weights of the run or checkpoint `init`,
-    if given. Ctrl-C and SIGTERM stop the run after the current step, with a checkpoint. All
-    processes of one torchrun call this.
+    if given. DamagedCheckpoint at the end of a run that was resumed from an earlier checkpoint than
+    its newest, as that was damaged. Ctrl-C and SIGTERM stop the
+    run after the current step, with a checkpoint. All processes of one torchrun call this.
     """
     started = time.monotonic()
     with process_group(simultaneous=(ConfigError, TrainingError, WriteError)) as processes:
-        run = set_up(
-            config, run_dir, resume=resume, init=init, console=console, processes=processes
-        )
-        loop = Loop(run, console, started)
-        with (
-            matmul_precision(run.state.precision),
-            out_of_memory_as(lambda: step_too_large(run.config, run_dir)),
-        ):
-            return loop.run()
+        console.quiet = console.quiet or not processes.is_main
+        with _held(run_dir, resume, console, processes):
+            run = set_up(
+                config, run_dir, resume=resume, init=init, console=console, processes=processes
+            )
+            loop = Loop(run, console, started)
+            with (
+                matmul_precision(run.state.precision),
+                out_of_memory_as(lambda: step_too_large(run.config, run_dir)),
+            ):
+                saved = loop.run()
+            if run.damaged and processes.is_main:
+                raise DamagedCheckpoint(
+                    f"{saved}: is saved, but the run was resumed without its newest checkpoint: "
+                    f"{run.damaged[0]}; check the disk"
+                )
+            return saved
+
+
+@contextmanager
+def _held(run_dir: Path, resume: bool, console: Console, processes: Processes) -> Iterator[None]:
+    """Check that a run may be written to a directory, and lock it in the main process."""
+    processes.on_all(lambda: claim_run(run_dir, resume))
+    with ExitStack() as stack:
+        warning = processes.on_main(lambda: stack.enter_context(locked(run_dir)))
+        if warning is not None:
+            console.print(warning, markup=False, highlight=False, soft_wrap=True)
+        yield
 
 
 class Loop:
@@ -93,6 +121,7 @@ class Loop:
             run.processes,
         )
         self.durations: list[float] = []
+        self.diverged: str | None = None  # why the weights must not be saved
 
     def run(self) -> Path:
         """Train until the run is done or interrupted; return its last checkpoint."""
@@ -104,6 +133,9 @@ class Loop:
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and not self._is_interrupted(interrupt):
                     self._step(log, progress)
+                if self.diverged is not None and self._is_done():
+                    raise self._divergence()
+                self._check_weights()
                 saved = self._save(log)
         finally:
             log.close()
@@ -165,6 +197,28 @@ class Loop:
             best = f"step {self.state.best_step}, {saved.parent / checkpoints.BEST}"
             self._print(f"best checkpoint, by the bits/byte of evaluations: {best}")
 
+    def _check_weights(self) -> None:
+        """Raise TrainingError if a weight is NaN, infinite or beyond use, in any process.
+
+        The loss of a step is from before its update: it does not show this.
+        """
+        weights = {name: local(tensor) for name, tensor in self.model.state_dict().items()}
+        found = checkpoint.first_above(weights, _LARGEST_WEIGHT)
+        if self.processes.max(found is not None):
+            self.diverged = (
+                f"'{found or 'a weight of another process'}' has values that are NaN, infinite or "
+                f"above {_LARGEST_WEIGHT:.0e}"
+            )
+            raise self._divergence()
+
+    def _divergence(self) -> TrainingError:
+        kept = checkpoints.last(self.run_dir)
+        return TrainingError(
+            f"step {self.state.step}: the run has diverged, {self.diverged}; its weights are not "
+            f"saved; last checkpoint: {kept or 'none yet'}; lower optim.learning_rate or raise "
+            "schedule.warmup_steps, and start again with another --out"
+        )
+
     # ---- a step and what follows it ----
 
     def _step(self, log: RunLog, progress: Progress) -> None:
@@ -179,13 +233,16 @@ class Loop:
         if is_converted:
             self._warn_of_short_run()
         record = self._record(result, factor)
+        is_finite = math.isfinite(result.loss + result.divergence + result.grad_norm)
+        self.diverged = None if is_finite else result.skipped
         if state.step % run.eval_every == 0 or self._is_done():
             record["valid_bits_per_byte"] = self._validate()
             record[WEIGHT_COUNTS] = weight_counts(self.model)
         state.seconds = self._seconds()
         log.write({**record, "seconds": round(state.seconds, 3)})
         self._show(record, progress)
-        if run.sample_every and (state.step % run.sample_every == 0 or self._is_done()):
+        is_sampled = run.sample_every and self.diverged is None
+        if is_sampled and (state.step % run.sample_every == 0 or self._is_done()):
             self._sample(log, progress)
         self._check_skips(result)
         # A converted budget is saved immediately: a run resumed before the next checkpoint must
@@ -193,7 +250,8 @@ class Loop:
         # may be unusable.
         is_due = state.step % run.checkpoint_every == 0 or state.best_step == state.step
         is_due = is_due and state.guard.n_in_a_row == 0
-        if (is_due or is_converted) and not self._is_done():
+        if (is_due or is_converted) and not self._is_done() and self.diverged is None:
+            self._check_weights()
             self._save(log)
 
     def _update(self, factor: float) -> StepResult:
@@ -236,7 +294,7 @@ class Loop:
             state.valid_bits_per_byte,
         )
         if "valid_bits_per_byte" in record:
-            progress.print(f"step {state.step}: {state.valid_bits_per_byte:.4f} bits/byte")
+            progress.print(f"step {state.step}: {record['valid_bits_per_byte']:.4f} bits/byte")
 
     def _check_skips(self, result: StepResult) -> None:
         n_skipped = self.state.guard.n_in_a_row
@@ -270,7 +328,11 @@ class Loop:
             state.best_bits_per_byte, state.best_step = bits, state.step
         if self._is_done() and eval_tokens is not None:
             bits = self._bits_per_byte(None)
-        state.valid_bits_per_byte = bits
+        if math.isfinite(bits):
+            state.valid_bits_per_byte = bits
+        else:
+            self.diverged = self.diverged or f"bits/byte on the validation text are {bits}"
+            state.valid_bits_per_byte = None
         return bits
 
     def _bits_per_byte(self, max_tokens: int | None) -> float:
@@ -288,7 +350,8 @@ class Loop:
             self.optimizers.state(),
             self.config.to_dict(),
             self.corpus.tokenizer,
-            self.config.run.keep,
+            # While steps are skipped, earlier checkpoints may be the better ones.
+            self.config.run.keep if self.state.guard.n_in_a_row == 0 else None,
             self.corpus.chat_template,
             self.processes,
         )

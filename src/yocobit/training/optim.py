@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yocobit.errors import ConfigError
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear, uses_bfloat16_matmul
 from yocobit.training.config import OptimConfig
 from yocobit.training.sharding import is_sharded, map_full, shard_like
+
+_MUON_STATE = ("momentum",)
+_ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class Muon(torch.optim.Optimizer):
@@ -128,8 +133,12 @@ class Optimizers:
             for key, value in values.items()
         }
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore the tensors that `state` returned."""
+    def load_state(
+        self, tensors: dict[str, Tensor], source: str | Path = "the optimizer's state"
+    ) -> None:
+        """Restore the tensors that `state` returned; ConfigError names `source` if one differs."""
+        if tensors:  # there are none before the first step that was not skipped
+            self._check(tensors, source)
         by_name: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():
             parameter_name, _, key = name.rpartition("/")
@@ -141,6 +150,23 @@ class Optimizers:
                         part.state[parameter] = {
                             key: _restored(parameter, key, value) for key, value in state.items()
                         }
+
+    def _check(self, tensors: dict[str, Tensor], source: str | Path) -> None:
+        """Raise ConfigError unless tensors are the state of every parameter, in its shape."""
+        expected = {
+            f"{self.names[parameter]}/{key}": [1] if key == "step" else list(parameter.shape)
+            for part in self.parts
+            for group in part.param_groups
+            for parameter in group["params"]
+            for key in (_MUON_STATE if isinstance(part, Muon) else _ADAM_STATE)
+        }
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        for name in (*expected, *shapes):
+            if expected.get(name) != shapes.get(name):
+                raise ConfigError(
+                    f"{source}: does not fit the model: '{name}' is {shapes.get(name, 'absent')} "
+                    f"but must be {expected.get(name, 'absent')}; use an earlier checkpoint"
+                )
 
     def _param_groups(self) -> Iterator[dict[str, Any]]:
         for part in self.parts:

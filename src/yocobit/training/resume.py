@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from yocobit.config import ConfigError
 from yocobit.model import Decoder
@@ -21,30 +24,67 @@ _MAY_CHANGE = (
     ("data", "tokenizer"),
     ("distill", "teacher"),
 )
-# Files of a run that was killed before its first checkpoint.
-_RUN_FILES = {"data", "run.json", "metrics.jsonl", "checkpoints"}
 # Fields of the state that belong to the machine, not to the run.
 _MACHINE = ("threads", "processes", "precision", "is_compiled")
 
 
-def find_resumable(config: TrainConfig, run_dir: Path, resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, None for a new run; ConfigError if settings differ."""
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: must be a directory but is a file; choose another --out")
-    found = checkpoints.last(run_dir)
-    if found is None:
-        if resume:
-            _check_may_start(run_dir)
-        return None
-    if not resume:
-        raise ConfigError(f"{run_dir}: already holds a run; pass --resume or choose another --out")
+@dataclass(frozen=True)
+class Resumable:
+    """The checkpoint to resume from, None for a new run, and the newer ones that are damaged."""
+
+    checkpoint: Path | None = None
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # and why
+    torn: Sequence[Path] = ()  # incomplete: written again when the run is at their step
+
+    @classmethod
+    def find(cls, run_dir: Path, resume: bool) -> Resumable:
+        """Search a run; ConfigError if there is a checkpoint without `resume`, or none is intact.
+
+        Reads every file of the newest checkpoint, to compare it with its hash.
+        """
+        newest = checkpoints.last(run_dir)
+        if newest is not None and not resume:
+            raise ConfigError(
+                f"{run_dir}: already holds a run; pass --resume or choose another --out"
+            )
+        found, damaged = checkpoint.newest_intact(run_dir)
+        if newest is not None and found is None:
+            raise ConfigError(
+                f"{newest}: {damaged[newest]}, and no earlier checkpoint is intact; choose another "
+                "--out to start again"
+            )
+        complete = {*checkpoints.complete(run_dir)}
+        newer = (run_dir / checkpoints.DIRECTORY).glob("step-*")
+        step = -1 if found is None else checkpoints.step_of(found)
+        torn = [p for p in newer if p not in complete and checkpoints.step_of(p) > step]
+        return cls(found, damaged, sorted(torn))
+
+    def set_aside_damaged(self) -> list[str]:
+        """Rename the damaged checkpoints; return a line about each that is not resumed from."""
+        used = self.checkpoint or "the start"
+        return [
+            *(
+                f"warning: {path}: {reason}; kept as {checkpoint.set_aside(path).name}, "
+                f"resuming from {used}"
+                for path, reason in self.damaged.items()
+            ),
+            *(f"warning: {path}: is incomplete; resuming from {used}" for path in self.torn),
+        ]
+
+
+def check_settings(config: TrainConfig, run_dir: Path, found: Path) -> None:
+    """Raise ConfigError if the settings of a checkpoint differ from those of the run now."""
     # Through TrainConfig: settings that an older version did not have get their defaults.
     train_json = checkpoints.read_train(found)
-    before = TrainConfig.from_dict(train_json, str(found / checkpoints.TRAIN)).to_dict()
+    try:
+        before = TrainConfig.from_dict(train_json, str(found / checkpoints.TRAIN)).to_dict()
+    except ConfigError as error:
+        if "unknown" not in str(error):
+            raise
+        raise ConfigError(f"{error}; a newer version of yocobit has written it") from None
     now = config.to_dict()
     now["model"]["vocab_size"] = before["model"]["vocab_size"]  # the tokenizer's, once known
     _check_settings(run_dir, before, now)
-    return found
 
 
 def _check_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -58,24 +98,6 @@ def _check_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) 
                     f"{run_dir}: cannot resume, {section}.{name} was {old!r} and is now {new!r}; "
                     "restore it, or choose another --out"
                 )
-
-
-def _check_may_start(run_dir: Path) -> None:
-    """Raise ConfigError where there is no run: --out is probably misspelt.
-
-    An empty directory is accepted: torchrun restarts its processes with the same command, which
-    therefore has --resume at the first start, too.
-    """
-    if not run_dir.exists():
-        raise ConfigError(
-            f"{run_dir}: no such run to resume; correct --out, or omit --resume to start one"
-        )
-    names = {path.name for path in run_dir.iterdir() if not path.name.startswith(".")}
-    if names and not names & _RUN_FILES:
-        raise ConfigError(
-            f"{run_dir}: has no run to resume but has {min(names)}; correct --out, or omit "
-            "--resume to start one"
-        )
 
 
 def restore(
@@ -98,4 +120,4 @@ def restore(
             "those of an uninterrupted run"
         )
     machine = {name: getattr(new, name) for name in _MACHINE}
-    return replace(state, **machine), warnings
+    return msgspec.structs.replace(state, **machine), warnings

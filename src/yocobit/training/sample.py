@@ -27,6 +27,8 @@ def sample(
     generated: list[int] = []
     while len(generated) < n_tokens:
         logits = model.step(torch.tensor([tokens]), cache)[0, -1]  # (V,)
+        if not logits.isfinite().all():
+            break  # the run diverges: there is no distribution to sample from
         if temperature > 0:
             weights = (logits / temperature).softmax(dim=-1)
             token = int(torch.multinomial(weights, 1, generator=generator))

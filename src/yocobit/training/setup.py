@@ -23,7 +23,7 @@ from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared_directory
 from yocobit.training.errors import model_too_large, out_of_memory_as
 from yocobit.training.optim import Optimizers
-from yocobit.training.resume import find_resumable, restore
+from yocobit.training.resume import Resumable, check_settings, restore
 from yocobit.training.sharding import wrap
 from yocobit.training.state import RunState
 from yocobit.training.step import Objective
@@ -41,6 +41,7 @@ class Run:
     optimizers: Optimizers
     state: RunState
     processes: Processes
+    damaged: list[str]  # why newer checkpoints than the one that is resumed were set aside
 
 
 def set_up(
@@ -53,10 +54,10 @@ def set_up(
     processes: Processes,
 ) -> Run:
     """Set up a run in `run_dir`, print its description, and restore its last checkpoint."""
-    console.quiet = console.quiet or not processes.is_main
     check_batch(config, processes)
     threads = set_threads(config.run.threads, processes.n_local)
-    found = _find_checkpoint(config, run_dir, resume, processes)
+    resumable = _find_checkpoint(config, run_dir, resume, processes)
+    found = resumable.checkpoint
     teacher = _load_teacher(config, processes)
     config = _with_tokenizer_of(teacher, config)
     corpus = _prepare_corpus(config, run_dir, teacher, processes)
@@ -77,13 +78,16 @@ def set_up(
     if resume and found is None:
         lines.append(f"nothing to resume in {run_dir} yet: a new run")
     state, messages = _load_weights(found, init, state, config, model, processes)
+    lines += processes.on_main(resumable.set_aside_damaged) or []
     for line in (*lines, *messages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     objective = _objective(config, model, teacher, state, processes)
     optimizers = Optimizers(model, config.optim)
     if found is not None:
-        processes.on_all(lambda: optimizers.load_state(checkpoint.load_optimizer(found)))
-    return Run(config, run_dir, corpus, model, objective, optimizers, state, processes)
+        file = found / checkpoints.OPTIMIZER
+        processes.on_all(lambda: optimizers.load_state(checkpoint.load_optimizer(found), file))
+    damaged = [*resumable.damaged.values()]
+    return Run(config, run_dir, corpus, model, objective, optimizers, state, processes, damaged)
 
 
 def check_batch(config: TrainConfig, processes: Processes) -> None:
@@ -99,8 +103,12 @@ def check_batch(config: TrainConfig, processes: Processes) -> None:
 
 def _find_checkpoint(
     config: TrainConfig, run_dir: Path, resume: bool, processes: Processes
-) -> Path | None:
-    found = processes.on_all(lambda: find_resumable(config, run_dir, resume))
+) -> Resumable:
+    # In one process: it reads every file.
+    found = processes.broadcast(processes.on_main(lambda: Resumable.find(run_dir, resume)))
+    assert found is not None
+    if (directory := found.checkpoint) is not None:
+        processes.on_all(lambda: check_settings(config, run_dir, directory))
     check_shared_directory(run_dir, processes)
     processes.on_main(lambda: checkpoint.remove_partial(run_dir))
     return found

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from statistics import median
 
+import msgspec
+
+from yocobit.settings import Count, Natural, NotNegative
 from yocobit.training.config import Precision
 
 _WINDOW = 128  # gradient norms that the median is taken over
 _MIN_NORMS = 32  # with fewer, a spike cannot be told from the start of a run
 
 
-@dataclass
-class GradientSpikeGuard:
+class GradientSpikeGuard(msgspec.Struct, forbid_unknown_fields=True):
     """Skips a step whose loss or gradient norm is not finite, or whose norm is a spike.
 
     A spike is above `spike_factor` times the median norm of the last steps that were not skipped:
@@ -21,9 +22,9 @@ class GradientSpikeGuard:
     checkpoint.
     """
 
-    norms: list[float] = field(default_factory=list)  # of steps not skipped, oldest first
-    n_skipped: int = 0
-    n_in_a_row: int = 0  # consecutive skipped steps up to now
+    norms: list[NotNegative] = []  # of steps not skipped, oldest first; copied by msgspec
+    n_skipped: Natural = 0
+    n_in_a_row: Natural = 0  # consecutive skipped steps up to now
 
     def check(self, loss: float, grad_norm: float, spike_factor: float) -> str | None:
         """Return why this step must be skipped, or None, and record its norm."""
@@ -51,23 +52,22 @@ class GradientSpikeGuard:
         )
 
 
-@dataclass
-class RunState:
+class RunState(msgspec.Struct):
     """Progress of a run: with configuration and weights, all that the next step depends on."""
 
     corpus_sha256: str
     teacher_sha256: str | None = None
-    step: int = 0  # completed steps
-    total_steps: int | None = None  # None: a time budget that is not converted to steps yet
-    n_tokens: int = 0
-    seconds: float = 0.0
+    step: Natural = 0  # completed steps
+    total_steps: Natural | None = None  # None: a time budget that is not converted to steps yet
+    n_tokens: Natural = 0
+    seconds: NotNegative = 0.0
     valid_bits_per_byte: float | None = None  # latest
     best_bits_per_byte: float | None = None  # on the text of every evaluation but the last
-    best_step: int | None = None
-    guard: GradientSpikeGuard = field(default_factory=GradientSpikeGuard)
+    best_step: Natural | None = None
+    guard: GradientSpikeGuard = msgspec.field(default_factory=GradientSpikeGuard)
     # How the losses were computed: a run with other values has other last bits.
-    threads: int = 1  # of each process
-    processes: int = 1
+    threads: Count = 1  # of each process
+    processes: Count = 1
     precision: Precision = "float32"
     is_compiled: bool = False
 
@@ -78,3 +78,10 @@ class RunState:
         if self.processes > 1:
             workers += f" in each of {self.processes} processes"
         return f"{workers}, {self.precision}{', compiled' * self.is_compiled}"
+
+
+class StateFile(RunState, kw_only=True, forbid_unknown_fields=True):
+    """state.json: the progress, and the sizes and hashes of the other files of a checkpoint."""
+
+    size_bytes: dict[str, int]
+    sha256: dict[str, str] = {}  # empty in checkpoints of earlier versions

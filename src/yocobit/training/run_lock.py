@@ -1,0 +1,125 @@
+"""The directory of a run: recognised before anything is written, and locked by one training."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from yocobit.config import ConfigError
+from yocobit.disk import claim_directory
+from yocobit.errors import printable
+from yocobit.packing import checkpoints
+from yocobit.reading import read_json
+from yocobit.tracking.manifest import MANIFEST, command_line
+
+LOCK = ".yocobit.lock"  # written first and kept: it marks a run that has no manifest yet
+_MAX_BYTES = 4096  # of the description of its holder
+_MANIFEST_KEYS = {"config", "corpus", "starts"}
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without flock
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a directory was written by a training: by its lock file, manifest or checkpoints."""
+    if (directory / LOCK).is_file():
+        return True
+    with suppress(OSError, ConfigError):
+        if read_json(directory / MANIFEST).keys() >= _MANIFEST_KEYS:
+            return True
+    steps = (directory / checkpoints.DIRECTORY).glob("step-*")
+    return any(
+        (path / checkpoints.STATE).is_file() and (path / checkpoints.TRAIN).is_file()
+        for path in steps
+    )
+
+
+def claim_run(run_dir: Path, resume: bool) -> None:
+    """Raise ConfigError unless a run may be written to `run_dir`; writes nothing.
+
+    With `resume`, an empty directory is accepted: torchrun restarts its processes with the same
+    command, which therefore has --resume at the first start, too.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: must be a directory but is a file; choose another --out")
+    if not resume:
+        return claim_directory(
+            run_dir, is_run, "must be new, empty or a run", "choose another --out"
+        )
+    if not run_dir.exists() and not run_dir.is_symlink():
+        raise ConfigError(
+            f"{run_dir}: no such run to resume; correct --out, or omit --resume to start one"
+        )
+    claim_directory(
+        run_dir,
+        is_run,
+        "has no run to resume",
+        "correct --out, or omit --resume and choose a new directory to start one",
+    )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[str | None]:
+    """Hold the lock of a run; ConfigError names the process that holds it already.
+
+    Creates the directory; deletes it again if nothing was written to it. The system releases the
+    lock at any end of the process. Yield a warning where the file system has no locks.
+    """
+    created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = run_dir / LOCK
+    descriptor, warning = _lock(path)
+    try:
+        yield warning
+    finally:
+        with suppress(OSError):
+            if os.listdir(run_dir) == [LOCK]:
+                path.unlink()
+                for directory in created:
+                    directory.rmdir()
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> tuple[int, str | None]:
+    """Return the descriptor of the locked file, with this process as its holder, and a warning."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        warning = None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                holder = printable(os.pread(descriptor, _MAX_BYTES, 0).decode(errors="replace"))
+                os.close(descriptor)
+                if not isinstance(error, BlockingIOError):
+                    raise OSError(error.errno, error.strerror, str(path)) from None
+                raise ConfigError(
+                    f"{path.parent}: is being trained by {holder or 'another process'}; stop it, "
+                    "wait for it, or choose another --out"
+                ) from None
+            warning = (
+                f"warning: {path}: this file system has no locks ({error.strerror}): do not start "
+                "a second training in this directory"
+            )
+        if _is_at(path, descriptor):
+            break
+        os.close(descriptor)  # its holder has deleted it
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, _holder().encode(errors="replace")[:_MAX_BYTES], 0)
+    return descriptor, warning
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _holder() -> str:
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}: {command_line()}"
