@@ -11,6 +11,7 @@ import threading
 import pytest
 import uvicorn
 from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.http import server
@@ -122,3 +123,59 @@ def test_client_cannot_forge_its_address(caplog):
 
     (record,) = caplog.records
     assert record.fields["client"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n",
+        HEAD + b"X-A: b\r\n" * 101,
+        HEAD + b"X-A: " + b"b" * 70_000,  # without an end
+        HEAD + (b"X-A: " + b"b" * 30_000 + b"\r\n") * 3,
+        HEAD + b"X-A" + b"a" * 70_000,
+    ],
+)
+def test_too_large_head_is_rejected_before_its_end(data):
+    app = create_app(ServerSettings(threads=1, api_keys=("secret-key-1",)))
+    with running(app) as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(data)
+        found = client.makefile("rb").read()
+
+    assert found.startswith(b"HTTP/1.1 431 Request Header Fields Too Large"), found
+    assert json.loads(found.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+
+
+def test_endless_trailer_ends_the_connection(monkeypatch):
+    monkeypatch.setattr("yocobit.serving.http.connection.REQUEST_TIMEOUT_S", 1000)
+    with running() as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-A: " + b"b" * 70_000)
+
+        assert client.makefile("rb").read().count(b"HTTP/1.1") <= 1
+
+
+def test_pipelined_requests_are_limited(monkeypatch):
+    monkeypatch.setattr("yocobit.serving.limits.PIPELINED", 2)
+    with running() as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall((HEAD + b"\r\n") * 50)
+        found = client.makefile("rb").read()
+
+    assert found.count(b"HTTP/1.1 503") <= 3  # the model is being loaded
+
+
+def test_client_that_does_not_read_is_disconnected(monkeypatch):
+    monkeypatch.setattr("yocobit.serving.http.connection.READ_TIMEOUT_S", 0.01)
+    is_over = threading.Event()
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * (1 << 25), "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        is_over.set()
+
+    served = create_app(SETTINGS)
+    served.router.routes.insert(0, Mount("/stall", app))
+    with running(served) as address, socket.create_connection(address, timeout=10) as client:
+        client.sendall(b"GET /stall/ HTTP/1.1\r\nHost: x\r\n\r\n")
+
+        assert is_over.wait(10)

@@ -399,14 +399,23 @@ def test_models_are_listed_with_their_sizes(server):
 
 
 def test_negative_seed_is_reported_as_sent(server):
-    first = ok(server.post(TEXT, prompt="The king", max_tokens=3, temperature=1, seed=-1))
+    first = ok(server.post(TEXT, prompt="The king", max_tokens=3, temperature=1, seed=-2))
 
     again = server.post(
         TEXT, prompt="The king", max_tokens=3, temperature=1, seed=first["x_groq"]["seed"]
     )
 
-    assert first["x_groq"]["seed"] == -1
+    assert first["x_groq"]["seed"] == -2
     assert ok(again)["choices"] == first["choices"]
+
+
+def test_seed_of_minus_one_is_random_as_in_other_servers(server):
+    body = {"prompt": "The king", "max_tokens": 1, "seed": -1}
+
+    seeds = {ok(server.post(TEXT, **body))["x_groq"]["seed"] for _ in range(3)}
+
+    assert len(seeds) == 3
+    assert -1 not in seeds
 
 
 def test_each_name_of_the_model_is_listed_once(server):

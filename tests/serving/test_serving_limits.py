@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
-import sys
 import threading
-from typing import Any
 
 import httpx
 import pytest
 import servers
 from servers import NO_END, wait_for
-from tokenizers import Tokenizer
 
 from yocobit.serving import ServerSettings
+from yocobit.serving.api import chat, completions, embeddings, tokenize
+from yocobit.serving.api.call import prepare
+from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.completions import CompletionRequest
+from yocobit.serving.api.embeddings import EmbeddingRequest
+from yocobit.serving.api.tokenize import TokenizeRequest
+from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.prefix_cache import PrefixCache
+from yocobit.serving.runtime.preparation import WorkerPool
 from yocobit.serving.runtime.structured_output import Grammars
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -96,12 +103,14 @@ def test_more_prompts_than_the_queue_holds_are_a_bad_request(server):
 
 
 def test_max_tokens_above_the_context_are_rejected_before_compiling_a_schema(server, monkeypatch):
-    monkeypatch.setattr(Grammars, "compile", lambda *_: 1 / 0)
+    monkeypatch.setattr(Grammars, "check", lambda *_: 1 / 0)
+    body = {"messages": SEA, "max_tokens": 10**6, "response_format": form({})}
 
-    response = server.post(CHAT, messages=SEA, max_tokens=10**6, response_format=form({}))
+    with pytest.raises(APIError) as rejected:
+        prepared(server, chat.build, ChatRequest, **body)
 
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert rejected.value.status == 400
+    assert rejected.value.code == "context_length_exceeded"
 
 
 def test_stop_strings_of_the_model_do_not_truncate_json(server):
@@ -136,38 +145,6 @@ def test_session_is_released_while_the_client_does_not_read(server):
 # ---- long texts ----
 
 
-class WatchedTokenizer:
-    """A tokenizer that repeats each call until another client gets responses during it."""
-
-    def __init__(self, tokenizer: Tokenizer, answers: list[int]) -> None:
-        self._tokenizer = tokenizer
-        self._answers = answers
-        self.n_during = 0  # most responses during one call
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._tokenizer, name)
-
-        def call(*args, **options):
-            n_before = len(self._answers)
-            for _ in range(20):
-                found = method(*args, **options)
-                self.n_during = max(self.n_during, len(self._answers) - n_before)
-                if self.n_during > 1:
-                    break
-            return found
-
-        return call
-
-
-@pytest.fixture
-def no_thread_switches():
-    """Disable forced switches: other threads run only when one releases the GIL."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(3600)
-    yield
-    sys.setswitchinterval(usual)
-
-
 @pytest.fixture
 def answers(server):
     """The statuses that another client gets, which sends requests in a loop."""
@@ -196,15 +173,27 @@ def answers(server):
     ids=["completions", "chat", "tokenize", "tokenize without special tokens", "detokenize"],
 )
 def test_other_requests_are_served_while_a_long_text_is_tokenized(
-    server, answers, no_thread_switches, monkeypatch, path, body
+    server, answers, monkeypatch, path, body
 ):
-    tokenizer = WatchedTokenizer(server.model.engine.tokenizer, answers)
-    monkeypatch.setattr(server.model.engine, "tokenizer", tokenizer)
+    run = WorkerPool.run
+    n_during = []
 
-    server.post(path, **body)
+    async def run_slowly(*arguments, **options):
+        n_before = len(answers)
+        while len(answers) < n_before + 2:  # the first may have been in flight before
+            await asyncio.sleep(0)
+        n_during.append(len(answers) - n_before)
+        return await run(*arguments, **options)
 
-    # The first may have been in flight when the call started.
-    assert tokenizer.n_during > 1
+    monkeypatch.setattr(WorkerPool, "run", run_slowly)
+
+    assert server.post(path, **body).status_code in (200, 400)
+    assert n_during
+
+
+def prepared(server, build, kind, **body):
+    """What a worker prepares, in this process."""
+    return prepare(server.model, build, kind, json.dumps(body).encode(), "")
 
 
 def test_recent_prompts_are_tokenized_once(server, monkeypatch):
@@ -215,25 +204,33 @@ def test_recent_prompts_are_tokenized_once(server, monkeypatch):
     )
 
     for prompt in ("a", "b", "a", *map(str, range(15)), "a", "b", LONG, LONG):
-        server.post(TEXT, prompt=prompt, max_tokens=1)
+        with contextlib.suppress(APIError):  # too long
+            prepared(server, completions.build, CompletionRequest, prompt=prompt, max_tokens=1)
     for _ in range(2):
-        server.post(CHAT, messages=SEA, max_tokens=1)
+        prepared(server, chat.build, ChatRequest, messages=SEA, max_tokens=1)
 
     assert encoded[:-1] == ["a", "b", *map(str, range(15)), "b", LONG, LONG]
     assert len(server.model._token_cache) == 16
 
 
 @pytest.mark.parametrize(
-    ("path", "field", "content"),
-    [(TEXT, "prompt", 9 * LONG), (CHAT, "messages", [{"role": "user", "content": 9 * LONG}])],
-    ids=["completions", "chat"],
+    ("build", "kind", "body"),
+    [
+        (completions.build, CompletionRequest, {"prompt": 9 * LONG}),
+        (chat.build, ChatRequest, {"messages": [{"role": "user", "content": 9 * LONG}]}),
+        (tokenize.tokenize, TokenizeRequest, {"prompt": 9 * LONG}),
+        (tokenize.tokenize, TokenizeRequest, {"prompt": 9 * LONG, "add_special_tokens": False}),
+        (tokenize.tokenize, TokenizeRequest, {"messages": [{"role": "user", "content": 9 * LONG}]}),
+        (embeddings.build, EmbeddingRequest, {"input": ["a", 9 * LONG]}),
+    ],
 )
-def test_far_too_long_text_is_rejected_before_tokenization(
-    server, monkeypatch, path, field, content
-):
-    monkeypatch.setattr(server.model.engine, "encode", lambda text: 1 / 0)
+def test_far_too_long_text_is_rejected_before_tokenization(server, monkeypatch, build, kind, body):
+    monkeypatch.setattr(server.model.engine, "encode", lambda text: [0])
+    monkeypatch.setattr(server.model.engine, "tokenizer", None)
+    monkeypatch.setattr(server.model.engine, "chat_template", None)
 
-    response = server.post(path, **{field: content})
+    with pytest.raises(APIError) as rejected:
+        prepared(server, build, kind, **body)
 
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert rejected.value.status == 400
+    assert rejected.value.code == "context_length_exceeded"

@@ -122,6 +122,12 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def resident_bytes() -> int:
+    """Return the resident memory of this process; its peak if the system does not say."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
+    return int(found[1]) * _KIB if found else peak_bytes()
+
+
 def peak_bytes() -> int:
     """Return the peak resident memory of this process, including pages of mapped files."""
     found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")

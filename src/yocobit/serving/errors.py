@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from yocobit.serving import limits
+
 _TYPES = {
     401: "authentication_error",
     429: "rate_limit_error",
@@ -31,6 +33,9 @@ class APIError(Exception):
         self.param = param
         self.code = code
 
+    def __reduce__(self) -> tuple[Any, ...]:  # errors cross processes
+        return _restored, (self.status, str(self), self.param, self.code, self.retry_after)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the response body."""
         return {
@@ -41,6 +46,12 @@ class APIError(Exception):
                 "code": self.code,
             }
         }
+
+
+def _restored(
+    status: int, message: str, param: str | None, code: str | None, retry_after: int | None
+) -> APIError:
+    return APIError(status, message, param=param, code=code, retry_after=retry_after)
 
 
 def queue_full(n_waiting: int) -> APIError:
@@ -67,6 +78,17 @@ def timed_out(timeout_s: float, is_started: bool) -> APIError:
         return APIError(504, f"{message}; request fewer tokens", code="timeout")
     message = f"the request was still queued after the limit of {timeout_s:g} s per request"
     return APIError(504, f"{message}; try again later", code="timeout", retry_after=5)
+
+
+def too_costly() -> APIError:
+    """Return the error of a request whose preparation exceeded a limit."""
+    return APIError(
+        400,
+        f"the request needs more than {limits.PREPARATION_CPU_S:g} s of CPU time or "
+        f"{limits.PREPARATION_BYTES >> 20} MB of memory before it can run; send less text, or a "
+        "simpler schema",
+        code="too_costly",
+    )
 
 
 def out_of_memory() -> APIError:

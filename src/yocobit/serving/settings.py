@@ -75,6 +75,10 @@ class ServerSettings(Settings):
                     f"{origin!r}"
                 )
 
+    def without_keys(self) -> ServerSettings:
+        """Return the settings without the API keys."""
+        return dataclasses.replace(self, api_keys=())
+
     @property
     def cache_bytes(self) -> int:
         return self.cache_mb * MB

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from yocobit.engine import Engine
-from yocobit.serving.api.served_model import ServedModel
+from yocobit.errors import UserError, printable
+from yocobit.serving import limits
+from yocobit.serving.api.protocol import decode
+from yocobit.serving.api.served_model import ServedModel, text_model
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.metrics import Metrics
+from yocobit.serving.runtime.preparation import WorkerPool
 from yocobit.serving.runtime.runtime import Runtime
 from yocobit.serving.settings import ServerSettings
 
@@ -30,6 +35,7 @@ class ServerState:
         self.problem: str | None = None  # why loading failed
         self.report: Callable[[str], None] = logger.error  # called with the problem
         self.is_draining = False
+        self._body_bytes = 0  # reserved for large bodies
 
     @property
     def is_ready(self) -> bool:
@@ -45,10 +51,29 @@ class ServerState:
             raise APIError(503, "the model is loading", code="loading", retry_after=1)
         return self.model, self.runtime
 
+    @contextlib.contextmanager
+    def large_body(self) -> Iterator[None]:
+        """Reserve the memory of a large body; APIError 503 if too many are in memory."""
+        if self._body_bytes >= limits.LARGE_BODIES * self.settings.max_body_bytes:
+            raise APIError(
+                503,
+                f"{limits.LARGE_BODIES} large bodies are in memory already; try again",
+                code="too_many_large_bodies",
+                retry_after=1,
+            )
+        self._body_bytes += self.settings.max_body_bytes
+        try:
+            yield
+        finally:
+            self._body_bytes -= self.settings.max_body_bytes
+
     async def load(self) -> None:
         """Load the model and start the runtime; on failure, set and report `problem`."""
-        settings = self.settings
+        # The model's directory may be relative; keys are none of a worker's business.
+        settings = dataclasses.replace(self.settings, model=self.settings.model.resolve())
+        workers = WorkerPool(functools.partial(text_model, settings.without_keys()))
         try:
+            starting = asyncio.ensure_future(workers.start())
             engine = await asyncio.to_thread(
                 Engine.load,
                 settings.model,
@@ -58,12 +83,30 @@ class ServerState:
                 verify=settings.verify,
             )
             self.model = await asyncio.to_thread(ServedModel, engine, settings)
-            self.runtime = Runtime(engine, settings, self.metrics, self.model.identity)
-        except Exception as error:
+            await asyncio.to_thread(self.model.warm_up)
+            await starting
+            self.runtime = Runtime(engine, settings, self.metrics, self.model.identity, workers)
+        except BaseException as error:
+            starting.cancel()
+            workers.stop()
+            if isinstance(error, asyncio.CancelledError):
+                raise
             if not isinstance(error, ValueError | OSError | MemoryError):  # a bug, not a setting
                 logger.exception("the model failed to load")
             self.problem = str(error) or type(error).__name__
             self.report(self.problem)
+
+
+def prepare(
+    model: ServedModel, build: Callable[..., Any], kind: type, body: bytes, client: str
+) -> Any:
+    """Decode the body of a request and build what its handler runs; APIError if it is invalid."""
+    decoded: Any = decode(body, kind)
+    model.check_name(decoded.model)
+    try:
+        return build(model, decoded, client)
+    except UserError as error:
+        raise APIError(400, printable(str(error))) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +130,9 @@ class Call:
     """One request to an endpoint."""
 
     state: ServerState
-    body: Any  # of the endpoint's body type; None for a GET
+    prepared: Any  # the result of the endpoint's `prepare`; None for a GET
     client: str  # API key or address, for round-robin scheduling
+    arrived_at: float  # of time.monotonic()
     path_params: Mapping[str, str]
     resources: contextlib.AsyncExitStack  # closed once the response has been sent
     is_counted: bool = False  # whether the scheduler counts the request's outcome

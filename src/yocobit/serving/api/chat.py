@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from yocobit.config import ConfigError
-from yocobit.engine.decode import GuidedDecoding
+from yocobit.serving import limits
 from yocobit.serving.api import protocol, tools
-from yocobit.serving.api.generation import (
-    Completion,
-    check_stream_options,
-    generation_handler,
-    stop_strings,
-)
-from yocobit.serving.api.protocol import Positive, Sampling, Tool, ToolChoice
+from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
+from yocobit.serving.api.protocol import Name, Positive, Sampling, Tool, ToolChoice
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
+from yocobit.serving.runtime.structured_output import Schema
 
 
 class JSONSchema(Struct, kw_only=True):
-    name: str | None = None
+    name: Name | None = None
     schema: dict[str, Any] | bool | None = None
 
 
@@ -38,13 +34,13 @@ class ResponseFormat(Struct, kw_only=True):
 class ChatRequest(Sampling, kw_only=True):
     """The body of chat/completions."""
 
-    messages: Annotated[list[protocol.Message], Meta(min_length=1)]
+    messages: protocol.Messages
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None  # rejected: OpenAI's API before tools
@@ -85,7 +81,7 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
         timeout_s=model.settings.timeout_s,
     )
     model.check(request, param="messages")
-    if guided := _guided(model, body, max_tokens):
+    if (schema := _schema(model, body, max_tokens)) is not None:
         if body.stop:
             field = "tool_choice" if body.requires_call else "response_format"
             raise APIError(
@@ -94,11 +90,14 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
                 param="stop",
             )
         # JSON may contain a string that otherwise ends the model's turn.
-        request = dataclasses.replace(request, guided=guided, stop=())
-    return ChatCompletion(model, body, request)
+        request = dataclasses.replace(request, stop=())
+    return ChatCompletion(model, body, request, schema)
 
 
-chat_completions = generation_handler(build)
+def is_heavy(body: ChatRequest) -> bool:
+    """Whether a schema must be compiled."""
+    has_schema = body.response_format is not None and body.response_format.type != "text"
+    return has_schema or body.requires_call
 
 
 @dataclasses.dataclass
@@ -131,14 +130,23 @@ class ChatCompletion(Completion):
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(self, model: ServedModel, body: ChatRequest, request: Request) -> None:
+    def __init__(
+        self, model: ServedModel, body: ChatRequest, request: Request, schema: Schema | None
+    ) -> None:
         super().__init__(model, body, [request])
+        self.schema = schema
         self._has_logprobs = bool(body.logprobs)
         names = [tool.function.name for tool in body.offered_tools]
         self._choices = [
             _Choice(tools.ToolCallParser(names, body.requires_call) if names else None)
             for _ in request.sampling
         ]
+
+    def attach(self, model: ServedModel) -> None:
+        super().attach(model)
+        if self.schema is not None:
+            guided = model.grammars.factory(self.schema)
+            self.requests = [dataclasses.replace(each, guided=guided) for each in self.requests]
 
     def add(self, index: int, event: Event) -> None:
         if not isinstance(event, Token | Finish):
@@ -209,6 +217,7 @@ def render(
                     f"messages[{i}].content: {part.type!r} parts are not supported, only text",
                     param="messages",
                 )
+    model.check_length(sum(map(protocol.length, messages)), "messages")
     variables = {"tools": tools.to_template(offered_tools)} if offered_tools else {}
     try:
         template = model.engine.chat_template
@@ -220,11 +229,9 @@ def render(
     return model.encode(text, "messages")
 
 
-def _guided(
-    model: ServedModel, body: ChatRequest, max_tokens: int
-) -> Callable[[], GuidedDecoding] | None:
-    """Return the factory of a request's guided decoding; None if any output is valid."""
-    choice, compile_schema = body.tool_choice, model.grammars.compile
+def _schema(model: ServedModel, body: ChatRequest, max_tokens: int) -> Schema | None:
+    """Return the schema that a request's output follows; None if any output is valid."""
+    choice, check = body.tool_choice, model.grammars.check
     if body.requires_call:
         named = choice.function.name if isinstance(choice, ToolChoice) else None
         callable_tools = [t for t in body.offered_tools if named in (None, t.function.name)]
@@ -233,17 +240,17 @@ def _guided(
             raise APIError(
                 400, f"tool_choice requires {what}, which is not in tools", param="tool_choice"
             )
-        return compile_schema(tools.schema_of_calls(callable_tools), "tools", max_tokens)
+        return check(tools.schema_of_calls(callable_tools), "tools", max_tokens)
     response = body.response_format
     if response is None or response.type == "text":
         return None
     if response.type == "json_object":
-        return compile_schema({"type": "object"}, "response_format", max_tokens)
+        return check({"type": "object"}, "response_format", max_tokens)
     if response.json_schema is None or response.json_schema.schema is None:
         raise APIError(
             400, "response_format: json_schema.schema is missing", param="response_format"
         )
-    return compile_schema(response.json_schema.schema, "response_format", max_tokens)
+    return check(response.json_schema.schema, "response_format", max_tokens)
 
 
 def _delta(

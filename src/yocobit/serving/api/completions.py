@@ -10,12 +10,8 @@ from msgspec import Meta
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from yocobit.serving.api.generation import (
-    Completion,
-    check_stream_options,
-    generation_handler,
-    stop_strings,
-)
+from yocobit.serving import limits
+from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
 from yocobit.serving.api.protocol import Prompt, Sampling
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
@@ -23,8 +19,6 @@ from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, R
 from yocobit.serving.runtime.runtime import EventStream
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
-_MAX_PROMPTS = 1024
-_MAX_PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 
 
 class CompletionRequest(Sampling, kw_only=True):
@@ -33,7 +27,7 @@ class CompletionRequest(Sampling, kw_only=True):
     prompt: Prompt | None = None
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS)] | None = None
     best_of: int | None = None
     suffix: str | None = None
 
@@ -51,7 +45,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
         )
     if body.suffix:
         raise APIError(400, "suffix is not supported; leave it out", param="suffix")
-    prompts = model.encode_prompts(body.prompt, "prompt", _MAX_PROMPTS)
+    prompts = model.encode_prompts(body.prompt, "prompt", limits.PROMPTS)
     bias = model.logit_bias(body)
     sampling = model.sampling(body, len(prompts))
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -76,17 +70,14 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     ]
     if body.echo and body.logprobs is not None:
         n_entries = sum(map(len, prompts)) * n * (body.logprobs + 1)
-        if n_entries > _MAX_PROMPT_LOGPROBS:
+        if n_entries > limits.PROMPT_LOGPROBS:
             raise APIError(
                 400,
                 f"echo with logprobs would return {n_entries:,} log-probabilities, but a response "
-                f"has at most {_MAX_PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
+                f"has at most {limits.PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
                 param="logprobs",
             )
     return TextCompletion(model, body, requests)
-
-
-completions = generation_handler(build)
 
 
 @dataclasses.dataclass
@@ -131,7 +122,11 @@ class TextCompletion(Completion):
         self._n = body.n or 1
         n_choices = len(requests) * self._n
         self._choices = [_Choice() for _ in range(n_choices)]
-        self._offsets = [_Offsets(model.engine.tokenizer) for _ in range(n_choices)]
+        self._offsets: list[_Offsets] = []
+
+    def attach(self, model: ServedModel) -> None:
+        super().attach(model)
+        self._offsets = [_Offsets(model.engine.tokenizer) for _ in self._choices]
 
     def add(self, index: int, event: Event) -> None:
         self._add(index, event)

@@ -9,19 +9,19 @@ Letters: T positions   C model width
 from __future__ import annotations
 
 import base64
+import dataclasses
 from typing import Literal
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Reply
-from yocobit.serving.api.protocol import Prompt
+from yocobit.serving.api.protocol import Name, Prompt
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
-
-_MAX_INPUTS = 2048  # OpenAI's
 
 Pooling = Literal["mean", "last"]
 
@@ -30,29 +30,46 @@ class EmbeddingRequest(Struct, kw_only=True):
     """The body of embeddings."""
 
     input: Prompt
-    model: str | None = None
+    model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None  # base64: little-endian float32
     pooling: Pooling | None = None  # "mean" unless given
     dimensions: int | None = None  # rejected: the model was not trained for shorter vectors
-    user: str | None = None
+    user: Name | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A prepared request."""
+
+    requests: list[Request]  # without their poolers
+    pooling: Pooling
+    is_base64: bool
+    model: str
 
 
 async def embeddings(call: Call) -> Reply:
-    poolers, requests = await call.runtime.prepare(_build, call.model, call.body, call.client)
-    stream = await call.resources.enter_async_context(call.runtime.generate(requests))
+    inputs: Inputs = call.prepared
+    width = call.model.engine.config.d_model
+    poolers = [_Pooler(inputs.pooling, width) for _ in inputs.requests]
+    requests = [
+        dataclasses.replace(request, on_hidden_states=pooler.add)
+        for request, pooler in zip(inputs.requests, poolers, strict=True)
+    ]
+    stream = await call.resources.enter_async_context(
+        call.runtime.generate(requests, call.arrived_at)
+    )
     call.is_counted = True
     async for _ in stream.events():
         pass
     n_tokens = sum(len(request.prompt) for request in requests)
-    is_base64 = call.body.encoding_format == "base64"
     return Reply(
         {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": i, "embedding": pooler.embedding(is_base64)}
+                {"object": "embedding", "index": i, "embedding": pooler.embedding(inputs.is_base64)}
                 for i, pooler in enumerate(poolers)
             ],
-            "model": call.body.model or call.model.name,
+            "model": inputs.model,
             "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
         }
     )
@@ -80,9 +97,8 @@ class _Pooler:
         return base64.b64encode(vector.tobytes()).decode() if is_base64 else vector.tolist()
 
 
-def _build(
-    model: ServedModel, body: EmbeddingRequest, client: str
-) -> tuple[list[_Pooler], list[Request]]:
+def build(model: ServedModel, body: EmbeddingRequest, client: str) -> Inputs:
+    """Return the requests of a body; APIError 400 if it is invalid."""
     if body.dimensions is not None:
         raise APIError(
             400,
@@ -90,21 +106,20 @@ def _build(
             f"{model.engine.config.d_model}; leave it out",
             param="dimensions",
         )
-    inputs = model.encode_prompts(body.input, "input", _MAX_INPUTS)
-    poolers = [_Pooler(body.pooling or "mean", model.engine.config.d_model) for _ in inputs]
-    requests = [
-        model.check(_request(model, tokens, pooler, client), param="input")
-        for tokens, pooler in zip(inputs, poolers, strict=True)
-    ]
-    return poolers, requests
+    inputs = model.encode_prompts(body.input, "input", limits.INPUTS)
+    return Inputs(
+        [model.check(_request(model, tokens, client), param="input") for tokens in inputs],
+        body.pooling or "mean",
+        body.encoding_format == "base64",
+        body.model or model.name,
+    )
 
 
-def _request(model: ServedModel, tokens: list[int], pooler: _Pooler, client: str) -> Request:
+def _request(model: ServedModel, tokens: list[int], client: str) -> Request:
     return Request(
         prompt=tuple(tokens),
         max_tokens=0,
         sampling=(model.engine.sampling(),),  # one sequence, which is not sampled
-        on_hidden_states=pooler.add,
         client=client,
         timeout_s=model.settings.timeout_s,
     )

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
+from yocobit.serving.api import chat, completions, embeddings, tokenize
 from yocobit.serving.api.call import Call, Events, Reply
-from yocobit.serving.api.chat import ChatRequest, chat_completions
-from yocobit.serving.api.completions import CompletionRequest, completions
-from yocobit.serving.api.embeddings import EmbeddingRequest, embeddings
+from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.completions import CompletionRequest
+from yocobit.serving.api.embeddings import EmbeddingRequest
+from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.models import get_model, list_models
-from yocobit.serving.api.tokenize import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    detokenize,
-    max_detokenize_bytes,
-    tokenize,
-    tokenizer_info,
-)
+from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
 from yocobit.serving.settings import ServerSettings
 
 OPENAI = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
@@ -37,6 +33,10 @@ class Endpoint:
     handler: Callable[[Call], Awaitable[Reply | Events]]
     summary: str
     body: type | None = None  # of a POST, a msgspec.Struct; None: a GET
+    # Builds from model, body and client what the handler runs. It must be picklable.
+    prepare: Callable[..., Any] = lambda model, body, client: None
+    uses_template: bool = False  # so that the cost of a small body is not known either
+    is_heavy: Callable[[Any], bool] = lambda body: False  # whatever the size of the body
     prefixes: tuple[str, ...] = OPENAI
     is_streamed: bool = False  # with "stream": true in the body
     is_public: bool = False  # needs no API key and no trusted host name
@@ -56,39 +56,50 @@ class Endpoint:
 ENDPOINTS = (
     Endpoint(
         "/chat/completions",
-        chat_completions,
+        generate,
         "Answer a conversation.",
         body=ChatRequest,
+        prepare=chat.build,
+        uses_template=True,
+        is_heavy=chat.is_heavy,
         is_streamed=True,
     ),
     Endpoint(
         "/completions",
-        completions,
+        generate,
         "Continue a text.",
         body=CompletionRequest,
+        prepare=completions.build,
         is_streamed=True,
     ),
     Endpoint(
-        "/embeddings", embeddings, "Embed texts as normalised vectors.", body=EmbeddingRequest
+        "/embeddings",
+        embeddings.embeddings,
+        "Embed texts as normalised vectors.",
+        body=EmbeddingRequest,
+        prepare=embeddings.build,
     ),
     Endpoint("/models", list_models, "List the models."),
     Endpoint("/models/{id}", get_model, "Describe a model."),
     Endpoint(
         "/tokenize",
-        tokenize,
+        tokenize.reply,
         "Convert text or a conversation to tokens.",
         body=TokenizeRequest,
+        prepare=tokenize.tokenize,
+        uses_template=True,
         prefixes=VLLM,
     ),
     Endpoint(
         "/detokenize",
-        detokenize,
+        tokenize.reply,
         "Convert tokens to text.",
         body=DetokenizeRequest,
+        prepare=tokenize.detokenize,
         prefixes=VLLM,
-        max_body_bytes=max_detokenize_bytes,
+        max_body_bytes=tokenize.max_detokenize_bytes,
     ),
-    Endpoint("/tokenizer_info", tokenizer_info, "Describe the tokenizer.", prefixes=VLLM),
+    Endpoint("/tokenizer_info", tokenize.tokenizer_info, "Describe the tokenizer.", prefixes=VLLM),
     Endpoint(
         "/health",
         health,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from yocobit.serving.api.call import Call, Events, Reply
@@ -15,6 +16,7 @@ from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Logprob, Request
 from yocobit.serving.runtime.runtime import EventStream
 from yocobit.serving.runtime.sequence import SequenceGroup
+from yocobit.serving.runtime.structured_output import Schema
 
 
 class Completion(ABC):
@@ -23,6 +25,7 @@ class Completion(ABC):
     id_prefix: str
     object_name: str
     chunk_object_name: str
+    schema: Schema | None = None  # that the output follows
 
     def __init__(self, model: ServedModel, body: Sampling, requests: Sequence[Request]) -> None:
         self.model = model
@@ -55,6 +58,13 @@ class Completion(ABC):
                 yield chunks
         if self._has_usage_chunk:
             yield [{**self._frame(self.chunk_object_name, []), "usage": usage(stream.groups)}]
+
+    def __getstate__(self) -> dict[str, Any]:  # it is built in a worker
+        return {name: value for name, value in vars(self).items() if name != "model"}
+
+    def attach(self, model: ServedModel) -> None:
+        """Complete a response that was built in a worker, for the model of this process."""
+        self.model = model
 
     @abstractmethod
     def add(self, index: int, event: Event) -> None:
@@ -120,22 +130,20 @@ class Completion(ABC):
         return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
-def generation_handler(
-    build: Callable[[ServedModel, Any, str], Completion],
-) -> Callable[[Call], Awaitable[Reply | Events]]:
-    """Return the handler of an endpoint that generates text; `build` makes its requests."""
-
-    async def handler(call: Call) -> Reply | Events:
-        completion = await call.runtime.prepare(build, call.model, call.body, call.client)
-        stream = await call.resources.enter_async_context(
-            call.runtime.generate(completion.requests)
-        )
-        call.is_counted = True
-        if completion.is_streamed:
-            return Events(completion.chunks(stream))
-        return Reply(await completion.response(stream))
-
-    return handler
+async def generate(call: Call) -> Reply | Events:
+    """Handle a request to an endpoint that generates text; a Completion was prepared."""
+    completion: Completion = call.prepared
+    if completion.schema is None:
+        completion.attach(call.model)
+    else:  # compiles it
+        await asyncio.to_thread(completion.attach, call.model)
+    stream = await call.resources.enter_async_context(
+        call.runtime.generate(completion.requests, call.arrived_at)
+    )
+    call.is_counted = True
+    if completion.is_streamed:
+        return Events(completion.chunks(stream))
+    return Reply(await completion.response(stream))
 
 
 def check_stream_options(body: Sampling) -> None:

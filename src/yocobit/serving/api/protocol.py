@@ -5,25 +5,29 @@ Unknown fields are accepted and have no effect; null means absent.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-MAX_CHOICES, MAX_STOPS = 16, 16
+from yocobit.errors import printable
+from yocobit.serving import limits
+from yocobit.serving.errors import APIError
 
 Positive = Annotated[int, Meta(ge=1)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-Choices = Annotated[int, Meta(ge=1, le=MAX_CHOICES)]
+Choices = Annotated[int, Meta(ge=1, le=limits.CHOICES)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-Stop = (
-    Annotated[str, Meta(min_length=1)]
-    | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=MAX_STOPS)]
-)
+Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
+StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_CHARS)]
+Stop = StopString | Annotated[list[StopString], Meta(max_length=limits.STOPS)]
 
 # One prompt or several, as text or tokens.
 Prompt = str | list[str | int | list[int]]
+
+
+T = TypeVar("T")
 
 
 class StreamOptions(Struct):
@@ -33,7 +37,7 @@ class StreamOptions(Struct):
 class Sampling(Struct, kw_only=True):
     """Fields of chat completions and completions: streaming, choices and sampling."""
 
-    model: str | None = None
+    model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Choices | None = None
@@ -46,7 +50,7 @@ class Sampling(Struct, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: Annotated[dict[str, Bias], Meta(max_length=limits.BIASES)] | None = None
 
 
 class Function(Struct, kw_only=True):
@@ -62,7 +66,7 @@ class Tool(Struct, kw_only=True):
 
 
 class NamedFunction(Struct, kw_only=True):
-    name: str
+    name: Name
 
 
 class ToolChoice(Struct, kw_only=True):
@@ -76,22 +80,46 @@ class ContentPart(Struct, kw_only=True):
 
 
 class FunctionCall(Struct, kw_only=True):
-    name: str
+    name: Name
     arguments: str
 
 
 class ToolCall(Struct, kw_only=True):
     function: FunctionCall
-    id: str | None = None
+    id: Name | None = None
     type: Literal["function"] | None = None
 
 
 class Message(Struct, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
+    content: str | Annotated[list[ContentPart], Meta(max_length=limits.PARTS)] | None = None
+    name: Name | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOLS)] | None = None
+    tool_call_id: Name | None = None
+
+
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.MESSAGES)]
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """Return JSON as that type; APIError 400 that names the field if it is invalid."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        param = printable(path.rstrip("`").lstrip("."), 200) or None
+        message = printable(message, 300)
+        raise APIError(400, f"{param}: {message}" if param else message, param=param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise APIError(400, f"the body is not valid JSON: {error}") from None
+
+
+def length(message: Message) -> int:
+    """Return the characters of a message's content."""
+    content = message.content
+    if isinstance(content, list):
+        return sum(len(part.text or "") for part in content)
+    return len(content or "")
 
 
 def to_template(messages: list[Message]) -> list[dict[str, Any]]:

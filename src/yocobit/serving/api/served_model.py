@@ -16,7 +16,10 @@ from typing import Any
 
 from yocobit.costs import session_bytes, summarize
 from yocobit.engine import Engine, SamplingConfig
+from yocobit.errors import UserError
+from yocobit.packing import PackedModel, read_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.reading import boundary
 from yocobit.serving.api import protocol
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
@@ -25,6 +28,20 @@ from yocobit.serving.settings import ServerSettings
 from yocobit.version import __version__
 
 _CACHED_TEXTS = 16  # recent prompts whose tokens are kept
+
+
+class TextEngine(Engine):
+    """An engine that only converts text: it opens the model's files, but not its weights."""
+
+    def __init__(self, model: PackedModel) -> None:
+        self.model = model
+
+
+def text_model(settings: ServerSettings) -> ServedModel:
+    """Return the served model of a process that prepares requests."""
+    model = ServedModel(TextEngine(read_model(settings.model)), settings)
+    model.warm_up()
+    return model
 
 
 class ServedModel:
@@ -45,6 +62,26 @@ class ServedModel:
         self.grammars = Grammars(engine)
         self._token_cache: dict[str, array[int]] = {}  # the least recently used text first
         self._token_lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Read all files next to the weights; UserError if one is invalid.
+
+        A server must not start and then fail at every request.
+        """
+        with boundary(self.engine.model.path, "cannot be served"):
+            self.tokenizer_info  # noqa: B018
+            self._longest_token  # noqa: B018
+            self.engine.sampling()
+            self.engine.stop_strings  # noqa: B018
+            if self.has_chat_template:
+                self.engine.chat_template  # noqa: B018
+            vocabulary = range(self.engine.config.vocab_size)
+            for token in (*self.engine.end_tokens, *self.engine.encode("a")):
+                if token not in vocabulary:
+                    raise UserError(
+                        f"{self.engine.model.path}: token {token} of its {GENERATION} or "
+                        f"{TOKENIZER} must be below the vocab_size of {len(vocabulary)}"
+                    )
 
     @cached_property
     def has_chat_template(self) -> bool:
@@ -79,15 +116,7 @@ class ServedModel:
         APIError 400, without tokenising, for a text that is far too long for the context. `param`
         is the request field that holds the text.
         """
-        max_chars = self.settings.context * self._longest_token
-        if len(text) > max_chars:
-            raise APIError(
-                400,
-                f"This model's maximum context length is {self.settings.context} tokens, at most "
-                f"{max_chars:,} characters, but the prompt has {len(text):,}",
-                param=param,
-                code="context_length_exceeded",
-            )
+        self.check_length(len(text), param)
         with self._token_lock:
             cached = self._token_cache.pop(text, None)
         # As an array, a token takes 4 bytes.
@@ -98,6 +127,18 @@ class ServedModel:
                 while len(self._token_cache) > _CACHED_TEXTS:
                     del self._token_cache[next(iter(self._token_cache))]
         return tokens.tolist()
+
+    def check_length(self, n_chars: int, param: str) -> None:
+        """APIError 400 for a text that has too many characters for any tokens to fit."""
+        max_chars = self.settings.context * self._longest_token
+        if n_chars > max_chars:
+            raise APIError(
+                400,
+                f"This model's maximum context length is {self.settings.context} tokens, at most "
+                f"{max_chars:,} characters, but the prompt has {n_chars:,}",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     def encode_prompts(
         self, prompt: str | list[str | int | list[int]] | None, param: str, max_prompts: int
@@ -161,7 +202,8 @@ class ServedModel:
         }
         if body.top_k is not None:
             changes["top_k"] = min(max(0, body.top_k), self.engine.config.vocab_size)  # -1: all
-        seed = secrets.randbits(53) if body.seed is None else body.seed % (1 << 64)
+        is_random = body.seed is None or body.seed == -1  # as in vLLM and llama.cpp
+        seed = secrets.randbits(53) if is_random else (body.seed or 0) % (1 << 64)
         return tuple(
             self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
         )

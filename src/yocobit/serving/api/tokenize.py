@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Annotated, Any
-
-from msgspec import Meta, Struct
+import msgspec
+from msgspec import Struct
 
 from yocobit.serving.api import protocol
 from yocobit.serving.api.call import Call, Reply
@@ -20,9 +18,9 @@ _TOKEN_BYTES = 16  # upper bound of a token in JSON, with its separators
 class TokenizeRequest(Struct, kw_only=True):
     """The body of tokenize: a text, or a conversation."""
 
-    model: str | None = None
+    model: protocol.Name | None = None
     prompt: str | None = None
-    messages: Annotated[list[protocol.Message], Meta(min_length=1)] | None = None
+    messages: protocol.Messages | None = None
     add_special_tokens: bool | None = None
 
 
@@ -30,15 +28,12 @@ class DetokenizeRequest(Struct, kw_only=True):
     """The body of detokenize."""
 
     tokens: list[int]
-    model: str | None = None
+    model: protocol.Name | None = None
 
 
-async def tokenize(call: Call) -> Reply:
-    return Reply(await asyncio.to_thread(_tokenize, call.model, call.body))
-
-
-async def detokenize(call: Call) -> Reply:
-    return Reply(await asyncio.to_thread(_detokenize, call.model, call.body))
+async def reply(call: Call) -> Reply:
+    """Send JSON that was prepared."""
+    return Reply(call.prepared)
 
 
 async def tokenizer_info(call: Call) -> Reply:
@@ -46,7 +41,7 @@ async def tokenizer_info(call: Call) -> Reply:
 
 
 def max_detokenize_bytes(settings: ServerSettings) -> int:
-    """Return the size limit of detokenize's body: parsing JSON blocks the event loop."""
+    """Return the size limit of detokenize's body."""
     return min(settings.max_body_bytes, 1024 + _max_tokens(settings) * _TOKEN_BYTES)
 
 
@@ -54,21 +49,25 @@ def _max_tokens(settings: ServerSettings) -> int:
     return 4 * settings.context
 
 
-def _tokenize(model: ServedModel, body: TokenizeRequest) -> dict[str, Any]:
+def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
+    """Return the response to a body as JSON; APIError 400 if it is invalid."""
     if (body.prompt is None) == (body.messages is None):
         raise APIError(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
         tokens = render(model, body.messages, [])
     elif body.add_special_tokens is False:
+        model.check_length(len(body.prompt or ""), "prompt")
         # Unlike encode, encode_batch releases the GIL.
         (found,) = model.engine.tokenizer.encode_batch([body.prompt], add_special_tokens=False)
         tokens = found.ids
     else:
-        tokens = model.engine.encode(body.prompt or "")
-    return {"count": len(tokens), "max_model_len": model.settings.context, "tokens": tokens}
+        tokens = model.encode(body.prompt or "", "prompt")
+    context = model.settings.context
+    return msgspec.json.encode({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
 
-def _detokenize(model: ServedModel, body: DetokenizeRequest) -> dict[str, Any]:
+def detokenize(model: ServedModel, body: DetokenizeRequest, client: str) -> bytes:
+    """Return the response to a body as JSON; APIError 400 if it is invalid."""
     limit = _max_tokens(model.settings)
     if len(body.tokens) > limit:
         raise APIError(
@@ -76,4 +75,4 @@ def _detokenize(model: ServedModel, body: DetokenizeRequest) -> dict[str, Any]:
         )
     model.check_tokens(body.tokens, "tokens")
     (text,) = model.engine.tokenizer.decode_batch([body.tokens], skip_special_tokens=False)
-    return {"prompt": text}
+    return msgspec.json.encode({"prompt": text})

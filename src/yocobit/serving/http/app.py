@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,11 +18,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from yocobit.config import ConfigError
-from yocobit.serving.api.call import Call, Events, ServerState
+from yocobit.errors import printable
+from yocobit.serving import limits
+from yocobit.serving.api.call import Call, Events, ServerState, prepare
 from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
+from yocobit.serving.api.protocol import decode
 from yocobit.serving.errors import APIError
 from yocobit.serving.http.chat_page import page_routes
-from yocobit.serving.http.json_body import json_response, read_json, write_body
+from yocobit.serving.http.json_body import json_response, read_body, write_body
 from yocobit.serving.http.middleware import Access, set_up_logging
 from yocobit.serving.http.openapi import describe
 from yocobit.serving.http.sse import while_connected, write_events
@@ -75,15 +79,21 @@ class EndpointApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, state = self.endpoint, scope["app"].state.server
-        body: Any = None
+        arrived_at, client = time.monotonic(), scope["state"]["client"]
+        prepared: Any = None
         if endpoint.body is not None:
-            model, _ = state.require_ready()
-            limit = endpoint.max_body_bytes(state.settings)
-            body = await read_json(scope, receive, endpoint.body, limit)
-            model.check_name(body.model)
+            state.require_ready()
+            async with contextlib.AsyncExitStack() as memory:
+
+                def reserve() -> None:
+                    memory.enter_context(state.large_body())
+
+                limit = endpoint.max_body_bytes(state.settings)
+                body = await read_body(scope, receive, limit, reserve)
+                work = self._prepare(state, body, client, arrived_at)
+                prepared = await while_connected(receive, work)
         async with contextlib.AsyncExitStack() as resources:
-            client = scope["state"]["client"]
-            call = Call(state, body, client, scope["path_params"], resources)
+            call = Call(state, prepared, client, arrived_at, scope["path_params"], resources)
             try:
                 reply = await while_connected(receive, endpoint.handler(call))
             finally:
@@ -92,6 +102,25 @@ class EndpointApp:
                 await write_events(receive, send, reply.batches)
             else:
                 await write_body(send, reply.status, reply.value, reply.content_type)
+
+    async def _prepare(
+        self, state: ServerState, body: bytes, client: str, arrived_at: float
+    ) -> Any:
+        """Return the prepared request: from a thread if its cost is small, or from a worker."""
+        endpoint = self.endpoint
+        assert endpoint.body is not None
+        model, runtime = state.require_ready()
+        arguments = (endpoint.prepare, endpoint.body, body, client)
+        is_heavy = len(body) > limits.SMALL_BODY_BYTES
+        if not is_heavy:
+            decoded: Any = decode(body, endpoint.body)
+            model.check_name(decoded.model)
+            is_heavy = endpoint.is_heavy(decoded)
+        if is_heavy or endpoint.uses_template:
+            work = runtime.in_worker(prepare, *arguments, is_heavy=is_heavy)
+        else:
+            work = runtime.in_thread(prepare, model, *arguments)
+        return await runtime.prepare(arrived_at, work)
 
 
 def _routes(endpoint: Endpoint) -> list[Route]:
@@ -118,6 +147,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
     finally:
         loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
         if state.runtime is not None:
             await asyncio.to_thread(state.runtime.stop)
 
@@ -127,13 +158,15 @@ async def _openapi(request: Request) -> Response:
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
-    not_found = APIError(404, f"{request.url.path} does not exist", code="not_found")
+    not_found = APIError(
+        404, f"{printable(request.url.path, 200)} does not exist", code="not_found"
+    )
     return json_response(not_found.to_dict(), 404)
 
 
 async def _method_not_allowed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {}).get("Allow", "")
-    path = request.url.path
+    path = printable(request.url.path, 200)
     not_allowed = APIError(405, f"{request.method} is not allowed for {path}; use {allowed}")
     return json_response(not_allowed.to_dict(), 405, error.headers)

@@ -4,51 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 
 BODY_TIMEOUT_S = 60.0  # for a client to send its body
-T = TypeVar("T")
 
 
-async def read_json(scope: Scope, receive: Receive, kind: type[T], limit: int) -> T:
-    """Read a body of at most `limit` bytes; APIError unless it is JSON of that type."""
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, reserve: Callable[[], None]
+) -> bytes:
+    """Read a body of at most `limit` bytes; APIError unless it is declared as JSON.
+
+    `reserve` is called once it turns out to be large.
+    """
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if content_type != b"application/json":
         # Also a defence against other sites' pages: a browser sends a preflight for this type.
         raise APIError(
-            415, f"Content-Type must be application/json but is {content_type.decode('latin-1')!r}"
+            415,
+            f"Content-Type must be application/json but is "
+            f"{content_type[:100].decode('latin-1')!r}",
         )
     too_large = APIError(413, f"the body must have at most {limit:,} bytes")
     with contextlib.suppress(ValueError):
         if int(headers.get(b"content-length", b"0")) > limit:
             raise too_large
     try:
-        body = await asyncio.wait_for(_read(receive, limit, too_large), BODY_TIMEOUT_S)
+        return await asyncio.wait_for(_read(receive, limit, too_large, reserve), BODY_TIMEOUT_S)
     except (TimeoutError, asyncio.TimeoutError):
         raise APIError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    return parse(body, kind)
-
-
-def parse(body: bytes, kind: type[T]) -> T:
-    """Return JSON as that type; APIError 400 that names the field if it is invalid."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        message = f"{param}: {message}" if param else message
-        raise APIError(400, message, param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise APIError(400, f"the body is not valid JSON: {error}") from None
 
 
 async def write_body(
@@ -81,8 +74,11 @@ def json_response(
     return Response(msgspec.json.encode(value), status, headers, media_type="application/json")
 
 
-async def _read(receive: Receive, limit: int, too_large: APIError) -> bytes:
+async def _read(
+    receive: Receive, limit: int, too_large: APIError, reserve: Callable[[], None]
+) -> bytes:
     body = bytearray()
+    is_reserved = False
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -90,5 +86,8 @@ async def _read(receive: Receive, limit: int, too_large: APIError) -> bytes:
         body += message.get("body", b"")
         if len(body) > limit:
             raise too_large
+        if len(body) > limits.SMALL_BODY_BYTES and not is_reserved:
+            reserve()
+            is_reserved = True
         if not message.get("more_body"):
             return bytes(body)

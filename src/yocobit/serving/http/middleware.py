@@ -21,11 +21,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from yocobit.serving.errors import APIError, internal_error, shutting_down
 from yocobit.serving.http.json_body import write_error
 from yocobit.serving.runtime.metrics import Metrics
+from yocobit.serving.runtime.runtime import key_client
 from yocobit.serving.settings import ServerSettings
 
 logger = logging.getLogger("yocobit.access")
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status
+_MAX_PATH = 256  # characters that are logged
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -63,7 +65,7 @@ class Access:
             "request_id": request_id.decode(),
             "client": client_of(scope),
             "method": scope["method"],
-            "path": quote(scope["path"]),  # otherwise it could forge a log line
+            "path": quote(scope["path"][:_MAX_PATH]),  # otherwise it could forge a log line
         }
 
         async def send_with_id(message: Message) -> None:
@@ -110,8 +112,8 @@ class Access:
             if host not in self._hosts:
                 raise APIError(
                     403,
-                    f"the host name {host!r} is not trusted; allow it with --trusted-host or "
-                    "YOCOBIT_TRUSTED_HOSTS",
+                    f"the host name {host[:_MAX_PATH]!r} is not trusted; allow it with "
+                    "--trusted-host or YOCOBIT_TRUSTED_HOSTS",
                     code="host_not_allowed",
                 )
         if not self._keys or path in self._public_paths:
@@ -123,7 +125,7 @@ class Access:
         if not any(found):
             reason = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
             raise APIError(401, f"the API key {reason}", code="invalid_api_key")
-        scope["state"]["client"] = f"key {found.index(True)}"
+        scope["state"]["client"] = key_client(found.index(True))
 
 
 def client_of(scope: Scope) -> str:

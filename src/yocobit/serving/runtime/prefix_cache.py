@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,14 +61,17 @@ class PrefixCache:
         model: str,
         bytes_per_position: int,
         store: PrefixStore | None = None,
+        salts: Mapping[str, bytes] | None = None,
     ) -> None:
         """Start empty. `model` identifies the model, its numerics and its cache type.
 
-        Entries are also read from `store`, and written to it.
+        Entries are also read from `store`, and written to it. Clients with different salts share
+        no entries: hits, and the time they save, would tell one what another requested.
         """
         self.size = 0  # bytes
         self._capacity = capacity
         self._root = hashlib.blake2b(model.encode(), digest_size=32).digest()
+        self._salts = salts or {}
         self._bytes_per_position = bytes_per_position
         # Using an entry also uses all that precede it, so entries are evicted last block first.
         self._entries: OrderedDict[bytes, Bytes] = OrderedDict()
@@ -82,9 +86,12 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def chain(self) -> Chain:
-        """Return the chain of an empty sequence."""
-        return Chain(self._root)
+    def chain(self, client: str = "") -> Chain:
+        """Return the chain of a client's empty sequence."""
+        salt = self._salts.get(client)
+        if salt is None:
+            return Chain(self._root)
+        return Chain(hashlib.blake2b(self._root + salt, digest_size=32, person=b"salt").digest())
 
     def find(self, tokens: NDArray[np.int32], chain: Chain) -> Hit:
         """Return the longest cached prefix of a prompt (T,) without its last token, whose logits

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import hashlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from yocobit.config import ConfigError
 from yocobit.costs import summarize
 from yocobit.engine import Engine
+from yocobit.serving.errors import timed_out
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.prefix_store import PrefixStore
+from yocobit.serving.runtime.preparation import WorkerPool
 from yocobit.serving.runtime.request import Event, Failure, Finish, Request
 from yocobit.serving.runtime.scheduler import Scheduler
 from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.settings import MB, ServerSettings
 
-_MAX_PREPARING = 4  # requests that are tokenised at a time
+_MAX_THREADS = 4  # small requests that are tokenised at a time
 
 T = TypeVar("T")
 
@@ -66,16 +70,24 @@ class Runtime:
     """Runs requests on one engine."""
 
     def __init__(
-        self, engine: Engine, settings: ServerSettings, metrics: Metrics, identity: str
+        self,
+        engine: Engine,
+        settings: ServerSettings,
+        metrics: Metrics,
+        identity: str,
+        workers: WorkerPool,
     ) -> None:
         """Start the scheduler. ConfigError if a sequence of the whole context does not fit.
 
         `identity` identifies model, cache type and numerics: cached prefixes depend on them.
+        `workers` are started; they are stopped with the runtime.
         """
         self.engine = engine
+        self._workers = workers
+        self._timeout_s = settings.timeout_s
         self._streams: dict[SequenceGroup, tuple[EventStream, int]] = {}  # and the index in it
         self._n_preparing = 0
-        self._preparing = asyncio.Semaphore(_MAX_PREPARING)
+        self._threads = asyncio.Semaphore(_MAX_THREADS)
         self._loop = asyncio.get_running_loop()
         self._store: PrefixStore | None = None
         prefixes = None
@@ -83,7 +95,9 @@ class Runtime:
             if settings.prefix_dir is not None:
                 self._store = PrefixStore(settings.prefix_dir, settings.prefix_dir_mb * MB)
             per_token = summarize(engine.model).cache_bytes_per_token[settings.cache]
-            prefixes = PrefixCache(settings.prefix_mb * MB, identity, per_token, self._store)
+            prefixes = PrefixCache(
+                settings.prefix_mb * MB, identity, per_token, self._store, _salts(settings)
+            )
         self.scheduler = Scheduler(
             engine,
             self._deliver,
@@ -106,22 +120,44 @@ class Runtime:
         """Requests that are being prepared or whose response is not yet written."""
         return len(self._streams) + self._n_preparing
 
-    async def prepare(self, build: Callable[..., T], *arguments: object) -> T:
-        """Build requests in a thread, a few at a time: tokenising a long text takes time.
+    async def prepare(self, arrived_at: float, work: Awaitable[T]) -> T:
+        """Await the preparation of a request that arrived then: `in_thread` or `in_worker`.
 
-        Raises the errors of Scheduler.check_capacity. A cancelled build counts until its thread
-        ends.
+        Raises the errors of Scheduler.check_capacity, and 504 at the time limit of requests.
         """
-        self.scheduler.check_capacity(1 + self._n_preparing)
+        try:
+            self.scheduler.check_capacity(1 + self._n_preparing)
+        except BaseException:
+            if asyncio.iscoroutine(work):
+                work.close()
+            raise
         self._n_preparing += 1
-        return await asyncio.shield(asyncio.ensure_future(self._prepare(build, *arguments)))
+        try:
+            left_s = arrived_at + self._timeout_s - time.monotonic()
+            return await asyncio.wait_for(work, left_s)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise timed_out(self._timeout_s, is_started=False) from None
+        finally:
+            self._n_preparing -= 1
+
+    async def in_thread(self, build: Callable[..., T], *arguments: object) -> T:
+        """Return the result of work whose cost is small, a few at a time."""
+        async with self._threads:
+            return await asyncio.shield(asyncio.to_thread(build, *arguments))
+
+    async def in_worker(self, build: Callable[..., T], *arguments: object, is_heavy: bool) -> T:
+        """Return the result of work in a process with the served model as its first argument."""
+        found: T = await self._workers.run(build, *arguments, is_heavy=is_heavy)
+        return found
 
     @contextlib.asynccontextmanager
-    async def generate(self, requests: Sequence[Request]) -> AsyncIterator[EventStream]:
+    async def generate(
+        self, requests: Sequence[Request], arrived_at: float
+    ) -> AsyncIterator[EventStream]:
         """Run requests; those unfinished at the end of the block are cancelled."""
         stream = EventStream()
         try:
-            for group in self.scheduler.submit(requests):
+            for group in self.scheduler.submit(requests, arrived_at):
                 self._streams[group] = stream, len(stream.groups)
                 stream.add(group)
             yield stream
@@ -131,17 +167,11 @@ class Runtime:
                 self.scheduler.cancel(group)
 
     def stop(self) -> None:
-        """Stop the scheduler; unfinished requests fail."""
+        """Stop the workers and the scheduler; unfinished requests fail."""
+        self._workers.stop()
         self.scheduler.stop()
         if self._store is not None:
             self._store.close()
-
-    async def _prepare(self, build: Callable[..., T], *arguments: object) -> T:
-        try:
-            async with self._preparing:
-                return await asyncio.to_thread(build, *arguments)
-        finally:
-            self._n_preparing -= 1
 
     def _deliver(self, events: Sequence[tuple[SequenceGroup, list[Event]]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: no client is left
@@ -152,6 +182,17 @@ class Runtime:
             if group in self._streams:
                 stream, index = self._streams[group]
                 stream.put(index, found)
+
+
+def _salts(settings: ServerSettings) -> Mapping[str, bytes]:
+    """Return what separates the cached prefixes of several API keys, by client."""
+    keys = settings.api_keys if len(settings.api_keys) > 1 else ()
+    return {key_client(i): hashlib.sha256(key.encode()).digest() for i, key in enumerate(keys)}
+
+
+def key_client(index: int) -> str:
+    """Return the client of the API key with that index."""
+    return f"key {index}"
 
 
 def _check_context(settings: ServerSettings, size: int) -> None:

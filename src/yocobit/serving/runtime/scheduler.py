@@ -120,9 +120,15 @@ class Scheduler:
         if self.n_waiting + n_requests > self.max_waiting + n_free:
             raise queue_full(self.n_waiting)
 
-    def submit(self, requests: Sequence[Request]) -> list[SequenceGroup]:
-        """Queue requests, all or none; raises the errors of `check_capacity`."""
-        groups = [SequenceGroup(request, self.engine) for request in requests]
+    def submit(
+        self, requests: Sequence[Request], arrived_at: float | None = None
+    ) -> list[SequenceGroup]:
+        """Queue requests, all or none; raises the errors of `check_capacity`.
+
+        Their time limit counts from their arrival, by default now.
+        """
+        arrived_at = time.monotonic() if arrived_at is None else arrived_at
+        groups = [SequenceGroup(request, self.engine, arrived_at) for request in requests]
         with self._changed:
             self.check_capacity(len(groups))
             for group in groups:

@@ -70,7 +70,7 @@ class Sequence:
 class SequenceGroup:
     """A request's progress and its sequences. Times are of time.monotonic()."""
 
-    def __init__(self, request: Request, engine: Engine) -> None:
+    def __init__(self, request: Request, engine: Engine, queued_at: float) -> None:
         self.request = request
         self.engine = engine
         self.sequences: list[Sequence] = []
@@ -82,7 +82,7 @@ class SequenceGroup:
         self.is_decoding = False
         self.is_cancelled = False
         self.is_finished = False
-        self.queued_at = time.monotonic()
+        self.queued_at = queued_at
         self.started_at = self.first_token_at = self.finished_at = 0.0
         self._prompt = np.array(request.prompt, dtype=np.int32)
         self._session: Session | None = None  # prefills, then decodes the first choice
@@ -114,7 +114,7 @@ class SequenceGroup:
         self._session = self.engine.session(max(1, self.request.n_tokens), cache)
         self._checkpoints = [len(self._prompt) - 1]
         if prefixes is not None and not self.needs_all_layers:
-            self._chain = prefixes.chain()
+            self._chain = prefixes.chain(self.request.client)
             hit = prefixes.find(self._prompt, self._chain)
             if hit.state is not None:
                 try:

@@ -11,22 +11,30 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from yocobit.engine import Engine
 from yocobit.engine.session import Logits
+from yocobit.hardware.host import resident_bytes
+from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 
-MAX_SCHEMA_BYTES = 1 << 18
+MAX_SCHEMA_BYTES = limits.SCHEMA_BYTES
 _MAX_MESSAGE = 300  # characters of llguidance's message in an error
-_MAX_COMPILED = 16  # cached grammars; some take megabytes
+_MAX_COMPILED = 16  # cached grammars
+_MAX_CACHED_BYTES = 1 << 27  # of cached grammars
+# Of one mask, in the scheduler's thread: about 10 ms.
+_STEP_LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=25_000, verbose_errors=False)
 # At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
 # llguidance's extension of schemas, which could set separators that JSON does not have.
@@ -59,11 +67,12 @@ _N_CUTS = 256  # tried to shorten the completion of a schema
 
 
 @dataclasses.dataclass(frozen=True)
-class _Grammar:
-    """A compiled schema."""
+class Schema:
+    """A schema that was compiled within the limits: the server's process compiles it again."""
 
-    matcher: LLMatcher  # in its initial state
+    text: str
     shortest: list[int] | None  # tokens of a short output; None if none was found
+    size_bytes: int  # of its matcher
 
 
 class Grammars:
@@ -83,23 +92,35 @@ class Grammars:
         tokens = {text: token for token, text in enumerate(texts)}
         self._orders = [_token_order(tokens, order) for order in _ORDERS]
         self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
-        self._compiled = lru_cache(_MAX_COMPILED)(self._compile)
+        self._checked = lru_cache(_MAX_COMPILED)(self._check)
+        self._matchers: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()  # and its bytes
+        self._lock = threading.Lock()
 
     def compile(
         self, schema: dict[str, Any] | bool, param: str, max_tokens: int
     ) -> Callable[[], GuidedJSON]:
-        """Return a factory of guided decoding by a JSON schema, within `max_tokens`.
+        """Return a factory of guided decoding by a JSON schema; raises the errors of `check`."""
+        return self.factory(self.check(schema, param, max_tokens))
 
-        APIError 400 naming `param` if the schema is invalid, or needs more tokens.
+    def factory(self, schema: Schema) -> Callable[[], GuidedJSON]:
+        """Return a factory of guided decoding by a checked schema."""
+        with self._lock:  # one compilation at a time
+            matcher = self._matcher(schema)
+        return lambda: GuidedJSON(self, matcher.deep_copy(), schema.shortest or [])
+
+    def check(self, schema: dict[str, Any] | bool, param: str, max_tokens: int) -> Schema:
+        """Return a schema that some output of at most `max_tokens` follows.
+
+        APIError 400 naming `param` if the schema is invalid, too costly, or needs more tokens.
         """
         if isinstance(schema, dict):
             schema = {key: value for key, value in schema.items() if key != _EXTENSION_KEY}
-        grammar = self._compiled(_encode({} if schema is True else schema, param))
-        if isinstance(grammar, str):
+        checked = self._checked(_encode({} if schema is True else schema, param))
+        if isinstance(checked, str):
             raise APIError(
-                400, f"{param}: the schema is invalid or not supported ({grammar})", param=param
+                400, f"{param}: the schema is invalid or not supported ({checked})", param=param
             )
-        if (shortest := grammar.shortest) is None:
+        if (shortest := checked.shortest) is None:
             raise APIError(
                 400,
                 f"{param}: found no output of at most {_MAX_COMPLETION:,} tokens for the schema",
@@ -112,7 +133,7 @@ class Grammars:
                 f"but max_tokens is {max_tokens}; allow more",
                 param="max_tokens",
             )
-        return lambda: GuidedJSON(self, grammar.matcher.deep_copy(), shortest)
+        return checked
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
         """Return the mask (V,) of the tokens that may follow."""
@@ -157,16 +178,42 @@ class Grammars:
         """Return a token's bytes."""
         return bytes(self._tokenizer.decode_bytes([token]))
 
-    def _compile(self, schema: str) -> _Grammar | str:
-        """Return the compiled schema, or the error."""
+    def _check(self, text: str) -> Schema | str:
+        """Return the checked schema, or the error."""
+        started_s, start_bytes = time.thread_time(), resident_bytes()
         try:
-            grammar = LLMatcher.grammar_from_json_schema(schema, overrides=_OPTIONS)
+            matcher = self._compile(text)
         except ValueError as error:
             return str(error)[:_MAX_MESSAGE]
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             return str(matcher.get_error())[:_MAX_MESSAGE]
-        return _Grammar(matcher, self._shortest(matcher))
+        cpu_s, size = time.thread_time() - started_s, max(0, resident_bytes() - start_bytes)
+        if cpu_s > limits.SCHEMA_CPU_S:
+            return f"it takes {cpu_s:.1f} s to compile, at most {limits.SCHEMA_CPU_S:g} s may be"
+        if size > limits.SCHEMA_COMPILED_BYTES:
+            return (
+                f"it takes {size:,} bytes when it is compiled, at most "
+                f"{limits.SCHEMA_COMPILED_BYTES:,} may be"
+            )
+        return Schema(text, self._shortest(matcher), size)
+
+    def _compile(self, text: str) -> LLMatcher:
+        """Return the matcher of a schema in its initial state; ValueError if it is not JSON."""
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_STEP_LIMITS)
+
+    def _matcher(self, schema: Schema) -> LLMatcher:
+        """Return the matcher of a checked schema, from a cache."""
+        found = self._matchers.pop(schema.text, None)
+        if found is None:
+            found = self._compile(schema.text), schema.size_bytes
+        self._matchers[schema.text] = found  # the most recent is last
+        while len(self._matchers) > _MAX_COMPILED or (
+            len(self._matchers) > 1
+            and sum(size for _, size in self._matchers.values()) > _MAX_CACHED_BYTES
+        ):
+            self._matchers.popitem(last=False)
+        return found[0]
 
     def _shortest(self, matcher: LLMatcher) -> list[int] | None:
         """Return the shortest output found; None if none was."""

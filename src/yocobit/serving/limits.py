@@ -1,0 +1,68 @@
+"""The limits of what a client may send, in one table: errors and the documentation quote it.
+
+Each is checked before its field costs time or memory. Limits that depend on the model or on the
+settings (context, queue, body size) are not here.
+"""
+
+from __future__ import annotations
+
+# Of a request's head: checked by the connection, before any API key.
+HEAD_BYTES = 1 << 16
+HEADERS = 100
+REQUEST_LINE_BYTES = 1 << 13
+PIPELINED = 16  # requests behind the one in progress on a connection
+
+# Of a body's fields.
+PROMPTS = 1024  # of completions
+INPUTS = 2048  # of embeddings: OpenAI's
+MESSAGES = 4096
+PARTS = 1024  # of a message's content
+TOOLS = 128  # of a request: OpenAI's; and of calls in a message
+NAME_CHARS = 256  # of a model, an author, a call, a schema
+CHOICES = 16
+STOPS = 16
+STOP_CHARS = 1000
+BIASES = 1024  # entries of logit_bias: vLLM's
+SCHEMA_BYTES = 1 << 18
+LOGPROBS = 20  # per token: OpenAI's
+PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
+
+# Of the work that precedes the queue. A body above SMALL_BODY_BYTES, and any conversation or
+# schema, is prepared in a worker process with these limits.
+SMALL_BODY_BYTES = 1 << 15
+LARGE_BODIES = 4  # in memory at a time, each of the size limit of a body
+HEAVY_WAITING = 16  # large bodies and schemas that wait for the worker
+PREPARATION_CPU_S = 3.0
+PREPARATION_S = 20.0  # in the worker, at a low priority
+PREPARATION_BYTES = 1 << 29
+# What a schema may cost when it is compiled: it is paid again in the server's process.
+SCHEMA_CPU_S = 1.0
+SCHEMA_COMPILED_BYTES = 1 << 26
+
+# (what, limit, HTTP status) for the documentation.
+TABLE = (
+    ("bytes of a request's head", HEAD_BYTES, 431),
+    ("headers of a request", HEADERS, 431),
+    ("bytes of a request line", REQUEST_LINE_BYTES, 431),
+    ("pipelined requests of a connection", PIPELINED, 400),
+    ("large bodies in memory at a time", LARGE_BODIES, 503),
+    ("large bodies and schemas that wait to be prepared", HEAVY_WAITING, 429),
+    ("prompts of completions", PROMPTS, 400),
+    ("inputs of embeddings", INPUTS, 400),
+    ("messages of a conversation", MESSAGES, 400),
+    ("parts of a message's content", PARTS, 400),
+    ("tools of a request, tool calls of a message", TOOLS, 400),
+    ("characters of a name", NAME_CHARS, 400),
+    ("choices of a prompt (`n`)", CHOICES, 400),
+    ("stop strings", STOPS, 400),
+    ("characters of a stop string", STOP_CHARS, 400),
+    ("entries of `logit_bias`", BIASES, 400),
+    ("bytes of a JSON schema", SCHEMA_BYTES, 400),
+    ("alternatives per token of `logprobs`", LOGPROBS, 400),
+    ("log-probabilities of a response with `echo`", PROMPT_LOGPROBS, 400),
+    ("seconds of CPU time to compile a schema", SCHEMA_CPU_S, 400),
+    ("bytes of a compiled schema", SCHEMA_COMPILED_BYTES, 400),
+    ("seconds of CPU time to prepare a request", PREPARATION_CPU_S, 400),
+    ("seconds to prepare a request", PREPARATION_S, 400),
+    ("bytes of memory to prepare a request", PREPARATION_BYTES, 400),
+)

@@ -1,0 +1,275 @@
+"""Workers that prepare requests: limits, cancellation, and the end of all processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers import wait_for
+
+from yocobit.errors import UserError
+from yocobit.serving import limits
+from yocobit.serving.errors import APIError, too_costly
+from yocobit.serving.runtime.preparation import WorkerPool
+
+MB = 1 << 20
+
+
+# ---- run in other processes ----
+
+
+def make_context() -> str:
+    return "context"
+
+
+def no_context() -> str:
+    raise UserError("model: has no tokenizer")
+
+
+def describe(context: str, argument: int) -> tuple[str, int, int, int]:
+    return context, argument, os.getpid(), os.nice(0)
+
+
+def spin(context: str) -> None:
+    while True:
+        pass
+
+
+def sleep(context: str, path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
+def allocate(context: str) -> int:
+    return len(bytearray(256 * MB))
+
+
+def grow(context: str) -> int:
+    return len(b"x" * (80 * MB))
+
+
+def end(context: str) -> None:
+    os._exit(3)
+
+
+def divide(context: str) -> float:
+    return 1 / 0
+
+
+def refuse(context: str) -> None:
+    raise APIError(404, "no such model", param="model", code="model_not_found", retry_after=7)
+
+
+# ----
+
+
+def run(work: Callable[[WorkerPool], Awaitable[Any]], **options: Any) -> Any:
+    async def main() -> Any:
+        pool = WorkerPool(make_context, **options)
+        await pool.start()
+        try:
+            return await work(pool)
+        finally:
+            pool.stop()
+
+    return asyncio.run(main())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_jobs_get_the_context_and_share_a_worker():
+    async def work(pool):
+        return [await pool.run(describe, i) for i in range(2)]
+
+    first, second = run(work)
+
+    assert first[:2] == ("context", 0) and second[:2] == ("context", 1)
+    assert first[2] == second[2] != os.getpid()
+
+
+@pytest.mark.parametrize("is_heavy", [False, True])
+@pytest.mark.parametrize(
+    ("job", "arguments", "limit"),
+    [
+        (spin, (), {"cpu_s": 0.05}),
+        (sleep, (os.devnull,), {"wall_s": 0.05}),
+        (allocate, (), {"memory_bytes": 128 * MB}),
+        (end, (), {}),
+    ],
+    ids=["cpu", "wall clock", "memory", "crash"],
+)
+def test_job_beyond_a_limit_is_a_bad_request_and_the_next_one_runs(job, arguments, limit, is_heavy):
+    async def work(pool):
+        with pytest.raises(APIError) as rejected:
+            await pool.run(job, *arguments, is_heavy=is_heavy)
+        return rejected.value, await pool.run(describe, 1, is_heavy=is_heavy)
+
+    error, answer = run(work, **limit)
+
+    assert (error.status, error.code) == (400, "too_costly")
+    assert answer[:2] == ("context", 1)
+
+
+def test_worker_that_grew_is_replaced():
+    async def work(pool):
+        first = await pool.run(describe, 0)
+        await pool.run(grow)
+        return first, await pool.run(describe, 0)
+
+    first, second = run(work)
+
+    assert first[2] != second[2]
+
+
+def test_error_of_a_job_is_raised_here():
+    async def work(pool):
+        with pytest.raises(APIError) as refused:
+            await pool.run(refuse)
+        with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+            await pool.run(divide)
+        return refused.value
+
+    error = run(work)
+
+    assert (error.status, str(error), error.param) == (404, "no such model", "model")
+    assert (error.code, error.retry_after) == ("model_not_found", 7)
+
+
+def test_heavy_job_delays_no_light_one_and_has_a_low_priority(tmp_path):
+    async def work(pool):
+        sleeping = asyncio.create_task(pool.run(sleep, str(tmp_path / "pid"), is_heavy=True))
+        await asyncio.sleep(0)
+        light = await pool.run(describe, 0)
+        sleeping.cancel()
+        return light[3], (await pool.run(describe, 0, is_heavy=True))[3]
+
+    light, heavy = run(work)
+
+    assert heavy > light == os.nice(0)
+
+
+def test_too_many_heavy_jobs_are_rejected(monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "HEAVY_WAITING", 1)
+
+    async def work(pool):
+        tasks = [
+            asyncio.create_task(pool.run(sleep, str(tmp_path / str(i)), is_heavy=True))
+            for i in range(2)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(APIError) as rejected:
+            await pool.run(describe, 0, is_heavy=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return rejected.value, await pool.run(describe, 0, is_heavy=True)
+
+    error, answer = run(work)
+
+    assert error.status == 429 and error.retry_after
+    assert answer[0] == "context"
+
+
+async def started(pool: WorkerPool, path: Path) -> tuple[asyncio.Task[None], int]:
+    """Return a job that sleeps, and the pid of its worker."""
+    task = asyncio.create_task(pool.run(sleep, str(path)))
+    while not (path.exists() and path.read_text()):
+        await asyncio.sleep(0.001)
+    return task, int(path.read_text())
+
+
+def test_cancelled_job_is_killed(tmp_path):
+    async def work(pool):
+        task, pid = await started(pool, tmp_path / "pid")
+        task.cancel()
+        answer = await pool.run(describe, 0)
+        wait_for(lambda: not is_alive(pid))
+        return pid, answer[2]
+
+    killed, other = run(work)
+
+    assert killed != other
+
+
+def test_killed_forking_process_is_replaced():
+    async def work(pool):
+        await pool.run(describe, 0)
+        pool._forks.kill()
+        pool._forks.wait()
+        return [await pool.run(describe, i, is_heavy=i > 0) for i in range(2)]
+
+    assert [answer[1] for answer in run(work)] == [0, 1]
+
+
+def test_stop_ends_all_processes_and_jobs(tmp_path):
+    async def main():
+        pool = WorkerPool(make_context)
+        await pool.start()
+        task, pid = await started(pool, tmp_path / "pid")
+        forks = pool._forks.pid
+        pool.stop()
+        with pytest.raises(APIError) as failed:
+            await task
+        return failed.value, (pid, forks)
+
+    error, pids = asyncio.run(main())
+
+    assert error.status == 503
+    wait_for(lambda: not any(map(is_alive, pids)))
+
+
+def test_invalid_context_is_a_one_line_error():
+    async def main():
+        pool = WorkerPool(no_context)
+        try:
+            await pool.start()
+        finally:
+            pool.stop()
+
+    with pytest.raises(UserError, match=r"^model: has no tokenizer$"):
+        asyncio.run(main())
+
+
+def test_processes_end_with_a_killed_server(tmp_path):
+    program = f"""
+import asyncio, sys
+sys.path[:] = {sys.path!r}
+import test_preparation as t
+async def main():
+    pool = t.WorkerPool(t.make_context)
+    await pool.start()
+    await pool.run(t.sleep, {str(tmp_path / "pid")!r})
+asyncio.run(main())
+"""
+    server = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    finally:
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+    pid = int((tmp_path / "pid").read_text())
+
+    try:
+        wait_for(lambda: not is_alive(pid))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_error_names_the_limits():
+    assert "3 s of CPU time or 512 MB of memory" in str(too_costly())
