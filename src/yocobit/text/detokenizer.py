@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from yocobit.errors import ConfigError
+from yocobit.reading import boundary
 from yocobit.text.stop_strings import StopMatcher
 
 _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
@@ -179,8 +181,12 @@ class _Window:
         return self._has_runs and _BYTE_TOKEN.fullmatch(name) is not None
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
-        return text
+        try:
+            with boundary("text", "cannot be decoded"):
+                text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False)
+                return text
+        except ConfigError:  # a decoder that fails with some tokens, not with each one alone
+            return ""
 
 
 def _n_common(left: str, right: str) -> int:

@@ -52,6 +52,8 @@ def parse_tokenizer(content: str, subject: str | Path, vocab_size: int | None = 
         _neutralise(tokenizer)
     if vocab_size is not None:
         _check_ids(tokenizer, subject, vocab_size)
+    with boundary(subject, "cannot decode its tokens"), without_panic_messages():
+        tokenizer.decode_batch([[], *([token] for token in tokenizer.get_vocab().values())])
     return tokenizer
 
 
