@@ -118,6 +118,7 @@ def check_quantization(quantization: Any, source: str) -> None:
     """Reject the quantisation of other libraries."""
     fields = quantization if isinstance(quantization, dict) else vars(quantization)
     method = fields.get("quant_method", type(quantization).__name__)
+    method = getattr(method, "value", method)  # of an enumeration
     raise ConfigError(
         f"{source}: quantization_config must be absent but is {printable(str(method))}: layers of "
         "another library would replace the model's, which round weights as in training; remove it"

@@ -28,6 +28,7 @@ from yocobit.packing.format import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION,
+    INDEX,
     MODEL,
     TOKENIZER,
     is_packed,
@@ -85,6 +86,8 @@ AUTO_MAP = {auto: f"{REMOTE_CODE.removesuffix('.py')}.{name}" for auto, name in 
 
 # What packing, evaluation and initialisation read.
 _READ_WITHOUT_RESUMING = {MODEL, CONFIG, TOKENIZER, CHAT_TEMPLATE, GENERATION}
+_ADAPTER = "adapter_config.json"  # of PEFT
+
 _REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
 _NAME = re.compile(r"step-(\d+)")
 
@@ -205,8 +208,13 @@ def find(path: Path) -> Path:
     if (path / STATE).is_file() and step_of(path) >= 0:
         _check_complete(path)
         return path
-    if (path / MODEL).is_file() and (path / CONFIG).is_file():
+    if ((path / MODEL).is_file() or (path / INDEX).is_file()) and (path / CONFIG).is_file():
         return path
+    if (path / _ADAPTER).is_file():
+        raise ConfigError(
+            f"{path}: is an adapter without its model; merge them (merge_and_unload) and save the "
+            "result"
+        )
     if (checkpoint := last(path)) is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
     return checkpoint

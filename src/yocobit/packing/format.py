@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from yocobit.errors import UserError
 
 MODEL = "model.safetensors"
+INDEX = f"{MODEL}.index.json"  # maps the tensors of a sharded checkpoint to its files
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 CHAT_TEMPLATE = "chat_template.jinja"

@@ -16,7 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from yocobit.config import ConfigError
-from yocobit.packing.format import CONFIG, MODEL
+from yocobit.errors import printable
+from yocobit.packing.format import CONFIG, INDEX, MODEL
 from yocobit.packing.layout import Array
 
 _BFLOAT16 = "BF16"  # not in NumPy: converted to float32, which is exact
@@ -60,10 +61,9 @@ class SafetensorsDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        index = path / f"{MODEL}.index.json"
         self._entries: dict[str, _Entry] = {}
-        for file in _shards(index) if index.exists() else [MODEL]:
-            self._entries |= _entries(path / file)
+        for file in tensor_files(path):
+            self._entries |= _entries(file)
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -93,11 +93,22 @@ class SafetensorsDirectory:
         return bits.view("<f4")
 
 
-def _shards(index: Path) -> list[str]:
+def tensor_files(path: Path) -> list[Path]:
+    """Return model.safetensors of a checkpoint, or its shards if that is missing."""
+    index = path / INDEX
+    if (path / MODEL).exists() or not index.exists():
+        return [path / MODEL]
     names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ConfigError(f"{index}: weight_map must map tensors to files but is {names!r}")
-    return sorted(set(names.values()))
+    if (
+        not isinstance(names, dict)
+        or not names
+        or not all(isinstance(name, str) and Path(name).name == name for name in names.values())
+    ):
+        raise ConfigError(
+            f"{index}: weight_map must map tensors to files of the directory but is "
+            f"{printable(repr(names), 200)}"
+        )
+    return [path / name for name in sorted(set(names.values()))]
 
 
 def _entries(file: Path) -> dict[str, _Entry]:

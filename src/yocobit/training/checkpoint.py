@@ -37,6 +37,7 @@ from yocobit.packing.checkpoints import (
     TOKENIZER,
     TRAIN,
 )
+from yocobit.packing.tensor_source import tensor_files
 from yocobit.reading import read_own_json
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
 from yocobit.training.sharding import is_sharded, save_parts
@@ -232,13 +233,15 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
 
 
 def _read_weights(checkpoint: Path, is_tied: bool) -> dict[str, Tensor]:
-    path = checkpoint / MODEL
-    weights = _load_tensors(path)
-    if (name := first_above(weights)) is not None:
-        raise ConfigError(
-            f"{path}: tensor '{name}' must be finite but has values that are NaN or infinite; "
-            "the run has diverged: use an earlier checkpoint"
-        )
+    weights: dict[str, Tensor] = {}
+    for path in tensor_files(checkpoint):
+        tensors = _load_tensors(path)
+        if (name := first_above(tensors)) is not None:
+            raise ConfigError(
+                f"{path}: tensor '{name}' must be finite but has values that are NaN or infinite; "
+                "the run has diverged: use an earlier checkpoint"
+            )
+        weights |= tensors
     if is_tied and "embedding.weight" in weights:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
