@@ -8,6 +8,7 @@ import pytest
 
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig, SourceConfig, sources
+from yocobit.data.windows import shares
 from yocobit.training.config import TrainConfig, load
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "data.md"
@@ -91,6 +92,17 @@ def test_config_with_tables_survives_a_checkpoint(tmp_path):
         ('train = ["a", {path = "b", weight = 1}]', "must have a weight in every item or in none"),
         ('train = [{path = "b", weight = 0}]', r"train\[0\]: weight must be above 0 but is 0"),
         ('train = [{path = "b", weight = inf}]', r"train\[0\]: weight must be above 0 but is inf"),
+        (
+            'train = [{path = "b", weight = 1e300}]',
+            r"train\[0\]: weight must be at most 1e\+09 but",
+        ),
+        ('train = ["a", ""]', "path must not be empty"),
+        ('train = [{path = ""}]', r"train\[0\]: path must not be empty"),
+        ('train = ["a"]\nvocab_size = 256', "vocab_size must be at least 257"),
+        (
+            'train = ["a"]\nvocab_size = 2000000',
+            "vocab_size must be at most 1,048,576 but is 2000000",
+        ),
         ('train = ["a", {paht = "b"}]', r"train\[1\]: unknown key 'paht'; known keys: path"),
         ("train = [{weight = 1}]", r"train\[0\]: key 'path' is missing"),
         ("train = [1]", r"each item a string or a table but is \(1,\)"),
@@ -108,3 +120,27 @@ def test_invalid_sources_are_refused(tmp_path, lines, message):
 def test_weight_of_validation_text_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="valid must have no weight"):
         data(tmp_path, 'train = ["a"]', 'data.valid=[{path="v", weight=1}]')
+
+
+def test_home_directory_is_expanded_and_an_unknown_one_is_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+
+    found = data(tmp_path, 'train = ["~/a.txt", "~absent-user/b.txt"]')
+
+    assert found.train == ("/home/me/a.txt", str(tmp_path / "~absent-user/b.txt"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "valid"])
+def test_empty_path_is_not_the_directory_of_the_file(tmp_path, name):
+    value = '""' if name == "tokenizer" else '[""]'
+    with pytest.raises(ConfigError, match="must not be empty"):
+        data(tmp_path, 'train = ["a"]', f"data.{name}={value}")
+
+
+@pytest.mark.parametrize(
+    "weights", [(5e-324, 1e9), (1e9,) * 1024, (5e-324,) * 3, (1e-300, 1.0, 1e9)]
+)
+def test_extreme_weights_have_shares(weights):
+    counts = shares(weights)
+
+    assert sum(counts) == 1024 and min(counts) >= 1

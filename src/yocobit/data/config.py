@@ -14,6 +14,9 @@ from yocobit.settings import Count, Settings
 
 PYTHON_STDLIB = "python-stdlib"  # a source that is located at run time, not a path
 
+_MAX_WEIGHT = 1e9  # a sum of weights is finite
+_MAX_VOCAB_SIZE = 1 << 20  # of a model
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig(Settings):
@@ -29,6 +32,9 @@ class SourceConfig(Settings):
         self.require(self.path != "", "path", "must not be empty")
         is_finite = self.weight is None or 0 < self.weight < math.inf
         self.require(is_finite, "weight", "must be above 0")
+        self.require(
+            (self.weight or 0) <= _MAX_WEIGHT, "weight", f"must be at most {_MAX_WEIGHT:g}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +63,14 @@ class DataConfig(Settings):
             raise ConfigError(f"train must have at most {BLOCK} weights but has {len(weights)}")
         if any(source.weight is not None for source in sources(self.valid)):
             raise ConfigError("valid must have no weight: all of it is read")
+        self.require(self.tokenizer != "", "tokenizer", "must not be empty")
         if bool(self.valid) == (self.valid_every is not None):
             raise ConfigError("give either valid (files) or valid_every (one document in N)")
         if self.vocab_size is not None:
             rule = "must be at least 257: 256 bytes and the end token"
             self.require(self.vocab_size >= 257, "vocab_size", rule)
+            rule = f"must be at most {_MAX_VOCAB_SIZE:,}"
+            self.require(self.vocab_size <= _MAX_VOCAB_SIZE, "vocab_size", rule)
             if self.tokenizer is not None:
                 raise ConfigError("give either vocab_size or tokenizer, not both")
 

@@ -7,6 +7,7 @@ override to the working directory; loading makes both absolute.
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -278,9 +279,9 @@ def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
     """Make the paths of [data] and [distill] absolute; wrong types are left to validation."""
 
     def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or value == PYTHON_STDLIB:
+        if not isinstance(value, str) or value in ("", PYTHON_STDLIB):
             return value
-        return str(directory / Path(value).expanduser())
+        return str(directory / os.path.expanduser(value))
 
     def resolve_item(item: Any) -> Any:
         if isinstance(item, dict) and "path" in item:
