@@ -1,6 +1,7 @@
 """Preparation of a corpus: reuse of shards, atomic writes, bounded memory, and errors."""
 
 import os
+import signal
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -163,6 +164,28 @@ def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
 
     # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.
     assert Counter(text[:3] for text in sample) == {"one": 15, "two": 5}
+
+
+def test_ctrl_c_ends_the_training_of_a_tokenizer():
+    n_texts, n_read = 1_000_000, []
+
+    def texts():
+        os.kill(os.getpid(), signal.SIGINT)
+        for i in range(n_texts):
+            n_read.append(i)
+            yield f"text {i} " * 20
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(texts(), 270)
+
+    assert len(n_read) < n_texts
+
+
+def test_error_of_a_text_ends_the_training_of_a_tokenizer(config, tmp_path):
+    Path(config.train[0]).write_bytes(TEXT.encode() + b"\xff")
+
+    with pytest.raises(ConfigError, match=r"train\.txt: is not UTF-8"):
+        prepare(config, 270, tmp_path / "data")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no index", "index of another kind"])

@@ -115,7 +115,12 @@ def test_hidden_names_that_the_pattern_spells_are_listed(texts):
 
 
 def test_run_directories_below_are_left_out(texts):
-    for run, names in (("new", ("data/index.json",)), ("old", ("run.json", "metrics.jsonl"))):
+    runs = {
+        "started": (".yocobit.lock",),
+        "prepared": ("data/index.json",),
+        "old": ("run.json", "metrics.jsonl"),
+    }
+    for run, names in runs.items():
         for name in ("README.md", "samples/step-1.txt", *names):
             (texts / "runs" / run / name).parent.mkdir(parents=True, exist_ok=True)
             (texts / "runs" / run / name).write_text("{}")
@@ -123,8 +128,8 @@ def test_run_directories_below_are_left_out(texts):
     names, ignored = listed(texts)
 
     assert names == ["a.txt"]
-    assert ignored["run directory"] == 2
-    assert listed(texts / "runs" / "new")[0] == ["README.md", "samples/step-1.txt"]
+    assert ignored["run directory"] == 3
+    assert listed(texts / "runs" / "started")[0] == ["README.md", "samples/step-1.txt"]
 
 
 def test_directories_may_be_nested_a_thousand_deep(texts, monkeypatch):

@@ -139,9 +139,11 @@ def _holds(is_kind: Callable[[], bool]) -> bool:
 
 def _is_run(directory: str) -> bool:
     """Whether a directory is that of a training run."""
-    names = {"run.json", "metrics.jsonl"}
-    is_run = all(os.path.isfile(os.path.join(directory, name)) for name in names)
-    return is_run or os.path.isfile(os.path.join(directory, "data", "index.json"))
+
+    def has(*names: str) -> bool:
+        return all(os.path.isfile(os.path.join(directory, name)) for name in names)
+
+    return has(".yocobit.lock") or has("run.json", "metrics.jsonl") or has("data/index.json")
 
 
 def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:

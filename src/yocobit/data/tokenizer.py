@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -50,9 +52,31 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    _train(tokenizer, texts, trainer)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrainer) -> None:
+    """Train in a thread: the main thread would not see Ctrl-C until the end, a minute later."""
+    is_stopped, failures = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            tokenizer.train_from_iterator(
+                takewhile(lambda _: not is_stopped.is_set(), texts), trainer
+            )
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    finally:
+        is_stopped.set()
+    if failures:
+        raise failures[0]
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
