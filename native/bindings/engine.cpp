@@ -8,10 +8,16 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <utility>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 #include "bindings/arrays.h"
 #include "bindings/model_config.h"
@@ -22,6 +28,27 @@ using namespace nb::literals;
 
 namespace yocobit {
 namespace {
+
+// Python runs signal handlers in its main thread only, which is that of the process unless Python
+// is embedded; other threads need not wait for the GIL.
+bool is_main_thread() {
+#if defined(__linux__)
+  return syscall(SYS_gettid) == getpid();
+#else
+  return true;
+#endif
+}
+
+// Run the signal handlers of Python, about ten times a second; throw what they raise.
+void check_signals() {
+  using Clock = std::chrono::steady_clock;
+  thread_local Clock::time_point last;
+  const Clock::time_point now = Clock::now();
+  if (now - last < std::chrono::milliseconds(100) || !is_main_thread()) return;
+  last = now;
+  const nb::gil_scoped_acquire acquire;
+  if (PyErr_CheckSignals() != 0) throw nb::python_error();
+}
 
 using Tokens = Array<const int32_t, 1>;
 using ByteArray = Array<const uint8_t, 1>;
@@ -58,7 +85,7 @@ void feed(Engine& engine, Session& session, const Tokens& tokens, const std::str
     require_size(*out, logits == Logits::all ? n * V : V);
   }
   nb::gil_scoped_release release;
-  engine.feed(session, tokens.data(), n, logits, out ? out->data() : nullptr);
+  engine.feed(session, tokens.data(), n, logits, out ? out->data() : nullptr, check_signals);
 }
 
 void hidden_states(Engine& engine, Session& session, const Tokens& tokens, const LogitsOut& out) {
@@ -66,7 +93,7 @@ void hidden_states(Engine& engine, Session& session, const Tokens& tokens, const
   if (n == 0) throw std::invalid_argument("hidden_states: needs at least one token but got none");
   require_size(out, n * engine.model().config.d_model);
   nb::gil_scoped_release release;
-  engine.hidden_states(session, tokens.data(), n, out.data());
+  engine.hidden_states(session, tokens.data(), n, out.data(), check_signals);
 }
 
 void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& tokens,
@@ -88,8 +115,15 @@ void step(Engine& engine, const std::vector<Session*>& sessions, const Tokens& t
   }
   nb::gil_scoped_release release;
   engine.step(chunks, sessions.data(), tokens.data(), static_cast<int>(n),
-              out ? out->data() : nullptr);
+              out ? out->data() : nullptr, check_signals);
 }
+
+std::vector<std::string> find_problems(Engine& engine) {
+  const nb::gil_scoped_release release;
+  return engine.find_problems(check_signals);
+}
+
+void check_file(const Engine& engine) { engine.model().file().check_unchanged(); }
 
 void copy_state(Engine& engine, Session& session, const ByteOut& out) {
   nb::gil_scoped_release release;
@@ -121,7 +155,9 @@ void bind_engine(nb::module_& m) {
   nb::class_<Engine>(
       m, "Engine",
       "A packed model with its threads and buffers; use it through yocobit.Engine.\n\n"
-      "Calls from several threads are serialised and release the GIL.\n"
+      "Calls from several threads are serialised and release the GIL. Those with many tokens run\n"
+      "Python's signal handlers between batches; a child process after fork() starts threads of\n"
+      "its own.\n"
       "Letters: T tokens, V vocabulary, N sessions.")
       .def(
           "__init__", &construct, "path"_a, "config"_a, "tensors"_a, "formats"_a, "kernels"_a,
@@ -135,11 +171,18 @@ void bind_engine(nb::module_& m) {
           "a name of supported_kernels(), the fastest if empty. ValueError, naming the tensor,\n"
           "where one does not match the configuration or is not inside the file; RuntimeError if\n"
           "the file cannot be mapped or the system refuses threads.")
-      .def("feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none(),
-           "Consume int32 tokens (T,) and write float32 logits into `out`.\n\n"
-           "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with\n"
-           "nothing changed, for a token outside the vocabulary, a full session, or an `out` of\n"
-           "another size.")
+      .def(
+          "feed", &feed, "session"_a, "tokens"_a, "logits"_a, "out"_a.noconvert().none(),
+          "Consume int32 tokens (T,) and write float32 logits into `out`.\n\n"
+          "`logits` is \"none\", \"last\" (V values) or \"all\" (T V values). ValueError, with\n"
+          "nothing changed, for a token outside the vocabulary, a full session, or an `out` of\n"
+          "another size; FileChangedError, likewise, for the first tokens of a session if the\n"
+          "model file was changed in place. After KeyboardInterrupt the session holds the batches\n"
+          "before it.")
+      .def("find_problems", &find_problems,
+           "Return a line for each tensor that holds invalid values: one pass over the file.")
+      .def("check_file", &check_file,
+           "FileChangedError if the model file was overwritten or truncated since it was mapped.")
       .def(
           "hidden_states", &hidden_states, "session"_a, "tokens"_a, "out"_a.noconvert(),
           "Consume int32 tokens (T,) and write the hidden state of each after the final norm into\n"

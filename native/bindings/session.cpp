@@ -20,7 +20,15 @@ namespace yocobit {
 namespace {
 
 void construct(Session* self, Engine& engine, int64_t max_tokens, const std::string& type) {
-  new (self) Session(engine.model(), max_tokens, cache_type(type).type);
+  const FloatType cache = cache_type(type).type;
+  const nb::gil_scoped_release release;
+  new (self) Session(engine.model(), max_tokens, cache);
+  try {
+    engine.reserve(max_tokens);
+  } catch (...) {
+    self->~Session();
+    throw;
+  }
 }
 
 int checked_layer(const Session& session, int layer) {

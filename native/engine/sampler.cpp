@@ -39,7 +39,7 @@ Sampler::Sampler(const Penalties& penalties, const SamplingFilters& filters, Pcg
 }
 
 int32_t Sampler::sample(const float* logits, int64_t V, SamplerScratch& scratch) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<ForkSafeMutex> lock(mutex_);
   const float* adjusted = adjust(logits, V, scratch.logits);
   const int32_t token = scratch.distribution.sample(adjusted, V, filters_, random_.uniform());
   if (!is_neutral()) ++counts_[token];

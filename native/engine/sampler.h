@@ -4,12 +4,12 @@
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "engine/token_distribution.h"
+#include "runtime/fork.h"
 
 namespace yocobit {
 
@@ -68,7 +68,7 @@ class Sampler {
   Pcg64 random_;
   std::unordered_map<int32_t, int64_t> counts_;  // times generated; 0 for tokens of the prompt only
   int64_t n_generated_ = 0;
-  std::mutex mutex_;
+  ForkSafeMutex mutex_;
 };
 
 }  // namespace yocobit

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "engine/block_index.h"
+
 namespace yocobit {
 
 template <typename T>
@@ -42,9 +44,13 @@ Workspace::Workspace(const PackedModel& model) {
     partial_size = std::max(partial_size, C + int64_t{heads.n_heads} * kPartialExtra);
   }
   partials = allocate<float>(kMaxPartials * partial_size);
-  if (config.cross_attention == CrossAttention::index) {
-    selected = allocate<int32_t>(N * config.n_kv_heads * config.cross_blocks());
-  }
+}
+
+void Workspace::reserve(const ModelConfig& config, int64_t max_tokens) {
+  if (config.cross_attention != CrossAttention::index || selected) return;
+  if (n_blocks(max_tokens - 1) <= config.cross_blocks()) return;  // all blocks are attended to
+  const int64_t N = kMaxBatchTokens;
+  selected = allocate<int32_t>(N * config.n_kv_heads * config.cross_blocks());
 }
 
 }  // namespace yocobit

@@ -1,4 +1,5 @@
-// The buffers of a forward pass, allocated once for a model: a decode step allocates nothing.
+// The buffers of a forward pass, allocated with a model and its sessions: a decode step allocates
+// nothing.
 //
 // Letters:  N rows, up to kMaxBatchTokens   C model width   F feed-forward width   H query heads
 //           G KV heads   D head size   K input features of a matrix
@@ -18,6 +19,9 @@ constexpr int64_t kMaxPartials = 2 * kMaxBatchTokens;
 
 struct Workspace {
   explicit Workspace(const PackedModel& model);
+
+  // Allocate what sessions of that capacity need.
+  void reserve(const ModelConfig& config, int64_t max_tokens);
 
   int64_t size_bytes = 0;
 

@@ -1,14 +1,26 @@
 // A whole file mapped for reading; processes that map it share its pages.
+//
+// A file that is replaced by another of its name stays as it is for those who mapped it. One that
+// is overwritten in place is not, and reading pages that were cut off raises SIGBUS: a handler for
+// addresses inside mapped files ends the process with a line that names the file. Other SIGBUS go
+// to the handler that was installed before the first file was mapped.
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 
 namespace yocobit {
 
+// A mapped file was overwritten or truncated in place.
+class FileChangedError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 class MappedFile {
  public:
-  // Throws std::runtime_error if the file cannot be opened or mapped, or is empty.
+  // Throws std::runtime_error if the file cannot be opened or mapped, is empty, or not a regular
+  // file.
   explicit MappedFile(const std::string& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;
@@ -17,9 +29,20 @@ class MappedFile {
   const uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }
 
+  // Throw FileChangedError if the file's size or time of modification is no longer what it was when
+  // the file was mapped. One system call.
+  void check_unchanged() const;
+
  private:
+  friend class SigbusHandler;
+  struct Guard;
+
+  std::string path_;
+  int descriptor_ = -1;
   const uint8_t* data_ = nullptr;
   int64_t size_ = 0;
+  int64_t modified_s_ = 0, modified_ns_ = 0;
+  Guard* guard_ = nullptr;
 };
 
 }  // namespace yocobit

@@ -22,8 +22,8 @@ int64_t item_bytes(const std::string& dtype) {
 }  // namespace
 
 PackedModel::PackedModel(const std::string& path, const ModelConfig& model_config,
-                         const TensorEntries& tensors)
-    : config(model_config), tensors_(tensors), path_(path), file_(path) {
+                         const TensorEntries& entries)
+    : config(model_config), entries_(entries), path_(path), file_(path) {
   const int V = config.vocab_size, C = config.d_model;
   embedding = linear("embedding", V, C);
   if (embedding.format->has_blocks()) {
@@ -47,13 +47,34 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
   }
   norm = floats("norm.weight", {C});
   // A tied head may still be stored, in another format than the embedding.
-  const bool is_embedding = config.tie_embeddings && tensors.count("head.weight") == 0;
+  const bool is_embedding = config.tie_embeddings && entries.count("head.weight") == 0;
   head = is_embedding ? embedding : linear("head", V, C);
 }
 
+std::string StoredTensor::problem(int64_t item) const {
+  std::string at;
+  int64_t row = columns ? item / columns : 0, column = columns ? item % columns : item;
+  if (blocks) {
+    const int64_t block = item / (kRowsPerGroup * kBlockBytes);
+    const auto byte = static_cast<const uint8_t*>(data)[item];
+    const int n_fields = 8 / blocks->bits, last = (1 << blocks->bits) - 1;
+    int field = 0;  // the first whose code is invalid
+    while (field + 1 < n_fields && (byte >> field * blocks->bits & last) < blocks->codes.n) ++field;
+    row = block / n_blocks * kRowsPerGroup + item / kBlockBytes % kRowsPerGroup;
+    column = block % n_blocks * blocks->block_columns + field * kBlockBytes + item % kBlockBytes;
+  }
+  if (columns) {
+    at = "row " + std::to_string(row) + ", column " + std::to_string(column);
+  } else {
+    at = "position " + std::to_string(item);
+  }
+  return "tensor '" + name + "' must " + rule->text + " but holds " + rule->describe(data, item) +
+         " at " + at;
+}
+
 const TensorEntry& PackedModel::entry(const std::string& name) const {
-  const auto found = tensors_.find(name);
-  if (found == tensors_.end()) {
+  const auto found = entries_.find(name);
+  if (found == entries_.end()) {
     throw std::invalid_argument(path_ + ": tensor '" + name + "' is missing");
   }
   return found->second;
@@ -76,13 +97,14 @@ const void* PackedModel::bytes(const std::string& name, const std::string& dtype
   return file_.data() + begin;
 }
 
-const float* PackedModel::floats(const std::string& name, const std::vector<int64_t>& shape) const {
-  return static_cast<const float*>(bytes(name, "F32", shape));
+const float* PackedModel::floats(const std::string& name, const std::vector<int64_t>& shape) {
+  const auto* values = static_cast<const float*>(bytes(name, "F32", shape));
+  tensors.push_back({.name = name, .rule = &kFiniteF32, .data = values, .n_items = shape[0]});
+  return values;
 }
 
 // The matrix NAME.weight (m, k) in the given format, or in the one that its entry names.
-Linear PackedModel::linear(const std::string& name, int m, int k,
-                           const WeightFormat* format) const {
+Linear PackedModel::linear(const std::string& name, int m, int k, const WeightFormat* format) {
   const std::string weight = name + ".weight";
   if (!format) format = &weight_format(entry(weight).format);
   Linear linear = {.format = format, .codes = nullptr, .scales = nullptr, .m = m, .k = k};
@@ -90,7 +112,21 @@ Linear PackedModel::linear(const std::string& name, int m, int k,
   if (format->has_blocks()) {
     shape = {linear.n_groups(), linear.n_blocks(), kRowsPerGroup, kBlockBytes};
   }
+  const auto n_items = [&] {
+    int64_t n = 1;
+    for (const int64_t length : shape) n *= length;
+    return n;
+  };
   linear.codes = bytes(weight, format->dtype, shape);
+  if (format->rule) {
+    tensors.push_back({.name = weight,
+                       .rule = format->rule,
+                       .data = linear.codes,
+                       .n_items = n_items(),
+                       .columns = k,
+                       .blocks = format->has_blocks() ? format : nullptr,
+                       .n_blocks = format->has_blocks() ? linear.n_blocks() : 0});
+  }
   switch (format->scale) {
     case ScaleGranularity::none:
       return linear;
@@ -105,10 +141,14 @@ Linear PackedModel::linear(const std::string& name, int m, int k,
       break;
   }
   linear.scales = bytes(weight + "_scale", format->scale_dtype, shape);
+  tensors.push_back({.name = weight + "_scale",
+                     .rule = format->scale_rule,
+                     .data = linear.scales,
+                     .n_items = n_items()});
   return linear;
 }
 
-Layer PackedModel::layer(int index) const {
+Layer PackedModel::layer(int index) {
   const int C = config.d_model, F = config.d_ff;
   const std::string prefix = "layers." + std::to_string(index) + ".";
   Layer layer = {};

@@ -1,10 +1,10 @@
 // A packed model, read in place from its memory map. docs/reference/packed-format.md is the format.
 //
 // Who validates what: yocobit.packing.reader checks the structure (hashes of header and
-// config.json, the set of tensors, finite norms and scales), `yocobit verify` every byte; this
+// config.json, the set of tensors, finite norms and scales), `yocobit verify` also every hash; this
 // class checks bounds, where a pointer into the file is made: dtype, shape, size, position and
 // alignment of each tensor against what the kernels will read. So whatever a file holds, no kernel
-// reads out of bounds.
+// reads out of bounds. Engine::find_problems checks the values of `tensors`.
 //
 // Letters:  C model width   F feed-forward width   H heads   V vocabulary
 #pragma once
@@ -18,6 +18,7 @@
 #include "model/mapped_file.h"
 #include "model/mixer_spec.h"
 #include "model/model_config.h"
+#include "model/tensor_contents.h"
 
 namespace yocobit {
 
@@ -30,6 +31,20 @@ struct TensorEntry {
 };
 
 using TensorEntries = std::map<std::string, TensorEntry>;
+
+// A tensor in the file whose values are checked before its first use.
+struct StoredTensor {
+  std::string name;
+  const ContentRule* rule;
+  const void* data;
+  int64_t n_items;
+  int64_t columns;             // of a matrix of contiguous rows; 0: a vector
+  const WeightFormat* blocks;  // of a matrix of interleaved rows, or nullptr
+  int64_t n_blocks;            // of such a row
+
+  // "tensor 'NAME' must RULE but holds VALUE at row 3, column 5", for an invalid item.
+  std::string problem(int64_t item) const;
+};
 
 struct Layer {
   const MixerSpec* mixer;
@@ -47,6 +62,8 @@ class PackedModel {
   // configuration, and what MappedFile throws.
   PackedModel(const std::string& path, const ModelConfig& config, const TensorEntries& tensors);
 
+  const MappedFile& file() const { return file_; }
+
   bool has_cross_decoder() const { return n_self_layers < static_cast<int>(layers.size()); }
 
   // Call visit(linear) for every matrix, those that are applied and the embedding.
@@ -62,16 +79,17 @@ class PackedModel {
   Linear shared_k, shared_v;           // (G D, C), with a cross-decoder
   const float* norm;                   // [C]
   Linear head;                         // (V, C); the embedding if tied
+  std::vector<StoredTensor> tensors;   // those that do not allow all bit patterns
 
  private:
   const TensorEntry& entry(const std::string& name) const;
   const void* bytes(const std::string& name, const std::string& dtype,
                     const std::vector<int64_t>& shape) const;
-  const float* floats(const std::string& name, const std::vector<int64_t>& shape) const;
-  Linear linear(const std::string& name, int m, int k, const WeightFormat* format = nullptr) const;
-  Layer layer(int index) const;
+  const float* floats(const std::string& name, const std::vector<int64_t>& shape);
+  Linear linear(const std::string& name, int m, int k, const WeightFormat* format = nullptr);
+  Layer layer(int index);
 
-  const TensorEntries& tensors_;  // valid during construction only
+  const TensorEntries& entries_;  // valid during construction only
   std::string path_;
   MappedFile file_;
 };

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "kernels/kernels.h"
+#include "model/tensor_contents.h"
 
 namespace yocobit {
 
@@ -45,6 +46,9 @@ struct WeightFormat {
   const char* scale_dtype;  // "" without scales
   ActivationEncoding activations;
   FloatType row_type;  // of contiguous rows
+
+  const ContentRule* rule = nullptr;  // of codes or values; nullptr: every bit pattern is valid
+  const ContentRule* scale_rule = nullptr;
 
   // y[n][m] of all rows of x, for the output features of groups [group_begin, group_end) of eight
   // that are below M. y [N][y_stride] must not overlap the inputs.

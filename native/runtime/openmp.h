@@ -2,12 +2,16 @@
 // its operations, and threads of our own would wait for a CPU.
 //
 // Python passes the runtime's entry points, since this library does not link it. Without them,
-// threads are started for each call: some 30 us where a matmul takes 1000.
+// threads are started for each call: some 30 us where a matmul takes 1000. So they are in a child
+// process after fork(), where those of the runtime do not exist and it would wait for them for
+// ever.
 #pragma once
 
 #include <cstdint>
 #include <thread>
 #include <vector>
+
+#include "runtime/fork.h"
 
 namespace yocobit {
 
@@ -29,7 +33,7 @@ void parallel_for(const OpenMp& openmp, int n_threads, int64_t n_items, const Ta
   if (n_threads > n_items) n_threads = static_cast<int>(n_items);
   if (n_threads <= 1) {
     run(0, 1);
-  } else if (openmp.parallel) {
+  } else if (openmp.parallel && n_forks() == 0) {
     const struct {
       const OpenMp& openmp;
       const decltype(run)& call;

@@ -6,6 +6,8 @@
 // than CPUs it yields as it spins. On a busy machine it soon sleeps: time spent spinning is taken
 // from other threads, and every epoch waits for the thread that is scheduled last.
 // runtime/affinity.h decides where workers run.
+//
+// The workers do not exist in a child process after fork(): restart_after_fork() starts them again.
 #pragma once
 
 #include <atomic>
@@ -16,24 +18,20 @@
 #include <string>
 #include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "runtime/affinity.h"
+#include "runtime/fork.h"
 
 namespace yocobit {
 
 class ThreadPool {
  public:
   // Throws std::runtime_error if the system grants fewer threads.
-  explicit ThreadPool(int n_threads) : is_oversubscribed_(n_threads > available_cpus()) {
-    try {
-      for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { work(i); });
-    } catch (const std::system_error& error) {
-      const int n = size();
-      stop();
-      throw std::runtime_error("threads must be at most " + std::to_string(n) + " here but are " +
-                               std::to_string(n_threads) + " (" + error.what() + ")");
-    }
+  explicit ThreadPool(int n_threads)
+      : n_threads_(n_threads), is_oversubscribed_(n_threads > available_cpus()) {
+    start();
   }
 
   ~ThreadPool() { stop(); }
@@ -41,13 +39,21 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return n_threads_; }
+
+  // Start the workers again if this process is a child that fork() made since they were started.
+  // Throws as the constructor does; the next call then tries again. Not during parallel_for.
+  void restart_after_fork() {
+    if (n_forks_ == n_forks()) return;
+    abandon();
+    start();
+  }
 
   // Call task(begin, end) on one contiguous part of [0, n_items) per thread; return when all are
   // done. One caller at a time. Tasks must not throw. A single item runs on the caller alone.
   template <typename Task>
   void parallel_for(int64_t n_items, const Task& task) {
-    if (workers_.empty() || n_items <= 1) {
+    if (n_threads_ == 1 || n_items <= 1) {
       if (n_items > 0) task(int64_t{0}, n_items);
       return;
     }
@@ -92,6 +98,36 @@ class ThreadPool {
     bool is_last = false;
   };
 
+  void start() {
+    n_forks_ = n_forks();
+    try {
+      for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error& error) {
+      const size_t n = workers_.size() + 1;
+      stop();
+      reset();
+      --n_forks_;
+      throw std::runtime_error("threads must be at most " + std::to_string(n) + " here but are " +
+                               std::to_string(n_threads_) + " (" + error.what() + ")");
+    }
+  }
+
+  // Forget the workers of the parent process: they cannot be joined, so their handles are leaked.
+  void abandon() {
+    if (!workers_.empty()) new std::vector<std::thread>(std::move(workers_));
+    reset();
+  }
+
+  void reset() {
+    workers_.clear();
+    epoch_.number = 0;
+    epoch_.is_last = false;
+    arrived_ = n_expected_ = 0;
+    n_sleepers_ = 0;
+    is_caller_asleep_ = false;
+    busy_until_ = 0;
+  }
+
   // A thread that goes to sleep announces it, then checks whether to; a thread that wakes it makes
   // that condition true, then checks for announcements. All of that is sequentially consistent, so
   // no sleeper is missed.
@@ -108,6 +144,7 @@ class ThreadPool {
   }
 
   void stop() {
+    if (!workers_.empty() && n_forks_ != n_forks()) abandon();
     epoch_.is_last = true;
     start_epoch();
     for (std::thread& worker : workers_) worker.join();
@@ -181,7 +218,9 @@ class ThreadPool {
   std::atomic<bool> is_caller_asleep_{false};
   std::atomic<int> caller_cpu_{-1};  // when it woke workers; -1 if not known
   std::atomic<Clock::rep> busy_until_{0};
+  const int n_threads_;
   const bool is_oversubscribed_;
+  uint32_t n_forks_ = 0;  // n_forks() when the workers were started
   std::vector<std::thread> workers_;
 };
 

@@ -74,11 +74,36 @@ GRADIENT_INT16_MAX: int = 32767
 
 SMALLEST_GRADIENT: float = 1e-30
 
+class FileChangedError(RuntimeError):
+    pass
+
+class MappedFile:
+    """
+    A file mapped for reading. Reading pages that were cut off by truncating
+    it ends the process with a line that names the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        RuntimeError if the file cannot be mapped, is empty or not a regular file.
+        """
+
+    @property
+    def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """The file as a read-only array, which keeps it mapped."""
+
+    def check_unchanged(self) -> None:
+        """
+        FileChangedError if the file was overwritten or truncated since it was mapped.
+        """
+
 class Engine:
     """
     A packed model with its threads and buffers; use it through yocobit.Engine.
 
-    Calls from several threads are serialised and release the GIL.
+    Calls from several threads are serialised and release the GIL. Those with many tokens run
+    Python's signal handlers between batches; a child process after fork() starts threads of
+    its own.
     Letters: T tokens, V vocabulary, N sessions.
     """
 
@@ -99,7 +124,19 @@ class Engine:
 
         `logits` is "none", "last" (V values) or "all" (T V values). ValueError, with
         nothing changed, for a token outside the vocabulary, a full session, or an `out` of
-        another size.
+        another size; FileChangedError, likewise, for the first tokens of a session if the
+        model file was changed in place. After KeyboardInterrupt the session holds the batches
+        before it.
+        """
+
+    def find_problems(self) -> list[str]:
+        """
+        Return a line for each tensor that holds invalid values: one pass over the file.
+        """
+
+    def check_file(self) -> None:
+        """
+        FileChangedError if the model file was overwritten or truncated since it was mapped.
         """
 
     def hidden_states(self, session: Session, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], out: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')]) -> None:

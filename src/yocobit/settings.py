@@ -7,13 +7,23 @@ The annotation of a field is its rule: a type, a Literal, or a number with bound
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    SupportsIndex,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 from msgspec import Meta
 
-from yocobit.errors import ConfigError
+from yocobit.errors import ConfigError, printable
 
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]  # 0 included
@@ -31,6 +41,17 @@ _WORDS = {
     str: "a string",
     type(None): "absent",
 }
+
+
+def whole_number(name: str, value: Any, least: int, most: int) -> int:
+    """Return an argument as an int; ConfigError unless it is an integer from `least` to `most`."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be an integer but is {printable(repr(value), 40)}")
+    number = operator.index(value)
+    if not least <= number <= most:
+        rule = f"at least {least}" if number < least else f"at most {most}"
+        raise ConfigError(f"{name} must be {rule} but is {printable(repr(number), 40)}")
+    return number
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import pytest
 from packed_models import STACKS
 
 from yocobit import Engine
+from yocobit.benchmark.random_model import write_random_model
+from yocobit.config import ConfigError, preset
 
 
 def bits(array) -> np.ndarray:
@@ -69,7 +71,7 @@ def test_memory_grows_by_the_growing_caches_only(model_of, stack, cache):
     engine = Engine.load(model_of(stack, "ternary")[1])
     config = engine.config
 
-    small, large = engine.session(64, cache).memory(), engine.session(1088, cache).memory()
+    small, large = engine.session(192, cache).memory(), engine.session(1216, cache).memory()
 
     value_bits = {"f32": 32, "f16": 16, "int8": 8, "int4": 4}[cache]
     scale_bytes = 4 if cache in ("int8", "int4") else 0
@@ -143,10 +145,37 @@ def test_logits_before_the_first_token_are_an_error(engine):
         _ = engine.session(8).logits
 
 
-@pytest.mark.parametrize("max_tokens", [0, -1, 1 << 50])
-def test_sessions_of_invalid_capacity_are_rejected(engine, max_tokens):
-    with pytest.raises(ValueError, match="max_tokens must be between 1 and"):
-        engine.session(max_tokens)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threads": 0}, "threads must be at least 1 but is 0"),
+        ({"threads": 1025}, "threads must be at most 1024 but is 1025"),
+        ({"threads": 10**20}, "threads must be at most 1024 but is 100000000000000000000"),
+        ({"threads": 1.5}, "threads must be an integer but is 1.5"),
+        ({"threads": "2"}, "threads must be an integer but is '2'"),
+        ({"kernels": "avx1024"}, "kernels must be scalar .*but is 'avx1024'"),
+    ],
+)
+def test_invalid_threads_and_kernels_are_rejected(model_of, options, message):
+    with pytest.raises(ConfigError, match=message):
+        Engine.load(model_of("yoco-gret", "ternary")[1], **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0,), "max_tokens must be at least 1 but is 0"),
+        ((-1,), "max_tokens must be at least 1 but is -1"),
+        ((1 << 50,), "max_tokens must be at most 1099511627776 but is 1125899906842624"),
+        ((10**20,), "max_tokens must be at most 1099511627776 but is 1000"),
+        ((2.0,), "max_tokens must be an integer but is 2.0"),
+        ((True,), "max_tokens must be an integer but is True"),
+        ((8, "f64"), "cache must be f32 or f16 or int8 or int4 but is 'f64'"),
+    ],
+)
+def test_invalid_sessions_are_rejected(engine, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        engine.session(*arguments)
 
 
 def test_sessions_larger_than_memory_raise_memory_error(engine):
@@ -154,10 +183,11 @@ def test_sessions_larger_than_memory_raise_memory_error(engine):
         engine.session(1 << 40)
 
 
-@pytest.mark.parametrize("threads", [0, 1025])
-def test_invalid_thread_counts_are_rejected(model_of, threads):
-    with pytest.raises(ValueError, match=f"threads must be between 1 and 1024 but is {threads}"):
-        Engine.load(model_of("yoco-gret", "ternary")[1], threads=threads)
+def test_a_huge_window_reserves_no_more_than_the_capacity(tmp_path):
+    config = preset("nano").replace(layers=("window", "cross"), window=1 << 24)
+    engine = Engine.load(write_random_model(config, tmp_path / "model").path, threads=1)
+
+    assert engine.session(64).memory().window == 64 * 2 * 2 * 32 * 4  # 2 KV heads of 32
 
 
 def test_keys_values_rejects_positions_that_are_not_cached(engine):

@@ -194,6 +194,7 @@ void count(const char* description, int n_threads, const char* cache) {
   std::getline(in, path);
   const ModelConfig config = read_config(in);
   Engine engine(path, config, read_tensors(in), kernel_family(""), n_threads);
+  engine.reserve(kMaxTokens);
   std::vector<Session> sessions;
   sessions.reserve(kSessions);
   Session* pointers[kSessions];

@@ -116,5 +116,5 @@ def test_threads_that_the_system_refuses_are_one_error(tmp_path):
 
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
-    assert "RuntimeError: threads must be at most" in ended.stderr
+    assert "ConfigError: threads must be at most" in ended.stderr
     assert ended.returncode == 1

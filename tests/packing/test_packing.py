@@ -668,15 +668,18 @@ def test_verify_finds_any_flipped_bit(name, ternary):
         assert all(name in problem for problem in problems)
 
 
-@pytest.mark.parametrize("invalid", [0b01010111, 0b01011101, 0b01110101, 0b11010101])
-def test_verify_finds_code_3_with_a_correct_hash(invalid, ternary):
+@pytest.mark.parametrize(
+    ("invalid", "column"), [(0b01010111, 0), (0b01011101, 32), (0b01110101, 64), (0b11010101, 96)]
+)
+def test_verify_finds_code_3_with_a_correct_hash(invalid, column, ternary):
     name = "layers.2.ffn.down_proj.weight"
     overwrite(ternary, name, bytes([invalid]))
 
     problems = verify(ternary)
 
     assert len(problems) == 1
-    assert f"'{name}' must have codes 0 to 2 but has larger ones in 1 bytes" in problems[0]
+    found = f"'{name}' must hold codes 0 to 2 but holds 3 at row 0, column {column};"
+    assert found in problems[0]
 
 
 def test_verify_accepts_every_byte_in_sign_weights(models, tmp_path):
@@ -693,7 +696,7 @@ def test_verify_finds_nan_in_dense_weights_with_a_correct_hash(models, tmp_path)
     problems = verify(model)
 
     assert len(problems) == 1
-    assert "'head.weight' must be finite but has 1 values" in problems[0]
+    assert "'head.weight' must be finite but holds nan at row 0, column 0;" in problems[0]
 
 
 def test_verify_finds_a_missing_hash(ternary):
@@ -730,7 +733,7 @@ def test_summary_equals_the_decoder_and_the_session(config, cache_type, tmp_path
 
     summary = summarize(model)
 
-    session = _native.Session(engine(model), 64, cache_type).memory()
+    session = _native.Session(engine(model), 1024, cache_type).memory()
     per_token = session["shared_kv_per_token"] + session["full_per_token"]
     assert summary.cache_bytes_per_token[cache_type] == per_token
     assert summary.state_bytes[cache_type] == session["retention"] + session["window"]

@@ -85,12 +85,14 @@ def kv_bytes_per_token(config: ModelConfig, cache: str) -> int:
     return sum(position_bytes(mixer, config, cache) for mixer in _owners(config, growing=True))
 
 
-def window_bytes(config: ModelConfig, cache: str) -> int:
-    """Return the bytes of all sliding-window caches.
+def window_bytes(config: ModelConfig, cache: str, n_tokens: int | None = None) -> int:
+    """Return the bytes of all sliding-window caches for n_tokens; None: for any number.
 
-    They are ring buffers of whole tiles, with room for the tokens of one forward pass.
+    They are ring buffers of whole tiles, with room for the tokens of one forward pass, or for all
+    tokens if these are fewer.
     """
-    n_positions = round_up(config.window + MAX_BATCH_TOKENS, BLOCK_POSITIONS)
+    longest = config.window + MAX_BATCH_TOKENS
+    n_positions = round_up(longest if n_tokens is None else min(longest, n_tokens), BLOCK_POSITIONS)
     rings = _owners(config, growing=False)
     return n_positions * sum(position_bytes(mixer, config, cache) for mixer in rings)
 
@@ -126,7 +128,7 @@ def candidate_blocks(config: ModelConfig) -> int:
 def cache_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     """Return the bytes of KV caches and index for n_tokens."""
     growing = n_tokens * kv_bytes_per_token(config, cache)
-    return growing + window_bytes(config, cache) + index_bytes(config, n_tokens)
+    return growing + window_bytes(config, cache, n_tokens) + index_bytes(config, n_tokens)
 
 
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:

@@ -13,17 +13,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokenizers import Tokenizer
 
-from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.saved_session import SavedSession, SavedSessionError
-from yocobit.engine.session import CacheType, Logits, Session, Tokens, as_out, as_tokens
+from yocobit.engine.session import (
+    MAX_TOKENS,
+    CacheType,
+    Logits,
+    Session,
+    Tokens,
+    as_out,
+    as_tokens,
+)
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
 from yocobit.reading import read_text
+from yocobit.settings import whole_number
 from yocobit.text import GenerationConfig, TextEncoder, parse_tokenizer, read_generation_config
 
 if TYPE_CHECKING:
@@ -47,14 +55,8 @@ class Engine:
         # The content of generation_config.json in Hugging Face's form; empty if missing.
         self.generation_config = read_generation_config(self._directory / GENERATION)
         _ = self.sampling()  # checks it
-        self._native = _native.Engine(
-            str(model.file),
-            model.config.to_dict(),
-            {name: (t.dtype, list(t.shape), t.begin, t.end) for name, t in model.tensors.items()},
-            {name: stored.format.name for name, stored in model.parameters.items()},
-            kernels or "",
-            threads,
-        )
+        self._native = model.open(threads, kernels)
+        self._is_checked = False
 
     @classmethod
     def load(
@@ -72,7 +74,9 @@ class Engine:
         supports ("scalar" is the reference), `attention` to the model's own ("full", or
         "index:2048": each cross layer attends to the top-k blocks with that many positions).
         `verify` also checks every weight against its hash. PackedModelError or ConfigError, both
-        ValueError, for an invalid model.
+        ValueError, for an invalid model or argument.
+
+        The weights are checked once, before the first session is made (check_weights).
         """
         if threads is None:
             threads = len(os.sched_getaffinity(0))
@@ -145,8 +149,33 @@ class Engine:
         """End-of-sequence tokens."""
         return self._generation.end_tokens
 
+    def check_weights(self) -> None:
+        """Check once that every weight has a value; PackedModelError names tensor and position.
+
+        Reads the whole file, at memory speed. A code without a value, NaN or infinity is refused:
+        kernel families would compute different logits from it.
+        """
+        if self._is_checked:
+            return
+        if problems := self._native.find_problems():
+            raise PackedModelError(f"{self.model.file}: {problems[0]}; pack the checkpoint again")
+        self._is_checked = True
+
+    def check_file(self) -> None:
+        """Check that the model file is as it was when it was loaded: one system call.
+
+        FileChangedError, a RuntimeError, if it was overwritten or truncated in place. The first
+        tokens of a session check it, too, and so does `stream`. A file that was replaced by
+        renaming another one stays as it was.
+        """
+        self._native.check_file()
+
     def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
-        """Return a new session with a capacity of `max_tokens`; reserves its memory."""
+        """Return a new session with a capacity of `max_tokens`; reserves its memory.
+
+        The first session of an engine checks the weights: PackedModelError if they are invalid.
+        """
+        self.check_weights()
         return Session(self._native, max_tokens, cache)
 
     def save(self, session: Session, path: str | Path) -> None:
@@ -195,14 +224,12 @@ class Engine:
         as in a step of its own.
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
-        self._native.step(
-            [session._native for session in sessions],
-            as_tokens(tokens),
-            logits,
-            [(session._native, as_tokens(part)) for session, part in prompts],
-        )
+        parts = [(session._native, as_tokens(part)) for session, part in prompts]
         for session, _ in prompts:
             session._logits = None
+        self._native.step(
+            [session._native for session in sessions], as_tokens(tokens), logits, parts
+        )
         for session, row in zip(sessions, logits, strict=True):
             session._logits = row
         return logits
@@ -276,11 +303,11 @@ class Engine:
         proper prefix of the prompt and have room for the rest and max_tokens; `cache` is then
         ignored. ValueError if it holds other tokens, or the whole prompt.
         """
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1 but is {max_tokens}")
+        max_tokens = whole_number("max_tokens", max_tokens, 1, MAX_TOKENS)
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stop):
             raise ValueError("stop must hold strings of at least one character")
+        self.check_file()
         tokens = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not tokens:
             raise ValueError("prompt must hold at least one token but is empty")

@@ -6,14 +6,18 @@ Letters: T positions   C model width   V vocabulary   H heads   G K/V heads   D 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
+from yocobit.errors import ConfigError
+from yocobit.settings import whole_number
 
+MAX_TOKENS = 1 << 40  # of a session
 CacheType = Literal["f32", "f16", "int8", "int4"]
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Logits = NDArray[np.float32]
@@ -58,6 +62,9 @@ class Session:
     """
 
     def __init__(self, engine: _native.Engine, max_tokens: int, cache: CacheType) -> None:
+        max_tokens = whole_number("max_tokens", max_tokens, 1, MAX_TOKENS)
+        if cache not in get_args(CacheType):
+            raise ConfigError(f"cache must be {' or '.join(get_args(CacheType))} but is {cache!r}")
         self.cache: CacheType = cache
         self._engine = engine
         self._native = _native.Session(engine, max_tokens, cache)
@@ -85,10 +92,13 @@ class Session:
 
         Early exit: the cross-decoder runs for the last token only. ValueError, with nothing
         changed, if a token is not in the vocabulary, the capacity is exceeded or `out` is not a
-        float32 array of that shape.
+        float32 array of that shape. After KeyboardInterrupt the session holds the part of the
+        tokens that was consumed before it, and can be used on.
         """
+        tokens = as_tokens(tokens)
         logits = as_out(out, (self._engine.vocab_size,))
-        self._engine.feed(self._native, as_tokens(tokens), "last", logits)
+        with self._consuming():
+            self._engine.feed(self._native, tokens, "last", logits)
         self._logits = logits
         return logits
 
@@ -100,7 +110,8 @@ class Session:
         """Consume tokens (T,) and return the logits after each, (T, V), in `out` if given."""
         tokens = as_tokens(tokens)
         logits = as_out(out, (len(tokens), self._engine.vocab_size))
-        self._engine.feed(self._native, tokens, "all", logits)
+        with self._consuming():
+            self._engine.feed(self._native, tokens, "all", logits)
         self._logits = logits[-1]
         return logits
 
@@ -108,9 +119,24 @@ class Session:
         """Consume tokens (T,) and return their hidden states after the final norm, (T, C)."""
         tokens = as_tokens(tokens)
         hidden = np.empty((len(tokens), self._engine.d_model), dtype=np.float32)
-        self._engine.hidden_states(self._native, tokens, hidden)
+        with self._consuming():
+            self._engine.hidden_states(self._native, tokens, hidden)
         self._logits = None
         return hidden
+
+    @contextmanager
+    def _consuming(self) -> Iterator[None]:
+        """Forget the logits of a session that an exception leaves at another position.
+
+        A prompt is consumed in batches, and Ctrl-C is seen between two of them.
+        """
+        before = self.position
+        try:
+            yield
+        except BaseException:
+            if self.position != before:
+                self._logits = None
+            raise
 
     def memory(self) -> SessionMemory:
         """Return the bytes reserved for this session, without its token ids (4 bytes each)."""

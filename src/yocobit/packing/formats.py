@@ -155,15 +155,13 @@ class WeightFormat:
 
     @cached_property
     def valid_bytes(self) -> NDArray[np.bool_]:
-        """For each of the 256 bytes, whether all codes in it are valid."""
+        """For each of the 256 bytes, whether all codes in it, or its value, are valid."""
+        if self.block_columns == 1:
+            values = np.arange(256, dtype=np.uint8).view(np.int8)
+            return np.isin(values, np.array(self.values))
         fields = np.arange(256)[:, None] >> np.arange(0, 8, self.bits) & (1 << self.bits) - 1
         valid: NDArray[np.bool_] = np.all(fields < max(len(self.values), 1), axis=1)
         return valid
-
-    @property
-    def has_invalid_codes(self) -> bool:
-        """Whether some bit patterns of a code have no value."""
-        return self.block_columns > 1 and len(self.values) < 1 << self.bits
 
 
 TERNARY = WeightFormat(

@@ -15,7 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yocobit import _native
 from yocobit.config import ModelConfig
+from yocobit.errors import ConfigError
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import (
     ALIGNMENT,
@@ -39,7 +41,9 @@ from yocobit.packing.formats import (
     stored_parameters,
     tensors_of,
 )
+from yocobit.settings import whole_number
 
+_MAX_THREADS = 1024
 _LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 _REMEDY = "copy the file or pack the checkpoint again"
 
@@ -65,6 +69,25 @@ class PackedModel:
         """The format of the head; that of the embedding if they share one matrix."""
         stored = self.parameters.get("head.weight", self.parameters["embedding.weight"])
         return stored.format
+
+    def open(self, threads: int = 1, kernels: str | None = None) -> _native.Engine:
+        """Map the file for a native engine.
+
+        ConfigError for too many threads, kernels that this CPU lacks, or a file that cannot be
+        mapped; PackedModelError for one that does not hold the tensors.
+        """
+        threads = whole_number("threads", threads, 1, _MAX_THREADS)
+        if kernels is not None and kernels not in (known := _native.supported_kernels()):
+            raise ConfigError(f"kernels must be {' or '.join(known)} here but is {kernels!r}")
+        tensors = {n: (t.dtype, list(t.shape), t.begin, t.end) for n, t in self.tensors.items()}
+        formats = {name: stored.format.name for name, stored in self.parameters.items()}
+        config, file = self.config.to_dict(), str(self.file)
+        try:
+            return _native.Engine(file, config, tensors, formats, kernels or "", threads)
+        except RuntimeError as error:  # the file, or the number of threads that the system grants
+            raise ConfigError(str(error)) from None
+        except ValueError as error:
+            raise PackedModelError(str(error)) from None
 
     def attending(self, to: str | None) -> PackedModel:
         """Return this model with other cross attention (ModelConfig.attending); None: its own."""

@@ -1,0 +1,321 @@
+"""Signals, forks, threads, and model files that change while an engine uses them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yocobit import Engine, _native
+from yocobit.engine import FileChangedError
+from yocobit.pretrained import TINY
+
+PROMPT = [1, 2, 3]
+
+
+def bits(values: np.ndarray) -> np.ndarray:
+    return values.view(np.uint32)
+
+
+def run(code: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run Python code with the names of this test module."""
+    imports = (
+        "import os, signal, sys, threading\n"
+        "import numpy as np\n"
+        "from yocobit import Engine, _native\n"
+        "signal.alarm(60)\n"
+    )
+    command = [sys.executable, "-c", imports + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+# ---- signals
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def interrupting():
+    """Raise Interrupted in the main thread after that many seconds."""
+
+    def handle(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("call", ["feed", "feed_all", "hidden_states", "step"])
+def test_a_signal_ends_a_long_prefill_and_the_session_can_be_used_on(call, interrupting):
+    engine = Engine.load(threads=1)
+    tokens = np.arange(200_000) % 4000
+    session, other = engine.session(len(tokens)), engine.session(8)
+    other.feed(PROMPT)
+    session.feed(tokens[:5])
+    rest = tokens[5:20_000] if call == "feed_all" else tokens[5:]  # of less memory
+
+    interrupting(0.05)
+    with pytest.raises(Interrupted):
+        if call == "step":
+            engine.step([other], [1], prompts=[(session, rest)])
+        else:
+            getattr(session, call)(rest)
+
+    n = session.position
+    assert (n - 5) % _native.MAX_BATCH_TOKENS == 0 and 5 <= n < len(tokens)
+    assert session.tokens.tolist() == tokens[:n].tolist()
+    if n > 5:
+        with pytest.raises(ValueError, match="has no logits"):
+            _ = session.logits
+    last = session.feed(tokens[n : n + 3])
+    whole = engine.session(n + 3).feed(tokens[: n + 3])
+    assert np.array_equal(bits(last), bits(whole))
+
+
+def test_a_signal_handler_may_use_the_engine_that_it_interrupts(interrupting):
+    engine = Engine.load(threads=1)
+    found = []
+    signal.signal(signal.SIGALRM, lambda *_: found.append(engine.session(8).feed(PROMPT)))
+    session = engine.session(40_000)
+
+    interrupting(0.02)
+    session.feed(np.arange(40_000) % 4000)
+
+    assert np.array_equal(bits(found[0]), bits(engine.session(8).feed(PROMPT)))
+
+
+# ---- forks
+
+
+def test_a_forked_child_computes_the_same_bits_with_threads_of_its_own():
+    ended = run(
+        "engine = Engine.load(threads=3)\n"
+        "session = engine.session(64)\n"
+        "expected = session.feed([1, 2, 3]).tobytes()\n"
+        "for generation in range(2):\n"  # a child and its child
+        "    if pid := os.fork():\n"
+        "        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
+        "        break\n"
+        "    assert engine.session(64).feed([1, 2, 3]).tobytes() == expected\n"
+        "    code = 0\n"
+        "copy = engine.session(64)\n"
+        "copy.feed([1, 2, 3])\n"
+        "assert copy.feed([4]).tobytes() == session.feed([4]).tobytes()\n"
+        "sys.exit(code)"
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_forked_child_ends_without_having_used_the_engine():
+    ended = run(
+        "engine = Engine.load(threads=3)\n"
+        "engine.session(64).feed([1, 2, 3])\n"
+        "if pid := os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "del engine"
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_fork_waits_for_a_running_batch_and_the_child_computes():
+    ended = run(
+        "engine = Engine.load(threads=2)\n"
+        "expected = engine.session(64).feed([1, 2, 3]).tobytes()\n"
+        "done = threading.Event()\n"
+        "def work():\n"
+        "    while not done.is_set():\n"
+        "        engine.session(4096).feed([1] * 4096)\n"
+        "thread = threading.Thread(target=work)\n"
+        "thread.start()\n"
+        "codes = []\n"
+        "for _ in range(10):\n"
+        "    if pid := os.fork():\n"
+        "        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "    else:\n"
+        "        signal.alarm(60)\n"
+        "        os._exit(engine.session(64).feed([1, 2, 3]).tobytes() != expected)\n"
+        "done.set()\n"
+        "thread.join()\n"
+        "assert codes == [0] * 10, codes\n"
+        "assert engine.session(64).feed([1, 2, 3]).tobytes() == expected\n"
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_training_kernels_compute_in_a_forked_child():
+    ended = run(
+        "import torch\n"
+        "from yocobit.model.ops import native\n"
+        "torch.set_num_threads(2)\n"
+        "x, weight = torch.randn(128, 128), torch.randn(128, 128)\n"  # PyTorch uses one thread
+        "def product():\n"
+        "    return native.matmul(x, [weight], 'ternary', 'scalar')[0].numpy().tobytes()\n"
+        "expected = product()\n"
+        "if pid := os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "signal.alarm(60)\n"
+        "os._exit(product() != expected)\n"
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# ---- threads
+
+
+def test_one_session_in_two_threads_raises_or_computes_but_never_crashes():
+    engine = Engine.load(threads=1)
+    session = engine.session(100_000)
+    errors: list[Exception] = []
+
+    def feed() -> None:
+        try:
+            for _ in range(20):
+                session.feed(np.arange(1000) % 4000)
+        except ValueError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=feed) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert all("one thread at a time" in str(error) for error in errors)
+    assert 0 < session.position <= 40_000
+
+
+# ---- model files that change
+
+
+def test_a_truncated_model_file_ends_the_process_with_a_line_that_names_it(copied):
+    file = copied / "model.safetensors"
+
+    ended = run(
+        f"engine = Engine.load({str(copied)!r}, threads=2)\n"
+        "session = engine.session(64)\n"
+        "session.feed([1, 2, 3])\n"
+        f"os.truncate({str(file)!r}, 4096)\n"
+        "session.feed([4])\n"  # a decode step makes no system call, so it does not check the file
+    )
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {file}: was truncated or overwritten while")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", ["overwrite", "truncate", "append"])
+def test_a_model_file_that_changed_in_place_is_refused(change, copied):
+    engine, file = Engine.load(copied, threads=1), copied / "model.safetensors"
+    engine.check_file()
+    started = engine.session(8)
+    started.feed(PROMPT)
+    session = engine.session(8)
+
+    with file.open("r+b") as stream:
+        if change == "truncate":
+            stream.truncate(file.stat().st_size - 1)
+        else:
+            stream.seek(-1 if change == "overwrite" else 0, os.SEEK_END)
+            stream.write(b"\0")
+    os.utime(file, ns=(1, 1))  # the clock of a file system ticks every few milliseconds
+
+    for call in (
+        engine.check_file,
+        lambda: session.feed(PROMPT),
+        lambda: engine.logits(PROMPT),
+        lambda: engine.stream([1, 2, 3, 4], session=started),
+        lambda: engine.step([], [], prompts=[(session, PROMPT)]),
+    ):
+        with pytest.raises(FileChangedError, match="was truncated or overwritten while it was in"):
+            call()
+    assert session.position == 0
+
+
+def test_a_model_file_that_is_replaced_by_renaming_stays_in_use(copied):
+    engine, file = Engine.load(copied, threads=1), copied / "model.safetensors"
+    expected = engine.session(8).feed(PROMPT)
+    (copied / "new").write_bytes(b"another file")
+
+    (copied / "new").rename(file)
+
+    engine.check_file()
+    assert np.array_equal(bits(engine.session(8).feed(PROMPT)), bits(expected))
+
+
+def test_other_bus_errors_end_the_process_by_the_signal():
+    ended = run(
+        "Engine.load(threads=1)\n"
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "os.kill(os.getpid(), signal.SIGBUS)"
+    )
+
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr == ""
+
+
+def test_other_bus_errors_go_to_the_handler_that_was_there_before():
+    ended = run(
+        "import faulthandler, resource\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
+        "faulthandler.enable()\n"
+        "Engine.load(threads=1)\n"
+        "os.kill(os.getpid(), signal.SIGBUS)"
+    )
+
+    assert ended.returncode == -signal.SIGBUS
+    assert ended.stderr.startswith("Fatal Python error: Bus error")
+
+
+def test_mapped_files_of_any_kind_have_the_same_guard(tmp_path):
+    file = tmp_path / "a\nshard.bin"
+    file.write_bytes(bytes(range(256)) * 64)
+    mapped = _native.MappedFile(str(file))
+    assert mapped.bytes.tobytes() == file.read_bytes()
+    assert not mapped.bytes.flags.writeable
+    mapped.check_unchanged()
+
+    ended = run(
+        f"array = _native.MappedFile({str(file)!r}).bytes\n"
+        f"os.truncate({str(file)!r}, 0)\n"
+        "array.sum()"
+    )
+
+    assert ended.returncode == 2
+    assert "a?shard.bin: was truncated or overwritten" in ended.stderr
+    with pytest.raises(_native.FileChangedError):
+        mapped.check_unchanged()
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "directory", "fifo"])
+def test_files_that_cannot_be_mapped_are_refused(kind, tmp_path):
+    path = tmp_path / "file"
+    if kind == "empty":
+        path.touch()
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+
+    with pytest.raises(RuntimeError, match="file: cannot be mapped: "):
+        _native.MappedFile(str(path))
