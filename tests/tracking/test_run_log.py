@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 from yocobit.config import ConfigError
+from yocobit.disk import WriteError
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear
 from yocobit.model.quantization import quantize_weight
 from yocobit.packing import checkpoints
 from yocobit.tracking import manifest
-from yocobit.tracking.run_log import RunLog
+from yocobit.tracking.run_log import NullRunLog, RunLog
+from yocobit.tracking.tensorboard import TensorBoardWriter
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load
 from yocobit.training.validation import weight_counts
@@ -270,3 +273,31 @@ def test_missing_tensorboard_is_refused_with_its_extra(project, monkeypatch):
 
     with pytest.raises(ConfigError, match=r"pip install 'yocobit\[tensorboard\]'"):
         run("out", "run.tensorboard=true")
+
+
+def test_log_of_another_process_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = NullRunLog()
+
+    log.write({"step": 1})
+    log.write_sample(1, "text")
+    log.sync()
+    log.close()
+
+    assert (log.durations, log.warning, list(tmp_path.iterdir())) == ([], None, [])
+
+
+def test_error_of_tensorboard_itself_ends_in_one_line(tmp_path, monkeypatch):
+    writer = TensorBoardWriter(tmp_path, 0)
+    monkeypatch.setattr(writer.writer, "add_scalar", lambda *_: (_ for _ in ()).throw(KeyError(5)))
+
+    with pytest.raises(WriteError, match=r"tensorboard: cannot be written \(5\); checkpoints are"):
+        writer.write({"step": 1, "loss": 1.0})
+    writer.close()
+
+
+def test_tensorboard_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.ModuleType("broken"))
+
+    with pytest.raises(ConfigError, match="TensorBoard cannot be imported"):
+        TensorBoardWriter(tmp_path, 0)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from training_runs import assert_same_run, run
+from training_runs import assert_same_run, records, run
 
 from yocobit.config import ConfigError
 from yocobit.packing import checkpoints, pack
+from yocobit.tracking.curves import read_runs
 from yocobit.training import TrainingError, checkpoint, load_model, loop
 from yocobit.training.config import load as load_config
 from yocobit.training.errors import DamagedCheckpoint
@@ -228,3 +229,52 @@ def test_first_above_names_a_tensor():
     assert checkpoint.first_above({"a": torch.ones(3)}) is None
     assert checkpoint.first_above({"a": torch.tensor([torch.nan, 1.0])}) == "a"
     assert checkpoint.first_above({"a": torch.tensor([0.0, -8.0])}, 8.0) == "a"
+
+
+@pytest.mark.parametrize("name", ["train-0-00000.bin", "valid-00000.bin"])
+def test_shard_with_another_token_is_refused_until_it_is_deleted(toml, damaged, straight, name):
+    shard = damaged / "data" / name
+    shard.write_bytes(b"\x05\x00" + shard.read_bytes()[2:])
+
+    with pytest.raises(ConfigError, match=rf"{name}: is damaged: its SHA-256 .*; delete the file"):
+        run(toml, damaged, resume=True)
+    shard.unlink()
+    run(toml, damaged, resume=True)
+
+    assert_same_run(damaged, straight)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (b"\xff\n", "is not the record of a step"),
+        (b"{}\n", "missing required field `step`"),
+        (b'{"step": "x"}\n', "Expected `int`, got `str`"),
+        (b'{"step": 1, "weight_counts": {"a": 5}}\n', "Expected `array`, got `int`"),
+        (b"[" * 100_000 + b"\n", "is not the record of a step"),
+    ],
+)
+def test_damaged_metrics_are_set_aside_by_resume_and_refused_by_plot(
+    toml, damaged, tmp_path, capsys, damage, message
+):
+    metrics = damaged / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    content = b"".join([*lines[:3], damage, *lines[4:]])
+    metrics.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=rf"metrics.jsonl:4: .*{re.escape(message)}.*delete the"):
+        read_runs([damaged])
+    loop.train(load_config(toml), damaged, resume=True, console=Console(width=1000))
+
+    assert f"warning: {metrics}:4: " in capsys.readouterr().out
+    assert (damaged / "metrics.jsonl.damaged").read_bytes() == content
+    assert [record["step"] for record in records(damaged)] == [1, 2, 3]
+
+
+def test_incomplete_last_record_is_ignored(damaged):
+    with (damaged / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 13, "lo')
+
+    (curves,) = read_runs([damaged])
+
+    assert len(curves.records) == 12

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 from yocobit import _native
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
-from yocobit.hardware.host import usable_cpus
+from yocobit.hardware.host import default_threads
 
 _MOST_TOKENS = 1 << 32  # in a depth, a prompt or a generation
 _MOST_THREADS = 1024
@@ -90,7 +90,7 @@ class Grid:
             generations=_integers("--gen", generations),
             depths=_integers("--depth", depths),
             batches=_integers("--batch", batches),
-            threads=_integers("--threads", threads or str(len(usable_cpus()))),
+            threads=_integers("--threads", threads or str(default_threads())),
             caches=cast("tuple[CacheType, ...]", _words(caches)),  # validated by __post_init__
             kernels=kernels,
             repetitions=repetitions,

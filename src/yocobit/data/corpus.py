@@ -30,7 +30,7 @@ from yocobit.data.config import DataConfig, sources
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.data.identity import CorpusFiles, identify
 from yocobit.data.index import INDEX, TOKENIZER, Index
-from yocobit.data.shards import Tokens
+from yocobit.data.shards import Tokens, check_intact
 from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, hash_files
 from yocobit.data.tokenisation import tokenise
 from yocobit.data.tokenizer import load_tokenizer
@@ -41,8 +41,11 @@ IGNORED = -1  # the target of a position that is not in the loss
 Windows = NDArray[np.int64]
 
 
-def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
-    """Open the corpus of `config` in `directory`; tokenise it first if missing or outdated."""
+def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool = True) -> Corpus:
+    """Open the corpus of `config` in `directory`; tokenise it first if missing or outdated.
+
+    With `verify`, shards that are reused are compared with their hashes.
+    """
     files = CorpusFiles.of(config)
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory):
@@ -55,6 +58,9 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path) -> Corpus:
             entries = tokenise(config, files, vocab_size, directory)
             check_unchanged(files.all)
             index, before = Index(inputs=identity, **entries), None
+        elif verify:
+            lists = (*index.train, index.valid)
+            check_intact(directory, [shard for each in lists for shard in each.shards])
         index.known = cacheable(hashes)
         if index.known != before:
             index.write(directory)

@@ -9,9 +9,11 @@ reader with SIGBUS.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -22,7 +24,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from yocobit.disk import flush, writing
+from yocobit.disk import flush, sha256, writing
 from yocobit.errors import ConfigError
 
 SHARD_BYTES = 1 << 30
@@ -38,6 +40,7 @@ class Shard(Struct):
     name: Annotated[str, Meta(pattern=f"^{_NAME}$")]  # without a suffix
     tokens: Annotated[int, Meta(ge=1)]
     has_mask: bool
+    sha256: dict[str, str] = {}  # of each file, by suffix; empty if an earlier version wrote it
 
     def sizes(self, itemsize: int) -> dict[str, int]:
         """Return the size of each file of the shard in bytes, by suffix."""
@@ -69,6 +72,7 @@ class ShardWriter:
         self.tokens_file: BinaryIO | None = None
         self.mask_file: BinaryIO | None = None
         self.n_in_shard = 0  # tokens in the open shard
+        self.digests = {".bin": hashlib.sha256(), ".mask": hashlib.sha256()}  # of the open shard
 
     def write(self, tokens: _Array, in_loss: bool) -> None:
         """Append tokens (T,), all of them in the loss or none."""
@@ -100,11 +104,15 @@ class ShardWriter:
                 self.tokens_file = self._path(".bin").open("wb")
             if self.mask_file is None and not in_loss:
                 self.mask_file = self._path(".mask").open("wb")
-                self.mask_file.write(b"\1" * self.n_in_shard)
-            self.tokens_file.write(tokens.astype(self.dtype).tobytes())
+                self._append(self.mask_file, ".mask", b"\1" * self.n_in_shard)
+            self._append(self.tokens_file, ".bin", tokens.astype(self.dtype).tobytes())
             if self.mask_file is not None:
-                self.mask_file.write((b"\1" if in_loss else b"\0") * len(tokens))
+                self._append(self.mask_file, ".mask", (b"\1" if in_loss else b"\0") * len(tokens))
         self.n_in_shard += len(tokens)
+
+    def _append(self, file: BinaryIO, suffix: str, data: bytes) -> None:
+        file.write(data)
+        self.digests[suffix].update(data)
 
     def _close_shard(self) -> None:
         if self.tokens_file is None:
@@ -115,7 +123,11 @@ class ShardWriter:
                     file.close()  # writes the buffer
                     flush(self._path(suffix))
         has_mask = self.mask_file is not None
-        self.shards.append(Shard(self._path("").name, self.n_in_shard, has_mask))
+        shard = Shard(self._path("").name, self.n_in_shard, has_mask)
+        suffixes = shard.sizes(self.dtype.itemsize)
+        shard.sha256 = {suffix: self.digests[suffix].hexdigest() for suffix in suffixes}
+        self.digests = {suffix: hashlib.sha256() for suffix in self.digests}
+        self.shards.append(shard)
         self.tokens_file = self.mask_file = None
         self.n_in_shard = 0
 
@@ -236,6 +248,23 @@ def is_complete(directory: Path, shards: ShardList) -> bool:
             if not path.is_file() or path.stat().st_size != size:
                 return False
     return True
+
+
+def check_intact(directory: Path, shards: Sequence[Shard]) -> None:
+    """Raise ConfigError if a file of a shard differs from its hash; reads all of them once."""
+    files = {
+        directory / f"{shard.name}{suffix}": digest
+        for shard in shards
+        for suffix, digest in shard.sha256.items()
+    }
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        digests = pool.map(sha256, files)
+        for path, digest in zip(files, digests, strict=True):
+            if digest != files[path]:
+                raise ConfigError(
+                    f"{path}: is damaged: its SHA-256 differs from that in index.json; delete the "
+                    "file and run the command again, which prepares the corpus again"
+                )
 
 
 def remove_shards(directory: Path) -> None:

@@ -5,7 +5,6 @@ Letters: T positions   V vocabulary
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from yocobit.engine.session import (
     as_out,
     as_tokens,
 )
+from yocobit.hardware.host import default_threads
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
@@ -79,7 +79,7 @@ class Engine:
         The weights are checked once, before the first session is made (check_weights).
         """
         if threads is None:
-            threads = len(os.sched_getaffinity(0))
+            threads = default_threads()
         model = read_model(Path(path))
         if verify and (problems := verify_model(model)):
             raise PackedModelError("; ".join(problems))

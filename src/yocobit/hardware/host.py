@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import platform
 import re
@@ -90,6 +91,57 @@ def usable_cpus() -> list[int]:
         (others if siblings in seen else first).append(cpu)
         seen.add(siblings)
     return first + others
+
+
+def default_threads() -> int:
+    """Return the threads of a computation: the CPUs that this process may use, at least one.
+
+    The smaller of the affinity mask and the CPU quota of its control group, rounded up.
+    """
+    n_cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    quota = cpu_quota()
+    return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
+
+
+def cpu_quota(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Return the CPU time per time that control groups (v1 or v2) allow this process.
+
+    The smallest of its group and their parents; None without a limit.
+    """
+    quotas = []
+    for line in (_read(groups) or "").splitlines():
+        _, controllers, name = line.split(":", 2)
+        names = set(controllers.split(","))
+        if names == {""}:  # v2; next to v1, it is mounted in a directory of its own
+            mount = root / "unified" if (root / "unified").is_dir() else root
+            read = _quota_v2
+        elif "cpu" in names:
+            mounts = (root / controllers, root / "cpu")
+            mount, read = next((m for m in mounts if m.is_dir()), root), _quota_v1
+        else:
+            continue
+        # In a container, its own group may be mounted as the root: then `name` is not below it.
+        parts = Path(name.lstrip("/")).parts
+        for n in range(len(parts) + 1):
+            quotas.append(read(mount.joinpath(*parts[:n])))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    return _ratio(*(_read(group / "cpu.max") or "").split())
+
+
+def _quota_v1(group: Path) -> float | None:
+    return _ratio(_read(group / "cpu.cfs_quota_us") or "", _read(group / "cpu.cfs_period_us") or "")
+
+
+def _ratio(quota: str = "", period: str = "", *_: str) -> float | None:
+    """Return a quota in periods; None for "max", "-1" and files that are missing."""
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
+        return None
+    return int(quota) / int(period) or None
 
 
 def read_caches(directory: Path = _CPU / "cpu0/cache") -> Caches:

@@ -12,7 +12,7 @@ from yocobit.costs.work import Work, shape_only_model, work_of
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
-from yocobit.hardware.host import describe_host, usable_cpus
+from yocobit.hardware.host import default_threads, describe_host, usable_cpus
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.formats import HEAD_FORMATS, TERNARY, projection_format
 from yocobit.planning.calibration import HostCalibration
@@ -178,7 +178,7 @@ def calibrate(request: PlanRequest) -> HostCalibration:
     """Return a calibration of this host with the threads and kernels of the request."""
     cpus = usable_cpus()
     kernels = request.kernels or _native.supported_kernels()[-1]
-    return HostCalibration(request.threads or len(cpus), kernels, cpus, describe_host())
+    return HostCalibration(request.threads or default_threads(), kernels, cpus, describe_host())
 
 
 def measured_machine(calibration: HostCalibration) -> Machine:

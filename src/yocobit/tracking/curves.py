@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 
-from yocobit.config import ConfigError
+from yocobit.errors import ConfigError
+from yocobit.reading import boundary, read_bytes
+from yocobit.settings import Natural, NotNegative
 
 Axis = Literal["step", "tokens", "seconds"]
 Values = np.ndarray[Any, np.dtype[np.float64]]
@@ -31,6 +34,7 @@ _UNITS: dict[Axis, tuple[tuple[float, str], ...]] = {
                (1, "tokens")),
     "seconds": ((3600, "hours"), (60, "minutes"), (1, "seconds")),
 }  # fmt: skip
+_MAX_METRICS_BYTES = 1 << 33  # tens of millions of steps
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
@@ -105,7 +109,7 @@ def ceiling(x: Values, y: Values) -> float:
 
 def shares(counts: list[int]) -> list[float]:
     """Return counts as fractions of their sum."""
-    total = sum(counts)
+    total = max(1, sum(counts))
     return [count / total for count in counts]
 
 
@@ -136,22 +140,39 @@ def _names(directories: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-n_parts:]) for path in paths]
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics.jsonl up to the incomplete last line that a running or killed run may have."""
+class _Fields(msgspec.Struct):
+    """The fields of a record that are more than numbers or text."""
+
+    step: Natural
+    seconds: NotNegative | None = None
+    weight_counts: dict[str, tuple[Natural, Natural, Natural]] = {}
+
+
+def read_records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """Read a metrics.jsonl; return its records, and a line about the first one that is damaged.
+
+    The records end there. An incomplete last line, as a killed run leaves it, is no damage.
+    """
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    *lines, _ = read_bytes(path, _MAX_METRICS_BYTES).split(b"\n")
+    for number, line in enumerate(lines, start=1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+            with boundary(f"{path}:{number}", "is not the record of a step"):
+                record = json.loads(line)  # not msgspec: earlier versions wrote NaN
+                msgspec.convert(record, _Fields)
+            records.append(record)
+        except ConfigError as error:
+            return records, str(error)
+    return records, None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        records = read_records(path)
+        records, damage = read_records(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path}: no such file; name the directory of a run") from None
+    if damage is not None:
+        raise ConfigError(f"{damage}; delete the line, or the file up to it")
     if not records:
         raise ConfigError(f"{path}: has no steps yet")
     return records

@@ -9,12 +9,13 @@ import json
 import math
 import os
 import re
+import shutil
 from contextlib import suppress
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from yocobit.disk import WriteError
+from yocobit.disk import WriteError, replacing
 from yocobit.tracking.curves import METRICS, read_records
 from yocobit.tracking.tensorboard import UNCHANGED, TensorBoardWriter
 
@@ -29,9 +30,10 @@ class MetricsFile:
     def __init__(self, run_dir: Path, step: int) -> None:
         """Open the file and discard the records of steps after `step`."""
         self.path = run_dir / METRICS
-        records = read_records(self.path) if self.path.exists() else []
+        records, damage = read_records(self.path) if self.path.exists() else ([], None)
+        self.warning = None if damage is None else self._set_aside(damage)
         kept = [*takewhile(lambda record: record["step"] <= step, records)]
-        times = [record["seconds"] for record in kept[-_N_DURATIONS:]]
+        times = [record.get("seconds") or 0.0 for record in kept[-_N_DURATIONS:]]
         # At least a millisecond, the resolution of recorded times.
         self.durations = [max(0.001, after - before) for before, after in pairwise(times)]
         # Replaced by a rename: a run killed here loses nothing.
@@ -43,6 +45,16 @@ class MetricsFile:
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise self._error(error) from None
+
+    def _set_aside(self, damage: str) -> str:
+        """Keep a copy of a damaged file; return a warning."""
+        copy = self.path.with_name(f"{METRICS}.damaged")
+        try:
+            with replacing(copy) as partial:
+                shutil.copyfile(self.path, partial)
+        except OSError as error:
+            raise self._error(error) from None
+        return f"warning: {damage}; the file is kept as {copy.name}, without the records from there"
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -77,6 +89,30 @@ def _line(record: dict[str, Any]) -> str:
     return json.dumps(finite) + "\n"
 
 
+class StepLog(Protocol):
+    """Where a run writes its records and samples."""
+
+    @property
+    def durations(self) -> list[float]:
+        """Seconds of each of the last steps in the log when it was opened."""
+
+    @property
+    def warning(self) -> str | None:
+        """A line about damage of the log when it was opened."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append the record of one step."""
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Store generated text, its prompt included."""
+
+    def sync(self) -> None:
+        """Flush all records to disk; required before the checkpoint that follows them."""
+
+    def close(self) -> None:
+        """Close all files."""
+
+
 class RunLog:
     """Records and samples of one run, written by its main process."""
 
@@ -94,6 +130,11 @@ class RunLog:
     def durations(self) -> list[float]:
         """Seconds of each of the last steps in the log when it was opened."""
         return self.metrics.durations
+
+    @property
+    def warning(self) -> str | None:
+        """A line about damage of metrics.jsonl when it was opened."""
+        return self.metrics.warning
 
     def write(self, record: dict[str, Any]) -> None:
         """Append the record of one step."""
@@ -126,11 +167,12 @@ class RunLog:
             self.tensorboard.close()
 
 
-class NullRunLog(RunLog):
+class NullRunLog:
     """The log of a process that is not the main one: it writes nothing."""
 
     def __init__(self) -> None:
-        pass
+        self.durations: list[float] = []
+        self.warning: str | None = None
 
     def write(self, record: dict[str, Any]) -> None:
         pass

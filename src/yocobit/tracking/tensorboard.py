@@ -8,8 +8,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yocobit.config import ConfigError
 from yocobit.disk import WriteError
+from yocobit.errors import ConfigError, is_out_of_memory
+from yocobit.reading import cause
 from yocobit.tracking.curves import WEIGHT_COUNTS, shares
 
 if TYPE_CHECKING:
@@ -58,19 +59,21 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Close the writer and restore the exception hook of threads."""
-        with suppress(OSError):  # closing retries a failed write
+        with suppress(Exception):  # closing retries a failed write
             self.writer.close()
         threading.excepthook = self.hook
 
     def _ignore_write_error(self, args: threading.ExceptHookArgs) -> None:
-        if not isinstance(args.exc_value, OSError):
+        if args.thread is None or "tensorboard" not in type(args.thread).__module__:
             self.hook(args)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # of the file system, or of TensorBoard or protobuf
+            if is_out_of_memory(error):
+                raise
             raise WriteError(self.directory, error, UNCHANGED) from None
 
 
@@ -83,5 +86,10 @@ def _import_writer() -> type[SummaryWriter]:
         raise ConfigError(
             "run.tensorboard is true but TensorBoard is not installed: "
             "pip install 'yocobit[tensorboard]'"
+        ) from None
+    except Exception as error:  # such as a protobuf of another version
+        raise ConfigError(
+            f"run.tensorboard is true but TensorBoard cannot be imported ({cause(error)}); install "
+            "it again: pip install 'yocobit[tensorboard]'"
         ) from None
     return SummaryWriter

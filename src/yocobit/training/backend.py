@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from yocobit.config import ConfigError
+from yocobit.hardware.host import default_threads
 from yocobit.training.config import Precision
 
 _BFLOAT16_FEATURES = ("avx512_bf16", "avx512_vnni")  # without them, bfloat16 is emulated
@@ -32,8 +33,16 @@ class CompilationError(RuntimeError):
 
 
 def set_threads(threads: int | None, n_local_processes: int) -> int:
-    """Set torch's threads, by default one per CPU over all local processes; return their number."""
-    threads = threads or max(1, (os.cpu_count() or 1) // n_local_processes)
+    """Set torch's threads; return their number.
+
+    By default, the CPUs that the processes of this machine may use are divided among them.
+    OMP_NUM_THREADS lowers that, but not the value 1 that torchrun sets where there is none.
+    """
+    if threads is None:
+        threads = max(1, default_threads() // n_local_processes)
+        limit = os.environ.get("OMP_NUM_THREADS", "")
+        if limit.isdecimal() and int(limit) > 0 and n_local_processes == 1:
+            threads = min(threads, int(limit))
     torch.set_num_threads(threads)
     return threads
 

@@ -22,7 +22,7 @@ from yocobit.packing import checkpoints
 from yocobit.tracking.curves import WEIGHT_COUNTS
 from yocobit.tracking.manifest import command_to_resume, write_manifest
 from yocobit.tracking.progress import Progress
-from yocobit.tracking.run_log import NullRunLog, RunLog
+from yocobit.tracking.run_log import NullRunLog, RunLog, StepLog
 from yocobit.training import checkpoint
 from yocobit.training.backend import compile_errors_in_one_line, matmul_precision
 from yocobit.training.batch import Batch
@@ -127,6 +127,8 @@ class Loop:
         """Train until the run is done or interrupted; return its last checkpoint."""
         log = self.processes.on_all(self._open_log)
         try:
+            if log.warning is not None:
+                self._print(log.warning)
             self.processes.on_main(self._write_manifest)
             self._convert_changed_budget(log)
             self._warn_of_short_run()
@@ -142,7 +144,7 @@ class Loop:
         self._print_end(saved, interrupt)
         return saved
 
-    def _open_log(self) -> RunLog:
+    def _open_log(self) -> StepLog:
         if not self.processes.is_main:
             return NullRunLog()
         return RunLog(self.run_dir, self.state.step, tensorboard=self.config.run.tensorboard)
@@ -221,7 +223,7 @@ class Loop:
 
     # ---- a step and what follows it ----
 
-    def _step(self, log: RunLog, progress: Progress) -> None:
+    def _step(self, log: StepLog, progress: Progress) -> None:
         state, run = self.state, self.config.run
         start = time.monotonic()
         factor = rate_factor(self.config.schedule, state.step, state.total_steps)
@@ -307,7 +309,7 @@ class Loop:
             "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
         )
 
-    def _sample(self, log: RunLog, progress: Progress) -> None:
+    def _sample(self, log: StepLog, progress: Progress) -> None:
         """Generate a sample; the main process prints and stores it."""
         run, tokenizer = self.config.run, self.corpus.tokenizer
         model = gather_model(self.model, self.processes.is_main)
@@ -341,7 +343,7 @@ class Loop:
         with evaluation_module(self.objective, Objective(self.model, 0.0)) as objective:
             return bits_per_byte(objective, valid, end, context, max_tokens, self.processes)
 
-    def _save(self, log: RunLog) -> Path:
+    def _save(self, log: StepLog) -> Path:
         log.sync()
         return checkpoint.save(
             self.run_dir,
@@ -362,7 +364,7 @@ class Loop:
         """Return the duration of the run, including that before it was resumed."""
         return self.seconds_before + time.monotonic() - self.started
 
-    def _convert_changed_budget(self, log: RunLog) -> None:
+    def _convert_changed_budget(self, log: StepLog) -> None:
         """Convert the budget of a resumed run by the logged durations, if there are enough.
 
         Only by those: a run resumed twice from one checkpoint has the same number of steps.

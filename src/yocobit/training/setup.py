@@ -131,7 +131,9 @@ def _prepare_corpus(
     config: TrainConfig, run_dir: Path, teacher: Teacher | None, processes: Processes
 ) -> Corpus:
     corpus = processes.main_first(
-        lambda: prepare(config.data, config.model.vocab_size, run_dir / "data")
+        lambda: prepare(
+            config.data, config.model.vocab_size, run_dir / "data", verify=processes.is_main
+        )
     )
     if teacher is not None:
         teacher.check(corpus.tokenizer)
