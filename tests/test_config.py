@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from yocobit.config import PRESETS, ConfigError, ModelConfig, preset
+from yocobit.settings import Settings
 
 NANO = PRESETS["nano"]
 
@@ -85,8 +86,9 @@ def test_removed_window_of_cross_attention_is_rejected_with_its_replacement():
     [
         (b"{", "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
-        (b"[" * 100000, "is not valid JSON"),
-        (b"[1]", "must hold an object but holds list"),
+        (b'{"a":' + b"[" * 100000, "is not valid JSON"),
+        (b"[" * 100000, "Expected `object`, got `array`"),
+        (b"[1]", "Expected `object`, got `array`"),
     ],
 )
 def test_error_names_a_file_without_a_json_object(content, message, tmp_path: Path):
@@ -97,6 +99,34 @@ def test_error_names_a_file_without_a_json_object(content, message, tmp_path: Pa
         ModelConfig.from_json(path)
 
     assert str(error.value).startswith(str(path))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(Settings):
+    n: int = 0
+    rate: float = 0.0
+    rates: tuple[float, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"rate": float("nan")},
+        {"rate": float("inf")},
+        {"rates": [0.5, float("-inf")]},
+        {"n": 1 << 64},
+        {"n": -(10**5000)},
+        {"rate": 10**5000},
+        {"n": "a" * 10_000},
+    ],
+)
+def test_a_number_that_is_not_finite_or_has_more_than_64_bits_is_rejected_in_a_short_line(field):
+    (name,) = field
+
+    with pytest.raises(ConfigError, match=f"^{name} must be ") as error:
+        Example(**field)
+
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from yocobit.errors import ConfigError, printable
-from yocobit.reading import boundary, parse_json, read_bytes, read_json, read_text
+from yocobit.reading import (
+    boundary,
+    parse_json,
+    parse_toml,
+    read_bytes,
+    read_json,
+    read_text,
+    read_toml,
+)
 
 
 class Point(msgspec.Struct):
@@ -57,6 +65,37 @@ def test_parse_json_names_the_field_that_is_wrong() -> None:
         parse_json('{"x": "3"}', "p", Point)
     with pytest.raises(ConfigError, match="missing required field `x`"):
         parse_json("{}", "p", Point)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a",
+        b"a = ",
+        b"a = \xff",
+        b"a = 1\na = 2",
+        b"a = " + b"[" * 100_000,
+        b"a = " + b"{a = " * 5_000,
+        b"a = " + b"9" * 5_000,
+        b"a = 2020-13-45",
+        b"a." * 100_000 + b"b = 1",
+    ],
+)
+def test_read_toml_rejects_anything_else_in_one_short_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError) as raised:
+        read_toml(path)
+    message = str(raised.value)
+    assert message.startswith(f"{path}: is not ")
+    assert "\n" not in message
+    assert len(message) < len(str(path)) + 400
+
+
+def test_read_toml_ignores_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbfa.b = 1\n")
+    assert read_toml(tmp_path / "a.toml") == {"a": {"b": 1}}
+    assert parse_toml("x = 'y'", "x") == {"x": "y"}
 
 
 def test_read_bytes_rejects_what_is_no_regular_file(tmp_path: Path) -> None:

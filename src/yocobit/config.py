@@ -9,7 +9,6 @@ Letters: C d_model   H n_heads   G n_kv_heads   D head size   F d_ff   V vocab_s
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from msgspec import Meta
 
 from yocobit import _native
 from yocobit.errors import ConfigError as ConfigError  # re-exported: its former home
+from yocobit.reading import read_json
 from yocobit.settings import Count, Settings
 
 MODEL_TYPE = "yocobit"  # model_type in config.json
@@ -193,12 +193,7 @@ class ModelConfig(Settings):
     @classmethod
     def from_json(cls, path: Path) -> ModelConfig:
         """Read a config.json that yocobit wrote."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: is not valid JSON ({error})") from error
-        if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: must hold an object but holds {type(fields).__name__}")
+        fields = read_json(path)
         for name in (*TRANSFORMERS_KEYS, *LABEL_KEYS):
             fields.pop(name, None)
         return cls.from_dict(fields, str(path))

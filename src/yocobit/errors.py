@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 USER_ERROR, _INTERRUPTED = 2, 130  # exit codes
 _MAX_LINE = 2000  # characters of an error
@@ -25,28 +25,33 @@ class ConfigError(UserError):
     """An invalid setting or checkpoint."""
 
 
-def report_errors(program: Callable[[], Any]) -> None:
-    """Run a program; report an error that the user can fix in one line, without a traceback."""
+def report_errors(program: Callable[[], Any]) -> NoReturn:
+    """Run a program and exit; report an error that the user can fix in one line, no traceback."""
+    sys.exit(_run(program))
+
+
+def _run(program: Callable[[], Any]) -> Any:
+    """Run a program; return its exit code."""
+    code: Any = 0
     try:
         try:
             program()
-        except SystemExit:
-            sys.stdout.flush()  # an error at interpreter exit would print a traceback
-            raise
+        except SystemExit as ended:
+            code = ended.code
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        code = _INTERRUPTED
     except BrokenPipeError:
-        # The reader closed the pipe: print nothing, not even at interpreter exit.
-        _drop_output()
-        sys.exit(0)
+        pass  # the reader closed the pipe: nothing to report
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
         if not _is_users(error):
             raise
-        if isinstance(error, OSError) and error.errno in _FULL:
-            _drop_output()  # stdout may be on the full disk
-        with suppress(OSError):  # so may stderr
-            print(f"error: {printable(_line(error))}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        with suppress(OSError):  # stderr may be on a full disk
+            print(f"error: {printable(_line(error))}", file=sys.stderr, flush=True)
+        code = USER_ERROR
+    for stream in (sys.stdout, sys.stderr):
+        _flush_or_drop(stream)
+    return code
 
 
 def printable(text: str, max_length: int = _MAX_LINE) -> str:
@@ -70,8 +75,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _drop_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _flush_or_drop(stream: TextIO) -> None:
+    """Write what is left in a stream; drop it if that fails, as it would at interpreter exit."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_users(error: BaseException) -> bool:

@@ -1,8 +1,8 @@
 """Reading files that users provide: one boundary that turns every failure into one line.
 
-Every reader of a file kind goes through `boundary`, and all JSON through `read_json` or
-`parse_json`. The reader checks each field; whatever a parser or a library raises meanwhile becomes
-a ConfigError that names the file.
+Every reader of a file kind goes through `boundary`, all JSON through `read_json` or `parse_json`,
+all TOML through `read_toml` or `parse_toml`. The reader checks each field; whatever a parser or a
+library raises meanwhile becomes a ConfigError that names the file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import codecs
 import errno
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,15 @@ import msgspec
 
 from yocobit.errors import ConfigError, UserError, is_out_of_memory, printable
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 MAX_BYTES = 1 << 28  # of a JSON or text file; the largest published tokenizer.json has 2^25
+
+_MAX_TOML_BYTES = 1 << 20
+_MAX_DOT_PAIRS = 50_000_000  # tomllib keeps every prefix of a dotted key
 
 _T = TypeVar("_T")
 
@@ -150,6 +159,19 @@ def parse_json(data: bytes | str, subject: str | Path, kind: Any = dict[str, Any
             field = path.rstrip("`").lstrip(".")
             message = f"{field}: {message}" if field else message
             raise ConfigError(f"{subject}: {printable(message, 300)}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; OSError as from open(), ConfigError if it is not TOML."""
+    return parse_toml(read_text(path, _MAX_TOML_BYTES), path)
+
+
+def parse_toml(text: str, subject: str | Path) -> dict[str, Any]:
+    """Decode TOML; ConfigError names `subject` if it is invalid."""
+    if sum(line.count(".") ** 2 for line in text.splitlines()) > _MAX_DOT_PAIRS:
+        raise ConfigError(f"{subject}: is not valid TOML (dotted keys are nested too deeply)")
+    with boundary(subject, "is not valid TOML"):
+        return tomllib.loads(text)
 
 
 def _is_failure(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ The annotation of a field is its rule: a type, a Literal, or a number with bound
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Mapping
 from typing import (
@@ -63,15 +64,19 @@ class Settings:
             value = getattr(self, name)
             try:
                 # Converts lists to tuples, and integers to floats where the field is a float.
-                object.__setattr__(self, name, msgspec.convert(value, kind))
+                converted = msgspec.convert(value, kind)
             except msgspec.ValidationError:
                 rule = _rule(value, _annotations(type(self), with_bounds=False)[name], kind)
-                raise ConfigError(f"{name} must be {rule} but is {value!r}") from None
+                raise ConfigError(f"{name} must be {rule} but is {_shown(value)}") from None
+            if not _is_finite(converted):
+                rule = "a finite number of at most 64 bits"
+                raise ConfigError(f"{name} must be {rule} but is {_shown(value)}")
+            object.__setattr__(self, name, converted)
 
     def require(self, holds: bool, name: str, rule: str) -> None:
         """Raise ConfigError with the rule and the value of the field unless the rule holds."""
         if not holds:
-            raise ConfigError(f"{name} {rule} but is {getattr(self, name)!r}")
+            raise ConfigError(f"{name} {rule} but is {_shown(getattr(self, name))}")
 
     @classmethod
     def from_dict(cls: type[_S], fields: Mapping[str, Any], source: str = "config") -> _S:
@@ -88,6 +93,23 @@ class Settings:
             return cls(**fields)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
+
+
+def _is_finite(value: object) -> bool:
+    """Whether each number of a value is finite and each integer has at most 64 bits."""
+    if isinstance(value, tuple):
+        return all(map(_is_finite, value))
+    if isinstance(value, int):
+        return -(1 << 63) <= value < 1 << 64
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _shown(value: object) -> str:
+    """Return a value as part of a line; huge numbers and deep nesting have no repr."""
+    try:
+        return printable(repr(value), 300)
+    except (ValueError, RecursionError):
+        return f"too large a {type(value).__name__}"
 
 
 def _annotations(cls: type, with_bounds: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 
 from yocobit import _native
 from yocobit.engine.session import CacheType
-from yocobit.errors import UserError
+from yocobit.errors import UserError, printable
 from yocobit.hardware.host import default_threads
 
 _MOST_TOKENS = 1 << 32  # in a depth, a prompt or a generation
@@ -90,7 +90,7 @@ class Grid:
             generations=_integers("--gen", generations),
             depths=_integers("--depth", depths),
             batches=_integers("--batch", batches),
-            threads=_integers("--threads", threads or str(default_threads())),
+            threads=_integers("--threads", str(default_threads()) if threads is None else threads),
             caches=cast("tuple[CacheType, ...]", _words(caches)),  # validated by __post_init__
             kernels=kernels,
             repetitions=repetitions,
@@ -112,7 +112,9 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(word) for word in _words(text)))
     except ValueError:
-        raise UserError(f"{option} must be comma-separated integers but is {text!r}") from None
+        raise UserError(
+            f"{option} must be comma-separated integers but is {printable(text, 80)!r}"
+        ) from None
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -148,7 +148,8 @@ def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
     Linux overcommits memory: the allocation would succeed, and first touch kill the process.
     """
     logits = 4 * case.batch * model.config.vocab_size
-    needed = weight_bytes(model) + _session_bytes(model, case) + logits
+    tokens = 12 * case.batch * case.n_tokens  # and the time of each step
+    needed = weight_bytes(model) + _session_bytes(model, case) + logits + tokens
     if available is not None and needed > available:
         raise UserError(_too_large(case, needed, f"{available / 1e9:.1f} GB are available"))
 

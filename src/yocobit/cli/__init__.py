@@ -6,20 +6,24 @@ A user's mistake ends with one line on standard error and exit code 2, Ctrl-C wi
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import sys
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.main
 
+from yocobit.cli import streams
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
 from yocobit.cli.planning import plan
 from yocobit.cli.serving import serve
 from yocobit.cli.training import import_, pack, plot, train
-from yocobit.errors import report_errors
+from yocobit.errors import UserError, report_errors
 from yocobit.version import __version__
 
 _SPINS = "10000"  # 0.15 ms on a Xeon, several times the wake-up latency of a thread
+_UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
 app = typer.Typer(
     name="yocobit",
@@ -31,10 +35,37 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line; never returns."""
+def main() -> NoReturn:
+    """Run the command line."""
+    streams.prepare()
     _limit_openmp_spinning()
-    report_errors(app)
+    report_errors(lambda: run(sys.argv[1:] or ["--help"]))
+
+
+def run(arguments: list[str]) -> None:
+    """Run a command with its arguments; UserError for invalid ones, SystemExit as from exit().
+
+    Typer's own main() prints errors on several lines and hides EOFError and BrokenPipeError.
+    """
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("yocobit", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except _UsageError as error:
+        raise UserError(_usage_line(error)) from None
+
+
+def _usage_line(error: Any) -> str:
+    """Return the message of a usage error and where to find help, as one line."""
+    message = error.format_message().rstrip(".")
+    option = getattr(error, "param", None)
+    if option and error.message.startswith("must "):  # of cli.options
+        return f"{option.opts[0]} {error.message}"
+    message = message.replace("Value error, ", "")  # of pydantic
+    path = error.ctx.command_path if error.ctx else "yocobit"
+    return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
 
 
 def _limit_openmp_spinning() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from yocobit import _native
 from yocobit.cli import terminal
 from yocobit.cli.options import (
+    MAX_TOKENS,
     Attention,
     Cache,
     Json,
@@ -24,7 +23,9 @@ from yocobit.cli.options import (
     TopK,
     TopP,
     Verify,
+    number,
 )
+from yocobit.cli.output import print_json
 from yocobit.engine import Chat, Engine, SamplingConfig
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
@@ -50,7 +51,8 @@ def generate(
     ] = None,
     model: Model = TINY,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Maximum number of generated tokens.", min=1)
+        int,
+        number(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum number of generated tokens."),
     ] = 256,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -88,17 +90,15 @@ def generate(
         raise UserError(str(error)) from None
     if as_json:
         text = "".join(generation)
-        print(
-            json.dumps(
-                {
-                    "text": text,
-                    "finish_reason": generation.finish_reason,
-                    "prompt_tokens": len(generation.prompt),
-                    "tokens": len(generation.tokens),
-                    "prefill_tokens_per_s": round(generation.prefill_tokens_per_s, 1),
-                    "decode_tokens_per_s": round(generation.decode_tokens_per_s, 1),
-                }
-            )
+        print_json(
+            {
+                "text": text,
+                "finish_reason": generation.finish_reason,
+                "prompt_tokens": len(generation.prompt),
+                "tokens": len(generation.tokens),
+                "prefill_tokens_per_s": round(generation.prefill_tokens_per_s, 1),
+                "decode_tokens_per_s": round(generation.decode_tokens_per_s, 1),
+            }
         )
         return
     sys.stdout.write(prompt)
@@ -114,10 +114,10 @@ def chat(
     model: ChatModel = TINY,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", "-n", help="Maximum tokens per reply.", min=1)
+        int, number(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum tokens per reply.")
     ] = 512,
     context: Annotated[
-        int, typer.Option(help="Context length of the conversation, in tokens.", min=1)
+        int, number(1, MAX_TOKENS, help="Context length of the conversation, in tokens.")
     ] = 8192,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -148,9 +148,6 @@ def chat(
 def _load(
     model: Path, attention: str | None, threads: int | None, kernels: str | None, verify: bool
 ) -> Engine:
-    supported = _native.supported_kernels()
-    if kernels is not None and kernels not in supported:
-        raise UserError(f"--kernels must be one of {', '.join(supported)} but is {kernels!r}")
     return Engine.load(model, threads=threads, kernels=kernels, attention=attention, verify=verify)
 
 

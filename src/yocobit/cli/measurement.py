@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 
 from yocobit import benchmark, evaluation
 from yocobit.cli.options import (
+    MAX_TOKENS,
     Attention,
     Json,
     Kernels,
@@ -21,7 +21,9 @@ from yocobit.cli.options import (
     ShapeWeights,
     Threads,
     check_model_or_shape,
+    number,
 )
+from yocobit.cli.output import print_json
 from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import CacheType
@@ -41,7 +43,7 @@ def eval_(
         typer.Option(help="native for a packed model, torch otherwise, by default."),
     ] = None,
     context: Annotated[
-        int, typer.Option(help="Window length in tokens; windows overlap by half.")
+        int, number(2, MAX_TOKENS, help="Window length in tokens; windows overlap by half.")
     ] = evaluation.CONTEXT,
     cache: Annotated[
         CacheType | None, typer.Option(help="KV cache type of the native engine; f32 by default.")
@@ -55,7 +57,7 @@ def eval_(
     scorer = _open_scorer(model, backend, threads, cache, attention)
     result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
-        print(json.dumps({"backend": scorer.backend, "context": context, **result.to_dict()}))
+        print_json({"backend": scorer.backend, "context": context, **result.to_dict()})
     else:
         print("\n".join(result.describe()))
 
@@ -100,7 +102,7 @@ def bench(
     attention: Attention = None,
     kernels: Kernels = None,
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", help="Number of rounds over all cases.")
+        int, number(1, 1 << 16, "--repetitions", "-r", help="Number of rounds over all cases.")
     ] = 5,
     no_limits: Annotated[
         bool, typer.Option("--no-limits", help="Do not measure the limits of this machine.")
@@ -124,7 +126,7 @@ def bench(
     with status, benchmark.open_model(model, shape, weights, head, attention) as (name, opened):
         report = benchmark.run(opened, grid, name, status.update)
     if as_json:
-        print(json.dumps(benchmark.to_dict(report), indent=2))
+        print_json(benchmark.to_dict(report), indent=2)
     else:
         benchmark.print_report(report, Console())
 

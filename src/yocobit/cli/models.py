@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from contextlib import suppress
 
 import typer
 
 from yocobit import packing
 from yocobit.cli.options import Json, ModelPath
+from yocobit.cli.output import print_json
 from yocobit.costs import describe, summarize
-from yocobit.errors import USER_ERROR
+from yocobit.errors import USER_ERROR, printable
 from yocobit.packing import PackedModel
 
 
@@ -22,12 +23,13 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
 def verify(model: ModelPath, as_json: Json = False) -> None:
     """Verify every byte of a model against its hashes."""
     problems = packing.verify(model)
-    if as_json:
-        print(json.dumps({"model": str(model), "ok": not problems, "problems": problems}))
-    elif not problems:
-        print(f"{model}: ok, every byte matches its hash")
-    else:
-        print("\n".join(problems), file=sys.stderr)
+    with suppress(BrokenPipeError):  # the exit code tells the result
+        if as_json:
+            print_json({"model": str(model), "ok": not problems, "problems": problems})
+        elif not problems:
+            print(f"{model}: ok, every byte matches its hash")
+        else:
+            print("\n".join(map(printable, problems)), file=sys.stderr)
     if problems:
         raise typer.Exit(USER_ERROR)
 
@@ -35,6 +37,6 @@ def verify(model: ModelPath, as_json: Json = False) -> None:
 def print_summary(model: PackedModel, as_json: bool) -> None:
     """Print the summary of a model as text or JSON."""
     if as_json:
-        print(json.dumps(summarize(model).to_dict(), indent=2))
+        print_json(summarize(model).to_dict(), indent=2)
     else:
         print("\n".join(describe(model)))

@@ -1,12 +1,14 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the bounds of all numeric options."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from yocobit import _native
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
@@ -19,11 +21,54 @@ else:  # the names in the table; type checkers cannot evaluate this
     ProjectionFormat = Literal[tuple(PROJECTION_FORMATS)]
     HeadFormat = Literal[tuple(HEAD_FORMATS)]
 
+
+def number(least: float, most: float, *names: str, **settings: Any) -> Any:
+    """Return a typer.Option for a number from `least` to `most`: an integer if `least` is one.
+
+    The error of an invalid value says option, rule and value.
+    """
+    kind, noun = (int, "an integer") if isinstance(least, int) else (float, "a finite number")
+    low, high = (f"{each:g}" if kind is float else str(each) for each in (least, most))
+
+    def parse(text: str | float) -> float:
+        try:
+            value = kind(text)
+        except ValueError:  # also more digits than Python converts
+            value = math.nan
+        if not math.isfinite(value):
+            raise typer.BadParameter(f"must be {noun} but is {text!r}")
+        if not least <= value <= most:
+            raise typer.BadParameter(f"must be between {low} and {high} but is {text}")
+        return value
+
+    metavar = f"{low}..{high}" if math.isfinite(most) else "FLOAT"
+    return typer.Option(*names, parser=parse, metavar=metavar, **settings)
+
+
+def _any_float(help: str) -> Any:
+    """Return a typer.Option for a finite number; SamplingConfig checks its bounds."""
+    return number(-math.inf, math.inf, help=help)
+
+
+MAX_TOKENS = 1 << 62  # of a session; the engine rejects what exceeds the memory
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Threads = Annotated[int | None, typer.Option(help="Threads; one per CPU by default.", min=1)]
+Threads = Annotated[int | None, number(1, 1024, help="Threads; one per CPU by default.")]
+
+
+def _check_kernels(name: str | None) -> str | None:
+    supported = _native.supported_kernels()
+    if name is not None and name not in supported:
+        raise UserError(f"--kernels must be one of {', '.join(supported)} but is {name!r}")
+    return name
+
+
 Kernels = Annotated[
-    str | None, typer.Option(help="Kernel family; by default the fastest that this CPU supports.")
+    str | None,
+    typer.Option(
+        callback=_check_kernels,
+        help="Kernel family; by default the fastest that this CPU supports.",
+    ),
 ]
 
 
@@ -62,17 +107,21 @@ ShapeHead = Annotated[
 ]
 
 # Sampling parameters; the model's own by default.
-Temperature = Annotated[float | None, typer.Option(help="Sampling temperature; 0 is greedy.")]
-TopK = Annotated[int | None, typer.Option(help="Sample from the k most probable tokens; 0: all.")]
-TopP = Annotated[float | None, typer.Option(help="Nucleus (top-p) sampling threshold.")]
+Temperature = Annotated[float | None, _any_float(help="Sampling temperature; 0 is greedy.")]
+TopK = Annotated[
+    int | None, number(0, 2**31 - 1, help="Sample from the k most probable tokens; 0: all.")
+]
+TopP = Annotated[float | None, _any_float(help="Nucleus (top-p) sampling threshold.")]
 MinP = Annotated[
-    float | None,
-    typer.Option(help="Least probability, as a fraction of the most probable token's."),
+    float | None, _any_float(help="Least probability, as a fraction of the most probable token's.")
 ]
 RepetitionPenalty = Annotated[
-    float | None, typer.Option(help="Above 1 penalises tokens that already occurred.")
+    float | None, _any_float(help="Above 1 penalises tokens that already occurred.")
 ]
-Seed = Annotated[int | None, typer.Option(help="Random seed; the same seed gives the same text.")]
+Seed = Annotated[
+    int | None,
+    number(-1, 2**64 - 1, help="The same seed gives the same text; -1 selects one at random."),
+]
 
 
 def check_model_or_shape(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,9 @@ from yocobit.cli.options import (
     ShapeHead,
     ShapeWeights,
     check_model_or_shape,
+    number,
 )
+from yocobit.cli.output import print_json
 from yocobit.pictures import check_picture
 
 
@@ -31,8 +32,10 @@ def plan(
     ] = None,
     weights: ShapeWeights = None,
     head: ShapeHead = None,
-    context: Annotated[int, typer.Option(help="Context length of each session, in tokens.")] = 4096,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Decode batch size.")] = 1,
+    context: Annotated[
+        int, number(1, 1 << 32, help="Context length of each session, in tokens.")
+    ] = 4096,
+    batch: Annotated[int, number(1, 1 << 16, "--batch", "-b", help="Decode batch size.")] = 1,
     cache: Cache = "f16",
     attention: Attention = None,
     machine: Annotated[
@@ -40,7 +43,9 @@ def plan(
     ] = "here",
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "-t", help="Threads for --machine here; one per CPU by default."),
+        number(
+            1, 1024, "--threads", "-t", help="Threads for --machine here; one per CPU by default."
+        ),
     ] = None,
     kernels: Kernels = None,
     picture: Annotated[
@@ -67,6 +72,6 @@ def plan(
     if picture is not None:
         planning.draw_plan(made, picture)
     if as_json:
-        print(json.dumps(made.to_dict(), indent=2))
+        print_json(made.to_dict(), indent=2)
     else:
         planning.print_plan(made, Console())

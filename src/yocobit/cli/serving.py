@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from yocobit.cli.options import Attention, Cache, Kernels, Threads, Verify
+from yocobit.cli.options import (
+    Attention,
+    Cache,
+    Kernels,
+    Threads,
+    Verify,
+    number,
+)
 from yocobit.config import ConfigError
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
+_MAX_MB = 1 << 24  # 16 TiB
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _OPTIONS = {
     "api_keys": "--api-key",
@@ -32,7 +41,7 @@ def serve(
         ),
     ] = TINY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 selects a free one.", min=0, max=65535)] = 8080,
+    port: Annotated[int, number(0, 65535, help="Port; 0 selects a free one.")] = 8080,
     alias: Annotated[list[str], typer.Option(help="Additional model name; can be repeated.")] = [],  # noqa: B006
     api_key: Annotated[
         list[str],
@@ -60,32 +69,30 @@ def serve(
         typer.Option(help="Host name that requests may use; can be repeated."),
     ] = [],  # noqa: B006
     context: Annotated[
-        int, typer.Option(help="Maximum tokens of a prompt and its response.", min=1)
+        int, number(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
     ] = 8192,
     cache: Cache = "f32",
     attention: Attention = None,
     cache_mb: Annotated[
-        int, typer.Option(help="KV cache memory of in-flight requests, in MiB.", min=1)
+        int, number(1, _MAX_MB, help="KV cache memory of in-flight requests, in MiB.")
     ] = 2048,
-    max_sequences: Annotated[
-        int, typer.Option(help="Maximum sequences in flight.", min=1, max=1024)
-    ] = 64,
-    max_waiting: Annotated[int, typer.Option(help="Maximum queued requests.", min=0)] = 256,
+    max_sequences: Annotated[int, number(1, 1024, help="Maximum sequences in flight.")] = 64,
+    max_waiting: Annotated[int, number(0, 1 << 20, help="Maximum queued requests.")] = 256,
     timeout: Annotated[
-        float, typer.Option(help="Time limit of a request, in seconds.", min=0.001)
+        float, number(0.001, 86400, help="Time limit of a request, in seconds.")
     ] = 600.0,
     drain: Annotated[
         float,
-        typer.Option(help="Time for in-flight requests to complete at SIGTERM, in seconds.", min=0),
+        number(0.0, 86400, help="Time for in-flight requests to complete at SIGTERM, in seconds."),
     ] = 30.0,
     prefix_mb: Annotated[
-        int, typer.Option(help="Prefix cache memory, in MiB; 0 disables it.", min=0)
+        int, number(0, _MAX_MB, help="Prefix cache memory, in MiB; 0 disables it.")
     ] = 512,
     prefix_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Directory of a prefix cache on disk.")
     ] = None,
     prefix_dir_mb: Annotated[
-        int, typer.Option(help="Size of the prefix cache on disk, in MiB.", min=1)
+        int, number(1, _MAX_MB, help="Size of the prefix cache on disk, in MiB.")
     ] = 4096,
     threads: Threads = None,
     kernels: Kernels = None,
@@ -160,8 +167,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _report_ready(url: str) -> None:
-    print(f"serving at {url}", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        from yocobit.serving.api.endpoints import listing
+    with suppress(OSError):  # a closed pipe or a full disk must not end the server
+        print(f"serving at {url}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty():
+            from yocobit.serving.api.endpoints import listing
 
-        print(*listing(), f"GET  {'/':26} Chat page. Ctrl-C exits.", sep="\n", file=sys.stderr)
+            print(*listing(), f"GET  {'/':26} Chat page. Ctrl-C exits.", sep="\n", file=sys.stderr)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from yocobit.engine import Chat
-from yocobit.errors import UserError
+from yocobit.errors import UserError, printable
 
 _PROMPT = "> "
 _EXIT = ("/exit", "/quit", "/bye")
@@ -37,7 +37,7 @@ def write(pieces: Iterable[str]) -> None:
 def say(line: str) -> None:
     """Write a status line to standard error if it is a terminal."""
     if sys.stderr.isatty():
-        print(f"[{line}]", file=sys.stderr)
+        print(f"[{printable(line)}]", file=sys.stderr)
 
 
 def converse(chat: Chat, name: str) -> None:
@@ -62,7 +62,7 @@ def _converse_at_keyboard(chat: Chat) -> None:
         except KeyboardInterrupt:
             print()
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def _messages(read: Callable[[], str | None]) -> Iterator[str]:
@@ -93,7 +93,9 @@ def _read(prompt: str = "") -> str | None:
     except EOFError:
         return None
     except UnicodeDecodeError as error:
-        raise UserError(f"standard input is not UTF-8 (byte {error.start})") from None
+        raise UserError(
+            f"standard input is not {error.encoding.upper()} (byte {error.start})"
+        ) from None
 
 
 def _handle(chat: Chat, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
+from yocobit.reading import read_text
 from yocobit.settings import Settings
 
 _PREFIX = "YOCOBIT_"
@@ -113,9 +114,7 @@ class ServerSettings(Settings):
 def read_keys(path: Path) -> tuple[str, ...]:
     """Return the API keys in a file, one per line; lines that start with # are comments."""
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 (byte {error.start})") from None
+        lines = [line.strip() for line in read_text(path).splitlines()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))

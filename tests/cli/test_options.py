@@ -1,0 +1,159 @@
+"""Every option of every command with odd values: a result or one line, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from yocobit.cli import app, run
+from yocobit.errors import report_errors
+
+COMMANDS = typer.main.get_command(app).commands
+# A missing file, so that a command with a valid value ends before it works.
+ARGUMENTS = {
+    "train": ["missing.toml", "--out", "out"],
+    "plot": ["missing"],
+    "pack": ["missing", "out"],
+    "import": ["missing", "out"],
+    "chat": ["missing"],
+    "serve": ["missing", "--port", "0"],
+    "generate": ["text", "--model", "missing"],
+    "eval": ["missing", "missing.txt"],
+    "verify": ["missing"],
+    "inspect": ["missing"],
+    "plan": ["missing"],
+    "bench": ["missing"],
+}
+NUMBERS = ["-1", "0", "1", str(2**31), str(2**63), str(2**64), str(10**30), "9" * 5000]
+NUMBERS += ["nan", "inf", "-inf", "1e400", "0x10", "1.5", "", " ", "٣", "1,2"]
+LISTS = ("--prompt", "--gen", "--depth", "--batch", "--threads")  # of bench
+TEXTS = ["", " ", "\ud800", "a\nb", "\x1b[31mred", "x" * 100_000, "{}", "%s", "-", "--", "\0"]
+
+
+def options(is_number: bool) -> list[tuple[str, str]]:
+    """Return (command, option) of each option with a value."""
+    found = []
+    for name, command in COMMANDS.items():
+        for option in command.params:
+            numeric = re.fullmatch(r"[-.\d]+\.\.[.\d]+|FLOAT", option.metavar or "")
+            numeric = numeric or (name == "bench" and option.opts[0] in LISTS)
+            takes_value = option.param_type_name == "option" and not option.is_flag
+            if takes_value and bool(numeric) == is_number:
+                found.append((name, option.opts[0]))
+    return found
+
+
+def outcome(capfd, *arguments: str) -> tuple[int, str]:
+    """Run a command in this process; return its exit code and its error line."""
+    with pytest.raises(SystemExit) as ended:
+        report_errors(lambda: run(list(arguments)))
+    return ended.value.code, capfd.readouterr().err
+
+
+def is_one_line(code: int, error: str) -> bool:
+    """Assert that a command ended as a user's mistake."""
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert error.removesuffix("\n").isprintable()
+    assert len(error) < 2100
+    return True
+
+
+@pytest.fixture(autouse=True)
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make an empty directory the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_has_arguments_here():
+    assert ARGUMENTS.keys() == COMMANDS.keys()
+
+
+def test_numeric_options_are_found():
+    assert ("generate", "--seed") in options(is_number=True)
+    assert ("serve", "--drain") in options(is_number=True)
+    assert ("train", "--set") in options(is_number=False)
+    assert len(options(is_number=True)) > 35
+
+
+@pytest.mark.parametrize(("command", "option"), options(is_number=True))
+def test_a_number_beyond_the_bounds_of_an_option_is_one_line(command, option, capfd):
+    for value in NUMBERS:
+        error = outcome(capfd, command, *ARGUMENTS[command], f"{option}={value}")
+        assert is_one_line(*error), value
+        if value in ("nan", "inf", "1e400", "9" * 5000, str(10**30), ""):
+            assert error[1].startswith(f"error: {option} must be "), value
+            assert value[:30] in error[1]
+
+
+@pytest.mark.parametrize(("command", "option"), options(is_number=False))
+def test_odd_text_of_an_option_is_one_line(command, option, directory, capfd):
+    os.mkfifo(directory / "fifo")
+    (directory / "file").write_bytes(b"\xff\xfe\0")
+    for value in (*TEXTS, "fifo", "file", "file/below", ".", "missing", "x" * 300):
+        if (command, option) in {("generate", "--model"), ("train", "--out")}:
+            arguments = [*ARGUMENTS[command][:1], f"{option}={value}"]
+        else:
+            arguments = [*ARGUMENTS[command], f"{option}={value}"]
+        assert is_one_line(*outcome(capfd, command, *arguments)), value
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_odd_path_is_one_line(command, directory, capfd):
+    os.mkfifo(directory / "fifo")
+    (directory / "file").write_bytes(b"\xff\xfe\0")
+    (directory / "a\nb").mkdir()
+    for value in (*TEXTS, "fifo", "file", "file/below", ".", "a\nb", "x" * 300):
+        if value in ("-", "--"):
+            continue
+        arguments = [each.replace("missing", value) for each in ARGUMENTS[command]]
+        assert is_one_line(*outcome(capfd, command, *arguments)), value
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--seed=-1", f"--seed={2**64 - 1}", f"--top-k={2**31 - 1}", "--top-k=0"),
+        *("--temperature=0", "--temperature=100", "--min-p=1", "--top-p=1e-30"),
+        "--repetition-penalty=100",
+    ],
+)
+def test_the_outermost_values_of_an_option_work(option, capfd):
+    code, error = outcome(capfd, "generate", "In", "-n2", "--threads=1", option)
+
+    assert (code, error) == (0, "")
+
+
+def test_a_random_seed_gives_other_texts(capfd):
+    texts = set()
+    for _ in range(4):
+        with pytest.raises(SystemExit):
+            report_errors(lambda: run(["generate", "In", "-n20", "--threads=1", "--seed=-1"]))
+        texts.add(capfd.readouterr().out)
+
+    assert len(texts) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["trian"], "no such command 'trian'"),
+        (["generate", "--thread", "1"], "no such option: --thread (Possible options: --threads)"),
+        (["generate", "-n"], "option '-n' requires an argument"),
+        (["generate", "a", "b"], "got unexpected extra argument(s) (b)"),
+        (["train"], "missing argument 'CONFIG' (see yocobit train --help)"),
+        (["plan", "--cache", "q8"], "invalid value for '--cache': 'q8' is not one of 'f32', "),
+        (["generate", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
+    ],
+)
+def test_a_usage_error_is_one_line(arguments, line, capfd):
+    error = outcome(capfd, *arguments)
+
+    assert is_one_line(*error)
+    assert error[1].startswith(f"error: {line}")
