@@ -85,7 +85,7 @@ def test_removed_window_of_cross_attention_is_rejected_with_its_replacement():
     "content, message",
     [
         (b"{", "is not valid JSON"),
-        (b"\xff\xfe", "is not valid JSON"),
+        (b"\xff\xfe", "must be UTF-8 but is UTF-16"),
         (b'{"a":' + b"[" * 100000, "is not valid JSON"),
         (b"[" * 100000, "Expected `object`, got `array`"),
         (b"[1]", "Expected `object`, got `array`"),

@@ -87,7 +87,7 @@ def test_a_number_beyond_the_bounds_of_an_option_is_one_line(command, option, ca
     for value in NUMBERS:
         error = outcome(capfd, command, *ARGUMENTS[command], f"{option}={value}")
         assert is_one_line(*error), value
-        if value in ("nan", "inf", "1e400", "9" * 5000, str(10**30), ""):
+        if value in ("nan", "inf", "1e400", "9" * 5000, ""):
             assert error[1].startswith(f"error: {option} must be "), value
             assert value[:30] in error[1]
 
