@@ -19,7 +19,7 @@ from yocobit.data.sources import FileHashes, SourceFile, list_files
 from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenizer
 
 SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
-_VERSION = 3  # incremented when the tokens of the same files, or the layout of shards, change
+_VERSION = 4  # incremented when the tokens of the same files, or the layout of shards, change
 
 
 @dataclass(frozen=True)

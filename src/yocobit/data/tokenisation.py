@@ -6,7 +6,9 @@ those of the validation text (valid-00000.bin, ...).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from tokenizers import Tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
 from yocobit.data.digest_set import DigestSet
-from yocobit.data.documents import DocumentReader
+from yocobit.data.documents import DocumentReader, Piece
 from yocobit.data.identity import SAMPLE_LENGTH, CorpusFiles
 from yocobit.data.index import TOKENIZER
+from yocobit.data.loss_mask import LossMask
 from yocobit.data.shards import ShardWriter, remove_shards
 from yocobit.data.sources import SourceFile
 from yocobit.data.tokenizer import end_token, fingerprint, load_tokenizer, train_tokenizer
 from yocobit.disk import replacing
+from yocobit.text import TextEncoder, n_ids
+from yocobit.text.windows import SHORT, Span
 
 _BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose threads share them
 
@@ -96,16 +101,15 @@ class _Tokenisation:
     def __init__(
         self, files: CorpusFiles, tokenizer: Tokenizer, deduplicate: bool, directory: Path
     ) -> None:
-        self.files, self.tokenizer = files, tokenizer
+        self.files, self.encoder = files, TextEncoder(tokenizer)
         self.digests = DigestSet() if deduplicate else None
         self.end = end_token(tokenizer)
-        dtype = "uint16" if tokenizer.get_vocab_size() <= 1 << 16 else "uint32"
+        dtype = "uint16" if n_ids(tokenizer) <= 1 << 16 else "uint32"
         self.valid = ShardWriter(directory, "valid", dtype)
         self.train = [ShardWriter(directory, f"train-{i}", dtype) for i in range(len(files.train))]
         self.skipped: set[str] = set()
         self.n_duplicates = 0
-        # The batch: text, its destination, whether it is in the loss, whether it ends a document.
-        self.batch: list[tuple[str, ShardWriter, bool, bool]] = []
+        self.batch: list[tuple[list[Piece], ShardWriter]] = []  # short documents, in order
         self.batch_length = 0  # characters
 
     def run(self) -> dict[str, Any]:
@@ -136,26 +140,56 @@ class _Tokenisation:
                 continue
             target = self.valid if self.files.is_held_out(document.name) else writer
             target.counts["documents"] += 1
-            last = None
-            for piece in document.pieces:
-                if last is not None:
-                    self._append(last.text, target, last.in_loss, is_last=False)
-                last = piece
-            if last is not None:
-                self._append(last.text, target, last.in_loss, is_last=True)
+            self._add_document(document.pieces, target)
 
-    def _append(self, text: str, writer: ShardWriter, in_loss: bool, is_last: bool) -> None:
-        self.batch.append((text, writer, in_loss, is_last))
-        self.batch_length += len(text)
+    def _add_document(self, pieces: Iterable[Piece], writer: ShardWriter) -> None:
+        """Write the tokens of a document: those of the whole text, encoded at once."""
+        pieces, first, length = iter(pieces), list[Piece](), 0
+        for piece in pieces:
+            first.append(piece)
+            length += len(piece.text)
+            if length > SHORT:
+                self._flush()
+                self._write_long(chain(first, pieces), writer)
+                return
+        if not first:
+            return
+        self.batch.append((first, writer))
+        self.batch_length += length
         if self.batch_length >= _BATCH_LENGTH:
             self._flush()
 
     def _flush(self) -> None:
         """Tokenise the batch and write its tokens."""
-        texts = [text for text, *_ in self.batch]
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        for (text, writer, in_loss, is_last), encoding in zip(self.batch, encodings, strict=True):
-            tokens = np.array([*encoding.ids, self.end] if is_last else encoding.ids, np.uint32)
-            writer.write(tokens, in_loss)
-            writer.counts["bytes"] += len(text.encode()) if in_loss else 0
+        texts = ["".join(piece.text for piece in pieces) for pieces, _ in self.batch]
+        is_masked = [not all(piece.in_loss for piece in pieces) for pieces, _ in self.batch]
+        plain, masked = ([*compress(texts, s)] for s in (map(not_, is_masked), is_masked))
+        encoded = iter(self.encoder.encode_batch(plain))
+        spans = iter(self.encoder.encode_span_batch(masked))
+        for (pieces, writer), masks in zip(self.batch, is_masked, strict=True):
+            mask = LossMask()
+            for piece in pieces:
+                mask.add(piece)
+            if masks:
+                self._write(next(spans), mask, writer)
+            else:
+                writer.write(np.array(next(encoded), np.uint32), True)
+            self._end(mask, writer)
         self.batch, self.batch_length = [], 0
+
+    def _write_long(self, pieces: Iterable[Piece], writer: ShardWriter) -> None:
+        mask = LossMask()
+        for span in self.encoder.encode_spans(map(mask.add, pieces)):
+            self._write(span, mask, writer)
+        self._end(mask, writer)
+
+    def _write(self, span: Span, mask: LossMask, writer: ShardWriter) -> None:
+        tokens = np.array(span.ids, np.uint32)
+        in_loss = mask.of(span)
+        for part in np.split(np.arange(len(tokens)), np.flatnonzero(np.diff(in_loss)) + 1):
+            if len(part):
+                writer.write(tokens[part], bool(in_loss[part[0]]))
+
+    def _end(self, mask: LossMask, writer: ShardWriter) -> None:
+        writer.write(np.array([self.end], np.uint32), mask.in_loss)
+        writer.counts["bytes"] += mask.n_bytes

@@ -50,11 +50,7 @@ class Engine:
 
     def __init__(self, model: PackedModel, threads: int, kernels: str | None) -> None:
         self.model = model
-        # The working directory may change before the tokenizer and the template are read.
-        self._directory = model.path.absolute()
-        # The content of generation_config.json in Hugging Face's form; empty if missing.
-        self.generation_config = read_generation_config(self._directory / GENERATION)
-        _ = self.sampling()  # checks it
+        _ = self.sampling()  # reads and checks generation_config.json
         self._native = model.open(threads, kernels)
         self._is_checked = False
 
@@ -104,6 +100,16 @@ class Engine:
     def buffer_bytes(self) -> int:
         """Bytes of activation buffers, which all sessions of this engine share."""
         return int(self._native.buffer_bytes)
+
+    @cached_property
+    def _directory(self) -> Path:
+        """The model's directory, also after the working directory has changed."""
+        return self.model.path.absolute()
+
+    @cached_property
+    def generation_config(self) -> dict[str, Any]:
+        """The content of generation_config.json in Hugging Face's form; empty if missing."""
+        return read_generation_config(self._directory / GENERATION)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError
 from yocobit.engine import Engine
@@ -25,21 +24,19 @@ class NativeScorer(Scorer):
 
     def __init__(self, engine: Engine, cache: CacheType = "f32") -> None:
         self._engine, self._cache = engine, cache
-        bos_token = engine.generation_config.get("bos_token_id")
+        bos_token = engine.bos_token
         if bos_token is None:
             raise ConfigError(
                 f"{engine.model.path}: generation_config.json must have a bos_token_id, which "
                 "starts a document, but has none; add it"
             )
-        self.bos_token = int(bos_token)
-        self._tokenizer = without_special_tokens(engine.tokenizer)
+        self.bos_token = bos_token
 
     def encode(self, text: str) -> list[int]:
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens
+        return self._engine.encoder.encode(text)
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
-        yield self.encode("".join(pieces))
+        return self._engine.encoder.encode_pieces(pieces)
 
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:
         chunks = [nats for nats, _ in self.chunks(tokens, n_context)]
@@ -70,10 +67,3 @@ def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:
         target_logits = logits[np.arange(len(targets)), targets]
         nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)
     return nats
-
-
-def without_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy that encodes special tokens in a text as plain text."""
-    copy = Tokenizer.from_str(tokenizer.to_str())
-    copy.encode_special_tokens = True
-    return copy

@@ -16,6 +16,7 @@ from yocobit.data.tokenizer import end_token, load_tokenizer
 from yocobit.evaluation.scorer import CHUNK, Backend, Nats, Scorer
 from yocobit.model import Cache
 from yocobit.packing.checkpoints import TOKENIZER, find
+from yocobit.text import TextEncoder
 from yocobit.training.checkpoint import load_model
 
 
@@ -28,17 +29,17 @@ class TorchScorer(Scorer):
         if threads is not None:
             torch.set_num_threads(threads)
         checkpoint = find(path)
-        self._tokenizer = load_tokenizer(checkpoint / TOKENIZER)
+        tokenizer = load_tokenizer(checkpoint / TOKENIZER)
+        self._encoder = TextEncoder(tokenizer, checkpoint / TOKENIZER)
         self._model = load_model(checkpoint).eval()
         # In training, the end token of the previous document precedes each document.
-        self.bos_token = end_token(self._tokenizer)
+        self.bos_token = end_token(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return tokens
+        return self._encoder.encode(text)
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
-        yield self.encode("".join(pieces))
+        return self._encoder.encode_pieces(pieces)
 
     @torch.inference_mode()
     def nats(self, tokens: Sequence[int], n_context: int) -> Nats:

@@ -21,9 +21,8 @@ from yocobit.errors import UserError
 from yocobit.reading import boundary
 from yocobit.text.control_tokens import ControlTokens
 from yocobit.text.tokenizer import check_lossless, without_panic_messages
-from yocobit.text.windows import OVERLAP, WINDOW, Span, encode_windows
+from yocobit.text.windows import SHORT, Span, encode_short, encode_windows
 
-SHORT = WINDOW + OVERLAP  # characters of a text that is encoded as a whole
 # Variables of chat templates, as in transformers. Other variables are texts of the user.
 TOKEN_NAMES = tuple(f"{role}_token" for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
@@ -54,6 +53,13 @@ class TextEncoder:
             # Unlike encode, this releases the GIL.
             encodings = self._plain.encode_batch_fast([*texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_span_batch(self, texts: Sequence[str]) -> list[Span]:
+        """Return the tokens of short texts with the characters that they cover."""
+        for text in texts:
+            check_utf8(text)
+        with boundary("text", "cannot be encoded", UserError):
+            return encode_short(self._plain, texts)
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[Sequence[int]]:
         """Yield the tokens of a text of any length, given in pieces, in bounded memory."""

@@ -18,6 +18,7 @@ from tokenizers import Encoding, Tokenizer
 
 WINDOW = 1 << 16  # characters: few documents are longer
 OVERLAP = 1 << 11
+SHORT = WINDOW + OVERLAP  # characters of a text that is one window
 MAX_WINDOW = 1 << 20
 _AGREEMENT = 1 << 8  # characters on each side of a boundary whose tokens must be the same
 _BATCH = 8  # windows that the tokenizer's threads share
@@ -51,6 +52,11 @@ def encode_windows(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[Span
         held, start = window, boundary
     if held is not None:
         yield held.part(start, None)
+
+
+def encode_short(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Span]:
+    """Return the tokens of texts, each of them one window."""
+    return list(_encode(tokenizer, [(0, text) for text in texts]))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from tokenizers import Tokenizer
 
 from yocobit.data.tokenizer import end_token
 from yocobit.model import Cache, Decoder
+from yocobit.text import TextEncoder
+from yocobit.text.detokenizer import continuation
 
 
 @torch.no_grad()
@@ -22,7 +24,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     end = end_token(tokenizer)
     # A document starts after the end token of the previous one.
-    tokens = [end, *tokenizer.encode(prompt, add_special_tokens=False).ids]
+    tokens = start = [end, *TextEncoder(tokenizer).encode(prompt)]
     cache = Cache()
     generated: list[int] = []
     while len(generated) < n_tokens:
@@ -38,5 +40,4 @@ def sample(
             break
         generated.append(token)
         tokens = [token]
-    text: str = tokenizer.decode(generated)
-    return text
+    return continuation(tokenizer, start, generated)

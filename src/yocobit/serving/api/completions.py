@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 from msgspec import Meta
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from yocobit.serving import limits
 from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
@@ -17,6 +16,7 @@ from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
+from yocobit.text import Detokenizer
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -95,15 +95,14 @@ class _Choice:
 class _Offsets:
     """Offsets of tokens in a choice's text, which has no special tokens."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt=prompt)
         self._n_characters = 0
 
     def add(self, token: int) -> int:
         """Append a token; return its offset."""
         offset = self._n_characters
-        self._n_characters += len(self._decoder.step(self._tokenizer, token) or "")
+        self._n_characters += len(self._detokenizer.add(token))
         return offset
 
 
@@ -126,7 +125,12 @@ class TextCompletion(Completion):
 
     def attach(self, model: ServedModel) -> None:
         super().attach(model)
-        self._offsets = [_Offsets(model.engine.tokenizer) for _ in self._choices]
+        # The text starts with the prompt, or after it.
+        prompts = [() if self._echo else request.prompt for request in self.requests]
+        self._offsets = [
+            _Offsets(model.engine.tokenizer, prompts[i // self._n])
+            for i in range(len(self._choices))
+        ]
 
     def add(self, index: int, event: Event) -> None:
         self._add(index, event)

@@ -25,6 +25,7 @@ from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
 from yocobit.serving.runtime.structured_output import Grammars
 from yocobit.serving.settings import ServerSettings
+from yocobit.text.chat_template import Prompt
 from yocobit.version import __version__
 
 _CACHED_TEXTS = 16  # recent prompts whose tokens are kept
@@ -60,7 +61,9 @@ class ServedModel:
         # The same request and seed give the same output under the same fingerprint.
         self.fingerprint = f"fp_{_hash(self.identity, engine.model.path)[:12]}"
         self.grammars = Grammars(engine)
-        self._token_cache: dict[str, array[int]] = {}  # the least recently used text first
+        self._token_cache: dict[
+            tuple[bool, str], array[int]
+        ] = {}  # the least recently used text first
         self._token_lock = threading.Lock()
 
     def warm_up(self) -> None:
@@ -117,13 +120,20 @@ class ServedModel:
         is the request field that holds the text.
         """
         self.check_length(len(text), param)
+        # A rendered conversation has special tokens, the same text of a user has none, and a
+        # conversation that spells some has those of its template.
+        key = (isinstance(text, Prompt), text)
+        if isinstance(text, Prompt) and self.engine.encoder.spells_special_tokens(
+            [text.messages, text.variables]
+        ):
+            return self.engine.encode(text)
         with self._token_lock:
-            cached = self._token_cache.pop(text, None)
+            cached = self._token_cache.pop(key, None)
         # As an array, a token takes 4 bytes.
         tokens = array("i", self.engine.encode(text)) if cached is None else cached
         if len(tokens) <= self.settings.context:
             with self._token_lock:
-                self._token_cache[text] = tokens  # the most recent is last
+                self._token_cache[key] = tokens  # the most recent is last
                 while len(self._token_cache) > _CACHED_TEXTS:
                     del self._token_cache[next(iter(self._token_cache))]
         return tokens.tolist()

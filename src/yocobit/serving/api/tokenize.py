@@ -57,9 +57,7 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
         tokens = render(model, body.messages, [])
     elif body.add_special_tokens is False:
         model.check_length(len(body.prompt or ""), "prompt")
-        # Unlike encode, encode_batch releases the GIL.
-        (found,) = model.engine.tokenizer.encode_batch([body.prompt], add_special_tokens=False)
-        tokens = found.ids
+        tokens = model.engine.encoder.encode(body.prompt or "")
     else:
         tokens = model.encode(body.prompt or "", "prompt")
     context = model.settings.context
