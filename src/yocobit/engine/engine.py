@@ -48,6 +48,8 @@ class Engine:
     ```
     """
 
+    _checked: tuple[dict[str, Any], GenerationConfig] = {}, GenerationConfig()
+
     def __init__(self, model: PackedModel, threads: int, kernels: str | None) -> None:
         self.model = model
         _ = self.sampling()  # reads and checks generation_config.json
@@ -137,8 +139,13 @@ class Engine:
 
     @property
     def _generation(self) -> GenerationConfig:
-        source, vocab_size = self.model.path / GENERATION, self.config.vocab_size
-        return GenerationConfig.of(self.generation_config, source, vocab_size)
+        fields, checked = self._checked
+        if fields != self.generation_config:
+            source, vocab_size = self.model.path / GENERATION, self.config.vocab_size
+            fields = dict(self.generation_config)
+            checked = GenerationConfig.of(fields, source, vocab_size)
+            self._checked = fields, checked
+        return checked
 
     @property
     def bos_token(self) -> int | None:
