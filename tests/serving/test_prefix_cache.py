@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import packed_models
 import pytest
+from servers import wait_for
 
 from yocobit import Engine
 from yocobit.serving.runtime.prefix_cache import BLOCK, PrefixCache
@@ -275,10 +278,8 @@ def test_damaged_file_is_a_miss_and_is_replaced(engine, tokens, tmp_path, damage
 
     cache, store = stored(engine, tmp_path)
     assert find(cache, tokens).position == 0
-    for _ in range(4):  # three blocks and a state: each round finds one that is damaged
-        keep(cache, engine, tokens[:200])
-        hit = find(cache, tokens)
-    assert hit.position == 200
+    keep(cache, engine, tokens[:200])  # at once: three blocks and a state
+    assert find(cache, tokens).position == 200
     store.close()
 
 
@@ -481,3 +482,88 @@ def test_stored_prefixes_are_private(tmp_path):
 
 def test_blocks_are_whole_attention_tiles():
     assert BLOCK % 32 == 0
+
+
+def test_servers_share_a_directory_without_a_restart(engine, tokens, tmp_path):
+    one, one_store = stored(engine, tmp_path)
+    other, other_store = stored(engine, tmp_path)
+    for n, (writer, store, reader) in enumerate(
+        [(one, one_store, other), (other, other_store, one)], 1
+    ):
+        keep(writer, engine, tokens[: 100 * n])
+        wait_for(lambda store=store: not store._pending)
+
+        wait_for(lambda reader=reader, n=n: find(reader, tokens).position == 100 * n)
+    one_store.close()
+    other_store.close()
+
+
+def test_directory_is_not_scanned_again_unless_it_changed(tmp_path, monkeypatch):
+    store = PrefixStore(tmp_path, AMPLE)
+    os.utime(tmp_path, (1, 1))
+    store.refresh()
+    monkeypatch.setattr("os.scandir", lambda path: 1 / 0)
+    store._next_scan_at = 0.0
+
+    assert store.refresh() == {}
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link"])
+def test_entry_that_is_no_regular_file_is_a_miss(tmp_path, kind):
+    store = PrefixStore(tmp_path, AMPLE)
+    store.write(bytes(32), entry(10), None)
+    store.close()
+    path = tmp_path / f"{bytes(32).hex()}.prefix"
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+
+    assert store.read(bytes(32)) is None
+    PrefixStore(tmp_path, AMPLE).close()
+
+
+def test_clients_of_different_salts_share_no_entries(engine, tokens):
+    per_token = engine.session(1).memory().shared_kv_per_token
+    salts = {"key 0": b"a", "key 1": b"b"}
+    cache = PrefixCache(AMPLE, "model", per_token, salts=salts)
+    session = engine.session(T)
+    session.feed(tokens[:200])
+    cache.store(session, cache.chain("key 0"))
+
+    found = [
+        cache.find(tokens, cache.chain(client)).position for client in ("key 0", "key 1", "else")
+    ]
+
+    assert found == [200, 0, 0]
+
+
+def test_discarded_prefix_is_a_miss_and_is_stored_again(engine, tokens, tmp_path):
+    cache, store = stored(engine, tmp_path)
+    keep(cache, engine, tokens[:200])
+    chain = cache.chain()
+    chain.extend(tokens)
+    wait_for(lambda: not store._pending)
+
+    cache.discard(tokens[:200], chain)
+
+    assert find(cache, tokens).position == 0
+    assert cache.size == 0
+    keep(cache, engine, tokens[:200])
+    assert find(cache, tokens).position == 200
+    store.close()
+
+
+def test_only_living_processes_keep_their_partial_files(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for pid in (os.getpid(), process.pid, "x"):
+        (tmp_path / f".{'ab' * 32}.prefix.partial-{pid}").write_bytes(b"")
+
+    PrefixStore(tmp_path, AMPLE).close()
+
+    assert [path.name.rpartition("-")[2] for path in tmp_path.iterdir()] == [str(os.getpid())]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 from servers import NO_END, wait_for
 
 from yocobit import Engine
 from yocobit.serving.errors import APIError
+from yocobit.serving.runtime import scheduler as scheduler_module
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.request import Failure, Finish, Prefilled, Request, Token
-from yocobit.serving.runtime.scheduler import Scheduler
+from yocobit.serving.runtime.scheduler import SLOW_S, Scheduler
 
 TEXT = "And God said, Let there be light: and there was light. And God saw the light. "
 ENDLESS = {int(token): bias for token, bias in NO_END.items()}
@@ -395,3 +397,97 @@ def test_fast_tokens_are_delivered_in_batches(engine, make, monkeypatch, wait_s,
 
     assert listener.text(group) == alone(engine, request)
     assert len(listener.steps) in n_deliveries
+
+
+class SlowGrammar:
+    """Guided decoding whose every step takes CPU time."""
+
+    def __init__(self, steps: list[str]) -> None:
+        self._steps = steps
+
+    def mask(self, logits):
+        self._steps.append("slow")
+        end_s = time.thread_time() + 2 * SLOW_S
+        while time.thread_time() < end_s:
+            pass
+        return logits
+
+    def force_completion(self, token, n_left):
+        return 300
+
+    def accept(self, token):
+        return False
+
+
+def test_slow_sequences_take_turns_and_leave_time_to_others(engine, make, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "SLOW_SHARE", 1 << 30)  # no second turn while others run
+    scheduler, listener = make()
+    steps: list[str] = []
+    slow = [
+        submit(scheduler, make_request(engine, max_tokens=20, guided=lambda: SlowGrammar(steps)))
+        for _ in range(3)
+    ]
+    for group in slow:
+        listener.wait(group, until=Token)  # the first step of each is not known to be slow
+    n_before = len(steps)
+
+    fast = submit(scheduler, make_request(engine, max_tokens=200, logit_bias=ENDLESS))
+    listener.wait(fast)
+    n_during = len(steps) - n_before
+    for group in slow:
+        listener.wait(group)
+
+    assert fast.n_generated == 200
+    assert n_during < 60  # one turn, and those before the request was seen
+    assert [group.n_generated for group in slow] == [20] * 3
+
+
+def test_output_of_a_slow_sequence_does_not_depend_on_its_turns(engine, make, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "SLOW_S", 0.0)  # every sequence is slow
+    scheduler, listener = make()
+    requests = [make_request(engine, max_tokens=30, seed=i) for i in range(4)]
+
+    groups = [submit(scheduler, request) for request in requests]
+
+    assert [listener.text(group) for group in groups] == [alone(engine, r) for r in requests]
+
+
+def test_endless_step_is_stuck_and_does_not_delay_the_end(engine, make, monkeypatch):
+    is_over, is_inside = threading.Event(), threading.Event()
+
+    def step(*_):
+        is_inside.set()
+        is_over.wait()
+
+    scheduler, _ = make()
+    assert not scheduler.is_stuck
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_step", step)
+        submit(scheduler, make_request(engine))
+        is_inside.wait()
+        assert not scheduler.is_stuck
+        patch.setattr(scheduler_module, "STUCK_S", 0.0)
+
+        assert scheduler.is_stuck
+        scheduler.stop(timeout_s=0.01)
+        assert scheduler.is_alive
+    is_over.set()
+
+
+def test_idle_scheduler_is_not_stuck(engine, make, monkeypatch):
+    scheduler, listener = make()
+    listener.wait(submit(scheduler, make_request(engine, max_tokens=1)))
+    wait_for(lambda: scheduler._step_started_at is None)
+    monkeypatch.setattr(scheduler_module, "STUCK_S", 0.0)
+
+    assert not scheduler.is_stuck
+
+
+def test_time_limit_counts_from_arrival(engine, make):
+    scheduler, listener = make()
+    request = make_request(engine, timeout_s=100.0)
+
+    (group,) = scheduler.submit([request], arrived_at=time.monotonic() - 101)
+
+    (failure,) = listener.wait(group, until=Failure)
+    assert failure.error.status == 504

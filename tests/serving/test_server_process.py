@@ -157,6 +157,24 @@ def test_drain_ends_after_its_time_limit():
     assert events[-1]["error"]["code"] == "shutting_down"
 
 
+def test_preparation_does_not_delay_shutdown():
+    schema = {"type": "integer", "multipleOf": 9999991}
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    body = json.dumps({"messages": SEA, "response_format": form}).encode()
+    head = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with serving("--threads", "1", "--drain", "0.1") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as client:
+            client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\n" + head % len(body) + body)
+            client.sendall(b"GET /health HTTP/1.1\r\n")  # read after the first request
+
+            assert server.end() == 0
+            answer = client.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert not server.has_traceback
+
+
 def test_idle_client_does_not_delay_shutdown():
     with serving("--threads", "1") as server:
         host, port = server.url.removeprefix("http://").split(":")

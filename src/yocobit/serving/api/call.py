@@ -71,7 +71,12 @@ class ServerState:
         """Load the model and start the runtime; on failure, set and report `problem`."""
         # The model's directory may be relative; keys are none of a worker's business.
         settings = dataclasses.replace(self.settings, model=self.settings.model.resolve())
-        workers = WorkerPool(functools.partial(text_model, settings.without_keys()))
+        workers = WorkerPool(
+            functools.partial(text_model, settings.without_keys()),
+            cpu_s=limits.PREPARATION_CPU_S,
+            wall_s=limits.PREPARATION_S,
+            memory_bytes=limits.PREPARATION_BYTES,
+        )
         try:
             starting = asyncio.ensure_future(workers.start())
             engine = await asyncio.to_thread(

@@ -11,6 +11,8 @@ async def health(call: Call) -> Reply:
         return Reply({"status": "draining"}, 503)
     if state.problem is not None or (state.runtime and not state.runtime.scheduler.is_alive):
         return Reply({"status": "failed"}, 503)
+    if state.runtime and state.runtime.scheduler.is_stuck:
+        return Reply({"status": "stuck"}, 503)
     if state.runtime is None:
         return Reply({"status": "loading"}, 503)
     return Reply({"status": "ok"})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -23,8 +25,8 @@ from yocobit.serving.settings import ServerSettings
 # Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
-_FLUSH_S = 5  # for clients to read the rest of their responses
-_LAST_FLUSH_S = 1  # the same after a second signal
+_FLUSH_S = 5.0  # for clients to read the rest of their responses, if the drain leaves it
+_LAST_FLUSH_S = 0.5  # the same at the end of the drain, and after a second signal
 _IDLE_CONNECTIONS = 512  # in addition to those of running and waiting requests
 
 
@@ -51,6 +53,8 @@ def serve(
     url_host = f"[{host}]" if ":" in host else host
     url = f"http://{url_host}:{listener.getsockname()[1]}"
     asyncio.run(_run(config, state, drain_s, listener, lambda: ready(url)))
+    if state.runtime is not None and state.runtime.scheduler.is_alive:
+        os._exit(0)  # a step does not end: its thread still uses the model
     if state.problem is not None:
         raise UserError(state.problem)
 
@@ -68,7 +72,6 @@ def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
         proxy_headers=False,
         limit_concurrency=settings.max_sequences + settings.max_waiting + _IDLE_CONNECTIONS,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=_FLUSH_S,
         backlog=1024,
     )
 
@@ -109,7 +112,6 @@ class _Server(uvicorn.Server):
             return
         if self._state.is_draining:
             self._is_forced = True
-            self.config.timeout_graceful_shutdown = _LAST_FLUSH_S
             return
         self._state.is_draining = True
         if sig == signal.SIGINT:
@@ -127,7 +129,10 @@ class _Server(uvicorn.Server):
         deadline = self._loop.time() + self._drain_s
         while runtime.n_open > 0 and self._loop.time() < deadline and not self._is_forced:
             await asyncio.sleep(_POLL_S)
-        runtime.scheduler.stop()
+        await asyncio.to_thread(runtime.stop)
+        left_s = 0.0 if self._is_forced else deadline - self._loop.time()
+        flush_s: Any = min(_FLUSH_S, max(_LAST_FLUSH_S, left_s))
+        self.config.timeout_graceful_shutdown = flush_s
         self.should_exit = True
 
 

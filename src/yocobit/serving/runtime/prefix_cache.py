@@ -97,6 +97,9 @@ class PrefixCache:
         """Return the longest cached prefix of a prompt (T,) without its last token, whose logits
         are needed. `chain` is that of the prompt so far.
         """
+        if self._store is not None:
+            for key, location in self._store.refresh().items():
+                self._register(key, location)
         chain.extend(tokens)
         hit = self._find(tokens[:-1], chain)
         self._evict()
@@ -120,10 +123,25 @@ class PrefixCache:
         self._touch([key, *chain.keys[n:0:-1]])
         self._evict()
 
+    def discard(self, tokens: NDArray[np.int32], chain: Chain) -> None:
+        """Remove the state and the blocks of tokens (T,), which no session accepts."""
+        n = len(tokens) // BLOCK
+        for key in (*chain.keys[1 : n + 1], _state_key(chain.keys[n], tokens[BLOCK * n :])):
+            if (entry := self._entries.pop(key, None)) is not None:
+                self.size -= entry.nbytes
+            if self._store is not None:
+                self._store.drop(key)
+            if not self._holds(key):
+                self._unregister(key)
+
     def _find(self, tokens: NDArray[np.int32], chain: Chain) -> Hit:
         blocks: list[Bytes] = []
-        for key in chain.keys[1 : len(tokens) // BLOCK + 1]:
+        keys = chain.keys[1 : len(tokens) // BLOCK + 1]
+        for i, key in enumerate(keys):
+            was_stored = self._holds(key)
             if (block := self._get(key, BLOCK)) is None:
+                if was_stored:  # damage is seldom alone: this request stores all of it again
+                    self._read_all(tokens, chain, i + 1)
                 break
             blocks.append(block)
         for n in range(len(blocks), -1, -1):
@@ -141,6 +159,16 @@ class PrefixCache:
                 self._touch(chain.keys[n:0:-1])
                 return Hit(BLOCK * n, np.empty(0, dtype=np.uint8), tuple(blocks))
         return Hit(branch_point=BLOCK * len(blocks))
+
+    def _read_all(self, tokens: NDArray[np.int32], chain: Chain, first: int) -> None:
+        """Read the blocks and states of tokens (T,) from the block with that number on."""
+        for n in range(first, len(tokens) // BLOCK + 1):
+            self._get(chain.keys[n], BLOCK)
+            for tail in tuple(self._tails.get(chain.keys[n], ())):
+                position = BLOCK * n + tail
+                if position <= len(tokens):
+                    key = _state_key(chain.keys[n], tokens[BLOCK * n : position])
+                    self._get(key, tail, has_state=True)
 
     def _holds(self, key: bytes) -> bool:
         return key in self._entries or (self._store is not None and key in self._store)

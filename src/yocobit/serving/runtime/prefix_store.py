@@ -15,6 +15,7 @@ import os
 import queue
 import re
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,11 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.config import ConfigError
+from yocobit.errors import UserError
+from yocobit.reading import read_bytes
 
 _SUFFIX, _PARTIAL = ".prefix", ".partial-"
 _HASH = 32  # bytes of the hash at the start of a file
 # The key of a block, or that of a state with its location.
 _NAME = re.compile(rf"([0-9a-f]{{64}})(?:-([0-9a-f]{{64}})-([0-9]{{1,4}}))?{re.escape(_SUFFIX)}")
+_SCAN_SHARE = 50  # scans for entries of other servers take at most one part of the time
+_RESOLUTION_NS = 10**8  # of a directory's time of change, amply
 _MAX_PENDING_BYTES = 256 << 20  # of entries to be written
 
 Bytes = NDArray[np.uint8]
@@ -69,6 +74,8 @@ class PrefixStore:
             queue.SimpleQueue()
         )
         self._was_behind = False
+        self._scanned_ns: int | None = None  # the directory's time of change, at the last scan
+        self._next_scan_at = 0.0
         try:
             # Prompts are private: no other user may read them.
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -83,6 +90,23 @@ class PrefixStore:
     def __contains__(self, key: bytes) -> bool:
         with self._lock:
             return key in self._files or key in self._pending
+
+    def refresh(self) -> dict[bytes, StateLocation]:
+        """Add the entries that other servers wrote; return the locations of their states."""
+        now = time.monotonic()
+        if now < self._next_scan_at:
+            return {}
+        with contextlib.suppress(OSError):
+            changed_ns = os.stat(self._directory).st_mtime_ns
+            if changed_ns != self._scanned_ns:
+                found = self._scan()
+                took_s = time.monotonic() - now
+                self._next_scan_at = now + _SCAN_SHARE * took_s
+                # An entry could follow within the resolution of the directory's time.
+                is_old = time.time_ns() - changed_ns > _RESOLUTION_NS
+                self._scanned_ns = changed_ns if is_old else None
+                return found
+        return {}
 
     def locations(self) -> dict[bytes, StateLocation]:
         """Return the locations of the stored states, by key."""
@@ -105,9 +129,9 @@ class PrefixStore:
             self._files.move_to_end(key)
         path = self._directory / file.name
         try:
-            raw = path.read_bytes()
+            raw = read_bytes(path, file.size)
             os.utime(path)
-        except OSError:
+        except (OSError, UserError):
             raw = b""
         if raw[:_HASH] != _hash(memoryview(raw)[_HASH:]):
             self.drop(key)
@@ -139,24 +163,34 @@ class PrefixStore:
             name = self._remove(key)
         self._unlink(name)
 
-    def close(self) -> None:
-        """Write all pending entries, then stop the writer thread."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Write all pending entries, then stop the writer thread; give up after `timeout_s`."""
         self._queue.put(None)
-        self._writer.join()
+        self._writer.join(timeout_s)
 
-    def _scan(self) -> None:
+    def _scan(self) -> dict[bytes, StateLocation]:
+        """Add the files that are not known yet; return the locations of states among them."""
+        with self._lock:
+            known = {file.name for file in self._files.values()}
         found = []
         for file in os.scandir(self._directory):
             with contextlib.suppress(FileNotFoundError):  # another server removed it
                 if f"{_SUFFIX}{_PARTIAL}" in file.name:
                     if not _is_alive(file.name.split(_PARTIAL)[1]):
                         os.unlink(file)  # left by a killed server
-                elif (named := _parse(file.name)) is not None and file.is_file():
-                    status = file.stat()
+                elif (
+                    file.name not in known
+                    and (named := _parse(file.name)) is not None
+                    and file.is_file(follow_symlinks=False)
+                ):
+                    status = file.stat(follow_symlinks=False)
                     found.append((status.st_mtime_ns, file.name, status.st_size, *named))
-        for _, name, size, key, location in sorted(found, key=lambda each: each[:2]):
-            self._add(key, _File(name, size), location)
+        found.sort(key=lambda each: each[:2])
+        with self._lock:
+            for _, name, size, key, location in found:
+                self._add(key, _File(name, size), location)
         self._evict()
+        return {key: location for *_, key, location in found if location is not None}
 
     def _write_all(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -237,7 +271,13 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _is_alive(process: str) -> bool:
-    return process.isdigit() and Path("/proc", process).exists()
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True  # of another user
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def _hash(data: bytes | memoryview) -> bytes:

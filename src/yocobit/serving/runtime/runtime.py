@@ -26,6 +26,7 @@ from yocobit.serving.runtime.scheduler import Scheduler
 from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.settings import MB, ServerSettings
 
+_STOP_S = 0.5
 _MAX_THREADS = 4  # small requests that are tokenised at a time
 
 T = TypeVar("T")
@@ -167,11 +168,14 @@ class Runtime:
                 self.scheduler.cancel(group)
 
     def stop(self) -> None:
-        """Stop the workers and the scheduler; unfinished requests fail."""
+        """Stop the workers and the scheduler; unfinished requests fail.
+
+        Neither a long step nor a slow disk delays it by more than a second.
+        """
         self._workers.stop()
-        self.scheduler.stop()
+        self.scheduler.stop(_STOP_S)
         if self._store is not None:
-            self._store.close()
+            self._store.close(_STOP_S)
 
     def _deliver(self, events: Sequence[tuple[SequenceGroup, list[Event]]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: no client is left

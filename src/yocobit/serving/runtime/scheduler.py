@@ -35,6 +35,11 @@ PREFILL_TOKENS, PREFILL_TOKENS_WHILE_DECODING = 128, 32
 # Events wait this long for more: waking the event loop takes a CPU from the engine for longer than
 # a small model needs for a token.
 DELIVERY_INTERVAL_S = 0.004
+# A step that takes longer never ends: a prefill of 128 tokens takes seconds on the slowest CPUs.
+STUCK_S = 120.0
+# CPU time of a sequence's own work in a step (grammar, text), above which it takes turns with its
+# kind while other sequences run, for at most one part in SLOW_SHARE of the time.
+SLOW_S, SLOW_SHARE = 0.002, 5
 
 Deliver = Callable[[Sequence[tuple[SequenceGroup, list[Event]]]], None]
 
@@ -77,6 +82,8 @@ class Scheduler:
         self._delivered_at = 0.0
         self._changed = threading.Condition()
         self._stopping = False
+        self._step_started_at: float | None = None  # None while there is no work
+        self._next_slow_at = 0.0
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -93,6 +100,12 @@ class Scheduler:
     def is_alive(self) -> bool:
         """Whether the scheduler's thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a step takes so long that it will not end."""
+        started_at = self._step_started_at
+        return started_at is not None and time.monotonic() - started_at > STUCK_S
 
     def stats(self) -> SchedulerStats:
         """Return a snapshot of the scheduler."""
@@ -142,12 +155,15 @@ class Scheduler:
             group.is_cancelled = not group.is_finished
             self._changed.notify()
 
-    def stop(self) -> None:
-        """Stop after this step; unfinished requests fail with 503."""
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Stop after this step; unfinished requests fail with 503.
+
+        A step that takes longer than `timeout_s` is abandoned.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
@@ -166,8 +182,10 @@ class Scheduler:
     def _schedule(self) -> bool:
         """Wait for work and run one step; return False once stopped."""
         with self._changed:
+            self._step_started_at = None
             while not (self.running or self._waiting or self._stopping):
                 self._changed.wait()
+            self._step_started_at = time.monotonic()
             if self._stopping:
                 return False
             expired = self._take_expired()
@@ -241,6 +259,7 @@ class Scheduler:
             if not sequence.is_finished
         ]
         chunks = self._next_chunks(PREFILL_TOKENS_WHILE_DECODING if decoding else PREFILL_TOKENS)
+        decoding = self._take_turns(decoding, is_shared=bool(chunks))
         if decoding or chunks:
             logits = self._logits[: len(decoding)]
             self.engine.step(
@@ -278,6 +297,22 @@ class Scheduler:
                 self.running.append(group)
         return chunks
 
+    def _take_turns(
+        self, decoding: list[tuple[SequenceGroup, DecodingSequence]], is_shared: bool
+    ) -> list[tuple[SequenceGroup, DecodingSequence]]:
+        """Return the sequences to decode in this step, at most one slow one among them.
+
+        It waits while it would slow down others: sequences that are not slow, or prefills if
+        `is_shared`. What a sequence generates does not depend on when.
+        """
+        slow = [each for each in decoding if each[1].step_s > SLOW_S]
+        if not slow:
+            return decoding
+        others = [each for each in decoding if each[1].step_s <= SLOW_S]
+        if (others or is_shared) and time.monotonic() < self._next_slow_at:
+            return others
+        return [*others, min(slow, key=lambda each: each[1].stepped_at)]
+
     def _sample(
         self, decoding: Sequence[tuple[SequenceGroup, DecodingSequence]], logits: Logits
     ) -> None:
@@ -289,12 +324,20 @@ class Scheduler:
 
         for (group, sequence), row in zip(decoding, logits, strict=True):
             if not group.is_finished:
+                started_s = time.thread_time()
                 self._isolate(group, mask, group, sequence, row)
+                sequence.step_s = time.thread_time() - started_s
         samplers = [sequence.state.sampler for _, sequence, _, _ in masked]
         tokens = sample_batch(samplers, [row for _, _, _, row in masked])
         for (group, sequence, row, _), token in zip(masked, tokens, strict=True):
             if not group.is_finished:
+                started_s = time.thread_time()
                 self._isolate(group, sequence.append, token, row)
+                sequence.step_s += time.thread_time() - started_s
+                if sequence.step_s > SLOW_S:
+                    sequence.stepped_at = time.monotonic()
+                    wait_s = (SLOW_SHARE - 1) * sequence.step_s
+                    self._next_slow_at = sequence.stepped_at + wait_s
 
     def _isolate(self, group: SequenceGroup, work: Callable[..., None], *arguments: Any) -> None:
         """Run work of one request; an exception fails that request alone."""

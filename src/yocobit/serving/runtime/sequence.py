@@ -33,6 +33,8 @@ class Sequence:
         self.session = session
         self.next_token = request.prompt[-1]  # input of the next decode step
         self.is_finished = False
+        self.step_s = 0.0  # CPU time of its last step, without the engine's
+        self.stepped_at = 0.0  # of time.monotonic(), if that took long
         self._group = group
         self._choice = choice
         self.state = DecodeState(
@@ -120,6 +122,8 @@ class SequenceGroup:
                 try:
                     self._session.restore(self._prompt[: hit.position], hit.state, hit.pieces)
                 except ValueError:  # a file that another build of the engine wrote
+                    prefixes.discard(self._prompt[: hit.position], self._chain)
+                    self._session = self.engine.session(max(1, self.request.n_tokens), cache)
                     hit = Hit()
             self.n_cached_tokens = hit.position
             checkpoints = {hit.branch_point, *self._checkpoints}
