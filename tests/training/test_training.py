@@ -1,9 +1,11 @@
 """Runs: losses, records, console output, samples and best checkpoints."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
-from training_runs import records, run
+from training_runs import records, run, write_toml
 
 from yocobit.config import ConfigError, preset
 from yocobit.data.tokenizer import train_tokenizer
@@ -144,3 +146,33 @@ def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, mo
     state = checkpoint.load_state(saved)
     assert sizes == [32, 32, None]
     assert (state.best_step, state.best_bits_per_byte, state.valid_bits_per_byte) == (6, 2.0, 1.0)
+
+
+def test_evaluations_of_a_short_time_budget_are_limited_and_said(tmp_path, monkeypatch, capsys):
+    sizes = []
+
+    def slow(objective, text, end, context, max_tokens, processes):
+        now[0] += 0.1 * (max_tokens or len(text))
+        sizes.append(max_tokens)
+        return 1.0
+
+    now = [0.0]
+    monkeypatch.setattr(loop, "bits_per_byte", slow)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    update = loop.Loop._update
+
+    def update_in_a_second(self, factor):
+        now[0] += 1.0
+        return update(self, factor)
+
+    monkeypatch.setattr(loop.Loop, "_update", update_in_a_second)
+    path = write_toml(tmp_path, n_valid=3000)
+    console = Console(width=200)
+
+    loop.train(
+        load_config(path, ["run.minutes=1"]), tmp_path / "run", resume=False, console=console
+    )
+
+    assert sizes[2:] == [30] * (len(sizes) - 3) + [60]  # 3 and 6 of 60 seconds
+    assert 40 < now[0] < 61
+    assert "to fit in run.minutes, evaluations read 30 of" in capsys.readouterr().out

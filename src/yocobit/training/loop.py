@@ -38,6 +38,9 @@ from yocobit.training.interrupt import Interrupt
 from yocobit.training.run_lock import claim_run, locked
 from yocobit.training.sample import sample
 from yocobit.training.schedule import (
+    Overheads,
+    evaluation_tokens,
+    is_measured,
     rate_factor,
     short_run_warning,
     steps_in_budget,
@@ -49,6 +52,9 @@ from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte, weight_counts
 
 _SAMPLE_TEMPERATURE = 0.6
+_TIMED_SAMPLE = 4  # tokens
+_CHECKPOINT_BYTES = 12  # of a parameter: its weight and two of the optimizer
+_DISK_BYTES_PER_S = 2e8  # assumed in a time budget
 _LARGEST_WEIGHT = 2.0**27  # products of four stay in the range of float32
 
 
@@ -130,6 +136,7 @@ class Loop:
             if log.warning is not None:
                 self._print(log.warning)
             self.processes.on_main(self._write_manifest)
+            self._measure_overheads()
             self._convert_changed_budget(log)
             self._warn_of_short_run()
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
@@ -311,31 +318,41 @@ class Loop:
 
     def _sample(self, log: StepLog, progress: Progress) -> None:
         """Generate a sample; the main process prints and stores it."""
+        text = self._generate(self.config.run.sample_tokens)
+        if text is not None:
+            progress.print(f"step {self.state.step}: {text}")
+            log.write_sample(self.state.step, text)
+
+    def _generate(self, n_tokens: int) -> str | None:
+        """Return the prompt and a sample after it in the main process, None in the others."""
         run, tokenizer = self.config.run, self.corpus.tokenizer
         model = gather_model(self.model, self.processes.is_main)
-        if model is not None:
-            n_tokens = run.sample_tokens
-            text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
-            progress.print(f"step {self.state.step}: {run.prompt}{text}")
-            log.write_sample(self.state.step, run.prompt + text)
+        if model is None:
+            return None
+        text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
+        return run.prompt + text
 
     def _validate(self) -> float:
-        """Return bits per byte; at the end of the run, of the whole validation text.
+        """Return bits per byte; at the end of the run, of all validation text that its time allows.
 
         The best step is chosen on the same text each time: the part that eval_tokens selects.
         """
-        state, eval_tokens = self.state, self.config.run.eval_tokens
-        bits = self._bits_per_byte(eval_tokens)
+        state = self.state
+        each, last = self._evaluation_tokens()
+        bits = self._bits_per_byte(each)
         if bits < (state.best_bits_per_byte or math.inf):
             state.best_bits_per_byte, state.best_step = bits, state.step
-        if self._is_done() and eval_tokens is not None:
-            bits = self._bits_per_byte(None)
+        if self._is_done() and last != each:
+            bits = self._bits_per_byte(last)
         if math.isfinite(bits):
             state.valid_bits_per_byte = bits
         else:
             self.diverged = self.diverged or f"bits/byte on the validation text are {bits}"
             state.valid_bits_per_byte = None
         return bits
+
+    def _evaluation_tokens(self) -> tuple[int | None, int | None]:
+        return evaluation_tokens(self.config, len(self.corpus.valid), self.state.evaluation_s)
 
     def _bits_per_byte(self, max_tokens: int | None) -> float:
         end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
@@ -371,16 +388,48 @@ class Loop:
         """
         self.durations = self.processes.broadcast(log.durations if self.processes.is_main else [])
         if self.durations:
-            self._convert_budget(self.seconds_before)
+            self._convert_budget(self.seconds_before, is_resumed=True)
 
-    def _convert_budget(self, elapsed_s: float) -> bool:
+    def _convert_budget(self, elapsed_s: float, is_resumed: bool = False) -> bool:
         """Fix the number of steps once the speed is known; return whether this call did."""
         if self.config.run.minutes is None or self.state.total_steps is not None:
             return False
-        steps = steps_in_budget(self.config, self.durations, elapsed_s, len(self.corpus.valid))
-        steps = self.processes.broadcast(steps)
-        self.state.total_steps = None if steps is None else self.state.step + steps
-        return steps is not None
+        if not self.processes.max(is_measured(self.config, self.durations, elapsed_s, is_resumed)):
+            return False
+        steps = steps_in_budget(
+            self.config, self.durations, elapsed_s, len(self.corpus.valid), self._overheads()
+        )
+        self.state.total_steps = self.state.step + self.processes.broadcast(steps)
+        return True
+
+    def _measure_overheads(self) -> None:
+        """Time an evaluation and a sample at the start of a run with a time budget."""
+        run, state = self.config.run, self.state
+        if run.minutes is None or state.step > 0:
+            return
+        context = self.config.data.context
+        n_tokens = min(self.config.optim.batch_size, 8) * -(-context // 2)
+        n_tokens = min(n_tokens, len(self.corpus.valid))
+        self._bits_per_byte(n_tokens)  # warms up
+        start = time.monotonic()
+        self._bits_per_byte(n_tokens)
+        evaluation_s = (time.monotonic() - start) / n_tokens
+        sample_s = 0.0
+        if run.sample_every:
+            start = time.monotonic()
+            self._generate(min(run.sample_tokens, _TIMED_SAMPLE))
+            sample_s = (time.monotonic() - start) * max(1.0, run.sample_tokens / _TIMED_SAMPLE)
+        state.evaluation_s, state.sample_s = self.processes.broadcast((evaluation_s, sample_s))
+        each, last = self._evaluation_tokens()
+        if last is not None:
+            self._print(
+                f"to fit in run.minutes, evaluations read {each:,} of "
+                f"{len(self.corpus.valid):,} validation tokens, the last one {last:,}"
+            )
+
+    def _overheads(self) -> Overheads:
+        n_bytes = _CHECKPOINT_BYTES * self.model.n_parameters()
+        return Overheads(self.state.evaluation_s, self.state.sample_s, n_bytes / _DISK_BYTES_PER_S)
 
     def _warn_of_short_run(self) -> None:
         warning = short_run_warning(self.config.schedule, self.state.total_steps)

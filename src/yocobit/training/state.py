@@ -64,6 +64,9 @@ class RunState(msgspec.Struct):
     valid_bits_per_byte: float | None = None  # latest
     best_bits_per_byte: float | None = None  # on the text of every evaluation but the last
     best_step: Natural | None = None
+    # Seconds of a token of an evaluation and of a sample, measured if the run has a time budget.
+    evaluation_s: NotNegative | None = None
+    sample_s: NotNegative = 0.0
     guard: GradientSpikeGuard = msgspec.field(default_factory=GradientSpikeGuard)
     # How the losses were computed: a run with other values has other last bits.
     threads: Count = 1  # of each process
