@@ -112,6 +112,8 @@ void bind_session(nb::module_& m) {
            "Cross layers return the shared ones. IndexError for positions that are not cached.")
       .def("memory", &memory, nb::sig("def memory(self) -> dict[str, int]"),
            "Return the bytes reserved, by the fields of yocobit.engine.SessionMemory.")
+      .def("is_finite", &Session::is_finite, nb::call_guard<nb::gil_scoped_release>(),
+           "Whether no recurrent state, cached value or scale is NaN or infinite.")
       .def("copy_tokens", &copy_tokens, "out"_a.noconvert(),
            "Copy the tokens consumed so far into int32 `out` (position,).")
       .def("state_bytes", &Session::state_bytes, "position"_a,

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "kernels/kv_tiles.h"
+#include "model/tensor_contents.h"
 
 namespace yocobit {
 namespace {
@@ -124,6 +125,24 @@ const uint8_t* KvCache::copy_in(int64_t begin, int64_t end, const uint8_t* from)
     from += 2 * bytes;
   });
   return from;
+}
+
+bool KvCache::is_finite(int64_t begin, int64_t end) const {
+  bool result = true;
+  const ContentRule& rule = type_ == FloatType::f16 ? kFiniteF16 : kFiniteF32;
+  const auto check = [&](const void* data, int64_t n) {
+    result = result && rule.find_invalid(data, 0, n) == n;
+  };
+  for_each_run(begin, end, [&](int64_t slot, int64_t n) {
+    if (has_scales()) {
+      check(&key_scales_[slot], n);
+      check(&value_scales_[slot], n);
+    } else {
+      check(&keys_[slot * row_bytes_], n * head_dim_);
+      check(&values_[slot * row_bytes_], n * head_dim_);
+    }
+  });
+  return result;
 }
 
 KeysValues KvCache::view(int head) const {

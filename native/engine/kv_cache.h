@@ -64,6 +64,9 @@ class KvCache {
   // The inverse. Returns the end of the bytes read.
   const uint8_t* copy_in(int64_t begin, int64_t end, const uint8_t* from);
 
+  // Whether no value, or scale of quantised values, of positions [begin, end) is NaN or infinite.
+  bool is_finite(int64_t begin, int64_t end) const;
+
   // One head, as the kernels read it.
   KeysValues view(int head) const;
 

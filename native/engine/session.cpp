@@ -147,6 +147,19 @@ void Session::for_each_state(int64_t position, const VisitRecurrent& visit_recur
   }
 }
 
+bool Session::is_finite() {
+  bool result = true;
+  for_each_state(
+      position,
+      [&](const float* state, int64_t bytes) {
+        const int64_t n = bytes / int64_t{sizeof(float)};
+        result = result && kFiniteF32.find_invalid(state, 0, n) == n;
+      },
+      [&](KvCache& cache, int64_t begin) { result = result && cache.is_finite(begin, position); });
+  for_each_growing_cache([&](KvCache& cache) { result = result && cache.is_finite(0, position); });
+  return result;
+}
+
 void Session::copy_positions(int64_t begin, int64_t end, uint8_t* out) {
   for_each_growing_cache([&](KvCache& cache) { out = cache.copy_out(begin, end, out); });
 }

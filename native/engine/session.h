@@ -43,6 +43,9 @@ struct Session {
   int64_t bytes_per_position() const;
   int64_t state_bytes(int64_t position) const;
 
+  // Whether no recurrent state, cached value or scale is NaN or infinite.
+  bool is_finite();
+
   // Copy positions [begin, end) of the growing caches, or the state after the last position.
   void copy_positions(int64_t begin, int64_t end, uint8_t* out);
   void copy_state(uint8_t* out);

@@ -227,6 +227,9 @@ class Session:
         Return the bytes reserved, by the fields of yocobit.engine.SessionMemory.
         """
 
+    def is_finite(self) -> bool:
+        """Whether no recurrent state, cached value or scale is NaN or infinite."""
+
     def copy_tokens(self, out: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu')]) -> None:
         """Copy the tokens consumed so far into int32 `out` (position,)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import packed_models
@@ -11,6 +12,7 @@ from packed_models import STACKS
 
 from yocobit import Engine
 from yocobit.engine import SavedSessionError
+from yocobit.engine.saved_session import SavedSession
 
 CACHES = ("f32", "f16", "int8", "int4")
 T = 200  # more than a window and its ring
@@ -306,3 +308,37 @@ def test_step_rejects_a_repeated_session(engine, tokens):
         engine.step([], [])
 
     assert session.position == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tokens, state, positions: tokens.__setitem__(3, 512), "token 3 must be in the voc"),
+        (lambda tokens, state, positions: tokens.__setitem__(3, -1), "token 3 must be in the voc"),
+        (lambda tokens, state, positions: state.__setitem__(slice(None), 255), "must be finite"),
+        (lambda tokens, state, positions: positions.__setitem__(slice(-8, None), 255), "finite"),
+        (lambda tokens, state, positions: tokens.resize(7, refcheck=False), "after 7 tokens must"),
+        (lambda tokens, state, positions: state.resize(7, refcheck=False), "bytes but have .7, "),
+        (lambda tokens, state, positions: positions.resize(7, refcheck=False), "bytes but have"),
+    ],
+)
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_session_file_with_a_correct_hash_is_checked_against_the_model(
+    engine, tokens, tmp_path, change, message, cache
+):
+    source, file = fed(engine, tokens[:50], cache), tmp_path / "text.session"
+    parts = [source.tokens, source.copy_state(), source.copy_positions(0, 50)]
+    change(*parts)
+    SavedSession(engine.model.metadata["header_sha256"], cache, *parts).write(file)
+
+    with pytest.raises(SavedSessionError, match=message) as raised:
+        engine.restore(file)
+
+    assert str(raised.value).startswith(f"{file}: ")
+
+
+def test_a_session_file_that_is_a_fifo_is_refused_without_waiting(engine, tmp_path):
+    os.mkfifo(tmp_path / "text.session")
+
+    with pytest.raises(SavedSessionError, match="must be a regular file"):
+        engine.restore(tmp_path / "text.session")

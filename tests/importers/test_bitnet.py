@@ -267,3 +267,74 @@ def test_code_3_is_rejected(tmp_path):
 
     with pytest.raises(ConfigError, match=r"'model.layers.1.mlp.up_proj.weight' must hold codes"):
         import_bitnet(tmp_path / "hf", tmp_path / "model")
+
+
+GOOD = {
+    "model_type": "bitnet",
+    "vocab_size": 290,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "32"}, "hidden_size must be an integer"),
+        ({"hidden_size": 10**30}, "hidden_size must be an integer"),
+        ({"num_hidden_layers": 1.5}, "num_hidden_layers must be an integer"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers must be an integer .* at most 1024"),
+        ({"num_attention_heads": True}, "num_attention_heads must be an integer"),
+        ({"num_key_value_heads": 3}, "n_kv_heads must divide n_heads"),
+        ({"vocab_size": 10**9}, "vocab_size must be"),
+        ({"vocab_size": None}, "vocab_size must be"),
+        ({"intermediate_size": []}, "d_ff must be"),
+        ({"rope_parameters": 5}, "rope_parameters must be an object but is 5"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "rope_type must be 'default'"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta must be"),
+        ({"rope_scaling": "linear"}, "rope_scaling must be an object but is 'linear'"),
+        ({"quantization_config": 5}, "quantization_config must be an object but is 5"),
+        ({"hidden_act": ["silu"]}, "hidden_act must be relu2 or silu but is"),
+        ({"rms_norm_eps": -1}, "norm_eps must be"),
+        ({"tie_word_embeddings": "yes"}, "tie_embeddings must be"),
+        ({"head_dim": {}}, "model.safetensors: cannot be read"),
+        ({"head_dim": [8]}, "head_dim must be hidden_size / num_attention_heads = 8 but is"),
+        ({"attention_bias": {"a": [1]}}, "attention_bias must be false but is"),
+        ({"model_type": [1] * 5000}, "model_type must be 'bitnet' but is"),
+    ],
+)
+def test_an_odd_config_is_one_line(tmp_path, changes, message):
+    source = tmp_path / "hf"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps({**GOOD, **changes}))
+
+    with pytest.raises(ConfigError, match=message) as raised:
+        import_bitnet(source, tmp_path / "model")
+
+    assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "3", '{"a": NaN}', "\0", ""])
+def test_a_config_that_is_not_an_object_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+
+    with pytest.raises(ConfigError, match=r"config\.json: "):
+        import_bitnet(tmp_path, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"chat_template": [{"name": "default"}]}, "chat_template must be a string but is"),
+        ({"chat_template": "x", "bos_token": 5}, "bos_token must be a string but is 5"),
+        ({"chat_template": "x", "eos_token": {"content": []}}, "eos_token must be a string but"),
+    ],
+)
+def test_an_odd_chat_template_is_one_line(tmp_path, fields, message):
+    theirs().save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(fields))
+
+    with pytest.raises(ConfigError, match=message):
+        import_bitnet(tmp_path / "hf", tmp_path / "model")

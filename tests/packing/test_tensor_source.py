@@ -55,5 +55,5 @@ def test_error_names_a_missing_tensor_and_a_damaged_file(tmp_path):
     with pytest.raises(ConfigError, match="tensor 'y' is missing"):
         SafetensorsDirectory(tmp_path).read("y")
     (tmp_path / "model.safetensors").write_bytes(b"12345678")
-    with pytest.raises(ConfigError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors: header must have at most"):
         SafetensorsDirectory(tmp_path)

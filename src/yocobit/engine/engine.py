@@ -213,9 +213,23 @@ class Engine:
         SavedSessionError, a ValueError, if the file is damaged or belongs to another model.
         """
         saved = SavedSession.read(Path(path), self.model.metadata["header_sha256"])
-        room = 2 * len(saved.tokens) if max_tokens is None else max_tokens
-        session = self.session(max(1, room), saved.cache)
-        session.restore(saved.tokens, saved.state, [saved.positions])
+        n = len(saved.tokens)
+        sizes = self.session(1, saved.cache).saved_bytes(n)  # before memory is reserved
+        if sizes != (len(saved.state), len(saved.positions)):
+            raise SavedSessionError(
+                f"{path}: state and positions after {n} tokens must have {sizes} bytes but have "
+                f"{len(saved.state), len(saved.positions)}; feed its text to a new session"
+            )
+        session = self.session(max(1, 2 * n) if max_tokens is None else max_tokens, saved.cache)
+        try:
+            session.restore(saved.tokens, saved.state, [saved.positions])
+        except ValueError as error:
+            raise SavedSessionError(f"{path}: {error}") from None
+        if not session.is_finite():
+            raise SavedSessionError(
+                f"{path}: caches and states must be finite but are not; feed its text to a new "
+                "session"
+            )
         return session
 
     def logits(self, tokens: Tokens, cache: CacheType = "f32") -> Logits:

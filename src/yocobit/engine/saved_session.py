@@ -10,22 +10,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from yocobit.disk import replacing
 from yocobit.engine.session import CacheType
+from yocobit.errors import ConfigError, UserError, printable
+from yocobit.packing.safetensors_header import entries_of
+from yocobit.reading import boundary, open_regular
 
 FORMAT, VERSION = "yocobit-session", "1"
 _DTYPES = {"tokens": np.int32, "state": np.uint8, "positions": np.uint8}
+_NAMES = {"tokens": "I32", "state": "U8", "positions": "U8"}  # of dtypes in safetensors
 _AGAIN = "feed its text to a new session"
 
 
-class SavedSessionError(ValueError):
+class SavedSessionError(UserError):
     """A session cannot be saved or restored; the message names the file and the violated rule."""
 
 
@@ -59,42 +62,58 @@ class SavedSession:
     def read(cls, path: Path, model: str) -> SavedSession:
         """Read a file; SavedSessionError unless it is intact and belongs to the model."""
         try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                _check(path, metadata, model)
-                tensors = {name: file.get_tensor(name) for name in _DTYPES}
+            tensors, metadata = _read(path, model)
         except FileNotFoundError:
             raise SavedSessionError(f"{path}: no such file") from None
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            if isinstance(error, SavedSessionError):
-                raise
+        except (OSError, ConfigError) as error:
             raise SavedSessionError(f"{path}: is not a saved session ({error}); {_AGAIN}") from None
-        for name, dtype in _DTYPES.items():
-            if tensors[name].dtype != dtype or tensors[name].ndim != 1:
-                raise SavedSessionError(
-                    f"{path}: {name} must be a list of {np.dtype(dtype)} but is "
-                    f"{tensors[name].dtype} of shape {tensors[name].shape}; {_AGAIN}"
-                )
         if metadata.get("sha256") != _hash(tensors):
             raise SavedSessionError(f"{path}: its bytes do not match their hash; {_AGAIN}")
         cache: CacheType = metadata["cache"]
         return cls(model, cache, tensors["tokens"], tensors["state"], tensors["positions"])
 
 
-def _check(path: Path, metadata: dict[str, str], model: str) -> None:
+def _read(path: Path, model: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Return the tensors and the metadata of a file, checked except for the hash."""
+    with boundary(path, "is not a saved session", SavedSessionError), open_regular(path) as stream:
+        entries, metadata = entries_of(stream, path, {"I32": 4, "U8": 1})
+        _check(path, metadata, model)
+        tensors = {}
+        for name, dtype in _DTYPES.items():
+            entry, expected = entries.get(name), np.dtype(dtype)
+            if entry is None or len(entry.shape) != 1 or entry.dtype != _NAMES[name]:
+                actual = f"{entry.dtype} of shape {entry.shape}" if entry else "missing"
+                raise SavedSessionError(
+                    f"{path}: {name} must be a list of {expected} but is {printable(actual, 200)}; "
+                    f"{_AGAIN}"
+                )
+            stream.seek(entry.begin)
+            data = stream.read(entry.end - entry.begin)
+            tensors[name] = np.frombuffer(data, expected)
+    return tensors, metadata
+
+
+def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
     if metadata.get("format") != FORMAT:
         raise SavedSessionError(f"{path}: is not a saved session; {_AGAIN}")
     if (version := metadata.get("format_version")) != VERSION:
         raise SavedSessionError(
-            f"{path}: format_version must be {VERSION!r} but is {version!r}; {_AGAIN}"
+            f"{path}: format_version must be {VERSION!r} but is {_short(version)}; {_AGAIN}"
         )
     if metadata.get("model") != model:
         raise SavedSessionError(
-            f"{path}: was made by the model {str(metadata.get('model'))[:12]} but this is "
-            f"{model[:12]}; load that one"
+            f"{path}: was made by the model {printable(str(metadata.get('model'))[:12])} but this "
+            f"is {model[:12]}; load that one"
         )
     if metadata.get("cache") not in get_args(CacheType):
-        raise SavedSessionError(f"{path}: has a cache of type {metadata.get('cache')!r}; {_AGAIN}")
+        raise SavedSessionError(
+            f"{path}: has a cache of type {_short(metadata.get('cache'))}; {_AGAIN}"
+        )
+
+
+def _short(value: Any) -> str:
+    """Return a JSON value as part of a line."""
+    return printable(repr(value), 100)
 
 
 def _hash(tensors: dict[str, NDArray[np.generic]]) -> str:

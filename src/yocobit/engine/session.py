@@ -169,6 +169,15 @@ class Session:
             other._logits = None if self._logits is None else self._logits.copy()
         return other
 
+    def saved_bytes(self, n_tokens: int) -> tuple[int, int]:
+        """Return the sizes of copy_state and copy_positions after that many tokens."""
+        per_position = int(self._native.bytes_per_position)
+        return int(self._native.state_bytes(n_tokens)), n_tokens * per_position
+
+    def is_finite(self) -> bool:
+        """Whether no recurrent state, cached value or scale is NaN or infinite."""
+        return bool(self._native.is_finite())
+
     def copy_state(self) -> NDArray[np.uint8]:
         """Return the bytes of recurrent states and sliding-window caches."""
         state = np.empty(self._native.state_bytes(self.position), dtype=np.uint8)

@@ -18,16 +18,19 @@ from typing import Any
 import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.errors import printable
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, MODEL, TOKENIZER, scale_name
 from yocobit.packing.formats import INT8, TERNARY, StoredParameter, stored_parameters
 from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
-from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource, read_json
+from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
 from yocobit.packing.writer import check_new, write_model
+from yocobit.reading import read_bytes, read_json, read_text
 from yocobit.text import GenerationConfig, read_generation_config, read_tokenizer
 from yocobit.text.generation_config import without_unknown_tokens
 
+_MAX_WIDTH, _MAX_LAYERS = 1 << 16, 1024  # as ModelConfig
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
 _NAMES = {
@@ -66,7 +69,8 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
     fields = read_json(source / CONFIG)
     config = _config(fields, source / CONFIG)
     parameters = stored_parameters(config, TERNARY.name, head)
-    checkpoint = _Checkpoint(source, SafetensorsDirectory(source), _divides_by_scales(fields))
+    divides_by_scales = _divides_by_scales(fields, source / CONFIG)
+    checkpoint = _Checkpoint(source, SafetensorsDirectory(source), divides_by_scales)
     tokenizer, generation = source / TOKENIZER, _generation(source, fields, config.vocab_size)
     if tokenizer.is_file():
         read_tokenizer(tokenizer, config.vocab_size)  # checks it
@@ -75,15 +79,15 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
         config,
         parameters,
         checkpoint.convert(parameters, config.tie_embeddings),
-        tokenizer.read_bytes() if tokenizer.is_file() else None,
+        read_bytes(tokenizer) if tokenizer.is_file() else None,
         generation,
         _chat_template(source, engine_adds_bos="bos_token_id" in generation),
     )
 
 
-def _divides_by_scales(fields: dict[str, Any]) -> bool:
+def _divides_by_scales(fields: dict[str, Any], file: Path) -> bool:
     """Whether a weight is code / scale, as in the class "bitlinear"; later ones multiply."""
-    quantization = fields.get("quantization_config") or {}
+    quantization = _object(fields, "quantization_config", file)
     return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
 
 
@@ -150,9 +154,11 @@ class _Checkpoint:
                 f"{self.path}: tensor '{name}' must be floats of shape {list(shape)} but is "
                 f"{values.dtype} of {list(values.shape)}"
             )
-        if not np.isfinite(values).all():
+        with np.errstate(over="ignore"):  # of float64
+            floats = values.astype(np.float32, copy=False)
+        if not np.isfinite(floats).all():
             raise ConfigError(f"{self.path}: tensor '{name}' must be finite but is not")
-        return values.astype(np.float32, copy=False)
+        return floats
 
 
 def _their_name(name: str) -> str:
@@ -172,37 +178,41 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
             raise ConfigError(f"{file}: key '{name}' is missing")
         return fields[name]
 
-    def count(name: str) -> int:
+    def count(name: str, most: int) -> int:
         value = field(name)
-        if type(value) is not int or value < 1:
-            raise ConfigError(f"{file}: {name} must be an integer of at least 1 but is {value!r}")
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigError(
+                f"{file}: {name} must be an integer of at least 1 and at most {most} but is "
+                f"{_short(value)}"
+            )
         return value
 
     if fields.get("model_type") != "bitnet":
         raise ConfigError(
-            f"{file}: model_type must be 'bitnet' but is {fields.get('model_type')!r}"
+            f"{file}: model_type must be 'bitnet' but is {_short(fields.get('model_type'))}"
         )
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    rope = _object(fields, "rope_parameters", file) or _object(fields, "rope_scaling", file)
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", fields.get("rope_theta", 500000.0))
     if kind != "default":
-        raise ConfigError(f"{file}: rope_type must be 'default' but is {kind!r}")
-    if fields.get("attention_bias"):
-        raise ConfigError(f"{file}: attention_bias must be false but is true")
+        raise ConfigError(f"{file}: rope_type must be 'default' but is {_short(kind)}")
+    if bias := fields.get("attention_bias"):
+        raise ConfigError(f"{file}: attention_bias must be false but is {json.dumps(bias)[:40]}")
     activation = fields.get("hidden_act", "relu2")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = " or ".join(_ACTIVATIONS)
-        raise ConfigError(f"{file}: hidden_act must be {known} but is {activation!r}")
-    n_heads, d_model = count("num_attention_heads"), count("hidden_size")
+        raise ConfigError(f"{file}: hidden_act must be {known} but is {_short(activation)}")
+    n_heads = count("num_attention_heads", _MAX_WIDTH)
+    d_model, n_layers = count("hidden_size", _MAX_WIDTH), count("num_hidden_layers", _MAX_LAYERS)
     if (fields.get("head_dim") or d_model // n_heads) != d_model // n_heads:
         raise ConfigError(
             f"{file}: head_dim must be hidden_size / num_attention_heads = {d_model // n_heads} "
-            f"but is {fields['head_dim']}"
+            f"but is {_short(fields['head_dim'])}"
         )
     values = {
         "vocab_size": field("vocab_size"),
         "d_model": d_model,
-        "layers": ["full"] * count("num_hidden_layers"),
+        "layers": ["full"] * n_layers,
         "d_ff": field("intermediate_size"),
         "n_heads": n_heads,
         "n_kv_heads": fields.get("num_key_value_heads") or n_heads,
@@ -216,6 +226,21 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
         "scale_embedding": False,
     }
     return ModelConfig.from_dict(values, str(file))
+
+
+def _object(fields: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
+    """Return a field that is an object or absent; ConfigError if it is neither."""
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file}: {name} must be an object but is {_short(value)}")
+    return value
+
+
+def _short(value: Any) -> str:
+    """Return a JSON value as part of a line."""
+    return printable(repr(value), 100)
 
 
 def _generation(source: Path, fields: dict[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -233,14 +258,17 @@ def _chat_template(source: Path, engine_adds_bos: bool) -> bytes | None:
     """
     file, theirs = source / CHAT_TEMPLATE, source / _TOKENIZER_CONFIG
     fields = read_json(theirs) if theirs.is_file() else {}
-    template = file.read_bytes() if file.is_file() else fields.get("chat_template")
-    if isinstance(template, str):
-        template = template.encode()
-    if not isinstance(template, bytes):
+    template = read_text(file) if file.is_file() else fields.get("chat_template")
+    if template is None:
         return None
+    if not isinstance(template, str):
+        raise ConfigError(f"{theirs}: chat_template must be a string but is {_short(template)}")
     tokens = {name: fields.get(name) for name in ("bos_token", "eos_token")}
     texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
+    for name, text in texts.items():
+        if not isinstance(text, str | None):
+            raise ConfigError(f"{theirs}: {name} must be a string but is {_short(text)}")
     if engine_adds_bos:
         texts["bos_token"] = ""
     names = [f"{{% set {name} = {json.dumps(text or '')} %}}" for name, text in texts.items()]
-    return "".join(names).encode() + template
+    return ("".join(names) + template).encode()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from yocobit.errors import UserError
+from yocobit.packing.safetensors_header import read_header
+from yocobit.reading import open_regular
 
 MODEL = "model.safetensors"
 INDEX = f"{MODEL}.index.json"  # maps the tensors of a sharded checkpoint to its files
@@ -67,10 +68,12 @@ def scale_name(name: str) -> str:
 def is_packed(path: Path) -> bool:
     """Whether a directory holds a packed model, valid or not; a checkpoint is not one."""
     try:
-        with safe_open(path / MODEL, "numpy") as file:
-            return bool((file.metadata() or {}).get("format") == FORMAT)
-    except (OSError, SafetensorError):
+        with open_regular(path / MODEL) as stream:
+            header, _ = read_header(stream, path / MODEL)
+    except (OSError, UserError):
         return False
+    metadata = header.get("__metadata__")
+    return isinstance(metadata, dict) and metadata.get("format") == FORMAT
 
 
 def header_sha256(header: dict[str, Any]) -> str:

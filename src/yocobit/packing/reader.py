@@ -7,7 +7,6 @@ Does not read the weights; verify.py does. Format: docs/reference/packed-format.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from yocobit import _native
 from yocobit.config import ModelConfig
-from yocobit.errors import ConfigError
+from yocobit.errors import ConfigError, printable
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import (
     ALIGNMENT,
@@ -41,10 +40,11 @@ from yocobit.packing.formats import (
     stored_parameters,
     tensors_of,
 )
+from yocobit.packing.safetensors_header import read_header
+from yocobit.reading import boundary, open_regular, read_bytes
 from yocobit.settings import whole_number
 
 _MAX_THREADS = 1024
-_LARGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 _REMEDY = "copy the file or pack the checkpoint again"
 
 
@@ -99,8 +99,11 @@ def read_model(path: Path) -> PackedModel:
     file = path / MODEL
     try:
         _check_files(path)
-        with file.open("rb") as stream:
-            header, data_begin = _read_header(stream, file)
+        with (
+            boundary(file, "is not a packed model", PackedModelError),
+            open_regular(file) as stream,
+        ):
+            header, data_begin = read_header(stream, file, PackedModelError)
             metadata = _check_metadata(header, file)
             _check_config(path, metadata)
             config = ModelConfig.from_json(path / CONFIG)
@@ -108,7 +111,7 @@ def read_model(path: Path) -> PackedModel:
             tensors = _tensors(header, parameters, file, data_begin)
             _check_offsets(tensors, file, data_begin)
             _check_floats(stream, parameters, tensors, file)
-    except (OSError, RecursionError) as error:  # the latter: JSON nested too deeply
+    except OSError as error:
         raise PackedModelError(f"{path}: cannot be read ({error})") from None
     return PackedModel(config, path, file, parameters, tensors, metadata)
 
@@ -124,36 +127,6 @@ def _check_files(path: Path) -> None:
             raise PackedModelError(f"{path}: holds no {name}; run yocobit pack to make one")
 
 
-def _read_header(stream: BinaryIO, file: Path) -> tuple[dict[str, Any], int]:
-    """Return the header and the offset of the tensor data."""
-    size = int.from_bytes(length := stream.read(8), "little")
-    if len(length) == 8 and size > _LARGEST_HEADER:
-        raise PackedModelError(
-            f"{file}: header must have at most {_LARGEST_HEADER} bytes but has {size}; {_REMEDY}"
-        )
-    raw = stream.read(size)
-    if len(length) < 8 or len(raw) < size:
-        missing = 8 + size - len(length) - len(raw)
-        raise PackedModelError(f"{file}: is truncated: header lacks {missing} bytes; {_REMEDY}")
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except ValueError as error:
-        raise PackedModelError(f"{file}: header is not valid JSON ({error}); {_REMEDY}") from None
-    if not isinstance(header, dict):
-        kind = type(header).__name__
-        raise PackedModelError(f"{file}: header must be an object but is {kind}; {_REMEDY}")
-    return header, 8 + size
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {repeated!r} occurs twice")
-    return fields
-
-
 def _check_metadata(header: dict[str, Any], file: Path) -> dict[str, str]:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
@@ -161,26 +134,28 @@ def _check_metadata(header: dict[str, Any], file: Path) -> dict[str, str]:
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedModelError(
-            f"{file}: format_version must be {FORMAT_VERSION!r} but is {version!r}; "
+            f"{file}: format_version must be {FORMAT_VERSION!r} but is {_short(version)}; "
             "pack the checkpoint again with this yocobit"
         )
     for name, value in metadata.items():
         if not isinstance(value, str):
-            raise PackedModelError(f"{file}: metadata {name!r} must be a string but is {value!r}")
+            raise PackedModelError(
+                f"{file}: metadata {_short(name)} must be a string but is {_short(value)}"
+            )
     if metadata.get("header_sha256") != (actual := header_sha256(header)):
         raise PackedModelError(
-            f"{file}: header must have sha256 {metadata.get('header_sha256')!r} but has "
+            f"{file}: header must have sha256 {_short(metadata.get('header_sha256'))} but has "
             f"'{actual}'; {_REMEDY}"
         )
     return metadata
 
 
 def _check_config(path: Path, metadata: dict[str, str]) -> None:
-    actual = hashlib.sha256((path / CONFIG).read_bytes()).hexdigest()
+    actual = hashlib.sha256(read_bytes(path / CONFIG)).hexdigest()
     if metadata.get("config_sha256") != actual:
         raise PackedModelError(
-            f"{path / CONFIG}: must have sha256 {metadata.get('config_sha256')!r}, as {MODEL} "
-            f"says, but has '{actual}'; undo the edit or pack the checkpoint again"
+            f"{path / CONFIG}: must have sha256 {_short(metadata.get('config_sha256'))}, as "
+            f"{MODEL} says, but has '{actual}'; undo the edit or pack the checkpoint again"
         )
 
 
@@ -209,7 +184,7 @@ def _tensors(
     expected = tensors_of(parameters)
     for name in entries:
         if name not in expected:
-            raise PackedModelError(f"{file}: tensor {name!r} must not be there; {_REMEDY}")
+            raise PackedModelError(f"{file}: tensor {_short(name)} must not be there; {_REMEDY}")
     tensors = {}
     for name, spec in expected.items():
         dtype, shape = spec
@@ -218,22 +193,28 @@ def _tensors(
         entry = entries[name]
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise PackedModelError(
-                f"{file}: tensor '{name}' must have dtype, shape and data_offsets but is {entry!r}"
+                f"{file}: tensor '{name}' must have dtype, shape and data_offsets but is "
+                f"{_short(entry)}"
             )
         if entry["dtype"] != dtype or not _is_list(entry["shape"], shape):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must be {dtype} {list(shape)} but is "
-                f"{entry['dtype']!r} {entry['shape']!r}; {_REMEDY}"
+                f"{_short(entry['dtype'])} {_short(entry['shape'])}; {_REMEDY}"
             )
         size = spec.size_bytes
         begin = entry["data_offsets"][0] if _is_pair(entry["data_offsets"]) else 0
         if not _is_list(entry["data_offsets"], (begin, begin + size)):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must have two data_offsets, {size} apart, but has "
-                f"{entry['data_offsets']!r}; {_REMEDY}"
+                f"{_short(entry['data_offsets'])}; {_REMEDY}"
             )
         tensors[name] = TensorInfo(dtype, shape, data_begin + begin, data_begin + begin + size)
     return tensors
+
+
+def _short(value: Any) -> str:
+    """Return a JSON value as part of a line."""
+    return printable(repr(value), 200)
 
 
 def _is_pair(value: Any) -> bool:

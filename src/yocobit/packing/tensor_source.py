@@ -6,19 +6,20 @@ directories of safetensors files, as written by yocobit and Hugging Face.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from yocobit.config import ConfigError
 from yocobit.errors import printable
 from yocobit.packing.format import CONFIG, INDEX, MODEL
 from yocobit.packing.layout import Array
+from yocobit.packing.safetensors_header import TensorEntry, read_entries
+from yocobit.reading import read_json
 
 _BFLOAT16 = "BF16"  # not in NumPy: converted to float32, which is exact
 _DTYPES = {
@@ -33,6 +34,7 @@ _DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
 }
+_ITEM_BYTES = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()}
 
 
 class TensorSource(Protocol):
@@ -49,21 +51,18 @@ class TensorSource(Protocol):
         """Return a tensor, bfloat16 as float32; ConfigError if the name is unknown."""
 
 
-class _Entry(NamedTuple):
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int  # byte offset in the file
-
-
 class SafetensorsDirectory:
     """config.json and model.safetensors, or the shards of model.safetensors.index.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, TensorEntry] = {}
         for file in tensor_files(path):
-            self._entries |= _entries(file)
+            found = read_entries(file, _ITEM_BYTES)
+            if repeated := found.keys() & self._entries.keys():
+                name = printable(repr(min(repeated)), 200)
+                raise ConfigError(f"{file}: tensor {name} must be in one file but is in two")
+            self._entries |= found
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -76,16 +75,19 @@ class SafetensorsDirectory:
     def read(self, name: str) -> Array:
         if name not in self._entries:
             raise ConfigError(f"{self.path}: tensor '{name}' is missing")
-        file, dtype, shape, begin = self._entries[name]
+        file, dtype, shape, begin, _ = self._entries[name]
         if dtype not in _DTYPES:
             raise ConfigError(
                 f"{file}: tensor '{name}' must be of a dtype in {', '.join(_DTYPES)} but is {dtype}"
             )
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         try:
-            values: Array = np.fromfile(file, _DTYPES[dtype], size, offset=begin).reshape(shape)
+            values: Array = np.fromfile(file, _DTYPES[dtype], size, offset=begin)
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read ({error})") from None
+        if values.size != size:
+            raise ConfigError(f"{file}: was truncated while it was read; copy it again")
+        values = values.reshape(shape)
         if dtype != _BFLOAT16:
             return values
         bits = values.astype("<u4")
@@ -109,33 +111,3 @@ def tensor_files(path: Path) -> list[Path]:
             f"{printable(repr(names), 200)}"
         )
     return [path / name for name in sorted(set(names.values()))]
-
-
-def _entries(file: Path) -> dict[str, _Entry]:
-    """Return dtype, shape and offset of the tensors of a safetensors file."""
-    try:
-        with safe_open(file, "numpy"):  # validates the header
-            pass
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(size))
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from None
-    header.pop("__metadata__", None)
-    return {
-        name: _Entry(file, e["dtype"], tuple(e["shape"]), 8 + size + e["data_offsets"][0])
-        for name, e in header.items()
-    }
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object; ConfigError names the file if that fails."""
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except ValueError as error:
-        raise ConfigError(f"{file}: is not valid JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise ConfigError(f"{file}: must hold an object but holds {type(fields).__name__}")
-    return fields
