@@ -14,7 +14,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.p
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup stubs demo test test-all check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup stubs demo test test-all fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.built
 
@@ -51,6 +51,16 @@ test: setup
 # Also what is marked slow: repetitions and long runs.
 test-all: setup
 	$(PYTEST) -m ''
+
+# Mutated files and requests, with the sanitized engine if `make sanitize` has built it.
+SECONDS := 600
+SEED := 0
+SANITIZED := $(wildcard build/sanitize/_native.*.so)
+fuzz: export YOCOBIT_NATIVE := $(SANITIZED)
+fuzz: setup
+	$(if $(SANITIZED),LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) \
+	  $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=$(ASAN_OPTIONS)) \
+	  $(BIN)/python tests/fuzz --seconds $(SECONDS) --seed $(SEED)
 
 check: setup docs headers
 	$(BIN)/ruff format --check src tests examples benchmarks docs

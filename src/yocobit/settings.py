@@ -67,16 +67,16 @@ class Settings:
                 converted = msgspec.convert(value, kind)
             except msgspec.ValidationError:
                 rule = _rule(value, _annotations(type(self), with_bounds=False)[name], kind)
-                raise ConfigError(f"{name} must be {rule} but is {_shown(value)}") from None
+                raise ConfigError(f"{name} must be {rule} but is {shown(value)}") from None
             if not _is_finite(converted):
                 rule = "a finite number of at most 64 bits"
-                raise ConfigError(f"{name} must be {rule} but is {_shown(value)}")
+                raise ConfigError(f"{name} must be {rule} but is {shown(value)}")
             object.__setattr__(self, name, converted)
 
     def require(self, holds: bool, name: str, rule: str) -> None:
         """Raise ConfigError with the rule and the value of the field unless the rule holds."""
         if not holds:
-            raise ConfigError(f"{name} {rule} but is {_shown(getattr(self, name))}")
+            raise ConfigError(f"{name} {rule} but is {shown(getattr(self, name))}")
 
     @classmethod
     def from_dict(cls: type[_S], fields: Mapping[str, Any], source: str = "config") -> _S:
@@ -104,7 +104,7 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return a value as part of a line; huge numbers and deep nesting have no repr."""
     try:
         return printable(repr(value), 300)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from yocobit.config import PRESETS, ModelConfig, preset
 from yocobit.data.config import PYTHON_STDLIB, DataConfig
 from yocobit.errors import ConfigError
 from yocobit.packing import checkpoints
+from yocobit.reading import parse_toml, read_toml
 from yocobit.settings import (
     Count,
     Fraction,
@@ -27,12 +27,8 @@ from yocobit.settings import (
     Positive,
     PositiveFraction,
     Settings,
+    shown,
 )
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Optimizer = Literal["adam", "adamw", "muon"]
 ScheduleKind = Literal["step", "linear", "cosine", "wsd", "two_stage"]
@@ -158,7 +154,7 @@ class TrainConfig:
             if name not in known:
                 raise ConfigError(f"{source}: unknown section '{name}'; known: {', '.join(known)}")
             if not isinstance(fields, dict):
-                raise ConfigError(f"{source}: '{name}' must be a section but is {fields!r}")
+                raise ConfigError(f"{source}: '{name}' must be a section but is {shown(fields)}")
         made: dict[str, Any] = {
             name: section.from_dict(sections.get(name, {}), f"{source} [{name}]")
             for name, section in known.items()
@@ -180,21 +176,19 @@ def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) ->
     file has no [model].
     """
     try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        sections = read_toml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise ConfigError(f"{path}: is a directory; name a TOML file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:  # not UTF-8, or not TOML
-        raise ConfigError(f"{path}: is not valid TOML ({error})") from None
     _resolve_paths(sections, path.resolve().parent)
     for override in overrides:
         section, name, value = _parse_override(override)
         fields = sections.setdefault(section, {})
         if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: '{section}' must be a section but is {fields!r}")
+            raise ConfigError(f"{path}: '{section}' must be a section but is {shown(fields)}")
         fields[name] = value
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
@@ -270,8 +264,8 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
     if not (equals and dot and section and name):
         raise ConfigError(f"override must look like section.key=value but is {override!r}")
     try:
-        return section, name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return section, name, parse_toml(f"value = {value}", override)["value"]
+    except ConfigError:
         return section, name, value.strip()
 
 

@@ -1,0 +1,270 @@
+"""Cases on files: a valid sample with some values exchanged, and a command that reads it.
+
+A case is a function of a random generator, the samples and an empty directory. It writes its files
+and returns a call for `sandbox.judge`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import mutation
+
+Call = Callable[[], object]
+_PIECES = [
+    *("{% for x in messages %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{{ ", " }}", "{% "),
+    *(" %}", "{#", "#}", "{% for a in range(10**9) %}x{% endfor %}", "{{ 'a' * 10**9 }}", "[", "]"),
+    *(
+        "{{ messages | dictsort }}",
+        "{{ messages | xmlattr }}",
+        "{{ 'a' | truncate(-1) }}",
+        "(",
+        ")",
+    ),
+    *("{{ 2**99999 }}", "{% break %}", "{{ raise_exception('\\x1b[31m' ~ 'x' * 9999) }}", "| sort"),
+    *("{% generation %}", "{% endgeneration %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+    *("{{ messages[10**20] }}", "{{ ''.__class__.__mro__ }}", "{{ [].append(1) }}", "{{ x.y.z }}"),
+    *(
+        "{{ strftime_now('%Y' * 9999) }}",
+        "{{ '%s' % messages }}",
+        "{{ '{0.__class__}'.format(1) }}",
+    ),
+    *("{{ tools | tojson(indent=10**9) }}", "{% include 'x' %}", "{% import 'os' as os %}", "\0"),
+    *("{{ 'a'.center(10**9) }}", "{{ '%1000000000d' % 1 }}", "{{ messages | batch(0) | list }}"),
+    *("{% set messages = messages + messages %}", "{{ messages | tojson }}" * 50, "(" * 300),
+    *("{{ 'x'.join(range(10**8) | map('string')) }}", "{{ 1 // 0 }}", "{{ lipsum(n=10**6) }}"),
+]
+
+
+def tokenizer(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Generate, chat or evaluate with an odd tokenizer.json."""
+    model = _model(rng, samples, directory)
+    path = model / "tokenizer.json"
+    fields = mutation.mutate_json(json.loads(path.read_bytes()), rng)
+    path.write_bytes(mutation.dump(fields, rng))
+    return _use(rng, model)
+
+
+def generation_config(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Generate or chat with an odd generation_config.json."""
+    model = _model(rng, samples, directory)
+    _mutate_json_file(model / "generation_config.json", rng)
+    return _use(rng, model)
+
+
+def template(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Chat with an odd chat template."""
+    model = _model(rng, samples, directory)
+    path = model / "chat_template.jinja"
+    text = path.read_text()
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at, to = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
+        kind = rng.randrange(4)
+        if kind == 0:
+            text = text[:at] + rng.choice(_PIECES) + text[at:]
+        elif kind == 1:
+            text = text[:at] + text[min(to, at + 20) :]
+        elif kind == 2:
+            text = text[:at] + rng.choice(_PIECES) + text[min(to, at + 20) :]
+        else:
+            text = rng.choice(_PIECES) * rng.choice((1, 1, 300)) + text[at:]
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    return _command("chat", str(model), "-n", "2", "--threads", "1")
+
+
+def packed_config(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Inspect, verify or use a packed model with an odd config.json or header."""
+    model = _model(rng, samples, directory)
+    if rng.random() < 0.6:
+        _mutate_json_file(model / "config.json", rng)
+    else:
+        _mutate_header(model / "model.safetensors", rng)
+    name = rng.choice(("inspect", "verify", "use"))
+    return _use(rng, model) if name == "use" else _command(name, str(model))
+
+
+def imported(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Import a Hugging Face directory with an odd file."""
+    source = directory / "import"
+    shutil.copytree(samples / "import", source)
+    if rng.random() < 0.7:
+        (source / "model.safetensors.index.json").unlink()
+    names = sorted(path.name for path in source.glob("*.json"))
+    for name in rng.sample(names, rng.choice((1, 1, 2))):
+        _mutate_json_file(source / name, rng)
+    if rng.random() < 0.3:
+        _mutate_header(source / "model.safetensors", rng)
+    return _command("import", str(source), str(directory / "model"))
+
+
+def damaged_run(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Resume, pack, evaluate or plot a run with damaged files."""
+    run = directory / "run"
+    shutil.copytree(samples / "run", run)
+    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != "text.txt")
+    for path in rng.sample(files, rng.choice((1, 1, 2))):
+        if path.suffix == ".json" and rng.random() < 0.8:
+            _mutate_json_file(path, rng)
+        elif path.suffix == ".jsonl" and rng.random() < 0.8:
+            lines = path.read_text().splitlines()
+            at = rng.randrange(len(lines))
+            odd = mutation.dump(mutation.mutate_json(json.loads(lines[at]), rng), rng)
+            lines[at] = odd.decode("utf-8", "replace")
+            path.write_text("\n".join(lines) + "\n")
+        elif path.suffix == ".safetensors" and rng.random() < 0.5:
+            _mutate_header(path, rng)
+        else:
+            path.write_bytes(mutation.mutate_bytes(path.read_bytes(), rng))
+    out, toml = str(run / "out"), str(run / "run.toml")
+    return _command(
+        *rng.choice(
+            (
+                ("train", toml, "--out", out, "--resume", "--set", "run.steps=9"),
+                ("train", toml, "--out", str(directory / "new"), "--init", out, "--set",
+                 "run.steps=1"),
+                ("pack", out, str(directory / "model")),
+                ("eval", out, str(run / "short.txt"), "--context", "64"),
+                ("plot", out, "--out", str(directory / "a.png")),
+            )
+        )
+    )  # fmt: skip
+
+
+def train_config(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Train with an odd configuration file or override."""
+    toml = directory / "run.toml"
+    text = (samples / "run" / "run.toml").read_text()
+    shutil.copy(samples / "run" / "text.txt", directory)
+    values = ["-1", "0", "nan", "inf", "1e400", "true", '""', "[]", "{}", "9" * 5000, "2020-13-45"]
+    values += ["[" * 5000, '"\\u0000"', '"/dev/zero"', '["."]', "1.5", '"a\\nb"', "0x" + "f" * 40]
+    lines = text.splitlines()
+    for _ in range(rng.choice((1, 1, 2))):
+        at = rng.randrange(len(lines))
+        key, equals, _value = lines[at].partition(" = ")
+        lines[at] = f"{key} = {rng.choice(values)}" if equals else rng.choice((key + key, "[x", ""))
+    data = "\n".join(lines).encode()
+    toml.write_bytes(mutation.mutate_bytes(data, rng) if rng.random() < 0.3 else data)
+    arguments = ["train", str(toml), "--out", str(directory / "out"), "--set", "run.steps=1"]
+    if rng.random() < 0.3:
+        key = rng.choice(("run.threads", "optim.learning_rate", "data.context", "run.seed", "x"))
+        arguments += ["--set", f"{key}={rng.choice(values)}"]
+    return _command(*arguments)
+
+
+def session(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Restore a damaged session."""
+    path = directory / "session"
+    shutil.copy(samples / "session", path)
+    if rng.random() < 0.6:
+        _mutate_header(path, rng)
+    else:
+        path.write_bytes(mutation.mutate_bytes(path.read_bytes(), rng))
+
+    def restore() -> None:
+        from yocobit import Engine
+        from yocobit.errors import report_errors
+
+        def program() -> None:
+            engine = Engine.load(samples / "model-byte_level", threads=1)
+            engine.restore(path).feed([1, 2])
+
+        report_errors(program)
+
+    return restore
+
+
+def prefixes(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Serve with damaged files in the directory of the prefix cache."""
+    store = directory / "prefixes"
+    shutil.copytree(samples / "prefixes", store)
+    files = sorted(store.iterdir())
+    for path in rng.sample(files, min(len(files), rng.choice((1, 2, 5)))):
+        kind = rng.randrange(4)
+        if kind == 0:
+            path.rename(store / rng.choice(files).name.upper().replace(".PREFIX", ".prefix"))
+        elif kind == 1:
+            path.write_bytes(rng.choice([each for each in files if each.exists()]).read_bytes())
+        else:
+            path.write_bytes(mutation.mutate_bytes(path.read_bytes(), rng))
+
+    def serve() -> None:
+        import servers
+
+        from yocobit.serving import ServerSettings
+
+        settings = ServerSettings(
+            model=samples / "model-byte_level", threads=1, prefix_dir=store, prefix_dir_mb=1
+        )
+        with servers.running(settings) as server:
+            for n in (60, 3):
+                text = "In the beginning " * n
+                response = server.post("/v1/completions", prompt=text, max_tokens=2, seed=1)
+                assert response.status_code == 200, response.text
+
+    return serve
+
+
+KINDS = {
+    each.__name__: each
+    for each in (
+        *(tokenizer, generation_config, template, packed_config, imported, damaged_run),
+        *(train_config, session, prefixes),
+    )
+}
+
+
+def _model(rng: random.Random, samples: Path, directory: Path) -> Path:
+    """Copy a model; its weights are shared unless they are changed."""
+    source = samples / rng.choice(sorted(path.name for path in samples.glob("model-*")))
+    model = directory / "model"
+    shutil.copytree(source, model)
+    return model
+
+
+def _use(rng: random.Random, model: Path) -> Call:
+    text = model.parent / "text.txt"
+    text.write_text("In the beginning, naïve ☕ <s> text.\n" * 3)
+    options = ["--threads", "1"]
+    return _command(
+        *rng.choice(
+            (
+                ["generate", "a b <s> e ☕", "-m", str(model), "-n", "3", *options],
+                ["chat", str(model), "-n", "3", "--context", "512", *options],
+                ["eval", str(model), str(text), "--context", "32", *options],
+            )
+        )
+    )
+
+
+def _command(*arguments: str) -> Call:
+    def call() -> None:
+        import io
+        import sys
+
+        from yocobit.cli import run
+        from yocobit.errors import report_errors
+
+        sys.stdin = io.TextIOWrapper(io.BytesIO(b"Hello\nAnd then?\n"))
+        report_errors(lambda: run(list(arguments)))
+
+    return call
+
+
+def _mutate_json_file(path: Path, rng: random.Random) -> None:
+    fields = mutation.mutate_json(json.loads(path.read_bytes()), rng)
+    path.write_bytes(mutation.dump(fields, rng))
+
+
+def _mutate_header(path: Path, rng: random.Random) -> None:
+    """Exchange values in the header of a safetensors file."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        return
+    header = mutation.dump(mutation.mutate_json(json.loads(data[8 : 8 + size]), rng), rng)
+    length = len(header) if rng.random() < 0.9 else rng.choice((0, 2**63, 2**64 - 1, len(data)))
+    path.write_bytes(length.to_bytes(8, "little") + header + data[8 + size :])
