@@ -16,6 +16,7 @@ from yocobit.data import corpus as corpus_module
 from yocobit.data import shards, sources, tokenisation
 from yocobit.data.config import DataConfig
 from yocobit.data.corpus import prepare
+from yocobit.data.held_out import _is_selected
 from yocobit.data.tokenizer import train_tokenizer
 
 
@@ -214,11 +215,17 @@ def test_empty_split_is_refused(config, tmp_path, split, message):
         prepare(config, 270, tmp_path / "data")
 
 
-def test_empty_split_by_valid_every_names_the_remedy(tmp_path):
-    (tmp_path / "only.txt").write_text(TEXT)
-    config = DataConfig(train=(str(tmp_path),), valid_every=1000, vocab_size=270, context=8)
+def test_split_that_deduplication_empties_names_the_remedy(tmp_path):
+    names = [f"{i}.txt" for i in range(10, 99)]
+    held_out = next(name for name in names if _is_selected(name, 4))
+    kept = next(name for name in names if not _is_selected(name, 4))
+    for name in (kept, held_out):
+        (tmp_path / name).write_text(TEXT)
+    config = DataConfig(
+        train=(str(tmp_path),), valid_every=4, vocab_size=270, context=8, deduplicate=True
+    )
 
-    with pytest.raises(ConfigError, match=r"no text for the valid split; lower data.valid_every"):
+    with pytest.raises(ConfigError, match=r"no text for the (valid split; add doc|train)"):
         prepare(config, 270, tmp_path / "data")
 
 

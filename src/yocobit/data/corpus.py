@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig, sources
 from yocobit.data.conversations import CHAT_TEMPLATE
+from yocobit.data.held_out import HeldOut
 from yocobit.data.identity import CorpusFiles, identify
 from yocobit.data.index import INDEX, TOKENIZER, Index
 from yocobit.data.shards import Tokens, check_intact
@@ -52,10 +53,13 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool =
         index, notes = _read_index(directory)
         before = None if index is None else index.known
         hashes = hash_files(files.all, before or {})
+        held_out = HeldOut.of(files)
         identity = identify(config, vocab_size, files, hashes)
+        if held_out.cuts is not None:
+            identity["held_out_from"] = list(held_out.cuts)
         if index is None or index.inputs != identity or not index.has_files(directory):
             (directory / INDEX).unlink(missing_ok=True)
-            entries = tokenise(config, files, vocab_size, directory)
+            entries = tokenise(config, files, held_out, vocab_size, directory)
             check_unchanged(files.all)
             index, before = Index(inputs=identity, **entries), None
         elif verify:
@@ -65,7 +69,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool =
         if index.known != before:
             index.write(directory)
         _check_lengths(index, config.context)
-        notes = (*notes, *_warnings(config, files))
+        notes = (*notes, *held_out.describe(), *_warnings(config, files))
         return Corpus.open(directory, index, config, files.ignored, notes)
 
 

@@ -56,13 +56,6 @@ class CorpusFiles:
         train = {file.inode for files in self.train for file in files}
         return len({file.inode for file in self.valid} & train)
 
-    def is_held_out(self, name: str) -> bool:
-        """Whether a document of the training files is used for validation, by its name alone."""
-        if self.valid_every is None:
-            return False
-        digest = hashlib.sha256(name.encode()).digest()
-        return int.from_bytes(digest[:8], "big") % self.valid_every == 0
-
 
 def identify(
     config: DataConfig, vocab_size: int, files: CorpusFiles, hashes: FileHashes

@@ -19,6 +19,7 @@ from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
 from yocobit.data.digest_set import DigestSet
 from yocobit.data.documents import DocumentReader, Piece
+from yocobit.data.held_out import HeldOut, Splitter
 from yocobit.data.identity import SAMPLE_LENGTH, CorpusFiles
 from yocobit.data.index import TOKENIZER
 from yocobit.data.loss_mask import LossMask
@@ -33,7 +34,7 @@ _BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose thread
 
 
 def tokenise(
-    config: DataConfig, files: CorpusFiles, vocab_size: int, directory: Path
+    config: DataConfig, files: CorpusFiles, held_out: HeldOut, vocab_size: int, directory: Path
 ) -> dict[str, Any]:
     """Write tokenizer and shards into `directory`; return their entries for the index."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -41,12 +42,12 @@ def tokenise(
     if config.tokenizer is not None:
         tokenizer = load_tokenizer(Path(config.tokenizer))
     else:
-        tokenizer = train_tokenizer(_sample(files), vocab_size)
+        tokenizer = train_tokenizer(_sample(files, held_out), vocab_size)
     path = directory / TOKENIZER
     with replacing(path) as partial:
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     try:
-        entries = _Tokenisation(files, tokenizer, config.deduplicate, directory).run()
+        entries = _Tokenisation(files, held_out, tokenizer, config.deduplicate, directory).run()
     except OSError:  # such as a full disk
         remove_shards(directory)
         raise
@@ -58,20 +59,20 @@ def tokenise(
     }
 
 
-def _sample(corpus: CorpusFiles) -> Iterator[str]:
+def _sample(corpus: CorpusFiles, held_out: HeldOut) -> Iterator[str]:
     """Yield text to train a tokenizer on: the start of every file, by its size and weight."""
-    for files, weight in zip(corpus.train, corpus.weights, strict=True):
+    for i, (files, weight) in enumerate(zip(corpus.train, corpus.weights, strict=True)):
+        split = held_out.splitter(i)
         share = SAMPLE_LENGTH * weight / sum(corpus.weights)
         size = sum(file.size for file in files)
         allowed = n_read = 0.0  # characters
         for file in files:
             allowed += share * file.size / size if size else 0.0
             for document in DocumentReader([file]):
-                if n_read >= allowed:
+                if n_read >= allowed and held_out.cuts is None:
                     break
-                if corpus.is_held_out(document.name):
-                    continue
-                for piece in document.pieces:
+                parts = [part for part, is_held_out in split(document) if not is_held_out]
+                for piece in chain.from_iterable(part.pieces for part in parts):
                     if n_read >= allowed:
                         break
                     n_read += len(piece.text)
@@ -84,7 +85,7 @@ def _check_not_empty(files: CorpusFiles, entries: dict[str, Any]) -> None:
             split = f"train[{i}]" if len(entries["train"]) > 1 else "the train split"
             raise ConfigError(f"{_names(files.train[i])}: no text for {split}")
     if entries["valid"].documents == 0:
-        remedy = "; lower data.valid_every" if files.valid_every else ""
+        remedy = "; add documents, or name data.valid" if files.valid_every else ""
         raise ConfigError(
             f"{_names(files.valid or files.all)}: no text for the valid split{remedy}"
         )
@@ -99,9 +100,14 @@ class _Tokenisation:
     """One pass over the documents in order, in batches that the tokenizer's threads share."""
 
     def __init__(
-        self, files: CorpusFiles, tokenizer: Tokenizer, deduplicate: bool, directory: Path
+        self,
+        files: CorpusFiles,
+        held_out: HeldOut,
+        tokenizer: Tokenizer,
+        deduplicate: bool,
+        directory: Path,
     ) -> None:
-        self.files, self.encoder = files, TextEncoder(tokenizer)
+        self.files, self.held_out, self.encoder = files, held_out, TextEncoder(tokenizer)
         self.digests = DigestSet() if deduplicate else None
         self.end = end_token(tokenizer)
         dtype = "uint16" if n_ids(tokenizer) <= 1 << 16 else "uint32"
@@ -116,10 +122,10 @@ class _Tokenisation:
         """Write all shards; return their entries and the numbers of omitted files and documents."""
         try:
             # First, because deduplication keeps the first of two equal documents.
-            self._add(self.files.valid, self.valid)
+            self._add(self.files.valid, self.valid, HeldOut().splitter(0))
             train = []
-            for files, writer in zip(self.files.train, self.train, strict=True):
-                self._add(files, writer)
+            for i, (files, writer) in enumerate(zip(self.files.train, self.train, strict=True)):
+                self._add(files, writer, self.held_out.splitter(i))
                 self._flush()
                 train.append(writer.close())  # now: few files are open at a time
             valid = self.valid.close()
@@ -133,14 +139,16 @@ class _Tokenisation:
             "n_duplicates": self.n_duplicates,
         }
 
-    def _add(self, files: Sequence[SourceFile], writer: ShardWriter) -> None:
+    def _add(self, files: Sequence[SourceFile], writer: ShardWriter, split: Splitter) -> None:
         for document in DocumentReader(files, self.skipped):
+            parts = split(document)
             if self.digests is not None and not self.digests.add(document.digest()):
                 self.n_duplicates += 1
                 continue
-            target = self.valid if self.files.is_held_out(document.name) else writer
-            target.counts["documents"] += 1
-            self._add_document(document.pieces, target)
+            for part, is_held_out in parts:
+                target = self.valid if is_held_out else writer
+                target.counts["documents"] += 1
+                self._add_document(part.pieces, target)
 
     def _add_document(self, pieces: Iterable[Piece], writer: ShardWriter) -> None:
         """Write the tokens of a document: those of the whole text, encoded at once."""
