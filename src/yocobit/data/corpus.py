@@ -36,6 +36,7 @@ from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, h
 from yocobit.data.tokenisation import tokenise
 from yocobit.data.tokenizer import load_tokenizer
 from yocobit.data.windows import shares, source_of, window_start
+from yocobit.text import n_ids
 
 IGNORED = -1  # the target of a position that is not in the loss
 
@@ -101,7 +102,7 @@ class Corpus:
         weights = weights if len(index.train) > 1 else (1.0,)
         identity = [index.inputs, index.tokenizer_sha256, weights]
         tokenizer = load_tokenizer(directory / TOKENIZER)
-        vocab_size = tokenizer.get_vocab_size()
+        vocab_size = n_ids(tokenizer)
         return cls(
             tokenizer,
             tuple(Tokens(directory, shards, vocab_size) for shards in index.train),
@@ -160,7 +161,7 @@ def open_valid(directory: Path) -> tuple[Tokenizer, Tokens]:
     if (index := Index.read(directory)) is None:
         raise ConfigError(f"{directory / INDEX}: no such file")
     tokenizer = load_tokenizer(directory / TOKENIZER)
-    return tokenizer, Tokens(directory, index.valid, tokenizer.get_vocab_size())
+    return tokenizer, Tokens(directory, index.valid, n_ids(tokenizer))
 
 
 @contextmanager

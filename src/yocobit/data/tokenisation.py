@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
@@ -47,7 +46,8 @@ def tokenise(
     with replacing(path) as partial:
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     try:
-        entries = _Tokenisation(files, held_out, tokenizer, config.deduplicate, directory).run()
+        encoder = TextEncoder(tokenizer, config.tokenizer or path)
+        entries = _Tokenisation(files, held_out, encoder, config.deduplicate, directory).run()
     except OSError:  # such as a full disk
         remove_shards(directory)
         raise
@@ -103,14 +103,14 @@ class _Tokenisation:
         self,
         files: CorpusFiles,
         held_out: HeldOut,
-        tokenizer: Tokenizer,
+        encoder: TextEncoder,
         deduplicate: bool,
         directory: Path,
     ) -> None:
-        self.files, self.held_out, self.encoder = files, held_out, TextEncoder(tokenizer)
+        self.files, self.held_out, self.encoder = files, held_out, encoder
         self.digests = DigestSet() if deduplicate else None
-        self.end = end_token(tokenizer)
-        dtype = "uint16" if n_ids(tokenizer) <= 1 << 16 else "uint32"
+        self.end = end_token(encoder.tokenizer)
+        dtype = "uint16" if n_ids(encoder.tokenizer) <= 1 << 16 else "uint32"
         self.valid = ShardWriter(directory, "valid", dtype)
         self.train = [ShardWriter(directory, f"train-{i}", dtype) for i in range(len(files.train))]
         self.skipped: set[str] = set()

@@ -86,6 +86,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     ConfigError if it is missing or loses text.
     """
     tokenizer = read_tokenizer(path)
+    size, largest = tokenizer.get_vocab_size(), text.n_ids(tokenizer) - 1
+    if largest >= 2 * size:
+        raise ConfigError(
+            f"{path}: ids must be below {2 * size}, twice the number of tokens, but the largest is "
+            f"{largest}"
+        )
     if tokenizer.token_to_id(END) is None:
         eos = _eos_token(path.with_name("tokenizer_config.json"))
         if eos is None or tokenizer.token_to_id(eos) is None:

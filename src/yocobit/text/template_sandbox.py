@@ -26,6 +26,7 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 1 << 20
+_CALL_STEPS = 8  # of a call: a macro takes that much longer than an iteration
 MAX_CHARACTERS = 1 << 25
 _MAX_WIDTH = 1 << 16  # of a padding
 _MAX_BITS = 1 << 14  # of an integer
@@ -76,8 +77,8 @@ class _Left:
     def __init__(self, characters: int) -> None:
         self.steps, self.characters = MAX_STEPS, characters
 
-    def step(self) -> None:
-        self.steps -= 1
+    def step(self, n: int = 1) -> None:
+        self.steps -= n
         if self.steps < 0:
             raise TemplateError(f"more than {MAX_STEPS:,} steps")
 
@@ -150,8 +151,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        _left.get().step()
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
+        _left.get().step(_CALL_STEPS)
+        method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str | bytes | int | float):
             if name in _FORBIDDEN_METHODS:
                 raise SecurityError(f"{name} is not available in chat templates")
@@ -299,12 +301,13 @@ def _text(value: Any) -> str:
 def _measured(value: Any) -> Any:
     """Return a value; TemplateError if its text would be too long: nested lists can be shared."""
     if isinstance(value, list | tuple | dict | set):
-        left = _left.get().characters
+        characters, n_values = _left.get().characters, MAX_STEPS
         stack: list[Any] = [value]
         while stack:
             each = stack.pop()
-            left -= len(each) if isinstance(each, str) else 1
-            if left < 0:
+            n_values -= 1
+            characters -= len(each) if isinstance(each, str) else 1
+            if characters < 0 or n_values < 0:
                 raise TemplateError("more text than a prompt can have")
             if isinstance(each, Mapping):
                 stack += [*each, *each.values()]

@@ -23,6 +23,7 @@ from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
+from yocobit.text import n_ids
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
 from yocobit.training.loss import TeacherOutput
@@ -64,9 +65,9 @@ class Teacher:
         END may have another name or be one of the rows that pad the teacher's vocabulary. The
         teacher may have special tokens in addition.
         """
-        name, size = self.config.teacher, tokenizer.get_vocab_size()
+        name, size = self.config.teacher, n_ids(tokenizer)
         special = self.tokenizer.get_added_tokens_decoder()
-        for i in range(max(size, self.tokenizer.get_vocab_size())):
+        for i in range(max(size, n_ids(self.tokenizer))):
             teacher_token, own_token = self.tokenizer.id_to_token(i), tokenizer.id_to_token(i)
             may_differ = own_token in (END, None) and (teacher_token is None or i in special)
             if teacher_token != own_token and not may_differ:

@@ -16,6 +16,7 @@ from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
 from yocobit.packing import checkpoints
 from yocobit.packing.formats import is_quantised
+from yocobit.text import n_ids
 from yocobit.training import checkpoint
 from yocobit.training.backend import choose_precision, compile_error, compiled, set_threads
 from yocobit.training.config import Precision, TrainConfig
@@ -154,7 +155,7 @@ def _common_precision(config: TrainConfig, processes: Processes) -> Precision:
 
 
 def _new_model(config: TrainConfig, corpus: Corpus) -> Decoder:
-    model = config.model.replace(vocab_size=corpus.tokenizer.get_vocab_size())
+    model = config.model.replace(vocab_size=n_ids(corpus.tokenizer))
     with torch.random.fork_rng(devices=[]), out_of_memory_as(lambda: model_too_large(model)):
         torch.manual_seed(config.run.seed)
         return Decoder(model)

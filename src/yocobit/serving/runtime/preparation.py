@@ -236,7 +236,10 @@ def serve_forks(descriptor: int) -> None:
         problem = None
     except (UserError, OSError, MemoryError) as error:
         problem = str(error) or type(error).__name__
-    _send(control, pickle.dumps(problem))
+    try:
+        _send(control, pickle.dumps(problem))
+    except OSError:  # the server has ended, with an error of its own
+        return
     if problem is not None:
         return
     gc.collect()
