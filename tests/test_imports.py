@@ -29,7 +29,7 @@ LAYERS = (
     "importers",
     "data",
     "model",
-    "packing.pack importers.bitnet",
+    "packing.text_files packing.pack importers.bitnet",
     "tracking",
     "training",
     "engine pretrained",

@@ -7,7 +7,11 @@ import json
 import pytest
 from packed_models import nano, packed, text, trained
 
+from yocobit.data.tokenizer import END
+from yocobit.errors import UserError
 from yocobit.packing import checkpoints
+from yocobit.pretrained import TINY
+from yocobit.text.chat_template import ChatTemplate
 
 pytest.importorskip("lm_eval")
 MAX_LENGTH = 16  # tokens, fewer than in the texts and in some prompts with continuations
@@ -107,3 +111,80 @@ def test_attention_argument_reaches_the_engine(models):
     model = HarnessModel(str(models["yocobit"]), attention="index:128")
 
     assert model._engine.config.attention == "index:128"
+
+
+def test_engine_and_transformers_agree_without_options(models, tasks):
+    names = ["choice", "completion", "rolling"]
+
+    results, answers = evaluate("yocobit", models["yocobit"], tasks, names)
+    theirs, their_answers = evaluate("hf", models["hf"], tasks, names)
+
+    assert answers["completion"] == their_answers["completion"]
+    assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"]
+    ours, other = (found["rolling"]["bits_per_byte,none"] for found in (results, theirs))
+    assert ours == pytest.approx(other, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from yocobit.evaluation.harness import HarnessModel
+
+    return HarnessModel(str(TINY), threads=1)
+
+
+def answer(model, kind, *arguments):
+    from lm_eval.api.instance import Instance
+
+    (found,) = getattr(model, kind)([Instance(kind, {}, arguments, 0)], disable_tqdm=True)
+    return found
+
+
+def test_continuation_that_merges_with_its_context_is_encoded_alone(tiny):
+    context, after = tiny._encode_pair("The Pres", "ident")
+
+    assert len(tiny.tok_encode("The President")) == len(context)
+    assert after == tiny.tok_encode("ident", add_special_tokens=False)
+    log_p, is_greedy = answer(tiny, "loglikelihood", "The Pres", "ident")
+    assert log_p < -1 and not is_greedy
+
+
+@pytest.mark.parametrize("context", ["The", ""])
+def test_empty_continuation_is_rejected(tiny, context):
+    with pytest.raises(UserError, match="the continuation must not be empty but is ''"):
+        answer(tiny, "loglikelihood", context, "")
+
+
+def test_continuation_longer_than_max_length_is_rejected(models):
+    from yocobit.evaluation.harness import HarnessModel
+
+    model = HarnessModel(str(models["yocobit"]), max_length=4)
+
+    with pytest.raises(UserError, match="must have 1 to 4 tokens but has"):
+        answer(model, "loglikelihood", "The", " licence and the copyright of the work")
+    with pytest.raises(UserError, match="max_gen_toks must be below max_length = 4 but is 9"):
+        answer(model, "generate_until", "The", {"until": "x", "max_gen_toks": 9})
+
+
+def test_one_stop_string_equals_a_list_of_one(tiny):
+    settings = {"max_gen_toks": 12, "until": " the"}
+
+    once = answer(tiny, "generate_until", "It is", settings)
+
+    assert once == answer(tiny, "generate_until", "It is", {**settings, "until": [" the"]})
+    assert " the" not in once
+
+
+def test_chats_have_the_tokens_of_the_engine(tiny, monkeypatch):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m.content + eos_token + '\n' }}{% endfor %}"
+    )
+    names = {"bos_token": END, "eos_token": END}
+    monkeypatch.setattr(tiny._engine, "chat_template", ChatTemplate(template, "x", names))
+    monkeypatch.setattr(tiny, "_has_chats", False)
+
+    text = tiny.apply_chat_template(chat)
+
+    assert tiny.tok_encode(text) == tiny._engine.encode_chat(chat)
+    assert tiny.apply_chat_template(chat, add_generation_prompt=False) == text[: -len(END) - 1]
+    assert tiny.chat_template(True) == template

@@ -243,7 +243,7 @@ def test_a_checkpoint_loads_with_model_tokenizer_and_end_token(decoders, tmp_pat
 
     batch = tokens()[:20][None]
     assert torch.equal(model(batch).logits, decoders["yoco-gret"](batch))
-    assert loaded(text()[:200]).input_ids == tokenizer().encode(text()[:200]).ids
+    assert loaded(text()[:200]).input_ids == [0, *tokenizer().encode(text()[:200]).ids]
     assert loaded.padding_side == "left"
     assert loaded.pad_token_id == model.generation_config.eos_token_id == 0
 

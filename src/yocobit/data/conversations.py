@@ -23,14 +23,26 @@ ROLES = ("system", "user", "assistant")
 END_OF_TURN = "<|end|>"
 _ESCAPED = {f"<|{name}|>": f"<| {name}|>" for name in (*ROLES, "end")}  # markers in content
 
+STOP_STRINGS = (f"\n{END_OF_TURN}", END_OF_TURN)  # end the assistant's turn
+_CONTENT = "message['content'] | trim" + "".join(
+    f" | replace('{marker}', '{escaped}')" for marker, escaped in _ESCAPED.items()
+)
+_PROMPT = "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+
 # Jinja, as in transformers: a function of `messages` and `add_generation_prompt`.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ '<|' + message['role'] + '|>\\n' + message['content'] | trim"
-    + "".join(f" | replace('{marker}', '{escaped}')" for marker, escaped in _ESCAPED.items())
-    + " + '\\n<|end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    f"{{{{ '<|' + message['role'] + '|>\\n' + {_CONTENT} + '\\n{END_OF_TURN}\\n' }}}}"
+    "{% endfor %}" + _PROMPT
+)
+# The same in checkpoints, for transformers: its tokenizers add no BOS token to a conversation, and
+# its trainers compute the loss of what is marked as generation.
+CHECKPOINT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+    "{% if message['role'] == 'assistant' %}"
+    f"{{% generation %}}{{{{ {_CONTENT} + '\\n{END_OF_TURN}' }}}}{{% endgeneration %}}"
+    f"{{% else %}}{{{{ {_CONTENT} + '\\n{END_OF_TURN}' }}}}{{% endif %}}{{{{ '\\n' }}}}"
+    "{% endfor %}" + _PROMPT
 )
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from yocobit.engine import Engine
 from yocobit.engine.session import CacheType
+from yocobit.errors import UserError
 from yocobit.evaluation.native import NativeScorer
 from yocobit.evaluation.perplexity import CONTEXT
 
@@ -50,6 +51,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._engine = Engine.load(Path(pretrained), threads=threads, attention=attention)
         self._scorer = NativeScorer(self._engine, cache)
         self._cache = cache
+        self._has_chats = False  # apply_chat_template was used: texts have its special tokens
 
     @property
     def eot_token_id(self) -> int:
@@ -63,8 +65,31 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Tokenize a text, with a BOS token before it unless add_special_tokens=False."""
-        tokens = self._scorer.encode(string)
-        return tokens if add_special_tokens is False else [self._scorer.bos_token, *tokens]
+        bos = self._scorer.bos_token
+        if self._has_chats:
+            tokens: list[int] = self._engine.tokenizer.encode(string, add_special_tokens=False).ids
+        else:
+            tokens = self._scorer.encode(string)
+        is_started = self._has_chats and tokens[:1] == [bos]
+        return tokens if add_special_tokens is False or is_started else [bos, *tokens]
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split the tokens of a text; a continuation that has none of its own is encoded alone.
+
+        That is where its first token reaches into the context.
+        """
+        before, after = super()._encode_pair(context, continuation)
+        return before, after or self.tok_encode(continuation, add_special_tokens=False)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Return log p of continuations, and whether greedy decoding would produce them."""
+        for request in requests:
+            if not request.args[1]:
+                raise UserError("request: the continuation must not be empty but is ''")
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        return answers
 
     def _loglikelihood_tokens(
         self,
@@ -74,6 +99,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         answers = []
         for request, context, continuation in tqdm(requests, disable=disable_tqdm):
+            if not 0 < len(continuation) <= self.max_length:
+                raise UserError(
+                    f"request: the continuation must have 1 to {self.max_length} tokens but has "
+                    f"{len(continuation)}; raise max_length"
+                )
             tokens = (context + continuation)[-(self.max_length + 1) :]
             nats, is_greedy = 0.0, True
             n_context = max(1, len(tokens) - len(continuation))
@@ -90,11 +120,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Return log p of whole texts, in windows of max_length tokens with one token overlap."""
+        """Return log p of whole texts, in windows of max_length tokens with one token overlap.
+
+        As in the model "hf", the text starts with a BOS token, which is scored too.
+        """
         answers = []
         for (text,) in tqdm([request.args for request in requests], disable=disable_tqdm):
             windows = get_rolling_token_windows(
-                token_list=self.tok_encode(text, add_special_tokens=False),
+                token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length,
                 context_len=1,
@@ -110,9 +143,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for text, settings in tqdm([request.args for request in requests], disable=disable_tqdm):
             kwargs = normalize_gen_kwargs(settings, _MAX_NEW_TOKENS)
             max_tokens = kwargs["max_gen_toks"]
+            if max_tokens >= self.max_length:
+                raise UserError(
+                    f"request: max_gen_toks must be below max_length = {self.max_length} but is "
+                    f"{max_tokens}; raise max_length"
+                )
             sampling = {k: kwargs[k] for k in ("top_k", "top_p", "min_p") if k in kwargs}
             generation = self._engine.stream(
-                self.tok_encode(text)[-max(1, self.max_length - max_tokens) :],
+                self.tok_encode(text)[max_tokens - self.max_length :],
                 max_tokens=max_tokens,
                 stop=[stop for stop in kwargs["until"] if stop],
                 cache=self._cache,
@@ -123,6 +161,22 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             answers.append("".join(generation))
             self.cache_hook.add_partial("generate_until", (text, settings), answers[-1])
         return answers
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """Render a conversation; without a generation prompt, it ends with the last message."""
+        self._has_chats = True
+        template = self._engine.chat_template
+        text = str(template.render(chat_history, add_generation_prompt=add_generation_prompt))
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].strip()
+        return text[: text.rindex(last) + len(last)]
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return the source of the model's template, which the harness stores with results."""
+        return self._engine.chat_template.source if chat_template else None
 
 
 if __name__ == "__main__":

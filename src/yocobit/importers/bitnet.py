@@ -19,19 +19,17 @@ import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.errors import printable
-from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, MODEL, TOKENIZER, scale_name
+from yocobit.packing.format import CONFIG, MODEL, scale_name
 from yocobit.packing.formats import INT8, TERNARY, StoredParameter, stored_parameters
 from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
+from yocobit.packing.text_files import read_text_files
 from yocobit.packing.writer import check_new, write_model
-from yocobit.reading import read_bytes, read_json, read_text
-from yocobit.text import GenerationConfig, read_generation_config, read_tokenizer
-from yocobit.text.generation_config import without_unknown_tokens
+from yocobit.reading import read_json
 
 _MAX_WIDTH, _MAX_LAYERS = 1 << 16, 1024  # as ModelConfig
-_TOKENIZER_CONFIG = "tokenizer_config.json"
 _ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
 _NAMES = {
     "mixer_norm": "input_layernorm",
@@ -46,17 +44,6 @@ _NAMES = {
     "ffn.down_proj": "mlp.down_proj",
     "ffn.sub_norm": "mlp.ffn_sub_norm",
 }
-_GENERATION_KEYS = (
-    "bos_token_id",
-    "eos_token_id",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "max_new_tokens",
-)
 
 
 def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel:
@@ -71,17 +58,13 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
     parameters = stored_parameters(config, TERNARY.name, head)
     divides_by_scales = _divides_by_scales(fields, source / CONFIG)
     checkpoint = _Checkpoint(source, SafetensorsDirectory(source), divides_by_scales)
-    tokenizer, generation = source / TOKENIZER, _generation(source, fields, config.vocab_size)
-    if tokenizer.is_file():
-        read_tokenizer(tokenizer, config.vocab_size)  # checks it
+    files = read_text_files(source, config.vocab_size)
     return write_model(
         out,
         config,
         parameters,
         checkpoint.convert(parameters, config.tie_embeddings),
-        read_bytes(tokenizer) if tokenizer.is_file() else None,
-        generation,
-        _chat_template(source, engine_adds_bos="bos_token_id" in generation),
+        *files,
     )
 
 
@@ -241,34 +224,3 @@ def _object(fields: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
 def _short(value: Any) -> str:
     """Return a JSON value as part of a line."""
     return printable(repr(value), 100)
-
-
-def _generation(source: Path, fields: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    known = {**fields, **read_generation_config(source / GENERATION)}
-    kept = {key: known[key] for key in _GENERATION_KEYS if known.get(key) is not None}
-    kept = without_unknown_tokens(kept, vocab_size)
-    GenerationConfig.of(kept, source / GENERATION, vocab_size)
-    return kept
-
-
-def _chat_template(source: Path, engine_adds_bos: bool) -> bytes | None:
-    """Return the chat template, if there is one, with its variables bos_token and eos_token set.
-
-    bos_token is empty if the engine prepends that token to every prompt.
-    """
-    file, theirs = source / CHAT_TEMPLATE, source / _TOKENIZER_CONFIG
-    fields = read_json(theirs) if theirs.is_file() else {}
-    template = read_text(file) if file.is_file() else fields.get("chat_template")
-    if template is None:
-        return None
-    if not isinstance(template, str):
-        raise ConfigError(f"{theirs}: chat_template must be a string but is {_short(template)}")
-    tokens = {name: fields.get(name) for name in ("bos_token", "eos_token")}
-    texts = {name: t.get("content") if isinstance(t, dict) else t for name, t in tokens.items()}
-    for name, text in texts.items():
-        if not isinstance(text, str | None):
-            raise ConfigError(f"{theirs}: {name} must be a string but is {_short(text)}")
-    if engine_adds_bos:
-        texts["bos_token"] = ""
-    names = [f"{{% set {name} = {json.dumps(text or '')} %}}" for name, text in texts.items()]
-    return ("".join(names) + template).encode()

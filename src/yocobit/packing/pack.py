@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
-from yocobit.data.conversations import END_OF_TURN
+from yocobit.data.conversations import CHAT_TEMPLATE as CONVERSATIONS
+from yocobit.data.conversations import CHECKPOINT_TEMPLATE, STOP_STRINGS
 from yocobit.data.tokenizer import END
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
@@ -30,7 +30,10 @@ from yocobit.packing.formats import (
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
+from yocobit.packing.text_files import TextFiles, read_text_files
 from yocobit.packing.writer import check_new, write_model
+from yocobit.reading import decode, read_bytes
+from yocobit.text import parse_tokenizer
 
 _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_tokens": 256}
 
@@ -70,13 +73,7 @@ def pack(
             values = _read(source, own, stored.shape, directory / MODEL)
             yield from quantize(name, values, stored.format, directory / MODEL, threads)
 
-    tokenizer_file = directory / TOKENIZER
-    tokenizer = tokenizer_file.read_bytes() if tokenizer_file.is_file() else None
-    generation = _generation_config(tokenizer_file)
-    template_file, template = directory / CHAT_TEMPLATE, None
-    if template_file.is_file():
-        template = template_file.read_bytes()
-        generation["stop_strings"] = [f"\n{END_OF_TURN}", END_OF_TURN]
+    tokenizer, generation, template = _text_files(directory, config.vocab_size)
     return write_model(out, config, parameters, tensors(), tokenizer, generation, template)
 
 
@@ -155,15 +152,28 @@ def _misfit(file: Path, name: str) -> ConfigError:
     return ConfigError(f"{file}: does not fit {CONFIG}; '{name}' differs")
 
 
-def _generation_config(tokenizer_file: Path) -> dict[str, Any]:
-    """Return default sampling settings, under the names that Hugging Face gives them."""
-    if not tokenizer_file.is_file():
-        return dict(_SAMPLING)
-    try:
-        end = Tokenizer.from_str(tokenizer_file.read_text(encoding="utf-8")).token_to_id(END)
-    except Exception as error:  # the library raises plain Exception
-        raise ConfigError(f"{tokenizer_file}: is not a tokenizer.json ({error})") from None
-    # In training this token separates documents, so it is also the start token.
-    return (
-        dict(_SAMPLING) if end is None else {"bos_token_id": end, "eos_token_id": end, **_SAMPLING}
-    )
+def _text_files(directory: Path, vocab_size: int) -> TextFiles:
+    """Return the text files of a checkpoint, completed by the defaults of training."""
+    tokenizer, template = (_content(directory / name) for name in (TOKENIZER, CHAT_TEMPLATE))
+    is_run = (directory / checkpoints.STATE).is_file()
+    files = TextFiles(tokenizer, {}, template)
+    files = files if is_run else read_text_files(directory, vocab_size)
+    defaults: dict[str, Any] = {}
+    if tokenizer is not None:
+        content = decode(tokenizer, directory / TOKENIZER)
+        end = parse_tokenizer(content, directory / TOKENIZER).token_to_id(END)
+        if end is not None:
+            # In training this token separates documents, so it is also the start token.
+            defaults = {"bos_token_id": end, "eos_token_id": end}
+    if not files.generation.keys() & _SAMPLING.keys():
+        defaults |= _SAMPLING
+    is_ours = template in (CHECKPOINT_TEMPLATE.encode(), CONVERSATIONS.encode())
+    if template is not None and (is_run or is_ours):
+        defaults["stop_strings"] = list(STOP_STRINGS)
+    if is_ours:
+        files = files._replace(template=CONVERSATIONS.encode())  # the engine adds the BOS token
+    return files._replace(generation={**defaults, **files.generation})
+
+
+def _content(file: Path) -> bytes | None:
+    return read_bytes(file) if file.is_file() else None

@@ -18,9 +18,11 @@ import msgspec
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from yocobit.config import ConfigError, ModelConfig
+from yocobit.data import conversations
 from yocobit.data.tokenizer import END, end_token
 from yocobit.disk import WriteError, flush, sha256, write_json
 from yocobit.model import Decoder
@@ -122,10 +124,12 @@ def _write_metadata(
     write_json(partial / CONFIG, {**config.to_json(), "auto_map": checkpoints.AUTO_MAP})
     checkpoints.write_remote_code(partial)
     write_json(partial / TRAIN, train)
-    (partial / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    _write_token_roles(partial, tokenizer)
+    (partial / TOKENIZER).write_text(_with_bos(tokenizer).to_str(), encoding="utf-8")
+    _write_token_roles(partial, tokenizer, has_chats=chat_template is not None)
     if chat_template is not None:
-        (partial / CHAT_TEMPLATE).write_text(chat_template, encoding="utf-8")
+        is_ours = chat_template == conversations.CHAT_TEMPLATE
+        stored = conversations.CHECKPOINT_TEMPLATE if is_ours else chat_template
+        (partial / CHAT_TEMPLATE).write_text(stored, encoding="utf-8")
     paths = sorted(partial.iterdir())
     with ThreadPoolExecutor() as pool:
         # From the page cache, while the disk writes: hashing is hidden by the flush.
@@ -141,14 +145,30 @@ def _write_metadata(
         flush(path)
 
 
-def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer) -> None:
+def _with_bos(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that transformers starts each text with END by, as training does.
+
+    yocobit encodes without special tokens and adds END itself.
+    """
+    copy: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    copy.post_processor = TemplateProcessing(
+        single=f"{END}:0 $A:0",
+        pair=f"{END}:0 $A:0 {END}:1 $B:1",
+        special_tokens=[(END, end_token(tokenizer))],
+    )
+    return copy
+
+
+def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer, has_chats: bool) -> None:
     """Name the special tokens for transformers; yocobit itself does not read these files."""
     roles = ("bos_token", "eos_token", "pad_token")
     names = dict.fromkeys(roles, END)
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
     write_json(checkpoint / "tokenizer_config.json", names)
-    end = end_token(tokenizer)
-    write_json(checkpoint / "generation_config.json", {f"{role}_id": end for role in roles})
+    generation: dict[str, Any] = dict.fromkeys((f"{r}_id" for r in roles), end_token(tokenizer))
+    if has_chats:
+        generation["stop_strings"] = list(conversations.STOP_STRINGS)
+    write_json(checkpoint / "generation_config.json", generation)
 
 
 def _delete_old(run_dir: Path, n_newest: int, best_step: int | None) -> None:
