@@ -265,7 +265,7 @@ def test_json_logs_have_request_ids_and_no_secrets():
             "--no-api-key allows everybody, but keys are given",
         ),
         (["--api-key", "short"], "--api-key must each have at least 8 printable characters"),
-        (["--timeout", "1e6"], "--timeout must be above 0, at most a day"),
+        (["--timeout", "1e6"], "--timeout must be between 0.001 and 86400"),
         (["--cors-origin", "foo"], "--cors-origin must have the form https://a.b"),
         (
             ["--prefix-dir", "x", "--prefix-mb", "0"],

@@ -1,0 +1,254 @@
+"""Hostile requests: each is rejected or answered, within limits, and the server serves others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+import servers
+
+from yocobit.pretrained import TINY
+from yocobit.serving import ServerSettings, limits
+from yocobit.serving.api import protocol
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SEA = [{"role": "user", "content": "Tell me about the sea."}]
+LOOP = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limits, "PREPARATION_CPU_S", 0.5)
+        patch.setattr(limits, "PREPARATION_BYTES", 1 << 27)
+        with servers.running(ServerSettings(threads=1, context=2048, max_sequences=4)) as running:
+            yield running
+            assert running.post(TEXT, prompt="The", max_tokens=1).status_code == 200
+            running.wait_until_idle()
+            assert running.runtime.n_open == 0
+
+
+def nested(depth: int) -> dict:
+    schema: dict = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def choices(n: int) -> dict:
+    return {"anyOf": [{"properties": {f"a{n}{i}": {"type": "integer"}}} for i in range(4)]}
+
+
+SCHEMAS = {
+    "large multiple": {"type": "integer", "multipleOf": 9999991},
+    "several multiples": {"allOf": [{"type": "integer", "multipleOf": m} for m in (9973, 9967)]},
+    "decimal multiple": {"type": "number", "multipleOf": 0.9999991},
+    "long string": {"type": "string", "minLength": 10**9},
+    "string of any length": {"type": "string", "maxLength": 10**9},
+    "many items": {"type": "array", "items": {"type": "integer"}, "minItems": 10**9},
+    "any number of items": {"type": "array", "items": {"type": "null"}, "maxItems": 10**9},
+    "many choices of choices": {"allOf": [choices(i) for i in range(12)]},
+    "endless": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    "endless array": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 2}},
+    },
+    "pattern": {"type": "string", "pattern": "^(([a-z]+)*)*([0-9a-z]{1,500}x){1,50}$"},
+    "intersection of patterns": {
+        "allOf": [{"type": "string", "pattern": f".*{c}.{{12}}.*"} for c in "abcdefgh"]
+    },
+    "many values": {"enum": [f"value {i}" for i in range(9000)]},
+    "many properties": {"properties": {f"p{i}": {"type": "string"} for i in range(6000)}},
+    "deep": nested(300),
+    "huge numbers": {"type": "integer", "minimum": -(10**300), "maximum": 10**300},
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_hostile_schema_is_rejected_or_followed(server, name):
+    schema = {"type": "json_schema", "json_schema": {"schema": SCHEMAS[name]}}
+
+    response = server.post(CHAT, messages=SEA, max_tokens=50, response_format=schema)
+
+    assert response.status_code in (200, 400), response.text
+    assert len(response.text) < 5000
+
+
+def many(text: str, n: int, separator: str = ",") -> str:
+    return separator.join([text] * n)
+
+
+BODIES = {
+    "empty prompts": (TEXT, '{"prompt":[' + many("[]", 700_000) + "]}"),
+    "biases": (
+        TEXT,
+        '{"prompt":"a","logit_bias":{' + ",".join(f'"{i}":1' for i in range(200_000)) + "}}",
+    ),
+    "biases in a small body": (
+        TEXT,
+        '{"prompt":"a","logit_bias":{' + ",".join(f'"{i}":1' for i in range(1025)) + "}}",
+    ),
+    "keys of a schema": (
+        CHAT,
+        '{"messages":[{"role":"user","content":"a"}],"response_format":{"type":"json_schema",'
+        '"json_schema":{"schema":{' + ",".join(f'"k{i}":{{}}' for i in range(150_000)) + "}}}}",
+    ),
+    "messages": (CHAT, '{"messages":[' + many('{"role":"user","content":""}', 5000) + "]}"),
+    "parts": (
+        CHAT,
+        '{"messages":[{"role":"user","content":[' + many('{"type":"text"}', 1025) + "]}]}",
+    ),
+    "stop strings": (TEXT, '{"prompt":"a","stop":[' + many('"a"', 17) + "]}"),
+    "long stop string": (TEXT, '{"prompt":"a","stop":"' + "a" * 1001 + '"}'),
+    "deep": (TEXT, '{"prompt":"a","x":' + "[" * 500_000 + "]" * 500_000 + "}"),
+    "deep tools": (
+        CHAT,
+        '{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":'
+        '{"name":"f","parameters":' + '{"a":' * 5000 + "1" + "}" * 5000 + "}}]}",
+    ),
+    "large number": (TEXT, '{"prompt":"a","seed":' + "9" * 100_000 + "}"),
+    "not UTF-8": (TEXT, b'{"prompt":"\xff\xfe' + b"\xff" * 50_000 + b'"}'),
+    "lone surrogate": (TEXT, '{"prompt":"\\ud800"}'),
+    "lone surrogate in a message": (CHAT, '{"messages":[{"role":"user","content":"\\ud800"}]}'),
+    "long text": ("/tokenize", '{"prompt":"' + "a " * 400_000 + '"}'),
+    "long conversation": (
+        "/tokenize",
+        '{"messages":[{"role":"user","content":"' + "a " * 400_000 + '"}]}',
+    ),
+    "long input": ("/v1/embeddings", '{"input":["' + "a " * 400_000 + '"]}'),
+    "tokens": ("/detokenize", '{"tokens":[' + many("1", 12_000) + "]}"),
+    "wrong type": (CHAT, '{"messages":"' + "a" * 100_000 + '"}'),
+    "long enumeration value": (CHAT, '{"messages":[{"role":"' + "a" * 100_000 + '"}]}'),
+    "long model name": (TEXT, '{"prompt":"a","model":"' + "a" * 100_000 + '"}'),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_hostile_body_is_rejected_with_a_short_error(server, name):
+    path, body = BODIES[name]
+    content = body if isinstance(body, bytes) else body.encode()
+
+    response = server.client.post(
+        path, content=content, headers={"content-type": "application/json"}
+    )
+
+    assert response.status_code in (400, 404, 413), response.text[:500]
+    assert len(response.text) < 1000
+
+
+def test_body_above_the_small_size_is_not_decoded_by_the_event_loop(server, monkeypatch):
+    monkeypatch.setattr("yocobit.serving.http.app.decode", lambda *_: 1 / 0)
+    padding = "x" * limits.SMALL_BODY_BYTES
+
+    assert server.post(TEXT, prompt="a", max_tokens=1, user=padding).status_code == 200
+
+
+def test_large_bodies_in_memory_are_bounded(server, monkeypatch):
+    monkeypatch.setattr(limits, "LARGE_BODIES", 1)
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 100000\r\n\r\n"
+    )
+    with server.connect() as slow:
+        slow.sendall(head + b" " * 50_000)
+        servers.wait_for(lambda: server.state._body_bytes)
+
+        rejected = server.post(TEXT, prompt="a" * 50_000, max_tokens=1)
+        small = server.post(TEXT, prompt="a", max_tokens=1)
+    servers.wait_for(lambda: not server.state._body_bytes)
+
+    assert rejected.status_code == 503 and rejected.headers["retry-after"]
+    assert rejected.json()["error"]["code"] == "too_many_large_bodies"
+    assert small.status_code == 200
+    assert server.post(TEXT, prompt="a", user="a" * 50_000, max_tokens=1).status_code == 200
+
+
+def test_requests_that_wait_for_preparation_count_as_queued(monkeypatch):
+    monkeypatch.setattr(limits, "PREPARATION_CPU_S", 1.0)
+    settings = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
+    schema = {"type": "json_schema", "json_schema": {"schema": SCHEMAS["large multiple"]}}
+    with servers.running(settings) as server:
+        waiting = server.send(CHAT, messages=SEA, response_format=schema)
+        servers.wait_for(lambda: server.runtime.n_open)
+
+        rejected = server.post(TEXT, prompt="a", max_tokens=1)
+        waiting.close()  # frees its place
+        servers.wait_for(lambda: not server.runtime.n_open)
+        accepted = server.post(TEXT, prompt="a", max_tokens=1)
+
+    assert rejected.status_code == 429 and rejected.headers["retry-after"]
+    assert accepted.status_code == 200
+
+
+def test_time_limit_covers_preparation(monkeypatch):
+    schema = {"type": "json_schema", "json_schema": {"schema": SCHEMAS["large multiple"]}}
+    with servers.running(ServerSettings(threads=1, timeout_s=0.2)) as server:
+        response = server.post(CHAT, messages=SEA, response_format=schema)
+
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "timeout"
+
+
+# ---- files next to the weights ----
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
+
+
+def test_template_with_an_endless_loop_stops_nobody_else(model, monkeypatch):
+    monkeypatch.setattr(limits, "PREPARATION_CPU_S", 0.3)
+    (model / "chat_template.jinja").write_text(LOOP + LOOP)
+    with servers.running(ServerSettings(threads=1, model=model)) as server:
+        chats = [server.post(path, messages=SEA) for path in (CHAT, "/tokenize")]
+        text = server.post(TEXT, prompt="a", max_tokens=1)
+
+    assert [chat.status_code for chat in chats] == [400, 400]
+    assert text.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("generation_config.json", '{"bos_token_id": 99999}'),
+        ("generation_config.json", '{"bos_token_id": -1}'),
+        ("generation_config.json", '{"bos_token_id": [0]}'),
+        ("generation_config.json", '{"bos_token_id": "0"}'),
+        ("generation_config.json", '{"eos_token_id": 99999}'),
+        ("generation_config.json", '{"eos_token_id": [[0]]}'),
+        ("generation_config.json", '{"stop_strings": [1]}'),
+        ("generation_config.json", '{"temperature": -5}'),
+        ("generation_config.json", '{"top_k": "x"}'),
+        ("generation_config.json", "[" * 100_000),
+        ("chat_template.jinja", "{% if %}"),
+        ("chat_template.jinja", "{{ " + "(" * 400 + "1" + ")" * 400 + " }}"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[" * 100_000),
+    ],
+)
+def test_server_with_an_invalid_file_does_not_start(model, name, content):
+    (model / name).write_text(content)
+
+    with servers.running(ServerSettings(threads=1, model=model)) as server:
+        problem = server.state.problem
+
+    assert problem and len(problem.splitlines()) == 1
+    assert len(problem) < 1000
+
+
+def test_error_of_a_wrong_enumeration_value_is_short():
+    with pytest.raises(Exception, match="Invalid enum value") as rejected:
+        protocol.decode(json.dumps({"role": "x" * 10_000}).encode(), protocol.Message)
+
+    assert len(str(rejected.value)) < 600
+
+
+def test_long_path_is_not_repeated_in_full(server):
+    response = httpx.get(server.url + "/" + "a" * 5000)
+
+    assert response.status_code == 404
+    assert len(response.text) < 1000
