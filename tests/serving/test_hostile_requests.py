@@ -147,7 +147,7 @@ def test_body_above_the_small_size_is_not_decoded_by_the_event_loop(server, monk
 
 
 def test_large_bodies_in_memory_are_bounded(server, monkeypatch):
-    monkeypatch.setattr(limits, "LARGE_BODIES", 1)
+    monkeypatch.setattr(limits, "LARGE_BODIES", 70_000 / server.state.settings.max_body_bytes)
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         b"Content-Length: 100000\r\n\r\n"

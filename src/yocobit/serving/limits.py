@@ -30,7 +30,7 @@ PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 # Of the work that precedes the queue. A body above SMALL_BODY_BYTES, and any conversation or
 # schema, is prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
-LARGE_BODIES = 4  # in memory at a time, each of the size limit of a body
+LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
 HEAVY_WAITING = 16  # large bodies and schemas that wait for the worker
 PREPARATION_CPU_S = 3.0
 PREPARATION_S = 20.0  # in the worker, at a low priority
@@ -45,7 +45,7 @@ TABLE = (
     ("headers of a request", HEADERS, 431),
     ("bytes of a request line", REQUEST_LINE_BYTES, 431),
     ("pipelined requests of a connection", PIPELINED, 400),
-    ("large bodies in memory at a time", LARGE_BODIES, 503),
+    ("bodies in memory at a time, each of `--max-body-mb`", LARGE_BODIES, 503),
     ("large bodies and schemas that wait to be prepared", HEAVY_WAITING, 429),
     ("prompts of completions", PROMPTS, 400),
     ("inputs of embeddings", INPUTS, 400),

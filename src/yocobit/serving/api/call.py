@@ -35,7 +35,7 @@ class ServerState:
         self.problem: str | None = None  # why loading failed
         self.report: Callable[[str], None] = logger.error  # called with the problem
         self.is_draining = False
-        self._body_bytes = 0  # reserved for large bodies
+        self._body_bytes = 0  # of all requests that are read or prepared
 
     @property
     def is_ready(self) -> bool:
@@ -52,20 +52,29 @@ class ServerState:
         return self.model, self.runtime
 
     @contextlib.contextmanager
-    def large_body(self) -> Iterator[None]:
-        """Reserve the memory of a large body; APIError 503 if too many are in memory."""
-        if self._body_bytes >= limits.LARGE_BODIES * self.settings.max_body_bytes:
-            raise APIError(
-                503,
-                f"{limits.LARGE_BODIES} large bodies are in memory already; try again",
-                code="too_many_large_bodies",
-                retry_after=1,
-            )
-        self._body_bytes += self.settings.max_body_bytes
+    def body_memory(self) -> Iterator[Callable[[int], None]]:
+        """Yield a function that reserves bytes for a body until the block ends.
+
+        APIError 503 if the bodies of all requests take too much memory.
+        """
+        n_reserved = 0
+
+        def reserve(n_bytes: int) -> None:
+            nonlocal n_reserved
+            if self._body_bytes + n_bytes > limits.LARGE_BODIES * self.settings.max_body_bytes:
+                raise APIError(
+                    503,
+                    "the bodies of other requests take all memory for them; try again",
+                    code="too_many_large_bodies",
+                    retry_after=1,
+                )
+            n_reserved += n_bytes
+            self._body_bytes += n_bytes
+
         try:
-            yield
+            yield reserve
         finally:
-            self._body_bytes -= self.settings.max_body_bytes
+            self._body_bytes -= n_reserved
 
     async def load(self) -> None:
         """Load the model and start the runtime; on failure, set and report `problem`."""

@@ -83,11 +83,7 @@ class EndpointApp:
         prepared: Any = None
         if endpoint.body is not None:
             state.require_ready()
-            async with contextlib.AsyncExitStack() as memory:
-
-                def reserve() -> None:
-                    memory.enter_context(state.large_body())
-
+            with state.body_memory() as reserve:
                 limit = endpoint.max_body_bytes(state.settings)
                 body = await read_body(scope, receive, limit, reserve)
                 work = self._prepare(state, body, client, arrived_at)

@@ -12,18 +12,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 
 BODY_TIMEOUT_S = 60.0  # for a client to send its body
 
 
 async def read_body(
-    scope: Scope, receive: Receive, limit: int, reserve: Callable[[], None]
+    scope: Scope, receive: Receive, limit: int, reserve: Callable[[int], None]
 ) -> bytes:
     """Read a body of at most `limit` bytes; APIError unless it is declared as JSON.
 
-    `reserve` is called once it turns out to be large.
+    `reserve` is called with the size of each part.
     """
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
@@ -75,19 +74,17 @@ def json_response(
 
 
 async def _read(
-    receive: Receive, limit: int, too_large: APIError, reserve: Callable[[], None]
+    receive: Receive, limit: int, too_large: APIError, reserve: Callable[[int], None]
 ) -> bytes:
     body = bytearray()
-    is_reserved = False
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
+        part = message.get("body", b"")
+        if len(body) + len(part) > limit:
             raise too_large
-        if len(body) > limits.SMALL_BODY_BYTES and not is_reserved:
-            reserve()
-            is_reserved = True
+        reserve(len(part))
+        body += part
         if not message.get("more_body"):
             return bytes(body)

@@ -26,7 +26,7 @@ from yocobit.serving.settings import ServerSettings
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
 _FLUSH_S = 5.0  # for clients to read the rest of their responses, if the drain leaves it
-_LAST_FLUSH_S = 0.5  # the same at the end of the drain, and after a second signal
+_LAST_FLUSH_S = 0.3  # the same at the end of the drain, and after a second signal
 _IDLE_CONNECTIONS = 512  # in addition to those of running and waiting requests
 
 
@@ -129,7 +129,7 @@ class _Server(uvicorn.Server):
         deadline = self._loop.time() + self._drain_s
         while runtime.n_open > 0 and self._loop.time() < deadline and not self._is_forced:
             await asyncio.sleep(_POLL_S)
-        await asyncio.to_thread(runtime.stop)
+        runtime.begin_stop()
         left_s = 0.0 if self._is_forced else deadline - self._loop.time()
         flush_s: Any = min(_FLUSH_S, max(_LAST_FLUSH_S, left_s))
         self.config.timeout_graceful_shutdown = flush_s

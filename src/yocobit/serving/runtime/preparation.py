@@ -9,6 +9,7 @@ gets a new one within milliseconds. No process outlives the server: its end clos
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import pickle
@@ -31,7 +32,8 @@ from yocobit.serving.errors import APIError, queue_full, shutting_down, too_cost
 
 _NICENESS = 10  # of workers for heavy jobs: the scheduler precedes them
 _MAX_GROWTH = 1 << 26  # bytes of memory, above which a worker is replaced after its job
-_STOP_S = 1.0
+_STOP_S = 0.3
+_PR_SET_PDEATHSIG = 1
 _SIZE = struct.Struct("<q")  # of a message; on the control socket, a pid or a niceness
 
 Job = Callable[..., Any]  # called with the context and the arguments of `run`
@@ -99,9 +101,15 @@ class WorkerPool:
         finally:
             lane.n_jobs -= 1
 
+    def begin_stop(self) -> None:
+        """Have all processes end; jobs fail with 503."""
+        self._is_stopped = True
+        if self._control is not None:
+            self._control.close()
+
     def stop(self) -> None:
         """End all processes; jobs fail with 503."""
-        self._is_stopped = True
+        self.begin_stop()
         self._end_forks()
 
     def _end_forks(self) -> None:
@@ -116,8 +124,9 @@ class WorkerPool:
                 self._forks.wait()
 
     async def _run(self, lane: _Lane, frame: bytes) -> Any:
-        worker = lane.idle or await self._fork(lane)
-        lane.idle = None
+        worker, lane.idle = lane.idle, None
+        if worker is None or worker.is_gone:
+            worker = await self._fork(lane)
         try:
             reply = await asyncio.wait_for(worker.exchange(frame), self._wall_s)
             result, is_last = pickle.loads(reply)
@@ -185,6 +194,11 @@ class _Worker:
         self.pid = pid
         self.writer = writer
         self._reader = reader
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process ended while it was idle."""
+        return self._reader.at_eof()
 
     async def exchange(self, frame: bytes) -> bytes:
         self.writer.write(_SIZE.pack(len(frame)))
@@ -279,6 +293,8 @@ def _work(
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries would print texts of clients
         os.nice(niceness)
+        with suppress(AttributeError):  # Linux: also if the forking process is killed
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         _limit_memory(memory_bytes)
         connection.sendall(_SIZE.pack(os.getpid()))
         size_at_start = peak_bytes()

@@ -26,7 +26,7 @@ from yocobit.serving.runtime.scheduler import Scheduler
 from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.settings import MB, ServerSettings
 
-_STOP_S = 0.5
+_STOP_S = 0.3
 _MAX_THREADS = 4  # small requests that are tokenised at a time
 
 T = TypeVar("T")
@@ -167,10 +167,15 @@ class Runtime:
                 del self._streams[group]
                 self.scheduler.cancel(group)
 
+    def begin_stop(self) -> None:
+        """Have the requests in flight fail, without waiting for it."""
+        self._workers.begin_stop()
+        self.scheduler.begin_stop()
+
     def stop(self) -> None:
         """Stop the workers and the scheduler; unfinished requests fail.
 
-        Neither a long step nor a slow disk delays it by more than a second.
+        Neither a long step nor a slow disk delays it.
         """
         self._workers.stop()
         self.scheduler.stop(_STOP_S)

@@ -155,14 +155,15 @@ class Scheduler:
             group.is_cancelled = not group.is_finished
             self._changed.notify()
 
-    def stop(self, timeout_s: float | None = None) -> None:
-        """Stop after this step; unfinished requests fail with 503.
-
-        A step that takes longer than `timeout_s` is abandoned.
-        """
+    def begin_stop(self) -> None:
+        """Have the thread stop after this step; unfinished requests fail with 503."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Stop after this step; a step that takes longer than `timeout_s` is abandoned."""
+        self.begin_stop()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
