@@ -126,30 +126,6 @@ def test_generate_from_a_padded_batch_equals_generate_from_each_prompt(pair):
         assert torch.equal(continued[max(LENGTHS) :], greedy(model, row[None])[0, len(row) :])
 
 
-def test_padding_on_the_right_does_not_change_the_cache(gret):
-    model, decoder = gret
-    input_ids, mask, rows = padded("right")
-    token = tokens()[100:101]
-
-    cache = model(input_ids, attention_mask=mask).past_key_values
-    mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
-    logits = model(token.expand(3, 1), attention_mask=mask, past_key_values=cache).logits
-
-    for i, row in enumerate(rows):
-        alone = decoder(torch.cat([row, token])[None])[0, -1:]
-        torch.testing.assert_close(logits[i], alone, rtol=0, atol=1e-5)
-
-
-def test_padding_between_cached_and_new_tokens_is_rejected_by_windows(decoders):
-    model = as_transformers(decoders["yoco-swa"])
-    input_ids, mask, rows = padded("right")
-    cache = model(input_ids, attention_mask=mask).past_key_values
-    mask = torch.cat([mask, torch.ones(len(rows), 1, dtype=mask.dtype)], dim=1)
-
-    with pytest.raises(ValueError, match="pad on the left"):
-        model(tokens()[:3, None], attention_mask=mask, past_key_values=cache)
-
-
 def test_position_ids_that_do_not_increase_start_a_document(gret):
     model, decoder = gret
     documents = tokens()[:25].split([13, 1, 11])

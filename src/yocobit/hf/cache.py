@@ -56,7 +56,7 @@ def store(cache: DynamicCache, states: Cache, config: ModelConfig, hidden: Tenso
     if states.shared is not None:
         _store(cache.layers[_shared_layer(config)], states.shared, n_new)
     if counts_tokens(config):
-        empty = hidden.new_empty(len(hidden), 1, 0, 0)
+        empty = hidden.new_empty(hidden.shape[0], 1, 0, 0)
         _store(cache.layers[0], (empty, empty), n_new)
 
 

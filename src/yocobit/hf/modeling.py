@@ -26,14 +26,15 @@ from transformers.modeling_outputs import (
     CausalLMOutputWithPast,
     SequenceClassifierOutputWithPast,
 )
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from yocobit.config import ConfigError
 from yocobit.hf import cache as hf_cache
 from yocobit.hf.configuration import YocobitConfig, check_quantization
-from yocobit.mixers import layer_mixers
 from yocobit.model import Cache, Decoder
+from yocobit.model.attention import SelfAttention
 from yocobit.model.decoder import Block, initial_std
+from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.norm import RMSNorm
 from yocobit.packing import is_packed
 
@@ -60,6 +61,71 @@ class YocobitBlock(Block, GradientCheckpointingLayer):
         return super().forward(x, start, state, mask)
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a call, as transformers passes them."""
+
+    input_ids: Tensor | None  # (B, T)
+    inputs_embeds: Tensor | None  # (B, T, C)
+    attention_mask: Tensor | None  # (B, S), 0 at padding
+    position_ids: Tensor | None  # (B, T) or (1, T)
+    past_key_values: DynamicCache | None
+
+    @property
+    def tokens(self) -> Tensor:
+        """The token ids (B, T) or their embeddings (B, T, C)."""
+        if (self.input_ids is None) == (self.inputs_embeds is None):
+            n_given = "neither" if self.input_ids is None else "both"
+            raise ValueError(
+                f"one of input_ids and inputs_embeds must be given but {n_given} are; pass one"
+            )
+        return self.input_ids if self.inputs_embeds is None else self.inputs_embeds  # type: ignore[return-value]
+
+    def resets(self) -> Tensor | None:
+        """Return the first positions of packed documents, (B, T) bool; None without documents."""
+        positions = self.position_ids
+        if positions is None or not (self.attention_mask is self.past_key_values is None):
+            return None
+        resets = positions.diff(dim=1, prepend=positions[:, :1] - 1) <= 0
+        if torch.compiler.is_exporting():
+            return resets.expand(len(self.tokens), -1)
+        return resets.expand(len(self.tokens), -1) if resets.any() else None
+
+    def real(self, n_past: int, is_kept: bool) -> Tensor | None:
+        """Return where tokens are real (B, S), or None if no real token would attend to padding.
+
+        `is_kept`: whether later calls use the states of this one.
+        """
+        if self.attention_mask is None:
+            return None
+        B, T = self.tokens.shape[:2]
+        shape = self.attention_mask.shape
+        if len(shape) != 2 or (shape[0], shape[1]) != (B, n_past + T):
+            raise ValueError(
+                f"attention_mask must have shape {(B, n_past + T)}, of cached and new tokens, but "
+                f"has {tuple(shape)}; pass the tokenizer's"
+            )
+        real = self.attention_mask.bool()
+        if torch.compiler.is_exporting():
+            return real
+        if is_kept:
+            return None if real.all() else real
+        return real if (real[:, 1:] & ~real[:, :-1]).any() else None
+
+    def positions(self, n_past: int) -> Tensor | None:
+        """Return position_ids, or None if they are the numbers of earlier tokens."""
+        positions, mask = self.position_ids, self.attention_mask
+        if positions is None or torch.compiler.is_exporting():
+            return positions
+        T = self.tokens.shape[1]
+        if mask is None:
+            default = torch.arange(n_past, n_past + T, device=positions.device)
+            return None if (positions == default).all() else positions
+        real = mask.bool()
+        is_default = positions == (real.cumsum(dim=1) - 1)[:, -T:]
+        return None if (is_default | ~real[:, -T:]).all() else positions
+
+
 @dataclass
 class YocobitOutput(CausalLMOutputWithPast):  # type: ignore[misc]
     """Adds the input of the head, (B, T, C), from which TRL's trainers compute losses."""
@@ -79,7 +145,10 @@ class YocobitPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules: ClassVar[list[str]] = ["YocobitBlock"]
     _input_embed_layer = "embedding"
-    _can_record_outputs: ClassVar[dict[str, Any]] = {"hidden_states": YocobitBlock}
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
+        "hidden_states": YocobitBlock,
+        "attentions": [OutputRecorder(SelfAttention, index=3), OutputRecorder(CrossAttention, 3)],
+    }
     # Of the other classes.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^head\.", r"^score\."]
 
@@ -155,66 +224,41 @@ class YocobitPreTrainedModel(PreTrainedModel):
 
     def _hidden(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: DynamicCache | None,
+        inputs: Inputs,
         use_cache: bool | None,
+        records: dict[str, Any],
         n_last: int | None = None,
     ) -> tuple[Tensor, DynamicCache | None]:
-        """Return the input of the head for the last `n_last` tokens, or for all, and the cache."""
+        """Return the input of the head and the cache.
+
+        `records` has the options that request hidden states and attention weights. Without them,
+        the cross-decoder runs for the last `n_last` tokens only, except in packed batches.
+        """
+        tokens, cache = inputs.tokens, inputs.past_key_values
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
-        resets = None
-        if attention_mask is None and past_key_values is None and position_ids is not None:
-            resets = position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) <= 0
-            resets = resets if resets.any() else None
-        if past_key_values is None and use_cache and resets is None:
-            past_key_values = DynamicCache(config=self.config)
-
+        resets = inputs.resets()
+        if cache is None and use_cache and resets is None:
+            cache = DynamicCache(config=self.config)
+        is_recorded = {
+            name: records.get(name, getattr(self.config, name, False))
+            for name in ("output_hidden_states", "output_attentions")
+        }
         decoder = self.decoder
-        n_last = n_last or input_ids.shape[1]
+        _return_weights(decoder, bool(is_recorded["output_attentions"]))
+        n_last = None if any(is_recorded.values()) else n_last
         if resets is not None:
-            hidden = decoder.hidden(input_ids, resets)[:, -n_last:]
-        elif past_key_values is None:
-            real = self._real(attention_mask, is_kept=False)
-            hidden = decoder.extend(input_ids, Cache(), real, n_last)
+            hidden = decoder.hidden(tokens, resets)
+        elif cache is None:
+            real, positions = inputs.real(0, is_kept=False), inputs.positions(0)
+            hidden = decoder.extend(tokens, Cache(), real, n_last, positions)
         else:
-            states = hf_cache.load(past_key_values, decoder.config)
-            real = self._real(attention_mask, is_kept=True)
-            self._check_window(real, states.position)
-            hidden = decoder.extend(input_ids, states, real, n_last)
-            hf_cache.store(past_key_values, states, decoder.config, hidden)
-        return hidden, past_key_values
-
-    @staticmethod
-    def _real(attention_mask: Tensor | None, is_kept: bool) -> Tensor | None:
-        """Return where tokens are real (B, S), or None if no real token would attend to padding.
-
-        `is_kept`: whether later calls use the states of this one.
-        """
-        if attention_mask is None:
-            return None
-        if attention_mask.ndim != 2:
-            raise ValueError(
-                f"attention_mask must have shape (B, S) but has {tuple(attention_mask.shape)}; "
-                "pass the tokenizer's"
-            )
-        real = attention_mask.bool()
-        if is_kept:
-            return None if real.all() else real
-        return real if (real[:, 1:] & ~real[:, :-1]).any() else None
-
-    def _check_window(self, real: Tensor | None, n_past: int) -> None:
-        """Reject padding inside a sequence: a window holds its last tokens, padding included."""
-        has_window = any(spec.kv_cache == "ring" for spec in layer_mixers(self._decoder.config))
-        if real is None or n_past == 0 or not has_window:
-            return
-        if (real[:, : n_past - 1] & ~real[:, 1:n_past]).any():
-            raise ValueError(
-                "attention_mask must have no padding between cached and new tokens of a model with "
-                "sliding windows but has some; pad on the left"
-            )
+            states = hf_cache.load(cache, decoder.config)
+            n_past = states.position
+            real, positions = inputs.real(n_past, is_kept=True), inputs.positions(n_past)
+            hidden = decoder.extend(tokens, states, real, n_last, positions)
+            hf_cache.store(cache, states, decoder.config, hidden)
+        return hidden, cache
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise a new module, or one that a checkpoint lacks, as the Decoder does."""
@@ -240,17 +284,17 @@ class YocobitModel(YocobitPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Return the input of the head (B, T, C); the arguments are YocobitForCausalLM's."""
-        hidden, cache = self._hidden(
-            input_ids, attention_mask, position_ids, past_key_values, use_cache
-        )
+        inputs = Inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        hidden, cache = self._hidden(inputs, use_cache, kwargs)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
 
@@ -266,27 +310,34 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> YocobitOutput:
         """Return logits (B, T, V) for input_ids (B, T), and the loss if there are labels (B, T).
 
-        attention_mask (B, S), over cached and new tokens, is 0 at padding, which may be on either
-        side. position_ids (B, T), without mask and cache, mark packed documents: one starts where
-        they do not increase, and attends to itself only; such a batch returns no cache. Labels of
-        -100 are ignored. `logits_to_keep` is the number of last logits to return, 0 for all: the
-        cross-decoder runs for these tokens only, except in packed batches.
+        inputs_embeds (B, T, C) may replace input_ids. attention_mask (B, S), over cached and new
+        tokens, is 0 at padding, which may be anywhere. position_ids (B, T) are those of rope;
+        without mask and cache they mark packed documents: one starts where they do not increase,
+        and attends to itself only; such a batch returns no cache. Labels of -100 are ignored.
+        `logits_to_keep` is the number of last logits to return, 0 for all, or the indices of those
+        to return.
         """
-        hidden, cache = self._hidden(
-            input_ids, attention_mask, position_ids, past_key_values, use_cache, logits_to_keep
-        )
-        logits = self.head(hidden)
+        inputs = Inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        n_last: int | None = None
+        kept: slice | Tensor = slice(None)
+        if isinstance(logits_to_keep, Tensor):
+            kept = logits_to_keep
+        elif logits_to_keep:
+            n_last, kept = logits_to_keep, slice(-logits_to_keep, None)
+        hidden, cache = self._hidden(inputs, use_cache, kwargs, n_last)
+        logits = self.head(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -314,10 +365,11 @@ class YocobitForSequenceClassification(YocobitPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -326,11 +378,11 @@ class YocobitForSequenceClassification(YocobitPreTrainedModel):
 
         Without attention_mask, config.pad_token_id is padding.
         """
-        hidden, cache = self._hidden(
-            input_ids, attention_mask, position_ids, past_key_values, use_cache
-        )
+        inputs = Inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
+        hidden, cache = self._hidden(inputs, use_cache, kwargs)
         T = hidden.shape[1]
-        if attention_mask is None and self.config.pad_token_id is not None:
+        is_padding_known = input_ids is not None and self.config.pad_token_id is not None
+        if attention_mask is None and is_padding_known:
             attention_mask = input_ids != self.config.pad_token_id
         last = torch.full((len(hidden),), T - 1, device=hidden.device)
         if attention_mask is not None:
@@ -344,6 +396,14 @@ class YocobitForSequenceClassification(YocobitPreTrainedModel):
                 logits=logits, labels=labels, pooled_logits=logits, config=self.config
             )
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+
+def _return_weights(decoder: Decoder, returns_weights: bool) -> None:
+    """Set whether the attention layers return their weights."""
+    for block in decoder.layers:
+        mixer = getattr(block, "mixer", None)
+        if isinstance(mixer, (SelfAttention, CrossAttention)):
+            mixer.returns_weights = returns_weights
 
 
 def _check_source(path: str | os.PathLike[str] | None, settings: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from yocobit.config import ModelConfig
 from yocobit.mixers import MixerSpec
 from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import sub_norm
+from yocobit.model.precision import widened
 from yocobit.model.rope import Positions, rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
@@ -27,11 +28,14 @@ class Documents:
     """Documents packed end to end: a token attends to its own document only."""
 
     resets: Tensor  # (B, T) bool, True at first positions
-    lengths: list[list[int]]  # of the documents of each row; each row's sum is T
+    # Of the documents of each row, whose sum is T; None while tracing, which has no values.
+    lengths: list[list[int]] | None
 
     @classmethod
     def of(cls, resets: Tensor) -> Documents | None:
         """Return the documents that start where resets (B, T) is True; None for one per row."""
+        if torch.compiler.is_exporting():
+            return cls(resets, None)
         if not resets[:, 1:].any():
             return None
         lengths = []
@@ -43,9 +47,24 @@ class Documents:
 
 @dataclass(frozen=True)
 class Padding:
-    """Padding tokens: no token attends to them, and they do not change states."""
+    """Padding tokens: no token attends to them, they have no position, and states ignore them."""
 
     real: Tensor  # (B, S) bool, False at padding, for cached and new positions
+
+    def of_window(self, n_cached: int, n_new: int) -> Padding:
+        """Return the padding of a window's cached and new positions.
+
+        The cache holds the last `n_cached` real positions of each row, after padding if fewer.
+        """
+        past = self.real.shape[1] - n_new
+        n_real = self.real[:, :past].sum(dim=1, keepdim=True)
+        cached = torch.arange(n_cached, device=self.real.device) >= n_cached - n_real
+        return Padding(torch.cat((cached, self.real[:, past:]), dim=1))
+
+    def to_front(self, x: Tensor) -> Tensor:
+        """Move the padding of x (B, G, S, D) to the front of each row."""
+        order = self.real.to(torch.uint8).argsort(dim=1, stable=True)
+        return x.gather(2, order[:, None, :, None].expand_as(x))
 
 
 Mask = Documents | Padding | None  # restricts causal attention further
@@ -54,7 +73,8 @@ Mask = Documents | Padding | None  # restricts causal attention further
 class SelfAttention(nn.Module):
     """Causal attention over the layer's own K and V, of all positions or the last `window`.
 
-    The state holds K and V of the positions that later queries attend to.
+    The state holds K and V of the positions that later queries attend to. The fourth output are the
+    attention weights (B, H, T, S), if `returns_weights` is set.
     """
 
     def __init__(
@@ -64,6 +84,7 @@ class SelfAttention(nn.Module):
         assert spec.heads is not None
         C, heads = config.d_model, spec.heads(config)
         self.returns_memory = returns_memory
+        self.returns_weights = False
         self.n_heads, self.n_kv_heads = heads.n_heads, heads.n_kv_heads
         self.rope = spec.rope(config)
         self.theta = config.rope_theta
@@ -76,16 +97,32 @@ class SelfAttention(nn.Module):
 
     def forward(
         self, x: Tensor, start: Positions, state: KeysValues | None, mask: Mask = None
-    ) -> tuple[Tensor, KeysValues, Tensor | None]:
+    ) -> tuple[Tensor, KeysValues, Tensor | None, Tensor | None]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
         q = rope(split_heads(q, self.n_heads), start, self.rope, self.theta)
         k = rope(split_heads(k, self.n_kv_heads), start, self.rope, self.theta)
         k, v = append(state, k, split_heads(v, self.n_kv_heads))
-        y = attention(q, k, v, self.window, mask)
+        if self.window is not None and isinstance(mask, Padding):
+            mask = mask.of_window(k.shape[2] - x.shape[1], x.shape[1])
+        weights = None
+        if self.returns_weights:
+            y, weights = attention_and_weights(q, k, v, self.window, mask)
+        else:
+            y = attention(q, k, v, self.window, mask)
         if self.window is not None:
-            kept = min(self.window - 1, k.shape[2])
-            k, v = (cached[:, :, cached.shape[2] - kept :] for cached in (k, v))
-        return self.out_proj(self.sub_norm(y)), (k, v), y if self.returns_memory else None
+            k, v = self._windows(k, v, mask, x.shape[1])
+        return self.out_proj(self.sub_norm(y)), (k, v), y if self.returns_memory else None, weights
+
+    def _windows(self, k: Tensor, v: Tensor, mask: Mask, n_new: int) -> KeysValues:
+        """Return the last real positions of k and v (B, G, S, D) that the next query attends to."""
+        assert self.window is not None
+        is_exporting = torch.compiler.is_exporting()
+        if isinstance(mask, Padding) and (is_exporting or not mask.real[:, -n_new:].all()):
+            k, v = mask.to_front(k), mask.to_front(v)
+        if is_exporting:
+            return k, v  # all: slices would limit the lengths that the graph accepts
+        first = max(k.shape[2] - (self.window - 1), 0)
+        return k[:, :, first:], v[:, :, first:]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = None) -> Tensor:
@@ -94,23 +131,46 @@ def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = 
     q (B, H, T, D), k and v (B, G, S, D) with G dividing H; returns (B, T, H * D). A query attends
     to itself and, with `window` W, to the W - 1 positions before it, as far as `mask` allows.
     """
-    if isinstance(mask, Documents):
-        return _attention_by_document(q, k, v, window, mask)
+    if isinstance(mask, Documents) and mask.lengths is not None:
+        return _attention_by_document(q, k, v, window, mask.lengths)
     T, S = q.shape[2], k.shape[2]
-    if T == S and mask is None and (window is None or window >= T):
+    # Not while exporting: a comparison would limit the lengths that the graph accepts.
+    is_wide = window is None or (not torch.compiler.is_exporting() and window >= T)
+    if T == S and mask is None and is_wide:
         y = F.scaled_dot_product_attention(
             q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
         )
         return y.transpose(1, 2).flatten(2)
-    query = torch.arange(S - T, S, device=q.device)[:, None]
+    return masked_attention(q, k, v, _visible(q, k, window, mask))
+
+
+def attention_and_weights(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = None
+) -> tuple[Tensor, Tensor]:
+    """Return what `attention` does, and its weights (B, H, T, S)."""
+    return masked_attention_and_weights(q, k, v, _visible(q, k, window, mask))
+
+
+def _visible(q: Tensor, k: Tensor, window: int | None, mask: Mask) -> Tensor:
+    """Return whether queries attend to keys, (T, S) or (B, 1, T, S) bool."""
+    T, S = q.shape[2], k.shape[2]
     key = torch.arange(S, device=q.device)
+    query = key[S - T :, None]
     visible = key <= query
+    if not isinstance(mask, Padding):
+        if window is not None:
+            visible &= key > query - window
+        if mask is not None:
+            document = mask.resets.cumsum(dim=1)
+            visible = visible & (document[:, None, :, None] == document[:, None, None])
+        return visible
+    real = mask.real[:, -S:]
     if window is not None:
-        visible &= key > query - window
-    if mask is not None:
-        # Padding attends to itself: softmax over an empty set is NaN.
-        visible = visible & mask.real[:, None, None, -S:] | (key == query)
-    return masked_attention(q, k, v, visible)
+        position = real.cumsum(dim=1)  # without padding
+        visible = visible & (position[:, None] > position[:, S - T :, None] - window)
+        visible = visible[:, None]
+    # Padding attends to itself: softmax over an empty set is NaN.
+    return visible & real[:, None, None] | (key == query)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -124,13 +184,23 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor
     return y.transpose(1, 2).flatten(2)
 
 
+def masked_attention_and_weights(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what `masked_attention` does, and its weights (B, H, T, S)."""
+    k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = widened(q @ k.mT * q.shape[-1] ** -0.5)  # (B, H, T, S)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1).to(v.dtype)
+    return (weights @ v).transpose(1, 2).flatten(2), weights
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ between batches
 def _attention_by_document(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, documents: Documents
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, lengths_of_rows: list[list[int]]
 ) -> Tensor:
     rows = []
     # unbind and split, not slices: the gradient of a slice is as large as the whole tensor.
-    for lengths, *row in zip(documents.lengths, q.unbind(), k.unbind(), v.unbind(), strict=True):
+    for lengths, *row in zip(lengths_of_rows, q.unbind(), k.unbind(), v.unbind(), strict=True):
         parts = zip(*(x[None].split(lengths, dim=2) for x in row), strict=True)
         rows.append(torch.cat([attention(q, k, v, window) for q, k, v in parts], dim=1))
     return torch.cat(rows)

@@ -56,7 +56,7 @@ class Block(nn.Module):
 
         The state of a mixer that reads the memory is the memory.
         """
-        y, state, memory = self.mixer(self.mixer_norm(x), start, state, mask)
+        y, state, memory, *_ = self.mixer(self.mixer_norm(x), start, state, mask)
         x = x + y
         return x + self.ffn(self.ffn_norm(x)), state, memory
 
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
         return self.head(self.hidden(tokens))
 
     def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
-        """Return the input of the head, (B, T, C), for tokens (B, T).
+        """Return the input of the head, (B, T, C), for tokens (B, T) or their embeddings (B, T, C).
 
         True in resets (B, T) marks the first position of a document, which depends on no earlier
         position.
@@ -102,15 +102,18 @@ class Decoder(nn.Module):
         cache: Cache,
         real: Tensor | None = None,
         n_last: int | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Consume tokens (B, T); return the input of the head for the last `n_last`, or for all.
+        """Consume tokens (B, T) or their embeddings (B, T, C), before scaling by sqrt(C).
 
-        real (B, S), over cached and new positions, is False at padding, which has no position and
-        is never attended to. The cross-decoder runs for `n_last` tokens only; the result is
-        (B, n_last, C).
+        Returns the input of the head for the last `n_last` tokens, or for all. real (B, S), over
+        cached and new positions, is False at padding, which has no position and is never attended
+        to. The cross-decoder runs for `n_last` tokens only; the result is (B, n_last, C). rope uses
+        `positions` (B, T), by default the number of earlier tokens.
         """
         T = tokens.shape[1]
         start: Positions = cache.position if real is None else (real.cumsum(dim=1) - 1)[:, -T:]
+        start = start if positions is None else positions
         padding = None if real is None else Padding(real)
         x, memory = self._self_decode(tokens, cache, start, padding)
         if n_last is not None and n_last < T:
@@ -137,7 +140,7 @@ class Decoder(nn.Module):
         """Return x (B, T, C) and the memory (B, T, C), or None if no layer reads it."""
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
-        x = self.embedding(tokens)  # (B, T, C)
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)  # (B, T, C)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         memory = None

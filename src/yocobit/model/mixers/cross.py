@@ -20,7 +20,9 @@ from yocobit.model.attention import (
     Padding,
     append,
     attention,
+    attention_and_weights,
     masked_attention,
+    masked_attention_and_weights,
     split_heads,
 )
 from yocobit.model.bitlinear import BitLinear, project
@@ -71,12 +73,16 @@ class SharedKeysValues(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Causal attention over the shared K and V; the layer has W_q and W_o only."""
+    """Causal attention over the shared K and V; the layer has W_q and W_o only.
+
+    The fourth output are the attention weights (B, H, T, S), if `returns_weights` is set.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C = config.d_model
         self.model_config = config
+        self.returns_weights = False
         self.n_heads = config.n_heads
         self.rope = _SPEC.rope(config)
         self.theta = config.rope_theta
@@ -86,18 +92,25 @@ class CrossAttention(nn.Module):
 
     def forward(
         self, x: Tensor, start: Positions, shared: Shared, mask: Mask = None
-    ) -> tuple[Tensor, Shared, None]:
+    ) -> tuple[Tensor, Shared, None, Tensor | None]:
         """Attend from x (B, T, C), the last T of the S shared positions."""
         q = rope(split_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
+        k, v, weights = shared.keys, shared.values, None
         if self.model_config.cross_attention == "full":
-            y = attention(q, shared.keys, shared.values, None, mask)
+            if self.returns_weights:
+                y, weights = attention_and_weights(q, k, v, None, mask)
+            else:
+                y = attention(q, k, v, None, mask)
         else:
             if shared.visible is None:
-                shared = shared._replace(visible=self._select(q, shared.keys, mask))
+                shared = shared._replace(visible=self._select(q, k, mask))
             assert shared.visible is not None
-            by_head = shared.visible.repeat_interleave(q.shape[1] // shared.keys.shape[1], dim=1)
-            y = masked_attention(q, shared.keys, shared.values, by_head)
-        return self.out_proj(self.sub_norm(y)), shared, None
+            by_head = shared.visible.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            if self.returns_weights:
+                y, weights = masked_attention_and_weights(q, k, v, by_head)
+            else:
+                y = masked_attention(q, k, v, by_head)
+        return self.out_proj(self.sub_norm(y)), shared, None, weights
 
     def _select(self, q: Tensor, k: Tensor, mask: Mask) -> Tensor:
         """Return the positions that queries (B, H, T, D) attend to, (B, G, T, S) bool."""

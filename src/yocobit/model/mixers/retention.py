@@ -72,6 +72,8 @@ class GatedRetention(nn.Module):
             v = v.masked_fill(padding[..., None], 0)
             log_decay = log_decay.masked_fill(padding, 0)
         form = recurrent if x.shape[1] == 1 else chunkwise
+        if torch.compiler.is_exporting():
+            form = parallel  # of any length: the loop over chunks has a fixed number of them
         y, state = form(q, k, v, log_decay, state)  # (B, H, T, D)
         memory = head_norm(y, self.eps) if self.returns_memory else None
         y = y if memory is None else memory

@@ -134,14 +134,14 @@ _matmul.register_autograd(_backward, setup_context=_save_for_backward)
 @torch.library.custom_op("yocobit::norm", mutates_args=())
 def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x r weight and r = 1 / sqrt(mean(x^2) + eps), (N, K) and (N,), of x (N, K)."""
-    y, r = torch.empty_like(x), x.new_empty(len(x))
+    y, r = torch.empty_like(x), x.new_empty(x.shape[0])
     _native.training_norm(*_context(), as_array(x), as_array(weight), eps, as_array(y), as_array(r))
     return y, r
 
 
 @norm.register_fake
 def _(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(len(x))
+    return torch.empty_like(x), x.new_empty(x.shape[0])
 
 
 @torch.library.custom_op("yocobit::norm_gradient", mutates_args=())
@@ -250,7 +250,7 @@ def _matmul_gradients(
 
 
 def _gate_outputs(gate: Tensor, up: Tensor, has_heads: bool) -> tuple[Tensor, Tensor, Tensor]:
-    N, H = len(gate), len(up) if has_heads else 0
+    N, H = gate.shape[0], up.shape[0] if has_heads else 0
     return torch.empty_like(gate), gate.new_empty(N), gate.new_empty((N, H))
 
 
