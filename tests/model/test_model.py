@@ -280,6 +280,19 @@ def test_rope_gradients_equal_finite_differences(kind):
     assert torch.autograd.gradcheck(lambda x: rope(x, 7, kind, 100.0), x.requires_grad_())
 
 
+@pytest.mark.parametrize("kind", ["interleaved", "half"])
+def test_rope_accepts_inputs_and_gradients_of_any_strides(kind):
+    x = torch.randn(B, 3, 16, 7).mT.requires_grad_()
+    upstream = torch.randn(B, 3, 16, 7).mT
+
+    y = rope(x, 5, kind, theta=10000.0)
+    (grad,) = torch.autograd.grad(y, x, upstream)
+
+    assert torch.equal(y, rope(x.contiguous(), 5, kind, theta=10000.0))
+    y = rope(x, 5, kind, theta=10000.0)
+    assert torch.equal(grad, torch.autograd.grad(y, x, upstream.contiguous())[0])
+
+
 def test_rope_kind_none_changes_nothing():
     x = torch.randn(B, 3, 7, 16)
 

@@ -58,6 +58,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    if x.stride(-1) != 1:  # a gradient, or the output of a hook
+        x = x.contiguous()
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # (..., T, D/2)
     return torch.view_as_real(pairs * rotations).flatten(-2)
 
