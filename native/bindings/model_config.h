@@ -7,8 +7,8 @@
 
 namespace yocobit {
 
-// From ModelConfig.to_dict(), whose ranges Python has validated; std::invalid_argument for a name
-// that the engine's tables do not have, or heads that are larger than the kernels support.
+// From ModelConfig.to_dict(); std::invalid_argument for a name that the engine's tables do not have
+// or a number that the engine does not support.
 ModelConfig model_config(const nanobind::dict& fields);
 
 // From {name: (dtype, shape, begin, end)} and the weight formats of the matrices, {name: format}.

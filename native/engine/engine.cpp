@@ -105,7 +105,7 @@ void Engine::consume(Session& session, const int32_t* tokens, int64_t n, int64_t
       if (session.position == 0) model_.file().check_unchanged();
       start = session.position;
     } else if (session.position != start + begin) {
-      throw std::invalid_argument(
+      throw std::runtime_error(
           "session: must be used by one thread at a time but another changed it meanwhile");
     }
     const int64_t size = std::min<int64_t>(kMaxBatchTokens, n - begin);

@@ -183,6 +183,51 @@ def test_sessions_larger_than_memory_raise_memory_error(engine):
         engine.session(1 << 40)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda engine, session: session.feed("text"),
+        lambda engine, session: session.feed([]),
+        lambda engine, session: session.feed([10**20]),
+        lambda engine, session: session.feed([1.5]),
+        lambda engine, session: session.feed([[1, 2]]),
+        lambda engine, session: session.feed([1] * 100),
+        lambda engine, session: session.step(-1),
+        lambda engine, session: session.keys_values(10**20, 0, 1),
+        lambda engine, session: session.keys_values(2, 0, 10**20),
+        lambda engine, session: session.keys_values(2, 1, 0),
+        lambda engine, session: session.retention_state(-1),
+        lambda engine, session: session.retention_state("0"),
+        lambda engine, session: session.copy_positions(0, 1 << 40),
+        lambda engine, session: session.copy_positions(-1, 1),
+        lambda engine, session: session.copy_positions(2, 1),
+        lambda engine, session: session.restore([1], np.zeros(3), []),
+        lambda engine, session: session.restore([1], np.zeros(3, np.uint8), [b"x"]),
+        lambda engine, session: session.restore([1], session.copy_state(), [], kept=10**20),
+        lambda engine, session: session.restore([1], session.copy_state()[::2], []),
+        lambda engine, session: session.fork(1),
+        lambda engine, session: engine.step([session], []),
+        lambda engine, session: engine.step([session, session], [1, 1]),
+        lambda engine, session: engine.step([session], [1], prompts=[(session, [1])]),
+        lambda engine, session: engine.step([], []),
+        lambda engine, session: engine.step([session], [1], out=np.empty(3, np.float32)),
+        lambda engine, session: Engine.load().step([session], [1]),
+        lambda engine, session: engine.logits([[]]),
+    ],
+)
+def test_invalid_arguments_raise_and_leave_the_session_as_it_was(engine, call):
+    session = engine.session(8)
+    before = session.feed([1, 2]).copy()
+
+    with pytest.raises((ValueError, IndexError)) as raised:
+        call(engine, session)
+
+    assert "\n" not in str(raised.value)
+    assert session.position == 2
+    np.testing.assert_array_equal(bits(session.logits), bits(before))
+    np.testing.assert_array_equal(bits(session.step(3)), bits(engine.session(3).feed([1, 2, 3])))
+
+
 def test_a_huge_window_reserves_no_more_than_the_capacity(tmp_path):
     config = preset("nano").replace(layers=("window", "cross"), window=1 << 24)
     engine = Engine.load(write_random_model(config, tmp_path / "model").path, threads=1)

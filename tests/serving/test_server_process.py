@@ -7,17 +7,21 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 from servers import NO_END, wait_for
 
 from yocobit import cli
+from yocobit.packing import read_model
+from yocobit.pretrained import TINY
 from yocobit.serving import create_app
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -27,6 +31,8 @@ SEA = [{"role": "user", "content": "Tell me about the sea."}]
 # `yocobit`, with less time for clients to read the rest of their responses on shutdown.
 PROGRAM = """
 from yocobit import cli
+from yocobit.packing import read_model
+from yocobit.pretrained import TINY
 from yocobit.serving.http import server
 
 server._FLUSH_S = 1
@@ -385,3 +391,36 @@ def test_port_in_use_is_a_one_line_error():
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_server_whose_model_file_is_overwritten_ends_with_one_line(tmp_path):
+    model = Path(shutil.copytree(TINY, tmp_path / "model"))
+    with serving(str(model), "--threads", "1") as server:
+        assert httpx.post(server.url + TEXT, json={"prompt": "a", "max_tokens": 1}).is_success
+        with (model / "model.safetensors").open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"\0")
+        os.utime(model / "model.safetensors", ns=(1, 1))
+
+        refused = httpx.post(server.url + TEXT, json={"prompt": "b", "max_tokens": 1}, timeout=60)
+
+        assert refused.status_code == 503
+        assert server.process.wait(timeout=60) == 2
+        server._reader.join()
+    (line,) = [line for line in server.lines if line.startswith("error: ")]
+    assert "model.safetensors: was truncated or overwritten while it was in use" in line
+    assert not any("Traceback" in line for line in server.lines)
+
+
+def test_a_server_does_not_start_with_a_weight_that_has_no_value(tmp_path):
+    model = Path(shutil.copytree(TINY, tmp_path / "model"))
+    tensor = read_model(model).tensors["layers.0.ffn.up_proj.weight"]
+    with (model / "model.safetensors").open("r+b") as stream:
+        stream.seek(tensor.begin)
+        stream.write(b"\xff")
+
+    command = [sys.executable, "-m", "yocobit", "serve", str(model), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    assert ended.returncode == 2
+    assert "'layers.0.ffn.up_proj.weight' must hold codes 0 to 2 but holds 3" in ended.stderr

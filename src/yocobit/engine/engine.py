@@ -252,11 +252,20 @@ class Engine:
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
         parts = [(session._native, as_tokens(part)) for session, part in prompts]
-        for session, _ in prompts:
-            session._logits = None
-        self._native.step(
-            [session._native for session in sessions], as_tokens(tokens), logits, parts
-        )
+        positions = [session.position for session, _ in prompts]
+        natives = [session._native for session in sessions]
+        try:
+            self._native.step(natives, as_tokens(tokens), logits, parts)
+        except ValueError:
+            raise  # nothing changed
+        except BaseException:
+            for session in sessions:
+                session._logits = None
+            raise
+        finally:
+            for (session, _), before in zip(prompts, positions, strict=True):
+                if session.position != before:
+                    session._logits = None
         for session, row in zip(sessions, logits, strict=True):
             session._logits = row
         return logits

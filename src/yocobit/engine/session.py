@@ -18,6 +18,7 @@ from yocobit.errors import ConfigError
 from yocobit.settings import whole_number
 
 MAX_TOKENS = 1 << 40  # of a session
+_MAX_LAYER = (1 << 31) - 1  # that the bindings take; larger indices are out of range, too
 CacheType = Literal["f32", "f16", "int8", "int4"]
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Logits = NDArray[np.float32]
@@ -186,7 +187,9 @@ class Session:
 
     def copy_positions(self, begin: int, end: int) -> NDArray[np.uint8]:
         """Return the bytes of positions [begin, end) in the growing KV caches."""
-        size = max(0, end - begin) * self._native.bytes_per_position
+        begin = whole_number("begin", begin, -MAX_TOKENS, MAX_TOKENS)
+        end = whole_number("end", end, -MAX_TOKENS, MAX_TOKENS)
+        size = max(0, min(end, self.position) - begin) * self._native.bytes_per_position
         positions = np.empty(size, dtype=np.uint8)
         self._engine.copy_positions(self._native, begin, end, positions)
         return positions
@@ -204,11 +207,15 @@ class Session:
         position `kept` on, in consecutive pieces; this session keeps its first `kept` positions.
         ValueError, with nothing changed, if sizes or tokens do not match.
         """
-        self._engine.restore(self._native, as_tokens(tokens), state, kept, list(positions))
+        pieces = [_as_bytes("positions", piece) for piece in positions]
+        kept = whole_number("kept", kept, -MAX_TOKENS, MAX_TOKENS)
+        state = _as_bytes("state", state)
+        self._engine.restore(self._native, as_tokens(tokens), state, kept, pieces)
         self._logits = None
 
     def retention_state(self, layer: int) -> NDArray[np.float32] | None:
         """Return a retention layer's state (H, D, D), key by value; None for other layers."""
+        layer = whole_number("layer", layer, -_MAX_LAYER, _MAX_LAYER)
         state: NDArray[np.float32] | None = self._native.retention_state(layer)
         return state
 
@@ -217,6 +224,9 @@ class Session:
 
         A cross layer returns the shared KV cache. IndexError for positions that are not cached.
         """
+        layer = whole_number("layer", layer, -_MAX_LAYER, _MAX_LAYER)
+        begin = whole_number("begin", begin, -MAX_TOKENS, MAX_TOKENS)
+        end = whole_number("end", end, -MAX_TOKENS, MAX_TOKENS)
         found: tuple[Logits, Logits] | None = self._native.keys_values(layer, begin, end)
         return found
 
@@ -231,6 +241,15 @@ def as_tokens(tokens: Tokens) -> NDArray[np.int32]:
     if array.size > 0 and not (array.min() >= -(1 << 31) and array.max() < 1 << 31):
         raise ValueError(f"tokens must fit 32 bits but reach from {array.min()} to {array.max()}")
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def _as_bytes(name: str, value: Any) -> NDArray[np.uint8]:
+    """Return a contiguous uint8 array; ValueError for any other kind."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 1:
+        is_array = isinstance(value, np.ndarray)
+        actual = f"{value.dtype} of shape {value.shape}" if is_array else type(value).__name__
+        raise ValueError(f"{name} must be a uint8 array of one dimension but is {actual}")
+    return np.ascontiguousarray(value)
 
 
 def as_out(out: Logits | None, shape: tuple[int, ...]) -> Logits:

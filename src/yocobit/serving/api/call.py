@@ -96,6 +96,7 @@ class ServerState:
                 attention=settings.attention,
                 verify=settings.verify,
             )
+            await asyncio.to_thread(engine.check_weights)
             self.model = await asyncio.to_thread(ServedModel, engine, settings)
             await asyncio.to_thread(self.model.warm_up)
             await starting

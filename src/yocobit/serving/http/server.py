@@ -25,6 +25,7 @@ from yocobit.serving.settings import ServerSettings
 # Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
+_WATCH_S = 0.2  # between two looks whether the scheduler can go on
 _FLUSH_S = 5.0  # for clients to read the rest of their responses, if the drain leaves it
 _LAST_FLUSH_S = 0.3  # the same at the end of the drain, and after a second signal
 _IDLE_CONNECTIONS = 512  # in addition to those of running and waiting requests
@@ -91,6 +92,12 @@ async def _run(
         server.should_exit = True
     elif not serving.done():
         ready()
+    while not serving.done():
+        if state.runtime is not None and state.runtime.scheduler.problem is not None:
+            state.problem = state.runtime.scheduler.problem  # serve() raises it
+            config.timeout_graceful_shutdown = int(_FLUSH_S)
+            server.should_exit = True
+        await asyncio.wait([serving], timeout=_WATCH_S)
     await serving
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yocobit.costs import session_bytes
-from yocobit.engine import Engine
+from yocobit.engine import Engine, FileChangedError
 from yocobit.engine.sampling import sample_batch
 from yocobit.engine.session import CacheType, Logits
 from yocobit.serving.errors import APIError, out_of_memory, queue_full, shutting_down, timed_out
@@ -82,6 +82,7 @@ class Scheduler:
         self._delivered_at = 0.0
         self._changed = threading.Condition()
         self._stopping = False
+        self.problem: str | None = None  # why no request can be run any more
         self._step_started_at: float | None = None  # None while there is no work
         self._next_slow_at = 0.0
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
@@ -170,6 +171,8 @@ class Scheduler:
         try:
             while self._schedule():
                 pass
+        except FileChangedError as error:
+            self.problem = str(error)
         except BaseException:  # a bug; clients must not wait for a dead thread
             logger.exception("the scheduler failed")
         with self._changed:
@@ -196,6 +199,8 @@ class Scheduler:
                 self._finish(group, "cancelled")
             else:
                 self._fail(group, timed_out(group.request.timeout_s, group.started_at > 0))
+        if admitted:
+            self.engine.check_file()
         for group in admitted:
             self._isolate(group, group.start, self.cache, self.prefixes)
         try:
