@@ -19,7 +19,7 @@ from msgspec import Meta
 from yocobit import _native
 from yocobit.errors import ConfigError as ConfigError  # re-exported: its former home
 from yocobit.reading import read_json
-from yocobit.settings import Count, Settings
+from yocobit.settings import Count, Settings, shown
 
 MODEL_TYPE = "yocobit"  # model_type in config.json
 # Keys of config.json that only transformers reads.
@@ -277,6 +277,6 @@ PRESETS: dict[str, ModelConfig] = {
 
 def preset(name: str) -> ModelConfig:
     """Return a preset by name; ConfigError lists the names."""
-    if name not in PRESETS:
-        raise ConfigError(f"preset must be one of {', '.join(PRESETS)} but is {name!r}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ConfigError(f"preset must be one of {', '.join(PRESETS)} but is {shown(name)}")
     return PRESETS[name]

@@ -75,6 +75,30 @@ def test_every_command_has_arguments_here():
     assert ARGUMENTS.keys() == COMMANDS.keys()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["inspect", "microsoft/bitnet-b1.58-2B-4T"], "download a model of the Hugging Face Hub"),
+        (["inspect", "model.gguf"], "GGUF files are not supported"),
+        (["inspect", "published"], "as yocobit pack or yocobit import writes it"),
+        (["inspect", "."], "holds no config.json; name the directory of a packed model"),
+        (["import", "microsoft/bitnet-b1.58-2B-4T", "out"], "downloaded from the Hugging Face Hub"),
+        (["import", "model.gguf", "out"], "holds no config.json"),
+        (["train", ".", "--out", "out"], "is a directory; name a TOML file"),
+    ],
+)
+def test_the_error_of_another_kind_of_model_names_the_remedy(arguments, words, tmp_path, capfd):
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "config.json").write_text("{}")
+    if "model.gguf" in arguments:
+        (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    error = outcome(capfd, *arguments)
+
+    assert is_one_line(*error)
+    assert words in error[1]
+
+
 def test_numeric_options_are_found():
     assert ("generate", "--seed") in options(is_number=True)
     assert ("serve", "--drain") in options(is_number=True)

@@ -53,6 +53,11 @@ def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel
     ConfigError for a missing tensor or key, or an unsupported architecture.
     """
     check_new(out)
+    if not (source / CONFIG).exists():
+        raise ConfigError(
+            f"{source}: holds no {CONFIG}; name the directory of a checkpoint that was downloaded "
+            "from the Hugging Face Hub"
+        )
     fields = read_json(source / CONFIG)
     config = _config(fields, source / CONFIG)
     parameters = stored_parameters(config, TERNARY.name, head)

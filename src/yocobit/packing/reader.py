@@ -7,6 +7,7 @@ Does not read the weights; verify.py does. Format: docs/reference/packed-format.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -119,18 +120,34 @@ def read_model(path: Path) -> PackedModel:
 def _check_files(path: Path) -> None:
     if not path.is_dir():
         kind = "is a file, not a directory" if path.exists() else "no such directory"
-        raise PackedModelError(f"{path}: {kind}; name the directory of a packed model")
+        raise PackedModelError(f"{path}: {kind}; name the directory of a packed model{_hint(path)}")
     if (path / "checkpoints").is_dir() or (path / "optimizer.safetensors").exists():
         raise PackedModelError(f"{path}: is a checkpoint, not a packed model; run yocobit pack")
     for name in (CONFIG, MODEL):
         if not (path / name).exists():
-            raise PackedModelError(f"{path}: holds no {name}; run yocobit pack to make one")
+            raise PackedModelError(
+                f"{path}: holds no {name}; name the directory of a packed model{_hint(path)}"
+            )
+
+
+def _hint(path: Path) -> str:
+    """Return where a packed model comes from, if `path` looks like another kind of model."""
+    if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
+        return ": GGUF files are not supported"
+    if (path / CONFIG).exists():
+        return ", as yocobit pack or yocobit import writes it"
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        return "; download a model of the Hugging Face Hub first, then run yocobit import"
+    return ""
 
 
 def _check_metadata(header: dict[str, Any], file: Path) -> dict[str, str]:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise PackedModelError(f"{file}: is not a packed model; run yocobit pack on a checkpoint")
+        raise PackedModelError(
+            f"{file}: is not a packed model; run yocobit pack on a checkpoint, or yocobit import "
+            "on a published one"
+        )
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedModelError(
