@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -37,6 +37,7 @@ from yocobit.model.decoder import Block, initial_std
 from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.norm import RMSNorm
 from yocobit.packing import is_packed
+from yocobit.packing.format import TOKENIZER
 
 
 class YocobitBlock(Block, GradientCheckpointingLayer):
@@ -305,6 +306,7 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: YocobitConfig) -> None:
         super().__init__(config, has_head=True)
+        self._tokenizer: Any = None
         self.post_init()
 
     @capture_outputs
@@ -346,6 +348,20 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
         return YocobitOutput(
             loss=loss, logits=logits, past_key_values=cache, last_hidden_state=hidden
         )
+
+    def generate(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> Any:
+        """Generate as transformers does; stop strings are found by the checkpoint's tokenizer.
+
+        Give `tokenizer` for a model that was not loaded from a directory with one.
+        """
+        configs = (self.generation_config, kwargs.get("generation_config"))
+        stop = [kwargs.get("stop_strings"), *(getattr(c, "stop_strings", None) for c in configs)]
+        source = Path(self.config.name_or_path)
+        if tokenizer is None and any(stop) and (source / TOKENIZER).is_file():
+            if self._tokenizer is None:
+                self._tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = self._tokenizer
+        return super().generate(*args, tokenizer=tokenizer, **kwargs)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
