@@ -33,8 +33,10 @@ MAX_SCHEMA_BYTES = limits.SCHEMA_BYTES
 _MAX_MESSAGE = 300  # characters of llguidance's message in an error
 _MAX_COMPILED = 16  # cached grammars
 _MAX_CACHED_BYTES = 1 << 27  # of cached grammars
-# Of one mask, in the scheduler's thread: about 10 ms.
-_STEP_LIMITS = LLParserLimits(step_lexer_fuel=100_000, step_max_items=25_000, verbose_errors=False)
+# Of one mask, in the scheduler's thread: about 5 ms; and of its states, about 2 KB each.
+_STEP_LIMITS = LLParserLimits(
+    step_lexer_fuel=50_000, step_max_items=20_000, max_lexer_states=20_000, verbose_errors=False
+)
 # At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
 # llguidance's extension of schemas, which could set separators that JSON does not have.
@@ -42,8 +44,8 @@ _EXTENSION_KEY = "x-guidance"
 # Token limits of the searches for a completion when a schema is compiled: greedy, and random.
 # Outputs may be longer.
 _MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
-# Budget of the failed searches of one output, in tried tokens: initial, and per generated token.
-_BUDGET, _BUDGET_PER_TOKEN = 4096, 32
+# Budget of the failed searches of one output, in masks: initial, and per generated token.
+_BUDGET, _BUDGET_PER_TOKEN = 64, 16
 # Suffixes of the known completion that are tried after a sampled token.
 _N_SUFFIXES = 24
 
@@ -154,13 +156,15 @@ class Grammars:
         """Return at most `limit` tokens that complete the output; None if none were found.
 
         `known` completed it one token ago: a suffix of it that completes it again is returned,
-        although it may be longer than `limit`. At most `budget` tokens are tried. Advances the
+        although it may be longer than `limit`. At most `budget` masks are computed. Advances the
         matcher.
         """
         rng = random.Random(attempt) if attempt >= _FIRST_RANDOM_ATTEMPT else None
         order = self._orders[min(attempt, _FIRST_RANDOM_ATTEMPT)]
         tokens: list[int] = []
-        while len(tokens) <= min(limit, budget):
+        for _ in range(budget + 1):
+            if len(tokens) > limit:
+                return None
             if matcher.is_accepting():
                 return tokens
             for start in range(min(len(known), _N_SUFFIXES)):
