@@ -6,9 +6,9 @@ NATIVE := CMakeLists.txt native/headers.cmake tests/native/CMakeLists.txt $(NATI
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
-SANITIZED_TESTS := tests/native/test_kernels.py tests/model/test_native_matmul.py \
-  $(wildcard tests/engine/test_engine*.py) tests/engine/test_block_index.py \
-  tests/engine/test_session_state.py tests/engine/test_sampling.py \
+SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_contents.py \
+  tests/model/test_native_matmul.py $(wildcard tests/engine/test_engine*.py) \
+  tests/engine/test_block_index.py tests/engine/test_session_state.py tests/engine/test_sampling.py \
   -k 'not pytorch and not (same_bits and (sign or row or transformer or swa))'
 # Python leaks, and a test asks for more memory than there is.
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1

@@ -152,6 +152,7 @@ void restore(Engine& engine, Session& session, const Tokens& tokens, const ByteA
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+  nb::exception<FileChangedError>(m, "FileChangedError", PyExc_RuntimeError);
   nb::class_<Engine>(
       m, "Engine",
       "A packed model with its threads and buffers; use it through yocobit.Engine.\n\n"

@@ -7,7 +7,6 @@ namespace nb = nanobind;
 namespace yocobit {
 
 void bind_tables(nb::module_& m);
-void bind_mapped_file(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_sampler(nb::module_& m);
@@ -19,7 +18,6 @@ void bind_benchmark(nb::module_& m);
 NB_MODULE(_native, m) {
   m.doc() = "The native engine; use it through yocobit.Engine.";
   bind_tables(m);
-  bind_mapped_file(m);
   bind_engine(m);
   bind_session(m);
   bind_sampler(m);

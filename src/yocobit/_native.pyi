@@ -77,26 +77,6 @@ SMALLEST_GRADIENT: float = 1e-30
 class FileChangedError(RuntimeError):
     pass
 
-class MappedFile:
-    """
-    A file mapped for reading. Reading pages that were cut off by truncating
-    it ends the process with a line that names the file.
-    """
-
-    def __init__(self, path: str) -> None:
-        """
-        RuntimeError if the file cannot be mapped, is empty or not a regular file.
-        """
-
-    @property
-    def bytes(self) -> numpy.typing.NDArray[numpy.uint8]:
-        """The file as a read-only array, which keeps it mapped."""
-
-    def check_unchanged(self) -> None:
-        """
-        FileChangedError if the file was overwritten or truncated since it was mapped.
-        """
-
 class Engine:
     """
     A packed model with its threads and buffers; use it through yocobit.Engine.

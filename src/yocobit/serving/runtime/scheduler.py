@@ -199,8 +199,7 @@ class Scheduler:
                 self._finish(group, "cancelled")
             else:
                 self._fail(group, timed_out(group.request.timeout_s, group.started_at > 0))
-        if admitted:
-            self.engine.check_file()
+        self.engine.check_file()
         for group in admitted:
             self._isolate(group, group.start, self.cache, self.prefixes)
         try:
