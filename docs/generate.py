@@ -32,7 +32,7 @@ from yocobit.config import ModelConfig, preset
 from yocobit.data.config import DataConfig, SourceConfig
 from yocobit.mixers import MIXERS
 from yocobit.packing.formats import FORMATS
-from yocobit.serving import ServerSettings, create_app
+from yocobit.serving import ServerSettings, create_app, limits
 from yocobit.training.config import (
     DistillConfig,
     OptimConfig,
@@ -136,7 +136,18 @@ def mixer_table() -> Iterator[str]:
         )
 
 
-TABLES = {"weight formats": weight_format_table, "mixers": mixer_table}
+def serving_limit_table() -> Iterator[str]:
+    yield "| limit | value | status |"
+    yield "|---|---|---|"
+    for what, value, status in limits.TABLE:
+        yield f"| {what} | {value:,} | {status} |"
+
+
+TABLES = {
+    "weight formats": weight_format_table,
+    "mixers": mixer_table,
+    "serving limits": serving_limit_table,
+}
 
 
 # --- the command line
