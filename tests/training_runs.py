@@ -56,6 +56,12 @@ def write_toml(directory: Path, toml: str = TOML, n_valid: int = 60) -> Path:
 
 def run(toml: Path, out: Path, *overrides: str, resume: bool = False) -> Path:
     console = Console(file=open(os.devnull, "w"))  # noqa: SIM115
+    return run_with_console(toml, out, console, *overrides, resume=resume)
+
+
+def run_with_console(
+    toml: Path, out: Path, console: Console, *overrides: str, resume: bool = False
+) -> Path:
     return loop.train(load_config(toml, overrides), out, resume=resume, console=console)
 
 

@@ -169,7 +169,7 @@ def test_metrics_that_cannot_be_rewritten_are_unchanged(toml, stopped):
     assert files(stopped) == before and (stopped / "metrics.jsonl").read_bytes() == metrics
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_ends_the_run_after_its_step_and_resuming_is_identical(
     toml, tmp_path, monkeypatch, number, straight
 ):

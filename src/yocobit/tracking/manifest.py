@@ -59,7 +59,9 @@ def write_manifest(
         readme = run_dir / README
         if _is_own_readme(readme):
             with replacing(readme) as partial:
-                partial.write_text(_readme(run_dir, manifest), encoding="utf-8")
+                # A name or an argument may have bytes that are not UTF-8.
+                text = _readme(run_dir, manifest)
+                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); training continues"
     return warning

@@ -1,15 +1,42 @@
-"""The progress line of a run: live in a terminal, printed every few seconds otherwise."""
+"""The output of a run: lines, and progress that is live in a terminal, printed at times otherwise.
+
+Nothing here ends a run: characters that the encoding of the output lacks are escaped, and once the
+output cannot be written, as its pipe, terminal or disk is gone, nothing more is printed.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_PLAIN_INTERVAL_S = 10.0  # between lines without a terminal
+_PLAIN_INTERVAL_S, _LIVE_INTERVAL_S = 10.0, 0.25  # between lines without and with a terminal
+# Control characters except newline and tab: generated text must not control the terminal.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_PICTURES |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a permanent line."""
+    line = line.translate(_PICTURES)
+    with _quiet_on_error(console):
+        encoded = line.encode(console.encoding, "backslashreplace")
+        line = encoded.decode(console.encoding)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _quiet_on_error(console: Console) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, LookupError, SystemExit):
+        # ValueError is a closed file; rich turns a broken pipe into SystemExit.
+        console.quiet = True
 
 
 class Progress:
@@ -19,12 +46,14 @@ class Progress:
         self.console = console
         self.tokens_per_step = tokens_per_step
         self.loss, self.step_s = _Mean(), _Mean()
-        self.last_line = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=4, transient=True)
+        self.last_line = self.last_refresh = time.monotonic()
+        # Without a thread of its own, whose errors could not be caught.
+        self.live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            self.live.start()
+            with _quiet_on_error(self.console):
+                self.live.start()
         return self
 
     def __exit__(
@@ -33,7 +62,8 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.live.stop()
+        with _quiet_on_error(self.console):
+            self.live.stop()
 
     def update(
         self, step: int, total: int | None, loss: float | None, seconds: float, bits: float | None
@@ -43,15 +73,19 @@ class Progress:
             self.loss.add(loss)
         self.step_s.add(seconds)
         line = self._line(step, total, bits)
+        now = time.monotonic()
         if self.console.is_terminal:
-            self.live.update(Text(line))
-        elif time.monotonic() - self.last_line >= _PLAIN_INTERVAL_S or step == total:
-            self.last_line = time.monotonic()
+            if now - self.last_refresh >= _LIVE_INTERVAL_S:
+                self.last_refresh = now
+                with _quiet_on_error(self.console):
+                    self.live.update(Text(line), refresh=True)
+        elif now - self.last_line >= _PLAIN_INTERVAL_S or step == total:
+            self.last_line = now
             self.print(line)
 
     def print(self, line: str) -> None:
         """Print a permanent line."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, line)
 
     def _line(self, step: int, total: int | None, bits: float | None) -> str:
         loss = "?" if self.loss.weight == 0 else f"{self.loss.value:.3f}"

@@ -147,7 +147,7 @@ class RunLog:
         path = self.samples / f"step-{step:06d}.txt"
         try:
             self.samples.mkdir(exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8")
+            path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             path.unlink(missing_ok=True)
             raise WriteError(path, error, UNCHANGED) from None

@@ -10,7 +10,6 @@ Letters: B batch   T positions   N tokens   C width of the teacher   V vocabular
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +22,7 @@ from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
+from yocobit.reading import boundary, cause, read_json
 from yocobit.text import n_ids
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
@@ -104,10 +104,9 @@ def _is_yocobit(directory: Path) -> bool:
         return True
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
-    return isinstance(config, dict) and config.get("model_type") == MODEL_TYPE
+        return read_json(path).get("model_type") == MODEL_TYPE
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _hash_weights(directory: Path) -> str:
@@ -140,15 +139,18 @@ class _TransformersModel:
                 f"{directory}: this teacher needs transformers: pip install 'yocobit[hf]'"
             ) from None
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
-        except (OSError, ValueError) as error:
-            line = str(error).strip().splitlines()[0]
-            raise ConfigError(f"{directory}: cannot be read as a causal model ({line})") from None
+            with boundary(directory, "cannot be read as a causal model"):
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                )
+        except OSError as error:  # transformers raises it for many causes, on several lines
+            raise ConfigError(
+                f"{directory}: cannot be read as a causal model ({cause(error)})"
+            ) from None
         self.model = model.eval().requires_grad_(False)
         self.body = self.model.base_model
-        self._check(directory)
+        with boundary(directory, "cannot be a teacher"):
+            self._check(directory)
 
     def _check(self, directory: Path) -> None:
         """Raise ConfigError unless body and head in sequence give the logits of the model."""

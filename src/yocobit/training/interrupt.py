@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a flag that the loop reads between steps."""
+"""Ctrl-C, SIGTERM and a closed terminal as a flag that the loop reads between steps."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # only it can set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._record)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                is_ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not (number == signal.SIGHUP and is_ignored):  # as nohup does
+                    self.previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(

@@ -21,7 +21,7 @@ from yocobit.disk import WriteError
 from yocobit.packing import checkpoints
 from yocobit.tracking.curves import WEIGHT_COUNTS
 from yocobit.tracking.manifest import command_to_resume, write_manifest
-from yocobit.tracking.progress import Progress
+from yocobit.tracking.progress import Progress, print_line
 from yocobit.tracking.run_log import NullRunLog, RunLog, StepLog
 from yocobit.training import checkpoint
 from yocobit.training.backend import compile_errors_in_one_line, matmul_precision
@@ -102,7 +102,7 @@ def _held(run_dir: Path, resume: bool, console: Console, processes: Processes) -
     with ExitStack() as stack:
         warning = processes.on_main(lambda: stack.enter_context(locked(run_dir)))
         if warning is not None:
-            console.print(warning, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, warning)
         yield
 
 
@@ -437,4 +437,4 @@ class Loop:
             self._print(warning)
 
     def _print(self, line: str) -> None:
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self.console, line)

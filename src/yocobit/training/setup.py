@@ -17,6 +17,7 @@ from yocobit.model.ops import dispatch
 from yocobit.packing import checkpoints
 from yocobit.packing.formats import is_quantised
 from yocobit.text import n_ids
+from yocobit.tracking.progress import print_line
 from yocobit.training import checkpoint
 from yocobit.training.backend import choose_precision, compile_error, compiled, set_threads
 from yocobit.training.config import Precision, TrainConfig
@@ -81,7 +82,7 @@ def set_up(
     state, messages = _load_weights(found, init, state, config, model, processes)
     lines += processes.on_main(resumable.set_aside_damaged) or []
     for line in (*lines, *messages):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
     objective = _objective(config, model, teacher, state, processes)
     optimizers = Optimizers(model, config.optim)
     if found is not None:
