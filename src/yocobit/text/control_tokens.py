@@ -20,6 +20,7 @@ from yocobit.errors import UserError
 
 # Private-use planes of Unicode: one character that no text of a conversation has is the mark.
 _MARKS = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+_START = 3  # characters
 _PRIVATE_USE = re.compile("[\U000f0000-\U0010fffd]|\\\\ud[89ab]", re.IGNORECASE)
 
 
@@ -34,8 +35,10 @@ class ControlTokens:
             for each in added
             if each.special and each.content
         }
-        special = [re.escape(name) for name in self._private] or ["(?!)"]
-        self._spelled = re.compile(f"(?={'|'.join(special)})", re.IGNORECASE)
+        # Names by their first characters: most texts have none of these, and are not searched.
+        self._by_start: dict[str, list[str]] = {}
+        for name in self._private:
+            self._by_start.setdefault(name[:_START].lower(), []).append(name)
         self._prefixes = {
             name[:n].casefold() for name in self._private for n in range(1, len(name))
         }
@@ -60,6 +63,26 @@ class ControlTokens:
 
     def __bool__(self) -> bool:
         return bool(self._private)
+
+    def spelled_in(self, text: str) -> list[str]:
+        """Return the special tokens that a text spells, in upper or lower case."""
+        lower = text.lower()
+        return [
+            name
+            for start, names in self._by_start.items()
+            if start in lower
+            for name in names
+            if name.lower() in lower
+        ]
+
+    def is_plain(self, text: str) -> bool:
+        """Whether the tokenizer itself finds no special token in a text."""
+        if self.spelled_in(text):
+            return False
+        if not self._normalized:
+            return True
+        normalized = normalize(self._tokenizer, text)
+        return not any(name in normalized for name in self._normalized)
 
     def mark(self, data: Any) -> tuple[Any, str] | None:
         """Return plain data whose strings spell no special token, and the mark that breaks them.
@@ -93,16 +116,16 @@ class ControlTokens:
         return twin
 
     def _is_suspect(self, text: str) -> bool:
-        if any(self._positions(text)):
-            return True
-        if not self._normalized:
-            return False
-        normalized = normalize(self._tokenizer, text)
-        return any(name in normalized for name in self._normalized)
+        return not self.is_plain(text) or any(self._starts_at_end(text))
 
     def _positions(self, text: str) -> Iterator[int]:
         """Yield where marks go: after the first character of each special token, or its start."""
-        yield from (found.start() + 1 for found in self._spelled.finditer(text))
+        if names := self.spelled_in(text):
+            pattern = f"(?={'|'.join(map(re.escape, names))})"
+            yield from (found.start() + 1 for found in re.finditer(pattern, text, re.IGNORECASE))
+        yield from self._starts_at_end(text)
+
+    def _starts_at_end(self, text: str) -> Iterator[int]:
         for start in range(max(0, len(text) - self._longest + 1), len(text)):
             if text[start:].casefold() in self._prefixes:
                 yield start + 1

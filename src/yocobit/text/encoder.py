@@ -50,8 +50,11 @@ class TextEncoder:
         for text in texts:
             check_utf8(text)
         with boundary("text", "cannot be encoded", UserError):
+            # The twin is made when the first text needs it: of a large vocabulary it takes seconds.
+            is_plain = all(map(self._control.is_plain, texts))
+            tokenizer = self.tokenizer if is_plain else self._plain
             # Unlike encode, this releases the GIL.
-            encodings = self._plain.encode_batch_fast([*texts], add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_span_batch(self, texts: Sequence[str]) -> list[Span]:

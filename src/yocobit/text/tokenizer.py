@@ -33,6 +33,8 @@ _TWO_BYTES = (*range(0xAF, 0x800, 64), *range(0x400, 0x440))
 _THREE_BYTES = (*range(0xA00, 0xD000, 0x1000), 0xD5D0, 0xEA00, 0xFA00)
 _FOUR_BYTES = (0x1F600, 0x40000, 0x80000, 0xC0000, 0x100000)
 _ALL_BYTES = [chr(code) for code in (*_TWO_BYTES, *_THREE_BYTES, *_FOUR_BYTES)]
+_PROBED_TOKENS = 1000  # the shortest ones, in most vocabularies
+_MAX_REPLACEMENT = 64  # characters
 _STDERR = threading.Lock()
 
 
@@ -50,10 +52,11 @@ def parse_tokenizer(content: str, subject: str | Path, vocab_size: int | None = 
     with boundary(subject, "is not a tokenizer.json"), without_panic_messages():
         tokenizer: Tokenizer = Tokenizer.from_str(content)
         _neutralise(tokenizer)
+        _check_replacements(tokenizer)
     if vocab_size is not None:
         _check_ids(tokenizer, subject, vocab_size)
     with boundary(subject, "cannot decode its tokens"), without_panic_messages():
-        tokenizer.decode_batch([[], *([token] for token in tokenizer.get_vocab().values())])
+        tokenizer.decode_batch([[], *([token] for token in range(_PROBED_TOKENS))])
     return tokenizer
 
 
@@ -85,6 +88,25 @@ def _neutralise(tokenizer: Tokenizer) -> None:
         model.alpha = model.nbest_size = None
 
 
+def _check_replacements(tokenizer: Tokenizer) -> None:
+    """ValueError if a character can become so many that a text does not fit into memory."""
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
+        stack = [json.loads(part.__getstate__())] if part else []
+        while stack:
+            each = stack.pop()
+            if isinstance(each, list):
+                stack += each
+            elif isinstance(each, dict):
+                stack += each.values()
+                size = max(
+                    (len(str(each.get(key, ""))) for key in ("content", "prepend")), default=0
+                )
+                if size > _MAX_REPLACEMENT:
+                    raise ValueError(
+                        f"it replaces text by {size} characters, more than {_MAX_REPLACEMENT}"
+                    )
+
+
 def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> None:
     if (size := tokenizer.get_vocab_size()) > vocab_size:
         raise ConfigError(
@@ -100,8 +122,8 @@ def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> No
 
 def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """Return a text that is lost and what is left of it; None if no probe is lost."""
-    fields = json.loads(tokenizer.to_str())
-    is_byte_level = "ByteLevel" in json.dumps([fields["normalizer"], fields["pre_tokenizer"]])
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    is_byte_level = any(part and b"ByteLevel" in part.__getstate__() for part in parts)
     letters = [chr(code) for code in range(0x21, 0x7F)] + list(_LETTERS)
     texts = [*_WORDS, *letters, *(_ALL_BYTES if is_byte_level else ())]
     encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
