@@ -53,9 +53,7 @@ class TextEncoder:
             # The twin is made when the first text needs it: of a large vocabulary it takes seconds.
             is_plain = all(map(self._control.is_plain, texts))
             tokenizer = self.tokenizer if is_plain else self._plain
-            # Unlike encode, this releases the GIL.
-            encodings = tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+            return _encode_batch(tokenizer, texts)
 
     def encode_span_batch(self, texts: Sequence[str]) -> list[Span]:
         """Return the tokens of short texts with the characters that they cover."""
@@ -96,6 +94,8 @@ class TextEncoder:
             text = self._control.rename(render(messages, **given, **names), mark)
         check_utf8(text)
         with boundary("messages", "cannot be encoded", UserError):
+            if len(text) <= SHORT:
+                return _encode_batch(tokenizer, [text])[0]
             return [*chain.from_iterable(span.ids for span in encode_windows(tokenizer, [text]))]
 
     def spells_special_tokens(self, data: Any) -> bool:
@@ -107,6 +107,12 @@ class TextEncoder:
         """The twin of the tokenizer, in which special tokens have private names."""
         with boundary(self._subject, "cannot encode text"), without_panic_messages():
             return self._control.twin()
+
+
+def _encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    # Unlike encode, this releases the GIL.
+    encodings = tokenizer.encode_batch_fast([*texts], add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def check_utf8(text: str) -> str:
