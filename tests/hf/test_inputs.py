@@ -232,3 +232,27 @@ def test_saved_half_precision_model_loads_with_its_dtype(tmp_path, dtype):
     again = YocobitForCausalLM.from_pretrained(tmp_path, dtype="auto")
     assert again.dtype == dtype
     assert torch.equal(again(batch()).logits, model(batch()).logits)
+
+
+@pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa"])
+@pytest.mark.parametrize("is_half", [False, True])
+def test_prompt_tuning_trains_its_virtual_tokens_and_generates(stack, is_half):
+    peft = pytest.importorskip("peft")
+    model = new_model(stack, "ternary").to(torch.bfloat16 if is_half else torch.float32)
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    tuned = peft.get_peft_model(model, settings)
+    mask = torch.ones(2, 20, dtype=torch.long)
+
+    tuned(input_ids=batch(), attention_mask=mask, labels=batch()).loss.backward()
+    options = {"attention_mask": mask, "max_new_tokens": 3, "do_sample": False}
+    cached = tuned.eval().generate(input_ids=batch(), **options)
+
+    (prompt,) = (p for p in tuned.parameters() if p.requires_grad)
+    assert prompt.grad.isfinite().all() and prompt.grad.any()
+    assert torch.equal(cached, tuned.generate(input_ids=batch(), use_cache=False, **options))
+
+
+def test_config_with_its_own_fields_is_the_same():
+    config = new_model("mixed").config
+
+    assert YocobitConfig(**config.to_dict()).to_dict() == config.to_dict()

@@ -93,6 +93,10 @@ class YocobitConfig(PreTrainedConfig):
             stores.add(0)
         return [None if i in stores else "reuse" for i in range(len(specs))]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, and the number of heads under the name that PEFT looks up."""
+        return {**super().to_dict(), "num_attention_heads": self.n_heads}
+
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the content of config.json: the keys that yocobit reads or ignores."""
         changed = super().to_diff_dict()
