@@ -20,7 +20,7 @@ from yocobit.text.stop_strings import StopMatcher
 _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 8  # tokens that are decoded again with the next; a character has at most 4 bytes
-_WINDOW, _MAX_WINDOW = 32, 4096  # tokens
+_WINDOW, _MAX_WINDOW = 16, 4096  # tokens
 
 
 class Detokenizer:

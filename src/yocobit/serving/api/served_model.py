@@ -122,7 +122,7 @@ class ServedModel:
         self.check_length(len(text), param)
         # A rendered conversation has special tokens, the same text of a user has none, and a
         # conversation that spells some has those of its template.
-        key = (isinstance(text, Prompt), text)
+        key = (isinstance(text, Prompt), str(text))
         if isinstance(text, Prompt) and self.engine.encoder.spells_special_tokens(
             [text.messages, text.variables]
         ):
