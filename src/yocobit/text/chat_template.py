@@ -16,7 +16,7 @@ from yocobit.text.template_sandbox import Sandbox, counted, limits
 
 Message = Mapping[str, Any]  # "role", "content", and other keys that the template reads
 
-MAX_SOURCE_BYTES = 1 << 18
+MAX_SOURCE_BYTES = 1 << 17  # compiling takes some kilobytes for each byte
 # How the importer of 0.1 wrote templates: the engine adds the token to what they render.
 _NO_BOS = '{% set bos_token = "" %}'
 _DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
