@@ -176,3 +176,12 @@ def test_hidden_states_are_those_of_each_block(model):
     assert len(states) == len(model.layers) + 1
     assert torch.equal(states[0], model.embedding(batch()) * model.config.d_model**0.5)
     assert torch.equal(model.head(states[-1]), model(batch()).logits)
+
+
+def test_config_is_created_from_its_dictionary_under_either_name(model):
+    fields = model.config.to_dict()
+
+    assert YocobitConfig.from_dict(fields).to_dict() == fields
+    assert (fields["hidden_size"], fields["num_hidden_layers"]) == (64, 4)
+    assert YocobitConfig(**fields, name_or_path="x").model == model.config.model
+    assert YocobitConfig.from_dict(fields, hidden_size=128).model.d_model == 128

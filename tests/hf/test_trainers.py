@@ -17,6 +17,7 @@ from yocobit.hf import YocobitConfig, YocobitForCausalLM
 from yocobit.packing import pack
 
 STEPS = 10
+REENTRANT = {"use_reentrant": True}
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +34,8 @@ def windows(length: int = 32) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": row, "labels": row} for row in tokens().split(length)[:40]]
 
 
-def train(model, directory, **settings) -> list[float]:
-    """Train for STEPS steps; return the losses."""
+def train(model, directory, resume=None, **settings) -> list[float]:
+    """Train for STEPS steps, all or those after a checkpoint; return all losses."""
     arguments = TrainingArguments(
         output_dir=str(directory),
         max_steps=STEPS,
@@ -47,7 +48,7 @@ def train(model, directory, **settings) -> list[float]:
         **settings,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=windows())
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -90,6 +91,74 @@ def test_submodule_replaced_by_peft_is_trained(tmp_path):
     train(adapted, tmp_path)
 
     assert not torch.equal(adapted.base_model.model.head.modules_to_save["default"].weight, before)
+
+
+def test_activation_checkpointing_changes_no_loss(tmp_path):
+    plain = train(new_model(), tmp_path / "plain")
+
+    assert train(new_model(), tmp_path / "again", gradient_checkpointing=True) == plain
+    reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": REENTRANT}
+    assert train(new_model(), tmp_path / "reentrant", **reentrant) == plain
+
+
+def test_trainer_learns_under_bfloat16_autocast(tmp_path):
+    losses = train(new_model(), tmp_path, bf16=True)
+
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_resumed_training_repeats_the_losses(tmp_path):
+    losses = train(new_model(), tmp_path / "run", save_steps=5)
+
+    again = train(new_model(), tmp_path / "again", resume=tmp_path / "run/checkpoint-5")
+
+    assert again == losses
+
+
+def test_adapter_is_saved_loaded_and_merged_into_a_model_that_packs(tmp_path):
+    peft = pytest.importorskip("peft")
+    new_model().save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(base, lora)
+    train(adapted, tmp_path / "run")
+    batch = tokens()[:20][None]
+    expected = adapted.eval()(batch).logits
+
+    adapted.save_pretrained(tmp_path / "adapter")
+    fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    auto = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+
+    for loaded in (again, auto):
+        torch.testing.assert_close(loaded(batch).logits, expected, rtol=0, atol=1e-4)
+    merged = again.merge_and_unload()
+    assert type(merged) is YocobitForCausalLM
+    merged.save_pretrained(tmp_path / "merged")
+    assert pack(tmp_path / "merged", tmp_path / "packed").config == merged.config.model
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "IA3Config"])
+def test_other_adapters_learn(tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    settings = {"num_virtual_tokens": 4}
+    if kind == "IA3Config":
+        settings = {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
+    adapted = peft.get_peft_model(
+        new_model(), getattr(peft, kind)(task_type="CAUSAL_LM", **settings)
+    )
+
+    losses = train(adapted, tmp_path)
+
+    assert losses[-1] < losses[0]
+
+
+def test_prefix_tuning_is_rejected_by_recurrent_states(tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+
+    with pytest.raises(ValueError, match="must have the recurrent state of 'retention' layers"):
+        train(peft.get_peft_model(new_model(), config), tmp_path)
 
 
 def fine_tune(model, directory, **settings) -> list[float]:

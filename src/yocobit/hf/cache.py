@@ -20,19 +20,26 @@ from yocobit.model.attention import KeysValues
 
 def load(cache: DynamicCache, config: ModelConfig) -> Cache:
     """Return the states in a transformers cache; ValueError for a cache of another kind."""
-    if not isinstance(cache, DynamicCache) or len(cache.layers) != len(config.layers):
+    specs = layer_mixers(config)
+    if not isinstance(cache, DynamicCache) or len(cache.layers) != len(specs):
         raise ValueError(
-            f"past_key_values must be a DynamicCache with {len(config.layers)} layers but is a "
+            f"past_key_values must be a DynamicCache with {len(specs)} layers but is a "
             f"{type(cache).__name__} with {len(cache.layers)}; create it with "
             "DynamicCache(config=model.config)"
         )
+    for layer, spec in zip(cache.layers, specs, strict=True):
+        if spec.state_shape is not None and not hasattr(layer, "recurrent_states"):
+            raise ValueError(
+                f"past_key_values must have the recurrent state of '{spec.name}' layers but has a "
+                f"{type(layer).__name__}; create it with DynamicCache(config=model.config)"
+            )
     if any(getattr(layer, "record_past", False) for layer in cache.layers):
         raise ValueError(
             "past_key_values must not record the past, which windows and states cannot restore; "
             "use a decoding method that never discards tokens"
         )
     states: list[Any] = []
-    for layer, spec in zip(cache.layers, layer_mixers(config), strict=True):
+    for layer, spec in zip(cache.layers, specs, strict=True):
         if spec.decoder == "cross":
             break
         if spec.state_shape is not None:

@@ -52,7 +52,9 @@ class YocobitConfig(PreTrainedConfig):
     ) -> None:
         if fields.get("quantization_config") is not None:
             check_quantization(fields["quantization_config"], "config")
-        fields = {self.attribute_map.get(name, name): value for name, value in fields.items()}
+        fields.pop("num_hidden_layers", None)  # that of `layers`
+        theirs = {own: fields.pop(n) for n, own in self.attribute_map.items() if n in fields}
+        fields = {**theirs, **fields}
         shape = {name: fields.pop(name) for name in _FIELDS if name in fields}
         model = _model_config(shape) if shape else preset("nano")
         for name, value in model.to_dict().items():
@@ -94,8 +96,9 @@ class YocobitConfig(PreTrainedConfig):
         return [None if i in stores else "reuse" for i in range(len(specs))]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields, and the number of heads under the name that PEFT looks up."""
-        return {**super().to_dict(), "num_attention_heads": self.n_heads}
+        """Return all fields, also under the names of transformers, which PEFT looks up."""
+        theirs = {name: getattr(self, own) for name, own in self.attribute_map.items()}
+        return {**super().to_dict(), **theirs, "num_hidden_layers": self.num_hidden_layers}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return the content of config.json: the keys that yocobit reads or ignores."""
