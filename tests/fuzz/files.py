@@ -6,45 +6,31 @@ and returns a call for `sandbox.judge`.
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mutation
+import parts
 
 Call = Callable[[], object]
-_PIECES = [
-    *("{% for x in messages %}", "{% endfor %}", "{% if x %}", "{% endif %}", "{{ ", " }}", "{% "),
-    *(" %}", "{#", "#}", "{% for a in range(10**9) %}x{% endfor %}", "{{ 'a' * 10**9 }}", "[", "]"),
-    *(
-        "{{ messages | dictsort }}",
-        "{{ messages | xmlattr }}",
-        "{{ 'a' | truncate(-1) }}",
-        "(",
-        ")",
-    ),
-    *("{{ 2**99999 }}", "{% break %}", "{{ raise_exception('\\x1b[31m' ~ 'x' * 9999) }}", "| sort"),
-    *("{% generation %}", "{% endgeneration %}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
-    *("{{ messages[10**20] }}", "{{ ''.__class__.__mro__ }}", "{{ [].append(1) }}", "{{ x.y.z }}"),
-    *(
-        "{{ strftime_now('%Y' * 9999) }}",
-        "{{ '%s' % messages }}",
-        "{{ '{0.__class__}'.format(1) }}",
-    ),
-    *("{{ tools | tojson(indent=10**9) }}", "{% include 'x' %}", "{% import 'os' as os %}", "\0"),
-    *("{{ 'a'.center(10**9) }}", "{{ '%1000000000d' % 1 }}", "{{ messages | batch(0) | list }}"),
-    *("{% set messages = messages + messages %}", "{{ messages | tojson }}" * 50, "(" * 300),
-    *("{{ 'x'.join(range(10**8) | map('string')) }}", "{{ 1 // 0 }}", "{{ lipsum(n=10**6) }}"),
-]
 
 
 def tokenizer(rng: random.Random, samples: Path, directory: Path) -> Call:
     """Generate, chat or evaluate with an odd tokenizer.json."""
     model = _model(rng, samples, directory)
     path = model / "tokenizer.json"
-    fields = mutation.mutate_json(json.loads(path.read_bytes()), rng)
+    fields = json.loads(path.read_bytes())
+    if rng.random() < 0.5:
+        _graft(fields, rng)
+    if rng.random() < 0.7:
+        fields = mutation.mutate_json(fields, rng)
     path.write_bytes(mutation.dump(fields, rng))
     return _use(rng, model)
 
@@ -61,17 +47,23 @@ def template(rng: random.Random, samples: Path, directory: Path) -> Call:
     model = _model(rng, samples, directory)
     path = model / "chat_template.jinja"
     text = path.read_text()
+    if rng.random() < 0.6:  # whole tags and expressions
+        tags = re.split(r"(\{%.*?%\}|\{\{.*?\}\})", text)
+        for _ in range(rng.choice((1, 1, 2))):
+            tags[rng.randrange(len(tags))] = rng.choice((*parts.WHOLE, *tags))
+        path.write_text("".join(tags))
+        return _command("chat", str(model), "-n", "2", "--threads", "1")
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, to = sorted((rng.randrange(len(text) + 1), rng.randrange(len(text) + 1)))
         kind = rng.randrange(4)
         if kind == 0:
-            text = text[:at] + rng.choice(_PIECES) + text[at:]
+            text = text[:at] + rng.choice(parts.PIECES) + text[at:]
         elif kind == 1:
             text = text[:at] + text[min(to, at + 20) :]
         elif kind == 2:
-            text = text[:at] + rng.choice(_PIECES) + text[min(to, at + 20) :]
+            text = text[:at] + rng.choice(parts.PIECES) + text[min(to, at + 20) :]
         else:
-            text = rng.choice(_PIECES) * rng.choice((1, 1, 300)) + text[at:]
+            text = rng.choice(parts.PIECES) * rng.choice((1, 1, 300)) + text[at:]
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     return _command("chat", str(model), "-n", "2", "--threads", "1")
 
@@ -81,6 +73,8 @@ def packed_config(rng: random.Random, samples: Path, directory: Path) -> Call:
     model = _model(rng, samples, directory)
     if rng.random() < 0.6:
         _mutate_json_file(model / "config.json", rng)
+        if rng.random() < 0.9:
+            _hash_again(model)
     else:
         _mutate_header(model / "model.safetensors", rng)
     name = rng.choice(("inspect", "verify", "use"))
@@ -208,6 +202,16 @@ def prefixes(rng: random.Random, samples: Path, directory: Path) -> Call:
     return serve
 
 
+def _graft(fields: dict[str, Any], rng: random.Random) -> None:
+    """Exchange a part of a tokenizer for a valid part of another."""
+    name = rng.choice(sorted(parts.PARTS))
+    part = copy.deepcopy(rng.choice(parts.PARTS[name]))
+    if fields.get(name) and rng.random() < 0.4 and name not in ("truncation", "padding"):
+        kind, key = parts.SEQUENCES[name]
+        part = {"type": kind, key: rng.sample([part, fields[name]], 2)}
+    fields[name] = part
+
+
 KINDS = {
     each.__name__: each
     for each in (
@@ -257,6 +261,22 @@ def _command(*arguments: str) -> Call:
 def _mutate_json_file(path: Path, rng: random.Random) -> None:
     fields = mutation.mutate_json(json.loads(path.read_bytes()), rng)
     path.write_bytes(mutation.dump(fields, rng))
+
+
+def _hash_again(model: Path) -> None:
+    """Let the hashes of a packed model match its config.json."""
+    from yocobit.packing.format import header_sha256
+
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    config = (model / "config.json").read_bytes()
+    header["__metadata__"]["config_sha256"] = hashlib.sha256(config).hexdigest()
+    header["__metadata__"]["header_sha256"] = header_sha256(header)
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 64)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 
 def _mutate_header(path: Path, rng: random.Random) -> None:

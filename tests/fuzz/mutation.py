@@ -109,7 +109,7 @@ def _mutate_one(root: list[Any], rng: random.Random) -> None:
     """Walk to a random value and exchange it: each level of nesting is as likely as another."""
     place: Any = root
     key: Any = 0
-    while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.75:
+    while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.9:
         place = place[key]
         key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
     kind = rng.randrange(10)
@@ -139,6 +139,12 @@ def _mutate_one(root: list[Any], rng: random.Random) -> None:
         place[key] = rng.choice(
             (-number, number + 1, number - 1, number * 2, str(number), [number])
         )
+    elif kind == 7 and isinstance(place[key], bool):
+        place[key] = not place[key]
+    elif kind < 9 and isinstance(place[key], str):
+        place[key] = rng.choice(TEXTS)
+    elif kind < 9 and isinstance(place[key], int | float):
+        place[key] = rng.choice(NUMBERS)
     else:
         place[key] = odd_value(rng)
 
