@@ -93,7 +93,7 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` on success, is deleted otherwise."""
-    final = path.resolve()
+    final = Path(os.path.realpath(path))  # resolve() raises RuntimeError for a loop of links
     partial = final.with_name(f".{final.stem}.partial-{os.getpid()}{final.suffix}")
     try:
         with writing(path):

@@ -57,6 +57,7 @@ def changed_shard(directory: Path, **fields) -> str:
         lambda d: changed_shard(d, tokens=10**30),
         lambda d: changed_shard(d, tokens=-1),
         lambda d: changed_shard(d, has_mask=1),
+        lambda d: changed_shard(d, sha256={"/../../../../../../../../../dev/zero": ""}),
     ],
 )
 def test_corpus_with_a_damaged_index_is_prepared_again_and_says_so(config, directory, damage):
@@ -68,6 +69,24 @@ def test_corpus_with_a_damaged_index_is_prepared_again_and_says_so(config, direc
     assert read(corpus.train[0]) == whole
     assert corpus.describe()[0].startswith(f"warning: {directory / INDEX}: ")
     assert prepare(config, 270, directory).notes == ()
+
+
+@pytest.mark.parametrize("name", ["index.json", "tokenizer.json", SHARD])
+@pytest.mark.parametrize("kind", ["fifo", "loop", "directory"])
+def test_corpus_with_a_special_file_does_not_hang(config, directory, name, kind):
+    whole = read(prepare(config, 270, directory).train[0])
+    path = directory / name
+    path.unlink()
+    {
+        "fifo": lambda: os.mkfifo(path),
+        "loop": lambda: path.symlink_to(path),
+        "directory": path.mkdir,
+    }[kind]()
+
+    try:
+        assert read(prepare(config, 270, directory).train[0]) == whole
+    except (ConfigError, OSError) as error:
+        assert str(path) in str(error)
 
 
 def test_field_of_a_newer_index_is_ignored(config, directory):

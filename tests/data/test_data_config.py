@@ -91,10 +91,16 @@ def test_config_with_tables_survives_a_checkpoint(tmp_path):
     [
         ('train = ["a", {path = "b", weight = 1}]', "must have a weight in every item or in none"),
         ('train = [{path = "b", weight = 0}]', r"train\[0\]: weight must be above 0 but is 0"),
-        ('train = [{path = "b", weight = inf}]', r"train\[0\]: weight must be above 0 but is inf"),
+        ('train = [{path = "b", weight = inf}]', r"train\[0\]: weight must be a finite number"),
         (
             'train = [{path = "b", weight = 1e300}]',
             r"train\[0\]: weight must be at most 1e\+09 but",
+        ),
+        ("train = [{path = 'b', text_field = 'a\"b'}]", r"text_field must have no quotation mark"),
+        ('train = [{path = "b", text_field = "\\\\"}]', r"text_field must have no quotation mark"),
+        (
+            'train = [{path = "b", text_field = "\\u0000"}]',
+            r"text_field must have no quotation mark",
         ),
         ('train = ["a", ""]', "path must not be empty"),
         ('train = [{path = ""}]', r"train\[0\]: path must not be empty"),

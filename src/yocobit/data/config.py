@@ -30,6 +30,9 @@ class SourceConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.path != "", "path", "must not be empty")
+        is_name = self.text_field.isprintable() and not {'"', "\\"} & {*self.text_field}
+        rule = "must have no quotation mark, backslash or control character"
+        self.require(is_name, "text_field", rule)
         is_finite = self.weight is None or 0 < self.weight < math.inf
         self.require(is_finite, "weight", "must be above 0")
         self.require(

@@ -30,6 +30,7 @@ from yocobit.errors import ConfigError
 SHARD_BYTES = 1 << 30
 
 _Array = NDArray[Any]
+_Suffix = Literal[".bin", ".mask"]
 _NAME = r"(train-[0-9]+|valid)-[0-9]{5,}"  # of a shard, without its suffix
 _Natural = Annotated[int, Meta(ge=0)]
 
@@ -40,11 +41,13 @@ class Shard(Struct):
     name: Annotated[str, Meta(pattern=f"^{_NAME}$")]  # without a suffix
     tokens: Annotated[int, Meta(ge=1)]
     has_mask: bool
-    sha256: dict[str, str] = {}  # of each file, by suffix; empty if an earlier version wrote it
+    # Of each file, by suffix; empty if an earlier version wrote it.
+    sha256: dict[_Suffix, str] = {}
 
-    def sizes(self, itemsize: int) -> dict[str, int]:
+    def sizes(self, itemsize: int) -> dict[_Suffix, int]:
         """Return the size of each file of the shard in bytes, by suffix."""
-        return {".bin": itemsize * self.tokens, **({".mask": self.tokens} if self.has_mask else {})}
+        sizes: dict[_Suffix, int] = {".bin": itemsize * self.tokens}
+        return {**sizes, ".mask": self.tokens} if self.has_mask else sizes
 
 
 class ShardList(Struct):
@@ -62,6 +65,10 @@ class ShardList(Struct):
             raise ValueError(f"shards must have {self.tokens} tokens in all")
 
 
+def _digests() -> dict[_Suffix, hashlib._Hash]:
+    return {".bin": hashlib.sha256(), ".mask": hashlib.sha256()}
+
+
 class ShardWriter:
     """Writes the tokens of one sequence; `close` returns the list that Tokens opens."""
 
@@ -72,7 +79,7 @@ class ShardWriter:
         self.tokens_file: BinaryIO | None = None
         self.mask_file: BinaryIO | None = None
         self.n_in_shard = 0  # tokens in the open shard
-        self.digests = {".bin": hashlib.sha256(), ".mask": hashlib.sha256()}  # of the open shard
+        self.digests = _digests()  # of the open shard
 
     def write(self, tokens: _Array, in_loss: bool) -> None:
         """Append tokens (T,), all of them in the loss or none."""
@@ -110,7 +117,7 @@ class ShardWriter:
                 self._append(self.mask_file, ".mask", (b"\1" if in_loss else b"\0") * len(tokens))
         self.n_in_shard += len(tokens)
 
-    def _append(self, file: BinaryIO, suffix: str, data: bytes) -> None:
+    def _append(self, file: BinaryIO, suffix: _Suffix, data: bytes) -> None:
         file.write(data)
         self.digests[suffix].update(data)
 
@@ -126,7 +133,7 @@ class ShardWriter:
         shard = Shard(self._path("").name, self.n_in_shard, has_mask)
         suffixes = shard.sizes(self.dtype.itemsize)
         shard.sha256 = {suffix: self.digests[suffix].hexdigest() for suffix in suffixes}
-        self.digests = {suffix: hashlib.sha256() for suffix in self.digests}
+        self.digests = _digests()
         self.shards.append(shard)
         self.tokens_file = self.mask_file = None
         self.n_in_shard = 0
@@ -269,6 +276,7 @@ def check_intact(directory: Path, shards: Sequence[Shard]) -> None:
 
 def remove_shards(directory: Path) -> None:
     """Delete every shard in a directory, and no other file."""
-    for path in directory.glob("*"):
-        if path.suffix in (".bin", ".mask") and re.fullmatch(_NAME, path.stem) and path.is_file():
+    for path in directory.iterdir():
+        is_shard = path.suffix in (".bin", ".mask") and re.fullmatch(_NAME, path.stem)
+        if is_shard and (path.is_symlink() or not path.is_dir()):  # a FIFO would block the writer
             path.unlink()
