@@ -29,7 +29,8 @@ from typer.testing import CliRunner
 
 from yocobit.cli import app
 from yocobit.errors import UserError
-from yocobit.training.config import load, tomllib
+from yocobit.reading import tomllib
+from yocobit.training.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -197,3 +197,25 @@ def test_load_model_refuses_a_file_that_is_not_safetensors(tmp_path):
 
     with pytest.raises(ConfigError, match=r"model.safetensors: cannot be read"):
         checkpoint.load_model(path)
+
+
+def test_checkpoints_that_cannot_be_listed_are_an_error(tmp_path, monkeypatch):
+    """As a run without checkpoints, it would be started again."""
+    save(tmp_path, 1)
+
+    def listdir(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.listdir", listdir)
+
+    with pytest.raises(PermissionError):
+        checkpoints.last(tmp_path)
+
+
+def test_state_has_the_hash_of_every_other_file(tmp_path):
+    path, _ = save(tmp_path, 1)
+    state = checkpoints.read_state(path)
+
+    names = {file.name for file in path.iterdir()} - {"state.json"}
+    assert state.sha256.keys() == state.size_bytes.keys() == names
+    assert checkpoints.damage(path) is None

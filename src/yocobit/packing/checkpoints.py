@@ -14,6 +14,7 @@ a file differs in its hash: who reads a checkpoint calls `check_intact` first.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -105,7 +106,12 @@ def step_of(checkpoint: Path) -> int:
 
 def complete(run_dir: Path) -> list[Path]:
     """Return the complete checkpoints of a run, ordered by step."""
-    found = {step_of(path): path for path in (run_dir / DIRECTORY).glob("step-*")}
+    directory = run_dir / DIRECTORY
+    try:
+        names = os.listdir(directory)  # unlike glob(), it raises PermissionError
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = {step_of(path): path for path in map(directory.joinpath, names)}
     return [found[step] for step in sorted(found) if step >= 0 and is_complete(found[step])]
 
 
