@@ -12,7 +12,8 @@ import servers
 
 from yocobit.pretrained import TINY
 from yocobit.serving import ServerSettings, limits
-from yocobit.serving.api import protocol
+from yocobit.serving.api import protocol, served_model
+from yocobit.serving.errors import APIError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
@@ -24,6 +25,7 @@ def server():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "PREPARATION_CPU_S", 0.5)
         patch.setattr(limits, "PREPARATION_BYTES", 1 << 27)
+        patch.setattr(limits, "RESPONSE_LOGPROBS", 100_000)
         with servers.running(ServerSettings(threads=1, context=2048, max_sequences=4)) as running:
             yield running
             assert running.post(TEXT, prompt="The", max_tokens=1).status_code == 200
@@ -122,6 +124,11 @@ BODIES = {
     "tokens": ("/detokenize", '{"tokens":[' + many("1", 12_000) + "]}"),
     "wrong type": (CHAT, '{"messages":"' + "a" * 100_000 + '"}'),
     "long enumeration value": (CHAT, '{"messages":[{"role":"' + "a" * 100_000 + '"}]}'),
+    "log-probabilities": (TEXT, '{"prompt":"a","max_tokens":2000,"n":4,"logprobs":20}'),
+    "log-probabilities of prompts": (
+        TEXT,
+        '{"prompt":[' + many('"a"', 68) + '],"max_tokens":1500,"logprobs":20}',
+    ),
     "long model name": (TEXT, '{"prompt":"a","model":"' + "a" * 100_000 + '"}'),
 }
 
@@ -252,3 +259,50 @@ def test_long_path_is_not_repeated_in_full(server):
 
     assert response.status_code == 404
     assert len(response.text) < 1000
+
+
+def test_api_keys_share_no_cached_prefixes():
+    keys = ("key-of-the-first", "key-of-the-second")
+    body = {"prompt": "And God said, Let there be light. " * 20, "max_tokens": 1}
+    with servers.running(ServerSettings(threads=1, api_keys=keys)) as server:
+        found = []
+        for key in (*keys, *keys):
+            headers = {"authorization": f"Bearer {key}"}
+            response = server.client.post(TEXT, json=body, headers=headers)
+            found.append(response.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+            server.wait_until_idle()
+
+    assert found[:2] == [0, 0]
+    assert all(n > 0 for n in found[2:])
+
+
+def test_health_tells_a_crowded_server_from_a_stuck_one(server, monkeypatch):
+    monkeypatch.setattr(server.runtime.scheduler, "max_waiting", 0)
+    crowded = server.client.get("/health")
+    monkeypatch.setattr(server.runtime.scheduler, "_step_started_at", -1e9)
+    stuck = server.client.get("/health")
+    monkeypatch.setattr(server.runtime.scheduler, "_step_started_at", None)
+
+    assert (crowded.status_code, crowded.json()) == (200, {"status": "ok"})
+    assert (stuck.status_code, stuck.json()) == (503, {"status": "stuck"})
+
+
+def test_model_whose_tokenizer_has_no_grammars_is_served_without_schemas(monkeypatch):
+    def fail(*_):
+        raise ValueError("can't determine decoder type")
+
+    monkeypatch.setattr(served_model.Grammars, "__init__", fail)
+    model = served_model.text_model(ServerSettings())
+
+    with pytest.raises(APIError, match="can't determine decoder type") as rejected:
+        model.grammars.check({}, "response_format", 10)
+
+    assert rejected.value.status == 400
+    assert model.token_text(65)[0].encode() == bytes(model.token_text(65)[1])
+
+
+def test_model_without_end_tokens_is_served(model):
+    (model / "generation_config.json").write_text('{"eos_token_id": []}')
+    with servers.running(ServerSettings(threads=1, model=model)) as server:
+        assert server.state.problem is None
+        assert server.post(CHAT, messages=SEA, max_tokens=2).status_code == 200

@@ -312,10 +312,8 @@ class Engine:
     def _token_names(self) -> dict[str, str]:
         """Return the names of special tokens that templates read."""
         end = self.generation_config.get("eos_token_id")
-        tokens = {
-            "bos_token": self.bos_token,
-            "eos_token": end[0] if isinstance(end, list) else end,
-        }
+        first = next(iter(end), None) if isinstance(end, list) else end
+        tokens = {"bos_token": self.bos_token, "eos_token": first}
         names = {n: self.tokenizer.id_to_token(t) for n, t in tokens.items() if t is not None}
         return {name: text for name, text in names.items() if text is not None}
 

@@ -26,6 +26,7 @@ BIASES = 1024  # entries of logit_bias: vLLM's
 SCHEMA_BYTES = 1 << 18
 LOGPROBS = 20  # per token: OpenAI's
 PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
+RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 
 # Of the work that precedes the queue. A body above SMALL_BODY_BYTES, and any conversation or
 # schema, is prepared in a worker process with these limits.
@@ -59,7 +60,8 @@ TABLE = (
     ("entries of `logit_bias`", BIASES, 400),
     ("bytes of a JSON schema", SCHEMA_BYTES, 400),
     ("alternatives per token of `logprobs`", LOGPROBS, 400),
-    ("log-probabilities of a response with `echo`", PROMPT_LOGPROBS, 400),
+    ("log-probabilities of the prompts of a response", PROMPT_LOGPROBS, 400),
+    ("log-probabilities of the generated tokens of a response", RESPONSE_LOGPROBS, 400),
     ("seconds of CPU time to compile a schema", SCHEMA_CPU_S, 400),
     ("bytes of a compiled schema", SCHEMA_COMPILED_BYTES, 400),
     ("seconds of CPU time to prepare a request", PREPARATION_CPU_S, 400),

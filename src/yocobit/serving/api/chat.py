@@ -81,6 +81,7 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
         timeout_s=model.settings.timeout_s,
     )
     model.check(request, param="messages")
+    model.check_logprobs([request])
     if (schema := _schema(model, body, max_tokens)) is not None:
         if body.stop:
             field = "tool_choice" if body.requires_call else "response_format"

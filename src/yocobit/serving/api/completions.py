@@ -68,6 +68,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
         )
         for i, prompt in enumerate(prompts)
     ]
+    model.check_logprobs(requests)
     if body.echo and body.logprobs is not None:
         n_entries = sum(map(len, prompts)) * n * (body.logprobs + 1)
         if n_entries > limits.PROMPT_LOGPROBS:

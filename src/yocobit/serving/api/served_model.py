@@ -10,16 +10,18 @@ import re
 import secrets
 import threading
 from array import array
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from yocobit.costs import session_bytes, summarize
 from yocobit.engine import Engine, SamplingConfig
-from yocobit.errors import UserError
+from yocobit.errors import ConfigError, UserError, printable
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
-from yocobit.reading import boundary
+from yocobit.reading import boundary, read_text
+from yocobit.serving import limits
 from yocobit.serving.api import protocol
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
@@ -60,11 +62,21 @@ class ServedModel:
             self.identity += f" {settings.attention}"
         # The same request and seed give the same output under the same fingerprint.
         self.fingerprint = f"fp_{_hash(self.identity, engine.model.path)[:12]}"
-        self.grammars = Grammars(engine)
-        self._token_cache: dict[
-            tuple[bool, str], array[int]
-        ] = {}  # the least recently used text first
+        self._grammars = _grammars(engine)  # or why there are none
+        # By whether it is a conversation, and text; the least recently used first.
+        self._token_cache: dict[tuple[bool, str], array[int]] = {}
         self._token_lock = threading.Lock()
+
+    @property
+    def grammars(self) -> Grammars:
+        """Compiles schemas; APIError 400 if the tokenizer does not support it."""
+        if isinstance(self._grammars, str):
+            raise APIError(
+                400,
+                f"structured output: {self._grammars}; leave response_format and tool_choice out",
+                param="response_format",
+            )
+        return self._grammars
 
     def warm_up(self) -> None:
         """Read all files next to the weights; UserError if one is invalid.
@@ -72,12 +84,12 @@ class ServedModel:
         A server must not start and then fail at every request.
         """
         with boundary(self.engine.model.path, "cannot be served"):
+            if self.has_chat_template:
+                self.engine.chat_template  # noqa: B018
             self.tokenizer_info  # noqa: B018
             self._longest_token  # noqa: B018
             self.engine.sampling()
             self.engine.stop_strings  # noqa: B018
-            if self.has_chat_template:
-                self.engine.chat_template  # noqa: B018
             vocabulary = range(self.engine.config.vocab_size)
             for token in (*self.engine.end_tokens, *self.engine.encode("a")):
                 if token not in vocabulary:
@@ -100,7 +112,7 @@ class ServedModel:
             "bos_token": None if bos is None else tokenizer.id_to_token(bos),
             "eos_token": tokenizer.id_to_token(eos[0]) if eos else None,
             "model_max_length": self.settings.context,
-            "chat_template": template.read_text("utf-8") if self.has_chat_template else None,
+            "chat_template": read_text(template) if self.has_chat_template else None,
         }
 
     def check_name(self, name: str | None) -> None:
@@ -108,7 +120,7 @@ class ServedModel:
         if name is not None and name not in self.names:
             raise APIError(
                 404,
-                f"The model {name!r} does not exist; this server has {self.name!r}",
+                f"The model {printable(name, 200)!r} does not exist; this server has {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
@@ -266,15 +278,44 @@ class ServedModel:
             )
         return request
 
+    def check_logprobs(self, requests: Sequence[Request]) -> None:
+        """APIError 400 if a response could have too many log-probabilities."""
+        n_entries = sum(
+            len(each.sampling) * each.max_tokens * (each.n_logprobs + 1)
+            for each in requests
+            if each.n_logprobs is not None
+        )
+        if n_entries > limits.RESPONSE_LOGPROBS:
+            raise APIError(
+                400,
+                f"the response could have {n_entries:,} log-probabilities, but at most "
+                f"{limits.RESPONSE_LOGPROBS:,} are allowed; lower max_tokens, n or the number of "
+                "alternatives",
+                param="logprobs",
+            )
+
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """Return a token as text, and its bytes, which may be part of a character."""
-        raw = self.grammars.token_bytes(token)
+        if isinstance(self._grammars, str):
+            raw: bytes = self.engine.tokenizer.decode([token], skip_special_tokens=False).encode()
+        else:
+            raw = self._grammars.token_bytes(token)
         return raw.decode("utf-8", errors="replace"), list(raw)
 
     @cached_property
     def _longest_token(self) -> int:
         """Characters of the longest token."""
         return max(map(len, self.engine.tokenizer.get_vocab()))
+
+
+def _grammars(engine: Engine) -> Grammars | str:
+    """Return the grammars of an engine, or why its tokenizer does not support any."""
+    _ = engine.tokenizer, engine.end_tokens  # their errors are those of the model
+    try:
+        with boundary(TOKENIZER, "is not supported"):
+            return Grammars(engine)
+    except ConfigError as error:
+        return str(error)
 
 
 def _hash(identity: str, model: Path) -> str:
