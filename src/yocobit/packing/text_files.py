@@ -15,7 +15,6 @@ from yocobit.errors import ConfigError, printable
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, TOKENIZER
 from yocobit.reading import read_bytes, read_json, read_text
 from yocobit.text import GenerationConfig, parse_tokenizer, read_generation_config
-from yocobit.text.chat_template import MAX_SOURCE_BYTES, ChatTemplate, with_token_names
 from yocobit.text.generation_config import without_unknown_tokens
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -66,6 +65,8 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
             names.setdefault("bos_token", text)
     template = _template(source, fields.get("chat_template"), names_file)
     if template is not None:
+        from yocobit.text.chat_template import with_token_names  # imports Jinja
+
         template = with_token_names(template, names)
     return TextFiles(content, generation, template)
 
@@ -100,6 +101,8 @@ def _token_names(fields: dict[str, Any], file: Path) -> dict[str, str]:
 
 def _template(source: Path, stored: Any, names_file: Path) -> bytes | None:
     """Return the chat template: a file, or a string or a list of named ones in `stored`."""
+    from yocobit.text.chat_template import MAX_SOURCE_BYTES, ChatTemplate  # imports Jinja
+
     file = source / CHAT_TEMPLATE
     if file.is_file():
         text = read_text(file, MAX_SOURCE_BYTES)
