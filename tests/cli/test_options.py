@@ -154,6 +154,13 @@ def test_the_outermost_values_of_an_option_work(option, capfd):
     assert (code, error) == (0, "")
 
 
+@pytest.mark.parametrize("host", ["", "\udcff", "\0", "a b", "999.1.1.1", "x" * 300])
+def test_an_odd_host_is_one_line(host, capfd):
+    arguments = ("serve", "--port=0", "--threads=1", "--no-api-key", f"--host={host}")
+
+    assert is_one_line(*outcome(capfd, *arguments))
+
+
 def test_a_random_seed_gives_other_texts(capfd):
     texts = set()
     for _ in range(4):

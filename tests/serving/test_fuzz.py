@@ -133,6 +133,17 @@ def test_random_prompts_are_completed_or_rejected(server, text):
     assert response.status_code in (200, 400), response.text
 
 
+def test_an_error_that_quotes_the_request_is_short(server):
+    parts = [{"type": "\x1b" + "x" * 100_000}]
+
+    response = server.post("/v1/chat/completions", messages=[{"role": "user", "content": parts}])
+
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert len(message) <= 2100
+    assert message.isprintable()
+
+
 def test_chat_template_rejects_deeply_nested_tools():
     deep: list = []
     for _ in range(100_000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -101,8 +102,7 @@ def generate(
             }
         )
         return
-    sys.stdout.write(prompt)
-    terminal.write(generation)
+    terminal.write(chain((prompt,), generation))
     terminal.say(
         f"{len(generation.prompt)} prompt tokens at {generation.prefill_tokens_per_s:,.0f}/s, "
         f"{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f}/s, "

@@ -109,6 +109,8 @@ def serve(
         if (error.name or "").startswith("yocobit"):
             raise
         raise UserError("serve requires more packages: pip install 'yocobit[serve]'") from None
+    if not host:
+        raise UserError("--host must be an address or a name but is empty; 0.0.0.0 is all of them")
     keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
     is_local = _is_loopback(host)
     if not is_local and not keys and not no_api_key:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from yocobit.errors import printable
 from yocobit.serving import limits
 
 _TYPES = {
@@ -27,10 +28,10 @@ class APIError(Exception):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))  # it may quote the request
         self.status = status
         self.retry_after = retry_after
-        self.param = param
+        self.param = param and printable(param, 200)
         self.code = code
 
     def __reduce__(self) -> tuple[Any, ...]:  # errors cross processes
