@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from yocobit.disk import flush, sha256, writing
 from yocobit.errors import ConfigError
+from yocobit.hardware.host import default_threads
 
 SHARD_BYTES = 1 << 30
 
@@ -264,7 +265,7 @@ def check_intact(directory: Path, shards: Sequence[Shard]) -> None:
         for shard in shards
         for suffix, digest in shard.sha256.items()
     }
-    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+    with ThreadPoolExecutor(max_workers=default_threads()) as pool:  # hashing releases the GIL
         digests = pool.map(sha256, files)
         for path, digest in zip(files, digests, strict=True):
             if digest != files[path]:

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +130,13 @@ def _write_metadata(
         stored = conversations.CHECKPOINT_TEMPLATE if is_ours else chat_template
         (partial / CHAT_TEMPLATE).write_text(stored, encoding="utf-8")
     paths = sorted(partial.iterdir())
-    with ThreadPoolExecutor() as pool:
-        # From the page cache, while the disk writes: hashing is hidden by the flush.
-        hashes = pool.map(sha256, paths)
-        for path in paths:
-            flush(path)
+    # From the page cache, before the flush; a thread would need memory that the run may not have.
+    hashes = {path.name: sha256(path) for path in paths}
+    for path in paths:
+        flush(path)
     files = {
         "size_bytes": {path.name: path.stat().st_size for path in paths},
-        "sha256": {path.name: digest for path, digest in zip(paths, hashes, strict=True)},
+        "sha256": hashes,
     }
     write_json(partial / STATE, {**msgspec.to_builtins(state), **files})
     for path in (partial / STATE, partial):
