@@ -263,7 +263,6 @@ def test_invalid_documents_are_rejected_by_name(paths, tmp_path, name, content, 
         ("native", ["--backend", "torch"], "is a packed model, which only the native backend runs"),
         ("torch", ["--backend", "native"], "is a checkpoint, not a packed model"),
         ("torch", ["--cache", "int8"], "cache must not be given with the PyTorch backend"),
-        ("native", ["--context", "1"], "context must be at least 2 tokens but is 1"),
     ],
 )
 def test_invalid_options_are_rejected(paths, tmp_path, model, options, rule):
@@ -272,6 +271,17 @@ def test_invalid_options_are_rejected(paths, tmp_path, model, options, rule):
     error = run(paths[model], tmp_path / "a.txt", *options).exception
 
     assert isinstance(error, ValueError) and rule in str(error)
+
+
+@pytest.mark.parametrize("context", [1, 0, -1])
+def test_context_below_two_tokens_is_rejected(paths, tmp_path, context):
+    (tmp_path / "a.txt").write_text("some text")
+
+    result = run(paths["native"], tmp_path / "a.txt", "--context", context)
+
+    assert result.exit_code == 2 and f"is {context}" in result.output
+    with pytest.raises(ConfigError, match=f"context must be at least 2 tokens but is {context}"):
+        evaluation.perplexity(None, [], context)
 
 
 @pytest.mark.parametrize(
