@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_keys_of_all_variables_are_combined(tmp_path):
         "another-one",
         "key-of-a-file",
     }
+
+
+def test_keys_may_come_from_a_pipe():
+    reader, writer = os.pipe()
+    os.write(writer, b"key-of-a-pipe\n")
+    os.close(writer)
+
+    settings = ServerSettings.from_environment({"YOCOBIT_API_KEY_FILE": f"/dev/fd/{reader}"})
+
+    os.close(reader)
+    assert settings.api_keys == ("key-of-a-pipe",)
 
 
 def test_empty_variable_names_no_key_file():

@@ -438,6 +438,17 @@ def test_tokenize_and_detokenize_are_inverse(server, engine, prefix):
     assert ok(server.post(prefix + "/detokenize", tokens=plain))["prompt"] == text
 
 
+def test_tokenize_looks_up_the_name_of_a_special_token(server, engine):
+    (end,) = engine.end_tokens
+    name = engine.tokenizer.id_to_token(end)
+
+    body = ok(server.post("/tokenize", prompt=name, add_special_tokens=False))
+    longer = ok(server.post("/tokenize", prompt=f"a {name}", add_special_tokens=False))
+
+    assert body["tokens"] == [end]
+    assert end not in longer["tokens"]
+
+
 def test_tokenize_accepts_conversations(server, engine):
     body = ok(server.post("/tokenize", messages=SEA))
 

@@ -12,7 +12,7 @@ from typing import Any
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
-from yocobit.reading import read_text
+from yocobit.reading import MAX_BYTES, decode
 from yocobit.settings import Settings
 
 _PREFIX = "YOCOBIT_"
@@ -114,7 +114,8 @@ class ServerSettings(Settings):
 def read_keys(path: Path) -> tuple[str, ...]:
     """Return the API keys in a file, one per line; lines that start with # are comments."""
     try:
-        lines = [line.strip() for line in read_text(path).splitlines()]
+        with path.open("rb") as stream:  # may be a pipe of the shell, <(...)
+            lines = [line.strip() for line in decode(stream.read(MAX_BYTES), path).splitlines()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))

@@ -55,6 +55,8 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
         raise APIError(400, "give either prompt or messages", param="prompt")
     if body.messages is not None:
         tokens = render(model, body.messages, [])
+    elif (special := _special_token(model, body.prompt)) is not None:
+        tokens = [special]
     elif body.add_special_tokens is False:
         model.check_length(len(body.prompt or ""), "prompt")
         tokens = model.engine.encoder.encode(body.prompt or "")
@@ -62,6 +64,16 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
         tokens = model.encode(body.prompt or "", "prompt")
     context = model.settings.context
     return msgspec.json.encode({"count": len(tokens), "max_model_len": context, "tokens": tokens})
+
+
+def _special_token(model: ServedModel, name: str | None) -> int | None:
+    """Return the id of a special token whose name is the whole text.
+
+    Clients such as lm-evaluation-harness look up the ids of the tokens of tokenizer_info so. In any
+    other text, special tokens are plain text.
+    """
+    added = model.engine.tokenizer.get_added_tokens_decoder().items()
+    return next((token for token, each in added if each.special and each.content == name), None)
 
 
 def detokenize(model: ServedModel, body: DetokenizeRequest, client: str) -> bytes:
