@@ -381,7 +381,7 @@ def test_busy_stream_gets_no_pings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place", ["yocobit.Engine.load", "yocobit.serving.api.served_model.Grammars"]
+    "place", ["yocobit.Engine.load", "yocobit.serving.api.served_model.summarize"]
 )
 def test_model_that_fails_to_load_is_reported(place, monkeypatch, caplog):
     def fail(*_, **__):
