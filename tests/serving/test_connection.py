@@ -45,6 +45,17 @@ def answer(client: socket.socket) -> tuple[bytes, dict]:
     return head.split(b"\r\n")[0], json.loads(body)
 
 
+def read_response(client: socket.socket) -> None:
+    """Read one response of status 503, in as many packets as it has."""
+    found = b""
+    while b"\r\n\r\n" not in found:
+        found += client.recv(1)
+    assert found.startswith(b"HTTP/1.1 503"), found
+    n_left = int(found.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+    while n_left > 0:
+        n_left -= len(client.recv(n_left))
+
+
 @pytest.mark.parametrize(
     "start",
     [
@@ -59,7 +70,7 @@ def test_connection_without_a_complete_request_is_closed(start, monkeypatch):
     with running() as address, socket.create_connection(address, timeout=10) as client:
         client.sendall(start)
         if start.count(b"\r\n\r\n"):
-            assert client.recv(65536).startswith(b"HTTP/1.1 503")  # the model is being loaded
+            read_response(client)  # the model is being loaded
             client.sendall(b"x")
 
         assert client.recv(65536) == b""
@@ -179,3 +190,8 @@ def test_client_that_does_not_read_is_disconnected(monkeypatch):
         client.sendall(b"GET /stall/ HTTP/1.1\r\nHost: x\r\n\r\n")
 
         assert is_over.wait(10)
+
+
+def test_responses_are_not_delayed_by_nagles_algorithm():
+    with contextlib.closing(server._listen("127.0.0.1", 0)) as listener:
+        assert listener.proto == socket.IPPROTO_TCP  # then asyncio sets TCP_NODELAY

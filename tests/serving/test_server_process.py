@@ -163,6 +163,27 @@ def test_drain_ends_after_its_time_limit():
     assert events[-1]["error"]["code"] == "shutting_down"
 
 
+def test_thread_that_does_not_end_does_not_delay_shutdown():
+    """The interpreter waits for threads: here, one that loads the model."""
+    hang = "import time, yocobit\nyocobit.Engine.load = lambda *_, **__: time.sleep(3600)"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", hang + PROGRAM, "serve", "--port", str(port)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: _health(port) == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+
+
+def _health(port: int) -> int | None:
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code
+    return None
+
+
 def test_preparation_does_not_delay_shutdown():
     schema = {"type": "integer", "multipleOf": 9999991}
     form = {"type": "json_schema", "json_schema": {"schema": schema}}

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -28,6 +29,7 @@ _POLL_S = 0.02
 _WATCH_S = 0.2  # between two looks whether the scheduler can go on
 _FLUSH_S = 5.0  # for clients to read the rest of their responses, if the drain leaves it
 _LAST_FLUSH_S = 0.3  # the same at the end of the drain, and after a second signal
+_EXIT_S = 0.8  # after the drain, for flush, threads and interpreter to end; then the process exits
 _IDLE_CONNECTIONS = 512  # in addition to those of running and waiting requests
 
 
@@ -116,11 +118,14 @@ class _Server(uvicorn.Server):
         """Drain on the first signal; fail the requests in flight on the second."""
         if self._is_forced or self._state.runtime is None:
             self.should_exit = self.force_exit = True
+            _exit_after(_EXIT_S)  # a model that is being loaded cannot be interrupted
             return
         if self._state.is_draining:
             self._is_forced = True
+            _exit_after(_EXIT_S)
             return
         self._state.is_draining = True
+        _exit_after(self._drain_s + _EXIT_S)
         if sig == signal.SIGINT:
             logging.getLogger(__name__).info(
                 "completing the requests in flight; Ctrl-C again exits at once"
@@ -143,10 +148,19 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+def _exit_after(delay_s: float) -> None:
+    """End the process then, whatever still runs: neither a thread nor the event loop delays it."""
+    timer = threading.Timer(delay_s, os._exit, [0])
+    timer.daemon = True
+    timer.start()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; UserError if the address is not available."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
+    # asyncio sets TCP_NODELAY only if the protocol is given: otherwise Nagle's algorithm delays
+    # each response on a kept connection by 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
