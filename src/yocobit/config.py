@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from yocobit import _native
-from yocobit.errors import ConfigError as ConfigError  # re-exported: its former home
+from yocobit.errors import ConfigError as ConfigError  # re-exported
+from yocobit.errors import shown
 from yocobit.reading import read_json
-from yocobit.settings import Count, Settings, shown
+from yocobit.settings import Count, Settings
 
 MODEL_TYPE = "yocobit"  # model_type in config.json
 # Keys of config.json that only transformers reads.

@@ -44,7 +44,7 @@ def _run(program: Callable[[], Any]) -> Any:
     except BrokenPipeError:
         pass  # the reader closed the pipe: nothing to report
     except (ValueError, MemoryError, RuntimeError, OSError) as error:
-        if not _is_users(error):
+        if not _is_user_error(error):
             raise
         with suppress(OSError):  # stderr may be on a full disk
             print(f"error: {printable(_line(error))}", file=sys.stderr, flush=True)
@@ -67,6 +67,14 @@ def printable(text: str, max_length: int = _MAX_LINE) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
+def shown(value: object, max_length: int = 300) -> str:
+    """Return the repr of a value as part of a line; huge numbers and deep nesting have none."""
+    try:
+        return printable(repr(value), max_length)
+    except (ValueError, RecursionError):
+        return f"too large to show ({type(value).__name__})"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; on CPUs PyTorch raises no error type of its own."""
     return isinstance(error, MemoryError) or (
@@ -83,7 +91,7 @@ def _flush_or_drop(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _is_users(error: BaseException) -> bool:
+def _is_user_error(error: BaseException) -> bool:
     """Whether the user can fix an error: system errors and the exceptions of this package."""
     return (
         isinstance(error, UserError | OSError)

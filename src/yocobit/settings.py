@@ -24,7 +24,7 @@ from typing import (
 import msgspec
 from msgspec import Meta
 
-from yocobit.errors import ConfigError, printable
+from yocobit.errors import ConfigError, shown
 
 Count = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]  # 0 included
@@ -47,11 +47,11 @@ _WORDS = {
 def whole_number(name: str, value: Any, least: int, most: int) -> int:
     """Return an argument as an int; ConfigError unless it is an integer from `least` to `most`."""
     if not isinstance(value, SupportsIndex) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be an integer but is {printable(repr(value), 40)}")
+        raise ConfigError(f"{name} must be an integer but is {shown(value, 40)}")
     number = operator.index(value)
     if not least <= number <= most:
         rule = f"at least {least}" if number < least else f"at most {most}"
-        raise ConfigError(f"{name} must be {rule} but is {printable(repr(number), 40)}")
+        raise ConfigError(f"{name} must be {rule} but is {shown(number, 40)}")
     return number
 
 
@@ -102,14 +102,6 @@ def _is_finite(value: object) -> bool:
     if isinstance(value, int):
         return -(1 << 63) <= value < 1 << 64
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def shown(value: object) -> str:
-    """Return a value as part of a line; huge numbers and deep nesting have no repr."""
-    try:
-        return printable(repr(value), 300)
-    except (ValueError, RecursionError):
-        return f"too large a {type(value).__name__}"
 
 
 def _annotations(cls: type, with_bounds: bool) -> dict[str, Any]:

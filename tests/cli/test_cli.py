@@ -310,7 +310,7 @@ def test_generate_json_is_one_object(model):
     [
         (["--top-p", "2"], ["top_p must be above 0 and at most 1 but is 2.0"]),
         (["--kernels", "neon"], ["--kernels must be one of scalar", "neon"]),
-        (["--max-tokens", str(1 << 42)], ["max_tokens must be between 1 and"]),
+        (["--max-tokens", str(1 << 42)], ["--max-tokens must be between 1 and"]),
         (["--max-tokens", str(1 << 38)], ["not enough memory", "--cache int4"]),
         (["--stop", ""], ["stop must hold strings of at least one character"]),
     ],

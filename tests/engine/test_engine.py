@@ -168,6 +168,7 @@ def test_invalid_threads_and_kernels_are_rejected(model_of, options, message):
         ((-1,), "max_tokens must be at least 1 but is -1"),
         ((1 << 50,), "max_tokens must be at most 1099511627776 but is 1125899906842624"),
         ((10**20,), "max_tokens must be at most 1099511627776 but is 1000"),
+        ((10**5000,), "max_tokens must be at most 1099511627776 but is too large to show"),
         ((2.0,), "max_tokens must be an integer but is 2.0"),
         ((True,), "max_tokens must be an integer but is True"),
         ((8, "f64"), "cache must be f32 or f16 or int8 or int4 but is 'f64'"),

@@ -11,7 +11,6 @@ import typer
 
 from yocobit.cli import terminal
 from yocobit.cli.options import (
-    MAX_TOKENS,
     Attention,
     Cache,
     Json,
@@ -28,6 +27,7 @@ from yocobit.cli.options import (
 )
 from yocobit.cli.output import print_json
 from yocobit.engine import Chat, Engine, SamplingConfig
+from yocobit.engine.session import MAX_TOKENS
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from yocobit import benchmark, evaluation
 from yocobit.cli.options import (
-    MAX_TOKENS,
     Attention,
     Json,
     Kernels,
@@ -26,7 +25,7 @@ from yocobit.cli.options import (
 from yocobit.cli.output import print_json
 from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
-from yocobit.engine.session import CacheType
+from yocobit.engine.session import MAX_TOKENS, CacheType
 from yocobit.errors import UserError
 
 

@@ -50,7 +50,6 @@ def _any_float(help: str) -> Any:
     return number(-math.inf, math.inf, help=help)
 
 
-MAX_TOKENS = 1 << 62  # of a session; the engine rejects what exceeds the memory
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Threads = Annotated[int | None, number(1, 1024, help="Threads; one per CPU by default.")]
@@ -113,7 +112,8 @@ TopK = Annotated[
 ]
 TopP = Annotated[float | None, _any_float(help="Nucleus (top-p) sampling threshold.")]
 MinP = Annotated[
-    float | None, _any_float(help="Least probability, as a fraction of the most probable token's.")
+    float | None,
+    _any_float(help="Minimum probability, as a fraction of the most probable token's."),
 ]
 RepetitionPenalty = Annotated[
     float | None, _any_float(help="Above 1 penalises tokens that already occurred.")

@@ -10,14 +10,7 @@ from typing import Annotated
 
 import typer
 
-from yocobit.cli.options import (
-    Attention,
-    Cache,
-    Kernels,
-    Threads,
-    Verify,
-    number,
-)
+from yocobit.cli.options import Attention, Cache, Kernels, Threads, Verify, number
 from yocobit.config import ConfigError
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
@@ -110,7 +103,9 @@ def serve(
             raise
         raise UserError("serve requires more packages: pip install 'yocobit[serve]'") from None
     if not host:
-        raise UserError("--host must be an address or a name but is empty; 0.0.0.0 is all of them")
+        raise UserError(
+            "--host must be an address or a name but is empty; 0.0.0.0 means all addresses"
+        )
     keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
     is_local = _is_loopback(host)
     if not is_local and not keys and not no_api_key:

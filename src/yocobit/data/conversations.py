@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yocobit.errors import ConfigError, printable
+from yocobit.errors import ConfigError, shown
 
 ROLES = ("system", "user", "assistant")
 END_OF_TURN = "<|end|>"
@@ -77,14 +77,13 @@ def _escape(content: str) -> str:
 
 def _checked(messages: Any, source: str) -> list[dict[str, str]]:
     if not isinstance(messages, list):
-        shown = printable(repr(messages), 100)
-        raise ConfigError(f"{source}: messages must be a list but is {shown}")
+        raise ConfigError(f"{source}: messages must be a list but is {shown(messages)}")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
             raise ConfigError(f"{source}: messages[{i}] must be an object with a string 'content'")
         if message.get("role") not in ROLES:
             raise ConfigError(
                 f"{source}: messages[{i}] must have a role of {', '.join(ROLES)} but has "
-                f"{printable(repr(message.get('role')), 100)}"
+                f"{shown(message.get('role'))}"
             )
     return messages

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from yocobit.disk import replacing
 from yocobit.engine.session import CacheType
-from yocobit.errors import ConfigError, UserError, printable
+from yocobit.errors import ConfigError, UserError, printable, shown
 from yocobit.packing.safetensors_header import entries_of
 from yocobit.reading import boundary, open_regular
 
@@ -98,7 +98,7 @@ def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
         raise SavedSessionError(f"{path}: is not a saved session; {_AGAIN}")
     if (version := metadata.get("format_version")) != VERSION:
         raise SavedSessionError(
-            f"{path}: format_version must be {VERSION!r} but is {_short(version)}; {_AGAIN}"
+            f"{path}: format_version must be {VERSION!r} but is {shown(version)}; {_AGAIN}"
         )
     if metadata.get("model") != model:
         raise SavedSessionError(
@@ -107,13 +107,8 @@ def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
         )
     if metadata.get("cache") not in get_args(CacheType):
         raise SavedSessionError(
-            f"{path}: has a cache of type {_short(metadata.get('cache'))}; {_AGAIN}"
+            f"{path}: has a cache of type {shown(metadata.get('cache'))}; {_AGAIN}"
         )
-
-
-def _short(value: Any) -> str:
-    """Return a JSON value as part of a line."""
-    return printable(repr(value), 100)
 
 
 def _hash(tensors: dict[str, NDArray[np.generic]]) -> str:

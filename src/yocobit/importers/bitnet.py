@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
-from yocobit.errors import printable
+from yocobit.errors import shown
 from yocobit.packing.format import CONFIG, MODEL, scale_name
 from yocobit.packing.formats import INT8, TERNARY, StoredParameter, stored_parameters
 from yocobit.packing.layout import Array, Floats, Int8s
@@ -171,31 +171,31 @@ def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
         if type(value) is not int or not 1 <= value <= most:
             raise ConfigError(
                 f"{file}: {name} must be an integer of at least 1 and at most {most} but is "
-                f"{_short(value)}"
+                f"{shown(value)}"
             )
         return value
 
     if fields.get("model_type") != "bitnet":
         raise ConfigError(
-            f"{file}: model_type must be 'bitnet' but is {_short(fields.get('model_type'))}"
+            f"{file}: model_type must be 'bitnet' but is {shown(fields.get('model_type'))}"
         )
     rope = _object(fields, "rope_parameters", file) or _object(fields, "rope_scaling", file)
     kind = rope.get("rope_type", rope.get("type", "default"))
     theta = rope.get("rope_theta", fields.get("rope_theta", 500000.0))
     if kind != "default":
-        raise ConfigError(f"{file}: rope_type must be 'default' but is {_short(kind)}")
+        raise ConfigError(f"{file}: rope_type must be 'default' but is {shown(kind)}")
     if bias := fields.get("attention_bias"):
         raise ConfigError(f"{file}: attention_bias must be false but is {json.dumps(bias)[:40]}")
     activation = fields.get("hidden_act", "relu2")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         known = " or ".join(_ACTIVATIONS)
-        raise ConfigError(f"{file}: hidden_act must be {known} but is {_short(activation)}")
+        raise ConfigError(f"{file}: hidden_act must be {known} but is {shown(activation)}")
     n_heads = count("num_attention_heads", _MAX_WIDTH)
     d_model, n_layers = count("hidden_size", _MAX_WIDTH), count("num_hidden_layers", _MAX_LAYERS)
     if (fields.get("head_dim") or d_model // n_heads) != d_model // n_heads:
         raise ConfigError(
             f"{file}: head_dim must be hidden_size / num_attention_heads = {d_model // n_heads} "
-            f"but is {_short(fields['head_dim'])}"
+            f"but is {shown(fields['head_dim'])}"
         )
     values = {
         "vocab_size": field("vocab_size"),
@@ -222,10 +222,5 @@ def _object(fields: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {name} must be an object but is {_short(value)}")
+        raise ConfigError(f"{file}: {name} must be an object but is {shown(value)}")
     return value
-
-
-def _short(value: Any) -> str:
-    """Return a JSON value as part of a line."""
-    return printable(repr(value), 100)

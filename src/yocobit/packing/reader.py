@@ -17,7 +17,7 @@ import numpy as np
 
 from yocobit import _native
 from yocobit.config import ModelConfig
-from yocobit.errors import ConfigError, printable
+from yocobit.errors import ConfigError, shown
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import (
     ALIGNMENT,
@@ -151,17 +151,17 @@ def _check_metadata(header: dict[str, Any], file: Path) -> dict[str, str]:
     version = metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise PackedModelError(
-            f"{file}: format_version must be {FORMAT_VERSION!r} but is {_short(version)}; "
+            f"{file}: format_version must be {FORMAT_VERSION!r} but is {shown(version)}; "
             "pack the checkpoint again with this yocobit"
         )
     for name, value in metadata.items():
         if not isinstance(value, str):
             raise PackedModelError(
-                f"{file}: metadata {_short(name)} must be a string but is {_short(value)}"
+                f"{file}: metadata {shown(name)} must be a string but is {shown(value)}"
             )
     if metadata.get("header_sha256") != (actual := header_sha256(header)):
         raise PackedModelError(
-            f"{file}: header must have sha256 {_short(metadata.get('header_sha256'))} but has "
+            f"{file}: header must have sha256 {shown(metadata.get('header_sha256'))} but has "
             f"'{actual}'; {_REMEDY}"
         )
     return metadata
@@ -171,7 +171,7 @@ def _check_config(path: Path, metadata: dict[str, str]) -> None:
     actual = hashlib.sha256(read_bytes(path / CONFIG)).hexdigest()
     if metadata.get("config_sha256") != actual:
         raise PackedModelError(
-            f"{path / CONFIG}: must have sha256 {_short(metadata.get('config_sha256'))}, as "
+            f"{path / CONFIG}: must have sha256 {shown(metadata.get('config_sha256'))}, as "
             f"{MODEL} says, but has '{actual}'; undo the edit or pack the checkpoint again"
         )
 
@@ -201,7 +201,7 @@ def _tensors(
     expected = tensors_of(parameters)
     for name in entries:
         if name not in expected:
-            raise PackedModelError(f"{file}: tensor {_short(name)} must not be there; {_REMEDY}")
+            raise PackedModelError(f"{file}: tensor {shown(name)} must not be there; {_REMEDY}")
     tensors = {}
     for name, spec in expected.items():
         dtype, shape = spec
@@ -211,27 +211,22 @@ def _tensors(
         if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
             raise PackedModelError(
                 f"{file}: tensor '{name}' must have dtype, shape and data_offsets but is "
-                f"{_short(entry)}"
+                f"{shown(entry)}"
             )
         if entry["dtype"] != dtype or not _is_list(entry["shape"], shape):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must be {dtype} {list(shape)} but is "
-                f"{_short(entry['dtype'])} {_short(entry['shape'])}; {_REMEDY}"
+                f"{shown(entry['dtype'])} {shown(entry['shape'])}; {_REMEDY}"
             )
         size = spec.size_bytes
         begin = entry["data_offsets"][0] if _is_pair(entry["data_offsets"]) else 0
         if not _is_list(entry["data_offsets"], (begin, begin + size)):
             raise PackedModelError(
                 f"{file}: tensor '{name}' must have two data_offsets, {size} apart, but has "
-                f"{_short(entry['data_offsets'])}; {_REMEDY}"
+                f"{shown(entry['data_offsets'])}; {_REMEDY}"
             )
         tensors[name] = TensorInfo(dtype, shape, data_begin + begin, data_begin + begin + size)
     return tensors
-
-
-def _short(value: Any) -> str:
-    """Return a JSON value as part of a line."""
-    return printable(repr(value), 200)
 
 
 def _is_pair(value: Any) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
-from yocobit.errors import ConfigError, UserError, printable
+from yocobit.errors import ConfigError, UserError, shown
 from yocobit.reading import boundary, open_regular
 
 MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
@@ -74,15 +74,15 @@ def entries_of(
         found = _entry(entry)
         if found is None or not found[2] <= found[3] <= data_bytes:
             raise ConfigError(
-                f"{file}: tensor {printable(repr(name), 200)} must have a dtype, a shape and two "
-                f"data_offsets up to {data_bytes} but is {printable(repr(entry), 200)}"
+                f"{file}: tensor {shown(name)} must have a dtype, a shape and two "
+                f"data_offsets up to {data_bytes} but is {shown(entry)}"
             )
         dtype, shape, begin, end = found
         size = math.prod(shape) * item_bytes.get(dtype, 0)
         if dtype in item_bytes and size != end - begin:
             raise ConfigError(
-                f"{file}: tensor {printable(repr(name), 200)} must have {size} bytes, as {dtype} "
-                f"{printable(repr(list(shape)), 200)}, but has {end - begin}"
+                f"{file}: tensor {shown(name)} must have {size} bytes, as {dtype} "
+                f"{shown(list(shape))}, but has {end - begin}"
             )
         entries[name] = TensorEntry(file, dtype, shape, data_begin + begin, data_begin + end)
     return entries, metadata if isinstance(metadata, dict) else {}
@@ -109,5 +109,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
         repeated = next(name for name, n in counts.items() if n > 1)
-        raise ValueError(f"key {printable(repr(repeated), 200)} occurs twice")
+        raise ValueError(f"key {shown(repeated)} occurs twice")
     return fields

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from yocobit.config import ConfigError
-from yocobit.errors import printable
+from yocobit.errors import shown
 from yocobit.packing.format import CONFIG, INDEX, MODEL
 from yocobit.packing.layout import Array
 from yocobit.packing.safetensors_header import TensorEntry, read_entries
@@ -60,7 +60,7 @@ class SafetensorsDirectory:
         for file in tensor_files(path):
             found = read_entries(file, _ITEM_BYTES)
             if repeated := found.keys() & self._entries.keys():
-                name = printable(repr(min(repeated)), 200)
+                name = shown(min(repeated))
                 raise ConfigError(f"{file}: tensor {name} must be in one file but is in two")
             self._entries |= found
 
@@ -107,7 +107,6 @@ def tensor_files(path: Path) -> list[Path]:
         or not all(isinstance(name, str) and Path(name).name == name for name in names.values())
     ):
         raise ConfigError(
-            f"{index}: weight_map must map tensors to files of the directory but is "
-            f"{printable(repr(names), 200)}"
+            f"{index}: weight_map must map tensors to files of the directory but is {shown(names)}"
         )
     return [path / name for name in sorted(set(names.values()))]

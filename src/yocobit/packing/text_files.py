@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
-from yocobit.errors import ConfigError, printable
+from yocobit.errors import ConfigError, shown
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, TOKENIZER
 from yocobit.reading import read_bytes, read_json, read_text
 from yocobit.text import GenerationConfig, parse_tokenizer, read_generation_config
@@ -95,7 +95,7 @@ def _token_names(fields: dict[str, Any], file: Path) -> dict[str, str]:
         if isinstance(text, str) and name.isidentifier() and name.isascii():
             names[name] = text
         elif name in _TOKENS and text is not None:
-            raise ConfigError(f"{file}: {name} must be a string but is {_short(text)}")
+            raise ConfigError(f"{file}: {name} must be a string but is {shown(text)}")
     return names
 
 
@@ -113,7 +113,7 @@ def _template(source: Path, stored: Any, names_file: Path) -> bytes | None:
     elif stored in (None, ""):
         return None
     else:
-        raise ConfigError(f"{names_file}: chat_template must be a string but is {_short(stored)}")
+        raise ConfigError(f"{names_file}: chat_template must be a string but is {shown(stored)}")
     ChatTemplate(text, str(file))  # checks it
     return text.encode()
 
@@ -124,7 +124,7 @@ def _default(templates: list[Any], names_file: Path) -> str:
     text = named.get("default")
     if not isinstance(text, str):
         raise ConfigError(
-            f"{names_file}: chat_template must be a string but is {_short(templates)} without a "
+            f"{names_file}: chat_template must be a string but is {shown(templates)} without a "
             "template named 'default'"
         )
     return text
@@ -133,11 +133,6 @@ def _default(templates: list[Any], names_file: Path) -> str:
 def _text(tokenizer: Tokenizer, token: int) -> str | None:
     text: str | None = tokenizer.id_to_token(token)
     return text
-
-
-def _short(value: Any) -> str:
-    """Return a JSON value as part of a line."""
-    return printable(repr(value), 100)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
 
-from yocobit.errors import ConfigError, printable
+from yocobit.errors import ConfigError, shown
 from yocobit.reading import boundary, read_text
 
 _REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8
@@ -65,7 +65,7 @@ def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> None:
     with boundary(subject, "cannot encode text"), without_panic_messages():
         example = _lost(tokenizer)
     if example is not None:
-        text, decoded = (printable(repr(each)) for each in example)
+        text, decoded = (shown(each) for each in example)
         raise ConfigError(
             f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
             "every byte, or with an unknown token"
@@ -113,7 +113,7 @@ def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> No
             f"{subject}: has {size} tokens but the model's vocab_size is {vocab_size}"
         )
     if (largest := n_ids(tokenizer) - 1) >= vocab_size:
-        name = printable(repr(tokenizer.id_to_token(largest)), 80)
+        name = shown(tokenizer.id_to_token(largest))
         raise ConfigError(
             f"{subject}: ids must be below the model's vocab_size {vocab_size} but {name} has "
             f"{largest}"

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from yocobit.config import PRESETS, ModelConfig, preset
 from yocobit.data.config import PYTHON_STDLIB, DataConfig
-from yocobit.errors import ConfigError
+from yocobit.errors import ConfigError, shown
 from yocobit.packing import checkpoints
 from yocobit.reading import parse_toml, read_toml
 from yocobit.settings import (
@@ -27,7 +27,6 @@ from yocobit.settings import (
     Positive,
     PositiveFraction,
     Settings,
-    shown,
 )
 
 Optimizer = Literal["adam", "adamw", "muon"]
