@@ -99,6 +99,20 @@ def test_field_of_a_newer_index_is_ignored(config, directory):
     assert (directory / SHARD).stat().st_mtime_ns == made
 
 
+@pytest.mark.parametrize(("version", "is_kept"), [(2, False), (3, True)])
+def test_shards_of_the_version_before_are_kept(config, directory, version, is_kept):
+    """A run that they belong to resumes with its own tokens: `sha256` is the same."""
+    prepare(config, 270, directory)
+    inputs = json.loads((directory / INDEX).read_text())["inputs"]
+    (directory / INDEX).write_text(changed(directory, inputs={**inputs, "version": version}))
+
+    first = prepare(config, 270, directory).sha256
+
+    inputs = json.loads((directory / INDEX).read_text())["inputs"]
+    assert (inputs["version"] == version) == is_kept
+    assert prepare(config, 270, directory).sha256 == first
+
+
 @pytest.mark.parametrize("how", ["truncated", "overwritten", "replaced", "removed"])
 def test_shard_that_changes_while_it_is_open_is_refused_by_name(config, directory, how):
     corpus = prepare(config, 270, directory)

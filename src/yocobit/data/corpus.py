@@ -29,7 +29,7 @@ from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig, sources
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.data.held_out import HeldOut
-from yocobit.data.identity import CorpusFiles, identify
+from yocobit.data.identity import CorpusFiles, identify, is_same_corpus
 from yocobit.data.index import INDEX, TOKENIZER, Index
 from yocobit.data.shards import Tokens, check_intact
 from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, hash_files
@@ -58,7 +58,8 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool =
         identity = identify(config, vocab_size, files, hashes)
         if held_out.cuts is not None:
             identity["held_out_from"] = list(held_out.cuts)
-        if index is None or index.inputs != identity or not index.has_files(directory):
+        is_same = index is not None and is_same_corpus(index.inputs, identity)
+        if index is None or not is_same or not index.has_files(directory):
             (directory / INDEX).unlink(missing_ok=True)
             entries = tokenise(config, files, held_out, vocab_size, directory)
             check_unchanged(files.all)

@@ -20,6 +20,9 @@ from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenize
 
 SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
 _VERSION = 4  # incremented when the tokens of the same files, or the layout of shards, change
+# Its shards are kept, so that a run resumes with its own tokens: they differ only where documents
+# of more than 65,536 characters were cut.
+_FORMER_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,8 @@ def identify(
         "deduplicate": config.deduplicate,
         "tokenizer": tokenizer,
     }
+
+
+def is_same_corpus(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Whether shards with a stored identity are the corpus of an identity."""
+    return stored in (identity, {**identity, "version": _FORMER_VERSION})
