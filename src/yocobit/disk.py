@@ -5,6 +5,7 @@ After a power failure a file is complete or unchanged.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 from yocobit.errors import ConfigError
 
 _BLOCK_BYTES = 1 << 20
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_OWN_BYTES = 1 << 26  # of a file that may be replaced; plots are smaller
 
 
@@ -24,9 +26,10 @@ class WriteError(RuntimeError):
 
     def __init__(self, path: Path, error: Exception, kept: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
+        is_full = getattr(error, "errno", errno.ENOSPC) in _DISK_IS_FULL
+        remedy = "free disk space" if is_full else "correct that"
         super().__init__(
-            f"{path}: cannot be written ({reason}); {kept}; "
-            "free disk space and continue with --resume"
+            f"{path}: cannot be written ({reason}); {kept}; {remedy} and continue with --resume"
         )
 
 

@@ -16,7 +16,6 @@ from yocobit.errors import UserError
 BLUE, SKY, ORANGE, GREEN = "#0072B2", "#4AA5DC", "#D55E00", "#009E73"
 TEXT = "#444444"
 _FORMATS = (".png", ".svg", ".pdf")
-_PICTURES = (b"\x89PNG", b"%PDF", b"<?xml", b"<svg")  # first bytes
 _DRAWN_BY = b"matplotlib.org"  # in the metadata of every format
 STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -76,12 +75,8 @@ def save(figure: Any, out: Path, dpi: float | None = None) -> None:
 
 
 def claim_picture(out: Path) -> None:
-    """Raise ConfigError if `out` is a picture that another program drew; a plot is replaced."""
-    claim_file(
-        out,
-        lambda content: _DRAWN_BY in content or not content.startswith(_PICTURES),
-        "a plot drawn by matplotlib",
-    )
+    """Raise ConfigError if `out` is a file of another program; a plot is replaced."""
+    claim_file(out, lambda content: _DRAWN_BY in content, "a plot drawn by matplotlib")
 
 
 def check_picture(out: Path) -> None:

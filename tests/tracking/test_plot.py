@@ -197,3 +197,13 @@ def test_plot_of_a_run_without_finite_losses_raises_no_warning(run_dir, tmp_path
         plot_runs([diverged, run_dir], tmp_path / "runs.png")
 
     assert (tmp_path / "runs.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("value", [10**400, 1e308, -1e308, True])
+def test_values_that_axes_cannot_show_are_gaps(tmp_path, value):
+    names = ("loss", "lr", "grad_norm", "tokens", "valid_bits_per_byte")
+    records = [record(1), record(2) | dict.fromkeys(names, value), record(3)]
+    run_dir = write(tmp_path / "run", records)
+
+    for axis in ("step", "tokens"):
+        plot_runs([run_dir], tmp_path / "runs.svg", axis)

@@ -32,12 +32,16 @@ def flip(path: Path, at: int) -> None:
 
 
 def edit(path: Path, **fields) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    content = {**json.loads(path.read_text()), **fields}
+    if "state.json" in content.get("sha256", {}):
+        content["sha256"]["state.json"] = checkpoints.state_digest(content)
+    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("name", "at"),
     [
+        ("state.json", None),  # a digit of its step
         ("model.safetensors", -1),
         ("optimizer.safetensors", -100),
         ("train.json", 3),
@@ -49,13 +53,17 @@ def test_resume_falls_back_from_a_damaged_checkpoint_and_says_so(
     toml, damaged, straight, capsys, name, at
 ):
     newest = checkpoints.last(damaged)
-    flip(newest / name, at)
+    if name == "state.json":
+        text = (newest / name).read_text()
+        (newest / name).write_text(text.replace('"step": 12', '"step": 17'))
+    else:
+        flip(newest / name, at)
 
     with pytest.raises(DamagedCheckpoint, match=f"is saved, but .* {name} is damaged.*check the d"):
         loop.train(load_config(toml), damaged, resume=True, console=Console(width=1000))
 
     said = capsys.readouterr().out
-    assert f"{newest}: {name} is damaged: its SHA-256 differs from that in state.json; " in said
+    assert f"{newest}: {name} is damaged: its SHA-256 differs from that in " in said
     assert f"resuming from {damaged}/checkpoints/step-000008\n" in said
     assert (damaged / "checkpoints" / "damaged-step-000012").is_dir()
     assert checkpoints.last(damaged) == newest
@@ -94,6 +102,16 @@ def test_damaged_checkpoint_is_neither_packed_nor_loaded(damaged, tmp_path):
 
     assert not (tmp_path / "model").exists()
     load_model(damaged / "checkpoints" / "step-000008")
+
+
+def test_run_whose_newest_checkpoint_is_torn_is_not_packed_from_an_older_one(damaged, tmp_path):
+    newest = checkpoints.last(damaged)
+    (newest / "generation_config.json").write_text("{}")
+
+    with pytest.raises(ConfigError, match=r"step-000012: is incomplete: .*name an earlier checkp"):
+        pack(damaged, tmp_path / "model")
+
+    assert not (tmp_path / "model").exists()
 
 
 def test_damaged_optimizer_does_not_keep_a_checkpoint_from_being_packed(damaged, tmp_path):

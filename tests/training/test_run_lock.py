@@ -1,6 +1,7 @@
 """The directory of a run: nothing of a user's is replaced, and one training writes to it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,15 +165,16 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
         assert "this file system has no locks (Operation not supported)" in warning
 
 
-def test_plot_keeps_a_picture_of_another_program(straight, tmp_path):
+@pytest.mark.parametrize("content", [b"\x89PNG a photo", b"notes", b" <svg/>"])
+def test_plot_keeps_a_file_of_another_program(straight, tmp_path, content):
     from yocobit.tracking.plot import plot_runs
 
     out = tmp_path / "photo.png"
-    out.write_bytes(b"\x89PNG a photo")
+    out.write_bytes(content)
 
     with pytest.raises(ConfigError, match=r"photo\.png: exists and is not a plot drawn by matplot"):
         plot_runs([straight], out)
-    assert out.read_bytes() == b"\x89PNG a photo"
+    assert out.read_bytes() == content
     for _ in range(2):
         plot_runs([straight], tmp_path / "runs.png")  # its own is replaced
 
@@ -187,3 +189,30 @@ def test_pack_refuses_a_file_and_a_dangling_link(straight, tmp_path, name):
     with pytest.raises(ConfigError, match=rf"{name}: .*choose another name"):
         pack(straight, tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("name", ["data", "checkpoints", LOCK])
+def test_run_with_another_kind_of_file_in_place_of_its_own_is_refused(toml, tmp_path, name):
+    run_dir = tmp_path / "run"
+    with locked(run_dir):
+        (run_dir / "run.json").write_text('{"config": {}, "corpus": {}, "starts": []}')
+    (run_dir / name).unlink(missing_ok=True)
+    os.mkfifo(run_dir / name)
+
+    with pytest.raises(ConfigError, match=rf"{name}: must be a .*; delete it, or choose another"):
+        run(toml, run_dir)
+
+
+def test_fifos_and_links_in_place_of_readme_and_sample_do_not_block_a_run(toml, straight, tmp_path):
+    run_dir = shutil.copytree(straight, tmp_path / "run")
+    readme, sample = run_dir / "README.md", run_dir / "samples" / "step-000014.txt"
+    readme.unlink()
+    os.mkfifo(readme)
+    sample.parent.mkdir(exist_ok=True)
+    sample.symlink_to(sample.name)  # a loop
+
+    (run_dir / "checkpoints" / "step-000099").symlink_to("step-000099")
+
+    run(toml, run_dir, "run.steps=14", resume=True)
+
+    assert readme.is_fifo()

@@ -14,9 +14,11 @@ a file differs in its hash: who reads a checkpoint calls `check_intact` first.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,9 @@ def is_complete(checkpoint: Path) -> bool:
     """Whether every file is present with the size that state.json records."""
     try:
         sizes = read_state(checkpoint).size_bytes
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ConfigError):
+    except PermissionError:
+        raise
+    except (OSError, ConfigError):
         return False
     return sizes.keys() >= _REQUIRED and all(
         _has_size(checkpoint / name, size) for name, size in sizes.items()
@@ -132,12 +136,22 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
     versions have no hashes.
     """
     hashes = read_state(checkpoint).sha256
+    of_state = hashes.pop(STATE, None)
+    if names is None and of_state not in (None, state_digest(read_json(checkpoint / STATE))):
+        return f"{STATE} is damaged: its SHA-256 differs from that in it"
     paths = [checkpoint / name for name in hashes if names is None or name in names]
     paths = [path for path in paths if path.exists()]
     for path in paths:  # without threads, which need memory that a run may not have
         if sha256(path) != hashes[path.name]:
             return f"{path.name} is damaged: its SHA-256 differs from that in {STATE}"
     return None
+
+
+def state_digest(state: Mapping[str, Any]) -> str:
+    """Return the hash of state.json that it records of itself: of all fields but this hash."""
+    hashes = {name: digest for name, digest in state["sha256"].items() if name != STATE}
+    fields = json.dumps({**state, "sha256": hashes}, sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()
 
 
 def check_intact(checkpoint: Path) -> None:
@@ -152,6 +166,12 @@ def last(run_dir: Path) -> Path | None:
     """Return the complete checkpoint with the largest step; None if there is none."""
     found = complete(run_dir)
     return found[-1] if found else None
+
+
+def torn(run_dir: Path, step: int) -> list[Path]:
+    """Return the incomplete checkpoints of a run after `step`, ordered by step."""
+    found = {step_of(path): path for path in (run_dir / DIRECTORY).glob("step-*")}
+    return [found[n] for n in sorted(found) if n > step and not is_complete(found[n])]
 
 
 def best(run_dir: Path) -> Path | None:
@@ -220,6 +240,11 @@ def find(path: Path) -> Path:
         )
     if (checkpoint := last(path)) is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
+    if newer := torn(path, step_of(checkpoint)):
+        raise ConfigError(
+            f"{newer[-1]}: is incomplete: a file is missing or has another size than {STATE} "
+            f"records; name an earlier checkpoint, such as {checkpoint}"
+        )
     return checkpoint
 
 
@@ -239,5 +264,7 @@ def _check_complete(checkpoint: Path) -> None:
 def _has_size(path: Path, size: int | None) -> bool:
     try:
         return path.stat().st_size == size
-    except (FileNotFoundError, NotADirectoryError):
+    except PermissionError:
+        raise
+    except OSError:  # absent, or a loop of links
         return False

@@ -1,6 +1,6 @@
 """Curves of runs, read from RUN/metrics.jsonl and plotted by yocobit.tracking.plot.
 
-Missing and non-finite values are NaN: a gap in a curve.
+Values that are missing, not finite or beyond float32 are NaN: a gap in a curve.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _UNITS: dict[Axis, tuple[tuple[float, str], ...]] = {
                (1, "tokens")),
     "seconds": ((3600, "hours"), (60, "minutes"), (1, "seconds")),
 }  # fmt: skip
+_LARGEST = 1e38  # about float32's; axes of larger values overflow
 _MAX_METRICS_BYTES = 1 << 33  # tens of millions of steps
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -124,7 +125,7 @@ def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _number(value: Any) -> float:
-    is_number = isinstance(value, int | float) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and abs(value) <= _LARGEST
     return float(value) if is_number else math.nan
 
 

@@ -24,7 +24,7 @@ from yocobit import _native
 from yocobit.disk import replacing, write_json
 from yocobit.errors import ConfigError
 from yocobit.hardware.host import describe_host
-from yocobit.reading import boundary, read_json
+from yocobit.reading import boundary, open_regular, read_json
 
 MANIFEST, README = "run.json", "README.md"
 _README_START = b"A yocobit run: "
@@ -187,7 +187,13 @@ def _relative(value: Any, directory: Path) -> Any:
 
 def _is_own_readme(path: Path) -> bool:
     """Whether README.md is absent or begins as _readme does: a user's own is kept."""
-    return not path.exists() or _README_START in path.read_bytes()[:_README_HEAD]
+    try:
+        with open_regular(path) as stream:
+            return _README_START in stream.read(_README_HEAD)
+    except FileNotFoundError:
+        return not path.is_symlink()
+    except (IsADirectoryError, ConfigError):
+        return False
 
 
 def _readme(run_dir: Path, manifest: dict[str, Any]) -> str:

@@ -147,9 +147,9 @@ class RunLog:
         path = self.samples / f"step-{step:06d}.txt"
         try:
             self.samples.mkdir(exist_ok=True)
-            path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+            with replacing(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            path.unlink(missing_ok=True)
             raise WriteError(path, error, UNCHANGED) from None
         if self.tensorboard is not None:
             self.tensorboard.write_sample(step, text)

@@ -134,11 +134,10 @@ def _write_metadata(
     hashes = {path.name: sha256(path) for path in paths}
     for path in paths:
         flush(path)
-    files = {
-        "size_bytes": {path.name: path.stat().st_size for path in paths},
-        "sha256": hashes,
-    }
-    write_json(partial / STATE, {**msgspec.to_builtins(state), **files})
+    sizes = {path.name: path.stat().st_size for path in paths}
+    content = {**msgspec.to_builtins(state), "size_bytes": sizes, "sha256": hashes}
+    hashes[STATE] = checkpoints.state_digest(content)
+    write_json(partial / STATE, content)
     for path in (partial / STATE, partial):
         flush(path)
 

@@ -52,8 +52,9 @@ class OptimConfig(Settings):
     z_loss: NotNegative = 0.0  # times (log sum exp logits)^2 per token, added to the loss
     spike_factor: float = 10.0  # skip steps with a gradient norm above this many medians; 0: off
     max_skips: Count = 10  # skipped steps in a row that end the run
-    batch_size: Count = 8  # windows per forward pass
-    accumulation: Count = 1  # forward passes per step
+    # All windows of a step are read before it.
+    batch_size: Annotated[int, Meta(ge=1, le=1 << 20)] = 8  # windows per forward pass
+    accumulation: Annotated[int, Meta(ge=1, le=1 << 20)] = 1  # forward passes per step
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,7 +94,8 @@ class RunConfig(Settings):
     keep: Count = 2  # newest checkpoints kept, in addition to the best
     tensorboard: bool = False  # also write events to RUN/tensorboard
     seed: Natural = 0  # of initialisation and of the order of the data
-    threads: Count | None = None  # per process; one per CPU, divided among processes, if absent
+    # Per process; one per CPU, divided among processes, if absent. At most that of --threads.
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     parallel: Parallel = "fsdp"  # how processes share a model
     precision: Precision | None = None  # of dense matmuls; bfloat16 where that is faster, if absent
     compile: bool = False  # use torch.compile

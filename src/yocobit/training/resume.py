@@ -53,11 +53,8 @@ class Resumable:
                 f"{newest}: {damaged[newest]}, and no earlier checkpoint is intact; choose another "
                 "--out to start again"
             )
-        complete = {*checkpoints.complete(run_dir)}
-        newer = (run_dir / checkpoints.DIRECTORY).glob("step-*")
         step = -1 if found is None else checkpoints.step_of(found)
-        torn = [p for p in newer if p not in complete and checkpoints.step_of(p) > step]
-        return cls(found, damaged, sorted(torn))
+        return cls(found, damaged, checkpoints.torn(run_dir, step))
 
     def set_aside_damaged(self) -> list[str]:
         """Rename the damaged checkpoints; return a line about each that is not resumed from."""

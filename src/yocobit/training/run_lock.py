@@ -46,6 +46,9 @@ def claim_run(run_dir: Path, resume: bool) -> None:
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"{run_dir}: must be a directory but is a file; choose another --out")
+    for path in (run_dir / "data", run_dir / checkpoints.DIRECTORY):
+        if (path.exists() or path.is_symlink()) and not path.is_dir():
+            raise ConfigError(f"{path}: must be a directory; delete it, or choose another --out")
     if not resume:
         return claim_directory(
             run_dir, is_run, "must be new, empty or a run", "choose another --out"
@@ -72,6 +75,8 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / LOCK
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{path}: must be a regular file; delete it, or choose another --out")
     descriptor, warning = _lock(path)
     try:
         yield warning

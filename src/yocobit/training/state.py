@@ -84,7 +84,7 @@ class RunState(msgspec.Struct):
 
 
 class StateFile(RunState, kw_only=True, forbid_unknown_fields=True):
-    """state.json: the progress, and the sizes and hashes of the other files of a checkpoint."""
+    """state.json: the progress, and the sizes and hashes of the files of a checkpoint."""
 
     size_bytes: dict[str, int]
     sha256: dict[str, str] = {}  # empty in checkpoints of earlier versions
