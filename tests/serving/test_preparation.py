@@ -163,7 +163,7 @@ def test_heavy_job_delays_no_light_one_and_has_a_low_priority(tmp_path):
     assert heavy > light == os.nice(0)
 
 
-def test_too_many_heavy_jobs_are_rejected(monkeypatch, tmp_path):
+def test_too_many_heavy_jobs_of_a_client_are_rejected(monkeypatch, tmp_path):
     monkeypatch.setattr(limits, "HEAVY_WAITING", 1)
 
     async def work(pool):
@@ -174,15 +174,35 @@ def test_too_many_heavy_jobs_are_rejected(monkeypatch, tmp_path):
         await asyncio.sleep(0)
         with pytest.raises(APIError) as rejected:
             await pool.run(describe, 0, is_heavy=True)
+        other = asyncio.create_task(pool.run(describe, 0, client="other", is_heavy=True))
+        await asyncio.sleep(0)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        return rejected.value, await pool.run(describe, 0, is_heavy=True)
+        return rejected.value, await other
 
     error, answer = run(work)
 
     assert error.status == 429 and error.retry_after
     assert answer[0] == "context"
+
+
+@pytest.mark.parametrize("is_heavy", [False, True])
+def test_clients_take_turns(is_heavy):
+    async def work(pool):
+        order = []
+
+        async def ask(client):
+            await pool.run(describe, 0, client=client, is_heavy=is_heavy)
+            order.append(client)
+
+        tasks = [asyncio.create_task(ask(client)) for client in "aaaaabcb"]
+        await asyncio.sleep(0)
+        tasks[2].cancel()  # while it waits
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return "".join(order)
+
+    assert run(work) == "aabcaba"
 
 
 async def started(pool: WorkerPool, path: Path) -> tuple[asyncio.Task[None], int]:

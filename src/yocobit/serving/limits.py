@@ -32,7 +32,7 @@ RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 # schema, is prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
 LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
-HEAVY_WAITING = 16  # large bodies and schemas that wait for the worker
+HEAVY_WAITING = 64  # large bodies and schemas of a client that wait for the worker
 PREPARATION_CPU_S = 3.0
 PREPARATION_S = 20.0  # in the worker, at a low priority
 PREPARATION_BYTES = 1 << 29
@@ -47,7 +47,7 @@ TABLE = (
     ("bytes of a request line", REQUEST_LINE_BYTES, 431),
     ("pipelined requests of a connection", PIPELINED, 400),
     ("bodies in memory at a time, each of `--max-body-mb`", LARGE_BODIES, 503),
-    ("large bodies and schemas that wait to be prepared", HEAVY_WAITING, 429),
+    ("large bodies and schemas of a client that wait to be prepared", HEAVY_WAITING, 429),
     ("prompts of completions", PROMPTS, 400),
     ("inputs of embeddings", INPUTS, 400),
     ("messages of a conversation", MESSAGES, 400),

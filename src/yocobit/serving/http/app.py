@@ -113,7 +113,7 @@ class EndpointApp:
             model.check_name(decoded.model)
             is_heavy = endpoint.is_heavy(decoded)
         if is_heavy or endpoint.uses_template:
-            work = runtime.in_worker(prepare, *arguments, is_heavy=is_heavy)
+            work = runtime.in_worker(prepare, *arguments, client=client, is_heavy=is_heavy)
         else:
             work = runtime.in_thread(prepare, model, *arguments)
         return await runtime.prepare(arrived_at, work)

@@ -20,8 +20,9 @@ import struct
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +86,17 @@ class WorkerPool:
         if problem is not None:
             raise UserError(problem)
 
-    async def run(self, job: Job, *arguments: Any, is_heavy: bool = False) -> Any:
+    async def run(self, job: Job, *arguments: Any, client: str = "", is_heavy: bool = False) -> Any:
         """Return the result of a job in a worker, or raise its error.
 
-        APIError 400 if it exceeds a limit, 429 if too many heavy jobs are waiting. A job that is
-        cancelled is killed.
+        APIError 400 if it exceeds a limit, 429 if too many heavy jobs of the client are waiting. A
+        job that is cancelled is killed.
         """
         lane = self._lanes[is_heavy]
-        if is_heavy and lane.n_jobs > limits.HEAVY_WAITING:
-            raise queue_full(lane.n_jobs - 1)
-        lane.n_jobs += 1
-        try:
-            async with lane.place:
-                return await self._run(lane, pickle.dumps((job, arguments)))
-        finally:
-            lane.n_jobs -= 1
+        if is_heavy and (n_waiting := lane.n_waiting(client)) >= limits.HEAVY_WAITING:
+            raise queue_full(n_waiting)
+        async with lane.turn(client):
+            return await self._run(lane, pickle.dumps((job, arguments)))
 
     def begin_stop(self) -> None:
         """Have all processes end; jobs fail with 503."""
@@ -176,13 +173,54 @@ class WorkerPool:
 
 
 class _Lane:
-    """The place of one worker."""
+    """The place of one worker, and the jobs that wait for it."""
 
     def __init__(self, niceness: int) -> None:
         self.niceness = niceness
-        self.place = asyncio.Semaphore(1)
         self.idle: _Worker | None = None
-        self.n_jobs = 0  # running and waiting
+        self._is_taken = False
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by client, round-robin
+
+    def n_waiting(self, client: str) -> int:
+        return len(self._waiting.get(client, ()))
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """Wait for the place: clients take turns, whatever the number of their jobs."""
+        if self._is_taken:
+            await self._wait(client)
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, client: str) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(client, deque()).append(turn)
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # passed on, and cancelled since
+                self._pass_on()
+            elif turn in (waiting := self._waiting.get(client, deque())):
+                waiting.remove(turn)
+                if not waiting:
+                    del self._waiting[client]
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the place to the next job, or free it."""
+        while self._waiting:
+            client = next(iter(self._waiting))
+            waiting = self._waiting.pop(client)
+            turn = waiting.popleft()
+            if waiting:
+                self._waiting[client] = waiting  # behind the other clients
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_taken = False
 
 
 class _Worker:

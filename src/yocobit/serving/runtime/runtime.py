@@ -146,9 +146,11 @@ class Runtime:
         async with self._threads:
             return await asyncio.shield(asyncio.to_thread(build, *arguments))
 
-    async def in_worker(self, build: Callable[..., T], *arguments: object, is_heavy: bool) -> T:
+    async def in_worker(
+        self, build: Callable[..., T], *arguments: object, client: str, is_heavy: bool
+    ) -> T:
         """Return the result of work in a process with the served model as its first argument."""
-        found: T = await self._workers.run(build, *arguments, is_heavy=is_heavy)
+        found: T = await self._workers.run(build, *arguments, client=client, is_heavy=is_heavy)
         return found
 
     @contextlib.asynccontextmanager
