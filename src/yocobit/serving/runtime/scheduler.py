@@ -38,7 +38,8 @@ DELIVERY_INTERVAL_S = 0.004
 # A step that takes longer never ends: a prefill of 128 tokens takes seconds on the slowest CPUs.
 STUCK_S = 120.0
 # CPU time of a sequence's own work in a step (grammar, text), above which it takes turns with its
-# kind while other sequences run, for at most one part in SLOW_SHARE of the time.
+# kind while other sequences run, for at most one part in SLOW_SHARE of the time. It is measured
+# after a step that took as long for all sequences together: reading the clock is a system call.
 SLOW_S, SLOW_SHARE = 0.002, 5
 
 Deliver = Callable[[Sequence[tuple[SequenceGroup, list[Event]]]], None]
@@ -85,6 +86,7 @@ class Scheduler:
         self.problem: str | None = None  # why no request can be run any more
         self._step_started_at: float | None = None  # None while there is no work
         self._next_slow_at = 0.0
+        self._is_timed = True  # measure each sequence in the next step
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -327,22 +329,30 @@ class Scheduler:
         def mask(group: SequenceGroup, sequence: DecodingSequence, row: Logits) -> None:
             masked.append((group, sequence, row, sequence.state.mask(row)))
 
+        clock = time.thread_time if self._is_timed else _no_time
+        started_s = time.thread_time()
         for (group, sequence), row in zip(decoding, logits, strict=True):
             if not group.is_finished:
-                started_s = time.thread_time()
+                sequence.step_s = -clock()
                 self._isolate(group, mask, group, sequence, row)
-                sequence.step_s = time.thread_time() - started_s
+                sequence.step_s += clock()
+        masked_s = time.thread_time()
         samplers = [sequence.state.sampler for _, sequence, _, _ in masked]
         tokens = sample_batch(samplers, [row for _, _, _, row in masked])
+        sampled_s = time.thread_time()
         for (group, sequence, row, _), token in zip(masked, tokens, strict=True):
             if not group.is_finished:
-                started_s = time.thread_time()
+                sequence.step_s -= clock()
                 self._isolate(group, sequence.append, token, row)
-                sequence.step_s += time.thread_time() - started_s
+                sequence.step_s += clock()
                 if sequence.step_s > SLOW_S:
                     sequence.stepped_at = time.monotonic()
                     wait_s = (SLOW_SHARE - 1) * sequence.step_s
                     self._next_slow_at = sequence.stepped_at + wait_s
+        own_s = masked_s - started_s + time.thread_time() - sampled_s
+        self._is_timed = own_s > SLOW_S or any(
+            sequence.step_s > SLOW_S for group in self.running for sequence in group.sequences
+        )
 
     def _isolate(self, group: SequenceGroup, work: Callable[..., None], *arguments: Any) -> None:
         """Run work of one request; an exception fails that request alone."""
@@ -389,3 +399,7 @@ class Scheduler:
         if events:
             self._delivered_at = time.monotonic()
             self._deliver(events)
+
+
+def _no_time() -> float:
+    return 0.0
