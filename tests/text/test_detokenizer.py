@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_tokenizers import KINDS, TEXT, sample_tokenizer
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from yocobit.text import Detokenizer
 from yocobit.text.stop_strings import StopMatcher, partial_match
@@ -88,23 +88,53 @@ def test_a_run_of_byte_tokens_has_its_text_when_it_ends(prompt, tokens, text):
     assert "".join(pieces) == text == expected(tokenizer, *ids)
 
 
-def test_cost_of_a_token_does_not_grow_with_the_text(monkeypatch):
+@pytest.mark.parametrize("kind", ["sentencepiece", "unigram", "wordpiece"])
+def test_cost_of_a_token_does_not_grow_with_the_text(kind):
+    decoded = decoded_tokens(kind)
+
+    assert max(decoded) < 60 and sum(decoded) < 50 * len(TOKENIZERS[kind].encode(TEXT * 4).ids)
+
+
+def test_byte_level_tokens_are_not_decoded_again():
+    assert not decoded_tokens("byte_level")
+
+
+def decoded_tokens(kind: str) -> list[int]:
+    """Stream a text; return the tokens of each call of the tokenizer's decode."""
     decoded = []
 
     class Counted:
         def __getattr__(self, name):
-            return getattr(TOKENIZERS["byte_level"], name)
+            return getattr(TOKENIZERS[kind], name)
 
         def decode(self, tokens, **options):
             decoded.append(len(tokens))
-            return TOKENIZERS["byte_level"].decode(tokens, **options)
+            return TOKENIZERS[kind].decode(tokens, **options)
 
-    tokens = TOKENIZERS["byte_level"].encode(TEXT * 4).ids
+    tokens = TOKENIZERS[kind].encode(TEXT * 4).ids
     detokenizer = Detokenizer(Counted(), prompt=tokens * 5)
     for token in tokens:
         detokenizer.add(token)
+    return decoded
 
-    assert max(decoded) < 60 and sum(decoded) < 50 * len(tokens)
+
+BYTE_LEVEL = sample_tokenizer("byte_level")
+BYTE_LEVEL.add_tokens(
+    [" sp ", "é", "é漢", "\ufffd", "🙂"]
+)  # names that are not, or only partly, bytes'
+BYTES = [BYTE_LEVEL.token_to_id(name) for name in sorted(pre_tokenizers.ByteLevel.alphabet())]
+ADDED = range(BYTE_LEVEL.get_vocab_size() - 9, BYTE_LEVEL.get_vocab_size())
+
+
+@settings(max_examples=500, deadline=None)
+@given(data=st.data())
+def test_any_bytes_are_streamed_as_the_library_decodes_them(data):
+    tokens = st.lists(st.sampled_from([*BYTES, *ADDED]), max_size=12)
+    prompt, generated = data.draw(tokens), data.draw(tokens)
+
+    pieces, _ = streamed(BYTE_LEVEL, prompt, generated)
+
+    assert "".join(pieces) == expected(BYTE_LEVEL, prompt, generated)
 
 
 @pytest.mark.parametrize("tokens", [["<0xE6>"], ["▁"], ["<0x0A>", "a"], ["<0xE6>", "▁"]])
@@ -173,3 +203,10 @@ def test_many_long_stop_strings_cost_no_more_than_their_length():
 
     assert matcher.find("a" * 100_000) is None  # each with each suffix: 2e9 comparisons
     assert matcher.n_matched == 199
+
+
+def test_an_invalid_end_of_the_prompt_is_not_repeated():
+    names = ["í", "°", "a"]  # bytes ED B0, of no character, and "a"
+    first, second, last = (BYTE_LEVEL.token_to_id(name) for name in names)
+
+    assert "".join(streamed(BYTE_LEVEL, [first, second], [last])[0]) == "a"

@@ -12,9 +12,11 @@ import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from yocobit.errors import ConfigError
 from yocobit.reading import boundary
+from yocobit.text.byte_decoder import ByteDecoder
 from yocobit.text.stop_strings import StopMatcher
 
 _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
@@ -34,7 +36,10 @@ class Detokenizer:
     ) -> None:
         self.tokens: list[int] = []  # without the prompt
         self.matched_stop: str | None = None  # the stop string that ended the text
-        self._text = _Window(tokenizer, prompt)
+        added = tokenizer.get_added_tokens_decoder().values()
+        special = frozenset(each.content for each in added if each.special)
+        decoder = ByteDecoder if isinstance(tokenizer.decoder, ByteLevel) else _Window
+        self._text: ByteDecoder | _Window = decoder(tokenizer, special, prompt)
         self._stop = StopMatcher(stop) if stop else None
         self._run_stop: StopMatcher | None = None  # after the byte tokens that are held back
         self._held = ""  # may be the start of a stop string
@@ -88,11 +93,12 @@ class _Window:
     character per byte.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, special: frozenset[str], prompt: Sequence[int]
+    ) -> None:
         self.run_piece: str | None = None  # what the last byte token adds if the run ends validly
         self._tokenizer = tokenizer
-        added = tokenizer.get_added_tokens_decoder().values()
-        self._special = {each.content for each in added if each.special}
+        self._special = special
         decoder = tokenizer.decoder
         self._has_runs = decoder is not None and b"ByteFallback" in decoder.__getstate__()
         self._run: codecs.IncrementalDecoder | None = None
