@@ -38,6 +38,9 @@ Registry& registry() {
   return *instance;
 }
 
+// When the library is loaded: the first call may be in a child of which nothing was recorded.
+[[maybe_unused]] const Registry& kLoaded = registry();
+
 }  // namespace
 
 uint32_t n_forks() { return registry().n_forks; }

@@ -8,8 +8,8 @@
 
 namespace yocobit {
 
-// How often this process and its ancestors forked since the library was loaded. Threads that were
-// started at another number do not exist in this process.
+// The number of forks of this process and its ancestors since the library was loaded. Threads that
+// were started at another number do not exist in this process.
 uint32_t n_forks();
 
 // A mutex that fork() locks first: it waits for the thread inside, and parent and child continue

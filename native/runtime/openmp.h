@@ -1,10 +1,9 @@
 // parallel_for on the threads of PyTorch's OpenMP runtime: they spin for milliseconds after each of
 // its operations, and threads of our own would wait for a CPU.
 //
-// Python passes the runtime's entry points, since this library does not link it. Without them,
-// threads are started for each call: some 30 us where a matmul takes 1000. So they are in a child
-// process after fork(), where those of the runtime do not exist and it would wait for them for
-// ever.
+// Python passes the runtime's entry points, since this library does not link it. Without them, and
+// in a child process after fork(), threads are started for each call: some 30 us where a matmul
+// takes 1000. The runtime would wait forever for its threads, which do not exist in the child.
 #pragma once
 
 #include <cstdint>

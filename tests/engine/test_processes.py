@@ -170,13 +170,33 @@ def test_training_kernels_compute_in_a_forked_child():
         "from yocobit.model.ops import native\n"
         "torch.set_num_threads(2)\n"
         "x, weight = torch.randn(128, 128), torch.randn(128, 128)\n"  # PyTorch uses one thread
-        "def product():\n"
+        "def matmul():\n"
         "    return native.matmul(x, [weight], 'ternary', 'scalar')[0].numpy().tobytes()\n"
-        "expected = product()\n"
+        "expected = matmul()\n"
         "if pid := os.fork():\n"
         "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         "signal.alarm(60)\n"
-        "os._exit(product() != expected)\n"
+        "os._exit(matmul() != expected)\n"
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_training_kernels_compute_first_in_a_child_of_a_process_that_used_openmp():
+    ended = run(
+        "import torch\n"
+        "from yocobit.model.ops import native\n"
+        "torch.set_num_threads(2)\n"
+        "torch.ones(1 << 20).exp()\n"  # starts a thread of the OpenMP runtime
+        "if pid := os.fork():\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+        "signal.alarm(60)\n"
+        "x, weight = torch.randn(128, 128), torch.randn(128, 128)\n"  # PyTorch uses one thread
+        "def matmul():\n"
+        "    return native.matmul(x, [weight], 'ternary', 'scalar')[0]\n"
+        "y = matmul()\n"
+        "torch.set_num_threads(1)\n"
+        "os._exit(not torch.equal(y, matmul()))\n"
     )
 
     assert (ended.returncode, ended.stderr) == (0, "")
