@@ -17,9 +17,9 @@ SOURCE = ROOT / "src"
 # The lowest layer is first: a module may import from its own line and from the lines before it.
 # Its layer is that of the longest name here which is the module or one of its parents.
 LAYERS = (
-    "version errors disk renamed pictures _native",
+    "version errors renamed _native",
     "reading",
-    "settings",
+    "disk pictures settings",
     "config",
     "mixers",
     "hardware",

@@ -2,7 +2,7 @@
 // are serialised: one batch, of at most kMaxBatchTokens tokens, at a time.
 //
 // Between batches a call with many tokens runs its `checkpoint` without the engine's lock. If that
-// throws, the sessions hold the tokens of the batches before it, and can be used on. In a child
+// throws, the sessions hold the tokens of the batches before it and remain usable. In a child
 // process after fork() an engine continues with threads of its own.
 //
 // Letters:  V vocabulary   C model width

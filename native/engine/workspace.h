@@ -20,7 +20,7 @@ constexpr int64_t kMaxPartials = 2 * kMaxBatchTokens;
 struct Workspace {
   explicit Workspace(const PackedModel& model);
 
-  // Allocate what sessions of that capacity need.
+  // Allocate the buffers that sessions of that capacity need.
   void reserve(const ModelConfig& config, int64_t max_tokens);
 
   int64_t size_bytes = 0;

@@ -16,7 +16,7 @@
 
 namespace yocobit {
 
-// What the signal handler knows of a mapped file. The list of them only grows: entries are reused,
+// A mapped file in the list that the signal handler reads. The list only grows: entries are reused,
 // never freed, so that the handler can walk it at any time.
 struct MappedFile::Guard {
   std::atomic<const uint8_t*> begin{nullptr};  // nullptr: not in use

@@ -1,9 +1,9 @@
 // A whole file mapped for reading; processes that map it share its pages.
 //
-// A file that is replaced by another of its name stays as it is for those who mapped it. One that
-// is overwritten in place is not, and reading pages that were cut off raises SIGBUS: a handler for
-// addresses inside mapped files ends the process with a line that names the file. Other SIGBUS go
-// to the handler that was installed before the first file was mapped.
+// If a rename replaces the file, its mapping keeps the old content. If it is overwritten in place,
+// the mapping changes, and reading a page beyond a truncated end raises SIGBUS. For addresses in
+// mapped files, a handler ends the process with a line that names the file. Other SIGBUS go to the
+// handler that was installed before the first file was mapped.
 #pragma once
 
 #include <cstdint>

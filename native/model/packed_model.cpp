@@ -80,7 +80,7 @@ const TensorEntry& PackedModel::entry(const std::string& name) const {
   return found->second;
 }
 
-// Return the first byte of a tensor after checking its entry against what the kernels will read.
+// Return the first byte of a tensor after checking that its entry is as the kernels read it.
 const void* PackedModel::bytes(const std::string& name, const std::string& dtype,
                                const std::vector<int64_t>& shape) const {
   const auto& [actual_dtype, actual_shape, begin, end, _] = entry(name);

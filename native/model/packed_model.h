@@ -1,10 +1,9 @@
 // A packed model, read in place from its memory map. docs/reference/packed-format.md is the format.
 //
-// Who validates what: yocobit.packing.reader checks the structure (hashes of header and
-// config.json, the set of tensors, finite norms and scales), `yocobit verify` also every hash; this
-// class checks bounds, where a pointer into the file is made: dtype, shape, size, position and
-// alignment of each tensor against what the kernels will read. So whatever a file holds, no kernel
-// reads out of bounds. Engine::find_problems checks the values of `tensors`.
+// Validation: yocobit.packing.reader checks the structure (hashes of header and config.json, the
+// set of tensors, finite norms and scales), `yocobit verify` also every hash. This class checks
+// dtype, shape, size, position and alignment of each tensor where it makes a pointer into the file:
+// no file makes a kernel read out of bounds. Engine::find_problems checks the values of `tensors`.
 //
 // Letters:  C model width   F feed-forward width   H heads   V vocabulary
 #pragma once

@@ -7,7 +7,7 @@
 namespace yocobit {
 namespace {
 
-// Items that are tested before the result is looked at: the loop over them is vectorised.
+// Items between two tests of the result: the loop over them is vectorised.
 constexpr int64_t kRun = 4096;
 
 // `invalid(item)` is not 0 for an invalid item.

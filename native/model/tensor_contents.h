@@ -1,5 +1,5 @@
-// Which values a tensor of a packed model may hold. Kernel families agree on these only, so every
-// value is checked once before a model is used: one pass over the file at memory speed.
+// The values that a tensor of a packed model may hold. Kernel families agree on these only, so
+// every value is checked once before a model is used: one pass over the file.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-"""Writing files: nothing of a user's is replaced, and every write is atomic.
+"""Writing files: no file of a user is replaced, and every write is atomic.
 
 After a power failure a file is complete or unchanged.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.errors import ConfigError
+from yocobit.reading import open_regular
 
 _BLOCK_BYTES = 1 << 20
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,8 +42,8 @@ def claim_directory(
 ) -> None:
     """Raise ConfigError unless an output can be written to the directory `path`.
 
-    It may be new or empty. One with files must be an earlier output of the same command, as
-    `is_own` finds. Writes nothing.
+    It may be new or empty. One with files must be an earlier output of the same command, which
+    `is_own` decides. Writes nothing.
     """
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{path}: is a symbolic link to a missing directory; {remedy}")
@@ -58,7 +59,7 @@ def claim_directory(
 def claim_file(path: Path, is_own: Callable[[bytes], bool], kind: str) -> None:
     """Raise ConfigError unless the file `path` is new, empty, or an earlier output.
 
-    `is_own` finds that from its content; `kind` describes such an output.
+    `is_own` decides by the content; `kind` describes such an output.
     """
     if path.is_symlink() and not path.exists():
         raise ConfigError(f"{path}: is a symbolic link to a missing file; choose another name")
@@ -73,10 +74,10 @@ def claim_file(path: Path, is_own: Callable[[bytes], bool], kind: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a regular file, read in pieces."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK_BYTES))
-    with path.open("rb", buffering=0) as stream:
+    with open_regular(path) as stream:
         while n := stream.readinto(buffer):
             digest.update(buffer[:n])
     return digest.hexdigest()

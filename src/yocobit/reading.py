@@ -14,8 +14,9 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -56,7 +57,7 @@ def cause(error: BaseException) -> str:
     return printable(str(error) or type(error).__name__, 200)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read; ConfigError if it is another kind of file.
 
     A FIFO or a device would block the reader or never end. OSError as from open().

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}" + _PROMPT
 )
 # The same in checkpoints, for transformers: its tokenizers add no BOS token to a conversation, and
-# its trainers compute the loss of what is marked as generation.
+# its trainers compute the loss of the text that is marked as generation.
 CHECKPOINT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
     "{% if message['role'] == 'assistant' %}"

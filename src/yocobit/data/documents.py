@@ -225,7 +225,7 @@ def _numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
 
 @lru_cache
 def _record_decoder(text_field: str) -> msgspec.json.Decoder[Any]:
-    """Return a decoder that finds the text and the messages of a record and skips all else."""
+    """Return a decoder that finds text and messages of a record and skips its other fields."""
     fields = [
         (f"field_{i}", msgspec.Raw, msgspec.field(name=name, default=msgspec.Raw()))
         for i, name in enumerate(_fields(text_field))

@@ -1,7 +1,7 @@
-"""What data.valid_every holds out: whole documents by their names or, of few, the end of the text.
+"""The validation text of data.valid_every: documents that are selected by the hash of their name.
 
-With few documents, the hash of a name may select none of them, or all of a source. Then the last
-part of the text of each source is held out.
+With few documents, none may be selected, or all of a source. Then the last part of the text of each
+source is held out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, files: CorpusFiles) -> HeldOut:
-        """Read documents until their names are known to give both splits a text."""
+        """Read documents until both splits have one, or all are read."""
         if (every := files.valid_every) is None:
             return cls()
         if _has_both(files.train, every):
@@ -58,7 +58,7 @@ class HeldOut:
 
 
 class Splitter:
-    """Divides the documents of a source, passed in order, into training and held-out ones."""
+    """Splits the documents of a source, passed in order, into training and held-out ones."""
 
     def __init__(self, every: int | None, cut: int | None) -> None:
         self.every, self.cut = every, cut

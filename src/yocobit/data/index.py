@@ -16,10 +16,9 @@ from yocobit.data.shards import ShardList, is_complete
 from yocobit.disk import replacing, write_json
 from yocobit.errors import ConfigError
 from yocobit.reading import read_json
+from yocobit.settings import Natural
 
 INDEX, TOKENIZER = "index.json", "tokenizer.json"
-
-_Natural = Annotated[int, Meta(ge=0)]
 
 
 class Index(Struct):
@@ -29,9 +28,9 @@ class Index(Struct):
     train: Annotated[list[ShardList], Meta(min_length=1)]  # of each source
     valid: ShardList
     tokenizer_sha256: str
-    tokenizer_bytes: _Natural
-    n_skipped: _Natural
-    n_duplicates: _Natural
+    tokenizer_bytes: Natural
+    n_skipped: Natural
+    n_duplicates: Natural
     known: dict[str, tuple[int, int, str]] = {}  # size, mtime in ns and SHA-256 of files, by path
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The files of a directory or a glob: which are listed, and which are left out and counted.
+"""The files of a directory or a glob: which of them are listed, left out and counted.
 
 * Hidden files and directories are left out, unless the pattern spells their dot.
 * Links to files are followed. Links to directories are not, in a directory and below "**".
@@ -31,7 +31,7 @@ class Listing:
     exclude: tuple[str, ...]
     files: dict[str, str] = field(default_factory=dict)  # path by name relative to `root`
     hidden: dict[str, str] = field(default_factory=dict)  # hidden files, likewise
-    ignored: dict[str, str] = field(default_factory=dict)  # kinds of what else is left out
+    ignored: dict[str, str] = field(default_factory=dict)  # kinds of the others that are left out
 
     @classmethod
     def of_directory(cls, directory: str, exclude: tuple[str, ...]) -> Listing:
@@ -130,7 +130,7 @@ def kind_of(mode: int) -> str:
 
 
 def _holds(is_kind: Callable[[], bool]) -> bool:
-    """Whether an entry is of a kind; one in a loop of links is of none."""
+    """Whether an entry is of a kind; False in a loop of links."""
     try:
         return is_kind()
     except OSError:

@@ -27,20 +27,20 @@ from numpy.typing import NDArray
 from yocobit.disk import flush, sha256, writing
 from yocobit.errors import ConfigError
 from yocobit.hardware.host import default_threads
+from yocobit.settings import Count, Natural
 
 SHARD_BYTES = 1 << 30
 
 _Array = NDArray[Any]
 _Suffix = Literal[".bin", ".mask"]
 _NAME = r"(train-[0-9]+|valid)-[0-9]{5,}"  # of a shard, without its suffix
-_Natural = Annotated[int, Meta(ge=0)]
 
 
 class Shard(Struct):
     """A shard as index.json records it."""
 
     name: Annotated[str, Meta(pattern=f"^{_NAME}$")]  # without a suffix
-    tokens: Annotated[int, Meta(ge=1)]
+    tokens: Count
     has_mask: bool
     # Of each file, by suffix; empty if an earlier version wrote it.
     sha256: dict[_Suffix, str] = {}
@@ -56,10 +56,10 @@ class ShardList(Struct):
 
     shards: list[Shard]
     dtype: Literal["uint16", "uint32"]
-    tokens: _Natural
-    scored_tokens: _Natural  # in the loss
-    bytes: _Natural  # UTF-8 length of the tokens in the loss
-    documents: _Natural
+    tokens: Natural
+    scored_tokens: Natural  # in the loss
+    bytes: Natural  # UTF-8 length of the tokens in the loss
+    documents: Natural
 
     def __post_init__(self) -> None:
         if sum(shard.tokens for shard in self.shards) != self.tokens:

@@ -24,6 +24,7 @@ from yocobit.config import ConfigError
 from yocobit.data.config import PYTHON_STDLIB, SourceConfig
 from yocobit.data.paths import Listing, kind_of
 from yocobit.errors import printable
+from yocobit.hardware.host import default_threads
 from yocobit.reading import open_regular
 
 _COMPRESSIONS = ("", ".gz", ".zst")
@@ -125,7 +126,8 @@ def hash_files(files: Sequence[SourceFile], cached: FileHashes) -> FileHashes:
             return known
         return _sha256(file.path, is_stopped)
 
-    with ThreadPoolExecutor() as pool:  # hashing and reading release the GIL
+    # Hashing and reading release the GIL.
+    with ThreadPoolExecutor(max_workers=default_threads()) as pool:
         try:
             digests = pool.map(sha256, files)
             return {
@@ -159,7 +161,7 @@ def _stat(path: str | Path) -> os.stat_result:
 
 
 def _sha256(path: Path, is_stopped: threading.Event) -> str:
-    """Hash a file without its byte order mark, which is no text."""
+    """Hash a file without its byte order mark, which is not text."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:

@@ -74,9 +74,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return tokens if add_special_tokens is False or is_started else [bos, *tokens]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split the tokens of a text; a continuation that has none of its own is encoded alone.
+        """Split the tokens of a text into those of context and continuation.
 
-        That is where its first token reaches into the context.
+        A continuation whose text is part of the last token of the context is encoded alone.
         """
         before, after = super()._encode_pair(context, continuation)
         return before, after or self.tok_encode(continuation, add_special_tokens=False)

@@ -94,7 +94,7 @@ def usable_cpus() -> list[int]:
 
 
 def default_threads() -> int:
-    """Return the threads of a computation: the CPUs that this process may use, at least one.
+    """Return the default number of threads: the CPUs that this process may use, at least one.
 
     The smaller of the affinity mask and the CPU quota of its control group, rounded up.
     """
@@ -106,7 +106,7 @@ def default_threads() -> int:
 def cpu_quota(
     groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> float | None:
-    """Return the CPU time per time that control groups (v1 or v2) allow this process.
+    """Return the CPUs that the quotas of control groups (v1 or v2) allow this process.
 
     The smallest of its group and their parents; None without a limit.
     """

@@ -84,8 +84,10 @@ class YocobitConfig(PreTrainedConfig):
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """A list with "reuse" for each layer that stores nothing: one without state and KV cache,
-        or a reader of the shared K and V after the first.
+        """For each layer, "reuse" if it stores nothing, None otherwise.
+
+        Layers without state and KV cache store nothing, nor do those that read the shared K and V,
+        except for the first.
         """
         specs = layer_mixers(self.model)
         kinds = [spec.kv_cache for spec in specs]

@@ -73,7 +73,7 @@ Mask = Documents | Padding | None  # restricts causal attention further
 class SelfAttention(nn.Module):
     """Causal attention over the layer's own K and V, of all positions or the last `window`.
 
-    The state holds K and V of the positions that later queries attend to. The fourth output are the
+    The state holds K and V of the positions that later queries attend to. The fourth output is the
     attention weights (B, H, T, S), if `returns_weights` is set.
     """
 

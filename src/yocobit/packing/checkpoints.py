@@ -9,7 +9,7 @@
 
 Needs no torch; yocobit.training.checkpoint writes and loads checkpoints. A directory is incomplete
 if files are missing or differ in size from state.json; `last` and `best` skip it. It is damaged if
-a file differs in its hash: who reads a checkpoint calls `check_intact` first.
+a file differs in its hash: a reader of a checkpoint calls `check_intact` first.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None:
-    """Return which file of a checkpoint differs from its hash; None if all are equal.
+    """Return a line about a file that differs from its hash; None if all are equal.
 
     `names` limits the files; missing ones are ignored. Reads them once. Checkpoints of earlier
     versions have no hashes.

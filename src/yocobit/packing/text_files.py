@@ -1,6 +1,6 @@
-"""What a packed model keeps of a transformers directory besides its weights.
+"""The files of a transformers directory that a packed model keeps besides the weights.
 
-The tokenizer, the chat template with the names of special tokens that it reads, end tokens, stop
+These are the tokenizer, the chat template with the special tokens that it reads, end tokens, stop
 strings and sampling defaults. pack() and the importers read them here.
 """
 

@@ -1,7 +1,7 @@
 """Verification of every byte of a packed model; read_model skips the weights for speed.
 
-The engine, too, checks that every weight has a value, before its first session; only this module
-checks the hashes.
+The engine, too, checks that every weight is a valid value, before its first session; only this
+module checks the hashes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import BinaryIO
 
+from yocobit.disk import sha256
 from yocobit.packing.format import MODEL, TOKENIZER, PackedModelError, TensorInfo
 from yocobit.packing.reader import PackedModel, read_model
 
@@ -56,7 +57,7 @@ def _tokenizer_problems(model: PackedModel) -> list[str]:
     if not file.exists():
         lost = f"{file}: is missing, but {MODEL} was packed with it; copy it or pack again"
         return [] if expected is None else [lost]
-    actual = hashlib.sha256(file.read_bytes()).hexdigest()
+    actual = sha256(file)
     if actual == expected:
         return []
     if expected is None:

@@ -186,7 +186,7 @@ def _relative(value: Any, directory: Path) -> Any:
 
 
 def _is_own_readme(path: Path) -> bool:
-    """Whether README.md is absent or begins as _readme does: a user's own is kept."""
+    """Whether README.md is absent or starts as that of _readme does: a user's own is kept."""
     try:
         with open_regular(path) as stream:
             return _README_START in stream.read(_README_HEAD)

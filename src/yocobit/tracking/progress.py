@@ -1,7 +1,8 @@
-"""The output of a run: lines, and progress that is live in a terminal, printed at times otherwise.
+"""The output of a run: lines, and progress, which is live in a terminal and a line at intervals
+otherwise.
 
-Nothing here ends a run: characters that the encoding of the output lacks are escaped, and once the
-output cannot be written, as its pipe, terminal or disk is gone, nothing more is printed.
+A failed output does not end a run. Characters that its encoding lacks are escaped. After an error
+of the pipe, terminal or disk, nothing more is printed.
 """
 
 from __future__ import annotations

@@ -36,14 +36,11 @@ class MetricsFile:
         times = [record.get("seconds") or 0.0 for record in kept[-_N_DURATIONS:]]
         # At least a millisecond, the resolution of recorded times.
         self.durations = [max(0.001, after - before) for before, after in pairwise(times)]
-        # Replaced by a rename: a run killed here loses nothing.
-        partial = self.path.with_suffix(".partial")
         try:
-            partial.write_text("".join(_line(record) for record in kept), encoding="utf-8")
-            os.replace(partial, self.path)
+            with replacing(self.path) as partial:
+                partial.write_text("".join(map(_line, kept)), encoding="utf-8")
             self.file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise self._error(error) from None
 
     def _set_aside(self, damage: str) -> str:

@@ -36,7 +36,7 @@ def set_threads(threads: int | None, n_local_processes: int) -> int:
     """Set torch's threads; return their number.
 
     By default, the CPUs that the processes of this machine may use are divided among them.
-    OMP_NUM_THREADS lowers that, but not the value 1 that torchrun sets where there is none.
+    OMP_NUM_THREADS lowers that, except with several processes: torchrun sets it to 1 if unset.
     """
     if threads is None:
         threads = max(1, default_threads() // n_local_processes)

@@ -22,7 +22,7 @@ from yocobit.data.tokenizer import END, read_tokenizer
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
-from yocobit.reading import boundary, cause, read_json
+from yocobit.reading import boundary, cause, open_regular, read_json
 from yocobit.text import n_ids
 from yocobit.training import checkpoint
 from yocobit.training.config import DistillConfig
@@ -112,7 +112,7 @@ def _is_yocobit(directory: Path) -> bool:
 def _hash_weights(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(directory.glob("model*.safetensors")):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()

@@ -70,9 +70,9 @@ def train(
 
     With `resume`, continue from the last checkpoint there; start a run in an empty directory or if
     there is no checkpoint yet. A new run starts from the weights of the run or checkpoint `init`,
-    if given. DamagedCheckpoint at the end of a run that was resumed from an earlier checkpoint than
-    its newest, as that was damaged. Ctrl-C and SIGTERM stop the
-    run after the current step, with a checkpoint. All processes of one torchrun call this.
+    if given. Ctrl-C and SIGTERM stop the run after the current step, with a checkpoint. A run whose
+    newest checkpoint is damaged resumes from an earlier one, and raises DamagedCheckpoint at its
+    end. All processes of one torchrun call this.
     """
     started = time.monotonic()
     with process_group(simultaneous=(ConfigError, TrainingError, WriteError)) as processes:

@@ -19,7 +19,7 @@ from yocobit.reading import read_json
 from yocobit.tracking.manifest import MANIFEST, command_line
 
 LOCK = ".yocobit.lock"  # written first and kept: it marks a run that has no manifest yet
-_MAX_BYTES = 4096  # of the description of its holder
+_MAX_BYTES = 4096  # of the line about its holder
 _MANIFEST_KEYS = {"config", "corpus", "starts"}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without flock
 
