@@ -206,9 +206,7 @@ def start(config: DataConfig, directory: Path, *killed: str) -> subprocess.Popen
         ("os", "replace", "2"),  # before the index has its name
     ],
 )
-def test_corpus_of_a_process_killed_while_it_prepared_is_not_taken_as_whole(
-    config, directory, killed
-):
+def test_corpus_of_a_process_killed_while_it_prepared_is_not_reused(config, directory, killed):
     whole = prepare(config, 270, directory.with_name("whole"))
     process = start(config, directory, *killed)
     process.communicate()

@@ -27,7 +27,7 @@ def texts_of(corpus: Corpus, tokens) -> str:
 
 
 @pytest.mark.parametrize("every", [2, 10, 1000, 10**9])
-def test_end_of_one_file_is_held_out_and_said(tmp_path, every):
+def test_end_of_one_file_is_held_out_and_reported(tmp_path, every):
     corpus = corpus_of(tmp_path, TEXT, every=every)
     train, valid = (texts_of(corpus, tokens) for tokens in (corpus.train[0], corpus.valid))
 

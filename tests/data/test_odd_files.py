@@ -48,7 +48,7 @@ def refused(path: Path, **fields) -> str:
 
 @pytest.mark.parametrize("by_line", [False, True])
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "a.md", "a.py", "a.jsonl"])
-def test_byte_order_mark_is_no_text(tmp_path, name, by_line):
+def test_byte_order_mark_is_not_text(tmp_path, name, by_line):
     data = b'{"text": "a\xc3\xa9"}' if name == "a.jsonl" else "aé".encode()
     (tmp_path / name).write_bytes(compressed(BOM + data, name))
 
@@ -68,7 +68,7 @@ def test_file_of_nothing_but_a_byte_order_mark_is_empty(tmp_path, name, by_line)
     assert texts(tmp_path, by_line=by_line) == ["z"]
 
 
-def test_byte_order_mark_in_a_record_is_no_text(tmp_path):
+def test_byte_order_mark_in_a_record_is_not_text(tmp_path):
     records = [{"text": "\ufeffa"}, {"text": "\ufeff"}, {"text": "b\ufeff"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
 
@@ -246,7 +246,7 @@ def test_parquet_text_may_be_large_dictionary_encoded_or_absent(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["not UTF-8", "binary", "null", "integer", "nested"])
-def test_parquet_column_that_is_no_text_is_refused_by_row(tmp_path, kind):
+def test_parquet_column_that_is_not_text_is_refused_by_row(tmp_path, kind):
     pyarrow = pytest.importorskip("pyarrow")
     offsets = pyarrow.array([0, 1, 3], pyarrow.int32()).buffers()[1]
     invalid = [None, offsets, pyarrow.py_buffer(b"a\xff\xfe")]

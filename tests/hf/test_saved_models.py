@@ -130,7 +130,7 @@ def test_weights_can_be_given_without_a_file(model):
     assert torch.equal(again(batch()).logits, model(batch()).logits)
 
 
-def test_sharded_checkpoint_packs_and_loads_as_a_whole_one(model, saved, tmp_path):
+def test_sharded_checkpoint_packs_and_loads_as_one_in_one_file(model, saved, tmp_path):
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -708,6 +709,14 @@ def test_verify_finds_a_missing_hash(ternary):
 
     assert len(problems) == 1
     assert "'norm.weight' must have sha256 None but has" in problems[0]
+
+
+def test_verify_refuses_a_fifo_in_place_of_the_tokenizer(ternary):
+    (ternary / "tokenizer.json").unlink()
+    os.mkfifo(ternary / "tokenizer.json")
+
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: must be a regular file"):
+        verify(ternary)
 
 
 def test_verify_finds_a_missing_and_an_unexpected_tokenizer(ternary):

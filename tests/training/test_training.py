@@ -148,7 +148,7 @@ def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, mo
     assert (state.best_step, state.best_bits_per_byte, state.valid_bits_per_byte) == (6, 2.0, 1.0)
 
 
-def test_evaluations_of_a_short_time_budget_are_limited_and_said(tmp_path, monkeypatch, capsys):
+def test_evaluations_of_a_short_time_budget_are_limited_and_reported(tmp_path, monkeypatch, capsys):
     sizes = []
 
     def slow(objective, text, end, context, max_tokens, processes):
