@@ -156,10 +156,15 @@ def parse_json(data: bytes | str, subject: str | Path, kind: Any = dict[str, Any
         try:
             return msgspec.json.decode(raw, type=kind)
         except msgspec.ValidationError as error:
-            message, _, path = str(error).partition(" - at `$")
-            field = path.rstrip("`").lstrip(".")
+            field, message = wrong_field(error)
             message = f"{field}: {message}" if field else message
             raise ConfigError(f"{subject}: {printable(message, 300)}") from None
+
+
+def wrong_field(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the name of the field that an error of msgspec is about, or "", and the message."""
+    message, _, path = str(error).partition(" - at `$")
+    return path.rstrip("`").lstrip("."), message
 
 
 def read_toml(path: Path) -> dict[str, Any]:

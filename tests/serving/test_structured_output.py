@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from yocobit import Engine
+from yocobit.serving import limits
 from yocobit.serving.errors import APIError
-from yocobit.serving.runtime.structured_output import MAX_SCHEMA_BYTES, Grammars
+from yocobit.serving.runtime.structured_output import Grammars
 
 AMPLE = 1 << 40
 NODE = {
@@ -220,7 +221,7 @@ def test_search_for_a_completion_is_bounded(grammars, n_masks, schema):
         ({"type": "no such type"}, "no such type"),
         ({"type": "string", "pattern": "("}, "regex parse error"),
         (False, "the schema is invalid or not supported"),
-        ({"const": "x" * MAX_SCHEMA_BYTES}, "may have 262,144 bytes, but this has 262,156"),
+        ({"const": "x" * limits.SCHEMA_BYTES}, "may have 262,144 bytes, but this has 262,156"),
         (json.loads('{"items":' * 900 + "{}" + "}" * 900), "recursion"),
     ],
     ids=["type", "pattern", "false", "size", "depth"],

@@ -155,7 +155,7 @@ class Engine:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Strings that end the model's turn."""
-        return self._generation.texts
+        return self._generation.stops
 
     @property
     def end_tokens(self) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Special tokens in text: which strings spell one, and the twin of a tokenizer that knows none.
+"""Special tokens in text: which strings spell one, and the twin of a tokenizer without them.
 
 In the twin, every special token has a private, random name, also in the model's vocabulary, so
 that no text spells it. Everything else is the tokenizer's own: normalizer, segmentation, merges,
@@ -29,7 +29,7 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         added = list(tokenizer.get_added_tokens_decoder().values())
-        # First and last character stay: neighbours with single_word look at them.
+        # First and last character stay: single_word of adjacent tokens depends on them.
         self._private = {
             each.content: each.content[0] + secrets.token_hex(16) + each.content[-1]
             for each in added
@@ -109,7 +109,7 @@ class ControlTokens:
         for added in fields["added_tokens"]:
             if added["special"]:
                 added["content"] = self._private.get(added["content"], added["content"])
-                added["normalized"] = added["single_word"] = False  # `rename` sees to it
+                added["normalized"] = added["single_word"] = False  # `rename` applies them
         fields["post_processor"] = None  # may name the tokens; nothing is added to a text
         _rename_vocabulary(fields["model"], self._private)
         twin: Tokenizer = Tokenizer.from_str(msgspec.json.encode(fields).decode())

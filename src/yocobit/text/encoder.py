@@ -1,10 +1,9 @@
 """Encoding: text to tokens, the same in training, evaluation, generation, chat and the server.
 
-A special token is never made from a text, whatever the text spells: only a chat template writes
-special tokens. Texts are encoded by a twin of the tokenizer in which every special token has a
-private, random name. In a conversation, the special tokens that a message spells are broken by a
-mark before the template is rendered; those in the rendered text are then the template's, and
-become the private names.
+Text is never encoded as special tokens: only a chat template writes them. Texts are encoded by a
+twin of the tokenizer in which every special token has a private, random name. In a conversation,
+the special tokens that a message spells are broken by a mark before the template is rendered; those
+in the rendered text are then the template's, and become the private names.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class TextEncoder:
         for text in texts:
             check_utf8(text)
         with boundary("text", "cannot be encoded", UserError):
-            # The twin is made when the first text needs it: of a large vocabulary it takes seconds.
+            # Made at first use: the twin of a large vocabulary takes seconds.
             is_plain = all(map(self._control.is_plain, texts))
             tokenizer = self.tokenizer if is_plain else self._plain
             return _encode_batch(tokenizer, texts)
@@ -80,7 +79,7 @@ class TextEncoder:
     ) -> list[int]:
         """Return the tokens of a conversation, the special tokens of its template included.
 
-        `render` is ChatTemplate.render or equal to it, `rendered` its result if known.
+        `render` is ChatTemplate.render or an equivalent, `rendered` its result if known.
         """
         names = {name: value for name, value in variables.items() if name in TOKEN_NAMES}
         given = {name: value for name, value in variables.items() if name not in names}

@@ -73,7 +73,7 @@ class GenerationConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = isinstance(self.stop_strings, str | list | tuple | None) and all(
-            isinstance(text, str) and text for text in self.texts
+            isinstance(text, str) and text for text in self.stops
         )
         self.require(is_valid, "stop_strings", "must be strings")
 
@@ -99,10 +99,10 @@ class GenerationConfig(Settings):
         return frozenset(() if end is None else (end,) if isinstance(end, int) else end)
 
     @property
-    def texts(self) -> tuple[str, ...]:
+    def stops(self) -> tuple[str, ...]:
         """Stop strings: each ends the model's turn."""
-        texts = self.stop_strings or ()
-        return (texts,) if isinstance(texts, str) else tuple(texts)
+        stops = self.stop_strings or ()
+        return (stops,) if isinstance(stops, str) else tuple(stops)
 
     @property
     def sampling(self) -> dict[str, float | int]:

@@ -1,8 +1,8 @@
 """The sandbox of chat templates: Jinja with transformers' additions, in bounded memory and steps.
 
 A rendering has a limit of steps (iterations, calls, filters, operators) and of characters and list
-items that all its operations make, counted before they are made where one can multiply. What is
-left to the caller's clock: comparing, sorting and searching values within these limits.
+items that all its operations make, counted before they are made where one can multiply. The
+caller limits the time: comparing, sorting and searching values within these limits is not counted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _PASSING = {
 }
 
 
-class _Left:
+class _Budget:
     """The steps and characters that a rendering has left."""
 
     def __init__(self, characters: int) -> None:
@@ -82,29 +82,29 @@ class _Left:
         if self.steps < 0:
             raise TemplateError(f"more than {MAX_STEPS:,} steps")
 
-    def take(self, n: int) -> None:
+    def spend(self, n: int) -> None:
         self.characters -= n
         if self.characters < 0:
             raise TemplateError("more text than a prompt can have")
 
 
-_left: ContextVar[_Left] = ContextVar("_left")
+_budget: ContextVar[_Budget] = ContextVar("_budget")
 
 
 @contextmanager
 def limits(more_characters: int = 0) -> Iterator[None]:
     """Compile or render templates within new limits."""
-    token = _left.set(_Left(MAX_CHARACTERS + more_characters))
+    token = _budget.set(_Budget(MAX_CHARACTERS + more_characters))
     try:
         yield
     finally:
-        _left.reset(token)
+        _budget.reset(token)
 
 
 def counted(value: Any) -> Any:
     """Return a value that an operation made, its characters or items counted."""
     if isinstance(value, str | bytes | list | tuple | dict):
-        _left.get().take(len(value))
+        _budget.get().spend(len(value))
     elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
         raise TemplateError(f"an integer of more than {_MAX_BITS:,} bits")
     return value
@@ -139,11 +139,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super()._generate(_Limiter().visit(source), *args, **options)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _left.get().step()
+        _budget.get().step()
         if operator == "%" and isinstance(left, str):
             _check_format(left, left.count("%"), right)
         elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            _left.get().take(len(left) + len(right))
+            _budget.get().spend(len(left) + len(right))
         elif operator == "*":
             _check_product(left, right)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
@@ -151,7 +151,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Context, function: Any, /, *args: Any, **options: Any) -> Any:  # type: ignore[override]
-        _left.get().step(_CALL_STEPS)
+        _budget.get().step(_CALL_STEPS)
         method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str | bytes | int | float):
@@ -225,7 +225,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def limited(*args: Any, **options: Any) -> Any:
-        _left.get().step()
+        _budget.get().step()
         value, *others = args[n_before:] or [None]
         if name in _PADDING_FILTERS:
             _check_widths([*others, *options.values()])
@@ -235,7 +235,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "join":
             value = list(_iterated(value or ()))
             separator = others[0] if others else options.get("d", "")
-            _left.get().take(sum(len(_text(each)) + len(_text(separator)) for each in value))
+            _budget.get().spend(sum(len(_text(each)) + len(_text(separator)) for each in value))
             args = (*args[:n_before], value, *others)
         elif name == "replace":
             new = options.get("new", others[1] if len(others) > 1 else "")
@@ -243,11 +243,11 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         elif name == "indent":
             width = others[0] if others else options.get("width", 4)
             n = width if isinstance(width, int) else len(_text(width))
-            _left.get().take(n * _text(value).count("\n"))
+            _budget.get().spend(n * _text(value).count("\n"))
         elif name == "format":
             _check_format(_text(value), _text(value).count("%"), (*others, *options.values()))
         elif name == "wordwrap":
-            _left.get().take(len(_text(value)) * len(_text(options.get("wrapstring", ""))))
+            _budget.get().spend(len(_text(value)) * len(_text(options.get("wrapstring", ""))))
         elif name == "sum" and not isinstance(options.get("start", 0), int | float):
             raise TemplateError("sum adds numbers only")
         return counted(function(*args, **options))
@@ -280,7 +280,7 @@ def _reject(message: Any) -> NoReturn:
 
 def _iterated(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
-        _left.get().step()
+        _budget.get().step()
         yield value
 
 
@@ -290,7 +290,7 @@ def _concatenated(values: list[Any]) -> str:
 
 def _joined(separator: str, values: Iterable[Any]) -> str:
     texts = [_text(value) for value in _iterated(values)]
-    _left.get().take(sum(map(len, texts)) + len(separator) * len(texts))
+    _budget.get().spend(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
 
 
@@ -301,7 +301,7 @@ def _text(value: Any) -> str:
 def _measured(value: Any) -> Any:
     """Return a value; TemplateError if its text would be too long: nested lists can be shared."""
     if isinstance(value, list | tuple | dict | set):
-        characters, n_values = _left.get().characters, MAX_STEPS
+        characters, n_values = _budget.get().characters, MAX_STEPS
         stack: list[Any] = [value]
         while stack:
             each = stack.pop()
@@ -328,11 +328,11 @@ def _check_format(form: str, n_fields: int, values: Any) -> None:
         raise TemplateError("a format must have no width above 999")
     values = values if isinstance(values, tuple) else (values,)
     longest = max((len(_text(value)) for value in values), default=0)
-    _left.get().take(len(form) + n_fields * (longest + 999))
+    _budget.get().spend(len(form) + n_fields * (longest + 999))
 
 
 def _check_replace(text: str, old: Any = "", new: Any = "", *_: Any) -> None:
-    _left.get().take(len(text) + text.count(_text(old)) * len(_text(new)))
+    _budget.get().spend(len(text) + text.count(_text(old)) * len(_text(new)))
 
 
 def _check_product(left: Any, right: Any) -> None:
@@ -341,7 +341,7 @@ def _check_product(left: Any, right: Any) -> None:
         return
     for sequence, n in ((left, right), (right, left)):
         if hasattr(sequence, "__len__") and isinstance(n, int):
-            _left.get().take(len(sequence) * max(0, n))
+            _budget.get().spend(len(sequence) * max(0, n))
 
 
 def _check_bits(n: int) -> None:

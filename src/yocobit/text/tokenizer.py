@@ -1,4 +1,4 @@
-"""Reading tokenizer.json files of others: every switch that loses text or is random is off.
+"""Reading tokenizer.json files: every option that loses text or is random is off.
 
 `truncation`, `padding`, BPE's `dropout` and Unigram's sampling are ignored: a text always has the
 same tokens, all of them. A tokenizer that loses text is rejected:
@@ -41,8 +41,7 @@ _STDERR = threading.Lock()
 def read_tokenizer(path: Path, vocab_size: int | None = None) -> Tokenizer:
     """Read a tokenizer.json; its ids must be below `vocab_size`, if given.
 
-    ConfigError if it is damaged; OSError as from open(). Decoding needs no more; check_lossless is
-    due before a text is encoded.
+    ConfigError if it is damaged; OSError as from open(). Call check_lossless before encoding text.
     """
     return parse_tokenizer(read_text(path), path, vocab_size)
 
@@ -89,7 +88,7 @@ def _neutralise(tokenizer: Tokenizer) -> None:
 
 
 def _check_replacements(tokenizer: Tokenizer) -> None:
-    """ValueError if a character can become so many that a text does not fit into memory."""
+    """ValueError if one character can become too many for a text to fit into memory."""
     for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
         stack = [json.loads(part.__getstate__())] if part else []
         while stack:
@@ -121,7 +120,7 @@ def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> No
 
 
 def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
-    """Return a text that is lost and what is left of it; None if no probe is lost."""
+    """Return a text that loses something and its decoded form; None if all probes are kept."""
     parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
     is_byte_level = any(part and b"ByteLevel" in part.__getstate__() for part in parts)
     letters = [chr(code) for code in range(0x21, 0x7F)] + list(_LETTERS)
@@ -140,7 +139,7 @@ def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
 def without_panic_messages() -> Iterator[None]:
     """Drop the message and backtrace that a panic of the library writes to stderr.
 
-    Other output of this time is written afterwards.
+    Other output to stderr is written at the end of the block.
     """
     with _STDERR:
         try:

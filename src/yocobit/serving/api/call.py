@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 from yocobit.engine import Engine
-from yocobit.errors import UserError, printable
+from yocobit.errors import UserError
 from yocobit.serving import limits
 from yocobit.serving.api.protocol import decode
 from yocobit.serving.api.served_model import ServedModel, text_model
@@ -64,7 +64,7 @@ class ServerState:
             if self._body_bytes + n_bytes > limits.LARGE_BODIES * self.settings.max_body_bytes:
                 raise APIError(
                     503,
-                    "the bodies of other requests take all memory for them; try again",
+                    "the memory for request bodies is in use; try again",
                     code="too_many_large_bodies",
                     retry_after=1,
                 )
@@ -78,7 +78,7 @@ class ServerState:
 
     async def load(self) -> None:
         """Load the model and start the runtime; on failure, set and report `problem`."""
-        # The model's directory may be relative; keys are none of a worker's business.
+        # The model's directory may be relative; workers need no keys.
         settings = dataclasses.replace(self.settings, model=self.settings.model.resolve())
         workers = WorkerPool(
             functools.partial(text_model, settings.without_keys()),
@@ -121,7 +121,7 @@ def prepare(
     try:
         return build(model, decoded, client)
     except UserError as error:
-        raise APIError(400, printable(str(error))) from None
+        raise APIError(400, str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True)

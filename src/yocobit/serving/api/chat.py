@@ -13,12 +13,13 @@ from yocobit.config import ConfigError
 from yocobit.serving import limits
 from yocobit.serving.api import protocol, tools
 from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
-from yocobit.serving.api.protocol import Name, Positive, Sampling, Tool, ToolChoice
+from yocobit.serving.api.protocol import Name, Sampling, Tool, ToolChoice
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
 from yocobit.serving.runtime.structured_output import Schema
+from yocobit.settings import Count
 
 
 class JSONSchema(Struct, kw_only=True):
@@ -35,8 +36,8 @@ class ChatRequest(Sampling, kw_only=True):
     """The body of chat/completions."""
 
     messages: protocol.Messages
-    max_tokens: Positive | None = None
-    max_completion_tokens: Positive | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None

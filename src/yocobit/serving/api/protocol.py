@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from yocobit.engine.sampling import Penalty
 from yocobit.errors import printable
+from yocobit.reading import wrong_field
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
+from yocobit.settings import Fraction, PositiveFraction
+from yocobit.text.generation_config import RepetitionPenalty, Temperature
 
-Positive = Annotated[int, Meta(ge=1)]
-Probability = Annotated[float, Meta(ge=0, le=1)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Choices = Annotated[int, Meta(ge=1, le=limits.CHOICES)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
@@ -43,13 +44,13 @@ class Sampling(Struct, kw_only=True):
     n: Choices | None = None
     stop: Stop | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: PositiveFraction | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
-    min_p: Probability | None = None
+    min_p: Fraction | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=limits.BIASES)] | None = None
 
 
@@ -106,9 +107,8 @@ def decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        param = printable(path.rstrip("`").lstrip("."), 200) or None
-        message = printable(message, 300)
+        field, message = wrong_field(error)
+        param, message = printable(field, 200) or None, printable(message, 300)
         raise APIError(400, f"{param}: {message}" if param else message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise APIError(400, f"the body is not valid JSON: {error}") from None

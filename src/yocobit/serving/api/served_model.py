@@ -17,10 +17,10 @@ from typing import Any
 
 from yocobit.costs import session_bytes, summarize
 from yocobit.engine import Engine, SamplingConfig
-from yocobit.errors import ConfigError, UserError, printable
+from yocobit.errors import ConfigError, UserError, shown
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
-from yocobit.reading import boundary, read_text
+from yocobit.reading import boundary, read_bytes
 from yocobit.serving import limits
 from yocobit.serving.api import protocol
 from yocobit.serving.errors import APIError
@@ -107,12 +107,11 @@ class ServedModel:
         """Properties of the tokenizer in vLLM's form: lm-evaluation-harness requests them."""
         config, tokenizer = self.engine.generation_config, self.engine.tokenizer
         bos, eos = config.get("bos_token_id"), sorted(self.engine.end_tokens)
-        template = self.engine.model.path / CHAT_TEMPLATE
         return {
             "bos_token": None if bos is None else tokenizer.id_to_token(bos),
             "eos_token": tokenizer.id_to_token(eos[0]) if eos else None,
             "model_max_length": self.settings.context,
-            "chat_template": read_text(template) if self.has_chat_template else None,
+            "chat_template": self.engine.chat_template.source if self.has_chat_template else None,
         }
 
     def check_name(self, name: str | None) -> None:
@@ -120,7 +119,7 @@ class ServedModel:
         if name is not None and name not in self.names:
             raise APIError(
                 404,
-                f"The model {printable(name, 200)!r} does not exist; this server has {self.name!r}",
+                f"The model {shown(name)} does not exist; this server has {self.name!r}",
                 param="model",
                 code="model_not_found",
             )
@@ -323,5 +322,5 @@ def _hash(identity: str, model: Path) -> str:
     digest = hashlib.sha256(identity.encode())
     for name in (TOKENIZER, GENERATION, CHAT_TEMPLATE):
         path = model / name
-        digest.update(path.read_bytes() if path.exists() else b"-")
+        digest.update(read_bytes(path) if path.exists() else b"-")
     return digest.hexdigest()

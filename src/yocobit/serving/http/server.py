@@ -26,7 +26,7 @@ from yocobit.serving.settings import ServerSettings
 # Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
 _SWITCH_S = 0.0002
 _POLL_S = 0.02
-_WATCH_S = 0.2  # between two looks whether the scheduler can go on
+_WATCH_S = 0.2  # between checks of the scheduler
 _FLUSH_S = 5.0  # for clients to read the rest of their responses, if the drain leaves it
 _LAST_FLUSH_S = 0.3  # the same at the end of the drain, and after a second signal
 _EXIT_S = 0.8  # after the drain, for flush, threads and interpreter to end; then the process exits

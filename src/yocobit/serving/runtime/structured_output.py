@@ -29,7 +29,6 @@ from yocobit.hardware.host import resident_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 
-MAX_SCHEMA_BYTES = limits.SCHEMA_BYTES
 _MAX_MESSAGE = 300  # characters of llguidance's message in an error
 _MAX_COMPILED = 16  # cached grammars
 _MAX_CACHED_BYTES = 1 << 27  # of cached grammars
@@ -338,10 +337,10 @@ def _encode(schema: dict[str, Any] | bool, param: str) -> str:
         raise APIError(
             400, f"{param}: the schema is nested too deep; flatten it", param=param
         ) from None
-    if len(text) > MAX_SCHEMA_BYTES:
+    if len(text) > limits.SCHEMA_BYTES:
         raise APIError(
             400,
-            f"{param}: a schema may have {MAX_SCHEMA_BYTES:,} bytes, but this has {len(text):,}",
+            f"{param}: a schema may have {limits.SCHEMA_BYTES:,} bytes, but this has {len(text):,}",
             param=param,
         )
     return text.decode()
