@@ -53,27 +53,29 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
     """Return the response to a body as JSON; APIError 400 if it is invalid."""
     if (body.prompt is None) == (body.messages is None):
         raise APIError(400, "give either prompt or messages", param="prompt")
+    text = body.prompt or ""
     if body.messages is not None:
         tokens = render(model, body.messages, [])
-    elif (special := _special_token(model, body.prompt)) is not None:
-        tokens = [special]
-    elif body.add_special_tokens is False:
-        model.check_length(len(body.prompt or ""), "prompt")
-        tokens = model.engine.encoder.encode(body.prompt or "")
     else:
-        tokens = model.encode(body.prompt or "", "prompt")
+        model.check_length(len(text), "prompt")
+        if (special := _special_token(model, text)) is not None:
+            tokens = [special]
+        elif body.add_special_tokens is False:
+            tokens = model.engine.encoder.encode(text)
+        else:
+            tokens = model.encode(text, "prompt")
     context = model.settings.context
     return msgspec.json.encode({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
 
-def _special_token(model: ServedModel, name: str | None) -> int | None:
+def _special_token(model: ServedModel, text: str) -> int | None:
     """Return the id of a special token whose name is the whole text.
 
-    Clients such as lm-evaluation-harness look up the ids of the tokens of tokenizer_info so. In any
+    Clients such as lm-evaluation-harness look up the tokens of tokenizer_info this way. In any
     other text, special tokens are plain text.
     """
     added = model.engine.tokenizer.get_added_tokens_decoder().items()
-    return next((token for token, each in added if each.special and each.content == name), None)
+    return next((token for token, each in added if each.special and each.content == text), None)
 
 
 def detokenize(model: ServedModel, body: DetokenizeRequest, client: str) -> bytes:
