@@ -273,6 +273,18 @@ def test_invalid_options_are_rejected(paths, tmp_path, model, options, rule):
     assert isinstance(error, ValueError) and rule in str(error)
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_checkpoint_is_named_as_for_pack(paths, tmp_path, name):
+    (tmp_path / "a.txt").write_text("some text")
+
+    result = run(paths["torch"] / "checkpoints" / name, tmp_path / "a.txt", "--json")
+
+    if name == "last":
+        assert json.loads(result.output)["bytes"] == len("some text")
+    else:  # the run had no evaluation
+        assert str(result.exception).endswith("best: the run has no such checkpoint yet")
+
+
 @pytest.mark.parametrize("context", [1, 0, -1])
 def test_context_below_two_tokens_is_rejected(paths, tmp_path, context):
     (tmp_path / "a.txt").write_text("some text")

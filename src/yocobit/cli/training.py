@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -64,7 +65,8 @@ def train(
     if as_json:
         print(json.dumps({"checkpoint": str(checkpoint)}))
     else:
-        console.print(f"pack it with: yocobit pack {out} MODEL", markup=False, highlight=False)
+        command = f"yocobit pack {shlex.quote(str(out))} MODEL"
+        console.print(f"pack it with: {command}", markup=False, highlight=False)
 
 
 def plot(

@@ -9,7 +9,7 @@ from yocobit.engine import Engine
 from yocobit.engine.session import CacheType
 from yocobit.evaluation.native import NativeScorer
 from yocobit.evaluation.scorer import Backend, Scorer
-from yocobit.packing import is_packed
+from yocobit.packing import checkpoints, is_packed
 
 
 def open_scorer(
@@ -25,7 +25,7 @@ def open_scorer(
     the model's) are the engine's. Raises ConfigError for a path of the other kind or without a
     model, PackedModelError for an invalid packed model.
     """
-    if not path.exists():
+    if not path.exists() and not checkpoints.is_alias(path):
         raise ConfigError(f"{path}: no such packed model, run or checkpoint")
     if backend is None:
         backend = "native" if is_packed(path) else "torch"

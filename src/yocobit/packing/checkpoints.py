@@ -214,8 +214,8 @@ def find(path: Path) -> Path:
 
     `path` is a checkpoint, a run (for its last checkpoint), or RUN/checkpoints/best or .../last.
     """
-    named = {BEST: best, LAST: last}.get(path.name)
-    if named is not None and path.parent.name == DIRECTORY and not path.exists():
+    if is_alias(path) and not path.exists():
+        named = {BEST: best, LAST: last}[path.name]
         if (checkpoint := named(path.parent.parent)) is None:
             raise ConfigError(f"{path}: the run has no such checkpoint yet")
         return checkpoint
@@ -246,6 +246,11 @@ def find(path: Path) -> Path:
             f"records; name an earlier checkpoint, such as {checkpoint}"
         )
     return checkpoint
+
+
+def is_alias(path: Path) -> bool:
+    """Whether `path` is RUN/checkpoints/best or .../last, which are no directories."""
+    return path.name in (BEST, LAST) and path.parent.name == DIRECTORY
 
 
 def _check_complete(checkpoint: Path) -> None:
