@@ -31,6 +31,7 @@ RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 # Of the work that precedes the queue. A body above SMALL_BODY_BYTES, and any conversation or
 # schema, is prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
+TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread would cost
 LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
 HEAVY_WAITING = 64  # large bodies and schemas of a client that wait for the worker
 PREPARATION_CPU_S = 3.0

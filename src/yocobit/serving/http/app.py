@@ -102,7 +102,7 @@ class EndpointApp:
     async def _prepare(
         self, state: ServerState, body: bytes, client: str, arrived_at: float
     ) -> Any:
-        """Return the prepared request: from a thread if its cost is small, or from a worker."""
+        """Return the prepared request: at once, from a thread, or from a worker, by its cost."""
         endpoint = self.endpoint
         assert endpoint.body is not None
         model, runtime = state.require_ready()
@@ -114,6 +114,9 @@ class EndpointApp:
             is_heavy = endpoint.is_heavy(decoded)
         if is_heavy or endpoint.uses_template:
             work = runtime.in_worker(prepare, *arguments, client=client, is_heavy=is_heavy)
+        elif len(body) <= limits.TINY_BODY_BYTES:
+            runtime.check_capacity()
+            return prepare(model, *arguments)
         else:
             work = runtime.in_thread(prepare, model, *arguments)
         return await runtime.prepare(arrived_at, work)

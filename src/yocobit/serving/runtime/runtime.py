@@ -121,13 +121,17 @@ class Runtime:
         """Requests that are being prepared or whose response is not yet written."""
         return len(self._streams) + self._n_preparing
 
+    def check_capacity(self) -> None:
+        """Raise the errors of Scheduler.check_capacity for one more request."""
+        self.scheduler.check_capacity(1 + self._n_preparing)
+
     async def prepare(self, arrived_at: float, work: Awaitable[T]) -> T:
         """Await the preparation of a request that arrived then: `in_thread` or `in_worker`.
 
         Raises the errors of Scheduler.check_capacity, and 504 at the time limit of requests.
         """
         try:
-            self.scheduler.check_capacity(1 + self._n_preparing)
+            self.check_capacity()
         except BaseException:
             if asyncio.iscoroutine(work):
                 work.close()
