@@ -75,6 +75,7 @@ def test_rope_tables_are_on_the_cpu_under_another_default_device():
     assert torch.equal(model(input_ids[:, :24]).logits, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa"])
 def test_compiled_model_equals_the_eager_one(stack):
     model, input_ids = new_model(stack), tokens()[:40].view(2, 20)

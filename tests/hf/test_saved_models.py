@@ -67,7 +67,7 @@ print(type(config).__name__, type(loaded).__name__)
 """
 
 
-@pytest.mark.parametrize("is_run", [False, True])
+@pytest.mark.parametrize("is_run", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_checkpoint_loads_by_remote_code_without_an_import(model, saved, tmp_path, is_run):
     if is_run:
         packed(trained(nano("yoco-gret", "ternary"), steps=1), tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from packed_models import nano, tokenizer, tokens
@@ -65,6 +67,7 @@ def test_trainer_learns_and_saves_a_model_that_loads_and_packs(tmp_path):
     assert pack(saved, tmp_path / "packed").config == model.config.model
 
 
+@pytest.mark.slow
 def test_lora_trains_only_its_adapters_and_learns(tmp_path):
     peft = pytest.importorskip("peft")
     model = new_model()
@@ -93,6 +96,7 @@ def test_submodule_replaced_by_peft_is_trained(tmp_path):
     assert not torch.equal(adapted.base_model.model.head.modules_to_save["default"].weight, before)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_no_loss(tmp_path):
     plain = train(new_model(), tmp_path / "plain")
 
@@ -107,6 +111,7 @@ def test_trainer_learns_under_bfloat16_autocast(tmp_path):
     assert losses[-1] < losses[0] - 0.5
 
 
+@pytest.mark.slow
 def test_resumed_training_repeats_the_losses(tmp_path):
     losses = train(new_model(), tmp_path / "run", save_steps=5)
 
@@ -136,6 +141,21 @@ def test_adapter_is_saved_loaded_and_merged_into_a_model_that_packs(tmp_path):
     assert type(merged) is YocobitForCausalLM
     merged.save_pretrained(tmp_path / "merged")
     assert pack(tmp_path / "merged", tmp_path / "packed").config == merged.config.model
+
+
+@pytest.mark.parametrize(
+    ("kind", "modules"),
+    [("LoraConfig", {"q_proj", "v_proj"}), ("IA3Config", {"k_proj", "v_proj", "down_proj"})],
+)
+def test_adapter_without_target_modules_has_those_of_llama(kind, modules):
+    peft = pytest.importorskip("peft")
+
+    adapted = peft.get_peft_model(new_model(), getattr(peft, kind)(task_type="CAUSAL_LM"))
+
+    trained = {
+        re.findall(r"\w+_proj", n)[0] for n, p in adapted.named_parameters() if p.requires_grad
+    }
+    assert trained == modules
 
 
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "IA3Config"])
@@ -188,7 +208,7 @@ def fine_tune(model, directory, **settings) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("packing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_trl_learns_and_saves_a_model_that_loads(tmp_path, packing):
     model = new_model()
 
@@ -200,6 +220,7 @@ def test_trl_learns_and_saves_a_model_that_loads(tmp_path, packing):
     assert torch.equal(again(batch).logits, model.eval()(batch).logits)
 
 
+@pytest.mark.slow
 def test_trl_loss_without_padding_equals_that_with_padding(tmp_path):
     padded = fine_tune(new_model(), tmp_path / "padded", max_length=None)
     free = fine_tune(new_model(), tmp_path / "free", max_length=None, padding_free=True)

@@ -43,6 +43,7 @@ STACKS = {
     "mixed": ("dense",),
 }
 FAST = ("yoco-gret", "ternary")
+SLOW_TESTS = ("test_eager_matches", "test_bc_torch_dtype", "test_model_outputs_equivalence")
 
 
 class Failure(NamedTuple):
@@ -104,6 +105,11 @@ def listed(test: Callable[[Any], None], reason: str) -> Callable[[Any], None]:
     return run
 
 
+def _own(test: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return a copy of a test of transformers, for the marks of one stack."""
+    return functools.wraps(test)(lambda self: test(self))
+
+
 def failure_of(test: str, stack: str) -> Failure | None:
     """Return the entry in FAILURES for a test."""
     found = (failure for name, failure in FAILURES.items() if test.startswith(name))
@@ -123,6 +129,8 @@ def suite(stack: str, weights: str) -> type:
     for name in unittest.defaultTestLoader.getTestCaseNames(case):
         if failure := failure_of(name, stack):
             setattr(case, name, listed(getattr(case, name), failure.reason))
+        elif name.startswith(SLOW_TESTS):
+            setattr(case, name, pytest.mark.slow(_own(getattr(case, name))))
     return case if (stack, weights) == FAST else pytest.mark.slow(case)
 
 
