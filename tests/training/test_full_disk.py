@@ -74,14 +74,14 @@ def test_index_of_a_corpus_is_written_atomically(toml, tmp_path, capfd, monkeypa
 
 @pytest.mark.parametrize("name", ["runs.png", "runs.svg", "runs.pdf"])
 def test_plot_that_cannot_be_written_keeps_the_previous_file(straight, tmp_path, capfd, name):
-    out = tmp_path / name
-    out.write_text("before")
+    out, before = tmp_path / name, "a plot by matplotlib.org"
+    out.write_text(before)
 
     with full_disk(3000):
         error = failure(capfd, "plot", straight, "--out", out)
 
     assert error == full(out)
-    assert files(tmp_path) == [name] and out.read_text() == "before"
+    assert files(tmp_path) == [name] and out.read_text() == before
 
 
 def test_model_that_cannot_be_written_leaves_no_directory(straight, tmp_path, capfd):
