@@ -12,9 +12,10 @@ from typing import Any
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
 from yocobit.pretrained import TINY
-from yocobit.reading import MAX_BYTES, decode
+from yocobit.reading import MAX_BYTES, decode, read_text
 from yocobit.settings import Settings
 
+_DESCRIPTORS = ("/dev/fd/", "/proc/self/fd/")  # pipes of the shell, <(...): open already
 _PREFIX = "YOCOBIT_"
 # Kubernetes sets these variables for a service named yocobit or yocobit-something.
 _KUBERNETES = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
@@ -114,10 +115,14 @@ class ServerSettings(Settings):
 def read_keys(path: Path) -> tuple[str, ...]:
     """Return the API keys in a file, one per line; lines that start with # are comments."""
     try:
-        with path.open("rb") as stream:  # may be a pipe of the shell, <(...)
-            lines = [line.strip() for line in decode(stream.read(MAX_BYTES), path).splitlines()]
+        if str(path).startswith(_DESCRIPTORS):
+            with path.open("rb") as stream:
+                text = decode(stream.read(MAX_BYTES), path)
+        else:
+            text = read_text(path)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
+    lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise ConfigError(f"{path}: contains no key; write one per line")
