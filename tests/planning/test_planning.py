@@ -105,8 +105,8 @@ def test_sliding_window_caches_count_as_kv_cache():
 
     work = nano_work(context=100, batch=3, config=config)
 
-    # Ring buffers of whole tiles, with room for the 128 tokens of a pass.
-    assert work.part(KV_CACHE).n_bytes == 3 * (100 * position + 2 * 160 * ring)
+    # Ring buffers of whole tiles, with room for the 100 tokens of a session.
+    assert work.part(KV_CACHE).n_bytes == 3 * (100 * position + 2 * 128 * ring)
     assert work.part(KV_CACHE).unique_bytes == 3 * (100 * position + 2 * 4 * ring)
     assert work.part(KV_CACHE).traffic_bytes == 3 * (2 * 100 * position + 2 * 4 * ring)
     assert work.part(RECURRENT_STATE).n_bytes == work.part(RECURRENT_STATE).traffic_bytes == 0

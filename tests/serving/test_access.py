@@ -301,7 +301,7 @@ def test_disconnect_releases_the_request_within_a_step(server, stream):
 def test_full_server_sends_retry_after(server):
     scheduler = server.runtime.scheduler
     connections = [server.send(TEXT, **LONG, stream=True) for _ in range(6)]
-    wait_for(lambda: scheduler.n_waiting == 2)
+    wait_for(lambda: len(scheduler.running) == 4 and scheduler.n_waiting == 2)
 
     rejected = server.post(TEXT, prompt="The", max_tokens=1)
 

@@ -1,6 +1,7 @@
 """A run that does not fit in memory ends with one line, and its checkpoints are unchanged."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,8 @@ def ended(tmp_path_factory) -> dict[str, tuple[int, str]]:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        # An arena per thread would reserve 64 MB of the limited address space.
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
     )
     codes = [int(line) for line in found.stdout.splitlines() if line.lstrip("-").isdecimal()]
     return {
