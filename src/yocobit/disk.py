@@ -45,9 +45,7 @@ def claim_directory(
     It may be new or empty. One with files must be an earlier output of the same command, which
     `is_own` decides. Writes nothing.
     """
-    if path.is_symlink() and not path.exists():
-        raise ConfigError(f"{path}: is a symbolic link to a missing directory; {remedy}")
-    if not path.exists():
+    if not _exists(path, "directory", remedy):
         return
     if not path.is_dir():
         raise ConfigError(f"{path}: {rule} but is a file; {remedy}")
@@ -61,9 +59,7 @@ def claim_file(path: Path, is_own: Callable[[bytes], bool], kind: str) -> None:
 
     `is_own` decides by the content; `kind` describes such an output.
     """
-    if path.is_symlink() and not path.exists():
-        raise ConfigError(f"{path}: is a symbolic link to a missing file; choose another name")
-    if not path.exists():
+    if not _exists(path, "file", "choose another name"):
         return
     if not path.is_file():
         raise ConfigError(f"{path}: must be a regular file; choose another name")
@@ -71,6 +67,15 @@ def claim_file(path: Path, is_own: Callable[[bytes], bool], kind: str) -> None:
         content = stream.read(_MAX_OWN_BYTES)
     if content and not is_own(content):
         raise ConfigError(f"{path}: exists and is not {kind}; choose another name, or delete it")
+
+
+def _exists(path: Path, kind: str, remedy: str) -> bool:
+    """Whether an output path exists; ConfigError for a dangling link."""
+    if path.exists():
+        return True
+    if path.is_symlink():
+        raise ConfigError(f"{path}: is a symbolic link to a missing {kind}; {remedy}")
+    return False
 
 
 def sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from yocobit.errors import ConfigError
+from yocobit.packing.checkpoints import LOCK
 
 EVERYTHING = ("**", "*")
 _SPECIAL = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory"}
@@ -143,7 +144,7 @@ def _is_run(directory: str) -> bool:
     def has(*names: str) -> bool:
         return all(os.path.isfile(os.path.join(directory, name)) for name in names)
 
-    return has(".yocobit.lock") or has("run.json", "metrics.jsonl") or has("data/index.json")
+    return has(LOCK) or has("run.json", "metrics.jsonl") or has("data/index.json")
 
 
 def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:

@@ -46,6 +46,7 @@ __all__ = [
     "DAMAGED",
     "DIRECTORY",
     "LAST",
+    "LOCK",
     "MODEL",
     "OPTIMIZER",
     "PARTIAL",
@@ -72,6 +73,7 @@ OPTIMIZER = "optimizer.safetensors"
 TRAIN = "train.json"
 STATE = "state.json"
 DIRECTORY = "checkpoints"
+LOCK = ".yocobit.lock"  # of a run: written first and kept, it marks one that has no manifest yet
 BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
 DAMAGED = "damaged-"  # prefix of a directory that a resumed run has set aside
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted

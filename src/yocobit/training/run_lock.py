@@ -18,7 +18,6 @@ from yocobit.packing import checkpoints
 from yocobit.reading import read_json
 from yocobit.tracking.manifest import MANIFEST, command_line
 
-LOCK = ".yocobit.lock"  # written first and kept: it marks a run that has no manifest yet
 _MAX_BYTES = 4096  # of the line about its holder
 _MANIFEST_KEYS = {"config", "corpus", "starts"}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without flock
@@ -26,7 +25,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems witho
 
 def is_run(directory: Path) -> bool:
     """Whether a directory was written by a training: by its lock file, manifest or checkpoints."""
-    if (directory / LOCK).is_file():
+    if (directory / checkpoints.LOCK).is_file():
         return True
     with suppress(OSError, ConfigError):
         if read_json(directory / MANIFEST).keys() >= _MANIFEST_KEYS:
@@ -74,7 +73,7 @@ def locked(run_dir: Path) -> Iterator[str | None]:
     """
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / LOCK
+    path = run_dir / checkpoints.LOCK
     if path.exists() and not path.is_file():
         raise ConfigError(f"{path}: must be a regular file; delete it, or choose another --out")
     descriptor, warning = _lock(path)
@@ -82,7 +81,7 @@ def locked(run_dir: Path) -> Iterator[str | None]:
         yield warning
     finally:
         with suppress(OSError):
-            if os.listdir(run_dir) == [LOCK]:
+            if os.listdir(run_dir) == [checkpoints.LOCK]:
                 path.unlink()
                 for directory in created:
                     directory.rmdir()
