@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from yocobit.config import PRESETS, ConfigError, ModelConfig, preset
+from yocobit.mixers import parameter_shapes
 from yocobit.settings import Settings
 
 NANO = PRESETS["nano"]
@@ -22,10 +23,77 @@ def test_config_survives_a_round_trip_through_json(name, tmp_path: Path):
     assert ModelConfig.from_json(path) == PRESETS[name]
 
 
-def test_dict_holds_every_field():
+FEATURES = {
+    "head_size": 128,
+    "attention_scale": 0.0625,
+    "qk_norm": "after_rope",
+    "qkv_bias": True,
+    "full_rope_frequencies": (1.0, 0.5),
+    "window_rope_frequencies": (1.0, 0.25),
+    "rope_factor": 1.25,
+    "nope_layers": (0, 2),
+    "projection_norms": True,
+    "projection_norm_eps": 1e-5,
+    "head_norm": True,
+    "post_norms": True,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.5,
+    "logit_scale": 0.25,
+    "pooling": "last",
+}
+PLAIN = NANO.replace(layers=("window", "window", "full"), full_rope="half", window_rope="half")
+
+
+def test_dict_holds_every_field_without_the_defaults_of_features():
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
 
-    assert NANO.to_dict().keys() == fields
+    assert NANO.to_dict().keys() == fields - FEATURES.keys()
+    assert PLAIN.replace(**FEATURES).to_dict().keys() == fields
+
+
+def test_features_survive_a_round_trip_through_json(tmp_path: Path):
+    config = PLAIN.replace(**FEATURES)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+
+    assert ModelConfig.from_json(path) == config
+
+
+@pytest.mark.parametrize("name", list(FEATURES)[:10])
+def test_features_of_self_attention_need_such_a_model(name):
+    with pytest.raises(ConfigError, match=f"{name} must be left out unless every layer is"):
+        NANO.replace(full_rope="half", window_rope="half", **{name: FEATURES[name]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"full_rope_frequencies": (1.0,) * 9}, "at most head size / 2 = 8 values"),
+        ({"full_rope_frequencies": (1.0, 0.0)}, "above 0"),
+        (
+            {"full_rope": "interleaved", "full_rope_frequencies": (1.0,)},
+            "unless full_rope is 'half'",
+        ),
+        ({"nope_layers": (3,)}, "below 3"),
+        ({"nope_layers": (1, 1)}, "increasing"),
+        ({"head_size": 12}, "a multiple of 8"),
+        ({"head_size": 1024, "n_heads": 128}, "must be at most 65536"),
+    ],
+)
+def test_invalid_features_are_rejected(changes, rule):
+    with pytest.raises(ConfigError, match=rule):
+        PLAIN.replace(**changes)
+
+
+def test_head_size_is_independent_of_the_width():
+    config = PLAIN.replace(head_size=40, n_heads=3, n_kv_heads=1)
+
+    shapes = parameter_shapes(config)
+
+    assert shapes["layers.2.mixer.q_proj.weight"] == (120, 64)
+    assert shapes["layers.2.mixer.k_proj.weight"] == (40, 64)
+    assert shapes["layers.2.mixer.sub_norm.weight"] == (120,)
+    assert shapes["layers.2.mixer.out_proj.weight"] == (64, 120)
 
 
 def test_json_may_have_the_keys_of_hugging_face(tmp_path: Path):

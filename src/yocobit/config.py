@@ -9,6 +9,7 @@ Letters: C d_model   H n_heads   G n_kv_heads   D head size   F d_ff   V vocab_s
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from yocobit import _native
 from yocobit.errors import ConfigError as ConfigError  # re-exported
 from yocobit.errors import shown
 from yocobit.reading import read_json
-from yocobit.settings import Count, Settings
+from yocobit.settings import Count, Natural, Positive, Settings
 
 MODEL_TYPE = "yocobit"  # model_type in config.json
 # Keys of config.json that only transformers reads.
@@ -43,6 +44,8 @@ WeightKind = Literal["ternary", "ternary_row", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]
+QKNorm = Literal["none", "before_rope", "after_rope"]
+Pooling = Literal["mean", "last"]
 
 BLOCK = _native.BLOCK_POSITIONS  # positions per block, the unit of sparse attention
 # The first and last blocks of a context, which every token attends to.
@@ -52,6 +55,7 @@ _MIN_POSITIONS, _MAX_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
 _POSITIONS_RULE = f"a multiple of {BLOCK}, from {_MIN_POSITIONS} to {_MAX_POSITIONS}"
 
 CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has the record of each mixer
+_SELF_ATTENTION: tuple[Mixer, ...] = ("window", "full")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,10 +99,34 @@ class ModelConfig(Settings):
     # Multiply embeddings by sqrt(d_model); published BitNet models do not.
     scale_embedding: bool = True
 
+    # Features of published models; config.json leaves out those that have the default.
+    # Those of this group are for models whose mixers are all "full" or "window".
+    # D; None: d_model / n_heads and d_model / n_self_heads.
+    head_size: Annotated[int, Meta(ge=8, le=1024, multiple_of=8)] | None = None
+    attention_scale: Positive | None = None  # multiplies q k before softmax; None: 1 / sqrt(D)
+    qk_norm: QKNorm = "none"  # RMSNorm of each head of Q and K, before or after RoPE
+    qkv_bias: bool = False  # q_proj, k_proj and v_proj add a bias
+    # Angle per position of each rotated pair of a head, at most D / 2; the other values of the head
+    # are not rotated. (): the frequencies of rope_theta.
+    full_rope_frequencies: tuple[Positive, ...] = ()
+    window_rope_frequencies: tuple[Positive, ...] = ()
+    rope_factor: Positive = 1.0  # multiplies cosines and sines (YaRN, LongRoPE)
+    nope_layers: tuple[Natural, ...] = ()  # indices of the layers without RoPE
+    projection_norms: bool = False  # RMSNorm before each projection, with its own weight
+    projection_norm_eps: Annotated[float, Meta(ge=1e-20, le=1)] = 1e-6
+
+    # Those of this group are for all models.
+    head_norm: bool = False  # a further RMSNorm before the head, with projection_norm_eps
+    post_norms: bool = False  # RMSNorm after each mixer and each FFN, before the residual addition
+    embedding_scale: Positive | None = None  # multiplies embeddings; None: as scale_embedding
+    residual_scale: Positive = 1.0  # multiplies the outputs of mixers and FFNs
+    logit_scale: Positive = 1.0  # multiplies the logits
+    pooling: Pooling = "mean"  # of hidden states to the embedding of a text, unless requested
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(0 < len(self.layers) <= 1024, "layers", "must name 1 to 1024 mixers")
-        for name in ("n_heads", "n_self_heads"):
+        for name in ("n_heads", "n_self_heads") if self.head_size is None else ():
             heads = getattr(self, name)
             rule = f"must divide d_model = {self.d_model} into heads of a multiple of 8 values"
             self.require(self.d_model % (8 * heads) == 0, name, rule)
@@ -117,16 +145,47 @@ class ModelConfig(Settings):
             self.require(list(self.layers[-len(cross) :]) == cross, "layers", rule)
             rule = "must have a 'cross' if it has a 'gmu', which attends to no other position,"
             self.require("cross" in cross, "layers", rule)
+        self._check_features()
+
+    def _check_features(self) -> None:
+        if not set(self.layers) <= set(_SELF_ATTENTION):
+            for name in _SELF_ATTENTION_FEATURES:
+                rule = "must be left out unless every layer is 'full' or 'window'"
+                self.require(getattr(self, name) == _DEFAULTS[name], name, rule)
+        elif self.head_size is not None:
+            for name in ("n_heads", "n_self_heads"):
+                width = getattr(self, name) * self.head_size
+                rule = f"times head_size = {self.head_size} must be at most {1 << 16}"
+                self.require(width <= 1 << 16, name, rule)
+        for mixer, head_dim in (("full", self.head_dim), ("window", self.self_head_dim)):
+            name = f"{mixer}_rope_frequencies"
+            if not (frequencies := getattr(self, name)):
+                continue
+            rule = f"must have at most head size / 2 = {head_dim // 2} values"
+            self.require(len(frequencies) <= head_dim // 2, name, rule)
+            rule = f"must be left out unless {mixer}_rope is 'half'"
+            self.require(getattr(self, f"{mixer}_rope") == "half", name, rule)
+        rule = f"must be increasing indices of layers, below {len(self.layers)},"
+        is_increasing = list(self.nope_layers) == sorted(set(self.nope_layers))
+        is_inside = all(index < len(self.layers) for index in self.nope_layers)
+        self.require(is_increasing and is_inside, "nope_layers", rule)
 
     @property
     def head_dim(self) -> int:
         """D of full and cross attention."""
-        return self.d_model // self.n_heads
+        return self.head_size or self.d_model // self.n_heads
 
     @property
     def self_head_dim(self) -> int:
         """D of retention and sliding-window attention."""
-        return self.d_model // self.n_self_heads
+        return self.head_size or self.d_model // self.n_self_heads
+
+    @property
+    def embedding_factor(self) -> float:
+        """The factor of embeddings."""
+        if self.embedding_scale is not None:
+            return self.embedding_scale
+        return math.sqrt(self.d_model) if self.scale_embedding else 1.0
 
     @property
     def n_self_layers(self) -> int:
@@ -171,10 +230,15 @@ class ModelConfig(Settings):
         return self.replace(cross_attention=kind, cross_positions=positions)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
+        """Return the fields as JSON values, without the features that have their default."""
         fields = dataclasses.asdict(self)
-        fields["layers"] = list(self.layers)
-        return fields
+        for name in _FEATURES:
+            if fields[name] == _DEFAULTS[name]:
+                del fields[name]
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of config.json: the fields, and keys for transformers."""
@@ -198,6 +262,11 @@ class ModelConfig(Settings):
         for name in (*TRANSFORMERS_KEYS, *LABEL_KEYS):
             fields.pop(name, None)
         return cls.from_dict(fields, str(path))
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+_FEATURES = tuple(_DEFAULTS)[tuple(_DEFAULTS).index("head_size") :]
+_SELF_ATTENTION_FEATURES = _FEATURES[: _FEATURES.index("head_norm")]
 
 
 def parse_attention(text: str) -> tuple[CrossAttention, int | None]:

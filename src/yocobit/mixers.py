@@ -17,9 +17,9 @@ from typing import Literal, NamedTuple
 
 from yocobit.config import FeedForwardKind, Mixer, ModelConfig, RopeKind
 
-# The role of a parameter. A "projection" is a matrix that ModelConfig.weights quantises; "norm" and
-# "float" stay in float32 in every model.
-Role = Literal["embedding", "head", "projection", "norm", "float"]
+# The role of a parameter. A "projection" is a matrix that ModelConfig.weights quantises; "norm",
+# "bias" and "float" stay in float32 in every model.
+Role = Literal["embedding", "head", "projection", "norm", "bias", "float"]
 
 # The KV cache that a layer attends to: one of all positions, a ring buffer of the last `window`
 # positions, the shared cache of the cross-decoder, or none.
@@ -41,6 +41,11 @@ class Heads(NamedTuple):
     head_dim: int  # D
 
     @property
+    def width(self) -> int:
+        """Width of Q, and of the attention's output: H D."""
+        return self.n_heads * self.head_dim
+
+    @property
     def kv_width(self) -> int:
         """Width of K, and of V: G D."""
         return self.n_kv_heads * self.head_dim
@@ -55,7 +60,8 @@ class MixerSpec:
 
     name: Mixer
     decoder: Literal["self", "cross"]  # its half of the stack
-    parameters: Callable[[ModelConfig], Parameters]  # by the NAME in layers.I.mixer.NAME.weight
+    # By the NAME in layers.I.mixer.NAME.weight, or in layers.I.mixer.NAME for biases.
+    parameters: Callable[[ModelConfig], Parameters]
     heads: Callable[[ModelConfig], Heads] | None = None
     rope_field: str | None = None  # the field of ModelConfig that selects its RoPE
     kv_cache: KvCacheKind = "none"
@@ -110,7 +116,7 @@ class FeedForwardSpec:
         if self.has_sub_norm and config.sub_norm:
             parameters["sub_norm"] = Parameter((F,), "norm")
         parameters["down_proj"] = Parameter((C, F), "projection")
-        return parameters
+        return _with_norms(config, parameters)
 
 
 def _self_heads(config: ModelConfig) -> Heads:
@@ -137,10 +143,40 @@ def _keys_values(config: ModelConfig, heads: Heads) -> Parameters:
     return {name: Parameter(shape, "projection") for name in ("k_proj", "v_proj")}
 
 
-def _output(config: ModelConfig) -> Parameters:
-    """Return the output projection, and the SubLN before it."""
-    norm = {"sub_norm": Parameter((config.d_model,), "norm")} if config.sub_norm else {}
-    return norm | _projections(config, "out_proj")
+def _output(config: ModelConfig, width: int | None = None) -> Parameters:
+    """Return the output projection from `width` values, C by default, and the SubLN before it."""
+    C = config.d_model
+    width = width or C
+    norm = {"sub_norm": Parameter((width,), "norm")} if config.sub_norm else {}
+    return norm | {"out_proj": Parameter((C, width), "projection")}
+
+
+def _with_norms(config: ModelConfig, parameters: Parameters) -> Parameters:
+    """Return parameters with an RMSNorm before each projection, if the model has projection_norms.
+
+    The norm precedes its projection.
+    """
+    if not config.projection_norms:
+        return parameters
+    result: Parameters = {}
+    for name, parameter in parameters.items():
+        if parameter.role == "projection":
+            result[f"{name}.norm"] = Parameter(parameter.shape[1:], "norm")
+        result[name] = parameter
+    return result
+
+
+def _self_attention(config: ModelConfig, heads: Heads) -> Parameters:
+    query = {"q_proj": Parameter((heads.width, config.d_model), "projection")}
+    projections = query | _keys_values(config, heads)
+    parameters: Parameters = dict(projections)
+    if config.qkv_bias:
+        for name, projection in projections.items():
+            parameters[f"{name}.bias"] = Parameter(projection.shape[:1], "bias")
+    if config.qk_norm != "none":
+        norm = Parameter((heads.head_dim,), "norm")
+        parameters |= {"q_norm": norm, "k_norm": norm}
+    return _with_norms(config, parameters | _output(config, heads.width))
 
 
 def _retention(config: ModelConfig) -> Parameters:
@@ -150,13 +186,11 @@ def _retention(config: ModelConfig) -> Parameters:
 
 
 def _window(config: ModelConfig) -> Parameters:
-    keys_values = _keys_values(config, _self_heads(config))
-    return _projections(config, "q_proj") | keys_values | _output(config)
+    return _self_attention(config, _self_heads(config))
 
 
 def _full(config: ModelConfig) -> Parameters:
-    keys_values = _keys_values(config, _heads(config))
-    return _projections(config, "q_proj") | keys_values | _output(config)
+    return _self_attention(config, _heads(config))
 
 
 def _cross(config: ModelConfig) -> Parameters:
@@ -236,14 +270,22 @@ def model_parameters(config: ModelConfig) -> Parameters:
     for i, mixer in enumerate(layer_mixers(config)):
         block = {"mixer_norm": norm}
         block |= {f"mixer.{name}": p for name, p in mixer.parameters(config).items()}
+        if config.post_norms:
+            block["mixer_post_norm"] = norm
         block["ffn_norm"] = norm
         feed_forward = FEED_FORWARDS[config.ffn].parameters(config)
         block |= {f"ffn.{name}": p for name, p in feed_forward.items()}
-        parameters |= {f"layers.{i}.{name}.weight": p for name, p in block.items()}
+        if config.post_norms:
+            block["ffn_post_norm"] = norm
+        for name, parameter in block.items():
+            suffix = "" if parameter.role == "bias" else ".weight"
+            parameters[f"layers.{i}.{name}{suffix}"] = parameter
     if config.has_cross_decoder:
         shared = {"norm": norm} | _keys_values(config, _heads(config))
         parameters |= {f"shared_kv.{name}.weight": p for name, p in shared.items()}
     parameters["norm.weight"] = norm
+    if config.head_norm:
+        parameters["head.norm.weight"] = norm
     if not config.tie_embeddings:
         parameters["head.weight"] = Parameter((V, C), "head")
     return parameters

@@ -68,7 +68,7 @@ class YocobitConfig(PreTrainedConfig):
     @property
     def model(self) -> ModelConfig:
         """The validated config of the Decoder."""
-        return _model_config({name: getattr(self, name) for name in _FIELDS})
+        return _model_config({name: vars(self)[name] for name in _FIELDS if name in vars(self)})
 
     @property
     def num_hidden_layers(self) -> int:

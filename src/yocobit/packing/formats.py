@@ -214,7 +214,7 @@ F32 = WeightFormat(
     "f32",
     bits=32,
     dtype="F32",
-    roles=("projection", "embedding", "head", "norm", "float"),
+    roles=("projection", "embedding", "head", "norm", "bias", "float"),
     activations=FLOAT32_ACTIVATIONS,
     weights="dense",
     quantize=lambda rows: (rows, None),
@@ -295,6 +295,7 @@ def stored_parameters(
         "embedding": embedding,
         "head": projection if stores_tables else head_format(head or INT8.name),
         "norm": F32,
+        "bias": F32,
         "float": F32,
     }
     parameters = model_parameters(config)

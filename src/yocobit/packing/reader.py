@@ -277,7 +277,7 @@ def _check_floats(
         if scale is not None:
             name = scale_name(parameter)
             rule += " and not negative" if isinstance(scale, PerGroup) else " and positive"
-        elif stored.role not in ("norm", "float"):
+        elif stored.role not in ("norm", "bias", "float"):
             continue
         tensor = tensors[name]
         stream.seek(tensor.begin)

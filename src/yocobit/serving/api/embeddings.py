@@ -16,14 +16,13 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from yocobit.config import Pooling
 from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Reply
 from yocobit.serving.api.protocol import Name, Prompt
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
-
-Pooling = Literal["mean", "last"]
 
 
 class EmbeddingRequest(Struct, kw_only=True):
@@ -32,7 +31,7 @@ class EmbeddingRequest(Struct, kw_only=True):
     input: Prompt
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None  # base64: little-endian float32
-    pooling: Pooling | None = None  # "mean" unless given
+    pooling: Pooling | None = None  # the model's unless given
     dimensions: int | None = None  # rejected: the model was not trained for shorter vectors
     user: Name | None = None
 
@@ -109,7 +108,7 @@ def build(model: ServedModel, body: EmbeddingRequest, client: str) -> Inputs:
     inputs = model.encode_prompts(body.input, "input", limits.INPUTS)
     return Inputs(
         [model.check(_request(model, tokens, client), param="input") for tokens in inputs],
-        body.pooling or "mean",
+        body.pooling or model.engine.config.pooling,
         body.encoding_format == "base64",
         body.model or model.name,
     )
