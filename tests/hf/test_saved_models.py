@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,13 @@ def run(code: str, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()[-1]
+
+
+def test_class_of_a_classifier_that_an_earlier_version_pickled_is_found():
+    pickled = b"cyocobit.hf.modeling\nYocobitForSequenceClassification\n."
+
+    with pytest.warns(DeprecationWarning, match=r"is now yocobit\.hf\.Yocobit"):
+        assert pickle.loads(pickled) is YocobitForSequenceClassification
 
 
 LOAD = """

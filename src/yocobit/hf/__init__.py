@@ -14,12 +14,9 @@ from transformers import (
 )
 from transformers.utils import is_peft_available
 
+from yocobit.hf.classification import YocobitForSequenceClassification
 from yocobit.hf.configuration import YocobitConfig
-from yocobit.hf.modeling import (
-    YocobitForCausalLM,
-    YocobitForSequenceClassification,
-    YocobitModel,
-)
+from yocobit.hf.modeling import YocobitForCausalLM, YocobitModel
 
 AutoConfig.register(YocobitConfig.model_type, YocobitConfig)
 AutoModel.register(YocobitConfig, YocobitModel)

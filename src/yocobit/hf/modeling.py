@@ -1,10 +1,9 @@
-"""The Decoder of yocobit.model as models of transformers: base, causal and classification.
+"""The Decoder of yocobit.model as models of transformers: the base model and the language model.
 
 Submodules have their names in checkpoints of yocobit, in every class: a checkpoint loads as any of
-them.
+them. yocobit.hf.classification has the model with labels.
 
 Letters: B batch   T positions   S cached and new positions   C model width   V vocabulary
-         N labels
 """
 
 from __future__ import annotations
@@ -21,16 +20,13 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from transformers import AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-    SequenceClassifierOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from yocobit.config import ConfigError
 from yocobit.hf import cache as hf_cache
 from yocobit.hf.configuration import YocobitConfig, check_quantization
+from yocobit.hf.inputs import Inputs
 from yocobit.model import Cache, Decoder
 from yocobit.model.attention import SelfAttention
 from yocobit.model.decoder import Block, initial_std
@@ -38,6 +34,11 @@ from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.norm import RMSNorm
 from yocobit.packing import is_packed
 from yocobit.packing.format import TOKENIZER
+from yocobit.renamed import aliases
+
+__getattr__ = aliases(
+    __name__, {"YocobitForSequenceClassification": "yocobit.hf:YocobitForSequenceClassification"}
+)
 
 
 class YocobitBlock(Block, GradientCheckpointingLayer):
@@ -60,71 +61,6 @@ class YocobitBlock(Block, GradientCheckpointingLayer):
         if isinstance(state, TreeSpec):
             state = tree_unflatten(tensors, state)
         return super().forward(x, start, state, mask)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of a call, as transformers passes them."""
-
-    input_ids: Tensor | None  # (B, T)
-    inputs_embeds: Tensor | None  # (B, T, C)
-    attention_mask: Tensor | None  # (B, S), 0 at padding
-    position_ids: Tensor | None  # (B, T) or (1, T)
-    past_key_values: DynamicCache | None
-
-    @property
-    def tokens(self) -> Tensor:
-        """The token ids (B, T) or their embeddings (B, T, C)."""
-        if (self.input_ids is None) == (self.inputs_embeds is None):
-            n_given = "neither" if self.input_ids is None else "both"
-            raise ValueError(
-                f"one of input_ids and inputs_embeds must be given but {n_given} are; pass one"
-            )
-        return self.input_ids if self.inputs_embeds is None else self.inputs_embeds  # type: ignore[return-value]
-
-    def resets(self) -> Tensor | None:
-        """Return the first positions of packed documents, (B, T) bool; None without documents."""
-        positions = self.position_ids
-        if positions is None or not (self.attention_mask is self.past_key_values is None):
-            return None
-        resets = positions.diff(dim=1, prepend=positions[:, :1] - 1) <= 0
-        if torch.compiler.is_exporting():
-            return resets.expand(len(self.tokens), -1)
-        return resets.expand(len(self.tokens), -1) if resets.any() else None
-
-    def real(self, n_past: int, is_kept: bool) -> Tensor | None:
-        """Return where tokens are real (B, S), or None if no real token would attend to padding.
-
-        `is_kept`: whether later calls use the states of this one.
-        """
-        if self.attention_mask is None:
-            return None
-        B, T = self.tokens.shape[:2]
-        shape = self.attention_mask.shape
-        if len(shape) != 2 or (shape[0], shape[1]) != (B, n_past + T):
-            raise ValueError(
-                f"attention_mask must have shape {(B, n_past + T)}, of cached and new tokens, but "
-                f"has {tuple(shape)}; pass the tokenizer's"
-            )
-        real = self.attention_mask.bool()
-        if torch.compiler.is_exporting():
-            return real
-        if is_kept:
-            return None if real.all() else real
-        return real if (real[:, 1:] & ~real[:, :-1]).any() else None
-
-    def positions(self, n_past: int) -> Tensor | None:
-        """Return position_ids, or None if they are the numbers of earlier tokens."""
-        positions, mask = self.position_ids, self.attention_mask
-        if positions is None or torch.compiler.is_exporting():
-            return positions
-        T = self.tokens.shape[1]
-        if mask is None:
-            default = torch.arange(n_past, n_past + T, device=positions.device)
-            return None if (positions == default).all() else positions
-        real = mask.bool()
-        is_default = positions == (real.cumsum(dim=1) - 1)[:, -T:]
-        return None if (is_default | ~real[:, -T:]).all() else positions
 
 
 @dataclass
@@ -368,50 +304,6 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.head = new_embeddings
-
-
-class YocobitForSequenceClassification(YocobitPreTrainedModel):
-    """A linear head on the last token: labels of texts, or their reward."""
-
-    def __init__(self, config: YocobitConfig) -> None:
-        super().__init__(config)
-        self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
-        self.post_init()
-
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutputWithPast:
-        """Return logits (B, N) at the last token of each row that is not padding.
-
-        Without attention_mask, config.pad_token_id is padding.
-        """
-        inputs = Inputs(input_ids, inputs_embeds, attention_mask, position_ids, past_key_values)
-        hidden, cache = self._hidden(inputs, use_cache, kwargs)
-        T = hidden.shape[1]
-        is_padding_known = input_ids is not None and self.config.pad_token_id is not None
-        if attention_mask is None and is_padding_known:
-            attention_mask = input_ids != self.config.pad_token_id
-        last = torch.full((len(hidden),), T - 1, device=hidden.device)
-        if attention_mask is not None:
-            real = attention_mask[:, -T:].to(hidden.device, torch.int64)
-            last = (real * torch.arange(T, device=hidden.device)).argmax(dim=1)
-        rows = torch.arange(len(hidden), device=hidden.device)
-        logits = self.score(hidden[rows, last])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, pooled_logits=logits, config=self.config
-            )
-        return SequenceClassifierOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
 
 def _return_weights(decoder: Decoder, returns_weights: bool) -> None:
