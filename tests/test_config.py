@@ -268,8 +268,8 @@ def test_size_beyond_the_limit_of_the_engine_is_rejected(name):
             {"d_model": 2048, "n_heads": 1, "n_kv_heads": 1},
             "n_heads must divide d_model = 2048 into heads of at most 1024 values but is 1",
         ),
-        ({"norm_eps": 0.0}, "norm_eps must be at least 1e-20 and below 1 but is 0.0"),
-        ({"norm_eps": 1.0}, "norm_eps must be at least 1e-20 and below 1 but is 1.0"),
+        ({"norm_eps": 0.0}, "norm_eps must be between 1e-20 and 1 but is 0.0"),
+        ({"norm_eps": 1.5}, "norm_eps must be between 1e-20 and 1 but is 1.5"),
         ({"layers": ("cross", "cross")}, "layers must have a self-decoder block before 'cross'"),
         (
             {"layers": ("retention", "cross", "full")},

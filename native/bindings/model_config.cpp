@@ -56,7 +56,7 @@ void check(const ModelConfig& config) {
   require(config.cross_positions % kAttentionTile == 0 && config.cross_blocks() > n_always,
           "cross_positions", "whole blocks, more than those that every token attends to");
   require(config.rope_theta > 1 && config.rope_theta <= 1e12, "rope_theta", "in (1, 1e12]");
-  require(config.norm_eps > 0 && config.norm_eps < 1, "norm_eps", "in (0, 1)");
+  require(config.norm_eps > 0 && config.norm_eps <= 1, "norm_eps", "in (0, 1]");
   require(!config.layers.empty() && !config.layers[0]->is_cross_decoder, "layers",
           "at least one, the first of the self-decoder");
   bool is_cross = false, has_shared = false;

@@ -94,7 +94,7 @@ class ModelConfig(Settings):
     # Positions that "cross" attends to: all, or the blocks that an index selects.
     cross_attention: CrossAttention = "full"
     cross_positions: int = 2048  # positions per token with an index
-    norm_eps: Annotated[float, Meta(ge=1e-20, lt=1)] = 1e-5  # added to the mean square in RMSNorm
+    norm_eps: Annotated[float, Meta(ge=1e-20, le=1)] = 1e-5  # added to the mean square in RMSNorm
     tie_embeddings: bool = False  # the head shares the embedding's weights
     # Multiply embeddings by sqrt(d_model); published BitNet models do not.
     scale_embedding: bool = True

@@ -105,6 +105,7 @@ def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
         {"n_self_heads": 4, "n_self_kv_heads": 1, "n_heads": 2, "n_kv_heads": 1},
         {"window": 1},
         {"window": 500},
+        {"norm_eps": 1.0},  # the largest
     ],
     ids=str,
 )

@@ -201,7 +201,7 @@ def _random_config(rng: random.Random) -> ModelConfig:
                 rope_theta=rng.choice((1.0001, 2.0, 10000.0, 1e12)),
                 cross_positions=rng.choice((128, 160, 1 << 20)),
                 cross_attention=rng.choice(("full", "full", "index")),
-                norm_eps=rng.choice((1e-5, 1e-20, 0.5)),
+                norm_eps=rng.choice((1e-5, 1e-20, 1.0)),
                 tie_embeddings=rng.random() < 0.4,
                 scale_embedding=rng.random() < 0.5,
             )
