@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,21 +104,101 @@ def test_byte_level_tokens_are_not_decoded_again():
 
 def decoded_tokens(kind: str) -> list[int]:
     """Stream a text; return the tokens of each call of the tokenizer's decode."""
-    decoded = []
-
-    class Counted:
-        def __getattr__(self, name):
-            return getattr(TOKENIZERS[kind], name)
-
-        def decode(self, tokens, **options):
-            decoded.append(len(tokens))
-            return TOKENIZERS[kind].decode(tokens, **options)
-
-    tokens = TOKENIZERS[kind].encode(TEXT * 4).ids
-    detokenizer = Detokenizer(Counted(), prompt=tokens * 5)
+    tokenizer, tokens = Counted(kind), TOKENIZERS[kind].encode(TEXT * 4).ids
+    detokenizer = Detokenizer(tokenizer, prompt=tokens * 5)
     for token in tokens:
         detokenizer.add(token)
-    return decoded
+    return tokenizer.decoded
+
+
+class Counted:
+    """A tokenizer that counts."""
+
+    def __init__(self, kind: str) -> None:
+        self._tokenizer = TOKENIZERS[kind]
+        self.decoded: list[int] = []  # tokens of each call
+        self.n_added_read = 0
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def decode(self, tokens, **options):
+        self.decoded.append(len(tokens))
+        return self._tokenizer.decode(tokens, **options)
+
+    def get_added_tokens_decoder(self):
+        self.n_added_read += 1
+        return self._tokenizer.get_added_tokens_decoder()
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "wordpiece"])
+def test_tokens_of_an_earlier_text_are_not_decoded_again(kind):
+    tokenizer = Counted(kind)
+    ids = tokenizer.encode("It knows the earth. In the heaven, it knows.").ids
+    tokens = [token for token in ids if TOKENIZERS[kind].decode([token])]
+    first = [Detokenizer(tokenizer, prompt=tokens).add(token) for token in tokens]
+    tokenizer.decoded.clear()
+
+    detokenizer = Detokenizer(tokenizer, prompt=tokens)
+    n_of_prompt = len(tokenizer.decoded)
+    second = [detokenizer.add(token) for token in tokens]
+
+    assert "".join(second) == "".join(first)
+    assert len(tokenizer.decoded) == n_of_prompt == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_added_tokens_are_read_once(kind):
+    tokenizer = Counted(kind)
+
+    for _ in range(3):
+        Detokenizer(tokenizer)
+
+    assert tokenizer.n_added_read == 1
+
+
+def test_detokenizers_keep_no_tokenizer_in_memory():
+    tokenizer = sample_tokenizer("wordpiece")
+    streamed(tokenizer, [5, 6], [5, 6, 7])
+    reference = weakref.ref(tokenizer)
+
+    del tokenizer
+    gc.collect()
+
+    assert reference() is None
+
+
+SPACE, BYTES_, FUSE = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        decoders.Sequence([SPACE, BYTES_, FUSE]),  # Gemma
+        decoders.Sequence([SPACE, BYTES_, FUSE, decoders.Strip(" ", 3, 0)]),
+        decoders.Sequence([BYTES_, FUSE, SPACE]),
+        decoders.Sequence([SPACE, BYTES_, FUSE, decoders.Replace("e", "E")]),
+        decoders.Sequence([SPACE, FUSE]),
+        decoders.Sequence([decoders.Metaspace()]),
+        decoders.Metaspace(prepend_scheme="never"),
+        decoders.WordPiece(cleanup=False),
+        decoders.WordPiece(prefix="t"),
+    ],
+    ids=str,
+)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_text_of_other_decoders_is_the_decoded_whole_minus_the_prompt(decoder, data):
+    tokenizer = sample_tokenizer("sentencepiece")
+    tokenizer.decoder = decoder
+    token = st.integers(0, tokenizer.get_vocab_size() + 3)
+    tokens = st.lists(st.one_of(token, token, st.integers(3, 258)), max_size=40)
+    prompt, generated = data.draw(tokens), data.draw(tokens)
+
+    for _ in range(2):  # the second from the texts of the first
+        assert "".join(streamed(tokenizer, prompt, generated)[0]) == expected(
+            tokenizer, prompt, generated
+        )
 
 
 BYTE_LEVEL = sample_tokenizer("byte_level")

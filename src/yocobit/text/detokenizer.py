@@ -8,8 +8,11 @@ then belongs to the continuation. Special tokens have no text.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
@@ -23,6 +26,13 @@ _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 8  # tokens that are decoded again with the next; a character has at most 4 bytes
 _WINDOW, _MAX_WINDOW = 16, 4096  # tokens
+_MAX_CACHED = 1 << 15  # tokens of a vocabulary whose texts are kept, about 300 bytes each
+# The decoders of SentencePiece's BPE; those that remove blanks at the start may follow.
+_SENTENCEPIECE = [
+    {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+    {"type": "ByteFallback"},
+    {"type": "Fuse"},
+]
 
 
 class Detokenizer:
@@ -36,10 +46,12 @@ class Detokenizer:
     ) -> None:
         self.tokens: list[int] = []  # without the prompt
         self.matched_stop: str | None = None  # the stop string that ended the text
-        added = tokenizer.get_added_tokens_decoder().values()
-        special = frozenset(each.content for each in added if each.special)
-        decoder = ByteDecoder if isinstance(tokenizer.decoder, ByteLevel) else _Window
-        self._text: ByteDecoder | _Window = decoder(tokenizer, special, prompt)
+        shared = _shared(tokenizer)
+        self._text: ByteDecoder | _Window = (
+            ByteDecoder(tokenizer, shared.special, prompt)
+            if shared.is_byte_level
+            else _Window(tokenizer, shared, prompt)
+        )
         self._stop = StopMatcher(stop) if stop else None
         self._run_stop: StopMatcher | None = None  # after the byte tokens that are held back
         self._held = ""  # may be the start of a stop string
@@ -85,6 +97,39 @@ class Detokenizer:
         return text[:n_certain]
 
 
+class _Shared:
+    """What all sequences of a tokenizer share; holds no reference to it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.special = frozenset(each.content for each in added if each.special)
+        self.is_byte_level = isinstance(tokenizer.decoder, ByteLevel)
+        state = b"null" if tokenizer.decoder is None else tokenizer.decoder.__getstate__()
+        self.has_runs = b"ByteFallback" in state
+        self.is_local = _is_local(json.loads(state))
+        # By token: the text that it adds to other text, and its text as the first token.
+        self.texts: dict[int, tuple[str, str]] = {}
+
+
+_SHARED: WeakKeyDictionary[Tokenizer, _Shared] = WeakKeyDictionary()
+
+
+def _shared(tokenizer: Tokenizer) -> _Shared:
+    if (found := _SHARED.get(tokenizer)) is None:
+        found = _SHARED[tokenizer] = _Shared(tokenizer)
+    return found
+
+
+def _is_local(decoder: Any) -> bool:
+    """Whether a token that is no byte adds the same text to every text that is not empty."""
+    if decoder is None or decoder["type"] != "Sequence":
+        return decoder is not None and decoder["type"] in ("WordPiece", "Metaspace")
+    n, steps = len(_SENTENCEPIECE), decoder["decoders"]
+    return steps[:n] == _SENTENCEPIECE and all(
+        step["type"] == "Strip" and step["stop"] == 0 for step in steps[n:]
+    )
+
+
 class _Window:
     """The last tokens of a sequence, whose text decides what a further token adds.
 
@@ -93,31 +138,38 @@ class _Window:
     character per byte.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, special: frozenset[str], prompt: Sequence[int]
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, shared: _Shared, prompt: Sequence[int]) -> None:
         self.run_piece: str | None = None  # what the last byte token adds if the run ends validly
         self._tokenizer = tokenizer
-        self._special = special
-        decoder = tokenizer.decoder
-        self._has_runs = decoder is not None and b"ByteFallback" in decoder.__getstate__()
+        self._shared = shared
         self._run: codecs.IncrementalDecoder | None = None
         self._limit = _WINDOW
         self._tokens, self._shown = self._tail(prompt, _CONTEXT)
+        # Whether what a token adds is known: no run is open, and no text is empty or held back.
+        self._is_settled = shared.is_local and bool(self._shown)
 
     def add(self, token: int) -> str:
         """Append a token; return the text that became certain."""
+        if self._is_settled and (texts := self._shared.texts.get(token)) is not None:
+            added, alone = texts
+            self._tokens, self._shown = [token], alone
+            return added
         name = self._name(token)
         if name is None:
             return ""
         self._tokens.append(token)
         if self._is_byte(name):
+            self._is_settled = False
             self._extend_run(int(name[3:5], 16))
             return ""
         self.run_piece = None
         text = self._decode(self._tokens)
         n_certain = len(text) - text.endswith(_REPLACEMENT)
+        was_settled = self._is_settled
         piece = self._advance(text[:n_certain])
+        self._is_settled = self._shared.is_local and n_certain == len(text) > 0
+        if was_settled and self._is_settled:
+            self._cache(token, piece)
         if len(self._tokens) > self._limit:
             self._slide(text, n_certain)
         return piece
@@ -125,6 +177,12 @@ class _Window:
     def finish(self) -> str:
         """Return the rest of the text, after the last token."""
         return self._advance(self._decode(self._tokens))
+
+    def _cache(self, token: int, added: str) -> None:
+        """Keep what a token adds, unless it alone has no text that a window could start with."""
+        texts, alone = self._shared.texts, self._decode([token])
+        if alone and len(texts) < _MAX_CACHED:
+            texts[token] = added, alone
 
     def _advance(self, text: str) -> str:
         """Return what a text adds to the text that was returned."""
@@ -181,10 +239,10 @@ class _Window:
     def _name(self, token: int) -> str | None:
         """Return the name of a token that has a text; None for special and unknown tokens."""
         name = self._tokenizer.id_to_token(token)
-        return None if name in self._special else name
+        return None if name in self._shared.special else name
 
     def _is_byte(self, name: str) -> bool:
-        return self._has_runs and _BYTE_TOKEN.fullmatch(name) is not None
+        return self._shared.has_runs and _BYTE_TOKEN.fullmatch(name) is not None
 
     def _decode(self, tokens: Sequence[int]) -> str:
         try:
