@@ -1,0 +1,1 @@
+"""Reader of GGUF files, in NumPy: container, tensor types, architectures, tokenizers."""

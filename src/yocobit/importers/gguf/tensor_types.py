@@ -1,0 +1,238 @@
+"""The closed table of tensor types in GGUF files, and reading a tensor of one of them.
+
+Forks of llama.cpp use the same id for different types. `identify` tells them apart by the bytes
+that the file has for the tensor. A type that is only named here is refused by its name.
+
+Letters: M rows   K columns   N blocks
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from yocobit.importers.gguf import blocks
+from yocobit.importers.gguf.container import GGUFFile, TensorInfo
+from yocobit.packing.layout import Codes, Floats, Int8s
+
+_CHUNK_WEIGHTS = 1 << 20  # decoded at once: temporary arrays stay in the caches
+
+
+class CodeBlocks(NamedTuple):
+    """Weights as codes with a scale: weight = values[code] * scale."""
+
+    unpack: Callable[[Codes], Codes]  # (N, bytes) to (N, weights)
+    values: tuple[int, ...]
+    # The byte of the float16 scale in a block. None: one float32 after the last block.
+    scale: int | None
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """One way to store weights in blocks; without `floats` and `codes` it is not supported."""
+
+    name: str
+    id: int
+    block: int  # weights
+    block_bytes: int
+    floats: Callable[[Codes], Floats] | None = None  # (N, bytes) to (N, weights)
+    codes: CodeBlocks | None = None
+    tail_bytes: int = 0  # after the last block
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether tensors of the type can be read."""
+        return self.floats is not None or self.codes is not None
+
+    def size(self, n_weights: int) -> int:
+        """Return the bytes of a tensor."""
+        return n_weights // self.block * self.block_bytes + self.tail_bytes
+
+
+class ScaledIntegers(NamedTuple):
+    """A matrix as integers (M, K) and scales."""
+
+    integers: Int8s
+    scales: Floats  # (M, K / columns of a scale), or (1,)
+
+
+_TERNARY = (-1, 0, 1)
+
+# The trailing 32 bytes of I2_S start with the scale; the others have no meaning. Two builds of
+# bitnet.cpp write other orders of weights with the same id, size and codes: ARM since November 2025
+# (64 weights in 16 bytes) and x86 without ACT_PARALLEL (four rows in a byte). Nothing in such a
+# file tells of it. Both converters, and every published file that is known, have this order.
+_I2_S = CodeBlocks(blocks.i2_s, _TERNARY, scale=None)
+
+TYPES = (
+    TensorType("F32", 0, 1, 4, floats=blocks.f32),
+    TensorType("F16", 1, 1, 2, floats=blocks.f16),
+    TensorType("Q4_0", 2, 32, 18, floats=blocks.q4_0),
+    TensorType("Q4_1", 3, 32, 20, floats=blocks.q4_1),
+    TensorType("Q5_0", 6, 32, 22, floats=blocks.q5_0),
+    TensorType("Q5_1", 7, 32, 24, floats=blocks.q5_1),
+    TensorType("Q8_0", 8, 32, 34, floats=blocks.q8_0),
+    TensorType("Q8_1", 9, 32, 36),
+    TensorType("Q2_K", 10, 256, 84),
+    TensorType("Q3_K", 11, 256, 110),
+    TensorType("Q4_K", 12, 256, 144, floats=blocks.q4_k),
+    TensorType("Q5_K", 13, 256, 176, floats=blocks.q5_k),
+    TensorType("Q6_K", 14, 256, 210, floats=blocks.q6_k),
+    TensorType("Q8_K", 15, 256, 292),
+    TensorType("IQ2_XXS", 16, 256, 66),
+    TensorType("IQ2_XS", 17, 256, 74),
+    TensorType("IQ3_XXS", 18, 256, 98),
+    TensorType("IQ1_S", 19, 256, 50),
+    TensorType("IQ4_NL", 20, 32, 18),
+    TensorType("IQ3_S", 21, 256, 110),
+    TensorType("IQ2_S", 22, 256, 82),
+    TensorType("IQ4_XS", 23, 256, 136),
+    TensorType("I8", 24, 1, 1),
+    TensorType("I16", 25, 1, 2),
+    TensorType("I32", 26, 1, 4),
+    TensorType("I64", 27, 1, 8),
+    TensorType("F64", 28, 1, 8),
+    TensorType("IQ1_M", 29, 256, 56),
+    TensorType("BF16", 30, 1, 2, floats=blocks.bf16),
+    TensorType("Q4_0_4_4", 31, 32, 18),
+    TensorType("Q4_0_4_8", 32, 32, 18),
+    TensorType("Q4_0_8_8", 33, 32, 18),
+    TensorType("TQ1_0", 34, 256, 54, codes=CodeBlocks(blocks.tq1_0, _TERNARY, scale=52)),
+    TensorType("TQ2_0", 35, 256, 66, codes=CodeBlocks(blocks.tq2_0, (*_TERNARY, 2), scale=64)),
+    TensorType("I2_S", 36, 128, 32, codes=_I2_S, tail_bytes=32),  # microsoft/BitNet
+    TensorType("IQ4_NL_4_4", 36, 32, 18),
+    TensorType("IQ4_NL_4_8", 37, 32, 18),
+    TensorType("IQ4_NL_8_8", 38, 32, 18),
+    TensorType("MXFP4", 39, 32, 17),
+    # Tencent has Q2_0C and STQ1_0; PrismML has Q2_0 with 128 weights, PQ2_0 and PTQ1_0.
+    TensorType("NVFP4", 40, 64, 36),
+    TensorType("Q2_0C", 40, 512, 130),
+    TensorType("Q1_0", 41, 128, 18),
+    TensorType("Q2_0", 42, 64, 18),
+    TensorType("Q2_0 with 128 weights per scale", 42, 128, 34),
+    TensorType("STQ1_0", 42, 256, 42),
+    TensorType("PQ2_0", 142, 128, 34),
+    TensorType("PTQ1_0", 143, 128, 28),
+)
+# Types whose size depends on more than the number of weights: of microsoft/BitNet and ik_llama.cpp.
+_OTHERS = {37: "I8_S", 38: "TL1", 39: "TL2", 134: "IQ1_BN", 135: "IQ2_BN"}
+
+SUPPORTED = tuple(each.name for each in TYPES if each.is_supported)
+
+
+def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
+    """Return the type of a tensor; ConfigError if it is unknown, unsupported, or does not fit.
+
+    The type must account for all bytes up to the next tensor or the end of the file, except for the
+    padding to the alignment.
+    """
+    subject = f"tensor '{tensor.name}'"
+    same_id = [each for each in TYPES if each.id == tensor.type_id]
+    fitting = [each for each in same_id if _fits(each, tensor, file.alignment)]
+    if len(fitting) == 1 and fitting[0].is_supported:
+        return fitting[0]
+    names = " or ".join(each.name for each in fitting or same_id)
+    if len(fitting) > 1:
+        raise file.error(
+            f"{subject} may be of type {names}, which have the same id {tensor.type_id} and here "
+            "the same size"
+        )
+    if not fitting and tensor.type_id in _OTHERS:
+        names = _OTHERS[tensor.type_id]
+    elif not fitting and same_id:
+        raise file.error(
+            f"{subject} has {tensor.span} bytes, which is not the size of {tensor.shape} weights "
+            f"of type {names}; the file is damaged or incomplete: download it again"
+        )
+    raise file.error(
+        f"{subject} must be of a type in {', '.join(SUPPORTED)} but is "
+        f"{names or f'of the unknown id {tensor.type_id}'}; choose another file of the model"
+    )
+
+
+def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
+    """Return a tensor in float32, of its shape."""
+    if type.codes is not None:
+        return _read_scaled(file, tensor, type)
+    assert type.floats is not None
+    stored = _blocks(file, tensor, type)
+    floats = np.empty((len(stored), type.block), dtype=np.float32)
+    for start, end in _chunks(len(stored), type.block):
+        with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for NaN
+            floats[start:end] = type.floats(stored[start:end])
+    return floats.reshape(tensor.shape)
+
+
+def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> ScaledIntegers:
+    """Return a matrix of a type that has codes; ConfigError for a code that has no trit."""
+    assert type.codes is not None
+    stored = _blocks(file, tensor, type)
+    integers = np.empty((len(stored), type.block), dtype=np.int8)
+    n_bad = 0
+    for start, end in _chunks(len(stored), type.block):
+        codes = type.codes.unpack(stored[start:end])
+        if codes.max() > 2:
+            n_bad += int((codes > 2).sum())
+        np.subtract(codes.view(np.int8), np.int8(1), out=integers[start:end])
+    if n_bad:
+        share = n_bad / integers.size
+        raise file.error(
+            f"tensor '{tensor.name}' must have codes 0, 1 and 2 but {n_bad} ({share:.2%}) are 3: "
+            f"it is not a ternary matrix of type {type.name}"
+        )
+    return ScaledIntegers(integers.reshape(tensor.shape), read_scales(file, tensor, type))
+
+
+def read_scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
+    """Return the scales of a type that has codes: (1,), or one per row and block."""
+    assert type.codes is not None
+    stored = _blocks(file, tensor, type)
+    at = type.codes.scale
+    if at is None:
+        start = type.size(stored.shape[0] * type.block) - type.tail_bytes
+        return file.data(tensor)[start : start + 4].view("<f4").astype(np.float32)
+    halves = np.ascontiguousarray(stored[:, at : at + 2]).view("<f2")
+    return halves.astype(np.float32).reshape(*tensor.shape[:-1], -1)
+
+
+def _read_scaled(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
+    """Return values[code] * scale in float32."""
+    assert type.codes is not None
+    scales = read_scales(file, tensor, type).reshape(-1, 1)
+    stored = _blocks(file, tensor, type)
+    values = np.zeros(256, dtype=np.float32)
+    values[: len(type.codes.values)] = type.codes.values
+    floats = np.empty((len(stored), type.block), dtype=np.float32)
+    for start, end in _chunks(len(stored), type.block):
+        codes = type.codes.unpack(stored[start:end])
+        if int(codes.max()) >= len(type.codes.values):
+            raise file.error(f"tensor '{tensor.name}' has codes that {type.name} does not have")
+        scale = scales if len(scales) == 1 else scales[start:end]
+        with np.errstate(invalid="ignore"):
+            np.multiply(values[codes], scale, out=floats[start:end])
+    return floats.reshape(tensor.shape)
+
+
+def _blocks(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Codes:
+    """Return the mapped blocks (N, bytes) of a tensor."""
+    n_blocks = math.prod(tensor.shape) // type.block
+    data = file.data(tensor)[: n_blocks * type.block_bytes]
+    return data.reshape(n_blocks, type.block_bytes)
+
+
+def _chunks(n_blocks: int, block: int) -> list[tuple[int, int]]:
+    """Return the bounds of chunks of blocks."""
+    step = max(_CHUNK_WEIGHTS // block, 1)
+    return [(start, min(start + step, n_blocks)) for start in range(0, n_blocks, step)]
+
+
+def _fits(type: TensorType, tensor: TensorInfo, alignment: int) -> bool:
+    """Whether the bytes of a tensor are those of a type, and at most the padding more."""
+    n_weights = math.prod(tensor.shape)
+    # I2_S runs over the ends of rows; blocks of all other types end with their row.
+    run = n_weights if type.tail_bytes else tensor.shape[-1]
+    return run % type.block == 0 and 0 <= tensor.span - type.size(n_weights) < alignment
