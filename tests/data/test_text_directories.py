@@ -115,21 +115,33 @@ def test_hidden_names_that_the_pattern_spells_are_listed(texts):
 
 
 def test_run_directories_below_are_left_out(texts):
+    manifest = '{"config": {}, "corpus": {}, "starts": []}'
     runs = {
-        "started": (".yocobit.lock",),
-        "prepared": ("data/index.json",),
-        "old": ("run.json", "metrics.jsonl"),
+        "started": {".yocobit.lock": ""},
+        "old": {"run.json": manifest},
+        "without a manifest": dict.fromkeys(
+            (f"checkpoints/step-000001/{name}" for name in ("state.json", "train.json")), "{}"
+        ),
     }
-    for run, names in runs.items():
-        for name in ("README.md", "samples/step-1.txt", *names):
+    for run, files in runs.items():
+        for name, text in {"README.md": "x", "samples/step-1.txt": "x", **files}.items():
             (texts / "runs" / run / name).parent.mkdir(parents=True, exist_ok=True)
-            (texts / "runs" / run / name).write_text("{}")
+            (texts / "runs" / run / name).write_text(text)
 
     names, ignored = listed(texts)
 
     assert names == ["a.txt"]
     assert ignored["run directory"] == 3
     assert listed(texts / "runs" / "started")[0] == ["README.md", "samples/step-1.txt"]
+
+
+@pytest.mark.parametrize("name", ["data/index.json", "run.json", "checkpoints/step-1/state.json"])
+def test_directory_of_a_user_with_a_name_of_a_run_is_listed(texts, name):
+    (texts / "site" / name).parent.mkdir(parents=True)
+    (texts / "site" / name).write_text("{}")
+    (texts / "site" / "x.txt").write_text("x")
+
+    assert "site/x.txt" in listed(texts)[0]
 
 
 def test_directories_may_be_nested_a_thousand_deep(texts, monkeypatch):

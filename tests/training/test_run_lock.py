@@ -10,9 +10,9 @@ import pytest
 from training_runs import run
 
 from yocobit.config import ConfigError
-from yocobit.packing.checkpoints import LOCK
+from yocobit.packing.checkpoints import LOCK, is_run
 from yocobit.training import loop
-from yocobit.training.run_lock import is_run, locked
+from yocobit.training.run_lock import locked
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:

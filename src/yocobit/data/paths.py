@@ -14,11 +14,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
 from yocobit.errors import ConfigError
-from yocobit.packing.checkpoints import LOCK
+from yocobit.packing.checkpoints import is_run
 
 EVERYTHING = ("**", "*")
 _SPECIAL = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory"}
@@ -93,7 +93,7 @@ class Listing:
                 self.ignored[name] = "hidden directory"
             elif entry.is_symlink():
                 self.ignored[name] = "link to a directory"
-            elif _is_run(entry.path):
+            elif _holds(partial(is_run, entry.path)):
                 self.ignored[name] = "run directory"
             else:
                 yield name
@@ -131,20 +131,11 @@ def kind_of(mode: int) -> str:
 
 
 def _holds(is_kind: Callable[[], bool]) -> bool:
-    """Whether an entry is of a kind; False in a loop of links."""
+    """Whether an entry is of a kind; False if it cannot be read, as in a loop of links."""
     try:
         return is_kind()
     except OSError:
         return False
-
-
-def _is_run(directory: str) -> bool:
-    """Whether a directory is that of a training run."""
-
-    def has(*names: str) -> bool:
-        return all(os.path.isfile(os.path.join(directory, name)) for name in names)
-
-    return has(LOCK) or has("run.json", "metrics.jsonl") or has("data/index.json")
 
 
 def _is_excluded(name: str, exclude: tuple[str, ...]) -> bool:

@@ -19,6 +19,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "DIRECTORY",
     "LAST",
     "LOCK",
+    "MANIFEST",
     "MODEL",
     "OPTIMIZER",
     "PARTIAL",
@@ -62,6 +64,7 @@ __all__ = [
     "directory_of",
     "find",
     "is_complete",
+    "is_run",
     "last",
     "read_state",
     "read_train",
@@ -74,6 +77,7 @@ TRAIN = "train.json"
 STATE = "state.json"
 DIRECTORY = "checkpoints"
 LOCK = ".yocobit.lock"  # of a run: written first and kept, it marks one that has no manifest yet
+MANIFEST = "run.json"  # of a run; yocobit.tracking.manifest writes it
 BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
 DAMAGED = "damaged-"  # prefix of a directory that a resumed run has set aside
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
@@ -94,6 +98,24 @@ _ADAPTER = "adapter_config.json"  # of PEFT
 
 _REQUIRED = {MODEL, OPTIMIZER, CONFIG, TRAIN, TOKENIZER}
 _NAME = re.compile(r"step-(\d+)")
+_MANIFEST_KEYS = {"config", "corpus", "starts"}
+
+
+def is_run(directory: Path | str) -> bool:
+    """Whether a directory was written by a training: by its lock file, manifest or checkpoints.
+
+    A str costs no Path for each of the thousands of directories of a corpus.
+    """
+    lock, manifest, steps = (os.path.join(directory, n) for n in (LOCK, MANIFEST, DIRECTORY))
+    if os.path.isfile(lock):
+        return True
+    if os.path.isfile(manifest):
+        with suppress(OSError, ConfigError):
+            if read_json(Path(manifest)).keys() >= _MANIFEST_KEYS:
+                return True
+    return os.path.isdir(steps) and any(
+        (path / STATE).is_file() and (path / TRAIN).is_file() for path in Path(steps).glob("step-*")
+    )
 
 
 def directory_of(run_dir: Path, step: int) -> Path:

@@ -24,9 +24,10 @@ from yocobit import _native
 from yocobit.disk import replacing, write_json
 from yocobit.errors import ConfigError
 from yocobit.hardware.host import describe_host
+from yocobit.packing.checkpoints import MANIFEST
 from yocobit.reading import boundary, open_regular, read_json
 
-MANIFEST, README = "run.json", "README.md"
+README = "README.md"
 _README_START = b"A yocobit run: "
 _README_HEAD = 1024  # bytes, with the name of the run
 

@@ -1,4 +1,4 @@
-"""The directory of a run: recognised before anything is written, and locked by one training."""
+"""The directory of a run: claimed before anything is written, and locked by one training."""
 
 from __future__ import annotations
 
@@ -15,26 +15,11 @@ from yocobit.config import ConfigError
 from yocobit.disk import claim_directory
 from yocobit.errors import printable
 from yocobit.packing import checkpoints
-from yocobit.reading import read_json
-from yocobit.tracking.manifest import MANIFEST, command_line
+from yocobit.packing.checkpoints import is_run
+from yocobit.tracking.manifest import command_line
 
 _MAX_BYTES = 4096  # of the line about its holder
-_MANIFEST_KEYS = {"config", "corpus", "starts"}
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without flock
-
-
-def is_run(directory: Path) -> bool:
-    """Whether a directory was written by a training: by its lock file, manifest or checkpoints."""
-    if (directory / checkpoints.LOCK).is_file():
-        return True
-    with suppress(OSError, ConfigError):
-        if read_json(directory / MANIFEST).keys() >= _MANIFEST_KEYS:
-            return True
-    steps = (directory / checkpoints.DIRECTORY).glob("step-*")
-    return any(
-        (path / checkpoints.STATE).is_file() and (path / checkpoints.TRAIN).is_file()
-        for path in steps
-    )
 
 
 def claim_run(run_dir: Path, resume: bool) -> None:
