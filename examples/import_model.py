@@ -14,7 +14,7 @@ from pathlib import Path
 from yocobit import Engine
 from yocobit.costs import describe
 from yocobit.errors import report_errors
-from yocobit.importers import import_bitnet
+from yocobit.importers import import_model
 from yocobit.packing import verify
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the new packed model's directory")
     arguments = parser.parse_args()
 
-    packed = import_bitnet(arguments.checkpoint, arguments.model)
+    packed = import_model(arguments.checkpoint, arguments.model)
     print("\n".join(describe(packed)))
     problems = verify(arguments.model)
     print("\n".join(problems) or "every byte matches its hash")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.data.tokenizer import END
-from yocobit.importers import import_bitnet
+from yocobit.importers import import_model
 from yocobit.packing import writer
 
 SHAPE = {
@@ -110,7 +110,7 @@ def test_engine_equals_transformers_on_master_weights(tmp_path, tied):
             head.copy_((head / scale).round() * scale)
     model.save_pretrained(tmp_path / "hf")
 
-    packed = import_bitnet(tmp_path / "hf", tmp_path / "model")
+    packed = import_model(tmp_path / "hf", tmp_path / "model")
 
     logits = Engine(packed, threads=2, kernels=None).logits(TOKENS)
     assert relative_error(logits, quantised_logits(model)) < 5e-3
@@ -123,7 +123,7 @@ def test_packed_and_master_weights_import_to_equal_logits(tmp_path, linear_class
     save_packed(model, tmp_path / "packed", linear_class)
 
     logits = [
-        Engine(import_bitnet(tmp_path / kind, tmp_path / f"{kind}-model"), 1, None).logits(TOKENS)
+        Engine(import_model(tmp_path / kind, tmp_path / f"{kind}-model"), 1, None).logits(TOKENS)
         for kind in ("masters", "packed")
     ]
 
@@ -137,8 +137,8 @@ def test_import_needs_torch_for_master_weights_only(tmp_path, kind):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from yocobit.importers import import_bitnet\n"
-        "import_bitnet(*map(Path, sys.argv[1:]))\n"
+        "from yocobit.importers import import_model\n"
+        "import_model(*map(Path, sys.argv[1:]))\n"
     )
 
     arguments = [sys.executable, "-c", code, str(tmp_path / kind), str(tmp_path / "model")]
@@ -153,11 +153,11 @@ def test_peak_memory_of_import_is_a_few_copies_of_the_largest_tensor(tmp_path, m
     shape = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 8}
     theirs(**shape).save_pretrained(tmp_path / "hf")
     largest, total = 4 * 2048 * 256, (tmp_path / "hf" / "model.safetensors").stat().st_size
-    import_bitnet(tmp_path / "hf", tmp_path / "first")  # loads modules
+    import_model(tmp_path / "hf", tmp_path / "first")  # loads modules
 
     monkeypatch.setattr(writer, "_PIECE_BYTES", 1 << 12)  # the write buffer
     tracemalloc.start()
-    import_bitnet(tmp_path / "hf", tmp_path / "model")
+    import_model(tmp_path / "hf", tmp_path / "model")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
@@ -170,8 +170,8 @@ def test_bfloat16_and_shards_import(tmp_path):
     model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
 
-    whole = import_bitnet(tmp_path / "whole", tmp_path / "a")
-    shards = import_bitnet(tmp_path / "shards", tmp_path / "b")
+    whole = import_model(tmp_path / "whole", tmp_path / "a")
+    shards = import_model(tmp_path / "shards", tmp_path / "b")
 
     assert whole.file.read_bytes() == shards.file.read_bytes()
 
@@ -183,7 +183,7 @@ def test_generation_defaults_are_imported(tmp_path):
         json.dumps({"eos_token_id": [7, 9], "temperature": 0.6, "transformers_version": "5"})
     )
 
-    packed = import_bitnet(tmp_path / "hf", tmp_path / "model")
+    packed = import_model(tmp_path / "hf", tmp_path / "model")
 
     engine = Engine(packed, threads=1, kernels=None)
     assert engine.generation_config == {
@@ -217,7 +217,7 @@ def test_chat_template_is_imported(tmp_path, has_file):
         )
     messages = [{"role": "user", "content": "Hello."}]
 
-    engine = Engine(import_bitnet(source, tmp_path / "model"), threads=1, kernels=None)
+    engine = Engine(import_model(source, tmp_path / "model"), threads=1, kernels=None)
 
     expected = hf.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert engine.encode(engine.chat_template.render(messages)) == expected
@@ -242,7 +242,7 @@ def test_unsupported_checkpoint_is_rejected_and_leaves_no_files(tmp_path, change
     edit_config(tmp_path / "hf", **changes)
 
     with pytest.raises(ConfigError, match=message):
-        import_bitnet(tmp_path / "hf", tmp_path / "model")
+        import_model(tmp_path / "hf", tmp_path / "model")
 
     assert not (tmp_path / "model").exists()
 
@@ -256,7 +256,7 @@ def test_float_weights_with_a_scale_must_be_ternary(tmp_path):
     save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(ConfigError, match=f"'{name}' must hold -1, 0 and 1, .* but has 0.5"):
-        import_bitnet(tmp_path / "hf", tmp_path / "model")
+        import_model(tmp_path / "hf", tmp_path / "model")
 
 
 def test_code_3_is_rejected(tmp_path):
@@ -266,7 +266,7 @@ def test_code_3_is_rejected(tmp_path):
     save_file(tensors, tmp_path / "hf" / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(ConfigError, match=r"'model.layers.1.mlp.up_proj.weight' must hold codes"):
-        import_bitnet(tmp_path / "hf", tmp_path / "model")
+        import_model(tmp_path / "hf", tmp_path / "model")
 
 
 GOOD = {
@@ -311,7 +311,7 @@ def test_an_odd_config_is_one_line(tmp_path, changes, message):
     (source / "config.json").write_text(json.dumps({**GOOD, **changes}))
 
     with pytest.raises(ConfigError, match=message) as raised:
-        import_bitnet(source, tmp_path / "model")
+        import_model(source, tmp_path / "model")
 
     assert len(str(raised.value)) < 1000 and "\n" not in str(raised.value)
 
@@ -321,7 +321,7 @@ def test_a_config_that_is_not_an_object_is_one_line(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
 
     with pytest.raises(ConfigError, match=r"config\.json: "):
-        import_bitnet(tmp_path, tmp_path / "model")
+        import_model(tmp_path, tmp_path / "model")
 
 
 @pytest.mark.parametrize(
@@ -337,4 +337,4 @@ def test_an_odd_chat_template_is_one_line(tmp_path, fields, message):
     (tmp_path / "hf" / "tokenizer_config.json").write_text(json.dumps(fields))
 
     with pytest.raises(ConfigError, match=message):
-        import_bitnet(tmp_path / "hf", tmp_path / "model")
+        import_model(tmp_path / "hf", tmp_path / "model")

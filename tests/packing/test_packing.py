@@ -330,7 +330,7 @@ def test_pack_rejects_an_unknown_weight_format(tmp_path):
     [
         ({"weights": "TERNARY"}, "weights must be one of ternary, .* f16 but is 'TERNARY'"),
         ({"weights": "int8"}, "weights must be one of ternary, .* f16 but is 'int8'"),
-        ({"head": "I8"}, "head must be int8 or int4 but is 'I8'"),
+        ({"head": "I8"}, "head must be one of int8, int4, f16, f32 but is 'I8'"),
         ({"weights": "f16"}, "weights must be ternary for a model with ternary weights but is"),
     ],
 )

@@ -132,8 +132,8 @@ def check_model_or_shape(
         raise UserError(f"{command} needs either a packed model's directory or --shape")
     if shape is None and (weights or head):
         raise UserError("--weights and --head require --shape; a packed model has its own")
-    if head and weights and "head" in PROJECTION_FORMATS[weights].roles:
-        quantised = [name for name, f in PROJECTION_FORMATS.items() if "head" not in f.roles]
+    if head and weights and not PROJECTION_FORMATS[weights].is_integer:
+        quantised = [name for name, f in PROJECTION_FORMATS.items() if f.is_integer]
         raise UserError(
             f"--head requires {' or '.join(quantised)} weights but --weights is {weights}; "
             "leave it out, as the head has the same format"

@@ -100,13 +100,30 @@ def pack(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A directory of model_type bitnet.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
-    head: Head = "int8",
+    head: Annotated[
+        HeadFormat | None,
+        typer.Option(
+            help="Weight format of the output head, and of the embedding if it is f16 or f32; by "
+            "default int8, or that of dense projections."
+        ),
+    ] = None,
+    weights: Annotated[
+        ProjectionFormat | None,
+        typer.Option(help="Weight format of the projections; as published by default."),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Directory of a tokenizer, for a checkpoint that has none."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a published BitNet b1.58 checkpoint to a packed model."""
-    print_summary(importers.import_bitnet(checkpoint, out, head), as_json)
+    """Convert a published checkpoint to a packed model."""
+    model = importers.import_model(checkpoint, out, head, weights=weights, tokenizer=tokenizer)
+    print_summary(model, as_json)
 
 
 def _import_training() -> Any:

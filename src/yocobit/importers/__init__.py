@@ -1,5 +1,12 @@
-"""Importers: convert published checkpoints of other projects to the packed format."""
+"""Importers: convert published checkpoints of other projects to the packed format.
 
-from yocobit.importers.bitnet import import_bitnet
+`huggingface` and `gguf` read a file format as a Checkpoint; `import_model` writes it.
+"""
 
-__all__ = ["import_bitnet"]
+from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
+from yocobit.importers.convert import import_model, open_checkpoint, write_checkpoint
+from yocobit.renamed import aliases
+
+__all__ = ["Checkpoint", "IntegerMatrix", "import_model", "open_checkpoint", "write_checkpoint"]
+
+__getattr__ = aliases(__name__, {"import_bitnet": "yocobit.importers:import_model"})

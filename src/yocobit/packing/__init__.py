@@ -35,7 +35,7 @@ __getattr__ = aliases(
     {
         "Summary": "yocobit.costs:Summary",
         "describe": "yocobit.costs:describe",
-        "import_bitnet": "yocobit.importers:import_bitnet",
+        "import_bitnet": "yocobit.importers:import_model",
         "summarize": "yocobit.costs:summarize",
     },
 )

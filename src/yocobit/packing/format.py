@@ -27,6 +27,7 @@ GENERATION = "generation_config.json"
 
 FORMAT = "yocobit"  # `format` in the metadata of MODEL
 FORMAT_VERSION = "1"
+FORMATS_KEY = "formats"  # in the metadata: JSON, the weight format of single parameters
 ALIGNMENT = 64  # bytes; of the tensor data, and of each tensor whose size is a multiple of it
 SMALLEST_ALIGNMENT = 4  # bytes; of the other tensors
 

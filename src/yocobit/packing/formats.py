@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from yocobit import _native
 from yocobit.config import ConfigError, ModelConfig, WeightKind
+from yocobit.errors import shown
 from yocobit.mixers import Parameter, Role, model_parameters
 from yocobit.packing import layout
 from yocobit.packing.format import TensorSpec, scale_name
 from yocobit.packing.layout import ROWS, Array, Codes, Floats, Int8s
 
+_TABLES: tuple[Role, Role] = ("embedding", "head")
 _NO_CODE = 255  # packed formats have fewer codes
 
 
@@ -151,7 +153,8 @@ class WeightFormat:
     @property
     def label(self) -> str:
         """The name of this format in a summary of sizes."""
-        return f"{self.bits}-bit" if self.roles == ("projection",) else self.name
+        is_quantised_projection = self.is_integer and "projection" in self.roles
+        return f"{self.bits}-bit" if is_quantised_projection else self.name
 
     @cached_property
     def valid_bytes(self) -> NDArray[np.bool_]:
@@ -168,7 +171,7 @@ TERNARY = WeightFormat(
     "ternary",
     bits=2,
     dtype="U8",
-    roles=("projection",),
+    roles=("projection", "head"),
     activations=INT8_PER_TOKEN,
     weights="ternary",
     values=(-1, 0, 1),
@@ -232,9 +235,9 @@ F16 = WeightFormat(
 FORMATS: Mapping[str, WeightFormat] = {
     format.name: format for format in (TERNARY, TERNARY_ROW, SIGN, INT4, INT8, F32, F16)
 }
-# The choices for projections, and for the head of models with quantised weights.
+# The choices for projections, and for a head that was trained in floating point.
 PROJECTION_FORMATS = {name: f for name, f in FORMATS.items() if "projection" in f.roles}
-HEAD_FORMATS = {format.name: format for format in (INT8, INT4)}
+HEAD_FORMATS = {format.name: format for format in (INT8, INT4, F16, F32)}
 
 pack_ternary, unpack_ternary = TERNARY.encode, TERNARY.decode
 pack_sign, unpack_sign = SIGN.encode, SIGN.decode
@@ -266,20 +269,25 @@ def projection_format(name: str) -> WeightFormat:
 
 
 def head_format(name: str) -> WeightFormat:
-    """Return a format for the head of quantised models by its name; ConfigError lists the names."""
-    if name not in HEAD_FORMATS:
-        raise ConfigError(f"head must be {' or '.join(HEAD_FORMATS)} but is {name!r}")
-    return HEAD_FORMATS[name]
+    """Return a format for the head by its name; ConfigError lists the usual names."""
+    if name not in FORMATS or "head" not in FORMATS[name].roles:
+        raise ConfigError(f"head must be one of {', '.join(HEAD_FORMATS)} but is {name!r}")
+    return FORMATS[name]
 
 
 def stored_parameters(
-    config: ModelConfig, weights: str | None = None, head: str | None = None
+    config: ModelConfig,
+    weights: str | None = None,
+    head: str | None = None,
+    formats: Mapping[str, WeightFormat] | None = None,
 ) -> dict[str, StoredParameter]:
     """Return each parameter of a packed model with its format, in the order of the file.
 
-    `weights` and `head` name formats; None is the model's default. A format that also stores the
-    head ("f32", "f16") ignores `head`. A tied head has an entry only if its format differs from
-    that of the embedding. ConfigError for unknown formats, and for those of other weights.
+    `weights` and `head` name formats. None is the model's default for the projections; for the
+    head it is int8, or the format of dense projections. The embedding has the format of the head
+    if that is "f16" or "f32", and int8 otherwise. A tied head has an entry only if its format
+    differs from that of the embedding. `formats` replaces those of single parameters. ConfigError
+    for unknown formats, those of other weights, and those that do not store the parameter.
     """
     possible = formats_of(config.weights)
     projection = possible[0] if weights is None else projection_format(weights)
@@ -288,22 +296,78 @@ def stored_parameters(
         raise ConfigError(
             f"weights must be {names} for a model with {config.weights} weights but is {weights!r}"
         )
-    stores_tables = "head" in projection.roles
-    embedding = projection if stores_tables else INT8
-    formats: dict[Role, WeightFormat] = {
+    default = INT8 if projection.is_integer else projection
+    head_stored = default if head is None else head_format(head)
+    by_role: dict[Role, WeightFormat] = {
         "projection": projection,
-        "embedding": embedding,
-        "head": projection if stores_tables else head_format(head or INT8.name),
+        "embedding": _embedding(head_stored),
+        "head": head_stored,
         "norm": F32,
         "bias": F32,
         "float": F32,
     }
+    formats = formats or {}
     parameters = model_parameters(config)
-    if config.tie_embeddings and formats["head"] is not embedding:
+    tables = [formats.get(f"{role}.weight", by_role[role]) for role in _TABLES]
+    if config.tie_embeddings and tables[0] is not tables[1]:
         parameters["head.weight"] = Parameter((config.vocab_size, config.d_model), "head")
+    for name, format in formats.items():
+        if name not in parameters:
+            raise ConfigError(f"formats must name parameters of the model but has {shown(name)}")
+        if (role := parameters[name].role) not in format.roles:
+            storing = [each.name for each in FORMATS.values() if role in each.roles]
+            raise ConfigError(
+                f"format of '{name}' must be {' or '.join(storing)} but is {format.name}"
+            )
     return {
-        name: StoredParameter(formats[parameter.role], parameter.shape, parameter.role)
+        name: StoredParameter(
+            formats.get(name, by_role[parameter.role]), parameter.shape, parameter.role
+        )
         for name, parameter in parameters.items()
+    }
+
+
+def _embedding(head: WeightFormat) -> WeightFormat:
+    """Return the format of the embedding in a model with that head."""
+    return head if "embedding" in head.roles else INT8
+
+
+def parameters_by_dtype(
+    config: ModelConfig,
+    dtypes: Mapping[str, str],
+    formats: Mapping[str, WeightFormat] | None = None,
+) -> dict[str, StoredParameter]:
+    """Return the parameters with the formats that the dtypes of their tensors imply.
+
+    `formats` are those of single parameters, as in stored_parameters.
+    """
+    formats = formats or {}
+
+    def is_stored_in(name: str, format: WeightFormat) -> bool:
+        return name in formats or dtypes.get(name) == format.dtype
+
+    roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
+    projections = [name for name, role in roles.items() if role == "projection"]
+    own = next((name for name in projections if name not in formats), projections[0])
+    possible = formats_of(config.weights)
+    weights = next((each.name for each in possible if is_stored_in(own, each)), None)
+    head_name = "head.weight" if "head.weight" in dtypes else "embedding.weight"
+    heads = (
+        format.name
+        for format in HEAD_FORMATS.values()
+        if is_stored_in(head_name, format) and is_stored_in("embedding.weight", _embedding(format))
+    )
+    return stored_parameters(config, weights, next(heads, None), formats)
+
+
+def formats_to_record(
+    config: ModelConfig, parameters: Mapping[str, StoredParameter]
+) -> dict[str, str]:
+    """Return the names of the formats that parameters_by_dtype would not find by itself."""
+    specs = tensors_of(parameters)
+    found = parameters_by_dtype(config, {name: specs[name].dtype for name in parameters})
+    return {
+        name: stored.format.name for name, stored in parameters.items() if found.get(name) != stored
     }
 
 

@@ -52,14 +52,14 @@ def pack(
     config = ModelConfig.from_json(directory / CONFIG)
     format = _projection_format(directory, config.weights, weights)
     head_format(head)  # raises for an unknown one
-    if "head" in format.roles and head != INT8.name:
+    if not format.is_integer and head != INT8.name:
         raise ConfigError(
             f"{directory}: head must be {INT8.name} for a {config.weights} model but is {head!r}; "
             f"leave it out: the head is stored in {format.name}"
         )
     check_new(out)
     source = SafetensorsDirectory(directory)
-    parameters = stored_parameters(config, format.name, head)
+    parameters = stored_parameters(config, format.name, head if format.is_integer else None)
     has_state = (directory / checkpoints.STATE).is_file()
     threads = checkpoints.read_state(directory).threads if has_state else 1
 

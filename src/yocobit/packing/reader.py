@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +18,13 @@ import numpy as np
 from yocobit import _native
 from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError, shown
-from yocobit.mixers import model_parameters
 from yocobit.packing.format import (
     ALIGNMENT,
     CONFIG,
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
+    FORMATS_KEY,
     MODEL,
     SMALLEST_ALIGNMENT,
     PackedModelError,
@@ -33,16 +33,15 @@ from yocobit.packing.format import (
     scale_name,
 )
 from yocobit.packing.formats import (
-    HEAD_FORMATS,
+    FORMATS,
     PerGroup,
     StoredParameter,
     WeightFormat,
-    formats_of,
-    stored_parameters,
+    parameters_by_dtype,
     tensors_of,
 )
 from yocobit.packing.safetensors_header import read_header
-from yocobit.reading import boundary, open_regular, read_bytes
+from yocobit.reading import boundary, open_regular, parse_json, read_bytes
 from yocobit.settings import whole_number
 
 _MAX_THREADS = 1024
@@ -62,8 +61,10 @@ class PackedModel:
 
     @property
     def projection_format(self) -> WeightFormat:
-        """The format of the projections."""
-        return next(p.format for p in self.parameters.values() if p.role == "projection")
+        """The format of the projections; the first that was trained so, if they have several."""
+        projections = [p.format for p in self.parameters.values() if p.role == "projection"]
+        trained = (format for format in projections if format.weights == self.config.weights)
+        return next(trained, projections[0])
 
     @property
     def head_format(self) -> WeightFormat:
@@ -108,7 +109,7 @@ def read_model(path: Path) -> PackedModel:
             metadata = _check_metadata(header, file)
             _check_config(path, metadata)
             config = ModelConfig.from_json(path / CONFIG)
-            parameters = _parameters(header, config)
+            parameters = _parameters(header, metadata, config, file)
             tensors = _tensors(header, parameters, file, data_begin)
             _check_offsets(tensors, file, data_begin)
             _check_floats(stream, parameters, tensors, file)
@@ -176,21 +177,28 @@ def _check_config(path: Path, metadata: dict[str, str]) -> None:
         )
 
 
-def _parameters(header: dict[str, Any], config: ModelConfig) -> dict[str, StoredParameter]:
+def _parameters(
+    header: dict[str, Any], metadata: Mapping[str, str], config: ModelConfig, file: Path
+) -> dict[str, StoredParameter]:
     """Return the parameters that the configuration implies, with the formats of the file."""
+    entries = {name: entry for name, entry in header.items() if isinstance(entry, dict)}
+    dtypes = {name: str(entry.get("dtype")) for name, entry in entries.items()}
+    try:
+        return parameters_by_dtype(config, dtypes, _formats(metadata))
+    except ConfigError as error:
+        raise PackedModelError(f"{file}: {error}; {_REMEDY}") from None
 
-    def stored_as(name: str, formats: Iterable[WeightFormat]) -> str | None:
-        entry = header.get(name)
-        dtype = entry.get("dtype") if isinstance(entry, dict) else None
-        return next((format.name for format in formats if format.dtype == dtype), None)
 
-    roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
-    projection = next(name for name, role in roles.items() if role == "projection")
-    return stored_parameters(
-        config,
-        weights=stored_as(projection, formats_of(config.weights)),
-        head=stored_as("head.weight", HEAD_FORMATS.values()),
-    )
+def _formats(metadata: Mapping[str, str]) -> dict[str, WeightFormat]:
+    """Return the formats that the metadata records: those that dtypes do not imply."""
+    recorded = parse_json(metadata.get(FORMATS_KEY, "{}"), "formats", dict[str, str])
+    for name, format in recorded.items():
+        if format not in FORMATS:
+            raise ConfigError(
+                f"format of {shown(name)} must be one of {', '.join(FORMATS)} but is "
+                f"{shown(format)}"
+            )
+    return {name: FORMATS[format] for name, format in recorded.items()}
 
 
 def _tensors(

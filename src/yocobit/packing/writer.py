@@ -26,6 +26,7 @@ from yocobit.packing.format import (
     DTYPES,
     FORMAT,
     FORMAT_VERSION,
+    FORMATS_KEY,
     GENERATION,
     MODEL,
     TOKENIZER,
@@ -33,7 +34,7 @@ from yocobit.packing.format import (
     canonical_json,
     header_sha256,
 )
-from yocobit.packing.formats import StoredParameter, tensors_of
+from yocobit.packing.formats import StoredParameter, formats_to_record, tensors_of
 from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel, read_model
 
@@ -57,6 +58,9 @@ def write_model(
     config_json = _json(config.to_json())
     metadata = {"format": FORMAT, "format_version": FORMAT_VERSION}
     metadata["config_sha256"] = hashlib.sha256(config_json).hexdigest()
+    specs = tensors_of(parameters)
+    if formats := formats_to_record(config, parameters):
+        metadata[FORMATS_KEY] = json.dumps(formats)
     with _new_directory(out) as directory:
         (directory / CONFIG).write_bytes(config_json)
         if tokenizer is not None:
@@ -65,7 +69,7 @@ def write_model(
         (directory / GENERATION).write_bytes(_json(generation or {}))
         if chat_template is not None:
             (directory / CHAT_TEMPLATE).write_bytes(chat_template)
-        write_safetensors(directory / MODEL, tensors_of(parameters), tensors, metadata)
+        write_safetensors(directory / MODEL, specs, tensors, metadata)
         model = read_model(directory)
     return dataclasses.replace(model, path=out, file=out / MODEL)
 

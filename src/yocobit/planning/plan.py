@@ -14,7 +14,7 @@ from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
 from yocobit.hardware.host import default_threads, describe_host, usable_cpus
 from yocobit.packing import PackedModel, read_model
-from yocobit.packing.formats import HEAD_FORMATS, TERNARY, projection_format
+from yocobit.packing.formats import TERNARY, projection_format
 from yocobit.planning.calibration import HostCalibration
 from yocobit.planning.prediction import Prediction, predict
 from yocobit.planning.roofline import Bound, bound
@@ -162,7 +162,7 @@ def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
     is_here = request.machine == HERE
     calibration = calibrate(request) if is_here else None
     machine = measured_machine(calibration) if calibration else named_machine(request.machine)
-    head = model.head_format.name if model.head_format.name in HEAD_FORMATS else None
+    head = model.head_format.name if model.head_format.is_integer else None
     others = tuple(
         _row(each.name, each.model, each.cache, request, machine)
         for each in variants(model.config, head)

@@ -37,9 +37,15 @@ def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
         ("YOCO + BitNet", decoder_decoder, TERNARY.name, "int4"),
     )
     return tuple(
-        Variant(name, shape_only_model(_with_weights(stack, weights), weights, head), cache)
+        Variant(name, _shape_only(stack, weights, head), cache)
         for name, stack, weights, cache in stacks
     )
+
+
+def _shape_only(config: ModelConfig, weights: str, head: str | None) -> PackedModel:
+    """Return the shape with a weight format; the tables of float weights have the same format."""
+    head = head if PROJECTION_FORMATS[weights].is_integer else None
+    return shape_only_model(_with_weights(config, weights), weights, head)
 
 
 def _with_weights(config: ModelConfig, format: str) -> ModelConfig:

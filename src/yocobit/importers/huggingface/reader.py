@@ -1,8 +1,7 @@
-"""Importer of published BitNet b1.58 checkpoints: Hugging Face directories of model_type "bitnet".
+"""HuggingFaceCheckpoint: published BitNet b1.58 checkpoints, directories of model_type "bitnet".
 
 Weights are ternary codes, four rows per uint8 with a scale per matrix, or bfloat16 master weights
-(arXiv:2402.17764, arXiv:2504.12285). Master weights are quantised as in training; only they need
-torch. Holds one tensor at a time.
+(arXiv:2402.17764, arXiv:2504.12285).
 
 Letters: M output features   K input features   V vocabulary   C model width
 """
@@ -10,8 +9,7 @@ Letters: M output features   K input features   V vocabulary   C model width
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,12 @@ import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.errors import shown
-from yocobit.packing.format import CONFIG, MODEL, scale_name
-from yocobit.packing.formats import INT8, TERNARY, StoredParameter, stored_parameters
+from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.packing.format import CONFIG, scale_name
+from yocobit.packing.formats import TERNARY, WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s
-from yocobit.packing.pack import quantize
-from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
-from yocobit.packing.text_files import read_text_files
-from yocobit.packing.writer import check_new, write_model
+from yocobit.packing.text_files import TextFiles, read_text_files
 from yocobit.reading import read_json
 
 _MAX_WIDTH, _MAX_LAYERS = 1 << 16, 1024  # as ModelConfig
@@ -46,66 +42,39 @@ _NAMES = {
 }
 
 
-def import_bitnet(source: Path, out: Path, head: str = INT8.name) -> PackedModel:
-    """Write the Hugging Face checkpoint in `source` as a packed model into the new directory `out`.
+class HuggingFaceCheckpoint:
+    """A directory with config.json and safetensors files, as a Checkpoint."""
 
-    `head` is "int8" or "int4", which halves the memory traffic of the head and is less accurate.
-    ConfigError for a missing tensor or key, or an unsupported architecture.
-    """
-    check_new(out)
-    if not (source / CONFIG).exists():
-        raise ConfigError(
-            f"{source}: holds no {CONFIG}; name the directory of a checkpoint that was downloaded "
-            "from the Hugging Face Hub"
-        )
-    fields = read_json(source / CONFIG)
-    config = _config(fields, source / CONFIG)
-    parameters = stored_parameters(config, TERNARY.name, head)
-    divides_by_scales = _divides_by_scales(fields, source / CONFIG)
-    checkpoint = _Checkpoint(source, SafetensorsDirectory(source), divides_by_scales)
-    files = read_text_files(source, config.vocab_size)
-    return write_model(
-        out,
-        config,
-        parameters,
-        checkpoint.convert(parameters, config.tie_embeddings),
-        *files,
-    )
+    source_type = "safetensors"
+    formats: Mapping[str, WeightFormat] = {}
 
+    def __init__(self, path: Path) -> None:
+        if not (path / CONFIG).exists():
+            raise ConfigError(
+                f"{path}: holds no {CONFIG}; name the directory of a checkpoint that was "
+                "downloaded from the Hugging Face Hub"
+            )
+        fields = read_json(path / CONFIG)
+        self.path = path
+        self.config = _config(fields, path / CONFIG)
+        self.warnings: list[str] = []
+        self._divides_by_scales = _divides_by_scales(fields, path / CONFIG)
+        self._tensors: TensorSource = SafetensorsDirectory(path)
 
-def _divides_by_scales(fields: dict[str, Any], file: Path) -> bool:
-    """Whether a weight is code / scale, as in the class "bitlinear"; later ones multiply."""
-    quantization = _object(fields, "quantization_config", file)
-    return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
+    def text_files(self, tokenizer: Path | None = None) -> TextFiles:
+        return read_text_files(self.path, self.config.vocab_size)
 
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """A published checkpoint and the mapping of its tensors to ours."""
-
-    path: Path
-    tensors: TensorSource
-    divides_by_scales: bool
-
-    def convert(
-        self, parameters: Mapping[str, StoredParameter], is_tied: bool
-    ) -> Iterator[tuple[str, Array]]:
-        """Yield the tensors that store our parameters."""
-        for name, stored in parameters.items():
-            is_tied_head = is_tied and name == "head.weight"
-            theirs = _their_name("embedding.weight" if is_tied_head else name)
-            if stored.format is TERNARY and scale_name(theirs) in self.tensors.names():
-                weights, scale = self._integers(theirs, stored.shape)
-                yield name, TERNARY.encode(weights)
-                yield scale_name(name), np.array([scale], dtype=np.float32)
-            else:
-                values = self._floats(theirs, stored.shape)
-                yield from quantize(name, values, stored.format, self.path / MODEL)
+    def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
+        theirs = _their_name(name)
+        if scale_name(theirs) in self._tensors.names():
+            integers, scale = self._integers(theirs, shape)
+            return IntegerMatrix(integers, np.array([scale], dtype=np.float32))
+        return self._floats(theirs, shape)
 
     def _integers(self, name: str, shape: tuple[int, ...]) -> tuple[Int8s, float]:
         """Return weights (M, K) in {-1, 0, +1} and their scale."""
         M, K = shape
-        packed = self.tensors.read(name)
+        packed = self._tensors.read(name)
         if packed.dtype.kind == "f":
             values = self._checked(name, packed, shape)
             if not (is_valid := np.isin(values, TERNARY.values)).all():
@@ -131,10 +100,10 @@ class _Checkpoint:
             raise ConfigError(
                 f"{self.path}: tensor '{scale_name(name)}' must be above 0 but is {value}"
             )
-        return 1 / value if self.divides_by_scales else value
+        return 1 / value if self._divides_by_scales else value
 
     def _floats(self, name: str, shape: tuple[int, ...]) -> Floats:
-        return self._checked(name, self.tensors.read(name), shape)
+        return self._checked(name, self._tensors.read(name), shape)
 
     def _checked(self, name: str, values: Array, shape: tuple[int, ...]) -> Floats:
         if values.shape != shape or values.dtype.kind != "f":
@@ -147,6 +116,12 @@ class _Checkpoint:
         if not np.isfinite(floats).all():
             raise ConfigError(f"{self.path}: tensor '{name}' must be finite but is not")
         return floats
+
+
+def _divides_by_scales(fields: dict[str, Any], file: Path) -> bool:
+    """Whether a weight is code / scale, as in the class "bitlinear"; later ones multiply."""
+    quantization = _object(fields, "quantization_config", file)
+    return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
 
 
 def _their_name(name: str) -> str:

@@ -1,0 +1,85 @@
+"""Conversion of a published checkpoint to a packed model, one tensor at a time.
+
+Needs torch only for master weights, which are quantised as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from yocobit.config import ConfigError
+from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
+from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
+from yocobit.packing.format import scale_name
+from yocobit.packing.formats import StoredParameter, stored_parameters
+from yocobit.packing.layout import Array
+from yocobit.packing.pack import quantize
+from yocobit.packing.reader import PackedModel
+from yocobit.packing.writer import check_new, write_model
+
+
+def import_model(
+    source: Path,
+    out: Path,
+    head: str | None = None,
+    *,
+    weights: str | None = None,
+    tokenizer: Path | None = None,
+) -> PackedModel:
+    """Write the published checkpoint `source` as a packed model into the new directory `out`.
+
+    Options as in write_checkpoint. ConfigError for a missing tensor or key, or an unsupported
+    architecture.
+    """
+    check_new(out)
+    return write_checkpoint(
+        open_checkpoint(source), out, head, weights=weights, tokenizer=tokenizer
+    )
+
+
+def open_checkpoint(source: Path) -> Checkpoint:
+    """Open a published checkpoint: a Hugging Face directory."""
+    return HuggingFaceCheckpoint(source)
+
+
+def write_checkpoint(
+    checkpoint: Checkpoint,
+    out: Path,
+    head: str | None = None,
+    *,
+    weights: str | None = None,
+    tokenizer: Path | None = None,
+) -> PackedModel:
+    """Write a checkpoint as a packed model into the new directory `out`.
+
+    `head` is a key of HEAD_FORMATS: int8 by default, that of the projections in a dense model.
+    "int4" halves the memory traffic of the head and is less accurate; "f16" and "f32" also store
+    the embedding, and "f32" rounds nothing. `weights` is a format of dense projections, "f32" by
+    default. `tokenizer` is a directory with a tokenizer that replaces the checkpoint's.
+    """
+    config = checkpoint.config
+    parameters = stored_parameters(config, weights, head, checkpoint.formats)
+    files = checkpoint.text_files(tokenizer)
+    return write_model(out, config, parameters, _tensors(checkpoint, parameters), *files)
+
+
+def _tensors(
+    checkpoint: Checkpoint, parameters: Mapping[str, StoredParameter]
+) -> Iterator[tuple[str, Array]]:
+    """Yield the tensors that store our parameters."""
+    is_tied = checkpoint.config.tie_embeddings
+    for name, stored in parameters.items():
+        is_tied_head = is_tied and name == "head.weight"
+        values = checkpoint.read("embedding.weight" if is_tied_head else name, stored.shape)
+        format = stored.format
+        if not isinstance(values, IntegerMatrix):
+            yield from quantize(name, values, format, checkpoint.path)
+        elif format.scale is None or format.quantize is not None:
+            raise ConfigError(
+                f"{checkpoint.path}: tensor '{name}' must be stored in ternary, as it is "
+                f"published, but the format is {format.name}"
+            )
+        else:
+            yield name, format.encode(values.integers)
+            yield scale_name(name), values.scale
