@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer.main
+from http_page import http_page
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from starlette.testclient import TestClient
+from table_cells import cell, number
 
 from yocobit.cli import app
 from yocobit.config import ModelConfig, preset
@@ -175,7 +177,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield from ("```text", " ".join(["yocobit", name, *words, "[OPTIONS]"]), "```", "")
     if arguments:
         yield from ("| argument | meaning |", "|---|---|")
-        yield from (f"| `{_metavar(a)}` | {_cell(a.help or '')} |" for a in arguments)
+        yield from (f"| `{_metavar(a)}` | {cell(a.help or '')} |" for a in arguments)
         yield ""
     kinds = get_type_hints(command.callback)
     yield from ("| option | value | default | meaning |", "|---|---|---|---|")
@@ -185,7 +187,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         variable = f" Environment: `{option.envvar}`." if option.envvar else ""
         yield (
             f"| {names} | {_value(option, kinds.get(option.name))} | {_default(option)} "
-            f"| {_cell((option.help or '') + variable)} |"
+            f"| {cell((option.help or '') + variable)} |"
         )
     yield ""
 
@@ -202,7 +204,7 @@ def _value(option: Any, kind: Any) -> str:
     if option.multiple:
         (kind,) = kind.__args__
     bounds = [
-        f"{sign} {_number(bound)}"
+        f"{sign} {number(bound)}"
         for sign, bound in (("≥", option.min), ("≤", option.max))
         if bound is not None
     ]
@@ -258,7 +260,7 @@ def _fields(cls: type) -> Iterator[str]:
     yield from ("| key | type | default | meaning |", "|---|---|---|---|")
     types = get_type_hints(cls, include_extras=True)
     for name, default, meaning in fields_of(cls):
-        yield f"| `{name}` | {_type(types[name])} | {default} | {_cell(meaning)} |"
+        yield f"| `{name}` | {_type(types[name])} | {default} | {cell(meaning)} |"
 
 
 def fields_of(cls: type) -> Iterator[tuple[str, str, str]]:
@@ -295,14 +297,10 @@ def _literal(node: ast.expr) -> str:
     return f"`{json.dumps(value)}`"
 
 
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-
-
 def _type(kind: Any) -> str:
     if metadata := getattr(kind, "__metadata__", ()):  # of Annotated
         rules = [
-            f"{sign} {_number(getattr(meta, key))}"
+            f"{sign} {number(getattr(meta, key))}"
             for meta in metadata
             for key, sign in _BOUNDS.items()
             if getattr(meta, key, None) is not None
@@ -315,102 +313,10 @@ def _type(kind: Any) -> str:
     if getattr(kind, "__origin__", None) is tuple:
         return f"list of {_type(arguments[0])}"
     if arguments and all(isinstance(argument, str) for argument in arguments):
-        return _cell(" \\| ".join(f"`{argument}`" for argument in arguments))
+        return cell(" \\| ".join(f"`{argument}`" for argument in arguments))
     if arguments:
         return " or ".join(_type(a) for a in arguments if a is not type(None))
     return "table"
-
-
-# --- HTTP
-
-
-def http_page(openapi: dict[str, Any]) -> str:
-    schemas = openapi["components"]["schemas"]
-    lines = [
-        "# HTTP API",
-        "",
-        "The endpoints of `yocobit serve`, as `/openapi.json` of a running server describes them.",
-        "Paths below `/v1` are also served below `/openai/v1`, where Groq's client looks for them.",
-        "Errors have OpenAI's shape:",
-        '`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`.',
-        "[Serve](../getting-started/serve.md) shows clients,",
-        "[production serving](../how-to/production.md) the limits.",
-        "",
-        "Fields have the meaning of OpenAI's API; [Request fields](requests.md) lists additions,",
-        "differences and defaults. `top_k`, `min_p`, `repetition_penalty`, `add_special_tokens`",
-        "and the tokenizer's endpoints are vLLM's. Default *none*: the field is optional.",
-        "",
-        "| method and path | purpose |",
-        "|---|---|",
-    ]
-    operations = [
-        (method.upper(), path, operation)
-        for path, methods in openapi["paths"].items()
-        for method, operation in methods.items()
-        if method in ("get", "post")
-    ]
-    lines += [f"| `{method} {path}` | {op['summary']} |" for method, path, op in operations]
-    used: list[str] = []
-    for method, path, operation in operations:
-        if "requestBody" not in operation:
-            continue
-        schema = operation["requestBody"]["content"]["application/json"]["schema"]
-        name = schema["$ref"].rsplit("/", 1)[1]
-        lines += ["", f"## {method} {path}", "", operation["summary"], "", *_schema(schemas[name])]
-        used.append(name)
-    nested = [name for name in schemas if name not in used and "properties" in schemas[name]]
-    lines += ["", "## Objects"]
-    for name in nested:
-        lines += ["", f"### {name}", "", *_schema(schemas[name])]
-    errors = {
-        status: response["description"]
-        for _, _, operation in operations
-        for status, response in operation["responses"].items()
-        if status >= "400"
-    }
-    lines += ["", "## Errors", "", "| status | meaning |", "|---|---|"]
-    lines += [f"| {status} | {errors[status]} |" for status in sorted(errors)]
-    return "\n".join(lines) + "\n"
-
-
-def _schema(schema: dict[str, Any]) -> Iterator[str]:
-    if text := schema.get("description"):
-        yield from (text, "")
-    yield from ("| field | type | default |", "|---|---|---|")
-    required = schema.get("required", ())
-    for name, field in schema["properties"].items():
-        default = f"`{json.dumps(field['default'])}`" if "default" in field else "none"
-        default = "**required**" if name in required else default
-        default = "none" if default == "`null`" else default
-        kind = _json_type(field)
-        yield f"| `{name}` | {kind} | {default} |"
-
-
-def _json_type(field: dict[str, Any]) -> str:
-    if "anyOf" in field:
-        kinds = [_json_type(kind) for kind in field["anyOf"] if kind.get("type") != "null"]
-        return " or ".join(dict.fromkeys(kinds))
-    if "$ref" in field:
-        name = field["$ref"].rsplit("/", 1)[1]
-        return f"[{name}](#{name.lower()})"
-    if "enum" in field:
-        return _cell(" \\| ".join(f"`{json.dumps(value)}`" for value in field["enum"]))
-    kind = field.get("type", "any")
-    if kind == "array" and field.get("items"):
-        return f"list of {_json_type(field['items'])}"
-    if isinstance(kind, list):
-        return " or ".join(k for k in kind if k != "null")
-    bounds = [
-        f"{sign} {_number(field[key])}"
-        for sign, key in (
-            ("≥", "minimum"),
-            (">", "exclusiveMinimum"),
-            ("≤", "maximum"),
-            ("<", "exclusiveMaximum"),
-        )
-        if key in field and abs(field[key]) < 1 << 53
-    ]
-    return " ".join([kind, *bounds])
 
 
 # --- metrics
@@ -430,13 +336,8 @@ def metrics_page(text: str) -> str:
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     for name, kind in kinds.items():
         if name.startswith("yocobit:") and not name.endswith("_created"):
-            lines.append(f"| `{name}` | {kind} | {_cell(helps[name])} |")
+            lines.append(f"| `{name}` | {kind} | {cell(helps[name])} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Return text for a cell of a table."""
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
 
 
 if __name__ == "__main__":
