@@ -104,8 +104,14 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+# The annotations by class: get_type_hints takes 50 us, and each request has settings.
+_KNOWN: dict[tuple[type, bool], dict[str, Any]] = {}
+
+
 def _annotations(cls: type, with_bounds: bool) -> dict[str, Any]:
-    return get_type_hints(cls, include_extras=with_bounds)
+    if (found := _KNOWN.get((cls, with_bounds))) is None:
+        found = _KNOWN[cls, with_bounds] = get_type_hints(cls, include_extras=with_bounds)
+    return found
 
 
 def _rule(value: Any, kind: Any, bounded: Any) -> str:
