@@ -1,6 +1,9 @@
 """Threads by default: affinity masks and quotas of control groups."""
 
+import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,34 @@ def test_training_divides_the_default_threads_among_its_processes(
         assert set_threads(requested, n_processes) == threads == torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
+
+
+HEAPS = """
+import ctypes, sys, threading
+from yocobit.hardware.host import share_heap
+if sys.argv[1] == "shared":
+    share_heap()
+kept = []
+threads = [threading.Thread(target=lambda: kept.append(bytearray(5000))) for _ in range(3)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+c = ctypes.CDLL(None)
+c.fdopen.restype = ctypes.c_void_p
+stream = ctypes.c_void_p(c.fdopen(1, b"w"))
+c.malloc_info(0, stream)
+c.fflush(stream)
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library is not a recent glibc"
+)
+@pytest.mark.parametrize("kind", ["shared", "not shared"])
+def test_threads_share_a_heap(kind):
+    command = [sys.executable, "-c", HEAPS, kind]
+
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert (output.count("<heap nr=") == 1) == (kind == "shared")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import weakref
 from typing import Any
 
 import jsonschema_rs
@@ -10,9 +13,11 @@ import numpy as np
 import pytest
 
 from yocobit import Engine
+from yocobit.hardware.host import allocated_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
-from yocobit.serving.runtime.structured_output import Grammars
+from yocobit.serving.runtime import structured_output
+from yocobit.serving.runtime.structured_output import CompiledSchema, Grammars, Schema
 
 AMPLE = 1 << 40
 NODE = {
@@ -293,3 +298,91 @@ def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypa
     text = text_of(grammars, answer(engine, guided, 2, seed))
 
     jsonschema_rs.validate(schema, json.loads(text))
+
+
+# ---- memory ----
+
+GROWING = {"type": "number", "multipleOf": 0.99991}  # 60 lexer states per token
+needs_glibc = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not report its heap"
+)
+
+
+def follow_until_it_fails(guided) -> None:
+    """Follow outputs of random tokens until a limit is exceeded."""
+    rng = np.random.default_rng(0)
+    while True:
+        matcher = guided._compiled.matcher.deep_copy()
+        for _ in range(200):
+            allowed = np.flatnonzero(guided._grammars.allowed(matcher))
+            if matcher.is_error():
+                guided._matcher = matcher
+                guided.mask(np.zeros(guided._grammars._n_tokens, dtype=np.float32))
+                return
+            if not len(allowed) or not matcher.consume_token(int(rng.choice(allowed))):
+                break
+            if matcher.is_stopped():
+                break
+
+
+@needs_glibc
+def test_size_of_a_schema_includes_memory_that_was_freed_before(grammars):
+    text = json.dumps({"type": "integer", "multipleOf": 9999})
+
+    first = grammars._check(text).size_bytes
+    gc.collect()
+    second = grammars._check(text).size_bytes
+
+    assert min(first, second) > 1 << 20
+    assert abs(first - second) < first // 4
+
+
+@needs_glibc
+def test_growth_of_a_schema_is_bounded(engine):
+    grammars = Grammars(engine)
+    guided = grammars.compile(GROWING, "schema", 50)()
+    before = allocated_bytes()
+
+    follow_until_it_fails(guided)
+
+    assert allocated_bytes() - before < structured_output._GROWTH_BYTES * 1.25
+
+
+def test_schema_whose_lexer_is_exhausted_is_compiled_again(engine):
+    grammars = Grammars(engine)
+    make = grammars.compile(GROWING, "schema", 50)
+    follow_until_it_fails(make())
+
+    again = grammars.compile(GROWING, "schema", 50)()
+    again.mask(np.zeros(engine.config.vocab_size, dtype=np.float32))
+
+    assert make()._compiled is not again._compiled
+    assert not again._matcher.is_error()
+
+
+def test_cached_schemas_are_bounded_with_their_growth(engine, monkeypatch):
+    monkeypatch.setattr(structured_output, "_MAX_CACHED_BYTES", 3 * structured_output._GROWTH_BYTES)
+    grammars, kept = Grammars(engine), weakref.WeakSet[CompiledSchema]()
+
+    for i in range(8):
+        guided = grammars.factory(Schema(json.dumps({"const": i}), [i], size_bytes=0))()
+        kept.add(guided._compiled)
+        del guided
+
+    assert len(kept) == 3
+
+
+def test_schemas_of_all_requests_are_bounded(engine, monkeypatch):
+    monkeypatch.setattr(limits, "SCHEMAS_BYTES", 2 * structured_output._GROWTH_BYTES)
+    monkeypatch.setattr(structured_output, "_MAX_CACHED_BYTES", 0)
+    grammars = Grammars(engine)
+    schemas = [Schema(json.dumps({"const": i}), [i], size_bytes=0) for i in range(3)]
+    requests = [grammars.factory(schema) for schema in schemas[:2]]
+    grammars._cache.clear()
+
+    with pytest.raises(APIError, match="try again") as error:
+        grammars.factory(schemas[2])
+    requests.pop()
+    grammars.factory(schemas[2])
+
+    assert error.value.status == 503

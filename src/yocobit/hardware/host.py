@@ -24,6 +24,7 @@ _FEATURES = re.compile(
     r"avx\w*|fma|f16c|sse4_2|ssse3|bmi2|gfni|amx_\w+|asimd\w*|sve\w*|i8mm|bf16|fphp|neon|dotprod"
 )
 _KIB, _MIB = 1 << 10, 1 << 20
+_M_ARENA_MAX, _M_MMAP_THRESHOLD = -8, -3  # of glibc's malloc.h
 _CPU = Path("/sys/devices/system/cpu")
 
 
@@ -172,6 +173,45 @@ def reset_peak() -> None:
         ctypes.CDLL(None).malloc_trim(0)  # returns freed memory that glibc keeps
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def share_heap() -> None:
+    """Have all threads of this process allocate from one heap; no effect without glibc.
+
+    By default, each thread has one, which keeps what the thread freed. Freed blocks of a megabyte
+    are returned to the system; by default, up to the largest block that was ever freed, they are
+    not.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _MIB)
+
+
+def allocated_bytes() -> int:
+    """Return the bytes that this process has allocated and not freed.
+
+    Its resident memory if the C library does not say: that may include freed memory.
+    """
+    try:
+        measure = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError):  # not glibc, or before 2.33
+        return resident_bytes()
+    measure.restype = _MallInfo
+    info = measure()
+    return int(info.uordblks + info.hblkhd)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
 
 def resident_bytes() -> int:

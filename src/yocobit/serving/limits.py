@@ -28,10 +28,12 @@ LOGPROBS = 20  # per token: OpenAI's
 PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 
-# Of the work that precedes the queue. A body above SMALL_BODY_BYTES, and any conversation or
-# schema, is prepared in a worker process with these limits.
+# Of the work that precedes the queue. A body above SMALL_BODY_BYTES, any schema, and conversations
+# that are not tiny are prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
-TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread would cost
+TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread or a worker would cost
+TINY_CPU_S = 0.02  # a chat template that takes longer: its requests go to workers
+TINY_PAUSE_S = 60.0  # for that long
 LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
 HEAVY_WAITING = 64  # large bodies and schemas of a client that wait for the worker
 PREPARATION_CPU_S = 3.0
@@ -40,6 +42,7 @@ PREPARATION_BYTES = 1 << 29
 # What a schema may cost when it is compiled: it is paid again in the server's process.
 SCHEMA_CPU_S = 1.0
 SCHEMA_COMPILED_BYTES = 1 << 26
+SCHEMAS_BYTES = 1 << 31  # of all requests; while outputs follow it, a schema may take 20 MB more
 
 # (what, limit, HTTP status) for the documentation.
 TABLE = (
@@ -65,6 +68,7 @@ TABLE = (
     ("log-probabilities of the generated tokens of a response", RESPONSE_LOGPROBS, 400),
     ("seconds of CPU time to compile a schema", SCHEMA_CPU_S, 400),
     ("bytes of a compiled schema", SCHEMA_COMPILED_BYTES, 400),
+    ("bytes of the compiled schemas of all requests", SCHEMAS_BYTES, 503),
     ("seconds of CPU time to prepare a request", PREPARATION_CPU_S, 400),
     ("seconds to prepare a request", PREPARATION_S, 400),
     ("bytes of memory to prepare a request", PREPARATION_BYTES, 400),

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from yocobit.errors import UserError
+from yocobit.hardware.host import share_heap
 from yocobit.serving.api.call import ServerState
 from yocobit.serving.http.app import create_app
 from yocobit.serving.http.connection import Connection
@@ -46,6 +47,7 @@ def serve(
     On shutdown, new requests are rejected while those in flight complete, for at most `drain_s`.
     UserError if the address is in use or the model cannot be loaded.
     """
+    share_heap()
     set_up_logging(settings.log_json)
     app = create_app(settings)
     state: ServerState = app.state.server

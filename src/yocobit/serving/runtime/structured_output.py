@@ -13,6 +13,7 @@ import dataclasses
 import random
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -25,17 +26,22 @@ from numpy.typing import NDArray
 
 from yocobit.engine import Engine
 from yocobit.engine.session import Logits
-from yocobit.hardware.host import resident_bytes
+from yocobit.hardware.host import allocated_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 
 _MAX_MESSAGE = 300  # characters of llguidance's message in an error
-_MAX_COMPILED = 16  # cached grammars
-_MAX_CACHED_BYTES = 1 << 27  # of cached grammars
-# Of one mask, in the scheduler's thread: about 5 ms; and of its states, about 2 KB each.
+_MAX_CHECKED = 16  # schemas whose shortest outputs are kept
+# Of one mask, in the scheduler's thread: about 5 ms.
+_MAX_STATES = 10_000  # of the lexer, which outputs of a schema share: it grows as they do
 _STEP_LIMITS = LLParserLimits(
-    step_lexer_fuel=50_000, step_max_items=20_000, max_lexer_states=20_000, verbose_errors=False
+    step_lexer_fuel=50_000,
+    step_max_items=20_000,
+    max_lexer_states=_MAX_STATES,
+    verbose_errors=False,
 )
+_GROWTH_BYTES = _MAX_STATES << 11  # the most that these states take, about 2 KB each
+_MAX_CACHED_BYTES = 1 << 27  # of compiled schemas that are kept for later requests
 # At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
 # llguidance's extension of schemas, which could set separators that JSON does not have.
@@ -73,7 +79,16 @@ class Schema:
 
     text: str
     shortest: list[int] | None  # tokens of a short output; None if none was found
-    size_bytes: int  # of its matcher
+    size_bytes: int  # when it is compiled
+
+
+class CompiledSchema:
+    """A schema that outputs of several requests follow."""
+
+    def __init__(self, matcher: LLMatcher, size_bytes: int) -> None:
+        self.matcher = matcher  # in its initial state
+        self.size_bytes = size_bytes  # with the growth
+        self.is_exhausted = False  # a limit was exceeded, for its lexer perhaps: compile it again
 
 
 class Grammars:
@@ -93,8 +108,10 @@ class Grammars:
         tokens = {text: token for token, text in enumerate(texts)}
         self._orders = [_token_order(tokens, order) for order in _ORDERS]
         self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
-        self._checked = lru_cache(_MAX_COMPILED)(self._check)
-        self._matchers: OrderedDict[str, tuple[LLMatcher, int]] = OrderedDict()  # and its bytes
+        self._checked = lru_cache(_MAX_CHECKED)(self._check)
+        self._cache: OrderedDict[str, CompiledSchema] = OrderedDict()  # the most recent is last
+        self._compiled_bytes = 0  # of the cache, and of requests
+        self._freed: list[int] = []  # bytes to subtract from these
         self._lock = threading.Lock()
 
     def compile(
@@ -104,10 +121,13 @@ class Grammars:
         return self.factory(self.check(schema, param, max_tokens))
 
     def factory(self, schema: Schema) -> Callable[[], GuidedJSON]:
-        """Return a factory of guided decoding by a checked schema."""
+        """Return a factory of guided decoding by a checked schema.
+
+        APIError 503 if the schemas of all requests take too much memory.
+        """
         with self._lock:  # one compilation at a time
-            matcher = self._matcher(schema)
-        return lambda: GuidedJSON(self, matcher.deep_copy(), schema.shortest or [])
+            compiled = self._compiled(schema)
+        return lambda: GuidedJSON(self, compiled, schema.shortest or [])
 
     def check(self, schema: dict[str, Any] | bool, param: str, max_tokens: int) -> Schema:
         """Return a schema that some output of at most `max_tokens` follows.
@@ -183,14 +203,14 @@ class Grammars:
 
     def _check(self, text: str) -> Schema | str:
         """Return the checked schema, or the error."""
-        started_s, start_bytes = time.thread_time(), resident_bytes()
+        started_s, start_bytes = time.thread_time(), allocated_bytes()
         try:
             matcher = self._compile(text)
         except ValueError as error:
             return str(error)[:_MAX_MESSAGE]
         if matcher.is_error():
             return str(matcher.get_error())[:_MAX_MESSAGE]
-        cpu_s, size = time.thread_time() - started_s, max(0, resident_bytes() - start_bytes)
+        cpu_s, size = time.thread_time() - started_s, max(0, allocated_bytes() - start_bytes)
         if cpu_s > limits.SCHEMA_CPU_S:
             return f"it takes {cpu_s:.1f} s to compile, at most {limits.SCHEMA_CPU_S:g} s may be"
         if size > limits.SCHEMA_COMPILED_BYTES:
@@ -205,18 +225,37 @@ class Grammars:
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_STEP_LIMITS)
 
-    def _matcher(self, schema: Schema) -> LLMatcher:
-        """Return the matcher of a checked schema, from a cache."""
-        found = self._matchers.pop(schema.text, None)
-        if found is None:
-            found = self._compile(schema.text), schema.size_bytes
-        self._matchers[schema.text] = found  # the most recent is last
-        while len(self._matchers) > _MAX_COMPILED or (
-            len(self._matchers) > 1
-            and sum(size for _, size in self._matchers.values()) > _MAX_CACHED_BYTES
-        ):
-            self._matchers.popitem(last=False)
-        return found[0]
+    def _compiled(self, schema: Schema) -> CompiledSchema:
+        """Return a checked schema, compiled, from a cache."""
+        found = self._cache.pop(schema.text, None)
+        if found is None or found.is_exhausted:
+            found = None  # frees it
+            size = schema.size_bytes + _GROWTH_BYTES
+            self._make_room(size)
+            found = CompiledSchema(self._compile(schema.text), size)
+            self._compiled_bytes += size
+            weakref.finalize(found, self._freed.append, size)
+        self._cache[schema.text] = found
+        return found
+
+    def _make_room(self, size: int) -> None:
+        """Evict compiled schemas until one of that size fits."""
+        while self._cache and self._cached_bytes + size > _MAX_CACHED_BYTES:
+            self._cache.popitem(last=False)
+        while self._freed:  # by any thread
+            self._compiled_bytes -= self._freed.pop()
+        if self._compiled_bytes + size > limits.SCHEMAS_BYTES:
+            raise APIError(
+                503,
+                f"the schemas of all requests take {self._compiled_bytes:,} bytes of at most "
+                f"{limits.SCHEMAS_BYTES:,}; try again",
+                code="too_many_schemas",
+                retry_after=1,
+            )
+
+    @property
+    def _cached_bytes(self) -> int:
+        return sum(each.size_bytes for each in self._cache.values())
 
     def _shortest(self, matcher: LLMatcher) -> list[int] | None:
         """Return the shortest output found; None if none was."""
@@ -272,19 +311,22 @@ class Grammars:
 class GuidedJSON:
     """Guided decoding of one sequence by a schema: implements engine.decode.GuidedDecoding."""
 
-    def __init__(self, grammars: Grammars, matcher: LLMatcher, rest: list[int]) -> None:
+    def __init__(self, grammars: Grammars, compiled: CompiledSchema, rest: list[int]) -> None:
         self._grammars = grammars
-        self._matcher = matcher
+        self._compiled = compiled
+        self._matcher = compiled.matcher.deep_copy()
         self._rest = list(rest)  # the known completion, which fits
         self._budget = _BUDGET
 
     def mask(self, logits: Logits) -> Logits:
         """Return logits (V,) with -infinity for every token that the schema does not allow."""
         allowed = self._grammars.allowed(self._matcher)
-        if self._matcher.is_error() and self._rest:
-            # A limit of llguidance was exceeded: follow the known completion.
-            allowed[:] = False
-            allowed[self._rest[:1]] = True
+        if self._matcher.is_error():
+            self._compiled.is_exhausted = True
+            if self._rest:
+                # A limit of llguidance was exceeded: follow the known completion.
+                allowed[:] = False
+                allowed[self._rest[:1]] = True
         return np.where(allowed, logits, np.float32(-np.inf))
 
     def force_completion(self, token: int, n_left: int) -> int:
