@@ -13,6 +13,7 @@ import servers
 from yocobit.pretrained import TINY
 from yocobit.serving import ServerSettings, limits
 from yocobit.serving.api import protocol, served_model
+from yocobit.serving.api.call import prepare
 from yocobit.serving.errors import APIError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -299,6 +300,73 @@ def test_model_whose_tokenizer_has_no_grammars_is_served_without_schemas(monkeyp
 
     assert rejected.value.status == 400
     assert model.token_text(65)[0].encode() == bytes(model.token_text(65)[1])
+
+
+def test_conversation_without_a_schema_needs_no_grammars(monkeypatch):
+    monkeypatch.setattr(served_model, "_grammars", lambda engine: "not supported")
+    with servers.running(ServerSettings(threads=1)) as server:
+        assert server.post(CHAT, messages=SEA, max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("messages", "n_jobs"),
+    [
+        (SEA, 0),
+        ([{"role": "user", "content": "a" * limits.TINY_BODY_BYTES}], 1),
+        ([{"role": "user", "content": "a</s>"}], 1),  # makes another tokenizer, in seconds
+        ([{"role": "user"}], 1),  # rejected
+    ],
+    ids=["tiny", "not tiny", "special token", "invalid"],
+)
+def test_only_tiny_conversations_are_prepared_in_the_event_loop(
+    server, n_jobs, messages, monkeypatch
+):
+    jobs = []
+    in_worker = server.runtime.in_worker
+
+    def count(*arguments, **options):
+        jobs.append(arguments)
+        return in_worker(*arguments, **options)
+
+    monkeypatch.setattr(server.runtime, "in_worker", count)
+    special = server.state.model.engine.tokenizer.id_to_token(
+        min(server.state.model.engine.end_tokens)
+    )
+    messages = json.loads(json.dumps(messages).replace("</s>", special))
+
+    for path in (CHAT, "/tokenize"):
+        server.post(path, messages=messages, max_tokens=1)
+
+    assert len(jobs) == 2 * n_jobs
+
+
+def test_template_of_many_steps_is_rendered_in_a_worker(model, monkeypatch):
+    steps = "{% for i in range(5000) %}{{ i }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(steps)
+    with servers.running(ServerSettings(threads=1, model=model, context=20_000)) as server:
+        response = server.post("/tokenize", messages=SEA)
+
+    assert response.status_code == 200
+    assert response.json()["count"] > 2048
+
+
+def test_expensive_template_is_not_rendered_in_the_event_loop_again(monkeypatch):
+    monkeypatch.setattr(limits, "TINY_CPU_S", -1.0)
+    rendered = []
+    monkeypatch.setattr(
+        "yocobit.serving.http.app.prepare",
+        lambda *arguments: rendered.append(arguments) or prepare(*arguments),
+    )
+    with servers.running(ServerSettings(threads=1)) as server:
+        monkeypatch.setattr(server.runtime, "in_worker", lambda *_, **__: refuse())
+        statuses = [server.post("/tokenize", messages=SEA).status_code for _ in range(3)]
+
+    assert statuses == [200, 429, 429]
+    assert len(rendered) == 1
+
+
+async def refuse():
+    raise APIError(429, "in a worker")
 
 
 def test_model_without_end_tokens_is_served(model):

@@ -28,6 +28,7 @@ from jinja2.visitor import NodeTransformer
 MAX_STEPS = 1 << 20
 _CALL_STEPS = 8  # of a call: a macro takes that much longer than an iteration
 MAX_CHARACTERS = 1 << 25
+SHORT_STEPS, SHORT_CHARACTERS = 1 << 11, 1 << 15  # of a short conversation: about a millisecond
 _MAX_WIDTH = 1 << 16  # of a padding
 _MAX_BITS = 1 << 14  # of an integer
 # In formats: widths above 999, and widths that are arguments.
@@ -74,8 +75,8 @@ _PASSING = {
 class _Budget:
     """The steps and characters that a rendering has left."""
 
-    def __init__(self, characters: int) -> None:
-        self.steps, self.characters = MAX_STEPS, characters
+    def __init__(self, steps: int, characters: int) -> None:
+        self.steps, self.characters = steps, characters
 
     def step(self, n: int = 1) -> None:
         self.steps -= n
@@ -89,16 +90,30 @@ class _Budget:
 
 
 _budget: ContextVar[_Budget] = ContextVar("_budget")
+_is_short: ContextVar[bool] = ContextVar("_is_short", default=False)
 
 
 @contextmanager
 def limits(more_characters: int = 0) -> Iterator[None]:
     """Compile or render templates within new limits."""
-    token = _budget.set(_Budget(MAX_CHARACTERS + more_characters))
+    budget = _Budget(MAX_STEPS, MAX_CHARACTERS + more_characters)
+    if _is_short.get():
+        budget = _Budget(SHORT_STEPS, SHORT_CHARACTERS)
+    token = _budget.set(budget)
     try:
         yield
     finally:
         _budget.reset(token)
+
+
+@contextmanager
+def short_limits() -> Iterator[None]:
+    """Let `limits` allow SHORT_STEPS and SHORT_CHARACTERS."""
+    token = _is_short.set(True)
+    try:
+        yield
+    finally:
+        _is_short.reset(token)
 
 
 def counted(value: Any) -> Any:

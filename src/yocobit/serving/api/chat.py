@@ -233,7 +233,11 @@ def render(
 
 def _schema(model: ServedModel, body: ChatRequest, max_tokens: int) -> Schema | None:
     """Return the schema that a request's output follows; None if any output is valid."""
-    choice, check = body.tool_choice, model.grammars.check
+    choice = body.tool_choice
+
+    def check(schema: dict[str, Any] | bool, param: str) -> Schema:
+        return model.grammars.check(schema, param, max_tokens)
+
     if body.requires_call:
         named = choice.function.name if isinstance(choice, ToolChoice) else None
         callable_tools = [t for t in body.offered_tools if named in (None, t.function.name)]
@@ -242,17 +246,17 @@ def _schema(model: ServedModel, body: ChatRequest, max_tokens: int) -> Schema | 
             raise APIError(
                 400, f"tool_choice requires {what}, which is not in tools", param="tool_choice"
             )
-        return check(tools.schema_of_calls(callable_tools), "tools", max_tokens)
+        return check(tools.schema_of_calls(callable_tools), "tools")
     response = body.response_format
     if response is None or response.type == "text":
         return None
     if response.type == "json_object":
-        return check({"type": "object"}, "response_format", max_tokens)
+        return check({"type": "object"}, "response_format")
     if response.json_schema is None or response.json_schema.schema is None:
         raise APIError(
             400, "response_format: json_schema.schema is missing", param="response_format"
         )
-    return check(response.json_schema.schema, "response_format", max_tokens)
+    return check(response.json_schema.schema, "response_format")
 
 
 def _delta(

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -30,6 +31,7 @@ from yocobit.serving.http.middleware import Access, set_up_logging
 from yocobit.serving.http.openapi import describe
 from yocobit.serving.http.sse import while_connected, write_events
 from yocobit.serving.settings import ServerSettings
+from yocobit.text.template_sandbox import short_limits
 
 
 def create_app(settings: ServerSettings | None = None) -> Starlette:
@@ -76,6 +78,7 @@ class EndpointApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._at_once_from = 0.0  # of time.monotonic(): no request is prepared at once before
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, state = self.endpoint, scope["app"].state.server
@@ -86,8 +89,10 @@ class EndpointApp:
             with state.body_memory() as reserve:
                 limit = endpoint.max_body_bytes(state.settings)
                 body = await read_body(scope, receive, limit, reserve)
-                work = self._prepare(state, body, client, arrived_at)
-                prepared = await while_connected(receive, work)
+                prepared = self._prepare_at_once(state, body, client)
+                if prepared is None:
+                    work = self._prepare(state, body, client, arrived_at)
+                    prepared = await while_connected(receive, work)
         async with contextlib.AsyncExitStack() as resources:
             call = Call(state, prepared, client, arrived_at, scope["path_params"], resources)
             try:
@@ -99,10 +104,34 @@ class EndpointApp:
             else:
                 await write_body(send, reply.status, reply.value, reply.content_type)
 
+    def _prepare_at_once(self, state: ServerState, body: bytes, client: str) -> Any:
+        """Return the prepared request if its cost is tiny, or None: that is not known."""
+        endpoint = self.endpoint
+        assert endpoint.body is not None
+        if len(body) > limits.TINY_BODY_BYTES or time.monotonic() < self._at_once_from:
+            return None
+        model, runtime = state.require_ready()
+        decoded: Any = decode(body, endpoint.body)
+        strings = msgspec.to_builtins(decoded)
+        if endpoint.is_heavy(decoded) or model.engine.encoder.spells_special_tokens(strings):
+            return None
+        runtime.check_capacity()
+        started_s = time.thread_time()
+        try:
+            with short_limits():
+                return prepare(model, endpoint.prepare, endpoint.body, body, client)
+        except APIError:
+            if not endpoint.uses_template:
+                raise
+            return None  # it may have exceeded the short limits
+        finally:
+            if time.thread_time() - started_s > limits.TINY_CPU_S:
+                self._at_once_from = time.monotonic() + limits.TINY_PAUSE_S
+
     async def _prepare(
         self, state: ServerState, body: bytes, client: str, arrived_at: float
     ) -> Any:
-        """Return the prepared request: at once, from a thread, or from a worker, by its cost."""
+        """Return the prepared request: from a thread if its cost is small, or from a worker."""
         endpoint = self.endpoint
         assert endpoint.body is not None
         model, runtime = state.require_ready()
@@ -114,9 +143,6 @@ class EndpointApp:
             is_heavy = endpoint.is_heavy(decoded)
         if is_heavy or endpoint.uses_template:
             work = runtime.in_worker(prepare, *arguments, client=client, is_heavy=is_heavy)
-        elif len(body) <= limits.TINY_BODY_BYTES:
-            runtime.check_capacity()
-            return prepare(model, *arguments)
         else:
             work = runtime.in_thread(prepare, model, *arguments)
         return await runtime.prepare(arrived_at, work)
