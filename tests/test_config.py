@@ -207,7 +207,7 @@ def test_a_number_that_is_not_finite_or_has_more_than_64_bits_is_rejected_in_a_s
         ("rope_theta", "1e4", "rope_theta must be a number but is '1e4'"),
         ("rope_theta", True, "rope_theta must be a number but is True"),
         ("sub_norm", 1, "sub_norm must be true or false but is 1"),
-        ("ffn", "gelu", "ffn must be one of 'swiglu', 'relu2', 'sign' but is 'gelu'"),
+        ("ffn", "gelu", "ffn must be one of 'swiglu', 'geglu', 'relu2', 'sign' but is 'gelu'"),
         ("weights", 1, "weights must be one of 'ternary', 'ternary_row', 'sign', 'dense' but is 1"),
         ("cross_rope", "neox", "cross_rope must be one of 'interleaved', 'half', 'none'"),
         ("shared_kv", "int2", "shared_kv must be one of 'float', 'int8', 'int4' but is 'int2'"),

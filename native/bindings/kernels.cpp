@@ -312,7 +312,7 @@ void bind_kernels(nb::module_& m) {
   m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a,
         "Return e^((x - largest) rate) of x (K,), K a multiple of 8.");
   m.def("activate", &activate, "kernels"_a, "function"_a, "gate"_a, "up"_a,
-        "Return the activation of an FFN kind: \"swiglu\", \"relu2\" or \"sign\".");
+        "Return the activation of an FFN kind: \"swiglu\", \"geglu\", \"relu2\" or \"sign\".");
   m.def(
       "rope", &rope, "kernels"_a, "x"_a, "cosine"_a, "sine"_a, "is_interleaved"_a,
       "Return the head x (D,) rotated by angles (D / 2,), in pairs (2i, 2i + 1) or (i, i + D/2).");

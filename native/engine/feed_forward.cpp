@@ -7,6 +7,10 @@ void swiglu(const Kernels& kernels, const float* gate, const float* up, int n, f
   kernels.silu_multiply(gate, up, n, y);
 }
 
+void geglu(const Kernels& kernels, const float* gate, const float* up, int n, float* y) {
+  kernels.gelu_multiply(gate, up, n, y);
+}
+
 void relu2(const Kernels& kernels, const float* gate, const float* up, int n, float* y) {
   kernels.relu2_multiply(gate, up, n, y);
 }
@@ -17,6 +21,7 @@ void sign(const Kernels& kernels, const float*, const float* up, int n, float* y
 
 const FeedForwardSpec kFeedForwards[] = {
     {.name = "swiglu", .has_gate = true, .has_sub_norm = true, .activate = swiglu},
+    {.name = "geglu", .has_gate = true, .has_sub_norm = true, .activate = geglu},
     {.name = "relu2", .has_gate = true, .has_sub_norm = true, .activate = relu2},
     // Its activation is -1 or +1 already, which needs no norm.
     {.name = "sign", .has_gate = false, .has_sub_norm = false, .activate = sign},

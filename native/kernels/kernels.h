@@ -56,9 +56,10 @@ struct Kernels {
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be nullptr (ones). y may be x.
   void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);
 
-  // y = silu(gate) * up, relu(gate)^2 * up, and -1 or +1 by the sign of x (0 is -1). y may be
-  // gate or up.
+  // y = silu(gate) * up, gelu(gate) * up by the tanh approximation, relu(gate)^2 * up, and -1 or +1
+  // by the sign of x (0 is -1). y may be gate or up.
   void (*silu_multiply)(const float* gate, const float* up, int size, float* y);
+  void (*gelu_multiply)(const float* gate, const float* up, int size, float* y);
   void (*relu2_multiply)(const float* gate, const float* up, int size, float* y);
   void (*sign)(const float* x, int size, float* y);
 

@@ -311,7 +311,9 @@ def exponentials(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(
     """Return e^((x - largest) rate) of x (K,), K a multiple of 8."""
 
 def activate(kernels: str, function: str, gate: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], up: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
-    """Return the activation of an FFN kind: "swiglu", "relu2" or "sign"."""
+    """
+    Return the activation of an FFN kind: "swiglu", "geglu", "relu2" or "sign".
+    """
 
 def rope(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], cosine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], sine: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], is_interleaved: bool) -> NDArray[numpy.float32]:
     """

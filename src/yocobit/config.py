@@ -39,7 +39,7 @@ TRANSFORMERS_KEYS = (
 LABEL_KEYS = ("id2label", "label2id", "problem_type")  # likewise, with a classification head
 
 Mixer = Literal["retention", "window", "full", "cross", "gmu", "gate"]
-FeedForwardKind = Literal["swiglu", "relu2", "sign"]
+FeedForwardKind = Literal["swiglu", "geglu", "relu2", "sign"]
 WeightKind = Literal["ternary", "ternary_row", "sign", "dense"]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
@@ -81,7 +81,7 @@ class ModelConfig(Settings):
     n_self_kv_heads: Count  # KV heads of "window"; divides n_self_heads
     # Positions that "window" attends to, including the current one.
     window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256
-    ffn: FeedForwardKind = "swiglu"  # SwiGLU, squared ReLU, or W_down sign(W_up x)
+    ffn: FeedForwardKind = "swiglu"  # SwiGLU, GeGLU, squared ReLU, or W_down sign(W_up x)
     weights: WeightKind = "ternary"  # quantisation of projections in training
     sub_norm: bool = True  # SubLN: RMSNorm before output projections and W_down
     # RoPE of "retention": adjacent pairs, Llama's halves, or none.

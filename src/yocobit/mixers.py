@@ -250,6 +250,7 @@ MIXERS: dict[Mixer, MixerSpec] = {spec.name: spec for spec in _MIXERS}
 
 _FEED_FORWARDS = (
     FeedForwardSpec("swiglu", has_gate=True, has_sub_norm=True),
+    FeedForwardSpec("geglu", has_gate=True, has_sub_norm=True),
     FeedForwardSpec("relu2", has_gate=True, has_sub_norm=True),
     # Its activations are -1 or +1, which need no norm.
     FeedForwardSpec("sign", has_gate=False, has_sub_norm=False),

@@ -85,6 +85,7 @@ def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
 @pytest.mark.parametrize(
     "changes",
     [
+        {"ffn": "geglu"},
         {"ffn": "relu2"},
         {"ffn": "sign"},
         {"sub_norm": False},

@@ -191,7 +191,7 @@ def _random_config(rng: random.Random) -> ModelConfig:
                 n_self_heads=self_heads,
                 n_self_kv_heads=divisor(self_heads),
                 window=rng.choice((1, 2, 31, 32, 33, 100, 1 << 24)),
-                ffn=rng.choice(("swiglu", "relu2", "sign")),
+                ffn=rng.choice(("swiglu", "geglu", "relu2", "sign")),
                 weights=rng.choice(("ternary", "ternary_row", "sign", "dense")),
                 sub_norm=rng.random() < 0.6,
                 retention_rope=rope(),

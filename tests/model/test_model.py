@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from yocobit.config import ModelConfig, preset
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.model import Cache, Decoder
 from yocobit.model.attention import attention
 from yocobit.model.feed_forward import FeedForward
@@ -318,7 +319,7 @@ def test_rope_kind_of_a_mixer_does_not_affect_others(mixer):
 
 
 @pytest.mark.parametrize("sub_norm", [False, True])
-@pytest.mark.parametrize("kind", ["swiglu", "relu2", "sign"])
+@pytest.mark.parametrize("kind", FEED_FORWARDS)
 def test_feed_forward_equals_its_formula(kind, sub_norm):
     config = _config(ffn=kind, weights="dense", sub_norm=sub_norm)
     ffn = FeedForward(config).double()
@@ -334,7 +335,7 @@ def test_feed_forward_equals_its_formula(kind, sub_norm):
     np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("ffn", ["swiglu", "relu2", "sign"])
+@pytest.mark.parametrize("ffn", FEED_FORWARDS)
 def test_gradients_reach_every_parameter(layers, weights, ffn):
     model, tokens = _model(layers=layers, weights=weights, ffn=ffn).requires_grad_(True), _tokens()
 
@@ -349,7 +350,7 @@ def test_gradients_reach_every_parameter(layers, weights, ffn):
     assert without == []
 
 
-@pytest.mark.parametrize("ffn", ["swiglu", "relu2"])
+@pytest.mark.parametrize("ffn", ["swiglu", "geglu", "relu2"])
 def test_sub_norm_normalises_inputs_of_output_projections(layers, ffn):
     model = _model(layers=layers, ffn=ffn, sub_norm=True)
     mean_squares = []
@@ -452,8 +453,12 @@ def _feed_forward(x, parameters, kind, eps):
     if kind == "sign":
         return np.where(up > 0, 1.0, -1.0) @ parameters["down_proj.weight"].T
     gate = x @ parameters["gate_proj.weight"].T
-    activated = gate / (1 + np.exp(-gate)) if kind == "swiglu" else np.maximum(gate, 0) ** 2
-    hidden = activated * up
+    activated = {
+        "swiglu": gate / (1 + np.exp(-gate)),
+        "geglu": gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))),
+        "relu2": np.maximum(gate, 0) ** 2,
+    }
+    hidden = activated[kind] * up
     if "sub_norm.weight" in parameters:
         rms = np.sqrt((hidden**2).mean(axis=-1, keepdims=True) + eps)
         hidden = hidden / rms * parameters["sub_norm.weight"]

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from yocobit.config import preset
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.model import Decoder
 
 LAYERS = ("retention", "window", "full", "gate", "retention", "cross", "gmu")
@@ -31,7 +32,7 @@ def uncalled(decoder: Decoder) -> list[str]:
     return sorted(set(leaves) - set(seen))
 
 
-@pytest.mark.parametrize("ffn", ["swiglu", "relu2", "sign"])
+@pytest.mark.parametrize("ffn", FEED_FORWARDS)
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
 def test_every_module_with_parameters_runs_its_hooks(weights, ffn):
     assert uncalled(model(weights=weights, ffn=ffn)) == []

@@ -134,6 +134,23 @@ uint64_t quantize_rows(const KernelFamily& family) {
   return checksum.value();
 }
 
+uint64_t gelu(const KernelFamily& family) {
+  Checksum checksum;
+  for (const int n : {8, 24, 128, 1000}) {
+    Random random(static_cast<uint32_t>(n));
+    const std::vector<float> x = random.numbers(n, 4.0f), up = random.numbers(n);
+    std::vector<float> y(n);
+    family.kernels.gelu_multiply(x.data(), up.data(), n, y.data());
+    for (int i = 0; i < n; ++i) {
+      const double g = x[i], u = 0.7978845608028654 * (g + 0.044715 * g * g * g);
+      const double bound = (8 + 4 * std::fabs(u)) * kEps * std::fabs(y[i]);
+      check_near(y[i], g / (1.0 + std::exp(-2 * u)) * up[i], bound, family, "gelu_multiply");
+    }
+    checksum.add(y);
+  }
+  return checksum.value();
+}
+
 uint64_t elementwise(const KernelFamily& family) {
   const Kernels& kernels = family.kernels;
   Checksum checksum;

@@ -21,6 +21,7 @@ const Test kTests[] = {
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},
     {"quantize_rows", quantize_rows, 0xffc3101fb0362882},
     {"elementwise", elementwise, 0xde0540a892560a66},
+    {"gelu", gelu, 0x83b0431fd453996b},
     {"retention", retention, 0x786db05c8c2e760f},
     {"kv_rows", kv_rows, 0x8b7b8139dd149569},
     {"attention", attention, 0x8029d4fdff9ed33a},

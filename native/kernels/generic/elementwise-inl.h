@@ -28,6 +28,17 @@ void silu_multiply(const float* gate, const float* up, int size, float* y) {
   }
 }
 
+// gelu(g) = g / 2 (1 + tanh(u)) = g / (1 + e^(-2 u)) with u = sqrt(2 / pi) (g + 0.044715 g^3).
+void gelu_multiply(const float* gate, const float* up, int size, float* y) {
+  constexpr float kRate = -1.5957691216057308f;  // -2 sqrt(2 / pi)
+  for (int i = 0; i < size; i += kLanes) {
+    const F32x8 g = load(gate + i);
+    const F32x8 argument = fma(mul(mul(g, g), g), splat(0.044715f), g);
+    const F32x8 divisor = add(splat(1.0f), exponential(mul(argument, splat(kRate))));
+    store(y + i, mul(div(g, divisor), load(up + i)));
+  }
+}
+
 void relu2_multiply(const float* gate, const float* up, int size, float* y) {
   for (int i = 0; i < size; i += kLanes) {
     const F32x8 positive = max(load(gate + i), zero());

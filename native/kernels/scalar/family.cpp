@@ -39,6 +39,7 @@ constinit const KernelFamily kFamily = {
             .quantize_int16_row = quantize_int16_row,
             .rms_norm = rms_norm,
             .silu_multiply = silu_multiply,
+            .gelu_multiply = gelu_multiply,
             .relu2_multiply = relu2_multiply,
             .sign = sign,
             .exponentials = exponentials,

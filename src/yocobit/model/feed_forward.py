@@ -21,6 +21,7 @@ class FeedForward(nn.Module):
     """y = W_down act(W_gate x, W_up x), where ACTIVATIONS has act of each kind.
 
     swiglu   norm(silu(gate) * up)        (arXiv:2002.05202)
+    geglu    norm(gelu(gate) * up)        (gelu by its tanh approximation)
     relu2    norm(relu(gate)^2 * up)      (arXiv:2504.12285)
     sign     sign(up), without W_gate     (binary activations)
     """
@@ -48,6 +49,12 @@ def _swiglu(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tenso
     return gated_norm(gate, up, norm, eps)
 
 
+def _geglu(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
+    gate, up = projected
+    normed: Tensor = norm(F.gelu(widened(gate), approximate="tanh") * widened(up))
+    return normed.to(gate.dtype)
+
+
 def _relu2(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
     gate, up = projected
     # float16 ends at 65504.
@@ -63,6 +70,7 @@ def _sign(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
 # Called with the projections of x (B, T, F), the gate's first, SubLN and its eps.
 ACTIVATIONS: dict[FeedForwardKind, Callable[..., Tensor]] = {
     "swiglu": _swiglu,
+    "geglu": _geglu,
     "relu2": _relu2,
     "sign": _sign,
 }
