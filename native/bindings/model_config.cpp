@@ -1,8 +1,11 @@
 #include "bindings/model_config.h"
 
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -33,6 +36,13 @@ RopeKind rope_kind(const std::string& name) {
   reject("rope", name);
 }
 
+QKNorm qk_norm(const std::string& name) {
+  if (name == "none") return QKNorm::none;
+  if (name == "before_rope") return QKNorm::before_rope;
+  if (name == "after_rope") return QKNorm::after_rope;
+  reject("qk_norm", name);
+}
+
 CrossAttention cross_attention(const std::string& name) {
   if (name == "full") return CrossAttention::full;
   if (name == "index") return CrossAttention::index;
@@ -43,13 +53,49 @@ void require(bool holds, const char* what, const char* rule) {
   if (!holds) throw std::invalid_argument(std::string(what) + " must be " + rule);
 }
 
+bool is_positive(double value) { return std::isfinite(value) && value > 0; }
+
+bool has_self_attention_features(const ModelConfig& c) {
+  return c.head_size || c.attention_scale || c.qk_norm != QKNorm::none || c.qkv_bias ||
+         !c.window_rope_frequencies.empty() || !c.full_rope_frequencies.empty() ||
+         c.rope_factor != 1.0 || !c.nope_layers.empty() || c.projection_norms;
+}
+
+void check_frequencies(const std::vector<double>& frequencies, RopeKind kind, const Heads& heads) {
+  require(frequencies.empty() || kind == RopeKind::half, "rope frequencies", "of rope 'half'");
+  require(frequencies.size() <= static_cast<size_t>(heads.head_dim / 2) &&
+              std::all_of(frequencies.begin(), frequencies.end(), is_positive),
+          "rope frequencies", "finite and positive, at most one for each pair of a head");
+}
+
+void check_features(const ModelConfig& config) {
+  require(!has_self_attention_features(config) ||
+              std::all_of(config.layers.begin(), config.layers.end(),
+                          [](const MixerSpec* mixer) { return mixer->is_self_attention(); }),
+          "features of self-attention", "of models with 'full' and 'window' layers only");
+  check_frequencies(config.full_rope_frequencies, config.full_rope, config.heads());
+  check_frequencies(config.window_rope_frequencies, config.window_rope, config.self_heads());
+  const int L = static_cast<int>(config.layers.size());
+  require(std::all_of(config.nope_layers.begin(), config.nope_layers.end(),
+                      [&](int layer) { return 0 <= layer && layer < L; }),
+          "nope_layers", "indices of layers");
+  require(config.projection_norm_eps > 0 && config.projection_norm_eps <= 1, "projection_norm_eps",
+          "in (0, 1]");
+  for (const double scale : {config.rope_factor, double{config.attention_scale.value_or(1.0f)},
+                             double{config.embedding_scale.value_or(1.0f)},
+                             double{config.residual_scale}, double{config.logit_scale}}) {
+    require(is_positive(scale), "scales", "finite and positive in float32");
+  }
+}
+
 void check(const ModelConfig& config) {
   require(config.d_model % kLanes == 0, "d_model", "a multiple of 8");
   require(config.d_ff % kLanes == 0, "d_ff", "a multiple of 8");
   for (const Heads& heads : {config.heads(), config.self_heads()}) {
-    require(heads.head_dim % kLanes == 0 && heads.head_dim * heads.n_heads == config.d_model &&
-                0 < heads.head_dim && heads.head_dim <= kMaxHeadDim,
+    require(heads.head_dim % kLanes == 0 && 0 < heads.head_dim && heads.head_dim <= kMaxHeadDim,
             "heads", "a multiple of 8 values each, at most 1024");
+    require(config.head_size ? heads.width() <= 1 << 16 : heads.width() == config.d_model, "heads",
+            "d_model values together, or at most 65536 with a head_size");
     require(heads.n_heads % heads.n_kv_heads == 0, "KV heads", "a divisor of the query heads");
   }
   const int n_always = kFirstBlocks + kLastBlocks;
@@ -66,6 +112,7 @@ void check(const ModelConfig& config) {
     has_shared |= mixer->kv_cache == KvCacheKind::shared;
   }
   require(is_cross == has_shared, "layers", "with a 'cross' if there is a cross-decoder");
+  check_features(config);
 }
 
 }  // namespace
@@ -102,6 +149,28 @@ ModelConfig model_config(const nb::dict& fields) {
   config.norm_eps = nb::cast<float>(fields["norm_eps"]);
   config.cross_attention = cross_attention(text("cross_attention"));
   config.cross_positions = integer("cross_positions", 1 << 20);
+  // ModelConfig.to_dict() leaves out features that have their default.
+  const auto read_feature = [&](const char* name, auto& value) {
+    if (!fields.contains(name)) return;
+    value = nb::cast<std::remove_reference_t<decltype(value)>>(fields[name]);
+  };
+  std::string norm_of_heads = "none";
+  read_feature("qk_norm", norm_of_heads);
+  config.qk_norm = qk_norm(norm_of_heads);
+  read_feature("head_size", config.head_size);
+  read_feature("attention_scale", config.attention_scale);
+  read_feature("qkv_bias", config.qkv_bias);
+  read_feature("window_rope_frequencies", config.window_rope_frequencies);
+  read_feature("full_rope_frequencies", config.full_rope_frequencies);
+  read_feature("rope_factor", config.rope_factor);
+  read_feature("nope_layers", config.nope_layers);
+  read_feature("projection_norms", config.projection_norms);
+  read_feature("projection_norm_eps", config.projection_norm_eps);
+  read_feature("head_norm", config.head_norm);
+  read_feature("post_norms", config.post_norms);
+  read_feature("embedding_scale", config.embedding_scale);
+  read_feature("residual_scale", config.residual_scale);
+  read_feature("logit_scale", config.logit_scale);
   check(config);
   return config;
 }

@@ -1,7 +1,6 @@
 #include "engine/attention.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "engine/session.h"
 
@@ -38,6 +37,7 @@ class Attention {
   float* partial(int row, int query_head, int64_t slot, int64_t n_slots) const;
 
   void prepare(int row, int head) const;
+  void norm_and_rotate(int row, const float* norm, float* head) const;
   void select_blocks() const;
   void attend_split(int row, int head, int64_t split, int64_t slot, int64_t n_slots) const;
   void attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is_last) const;
@@ -82,22 +82,31 @@ void Attention::run() {
   }
 }
 
-// Cache the K and V of a row and KV head, and rotate the queries of the head.
+// Cache the K and V of a row and KV head, and normalise and rotate the queries of the head.
 void Attention::prepare(int row, int head) const {
   if (layer_.stores_kv) store_kv(row, head);
   for (int i = 0; i < n_queries_; ++i) {
-    layer_.rope.apply(pass_.kernels, row, &ws_.q[(int64_t{row} * H_ + head * n_queries_ + i) * D_]);
+    norm_and_rotate(row, layer_.q_norm, &ws_.q[(int64_t{row} * H_ + head * n_queries_ + i) * D_]);
   }
 }
 
-// Cache the key in workspace.k, rotated, and the value in workspace.v. The caches of all heads and
-// layers cross page boundaries at the same positions. Each commits its next page in advance, at a
-// position of its own, which spreads the page faults over several steps.
+// RMSNorm, where there is a norm, and RoPE of one head [D] of a row, in the order of the model.
+void Attention::norm_and_rotate(int row, const float* norm, float* head) const {
+  const ModelConfig& config = pass_.model.config;
+  const bool is_after = config.qk_norm == QKNorm::after_rope;
+  if (is_after) layer_.rope.apply(pass_.kernels, row, head);
+  if (norm) pass_.kernels.rms_norm(head, norm, D_, config.norm_eps, head);
+  if (!is_after) layer_.rope.apply(pass_.kernels, row, head);
+}
+
+// Cache the key in workspace.k, normalised and rotated, and the value in workspace.v. The caches of
+// all heads and layers cross page boundaries at the same positions. Each commits its next page in
+// advance, at a position of its own, which spreads the page faults over several steps.
 void Attention::store_kv(int row, int head) const {
   const BatchRow& token = batch_[row];
   KvCache& kv = cache(row);
   const int64_t at = (int64_t{row} * G_ + head) * D_;
-  layer_.rope.apply(pass_.kernels, row, &ws_.k[at]);
+  norm_and_rotate(row, layer_.k_norm, &ws_.k[at]);
   kv.store(pass_.kernels, head, token.position, &ws_.k[at], &ws_.v[at]);
   const bool is_last = row + 1 == batch_.size() || batch_[row + 1].session != token.session;
   const int64_t phase = token.position + int64_t{layer_.cache} * G_ + head;
@@ -162,7 +171,7 @@ void Attention::attend_split(int row, int head, int64_t split, int64_t slot,
   if (is_sparse(row)) view.tiles = selected(row, head);
   pass_.kernels.attend(&ws_.q[(int64_t{row} * H_ + query_head) * D_], n_queries_, view,
                        std::max(seen.begin, from), std::min(seen.end, from + kKvSplit),
-                       1.0f / std::sqrt(static_cast<float>(D_)),
+                       pass_.model.config.score_scale(layer_.heads),
                        partial(row, query_head, slot, n_slots), n_slots * (D_ + kPartialExtra));
 }
 

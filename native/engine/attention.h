@@ -18,6 +18,7 @@ constexpr int64_t kKvSplit = 512;  // positions
 struct AttentionLayer {
   Heads heads;
   const RopeTable& rope;
+  const float *q_norm = nullptr, *k_norm = nullptr;  // [D], of each head; or nullptr
   int cache;             // index of the layer that owns the KV cache; n_self_layers: the shared one
   int64_t window;        // positions that a row attends to, its own included; 0: all
   bool stores_kv;        // whether workspace.k and v hold the rows' K and V, to be cached first
@@ -25,7 +26,8 @@ struct AttentionLayer {
   bool is_sparse = false;  // whether rows with more than cross_blocks attend to selected ones
 };
 
-// Rotate the queries in workspace.q [N][H][D] and attend; outputs in workspace.y [N][H][D].
+// Normalise and rotate the queries in workspace.q [N][H][D] and attend; outputs in workspace.y
+// [N][H][D].
 void attend(const ForwardPass& pass, const AttentionLayer& layer);
 
 // Cache the shared K and V, in workspace.k and v [N][G][D], and update the block indices.

@@ -1,6 +1,5 @@
 #include "engine/decoder.h"
 
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -13,11 +12,11 @@ namespace {
 
 void embed(const ForwardPass& pass) {
   const int C = pass.model.config.d_model;
-  const float root = pass.model.config.scale_embedding ? std::sqrt(static_cast<float>(C)) : 1.0f;
+  const float factor = pass.model.config.embedding_factor();
   for (int row = 0; row < pass.batch.size(); ++row) {
     float* x = &pass.workspace.stream[static_cast<size_t>(row) * C];
     pass.model.embedding.load_row(pass.kernels, pass.batch[row].token, x);
-    for (int c = 0; c < C; ++c) x[c] *= root;
+    for (int c = 0; c < C; ++c) x[c] *= factor;
   }
 }
 
@@ -28,13 +27,26 @@ void compute_shared_kv(const ForwardPass& pass) {
   pass.project(ws.stream.get(), model.shared_norm,
                {{&model.shared_k, ws.k.get()}, {&model.shared_v, ws.v.get()}});
   store_shared_kv(pass, {.heads = model.config.heads(),
-                         .rope = pass.ropes.of(*model.layers[model.first_cross_layer].mixer),
+                         .rope = pass.ropes.of(model.first_cross_layer),
                          .cache = model.n_self_layers,
                          .window = 0,
                          .stores_kv = true});
 }
 
-// RMS-normalised rows, which the head's matmul would read.
+void write_logits(const ForwardPass& pass, float* logits) {
+  const PackedModel& model = pass.model;
+  const float scale = model.config.logit_scale;
+  const auto V = static_cast<size_t>(model.config.vocab_size);
+  pass.project(pass.workspace.stream.get(), model.norm, {{&model.head, logits}},
+               [&](int row_begin, int row_end, int begin, int end) {
+                 if (scale == 1.0f) return;
+                 for (int row = row_begin; row < row_end; ++row) {
+                   for (int i = begin; i < end; ++i) logits[row * V + i] *= scale;
+                 }
+               });
+}
+
+// RMS-normalised rows, which the head would read.
 void write_hidden_states(const ForwardPass& pass, float* out) {
   const PackedModel& model = pass.model;
   const int C = model.config.d_model;
@@ -64,7 +76,7 @@ void Decoder::forward(Batch& batch, Workspace& workspace, int n_outputs, Output 
   keep_last(batch, workspace, n_outputs);
   cross_decode(pass);
   if (output == Output::logits) {
-    pass.project(workspace.stream.get(), model_.norm, {{&model_.head, out}});
+    write_logits(pass, out);
   } else {
     write_hidden_states(pass, out);
   }
@@ -91,7 +103,7 @@ void Decoder::keep_last(Batch& batch, Workspace& workspace, int n) {
   }
   batch.keep_last(n);
   if (!model_.has_cross_decoder()) return;
-  RopeTable& rope = ropes_.of(*model_.layers[model_.first_cross_layer].mixer);
+  RopeTable& rope = ropes_.of(model_.first_cross_layer);
   for (int row = 0; row < n; ++row) rope.set_position(row, batch[row].position);
 }
 

@@ -47,7 +47,7 @@ void feed_forward(const ForwardPass& pass, const Layer& layer) {
   } else {
     pass.project(ws.stream.get(), layer.ffn_norm, {up}, activate);
   }
-  pass.add_to_stream(layer.ffn_down, ws.gate.get(), layer.ffn_sub_norm);
+  pass.add_to_stream(layer.ffn_down, ws.gate.get(), layer.ffn_sub_norm, layer.ffn_post_norm);
 }
 
 }  // namespace yocobit

@@ -2,10 +2,12 @@
 
 namespace yocobit {
 
-// Encode rows x as the weight formats of the outputs need them.
+// Encode rows x as the weight formats of the outputs need them; the norm of the first of them, if
+// it has one, follows `norm`.
 Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs outputs) const {
   Workspace& ws = workspace;
   const int K = outputs.begin()->linear->k;
+  const float* own_norm = outputs.begin()->linear->norm;
   bool needs_int8 = false, needs_int16 = false;
   for (const LinearOutput& output : outputs) {
     const ActivationEncoding encoding = output.linear->format->activations;
@@ -14,13 +16,18 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
   }
   const int int8_size = static_cast<int>(round_up(K, kSignBlock));
   const int int16_size = static_cast<int>(round_up(K, kInt4Block));
-  if (norm || needs_int8 || needs_int16) {
+  if (norm || own_norm || needs_int8 || needs_int16) {
     pool.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* from = x + row * K;
         if (norm) {
           float* normed = &ws.normed[row * K];
           kernels.rms_norm(from, norm, K, model.config.norm_eps, normed);
+          from = normed;
+        }
+        if (own_norm) {
+          float* normed = &ws.normed[row * K];
+          kernels.rms_norm(from, own_norm, K, model.config.projection_norm_eps, normed);
           from = normed;
         }
         if (needs_int8) {
@@ -36,7 +43,7 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
     });
   }
   const int N = batch.size();
-  return {.values = norm ? ws.normed.get() : x,
+  return {.values = norm || own_norm ? ws.normed.get() : x,
           .int8 = {.codes = ws.int8_codes.get(),
                    .scales = ws.int8_scales.get(),
                    .sums = ws.int8_sums.get(),
@@ -61,6 +68,11 @@ bool ForwardPass::splits_rows(LinearOutputs outputs) const {
 }
 
 Activations ForwardPass::project(const float* x, const float* norm, LinearOutputs outputs) const {
+  if (have_own_inputs(outputs)) {
+    Activations input = {};
+    for (const LinearOutput& output : outputs) input = project(x, norm, {output});
+    return input;
+  }
   const Activations input = encode(x, norm, outputs);
   if (splits_rows(outputs)) {
     apply_by_rows(input, outputs, [](int, int) {});
@@ -82,13 +94,32 @@ Activations ForwardPass::project(const float* x, const float* norm, LinearOutput
   return input;
 }
 
-void ForwardPass::add_to_stream(const Linear& linear, const float* x, const float* norm) const {
-  const int C = linear.m;
+void ForwardPass::add_to_stream(const Linear& linear, const float* x, const float* norm,
+                                const float* post_norm) const {
   float* y = workspace.q.get();  // the queries are no longer needed
-  project(x, norm, {{&linear, y}}, [&](int row_begin, int row_end, int begin, int end) {
-    for (int row = row_begin; row < row_end; ++row) {
-      const size_t at = static_cast<size_t>(row) * C + begin;
-      kernels.add(&y[at], end - begin, &workspace.stream[at]);
+  project_to_stream(linear, x, norm, y, [](int, int, int, int) {}, post_norm);
+}
+
+// stream += residual_scale * y for those rows and features.
+void ForwardPass::add_part(int row_begin, int row_end, int begin, int end, float* y) const {
+  const int C = model.config.d_model;
+  const float scale = model.config.residual_scale;
+  for (int row = row_begin; row < row_end; ++row) {
+    const size_t at = static_cast<size_t>(row) * C;
+    if (scale != 1.0f) {
+      for (int c = begin; c < end; ++c) y[at + c] *= scale;
+    }
+    kernels.add(&y[at + begin], end - begin, &workspace.stream[at + begin]);
+  }
+}
+
+void ForwardPass::add_normed(const float* post_norm, float* y) const {
+  const int C = model.config.d_model;
+  pool.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
+    for (int row = static_cast<int>(begin); row < end; ++row) {
+      float* x = y + static_cast<size_t>(row) * C;
+      kernels.rms_norm(x, post_norm, C, model.config.norm_eps, x);
+      add_part(row, row + 1, 0, C, y);
     }
   });
 }

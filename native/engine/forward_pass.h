@@ -32,8 +32,9 @@ struct ForwardPass {
   const RopeTables& ropes;
   Workspace& workspace;
 
-  // y = W x of all outputs, where x [N][K] is first RMS-normalised if norm [K] is given. Returns x
-  // normalised and quantised, valid until the next call.
+  // y = W x of all outputs, where x [N][K] is first RMS-normalised if norm [K] is given, and again
+  // for each matrix that has a norm of its own. Returns x normalised and quantised, that of the
+  // last output, valid until the next call.
   Activations project(const float* x, const float* norm, LinearOutputs outputs) const;
 
   // The same for outputs with the same M, with a fused epilogue: each thread calls
@@ -43,19 +44,40 @@ struct ForwardPass {
   void project(const float* x, const float* norm, LinearOutputs outputs,
                const Finish& finish) const;
 
-  // stream += W x, where x is first RMS-normalised if norm is given.
-  void add_to_stream(const Linear& linear, const float* x, const float* norm) const;
+  // stream += residual_scale * post_norm(W x), where x is first RMS-normalised if norm is given; no
+  // RMSNorm of W x if post_norm [C] is nullptr.
+  void add_to_stream(const Linear& linear, const float* x, const float* norm,
+                     const float* post_norm) const;
+
+  // The same with an epilogue: finish, as above, changes its part of y = W x [N][C].
+  template <typename Finish>
+  void project_to_stream(const Linear& linear, const float* x, const float* norm, float* y,
+                         const Finish& finish, const float* post_norm) const;
 
  private:
   Activations encode(const float* x, const float* norm, LinearOutputs outputs) const;
+  void add_part(int row_begin, int row_end, int begin, int end, float* y) const;
+  void add_normed(const float* post_norm, float* y) const;
   bool splits_rows(LinearOutputs outputs) const;
   template <typename Finish>
   void apply_by_rows(const Activations& x, LinearOutputs outputs, const Finish& finish) const;
 };
 
+// Whether the matrices differ in their input, because each has a norm of its own.
+inline bool have_own_inputs(LinearOutputs outputs) {
+  return outputs.size() > 1 && outputs.begin()->linear->norm;
+}
+
 template <typename Finish>
 void ForwardPass::project(const float* x, const float* norm, LinearOutputs outputs,
                           const Finish& finish) const {
+  if (have_own_inputs(outputs)) {
+    const LinearOutput* last = outputs.end() - 1;
+    for (const LinearOutput* output = outputs.begin(); output != last; ++output) {
+      project(x, norm, {*output});
+    }
+    return project(x, norm, {*last}, finish);
+  }
   const Activations input = encode(x, norm, outputs);
   const Linear& first = *outputs.begin()->linear;
   if (splits_rows(outputs)) {
@@ -71,6 +93,16 @@ void ForwardPass::project(const float* x, const float* norm, LinearOutputs outpu
     finish(0, batch.size(), group_begin * kRowsPerGroup,
            std::min(group_end * kRowsPerGroup, first.m));
   });
+}
+
+template <typename Finish>
+void ForwardPass::project_to_stream(const Linear& linear, const float* x, const float* norm,
+                                    float* y, const Finish& finish, const float* post_norm) const {
+  project(x, norm, {{&linear, y}}, [&](int row_begin, int row_end, int begin, int end) {
+    finish(row_begin, row_end, begin, end);
+    if (!post_norm) add_part(row_begin, row_end, begin, end, y);
+  });
+  if (post_norm) add_normed(post_norm, y);
 }
 
 // Each thread computes all output features of blocks of rows, then calls finish for those rows.

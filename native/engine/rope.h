@@ -12,38 +12,46 @@
 
 namespace yocobit {
 
-// The table of one kind of rope and one head size.
+// The frequencies of rotated pairs: what the tables of two layers may differ in.
+struct RopeSpec {
+  RopeKind kind;
+  std::vector<double> frequencies;  // angle per position of each pair; at most D / 2, and none for
+                                    // RopeKind::none
+
+  bool operator==(const RopeSpec&) const = default;
+};
+
+// The cosines and sines of one RopeSpec.
 class RopeTable {
  public:
-  RopeTable(RopeKind kind, int head_dim, double theta);
+  RopeTable(const RopeSpec& spec, double factor);
 
   // Compute the angles of a row, in double: float is too coarse past position 1e5.
   void set_position(int row, int64_t position);
 
-  // Rotate one head [D] of a row in place.
+  // Rotate the first values of one head of a row in place, two for each frequency.
   void apply(const Kernels& kernels, int row, float* head) const;
 
-  bool is(RopeKind kind, int head_dim) const { return kind == kind_ && head_dim == head_dim_; }
+  const RopeSpec& spec() const { return spec_; }
 
  private:
-  RopeKind kind_;
-  int head_dim_;
-  std::vector<double> frequencies_;   // [D / 2], angle per position; empty for RopeKind::none
-  std::vector<float> cosine_, sine_;  // [N][D / 2]
+  RopeSpec spec_;
+  double factor_;                     // of cosines and sines
+  std::vector<float> cosine_, sine_;  // [N][frequencies]
 };
 
-// The tables that the mixers of a model need; mixers with the same kind and head size share one.
+// The tables of a model's layers; layers with the same rope share one.
 class RopeTables {
  public:
   explicit RopeTables(const ModelConfig& config);
 
   void set_position(int row, int64_t position);
-  RopeTable& of(const MixerSpec& mixer);
-  const RopeTable& of(const MixerSpec& mixer) const;
+  RopeTable& of(int layer) { return tables_[table_of_[layer]]; }
+  const RopeTable& of(int layer) const { return tables_[table_of_[layer]]; }
 
  private:
-  const ModelConfig& config_;
   std::vector<RopeTable> tables_;
+  std::vector<size_t> table_of_;  // by layer; of those with rope
 };
 
 }  // namespace yocobit

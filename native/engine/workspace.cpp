@@ -22,8 +22,12 @@ Workspace::Workspace(const PackedModel& model) {
     int64_t& width = encoding == ActivationEncoding::int8_per_token ? int8_width : int16_width;
     if (encoding != ActivationEncoding::float32) width = std::max<int64_t>(width, linear.k);
   });
+  int64_t width = C;  // the largest of Q
+  for (const MixerSpec* mixer : config.layers) {
+    if (mixer->heads) width = std::max<int64_t>(width, (config.*mixer->heads)().width());
+  }
   stream = allocate<float>(N * C);
-  normed = allocate<float>(N * std::max(C, F));
+  normed = allocate<float>(N * std::max(width, F));
   int8_stride = static_cast<int>(round_up(int8_width, kSignBlock));
   int8_codes = allocate<int8_t>(N * int8_stride);
   int8_scales = allocate<float>(N);
@@ -32,7 +36,7 @@ Workspace::Workspace(const PackedModel& model) {
   int16_codes = allocate<int16_t>(N * int16_stride);
   int16_scales = allocate<float>(N);
   int16_sums = allocate<int32_t>(N * int16_stride / kInt4Block);
-  for (Buffer<float>* buffer : {&q, &k, &v, &g, &y}) *buffer = allocate<float>(N * C);
+  for (Buffer<float>* buffer : {&q, &k, &v, &g, &y}) *buffer = allocate<float>(N * width);
   decay = allocate<float>(N * config.n_self_heads);
   gate = allocate<float>(N * F);
   up = allocate<float>(N * F);
@@ -41,7 +45,8 @@ Workspace::Workspace(const PackedModel& model) {
     if (mixer->reads_memory && !memory) memory = allocate<float>(N * C);
     if (mixer->kv_cache == KvCacheKind::none) continue;
     const Heads heads = (config.*mixer->heads)();
-    partial_size = std::max(partial_size, C + int64_t{heads.n_heads} * kPartialExtra);
+    partial_size =
+        std::max(partial_size, int64_t{heads.n_heads} * (heads.head_dim + kPartialExtra));
   }
   partials = allocate<float>(kMaxPartials * partial_size);
 }

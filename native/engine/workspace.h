@@ -26,7 +26,7 @@ struct Workspace {
   int64_t size_bytes = 0;
 
   Buffer<float> stream;         // [N][C], the residual stream
-  Buffer<float> normed;         // [N][max(C, F)], after RMSNorm: the inputs of matmuls
+  Buffer<float> normed;         // [N][max(C, F, H D)], after RMSNorm: the inputs of matmuls
   Buffer<int8_t> int8_codes;    // [N][int8_stride], the inputs as int8
   Buffer<float> int8_scales;    // [N]
   Buffer<int32_t> int8_sums;    // [N]
@@ -35,8 +35,8 @@ struct Workspace {
   Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
   int int8_stride = 0;
 
-  Buffer<float> q, k, v, g;  // [N][C]; k and v [N][G D]
-  Buffer<float> y;           // [N][C], a mixer's output before gate and output projection
+  Buffer<float> q, k, v, g;  // [N][H D]; k and v [N][G D]; q also [N][C], added to the stream
+  Buffer<float> y;           // [N][H D], a mixer's output before gate and output projection
   Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]
   Buffer<float> gate, up;    // [N][F]

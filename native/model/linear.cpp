@@ -1,6 +1,6 @@
 #include "model/linear.h"
 
-#include "runtime/buffer.h"
+#include <algorithm>
 
 namespace yocobit {
 
@@ -21,12 +21,56 @@ Activations Activations::rows(int begin, int end) const {
   return part;
 }
 
+void Linear::add_bias(const Kernels& kernels, int n, int group_begin, int group_end, float* y,
+                      ptrdiff_t y_stride) const {
+  const int begin = group_begin * kRowsPerGroup, end = std::min(group_end * kRowsPerGroup, m);
+  for (int row = 0; row < n; ++row) {
+    kernels.add(bias + begin, end - begin, y + row * y_stride + begin);
+  }
+}
+
 void Linear::load_row(const Kernels& kernels, int64_t index, float* x) const {
+  if (format->has_blocks()) return load_interleaved_row(kernels, index, x);
   const int64_t row_size = int64_t{k} * format->bits / 8;
-  const float scale =
-      format->scale == ScaleGranularity::row ? static_cast<const float*>(scales)[index] : 1.0f;
-  kernels.load(static_cast<const uint8_t*>(codes) + index * row_size, scale, k, format->row_type,
-               x);
+  kernels.load(static_cast<const uint8_t*>(codes) + index * row_size, scale_of(kernels, index, 0),
+               k, format->row_type, x);
+}
+
+// Field f of byte b of a block is column b + f * kBlockBytes.
+void Linear::load_interleaved_row(const Kernels& kernels, int64_t index, float* x) const {
+  const int bits = format->bits, mask = (1 << bits) - 1;
+  const int64_t first_block = index / kRowsPerGroup * n_blocks(), lane = index % kRowsPerGroup;
+  for (int block = 0; block < n_blocks(); ++block) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(codes) +
+                           ((first_block + block) * kRowsPerGroup + lane) * kBlockBytes;
+    const float scale = scale_of(kernels, index, block);
+    const int begin = block * format->block_columns;
+    const int end = std::min(begin + format->block_columns, k);
+    for (int column = begin; column < end; ++column) {
+      const int at = column - begin;
+      const int code = bytes[at % kBlockBytes] >> at / kBlockBytes * bits & mask;
+      x[column] = static_cast<float>(format->codes.first + code * format->codes.step) * scale;
+    }
+  }
+}
+
+float Linear::scale_of(const Kernels& kernels, int64_t row, int block) const {
+  switch (format->scale) {
+    case ScaleGranularity::none:
+      break;
+    case ScaleGranularity::tensor:
+      return *static_cast<const float*>(scales);
+    case ScaleGranularity::row:
+      return static_cast<const float*>(scales)[row];
+    case ScaleGranularity::group: {  // [ceil(M / 8)][blocks][8] of float16
+      float of_rows[kRowsPerGroup];
+      const int64_t first = (row / kRowsPerGroup * n_blocks() + block) * kRowsPerGroup;
+      kernels.load(static_cast<const uint16_t*>(scales) + first, 1.0f, kRowsPerGroup,
+                   FloatType::f16, of_rows);
+      return of_rows[row % kRowsPerGroup];
+    }
+  }
+  return 1.0f;
 }
 
 }  // namespace yocobit

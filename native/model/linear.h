@@ -23,13 +23,15 @@ struct Activations {
   Activations rows(int begin, int end) const;
 };
 
-// y = x W^T, W (M, K).
+// y = x W^T + bias, W (M, K).
 struct Linear {
   const WeightFormat* format = nullptr;
   const void* codes = nullptr;   // [ceil(M / 8)][blocks][8][32], or [M][K]
   const void* scales = nullptr;  // [1], [M] or [ceil(M / 8)][blocks][8], or nullptr
   int m = 0;
-  int k = 0;  // multiple of 8
+  int k = 0;                    // multiple of 8
+  const float* bias = nullptr;  // [M], or nullptr
+  const float* norm = nullptr;  // [K], of the RMSNorm of its own input before encoding; or nullptr
 
   int n_groups() const { return (m + kRowsPerGroup - 1) / kRowsPerGroup; }
   int n_blocks() const { return (k + format->block_columns - 1) / format->block_columns; }
@@ -38,10 +40,17 @@ struct Linear {
   void apply(const Kernels& kernels, const Activations& x, int group_begin, int group_end, float* y,
              ptrdiff_t y_stride) const {
     format->matmul(kernels, *this, x, group_begin, group_end, y, y_stride);
+    if (bias) add_bias(kernels, x.n, group_begin, group_end, y, y_stride);
   }
 
-  // x [K] = row `index`, of a format without blocks.
+  // x [K] = row `index`.
   void load_row(const Kernels& kernels, int64_t index, float* x) const;
+
+ private:
+  void add_bias(const Kernels& kernels, int n, int group_begin, int group_end, float* y,
+                ptrdiff_t y_stride) const;
+  void load_interleaved_row(const Kernels& kernels, int64_t index, float* x) const;
+  float scale_of(const Kernels& kernels, int64_t row, int block) const;
 };
 
 }  // namespace yocobit

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "model/linear.h"
 #include "model/model_config.h"
@@ -19,12 +20,14 @@ namespace yocobit {
 struct ForwardPass;  // engine/forward_pass.h
 struct Layer;        // model/packed_model.h
 
-// A matrix (rows, C) of a mixer: tensor layers.I.mixer.NAME.weight.
+// A matrix (rows, columns) of a mixer: tensor layers.I.mixer.NAME.weight.
 struct MixerParameter {
   const char* name;
   Linear Layer::* linear;
   int (*rows)(const ModelConfig& config);
+  int (*columns)(const ModelConfig& config);
   bool is_float32 = false;  // never quantised, in any model
+  bool has_bias = false;    // layers.I.mixer.NAME.bias, if the model has qkv_bias
 };
 
 // The keys and values that a layer attends to: of all positions, of the last `window` positions,
@@ -36,11 +39,17 @@ struct MixerSpec {
   bool is_cross_decoder;  // false: of the self-decoder
   std::span<const MixerParameter> parameters;
   bool has_sub_norm;  // of the input of out_proj, if the model has SubLN
-  Heads (ModelConfig::*heads)() const = nullptr;  // of attention and retention
-  RopeKind ModelConfig::* rope = nullptr;         // of queries and keys
+  Heads (ModelConfig::*heads)() const = nullptr;                  // of attention and retention
+  RopeKind ModelConfig::* rope = nullptr;                         // of queries and keys
+  std::vector<double> ModelConfig::* rope_frequencies = nullptr;  // where the model may give them
   KvCacheKind kv_cache = KvCacheKind::none;
   int64_t (*state_values)(const ModelConfig& config) = nullptr;  // of a float32 recurrent state
   bool reads_memory = false;                                     // workspace.memory
+
+  // Attention over the layer's own K and V.
+  bool is_self_attention() const {
+    return kv_cache == KvCacheKind::per_token || kv_cache == KvCacheKind::ring;
+  }
 
   // stream += mixer(norm(stream)) for the rows of a batch. A self-decoder mixer also
   // writes its output before gate and output projection to workspace.y, for gated memory units.

@@ -4,6 +4,8 @@
 //           V vocabulary
 #pragma once
 
+#include <cmath>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,12 +18,14 @@ struct MixerSpec;
 
 enum class CrossAttention { full, index };
 enum class RopeKind { interleaved, half, none };
+enum class QKNorm { none, before_rope, after_rope };
 
 struct Heads {
   int n_heads;     // H
   int n_kv_heads;  // G
   int head_dim;    // D
 
+  int width() const { return n_heads * head_dim; }
   int kv_width() const { return n_kv_heads * head_dim; }
 };
 
@@ -39,10 +43,34 @@ struct ModelConfig {
   CrossAttention cross_attention;
   int cross_positions;  // that a token attends to
 
-  Heads heads() const { return {n_heads, n_kv_heads, d_model / n_heads}; }
-  Heads self_heads() const { return {n_self_heads, n_self_kv_heads, d_model / n_self_heads}; }
+  // Features of models whose layers are all full or sliding-window attention.
+  std::optional<int> head_size;          // D; otherwise d_model divided by the query heads
+  std::optional<float> attention_scale;  // otherwise 1 / sqrt(D)
+  QKNorm qk_norm = QKNorm::none;
+  bool qkv_bias = false;
+  std::vector<double> window_rope_frequencies, full_rope_frequencies;  // empty: of rope_theta
+  double rope_factor = 1.0;
+  std::vector<int> nope_layers;
+  bool projection_norms = false;
+  float projection_norm_eps = 1e-6f;
+
+  // Features of all models.
+  bool head_norm = false, post_norms = false;
+  std::optional<float> embedding_scale;  // otherwise as scale_embedding
+  float residual_scale = 1.0f, logit_scale = 1.0f;
+
+  Heads heads() const { return {n_heads, n_kv_heads, head_dim(n_heads)}; }
+  Heads self_heads() const { return {n_self_heads, n_self_kv_heads, head_dim(n_self_heads)}; }
   Heads retention_heads() const { return {n_self_heads, n_self_heads, d_model / n_self_heads}; }
+  int head_dim(int n_query_heads) const { return head_size.value_or(d_model / n_query_heads); }
   int cross_blocks() const { return cross_positions / kAttentionTile; }
+  float score_scale(const Heads& heads) const {
+    return attention_scale.value_or(1.0f / std::sqrt(static_cast<float>(heads.head_dim)));
+  }
+  float embedding_factor() const {
+    return embedding_scale.value_or(scale_embedding ? std::sqrt(static_cast<float>(d_model))
+                                                    : 1.0f);
+  }
 };
 
 }  // namespace yocobit

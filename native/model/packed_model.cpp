@@ -26,11 +26,6 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
     : config(model_config), entries_(entries), path_(path), file_(path) {
   const int V = config.vocab_size, C = config.d_model;
   embedding = linear("embedding", V, C);
-  if (embedding.format->has_blocks()) {
-    throw std::invalid_argument(path_ +
-                                ": embedding must be in a format of contiguous rows but is " +
-                                embedding.format->name);
-  }
   for (int i = 0; i < static_cast<int>(config.layers.size()); ++i) {
     layers.push_back(layer(i));
     if (!config.layers[i]->is_cross_decoder) ++n_self_layers;
@@ -41,14 +36,15 @@ PackedModel::PackedModel(const std::string& path, const ModelConfig& model_confi
       ++first_cross_layer;
     }
     const int width = config.heads().kv_width();
-    shared_norm = floats("shared_kv.norm.weight", {C});
+    shared_norm = floats("shared_kv.norm.weight", C);
     shared_k = linear("shared_kv.k_proj", width, C);
     shared_v = linear("shared_kv.v_proj", width, C);
   }
-  norm = floats("norm.weight", {C});
+  norm = floats("norm.weight", C);
   // A tied head may still be stored, in another format than the embedding.
   const bool is_embedding = config.tie_embeddings && entries.count("head.weight") == 0;
   head = is_embedding ? embedding : linear("head", V, C);
+  head.norm = floats_if(config.head_norm, "head.norm.weight", C);
 }
 
 std::string StoredTensor::problem(int64_t item) const {
@@ -97,10 +93,14 @@ const void* PackedModel::bytes(const std::string& name, const std::string& dtype
   return file_.data() + begin;
 }
 
-const float* PackedModel::floats(const std::string& name, const std::vector<int64_t>& shape) {
-  const auto* values = static_cast<const float*>(bytes(name, "F32", shape));
-  tensors.push_back({.name = name, .rule = &kFiniteF32, .data = values, .n_items = shape[0]});
+const float* PackedModel::floats(const std::string& name, int64_t n) {
+  const auto* values = static_cast<const float*>(bytes(name, "F32", {n}));
+  tensors.push_back({.name = name, .rule = &kFiniteF32, .data = values, .n_items = n});
   return values;
+}
+
+const float* PackedModel::floats_if(bool is_present, const std::string& name, int64_t n) {
+  return is_present ? floats(name, n) : nullptr;
 }
 
 // The matrix NAME.weight (m, k) in the given format, or in the one that its entry names.
@@ -148,27 +148,43 @@ Linear PackedModel::linear(const std::string& name, int m, int k, const WeightFo
   return linear;
 }
 
+// A matrix with the norm of its input, if the model has projection_norms.
+Linear PackedModel::projection(const std::string& name, int m, int k) {
+  Linear projection = linear(name, m, k);
+  projection.norm = floats_if(config.projection_norms, name + ".norm.weight", k);
+  return projection;
+}
+
 Layer PackedModel::layer(int index) {
   const int C = config.d_model, F = config.d_ff;
   const std::string prefix = "layers." + std::to_string(index) + ".";
   Layer layer = {};
-  layer.mixer = config.layers[index];
-  layer.mixer_norm = floats(prefix + "mixer_norm.weight", {C});
-  for (const MixerParameter& parameter : layer.mixer->parameters) {
-    const WeightFormat* format = parameter.is_float32 ? &weight_format("f32") : nullptr;
-    layer.*parameter.linear =
-        linear(prefix + "mixer." + parameter.name, parameter.rows(config), C, format);
+  const MixerSpec& mixer = *config.layers[index];
+  layer.mixer = &mixer;
+  layer.mixer_norm = floats(prefix + "mixer_norm.weight", C);
+  for (const MixerParameter& parameter : mixer.parameters) {
+    const std::string name = prefix + "mixer." + parameter.name;
+    const int rows = parameter.rows(config), columns = parameter.columns(config);
+    Linear& matrix = layer.*parameter.linear;
+    matrix = parameter.is_float32 ? linear(name, rows, columns, &weight_format("f32"))
+                                  : projection(name, rows, columns);
+    matrix.bias = floats_if(config.qkv_bias && parameter.has_bias, name + ".bias", rows);
   }
-  if (config.sub_norm && layer.mixer->has_sub_norm) {
-    layer.mixer_sub_norm = floats(prefix + "mixer.sub_norm.weight", {C});
+  layer.mixer_sub_norm = floats_if(config.sub_norm && mixer.has_sub_norm,
+                                   prefix + "mixer.sub_norm.weight", layer.out.k);
+  if (config.qk_norm != QKNorm::none) {
+    const int D = (config.*mixer.heads)().head_dim;
+    layer.q_norm = floats(prefix + "mixer.q_norm.weight", D);
+    layer.k_norm = floats(prefix + "mixer.k_norm.weight", D);
   }
-  layer.ffn_norm = floats(prefix + "ffn_norm.weight", {C});
-  if (config.ffn->has_gate) layer.ffn_gate = linear(prefix + "ffn.gate_proj", F, C);
-  layer.ffn_up = linear(prefix + "ffn.up_proj", F, C);
-  layer.ffn_down = linear(prefix + "ffn.down_proj", C, F);
-  if (config.sub_norm && config.ffn->has_sub_norm) {
-    layer.ffn_sub_norm = floats(prefix + "ffn.sub_norm.weight", {F});
-  }
+  layer.mixer_post_norm = floats_if(config.post_norms, prefix + "mixer_post_norm.weight", C);
+  layer.ffn_norm = floats(prefix + "ffn_norm.weight", C);
+  if (config.ffn->has_gate) layer.ffn_gate = projection(prefix + "ffn.gate_proj", F, C);
+  layer.ffn_up = projection(prefix + "ffn.up_proj", F, C);
+  layer.ffn_down = projection(prefix + "ffn.down_proj", C, F);
+  layer.ffn_sub_norm =
+      floats_if(config.sub_norm && config.ffn->has_sub_norm, prefix + "ffn.sub_norm.weight", F);
+  layer.ffn_post_norm = floats_if(config.post_norms, prefix + "ffn_post_norm.weight", C);
   return layer;
 }
 

@@ -49,10 +49,13 @@ struct Layer {
   const MixerSpec* mixer;
   const float* mixer_norm;            // [C]
   Linear q, k, v, g, out, decay;      // those that the mixer has
-  const float* mixer_sub_norm;        // [C], or nullptr without SubLN
+  const float *q_norm, *k_norm;       // [D], or nullptr without qk_norm
+  const float* mixer_sub_norm;        // [H D], or nullptr without SubLN
+  const float* mixer_post_norm;       // [C], or nullptr without post_norms
   const float* ffn_norm;              // [C]
   Linear ffn_gate, ffn_up, ffn_down;  // the gate where the FFN has one
   const float* ffn_sub_norm;          // [F], or nullptr
+  const float* ffn_post_norm;         // [C], or nullptr
 };
 
 class PackedModel {
@@ -77,15 +80,17 @@ class PackedModel {
   const float* shared_norm = nullptr;  // [C], of the input of the shared K and V
   Linear shared_k, shared_v;           // (G D, C), with a cross-decoder
   const float* norm;                   // [C]
-  Linear head;                         // (V, C); the embedding if tied
+  Linear head;                         // (V, C); the codes of the embedding if tied
   std::vector<StoredTensor> tensors;   // those that do not allow all bit patterns
 
  private:
   const TensorEntry& entry(const std::string& name) const;
   const void* bytes(const std::string& name, const std::string& dtype,
                     const std::vector<int64_t>& shape) const;
-  const float* floats(const std::string& name, const std::vector<int64_t>& shape);
+  const float* floats(const std::string& name, int64_t n);
+  const float* floats_if(bool is_present, const std::string& name, int64_t n);
   Linear linear(const std::string& name, int m, int k, const WeightFormat* format = nullptr);
+  Linear projection(const std::string& name, int m, int k);
   Layer layer(int index);
 
   const TensorEntries& entries_;  // valid during construction only

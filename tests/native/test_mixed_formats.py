@@ -100,16 +100,16 @@ def test_a_matrix_in_another_format_than_its_bytes_is_refused(model):
         _native.Engine(str(path), config.to_dict(), tensors, formats | {name: other}, "", 1)
 
 
-def test_an_embedding_in_blocks_is_refused(model):
+def test_an_embedding_in_blocks_that_lacks_rows_is_refused(model):
     path, config, tensors, formats = model
     name = "embedding.weight"
     tensors = tensors | {
-        name: ("U8", [64, 1, 8, 32], 0, 64 * 8 * 32),
+        name: ("U8", [63, 1, 8, 32], 0, 63 * 8 * 32),
         f"{name}_scale": ("F32", [1], 0, 4),
     }
     assert config.vocab_size == 512 and config.d_model <= 128
 
-    with pytest.raises(ValueError, match="embedding must be in a format of contiguous rows"):
+    with pytest.raises(ValueError, match=f"tensor '{name}' must be U8 \\(64, 1, 8, 32\\)"):
         _native.Engine(str(path), config.to_dict(), tensors, formats | {name: "ternary"}, "", 1)
 
 

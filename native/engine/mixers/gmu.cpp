@@ -15,7 +15,7 @@ void forward_gmu(const ForwardPass& pass, const Layer& layer, int) {
                    pass.kernels.silu_multiply(&ws.g[at], &ws.memory[at], end - begin, &ws.g[at]);
                  }
                });
-  pass.add_to_stream(layer.out, ws.g.get(), layer.mixer_sub_norm);
+  pass.add_to_stream(layer.out, ws.g.get(), layer.mixer_sub_norm, layer.mixer_post_norm);
 }
 
 }  // namespace yocobit

@@ -15,8 +15,10 @@ void forward_gate(const ForwardPass& pass, const Layer& layer, int index);
 namespace {
 
 int model_width(const ModelConfig& config) { return config.d_model; }
-int self_kv_width(const ModelConfig& config) { return config.self_heads().kv_width(); }
+int width(const ModelConfig& config) { return config.heads().width(); }
 int kv_width(const ModelConfig& config) { return config.heads().kv_width(); }
+int self_width(const ModelConfig& config) { return config.self_heads().width(); }
+int self_kv_width(const ModelConfig& config) { return config.self_heads().kv_width(); }
 int n_self_heads(const ModelConfig& config) { return config.n_self_heads; }
 
 int64_t retention_state_values(const ModelConfig& config) {  // [H][D][D]
@@ -24,23 +26,38 @@ int64_t retention_state_values(const ModelConfig& config) {  // [H][D][D]
   return int64_t{heads.n_heads} * heads.head_dim * heads.head_dim;
 }
 
-constexpr MixerParameter kQuery = {"q_proj", &Layer::q, model_width};
-constexpr MixerParameter kGate = {"g_proj", &Layer::g, model_width};
-constexpr MixerParameter kOutput = {"out_proj", &Layer::out, model_width};
+using Width = int (*)(const ModelConfig& config);
 
-constexpr MixerParameter kRetention[] = {kQuery,
-                                         {"k_proj", &Layer::k, model_width},
-                                         {"v_proj", &Layer::v, model_width},
-                                         kGate,
-                                         {"decay_proj", &Layer::decay, n_self_heads, true},
-                                         kOutput};
+// A matrix from the model's width, or to it.
+constexpr MixerParameter input(const char* name, Linear Layer::* linear, Width rows = model_width) {
+  return {.name = name, .linear = linear, .rows = rows, .columns = model_width};
+}
+constexpr MixerParameter with_bias(const char* name, Linear Layer::* linear, Width rows) {
+  return {.name = name, .linear = linear, .rows = rows, .columns = model_width, .has_bias = true};
+}
+constexpr MixerParameter output(Width columns = model_width) {
+  return {.name = "out_proj", .linear = &Layer::out, .rows = model_width, .columns = columns};
+}
+
+constexpr MixerParameter kRetention[] = {input("q_proj", &Layer::q),
+                                         input("k_proj", &Layer::k),
+                                         input("v_proj", &Layer::v),
+                                         input("g_proj", &Layer::g),
+                                         {.name = "decay_proj",
+                                          .linear = &Layer::decay,
+                                          .rows = n_self_heads,
+                                          .columns = model_width,
+                                          .is_float32 = true},
+                                         output()};
 constexpr MixerParameter kWindow[] = {
-    kQuery, {"k_proj", &Layer::k, self_kv_width}, {"v_proj", &Layer::v, self_kv_width}, kOutput};
-constexpr MixerParameter kFull[] = {
-    kQuery, {"k_proj", &Layer::k, kv_width}, {"v_proj", &Layer::v, kv_width}, kOutput};
-constexpr MixerParameter kCross[] = {kQuery, kOutput};
-constexpr MixerParameter kGmu[] = {kGate, kOutput};
-constexpr MixerParameter kGateOnly[] = {{"gate_proj", &Layer::g, model_width}};
+    with_bias("q_proj", &Layer::q, self_width), with_bias("k_proj", &Layer::k, self_kv_width),
+    with_bias("v_proj", &Layer::v, self_kv_width), output(self_width)};
+constexpr MixerParameter kFull[] = {with_bias("q_proj", &Layer::q, width),
+                                    with_bias("k_proj", &Layer::k, kv_width),
+                                    with_bias("v_proj", &Layer::v, kv_width), output(width)};
+constexpr MixerParameter kCross[] = {input("q_proj", &Layer::q), output()};
+constexpr MixerParameter kGmu[] = {input("g_proj", &Layer::g), output()};
+constexpr MixerParameter kGateOnly[] = {input("gate_proj", &Layer::g)};
 
 constexpr MixerSpec kMixers[] = {
     {.name = "retention",
@@ -57,6 +74,7 @@ constexpr MixerSpec kMixers[] = {
      .has_sub_norm = true,
      .heads = &ModelConfig::self_heads,
      .rope = &ModelConfig::window_rope,
+     .rope_frequencies = &ModelConfig::window_rope_frequencies,
      .kv_cache = KvCacheKind::ring,
      .forward = forward_window},
     {.name = "full",
@@ -65,6 +83,7 @@ constexpr MixerSpec kMixers[] = {
      .has_sub_norm = true,
      .heads = &ModelConfig::heads,
      .rope = &ModelConfig::full_rope,
+     .rope_frequencies = &ModelConfig::full_rope_frequencies,
      .kv_cache = KvCacheKind::per_token,
      .forward = forward_full},
     {.name = "cross",

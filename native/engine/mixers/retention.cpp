@@ -21,12 +21,11 @@ float decay_from_logit(float logit) {
 }
 
 // One head of the rows of one session, whose inputs are x [N][C].
-void retain_head(const ForwardPass& pass, const Layer& layer, const float* x,
+void retain_head(const ForwardPass& pass, const Layer& layer, const RopeTable& rope, const float* x,
                  const Segment& segment, int head, float* states) {
   Workspace& ws = pass.workspace;
   const int C = layer.q.k, D = pass.model.config.retention_heads().head_dim;
   const int n = segment.end - segment.begin;
-  const RopeTable& rope = pass.ropes.of(*layer.mixer);
   const float key_scale = 1.0f / std::sqrt(static_cast<float>(D));
   const size_t at = static_cast<size_t>(segment.begin) * C + head * D;
   const DenseMatrix decay_weights = {
@@ -70,10 +69,11 @@ void forward_retention(const ForwardPass& pass, const Layer& layer, int index) {
     for (int64_t i = begin; i < end; ++i) {
       const Segment& segment = batch.segments()[i / H];
       float* states = batch[segment.begin].session->layers[index].recurrent.get();
-      retain_head(pass, layer, input.values, segment, static_cast<int>(i % H), states);
+      retain_head(pass, layer, pass.ropes.of(index), input.values, segment, static_cast<int>(i % H),
+                  states);
     }
   });
-  pass.add_to_stream(layer.out, ws.g.get(), layer.mixer_sub_norm);
+  pass.add_to_stream(layer.out, ws.g.get(), layer.mixer_sub_norm, layer.mixer_post_norm);
 }
 
 }  // namespace yocobit

@@ -11,11 +11,13 @@ void forward(const ForwardPass& pass, const Layer& layer, int index, int window)
   pass.project(ws.stream.get(), layer.mixer_norm,
                {{&layer.q, ws.q.get()}, {&layer.k, ws.k.get()}, {&layer.v, ws.v.get()}});
   attend(pass, {.heads = (pass.model.config.*layer.mixer->heads)(),
-                .rope = pass.ropes.of(*layer.mixer),
+                .rope = pass.ropes.of(index),
+                .q_norm = layer.q_norm,
+                .k_norm = layer.k_norm,
                 .cache = index,
                 .window = window,
                 .stores_kv = true});
-  pass.add_to_stream(layer.out, ws.y.get(), layer.mixer_sub_norm);
+  pass.add_to_stream(layer.out, ws.y.get(), layer.mixer_sub_norm, layer.mixer_post_norm);
 }
 
 }  // namespace
