@@ -28,6 +28,7 @@ from yocobit.training.backend import compile_errors_in_one_line, matmul_precisio
 from yocobit.training.batch import Batch
 from yocobit.training.config import TrainConfig
 from yocobit.training.distributed import Processes, process_group
+from yocobit.training.divergence import divergence_error, skips_error, unusable_weight
 from yocobit.training.errors import (
     DamagedCheckpoint,
     TrainingError,
@@ -47,7 +48,7 @@ from yocobit.training.schedule import (
     weight_decay_factor,
 )
 from yocobit.training.setup import Run, set_up
-from yocobit.training.sharding import evaluation_module, gather_model, local
+from yocobit.training.sharding import evaluation_module, gather_model
 from yocobit.training.step import GradientStep, Objective, StepResult
 from yocobit.training.validation import bits_per_byte, weight_counts
 
@@ -55,7 +56,6 @@ _SAMPLE_TEMPERATURE = 0.6
 _TIMED_SAMPLE = 4  # tokens
 _CHECKPOINT_BYTES = 12  # of a parameter: its weight and two of the optimizer
 _DISK_BYTES_PER_S = 2e8  # assumed in a time budget
-_LARGEST_WEIGHT = 2.0**27  # products of four stay in the range of float32
 
 
 def train(
@@ -143,7 +143,7 @@ class Loop:
                 while not self._is_done() and not self._is_interrupted(interrupt):
                     self._step(log, progress)
                 if self.diverged is not None and self._is_done():
-                    raise self._divergence()
+                    raise divergence_error(self.run_dir, self.state.step, self.diverged)
                 self._check_weights()
                 saved = self._save(log)
         finally:
@@ -207,26 +207,9 @@ class Loop:
             self._print(f"best checkpoint, by the bits/byte of evaluations: {best}")
 
     def _check_weights(self) -> None:
-        """Raise TrainingError if a weight is NaN, infinite or beyond use, in any process.
-
-        The loss of a step is from before its update: it does not show this.
-        """
-        weights = {name: local(tensor) for name, tensor in self.model.state_dict().items()}
-        found = checkpoint.first_above(weights, _LARGEST_WEIGHT)
-        if self.processes.max(found is not None):
-            self.diverged = (
-                f"'{found or 'a weight of another process'}' has values that are NaN, infinite or "
-                f"above {_LARGEST_WEIGHT:.0e}"
-            )
-            raise self._divergence()
-
-    def _divergence(self) -> TrainingError:
-        kept = checkpoints.last(self.run_dir)
-        return TrainingError(
-            f"step {self.state.step}: the run has diverged, {self.diverged}; its weights are not "
-            f"saved; last checkpoint: {kept or 'none yet'}; lower optim.learning_rate or raise "
-            "schedule.warmup_steps, and start again with another --out"
-        )
+        """Raise TrainingError if the weights must not be saved."""
+        if (reason := unusable_weight(self.model, self.processes)) is not None:
+            raise divergence_error(self.run_dir, self.state.step, reason)
 
     # ---- a step and what follows it ----
 
@@ -253,7 +236,8 @@ class Loop:
         is_sampled = run.sample_every and self.diverged is None
         if is_sampled and (state.step % run.sample_every == 0 or self._is_done()):
             self._sample(log, progress)
-        self._check_skips(result)
+        if result.skipped and state.guard.n_in_a_row >= self.config.optim.max_skips:
+            raise skips_error(self.run_dir, state.step, state.guard.n_in_a_row, result.skipped)
         # A converted budget is saved immediately: a run resumed before the next checkpoint must
         # keep its number of steps. No checkpoint is written while steps are skipped: the weights
         # may be unusable.
@@ -304,17 +288,6 @@ class Loop:
         )
         if "valid_bits_per_byte" in record:
             progress.print(f"step {state.step}: {record['valid_bits_per_byte']:.4f} bits/byte")
-
-    def _check_skips(self, result: StepResult) -> None:
-        n_skipped = self.state.guard.n_in_a_row
-        if n_skipped < self.config.optim.max_skips:
-            return
-        kept = checkpoints.last(self.run_dir)
-        raise TrainingError(
-            f"step {self.state.step}: skipped {n_skipped} steps in a row, the last one because "
-            f"{result.skipped}; last checkpoint: {kept or 'none yet'}; "
-            "lower optim.learning_rate, or raise optim.spike_factor if only norms were too large"
-        )
 
     def _sample(self, log: StepLog, progress: Progress) -> None:
         """Generate a sample; the main process prints and stores it."""
