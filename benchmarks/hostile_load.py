@@ -5,10 +5,12 @@
 A server process is measured quiet, then under ATTACKS at random from several processes, which have
 a low priority: they stand for other machines. About a third of the attacks disconnect at a random
 moment. The last line is the verdict, and the exit status is 1 if there are problems: a response of
-status 500, a p99 over MAX_RATIO times that of the quiet server, memory that grows (the medians of
-the second and the last quarter, from 4 minutes on), few attacks, or a SIGTERM that takes longer
-than the drain and a second. Memory is proportional (PSS), with that of the worker processes, and
-is sampled until SIGTERM.
+status 500, a p99 over MAX_RATIO times that of the quiet server, too much memory, few attacks, or a
+SIGTERM that takes longer than the drain and a second. Memory is proportional (PSS), with that of
+the worker processes, and is sampled until SIGTERM. Two limits hold from 4 minutes on: the median of
+the last quarter is at most that of the second and FLAT, and the server process alone takes at most
+its caches and WORK_MB more than at the start. The second also fails memory that grows slowly, or
+that has grown by the second quarter.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from typing import Any
 from yocobit.hardware.host import provenance
 
 MAX_RATIO, FLAT = 3.0, 0.10
+PREFIX_MB, SCHEMAS_MB = 64, 128  # caches: --prefix-mb, and that of compiled schemas
+WORK_MB = 64  # requests in flight, and freed memory between them
 QUIET_SHARE, MAX_QUIET_S, SAMPLE_S = 0.1, 60.0, 1.0
 DISCONNECTING = 0.3
 THREADS = 16  # of each attacking process: more than the server lets wait for its worker
@@ -44,7 +48,16 @@ MIN_ATTACKS_PER_S = 2.0
 MAX_PROBLEMS = 20  # printed
 DRAIN_S = 2.0
 GOOD, BAD = "key-of-a-good-client", "key-of-a-bad-client"
-OPTIONS = ["--threads", "1", "--context", "2048", "--max-sequences", "16", "--prefix-mb", "64"]
+OPTIONS = [
+    "--threads",
+    "1",
+    "--context",
+    "2048",
+    "--max-sequences",
+    "16",
+    "--prefix-mb",
+    str(PREFIX_MB),
+]
 OPTIONS += ["--api-key", GOOD, "--api-key", BAD, "--drain", str(DRAIN_S), "--timeout", "60"]
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -275,20 +288,21 @@ def start(log: Path) -> tuple[subprocess.Popen[bytes], int]:
     return process, port
 
 
-def memory(pid: int) -> int:
-    """Return the proportional bytes of a process and its descendants."""
-    total = 0
+def memory(pid: int) -> tuple[int, int]:
+    """Return the proportional bytes of a process, and of it and its descendants."""
+    own = workers = 0
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) << 10  # type: ignore[index]
+        own = int(re.search(r"^Pss: +(\d+)", rollup, re.MULTILINE)[1]) << 10  # type: ignore[index]
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(map(memory, map(int, (task / "children").read_text().split())))
+            children = map(int, (task / "children").read_text().split())
+            workers += sum(memory(child)[1] for child in children)
     except (OSError, TypeError):  # it ended
         pass
-    return total
+    return own, own + workers
 
 
-def sample(pid: int, is_over: threading.Event, found: list[int]) -> None:
+def sample(pid: int, is_over: threading.Event, found: list[tuple[int, int]]) -> None:
     while not is_over.wait(SAMPLE_S):
         found.append(memory(pid))
 
@@ -301,6 +315,9 @@ def check(result: dict[str, Any], problems: list[str]) -> None:
     early, late = result["memory_second_quarter"], result["memory_last_quarter"]
     if len(result["memory_samples"]) >= 240 and late > (1 + FLAT) * early:
         problems.append(f"memory grows: {early:,.0f} to {late:,.0f} bytes")
+    growth = result["server_last_quarter"] - result["server_start"]
+    if len(result["memory_samples"]) >= 240 and growth > PREFIX_MB + SCHEMAS_MB + WORK_MB << 20:
+        problems.append(f"the server process takes {growth:,.0f} bytes more than at the start")
     if result["attacks_per_s"] < MIN_ATTACKS_PER_S:
         problems.append(f"only {result['attacks_per_s']:.1f} attacks per second")
     if result["exit_status"] != 0:
@@ -347,8 +364,8 @@ def run(
     end = time.monotonic() + quiet_s
     send(port, CHAT, {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}, GOOD)
     quiet = percentiles(measure(port, lambda: time.monotonic() > end, problems))
-    at_start, samples, is_over = memory(process.pid), list[int](), threading.Event()
-    sampler = threading.Thread(target=sample, args=(process.pid, is_over, samples))
+    at_start, found, is_over = memory(process.pid), list[tuple[int, int]](), threading.Event()
+    sampler = threading.Thread(target=sample, args=(process.pid, is_over, found))
     sampler.start()
     end = time.monotonic() + 60 * arguments.minutes
     context = multiprocessing.get_context("spawn")
@@ -362,12 +379,13 @@ def run(
     hostile = percentiles(measure(port, lambda: time.monotonic() > end, problems))
     is_over.set()
     sampler.join()
-    at_end = memory(process.pid)
+    at_end = memory(process.pid)[1]
     started = time.perf_counter()  # attacks of up to 90 s are still in flight
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)
     sigterm_s = time.perf_counter() - started
     outcomes = sum((results.get(timeout=120) for _ in attackers), collections.Counter())
+    own, samples = ([each[i] for each in found] for i in range(2))
     quarter = max(1, len(samples) // 4)
     return {
         "quiet_p50_ms": 1e3 * quiet[0],
@@ -375,7 +393,10 @@ def run(
         "hostile_p50_ms": 1e3 * hostile[0],
         "hostile_p99_ms": 1e3 * hostile[1],
         "p99_ratio": hostile[1] / quiet[1],
-        "memory_start": at_start,
+        "server_start": at_start[0],
+        "server_peak": max(own),
+        "server_last_quarter": statistics.median(own[-quarter:]),
+        "memory_start": at_start[1],
         "memory_peak": max(samples),
         "memory_end": at_end,
         "memory_second_quarter": statistics.median(samples[quarter : 2 * quarter] or samples),
