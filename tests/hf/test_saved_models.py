@@ -148,6 +148,15 @@ def test_sharded_checkpoint_packs_and_loads_as_one_in_one_file(model, saved, tmp
     assert torch.equal(load_model(tmp_path / "sharded")(batch()), model(batch()).logits)
 
 
+@pytest.mark.parametrize("size, file", [("5GB", ""), ("100KB", "-00001-of-0000[0-9]")])
+def test_variant_is_rejected_where_a_checkpoint_is_expected(model, tmp_path, size, file):
+    model.save_pretrained(tmp_path, variant="fp16", max_shard_size=size)
+
+    message = rf"must be in model\.safetensors but are in model\.fp16{file}\.safetensors; save them"
+    with pytest.raises(ConfigError, match=message):
+        checkpoints.find(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 3])
 def test_index_of_shards_names_files_of_the_directory_only(saved, tmp_path, name):
     (saved / "model.safetensors").rename(saved / "model-1.safetensors")

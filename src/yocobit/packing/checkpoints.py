@@ -27,6 +27,7 @@ import msgspec
 
 from yocobit.config import ConfigError
 from yocobit.disk import sha256
+from yocobit.errors import printable
 from yocobit.packing.format import (
     CHAT_TEMPLATE,
     CONFIG,
@@ -261,6 +262,11 @@ def find(path: Path) -> Path:
         raise ConfigError(
             f"{path}: is an adapter without its model; merge them (merge_and_unload) and save the "
             "result"
+        )
+    if variants := sorted(path.glob("model.*.safetensors")):  # of save_pretrained(variant=...)
+        raise ConfigError(
+            f"{path}: weights must be in {MODEL} but are in {printable(variants[0].name)}; save "
+            "them without `variant`"
         )
     if (checkpoint := last(path)) is None:
         raise ConfigError(f"{path}: holds no complete checkpoint; name a run or a checkpoint")
