@@ -17,7 +17,7 @@ def model_of(tmp_path_factory):
     """A function from stack, weights and changes to (PyTorch twin, packed directory)."""
 
     @functools.cache
-    def make(stack: str, weights: str, steps: int = 20, **changes):
+    def make(stack: str, weights: str, steps: int = 3, **changes):
         model = trained(nano(stack, weights, **changes), steps)
         directory = tmp_path_factory.mktemp(f"{stack}-{weights}")
         return as_packed(model), packed(model, directory).path

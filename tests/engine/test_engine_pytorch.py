@@ -58,9 +58,21 @@ def test_logits_of_a_long_text_equal_pytorch(model_of, stack, tokens):
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+# Each stack and each kind of weights; the other pairs are slow.
+GREEDY = {
+    ("yoco-gret", "ternary"),
+    ("yoco-gret", "ternary_row"),
+    ("yoco-swa", "sign"),
+    ("transformer", "dense"),
+}
+
+
 @pytest.mark.parametrize(
     ("stack", "weights"),
-    row_scales_on("yoco-gret", product(("yoco-gret", "yoco-swa", "transformer"), KINDS)),
+    [
+        pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in GREEDY))
+        for pair in product(("yoco-gret", "yoco-swa", "transformer"), KINDS)
+    ],
 )
 def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
     # Trained for long enough that rounding ties do not change the argmax.
