@@ -43,6 +43,8 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 # One worker process per CPU; tests of a file stay together, so that they share its fixtures.
+# Tests start many processes: they must not compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --golden=$(GOLDEN)
 
 test: setup

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from packed_models import nano, packed, tokens, trained
+from packed_models import nano, packed, tokenizer, tokens, trained
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -56,6 +56,7 @@ def run(code: str, *arguments: str) -> str:
     command = [sys.executable, "-c", f"import sys, transformers\n{code}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "Do you wish to run the custom code?" not in done.stdout
     return done.stdout.splitlines()[-1]
 
 
@@ -68,6 +69,8 @@ def test_class_of_a_classifier_that_an_earlier_version_pickled_is_found():
 
 LOAD = """
 path = sys.argv[1]
+tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+assert tokenizer.vocab_size > 256
 config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=True)
 loaded = transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)
 loaded.save_pretrained(sys.argv[2])
@@ -80,6 +83,9 @@ def test_checkpoint_loads_by_remote_code_without_an_import(model, saved, tmp_pat
     if is_run:
         packed(trained(nano("yoco-gret", "ternary"), steps=1), tmp_path)
         saved = checkpoints.find(tmp_path / "run")
+    else:
+        saved.joinpath("tokenizer.json").write_text(tokenizer().to_str())
+        saved.joinpath("tokenizer_config.json").write_text('{"bos_token": "<|end|>"}')
 
     assert run(LOAD, str(saved), str(tmp_path / "again")) == "YocobitConfig YocobitForCausalLM"
 

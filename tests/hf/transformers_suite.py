@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-_PACKAGE = "transformers_tests"
+_PACKAGE = "tests"  # the name by which its modules import each other
 _CACHE = Path(__file__).resolve().parents[2] / "build/transformers_tests"
 _RETRY_S = 600  # after a failed download: all workers of a run see the same result
 _ABSENT = {  # modules that the source distribution lacks, and the names that are imported from them
