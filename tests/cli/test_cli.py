@@ -1,4 +1,4 @@
-"""The command line in a subprocess: its output and exit code."""
+"""The command line in a process: its output and exit code."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import forked_commands
 import pytest
 import typer
+from forked_commands import run
 from packed_models import nano, packed, text, trained
 
 from yocobit import Engine
@@ -142,14 +144,11 @@ threads = 1
 """
 
 
-def run(*arguments, stdin="") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "yocobit", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="module", autouse=True)
+def process():
+    """End the process of forked commands after the last test."""
+    yield
+    forked_commands.end()
 
 
 def fails(result: subprocess.CompletedProcess[str], *words: str) -> bool:
@@ -277,12 +276,7 @@ def test_plot_draws_over_the_requested_axis_and_needs_a_run(tmp_path):
 def test_train_mistakes_are_one_line(project, change, words):
     (project / "empty").mkdir()
 
-    result = subprocess.run(
-        [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run", "--set", change],
-        cwd=project,
-        capture_output=True,
-        text=True,
-    )
+    result = run("train", "config.toml", "--out", "run", "--set", change, cwd=project)
 
     assert fails(result, *words)
 

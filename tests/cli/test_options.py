@@ -12,7 +12,8 @@ import typer
 from yocobit.cli import app, run
 from yocobit.errors import report_errors
 
-COMMANDS = typer.main.get_command(app).commands
+COMMAND = typer.main.get_command(app)
+COMMANDS = COMMAND.commands
 # A missing file, so that a command with a valid value ends before it works.
 ARGUMENTS = {
     "train": ["missing.toml", "--out", "out"],
@@ -62,6 +63,12 @@ def is_one_line(code: int, error: str) -> bool:
     assert error.removesuffix("\n").isprintable()
     assert len(error) < 2100
     return True
+
+
+@pytest.fixture(autouse=True)
+def one_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build the parsers of all commands once, not for every value."""
+    monkeypatch.setattr(typer.main, "get_command", lambda _: COMMAND)
 
 
 @pytest.fixture(autouse=True)
