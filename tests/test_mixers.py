@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from published_decoders import CASES
 
 from yocobit.config import CROSS_DECODER, FeedForwardKind, Mixer, ModelConfig, preset
 from yocobit.mixers import (
@@ -45,6 +46,19 @@ def test_parameters_are_those_of_the_decoder(mixer: Mixer, sub_norm: bool, ffn: 
         parameters = dict(Decoder(config).named_parameters())
     assert shapes == {name: tuple(p.shape) for name, p in parameters.items()}
     assert list(shapes) == list(parameters)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_parameters_of_published_models_are_those_of_the_decoder(name):
+    config = CASES[name].config.replace(qkv_bias=True)
+
+    shapes = parameter_shapes(config)
+
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    parameters = {name: tuple(p.shape) for name, p in decoder.named_parameters()}
+    assert list(shapes.items()) == list(parameters.items())
+    assert decoder.state_dict().keys() - {"head.weight"} == shapes.keys() - {"head.weight"}
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -116,7 +116,7 @@ class FeedForwardSpec:
         if self.has_sub_norm and config.sub_norm:
             parameters["sub_norm"] = Parameter((F,), "norm")
         parameters["down_proj"] = Parameter((C, F), "projection")
-        return _with_norms(config, parameters)
+        return _with_extras(config, parameters)
 
 
 def _self_heads(config: ModelConfig) -> Heads:
@@ -151,32 +151,28 @@ def _output(config: ModelConfig, width: int | None = None) -> Parameters:
     return norm | {"out_proj": Parameter((C, width), "projection")}
 
 
-def _with_norms(config: ModelConfig, parameters: Parameters) -> Parameters:
-    """Return parameters with an RMSNorm before each projection, if the model has projection_norms.
-
-    The norm precedes its projection.
-    """
-    if not config.projection_norms:
-        return parameters
+def _with_extras(
+    config: ModelConfig, parameters: Parameters, biased: tuple[str, ...] = ()
+) -> Parameters:
+    """Return parameters with the bias and the RMSNorm of each projection that the model has."""
     result: Parameters = {}
     for name, parameter in parameters.items():
-        if parameter.role == "projection":
-            result[f"{name}.norm"] = Parameter(parameter.shape[1:], "norm")
         result[name] = parameter
+        if config.qkv_bias and name in biased:
+            result[f"{name}.bias"] = Parameter(parameter.shape[:1], "bias")
+        if config.projection_norms and parameter.role == "projection":
+            result[f"{name}.norm"] = Parameter(parameter.shape[1:], "norm")
     return result
 
 
 def _self_attention(config: ModelConfig, heads: Heads) -> Parameters:
     query = {"q_proj": Parameter((heads.width, config.d_model), "projection")}
-    projections = query | _keys_values(config, heads)
-    parameters: Parameters = dict(projections)
-    if config.qkv_bias:
-        for name, projection in projections.items():
-            parameters[f"{name}.bias"] = Parameter(projection.shape[:1], "bias")
+    parameters = query | _keys_values(config, heads)
+    biased = tuple(parameters)
     if config.qk_norm != "none":
         norm = Parameter((heads.head_dim,), "norm")
         parameters |= {"q_norm": norm, "k_norm": norm}
-    return _with_norms(config, parameters | _output(config, heads.width))
+    return _with_extras(config, parameters | _output(config, heads.width), biased)
 
 
 def _retention(config: ModelConfig) -> Parameters:
@@ -285,10 +281,10 @@ def model_parameters(config: ModelConfig) -> Parameters:
         shared = {"norm": norm} | _keys_values(config, _heads(config))
         parameters |= {f"shared_kv.{name}.weight": p for name, p in shared.items()}
     parameters["norm.weight"] = norm
-    if config.head_norm:
-        parameters["head.norm.weight"] = norm
     if not config.tie_embeddings:
         parameters["head.weight"] = Parameter((V, C), "head")
+    if config.head_norm:
+        parameters["head.norm.weight"] = norm
     return parameters
 
 

@@ -50,7 +50,7 @@ class TorchScorer(Scorer):
         hidden = self._model.extend(ids[None, :-1], Cache(), n_last=n_scored)[0]  # (T, C)
         # In chunks: the logits of all tokens would be by far the largest tensor.
         losses = [
-            F.cross_entropy(self._model.head(rows), targets, reduction="none")
+            F.cross_entropy(self._model.logits(rows), targets, reduction="none")
             for rows, targets in zip(hidden.split(CHUNK), ids[n_context:].split(CHUNK), strict=True)
         ]
         nats: Nats = torch.cat(losses).double().numpy()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from yocobit.config import ModelConfig
 from yocobit.mixers import MixerSpec
-from yocobit.model.bitlinear import BitLinear, project
-from yocobit.model.norm import sub_norm
+from yocobit.model.bitlinear import project, projection
+from yocobit.model.norm import RMSNorm, sub_norm
 from yocobit.model.precision import widened
-from yocobit.model.rope import Positions, rope
+from yocobit.model.rope import Positions, Rope, rope
 
 KeysValues = tuple[Tensor, Tensor]  # each (B, G, S, D)
 
@@ -43,6 +43,12 @@ class Documents:
             cuts = [0, *(row.nonzero()[:, 0] + 1).tolist(), resets.shape[1]]
             lengths.append([end - start for start, end in pairwise(cuts)])
         return cls(resets, lengths)
+
+    def positions(self) -> Tensor:
+        """Return the position of each token in its document, (B, T)."""
+        positions = torch.arange(self.resets.shape[1], device=self.resets.device)
+        positions = positions.expand(len(self.resets), -1)
+        return positions - torch.where(self.resets, positions, 0).cummax(dim=1).values
 
 
 @dataclass(frozen=True)
@@ -86,32 +92,43 @@ class SelfAttention(nn.Module):
         self.returns_memory = returns_memory
         self.returns_weights = False
         self.n_heads, self.n_kv_heads = heads.n_heads, heads.n_kv_heads
-        self.rope = spec.rope(config)
-        self.theta = config.rope_theta
+        self.rope = Rope.of(config, spec)
         self.window = window
-        self.q_proj = BitLinear(C, C, config.weights)
-        self.k_proj = BitLinear(C, heads.kv_width, config.weights)
-        self.v_proj = BitLinear(C, heads.kv_width, config.weights)
-        self.sub_norm = sub_norm(config, C)
-        self.out_proj = BitLinear(C, C, config.weights)
+        self.scale = config.attention_scale
+        self.normalizes_after_rope = config.qk_norm == "after_rope"
+        self.q_proj = projection(config, C, heads.width, config.qkv_bias)
+        self.k_proj = projection(config, C, heads.kv_width, config.qkv_bias)
+        self.v_proj = projection(config, C, heads.kv_width, config.qkv_bias)
+        has_norm, D = config.qk_norm != "none", heads.head_dim
+        self.q_norm = RMSNorm(D, eps=config.norm_eps) if has_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, eps=config.norm_eps) if has_norm else nn.Identity()
+        self.sub_norm = sub_norm(config, heads.width)
+        self.out_proj = projection(config, heads.width, C)
 
     def forward(
         self, x: Tensor, start: Positions, state: KeysValues | None, mask: Mask = None
     ) -> tuple[Tensor, KeysValues, Tensor | None, Tensor | None]:
         q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
-        q = rope(split_heads(q, self.n_heads), start, self.rope, self.theta)
-        k = rope(split_heads(k, self.n_kv_heads), start, self.rope, self.theta)
+        q = self._rotate(split_heads(q, self.n_heads), self.q_norm, start)
+        k = self._rotate(split_heads(k, self.n_kv_heads), self.k_norm, start)
         k, v = append(state, k, split_heads(v, self.n_kv_heads))
         if self.window is not None and isinstance(mask, Padding):
             mask = mask.of_window(k.shape[2] - x.shape[1], x.shape[1])
         weights = None
         if self.returns_weights:
-            y, weights = attention_and_weights(q, k, v, self.window, mask)
+            y, weights = attention_and_weights(q, k, v, self.window, mask, self.scale)
         else:
-            y = attention(q, k, v, self.window, mask)
+            y = attention(q, k, v, self.window, mask, self.scale)
         if self.window is not None:
             k, v = self._windows(k, v, mask, x.shape[1])
         return self.out_proj(self.sub_norm(y)), (k, v), y if self.returns_memory else None, weights
+
+    def _rotate(self, x: Tensor, norm: nn.Module, start: Positions) -> Tensor:
+        """Return queries or keys (B, H, T, D), normalised and rotated."""
+        if self.normalizes_after_rope:
+            rotated: Tensor = norm(rope(x, start, *self.rope))
+            return rotated
+        return rope(norm(x), start, *self.rope)
 
     def _windows(self, k: Tensor, v: Tensor, mask: Mask, n_new: int) -> KeysValues:
         """Return the last real positions of k and v (B, G, S, D) that the next query attends to."""
@@ -125,30 +142,43 @@ class SelfAttention(nn.Module):
         return k[:, :, first:], v[:, :, first:]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = None) -> Tensor:
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    mask: Mask = None,
+    scale: float | None = None,
+) -> Tensor:
     """Causal softmax attention; q are the last T of the S positions of k and v.
 
     q (B, H, T, D), k and v (B, G, S, D) with G dividing H; returns (B, T, H * D). A query attends
     to itself and, with `window` W, to the W - 1 positions before it, as far as `mask` allows.
+    `scale` multiplies q k; None: D^-1/2.
     """
     if isinstance(mask, Documents) and mask.lengths is not None:
-        return _attention_by_document(q, k, v, window, mask.lengths)
+        return _attention_by_document(q, k, v, window, mask.lengths, scale)
     T, S = q.shape[2], k.shape[2]
     # Not while exporting: a comparison would limit the lengths that the graph accepts.
     is_wide = window is None or (not torch.compiler.is_exporting() and window >= T)
     if T == S and mask is None and is_wide:
         y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
         )
         return y.transpose(1, 2).flatten(2)
-    return masked_attention(q, k, v, _visible(q, k, window, mask))
+    return masked_attention(q, k, v, _visible(q, k, window, mask), scale)
 
 
 def attention_and_weights(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, mask: Mask = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    mask: Mask = None,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return what `attention` does, and its weights (B, H, T, S)."""
-    return masked_attention_and_weights(q, k, v, _visible(q, k, window, mask))
+    return masked_attention_and_weights(q, k, v, _visible(q, k, window, mask), scale)
 
 
 def _visible(q: Tensor, k: Tensor, window: int | None, mask: Mask) -> Tensor:
@@ -173,36 +203,45 @@ def _visible(q: Tensor, k: Tensor, window: int | None, mask: Mask) -> Tensor:
     return visible & real[:, None, None] | (key == query)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None
+) -> Tensor:
     """Softmax attention of q (B, H, T, D) over k and v (B, G, S, D) where visible is True.
 
     visible (T, S) or (B, 1 or H, T, S) bool; returns (B, T, H * D).
     """
     y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=visible, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return y.transpose(1, 2).flatten(2)
 
 
 def masked_attention_and_weights(
-    q: Tensor, k: Tensor, v: Tensor, visible: Tensor
+    q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return what `masked_attention` does, and its weights (B, H, T, S)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = widened(q @ k.mT * q.shape[-1] ** -0.5)  # (B, H, T, S)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = widened(q @ k.mT * scale)  # (B, H, T, S)
     weights = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1).to(v.dtype)
     return (weights @ v).transpose(1, 2).flatten(2), weights
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # lengths differ between batches
 def _attention_by_document(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, lengths_of_rows: list[list[int]]
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    lengths_of_rows: list[list[int]],
+    scale: float | None,
 ) -> Tensor:
     rows = []
     # unbind and split, not slices: the gradient of a slice is as large as the whole tensor.
     for lengths, *row in zip(lengths_of_rows, q.unbind(), k.unbind(), v.unbind(), strict=True):
         parts = zip(*(x[None].split(lengths, dim=2) for x in row), strict=True)
-        rows.append(torch.cat([attention(q, k, v, window) for q, k, v in parts], dim=1))
+        ys = [attention(q, k, v, window, scale=scale) for q, k, v in parts]
+        rows.append(torch.cat(ys, dim=1))
     return torch.cat(rows)
 
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yocobit.config import WeightKind
+from yocobit.config import ModelConfig, WeightKind
 from yocobit.model.module_calls import has_own_call
+from yocobit.model.norm import RMSNorm
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
 from yocobit.model.precision import in_float32
@@ -32,14 +33,23 @@ def _allows_bfloat16_matmul() -> bool:
 
 
 class BitLinear(nn.Linear):
-    """y = (x_q W_q^T) s_x s_w without bias: W quantised to `kind`, x to int8 per row.
+    """y = (x_q W_q^T) s_x s_w + bias: W quantised to `kind`, x to int8 per row.
 
     BitNet b1.58 (arXiv:2402.17764), BitNet b1 (arXiv:2310.11453). Master weights stay in floating
     point; kind "dense" quantises nothing. A subclass of nn.Linear for adapters such as PEFT's.
+    With `norm_eps`, an RMSNorm of its own precedes the rounding of x.
     """
 
-    def __init__(self, in_features: int, out_features: int, kind: WeightKind) -> None:
-        super().__init__(in_features, out_features, bias=False)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kind: WeightKind,
+        bias: bool = False,
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.norm = None if norm_eps is None else RMSNorm(in_features, eps=norm_eps)
         self.kind: WeightKind = kind
         format = formats_of(kind)[0]
         self.is_quantised = format.is_integer
@@ -50,24 +60,40 @@ class BitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., K) to (..., M)."""
-        (y,) = _project(x, [self])
+        (y,) = _project(x if self.norm is None else self.norm(x), [self])
         return y
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, kind={self.kind!r}"
 
 
+def projection(
+    config: ModelConfig, in_features: int, out_features: int, bias: bool = False
+) -> BitLinear:
+    """Return a projection of self-attention or of an FFN."""
+    norm_eps = config.projection_norm_eps if config.projection_norms else None
+    return BitLinear(in_features, out_features, config.weights, bias, norm_eps)
+
+
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     """Map x (..., K) through linears of one kind to (..., M) each.
 
-    x is quantised once, unless a module is replaced or has hooks, as of adapters and offloading.
+    x is quantised once, unless a module has its own norm, is replaced or has hooks, as of adapters
+    and offloading.
     """
-    if all(has_own_call(linear, BitLinear) for linear in linears):
+    if all(has_own_call(linear, BitLinear) and linear.norm is None for linear in linears):
         return _project(x, linears)
     return tuple(linear(x) for linear in linears)
 
 
 def _project(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
+    ys = _multiply(x, linears)
+    return tuple(
+        y if linear.bias is None else y + linear.bias for y, linear in zip(ys, linears, strict=True)
+    )
+
+
+def _multiply(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
     kind = linears[0].kind
     if not linears[0].is_quantised:
         if not uses_bfloat16_matmul(x):

@@ -15,12 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from yocobit.config import ModelConfig
 from yocobit.mixers import MIXERS
-from yocobit.model.attention import Documents, KeysValues, Mask, Padding
+from yocobit.model.attention import Documents, KeysValues, Mask, Padding, SelfAttention
 from yocobit.model.feed_forward import FeedForward
 from yocobit.model.mixers import MIXER_MODULES
 from yocobit.model.mixers.cross import Shared, SharedKeysValues
 from yocobit.model.norm import RMSNorm
-from yocobit.model.rope import Positions
+from yocobit.model.rope import NO_ROPE, Positions
 
 
 @dataclass
@@ -33,21 +33,29 @@ class Cache:
 
 
 class Block(nn.Module):
-    """x += Mixer(RMSNorm(x)); x += FeedForward(RMSNorm(x))."""
+    """x += Mixer(RMSNorm(x)); x += FeedForward(RMSNorm(x)).
+
+    With `post_norms`, an RMSNorm precedes each addition; `residual_scale` multiplies its result.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         spec = MIXERS[config.layers[layer]]
         module = MIXER_MODULES[spec.name]
         has_readers = any(MIXERS[name].reads_memory for name in config.layers)
-        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer_norm = _norm(config)
         self.mixer: nn.Module
         if spec.decoder == "self":
             self.mixer = module(config, has_readers and layer == config.n_self_layers - 1)
         else:
             self.mixer = module(config)
-        self.ffn_norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        if layer in config.nope_layers and isinstance(self.mixer, SelfAttention):
+            self.mixer.rope = NO_ROPE
+        self.mixer_post_norm = _norm(config, config.post_norms)
+        self.ffn_norm = _norm(config)
         self.ffn = FeedForward(config)
+        self.ffn_post_norm = _norm(config, config.post_norms)
+        self.residual_scale = config.residual_scale
 
     def forward(
         self, x: Tensor, start: Positions, state: Any, mask: Mask = None
@@ -57,16 +65,25 @@ class Block(nn.Module):
         The state of a mixer that reads the memory is the memory.
         """
         y, state, memory, *_ = self.mixer(self.mixer_norm(x), start, state, mask)
-        x = x + y
-        return x + self.ffn(self.ffn_norm(x)), state, memory
+        x = torch.add(x, self.mixer_post_norm(y), alpha=self.residual_scale)
+        y = self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
+        return torch.add(x, y, alpha=self.residual_scale), state, memory
+
+
+def _norm(config: ModelConfig, exists: bool = True, eps: float | None = None) -> nn.Module:
+    """Return an RMSNorm of the residual stream, or Identity."""
+    return RMSNorm(config.d_model, eps=eps or config.norm_eps) if exists else nn.Identity()
 
 
 class Decoder(nn.Module):
     """A decoder-decoder language model (YOCO, arXiv:2405.05254), or a plain one, by its config.
 
     logits = W_head RMSNorm(x), where the blocks transform x = sqrt(C) E[token]; K and V of all
-    cross layers are computed once, from the output of the self-decoder.
+    cross layers are computed once, from the output of the self-decoder. With `head_norm`, W_head
+    has an RMSNorm of its own; `logit_scale` multiplies the logits.
     """
+
+    head_norm: nn.Module
 
     def __init__(self, config: ModelConfig, block: type[Block] = Block) -> None:
         """Create a model with initial weights; `block` is the class of its blocks."""
@@ -75,8 +92,11 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(block(config, i) for i in range(len(config.layers)))
         self.shared_kv = SharedKeysValues(config) if config.has_cross_decoder else None
-        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.use_head_norm(_norm(config, config.head_norm, config.projection_norm_eps))
+        if config.head_norm:
+            self.head.norm = self.head_norm
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.recompute = False  # activation checkpointing: each block runs again in backward
@@ -84,7 +104,18 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return logits (B, T, V) of the token after each of tokens (B, T)."""
-        return self.head(self.hidden(tokens))
+        return self.logits(self.hidden(tokens))
+
+    def use_head_norm(self, norm: nn.Module) -> None:
+        """Set the norm before the head."""
+        # Not a submodule here but of the head, which adapters may replace.
+        object.__setattr__(self, "head_norm", norm)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (..., V) of inputs of the head (..., C)."""
+        logits: Tensor = self.head(hidden)
+        scale = self.config.logit_scale
+        return logits if scale == 1 else logits * scale
 
     def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, C), for tokens (B, T) or their embeddings (B, T, C).
@@ -93,8 +124,11 @@ class Decoder(nn.Module):
         position.
         """
         documents = None if resets is None else Documents.of(resets)
-        x, memory = self._self_decode(tokens, cache := Cache(), 0, documents)
-        return self._cross_decode(x, memory, cache, 0, documents)
+        start: Positions = 0
+        if documents is not None and self.config.qk_norm == "after_rope":
+            start = documents.positions()  # scores depend on more than distances
+        x, memory = self._self_decode(tokens, cache := Cache(), start, documents)
+        return self._cross_decode(x, memory, cache, start, documents)
 
     def extend(
         self,
@@ -127,7 +161,7 @@ class Decoder(nn.Module):
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Consume tokens (B, T); return their logits (B, T, V)."""
-        return self.head(self.extend(tokens, cache))
+        return self.logits(self.extend(tokens, cache))
 
     def n_parameters(self, embedding: bool = True) -> int:
         """Count parameters, with or without embedding and head."""
@@ -141,8 +175,8 @@ class Decoder(nn.Module):
         if not cache.layers:
             cache.layers = [None] * self.config.n_self_layers
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)  # (B, T, C)
-        if self.config.scale_embedding:
-            x = x * self.config.d_model**0.5
+        if self.config.embedding_factor != 1:
+            x = x * self.config.embedding_factor
         memory = None
         for i in range(self.config.n_self_layers):
             x, cache.layers[i], memory = self._block(i, x, start, cache.layers[i], mask)
@@ -165,7 +199,8 @@ class Decoder(nn.Module):
                 x, *_ = self._block(i, x, start, memory, mask)
             else:
                 x, shared, _ = self._block(i, x, start, shared, mask)
-        return self.norm(x)
+        normed: Tensor = self.head_norm(self.norm(x))
+        return normed
 
     def _block(
         self, i: int, x: Tensor, start: Positions, state: Any, mask: Mask
@@ -184,7 +219,11 @@ class Decoder(nn.Module):
         Projections into the residual stream are smaller, by the number of terms it sums.
         """
         for name, parameter in self.named_parameters():
-            if parameter.is_meta or parameter.ndim < 2:
+            if parameter.is_meta:
+                continue
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            if parameter.ndim < 2:
                 continue
             nn.init.normal_(parameter, std=initial_std(name, parameter.shape, len(self.layers)))
 

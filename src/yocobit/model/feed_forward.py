@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from yocobit.config import FeedForwardKind, ModelConfig
 from yocobit.mixers import FEED_FORWARDS
-from yocobit.model.bitlinear import BitLinear, project, sign
+from yocobit.model.bitlinear import project, projection, sign
 from yocobit.model.norm import gated_norm, sub_norm
 from yocobit.model.precision import widened
 
@@ -33,10 +33,10 @@ class FeedForward(nn.Module):
         self.has_gate = spec.has_gate
         self.eps = config.norm_eps
         if spec.has_gate:
-            self.gate_proj = BitLinear(C, d_ff, config.weights)
-        self.up_proj = BitLinear(C, d_ff, config.weights)
+            self.gate_proj = projection(config, C, d_ff)
+        self.up_proj = projection(config, C, d_ff)
         self.sub_norm = sub_norm(config, d_ff) if spec.has_sub_norm else nn.Identity()
-        self.down_proj = BitLinear(d_ff, C, config.weights)
+        self.down_proj = projection(config, d_ff, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, T, C) to (B, T, C)."""

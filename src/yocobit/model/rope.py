@@ -1,38 +1,75 @@
 """Rotary position embedding (arXiv:2104.09864) in its two published layouts.
 
+Frequencies are those of `theta`, or given: of scaled and partial variants.
+
 Letters: B batch   H heads   T positions   D head size
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from yocobit.config import RopeKind
+from yocobit.config import ModelConfig, RopeKind
+from yocobit.mixers import MixerSpec
 from yocobit.model.precision import widened
 
 Positions = int | Tensor  # of the first of T consecutive tokens, or of each token, (B, T)
 
 
-def rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
-    """Rotate x (B, H, T, D) by the absolute positions `start`.
+class Rope(NamedTuple):
+    """The rotation of a layer's queries and keys."""
 
-    "interleaved" rotates the pairs (2i, 2i + 1), "half" the pairs (i, i + D/2); "none" returns x.
-    Half precision is rotated in float32.
+    kind: RopeKind
+    theta: float
+    frequencies: tuple[float, ...] = ()  # of "half", n <= D/2; (): D/2 frequencies of theta
+    factor: float = 1.0  # multiplies cosines and sines
+
+    @classmethod
+    def of(cls, config: ModelConfig, spec: MixerSpec) -> Rope:
+        """Return the rotation of a mixer."""
+        given: dict[str, tuple[float, ...]] = {
+            "full": config.full_rope_frequencies,
+            "window": config.window_rope_frequencies,
+        }
+        frequencies = given.get(spec.name, ())
+        return cls(spec.rope(config), config.rope_theta, frequencies, config.rope_factor)
+
+
+NO_ROPE = Rope("none", 1.0)
+
+
+def rope(
+    x: Tensor,
+    start: Positions,
+    kind: RopeKind,
+    theta: float,
+    frequencies: tuple[float, ...] = (),
+    factor: float = 1.0,
+) -> Tensor:
+    """Rotate x (B, H, T, D) by the absolute positions `start`; the other arguments are a Rope.
+
+    "interleaved" rotates the pairs (2i, 2i + 1), "half" the pairs (i, i + n) for n frequencies, and
+    "none" returns x. With n < D/2 the values after the first 2 n are not rotated. Half precision is
+    rotated in float32.
     """
     if kind == "none":
         return x
-    return _rope(widened(x), start, kind, theta).to(x.dtype)
+    n_rotated = 2 * len(frequencies) or x.shape[3]
+    if n_rotated == x.shape[3]:
+        return _rope(widened(x), start, kind, theta, frequencies, factor).to(x.dtype)
+    rotated, rest = x.tensor_split((n_rotated,), dim=-1)
+    return torch.cat((rope(rotated, start, kind, theta, frequencies, factor), rest), dim=-1)
 
 
-def _rope(x: Tensor, start: Positions, kind: RopeKind, theta: float) -> Tensor:
+def _rope(x: Tensor, start: Positions, kind: RopeKind, *table: Any) -> Tensor:
     if isinstance(start, Tensor):
-        cos, sin = (y[:, None].to(x.dtype) for y in _cos_sin(start, x.shape[3], kind, theta))
+        cos, sin = (y[:, None].to(x.dtype) for y in _cos_sin(start, x.shape[3], kind, *table))
     else:
-        cos, sin = _range_cos_sin(start, x.shape[2], x.shape[3], kind, theta, x.dtype, x.device)
+        cos, sin = _range_cos_sin(start, x.shape[2], x.dtype, x.device, x.shape[3], kind, *table)
     if kind == "interleaved":
         y: Tensor = _Rotate.apply(x, torch.complex(cos, sin))  # type: ignore[no-untyped-call]
         return y
@@ -85,16 +122,10 @@ def _range_cos_sin(*key: Any) -> tuple[Tensor, Tensor]:
 
 
 def _new_range_cos_sin(
-    start: int,
-    length: int,
-    head_dim: int,
-    kind: RopeKind,
-    theta: float,
-    dtype: torch.dtype,
-    device: torch.device,
+    start: int, length: int, dtype: torch.dtype, device: torch.device, *table: Any
 ) -> tuple[Tensor, Tensor]:
     positions = torch.arange(start, start + length, device="cpu")
-    cos, sin = _cos_sin(positions, head_dim, kind, theta)
+    cos, sin = _cos_sin(positions, *table)
     return cos.to(device, dtype), sin.to(device, dtype)
 
 
@@ -105,9 +136,17 @@ def _cached_range_cos_sin(*key: Any) -> tuple[Tensor, Tensor]:
 
 
 def _cos_sin(
-    positions: Tensor, head_dim: int, kind: RopeKind, theta: float
+    positions: Tensor,
+    head_dim: int,
+    kind: RopeKind,
+    theta: float,
+    given: tuple[float, ...],
+    factor: float,
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin, each (..., D/2) float64: float32 angles are wrong beyond 1e5."""
-    table = frequencies(head_dim, kind, theta).to(positions.device)
-    angles = positions[..., None].double() * table
-    return angles.cos(), angles.sin()
+    if given:
+        table = torch.tensor(given, dtype=torch.float64, device="cpu")
+    else:
+        table = frequencies(head_dim, kind, theta)
+    angles = positions[..., None].double() * table.to(positions.device)
+    return angles.cos() * factor, angles.sin() * factor

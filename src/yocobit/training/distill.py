@@ -127,7 +127,7 @@ class _YocobitModel:
         return self.decoder.hidden(tokens, resets)
 
     def head(self, hidden: Tensor) -> Tensor:
-        return self.decoder.head(hidden)
+        return self.decoder.logits(hidden)
 
 
 class _TransformersModel:

@@ -48,6 +48,8 @@ class Objective(nn.Module):
         teacher_output = None
         if self.teacher is not None and torch.is_grad_enabled():
             teacher_output = self.teacher.output(inputs, resets)
+        if (scale := self.model.config.logit_scale) != 1:
+            hidden = hidden * scale
         weight = self.model.head.weight
         return head_loss(hidden, weight, targets.flatten(), self.z_weight, teacher_output)
 

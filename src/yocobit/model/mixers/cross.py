@@ -29,7 +29,7 @@ from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.block_index import Blocks, visible_positions
 from yocobit.model.norm import RMSNorm, sub_norm
 from yocobit.model.quantization import fake_quantize
-from yocobit.model.rope import Positions, rope
+from yocobit.model.rope import Positions, Rope, rope
 
 _SPEC = MIXERS["cross"]
 _CACHE_LEVELS = {"float": None, "int8": 127, "int4": 7}
@@ -54,8 +54,7 @@ class SharedKeysValues(nn.Module):
         assert _SPEC.heads is not None
         C, heads = config.d_model, _SPEC.heads(config)
         self.n_kv_heads = heads.n_kv_heads
-        self.rope = _SPEC.rope(config)
-        self.theta = config.rope_theta
+        self.rope = Rope.of(config, _SPEC)
         self.levels = _CACHE_LEVELS[config.shared_kv]
         self.norm = RMSNorm(C, eps=config.norm_eps)
         self.k_proj = BitLinear(C, heads.kv_width, config.weights)
@@ -65,7 +64,7 @@ class SharedKeysValues(nn.Module):
         """Append the keys and values of x (B, T, C) to the cached ones."""
         x = self.norm(x)
         k, v = project(x, self.k_proj, self.v_proj)
-        k = rope(split_heads(k, self.n_kv_heads), start, self.rope, self.theta)
+        k = rope(split_heads(k, self.n_kv_heads), start, *self.rope)
         v = split_heads(v, self.n_kv_heads)
         if self.levels is not None:
             k, v = fake_quantize(k, self.levels), fake_quantize(v, self.levels)
@@ -84,8 +83,7 @@ class CrossAttention(nn.Module):
         self.model_config = config
         self.returns_weights = False
         self.n_heads = config.n_heads
-        self.rope = _SPEC.rope(config)
-        self.theta = config.rope_theta
+        self.rope = Rope.of(config, _SPEC)
         self.q_proj = BitLinear(C, C, config.weights)
         self.sub_norm = sub_norm(config, C)
         self.out_proj = BitLinear(C, C, config.weights)
@@ -94,7 +92,7 @@ class CrossAttention(nn.Module):
         self, x: Tensor, start: Positions, shared: Shared, mask: Mask = None
     ) -> tuple[Tensor, Shared, None, Tensor | None]:
         """Attend from x (B, T, C), the last T of the S shared positions."""
-        q = rope(split_heads(self.q_proj(x), self.n_heads), start, self.rope, self.theta)
+        q = rope(split_heads(self.q_proj(x), self.n_heads), start, *self.rope)
         k, v, weights = shared.keys, shared.values, None
         if self.model_config.cross_attention == "full":
             if self.returns_weights:
@@ -117,8 +115,7 @@ class CrossAttention(nn.Module):
         real = mask.real[:, -k.shape[2] :] if isinstance(mask, Padding) else None
         positions = torch.arange(k.shape[2], device=q.device).expand(len(q), -1)
         if isinstance(mask, Documents):
-            starts = torch.where(mask.resets, positions, 0).cummax(dim=1).values
-            positions = positions - starts
+            positions = mask.positions()
         elif real is not None:
             positions = real.cumsum(dim=1) - 1
         return visible_positions(

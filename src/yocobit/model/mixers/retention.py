@@ -26,7 +26,7 @@ from yocobit.model.attention import Documents, Mask, split_heads
 from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import gated_norm, head_norm, sub_norm
 from yocobit.model.precision import in_float32, without_autocast
-from yocobit.model.rope import Positions, rope
+from yocobit.model.rope import Positions, Rope, rope
 
 CHUNK = 64
 # exp() of this is 0 in float64 too; its sums stay finite and precise, unlike those of -inf.
@@ -45,8 +45,7 @@ class GatedRetention(nn.Module):
         C = config.d_model
         self.returns_memory = returns_memory
         self.n_heads = config.n_self_heads
-        self.rope = MIXERS["retention"].rope(config)
-        self.theta = config.rope_theta
+        self.rope = Rope.of(config, MIXERS["retention"])
         self.eps = config.norm_eps
         self.q_proj = BitLinear(C, C, config.weights)
         self.k_proj = BitLinear(C, C, config.weights)
@@ -61,8 +60,8 @@ class GatedRetention(nn.Module):
         self, x: Tensor, start: Positions, state: Tensor | None, mask: Mask = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, v, g = project(x, self.q_proj, self.k_proj, self.v_proj, self.g_proj)
-        q = rope(split_heads(q, self.n_heads), start, self.rope, self.theta)
-        k = rope(split_heads(k, self.n_heads), start, self.rope, self.theta)
+        q = rope(split_heads(q, self.n_heads), start, *self.rope)
+        k = rope(split_heads(k, self.n_heads), start, *self.rope)
         v = split_heads(v, self.n_heads)
         log_decay = F.logsigmoid(self.decay_proj(x)).mT / 16  # (B, H, T)
         if isinstance(mask, Documents):
