@@ -231,13 +231,13 @@ class ModelConfig(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values, without the features that have their default."""
-        fields = dataclasses.asdict(self)
-        for name in _FEATURES:
-            if fields[name] == _DEFAULTS[name]:
-                del fields[name]
+        return without_default_features(self.fields())
+
+    def fields(self) -> dict[str, Any]:
+        """Return all fields as JSON values."""
         return {
             name: list(value) if isinstance(value, tuple) else value
-            for name, value in fields.items()
+            for name, value in dataclasses.asdict(self).items()
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -267,6 +267,19 @@ class ModelConfig(Settings):
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
 _FEATURES = tuple(_DEFAULTS)[tuple(_DEFAULTS).index("head_size") :]
 _SELF_ATTENTION_FEATURES = _FEATURES[: _FEATURES.index("head_norm")]
+
+
+def without_default_features(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields, as JSON values, without the features that have their default.
+
+    Earlier versions, which lack the features, read the models that have none.
+    """
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _FEATURES
+        or (tuple(value) if isinstance(value, list) else value) != _DEFAULTS[name]
+    }
 
 
 def parse_attention(text: str) -> tuple[CrossAttention, int | None]:

@@ -9,7 +9,14 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from yocobit.config import LABEL_KEYS, MODEL_TYPE, TRANSFORMERS_KEYS, ModelConfig, preset
+from yocobit.config import (
+    LABEL_KEYS,
+    MODEL_TYPE,
+    TRANSFORMERS_KEYS,
+    ModelConfig,
+    preset,
+    without_default_features,
+)
 from yocobit.errors import ConfigError, printable
 from yocobit.hf.cache import counts_tokens
 from yocobit.mixers import MixerSpec, layer_mixers
@@ -56,7 +63,7 @@ class YocobitConfig(PreTrainedConfig):
         fields = {**theirs, **fields}
         shape = {name: fields.pop(name) for name in _FIELDS if name in fields}
         model = ModelConfig.from_dict(shape) if shape else preset("nano")
-        for name, value in model.to_dict().items():
+        for name, value in model.fields().items():
             setattr(self, name, value)
         self.use_cache = use_cache
         self.bos_token_id = bos_token_id
@@ -67,9 +74,7 @@ class YocobitConfig(PreTrainedConfig):
     @property
     def model(self) -> ModelConfig:
         """The validated config of the Decoder."""
-        return ModelConfig.from_dict(
-            {name: vars(self)[name] for name in _FIELDS if name in vars(self)}
-        )
+        return ModelConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
     @property
     def num_hidden_layers(self) -> int:
@@ -109,7 +114,7 @@ class YocobitConfig(PreTrainedConfig):
         extra = {name: changed[name] for name in LABEL_KEYS if name in changed}
         kept = (*_FIELDS, *TRANSFORMERS_KEYS)
         fields = {name: value for name, value in self.to_dict().items() if name in kept}
-        return {**fields, "auto_map": dict(checkpoints.AUTO_MAP), **extra}
+        return {**without_default_features(fields), "auto_map": dict(checkpoints.AUTO_MAP), **extra}
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kw: Any) -> Any:
         """Write config.json, and the code that it names in auto_map."""

@@ -94,6 +94,7 @@ class YocobitPreTrainedModel(PreTrainedModel):
         decoder = Decoder(config.model, YocobitBlock)
         if not has_head:
             decoder.head = nn.Identity()  # type: ignore[assignment]
+            decoder.use_head_norm(nn.Identity())
         for name, part in decoder.named_children():
             if not isinstance(part, nn.Identity):
                 setattr(self, name, part)
@@ -153,6 +154,7 @@ class YocobitPreTrainedModel(PreTrainedModel):
             object.__setattr__(self, "_base", base)  # not a submodule
         for name, _ in self._base.named_children():
             setattr(self._base, name, getattr(self, name))
+        self._base.decoder.use_head_norm(self.decoder.head_norm)
         self._base.training = self.training
         return self._base  # type: ignore[no-any-return]
 
@@ -205,6 +207,8 @@ class YocobitPreTrainedModel(PreTrainedModel):
             init.normal_(
                 module.weight, std=getattr(module, "initial_std", self.config.d_model**-0.5)
             )
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
 
 
 class YocobitModel(YocobitPreTrainedModel):
@@ -275,7 +279,7 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
         elif logits_to_keep:
             n_last, kept = logits_to_keep, slice(-logits_to_keep, None)
         hidden, cache = self._hidden(inputs, use_cache, kwargs, n_last)
-        logits = self.head(hidden[:, kept])
+        logits = self.decoder.logits(hidden[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(
@@ -303,6 +307,8 @@ class YocobitForCausalLM(YocobitPreTrainedModel, GenerationMixin):
         return self.head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        if self.config.head_norm:
+            new_embeddings.norm = self.decoder.head_norm
         self.head = new_embeddings
 
 
