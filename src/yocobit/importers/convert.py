@@ -11,6 +11,7 @@ from pathlib import Path
 from yocobit.config import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
+from yocobit.mixers import model_parameters
 from yocobit.packing.format import scale_name
 from yocobit.packing.formats import StoredParameter, stored_parameters
 from yocobit.packing.layout import Array
@@ -56,10 +57,20 @@ def write_checkpoint(
     `head` is a key of HEAD_FORMATS: int8 by default, that of the projections in a dense model.
     "int4" halves the memory traffic of the head and is less accurate; "f16" and "f32" also store
     the embedding, and "f32" rounds nothing. `weights` is a format of dense projections, "f32" by
-    default. `tokenizer` is a directory with a tokenizer that replaces the checkpoint's.
+    default. Both replace the float formats of the checkpoint. `tokenizer` is a directory with a
+    tokenizer that replaces the checkpoint's.
     """
     config = checkpoint.config
-    parameters = stored_parameters(config, weights, head, checkpoint.formats)
+    requested = {"head", "embedding"} if head is not None else set()
+    if weights is not None and config.weights == "dense":
+        requested.add("projection")
+    roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
+    formats = {
+        name: format
+        for name, format in checkpoint.formats.items()
+        if format.is_integer or roles.get(name) not in requested
+    }
+    parameters = stored_parameters(config, weights, head, formats)
     files = checkpoint.text_files(tokenizer)
     return write_model(out, config, parameters, _tensors(checkpoint, parameters), *files)
 

@@ -19,7 +19,7 @@ from yocobit.errors import shown
 from yocobit.packing.format import CONFIG, INDEX, MODEL
 from yocobit.packing.layout import Array
 from yocobit.packing.safetensors_header import TensorEntry, read_entries
-from yocobit.reading import read_json
+from yocobit.reading import open_regular, read_json
 
 _BFLOAT16 = "BF16"  # not in NumPy: converted to float32, which is exact
 _DTYPES = {
@@ -34,6 +34,7 @@ _DTYPES = {
     "F32": "<f4",
     "F64": "<f8",
 }
+_PIECE_BYTES = 1 << 24
 _ITEM_BYTES = {name: np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()}
 
 
@@ -71,6 +72,27 @@ class SafetensorsDirectory:
 
     def names(self) -> Collection[str]:
         return self._entries.keys()
+
+    def dtype(self, name: str) -> str:
+        """Return the dtype of a tensor as in the file, such as "BF16"."""
+        return self._entries[name].dtype
+
+    def are_equal(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same dtype, shape and bytes."""
+        one, other = self._entries[first], self._entries[second]
+        if one[1:3] != other[1:3] or one.end - one.begin != other.end - other.begin:
+            return False
+        try:
+            with open_regular(one.file) as stream, open_regular(other.file) as twin:
+                for offset in range(0, one.end - one.begin, _PIECE_BYTES):
+                    size = min(_PIECE_BYTES, one.end - one.begin - offset)
+                    stream.seek(one.begin + offset)
+                    twin.seek(other.begin + offset)
+                    if stream.read(size) != twin.read(size):
+                        return False
+        except OSError as error:
+            raise ConfigError(f"{one.file}: cannot be read ({error})") from None
+        return True
 
     def read(self, name: str) -> Array:
         if name not in self._entries:

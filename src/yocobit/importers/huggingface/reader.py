@@ -1,52 +1,44 @@
-"""HuggingFaceCheckpoint: published BitNet b1.58 checkpoints, directories of model_type "bitnet".
+"""HuggingFaceCheckpoint: config.json and safetensors files of a published model, as a Checkpoint.
 
-Weights are ternary codes, four rows per uint8 with a scale per matrix, or bfloat16 master weights
-(arXiv:2402.17764, arXiv:2504.12285).
+Ternary weights are codes, four rows per uint8, or master weights (arXiv:2402.17764,
+arXiv:2504.12285).
 
-Letters: M output features   K input features   V vocabulary   C model width
+Letters: M output features   K input features
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from yocobit.config import ConfigError, ModelConfig
+from yocobit.config import ConfigError, ModelConfig, Pooling
 from yocobit.errors import shown
 from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.huggingface.families import published
+from yocobit.importers.huggingface.names import HEAD, Names
+from yocobit.importers.huggingface.quantization import MASTER_WEIGHTS
+from yocobit.mixers import model_parameters
 from yocobit.packing.format import CONFIG, scale_name
-from yocobit.packing.formats import TERNARY, WeightFormat
+from yocobit.packing.formats import F16, F32, TERNARY, WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s
-from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
+from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.packing.text_files import TextFiles, read_text_files
 from yocobit.reading import read_json
 
-_MAX_WIDTH, _MAX_LAYERS = 1 << 16, 1024  # as ModelConfig
-_ACTIVATIONS = {"relu2": "relu2", "silu": "swiglu"}
-_NAMES = {
-    "mixer_norm": "input_layernorm",
-    "mixer.q_proj": "self_attn.q_proj",
-    "mixer.k_proj": "self_attn.k_proj",
-    "mixer.v_proj": "self_attn.v_proj",
-    "mixer.out_proj": "self_attn.o_proj",
-    "mixer.sub_norm": "self_attn.attn_sub_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn.gate_proj": "mlp.gate_proj",
-    "ffn.up_proj": "mlp.up_proj",
-    "ffn.down_proj": "mlp.down_proj",
-    "ffn.sub_norm": "mlp.ffn_sub_norm",
-}
+_POOLING = Path("1_Pooling") / CONFIG  # of Sentence Transformers
+_POOLINGS: Mapping[str, Pooling] = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
+_SMALLEST = 1e-30  # scale
+_BUFFER = "rotary_emb.inv_freq"  # recomputed from the configuration
+_MASTERS_WARNING = (
+    "holds master weights, which are quantised here as in training; packed weights that were "
+    "published for the same model may differ in some trits"
+)
 
 
 class HuggingFaceCheckpoint:
-    """A directory with config.json and safetensors files, as a Checkpoint."""
-
-    source_type = "safetensors"
-    formats: Mapping[str, WeightFormat] = {}
+    """A published checkpoint in a directory; its tensors are read one at a time."""
 
     def __init__(self, path: Path) -> None:
         if not (path / CONFIG).exists():
@@ -54,22 +46,147 @@ class HuggingFaceCheckpoint:
                 f"{path}: holds no {CONFIG}; name the directory of a checkpoint that was "
                 "downloaded from the Hugging Face Hub"
             )
-        fields = read_json(path / CONFIG)
         self.path = path
-        self.config = _config(fields, path / CONFIG)
-        self.warnings: list[str] = []
-        self._divides_by_scales = _divides_by_scales(fields, path / CONFIG)
-        self._tensors: TensorSource = SafetensorsDirectory(path)
+        config, self._family, quantization = published(read_json(path / CONFIG), str(path / CONFIG))
+        self._tensors = SafetensorsDirectory(path)
+        self._names = Names.of(
+            self._tensors.names(),
+            self._family.block,
+            quantization is not None and quantization.use_rms_norm,
+        )
+        if quantization is None and self._names.are_of_bitnet:
+            quantization = MASTER_WEIGHTS
+        self._quantization = quantization
+        self.config = self._complete(config)
+        # The parameters with ternary weights, packed or masters.
+        self._ternary = {
+            name
+            for name, parameter in model_parameters(self.config).items()
+            if parameter.role in ("projection", "head") and self._is_ternary(name)
+        }
+        self.formats = self._formats()
+        self._check_names()
+
+    @property
+    def source_type(self) -> str:
+        name = self._names.of_parameter("layers.0.ffn.up_proj.weight")
+        if self._quantization is None:
+            return f"safetensors, dense {self._tensors.dtype(name)}"
+        if self._quantization.has_master_weights:
+            return f"safetensors, ternary master weights in {self._tensors.dtype(name)}"
+        return "safetensors, packed ternary"
+
+    @property
+    def warnings(self) -> list[str]:
+        has_masters = self._quantization is not None and self._quantization.has_master_weights
+        return [f"{self.path}: {_MASTERS_WARNING}"] if has_masters else []
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
-        return read_text_files(self.path, self.config.vocab_size)
+        own = read_text_files(self.path, self.config.vocab_size)
+        if tokenizer is None:
+            return own
+        other = read_text_files(tokenizer, self.config.vocab_size)
+        if other.tokenizer is None:
+            raise ConfigError(f"{tokenizer}: holds no tokenizer.json; name a directory with one")
+        template = own.template if other.template is None else other.template
+        return TextFiles(other.tokenizer, {**other.generation, **own.generation}, template)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
-        theirs = _their_name(name)
-        if scale_name(theirs) in self._tensors.names():
+        theirs = self._names.of_parameter(name)
+        if name in self._ternary and not self._has_masters:
             integers, scale = self._integers(theirs, shape)
             return IntegerMatrix(integers, np.array([scale], dtype=np.float32))
-        return self._floats(theirs, shape)
+        values = self._floats(theirs, shape)
+        is_own_norm = name.endswith("norm.weight") and not name.endswith(
+            ("_proj.norm.weight", "head.norm.weight")
+        )
+        if self._family.norm_offset and is_own_norm:
+            values = values + np.float32(self._family.norm_offset)
+        return values
+
+    @property
+    def _has_masters(self) -> bool:
+        return self._quantization is not None and self._quantization.has_master_weights
+
+    def _complete(self, config: ModelConfig) -> ModelConfig:
+        """Return the configuration with what the names of the tensors tell."""
+        names, quantization = self._names, self._quantization
+        has_norms = names.projection_norm is not None
+        is_tied = config.tie_embeddings or not names.prefix
+        quantises_head = quantization is not None and not is_tied and quantization.quantises(HEAD)
+        norm_eps = quantization.rms_norm_eps if quantization is not None else None
+        if names.projection_norm == "norm":
+            norm_eps = config.norm_eps
+        return config.replace(
+            weights="dense" if quantization is None else "ternary",
+            sub_norm=config.sub_norm or names.has_sub_norms,
+            tie_embeddings=is_tied,
+            projection_norms=has_norms,
+            projection_norm_eps=norm_eps or 1e-6,
+            head_norm=quantises_head and names.projection_norm == "rms_norm",
+            pooling=self._pooling(),
+        )
+
+    def _pooling(self) -> Pooling:
+        """Return the pooling of a directory of Sentence Transformers, or the family's."""
+        file = self.path / _POOLING
+        if not file.is_file():
+            return "last" if self._names.projection_norm == "norm" else "mean"
+        fields = read_json(file)
+        prefix = "pooling_mode_"
+        modes = [
+            key.removeprefix(prefix)
+            for key, value in fields.items()
+            if key.startswith(prefix) and value is True
+        ]
+        mode = fields.get("pooling_mode", modes[0] if len(modes) == 1 else modes)
+        if not isinstance(mode, str) or mode not in _POOLINGS:
+            raise ConfigError(
+                f"{file}: pooling_mode must be {' or '.join(_POOLINGS)} but is {shown(mode)}"
+            )
+        return _POOLINGS[mode]
+
+    def _is_ternary(self, name: str) -> bool:
+        module = self._names.of_parameter(name).removesuffix(".weight")
+        return self._quantization is not None and self._quantization.quantises(module)
+
+    def _formats(self) -> dict[str, WeightFormat]:
+        """Return the formats of single parameters; those of float16 tensors keep them."""
+        formats: dict[str, WeightFormat] = {}
+        for name, parameter in model_parameters(self.config).items():
+            theirs = self._names.of_parameter(name)
+            is_f16 = theirs in self._tensors.names() and self._tensors.dtype(theirs) == "F16"
+            if name in self._ternary:
+                if parameter.role == "head":
+                    formats[name] = TERNARY
+            elif parameter.role == "projection" and self._quantization is not None:
+                formats[name] = F16 if is_f16 else F32
+            elif self._quantization is None and is_f16 and parameter.shape[1:]:
+                formats[name] = F16
+        return formats
+
+    def _check_names(self) -> None:
+        """Raise ConfigError unless the checkpoint holds exactly the tensors of the model."""
+        stored = self._tensors.names()
+        used: dict[str, None] = {}
+        for name in model_parameters(self.config):
+            theirs = self._names.of_parameter(name)
+            used[theirs] = None
+            if name in self._ternary and not self._has_masters:
+                used[scale_name(theirs)] = None
+        for name in used:
+            if name not in stored:
+                raise ConfigError(f"{self.path}: tensor '{name}' is missing")
+        embedding = self._names.of_parameter("embedding.weight")
+        for name in stored:
+            if name in used or name.endswith(_BUFFER):
+                continue
+            if name == f"{HEAD}.weight" and self._tensors.are_equal(name, embedding):
+                continue
+            raise ConfigError(
+                f"{self.path}: tensor {shown(name)} must not be there: {CONFIG} describes a model "
+                "without it"
+            )
 
     def _integers(self, name: str, shape: tuple[int, ...]) -> tuple[Int8s, float]:
         """Return weights (M, K) in {-1, 0, +1} and their scale."""
@@ -95,12 +212,15 @@ class HuggingFaceCheckpoint:
         return rows.astype(np.int8) - np.int8(1), self._scale(name)
 
     def _scale(self, name: str) -> float:
+        """Return the scale of a matrix: weight = integer * scale."""
+        assert self._quantization is not None
         value = float(self._floats(scale_name(name), (1,))[0])
-        if value <= 0:
+        if not _SMALLEST <= value <= 1 / _SMALLEST:
             raise ConfigError(
-                f"{self.path}: tensor '{scale_name(name)}' must be above 0 but is {value}"
+                f"{self.path}: tensor '{scale_name(name)}' must be between {_SMALLEST:g} and "
+                f"{1 / _SMALLEST:g} but is {value:g}"
             )
-        return 1 / value if self._divides_by_scales else value
+        return 1 / value if self._quantization.divides_by_scales else value
 
     def _floats(self, name: str, shape: tuple[int, ...]) -> Floats:
         return self._checked(name, self._tensors.read(name), shape)
@@ -116,86 +236,3 @@ class HuggingFaceCheckpoint:
         if not np.isfinite(floats).all():
             raise ConfigError(f"{self.path}: tensor '{name}' must be finite but is not")
         return floats
-
-
-def _divides_by_scales(fields: dict[str, Any], file: Path) -> bool:
-    """Whether a weight is code / scale, as in the class "bitlinear"; later ones multiply."""
-    quantization = _object(fields, "quantization_config", file)
-    return bool(quantization.get("linear_class", "bitlinear") == "bitlinear")
-
-
-def _their_name(name: str) -> str:
-    """Return Hugging Face's name of a parameter."""
-    if name in ("embedding.weight", "head.weight", "norm.weight"):
-        theirs = {"embedding": "model.embed_tokens", "head": "lm_head", "norm": "model.norm"}
-        return theirs[name.split(".")[0]] + ".weight"
-    _, layer, part = name.removesuffix(".weight").split(".", 2)
-    return f"model.layers.{layer}.{_NAMES[part]}.weight"
-
-
-def _config(fields: dict[str, Any], file: Path) -> ModelConfig:
-    """Convert a Hugging Face config; ConfigError for unsupported values."""
-
-    def field(name: str) -> Any:
-        if name not in fields:
-            raise ConfigError(f"{file}: key '{name}' is missing")
-        return fields[name]
-
-    def count(name: str, most: int) -> int:
-        value = field(name)
-        if type(value) is not int or not 1 <= value <= most:
-            raise ConfigError(
-                f"{file}: {name} must be an integer of at least 1 and at most {most} but is "
-                f"{shown(value)}"
-            )
-        return value
-
-    if fields.get("model_type") != "bitnet":
-        raise ConfigError(
-            f"{file}: model_type must be 'bitnet' but is {shown(fields.get('model_type'))}"
-        )
-    rope = _object(fields, "rope_parameters", file) or _object(fields, "rope_scaling", file)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = rope.get("rope_theta", fields.get("rope_theta", 500000.0))
-    if kind != "default":
-        raise ConfigError(f"{file}: rope_type must be 'default' but is {shown(kind)}")
-    if bias := fields.get("attention_bias"):
-        raise ConfigError(f"{file}: attention_bias must be false but is {json.dumps(bias)[:40]}")
-    activation = fields.get("hidden_act", "relu2")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        known = " or ".join(_ACTIVATIONS)
-        raise ConfigError(f"{file}: hidden_act must be {known} but is {shown(activation)}")
-    n_heads = count("num_attention_heads", _MAX_WIDTH)
-    d_model, n_layers = count("hidden_size", _MAX_WIDTH), count("num_hidden_layers", _MAX_LAYERS)
-    if (fields.get("head_dim") or d_model // n_heads) != d_model // n_heads:
-        raise ConfigError(
-            f"{file}: head_dim must be hidden_size / num_attention_heads = {d_model // n_heads} "
-            f"but is {shown(fields['head_dim'])}"
-        )
-    values = {
-        "vocab_size": field("vocab_size"),
-        "d_model": d_model,
-        "layers": ["full"] * n_layers,
-        "d_ff": field("intermediate_size"),
-        "n_heads": n_heads,
-        "n_kv_heads": fields.get("num_key_value_heads") or n_heads,
-        "n_self_heads": n_heads,
-        "n_self_kv_heads": n_heads,
-        "ffn": _ACTIVATIONS[activation],
-        "full_rope": "half",
-        "rope_theta": theta,
-        "norm_eps": fields.get("rms_norm_eps", 1e-5),
-        "tie_embeddings": fields.get("tie_word_embeddings", False),
-        "scale_embedding": False,
-    }
-    return ModelConfig.from_dict(values, str(file))
-
-
-def _object(fields: dict[str, Any], name: str, file: Path) -> dict[str, Any]:
-    """Return a field that is an object or absent; ConfigError if it is neither."""
-    value = fields.get(name)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file}: {name} must be an object but is {shown(value)}")
-    return value
