@@ -1,0 +1,247 @@
+"""Tokenizers of GGUF files as the text files of a packed model, tokenizer.json above all.
+
+Two kinds: byte-level BPE ("gpt2"), whose merges the file lists, and SentencePiece BPE ("llama"),
+whose merges follow from the scores of the tokens they form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from yocobit.errors import ConfigError, shown
+from yocobit.importers.gguf.vocabulary import TokenType, Vocabulary, read_vocabulary
+from yocobit.packing.text_files import TextFiles
+from yocobit.text import GenerationConfig, parse_tokenizer
+
+_BLANK = "▁"  # SentencePiece's space
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+Merge = tuple[str, str]
+
+
+def convert_text_files(
+    metadata: Mapping[str, Any], source: Path, vocab_size: int
+) -> tuple[TextFiles, list[str]]:
+    """Return the text files of the model in a GGUF file, and warnings.
+
+    `metadata` has lists of strings and NumPy arrays of numbers. ConfigError, naming `source`, if it
+    is invalid, or if its tokenizer cannot be converted.
+    """
+    vocabulary = read_vocabulary(metadata, source, vocab_size)
+    if vocabulary is None:
+        return TextFiles(None, {}, None), [
+            "the file holds no tokenizer: give the directory of a tokenizer.json with --tokenizer "
+            "DIR to use text"
+        ]
+    content = tokenizer_json(vocabulary)
+    parse_tokenizer(content.decode(), f"{source}: the converted tokenizer", vocab_size)
+    ids = {
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": vocabulary.end_ids or None,
+        "pad_token_id": vocabulary.id_of("padding"),
+    }
+    generation = {name: value for name, value in ids.items() if value is not None}
+    GenerationConfig.of(generation, source, vocab_size)
+    return TextFiles(content, generation, _template(vocabulary)), vocabulary.warnings
+
+
+def _template(vocabulary: Vocabulary) -> bytes | None:
+    """Return the chat template, which sets the names of the special tokens that it reads."""
+    from yocobit.text.chat_template import ChatTemplate, with_token_names  # imports Jinja
+
+    text = vocabulary.template
+    if text is None:
+        return None
+    ChatTemplate(text, f"{vocabulary.source}: tokenizer.chat_template")  # checks it
+    return with_token_names(text.encode(), vocabulary.names)
+
+
+def tokenizer_json(vocabulary: Vocabulary) -> bytes:
+    """Return the tokenizer.json of a vocabulary; ConfigError if it cannot be converted exactly."""
+    is_bytes = vocabulary.pre_tokenizer is not None
+    parts = _byte_level(vocabulary) if is_bytes else _sentencepiece(vocabulary)
+    fields = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": list(_added_tokens(vocabulary)),
+        "post_processor": _post_processor(vocabulary),
+        **parts,
+    }
+    return msgspec.json.encode(fields)
+
+
+def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
+    pre_tokenizer = vocabulary.pre_tokenizer
+    assert pre_tokenizer is not None
+    names = [pre_tokenizer.normalizer] if pre_tokenizer.normalizer else []
+    normalizers = [{"type": name} for name in names] + _substitutes(vocabulary)
+    model = _bpe(vocabulary, vocabulary.merges) | {"ignore_merges": pre_tokenizer.ignores_merges}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
+        "pre_tokenizer": pre_tokenizer.fields(),
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        },
+        "model": model,
+    }
+
+
+def _substitutes(vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """Return normalizers for characters of which a byte has no token: they become "?".
+
+    Only those that Unicode leaves unassigned or to private use: SmolLM2's vocabulary lacks some.
+    """
+    lead = {0xF1: "\U00040000-\U0007ffff", 0xF2: "\U00080000-\U000bffff"}
+    lead |= {0xF3: "\U000c0000-\U000fffff"}
+    missing = "".join(span for byte, span in lead.items() if chr(byte) not in vocabulary.ids)
+    replace = {"type": "Replace", "pattern": {"Regex": f"[{missing}]"}, "content": "?"}
+    return [replace] if missing else []
+
+
+def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
+    if vocabulary.flag("remove_extra_whitespaces", False):
+        raise ConfigError(
+            f"{vocabulary.source}: tokenizer.ggml.remove_extra_whitespaces must be false but is "
+            "true; give the directory of a tokenizer.json with --tokenizer DIR"
+        )
+    has_prefix = vocabulary.flag("add_space_prefix", True)
+    prefix = [{"type": "Prepend", "prepend": _BLANK}] if has_prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
+    unknown = vocabulary.id_of("unknown")
+    model = _bpe(vocabulary, list(_merges(vocabulary))) | {
+        "unk_token": None if unknown is None else vocabulary.tokens[unknown],
+        "fuse_unk": True,
+        "byte_fallback": _has_bytes(vocabulary),
+    }
+    to_blank = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
+    to_space = {"type": "Replace", "pattern": {"String": _BLANK}, "content": " "}
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, to_blank]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [to_space, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
+        },
+        "model": model,
+    }
+
+
+def _bpe(vocabulary: Vocabulary, merges: list[Merge]) -> dict[str, Any]:
+    return {"type": "BPE", "vocab": vocabulary.ids, "merges": merges}
+
+
+def _added_tokens(vocabulary: Vocabulary) -> Iterator[dict[str, Any]]:
+    """Yield the tokens that are found before the text is split."""
+    for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+        if i in vocabulary.special or kind == TokenType.USER_DEFINED:
+            yield {
+                "id": i,
+                "content": token,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": i in vocabulary.special,
+            }
+
+
+def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """Return the template that adds start and end tokens for other readers of the file."""
+    ends = vocabulary.flag("add_eos_token", False)
+    start, end = vocabulary.bos_id, vocabulary.id_of("eos") if ends else None
+    if start is None and end is None:
+        return None
+
+    def piece(token: int | None, kind: int) -> list[dict[str, Any]]:
+        name = None if token is None else vocabulary.tokens[token]
+        return [] if name is None else [{"SpecialToken": {"id": name, "type_id": kind}}]
+
+    def text(name: str, kind: int) -> list[dict[str, Any]]:
+        sequence = {"Sequence": {"id": name, "type_id": kind}}
+        return [*piece(start, kind), sequence, *piece(end, kind)]
+
+    names = {vocabulary.tokens[token]: token for token in (start, end) if token is not None}
+    return {
+        "type": "TemplateProcessing",
+        "single": text("A", 0),
+        "pair": [*text("A", 0), *text("B", 1)],
+        "special_tokens": {
+            name: {"id": name, "ids": [token], "tokens": [name]} for name, token in names.items()
+        },
+    }
+
+
+def _has_bytes(vocabulary: Vocabulary) -> bool:
+    """Whether a character without a token becomes those of its bytes."""
+    kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
+    names = {token for token, kind in kinds if kind == TokenType.BYTE}
+    if names and names != set(_BYTES):
+        wrong = sorted(names ^ set(_BYTES))[0]
+        raise ConfigError(
+            f"{vocabulary.source}: tokens of bytes must be <0x00> to <0xFF>, each once, but "
+            f"{shown(wrong, 80)} is {'missing' if wrong in _BYTES else 'one of them'}"
+        )
+    return bool(names)
+
+
+def _merges(vocabulary: Vocabulary) -> Iterator[Merge]:
+    """Yield the merges that a SentencePiece vocabulary implies, the first to apply first.
+
+    SentencePiece merges the neighbours that form the token with the best score, of equal ones the
+    leftmost. Merges of one score are ordered by the lengths of their parts, the longest left one
+    first. So a run of one character grows from its left end, as there: Llama's blanks have one
+    score. Other merges of one score are rejected if their order matters.
+    """
+    types, scores = vocabulary.types, vocabulary.scores
+    formable = {
+        token: scores[i]
+        for i, token in enumerate(vocabulary.tokens)
+        if types[i] in (TokenType.NORMAL, TokenType.UNDEFINED)
+    }
+    _check_characters(vocabulary, formable)
+    merges = [
+        (token[:i], token[i:])
+        for token in formable
+        for i in range(1, len(token))
+        if token[:i] in formable and token[i:] in formable
+    ]
+    merges.sort(key=lambda m: (-formable[m[0] + m[1]], -len(m[0]), -len(m[1])))
+    for _, group in groupby(merges, key=lambda m: formable[m[0] + m[1]]):
+        tied = list(group)
+        _check_order(vocabulary, tied)
+        yield from tied
+
+
+def _check_characters(vocabulary: Vocabulary, formable: Iterable[str]) -> None:
+    """Raise ConfigError if a token has a character that is not a token: merges need it."""
+    characters = {token for token in formable if len(token) == 1}
+    for token in formable:
+        if len(token) > 1 and (missing := set(token) - characters):
+            raise ConfigError(
+                f"{vocabulary.source}: token {shown(token, 80)} needs a token for its character "
+                f"{shown(min(missing))}, which is missing; give the directory of a tokenizer.json "
+                "with --tokenizer DIR"
+            )
+
+
+def _check_order(vocabulary: Vocabulary, tied: list[Merge]) -> None:
+    """Raise ConfigError if merges of one score can overlap, unless they form runs."""
+    others = [merge for merge in tied if len(set(merge[0] + merge[1])) > 1]
+    starts: dict[str, str] = {left: left + right for left, right in tied}
+    for left, right in others:
+        following = starts.get(right)
+        if following is not None and following != left + right:
+            raise ConfigError(
+                f"{vocabulary.source}: scores must order the merges but {shown(left + right, 80)} "
+                f"and {shown(following, 80)} have the same one; give the directory of a "
+                "tokenizer.json with --tokenizer DIR"
+            )
