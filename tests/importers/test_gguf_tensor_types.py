@@ -34,13 +34,15 @@ def stored(tmp_path, kind, data, shape=(M, K)):
 
 
 def block_bytes(name, fill):
-    """Bytes of (M, K) weights: random, zeros, or all bits set; every scale is finite."""
+    """Bytes of (M, K) weights: random, zeros, or all bits set, but finite."""
     kind, rng = BY_NAME[name], np.random.default_rng(1)
     n_blocks = M * K // kind.block
     shape = n_blocks, kind.block_bytes
     value = {"zeros": 0, "ones": 255}.get(fill)
     raw = rng.integers(0, 256, shape) if value is None else np.full(shape, value)
     raw = raw.astype(np.uint8)
+    if name == "BF16":  # no exponent is that of infinity
+        raw[:, 1] &= np.where(raw[:, 1] & 127 == 127, 254, 255).astype(np.uint8)
     for at in SCALES[name]:
         halves = rng.normal(size=n_blocks).astype(np.float16)
         halves[:4] = [65504, -65504, 6e-8, 0]  # the largest, the smallest
@@ -126,6 +128,18 @@ def test_code_without_a_trit_is_refused_with_its_share(tmp_path, name):
 
     with pytest.raises(ConfigError, match=r"'w' must have codes 0, 1 and 2 but 1 \(0.02%\) are 3"):
         read_integers(file, tensor, identify(file, tensor))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q6_K"])
+def test_value_that_is_not_finite_is_refused(tmp_path, name):
+    kind = BY_NAME[name]
+    data = np.zeros((M * K // kind.block, kind.block_bytes), dtype=np.uint8)
+    at = SCALES.get(name, (0,))[0] if name != "F32" else 2
+    data[-1, at : at + 2] = [0x80, 0x7F] if name == "F32" else [0, 0x7C]  # infinity
+    file, tensor = stored(tmp_path, name, data)
+
+    with pytest.raises(ConfigError, match="tensor 'w' must be finite but is not"):
+        read_floats(file, tensor, kind)
 
 
 def test_code_3_of_tq2_0_is_twice_the_scale(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from yocobit.config import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
+from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import scale_name
@@ -40,8 +41,8 @@ def import_model(
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
-    """Open a published checkpoint: a Hugging Face directory."""
-    return HuggingFaceCheckpoint(source)
+    """Open a published checkpoint: a GGUF file or a Hugging Face directory."""
+    return GGUFCheckpoint(source) if source.is_file() else HuggingFaceCheckpoint(source)
 
 
 def write_checkpoint(

@@ -25,7 +25,7 @@ from yocobit.packing import layout
 from yocobit.packing.format import TensorSpec, scale_name
 from yocobit.packing.layout import ROWS, Array, Codes, Floats, Int8s
 
-_TABLES: tuple[Role, Role] = ("embedding", "head")
+TABLES: tuple[Role, Role] = ("embedding", "head")
 _NO_CODE = 255  # packed formats have fewer codes
 
 
@@ -308,7 +308,9 @@ def stored_parameters(
     }
     formats = formats or {}
     parameters = model_parameters(config)
-    tables = [formats.get(f"{role}.weight", by_role[role]) for role in _TABLES]
+    if config.tie_embeddings and head is None and "embedding.weight" in formats:
+        by_role["head"] = formats["embedding.weight"]
+    tables = [formats.get(f"{role}.weight", by_role[role]) for role in TABLES]
     if config.tie_embeddings and tables[0] is not tables[1]:
         parameters["head.weight"] = Parameter((config.vocab_size, config.d_model), "head")
     for name, format in formats.items():

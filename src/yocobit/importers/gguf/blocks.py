@@ -17,6 +17,11 @@ _BITS = np.arange(8, dtype=np.uint8)
 _POWERS = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
 
 
+def half(blocks: Codes, at: int) -> Floats:
+    """Return the float16 at a byte of each block as float32 (N, 1)."""
+    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+
+
 def f32(blocks: Codes) -> Floats:
     """Return (N, 1) of (N, 4)."""
     return blocks.view("<f4")
@@ -35,29 +40,29 @@ def bf16(blocks: Codes) -> Floats:
 def q4_0(blocks: Codes) -> Floats:
     """Return (N, 32) of d, 16 bytes."""
     q = _nibbles(blocks[:, 2:18]).astype(np.int8) - np.int8(8)
-    return _half(blocks, 0) * q.astype(np.float32)
+    return half(blocks, 0) * q.astype(np.float32)
 
 
 def q4_1(blocks: Codes) -> Floats:
     """Return (N, 32) of d, m, 16 bytes."""
-    return _half(blocks, 0) * _nibbles(blocks[:, 4:20]).astype(np.float32) + _half(blocks, 2)
+    return half(blocks, 0) * _nibbles(blocks[:, 4:20]).astype(np.float32) + half(blocks, 2)
 
 
 def q5_0(blocks: Codes) -> Floats:
     """Return (N, 32) of d, 32 high bits, 16 bytes."""
     q = _nibbles(blocks[:, 6:22]) | _bits(blocks[:, 2:6]) << np.uint8(4)
-    return _half(blocks, 0) * (q.astype(np.int8) - np.int8(16)).astype(np.float32)
+    return half(blocks, 0) * (q.astype(np.int8) - np.int8(16)).astype(np.float32)
 
 
 def q5_1(blocks: Codes) -> Floats:
     """Return (N, 32) of d, m, 32 high bits, 16 bytes."""
     q = _nibbles(blocks[:, 8:24]) | _bits(blocks[:, 4:8]) << np.uint8(4)
-    return _half(blocks, 0) * q.astype(np.float32) + _half(blocks, 2)
+    return half(blocks, 0) * q.astype(np.float32) + half(blocks, 2)
 
 
 def q8_0(blocks: Codes) -> Floats:
     """Return (N, 32) of d, 32 int8."""
-    return blocks[:, 2:34].view(np.int8).astype(np.float32) * _half(blocks, 0)
+    return blocks[:, 2:34].view(np.int8).astype(np.float32) * half(blocks, 0)
 
 
 def q4_k(blocks: Codes) -> Floats:
@@ -81,7 +86,7 @@ def q6_k(blocks: Codes) -> Floats:
     qh = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _BITS[::2, None] & np.uint8(3)
     q = ql.reshape(-1, 8, 32) | qh.reshape(-1, 8, 32) << np.uint8(4)
     scales = blocks[:, 192:208].view(np.int8).astype(np.float32)
-    d = (_half(blocks, 208) * scales)[:, :, None]  # (N, 16, 1)
+    d = (half(blocks, 208) * scales)[:, :, None]  # (N, 16, 1)
     values = (q.astype(np.int8) - np.int8(32)).astype(np.float32)
     return (d * values.reshape(-1, 16, 16)).reshape(-1, 256)
 
@@ -122,11 +127,6 @@ def tq1_0(blocks: Codes) -> Codes:
     return codes
 
 
-def _half(blocks: Codes, at: int) -> Floats:
-    """Return the float16 at a byte of each block as float32 (N, 1)."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
-
-
 def _nibbles(raw: Codes) -> Codes:
     """Return (N, 2 n) of (N, n): the low nibbles of all bytes, then the high ones."""
     return np.concatenate([raw & np.uint8(15), raw >> np.uint8(4)], axis=1)
@@ -158,6 +158,6 @@ def _scales_k(blocks: Codes) -> tuple[Floats, Floats]:
     minima: NDArray[np.uint8] = np.concatenate(
         [second & low, rest >> np.uint8(4) | second >> np.uint8(2) & upper], axis=1
     )
-    d = _half(blocks, 0) * scales.astype(np.float32)
-    m = _half(blocks, 2) * minima.astype(np.float32)
+    d = half(blocks, 0) * scales.astype(np.float32)
+    m = half(blocks, 2) * minima.astype(np.float32)
     return d[:, :, None], m[:, :, None]

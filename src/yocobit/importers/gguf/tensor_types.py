@@ -155,15 +155,15 @@ def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
 
 
 def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
-    """Return a tensor in float32, of its shape."""
-    if type.codes is not None:
-        return _read_scaled(file, tensor, type)
-    assert type.floats is not None
+    """Return a tensor in float32, of its shape; ConfigError if a value is not finite."""
     stored = _blocks(file, tensor, type)
     floats = np.empty((len(stored), type.block), dtype=np.float32)
+    decode = type.floats or _scaled(file, tensor, type)
     for start, end in _chunks(len(stored), type.block):
-        with np.errstate(invalid="ignore", over="ignore"):  # the caller checks for NaN
-            floats[start:end] = type.floats(stored[start:end])
+        with np.errstate(invalid="ignore", over="ignore"):
+            floats[start:end] = decode(stored[start:end])
+        if not np.isfinite(floats[start:end]).all():
+            raise file.error(f"tensor '{tensor.name}' must be finite but is not")
     return floats.reshape(tensor.shape)
 
 
@@ -195,26 +195,23 @@ def read_scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
     if at is None:
         start = type.size(stored.shape[0] * type.block) - type.tail_bytes
         return file.data(tensor)[start : start + 4].view("<f4").astype(np.float32)
-    halves = np.ascontiguousarray(stored[:, at : at + 2]).view("<f2")
-    return halves.astype(np.float32).reshape(*tensor.shape[:-1], -1)
+    return blocks.half(stored, at).reshape(*tensor.shape[:-1], -1)
 
 
-def _read_scaled(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
-    """Return values[code] * scale in float32."""
+def _scaled(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Callable[[Codes], Floats]:
+    """Return the function of blocks (N, bytes) to values[code] * scale (N, weights)."""
     assert type.codes is not None
-    scales = read_scales(file, tensor, type).reshape(-1, 1)
-    stored = _blocks(file, tensor, type)
-    values = np.zeros(256, dtype=np.float32)
-    values[: len(type.codes.values)] = type.codes.values
-    floats = np.empty((len(stored), type.block), dtype=np.float32)
-    for start, end in _chunks(len(stored), type.block):
-        codes = type.codes.unpack(stored[start:end])
-        if int(codes.max()) >= len(type.codes.values):
-            raise file.error(f"tensor '{tensor.name}' has codes that {type.name} does not have")
-        scale = scales if len(scales) == 1 else scales[start:end]
-        with np.errstate(invalid="ignore"):
-            np.multiply(values[codes], scale, out=floats[start:end])
-    return floats.reshape(tensor.shape)
+    unpack, values, at = type.codes
+    table = np.full(256, np.nan, dtype=np.float32)  # NaN, which is refused, for other codes
+    table[: len(values)] = values
+    whole = read_scales(file, tensor, type) if at is None else np.empty(0, dtype=np.float32)
+
+    def decode(stored: Codes) -> Floats:
+        scales = whole if at is None else blocks.half(stored, at)
+        floats: Floats = table[unpack(stored)] * scales
+        return floats
+
+    return decode
 
 
 def _blocks(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Codes:

@@ -1,0 +1,234 @@
+"""GGUFCheckpoint: a GGUF file as a Checkpoint.
+
+Ternary projections stay the published trits and scales; all other weights become float32.
+
+Letters: M output features   K input features   H heads   D head size
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from yocobit.errors import shown
+from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.gguf.architectures import (
+    ROPE_FACTORS,
+    architecture_of,
+    read_config,
+    tensor_name,
+)
+from yocobit.importers.gguf.container import GGUFFile, TensorInfo
+from yocobit.importers.gguf.tensor_types import identify, read_floats, read_integers
+from yocobit.importers.gguf.text import read_text, read_text_with
+from yocobit.mixers import model_parameters
+from yocobit.packing.formats import F16, F32, TABLES, TERNARY, WeightFormat
+from yocobit.packing.layout import Array, Floats, Int8s
+from yocobit.packing.text_files import TextFiles
+
+ACTIVATIONS, INT8_PER_TOKEN = "yocobit.activations", "int8_per_token"  # written by our export
+_MASTERS = ("F32", "F16", "BF16")
+# RoPE frequencies, which converters of 2023 wrote; the configuration has them.
+_OLD_ROPE = re.compile(r"blk\.\d+\.attn_rot_embd")
+
+
+class GGUFCheckpoint:
+    """The model in a GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header; ConfigError for an unsupported architecture, key, tensor or type."""
+        self.path = path
+        self._file = GGUFFile(path)
+        self._architecture = architecture_of(self._file)
+        self._types = {
+            name: identify(self._file, tensor) for name, tensor in self._file.tensors.items()
+        }
+        is_ternary = self._is_ternary()
+        self.config, self.warnings = read_config(self._file, self._architecture, is_ternary)
+        self._parameters = model_parameters(self.config)
+        self._check_names()
+        self.formats = self._formats()
+        if not is_ternary and {"TQ1_0", "TQ2_0"} & set(self._projection_types()):
+            self.warnings.append(
+                "the file does not say that activations are quantised: they are not, and ternary "
+                "weights are stored in f16, which is exact"
+            )
+
+    @property
+    def source_type(self) -> str:
+        """The types of the projections, the most frequent first."""
+        return f"GGUF {', '.join(self._projection_types())}"
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
+        tensor = self._file.tensors[tensor_name(name)]
+        if tensor.shape != shape:
+            raise self._file.error(
+                f"tensor '{tensor.name}' must have the shape {list(shape)} but has "
+                f"{list(tensor.shape)}"
+            )
+        factor = self._factor(tensor.name)
+        if not self._has_trits(name):
+            floats = self._floats(tensor)
+            return self._permuted(name, floats if factor == 1 else floats * factor)
+        matrix = self._matrix(tensor, factor)
+        if isinstance(matrix, IntegerMatrix):
+            return matrix._replace(integers=self._permuted(name, matrix.integers))
+        return self._permuted(name, matrix)
+
+    def text_files(self, tokenizer: Path | None = None) -> TextFiles:
+        if tokenizer is not None:
+            return read_text_with(self._file, self.config.vocab_size, tokenizer)
+        files, warnings = read_text(self._file, self.config.vocab_size)
+        self.warnings += warnings
+        return files
+
+    def _is_ternary(self) -> bool:
+        """Whether the model was trained with ternary weights and int8 activations.
+
+        I2_S files are: no tool writes other models in this type. TQ1_0 and TQ2_0 files say so in a
+        key of ours or by the architecture.
+        """
+        activations = self._file.metadata.get(ACTIVATIONS)
+        if activations not in (None, INT8_PER_TOKEN):
+            raise self._file.error(
+                f"{ACTIVATIONS} must be {INT8_PER_TOKEN} but is {shown(activations)}"
+            )
+        is_i2_s = any(kind.name == "I2_S" for kind in self._types.values())
+        return self._architecture.is_ternary or is_i2_s or activations == INT8_PER_TOKEN
+
+    def _projection_types(self) -> list[str]:
+        """Return the types of the projections, the most frequent first."""
+        names = [
+            self._types[tensor_name(name)].name
+            for name, parameter in self._parameters.items()
+            if parameter.role == "projection"
+        ]
+        return [name for name, _ in Counter(names).most_common()]
+
+    def _check_names(self) -> None:
+        """Raise ConfigError for a tensor that is missing, and for one that has no meaning here."""
+        needed = [tensor_name(name) for name in self._parameters]
+        found = self._file.tensors
+        if missing := [name for name in needed if name not in found]:
+            raise self._file.error(f"tensor '{missing[0]}' is missing")
+        known = {*needed, *map(_scale_name, needed), *ROPE_FACTORS}
+        for name in found:
+            if name not in known and not _OLD_ROPE.match(name):
+                raise self._file.error(
+                    f"tensor {shown(name)} is not part of a {self._architecture.name} model that "
+                    "is supported; it would change what the model computes"
+                )
+
+    def _formats(self) -> dict[str, WeightFormat]:
+        """Return the formats of matrices that differ from those of the configuration.
+
+        A projection in floats of a model whose others are ternary stays as it is. A dense matrix
+        of float16 values, or of trits times float16 scales, loses nothing in f16.
+        """
+        formats: dict[str, WeightFormat] = {}
+        is_dense = self.config.weights == "dense"
+        for name, parameter in self._parameters.items():
+            kind = self._types[tensor_name(name)]
+            fits_f16 = kind.name in ("F16", "TQ1_0", "TQ2_0")
+            if self._has_trits(name):
+                if parameter.role == "head":
+                    formats[name] = TERNARY
+            elif parameter.role == "projection" and not is_dense:
+                formats[name] = F16 if fits_f16 else F32
+            elif parameter.role in ("projection", *TABLES) and is_dense and fits_f16:
+                formats[name] = F16
+        return formats
+
+    def _has_trits(self, name: str) -> bool:
+        """Whether a parameter is read as trits: a matrix of a ternary model.
+
+        The converter of llama.cpp rounds the projections of the architecture "bitnet" to trits
+        times a scale, whatever type they are written in.
+        """
+        role = self._parameters[name].role
+        if self.config.weights != "ternary" or role not in ("projection", "head"):
+            return False
+        has_codes = self._types[tensor_name(name)].codes is not None
+        return has_codes or (role == "projection" and self._architecture.is_ternary)
+
+    def _matrix(self, tensor: TensorInfo, factor: np.float32) -> Floats | IntegerMatrix:
+        """Return trits with the scale of the matrix; floats for master weights."""
+        kind = self._types[tensor.name]
+        if kind.codes is not None:
+            integers, scales = read_integers(self._file, tensor, kind)
+            scale = self._one_scale(tensor, integers, scales)
+        else:
+            floats = self._floats(tensor)
+            scale = np.abs(floats).max()
+            integers = np.sign(floats).astype(np.int8)
+            if (integers * scale != floats).any():
+                return self._masters(tensor, floats)
+        if not (np.isfinite(scale) and scale > 0):
+            raise self._file.error(f"tensor '{tensor.name}' has the scale {scale}, not above 0")
+        return IntegerMatrix(integers, np.array([scale * factor], dtype=np.float32))
+
+    def _masters(self, tensor: TensorInfo, floats: Floats) -> Floats:
+        kind = self._types[tensor.name].name
+        if kind not in _MASTERS:
+            raise self._file.error(
+                f"tensor '{tensor.name}' must be trits times one scale but is of type {kind} with "
+                "other values; choose a file in I2_S, TQ2_0 or F16"
+            )
+        warning = "projections are master weights; their trits may differ from published ones"
+        if warning not in self.warnings:
+            self.warnings.append(warning)
+        return floats
+
+    def _one_scale(self, tensor: TensorInfo, integers: Int8s, scales: Floats) -> np.float32:
+        """Return the scale of all trits; sets the trits of blocks with scale 0 to 0.
+
+        A writer gives a block of zeros the scale 0, and the value of its trits is 0.
+        """
+        if scales.size == 1:
+            return np.float32(scales.item())
+        blocks = integers.reshape(*scales.shape, -1)  # a view: (M, blocks, columns)
+        blocks[scales == 0] = 0
+        used = scales[blocks.any(axis=2)]
+        if used.size == 0:
+            return np.float32(1)
+        if (used != used[0]).any():
+            raise self._file.error(
+                f"tensor '{tensor.name}' must have one scale, as models with quantised activations "
+                f"have, but has scales from {used.min():g} to {used.max():g}"
+            )
+        return np.float32(used[0])
+
+    def _factor(self, name: str) -> np.float32:
+        """Return the factor of a matrix's output in the tensor NAME.scale; 1 without it."""
+        scale = _scale_name(name)
+        if scale not in self._file.tensors or scale == name:
+            return np.float32(1)
+        values = self._floats(self._file.tensors[scale])
+        if values.size != 1 or values.item() <= 0:
+            raise self._file.error(
+                f"tensor '{scale}' must be one number above 0 but is {shown(values, 80)}"
+            )
+        return np.float32(values.item())
+
+    def _floats(self, tensor: TensorInfo) -> Floats:
+        return read_floats(self._file, tensor, self._types[tensor.name])
+
+    def _permuted(self, name: str, values: Array) -> Array:
+        """Undo the order of rows of Q and K that suits interleaved RoPE.
+
+        It stores row i + j D / 2 of a head, j in {0, 1}, as its row 2 i + j.
+        """
+        part = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+        if not self._architecture.permutes or part not in ("q_proj", "k_proj"):
+            return values
+        D = self.config.head_dim
+        heads = values.reshape(-1, D // 2, 2, *values.shape[1:])
+        return heads.swapaxes(1, 2).reshape(values.shape)
+
+
+def _scale_name(name: str) -> str:
+    """Return the name of the tensor that scales the output of a matrix."""
+    return name.removesuffix("weight") + "scale"
