@@ -76,7 +76,9 @@ def test_features_of_self_attention_need_such_a_model(name):
         ),
         ({"nope_layers": (3,)}, "below 3"),
         ({"nope_layers": (1, 1)}, "increasing"),
-        ({"head_size": 12}, "a multiple of 8"),
+        ({"head_size": 10}, "a multiple of 4"),
+        ({"head_size": 12, "n_heads": 3, "n_kv_heads": 1}, "n_heads times .* a multiple of 8"),
+        ({"head_size": 12, "qk_norm": "before_rope"}, "unless head_size is a multiple of 8"),
         ({"head_size": 1024, "n_heads": 128}, "must be at most 65536"),
     ],
 )

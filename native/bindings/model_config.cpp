@@ -8,6 +8,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "engine/block_index.h"
 
@@ -81,10 +82,14 @@ void check_features(const ModelConfig& config) {
           "nope_layers", "indices of layers");
   require(config.projection_norm_eps > 0 && config.projection_norm_eps <= 1, "projection_norm_eps",
           "in (0, 1]");
-  for (const double scale : {config.rope_factor, double{config.attention_scale.value_or(1.0f)},
-                             double{config.embedding_scale.value_or(1.0f)},
-                             double{config.residual_scale}, double{config.logit_scale}}) {
-    require(is_positive(scale), "scales", "finite and positive in float32");
+  const std::pair<const char*, double> scales[] = {
+      {"rope_factor", config.rope_factor},
+      {"attention_scale", config.attention_scale.value_or(1.0f)},
+      {"embedding_scale", config.embedding_scale.value_or(1.0f)},
+      {"residual_scale", config.residual_scale},
+      {"logit_scale", config.logit_scale}};
+  for (const auto& [name, scale] : scales) {
+    require(is_positive(scale), name, "finite and positive in float32");
   }
 }
 
@@ -92,8 +97,12 @@ void check(const ModelConfig& config) {
   require(config.d_model % kLanes == 0, "d_model", "a multiple of 8");
   require(config.d_ff % kLanes == 0, "d_ff", "a multiple of 8");
   for (const Heads& heads : {config.heads(), config.self_heads()}) {
-    require(heads.head_dim % kLanes == 0 && 0 < heads.head_dim && heads.head_dim <= kMaxHeadDim,
-            "heads", "a multiple of 8 values each, at most 1024");
+    require(heads.head_dim % 4 == 0 && 0 < heads.head_dim && heads.head_dim <= kMaxHeadDim, "heads",
+            "a multiple of 4 values each, at most 1024");
+    require(heads.head_dim % kLanes == 0 ||
+                (config.head_size && config.qk_norm == QKNorm::none && heads.width() % kLanes == 0),
+            "heads",
+            "a multiple of 8 values each, or with a head_size and without qk_norm together");
     require(config.head_size ? heads.width() <= 1 << 16 : heads.width() == config.d_model, "heads",
             "d_model values together, or at most 65536 with a head_size");
     require(heads.n_heads % heads.n_kv_heads == 0, "KV heads", "a divisor of the query heads");

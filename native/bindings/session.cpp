@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <vector>
 
 #include "bindings/arrays.h"
 #include "engine/engine.h"
@@ -56,14 +57,18 @@ nb::object keys_values(Session& session, int layer, int64_t begin, int64_t end) 
       session.position - begin > cache->capacity()) {
     throw nb::index_error("positions are not cached");
   }
-  const size_t G = cache->n_heads(), D = cache->head_dim(), n = end - begin;
+  const size_t G = cache->n_heads(), n = end - begin;
+  const size_t D = session.model.config.head_size.value_or(cache->head_dim());
   Floats keys = new_array({G, n, D}), values = new_array({G, n, D});
   const Kernels& scalar = kernel_family("scalar").kernels;
+  std::vector<float> row(cache->head_dim());  // padded
   for (size_t head = 0; head < G; ++head) {
     for (size_t i = 0; i < n; ++i) {
       const size_t at = (head * n + i) * D;
-      cache->load_key(scalar, head, begin + i, keys.data() + at);
-      cache->load_value(scalar, head, begin + i, values.data() + at);
+      cache->load_key(scalar, head, begin + i, row.data());
+      std::copy_n(row.data(), D, keys.data() + at);
+      cache->load_value(scalar, head, begin + i, row.data());
+      std::copy_n(row.data(), D, values.data() + at);
     }
   }
   return nb::make_tuple(nb::cast(keys), nb::cast(values));

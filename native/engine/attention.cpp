@@ -24,6 +24,7 @@ class Attention {
         H_(layer.heads.n_heads),
         G_(layer.heads.n_kv_heads),
         D_(layer.heads.head_dim),
+        padded_(layer.heads.padded_dim()),
         n_queries_(H_ / G_) {}
 
   void run();
@@ -34,9 +35,11 @@ class Attention {
   int32_t* selected(int row, int head) const;
   bool is_sparse(int row) const;
   Span span(int row) const;
+  float* query(int row, int query_head) const;
   float* partial(int row, int query_head, int64_t slot, int64_t n_slots) const;
 
   void prepare(int row, int head) const;
+  float* pad(float* head, float* padded) const;
   void norm_and_rotate(int row, const float* norm, float* head) const;
   void select_blocks() const;
   void attend_split(int row, int head, int64_t split, int64_t slot, int64_t n_slots) const;
@@ -47,7 +50,7 @@ class Attention {
   const Batch& batch_;
   Workspace& ws_;
   const AttentionLayer& layer_;
-  const int H_, G_, D_, n_queries_;  // n_queries_: query heads of a KV head
+  const int H_, G_, D_, padded_, n_queries_;  // n_queries_: query heads of a KV head
 };
 
 void Attention::run() {
@@ -82,11 +85,26 @@ void Attention::run() {
   }
 }
 
+// A head [D] with zeros up to its padded size, in `padded` unless it has that size.
+float* Attention::pad(float* head, float* padded) const {
+  if (padded_ == D_) return head;
+  std::fill(std::copy_n(head, D_, padded), padded + padded_, 0.0f);
+  return padded;
+}
+
+// Where prepare() leaves a query [padded_].
+float* Attention::query(int row, int query_head) const {
+  const Buffer<float>& queries = padded_ == D_ ? ws_.q : ws_.g;
+  return &queries[(int64_t{row} * H_ + query_head) * padded_];
+}
+
 // Cache the K and V of a row and KV head, and normalise and rotate the queries of the head.
 void Attention::prepare(int row, int head) const {
   if (layer_.stores_kv) store_kv(row, head);
   for (int i = 0; i < n_queries_; ++i) {
-    norm_and_rotate(row, layer_.q_norm, &ws_.q[(int64_t{row} * H_ + head * n_queries_ + i) * D_]);
+    const int query_head = head * n_queries_ + i;
+    norm_and_rotate(row, layer_.q_norm,
+                    pad(&ws_.q[(int64_t{row} * H_ + query_head) * D_], query(row, query_head)));
   }
 }
 
@@ -106,8 +124,10 @@ void Attention::store_kv(int row, int head) const {
   const BatchRow& token = batch_[row];
   KvCache& kv = cache(row);
   const int64_t at = (int64_t{row} * G_ + head) * D_;
-  norm_and_rotate(row, layer_.k_norm, &ws_.k[at]);
-  kv.store(pass_.kernels, head, token.position, &ws_.k[at], &ws_.v[at]);
+  float padded[2][kMaxHeadDim];
+  float *k = pad(&ws_.k[at], padded[0]), *v = pad(&ws_.v[at], padded[1]);
+  norm_and_rotate(row, layer_.k_norm, k);
+  kv.store(pass_.kernels, head, token.position, k, v);
   const bool is_last = row + 1 == batch_.size() || batch_[row + 1].session != token.session;
   const int64_t phase = token.position + int64_t{layer_.cache} * G_ + head;
   if (is_last && (!batch_.is_decode() || phase % kv.positions_per_page() == 0)) {
@@ -134,8 +154,7 @@ void Attention::select_blocks() const {
       for (int row = segment.begin; row < segment.end; ++row) {
         if (!is_sparse(row)) continue;
         Session& session = *batch_[row].session;
-        session.block_index->select(pass_.kernels, cache(row), head,
-                                    &ws_.q[(int64_t{row} * H_ + head * n_queries_) * D_],
+        session.block_index->select(pass_.kernels, cache(row), head, query(row, head * n_queries_),
                                     n_queries_, batch_[row].position, selected(row, head));
       }
     }
@@ -156,8 +175,8 @@ Span Attention::span(int row) const {
 }
 
 float* Attention::partial(int row, int query_head, int64_t slot, int64_t n_slots) const {
-  const int64_t query = int64_t{row} * H_ + query_head;
-  return &ws_.partials[(query * n_slots + slot) * (D_ + kPartialExtra)];
+  const int64_t index = int64_t{row} * H_ + query_head;
+  return &ws_.partials[(index * n_slots + slot) * (padded_ + kPartialExtra)];
 }
 
 // Attend over one KV split of the row's span; the partial result goes to a slot of the row.
@@ -169,10 +188,10 @@ void Attention::attend_split(int row, int head, int64_t split, int64_t slot,
   const int query_head = head * n_queries_;
   KeysValues view = cache(row).view(head);
   if (is_sparse(row)) view.tiles = selected(row, head);
-  pass_.kernels.attend(&ws_.q[(int64_t{row} * H_ + query_head) * D_], n_queries_, view,
-                       std::max(seen.begin, from), std::min(seen.end, from + kKvSplit),
-                       pass_.model.config.score_scale(layer_.heads),
-                       partial(row, query_head, slot, n_slots), n_slots * (D_ + kPartialExtra));
+  pass_.kernels.attend(
+      query(row, query_head), n_queries_, view, std::max(seen.begin, from),
+      std::min(seen.end, from + kKvSplit), pass_.model.config.score_scale(layer_.heads),
+      partial(row, query_head, slot, n_slots), n_slots * (padded_ + kPartialExtra));
 }
 
 // Splits [first, first + n) of every row, combined with those before.
@@ -192,16 +211,19 @@ void Attention::attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is
       const int row = static_cast<int>(i / H_), query_head = static_cast<int>(i % H_);
       const int64_t left = span(row).n_splits - first;
       const int64_t n_partials = std::min(n, left) + has_before;
-      pass_.kernels.combine(partial(row, query_head, 0, n_slots), D_ + kPartialExtra,
-                            static_cast<int>(n_partials), D_);
+      pass_.kernels.combine(partial(row, query_head, 0, n_slots), padded_ + kPartialExtra,
+                            static_cast<int>(n_partials), padded_);
       if (is_last) normalize(row, query_head, n_slots);
     }
   });
 }
 
 void Attention::normalize(int row, int query_head, int64_t n_slots) const {
-  pass_.kernels.normalize(partial(row, query_head, 0, n_slots), D_,
-                          &ws_.y[(int64_t{row} * H_ + query_head) * D_]);
+  float* y = &ws_.y[(int64_t{row} * H_ + query_head) * D_];
+  float padded[kMaxHeadDim];
+  float* output = padded_ == D_ ? y : padded;
+  pass_.kernels.normalize(partial(row, query_head, 0, n_slots), padded_, output);
+  if (output != y) std::copy_n(output, D_, y);
 }
 
 }  // namespace

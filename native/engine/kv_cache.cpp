@@ -14,9 +14,9 @@ constexpr int kMaxRowBytes = kMaxHeadDim * int{sizeof(float)};
 constexpr int64_t kPageBytes = 4096;
 
 constexpr CacheType kCacheTypes[] = {
-    {.name = "f32", .type = FloatType::f32, .bits = 32, .row_values = 1, .scale_bytes = 0},
-    {.name = "f16", .type = FloatType::f16, .bits = 16, .row_values = 1, .scale_bytes = 0},
-    {.name = "int8", .type = FloatType::i8, .bits = 8, .row_values = 1, .scale_bytes = 4},
+    {.name = "f32", .type = FloatType::f32, .bits = 32, .row_values = kLanes, .scale_bytes = 0},
+    {.name = "f16", .type = FloatType::f16, .bits = 16, .row_values = kLanes, .scale_bytes = 0},
+    {.name = "int8", .type = FloatType::i8, .bits = 8, .row_values = kLanes, .scale_bytes = 4},
     {.name = "int4", .type = FloatType::i4, .bits = 4, .row_values = 16, .scale_bytes = 4},
 };
 

@@ -71,7 +71,7 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
     const int64_t n_positions = mixer.kv_cache == KvCacheKind::ring
                                     ? std::min(max_tokens, int64_t{config.window} + kMaxBatchTokens)
                                     : max_tokens;
-    state.kv.emplace(cache_type, heads.n_kv_heads, heads.head_dim, n_positions);
+    state.kv.emplace(cache_type, heads.n_kv_heads, heads.padded_dim(), n_positions);
   }
   if (model.has_cross_decoder()) {
     const Heads heads = config.heads();

@@ -22,9 +22,11 @@ Workspace::Workspace(const PackedModel& model) {
     int64_t& width = encoding == ActivationEncoding::int8_per_token ? int8_width : int16_width;
     if (encoding != ActivationEncoding::float32) width = std::max<int64_t>(width, linear.k);
   });
-  int64_t width = C;  // the largest of Q
+  int64_t width = C;  // the largest of Q, with padded heads
   for (const MixerSpec* mixer : config.layers) {
-    if (mixer->heads) width = std::max<int64_t>(width, (config.*mixer->heads)().width());
+    if (!mixer->heads) continue;
+    const Heads heads = (config.*mixer->heads)();
+    width = std::max(width, int64_t{heads.n_heads} * heads.padded_dim());
   }
   stream = allocate<float>(N * C);
   normed = allocate<float>(N * std::max(width, F));
@@ -46,7 +48,7 @@ Workspace::Workspace(const PackedModel& model) {
     if (mixer->kv_cache == KvCacheKind::none) continue;
     const Heads heads = (config.*mixer->heads)();
     partial_size =
-        std::max(partial_size, int64_t{heads.n_heads} * (heads.head_dim + kPartialExtra));
+        std::max(partial_size, int64_t{heads.n_heads} * (heads.padded_dim() + kPartialExtra));
   }
   partials = allocate<float>(kMaxPartials * partial_size);
 }

@@ -35,7 +35,8 @@ struct Workspace {
   Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
   int int8_stride = 0;
 
-  Buffer<float> q, k, v, g;  // [N][H D]; k and v [N][G D]; q also [N][C], added to the stream
+  Buffer<float> q, k, v, g;  // [N][H D]; k and v [N][G D]; q also [N][C], added to the stream; g
+                             // also queries with padded heads
   Buffer<float> y;           // [N][H D], a mixer's output before gate and output projection
   Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]

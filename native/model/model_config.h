@@ -27,6 +27,9 @@ struct Heads {
 
   int width() const { return n_heads * head_dim; }
   int kv_width() const { return n_kv_heads * head_dim; }
+
+  // The size of a head in KV caches and in attention kernels: whole lanes, the last values 0.
+  int padded_dim() const { return (head_dim + kLanes - 1) / kLanes * kLanes; }
 };
 
 struct ModelConfig {

@@ -102,7 +102,7 @@ class ModelConfig(Settings):
     # Features of published models; config.json leaves out those that have the default.
     # Those of this group are for models whose mixers are all "full" or "window".
     # D; None: d_model / n_heads and d_model / n_self_heads.
-    head_size: Annotated[int, Meta(ge=8, le=1024, multiple_of=8)] | None = None
+    head_size: Annotated[int, Meta(ge=8, le=1024, multiple_of=4)] | None = None
     attention_scale: Positive | None = None  # multiplies q k before softmax; None: 1 / sqrt(D)
     qk_norm: QKNorm = "none"  # RMSNorm of each head of Q and K, before or after RoPE
     qkv_bias: bool = False  # q_proj, k_proj and v_proj add a bias
@@ -157,6 +157,10 @@ class ModelConfig(Settings):
                 width = getattr(self, name) * self.head_size
                 rule = f"times head_size = {self.head_size} must be at most {1 << 16}"
                 self.require(width <= 1 << 16, name, rule)
+                rule = f"times head_size = {self.head_size} must be a multiple of 8"
+                self.require(width % 8 == 0, name, rule)
+            rule = "must be 'none' unless head_size is a multiple of 8"
+            self.require(self.head_size % 8 == 0 or self.qk_norm == "none", "qk_norm", rule)
         for mixer, head_dim in (("full", self.head_dim), ("window", self.self_head_dim)):
             name = f"{mixer}_rope_frequencies"
             if not (frequencies := getattr(self, name)):

@@ -15,6 +15,7 @@ from float64_decoder import Float64Decoder
 
 from yocobit import _native
 from yocobit.config import ModelConfig
+from yocobit.costs.memory import CACHE_FORMATS
 from yocobit.engine import Engine
 from yocobit.mixers import FEED_FORWARDS, model_parameters
 from yocobit.packing import PackedModel
@@ -30,6 +31,12 @@ ATTENTION_FEATURES = {
     "none": {},
     "wide heads": {"head_size": 24},
     "narrow heads": {"head_size": 8},
+    "heads of 12": {"head_size": 12},
+    "heads of 100 with an explicit rope": {
+        "head_size": 100,
+        "n_heads": 2,
+        "full_rope_frequencies": tuple(0.9**i for i in range(50)),
+    },
     "attention scale": {"attention_scale": 0.35},
     "norm before rope": {"qk_norm": "before_rope"},
     "norm after rope": {"qk_norm": "after_rope"},
@@ -286,6 +293,21 @@ def test_logits_have_the_same_bits_for_any_batch_composition_and_after_a_restore
             np.testing.assert_array_equal(bits(row), expected[session.position - 1])
 
 
+@pytest.mark.parametrize("cache", ["f32", "f16", "int8", "int4"])
+def test_heads_of_12_values_are_cached_with_padding_that_is_not_seen(model_of, cache):
+    engine = Engine(model_of(config_of({"head_size": 12}), "f32", "f32", "f32"), 1, None)
+    session = engine.session(64, cache)
+    session.feed(tokens_of(LONG)[:40])
+
+    keys, values = session.keys_values(0, 0, 40)
+
+    assert keys.shape == values.shape == (2, 40, 12)
+    assert (keys != 0).any(axis=1).all() and (values != 0).any(axis=1).all()
+    row_bytes = {"f32": 64, "f16": 32, "int8": 16 + 4, "int4": 8 + 4}[cache]  # of 16 values
+    assert session.memory().full_per_token == 2 * 2 * 2 * row_bytes  # 2 layers, 2 heads, K and V
+    assert CACHE_FORMATS[cache].row_bytes(12) == row_bytes
+
+
 # ---- what the engine reads ----
 
 
@@ -315,10 +337,12 @@ def test_fields_that_have_their_default_may_be_left_out(model_of, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head_size": 0}, "heads must be a multiple of 8 values each, at most 1024"),
-        ({"head_size": -8}, "heads must be a multiple of 8"),
-        ({"head_size": 12}, "heads must be a multiple of 8"),
-        ({"head_size": 1032}, "heads must be a multiple of 8"),
+        ({"head_size": 0}, "heads must be a multiple of 4 values each, at most 1024"),
+        ({"head_size": -8}, "heads must be a multiple of 4"),
+        ({"head_size": 18}, "heads must be a multiple of 4"),
+        ({"head_size": 1032}, "heads must be a multiple of 4"),
+        ({"head_size": 12, "n_heads": 1, "n_kv_heads": 1}, "heads must be a multiple of 8 values"),
+        ({"head_size": 12, "qk_norm": "after_rope"}, "heads must be a multiple of 8 values each"),
         ({"head_size": 1024, "n_heads": 128}, "heads must be d_model values together, or at most"),
         ({"d_model": 72}, "heads must be"),
         ({"head_size": 24}, r"tensor 'layers.0.mixer.q_proj.weight' must be"),
@@ -335,11 +359,11 @@ def test_fields_that_have_their_default_may_be_left_out(model_of, name):
             {"full_rope_frequencies": [0.5], "full_rope": "interleaved"},
             "rope frequencies must be of rope 'half'",
         ),
-        ({"rope_factor": 0.0}, "scales must be finite and positive"),
-        ({"attention_scale": 1e300}, "scales must be finite and positive"),
-        ({"residual_scale": float("nan")}, "scales must be finite and positive"),
-        ({"embedding_scale": -1.0}, "scales must be finite and positive"),
-        ({"logit_scale": 1e-300}, "scales must be finite and positive"),
+        ({"rope_factor": 0.0}, "rope_factor must be finite and positive"),
+        ({"attention_scale": 1e300}, "attention_scale must be finite and positive"),
+        ({"residual_scale": float("nan")}, "residual_scale must be finite and positive"),
+        ({"embedding_scale": -1.0}, "embedding_scale must be finite and positive"),
+        ({"logit_scale": 1e-300}, "logit_scale must be finite and positive"),
         ({"projection_norm_eps": 0.0}, r"projection_norm_eps must be in \(0, 1\]"),
         ({"qk_norm": "yes"}, "qk_norm is not known to the engine: 'yes'"),
         ({"qk_norm": "before_rope"}, "tensor 'layers.0.mixer.q_norm.weight' is missing"),

@@ -177,8 +177,10 @@ def _random_config(rng: random.Random) -> ModelConfig:
     while True:
         d_model = 8 * rng.choice((1, 2, 3, 5, 8, 9, 16, 17, 33))
         heads, self_heads = divisor(d_model // 8), divisor(d_model // 8)
-        layers = rng.choices(("retention", "window", "full", "gate"), k=rng.randint(1, 3))
-        if rng.random() < 0.7:
+        is_plain = rng.random() < 0.4  # of self-attention only, which may have more features
+        mixers = ("window", "full") if is_plain else ("retention", "window", "full", "gate")
+        layers = rng.choices(mixers, k=rng.randint(1, 3))
+        if not is_plain and rng.random() < 0.7:
             layers += ["cross", *rng.choices(("cross", "gmu"), k=rng.randint(0, 2))]
         try:
             return ModelConfig(
@@ -204,9 +206,38 @@ def _random_config(rng: random.Random) -> ModelConfig:
                 norm_eps=rng.choice((1e-5, 1e-20, 1.0)),
                 tie_embeddings=rng.random() < 0.4,
                 scale_embedding=rng.random() < 0.5,
+                **_features(rng, layers),
             )
         except ConfigError:
             continue
+
+
+def _features(rng: random.Random, layers: list[Any]) -> dict[str, Any]:
+    """Return features of published models, some of them valid with those layers."""
+    scales = (1.0, 0.37, 1e-30, 1e30)
+    features: dict[str, tuple[Any, ...]] = {
+        "head_norm": (True,),
+        "post_norms": (True,),
+        "embedding_scale": scales,
+        "residual_scale": scales,
+        "logit_scale": scales,
+    }
+    if set(layers) <= {"full", "window"}:
+        frequencies = ((1.0,), (1e30, 1e-30, 0.1, 0.01), (0.5,) * 8)
+        features |= {
+            "head_size": (8, 12, 24, 100, 1024),
+            "attention_scale": scales,
+            "qk_norm": ("before_rope", "after_rope"),
+            "qkv_bias": (True,),
+            "full_rope_frequencies": frequencies,
+            "window_rope_frequencies": frequencies,
+            "rope_factor": scales,
+            "nope_layers": ((0,), (1, 2), tuple(range(len(layers)))),
+            "projection_norms": (True,),
+            "projection_norm_eps": (1.0, 1e-20),
+        }
+    chance = rng.choice((0.0, 0.2, 0.6))
+    return {name: rng.choice(values) for name, values in features.items() if rng.random() < chance}
 
 
 def _values(
