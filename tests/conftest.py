@@ -12,6 +12,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Take Ctrl-C even where the shell ignores it for a job in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if native := config.getoption("native"):
+        if "yocobit._native" in sys.modules:  # a conftest.py in a folder must import it in fixtures
+            raise pytest.UsageError("--native comes too late: yocobit is imported already")
         spec = importlib.util.spec_from_file_location("yocobit._native", native)
         sys.modules["yocobit._native"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -1,20 +1,20 @@
-"""Trained nano models and their packed forms, shared by the tests of the engine."""
+"""Trained nano models and their packed forms, shared by the tests of the engine.
+
+Fixtures import yocobit: this file is read before the option --native is.
+"""
 
 from __future__ import annotations
 
 import functools
 
 import numpy as np
-import packed_models
 import pytest
-from packed_models import T, as_packed, nano, packed, trained
-
-from yocobit import Engine
 
 
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory):
     """A function from stack, weights and changes to (PyTorch twin, packed directory)."""
+    from packed_models import as_packed, nano, packed, trained
 
     @functools.cache
     def make(stack: str, weights: str, steps: int = 3, **changes):
@@ -27,9 +27,13 @@ def model_of(tmp_path_factory):
 
 @pytest.fixture
 def tokens() -> np.ndarray:
-    return packed_models.tokens()[1000 : 1000 + T].numpy()
+    from packed_models import T, tokens
+
+    return tokens()[1000 : 1000 + T].numpy()
 
 
 @pytest.fixture
-def engine(model_of) -> Engine:
+def engine(model_of):
+    from yocobit import Engine
+
     return Engine.load(model_of("yoco-gret", "ternary")[1])
