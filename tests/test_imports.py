@@ -37,6 +37,7 @@ LAYERS = (
     "benchmark",
     "planning",
     "serving",
+    "hub",
     "cli",
     "__main__",
 )
@@ -50,6 +51,7 @@ WITHOUT_TORCH = (
     "yocobit.costs",
     "yocobit.hardware",
     "yocobit.importers",
+    "yocobit.hub",
     "yocobit.text",
     "yocobit.data.corpus",
     "yocobit.tracking.plot",

@@ -109,10 +109,12 @@ class ModelConfig(Settings):
     # Angle per position of each rotated pair of a head, at most D / 2; the other values of the head
     # are not rotated. (): the frequencies of rope_theta.
     full_rope_frequencies: tuple[Positive, ...] = ()
+    # The same for "window".
     window_rope_frequencies: tuple[Positive, ...] = ()
     rope_factor: Positive = 1.0  # multiplies cosines and sines (YaRN, LongRoPE)
     nope_layers: tuple[Natural, ...] = ()  # indices of the layers without RoPE
     projection_norms: bool = False  # RMSNorm before each projection, with its own weight
+    # Added to the mean square in those norms.
     projection_norm_eps: Annotated[float, Meta(ge=1e-20, le=1)] = 1e-6
 
     # Those of this group are for all models.

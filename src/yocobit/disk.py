@@ -18,7 +18,7 @@ from yocobit.errors import ConfigError
 from yocobit.reading import open_regular
 
 _BLOCK_BYTES = 1 << 20
-_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MAX_OWN_BYTES = 1 << 26  # of a file that may be replaced; plots are smaller
 
 
@@ -27,7 +27,7 @@ class WriteError(RuntimeError):
 
     def __init__(self, path: Path, error: Exception, kept: str) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
-        is_full = getattr(error, "errno", errno.ENOSPC) in _DISK_IS_FULL
+        is_full = getattr(error, "errno", errno.ENOSPC) in DISK_IS_FULL
         remedy = "free disk space" if is_full else "correct that"
         super().__init__(
             f"{path}: cannot be written ({reason}); {kept}; {remedy} and continue with --resume"

@@ -34,7 +34,10 @@ OPTIONS = {
     },
     "plot": {"--out", "--x"},
     "pack": {"--weights", "--head", "--json"},
-    "import": {"--head", "--json"},
+    "import": {"--head", "--weights", "--tokenizer", "--json"},
+    "pull": {"--head", "--weights", "--tokenizer"},
+    "list": {"--json"},
+    "remove": set(),
     "chat": {
         "--system",
         "--max-tokens",
@@ -94,7 +97,7 @@ OPTIONS = {
         "--json",
     },
     "eval": {"--backend", "--context", "--cache", "--threads", "--json", "--attention"},
-    "verify": {"--json"},
+    "verify": {"--against", "--json"},
     "inspect": {"--json"},
     "plan": {
         "--shape",
@@ -465,11 +468,11 @@ def test_bench_json_of_a_shape_without_a_model():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["packed model's directory or --shape"]),
+        ([], ["needs either MODEL or --shape"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
         (["--shape", "nano", "--cache", "q8"], ["--cache must be one of f32,", "but is 'q8'"]),
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
-        (["missing"], ["missing: no such directory"]),
+        (["missing"], ["missing", "is not an existing path"]),
         (["missing", "--weights", "sign"], ["--weights and --head require --shape"]),
         (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
@@ -539,12 +542,12 @@ def test_plan_draws_a_picture_and_requires_matplotlib(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["packed model's directory or --shape"]),
+        ([], ["needs either MODEL or --shape"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
         (["--shape", "nano", "--machine", "tpu"], ["--machine must be one of here,", "'tpu'"]),
         (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads requires", "leave it"]),
         (["--shape", "nano", "--context", "0"], ["--context must be between 1 and", "is 0"]),
-        (["missing"], ["missing: no such directory"]),
+        (["missing"], ["missing", "is not an existing path"]),
         (["missing", "--head", "int4"], ["--weights and --head require --shape"]),
         (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
         (["--shape", "nano", "--attention", "index:100"], ["--attention must be full or index"]),

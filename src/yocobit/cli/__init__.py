@@ -13,6 +13,7 @@ import typer
 import typer.main
 
 from yocobit.cli import streams
+from yocobit.cli.cache import list_, pull, remove
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
@@ -99,6 +100,9 @@ def _options(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(pull)
+app.command("list")(list_)
+app.command()(remove)
 app.command()(train)
 app.command()(plot)
 app.command()(pack)

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from yocobit.cli import terminal
+from yocobit.cli.cache import packed
 from yocobit.cli.options import (
+    MODEL_HELP,
     Attention,
     Cache,
     Json,
@@ -33,15 +35,11 @@ from yocobit.pretrained import TINY
 
 Model = Annotated[
     Path,
-    typer.Option(
-        "--model", "-m", help="A packed model's directory.", show_default="the packaged model"
-    ),
+    typer.Option("--model", "-m", help=MODEL_HELP, show_default="the packaged model"),
 ]
 ChatModel = Annotated[
     Path,
-    typer.Argument(
-        metavar="MODEL", help="A packed model's directory.", show_default="the packaged model"
-    ),
+    typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the packaged model"),
 ]
 
 
@@ -148,7 +146,9 @@ def chat(
 def _load(
     model: Path, attention: str | None, threads: int | None, kernels: str | None, verify: bool
 ) -> Engine:
-    return Engine.load(model, threads=threads, kernels=kernels, attention=attention, verify=verify)
+    return Engine.load(
+        packed(model), threads=threads, kernels=kernels, attention=attention, verify=verify
+    )
 
 
 def _sampling(

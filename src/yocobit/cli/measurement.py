@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 
 from yocobit import benchmark, evaluation
+from yocobit.cli.cache import packed
 from yocobit.cli.options import (
+    MODEL_HELP,
     Attention,
     Json,
     Kernels,
@@ -31,7 +33,7 @@ from yocobit.errors import UserError
 
 def eval_(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A packed model, a run, or a checkpoint.")
+        Path, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP[:-1]}; or a run, or a checkpoint.")
     ],
     files: Annotated[
         list[Path],
@@ -53,7 +55,7 @@ def eval_(
 ) -> None:
     """Measure perplexity and bits per byte on texts."""
     documents = DocumentReader.of(files)
-    scorer = _open_scorer(model, backend, threads, cache, attention)
+    scorer = _open_scorer(packed(model), backend, threads, cache, attention)
     result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
         print_json({"backend": scorer.backend, "context": context, **result.to_dict()})
@@ -121,6 +123,8 @@ def bench(
         repetitions=repetitions,
         with_limits=not no_limits,
     )
+    if model is not None:
+        model = packed(model)
     status = Console(stderr=True).status("opening the model")
     with status, benchmark.open_model(model, shape, weights, head, attention) as (name, opened):
         report = benchmark.run(opened, grid, name, status.update)

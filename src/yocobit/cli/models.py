@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from yocobit import packing
+from yocobit.cli.cache import packed, say
 from yocobit.cli.options import Json, ModelPath
 from yocobit.cli.output import print_json
 from yocobit.costs import describe, summarize
@@ -17,12 +20,26 @@ from yocobit.packing import PackedModel
 
 def inspect(model: ModelPath, as_json: Json = False) -> None:
     """Show a model's parameters, sizes, KV cache and recurrent state."""
-    print_summary(packing.read_model(model), as_json)
+    print_summary(packing.read_model(packed(model)), as_json)
 
 
-def verify(model: ModelPath, as_json: Json = False) -> None:
-    """Verify every byte of a model against its hashes."""
-    problems = packing.verify(model)
+def verify(
+    model: ModelPath,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Compare codes and scales with another source of the same model: a GGUF file, a "
+            "Hugging Face directory, or ORG/NAME on the hub.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify every byte of a model against its hashes, or its weights against another source."""
+    if against is not None:
+        _compare(packed(model), against, as_json)
+        return
+    problems = packing.verify(packed(model))
     with suppress(BrokenPipeError):  # the exit code tells the result
         if as_json:
             print_json({"model": str(model), "ok": not problems, "problems": problems})
@@ -31,6 +48,20 @@ def verify(model: ModelPath, as_json: Json = False) -> None:
         else:
             print("\n".join(map(printable, problems)), file=sys.stderr)
     if problems:
+        raise typer.Exit(USER_ERROR)
+
+
+def _compare(model: Path, against: str, as_json: bool) -> None:
+    from yocobit import hub, importers
+
+    source = importers.open_checkpoint(hub.source(against, say))
+    result = importers.compare(packing.read_model(model), source)
+    if as_json:
+        print_json({"model": str(model), "source": against, **result.to_dict()}, indent=2)
+    else:
+        print(f"{model} and {against} ({source.source_type}):")
+        print("\n".join(result.describe()))
+    if not result.is_equal:
         raise typer.Exit(USER_ERROR)
 
 

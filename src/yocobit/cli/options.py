@@ -50,7 +50,32 @@ def _any_float(help: str) -> Any:
     return number(-math.inf, math.inf, help=help)
 
 
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A packed model's directory.")]
+MODEL_HELP = "A packed model, a GGUF file, a Hugging Face directory, or ORG/NAME on the hub."
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Head = Annotated[
+    HeadFormat,
+    typer.Option(help="Weight format of the output head; int4 is faster and less exact."),
+]
+ImportHead = Annotated[
+    HeadFormat | None,
+    typer.Option(
+        "--head",
+        help="Weight format of the output head, and of the embedding if it is f16 or f32; by "
+        "default int8, or that of dense projections.",
+    ),
+]
+ImportWeights = Annotated[
+    ProjectionFormat | None,
+    typer.Option("--weights", help="Weight format of the projections; as published by default."),
+]
+TokenizerFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer",
+        metavar="DIR",
+        help="Directory of a tokenizer, for a checkpoint that has none.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Threads = Annotated[int | None, number(1, 1024, help="Threads; one per CPU by default.")]
 
@@ -92,10 +117,8 @@ Attention = Annotated[
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
 Cache = Annotated[CacheType, typer.Option(help="KV cache type.")]
 
-# A packed model, or a named shape with random weights.
-ModelOrNone = Annotated[
-    Path | None, typer.Argument(metavar="MODEL", help="A packed model's directory.")
-]
+# A model, or a named shape with random weights.
+ModelOrNone = Annotated[Path | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 ShapeWeights = Annotated[
     ProjectionFormat | None,
     typer.Option(help="Weight format of --shape; ternary by default."),
@@ -129,7 +152,7 @@ def check_model_or_shape(
 ) -> None:
     """UserError unless exactly one of model and shape is given, with options that fit it."""
     if (model is None) == (shape is None):
-        raise UserError(f"{command} needs either a packed model's directory or --shape")
+        raise UserError(f"{command} needs either MODEL or --shape")
     if shape is None and (weights or head):
         raise UserError("--weights and --head require --shape; a packed model has its own")
     if head and weights and not PROJECTION_FORMATS[weights].is_integer:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from yocobit import planning
+from yocobit.cli.cache import packed
 from yocobit.cli.options import (
     Attention,
     Cache,
@@ -66,6 +67,8 @@ def plan(
     )
     if picture is not None:
         check_picture(picture)
+    if model is not None:
+        model = packed(model)
     name, opened = planning.open_shape(model, shape, weights, head, attention)
     with Console(stderr=True).status("measuring this machine"):
         made = planning.make_plan(name, opened, request)

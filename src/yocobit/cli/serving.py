@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from yocobit.cli.options import Attention, Cache, Kernels, Threads, Verify, number
+from yocobit.cli.cache import packed
+from yocobit.cli.options import MODEL_HELP, Attention, Cache, Kernels, Threads, Verify, number
 from yocobit.config import ConfigError
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
@@ -29,9 +30,7 @@ _OPTIONS = {
 def serve(
     model: Annotated[
         Path,
-        typer.Argument(
-            metavar="MODEL", help="Directory of a packed model.", show_default="the packaged one"
-        ),
+        typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the packaged model"),
     ] = TINY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number(0, 65535, help="Port; 0 selects a free one.")] = 8080,
@@ -124,8 +123,8 @@ def serve(
         hosts = (*hosts, host)
     try:
         settings = serving.ServerSettings(
-            model=model,
-            alias=tuple(alias),
+            model=packed(model),
+            alias=(*alias, *([str(model)] if not model.exists() else [])),
             threads=threads,
             kernels=kernels,
             verify=verify,

@@ -12,13 +12,15 @@ from rich.console import Console
 
 from yocobit import importers, packing
 from yocobit.cli.models import print_summary
-from yocobit.cli.options import HeadFormat, Json, ProjectionFormat
+from yocobit.cli.options import (
+    Head,
+    ImportHead,
+    ImportWeights,
+    Json,
+    ProjectionFormat,
+    TokenizerFrom,
+)
 from yocobit.errors import UserError
-
-Head = Annotated[
-    HeadFormat,
-    typer.Option(help="Weight format of the output head; int4 is faster and less exact."),
-]
 
 
 def train(
@@ -102,23 +104,9 @@ def pack(
 def import_(
     checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
-    head: Annotated[
-        HeadFormat | None,
-        typer.Option(
-            help="Weight format of the output head, and of the embedding if it is f16 or f32; by "
-            "default int8, or that of dense projections."
-        ),
-    ] = None,
-    weights: Annotated[
-        ProjectionFormat | None,
-        typer.Option(help="Weight format of the projections; as published by default."),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Directory of a tokenizer, for a checkpoint that has none."
-        ),
-    ] = None,
+    head: ImportHead = None,
+    weights: ImportWeights = None,
+    tokenizer: TokenizerFrom = None,
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint to a packed model."""

@@ -4,9 +4,20 @@
 """
 
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
+from yocobit.importers.comparison import Comparison, compare
 from yocobit.importers.convert import import_model, open_checkpoint, write_checkpoint
 from yocobit.renamed import aliases
 
-__all__ = ["Checkpoint", "IntegerMatrix", "import_model", "open_checkpoint", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "IntegerMatrix",
+    "compare",
+    "import_model",
+    "open_checkpoint",
+    "write_checkpoint",
+]
+
+VERSION = "1"  # changes when the same source would give other bytes
 
 __getattr__ = aliases(__name__, {"import_bitnet": "yocobit.importers:import_model"})

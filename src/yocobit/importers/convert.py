@@ -73,13 +73,13 @@ def write_checkpoint(
     }
     parameters = stored_parameters(config, weights, head, formats)
     files = checkpoint.text_files(tokenizer)
-    return write_model(out, config, parameters, _tensors(checkpoint, parameters), *files)
+    return write_model(out, config, parameters, stored_tensors(checkpoint, parameters), *files)
 
 
-def _tensors(
+def stored_tensors(
     checkpoint: Checkpoint, parameters: Mapping[str, StoredParameter]
 ) -> Iterator[tuple[str, Array]]:
-    """Yield the tensors that store our parameters."""
+    """Yield the tensors of a packed model that store `parameters`, converted to their formats."""
     is_tied = checkpoint.config.tie_embeddings
     for name, stored in parameters.items():
         is_tied_head = is_tied and name == "head.weight"

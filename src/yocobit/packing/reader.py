@@ -134,11 +134,11 @@ def _check_files(path: Path) -> None:
 def _hint(path: Path) -> str:
     """Return where a packed model comes from, if `path` looks like another kind of model."""
     if path.suffix == ".gguf" or (path.is_dir() and any(path.glob("*.gguf"))):
-        return ": GGUF files are not supported"
+        return "; yocobit pull converts a GGUF file"
     if (path / CONFIG).exists():
         return ", as yocobit pack or yocobit import writes it"
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        return "; download a model of the Hugging Face Hub first, then run yocobit import"
+        return "; yocobit pull downloads a model of the Hugging Face Hub"
     return ""
 
 

@@ -5,7 +5,7 @@ Every length is checked against the file before anything of that length is read,
 file costs no more memory than a small multiple of its own size. The data is mapped, not read.
 What the bytes of a tensor mean is in tensor_types.py.
 
-The format: docs/gguf.md of ggml-org/ggml.
+The format: the page "GGUF" in the documentation of ggml-org/ggml.
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""pull, list, remove: models from the Hugging Face Hub or a file, in the cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from yocobit.cli.options import ImportHead, ImportWeights, Json, TokenizerFrom
+from yocobit.cli.output import print_json
+from yocobit.errors import printable
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="ORG/NAME[@REVISION][:FILE], a GGUF file, or a Hugging Face directory.",
+    ),
+]
+
+
+def pull(
+    model: Source,
+    head: ImportHead = None,
+    weights: ImportWeights = None,
+    tokenizer: TokenizerFrom = None,
+) -> None:
+    """Download a model and convert it for the engine; again only if it has changed."""
+    from yocobit import hub
+
+    folder = os.path.abspath(tokenizer) if tokenizer else None
+    print(hub.pull(model, hub.Options(head=head, weights=weights, tokenizer=folder), say))
+
+
+def list_(as_json: Json = False) -> None:
+    """List the models in the cache."""
+    from yocobit import hub
+
+    cache = hub.ModelCache()
+    rows = [(entry, cache.size_bytes(entry)) for entry in cache.entries()]
+    if as_json:
+        models = [
+            {
+                "name": entry.name,
+                "size_bytes": size,
+                "source": entry.source,
+                "revision": entry.revision,
+                "head": entry.options.head,
+                "path": str(cache.path(entry)),
+            }
+            for entry, size in rows
+        ]
+        print_json({"models": models}, indent=2)
+        return
+    if not rows:
+        print("no models; `yocobit pull ORG/NAME` downloads one")
+    width = max((len(entry.name) for entry, _ in rows), default=0)
+    for entry, size in rows:
+        revision = (entry.revision or "")[:12]
+        print(f"{printable(entry.name):{width}}  {size / 1e6:8,.0f} MB  {revision}".rstrip())
+
+
+def remove(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name in `yocobit list`.")],
+) -> None:
+    """Remove a model from the cache; a download stays in the cache of huggingface_hub."""
+    from yocobit import hub
+
+    freed = hub.ModelCache().remove(model)
+    print(f"{printable(model)}: removed, {freed / 1e6:,.0f} MB freed")
+
+
+def packed(model: Path) -> Path:
+    """Return the directory of the packed model that a MODEL argument names."""
+    from yocobit import hub
+
+    return hub.resolve(str(model), say)
+
+
+def say(line: str) -> None:
+    """Write a line about a download or a conversion to standard error."""
+    print(printable(line), file=sys.stderr)

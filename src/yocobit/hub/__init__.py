@@ -1,0 +1,129 @@
+"""Models by name: from the Hugging Face Hub or a file, converted once and cached.
+
+A name is the directory of a packed model, a GGUF file, a Hugging Face directory, or
+ORG/NAME[@REVISION][:FILE] on the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from yocobit.disk import sha256
+from yocobit.errors import ConfigError
+from yocobit.hub.cache import Entry, ModelCache, Options
+from yocobit.hub.choice import TEXT_FILES
+from yocobit.hub.download import download
+from yocobit.hub.name import HubName, parse_name
+from yocobit.packing.format import CONFIG, MODEL, is_packed
+from yocobit.packing.tensor_source import tensor_files
+from yocobit.reading import read_json
+
+__all__ = ["Entry", "HubName", "ModelCache", "Options", "parse_name", "pull", "resolve", "source"]
+
+_YOCOBIT = "yocobit"  # model_type of checkpoints that `yocobit pack` converts
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def resolve(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
+    """Return the directory of a packed model, converted from its source if that was not done.
+
+    A path to anything but a published checkpoint is returned as it is. A model on the hub is
+    downloaded once; `pull` looks for a newer revision. `say` receives progress lines.
+    """
+    name = parse_name(model)
+    cache = ModelCache()
+    if isinstance(name, HubName):
+        entry = cache.find(str(name))
+        return cache.path(entry) if entry else pull(model, say=say)
+    if not _is_published(name):
+        return name
+    path = name.resolve()
+    entry = cache.find(str(path))
+    if entry is not None and _is_unchanged(path, entry):
+        return cache.path(entry)
+    options = entry.options if entry else Options()
+    return _convert_path(cache, path, options, say)
+
+
+def pull(
+    model: str | Path, options: Options | None = None, say: Callable[[str], None] = _silent
+) -> Path:
+    """Download a model, or take it from a path, and convert it; return the packed model.
+
+    What was downloaded or converted before and has not changed is not done again. ConfigError for a
+    path that is no published checkpoint.
+    """
+    name = parse_name(model)
+    cache = ModelCache()
+    options = options or Options()
+    if isinstance(name, HubName):
+        files = download(name)
+        say(f"{name}: {files.choice.reason}, revision {files.revision[:12]}")
+        return cache.add(
+            str(name),
+            files.path,
+            files.hashes,
+            options,
+            revision=files.revision,
+            choice=files.choice.reason,
+            say=say,
+        )
+    if not _is_published(name):
+        raise ConfigError(
+            f"{name}: must be a GGUF file, a Hugging Face directory, or ORG/NAME of a model on the "
+            "hub, which is converted to a packed model"
+        )
+    return _convert_path(cache, name.resolve(), options, say)
+
+
+def source(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
+    """Return the path of a published checkpoint, downloaded if it is on the hub, not converted."""
+    name = parse_name(model)
+    if not isinstance(name, HubName):
+        return name
+    files = download(name)
+    say(f"{name}: {files.choice.reason}, revision {files.revision[:12]}")
+    return files.path
+
+
+def _convert_path(
+    cache: ModelCache, path: Path, options: Options, say: Callable[[str], None]
+) -> Path:
+    say(f"{path}: converted once; this takes a minute for a large model")
+    folder = path if path.is_dir() else path.parent
+    hashes = {name: sha256(folder / name) for name in _names(path)}
+    return cache.add(str(path), path, hashes, options, say=say)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a path is a GGUF file or a Hugging Face directory that yocobit did not write."""
+    if path.is_file():
+        return path.suffix.lower() == ".gguf"
+    if not (path / CONFIG).is_file() or is_packed(path):
+        return False
+    if not (path / MODEL).exists() and not any(path.glob("*.safetensors")):
+        return False
+    return read_json(path / CONFIG).get("model_type") != _YOCOBIT
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names of the files that an import of `path` reads."""
+    if path.is_file():
+        return [path.name]
+    weights = [file.name for file in tensor_files(path)]
+    return [name for name in TEXT_FILES if (path / name).is_file()] + weights
+
+
+def _is_unchanged(path: Path, entry: Entry) -> bool:
+    folder = path if path.is_dir() else path.parent
+    if [each.name for each in entry.files] != _names(path):
+        return False
+    for each in entry.files:
+        status = (folder / each.name).stat()
+        if (status.st_size, status.st_mtime_ns) != (each.size, each.mtime_ns):
+            return False
+    return True

@@ -1,0 +1,239 @@
+"""The cache of converted models: packed models made from published checkpoints, by name.
+
+It is XDG_CACHE_HOME/yocobit/models, by default ~/.cache/yocobit/models:
+
+    names/NAME.json    what a name stands for: source, options, and the KEY of its packed model
+    packed/KEY/MODEL/  a packed model; KEY is a hash of the source's hashes, options and versions
+
+A conversion is complete or absent. Names with the same source and options share it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from yocobit import importers
+from yocobit.disk import DISK_IS_FULL, replacing
+from yocobit.errors import ConfigError, UserError, shown
+from yocobit.packing.format import FORMAT_VERSION, canonical_json
+from yocobit.reading import parse_json, read_bytes
+
+VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; others are made again
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a conversion, as of importers.import_model."""
+
+    head: str | None = None  # None: the default of the model's weights
+    weights: str | None = None
+    tokenizer: str | None = None  # a directory
+
+
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a source as it was when it was converted."""
+
+    name: str
+    size: int  # bytes
+    mtime_ns: int
+    sha256: str
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """What a name stands for."""
+
+    name: str  # ORG/NAME[@REVISION][:FILE], or the absolute path of a GGUF file or directory
+    key: str
+    model: str  # the name of the packed model's directory, without organisation and folders
+    version: str
+    source: str  # path of the file or directory that was converted
+    revision: str | None  # the commit on the hub
+    choice: str | None  # why these files, of those on the hub
+    files: tuple[SourceFile, ...]
+    options: Options
+
+
+class ModelCache:
+    """The cache in one directory."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+        self._names, self._packed = self.root / "names", self.root / "packed"
+
+    def find(self, name: str) -> Entry | None:
+        """Return the entry of a name, or None without one or if its conversion is outdated."""
+        entry = _read(self._file(name))
+        if entry is None or entry.version != VERSION or not self.path(entry).is_dir():
+            return None
+        return entry
+
+    def path(self, entry: Entry) -> Path:
+        """Return the directory of the packed model."""
+        return self._packed / entry.key / entry.model
+
+    def entries(self) -> list[Entry]:
+        """Return all entries by name, also those that would be converted again."""
+        files = sorted(self._names.glob("*.json")) if self._names.is_dir() else []
+        return sorted(filter(None, map(_read, files)), key=lambda entry: entry.name)
+
+    def size_bytes(self, entry: Entry) -> int:
+        """Return the size of the packed model on disk; 0 if it is missing."""
+        path = self.path(entry)
+        return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else 0
+
+    def add(
+        self,
+        name: str,
+        source: Path,
+        hashes: dict[str, str],
+        options: Options,
+        *,
+        revision: str | None = None,
+        choice: str | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> Path:
+        """Convert the files `hashes` of a source, unless that was done, and name the result.
+
+        UserError on a full disk; what the importers raise.
+        """
+        folder = source if source.is_dir() else source.parent
+        model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
+        key = _key(hashes, options, model)
+        entry = Entry(
+            name=name,
+            key=key,
+            model=model,
+            version=VERSION,
+            source=str(source),
+            revision=revision,
+            choice=choice,
+            files=tuple(_source_file(folder / each, each, hashes[each]) for each in hashes),
+            options=options,
+        )
+        out = self.path(entry)
+        try:
+            self._packed.mkdir(parents=True, exist_ok=True)
+            self._names.mkdir(parents=True, exist_ok=True)
+            with _locked(self._packed / f".{key}.lock", say):
+                if not out.is_dir():
+                    self._convert(source, out, options, say)
+                with replacing(self._file(name)) as partial:
+                    partial.write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
+        except OSError as error:
+            raise _write_error(self.root, error) from None
+        return out
+
+    def remove(self, name: str) -> int:
+        """Forget a name, and delete its packed model unless another name has it.
+
+        A path may be relative. Returns the bytes that were freed; ConfigError for an unknown name.
+        """
+        known = self.entries()
+        names = (name, os.path.realpath(name) if os.path.lexists(name) else os.path.abspath(name))
+        found = next((entry for entry in known if entry.name in names), None)
+        if found is None:
+            held = ", ".join(entry.name for entry in known) or "no model"
+            raise ConfigError(f"{shown(name)}: is not in {self.root}, which has {held}")
+        is_shared = any(each.key == found.key and each is not found for each in known)
+        freed = 0 if is_shared else self.size_bytes(found)
+        with _locked(self._packed / f".{found.key}.lock", lambda line: None):
+            self._file(found.name).unlink(missing_ok=True)
+            if not is_shared and (path := self._packed / found.key).is_dir():
+                # A directory of another name is never taken for a complete model.
+                doomed = path.with_name(f".{found.key}.removed-{os.getpid()}")
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+        return freed
+
+    def _convert(
+        self, source: Path, out: Path, options: Options, say: Callable[[str], None]
+    ) -> None:
+        key = out.parent.name
+        for left in self._packed.glob(f".{key}.*-*"):  # of processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        partial = self._packed / f".{key}.partial-{os.getpid()}"
+        partial.mkdir()
+        try:
+            checkpoint = importers.open_checkpoint(source)
+            for line in checkpoint.warnings:
+                say(f"warning: {line}")
+            importers.write_checkpoint(
+                checkpoint,
+                partial / out.name,
+                options.head,
+                weights=options.weights,
+                tokenizer=Path(options.tokenizer) if options.tokenizer else None,
+            )
+            partial.rename(out.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        file = urllib.parse.quote(name, safe="")
+        if len(file) > 200:  # of at most 255 in a directory
+            file = file[-100:] + hashlib.sha256(name.encode()).hexdigest()[:32]
+        return self._names / f"{file}.json"
+
+
+def default_root() -> Path:
+    """Return the directory of the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    folder = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+    return folder / "yocobit" / "models"
+
+
+def _key(hashes: dict[str, str], options: Options, model: str) -> str:
+    fields: dict[str, Any] = {
+        "files": hashes,
+        "model": model,
+        "options": msgspec.to_builtins(options),
+        "version": VERSION,
+    }
+    return hashlib.sha256(canonical_json(fields)).hexdigest()[:32]
+
+
+def _source_file(path: Path, name: str, sha256: str) -> SourceFile:
+    status = path.stat()
+    return SourceFile(name=name, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
+
+
+def _read(path: Path) -> Entry | None:
+    """Return an entry, or None if the file is missing or of another version's shape."""
+    try:
+        return parse_json(read_bytes(path), str(path), Entry)
+    except (OSError, UserError):
+        return None
+
+
+@contextmanager
+def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lock file, so that two processes do not convert the same model."""
+    with path.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another process that converts this model")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _write_error(root: Path, error: OSError) -> UserError:
+    if error.errno in DISK_IS_FULL:
+        return UserError(
+            f"{root}: cannot be written ({os.strerror(error.errno or errno.ENOSPC)}); free disk "
+            "space, or set XDG_CACHE_HOME to a directory of a larger disk"
+        )
+    return UserError(
+        f"{root}: cannot be written ({error}); set XDG_CACHE_HOME to another directory"
+    )

@@ -1,0 +1,45 @@
+"""The name of a model: a path, or a model on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from yocobit.errors import ConfigError, shown
+
+_HUB_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+    r"(@(?P<revision>[^:@]+))?(:(?P<file>[^:]+))?"
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    """ORG/NAME[@REVISION][:FILE], a model on the hub."""
+
+    repository: str  # ORG/NAME
+    revision: str | None = None  # a branch, tag or commit; None: the default branch
+    file: str | None = None  # None: the most exact of the repository
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.repository + revision + (f":{self.file}" if self.file else "")
+
+
+def parse_name(model: str | Path) -> Path | HubName:
+    """Return the path or the name on the hub that `model` is; an existing path has precedence.
+
+    ConfigError if it is neither an existing path nor a valid name.
+    """
+    path = Path(model)
+    if isinstance(model, Path) or os.path.exists(path):
+        return path
+    found = _HUB_NAME.fullmatch(model)
+    if found is None or ".." in (found["file"] or "").split("/"):
+        raise ConfigError(
+            f"{shown(model)}: is not an existing path; give a packed model's directory, a GGUF "
+            "file, a Hugging Face directory, or ORG/NAME[@REVISION][:FILE] of a model on the hub"
+        )
+    return HubName(found["repository"], found["revision"], found["file"])

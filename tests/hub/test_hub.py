@@ -1,0 +1,221 @@
+"""Models by name: downloaded from a local hub, converted once, opened from the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_server import COMMIT, Repository, serve_hub
+from packed_models import tokenizer
+from published_checkpoint import save_checkpoint
+
+NAME = "org/tiny-bitnet"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return save_checkpoint(tmp_path_factory.mktemp("hub") / "published", tokenizer())
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, checkpoint):
+    server.repositories = {NAME: Repository.of(checkpoint)}
+    server.requests.clear()
+    return server
+
+
+@pytest.fixture
+def yocobit(hub, tmp_path):
+    """Run a command with caches of its own and the local hub."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        own = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        }
+        command = [sys.executable, "-m", "yocobit", *arguments]
+        return subprocess.run(
+            command, env={**os.environ, **own, **environment}, capture_output=True, text=True
+        )
+
+    return run
+
+
+def packed_models(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "cache" / "yocobit" / "models" / "packed").glob("[!.]*/*"))
+
+
+def is_line(text: str) -> bool:
+    return text.count("\n") == 1 and "Traceback" not in text
+
+
+def test_first_use_downloads_and_converts_the_second_needs_no_network(yocobit, hub, tmp_path):
+    first = yocobit("generate", "-m", NAME, "-n", "8", "--temperature", "0", "hello")
+    hub.requests.clear()
+    second = yocobit("generate", "-m", NAME, "-n", "8", "--temperature", "0", "hello")
+
+    assert first.returncode == 0, first.stderr
+    assert "model.safetensors (published codes)" in first.stderr
+    assert second.stdout == first.stdout
+    assert second.stderr == ""
+    assert hub.requests == []
+    assert [path.name for path in packed_models(tmp_path)] == ["tiny-bitnet"]
+
+
+def test_pull_list_and_remove(yocobit, tmp_path):
+    pulled = yocobit("pull", f"{NAME}@main")
+    path = Path(pulled.stdout.strip())
+    listed = json.loads(yocobit("list", "--json").stdout)["models"]
+    table = yocobit("list").stdout
+    removed = yocobit("remove", f"{NAME}@main")
+
+    assert pulled.returncode == 0, pulled.stderr
+    assert path in packed_models(tmp_path) or not path.exists()
+    assert [each["name"] for each in listed] == [f"{NAME}@main"]
+    assert listed[0]["revision"] == COMMIT
+    assert listed[0]["path"] == str(path)
+    assert f"{NAME}@main" in table
+    assert COMMIT[:12] in table
+    assert "removed" in removed.stdout
+    assert packed_models(tmp_path) == []
+    assert "no models" in yocobit("list").stdout
+    unknown = yocobit("remove", NAME)
+    assert unknown.returncode == 2
+    assert is_line(unknown.stderr)
+
+
+def test_options_of_pull_hold_for_the_name(yocobit, tmp_path):
+    yocobit("pull", NAME, "--head", "int4")
+    shown = yocobit("inspect", NAME)
+
+    assert "int4" in shown.stdout
+    assert len(packed_models(tmp_path)) == 1
+
+
+def test_interrupted_download_is_completed(yocobit, hub):
+    repository = hub.repositories[NAME]
+    size = len(repository.files["model.safetensors"])
+    repository.cut_after["model.safetensors"] = size // 2
+
+    done = yocobit("pull", NAME)
+
+    assert done.returncode == 0, done.stderr
+    sent = [path for method, path, _ in hub.requests if method == "GET"]
+    assert len([path for path in sent if path.endswith("model.safetensors")]) == 2
+
+
+def test_wrong_hash_is_reported_and_the_file_downloaded_again(yocobit, hub, tmp_path):
+    hub.repositories[NAME].hash_of["model.safetensors"] = "0" * 64
+    damaged = yocobit("pull", NAME)
+    hub.repositories[NAME].hash_of.clear()
+    again = yocobit("pull", NAME)
+
+    assert damaged.returncode == 2
+    assert "model.safetensors must have sha256 000" in damaged.stderr.splitlines()[-1]
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("org/missing", "is neither an existing path nor a model on the hub"),
+        (f"{NAME}@v9", "has no revision 'v9'"),
+        (f"{NAME}:x.gguf", "has no file 'x.gguf'"),
+    ],
+)
+def test_missing_model_is_one_line(yocobit, name, message, tmp_path):
+    failed = yocobit("inspect", name)
+
+    assert failed.returncode == 2
+    assert is_line(failed.stderr), failed.stderr
+    assert message in failed.stderr
+    assert packed_models(tmp_path) == []
+
+
+def test_gated_model_needs_a_token(yocobit, hub):
+    hub.repositories[NAME].is_gated, hub.repositories[NAME].token = True, "hf_secret"
+
+    without = yocobit("inspect", NAME)
+    done = yocobit("inspect", NAME, HF_TOKEN="hf_secret")
+
+    assert without.returncode == 2
+    assert is_line(without.stderr), without.stderr
+    assert "is gated; accept its licence" in without.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_network(yocobit, hub, tmp_path):
+    nothing = yocobit("inspect", NAME, HF_HUB_OFFLINE="1")
+    unreachable = yocobit("inspect", NAME, HF_ENDPOINT="http://127.0.0.1:9")
+    yocobit("pull", NAME)
+    shutil.rmtree(tmp_path / "cache")
+    offline = yocobit("inspect", NAME, HF_HUB_OFFLINE="1")
+
+    assert nothing.returncode == unreachable.returncode == 2
+    assert is_line(nothing.stderr)
+    assert "HF_HUB_OFFLINE is set" in nothing.stderr
+    assert is_line(unreachable.stderr), unreachable.stderr
+    assert "the hub cannot be reached" in unreachable.stderr
+    assert offline.returncode == 0, offline.stderr
+
+
+def test_local_checkpoint_is_converted_once_and_again_when_it_changes(
+    yocobit, checkpoint, tmp_path
+):
+    folder = tmp_path / "local"
+    shutil.copytree(checkpoint, folder)
+    first = yocobit("inspect", str(folder))
+    second = yocobit("inspect", str(folder))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("1e-05", "1e-06"), encoding="utf-8")
+    third = yocobit("inspect", str(folder))
+
+    assert first.returncode == third.returncode == 0, first.stderr
+    assert "converted once" in first.stderr
+    assert second.stderr == ""
+    assert second.stdout == first.stdout
+    assert "converted once" in third.stderr
+    assert len(packed_models(tmp_path)) == 2
+
+
+def test_failed_conversion_leaves_nothing(yocobit, checkpoint, tmp_path):
+    folder = tmp_path / "local"
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    failed = yocobit("inspect", str(folder))
+
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+    left = tmp_path / "cache" / "yocobit" / "models"
+    assert [path for path in left.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+def test_full_disk_is_one_line(checkpoint, tmp_path, monkeypatch):
+    from yocobit import hub
+    from yocobit.errors import UserError
+    from yocobit.hub import cache
+
+    def full(*args, **settings):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache.importers, "write_checkpoint", full)
+
+    with pytest.raises(UserError, match="free disk space, or set XDG_CACHE_HOME"):
+        hub.resolve(str(checkpoint))
+    assert packed_models(tmp_path) == []

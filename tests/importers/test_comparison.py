@@ -1,0 +1,97 @@
+"""Comparison of a packed model with another source of the same model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packed_models import tokenizer
+from published_checkpoint import save_checkpoint
+from safetensors.numpy import load_file, save_file
+
+from yocobit.cli import run
+from yocobit.errors import ConfigError
+from yocobit.importers import compare, import_model, open_checkpoint
+
+MATRIX = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A packed model, and the checkpoint that it was made from."""
+    source = save_checkpoint(tmp_path / "published", tokenizer())
+    return import_model(source, tmp_path / "packed"), source
+
+
+def change(source: Path, **changes) -> None:
+    file = source / "model.safetensors"
+    tensors = load_file(file)
+    for name, value in changes.items():
+        tensors[name] = value(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_the_source_of_a_model_is_equal(pair, capsys):
+    model, source = pair
+
+    result = compare(model, open_checkpoint(source))
+    run(["verify", str(model.path), "--against", str(source)])
+
+    assert result.is_equal
+    assert result.n_matrices == 14
+    assert not result.different_tensors
+    assert result.describe() == [
+        f"codes   all {result.n_weights:,} of 14 matrices are equal",
+        "scales  all are equal",
+        "others  all are equal",
+    ]
+    assert "others  all are equal" in capsys.readouterr().out
+
+
+def test_one_other_code_is_found(pair, capsys):
+    model, source = pair
+    change(source, **{MATRIX: lambda packed: np.where(packed == packed[3, 5], 0b01010101, packed)})
+
+    result = compare(model, open_checkpoint(source))
+    with pytest.raises(SystemExit) as ended:
+        run(["verify", str(model.path), "--against", str(source), "--json"])
+
+    assert not result.is_equal
+    assert list(result.different_weights) == ["layers.1.ffn.up_proj.weight"]
+    assert ended.value.code == 2
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["equal"] is False
+    assert shown["different_weights"] == result.different_weights
+
+
+@pytest.mark.parametrize(("factor", "is_equal"), [(1 + 2**-9, True), (1.01, False)])
+def test_scales_may_differ_by_the_rounding_to_bfloat16(pair, factor, is_equal):
+    model, source = pair
+    change(source, **{f"{MATRIX}_scale": lambda scale: scale * np.float32(factor)})
+
+    result = compare(model, open_checkpoint(source))
+
+    assert result.is_equal == is_equal
+    assert result.n_scales_different == 1
+    assert result.largest_scale_error == pytest.approx(abs(1 - 1 / factor), rel=1e-3)
+
+
+def test_other_norms_are_named(pair):
+    model, source = pair
+    change(source, **{"model.norm.weight": lambda norm: norm * 2})
+
+    result = compare(model, open_checkpoint(source))
+
+    assert result.is_equal
+    assert result.different_tensors == ["norm.weight"]
+
+
+def test_another_shape_is_one_line(pair):
+    model, source = pair
+    file = source / "config.json"
+    file.write_text(file.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+
+    with pytest.raises(ConfigError, match=r"layers must be .* name a source of the same model"):
+        compare(model, open_checkpoint(source))
