@@ -107,6 +107,12 @@ def test_every_pre_tokenizer_splits_and_keeps_a_text(name):
     TextEncoder(tokenizer, "tokenizer")  # accepts it
 
 
+@pytest.mark.parametrize("name", ["qwen2", "qwen35", "gpt-neox", "olmo"])
+def test_characters_are_composed_where_the_models_own_tokenizer_does_so(name):
+    _, tokenizer, _ = convert(byte_level(pre=name))
+    assert encode(tokenizer, "e\u0301") == encode(tokenizer, "\xe9")
+
+
 def test_a_pre_tokenizer_decides_how_digits_are_split():
     merges = ["1 2", "12 3", "123 4"]
     ids = {}
@@ -336,6 +342,11 @@ def test_a_file_without_a_tokenizer_is_a_model_without_text_and_a_warning(metada
     assert "--tokenizer DIR" in warning
 
 
+def test_empty_tokens_keep_their_ids():
+    _, tokenizer, _ = convert(byte_level(extra=["", "", "x y"], pre="qwen2"))
+    assert tokenizer.id_to_token(258) == "x y"
+
+
 def test_padding_that_is_no_token_is_left_out():
     files, _, _ = convert(byte_level(pre="qwen2", padding_token_id=2**32 - 1))
     assert files.generation == {}
@@ -397,6 +408,14 @@ TIED = dict.fromkeys(["ab", "bc"], -9.0) | {BLANK: 0.0, "a": -1.0, "b": -2.0, "c
         (changed(PIECES, add_space_prefix="yes"), "add_space_prefix must be a bool"),
         (changed(PIECES, remove_extra_whitespaces=True), "remove_extra_whitespaces must be false"),
         (sentencepiece(TIED), "scores must order the merges but 'ab' and 'bc' have the same"),
+        (
+            sentencepiece(TIED | {"bc": -8.0, "bca": -9.0}),
+            "'bca' and 'ab' have the same|'ab' and 'bca' have the same",
+        ),
+        (
+            sentencepiece(TIED | {"bc": -8.0, "aa": -9.0}),
+            "'aa' and 'ab' have the same|'ab' and 'aa' have the same",
+        ),
         (sentencepiece({"a": 0.0, "ab": -1.0}), "'ab' needs a token for its character 'b'"),
         (sentencepiece({"<0x00>": 0.0, "a": -1.0}, {"<0x00>": BYTE}), "'<0x01>' is missing"),
         (sentencepiece({"<x>": 0.0, "a": -1.0}, {"<x>": BYTE}), "'<0x00>' is missing"),

@@ -234,14 +234,24 @@ def _check_characters(vocabulary: Vocabulary, formable: Iterable[str]) -> None:
 
 
 def _check_order(vocabulary: Vocabulary, tied: list[Merge]) -> None:
-    """Raise ConfigError if merges of one score can overlap, unless they form runs."""
-    others = [merge for merge in tied if len(set(merge[0] + merge[1])) > 1]
-    starts: dict[str, str] = {left: left + right for left, right in tied}
-    for left, right in others:
-        following = starts.get(right)
-        if following is not None and following != left + right:
+    """Raise ConfigError if merges of one score can overlap, unless both form runs."""
+    starts: dict[str, set[str]] = {}  # by left part, the tokens that merges form
+    mixed: dict[str, set[str]] = {}  # those that are no runs
+    for left, right in tied:
+        token = left + right
+        starts.setdefault(left, set()).add(token)
+        if not _is_run(token):
+            mixed.setdefault(left, set()).add(token)
+    for left, right in tied:
+        token = left + right
+        following = (mixed if _is_run(token) else starts).get(right, ())
+        if other := next((each for each in following if each != token), None):
             raise ConfigError(
-                f"{vocabulary.source}: scores must order the merges but {shown(left + right, 80)} "
-                f"and {shown(following, 80)} have the same one; give the directory of a "
-                "tokenizer.json with --tokenizer DIR"
+                f"{vocabulary.source}: scores must order the merges but {shown(token, 80)} and "
+                f"{shown(other, 80)} have the same one; give the directory of a tokenizer.json "
+                "with --tokenizer DIR"
             )
+
+
+def _is_run(token: str) -> bool:
+    return token == token[0] * len(token)
