@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, trainers
 from yocobit.config import ConfigError
 from yocobit.importers.gguf import pre_tokenizers
 from yocobit.importers.gguf.pre_tokenizers import PRE_TOKENIZERS
-from yocobit.importers.gguf.tokenizer import convert_text_files
+from yocobit.importers.gguf.text import read_text
 from yocobit.text import parse_tokenizer
 from yocobit.text.byte_decoder import _BYTES
 from yocobit.text.encoder import TextEncoder
@@ -31,7 +31,7 @@ EXTRACTS = json.loads(
 
 
 def convert(metadata, vocab_size=1 << 20):
-    files, warnings = convert_text_files(metadata, FILE, vocab_size)
+    files, warnings = read_text(metadata, FILE, vocab_size)
     assert files.tokenizer is not None
     return files, parse_tokenizer(files.tokenizer.decode(), FILE), warnings
 
@@ -337,7 +337,7 @@ def test_the_chat_template_has_the_names_of_special_tokens():
 
 @pytest.mark.parametrize("metadata", [{}, {f"{PREFIX}model": "none"}])
 def test_a_file_without_a_tokenizer_is_a_model_without_text_and_a_warning(metadata):
-    files, (warning,) = convert_text_files(metadata, FILE, 10)
+    files, (warning,) = read_text(metadata, FILE, 10)
     assert files == (None, {}, None)
     assert "--tokenizer DIR" in warning
 
@@ -425,7 +425,7 @@ TIED = dict.fromkeys(["ab", "bc"], -9.0) | {BLANK: 0.0, "a": -1.0, "b": -2.0, "c
 )
 def test_invalid_metadata_is_one_clear_line(metadata, message):
     with pytest.raises(ConfigError, match=message) as error:
-        convert_text_files(metadata, FILE, 300)
+        read_text(metadata, FILE, 300)
     line = str(error.value)
     assert line.startswith("model.gguf: ")
     assert "\n" not in line
@@ -441,7 +441,7 @@ def test_random_metadata_converts_or_is_one_line():
         for key in rng.sample(sorted(metadata), rng.randint(1, 2)):
             metadata[key] = rng.choice(odd)
         try:
-            convert_text_files(metadata, FILE, 300)
+            read_text(metadata, FILE, 300)
         except ConfigError as error:
             assert str(error).startswith("model.gguf: ")
             assert "\n" not in str(error)

@@ -80,8 +80,8 @@ class GGUFCheckpoint:
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
         if tokenizer is not None:
-            return read_text_with(self._file, self.config.vocab_size, tokenizer)
-        files, warnings = read_text(self._file, self.config.vocab_size)
+            return read_text_with(self._file.metadata, self.path, self.config.vocab_size, tokenizer)
+        files, warnings = read_text(self._file.metadata, self.path, self.config.vocab_size)
         self.warnings += warnings
         return files
 

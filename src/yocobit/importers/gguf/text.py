@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yocobit.importers.gguf.container import GGUFFile
+from yocobit.errors import ConfigError, shown
 from yocobit.importers.gguf.tokenizer import tokenizer_json
 from yocobit.importers.gguf.vocabulary import Vocabulary, read_vocabulary
 from yocobit.packing.format import TOKENIZER
@@ -16,25 +16,34 @@ from yocobit.text import GenerationConfig, parse_tokenizer
 _TEMPLATE = "tokenizer.chat_template"
 
 
-def read_text(file: GGUFFile, vocab_size: int) -> tuple[TextFiles, list[str]]:
-    """Return tokenizer, generation defaults and chat template, and warnings."""
-    vocabulary = read_vocabulary(file.metadata, file.path, vocab_size)
+def read_text(
+    metadata: Mapping[str, Any], source: Path, vocab_size: int
+) -> tuple[TextFiles, list[str]]:
+    """Return tokenizer, generation defaults and chat template, and warnings.
+
+    `metadata` has lists of strings and NumPy arrays of numbers. ConfigError, naming `source`, if it
+    is invalid, or if its tokenizer cannot be converted.
+    """
+    vocabulary = read_vocabulary(metadata, source, vocab_size)
     if vocabulary is None:
-        return TextFiles(None, {}, _template(file, {})), []
+        warning = "the file holds no tokenizer; name the directory of one with --tokenizer DIR"
+        return TextFiles(None, {}, _template(metadata, source, {})), [warning]
     tokenizer = tokenizer_json(vocabulary)
-    parse_tokenizer(tokenizer.decode(), file.path, vocab_size)
+    parse_tokenizer(tokenizer.decode(), f"{source}: the converted tokenizer", vocab_size)
     generation = _generation(vocabulary)
-    GenerationConfig.of(generation, file.path, vocab_size)
-    files = TextFiles(tokenizer, generation, _template(file, vocabulary.names))
+    GenerationConfig.of(generation, source, vocab_size)
+    files = TextFiles(tokenizer, generation, _template(metadata, source, vocabulary.names))
     return files, vocabulary.warnings
 
 
-def read_text_with(file: GGUFFile, vocab_size: int, directory: Path) -> TextFiles:
+def read_text_with(
+    metadata: Mapping[str, Any], source: Path, vocab_size: int, directory: Path
+) -> TextFiles:
     """Return the same with the tokenizer of a directory; the file's is not read."""
     other = read_text_files(directory, vocab_size)
     if other.tokenizer is None:
-        raise file.error(f"{directory} holds no {TOKENIZER}; name a directory with one")
-    return other if other.template else other._replace(template=_template(file, {}))
+        raise ConfigError(f"{source}: {directory} holds no {TOKENIZER}; name a directory with one")
+    return other if other.template else other._replace(template=_template(metadata, source, {}))
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -47,14 +56,14 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
     return {name: value for name, value in ids.items() if value is not None}
 
 
-def _template(file: GGUFFile, names: Mapping[str, str]) -> bytes | None:
+def _template(metadata: Mapping[str, Any], source: Path, names: Mapping[str, str]) -> bytes | None:
     """Return the chat template; it sets the names of special tokens itself."""
     from yocobit.text.chat_template import ChatTemplate, with_token_names  # imports Jinja
 
-    text = file.metadata.get(_TEMPLATE)
-    if text is None:
-        return None
+    text = metadata.get(_TEMPLATE, "")
     if not isinstance(text, str):
-        raise file.error(f"{_TEMPLATE} must be a string but is of type {type(text).__name__}")
-    ChatTemplate(text, f"{file.path}: {_TEMPLATE}")  # checks it
+        raise ConfigError(f"{source}: {_TEMPLATE} must be a string but is {shown(text, 80)}")
+    if not text:
+        return None
+    ChatTemplate(text, f"{source}: {_TEMPLATE}")  # checks it
     return with_token_names(text.encode(), names)

@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files as the text files of a packed model, tokenizer.json above all.
+"""Tokenizers of GGUF files as tokenizer.json.
 
 Two kinds: byte-level BPE ("gpt2"), whose merges the file lists, and SentencePiece BPE ("llama"),
 whose merges follow from the scores of the tokens they form.
@@ -6,59 +6,19 @@ whose merges follow from the scores of the tokens they form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from yocobit.errors import ConfigError, shown
-from yocobit.importers.gguf.vocabulary import TokenType, Vocabulary, read_vocabulary
-from yocobit.packing.text_files import TextFiles
-from yocobit.text import GenerationConfig, parse_tokenizer
+from yocobit.importers.gguf.vocabulary import TokenType, Vocabulary
 
 _BLANK = "▁"  # SentencePiece's space
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 Merge = tuple[str, str]
-
-
-def convert_text_files(
-    metadata: Mapping[str, Any], source: Path, vocab_size: int
-) -> tuple[TextFiles, list[str]]:
-    """Return the text files of the model in a GGUF file, and warnings.
-
-    `metadata` has lists of strings and NumPy arrays of numbers. ConfigError, naming `source`, if it
-    is invalid, or if its tokenizer cannot be converted.
-    """
-    vocabulary = read_vocabulary(metadata, source, vocab_size)
-    if vocabulary is None:
-        return TextFiles(None, {}, None), [
-            "the file holds no tokenizer: give the directory of a tokenizer.json with --tokenizer "
-            "DIR to use text"
-        ]
-    content = tokenizer_json(vocabulary)
-    parse_tokenizer(content.decode(), f"{source}: the converted tokenizer", vocab_size)
-    ids = {
-        "bos_token_id": vocabulary.bos_id,
-        "eos_token_id": vocabulary.end_ids or None,
-        "pad_token_id": vocabulary.id_of("padding"),
-    }
-    generation = {name: value for name, value in ids.items() if value is not None}
-    GenerationConfig.of(generation, source, vocab_size)
-    return TextFiles(content, generation, _template(vocabulary)), vocabulary.warnings
-
-
-def _template(vocabulary: Vocabulary) -> bytes | None:
-    """Return the chat template, which sets the names of the special tokens that it reads."""
-    from yocobit.text.chat_template import ChatTemplate, with_token_names  # imports Jinja
-
-    text = vocabulary.template
-    if text is None:
-        return None
-    ChatTemplate(text, f"{vocabulary.source}: tokenizer.chat_template")  # checks it
-    return with_token_names(text.encode(), vocabulary.names)
 
 
 def tokenizer_json(vocabulary: Vocabulary) -> bytes:

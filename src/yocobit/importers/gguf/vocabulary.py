@@ -108,11 +108,6 @@ class Vocabulary:
         ids = {name: self.id_of(key) for name, key in _NAMED.items()}
         return {name: self.tokens[i] for name, i in ids.items() if i is not None}
 
-    @property
-    def template(self) -> str | None:
-        """The chat template, if there is one."""
-        return _string(self.metadata, "tokenizer.chat_template", "", self.source) or None
-
     def id_of(self, role: str) -> int | None:
         """Return the id of a special token such as "bos"; None if the file has none."""
         key = f"{_PREFIX}{role}_token_id"
