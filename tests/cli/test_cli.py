@@ -38,6 +38,7 @@ OPTIONS = {
     "pull": {"--head", "--weights", "--tokenizer"},
     "list": {"--json"},
     "remove": set(),
+    "export": {"--to", "--context", "--json"},
     "chat": {
         "--system",
         "--max-tokens",

@@ -14,6 +14,7 @@ import typer.main
 
 from yocobit.cli import streams
 from yocobit.cli.cache import list_, pull, remove
+from yocobit.cli.export import export
 from yocobit.cli.generation import chat, generate
 from yocobit.cli.measurement import bench, eval_
 from yocobit.cli.models import inspect, verify
@@ -107,6 +108,7 @@ app.command()(train)
 app.command()(plot)
 app.command()(pack)
 app.command("import")(import_)
+app.command()(export)
 app.command("eval")(eval_)
 app.command()(bench)
 app.command()(plan)

@@ -61,7 +61,7 @@ def write_model(
     specs = tensors_of(parameters)
     if formats := formats_to_record(config, parameters):
         metadata[FORMATS_KEY] = json.dumps(formats)
-    with _new_directory(out) as directory:
+    with new_directory(out) as directory:
         (directory / CONFIG).write_bytes(config_json)
         if tokenizer is not None:
             (directory / TOKENIZER).write_bytes(tokenizer)
@@ -161,7 +161,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def _new_directory(out: Path) -> Iterator[Path]:
+def new_directory(out: Path) -> Iterator[Path]:
     """Yield a directory to fill; it becomes `out` on success and is deleted otherwise."""
     name, out = out, out.resolve()
     check_new(out)

@@ -1,0 +1,75 @@
+"""What a configuration must be so that another program computes the same model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from yocobit.config import ModelConfig
+from yocobit.errors import ConfigError, shown
+from yocobit.packing.layout import Floats
+from yocobit.packing.reader import PackedModel
+
+CONTEXT = 4096  # tokens; a packed model has no context length, other formats need one
+
+
+class Rule(NamedTuple):
+    """A rule for a field or property of ModelConfig."""
+
+    name: str
+    holds: Callable[[ModelConfig], bool]
+    text: str
+
+
+def equals(name: str, *values: object) -> Rule:
+    """Return the rule that a field has one of these values."""
+    text = f"must be {' or '.join(shown(value) for value in values)}"
+    return Rule(name, lambda config: getattr(config, name) in values, text)
+
+
+# A Llama-like Transformer. Other programs have neither keys nor code for the rest.
+PLAIN = (
+    Rule("layers", lambda config: set(config.layers) == {"full"}, "must all be 'full'"),
+    equals("full_rope", "half"),
+    equals("nope_layers", ()),
+    Rule(
+        "full_rope_frequencies",
+        lambda config: len(config.full_rope_frequencies) in (0, config.head_dim // 2),
+        "must rotate the whole head",
+    ),
+    Rule(
+        "attention_scale",
+        lambda config: (
+            config.attention_scale is None
+            or math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-7)
+        ),
+        "must be 1 / sqrt(head size)",
+    ),
+    equals("embedding_factor", 1.0),
+    equals("residual_scale", 1.0),
+    equals("logit_scale", 1.0),
+    equals("post_norms", False),
+    equals("head_norm", False),
+)
+
+
+def check(model: PackedModel, target: str, rules: Iterable[Rule]) -> None:
+    """Raise ConfigError for the first rule that a model breaks; `target` says whose rules."""
+    for rule in rules:
+        if not rule.holds(model.config):
+            value = getattr(model.config, rule.name)
+            raise ConfigError(
+                f"{model.path}: {rule.name} {rule.text} in {target} but is {shown(value, 80)}"
+            )
+
+
+def frequency_divisors(config: ModelConfig) -> Floats:
+    """Return what divides each frequency of rope_theta."""
+    n = config.head_dim // 2
+    base = config.rope_theta ** -(np.arange(n) / n)
+    own = np.array(config.full_rope_frequencies or base)
+    divisors: Floats = (base / own).astype(np.float32)
+    return divisors

@@ -1,0 +1,86 @@
+"""The weights of a packed model: integers and scales, or floats, one tensor at a time.
+
+Letters: M output features   K input features
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from yocobit.errors import ConfigError
+from yocobit.packing import layout
+from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.layout import Array, Codes, Floats, Int8s
+from yocobit.packing.reader import PackedModel
+
+_CHUNK_VALUES = 1 << 24  # of a table, converted at once
+
+
+class ScaledRows(NamedTuple):
+    """Integers (M, K) and a float32 scale of each row, or one scale (1,) of all."""
+
+    integers: Int8s
+    scales: Floats
+
+
+class Weights:
+    """The mapped tensors of a packed model."""
+
+    def __init__(self, model: PackedModel) -> None:
+        self.file = model.file
+        self._model = model
+        self._data: Codes = np.memmap(model.file, dtype=np.uint8, mode="r")
+
+    def stored(self, name: str) -> Array:
+        """Return a tensor of the file as it is mapped."""
+        tensor = self._model.tensors[name]
+        raw = self._data[tensor.begin : tensor.end]
+        return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def matrix(self, name: str) -> ScaledRows:
+        """Return a ternary or sign matrix; ConfigError if it has invalid codes."""
+        stored = self._model.parameters[name]
+        integers = stored.format.decode(self.stored(name), *stored.shape)
+        if not np.isin([integers.min(), integers.max()], stored.format.values).all():
+            raise self._invalid(name)
+        return ScaledRows(integers, self.stored(scale_name(name)).astype(np.float32))
+
+    def int8_rows(self, name: str) -> Iterator[ScaledRows]:
+        """Yield the rows of an int8 table."""
+        values, scales = self.stored(name), self.stored(scale_name(name))
+        for rows in _chunks(values.shape):
+            yield ScaledRows(values[rows], scales[rows])
+
+    def int4_codes(self, name: str) -> tuple[Codes, Array]:
+        """Return codes (M, K), integers + 8, and float16 scales (M, K / 64) of an int4 table."""
+        M, K = self._model.parameters[name].shape
+        codes = layout.unpack_codes(self.stored(name), M, K, bits=4)
+        scales = self.stored(scale_name(name))  # (groups, blocks, rows of a group)
+        return codes, scales.transpose(0, 2, 1).reshape(-1, scales.shape[1])[:M]
+
+    def floats(self, name: str) -> Iterator[Floats]:
+        """Yield the rows of a parameter in float32, as the engine computes with them."""
+        format, shape, _ = self._model.parameters[name]
+        values = self.stored(name)
+        if format.block_columns > 1:
+            yield format.dequantize(values, self.stored(scale_name(name)), *shape)
+        elif format.scale is not None:
+            for integers, scales in self.int8_rows(name):
+                yield integers * scales[:, None]
+        else:
+            for rows in _chunks(shape):
+                yield values[rows].astype(np.float32, copy=False)
+
+    def _invalid(self, name: str) -> ConfigError:
+        return ConfigError(f"{self.file}: tensor '{name}' has invalid codes; run yocobit verify")
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield the rows of a tensor in slices."""
+    step = max(_CHUNK_VALUES * shape[0] // math.prod(shape), 1)
+    for start in range(0, shape[0], step):
+        yield slice(start, start + step)

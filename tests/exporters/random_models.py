@@ -1,0 +1,66 @@
+"""Packed models with random weights, norms and biases, for tests of exporters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yocobit.config import ModelConfig
+from yocobit.packing import PackedModel
+from yocobit.packing.format import scale_name
+from yocobit.packing.formats import StoredParameter, stored_parameters
+from yocobit.packing.writer import write_model
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 320,
+    "d_model": 256,
+    "layers": ("full",) * 2,
+    "d_ff": 512,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "n_self_heads": 4,
+    "n_self_kv_heads": 2,
+    "full_rope": "half",
+    "scale_embedding": False,
+    "sub_norm": False,
+}
+TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], 40).tolist()
+
+
+def random_model(
+    path: Path,
+    head: str | None = None,
+    projections: str | None = None,
+    text: tuple[bytes | None, dict[str, Any], bytes | None] = (None, {}, None),
+    scale_dtype: str = "<f4",
+    **changes: Any,
+) -> PackedModel:
+    """Write a model of SHAPE with `changes`; scales of integers are of the dtype `scale_dtype`."""
+    config = ModelConfig(**{**SHAPE, **changes})
+    parameters = stored_parameters(config, projections, head)
+    rng = np.random.default_rng(0)
+
+    def tensors():
+        for name, stored in parameters.items():
+            yield from _tensors(rng, name, stored, scale_dtype)
+
+    return write_model(path, config, parameters, tensors(), *text)
+
+
+def _tensors(rng: np.random.Generator, name: str, stored: StoredParameter, scale_dtype: str):
+    format, shape = stored.format, stored.shape
+    if stored.role == "norm":
+        yield name, rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    elif stored.role == "bias":
+        yield name, rng.uniform(-0.2, 0.2, shape).astype(np.float32)
+    elif format.quantize is not None:
+        codes, scales = format.quantize(rng.normal(0, 0.05, shape).astype(np.float32))
+        yield name, codes
+        if scales is not None:
+            yield scale_name(name), scales.astype(scale_dtype).astype(scales.dtype)
+    else:
+        yield name, format.encode(rng.choice(np.array(format.values, dtype=np.int8), shape))
+        scales = rng.uniform(0.05, 0.07, format.scale.shape(*shape))
+        yield scale_name(name), scales.astype(scale_dtype).astype(np.float32)
