@@ -1,0 +1,133 @@
+"""Logits of imported families: the engine equals transformers' own classes in float64.
+
+Ternary models quantise activations, and a value next to a rounding boundary may round up in float64
+and down in float32. Texts without such ties come from the float64 statement of the packed model.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from float64_decoder import Float64Decoder
+from packed_models import tokenizer
+from published import publish, quantised_model, random_model
+from safetensors.torch import load_file, save_file
+from transformers.integrations.bitnet import AutoBitLinear, BitLinear
+
+from yocobit import Engine
+from yocobit.importers import import_model
+
+T = 32
+TOKENS = np.random.default_rng(1).integers(0, 264, T)
+OFFLINE = {"linear_class": "bitlinear", "quantization_mode": "offline"}
+AUTO = {**OFFLINE, "linear_class": "autobitlinear"}
+ONLINE = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+ROPE = {"rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
+LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+GEMMA = {
+    "head_dim": 32,
+    "sliding_window": 6,
+    "query_pre_attn_scalar": 20,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "tie_word_embeddings": True,
+}
+WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+
+
+@pytest.fixture(autouse=True)
+def eager():
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@torch.no_grad()
+def their_logits(model, tokens):
+    """Return the logits of transformers in float64."""
+    model = model.double()
+    for layer in model.modules():
+        if isinstance(layer, BitLinear | AutoBitLinear):
+            layer.dtype = torch.float64
+    return model(torch.from_numpy(tokens.astype(np.int64))[None]).logits[0].numpy()
+
+
+def relative_error(logits, expected):
+    return np.abs(logits - expected).max() / np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"head_dim": 24, "tie_word_embeddings": True}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("llama", {"rope_parameters": {**ROPE, "rope_type": "yarn"}}),
+        ("mistral", {"sliding_window": 6}),
+        ("qwen2", {}),
+        ("qwen2", WINDOW),
+        ("qwen3", {"head_dim": 32}),
+        ("gemma3_text", GEMMA),
+    ],
+)
+def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, changes):
+    model = random_model(kind, **changes)
+    packed = import_model(publish(model, tmp_path / "hf"), tmp_path / "model")
+
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
+
+    assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantization", "changes"),
+    [
+        ("bitnet", AUTO, {"hidden_act": "relu2"}),
+        ("bitnet", ONLINE, {"hidden_act": "relu2"}),
+        ("llama", OFFLINE, {"head_dim": 32}),  # Falcon3
+        ("llama", {**OFFLINE, "modules_to_not_convert": ["lm_head", "down_proj"]}, {}),
+        ("qwen2", {**OFFLINE, "use_rms_norm": True}, {}),
+        (
+            "qwen3",
+            {**OFFLINE, "use_rms_norm": True, "rms_norm_eps": 1e-3, "modules_to_not_convert": []},
+            {"head_dim": 32},
+        ),
+        ("gemma3_text", {**ONLINE, "use_rms_norm": True}, GEMMA),
+    ],
+)
+def test_logits_of_ternary_families_equal_those_of_transformers(
+    tmp_path, kind, quantization, changes
+):
+    model = quantised_model(kind, quantization, **changes)
+    packed = import_model(publish(model, tmp_path / "hf"), tmp_path / "model", "f32")
+    statement = Float64Decoder.of_packed(packed)
+    tokens = statement.tokens_without_ties(T)
+
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+
+    assert relative_error(logits, statement.logits(tokens)) < 1e-5
+    assert relative_error(logits, their_logits(model, tokens)) < 1e-5
+
+
+@torch.no_grad()
+def test_hidden_states_of_a_bitnet_embedding_are_those_of_bitlinear_with_its_norm(tmp_path):
+    settings = {**ONLINE, "use_rms_norm": True, "rms_norm_eps": 1e-6}
+    changes = {"head_dim": 32, "tie_word_embeddings": True, "vocab_size": 512}
+    model = quantised_model("qwen3", settings, **changes)
+    source = publish(model, tmp_path / "hf")
+    tensors = {
+        name.removeprefix("model.").replace(".rms_norm.", ".norm."): tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+    }
+    save_file(tensors, source / "model.safetensors")
+    fields = (source / "config.json").read_text().replace('"quantization_config"', '"_"')
+    (source / "config.json").write_text(fields)
+    (source / "tokenizer.json").write_text(tokenizer().to_str())
+
+    packed = import_model(source, tmp_path / "model", "f32")
+
+    tokens = Float64Decoder.of_packed(packed).tokens_without_ties(T)
+    engine = Engine(packed, threads=1, kernels=None)
+    hidden = engine.session(T).hidden_states(tokens)
+    expected = model.double().model(torch.from_numpy(tokens.astype(np.int64))[None])
+    assert relative_error(hidden, expected.last_hidden_state[0].numpy()) < 1e-5
+    assert packed.config.pooling == "last"
