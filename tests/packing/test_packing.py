@@ -339,6 +339,18 @@ def test_expected_tensors_rejects_an_unknown_or_unsuitable_format(formats, messa
         expected_tensors(preset("nano"), **formats)
 
 
+def test_head_and_embedding_of_a_ternary_model_are_packed_in_float(tmp_path):
+    run = save_checkpoint(tmp_path, preset("nano"))
+    masters = safetensors.numpy.load_file(checkpoints.find(run) / "model.safetensors")
+
+    for head, dtype in (("f32", np.float32), ("f16", np.float16)):
+        packed = pack(run, tmp_path / head, head=head)
+
+        assert packed.projection_format.name == "ternary" and packed.head_format.name == head
+        for name in ("embedding.weight", "head.weight"):
+            np.testing.assert_array_equal(stored(packed, name), masters[name].astype(dtype))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "name", ["embedding__weight", "layers__1__ffn__up_proj__weight", "norm__weight"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from yocobit.cli.options import (
     ProjectionFormat,
     TokenizerFrom,
 )
-from yocobit.errors import UserError
+from yocobit.errors import UserError, printable
 
 
 def train(
@@ -102,16 +103,22 @@ def pack(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory or a GGUF file.")],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     head: ImportHead = None,
     weights: ImportWeights = None,
     tokenizer: TokenizerFrom = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a published checkpoint to a packed model."""
-    model = importers.import_model(checkpoint, out, head, weights=weights, tokenizer=tokenizer)
+    """Convert a published checkpoint of another project to a packed model."""
+    model = importers.import_model(
+        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=_print_note
+    )
     print_summary(model, as_json)
+
+
+def _print_note(line: str) -> None:
+    print(printable(line), file=sys.stderr)
 
 
 def _import_training() -> Any:

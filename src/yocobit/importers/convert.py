@@ -5,13 +5,14 @@ Needs torch only for master weights, which are quantised as in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from yocobit.config import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
+from yocobit.importers.report import describe_import, warnings_of
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import scale_name
 from yocobit.packing.formats import StoredParameter, stored_parameters
@@ -28,16 +29,21 @@ def import_model(
     *,
     weights: str | None = None,
     tokenizer: Path | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> PackedModel:
     """Write the published checkpoint `source` as a packed model into the new directory `out`.
 
-    Options as in write_checkpoint. ConfigError for a missing tensor or key, or an unsupported
-    architecture.
+    `report` receives the warnings and one line about the model; other options are as in
+    write_checkpoint. ConfigError for a missing tensor or key, or an unsupported architecture.
     """
     check_new(out)
-    return write_checkpoint(
-        open_checkpoint(source), out, head, weights=weights, tokenizer=tokenizer
-    )
+    checkpoint = open_checkpoint(source)
+    model = write_checkpoint(checkpoint, out, head, weights=weights, tokenizer=tokenizer)
+    if report is not None:
+        for warning in warnings_of(checkpoint, model):
+            report(f"warning: {warning}")
+        report(describe_import(checkpoint, model))
+    return model
 
 
 def open_checkpoint(source: Path) -> Checkpoint:
@@ -61,6 +67,7 @@ def write_checkpoint(
     default. Both replace the float formats of the checkpoint. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's.
     """
+    check_new(out)
     config = checkpoint.config
     requested = {"head", "embedding"} if head is not None else set()
     if weights is not None and config.weights == "dense":

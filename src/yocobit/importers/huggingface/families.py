@@ -186,6 +186,7 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
     if activation not in _ACTIVATIONS:
         known = " or ".join(_ACTIVATIONS)
         raise ConfigError(f"{file}: hidden_act must be {known} but is {shown(activation)}")
+    is_default_size = head_size * n_heads == theirs.hidden_size and head_size % 8 == 0
     query_scale = theirs.query_pre_attn_scalar or family.query_scale or head_size
     return {
         "vocab_size": theirs.vocab_size,
@@ -201,7 +202,7 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
         "norm_eps": theirs.rms_norm_eps or family.norm_eps,
         "tie_embeddings": _or(theirs.tie_word_embeddings, family.tie_embeddings),
         "scale_embedding": family.scale_embedding,
-        "head_size": None if head_size * n_heads == theirs.hidden_size else head_size,
+        "head_size": None if is_default_size else head_size,
         "attention_scale": None if query_scale == head_size else query_scale**-0.5,
         "qk_norm": "before_rope" if family.qk_norm else "none",
         "qkv_bias": family.qkv_bias,

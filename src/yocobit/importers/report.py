@@ -1,0 +1,43 @@
+"""What a user learns after an import: warnings, and one line about the packed model."""
+
+from __future__ import annotations
+
+import math
+
+from yocobit.costs.traffic import decode_bytes
+from yocobit.importers.checkpoint import Checkpoint
+from yocobit.packing.format import TOKENIZER
+from yocobit.packing.formats import PerGroup, PerRow, PerTensor, WeightFormat, tensors_of
+from yocobit.packing.reader import PackedModel
+
+_UNITS = {PerTensor: "matrix", PerRow: "row", PerGroup: "group"}
+
+
+def warnings_of(checkpoint: Checkpoint, model: PackedModel) -> list[str]:
+    """Return how the packed model differs from the published one, one line each."""
+    warnings = list(checkpoint.warnings)
+    if not (model.path / TOKENIZER).exists():
+        warnings.append(
+            f"{checkpoint.path}: holds no {TOKENIZER}, so the model accepts token ids only; import "
+            "it again with --tokenizer and a directory that holds one"
+        )
+    return warnings
+
+
+def describe_import(checkpoint: Checkpoint, model: PackedModel) -> str:
+    """Return one line: source type, formats and their scales, bits per weight, memory traffic."""
+    projections = {n: p for n, p in model.parameters.items() if p.role == "projection"}
+    formats = dict.fromkeys(_with_scale(stored.format) for stored in projections.values())
+    n_weights = sum(math.prod(stored.shape) for stored in projections.values())
+    size = sum(spec.size_bytes for spec in tensors_of(projections).values())
+    return (
+        f"{model.path}: from {checkpoint.source_type}; projections in {' and '.join(formats)}, "
+        f"{8 * size / n_weights:.2f} bits per weight; head in {model.head_format.name}; "
+        f"{decode_bytes(model, 'f32', 0, 1, 1):,} bytes per token; tokens/s: yocobit plan"
+    )
+
+
+def _with_scale(format: WeightFormat) -> str:
+    if format.scale is None:
+        return format.name
+    return f"{format.name} with one scale per {_UNITS[type(format.scale)]}"
