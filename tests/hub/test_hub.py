@@ -214,7 +214,7 @@ def test_full_disk_is_one_line(checkpoint, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cache.importers, "write_checkpoint", full)
+    monkeypatch.setattr(cache.importers, "import_model", full)
 
     with pytest.raises(UserError, match="free disk space, or set XDG_CACHE_HOME"):
         hub.resolve(str(checkpoint))

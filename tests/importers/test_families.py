@@ -296,7 +296,7 @@ def test_tokenizer_of_another_directory_replaces_the_own(tmp_path):
         ({"layer_types": ["sliding_attention"] * 3}, "sliding_window must be set"),
         (
             {"num_attention_heads": 16, "head_dim": None},
-            "n_heads must divide d_model = 64 into heads of a multiple",
+            "head_size must be between 8 and 1024 but is 4",
         ),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method must be 'bitnet' but is"),
         (

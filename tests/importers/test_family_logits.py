@@ -83,6 +83,12 @@ def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, ch
     [
         ("bitnet", AUTO, {"hidden_act": "relu2"}),
         ("bitnet", ONLINE, {"hidden_act": "relu2"}),
+        # The heads of 1bitLLM's 3B model.
+        (
+            "bitnet",
+            ONLINE,
+            {"hidden_act": "silu", "hidden_size": 200, "num_attention_heads": 2},
+        ),
         ("llama", OFFLINE, {"head_dim": 32}),  # Falcon3
         ("llama", {**OFFLINE, "modules_to_not_convert": ["lm_head", "down_proj"]}, {}),
         ("qwen2", {**OFFLINE, "use_rms_norm": True}, {}),

@@ -19,9 +19,9 @@ OFFLINE = {"linear_class": "bitlinear", "quantization_mode": "offline"}
         (
             OFFLINE,
             None,
-            "from safetensors, packed ternary; projections in ternary with one scale per matrix, ",
+            "packed ternary; projections in ternary with one scale per matrix, ",
         ),
-        (None, None, "from safetensors, dense F32; projections in f32, 32.00 bits per weight; "),
+        (None, None, "dense F32; projections in f32, 32.00 bits per weight; "),
         (
             {**OFFLINE, "modules_to_not_convert": ["lm_head", "down_proj"]},
             "f16",
@@ -38,7 +38,7 @@ def test_one_line_names_source_formats_and_traffic(tmp_path, quantization, head,
 
     warning, line = lines
     assert warning.startswith(f"warning: {source}: holds no tokenizer.json, so the model accepts")
-    assert line.startswith(f"{packed.path}: ") and expected in line
+    assert line.startswith("imported from safetensors, ") and expected in line
     assert f"head in {packed.head_format.name}; " in line
     assert "bytes per token; tokens/s: yocobit plan" in line
 
@@ -53,4 +53,4 @@ def test_import_command_prints_notes_to_stderr_and_its_summary_to_stdout(tmp_pat
     assert json.loads(printed.out)["parameters"] > 0
     masters, tokenizer, line = printed.err.splitlines()
     assert "master weights" in masters and "--tokenizer" in tokenizer
-    assert "from safetensors, ternary master weights in F32; " in line
+    assert "imported from safetensors, ternary master weights in F32; " in line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from yocobit import importers, packing
+from yocobit.cli.cache import say
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
     Head,
@@ -21,7 +21,7 @@ from yocobit.cli.options import (
     ProjectionFormat,
     TokenizerFrom,
 )
-from yocobit.errors import UserError, printable
+from yocobit.errors import UserError
 
 
 def train(
@@ -112,13 +112,9 @@ def import_(
 ) -> None:
     """Convert a published checkpoint of another project to a packed model."""
     model = importers.import_model(
-        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=_print_note
+        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=say
     )
     print_summary(model, as_json)
-
-
-def _print_note(line: str) -> None:
-    print(printable(line), file=sys.stderr)
 
 
 def _import_training() -> Any:

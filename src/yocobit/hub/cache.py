@@ -165,15 +165,13 @@ class ModelCache:
         partial = self._packed / f".{key}.partial-{os.getpid()}"
         partial.mkdir()
         try:
-            checkpoint = importers.open_checkpoint(source)
-            for line in checkpoint.warnings:
-                say(f"warning: {line}")
-            importers.write_checkpoint(
-                checkpoint,
+            importers.import_model(
+                source,
                 partial / out.name,
                 options.head,
                 weights=options.weights,
                 tokenizer=Path(options.tokenizer) if options.tokenizer else None,
+                report=say,
             )
             partial.rename(out.parent)
         finally:
