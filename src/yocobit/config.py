@@ -101,6 +101,7 @@ class ModelConfig(Settings):
 
     # Features of published models; config.json leaves out those that have the default.
     # Those of this group are for models whose mixers are all "full" or "window".
+
     # D; None: d_model / n_heads and d_model / n_self_heads.
     head_size: Annotated[int, Meta(ge=8, le=1024, multiple_of=4)] | None = None
     attention_scale: Positive | None = None  # multiplies q k before softmax; None: 1 / sqrt(D)
@@ -109,15 +110,15 @@ class ModelConfig(Settings):
     # Angle per position of each rotated pair of a head, at most D / 2; the other values of the head
     # are not rotated. (): the frequencies of rope_theta.
     full_rope_frequencies: tuple[Positive, ...] = ()
-    # The same for "window".
-    window_rope_frequencies: tuple[Positive, ...] = ()
+    window_rope_frequencies: tuple[Positive, ...] = ()  # the same for "window"
     rope_factor: Positive = 1.0  # multiplies cosines and sines (YaRN, LongRoPE)
     nope_layers: tuple[Natural, ...] = ()  # indices of the layers without RoPE
     projection_norms: bool = False  # RMSNorm before each projection, with its own weight
-    # Added to the mean square in those norms.
+    # Added to the mean square in these norms and in that of head_norm.
     projection_norm_eps: Annotated[float, Meta(ge=1e-20, le=1)] = 1e-6
 
     # Those of this group are for all models.
+
     head_norm: bool = False  # a further RMSNorm before the head, with projection_norm_eps
     post_norms: bool = False  # RMSNorm after each mixer and each FFN, before the residual addition
     embedding_scale: Positive | None = None  # multiplies embeddings; None: as scale_embedding

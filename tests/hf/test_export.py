@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from packed_models import STACKS, nano, tokens
+from published_decoders import CASES
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from yocobit.config import ModelConfig
 from yocobit.hf import YocobitConfig, YocobitForCausalLM
 from yocobit.model.rope import _cached_range_cos_sin
 
@@ -14,8 +16,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::Deprecat
 
 
 def new_model(stack: str, weights: str = "dense") -> YocobitForCausalLM:
+    return model_of(nano(stack, weights))
+
+
+def model_of(config: ModelConfig) -> YocobitForCausalLM:
     torch.manual_seed(0)
-    return YocobitForCausalLM(YocobitConfig(**nano(stack, weights).to_dict())).eval()
+    return YocobitForCausalLM(YocobitConfig(**config.to_dict())).eval()
 
 
 def inputs(n_rows: int, length: int) -> dict[str, torch.Tensor]:
@@ -25,18 +31,23 @@ def inputs(n_rows: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": tokens()[: n_rows * length].view(n_rows, length), "attention_mask": mask}
 
 
-def test_exported_model_has_any_batch_and_length(stack="mixed"):
-    check_export(stack)
+def test_exported_model_has_any_batch_and_length():
+    check_export(new_model("mixed"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stack", STACKS)
 def test_exported_stack_has_any_batch_and_length(stack):
-    check_export(stack)
+    check_export(new_model(stack))
 
 
-def check_export(stack: str) -> None:
-    model = new_model(stack)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma3", "hunyuan", "phi3", "bitnet"])
+def test_exported_published_model_has_any_batch_and_length(name):
+    check_export(model_of(CASES[name].config))
+
+
+def check_export(model: YocobitForCausalLM) -> None:
     example, others = inputs(3, 20), inputs(2, 131)
     dims = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=3)}
     expected = model(**others, use_cache=False).logits
