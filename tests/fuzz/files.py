@@ -95,6 +95,28 @@ def imported(rng: random.Random, samples: Path, directory: Path) -> Call:
     return _command("import", str(source), str(directory / "model"))
 
 
+def gguf(rng: random.Random, samples: Path, directory: Path) -> Call:
+    """Import a GGUF file with odd bytes."""
+    from yocobit.importers.gguf.container import GGUFFile
+
+    source = rng.choice(sorted((samples / "gguf").iterdir()))
+    data = source.read_bytes()
+    start = min(tensor.offset for tensor in GGUFFile(source).tensors.values())
+    header, weights = data[:start], data[start:]
+    kind = rng.randrange(5)
+    if kind < 3:  # everything, the keys of the architecture, or the tensors; all keep their places
+        places = ((0, start), (24, min(start, 900)), (max(start - 1800, 0), start))
+        header = mutation.overwrite(header, rng, *places[kind])
+    elif kind == 3:
+        header = mutation.mutate_bytes(header, rng)
+        header += b"\0" * (-len(header) % 32) * (rng.random() < 0.9)
+    else:
+        weights = mutation.mutate_bytes(weights, rng)
+    path = directory / "model.gguf"
+    path.write_bytes(header + weights)
+    return _command("import", str(path), str(directory / "model"))
+
+
 def damaged_run(rng: random.Random, samples: Path, directory: Path) -> Call:
     """Resume, pack, evaluate or plot a run with damaged files."""
     run = directory / "run"
@@ -215,7 +237,7 @@ def _graft(fields: dict[str, Any], rng: random.Random) -> None:
 KINDS = {
     each.__name__: each
     for each in (
-        *(tokenizer, generation_config, template, packed_config, imported, damaged_run),
+        *(tokenizer, generation_config, template, packed_config, imported, gguf, damaged_run),
         *(train_config, session, prefixes),
     )
 }

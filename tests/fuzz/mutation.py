@@ -105,6 +105,22 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def overwrite(data: bytes, rng: random.Random, first: int, last: int) -> bytes:
+    """Return bytes of the same length with one to three numbers in a range exchanged."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        size = rng.choice((1, 4, 4, 8))
+        at = rng.randrange(first, last - size)
+        number = int.from_bytes(data[at : at + size], "little")
+        odd = (0, 1, 2, 255, 2**31, 2**32 - 1, 2**63, 2**64 - 1, len(data), rng.getrandbits(64))
+        other = rng.choice((*odd, number + 1, number - 1, number * 2, number ^ 1))
+        data[at : at + size] = (other % (1 << 8 * size)).to_bytes(size, "little")
+        if rng.random() < 0.2:
+            other_at = rng.randrange(first, last - size)
+            data[other_at : other_at + size] = data[at : at + size]
+    return bytes(data)
+
+
 def _mutate_one(root: list[Any], rng: random.Random) -> None:
     """Walk to a random value and exchange it: each level of nesting is as likely as another."""
     place: Any = root

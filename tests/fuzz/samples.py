@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS), str(TESTS / "text")]
+sys.path += [str(TESTS), str(TESTS / "text"), str(TESTS / "importers")]
 
 import native_build  # noqa: E402, F401
 
@@ -48,6 +48,7 @@ def write(directory: Path) -> None:
     """Write all samples."""
     write_models(directory)
     write_import(directory / "import")
+    write_gguf(directory / "gguf")
     write_run(directory / "run")
     write_session(directory)
     write_prefixes(directory)
@@ -97,6 +98,18 @@ def write_import(directory: Path) -> None:
     (directory / "generation_config.json").write_text(json.dumps(generation))
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "model.safetensors"}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_gguf(directory: Path) -> None:
+    """Write GGUF models of several architectures and types."""
+    import gguf_models
+
+    directory.mkdir()
+    for architecture, kind in (("bitnet-25", "I2_S"), ("llama", "TQ2_0"), ("bitnet", "TQ1_0")):
+        replaced = gguf_models.ternary(architecture, kind)[2]
+        gguf_models.write_model(directory / f"{architecture}.gguf", architecture, None, replaced)
+    keys = {"attention.sliding_window": 16, "pooling_type": 3}
+    gguf_models.write_model(directory / "gemma3.gguf", "gemma3", keys, None, tied=True)
 
 
 def write_run(directory: Path) -> None:

@@ -412,6 +412,15 @@ def test_unsupported_file_is_refused_by_name(tmp_path, case):
     assert re.search(message, refusal(path))
 
 
+def test_truncated_file_is_refused_at_every_length(tmp_path):
+    path = write_model(tmp_path / "m.gguf", "llama", replace=ternary("llama")[2])
+    data = path.read_bytes()
+
+    for length in np.random.default_rng(0).integers(0, len(data) - 32, 200):
+        path.write_bytes(data[:length])
+        refusal(path)
+
+
 BITNET_REFUSED = {
     "a zero scale": ("I2_S", 0.0, {}, "has the scale 0.0, not above 0"),
     "a negative scale": ("I2_S", -1.0, {}, "has the scale -1.0, not above 0"),
