@@ -152,9 +152,9 @@ class ModelConfig(Settings):
 
     def _check_features(self) -> None:
         if not set(self.layers) <= set(_SELF_ATTENTION):
-            for name in _SELF_ATTENTION_FEATURES:
+            for name, default in SELF_ATTENTION_DEFAULTS.items():
                 rule = "must be left out unless every layer is 'full' or 'window'"
-                self.require(getattr(self, name) == _DEFAULTS[name], name, rule)
+                self.require(getattr(self, name) == default, name, rule)
         elif self.head_size is not None:
             for name in ("n_heads", "n_self_heads"):
                 width = getattr(self, name) * self.head_size
@@ -240,6 +240,10 @@ class ModelConfig(Settings):
         """Return the fields as JSON values, without the features that have their default."""
         return without_default_features(self.fields())
 
+    def features(self) -> dict[str, Any]:
+        """Return the features that do not have their default, as JSON values."""
+        return {name: value for name, value in self.to_dict().items() if name in _FEATURES}
+
     def fields(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
         return {
@@ -273,7 +277,10 @@ class ModelConfig(Settings):
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
 _FEATURES = tuple(_DEFAULTS)[tuple(_DEFAULTS).index("head_size") :]
-_SELF_ATTENTION_FEATURES = _FEATURES[: _FEATURES.index("head_norm")]
+# The defaults of the features of models whose mixers are all "full" or "window".
+SELF_ATTENTION_DEFAULTS: Mapping[str, Any] = {
+    name: _DEFAULTS[name] for name in _FEATURES[: _FEATURES.index("head_norm")]
+}
 
 
 def without_default_features(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,13 +15,15 @@ import sys
 import matplotlib
 import pytest
 from packed_models import nano
+from published_decoders import CASES
 from rich.console import Console
 
-from yocobit import _native
+from yocobit import Engine, _native
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
-from yocobit.config import preset
+from yocobit.config import SELF_ATTENTION_DEFAULTS, preset
 from yocobit.costs import decode_bytes
+from yocobit.costs.memory import projection_bytes
 from yocobit.costs.work import (
     EMBEDDING,
     HEAD,
@@ -33,6 +35,7 @@ from yocobit.costs.work import (
 )
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import Level, Machine
+from yocobit.packing.formats import F16
 from yocobit.planning import NAMED, PlanRequest, draw_plan, make_plan, open_shape, print_plan
 from yocobit.planning.calibration import ProbeTimes
 from yocobit.planning.plan import calibrate
@@ -337,6 +340,27 @@ def test_variants_have_full_attention():
     assert {each.model.config.attention for each in found} == {None, "full"}
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_published_model_has_variants_without_the_features_of_self_attention(name):
+    config = CASES[name].config
+
+    found = variants(config, "int8")
+
+    assert found[0].model.config.features() == config.features()
+    decoder_decoder = found[3].model.config
+    assert set(decoder_decoder.layers) == {"retention", "cross"}
+    assert decoder_decoder.d_model == config.d_model
+    assert not decoder_decoder.features().keys() & SELF_ATTENTION_DEFAULTS.keys()
+
+
+def test_variants_have_fewer_heads_if_the_width_is_not_divisible_into_them():
+    config = CASES["llama"].config.replace(n_heads=6, n_kv_heads=3)
+
+    decoder_decoder = variants(config, "int8")[1].model.config
+
+    assert (decoder_decoder.n_heads, decoder_decoder.n_kv_heads) == (4, 2)
+
+
 def test_every_figure_of_a_named_machine_has_a_source():
     for machine in NAMED.values():
         for source in (machine.rates_source, *(level.source for level in machine.levels)):
@@ -378,6 +402,36 @@ def predicted(calibration, context=1000, batch=1, cache="int8", config=NANO):
     model = shape_only_model(config)
     work = work_of(model, cache, context, batch)
     return work, predict(model, work, calibration, "scalar")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_published_model_has_a_prediction_and_a_probe_that_runs(name, tmp_path):
+    config = CASES[name].config
+
+    _, prediction = predicted(FixedRates(), config=config)
+    probe, _ = probe_model(shape_only_model(config))
+
+    assert prediction.step_s > 0
+    assert set(probe.config.layers) == set(config.layers)
+    written = write_random_model(probe.config, tmp_path / "model", probe.projection_format.name)
+    assert Engine(written, 1, None).logits([1, 2]).shape == (2, 256)
+
+
+def test_projections_of_several_formats_are_read_at_the_rate_of_each():
+    class Rates(FixedRates):
+        def gemm(self, format, n, m, k, n_bytes):
+            return 1e9 if format == "f16" else 4e9
+
+    config = CASES["bitnet"].config
+    model = shape_only_model(config, formats={"layers.0.ffn.down_proj.weight": F16})
+    work = work_of(model, "f16", 10, 1)
+
+    prediction = predict(model, work, Rates(), "scalar")
+
+    sizes = projection_bytes(model)
+    seconds = sizes["f16"] / 1e9 + sizes["ternary"] / 4e9
+    rest = work.part(WEIGHTS).traffic_bytes / sum(sizes.values())  # norms, at the mean rate
+    assert prediction.decode[WEIGHTS] == pytest.approx(rest * seconds)
 
 
 def test_predicted_step_is_the_sum_of_traffic_by_rate():

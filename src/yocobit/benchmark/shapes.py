@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from yocobit.config import PRESETS, Mixer, ModelConfig
+from yocobit.config import PRESETS, SELF_ATTENTION_DEFAULTS, Mixer, ModelConfig
 from yocobit.errors import UserError
 
 
@@ -26,9 +26,22 @@ def transformer(
 
 
 def yoco(config: ModelConfig) -> ModelConfig:
-    """Return the YOCO stack of the same width, depth and heads: retention and cross layers."""
+    """Return the YOCO stack of the same width and depth: retention and cross layers.
+
+    It has no features of self-attention, and as many heads as before, or fewer if d_model is not
+    divisible into them.
+    """
     half = len(config.layers) // 2
-    return config.replace(layers=("retention",) * half + ("cross",) * (len(config.layers) - half))
+    heads = {}
+    for query, kv in (("n_heads", "n_kv_heads"), ("n_self_heads", "n_self_kv_heads")):
+        H, G = getattr(config, query), getattr(config, kv)
+        heads[query] = next(h for h in range(H, 0, -1) if config.d_model % (8 * h) == 0)
+        heads[kv] = next(g for g in range(G, 0, -1) if heads[query] % g == 0)
+    return config.replace(
+        **SELF_ATTENTION_DEFAULTS,
+        **heads,
+        layers=("retention",) * half + ("cross",) * (len(config.layers) - half),
+    )
 
 
 def gmu(config: ModelConfig) -> ModelConfig:

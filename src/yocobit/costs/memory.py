@@ -59,6 +59,16 @@ def parameter_bytes(model: PackedModel, name: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in found if tensor)
 
 
+def projection_bytes(model: PackedModel) -> dict[str, int]:
+    """Return the bytes of the projections, their scales included, by format."""
+    sizes: dict[str, int] = {}
+    for name, stored in model.parameters.items():
+        if stored.role == "projection":
+            format = stored.format.name
+            sizes[format] = sizes.get(format, 0) + parameter_bytes(model, name)
+    return sizes
+
+
 def weight_bytes(model: PackedModel) -> int:
     """Return the bytes of all tensors that a decode step reads: all but the embedding.
 

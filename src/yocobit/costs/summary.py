@@ -91,9 +91,18 @@ def describe(model: PackedModel) -> list[str]:
     lines.append(
         "state       " + _by_type(summary.state_bytes) + " bytes per sequence, of any length"
     )
+    if features := config.features():
+        lines.append("features    " + ", ".join(map(_feature, features.items())))
     if config.attention not in (None, "full"):
         lines.append(f"attention   {config.attention} by default")
     return lines
+
+
+def _feature(field: tuple[str, Any]) -> str:
+    name, value = field
+    if isinstance(value, bool):
+        return name
+    return f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"
 
 
 def _by_type(sizes: dict[str, int]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from yocobit._native import BLOCK_POSITIONS
@@ -22,7 +23,7 @@ from yocobit.costs.traffic import (
     unique_kv_bytes,
 )
 from yocobit.packing import PackedModel, TensorInfo
-from yocobit.packing.formats import stored_parameters, tensors_of
+from yocobit.packing.formats import WeightFormat, stored_parameters, tensors_of
 
 # The parts of a model.
 WEIGHTS, HEAD, EMBEDDING, KV_CACHE, RECURRENT_STATE = (
@@ -141,13 +142,16 @@ class Work:
 
 
 def shape_only_model(
-    config: ModelConfig, weights: str | None = None, head: str | None = None
+    config: ModelConfig,
+    weights: str | None = None,
+    head: str | None = None,
+    formats: Mapping[str, WeightFormat] | None = None,
 ) -> PackedModel:
     """Return a packed model without files: configuration and tensor sizes.
 
-    `weights` and `head` are as in expected_tensors.
+    `weights`, `head` and `formats` are as in stored_parameters.
     """
-    parameters = stored_parameters(config, weights, head)
+    parameters = stored_parameters(config, weights, head, formats)
     tensors: dict[str, TensorInfo] = {}
     end = 0
     for name, spec in tensors_of(parameters).items():

@@ -17,7 +17,7 @@ from typing import Any
 
 from yocobit._native import KV_SPLIT, MAX_BATCH_TOKENS, TOKEN_BLOCK
 from yocobit.config import ModelConfig
-from yocobit.costs.memory import CACHE_FORMATS, recurrent_bytes
+from yocobit.costs.memory import CACHE_FORMATS, projection_bytes, recurrent_bytes
 from yocobit.costs.work import (
     HEAD,
     KV_CACHE,
@@ -107,7 +107,10 @@ def probe_model(model: PackedModel) -> tuple[PackedModel, float]:
     config = model.config
     kinds = tuple(dict.fromkeys(config.layers))
     probe = config.replace(
-        layers=kinds, vocab_size=min(_PROBE_VOCABULARY, config.vocab_size), tie_embeddings=False
+        layers=kinds,
+        nope_layers=(),
+        vocab_size=min(_PROBE_VOCABULARY, config.vocab_size),
+        tie_embeddings=False,
     )
     while True:
         shape_only = shape_only_model(probe, model.projection_format.name, model.head_format.name)
@@ -155,9 +158,9 @@ def _decode(model: PackedModel, work: Work, calibration: Calibration) -> dict[st
         name: (attended if name == KV_CACHE and selects else work).reuse_distance(part[name])
         for name in part
     }
-    body, head = model.projection_format.name, model.head_format.name
+    head = model.head_format.name
     rates = {
-        WEIGHTS: calibration.gemm(body, batch, mean_rows(config), C, distance[WEIGHTS]),
+        WEIGHTS: _projection_rate(model, calibration, batch, distance[WEIGHTS]),
         HEAD: calibration.gemm(head, batch, head_rows, C, distance[HEAD]),
     }
     if part[KV_CACHE].traffic_bytes:
@@ -194,9 +197,7 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
     n = rows // threads if divides_rows else rows  # tokens in a thread's GEMM
     # If threads divide the rows, each reads all weights; otherwise, each reads a share.
     n_passes = prefill.n_tokens / rows * (threads if divides_rows else 1)
-    rate = calibration.gemm(
-        model.projection_format.name, n, mean_rows(config), config.d_model, work.early_bytes
-    )
+    rate = _projection_rate(model, calibration, n, work.early_bytes)
     seconds = {WEIGHTS: n_passes * work.early_bytes / rate}
     if prefill.attention:
         n_queries, D = _attention_heads(config)
@@ -218,9 +219,21 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
     return seconds
 
 
+def _projection_rate(model: PackedModel, calibration: Calibration, n: int, n_bytes: int) -> float:
+    """Return the bytes per second of GEMMs with n tokens, over the formats of the projections."""
+    rows, C = mean_rows(model.config), model.config.d_model
+    sizes = projection_bytes(model)
+    seconds = [
+        size / calibration.gemm(format, n, rows, C, n_bytes) for format, size in sizes.items()
+    ]
+    return sum(sizes.values()) / sum(seconds)
+
+
 def mean_rows(config: ModelConfig) -> int:
     """Return the mean of the projections' output features M, weighted by input features K."""
-    shapes = [shape for name, shape in parameter_shapes(config).items() if "_proj." in name]
+    shapes = [
+        shape for name, shape in parameter_shapes(config).items() if name.endswith("_proj.weight")
+    ]
     return _whole_groups(sum(m * k for m, k in shapes) // sum(k for _, k in shapes))
 
 
