@@ -19,6 +19,7 @@ from yocobit import _native
 ROWS = _native.ROWS_PER_GROUP
 BLOCK_BYTES = _native.BLOCK_BYTES
 SMALLEST_SCALE = np.float32(_native.SMALLEST_ABSMAX)  # avoids a division by zero
+_ROWS_AT_ONCE = 512  # quantised: temporary arrays stay small next to an embedding
 _INT4_LIMIT = 7 * 65504  # 7 times the largest float16, the largest scale
 
 Array = NDArray[Any]
@@ -72,9 +73,14 @@ def quantize_rows(rows: Floats) -> tuple[Int8s, Floats]:
 
     Weights are approximately codes * scales. Every scale is positive, also that of a row of zeros.
     """
-    largest = np.maximum(np.abs(rows).max(axis=1), SMALLEST_SCALE)  # (M,)
-    codes = np.rint(rows * (np.float32(127) / largest)[:, None])
-    return codes.astype(np.int8), largest / np.float32(127)
+    codes = np.empty(rows.shape, dtype=np.int8)
+    scales = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = slice(start, start + _ROWS_AT_ONCE)
+        largest = np.maximum(np.abs(rows[some]).max(axis=1), SMALLEST_SCALE)  # (M,)
+        codes[some] = np.rint(rows[some] * (np.float32(127) / largest)[:, None])
+        scales[some] = largest / np.float32(127)
+    return codes, scales
 
 
 def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
@@ -107,7 +113,7 @@ def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
 
 def to_float16(rows: Floats) -> NDArray[np.float16]:
     """Round to float16; ValueError for weights beyond its range."""
-    largest, limit = float(np.abs(rows).max()), float(np.finfo(np.float16).max)
+    largest, limit = float(max(rows.max(), -rows.min())), float(np.finfo(np.float16).max)
     if largest > limit:
         raise ValueError(
             f"weights must be within {limit:g} for f16 but reach {largest:g}; choose f32"
