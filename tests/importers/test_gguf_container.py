@@ -138,6 +138,7 @@ MALFORMED = {
         raw_file((), [tensor_info("a", (2**32, 2**32))], F32_32),
         "tensor 'a' must have 1 to 1099511627776 weights",
     ),
+    "an odd name": (raw_file((), [tensor_info("a\n")], F32_32), r"'a\\n' must have a printable"),
     "a long name": (raw_file((), [tensor_info("n" * 300)], F32_32), "name of 300 bytes"),
     "a name twice": (
         raw_file((), [tensor_info("a"), tensor_info("a", offset=128)], F32_32 * 2),

@@ -13,7 +13,8 @@ from gguf_models import BITNET, LAYERS, TOKENS, V, encoded, tensors, ternary, wr
 from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.importers import IntegerMatrix, import_model
-from yocobit.importers.gguf.architectures import tensor_name
+from yocobit.importers.gguf.architectures import architecture_of, read_config, tensor_name
+from yocobit.importers.gguf.container import GGUFFile
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.mixers import parameter_shapes
 
@@ -576,6 +577,34 @@ def test_windows_of_gemma_have_their_own_base(tmp_path):
     np.testing.assert_allclose(
         config.window_rope_frequencies, 10000.0 ** (-np.arange(128) / 128), rtol=1e-12
     )
+
+
+def test_scalars_of_the_metadata_are_those_of_the_model(tmp_path):
+    scalars = {"embedding_scale": 12.0, "residual_scale": 0.25, "logit_scale": 0.0625}
+
+    config = scaled(tmp_path, scalars | {"attention.scale": 0.5})
+
+    assert config.attention_scale == 0.5
+    assert {name: getattr(config, name) for name in scalars} == scalars
+
+
+@pytest.mark.parametrize(("n_layers", "scale"), [(61, None), (62, 128**-0.5)])
+def test_gemma_3_of_62_layers_scales_attention_by_the_width_per_head(tmp_path, n_layers, scale):
+    keys = KEYS["gemma3"] | {"block_count": n_layers}
+    path = write_model(tmp_path / "m.gguf", "gemma3", keys, **SHAPES["gemma3"])
+    file = GGUFFile(path)
+
+    config, _ = read_config(file, architecture_of(file), is_ternary=False)
+
+    assert config.attention_scale == scale
+
+
+def test_parameter_can_be_read_again(tmp_path):
+    checkpoint = GGUFCheckpoint(write_model(tmp_path / "m.gguf", "llama"))
+
+    first, second = (checkpoint.read("layers.0.ffn.up_proj.weight", (512, 256)) for _ in range(2))
+
+    np.testing.assert_array_equal(first, second)
 
 
 def test_text_files_are_those_in_the_metadata(tmp_path):

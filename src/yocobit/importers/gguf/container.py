@@ -10,6 +10,7 @@ The format: the page "GGUF" in the documentation of ggml-org/ggml.
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,7 +72,8 @@ class GGUFFile:
         self.path = path
         with open_regular(path) as stream:
             _check_start(path, stream.read(8))
-            self._data: Codes = np.memmap(stream, dtype=np.uint8, mode="r")
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        self._data: Codes = np.frombuffer(self._map, dtype=np.uint8)
         header = _Header(path, self._data)
         n_tensors = header.count("tensors", _TENSOR_INFO_BYTES)
         n_keys = header.count("metadata keys", _KEY_VALUE_BYTES)
@@ -83,6 +85,11 @@ class GGUFFile:
     def data(self, tensor: TensorInfo) -> Codes:
         """Return the mapped bytes of a tensor, up to the next one."""
         return self._data[tensor.offset : tensor.offset + tensor.span]
+
+    def release(self, tensor: TensorInfo) -> None:
+        """Drop the pages of a tensor from memory: an import reads each tensor once."""
+        start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.span - start)
 
     def error(self, message: str) -> ConfigError:
         """Return an error about this file."""
@@ -196,6 +203,8 @@ class _Header:
         self._what = f"tensor {i}"
         name = self._string(_MAX_NAME_BYTES)
         self._what = f"tensor {shown(name)}"
+        if not name.isprintable():
+            raise self._error(f"{self._what} must have a printable name")
         n_dimensions = self._type()
         if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
             raise self._error(
