@@ -38,7 +38,7 @@ OPTIONS = {
     "pull": {"--head", "--weights", "--tokenizer"},
     "list": {"--json"},
     "remove": set(),
-    "export": {"--to", "--context", "--json"},
+    "export": {"--to", "--type", "--head", "--context", "--json"},
     "chat": {
         "--system",
         "--max-tokens",

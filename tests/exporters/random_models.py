@@ -35,21 +35,31 @@ def random_model(
     projections: str | None = None,
     text: tuple[bytes | None, dict[str, Any], bytes | None] = (None, {}, None),
     scale_dtype: str = "<f4",
+    scale_factor: float = 1.0,
     **changes: Any,
 ) -> PackedModel:
-    """Write a model of SHAPE with `changes`; scales of integers are of the dtype `scale_dtype`."""
+    """Write a model of SHAPE with `changes`; scales of integers are of the dtype `scale_dtype`.
+
+    Those of projections are about 0.06 times `scale_factor`.
+    """
     config = ModelConfig(**{**SHAPE, **changes})
     parameters = stored_parameters(config, projections, head)
     rng = np.random.default_rng(0)
 
     def tensors():
         for name, stored in parameters.items():
-            yield from _tensors(rng, name, stored, scale_dtype)
+            yield from _tensors(rng, name, stored, scale_dtype, scale_factor)
 
     return write_model(path, config, parameters, tensors(), *text)
 
 
-def _tensors(rng: np.random.Generator, name: str, stored: StoredParameter, scale_dtype: str):
+def _tensors(
+    rng: np.random.Generator,
+    name: str,
+    stored: StoredParameter,
+    scale_dtype: str,
+    scale_factor: float,
+):
     format, shape = stored.format, stored.shape
     if stored.role == "norm":
         yield name, rng.uniform(0.5, 1.5, shape).astype(np.float32)
@@ -62,5 +72,5 @@ def _tensors(rng: np.random.Generator, name: str, stored: StoredParameter, scale
             yield scale_name(name), scales.astype(scale_dtype).astype(scales.dtype)
     else:
         yield name, format.encode(rng.choice(np.array(format.values, dtype=np.int8), shape))
-        scales = rng.uniform(0.05, 0.07, format.scale.shape(*shape))
+        scales = scale_factor * rng.uniform(0.05, 0.07, format.scale.shape(*shape))
         yield scale_name(name), scales.astype(scale_dtype).astype(np.float32)

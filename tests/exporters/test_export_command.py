@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from random_models import random_model
 from typer.testing import CliRunner
 
 from yocobit.cli import app
+from yocobit.importers.gguf.container import GGUFFile
 
 
 def run(*arguments):
@@ -24,6 +26,33 @@ def test_export_to_hf_prints_the_directory_and_its_context(tmp_path):
     assert output == f"{tmp_path / 'hf'}: context length 2048\n"
     fields = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert fields["max_position_embeddings"] == 2048
+
+
+def test_export_to_gguf_prints_what_differs(tmp_path):
+    model = random_model(tmp_path / "model", scale_dtype="<f2")
+    out = tmp_path / "x.gguf"
+
+    output = run(model.path, out, "--to", "gguf", "--type", "tq1_0", "--head", "f16")
+
+    assert output.splitlines() == [
+        f"{out}: context length 4096",
+        "embedding and head are rounded to float16",
+        "the file has no tokenizer, as the model has none",
+    ]
+    file = GGUFFile(out)
+    assert file.metadata["general.file_type"] == 36  # TQ1_0
+    assert file.metadata["llama.context_length"] == 4096
+
+
+@pytest.mark.parametrize("option", [("--type", "tq1_0"), ("--head", "f16")])
+def test_tensor_types_of_gguf_are_refused_for_hf(tmp_path, option):
+    model = random_model(tmp_path / "model")
+    arguments = ["export", str(model.path), str(tmp_path / "hf"), "--to", "hf", *option]
+
+    result = CliRunner().invoke(app, arguments)
+
+    assert "--type and --head require --to gguf" in str(result.exception)
+    assert not (tmp_path / "hf").exists()
 
 
 def test_export_prints_json(tmp_path):

@@ -11,7 +11,8 @@ from yocobit import packing
 from yocobit.cli.cache import packed
 from yocobit.cli.options import Json, ModelPath, number
 from yocobit.cli.output import print_json
-from yocobit.exporters import export_huggingface
+from yocobit.errors import UserError
+from yocobit.exporters import export_gguf, export_huggingface
 from yocobit.exporters.rules import CONTEXT
 
 _MAX_CONTEXT = 1 << 24
@@ -19,8 +20,22 @@ _MAX_CONTEXT = 1 << 24
 
 def export(
     model: ModelPath,
-    out: Annotated[Path, typer.Argument(help="The new directory.")],
-    to: Annotated[Literal["hf"], typer.Option(help="Format: hf is a directory for transformers.")],
+    out: Annotated[Path, typer.Argument(help="The new GGUF file or directory.")],
+    to: Annotated[
+        Literal["gguf", "hf"],
+        typer.Option(help="Format: gguf is a file for llama.cpp, hf a directory for transformers."),
+    ],
+    type: Annotated[
+        Literal["tq2_0", "tq1_0"],
+        typer.Option(help="Tensor type of ternary weights in GGUF; tq1_0 is smaller and slower."),
+    ] = "tq2_0",
+    head: Annotated[
+        Literal["f16", "f32"] | None,
+        typer.Option(
+            help="Tensor type of embedding and head in GGUF; by default the stored integers, in "
+            "Q8_0 or Q4_0."
+        ),
+    ] = None,
     context: Annotated[
         int,
         number(1, _MAX_CONTEXT, help="Context length to write; a packed model has none."),
@@ -29,7 +44,12 @@ def export(
 ) -> None:
     """Export a model for other programs; what they would compute differently is refused."""
     source = packing.read_model(packed(model))
-    notes = export_huggingface(source, out, context)
+    if to == "gguf":
+        notes = export_gguf(source, out, type, head, context)
+    elif head is not None or type != "tq2_0":
+        raise UserError("--type and --head require --to gguf; hf rounds nothing")
+    else:
+        notes = export_huggingface(source, out, context)
     if as_json:
         print_json({"out": str(out), "notes": notes})
     else:

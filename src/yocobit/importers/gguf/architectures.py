@@ -21,6 +21,7 @@ from yocobit.importers.gguf.tensor_types import identify, read_floats
 from yocobit.importers.huggingface.rope import rope_of
 
 _MAX_WIDTH, _MAX_LAYERS, _MAX_VOCAB = 1 << 16, 1024, 1 << 20  # as ModelConfig
+FFN = "yocobit.ffn"  # of the architecture "bitnet", written by our export
 _POOLING = {0: "mean", 1: "mean", 3: "last"}  # 0: none
 _WINDOW_THETA = 10000.0
 
@@ -200,6 +201,11 @@ def _activation(file: GGUFFile, warnings: list[str]) -> FeedForwardKind:
     Its two families differ in the tokenizer. 1bitLLM's models have SiLU and SentencePiece
     ("llama"); Microsoft's 2B4T has squared ReLU and the BPE of Llama 3 ("gpt2").
     """
+    own = file.metadata.get(FFN)
+    if own == "swiglu":
+        return "swiglu"
+    if own is not None:
+        raise file.error(f"{FFN} must be 'swiglu' but is {shown(own)}")
     model = file.metadata.get("tokenizer.ggml.model")
     if model == "llama":
         ffn: FeedForwardKind = "swiglu"

@@ -25,7 +25,7 @@ from yocobit.reading import open_regular
 # A string, a number, a bool, or an array: numbers as NumPy arrays, all others as lists.
 Value = Any
 
-_MAGIC, _VERSIONS = b"GGUF", (2, 3)
+MAGIC, VERSIONS = b"GGUF", (2, 3)
 _MAX_HEADER_BYTES = 1 << 28  # of metadata and tensor infos; large vocabularies have 2^24
 _MAX_OBJECTS = 1 << 22  # strings and arrays inside arrays: Python objects of 50 bytes and more
 _MAX_DEPTH = 4  # of arrays in arrays
@@ -36,7 +36,7 @@ _MAX_WEIGHTS = 1 << 40  # of a tensor
 _TENSOR_INFO_BYTES = 8 + 4 + 4 + 8  # of a tensor without name and dimensions
 _KEY_VALUE_BYTES = 8 + 4 + 1
 
-_NUMBERS = {
+NUMBERS = {  # value types, and their dtypes
     0: "<u1",
     1: "<i1",
     2: "<u2",
@@ -49,9 +49,9 @@ _NUMBERS = {
     11: "<i8",
     12: "<f8",
 }
-_STRING, _ARRAY, _BOOL = 8, 9, 7
+STRING, ARRAY, BOOL = 8, 9, 7
 _LENGTH = struct.Struct("<Q")
-_DEFAULT_ALIGNMENT, _MAX_ALIGNMENT = 32, 1 << 16
+ALIGNMENT, _MAX_ALIGNMENT = 32, 1 << 16
 
 
 class TensorInfo(NamedTuple):
@@ -104,7 +104,7 @@ class GGUFFile:
             )
 
     def _read_alignment(self) -> int:
-        value = self.metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+        value = self.metadata.get("general.alignment", ALIGNMENT)
         is_power = type(value) is int and 0 < value <= _MAX_ALIGNMENT and value & (value - 1) == 0
         if not is_power:
             raise self.error(
@@ -145,20 +145,20 @@ class GGUFFile:
 
 def _check_start(path: Path, start: bytes) -> None:
     """Raise ConfigError unless the first 8 bytes are those of a supported version."""
-    if start[:4] != _MAGIC or len(start) < 8:
+    if start[:4] != MAGIC or len(start) < 8:
         raise ConfigError(
-            f"{path}: must be a GGUF file, which starts with {_MAGIC!r}, but starts with "
+            f"{path}: must be a GGUF file, which starts with {MAGIC!r}, but starts with "
             f"{shown(start[:4])}"
         )
     version = int.from_bytes(start[4:], "little")
-    if version in _VERSIONS:
+    if version in VERSIONS:
         return
-    if int.from_bytes(start[4:], "big") in (1, *_VERSIONS):
+    if int.from_bytes(start[4:], "big") in (1, *VERSIONS):
         raise ConfigError(
             f"{path}: must be little-endian but is a big-endian GGUF file; convert it with "
             "gguf-convert-endian FILE little"
         )
-    known = " or ".join(map(str, _VERSIONS))
+    known = " or ".join(map(str, VERSIONS))
     raise ConfigError(
         f"{path}: GGUF version must be {known} but is {version}; convert the model again with a "
         "current llama.cpp"
@@ -223,29 +223,29 @@ class _Header:
         return TensorInfo(name, type_id, tuple(map(int, shape)), int(offset), 0)
 
     def _value(self, kind: int, depth: int = 0) -> Value:
-        if kind in _NUMBERS:
+        if kind in NUMBERS:
             return self._numbers(kind, 1)[0].item()
-        if kind == _STRING:
+        if kind == STRING:
             return self._string(len(self._data))
-        if kind != _ARRAY:
+        if kind != ARRAY:
             raise self._error(f"{self._what} has the unknown value type {kind}")
         if depth == _MAX_DEPTH:
             raise self._error(f"{self._what} nests arrays more than {_MAX_DEPTH} deep")
         item = self._type()
         (n,) = self._unpack(_LENGTH)
-        if item in _NUMBERS:
+        if item in NUMBERS:
             return self._numbers(item, int(n)).copy()
         self._n_objects += n
         if self._n_objects > _MAX_OBJECTS:
             raise self._error(f"has more than {_MAX_OBJECTS} strings and arrays in arrays")
-        if item == _STRING:
+        if item == STRING:
             return self._strings(int(n))
         return [self._value(item, depth + 1) for _ in range(n)]
 
     def _numbers(self, kind: int, n: int) -> np.ndarray[Any, Any]:
-        dtype = np.dtype(_NUMBERS[kind])
+        dtype = np.dtype(NUMBERS[kind])
         raw = np.frombuffer(self._take(n * dtype.itemsize), dtype=np.uint8)
-        if kind == _BOOL and (raw > 1).any():
+        if kind == BOOL and (raw > 1).any():
             raise self._error(f"{self._what} must be 0 or 1 but is {raw.max()}")
         return raw.view(dtype)
 
