@@ -91,6 +91,20 @@ def test_known_pre_tokenizer_is_exported_by_a_name_of_the_same_rules(name):
     assert replace(found, adds_bos=known.adds_bos) == known
 
 
+def test_normalizer_of_our_importer_for_missing_bytes_is_left_out():
+    fields = definition(PRE_TOKENIZERS["qwen2"])
+    private = "[\U00040000-\U0007ffff\U000c0000-\U000fffff]"
+    replace = {"type": "Replace", "pattern": {"Regex": private}, "content": "?"}
+    fields["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, replace]}
+
+    metadata = tokenizer_metadata(fields, GenerationConfig(), V, Path("tokenizer.json"))
+
+    assert metadata["tokenizer.ggml.pre"] == "qwen2"
+    replace["pattern"] = {"Regex": "[a-z]"}
+    with pytest.raises(ConfigError, match="normalizer='NFC and Replace'"):
+        tokenizer_metadata(fields, GenerationConfig(), V, Path("tokenizer.json"))
+
+
 def test_digits_and_the_split_of_byte_level_are_known_too(tmp_path):
     fields = definition(PRE_TOKENIZERS["gpt-2"])
     byte_level = {**fields["pre_tokenizer"]["pretokenizers"][-1], "use_regex": True}

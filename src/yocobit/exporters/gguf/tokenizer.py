@@ -5,6 +5,7 @@ Only byte-level BPE, with a pre-tokenizer that llama.cpp knows by name; all othe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _PREFIX = "tokenizer.ggml."
 # The patterns of pre-tokenizers that are no Split.
 _OF_BYTE_LEVEL = PRE_TOKENIZERS["gpt-2"].patterns
 _DIGIT = r"\p{N}"
+_FIRST_UNASSIGNED = "\U00040000"
 _UNSUPPORTED = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "unk_token")
 _END_KEYS = ("eos", "eot", "eom")
 MAX_END_TOKENS = len(_END_KEYS)
@@ -81,10 +83,9 @@ def _tokens(
 
 def _pre_tokenizer(fields: Mapping[str, Any], source: Path) -> str:
     """Return llama.cpp's name of the pre-tokenizer."""
-    normalizer = fields.get("normalizer")
     own = PreTokenizer(
         _patterns(fields.get("pre_tokenizer"), source),
-        normalizer=None if normalizer is None else normalizer.get("type"),
+        normalizer=_normalizer(fields.get("normalizer")),
         ignores_merges=bool(fields["model"].get("ignore_merges")),
     )
     for name, known in PRE_TOKENIZERS.items():
@@ -100,6 +101,23 @@ def _pre_tokenizer(fields: Mapping[str, Any], source: Path) -> str:
         "regular expressions,",
         own,
     )
+
+
+def _normalizer(normalizer: Any) -> str | None:
+    """Return the type of the normalizer, without what our importer adds for missing bytes."""
+    steps = normalizer or {}
+    steps = steps["normalizers"] if steps.get("type") == "Sequence" else [steps]
+    types = [step["type"] for step in steps if step and not _is_substitute(step)]
+    return " and ".join(types) or None
+
+
+def _is_substitute(step: Mapping[str, Any]) -> bool:
+    """Whether a step replaces unassigned and private characters only, by "?"."""
+    if step.get("type") != "Replace" or step.get("content") != "?":
+        return False
+    pattern = step["pattern"].get("Regex", "")
+    bounds = re.fullmatch(r"\[((?:.-.)+)\]", pattern, re.DOTALL)
+    return bounds is not None and min(bounds[1].replace("-", "")) >= _FIRST_UNASSIGNED
 
 
 def _patterns(pre_tokenizer: Any, source: Path) -> tuple[str, ...]:
