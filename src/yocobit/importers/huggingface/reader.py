@@ -19,6 +19,8 @@ from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.huggingface.families import published
 from yocobit.importers.huggingface.names import HEAD, Names
 from yocobit.importers.huggingface.quantization import MASTER_WEIGHTS
+from yocobit.importers.huggingface.sentencepiece import FILE as SENTENCEPIECE
+from yocobit.importers.huggingface.sentencepiece import convert_sentencepiece
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import CONFIG, scale_name
 from yocobit.packing.formats import F16, F32, TERNARY, WeightFormat
@@ -82,10 +84,10 @@ class HuggingFaceCheckpoint:
         return [f"{self.path}: {_MASTERS_WARNING}"] if has_masters else []
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
-        own = read_text_files(self.path, self.config.vocab_size)
         if tokenizer is None:
-            return own
-        other = read_text_files(tokenizer, self.config.vocab_size)
+            return self._text_files(self.path)
+        own = read_text_files(self.path, self.config.vocab_size)
+        other = self._text_files(tokenizer)
         if other.tokenizer is None:
             raise ConfigError(f"{tokenizer}: holds no tokenizer.json; name a directory with one")
         template = own.template if other.template is None else other.template
@@ -103,6 +105,12 @@ class HuggingFaceCheckpoint:
         if self._family.norm_offset and is_own_norm:
             values = values + np.float32(self._family.norm_offset)
         return values
+
+    def _text_files(self, directory: Path) -> TextFiles:
+        files = read_text_files(directory, self.config.vocab_size)
+        if files.tokenizer is not None or not (directory / SENTENCEPIECE).is_file():
+            return files
+        return files._replace(tokenizer=convert_sentencepiece(directory, self.config.vocab_size))
 
     @property
     def _has_masters(self) -> bool:
