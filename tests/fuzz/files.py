@@ -82,17 +82,43 @@ def packed_config(rng: random.Random, samples: Path, directory: Path) -> Call:
 
 
 def imported(rng: random.Random, samples: Path, directory: Path) -> Call:
-    """Import a Hugging Face directory with an odd file."""
-    source = directory / "import"
-    shutil.copytree(samples / "import", source)
+    """Import a Hugging Face directory with an odd file, and verify what was imported."""
+    source, model = directory / "import", directory / "model"
+    kinds = sorted(path.name for path in samples.glob("import*"))
+    shutil.copytree(samples / rng.choice(kinds), source)
     if rng.random() < 0.7:
-        (source / "model.safetensors.index.json").unlink()
-    names = sorted(path.name for path in source.glob("*.json"))
-    for name in rng.sample(names, rng.choice((1, 1, 2))):
-        _mutate_json_file(source / name, rng)
+        (source / "model.safetensors.index.json").unlink(missing_ok=True)
+    weights, is_truncated = source / "model.safetensors", False
     if rng.random() < 0.3:
-        _mutate_header(source / "model.safetensors", rng)
-    return _command("import", str(source), str(directory / "model"))
+        _graft_config(source / "config.json", rng)
+    if rng.random() < 0.7:
+        names = sorted(path.name for path in source.glob("*.json"))
+        for name in rng.sample(names, min(len(names), rng.choice((1, 1, 2)))):
+            _mutate_json_file(source / name, rng)
+    if rng.random() < 0.3:
+        _mutate_header(weights, rng)
+    data = bytearray(weights.read_bytes())
+    if rng.random() < 0.3:
+        for _ in range(rng.choice((1, 10, 1000))):
+            data[rng.randrange(len(data))] = rng.choice((0, 0xFF, 0x80, rng.randrange(256)))
+        weights.write_bytes(data)
+    elif is_truncated := rng.random() < 0.1:
+        weights.write_bytes(data[: rng.randrange(len(data))])
+    heads = ([], ["--head", "int4"], ["--head", "f16"], ["--head", "f32"])
+    options = [*rng.choice(heads), *rng.choice(([], [], ["--weights", "f16"]))]
+
+    def call() -> None:
+        from yocobit.cli import run
+        from yocobit.errors import report_errors
+
+        def program() -> None:
+            run(["import", str(source), str(model), *options])
+            assert not is_truncated, "a truncated file was imported"
+            run(["verify", str(model)])
+
+        report_errors(program)
+
+    return call
 
 
 def gguf(rng: random.Random, samples: Path, directory: Path) -> Call:
@@ -222,6 +248,14 @@ def prefixes(rng: random.Random, samples: Path, directory: Path) -> Call:
                 assert response.status_code == 200, response.text
 
     return serve
+
+
+def _graft_config(path: Path, rng: random.Random) -> None:
+    """Exchange the RoPE or the quantisation of a config.json for a valid one of another model."""
+    fields = json.loads(path.read_bytes())
+    name = rng.choice(sorted(parts.CONFIG_PARTS))
+    fields[name] = copy.deepcopy(rng.choice(parts.CONFIG_PARTS[name]))
+    path.write_text(json.dumps(fields))
 
 
 def _graft(fields: dict[str, Any], rng: random.Random) -> None:

@@ -170,3 +170,40 @@ PARTS: dict[str, list[Any]] = {
         for n, m in ((10**9, None), (8, 0), (1, 2**62))
     ],
 }
+
+# Of a config.json of transformers.
+CONFIG_PARTS: dict[str, list[Any]] = {
+    "model_type": ["bitnet", "llama", "mistral", "qwen2", "qwen3", "gemma3_text"],
+    "rope_parameters": [
+        None,
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+        {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 8,
+            "long_factor": [1.5] * 8,
+            "original_max_position_embeddings": 16,
+        },
+        {"rope_theta": 1e6, "partial_rotary_factor": 0.5},
+        {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}},
+    ],
+    "quantization_config": [
+        None,
+        {"quant_method": "bitnet"},
+        {"quant_method": "bitnet", "linear_class": "autobitlinear"},
+        {"quant_method": "bitnet", "quantization_mode": "online"},
+        {"quant_method": "bitnet", "use_rms_norm": True, "modules_to_not_convert": []},
+        {"quant_method": "bitnet", "modules_to_not_convert": ["lm_head", "up_proj"]},
+    ],
+    "layer_types": [None, ["full_attention"] * 3, ["sliding_attention"] * 3],
+    "sliding_window": [None, 1, 8],
+    "tie_word_embeddings": [True, False],
+    "head_dim": [None, 16, 24],
+}

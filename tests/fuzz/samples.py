@@ -49,6 +49,7 @@ def write(directory: Path) -> None:
     write_models(directory)
     write_import(directory / "import")
     write_gguf(directory / "gguf")
+    write_published(directory)
     write_run(directory / "run")
     write_session(directory)
     write_prefixes(directory)
@@ -110,6 +111,24 @@ def write_gguf(directory: Path) -> None:
         gguf_models.write_model(directory / f"{architecture}.gguf", architecture, None, replaced)
     keys = {"attention.sliding_window": 16, "pooling_type": 3}
     gguf_models.write_model(directory / "gemma3.gguf", "gemma3", keys, None, tied=True)
+
+
+def write_published(directory: Path) -> None:
+    """Write tiny checkpoints of several families in their published layouts."""
+    from published import publish, quantised_model, random_model
+
+    offline = {"linear_class": "bitlinear", "quantization_mode": "offline"}
+    norms = {**offline, "use_rms_norm": True, "modules_to_not_convert": []}
+    online = {"linear_class": "autobitlinear", "quantization_mode": "online"}
+    models = {
+        "llama": quantised_model("llama", offline),
+        "qwen3": quantised_model("qwen3", norms, head_dim=16),
+        "qwen2": quantised_model("qwen2", online),
+        "mistral": random_model("mistral", sliding_window=8).half(),
+        "gemma3": random_model("gemma3_text", head_dim=16, sliding_window=8).bfloat16(),
+    }
+    for name, model in models.items():
+        publish(model, directory / f"import-{name}")
 
 
 def write_run(directory: Path) -> None:

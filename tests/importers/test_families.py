@@ -333,6 +333,31 @@ def test_unsupported_config_is_refused_by_name(tmp_path, changes, message):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (torch.tensor(0.25), None),  # without an axis
+        (torch.tensor([0.0]), "must be between 1e-30 and 1e\\+30 but is 0"),
+        (torch.tensor([-1.0]), "must be between 1e-30 and 1e\\+30 but is -1"),
+        (torch.tensor([float("nan")]), "must be finite but is not"),
+        (torch.ones(2), r"must be floats of shape \[1\] but is float32 of \[2\]"),
+        (torch.ones(1, dtype=torch.int64), r"must be floats of shape \[1\] but is int64"),
+    ],
+)
+def test_scale_must_be_one_positive_number(tmp_path, scale, message):
+    source = publish(quantised_model("llama", OFFLINE), tmp_path / "hf")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight_scale"
+    save_file({**tensors, name: scale}, source / "model.safetensors")
+
+    if message is None:
+        packed = import_model(source, tmp_path / "model")
+        assert stored(packed, "layers.1.ffn.up_proj.weight_scale").tolist() == [4.0]
+    else:
+        with pytest.raises(ConfigError, match=f"'{name}' {message}"):
+            import_model(source, tmp_path / "model")
+
+
 def test_tensor_that_the_model_does_not_use_is_refused_by_name(tmp_path):
     source = publish(random_model("llama"), tmp_path / "hf")
     tensors = load_file(source / "model.safetensors")

@@ -103,18 +103,26 @@ class SafetensorsDirectory:
                 f"{file}: tensor '{name}' must be of a dtype in {', '.join(_DTYPES)} but is {dtype}"
             )
         size = math.prod(shape)
-        try:
-            values: Array = np.fromfile(file, _DTYPES[dtype], size, offset=begin)
-        except OSError as error:
-            raise ConfigError(f"{file}: cannot be read ({error})") from None
-        if values.size != size:
-            raise ConfigError(f"{file}: was truncated while it was read; copy it again")
-        values = values.reshape(shape)
         if dtype != _BFLOAT16:
-            return values
-        bits = values.astype("<u4")
+            return _from_file(file, _DTYPES[dtype], size, begin).reshape(shape)
+        bits = np.empty(size, dtype="<u4")
+        step = _PIECE_BYTES // 2
+        for first in range(0, size, step):  # the whole tensor is in memory in float32 only
+            count = min(step, size - first)
+            bits[first : first + count] = _from_file(file, "<u2", count, begin + 2 * first)
         bits <<= np.uint32(16)
-        return bits.view("<f4")
+        return bits.view("<f4").reshape(shape)
+
+
+def _from_file(file: Path, dtype: str, size: int, begin: int) -> Array:
+    """Read `size` items at an offset; ConfigError if the file ends before."""
+    try:
+        values: Array = np.fromfile(file, dtype, size, offset=begin)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error})") from None
+    if values.size != size:
+        raise ConfigError(f"{file}: was truncated while it was read; copy it again")
+    return values
 
 
 def tensor_files(path: Path) -> list[Path]:

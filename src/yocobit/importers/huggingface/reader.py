@@ -222,7 +222,9 @@ class HuggingFaceCheckpoint:
     def _scale(self, name: str) -> float:
         """Return the scale of a matrix: weight = integer * scale."""
         assert self._quantization is not None
-        value = float(self._floats(scale_name(name), (1,))[0])
+        stored = self._tensors.read(scale_name(name))
+        scalar = stored.reshape(1) if stored.shape == () else stored
+        value = float(self._checked(scale_name(name), scalar, (1,))[0])
         if not _SMALLEST <= value <= 1 / _SMALLEST:
             raise ConfigError(
                 f"{self.path}: tensor '{scale_name(name)}' must be between {_SMALLEST:g} and "
