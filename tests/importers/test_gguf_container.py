@@ -65,8 +65,8 @@ def test_tensors_have_shape_and_bytes_of_both_versions(tmp_path, version):
 
     assert list(file.tensors) == ["b", "a"]
     assert file.tensors["b"].shape == (2, 16)
-    assert file.data(file.tensors["a"]).tobytes() == F32_32
-    assert file.data(file.tensors["b"]).tobytes() == F32_32[::-1]
+    assert file.read(file.tensors["a"]).tobytes() == F32_32
+    assert file.read(file.tensors["b"]).tobytes() == F32_32[::-1]
 
 
 def test_alignment_of_the_file_locates_the_tensors(tmp_path):
@@ -75,7 +75,7 @@ def test_alignment_of_the_file_locates_the_tensors(tmp_path):
     file = opened(tmp_path, raw_file(keys, [tensor_info("a")], F32_32, alignment=256))
 
     assert file.tensors["a"].offset == 256
-    assert file.data(file.tensors["a"]).tobytes() == F32_32
+    assert file.read(file.tensors["a"]).tobytes() == F32_32
 
 
 def test_tensors_of_the_writer_equal_its_arrays(tmp_path):
@@ -85,7 +85,15 @@ def test_tensors_of_the_writer_equal_its_arrays(tmp_path):
 
     for name, array in arrays.items():
         assert file.tensors[name].shape == array.shape
-        assert file.data(file.tensors[name]).tobytes()[: array.nbytes] == array.tobytes()
+        assert file.read(file.tensors[name]).tobytes()[: array.nbytes] == array.tobytes()
+
+
+def test_file_that_shrinks_after_its_header_was_read_is_refused(tmp_path):
+    file = opened(tmp_path, raw_file((), [tensor_info("a")], F32_32))
+    file.path.write_bytes(file.path.read_bytes()[:-1])
+
+    with pytest.raises(ConfigError, match="was truncated while it was read; copy it again"):
+        file.read(file.tensors["a"])
 
 
 DEEP = struct.pack("<IQ", 9, 1) * 5 + struct.pack("<IQ", 0, 0)

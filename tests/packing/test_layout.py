@@ -1,6 +1,7 @@
 """The packed layout: bytes, inverse, and the kernels that read it."""
 
 import doctest
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,37 @@ def test_int4_of_zeros_is_zeros():
     codes, scales = layout.quantize_int4(np.zeros((2, 64), dtype=np.float32))
 
     assert (INT4.dequantize(codes, scales, 2, 64) == 0).all()
+
+
+@pytest.mark.parametrize("quantize", [layout.quantize_rows, layout.quantize_int4])
+def test_rows_are_rounded_alike_in_any_pieces(quantize, monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    whole = quantize(rows)
+
+    monkeypatch.setattr(layout, "_PIECE_WEIGHTS", 16 * 64)
+
+    assert [piece.stop for piece in layout.row_pieces(50, 64)] == [16, 32, 48, 64]
+    for found, expected in zip(quantize(rows), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_are_packed_alike_in_any_pieces(monkeypatch):
+    weights = np.random.default_rng(0).integers(-1, 2, (50, 300)).astype(np.int8)
+    whole = TERNARY.encode(weights)
+
+    monkeypatch.setattr(layout, "_PIECE_WEIGHTS", 16 * 300)
+
+    np.testing.assert_array_equal(TERNARY.encode(weights), whole)
+
+
+@pytest.mark.parametrize("quantize", [layout.quantize_rows, layout.quantize_int4])
+def test_rounding_holds_no_second_copy_of_a_matrix(quantize, monkeypatch):
+    monkeypatch.setattr(layout, "_PIECE_WEIGHTS", 1 << 14)
+    rows = np.ones((2048, 1024), dtype=np.float32)
+
+    tracemalloc.start()
+    quantize(rows)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < rows.nbytes / 2

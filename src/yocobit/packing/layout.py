@@ -9,6 +9,7 @@ Letters: M output features   K input features
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from yocobit import _native
 ROWS = _native.ROWS_PER_GROUP
 BLOCK_BYTES = _native.BLOCK_BYTES
 SMALLEST_SCALE = np.float32(_native.SMALLEST_ABSMAX)  # avoids a division by zero
-_ROWS_AT_ONCE = 512  # quantised: temporary arrays stay small next to an embedding
 _INT4_LIMIT = 7 * 65504  # 7 times the largest float16, the largest scale
+_PIECE_WEIGHTS = 1 << 20  # rounded at once: temporary arrays stay in the caches
 
 Array = NDArray[Any]
 Codes = NDArray[np.uint8]
@@ -75,12 +76,20 @@ def quantize_rows(rows: Floats) -> tuple[Int8s, Floats]:
     """
     codes = np.empty(rows.shape, dtype=np.int8)
     scales = np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        some = slice(start, start + _ROWS_AT_ONCE)
-        largest = np.maximum(np.abs(rows[some]).max(axis=1), SMALLEST_SCALE)  # (M,)
-        codes[some] = np.rint(rows[some] * (np.float32(127) / largest)[:, None])
-        scales[some] = largest / np.float32(127)
+    for piece in row_pieces(*rows.shape):
+        largest = np.maximum(np.abs(rows[piece]).max(axis=1), SMALLEST_SCALE)
+        codes[piece] = np.rint(rows[piece] * (np.float32(127) / largest)[:, None])
+        scales[piece] = largest / np.float32(127)
     return codes, scales
+
+
+def row_pieces(M: int, K: int) -> Iterator[slice]:
+    """Yield slices of the rows of a matrix (M, K) that are converted at once.
+
+    They start at multiples of ROWS.
+    """
+    step = max(_PIECE_WEIGHTS // max(K, 1) // ROWS, 1) * ROWS
+    return (slice(start, start + step) for start in range(0, M, step))
 
 
 def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
@@ -89,6 +98,12 @@ def quantize_int4(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
     Return packed codes (integer + 8) and scales (groups, blocks, ROWS). ValueError for weights
     beyond the range of float16 scales.
     """
+    pieces = [_int4_piece(rows[piece]) for piece in row_pieces(*rows.shape)]
+    codes, scales = zip(*pieces, strict=True)
+    return np.concatenate(codes), np.concatenate(scales)
+
+
+def _int4_piece(rows: Floats) -> tuple[Codes, NDArray[np.float16]]:
     M, K = rows.shape
     groups, blocks, _, _ = code_shape(M, K, bits=4)
     columns = block_columns(bits=4)

@@ -2,7 +2,8 @@
 v3.
 
 Every length is checked against the file before anything of that length is read, so a malformed
-file costs no more memory than a small multiple of its own size. The data is mapped, not read.
+file costs no more memory than a small multiple of its own size. The header is mapped; the data is
+read in pieces, so its pages do not count as memory of the process.
 What the bytes of a tensor mean is in tensor_types.py.
 
 The format: the page "GGUF" in the documentation of ggml-org/ggml.
@@ -10,7 +11,6 @@ The format: the page "GGUF" in the documentation of ggml-org/ggml.
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,13 +68,13 @@ class GGUFFile:
     """Metadata and tensors of a GGUF file."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header and map the file; ConfigError if it is malformed."""
+        """Read the header; ConfigError if it is malformed."""
         self.path = path
         with open_regular(path) as stream:
             _check_start(path, stream.read(8))
-            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        self._data: Codes = np.frombuffer(self._map, dtype=np.uint8)
-        header = _Header(path, self._data)
+            data: Codes = np.memmap(stream, dtype=np.uint8, mode="r")
+        self._size = data.size
+        header = _Header(path, data)
         n_tensors = header.count("tensors", _TENSOR_INFO_BYTES)
         n_keys = header.count("metadata keys", _KEY_VALUE_BYTES)
         self.metadata: Mapping[str, Value] = header.metadata(n_keys)
@@ -82,14 +82,16 @@ class GGUFFile:
         self.alignment = self._read_alignment()
         self.tensors = self._locate(header.tensors(n_tensors), header.position)
 
-    def data(self, tensor: TensorInfo) -> Codes:
-        """Return the mapped bytes of a tensor, up to the next one."""
-        return self._data[tensor.offset : tensor.offset + tensor.span]
-
-    def release(self, tensor: TensorInfo) -> None:
-        """Drop the pages of a tensor from memory: an import reads each tensor once."""
-        start = tensor.offset // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, start, tensor.offset + tensor.span - start)
+    def read(self, tensor: TensorInfo, start: int = 0, end: int | None = None) -> Codes:
+        """Read bytes `start` to `end` of a tensor; without `end`, up to the next tensor."""
+        n = (tensor.span if end is None else end) - start
+        try:
+            data: Codes = np.fromfile(self.path, np.uint8, n, offset=tensor.offset + start)
+        except OSError as error:
+            raise self.error(f"cannot be read ({error})") from None
+        if data.size != n:
+            raise self.error("was truncated while it was read; copy it again")
+        return data
 
     def error(self, message: str) -> ConfigError:
         """Return an error about this file."""
@@ -115,7 +117,7 @@ class GGUFFile:
 
     def _locate(self, found: list[TensorInfo], header_bytes: int) -> dict[str, TensorInfo]:
         """Return the tensors by name with absolute offsets and spans; ConfigError for overlaps."""
-        size = self._data.size
+        size = self._size
         start = -(-header_bytes // self.alignment) * self.alignment
         ordered = sorted(found, key=lambda tensor: tensor.offset)
         tensors: dict[str, TensorInfo] = {}

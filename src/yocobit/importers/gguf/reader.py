@@ -69,11 +69,6 @@ class GGUFCheckpoint:
                 f"tensor '{tensor.name}' must have the shape {list(shape)} but has "
                 f"{list(tensor.shape)}"
             )
-        values = self._read(name, tensor)
-        self._file.release(tensor)
-        return values
-
-    def _read(self, name: str, tensor: TensorInfo) -> Floats | IntegerMatrix:
         factor = self._factor(tensor.name)
         if not self._has_trits(name):
             floats = self._floats(tensor)

@@ -156,12 +156,12 @@ def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
 
 def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
     """Return a tensor in float32, of its shape; ConfigError if a value is not finite."""
-    stored = _blocks(file, tensor, type)
-    floats = np.empty((len(stored), type.block), dtype=np.float32)
+    n_blocks = math.prod(tensor.shape) // type.block
+    floats = np.empty((n_blocks, type.block), dtype=np.float32)
     decode = type.floats or _scaled(file, tensor, type)
-    for start, end in _chunks(len(stored), type.block):
+    for start, end in _chunks(n_blocks, type.block):
         with np.errstate(invalid="ignore", over="ignore"):
-            floats[start:end] = decode(stored[start:end])
+            floats[start:end] = decode(_blocks(file, tensor, type, start, end))
         if not np.isfinite(floats[start:end]).all():
             raise file.error(f"tensor '{tensor.name}' must be finite but is not")
     return floats.reshape(tensor.shape)
@@ -170,11 +170,11 @@ def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
 def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> ScaledIntegers:
     """Return a matrix of a type that has codes; ConfigError for a code that has no trit."""
     assert type.codes is not None
-    stored = _blocks(file, tensor, type)
-    integers = np.empty((len(stored), type.block), dtype=np.int8)
+    n_blocks = math.prod(tensor.shape) // type.block
+    integers = np.empty((n_blocks, type.block), dtype=np.int8)
     n_bad = 0
-    for start, end in _chunks(len(stored), type.block):
-        codes = type.codes.unpack(stored[start:end])
+    for start, end in _chunks(n_blocks, type.block):
+        codes = type.codes.unpack(_blocks(file, tensor, type, start, end))
         if codes.max() > 2:
             n_bad += int((codes > 2).sum())
         np.subtract(codes.view(np.int8), np.int8(1), out=integers[start:end])
@@ -190,11 +190,12 @@ def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Scale
 def read_scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
     """Return the scales of a type that has codes: (1,), or one per row and block."""
     assert type.codes is not None
-    stored = _blocks(file, tensor, type)
+    n_weights = math.prod(tensor.shape)
     at = type.codes.scale
     if at is None:
-        start = type.size(stored.shape[0] * type.block) - type.tail_bytes
-        return file.data(tensor)[start : start + 4].view("<f4").astype(np.float32)
+        start = type.size(n_weights) - type.tail_bytes
+        return file.read(tensor, start, start + 4).view("<f4").astype(np.float32)
+    stored = _blocks(file, tensor, type, 0, n_weights // type.block)
     return blocks.half(stored, at).reshape(*tensor.shape[:-1], -1)
 
 
@@ -214,11 +215,10 @@ def _scaled(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Callable[[C
     return decode
 
 
-def _blocks(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Codes:
-    """Return the mapped blocks (N, bytes) of a tensor."""
-    n_blocks = math.prod(tensor.shape) // type.block
-    data = file.data(tensor)[: n_blocks * type.block_bytes]
-    return data.reshape(n_blocks, type.block_bytes)
+def _blocks(file: GGUFFile, tensor: TensorInfo, type: TensorType, start: int, end: int) -> Codes:
+    """Return blocks `start` to `end` (N, bytes) of a tensor."""
+    data = file.read(tensor, start * type.block_bytes, end * type.block_bytes)
+    return data.reshape(-1, type.block_bytes)
 
 
 def _chunks(n_blocks: int, block: int) -> list[tuple[int, int]]:
