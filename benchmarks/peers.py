@@ -35,9 +35,12 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
 THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's default for these types, and ours
 
+# Of published ternary models next to 2b4t.
+PUBLISHED = ("falcon3-3b", "llama3-8b")
 _100M = transformer(768, 12, 12, 12, 2048, 16384)
 ALL_SHAPES: dict[str, ModelConfig] = {
     "2b4t": SHAPES["2b4t"],
+    **{name: SHAPES[name] for name in PUBLISHED},
     "150m": SHAPES["150m"],
     "150m-yoco": yoco(SHAPES["150m"]),
     # The weights fit in a last-level cache of 32 MB.
@@ -100,6 +103,19 @@ def speed_runs(work: Path) -> Iterator[Run]:
                "config": config.to_dict(), "vocab_size": config.vocab_size}  # fmt: skip
 
 
+def published_runs(work: Path) -> Iterator[Run]:
+    """Yield prefill and decode runs of the shapes of larger published models."""
+    for shape in PUBLISHED:
+        config = ALL_SHAPES[shape]
+        paths = {YOCOBIT: ours(work, shape, "ternary")}
+        paths |= dict.fromkeys(llama_cpp("TQ2_0"), theirs(work, shape, "TQ2_0"))
+        for threads in (2, 1):
+            for engine, path in paths.items():
+                yield {"measure": "speed", "shape": shape, "kind": "ternary", "engine": engine,
+                       "threads": threads, "path": path,
+                       "vocab_size": config.vocab_size}  # fmt: skip
+
+
 def attention_runs(work: Path) -> Iterator[Run]:
     """Yield runs of one attention layer over a long f16 cache."""
     paths = {YOCOBIT: ours(work, "attention", "ternary")}
@@ -125,7 +141,12 @@ def own_runs(work: Path) -> Iterator[Run]:
            "path": ours(work, "2b4t", "ternary")}  # fmt: skip
 
 
-_PLANS = {"speed": speed_runs, "attention": attention_runs, "own": own_runs}
+_PLANS = {
+    "speed": speed_runs,
+    "published": published_runs,
+    "attention": attention_runs,
+    "own": own_runs,
+}
 
 
 def need_llama_cpp() -> None:
@@ -180,7 +201,7 @@ def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
 def ratios(runs: list[Run]) -> dict[str, float]:
     """Return all ratios that the runs contain, by name; a name includes the shape unless 2b4t."""
     found: dict[str, float | None] = {}
-    for shape in ("2b4t", "150m"):
+    for shape in ("2b4t", *PUBLISHED, "150m"):
         for kind in ("ternary", "sign"):
             for threads in (2, 1):
                 for what in ("prefill", "decode"):

@@ -30,6 +30,7 @@ from yocobit.costs import multiply_adds, session_bytes, weight_bytes
 from yocobit.engine.session import CacheType, Session
 from yocobit.errors import UserError
 from yocobit.hardware import host, limits
+from yocobit.mixers import parameter_shapes
 
 # One layer of each mixer: window, retention, full, cross. D is 16, and 32 in the first two.
 MIXED = nano("mixed", "ternary", window=4)
@@ -130,6 +131,18 @@ def test_yoco_shapes_have_the_size_of_their_transformer():
 
     assert config.layers == ("retention",) * 12 + ("cross",) * 12
     assert config.replace(layers=SHAPES["150m"].layers) == SHAPES["150m"]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "head_dim"),
+    [("2b4t", 2.74, 128), ("falcon3-3b", 3.23, 256), ("llama3-8b", 8.03, 128)],
+)
+def test_shapes_of_published_models_have_their_parameters(name, billions, head_dim):
+    config = named_shape(name)
+
+    n_parameters = sum(math.prod(shape) for shape in parameter_shapes(config).values())
+    assert n_parameters / 1e9 == pytest.approx(billions, abs=0.01)
+    assert config.head_dim == head_dim
 
 
 def test_gmu_shapes_replace_every_second_cross_layer():

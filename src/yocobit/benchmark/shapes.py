@@ -56,6 +56,8 @@ def gmu(config: ModelConfig) -> ModelConfig:
 
 SHAPES = {
     "2b4t": transformer(2560, 30, 20, 5, 6912, 128256),  # BitNet b1.58 2B4T (arXiv:2504.12285)
+    "falcon3-3b": transformer(3072, 22, 12, 4, 9216, 131072),  # Falcon3-3B-1.58bit
+    "llama3-8b": transformer(4096, 32, 32, 8, 14336, 128256),  # Llama3-8B-1.58
     "150m": transformer(768, 24, 12, 12, 2048, 32000),
 }
 
