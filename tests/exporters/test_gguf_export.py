@@ -72,7 +72,7 @@ def test_llama_cpps_codecs_decode_the_weights_of_the_model(tmp_path, weights):
     assert types["blk.0.ffn_up.weight"] == weights.upper()
     assert types["token_embd.weight"] == "Q8_0"
     for name in model.parameters:
-        own = np.concatenate(list(Weights(model).floats(name)))
+        own = Weights(model).floats_of(name)
         np.testing.assert_array_equal(floats[tensor_name(name)], own, err_msg=name)
 
 
@@ -83,7 +83,7 @@ def test_int4_heads_keep_codes_and_scales(tmp_path):
 
     _, types, floats = read(tmp_path / "x.gguf")
     assert types["output.weight"] == "Q4_0"
-    own = np.concatenate(list(Weights(model).floats("head.weight")))
+    own = Weights(model).floats_of("head.weight")
     np.testing.assert_array_equal(floats["output.weight"], own)
 
 
@@ -97,7 +97,7 @@ def test_signs_and_scales_per_row_are_exported_as_trits(tmp_path):
         _, types, floats = read(tmp_path / "x.gguf")
         name = "layers.1.mixer.v_proj.weight"
         assert types[tensor_name(name)] == "TQ2_0"
-        own = np.concatenate(list(Weights(model).floats(name)))
+        own = Weights(model).floats_of(name)
         np.testing.assert_array_equal(floats[tensor_name(name)], own)
 
 
@@ -142,7 +142,7 @@ def test_tables_in_floats_round_no_scale_of_a_row(tmp_path):
     assert not any("embedding" in note for note in notes)
     _, types, floats = read(tmp_path / "x.gguf")
     assert types["token_embd.weight"] == types["output.weight"] == "F32"
-    own = np.concatenate(list(Weights(model).floats("head.weight")))
+    own = Weights(model).floats_of("head.weight")
     np.testing.assert_array_equal(floats["output.weight"], own)
     halves = export_gguf(model, tmp_path / "y.gguf", tables="f16")
     assert "embedding and head are rounded to float16" in halves

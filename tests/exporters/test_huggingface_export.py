@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.data.tokenizer import END
-from yocobit.exporters import export_huggingface
+from yocobit.exporters import export_gguf, export_huggingface
 from yocobit.exporters.weights import Weights
 from yocobit.importers import import_model
 from yocobit.packing.text_files import read_text_files
@@ -92,7 +93,7 @@ def test_heads_in_integers_are_exported_as_the_engine_computes_them(tmp_path):
     fields = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert not fields["tie_word_embeddings"]  # the two tables have other values
     assert tensors["lm_head.weight"].dtype == np.float32
-    rows = np.concatenate(list(Weights(model).floats("head.weight")))
+    rows = Weights(model).floats_of("head.weight")
     np.testing.assert_array_equal(tensors["lm_head.weight"], rows)
 
 
@@ -167,3 +168,16 @@ def test_directory_of_other_files_is_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="must not exist or be an empty directory"):
         export_huggingface(model, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("export", "n_tables"), [(export_huggingface, 1), (export_gguf, 0)])
+def test_export_holds_at_most_one_tensor(tmp_path, export, n_tables):
+    model = random_model(tmp_path / "model", vocab_size=40_000)
+    table_bytes = 4 * 40_000 * 256  # in float32; embedding and head are such tables
+    tracemalloc.start()
+
+    export(model, tmp_path / "out")
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < n_tables * table_bytes + (28 << 20)  # a buffer of 16 MiB, pieces of 4 MiB

@@ -187,7 +187,7 @@ def _tensors(model: PackedModel) -> Iterator[tuple[str, Array]]:
         elif stored.format is F16:
             yield theirs, weights.stored(name)
         else:
-            yield theirs, np.concatenate(list(weights.floats(name)))
+            yield theirs, weights.floats_of(name)
 
 
 def _is_packed(stored: StoredParameter) -> bool:

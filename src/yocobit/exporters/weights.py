@@ -17,7 +17,7 @@ from yocobit.packing.format import DTYPES, scale_name
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.reader import PackedModel
 
-_CHUNK_VALUES = 1 << 24  # of a table, converted at once
+_CHUNK_VALUES = 1 << 20  # of a table, converted at once
 
 
 class ScaledRows(NamedTuple):
@@ -74,6 +74,15 @@ class Weights:
         else:
             for rows in _chunks(shape):
                 yield values[rows].astype(np.float32, copy=False)
+
+    def floats_of(self, name: str) -> Floats:
+        """Return a whole parameter in float32."""
+        values = np.empty(self._model.parameters[name].shape, dtype=np.float32)
+        start = 0
+        for rows in self.floats(name):
+            values[start : start + len(rows)] = rows
+            start += len(rows)
+        return values
 
     def _invalid(self, name: str) -> ConfigError:
         return ConfigError(f"{self.file}: tensor '{name}' has invalid codes; run yocobit verify")
