@@ -1,4 +1,4 @@
-"""The decoder in float64 NumPy: what the engine computes, stated without its code.
+"""The decoder in float64 NumPy: a statement of the engine's arithmetic, independent of its code.
 
 Activations are rounded to integers as in the engine. An activation next to a rounding boundary may
 round up in float64 and down in float32, and then logits differ by far more than float32 does:
@@ -28,8 +28,8 @@ SMALLEST_DISTANCE = 1e-6
 class Float64Decoder:
     """A model given by its parameters in float64, by the names of mixers.model_parameters().
 
-    `largest` is the largest integer of the rounded input of a matrix; None, or no entry: the input
-    is not rounded.
+    `largest` is the largest integer to which the input of a matrix is rounded; if it is None or
+    absent, the input is not rounded.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Float64Decoder:
 
     @classmethod
     def of_packed(cls, model: PackedModel) -> Float64Decoder:
-        """Return the statement of a packed model, with the weights in its file."""
+        """Return the decoder of a packed model, with the weights in its file."""
         parameters, largest = {}, {}
         for name, stored in model.parameters.items():
             arrays = [_array(model, tensor) for tensor in stored.format.tensors(name, stored.shape)]

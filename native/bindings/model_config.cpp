@@ -8,6 +8,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "engine/block_index.h"
@@ -63,7 +64,8 @@ bool has_self_attention_features(const ModelConfig& c) {
 }
 
 void check_frequencies(const std::vector<double>& frequencies, RopeKind kind, const Heads& heads) {
-  require(frequencies.empty() || kind == RopeKind::half, "rope frequencies", "of rope 'half'");
+  require(frequencies.empty() || kind == RopeKind::half, "rope frequencies",
+          "left out unless the rope is 'half'");
   require(frequencies.size() <= static_cast<size_t>(heads.head_dim / 2) &&
               std::all_of(frequencies.begin(), frequencies.end(), is_positive),
           "rope frequencies", "finite and positive, at most one for each pair of a head");
@@ -83,7 +85,7 @@ void check_features(const ModelConfig& config) {
   require(config.projection_norm_eps > 0 && config.projection_norm_eps <= 1, "projection_norm_eps",
           "in (0, 1]");
   const std::pair<const char*, double> scales[] = {
-      {"rope_factor", config.rope_factor},
+      {"rope_factor", static_cast<float>(config.rope_factor)},
       {"attention_scale", config.attention_scale.value_or(1.0f)},
       {"embedding_scale", config.embedding_scale.value_or(1.0f)},
       {"residual_scale", config.residual_scale},

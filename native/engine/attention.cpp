@@ -85,14 +85,14 @@ void Attention::run() {
   }
 }
 
-// A head [D] with zeros up to its padded size, in `padded` unless it has that size.
+// Return the head [D], or its copy in `padded` with zeros after it if the padded size is larger.
 float* Attention::pad(float* head, float* padded) const {
   if (padded_ == D_) return head;
   std::fill(std::copy_n(head, D_, padded), padded + padded_, 0.0f);
   return padded;
 }
 
-// Where prepare() leaves a query [padded_].
+// The query [padded_] that prepare() writes.
 float* Attention::query(int row, int query_head) const {
   const Buffer<float>& queries = padded_ == D_ ? ws_.q : ws_.g;
   return &queries[(int64_t{row} * H_ + query_head) * padded_];
@@ -108,7 +108,7 @@ void Attention::prepare(int row, int head) const {
   }
 }
 
-// RMSNorm, where there is a norm, and RoPE of one head [D] of a row, in the order of the model.
+// Apply RMSNorm, unless norm is nullptr, and RoPE to one head [D] of a row, in the model's order.
 void Attention::norm_and_rotate(int row, const float* norm, float* head) const {
   const ModelConfig& config = pass_.model.config;
   const bool is_after = config.qk_norm == QKNorm::after_rope;

@@ -18,7 +18,7 @@ constexpr int64_t kKvSplit = 512;  // positions
 struct AttentionLayer {
   Heads heads;
   const RopeTable& rope;
-  const float *q_norm = nullptr, *k_norm = nullptr;  // [D], of each head; or nullptr
+  const float *q_norm = nullptr, *k_norm = nullptr;  // [D], or nullptr without qk_norm
   int cache;             // index of the layer that owns the KV cache; n_self_layers: the shared one
   int64_t window;        // positions that a row attends to, its own included; 0: all
   bool stores_kv;        // whether workspace.k and v hold the rows' K and V, to be cached first

@@ -46,7 +46,7 @@ void write_logits(const ForwardPass& pass, float* logits) {
                });
 }
 
-// RMS-normalised rows, which the head would read.
+// RMS-normalised rows: the input of the head, before head_norm.
 void write_hidden_states(const ForwardPass& pass, float* out) {
   const PackedModel& model = pass.model;
   const int C = model.config.d_model;

@@ -2,8 +2,8 @@
 
 namespace yocobit {
 
-// Encode rows x as the weight formats of the outputs need them; the norm of the first of them, if
-// it has one, follows `norm`.
+// Encode rows x for the weight formats of the outputs, after RMSNorm with `norm` and then with the
+// norm of the first output, where they exist.
 Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs outputs) const {
   Workspace& ws = workspace;
   const int K = outputs.begin()->linear->k;

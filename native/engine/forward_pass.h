@@ -33,7 +33,7 @@ struct ForwardPass {
   Workspace& workspace;
 
   // y = W x of all outputs, where x [N][K] is first RMS-normalised if norm [K] is given, and again
-  // for each matrix that has a norm of its own. Returns x normalised and quantised, that of the
+  // for each matrix that has a norm of its own. Returns the normalised and quantised input of the
   // last output, valid until the next call.
   Activations project(const float* x, const float* norm, LinearOutputs outputs) const;
 
@@ -44,12 +44,12 @@ struct ForwardPass {
   void project(const float* x, const float* norm, LinearOutputs outputs,
                const Finish& finish) const;
 
-  // stream += residual_scale * post_norm(W x), where x is first RMS-normalised if norm is given; no
-  // RMSNorm of W x if post_norm [C] is nullptr.
+  // stream += residual_scale * RMSNorm(W x), where x is first RMS-normalised if norm is given, and
+  // W x is not normalised if post_norm [C] is nullptr.
   void add_to_stream(const Linear& linear, const float* x, const float* norm,
                      const float* post_norm) const;
 
-  // The same with an epilogue: finish, as above, changes its part of y = W x [N][C].
+  // The same with an epilogue: finish, as above, updates its part of y = W x [N][C].
   template <typename Finish>
   void project_to_stream(const Linear& linear, const float* x, const float* norm, float* y,
                          const Finish& finish, const float* post_norm) const;
@@ -63,7 +63,7 @@ struct ForwardPass {
   void apply_by_rows(const Activations& x, LinearOutputs outputs, const Finish& finish) const;
 };
 
-// Whether the matrices differ in their input, because each has a norm of its own.
+// Whether each of several matrices has a norm, and so an input, of its own.
 inline bool have_own_inputs(LinearOutputs outputs) {
   return outputs.size() > 1 && outputs.begin()->linear->norm;
 }

@@ -12,10 +12,10 @@
 
 namespace yocobit {
 
-// The frequencies of rotated pairs: what the tables of two layers may differ in.
+// The rotation of a layer's queries and keys. Layers with equal rotations share a table.
 struct RopeSpec {
   RopeKind kind;
-  std::vector<double> frequencies;  // angle per position of each pair; at most D / 2, and none for
+  std::vector<double> frequencies;  // [n], angle per position of each pair: n <= D / 2, and 0 for
                                     // RopeKind::none
 
   bool operator==(const RopeSpec&) const = default;
@@ -29,18 +29,18 @@ class RopeTable {
   // Compute the angles of a row, in double: float is too coarse past position 1e5.
   void set_position(int row, int64_t position);
 
-  // Rotate the first values of one head of a row in place, two for each frequency.
+  // Rotate the first 2 n values of one head of a row in place.
   void apply(const Kernels& kernels, int row, float* head) const;
 
   const RopeSpec& spec() const { return spec_; }
 
  private:
   RopeSpec spec_;
-  double factor_;                     // of cosines and sines
-  std::vector<float> cosine_, sine_;  // [N][frequencies]
+  double factor_;                     // multiplies cosines and sines
+  std::vector<float> cosine_, sine_;  // [N][n]
 };
 
-// The tables of a model's layers; layers with the same rope share one.
+// The tables of a model's layers.
 class RopeTables {
  public:
   explicit RopeTables(const ModelConfig& config);
@@ -51,7 +51,7 @@ class RopeTables {
 
  private:
   std::vector<RopeTable> tables_;
-  std::vector<size_t> table_of_;  // by layer; of those with rope
+  std::vector<size_t> table_of_;  // [L], the index in tables_
 };
 
 }  // namespace yocobit

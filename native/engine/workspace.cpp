@@ -22,7 +22,7 @@ Workspace::Workspace(const PackedModel& model) {
     int64_t& width = encoding == ActivationEncoding::int8_per_token ? int8_width : int16_width;
     if (encoding != ActivationEncoding::float32) width = std::max<int64_t>(width, linear.k);
   });
-  int64_t width = C;  // the largest of Q, with padded heads
+  int64_t width = C;  // of Q with padded heads, in the layer where it is largest
   for (const MixerSpec* mixer : config.layers) {
     if (!mixer->heads) continue;
     const Heads heads = (config.*mixer->heads)();

@@ -35,13 +35,14 @@ struct Workspace {
   Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
   int int8_stride = 0;
 
-  Buffer<float> q, k, v, g;  // [N][H D]; k and v [N][G D]; q also [N][C], added to the stream; g
-                             // also queries with padded heads
+  Buffer<float> q;           // [N][H D]; or [N][C], an output that is added to the stream
+  Buffer<float> k, v;        // [N][G D]
+  Buffer<float> g;           // [N][C]; or [N][H][D rounded up to 8], queries
   Buffer<float> y;           // [N][H D], a mixer's output before gate and output projection
   Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]
   Buffer<float> gate, up;    // [N][F]
-  Buffer<float> partials;    // [N][H][kMaxPartials / N][D + kPartialExtra]
+  Buffer<float> partials;    // [N][H][kMaxPartials / N][D rounded up to 8, + kPartialExtra]
   Buffer<int32_t> selected;  // [N][G][cross_blocks], if cross layers select blocks
 
  private:

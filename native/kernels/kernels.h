@@ -67,7 +67,8 @@ struct Kernels {
   // about e^-87. size is a multiple of 8; y may be x.
   void (*exponentials)(const float* x, int size, float largest, float rate, float* y);
 
-  // Rotate one head x [D] in place; cosine, sine [D / 2]. Pairs (2i, 2i + 1) or (i, i + D/2).
+  // Rotate one head x [D], or its first D values, in place, D even; cosine, sine [D / 2]. Pairs
+  // (2i, 2i + 1) or (i, i + D/2).
   void (*rope_interleaved)(float* x, const float* cosine, const float* sine, int head_dim);
   void (*rope_half)(float* x, const float* cosine, const float* sine, int head_dim);
 

@@ -31,7 +31,7 @@ struct Linear {
   int m = 0;
   int k = 0;                    // multiple of 8
   const float* bias = nullptr;  // [M], or nullptr
-  const float* norm = nullptr;  // [K], of the RMSNorm of its own input before encoding; or nullptr
+  const float* norm = nullptr;  // [K], of an RMSNorm of x before it is encoded; or nullptr
 
   int n_groups() const { return (m + kRowsPerGroup - 1) / kRowsPerGroup; }
   int n_blocks() const { return (k + format->block_columns - 1) / format->block_columns; }

@@ -41,7 +41,7 @@ struct MixerSpec {
   bool has_sub_norm;  // of the input of out_proj, if the model has SubLN
   Heads (ModelConfig::*heads)() const = nullptr;                  // of attention and retention
   RopeKind ModelConfig::* rope = nullptr;                         // of queries and keys
-  std::vector<double> ModelConfig::* rope_frequencies = nullptr;  // where the model may give them
+  std::vector<double> ModelConfig::* rope_frequencies = nullptr;  // if they may be explicit
   KvCacheKind kv_cache = KvCacheKind::none;
   int64_t (*state_values)(const ModelConfig& config) = nullptr;  // of a float32 recurrent state
   bool reads_memory = false;                                     // workspace.memory

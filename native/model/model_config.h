@@ -51,9 +51,9 @@ struct ModelConfig {
   std::optional<float> attention_scale;  // otherwise 1 / sqrt(D)
   QKNorm qk_norm = QKNorm::none;
   bool qkv_bias = false;
-  std::vector<double> window_rope_frequencies, full_rope_frequencies;  // empty: of rope_theta
-  double rope_factor = 1.0;
-  std::vector<int> nope_layers;
+  std::vector<double> window_rope_frequencies, full_rope_frequencies;  // empty: from rope_theta
+  double rope_factor = 1.0;      // multiplies cosines and sines
+  std::vector<int> nope_layers;  // indices of the layers without RoPE
   bool projection_norms = false;
   float projection_norm_eps = 1e-6f;
 

@@ -41,6 +41,7 @@ ATTENTION_FEATURES = {
     "norm before rope": {"qk_norm": "before_rope"},
     "norm after rope": {"qk_norm": "after_rope"},
     "bias": {"qkv_bias": True},
+    "bias of 12 rows": {"qkv_bias": True, "head_size": 12, "n_kv_heads": 1},
     "partial rope": {
         "full_rope_frequencies": (1.0, 0.31, 0.02),
         "window_rope_frequencies": (0.9, 0.2, 0.13, 0.05, 0.007),
@@ -358,9 +359,10 @@ def test_fields_that_have_their_default_may_be_left_out(model_of, name):
         ({"full_rope_frequencies": [float("nan")]}, "rope frequencies must be finite"),
         (
             {"full_rope_frequencies": [0.5], "full_rope": "interleaved"},
-            "rope frequencies must be of rope 'half'",
+            "rope frequencies must be left out unless the rope is 'half'",
         ),
         ({"rope_factor": 0.0}, "rope_factor must be finite and positive"),
+        ({"rope_factor": 1e300}, "rope_factor must be finite and positive"),
         ({"attention_scale": 1e300}, "attention_scale must be finite and positive"),
         ({"residual_scale": float("nan")}, "residual_scale must be finite and positive"),
         ({"embedding_scale": -1.0}, "embedding_scale must be finite and positive"),
