@@ -128,13 +128,13 @@ def grammars(engine) -> Grammars:
 def n_masks(grammars, monkeypatch) -> list[int]:
     """The number of computed masks, as the only item."""
     count = [0]
-    allowed = grammars.allowed
+    allowed = grammars.completions.allowed
 
     def counted(matcher):
         count[0] += 1
         return allowed(matcher)
 
-    monkeypatch.setattr(grammars, "allowed", counted)
+    monkeypatch.setattr(grammars.completions, "allowed", counted)
     return count
 
 
@@ -292,7 +292,7 @@ def test_output_parses_after_the_grammar_failed(engine, grammars, n_before):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
 def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
-    monkeypatch.setattr(grammars, "end_tokens", frozenset())
+    monkeypatch.setattr(grammars.completions, "end_tokens", frozenset())
     guided = grammars.compile(schema, "schema", 2)()
 
     text = text_of(grammars, answer(engine, guided, 2, seed))
@@ -314,10 +314,10 @@ def follow_until_it_fails(guided) -> None:
     while True:
         matcher = guided._compiled.matcher.deep_copy()
         for _ in range(200):
-            allowed = np.flatnonzero(guided._grammars.allowed(matcher))
+            allowed = np.flatnonzero(guided._completions.allowed(matcher))
             if matcher.is_error():
                 guided._matcher = matcher
-                guided.mask(np.zeros(guided._grammars._n_tokens, dtype=np.float32))
+                guided.mask(np.zeros(guided._completions.n_tokens, dtype=np.float32))
                 return
             if not len(allowed) or not matcher.consume_token(int(rng.choice(allowed))):
                 break

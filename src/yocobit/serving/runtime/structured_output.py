@@ -10,67 +10,44 @@ Letters: V vocabulary
 from __future__ import annotations
 
 import dataclasses
-import random
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from numpy.typing import NDArray
 
 from yocobit.engine import Engine
 from yocobit.engine.session import Logits
 from yocobit.hardware.host import allocated_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.schema_completions import MAX_COMPLETION, SchemaCompletions
 
 _MAX_MESSAGE = 300  # characters of llguidance's message in an error
-_MAX_CHECKED = 16  # schemas whose shortest outputs are kept
+_MAX_CHECKED = 16  # schemas whose shortest outputs are cached
+_MAX_STATES = 10_000  # of the lexer, which all outputs of a schema share and extend
 # Of one mask, in the scheduler's thread: about 5 ms.
-_MAX_STATES = 10_000  # of the lexer, which outputs of a schema share: it grows as they do
 _STEP_LIMITS = LLParserLimits(
     step_lexer_fuel=50_000,
     step_max_items=20_000,
     max_lexer_states=_MAX_STATES,
     verbose_errors=False,
 )
-_GROWTH_BYTES = _MAX_STATES << 11  # the most that these states take, about 2 KB each
-_MAX_CACHED_BYTES = 1 << 27  # of compiled schemas that are kept for later requests
+_GROWTH_BYTES = _MAX_STATES << 11  # of all these states, about 2 KB each
+_MAX_CACHED_BYTES = 1 << 27  # of compiled schemas that are cached for later requests
 # At most one blank between tokens of JSON: otherwise a model may fill its output with blanks.
 _OPTIONS: Any = {"whitespace_pattern": r"[ \n]?"}
 # llguidance's extension of schemas, which could set separators that JSON does not have.
 _EXTENSION_KEY = "x-guidance"
-# Token limits of the searches for a completion when a schema is compiled: greedy, and random.
-# Outputs may be longer.
-_MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
 # Budget of the failed searches of one output, in masks: initial, and per generated token.
 _BUDGET, _BUDGET_PER_TOKEN = 64, 16
-# Suffixes of the known completion that are tried after a sampled token.
-_N_SUFFIXES = 24
-
-# Tokens in the order in which they complete an output soonest: closing brackets and quotes, then
-# the shortest values, those without nesting first.
-_CLOSING, _SEPARATORS = ("}", "]"), (",", ":")
-_NUMBERS = tuple("0123456789")
-_WORDS, _NESTED = ("null", "true", "false"), ('""', "[]", "{}", "[", "{")
-_QUOTE = '"'
-# Strings with a restricted alphabet look like numbers: the first order closes them at once, the
-# second prefers numbers as the shorter values. Random attempts use the third, for schemas that no
-# fixed order completes.
-_ORDERS = (
-    (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
-    (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
-    (*_CLOSING, _QUOTE, *_SEPARATORS),
-)
-_FIRST_RANDOM_ATTEMPT = 2
-_N_ATTEMPTS, _N_DECODE_ATTEMPTS = 16, 3  # when a schema is compiled, and after a sampled token
-_N_CUTS = 256  # tried to shorten the completion of a schema
+_N_ATTEMPTS = 3  # after a sampled token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,39 +56,34 @@ class Schema:
 
     text: str
     shortest: list[int] | None  # tokens of a short output; None if none was found
-    size_bytes: int  # when it is compiled
+    size_bytes: int  # compiled, before any output
 
 
 class CompiledSchema:
-    """A schema that outputs of several requests follow."""
+    """A compiled schema, which the outputs of several requests share."""
 
     def __init__(self, matcher: LLMatcher, size_bytes: int) -> None:
         self.matcher = matcher  # in its initial state
-        self.size_bytes = size_bytes  # with the growth
-        self.is_exhausted = False  # a limit was exceeded, for its lexer perhaps: compile it again
+        self.size_bytes = size_bytes  # growth included
+        # Whether a limit was exceeded, which may be that of the lexer: it is compiled again.
+        self.is_exhausted = False
 
 
 class Grammars:
     """Compiles schemas for guided decoding over one engine's vocabulary."""
 
     def __init__(self, engine: Engine) -> None:
-        self.end_tokens = engine.end_tokens
-        self._n_tokens = engine.config.vocab_size
+        n_tokens = engine.config.vocab_size
         self._tokenizer = LLTokenizer(
             engine.tokenizer.to_str(),
-            n_vocab=self._n_tokens,
+            n_vocab=n_tokens,
             eos_token=sorted(engine.end_tokens) or None,
         )
-        texts = [self.token_bytes(token) for token in range(self._n_tokens)]
-        self._n_bytes = np.array([len(text) for text in texts])  # (V,)
-        self._bytes = np.flatnonzero(self._n_bytes == 1)
-        tokens = {text: token for token, text in enumerate(texts)}
-        self._orders = [_token_order(tokens, order) for order in _ORDERS]
-        self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
+        self.completions = SchemaCompletions(self._tokenizer, n_tokens, engine.end_tokens)
         self._checked = lru_cache(_MAX_CHECKED)(self._check)
         self._cache: OrderedDict[str, CompiledSchema] = OrderedDict()  # the most recent is last
-        self._compiled_bytes = 0  # of the cache, and of requests
-        self._freed: list[int] = []  # bytes to subtract from these
+        self._compiled_bytes = 0  # of cached schemas and those in use
+        self._freed: list[int] = []  # bytes to subtract from them, appended by any thread
         self._lock = threading.Lock()
 
     def compile(
@@ -127,7 +99,7 @@ class Grammars:
         """
         with self._lock:  # one compilation at a time
             compiled = self._compiled(schema)
-        return lambda: GuidedJSON(self, compiled, schema.shortest or [])
+        return lambda: GuidedJSON(self.completions, compiled, schema.shortest or [])
 
     def check(self, schema: dict[str, Any] | bool, param: str, max_tokens: int) -> Schema:
         """Return a schema that some output of at most `max_tokens` follows.
@@ -144,7 +116,7 @@ class Grammars:
         if (shortest := checked.shortest) is None:
             raise APIError(
                 400,
-                f"{param}: found no output of at most {_MAX_COMPLETION:,} tokens for the schema",
+                f"{param}: found no output of at most {MAX_COMPLETION:,} tokens for the schema",
                 param=param,
             )
         if len(shortest) > max_tokens:
@@ -155,47 +127,6 @@ class Grammars:
                 param="max_tokens",
             )
         return checked
-
-    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
-        """Return the mask (V,) of the tokens that may follow."""
-        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
-        return np.unpackbits(bits, bitorder="little")[: self._n_tokens].astype(bool)
-
-    def completes(self, matcher: LLMatcher, tokens: list[int]) -> bool:
-        """Return whether tokens complete the output."""
-        if self.end_tokens:
-            end = min(self.end_tokens)
-            return bool(matcher.validate_tokens([*tokens, end]) == len(tokens) + 1)
-        matcher = matcher.deep_copy()
-        return bool(matcher.consume_tokens(tokens)) and bool(matcher.is_accepting())
-
-    def completion(
-        self, matcher: LLMatcher, known: list[int], limit: int, budget: int, attempt: int
-    ) -> list[int] | None:
-        """Return at most `limit` tokens that complete the output; None if none were found.
-
-        `known` completed it one token ago: a suffix of it that completes it again is returned,
-        although it may be longer than `limit`. At most `budget` masks are computed. Advances the
-        matcher.
-        """
-        rng = random.Random(attempt) if attempt >= _FIRST_RANDOM_ATTEMPT else None
-        order = self._orders[min(attempt, _FIRST_RANDOM_ATTEMPT)]
-        tokens: list[int] = []
-        for _ in range(budget + 1):
-            if len(tokens) > limit:
-                return None
-            if matcher.is_accepting():
-                return tokens
-            for start in range(min(len(known), _N_SUFFIXES)):
-                # Most suffixes fail at their first token, which is cheaper to validate alone.
-                is_allowed = matcher.validate_tokens(known[start : start + 1])
-                if is_allowed and self.completes(matcher, suffix := known[start:]):
-                    return [*tokens, *suffix]
-            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng)
-            if not step or matcher.try_consume_tokens(step) < len(step):
-                return None
-            tokens += step
-        return None
 
     def token_bytes(self, token: int) -> bytes:
         """Return a token's bytes."""
@@ -218,7 +149,7 @@ class Grammars:
                 f"it takes {size:,} bytes when it is compiled, at most "
                 f"{limits.SCHEMA_COMPILED_BYTES:,} may be"
             )
-        return Schema(text, self._shortest(matcher), size)
+        return Schema(text, self.completions.shortest(matcher), size)
 
     def _compile(self, text: str) -> LLMatcher:
         """Return the matcher of a schema in its initial state; ValueError if it is not JSON."""
@@ -242,7 +173,7 @@ class Grammars:
         """Evict compiled schemas until one of that size fits."""
         while self._cache and self._cached_bytes + size > _MAX_CACHED_BYTES:
             self._cache.popitem(last=False)
-        while self._freed:  # by any thread
+        while self._freed:
             self._compiled_bytes -= self._freed.pop()
         if self._compiled_bytes + size > limits.SCHEMAS_BYTES:
             raise APIError(
@@ -257,62 +188,14 @@ class Grammars:
     def _cached_bytes(self) -> int:
         return sum(each.size_bytes for each in self._cache.values())
 
-    def _shortest(self, matcher: LLMatcher) -> list[int] | None:
-        """Return the shortest output found; None if none was."""
-        best: list[int] | None = None
-        for attempt in range(_N_ATTEMPTS):
-            if attempt == _FIRST_RANDOM_ATTEMPT and best is not None:
-                break
-            is_random = attempt >= _FIRST_RANDOM_ATTEMPT
-            limit = _MAX_RANDOM_COMPLETION if is_random else _MAX_COMPLETION
-            limit = limit if best is None else len(best) - 1
-            found = self.completion(matcher.deep_copy(), [], limit, limit, attempt)
-            best = best if found is None else found
-        if best is None:
-            return None
-        best = self._shortened(matcher, best)
-        # The tokenizer may need fewer tokens for the same text.
-        tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(best))
-        return tokens if len(tokens) < len(best) and self.completes(matcher, tokens) else best
-
-    def _shortened(self, matcher: LLMatcher, tokens: list[int]) -> list[int]:
-        """Return an output without the optional members of its objects."""
-        start = 0
-        for _ in range(_N_CUTS):
-            commas = [i for i in range(start, len(tokens)) if tokens[i] == self._comma]
-            if not commas:
-                break
-            start = commas[0] + 1
-            for end in commas[1:3]:
-                if self.completes(matcher, cut := tokens[: commas[0]] + tokens[end:]):
-                    tokens, start = cut, commas[0]
-                    break
-        return tokens
-
-    def _next_token(
-        self, matcher: LLMatcher, order: Sequence[int], rng: random.Random | None
-    ) -> list[int]:
-        """Return the allowed token that should complete the output soonest, if there is one."""
-        allowed = self.allowed(matcher)
-        quote, letter = self._quote, self._letter  # a letter that starts no value: in a string
-        if quote is not None and letter is not None and allowed[quote] and allowed[letter]:
-            return [quote]
-        if rng is None or rng.random() < 0.5:
-            for token in order:
-                if allowed[token]:
-                    return [token]
-        if not allowed.any():
-            return []
-        if rng is not None and len(found := self._bytes[allowed[self._bytes]]):
-            return [int(rng.choice(found))]
-        return [int(np.where(allowed, self._n_bytes, -1).argmax())]  # for minLength
-
 
 class GuidedJSON:
     """Guided decoding of one sequence by a schema: implements engine.decode.GuidedDecoding."""
 
-    def __init__(self, grammars: Grammars, compiled: CompiledSchema, rest: list[int]) -> None:
-        self._grammars = grammars
+    def __init__(
+        self, completions: SchemaCompletions, compiled: CompiledSchema, rest: list[int]
+    ) -> None:
+        self._completions = completions
         self._compiled = compiled
         self._matcher = compiled.matcher.deep_copy()
         self._rest = list(rest)  # the known completion, which fits
@@ -320,7 +203,7 @@ class GuidedJSON:
 
     def mask(self, logits: Logits) -> Logits:
         """Return logits (V,) with -infinity for every token that the schema does not allow."""
-        allowed = self._grammars.allowed(self._matcher)
+        allowed = self._completions.allowed(self._matcher)
         if self._matcher.is_error():
             self._compiled.is_exhausted = True
             if self._rest:
@@ -336,7 +219,7 @@ class GuidedJSON:
         """
         if self._matcher.is_error():
             return self._rest.pop(0) if self._rest else token
-        if token in self._grammars.end_tokens and self._matcher.is_accepting():
+        if token in self._completions.end_tokens and self._matcher.is_accepting():
             return token
         self._budget = min(self._budget + _BUDGET_PER_TOKEN, _BUDGET)
         if self._rest[:1] == [token]:
@@ -346,7 +229,7 @@ class GuidedJSON:
         elif self._rest:
             return self._rest.pop(0)
         else:
-            return min(self._grammars.end_tokens, default=token)
+            return min(self._completions.end_tokens, default=token)
         return token
 
     def accept(self, token: int) -> bool:
@@ -354,17 +237,17 @@ class GuidedJSON:
         self._matcher.consume_token(token)
         if self._matcher.is_error():  # then the matcher counts as stopped, too
             return not self._rest
-        if not self._grammars.end_tokens and self._matcher.is_accepting():
+        if not self._completions.end_tokens and self._matcher.is_accepting():
             return True  # the vocabulary has no end token
         return bool(self._matcher.is_stopped())
 
     def _completion_after(self, token: int, limit: int) -> list[int] | None:
         """Return at most `limit` tokens that complete the output after that token."""
-        for attempt in range(_N_DECODE_ATTEMPTS):
+        for attempt in range(_N_ATTEMPTS):
             matcher = self._matcher.deep_copy()
             if not matcher.consume_token(token):
                 return None
-            found = self._grammars.completion(matcher, self._rest, limit, self._budget, attempt)
+            found = self._completions.find(matcher, self._rest, limit, self._budget, attempt)
             if found is not None:
                 return found if len(found) <= limit else None
             self._budget -= min(limit, self._budget)
@@ -386,9 +269,3 @@ def _encode(schema: dict[str, Any] | bool, param: str) -> str:
             param=param,
         )
     return text.decode()
-
-
-def _token_order(tokens: dict[bytes, int], texts: Sequence[str]) -> list[int]:
-    """Return the token of each text, or of its first character if it is not one token."""
-    found = [tokens.get(text.encode(), tokens.get(text[:1].encode())) for text in texts]
-    return list(dict.fromkeys(token for token in found if token is not None))

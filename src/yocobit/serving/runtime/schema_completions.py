@@ -1,0 +1,149 @@
+"""Completions of structured outputs: the tokens that an output lacks to follow its schema.
+
+Letters: V vocabulary
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from numpy.typing import NDArray
+
+# Token limits of the searches for a completion when a schema is compiled: greedy, and random.
+# Outputs may be longer.
+MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
+# Suffixes of the known completion that are tried after a sampled token.
+_N_SUFFIXES = 24
+
+# Tokens in the order in which they complete an output soonest: closing brackets and quotes, then
+# the shortest values, those without nesting first.
+_CLOSING, _SEPARATORS = ("}", "]"), (",", ":")
+_NUMBERS = tuple("0123456789")
+_WORDS, _NESTED = ("null", "true", "false"), ('""', "[]", "{}", "[", "{")
+_QUOTE = '"'
+# Strings with a restricted alphabet look like numbers: the first order closes them at once, the
+# second prefers numbers as the shorter values. Random attempts use the third, for schemas that no
+# fixed order completes.
+_ORDERS = (
+    (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
+    (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
+    (*_CLOSING, _QUOTE, *_SEPARATORS),
+)
+_FIRST_RANDOM_ATTEMPT = 2
+_N_ATTEMPTS = 16  # when a schema is compiled
+_N_CUTS = 256  # tried to shorten the completion of a schema
+
+
+class SchemaCompletions:
+    """Finds short completions over one vocabulary, by greedy and random searches."""
+
+    def __init__(self, tokenizer: LLTokenizer, n_tokens: int, end_tokens: frozenset[int]) -> None:
+        self.end_tokens = end_tokens
+        self.n_tokens = n_tokens
+        self._tokenizer = tokenizer
+        texts = [bytes(tokenizer.decode_bytes([token])) for token in range(n_tokens)]
+        self._n_bytes = np.array([len(text) for text in texts])  # (V,)
+        self._bytes = np.flatnonzero(self._n_bytes == 1)
+        tokens = {text: token for token, text in enumerate(texts)}
+        self._orders = [_token_order(tokens, order) for order in _ORDERS]
+        self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
+
+    def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
+        """Return the mask (V,) of the tokens that may follow."""
+        bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
+        return np.unpackbits(bits, bitorder="little")[: self.n_tokens].astype(bool)
+
+    def completes(self, matcher: LLMatcher, tokens: list[int]) -> bool:
+        """Return whether tokens complete the output."""
+        if self.end_tokens:
+            end = min(self.end_tokens)
+            return bool(matcher.validate_tokens([*tokens, end]) == len(tokens) + 1)
+        matcher = matcher.deep_copy()
+        return bool(matcher.consume_tokens(tokens)) and bool(matcher.is_accepting())
+
+    def find(
+        self, matcher: LLMatcher, known: list[int], limit: int, budget: int, attempt: int
+    ) -> list[int] | None:
+        """Return at most `limit` tokens that complete the output; None if none were found.
+
+        `known` completed it one token ago: a suffix of it that completes it again is returned,
+        although it may be longer than `limit`. At most `budget` masks are computed. Advances the
+        matcher.
+        """
+        rng = random.Random(attempt) if attempt >= _FIRST_RANDOM_ATTEMPT else None
+        order = self._orders[min(attempt, _FIRST_RANDOM_ATTEMPT)]
+        tokens: list[int] = []
+        for _ in range(budget + 1):
+            if len(tokens) > limit:
+                return None
+            if matcher.is_accepting():
+                return tokens
+            for start in range(min(len(known), _N_SUFFIXES)):
+                # Most suffixes fail at their first token, which is cheaper to validate alone.
+                is_allowed = matcher.validate_tokens(known[start : start + 1])
+                if is_allowed and self.completes(matcher, suffix := known[start:]):
+                    return [*tokens, *suffix]
+            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng)
+            if not step or matcher.try_consume_tokens(step) < len(step):
+                return None
+            tokens += step
+        return None
+
+    def shortest(self, matcher: LLMatcher) -> list[int] | None:
+        """Return the shortest output found; None if none was."""
+        best: list[int] | None = None
+        for attempt in range(_N_ATTEMPTS):
+            if attempt == _FIRST_RANDOM_ATTEMPT and best is not None:
+                break
+            is_random = attempt >= _FIRST_RANDOM_ATTEMPT
+            limit = _MAX_RANDOM_COMPLETION if is_random else MAX_COMPLETION
+            limit = limit if best is None else len(best) - 1
+            found = self.find(matcher.deep_copy(), [], limit, limit, attempt)
+            best = best if found is None else found
+        if best is None:
+            return None
+        best = self._shortened(matcher, best)
+        # The tokenizer may need fewer tokens for the same text.
+        tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(best))
+        return tokens if len(tokens) < len(best) and self.completes(matcher, tokens) else best
+
+    def _shortened(self, matcher: LLMatcher, tokens: list[int]) -> list[int]:
+        """Return an output without the optional members of its objects."""
+        start = 0
+        for _ in range(_N_CUTS):
+            commas = [i for i in range(start, len(tokens)) if tokens[i] == self._comma]
+            if not commas:
+                break
+            start = commas[0] + 1
+            for end in commas[1:3]:
+                if self.completes(matcher, cut := tokens[: commas[0]] + tokens[end:]):
+                    tokens, start = cut, commas[0]
+                    break
+        return tokens
+
+    def _next_token(
+        self, matcher: LLMatcher, order: Sequence[int], rng: random.Random | None
+    ) -> list[int]:
+        """Return the allowed token that should complete the output soonest, if there is one."""
+        allowed = self.allowed(matcher)
+        quote, letter = self._quote, self._letter  # a letter that starts no value: in a string
+        if quote is not None and letter is not None and allowed[quote] and allowed[letter]:
+            return [quote]
+        if rng is None or rng.random() < 0.5:
+            for token in order:
+                if allowed[token]:
+                    return [token]
+        if not allowed.any():
+            return []
+        if rng is not None and len(found := self._bytes[allowed[self._bytes]]):
+            return [int(rng.choice(found))]
+        return [int(np.where(allowed, self._n_bytes, -1).argmax())]  # for minLength
+
+
+def _token_order(tokens: dict[bytes, int], texts: Sequence[str]) -> list[int]:
+    """Return the token of each text, or of its first character if it is not one token."""
+    found = [tokens.get(text.encode(), tokens.get(text[:1].encode())) for text in texts]
+    return list(dict.fromkeys(token for token in found if token is not None))
