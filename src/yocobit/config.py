@@ -99,16 +99,16 @@ class ModelConfig(Settings):
     # Multiply embeddings by sqrt(d_model); published BitNet models do not.
     scale_embedding: bool = True
 
-    # Features of published models; config.json leaves out those that have the default.
-    # Those of this group are for models whose mixers are all "full" or "window".
+    # Features of published models; config.json omits those with their default value.
+    # This group is for models whose mixers are all "full" or "window".
 
     # D; None: d_model / n_heads and d_model / n_self_heads.
     head_size: Annotated[int, Meta(ge=8, le=1024, multiple_of=4)] | None = None
     attention_scale: Positive | None = None  # multiplies q k before softmax; None: 1 / sqrt(D)
     qk_norm: QKNorm = "none"  # RMSNorm of each head of Q and K, before or after RoPE
     qkv_bias: bool = False  # q_proj, k_proj and v_proj add a bias
-    # Angle per position of each rotated pair of a head, at most D / 2; the other values of the head
-    # are not rotated. (): the frequencies of rope_theta.
+    # "full": the angle per position of each rotated pair of a head, for at most D / 2 pairs; other
+    # values of the head are not rotated. (): the frequencies of rope_theta.
     full_rope_frequencies: tuple[Positive, ...] = ()
     window_rope_frequencies: tuple[Positive, ...] = ()  # the same for "window"
     rope_factor: Positive = 1.0  # multiplies cosines and sines (YaRN, LongRoPE)
@@ -117,14 +117,14 @@ class ModelConfig(Settings):
     # Added to the mean square in these norms and in that of head_norm.
     projection_norm_eps: Annotated[float, Meta(ge=1e-20, le=1)] = 1e-6
 
-    # Those of this group are for all models.
+    # This group is for all models.
 
     head_norm: bool = False  # a further RMSNorm before the head, with projection_norm_eps
     post_norms: bool = False  # RMSNorm after each mixer and each FFN, before the residual addition
     embedding_scale: Positive | None = None  # multiplies embeddings; None: as scale_embedding
     residual_scale: Positive = 1.0  # multiplies the outputs of mixers and FFNs
     logit_scale: Positive = 1.0  # multiplies the logits
-    pooling: Pooling = "mean"  # of hidden states to the embedding of a text, unless requested
+    pooling: Pooling = "mean"  # of hidden states in embeddings, unless a request names another
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,7 +286,7 @@ SELF_ATTENTION_DEFAULTS: Mapping[str, Any] = {
 def without_default_features(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields, as JSON values, without the features that have their default.
 
-    Earlier versions, which lack the features, read the models that have none.
+    Earlier versions of yocobit reject unknown fields; they can read models without features.
     """
     return {
         name: value

@@ -212,7 +212,7 @@ class YocobitPreTrainedModel(PreTrainedModel):
 
 
 class YocobitModel(YocobitPreTrainedModel):
-    """The model without head: its output is the head's input."""
+    """The model without head and head_norm: its output is their input."""
 
     def __init__(self, config: YocobitConfig) -> None:
         super().__init__(config)

@@ -78,8 +78,8 @@ def projection(
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     """Map x (..., K) through linears of one kind to (..., M) each.
 
-    x is quantised once, unless a module has its own norm, is replaced or has hooks, as of adapters
-    and offloading.
+    x is quantised once, unless a module has its own norm, or is replaced or has hooks, as with
+    adapters and offloading.
     """
     if all(has_own_call(linear, BitLinear) and linear.norm is None for linear in linears):
         return _project(x, linears)

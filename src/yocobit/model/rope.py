@@ -1,6 +1,6 @@
 """Rotary position embedding (arXiv:2104.09864) in its two published layouts.
 
-Frequencies are those of `theta`, or given: of scaled and partial variants.
+The frequencies follow from `theta`, or are explicit, as in scaled and partial variants.
 
 Letters: B batch   H heads   T positions   D head size
 """

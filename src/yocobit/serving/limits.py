@@ -32,8 +32,8 @@ RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 # that are not tiny are prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
 TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread or a worker would cost
-TINY_CPU_S = 0.02  # a chat template that takes longer: its requests go to workers
-TINY_PAUSE_S = 60.0  # for that long
+TINY_CPU_S = 0.02  # if one takes longer, later ones go to workers
+TINY_PAUSE_S = 60.0  # for this time
 LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
 HEAVY_WAITING = 64  # large bodies and schemas of a client that wait for the worker
 PREPARATION_CPU_S = 3.0
@@ -42,7 +42,7 @@ PREPARATION_BYTES = 1 << 29
 # What a schema may cost when it is compiled: it is paid again in the server's process.
 SCHEMA_CPU_S = 1.0
 SCHEMA_COMPILED_BYTES = 1 << 26
-SCHEMAS_BYTES = 1 << 31  # of all requests; while outputs follow it, a schema may take 20 MB more
+SCHEMAS_BYTES = 1 << 31  # of all requests, with 20 MB per schema for its growth during decoding
 
 # (what, limit, HTTP status) for the documentation.
 TABLE = (

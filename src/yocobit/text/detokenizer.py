@@ -26,8 +26,8 @@ _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 8  # tokens that are decoded again with the next; a character has at most 4 bytes
 _WINDOW, _MAX_WINDOW = 16, 4096  # tokens
-_MAX_CACHED = 1 << 15  # tokens of a vocabulary whose texts are kept, about 300 bytes each
-# The decoders of SentencePiece's BPE; those that remove blanks at the start may follow.
+_MAX_CACHED = 1 << 15  # tokens of a vocabulary whose texts are cached, about 300 bytes each
+# The decoders of SentencePiece's BPE; decoders that strip blanks at the start may follow.
 _SENTENCEPIECE = [
     {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
     {"type": "ByteFallback"},
@@ -98,7 +98,7 @@ class Detokenizer:
 
 
 class _Shared:
-    """What all sequences of a tokenizer share; holds no reference to it."""
+    """The properties of a tokenizer that all its sequences share, without a reference to it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         added = tokenizer.get_added_tokens_decoder().values()
@@ -115,13 +115,14 @@ _SHARED: WeakKeyDictionary[Tokenizer, _Shared] = WeakKeyDictionary()
 
 
 def _shared(tokenizer: Tokenizer) -> _Shared:
+    """Return the shared properties of a tokenizer, from a cache."""
     if (found := _SHARED.get(tokenizer)) is None:
         found = _SHARED[tokenizer] = _Shared(tokenizer)
     return found
 
 
 def _is_local(decoder: Any) -> bool:
-    """Whether a token that is no byte adds the same text to every text that is not empty."""
+    """Return whether a token, unless a byte, adds the same text to all non-empty texts."""
     if decoder is None or decoder["type"] != "Sequence":
         return decoder is not None and decoder["type"] in ("WordPiece", "Metaspace")
     n, steps = len(_SENTENCEPIECE), decoder["decoders"]
@@ -145,7 +146,8 @@ class _Window:
         self._run: codecs.IncrementalDecoder | None = None
         self._limit = _WINDOW
         self._tokens, self._shown = self._tail(prompt, _CONTEXT)
-        # Whether what a token adds is known: no run is open, and no text is empty or held back.
+        # Whether the added text depends on the token only: no run of bytes is open, and the text
+        # is neither empty nor held back.
         self._is_settled = shared.is_local and bool(self._shown)
 
     def add(self, token: int) -> str:
@@ -179,7 +181,7 @@ class _Window:
         return self._advance(self._decode(self._tokens))
 
     def _cache(self, token: int, added: str) -> None:
-        """Keep what a token adds, unless it alone has no text that a window could start with."""
+        """Cache the text that a token adds, unless the token alone has none: a window has text."""
         texts, alone = self._shared.texts, self._decode([token])
         if alone and len(texts) < _MAX_CACHED:
             texts[token] = added, alone

@@ -108,7 +108,7 @@ def limits(more_characters: int = 0) -> Iterator[None]:
 
 @contextmanager
 def short_limits() -> Iterator[None]:
-    """Let `limits` allow SHORT_STEPS and SHORT_CHARACTERS."""
+    """Reduce `limits` to SHORT_STEPS and SHORT_CHARACTERS."""
     token = _is_short.set(True)
     try:
         yield

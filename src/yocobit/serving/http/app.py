@@ -78,7 +78,7 @@ class EndpointApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._at_once_from = 0.0  # of time.monotonic(): no request is prepared at once before
+        self._at_once_from = 0.0  # time.monotonic() before which no request is prepared at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, state = self.endpoint, scope["app"].state.server
@@ -105,7 +105,7 @@ class EndpointApp:
                 await write_body(send, reply.status, reply.value, reply.content_type)
 
     def _prepare_at_once(self, state: ServerState, body: bytes, client: str) -> Any:
-        """Return the prepared request if its cost is tiny, or None: that is not known."""
+        """Return the prepared request, or None unless it is cheap enough for the event loop."""
         endpoint = self.endpoint
         assert endpoint.body is not None
         if len(body) > limits.TINY_BODY_BYTES or time.monotonic() < self._at_once_from:
@@ -123,7 +123,7 @@ class EndpointApp:
         except APIError:
             if not endpoint.uses_template:
                 raise
-            return None  # it may have exceeded the short limits
+            return None  # the template may have exceeded the short limits
         finally:
             if time.thread_time() - started_s > limits.TINY_CPU_S:
                 self._at_once_from = time.monotonic() + limits.TINY_PAUSE_S
