@@ -39,6 +39,17 @@ def test_shards_come_with_their_index():
     assert choose(names, PACKED, None, "a/b").files == (names[0], names[1], *shards)
 
 
+def test_pooling_comes_with_the_weights():
+    names = (*HF, "1_Pooling/config.json", "2_Dense/config.json")
+
+    assert choose(names, None, None, "a/b").files == (
+        "config.json",
+        "tokenizer.json",
+        "1_Pooling/config.json",
+        "model.safetensors",
+    )
+
+
 @pytest.mark.parametrize(
     ("names", "file", "message"),
     [

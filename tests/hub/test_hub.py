@@ -14,6 +14,8 @@ from hub_server import COMMIT, Repository, serve_hub
 from packed_models import tokenizer
 from published_checkpoint import save_checkpoint
 
+from yocobit.packing import read_model
+
 NAME = "org/tiny-bitnet"
 
 
@@ -103,6 +105,50 @@ def test_options_of_pull_hold_for_the_name(yocobit, tmp_path):
 
     assert "int4" in shown.stdout
     assert len(packed_models(tmp_path)) == 1
+
+
+def test_options_of_pull_hold_when_the_conversion_is_outdated(checkpoint, tmp_path, monkeypatch):
+    from yocobit import hub
+    from yocobit.hub import cache
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = hub.pull(checkpoint, hub.Options(head="int4"))
+    monkeypatch.setattr(cache, "VERSION", "next")
+    again = hub.resolve(checkpoint)
+
+    assert again != path
+    assert read_model(again).head_format.name == "int4"
+
+
+def test_conversion_is_repeated_when_its_tokenizer_changes(checkpoint, tmp_path, monkeypatch):
+    from yocobit import hub
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    shutil.copy(checkpoint / "tokenizer.json", other)
+    options = hub.Options(tokenizer=str(other))
+    first = hub.pull(checkpoint, options)
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    second = hub.pull(checkpoint, options)
+
+    assert second != first
+    assert (second / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    assert hub.pull(checkpoint, options) == second
+
+
+def test_remove_keeps_a_model_that_another_name_shares(checkpoint, tmp_path):
+    from yocobit.hub import ModelCache, Options
+
+    models = ModelCache(tmp_path / "cache")
+    hashes = {"config.json": "0", "model.safetensors": "1"}
+    path = models.add("a/tiny", checkpoint, hashes, Options())
+    models.add("b/tiny", checkpoint, hashes, Options())
+
+    assert models.remove("a/tiny") == 0
+    assert path.is_dir()
+    assert models.remove("b/tiny") > 0
+    assert not path.exists()
 
 
 def test_interrupted_download_is_completed(yocobit, hub):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from packed_models import tokenizer
+from published import publish, random_model
 from published_checkpoint import save_checkpoint
 from safetensors.numpy import load_file, save_file
 
@@ -88,10 +89,27 @@ def test_other_norms_are_named(pair):
     assert result.different_tensors == ["norm.weight"]
 
 
-def test_another_shape_is_one_line(pair):
-    model, source = pair
-    file = source / "config.json"
-    file.write_text(file.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 1'))
+@pytest.mark.parametrize(
+    ("n_layers", "message"),
+    [
+        (1, "layers must be ['full', 'full'] as in"),
+        (2, "but lacks 'layers.0.ffn.sub_norm.weight'"),
+    ],
+)
+def test_a_source_of_another_model_is_one_line(pair, tmp_path, n_layers, message):
+    model, _ = pair
+    config = model.config
+    shape = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+    }
+    other = publish(random_model("llama", **shape), tmp_path / "llama")
 
-    with pytest.raises(ConfigError, match=r"layers must be .* name a source of the same model"):
-        compare(model, open_checkpoint(source))
+    with pytest.raises(ConfigError, match="name a source of the same model") as raised:
+        compare(model, open_checkpoint(other))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)

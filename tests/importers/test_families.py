@@ -7,12 +7,23 @@ import json
 import numpy as np
 import pytest
 import torch
-from published import config_of, edit, publish, quantised_model, random_model, stored, weights
+from published import (
+    SHAPE,
+    config_of,
+    edit,
+    publish,
+    quantised_model,
+    random_model,
+    stored,
+    weights,
+)
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 from transformers.integrations.bitnet import BitLinear, unpack_weights
 
 from yocobit.config import ConfigError
 from yocobit.importers import import_model, open_checkpoint
+from yocobit.importers.huggingface.families import FAMILIES, published
 from yocobit.packing import read_model
 
 OFFLINE = {"linear_class": "bitlinear", "quantization_mode": "offline"}
@@ -262,6 +273,22 @@ def test_window_of_every_layer_and_of_layer_types(tmp_path):
     assert [config.window for config in configs] == [16, 8, 8]
     assert all(config.window_rope == "half" for config in configs)
     assert all(config.n_self_kv_heads == 2 for config in configs)
+
+
+WINDOW = {"use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"), [*((kind, {}) for kind in FAMILIES), ("qwen2", WINDOW), ("qwen3", WINDOW)]
+)
+def test_missing_keys_have_the_defaults_of_transformers(kind, keys):
+    keys |= {key: value for key, value in SHAPE.items() if key != "tie_word_embeddings"}
+    theirs = AutoConfig.for_model(kind, **keys).to_json_string(use_diff=False)
+
+    complete = published(json.loads(theirs), "config.json")
+    short = published({"model_type": kind, **keys}, "config.json")
+
+    assert short.config == complete.config
 
 
 def test_tokenizer_of_another_directory_replaces_the_own(tmp_path):

@@ -382,6 +382,11 @@ REFUSED = {
         {"blk.0.attn_output.bias": np.zeros(256, np.float32)},
         "tensor 'blk.0.attn_output.bias' is not part of a llama model",
     ),
+    "a factor of a norm": (
+        {},
+        {"blk.0.attn_norm.scale": np.ones(1, np.float32)},
+        "tensor 'blk.0.attn_norm.scale' is not part of a llama model",
+    ),
     "another shape": (
         {},
         {"blk.0.ffn_up.weight": np.zeros((256, 512), np.float32)},

@@ -29,33 +29,33 @@ def _silent(line: str) -> None:
 
 
 def resolve(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
-    """Return the directory of a packed model, converted from its source if that was not done.
+    """Return the directory of a packed model; convert its source if the cache lacks it.
 
     A path to anything but a published checkpoint is returned as it is. A model on the hub is
-    downloaded once; `pull` looks for a newer revision. `say` receives progress lines.
+    downloaded once; `pull` looks for a newer revision. The options of the last `pull` apply.
+    `say` receives progress lines.
     """
     name = parse_name(model)
     cache = ModelCache()
     if isinstance(name, HubName):
         entry = cache.find(str(name))
-        return cache.path(entry) if entry else pull(model, say=say)
+        return cache.path(entry) if entry else pull(model, cache.options(str(name)), say)
     if not _is_published(name):
         return name
     path = name.resolve()
     entry = cache.find(str(path))
     if entry is not None and _is_unchanged(path, entry):
         return cache.path(entry)
-    options = entry.options if entry else Options()
-    return _convert_path(cache, path, options, say)
+    return _convert_path(cache, path, cache.options(str(path)), say)
 
 
 def pull(
     model: str | Path, options: Options | None = None, say: Callable[[str], None] = _silent
 ) -> Path:
-    """Download a model, or take it from a path, and convert it; return the packed model.
+    """Download and convert a model; return the directory of the packed model.
 
-    What was downloaded or converted before and has not changed is not done again. ConfigError for a
-    path that is no published checkpoint.
+    Files that have not changed are neither downloaded nor converted again. ConfigError for a path
+    that is not a published checkpoint.
     """
     name = parse_name(model)
     cache = ModelCache()

@@ -2,7 +2,7 @@
 
 It is XDG_CACHE_HOME/yocobit/models, by default ~/.cache/yocobit/models:
 
-    names/NAME.json    what a name stands for: source, options, and the KEY of its packed model
+    names/NAME.json    the entry of a name: source, options, and the KEY of its packed model
     packed/KEY/MODEL/  a packed model; KEY is a hash of the source's hashes, options and versions
 
 A conversion is complete or absent. Names with the same source and options share it.
@@ -25,12 +25,13 @@ from typing import Any
 import msgspec
 
 from yocobit import importers
-from yocobit.disk import DISK_IS_FULL, replacing
+from yocobit.disk import DISK_IS_FULL, replacing, sha256
 from yocobit.errors import ConfigError, UserError, shown
+from yocobit.hub.choice import TEXT_FILES
 from yocobit.packing.format import FORMAT_VERSION, canonical_json
 from yocobit.reading import parse_json, read_bytes
 
-VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; others are made again
+VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; those of others are outdated
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """What a name stands for."""
+    """A name, its source, and the packed model that was made from it."""
 
     name: str  # ORG/NAME[@REVISION][:FILE], or the absolute path of a GGUF file or directory
     key: str
@@ -78,12 +79,17 @@ class ModelCache:
             return None
         return entry
 
+    def options(self, name: str) -> Options:
+        """Return the options of the last conversion of a name, also of an outdated one."""
+        entry = _read(self._file(name))
+        return entry.options if entry else Options()
+
     def path(self, entry: Entry) -> Path:
         """Return the directory of the packed model."""
         return self._packed / entry.key / entry.model
 
     def entries(self) -> list[Entry]:
-        """Return all entries by name, also those that would be converted again."""
+        """Return all entries by name, also outdated ones."""
         files = sorted(self._names.glob("*.json")) if self._names.is_dir() else []
         return sorted(filter(None, map(_read, files)), key=lambda entry: entry.name)
 
@@ -103,9 +109,9 @@ class ModelCache:
         choice: str | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> Path:
-        """Convert the files `hashes` of a source, unless that was done, and name the result.
+        """Convert a source with the files `hashes`, unless it is in the cache, and name the result.
 
-        UserError on a full disk; what the importers raise.
+        UserError on a full disk; otherwise the errors of the importers.
         """
         folder = source if source.is_dir() else source.parent
         model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
@@ -135,9 +141,9 @@ class ModelCache:
         return out
 
     def remove(self, name: str) -> int:
-        """Forget a name, and delete its packed model unless another name has it.
+        """Delete the entry of a name, and its packed model unless another name shares it.
 
-        A path may be relative. Returns the bytes that were freed; ConfigError for an unknown name.
+        A path may be relative. Returns the number of bytes freed; ConfigError for an unknown name.
         """
         known = self.entries()
         names = (name, os.path.realpath(name) if os.path.lexists(name) else os.path.abspath(name))
@@ -145,12 +151,14 @@ class ModelCache:
         if found is None:
             held = ", ".join(entry.name for entry in known) or "no model"
             raise ConfigError(f"{shown(name)}: is not in {self.root}, which has {held}")
-        is_shared = any(each.key == found.key and each is not found for each in known)
-        freed = 0 if is_shared else self.size_bytes(found)
+        self._packed.mkdir(parents=True, exist_ok=True)
         with _locked(self._packed / f".{found.key}.lock", lambda line: None):
+            # Under the lock: add() names another model of this key only while it holds the lock.
             self._file(found.name).unlink(missing_ok=True)
+            is_shared = any(each.key == found.key for each in self.entries())
+            freed = 0 if is_shared else self.size_bytes(found)
             if not is_shared and (path := self._packed / found.key).is_dir():
-                # A directory of another name is never taken for a complete model.
+                # Renamed first: a partly deleted directory is never taken for a complete model.
                 doomed = path.with_name(f".{found.key}.removed-{os.getpid()}")
                 path.rename(doomed)
                 shutil.rmtree(doomed)
@@ -198,12 +206,17 @@ def _key(hashes: dict[str, str], options: Options, model: str) -> str:
         "options": msgspec.to_builtins(options),
         "version": VERSION,
     }
+    if options.tokenizer is not None:
+        folder = Path(options.tokenizer)
+        fields["tokenizer"] = {
+            name: sha256(folder / name) for name in TEXT_FILES if (folder / name).is_file()
+        }
     return hashlib.sha256(canonical_json(fields)).hexdigest()[:32]
 
 
-def _source_file(path: Path, name: str, sha256: str) -> SourceFile:
+def _source_file(path: Path, name: str, digest: str) -> SourceFile:
     status = path.stat()
-    return SourceFile(name=name, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
+    return SourceFile(name=name, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
 
 
 def _read(path: Path) -> Entry | None:

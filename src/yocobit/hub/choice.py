@@ -1,4 +1,4 @@
-"""The files of a repository that make one model, the most exact of those that it offers.
+"""Choice of the files of a repository that make one model: the most exact ones.
 
 Published models come as I2_S GGUF files with float32 scales, as packed safetensors with bfloat16
 scales, as TQ GGUF files with float16 scales, as master weights, whose quantisation gives other
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yocobit.errors import ConfigError
+from yocobit.importers.huggingface.reader import POOLING
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, INDEX, MODEL, TOKENIZER
 
 # The files of a Hugging Face directory that the importers read besides the weights.
@@ -23,13 +24,13 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     CHAT_TEMPLATE,
+    POOLING,
 )
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _MASTERS = "master weights, whose codes may differ from the published ones"
 
-# GGUF types by the part of the file's name that stands for them, the most exact first; those
-# before the mark are of models that were trained with ternary weights.
+# GGUF types as they occur in file names, the most exact first.
 _TERNARY_TYPES = ("i2_s", "tq2_0", "tq1_0")
 _FLOAT_TYPES = ("f32", "bf16", "f16")
 _ROUNDED_TYPES = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_1", "q4_0")

@@ -14,6 +14,7 @@ import numpy as np
 from yocobit.errors import ConfigError
 from yocobit.importers.checkpoint import Checkpoint
 from yocobit.importers.convert import stored_tensors
+from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
 from yocobit.packing.formats import StoredParameter
 from yocobit.packing.layout import Array
@@ -84,19 +85,12 @@ class Comparison:
 def compare(model: PackedModel, source: Checkpoint) -> Comparison:
     """Compare a packed model with a published checkpoint, one tensor at a time.
 
-    Weights that the source has as floats are rounded to the model's formats first. ConfigError if
-    the two have different shapes.
+    Float weights of the source are rounded to the model's formats first. ConfigError if the two
+    have different shapes or parameters.
     """
-    ours, theirs = model.config.to_dict(), source.config.to_dict()
-    for name in ("vocab_size", "d_model", "d_ff", "layers", "n_heads", "n_kv_heads", "head_size"):
-        if ours.get(name) != theirs.get(name):
-            raise ConfigError(
-                f"{source.path}: {name} must be {ours.get(name)} as in {model.path} but is "
-                f"{theirs.get(name)}; name a source of the same model"
-            )
+    _check_same_model(model, source)
     result = Comparison()
-    tensors = stored_tensors(source, model.parameters)
-    for name, values in tensors:
+    for name, values in stored_tensors(source, model.parameters):
         own = _read(model, name)
         parameter = model.parameters[name.removesuffix(_SCALE)]
         if parameter.role != "projection" or not parameter.format.is_integer:
@@ -107,6 +101,28 @@ def compare(model: PackedModel, source: Checkpoint) -> Comparison:
         else:
             _compare_codes(result, name, parameter, own, values)
     return result
+
+
+def _check_same_model(model: PackedModel, source: Checkpoint) -> None:
+    """Raise ConfigError unless both have the same shapes and parameters.
+
+    The head is excepted: a source with tied embeddings has none of its own.
+    """
+    ours, theirs = model.config.to_dict(), source.config.to_dict()
+    for name in ("vocab_size", "d_model", "d_ff", "layers", "n_heads", "n_kv_heads", "head_size"):
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"{source.path}: {name} must be {ours.get(name)} as in {model.path} but is "
+                f"{theirs.get(name)}; name a source of the same model"
+            )
+    names = model_parameters(model.config).keys()
+    different = (names ^ model_parameters(source.config).keys()) - {"head.weight"}
+    if different:
+        name = min(different)
+        raise ConfigError(
+            f"{source.path}: must have the parameters of {model.path} but "
+            f"{'lacks' if name in names else 'also has'} '{name}'; name a source of the same model"
+        )
 
 
 def _compare_codes(

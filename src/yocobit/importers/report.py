@@ -1,4 +1,4 @@
-"""What a user learns after an import: warnings, and one line about the packed model."""
+"""The report of an import: warnings, and one line about the packed model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed access to the metadata of a GGUF file; remembers which keys were read."""
+"""Typed access to the metadata of a GGUF file; keys that are never read are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Metadata:
         return f"{self.prefix}.{key}" in self.file.metadata
 
     def count(self, key: str, default: int = _MISSING, least: int = 0, most: int = 1 << 31) -> int:
-        """Return an integer; an array of one per layer is one if all its values are equal."""
+        """Return an integer; of an array, one per layer, the value that all layers share."""
         value = self._get(key, default)
         if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
             value = value[0].item()

@@ -31,7 +31,8 @@ from yocobit.packing.text_files import TextFiles
 
 ACTIVATIONS, INT8_PER_TOKEN = "yocobit.activations", "int8_per_token"  # written by our export
 _MASTERS = ("F32", "F16", "BF16")
-# RoPE frequencies, which converters of 2023 wrote; the configuration has them.
+_SCALED = ("projection", "head")  # roles of matrices that may have a tensor NAME.scale
+# RoPE frequencies, which converters of 2023 wrote; the configuration implies them.
 _OLD_ROPE = re.compile(r"blk\.\d+\.attn_rot_embd")
 
 
@@ -88,8 +89,8 @@ class GGUFCheckpoint:
     def _is_ternary(self) -> bool:
         """Whether the model was trained with ternary weights and int8 activations.
 
-        I2_S files are: no tool writes other models in this type. TQ1_0 and TQ2_0 files say so in a
-        key of ours or by the architecture.
+        I2_S files are: no tool writes other models in this type. TQ1_0 and TQ2_0 files are if they
+        have our key or an architecture of ternary models.
         """
         activations = self._file.metadata.get(ACTIVATIONS)
         if activations not in (None, INT8_PER_TOKEN):
@@ -109,12 +110,13 @@ class GGUFCheckpoint:
         return [name for name, _ in Counter(names).most_common()]
 
     def _check_names(self) -> None:
-        """Raise ConfigError for a tensor that is missing, and for one that has no meaning here."""
-        needed = [tensor_name(name) for name in self._parameters]
+        """Raise ConfigError for a missing tensor, and for one that is not part of the model."""
+        needed = {tensor_name(name): each.role for name, each in self._parameters.items()}
         found = self._file.tensors
         if missing := [name for name in needed if name not in found]:
-            raise self._file.error(f"tensor '{missing[0]}' is missing")
-        known = {*needed, *map(_scale_name, needed), *ROPE_FACTORS}
+            raise self._file.error(f"tensor '{missing[0]}' is missing; download the file again")
+        scales = (_scale_name(name) for name, role in needed.items() if role in _SCALED)
+        known = {*needed, *scales, *ROPE_FACTORS}
         for name in found:
             if name not in known and not _OLD_ROPE.match(name):
                 raise self._file.error(
@@ -204,7 +206,7 @@ class GGUFCheckpoint:
     def _factor(self, name: str) -> np.float32:
         """Return the factor of a matrix's output in the tensor NAME.scale; 1 without it."""
         scale = _scale_name(name)
-        if scale not in self._file.tensors or scale == name:
+        if scale not in self._file.tensors:
             return np.float32(1)
         values = self._floats(self._file.tensors[scale])
         if values.size != 1 or values.item() <= 0:

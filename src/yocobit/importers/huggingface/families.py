@@ -29,27 +29,28 @@ _MIXERS: dict[str, Mixer] = {"full_attention": "full", "sliding_attention": "win
 
 @dataclass(frozen=True)
 class Family:
-    """One `model_type`. The fields are what its configuration implies without a key."""
+    """One `model_type`. The fields are the defaults of its configuration class in transformers."""
 
     activation: str = "silu"
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
-    local_rope_theta: float | None = None  # of its sliding-window layers, if it is another one
+    local_rope_theta: float | None = None  # of sliding-window layers; None: rope_theta
     tie_embeddings: bool = False
     head_size: int | None = None  # D; None: hidden_size / num_attention_heads
     sub_norm: bool = False  # always has SubLN
     qkv_bias: bool = False
     qk_norm: bool = False
-    # Layers with a sliding window: those of layer_types, or all where sliding_window is set.
+    sliding_window: int | None = None  # tokens; a null in the file means none
+    # Layers with a sliding window: those of layer_types, or all if sliding_window is set.
     window: Literal["layer_types", "all"] = "layer_types"
-    window_pattern: int | None = None  # every n-th layer has full attention, without layer_types
+    window_pattern: int | None = None  # without layer_types, every n-th layer has full attention
     window_is_default: bool = False  # False: only with use_sliding_window
     norm_offset: float = 0.0  # added to the stored weights of norms
     scale_embedding: bool = False
     query_scale: float | None = None  # default of query_pre_attn_scalar
     block: Mapping[str, str] = dataclasses.field(default_factory=dict)  # tensor names
     post_norms: bool = False
-    is_ternary: bool = False  # ternary also without a quantization_config
+    is_ternary: bool = False  # also without a quantization_config
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -57,9 +58,9 @@ FAMILIES: Mapping[str, Family] = {
         activation="relu2", norm_eps=1e-5, rope_theta=500000.0, sub_norm=True, is_ternary=True
     ),
     "llama": Family(),
-    "mistral": Family(window="all"),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_norm=True, head_size=128),
+    "mistral": Family(sliding_window=4096, window="all"),
+    "qwen2": Family(qkv_bias=True, sliding_window=4096),
+    "qwen3": Family(qk_norm=True, head_size=128, sliding_window=4096),
     "gemma3_text": Family(
         activation="gelu_pytorch_tanh",
         rope_theta=1e6,
@@ -67,6 +68,7 @@ FAMILIES: Mapping[str, Family] = {
         tie_embeddings=True,
         head_size=256,
         qk_norm=True,
+        sliding_window=4096,
         window_pattern=6,
         window_is_default=True,
         norm_offset=1.0,
@@ -76,7 +78,7 @@ FAMILIES: Mapping[str, Family] = {
         post_norms=True,
     ),
 }
-# What other families would need.
+# Features of other families that the engine lacks.
 _REFUSED = {
     "falcon": "parallel blocks, LayerNorm and one KV head; Falcon3 and Falcon-E are 'llama'",
     "hgrn_bit": "an elementwise gated recurrence",
@@ -143,7 +145,7 @@ class PublishedConfig(Settings):
 
 
 class Published(NamedTuple):
-    """A config.json: our configuration, without what the names of the tensors tell."""
+    """A config.json in our terms. HuggingFaceCheckpoint adds what follows from tensor names."""
 
     config: ModelConfig
     family: Family
@@ -160,8 +162,9 @@ def published(fields: Mapping[str, Any], file: str) -> Published:
             f"{shown(kind)}" + (f", which has {needed}" if needed else "")
         )
     known = {field.name for field in dataclasses.fields(PublishedConfig)}
-    theirs = PublishedConfig.from_dict({k: v for k, v in fields.items() if k in known}, file)
     family = FAMILIES[kind]
+    keys = {"sliding_window": family.sliding_window, **fields}
+    theirs = PublishedConfig.from_dict({k: v for k, v in keys.items() if k in known}, file)
     quantization = quantization_of(
         _object(theirs.quantization_config, "quantization_config", file),
         f"{file}: quantization_config",

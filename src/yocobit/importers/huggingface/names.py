@@ -42,9 +42,10 @@ class Names:
 
     @classmethod
     def of(cls, stored: Collection[str], block: Mapping[str, str], uses_rms_norm: bool) -> Names:
-        """Find the names in a checkpoint of a family whose blocks have the names `block` too.
+        """Return the names in a checkpoint with the tensors `stored`.
 
-        `uses_rms_norm` tells that its quantised projections have an RMSNorm of transformers.
+        `block` has the names of its family that differ. `uses_rms_norm`: transformers computes an
+        RMSNorm before each quantised projection.
         """
         prefix = "" if "embed_tokens.weight" in stored else "model."
         first = f"{prefix}layers.0."

@@ -1,6 +1,6 @@
 """HuggingFaceCheckpoint: config.json and safetensors files of a published model, as a Checkpoint.
 
-Ternary weights are codes, four rows per uint8, or master weights (arXiv:2402.17764,
+Ternary weights are stored as codes, four rows per uint8, or as master weights (arXiv:2402.17764,
 arXiv:2504.12285).
 
 Letters: M output features   K input features
@@ -29,7 +29,7 @@ from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.packing.text_files import TextFiles, read_text_files
 from yocobit.reading import read_json
 
-_POOLING = Path("1_Pooling") / CONFIG  # of Sentence Transformers
+POOLING = f"1_Pooling/{CONFIG}"  # of Sentence Transformers
 _POOLINGS: Mapping[str, Pooling] = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
 _SMALLEST = 1e-30  # scale
 _BUFFER = "rotary_emb.inv_freq"  # recomputed from the configuration
@@ -117,7 +117,7 @@ class HuggingFaceCheckpoint:
         return self._quantization is not None and self._quantization.has_master_weights
 
     def _complete(self, config: ModelConfig) -> ModelConfig:
-        """Return the configuration with what the names of the tensors tell."""
+        """Return the configuration with the features that follow from tensor names."""
         names, quantization = self._names, self._quantization
         has_norms = names.projection_norm is not None
         is_tied = config.tie_embeddings or not names.prefix
@@ -137,7 +137,7 @@ class HuggingFaceCheckpoint:
 
     def _pooling(self) -> Pooling:
         """Return the pooling of a directory of Sentence Transformers, or the family's."""
-        file = self.path / _POOLING
+        file = self.path / POOLING
         if not file.is_file():
             return "last" if self._names.projection_norm == "norm" else "mean"
         fields = read_json(file)
@@ -159,7 +159,7 @@ class HuggingFaceCheckpoint:
         return self._quantization is not None and self._quantization.quantises(module)
 
     def _formats(self) -> dict[str, WeightFormat]:
-        """Return the formats of single parameters; those of float16 tensors keep them."""
+        """Return the formats of single parameters; float16 tensors stay in float16."""
         formats: dict[str, WeightFormat] = {}
         for name, parameter in model_parameters(self.config).items():
             theirs = self._names.of_parameter(name)
@@ -184,7 +184,9 @@ class HuggingFaceCheckpoint:
                 used[scale_name(theirs)] = None
         for name in used:
             if name not in stored:
-                raise ConfigError(f"{self.path}: tensor '{name}' is missing")
+                raise ConfigError(
+                    f"{self.path}: tensor '{name}' is missing; download the checkpoint again"
+                )
         embedding = self._names.of_parameter("embedding.weight")
         for name in stored:
             if name in used or name.endswith(_BUFFER):
@@ -193,7 +195,7 @@ class HuggingFaceCheckpoint:
                 continue
             raise ConfigError(
                 f"{self.path}: tensor {shown(name)} must not be there: {CONFIG} describes a model "
-                "without it"
+                "without it; choose a checkpoint whose configuration and weights agree"
             )
 
     def _integers(self, name: str, shape: tuple[int, ...]) -> tuple[Int8s, float]:
