@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +181,19 @@ def test_context_out_of_range_is_refused(context):
 def test_end_token_in_a_text_is_encoded_as_plain_text(scorer):
     assert scorer.bos_token not in scorer.encode(f"a{END}b")
     assert scorer.bos_token == tokenizer().token_to_id(END)
+
+
+@pytest.mark.parametrize("end", [[0, 5], 0])
+def test_end_token_precedes_documents_of_a_model_without_bos_token(paths, tmp_path, end):
+    copy = Path(shutil.copytree(paths["native"], tmp_path / "model"))
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+
+    without = evaluation.open_scorer(copy)
+
+    assert without.bos_token == 0 == evaluation.open_scorer(paths["native"]).bos_token
+    (copy / "generation_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="must have a bos_token_id or an eos_token_id, which"):
+        evaluation.open_scorer(copy)
 
 
 def test_old_name_of_the_bos_token_warns(scorer):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from packed_models import nano, packed, text, trained
@@ -123,6 +125,40 @@ def test_engine_and_transformers_agree_without_options(models, tasks):
     assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"]
     ours, other = (found["rolling"]["bits_per_byte,none"] for found in (results, theirs))
     assert ours == pytest.approx(other, rel=1e-4)
+
+
+def test_engine_and_transformers_agree_without_a_bos_token(models, tasks, tmp_path):
+    copy = Path(shutil.copytree(models["yocobit"], tmp_path / "model"))
+    file = copy / "generation_config.json"
+    fields = json.loads(file.read_text())
+    assert fields.pop("bos_token_id") == fields["eos_token_id"]
+    file.write_text(json.dumps(fields))
+    names = ["choice", "completion", "rolling"]
+
+    results, answers = evaluate("yocobit", copy, tasks, names)
+    theirs, their_answers = evaluate("hf", models["hf"], tasks, names, add_bos_token=False)
+
+    assert answers["completion"] == their_answers["completion"]
+    for ours, other in zip(answers["choice"], their_answers["choice"], strict=True):
+        log_p = [log_p for log_p, _ in ours]
+        assert log_p == pytest.approx([log_p for log_p, _ in other], rel=1e-4)
+    ours, other = (found["rolling"]["bits_per_byte,none"] for found in (results, theirs))
+    assert ours == pytest.approx(other, rel=1e-4)
+
+
+def test_the_end_token_precedes_an_empty_context_without_a_bos_token(tmp_path):
+    from yocobit.evaluation.harness import HarnessModel
+
+    copy = Path(shutil.copytree(TINY, tmp_path / "model"))
+    (copy / "generation_config.json").write_text('{"eos_token_id": [0]}')
+    model = HarnessModel(str(copy), threads=1)
+
+    assert model.tok_encode("") == []
+    assert model._encode_pair(" ", "light")[0] == [0]
+    after = model.tok_encode(" light")
+    (expected,) = model._loglikelihood_tokens([(None, [0], after)], True)
+    assert answer(model, "loglikelihood", " ", "light") == expected
+    assert answer(model, "generate_until", "", {"until": [], "max_gen_toks": 2})
 
 
 @pytest.fixture(scope="module")

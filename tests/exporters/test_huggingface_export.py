@@ -118,7 +118,9 @@ def test_tokenizer_template_and_generation_defaults_are_exported(tmp_path):
 
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert (theirs.bos_token, theirs.eos_token) == (END, END)
-    assert theirs("In the beginning").input_ids == known.encode("In the beginning").ids
+    text = "In the beginning"
+    assert theirs(text).input_ids == Engine(model, 1, None).encode(text)
+    assert theirs(text).input_ids == [0, *known.encode(text).ids]
     chat = [{"role": "user", "content": "hello"}]
     assert theirs.apply_chat_template(chat, tokenize=False) == "hello"
     assert read_text_files(tmp_path / "hf", 512).generation == generation

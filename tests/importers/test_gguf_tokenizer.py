@@ -17,7 +17,7 @@ from yocobit.config import ConfigError
 from yocobit.importers.gguf import pre_tokenizers
 from yocobit.importers.gguf.pre_tokenizers import PRE_TOKENIZERS
 from yocobit.importers.gguf.text import read_text
-from yocobit.text import parse_tokenizer
+from yocobit.text import check_lossless, parse_tokenizer
 from yocobit.text.byte_decoder import _BYTES
 from yocobit.text.encoder import TextEncoder
 
@@ -151,14 +151,18 @@ def test_of_equal_merges_the_first_counts():
     assert tokenizer.encode("abc", add_special_tokens=False).tokens == ["ab", "c"]
 
 
-def test_unassigned_characters_become_a_question_mark_if_a_byte_has_no_token():
+def test_unassigned_characters_are_lost_as_in_the_own_tokenizer_if_a_byte_has_no_token():
     tokens, types = [name for name, byte in _BYTES.items() if byte not in (0xF1, 0xF2)], 254 * [1]
     metadata = byte_level() | {f"{PREFIX}pre": "smollm", f"{PREFIX}tokens": tokens}
     _, tokenizer, _ = convert(metadata | {f"{PREFIX}token_type": np.array(types)})
-    assert tokenizer.decode(encode(tokenizer, "a\U00040000b\U000bffffc\U000c0000")) == (
-        "a?b?c\U000c0000"
-    )
-    TextEncoder(tokenizer, "tokenizer")  # loses no text
+    continuation = next(name for name, byte in _BYTES.items() if byte == 0x80)
+    ids = tokenizer.encode("a\U00040000b", add_special_tokens=False)
+    assert ids.tokens == ["a", continuation, continuation, continuation, "b"]
+    assert check_lossless(tokenizer, "it") == [
+        "it: some characters have no tokens and are lost: U+40000 to U+7FFFF (unassigned), "
+        "U+80000 to U+BFFFF (unassigned)"
+    ]
+    TextEncoder(tokenizer, "tokenizer")  # accepts it
 
 
 # --- SentencePiece ---

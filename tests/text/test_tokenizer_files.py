@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 from sample_tokenizers import KINDS, TEXT, definition
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from yocobit.errors import ConfigError
-from yocobit.text import TextEncoder, n_ids, parse_tokenizer, read_tokenizer
+from yocobit.text import TextEncoder, check_lossless, n_ids, parse_tokenizer, read_tokenizer
+from yocobit.text.byte_decoder import _BYTES
+from yocobit.text.tokenizer import _WITHOUT_CHARACTERS
 
 
 def changed(kind: str, **changes) -> str:
@@ -78,10 +81,9 @@ def without_alphabet() -> Tokenizer:
     return tokenizer
 
 
-def without_one_byte() -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    byte_f1 = "ñ"
-    tokenizer = bpe([name for name in alphabet if name != byte_f1])
+def without_bytes(*bytes_: int) -> Tokenizer:
+    names = {byte: name for name, byte in _BYTES.items()}
+    tokenizer = bpe([name for byte, name in names.items() if byte not in bytes_])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
@@ -112,18 +114,66 @@ def with_split(pattern) -> Tokenizer:
     ("tokenizer", "example"),
     [
         (without_alphabet(), "'3.14159' becomes ''|'2024' becomes ''"),
-        (without_one_byte(), r"'\\U00040000' becomes|becomes '\\ufffd"),
+        (without_bytes(0xC3), "'naïve' becomes 'na�"),
+        (without_bytes(0xF0), "'🙂' becomes '�"),
+        (without_bytes(0xF3), r"'\\U000e0067' becomes '�"),
+        (without_bytes(0x99, 0xF1), "'🙂' becomes '�"),
         (without_unknown_token(), "becomes ''|'a.nb' becomes 'ab'"),
         (with_normalizer(normalizers.Replace(Regex(r"\d"), "")), "'2024' becomes ''"),
         (with_normalizer(normalizers.Replace(" ", "")), "'a b' becomes 'ab'"),
         (with_split(r"\s+"), "'a b' becomes 'ab'"),
         (with_split(r"\p{Han}"), "'日' becomes ''"),
     ],
-    ids=["no alphabet", "no byte F1", "no unknown", "digits", "blanks", "split", "split Han"],
+    ids=[
+        "no alphabet",
+        "no byte C3",
+        "no byte F0",
+        "no byte F3",
+        "no byte 99",
+        "no unknown",
+        "digits",
+        "blanks",
+        "split",
+        "split Han",
+    ],
 )
 def test_a_tokenizer_that_loses_text_is_rejected_with_an_example(tokenizer, example):
     with pytest.raises(ConfigError, match=rf"^it: loses text: ({example}).*; use a tokenizer"):
         encoded(tokenizer.to_str())
+
+
+@pytest.mark.parametrize(
+    ("missing", "lost"),
+    [
+        ((0xF1, 0xF2), "U+40000 to U+7FFFF (unassigned), U+80000 to U+BFFFF (unassigned)"),
+        ((0xEE, 0xF4), "U+E000 to U+EFFF (private use), U+100000 to U+10FFFF (private use)"),
+        ((0x04, 0x7F, 0xF1), "U+0004, U+007F, U+40000 to U+7FFFF (unassigned)"),
+        ((0xC0, 0xC1, *range(0xF5, 0x100)), None),  # in no text
+    ],
+    ids=["unassigned", "private", "control", "never"],
+)
+def test_a_tokenizer_that_loses_only_unassigned_or_control_characters_is_accepted(missing, lost):
+    tokenizer = without_bytes(*missing)
+
+    warnings = check_lossless(tokenizer, "it")
+
+    expected = [f"it: some characters have no tokens and are lost: {lost}"] if lost else []
+    assert warnings == expected
+    assert tokenizer.decode(TextEncoder(tokenizer, "it").encode("aé日🙂")) == "aé日🙂"
+
+
+def test_lead_bytes_without_assigned_characters_are_those_of_unicode():
+    def is_assigned(code: int) -> bool:
+        return unicodedata.category(chr(code)) not in ("Cn", "Co")
+
+    assigned = {
+        chr(code).encode()[0] for code in range(0xE000) if code < 0xD800 and is_assigned(code)
+    } | {chr(code).encode()[0] for code in range(0xE000, 0x110000) if is_assigned(code)}
+    leads = {*range(0xC2, 0xF5)}
+
+    without = {text.encode()[0] for text in _WITHOUT_CHARACTERS}
+
+    assert leads - assigned == without
 
 
 @pytest.mark.parametrize("kind", KINDS)

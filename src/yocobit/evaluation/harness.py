@@ -3,7 +3,8 @@
     python -m yocobit.evaluation.harness --model yocobit --model_args pretrained=MODEL --tasks TASK
 
 Started this way, the harness also loads checkpoints with `--model hf` if transformers is
-installed. Each request runs in its own session; a BOS token precedes its text.
+installed. Each request runs in its own session; the model's BOS token, if it has one, precedes its
+text. The end token precedes an empty context of a model without BOS token.
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
-        """Tokenize a text, with a BOS token before it unless add_special_tokens=False."""
-        bos = self._scorer.bos_token
+        """Tokenize a text, after the model's BOS token, if any, unless add_special_tokens=False."""
+        bos = self._engine.bos_token
         if self._has_chats:
             tokens: list[int] = self._engine.tokenizer.encode(string, add_special_tokens=False).ids
         else:
             tokens = self._scorer.encode(string)
-        is_started = self._has_chats and tokens[:1] == [bos]
-        return tokens if add_special_tokens is False or is_started else [bos, *tokens]
+        if bos is None or add_special_tokens is False or (self._has_chats and tokens[:1] == [bos]):
+            return tokens
+        return [bos, *tokens]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split the tokens of a text into those of context and continuation.
@@ -79,7 +81,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         A continuation whose text is part of the last token of the context is encoded alone.
         """
         before, after = super()._encode_pair(context, continuation)
-        return before, after or self.tok_encode(continuation, add_special_tokens=False)
+        after = after or self.tok_encode(continuation, add_special_tokens=False)
+        return before or [self.prefix_token_id], after
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -122,7 +125,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     ) -> list[float]:
         """Return log p of whole texts, in windows of max_length tokens with one token overlap.
 
-        As in the model "hf", the text starts with a BOS token, which is scored too.
+        As in the model "hf", the BOS token of the text, if the model has one, is scored too.
         """
         answers = []
         for (text,) in tqdm([request.args for request in requests], disable=disable_tqdm):
@@ -149,8 +152,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                     f"{max_tokens}; raise max_length"
                 )
             sampling = {k: kwargs[k] for k in ("top_k", "top_p", "min_p") if k in kwargs}
+            prompt = self.tok_encode(text) or [self.prefix_token_id]
             generation = self._engine.stream(
-                self.tok_encode(text)[max_tokens - self.max_length :],
+                prompt[max_tokens - self.max_length :],
                 max_tokens=max_tokens,
                 stop=[stop for stop in kwargs["until"] if stop],
                 cache=self._cache,

@@ -24,13 +24,7 @@ class NativeScorer(Scorer):
 
     def __init__(self, engine: Engine, cache: CacheType = "f32") -> None:
         self._engine, self._cache = engine, cache
-        bos_token = engine.bos_token
-        if bos_token is None:
-            raise ConfigError(
-                f"{engine.model.path}: generation_config.json must have a bos_token_id, which "
-                "starts a document, but has none; add it"
-            )
-        self.bos_token = bos_token
+        self.bos_token = _first_token(engine)
 
     def encode(self, text: str) -> list[int]:
         return self._engine.encoder.encode(text)
@@ -56,6 +50,23 @@ class NativeScorer(Scorer):
             targets = np.asarray(tokens[start + 1 : start + 1 + len(inputs)])
             rows = session.feed_all(inputs, out=logits[: len(inputs)])
             yield negative_log_likelihood(rows, targets), rows.argmax(axis=1)
+
+
+def _first_token(engine: Engine) -> int:
+    """Return the token that precedes a document, as in the harness's model "hf".
+
+    That is the BOS token, or without one the first end token: in training it ended the previous
+    document.
+    """
+    end = engine.generation_config.get("eos_token_id")
+    candidates = [engine.bos_token, *(end if isinstance(end, list) else [end])]
+    token = next((token for token in candidates if token is not None), None)
+    if token is None:
+        raise ConfigError(
+            f"{engine.model.path}: generation_config.json must have a bos_token_id or an "
+            "eos_token_id, which precedes a document, but has neither; add one"
+        )
+    return int(token)
 
 
 def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:

@@ -22,7 +22,7 @@ class Scorer(Protocol):
     """A model that predicts tokens."""
 
     backend: Backend
-    bos_token: int  # precedes each document
+    bos_token: int  # precedes each document; an end token, as in training, of models without BOS
 
     def encode(self, text: str) -> list[int]:
         """Tokenize a text as in training: special tokens in it are plain text."""

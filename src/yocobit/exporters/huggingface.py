@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from yocobit import disk
 from yocobit.config import ConfigError, FeedForwardKind, ModelConfig
@@ -35,7 +37,7 @@ from yocobit.packing.reader import PackedModel
 from yocobit.packing.text_files import TOKENIZER_CONFIG
 from yocobit.packing.writer import new_directory, write_safetensors
 from yocobit.reading import read_text
-from yocobit.text import parse_tokenizer, read_generation_config
+from yocobit.text import AddedTokens, added_tokens, parse_tokenizer, read_generation_config
 
 _NAMES = Names.of((), {}, uses_rms_norm=True)
 _ROWS_PER_BYTE = 4
@@ -220,3 +222,21 @@ def _write_text(model: PackedModel, directory: Path) -> None:
     for each in (TOKENIZER, CHAT_TEMPLATE):
         if (model.path / each).exists():
             shutil.copyfile(model.path / each, directory / each)
+    added, bos = added_tokens(tokenizer, file), generation.get("bos_token_id")
+    if added.before != (before := () if bos is None else (bos,)):
+        _set_added(tokenizer, added._replace(before=before))
+        tokenizer.save(str(directory / TOKENIZER))
+
+
+def _set_added(tokenizer: Tokenizer, added: AddedTokens) -> None:
+    """Let a tokenizer add tokens to each text, as the engine does."""
+    parts = {name: ids for name, ids in added._asdict().items() if ids}
+    text = [part for part in ("before", "$A", "after") if part in parts or part == "$A"]
+    tokenizer.post_processor = TemplateProcessing(
+        single=text,
+        pair=[*text, *("$B" if part == "$A" else part for part in text)],
+        special_tokens=[
+            {"id": name, "ids": list(ids), "tokens": [tokenizer.id_to_token(i) for i in ids]}
+            for name, ids in parts.items()
+        ],
+    )

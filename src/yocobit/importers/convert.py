@@ -20,6 +20,8 @@ from yocobit.packing.layout import Array
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.writer import check_new, write_model
+from yocobit.reading import decode
+from yocobit.text import check_lossless, parse_tokenizer
 
 
 def import_model(
@@ -38,7 +40,9 @@ def import_model(
     """
     check_new(out)
     checkpoint = open_checkpoint(source)
-    model = write_checkpoint(checkpoint, out, head, weights=weights, tokenizer=tokenizer)
+    model = write_checkpoint(
+        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=report
+    )
     if report is not None:
         for warning in warnings_of(checkpoint, model):
             report(f"warning: {warning}")
@@ -58,6 +62,7 @@ def write_checkpoint(
     *,
     weights: str | None = None,
     tokenizer: Path | None = None,
+    report: Callable[[str], object] | None = None,
 ) -> PackedModel:
     """Write a checkpoint as a packed model into the new directory `out`.
 
@@ -65,7 +70,8 @@ def write_checkpoint(
     "int4" halves the memory traffic of the head and is less accurate; "f16" and "f32" also store
     the embedding, and "f32" rounds nothing. `weights` is a format of dense projections, "f32" by
     default. Both replace the float formats of the checkpoint. `tokenizer` is a directory with a
-    tokenizer that replaces the checkpoint's.
+    tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
+    `report` receives a warning of characters that it may lose.
     """
     check_new(out)
     config = checkpoint.config
@@ -80,6 +86,12 @@ def write_checkpoint(
     }
     parameters = stored_parameters(config, weights, head, formats)
     files = checkpoint.text_files(tokenizer)
+    if files.tokenizer is not None:
+        subject = f"{tokenizer or checkpoint.path}: its tokenizer"
+        parsed = parse_tokenizer(decode(files.tokenizer, subject), subject)
+        for warning in check_lossless(parsed, subject):
+            if report is not None:
+                report(f"warning: {warning}")
     return write_model(out, config, parameters, stored_tensors(checkpoint, parameters), *files)
 
 

@@ -6,6 +6,7 @@ strings and sampling defaults. pack() and the importers read them here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,12 @@ from tokenizers import Tokenizer
 from yocobit.errors import ConfigError, shown
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, TOKENIZER
 from yocobit.reading import read_bytes, read_json, read_text
-from yocobit.text import GenerationConfig, parse_tokenizer, read_generation_config
+from yocobit.text import (
+    GenerationConfig,
+    added_tokens,
+    parse_tokenizer,
+    read_generation_config,
+)
 from yocobit.text.generation_config import without_unknown_tokens
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -46,6 +52,7 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
     """Read the files of a transformers directory; ConfigError if one is invalid.
 
     `generation` has the keys that are set. An end token that only the tokenizer names is set too.
+    The BOS token is that of with_added_bos.
     """
     tokenizer_file = source / TOKENIZER
     content = read_bytes(tokenizer_file) if tokenizer_file.is_file() else None
@@ -60,6 +67,8 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
         if "eos_token_id" not in generation and "eos_token" in names:
             end = tokenizer.token_to_id(names["eos_token"])
             generation |= {} if end is None else {"eos_token_id": end}
+        generation = with_added_bos(generation, tokenizer, tokenizer_file)
+        GenerationConfig.of(generation, tokenizer_file, vocab_size)
         bos = generation.get("bos_token_id")
         if bos is not None and (text := _text(tokenizer, bos)) is not None:
             names.setdefault("bos_token", text)
@@ -69,6 +78,25 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
 
         template = with_token_names(template, names)
     return TextFiles(content, generation, template)
+
+
+def with_added_bos(
+    generation: Mapping[str, Any], tokenizer: Tokenizer, subject: str | Path
+) -> dict[str, Any]:
+    """Return generation defaults whose BOS token is the one that the tokenizer adds, if any.
+
+    Many configurations name a BOS token that was in no text of the training, such as those of Qwen
+    and Falcon3.
+    """
+    before = added_tokens(tokenizer, subject).before
+    if len(before) > 1:
+        names = ", ".join(shown(tokenizer.id_to_token(token)) for token in before)
+        raise ConfigError(
+            f"{subject}: its post_processor must add at most one token before a text but adds "
+            f"{names}; use another tokenizer"
+        )
+    others = {key: value for key, value in generation.items() if key != "bos_token_id"}
+    return {"bos_token_id": before[0], **others} if before else others
 
 
 def _generation(source: Path, vocab_size: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from yocobit.errors import UserError
 from yocobit.reading import boundary
 from yocobit.text.control_tokens import ControlTokens
-from yocobit.text.tokenizer import check_lossless, without_panic_messages
+from yocobit.text.tokenizer import added_tokens, check_lossless, without_panic_messages
 from yocobit.text.windows import SHORT, Span, encode_short, encode_windows
 
 # Variables of chat templates, as in transformers. Other variables are texts of the user.
@@ -37,6 +37,14 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self._subject = subject
         self._control = ControlTokens(tokenizer)
+
+    @cached_property
+    def suffix(self) -> tuple[int, ...]:
+        """The tokens that the tokenizer appends to a text: an end token, of embedding models.
+
+        They belong to a text that is embedded, not to one that is continued.
+        """
+        return added_tokens(self.tokenizer, self._subject).after
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a text; UserError if it is not valid UTF-8."""

@@ -7,6 +7,10 @@ same tokens, all of them. A tokenizer that loses text is rejected:
 * A character that becomes the unknown token, or tokens of its bytes, is not lost.
 * A printable character without any token is lost, and so are bytes of a character, and the blank
   between two words.
+
+Published byte-level tokenizers lack tokens for bytes that no text of their training had. If only
+control characters and code points without an assigned character need them, the tokenizer is used
+as it is; an import warns of these characters.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
@@ -28,13 +33,23 @@ from yocobit.reading import boundary, read_text
 _REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8
 _LETTERS = "éßñøžαΩжЯאשعمकिไท한글あア日本語漢字🙂🚀"
 _WORDS = ("a b", "a\nb", "2024", "3.14159", "don't", "naïve", "foo_bar(x)", "http://x.y/?q=1")
-# Every lead byte and every continuation byte of UTF-8; normalizers may remove these characters.
+# Every lead byte of assigned characters, and every continuation byte of UTF-8; normalizers may
+# remove these characters.
 _TWO_BYTES = (*range(0xAF, 0x800, 64), *range(0x400, 0x440))
-_THREE_BYTES = (*range(0xA00, 0xD000, 0x1000), 0xD5D0, 0xEA00, 0xFA00)
-_FOUR_BYTES = (0x1F600, 0x40000, 0x80000, 0xC0000, 0x100000)
+_THREE_BYTES = (*range(0xA00, 0xD000, 0x1000), 0xD5D0, 0xFA00)
+_FOUR_BYTES = (0x1F600, 0xE0067)
 _ALL_BYTES = [chr(code) for code in (*_TWO_BYTES, *_THREE_BYTES, *_FOUR_BYTES)]
+# Code points whose lead byte no assigned character has, by one of them.
+_WITHOUT_CHARACTERS = {
+    "\uea00": "U+E000 to U+EFFF (private use)",
+    "\U00040000": "U+40000 to U+7FFFF (unassigned)",
+    "\U00080000": "U+80000 to U+BFFFF (unassigned)",
+    "\U00100000": "U+100000 to U+10FFFF (private use)",
+}
+_CONTROL = [chr(code) for code in (*range(0x20), 0x7F)]
 _PROBED_TOKENS = 1000  # the shortest ones, in most vocabularies
 _MAX_REPLACEMENT = 64  # characters
+_ADDED_TO = "a"  # a text for added_tokens
 _STDERR = threading.Lock()
 
 
@@ -59,16 +74,43 @@ def parse_tokenizer(content: str, subject: str | Path, vocab_size: int | None = 
     return tokenizer
 
 
-def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> None:
-    """ConfigError, with an example, if a tokenizer loses text or cannot encode it."""
+def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> list[str]:
+    """ConfigError, with an example, if a tokenizer loses text or cannot encode it.
+
+    Returns the control characters and the unassigned and private code points that it loses, as one
+    line, or an empty list.
+    """
     with boundary(subject, "cannot encode text"), without_panic_messages():
         example = _lost(tokenizer)
+        rare = _lost_rare(tokenizer)
     if example is not None:
         text, decoded = (shown(each) for each in example)
         raise ConfigError(
             f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
             "every byte, or with an unknown token"
         )
+    lost = f"{subject}: some characters have no tokens and are lost: {', '.join(rare)}"
+    return [lost] if rare else []
+
+
+class AddedTokens(NamedTuple):
+    """The special tokens that a tokenizer adds to each text, as `tokenizer(text)` of transformers.
+
+    They are those of the post-processor; `add_bos_token` in a tokenizer_config.json has no effect
+    on a tokenizer.json.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def added_tokens(tokenizer: Tokenizer, subject: str | Path) -> AddedTokens:
+    """Return the tokens that a tokenizer adds to each text; ConfigError if it cannot encode it."""
+    with boundary(subject, "cannot encode text"), without_panic_messages():
+        n_text = len(tokenizer.encode(_ADDED_TO, add_special_tokens=False))
+        encoding = tokenizer.encode(_ADDED_TO)
+    n_before = [*encoding.special_tokens_mask, 0].index(0)
+    return AddedTokens(tuple(encoding.ids[:n_before]), tuple(encoding.ids[n_before + n_text :]))
 
 
 def n_ids(tokenizer: Tokenizer) -> int:
@@ -121,18 +163,41 @@ def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> No
 
 def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """Return a text that loses something and its decoded form; None if all probes are kept."""
-    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
-    is_byte_level = any(part and b"ByteLevel" in part.__getstate__() for part in parts)
+    is_byte_level = _is_byte_level(tokenizer)
     letters = [chr(code) for code in range(0x21, 0x7F)] + list(_LETTERS)
     texts = [*_WORDS, *letters, *(_ALL_BYTES if is_byte_level else ())]
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    for text, encoding in zip(texts, encodings, strict=True):
-        decoded = tokenizer.decode(encoding.ids, skip_special_tokens=False)
+    for text, decoded in _round_trips(tokenizer, texts):
         left = decoded.strip()
         is_blank_lost = len(text.split()) == 2 and left == "".join(text.split())
         if not left or is_blank_lost or (_REPLACEMENT in left and is_byte_level):
             return text, decoded
     return None
+
+
+def _lost_rare(tokenizer: Tokenizer) -> list[str]:
+    """Return the control characters and code points without a character that are lost."""
+    if not _is_byte_level(tokenizer):
+        return []
+    controls = [
+        f"U+{ord(text):04X}" for text, decoded in _round_trips(tokenizer, _CONTROL) if not decoded
+    ]
+    return controls + [
+        _WITHOUT_CHARACTERS[text]
+        for text, decoded in _round_trips(tokenizer, [*_WITHOUT_CHARACTERS])
+        if not decoded or _REPLACEMENT in decoded
+    ]
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    return any(part and b"ByteLevel" in part.__getstate__() for part in parts)
+
+
+def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield texts and what their tokens decode to."""
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    for text, encoding in zip(texts, encodings, strict=True):
+        yield text, tokenizer.decode(encoding.ids, skip_special_tokens=False)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from yocobit.errors import ConfigError, shown
 from yocobit.importers.gguf.tokenizer import tokenizer_json
 from yocobit.importers.gguf.vocabulary import Vocabulary, read_vocabulary
 from yocobit.packing.format import TOKENIZER
-from yocobit.packing.text_files import TextFiles, read_text_files
+from yocobit.packing.text_files import TextFiles, read_text_files, with_added_bos
 from yocobit.text import GenerationConfig, parse_tokenizer
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -29,8 +29,9 @@ def read_text(
         warning = "the file holds no tokenizer; name the directory of one with --tokenizer DIR"
         return TextFiles(None, {}, _template(metadata, source, {})), [warning]
     tokenizer = tokenizer_json(vocabulary)
-    parse_tokenizer(tokenizer.decode(), f"{source}: the converted tokenizer", vocab_size)
-    generation = _generation(vocabulary)
+    subject = f"{source}: the converted tokenizer"
+    parsed = parse_tokenizer(tokenizer.decode(), subject, vocab_size)
+    generation = with_added_bos(_generation(vocabulary), parsed, subject)
     GenerationConfig.of(generation, source, vocab_size)
     files = TextFiles(tokenizer, generation, _template(metadata, source, vocabulary.names))
     return files, vocabulary.warnings
@@ -47,9 +48,8 @@ def read_text_with(
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the ids of start, end and padding tokens."""
+    """Return the ids of end and padding tokens."""
     ids = {
-        "bos_token_id": vocabulary.bos_id,
         "eos_token_id": vocabulary.end_ids or None,
         "pad_token_id": vocabulary.id_of("padding"),
     }

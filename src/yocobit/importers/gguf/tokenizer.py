@@ -39,11 +39,10 @@ def tokenizer_json(vocabulary: Vocabulary) -> bytes:
 def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
     pre_tokenizer = vocabulary.pre_tokenizer
     assert pre_tokenizer is not None
-    names = [pre_tokenizer.normalizer] if pre_tokenizer.normalizer else []
-    normalizers = [{"type": name} for name in names] + _substitutes(vocabulary)
+    normalizer = pre_tokenizer.normalizer
     model = _bpe(vocabulary, vocabulary.merges) | {"ignore_merges": pre_tokenizer.ignores_merges}
     return {
-        "normalizer": {"type": "Sequence", "normalizers": normalizers} if normalizers else None,
+        "normalizer": {"type": normalizer} if normalizer else None,
         "pre_tokenizer": pre_tokenizer.fields(),
         "decoder": {
             "type": "ByteLevel",
@@ -53,18 +52,6 @@ def _byte_level(vocabulary: Vocabulary) -> dict[str, Any]:
         },
         "model": model,
     }
-
-
-def _substitutes(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """Return normalizers for characters of which a byte has no token: they become "?".
-
-    Only those that Unicode leaves unassigned or to private use: SmolLM2's vocabulary lacks some.
-    """
-    lead = {0xF1: "\U00040000-\U0007ffff", 0xF2: "\U00080000-\U000bffff"}
-    lead |= {0xF3: "\U000c0000-\U000fffff"}
-    missing = "".join(span for byte, span in lead.items() if chr(byte) not in vocabulary.ids)
-    replace = {"type": "Replace", "pattern": {"Regex": f"[{missing}]"}, "content": "?"}
-    return [replace] if missing else []
 
 
 def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -91,7 +91,9 @@ class HuggingFaceCheckpoint:
         if other.tokenizer is None:
             raise ConfigError(f"{tokenizer}: holds no tokenizer.json; name a directory with one")
         template = own.template if other.template is None else other.template
-        return TextFiles(other.tokenizer, {**other.generation, **own.generation}, template)
+        generation = dict(own.generation)
+        generation.pop("bos_token_id", None)  # the tokenizer decides
+        return TextFiles(other.tokenizer, {**other.generation, **generation}, template)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
         theirs = self._names.of_parameter(name)

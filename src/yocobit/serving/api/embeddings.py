@@ -1,7 +1,8 @@
 """POST embeddings: texts in, L2-normalised vectors out.
 
 A vector is the mean of the hidden states after the final norm, or that of the last token. By the
-engine's contract it depends on the model and the tokens alone, bit for bit.
+engine's contract it depends on the model and the tokens alone, bit for bit. A text has the tokens
+that the tokenizer adds around it; embedding models were trained to end it with one of them.
 
 Letters: T positions   C model width
 """
@@ -105,7 +106,7 @@ def build(model: ServedModel, body: EmbeddingRequest, client: str) -> Inputs:
             f"{model.engine.config.d_model}; leave it out",
             param="dimensions",
         )
-    inputs = model.encode_prompts(body.input, "input", limits.INPUTS)
+    inputs = model.encode_prompts(body.input, "input", limits.INPUTS, has_suffix=True)
     return Inputs(
         [model.check(_request(model, tokens, client), param="input") for tokens in inputs],
         body.pooling or model.engine.config.pooling,

@@ -162,10 +162,15 @@ class ServedModel:
             )
 
     def encode_prompts(
-        self, prompt: str | list[str | int | list[int]] | None, param: str, max_prompts: int
+        self,
+        prompt: str | list[str | int | list[int]] | None,
+        param: str,
+        max_prompts: int,
+        has_suffix: bool = False,
     ) -> list[list[int]]:
         """Return the prompts of a request as tokens: strings, tokens, or lists of either.
 
+        `has_suffix` appends to texts what the tokenizer appends: those of a text that is complete.
         APIError 400 unless each has at least one token of the vocabulary, and they are at most
         `max_prompts` and can be queued.
         """
@@ -193,7 +198,12 @@ class ServedModel:
                 f"{running + waiting}: {running} running and {waiting} waiting",
                 param=param,
             )
-        found = [self.encode(item, param) if isinstance(item, str) else item for item in prompts]
+        found = [
+            [*self.encode(item, param), *(self.engine.encoder.suffix if has_suffix else ())]
+            if isinstance(item, str)
+            else item
+            for item in prompts
+        ]
         if not found or not all(found):
             raise APIError(400, f"{param} must have at least one token but is empty", param=param)
         for tokens in found:
