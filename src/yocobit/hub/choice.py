@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yocobit.errors import ConfigError
+from yocobit.importers.huggingface import sentencepiece
 from yocobit.importers.huggingface.reader import POOLING
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, INDEX, MODEL, TOKENIZER
 
@@ -21,6 +22,7 @@ TEXT_FILES = (
     CONFIG,
     GENERATION,
     TOKENIZER,
+    sentencepiece.FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     CHAT_TEMPLATE,

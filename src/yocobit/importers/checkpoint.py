@@ -34,7 +34,7 @@ class Checkpoint(Protocol):
 
     @property
     def source_type(self) -> str:
-        """What the file holds, such as "safetensors, packed ternary" or "GGUF I2_S"."""
+        """File format and type, such as "safetensors, packed ternary" or "GGUF I2_S"."""
 
     @property
     def config(self) -> ModelConfig:

@@ -1,7 +1,7 @@
 """Comparison of a packed model with another source of the same model: codes and scales.
 
-Sources of one model differ: a safetensors file has bfloat16 scales where a GGUF file has float32
-ones, and codes from master weights differ from published ones (docs/getting-started).
+Sources of one model differ: safetensors files have bfloat16 scales, GGUF files float32 ones, and
+codes from master weights differ from published ones (docs/getting-started).
 """
 
 from __future__ import annotations

@@ -66,9 +66,9 @@ def write_checkpoint(
 ) -> PackedModel:
     """Write a checkpoint as a packed model into the new directory `out`.
 
-    `head` is a key of HEAD_FORMATS: int8 by default, that of the projections in a dense model.
-    "int4" halves the memory traffic of the head and is less accurate; "f16" and "f32" also store
-    the embedding, and "f32" rounds nothing. `weights` is a format of dense projections, "f32" by
+    `head` is a key of HEAD_FORMATS: by default int8, or that of the projections in a dense model.
+    "int4" halves the memory traffic of the head and is less accurate. "f16" and "f32" apply to the
+    embedding too; "f32" rounds nothing. `weights` is the format of dense projections, "f32" by
     default. Both replace the float formats of the checkpoint. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
     `report` receives a warning of characters that it may lose.

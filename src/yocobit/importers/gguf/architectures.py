@@ -1,7 +1,7 @@
 """The closed table of model architectures in GGUF files, and their mapping to ModelConfig.
 
-The metadata has the shape; the tensors that a file has say the rest: biases, norms of heads, norms
-before projections, a head of its own. A key or a tensor that is not mapped is refused by name.
+The shape is in the metadata. Biases, q/k norms, projection norms and an untied head follow from the
+tensors in the file. A key or a tensor that is not mapped is refused by name.
 
 Letters: C d_model   D head size   n frequencies
 """
@@ -25,7 +25,7 @@ FFN = "yocobit.ffn"  # of the architecture "bitnet", written by our export
 _POOLING = {0: "mean", 1: "mean", 3: "last"}  # 0: none
 _WINDOW_THETA = 10000.0
 
-# Keys with values that change nothing here, and keys that do not change what a model computes.
+# Keys of which only this value is supported, and keys that do not change what a model computes.
 _REQUIRED = {
     "expert_count": 0,
     "expert_used_count": 0,
@@ -37,7 +37,7 @@ _REQUIRED = {
 }
 _IGNORED = (
     "block_count",
-    "vocab_size",  # the embedding has it
+    "vocab_size",  # the number of rows of the embedding
     "attention.layer_norm_epsilon",
     "rope.scaling.finetuned",
     "tensor_data_layout",
@@ -46,7 +46,7 @@ _IGNORED = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `general.architecture` says without a key for it."""
+    """One `general.architecture`: the properties that have no key in the metadata."""
 
     name: str
     ffn: FeedForwardKind | None = "swiglu"  # None: the tokenizer tells, see _activation
@@ -104,12 +104,12 @@ _NAMES = {
     "norm.weight": "output_norm.weight",
     "head.weight": "output.weight",
 }
-# Read here, not by name of a parameter; attn_rot_embd are RoPE frequencies of old converters.
+# Divisors of RoPE frequencies: configuration, not parameters.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def tensor_name(name: str) -> str:
-    """Return the name in GGUF files of one of our parameters."""
+    """Return the GGUF name of a parameter of `mixers.model_parameters`."""
     if name in _NAMES:
         return _NAMES[name]
     _, layer, part = name.split(".", 2)
@@ -250,7 +250,10 @@ def _layers(
 def _rope(
     file: GGUFFile, keys: Metadata, architecture: Architecture, head_size: int
 ) -> dict[str, Any]:
-    """Return the fields of RoPE, in halves: the reader undoes the order of rows for pairs."""
+    """Return the RoPE fields of ModelConfig.
+
+    They rotate halves: the reader undoes the row order that suits interleaved RoPE.
+    """
     n = keys.count("rope.dimension_count", head_size, most=_MAX_WIDTH)
     is_whole = n == head_size
     if n > head_size or n < 2 or n % 2 or (architecture.permutes and not is_whole):
@@ -325,7 +328,7 @@ def _rope_parameters(file: GGUFFile, keys: Metadata, n: int) -> dict[str, Any]:
 
 
 def _divisors(file: GGUFFile, name: str, n: int) -> list[float]:
-    """Return what divides each frequency, a tensor."""
+    """Return the divisors of the frequencies that a tensor holds."""
     tensor = file.tensors[name]
     divisors = read_floats(file, tensor, identify(file, tensor)).reshape(-1)
     if len(divisors) != n // 2 or not (np.isfinite(divisors) & (divisors > 0)).all():

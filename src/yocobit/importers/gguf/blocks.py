@@ -1,4 +1,4 @@
-"""What the bytes of a block of weights mean: one function per tensor type, over many blocks.
+"""Decoding of blocks of weights: one function per tensor type, vectorised over blocks.
 
 Floats are computed by the operations of ggml's reference code, in its order and in float32, so the
 results are equal bit for bit. Codes are unsigned; tensor_types.py has their values.
@@ -92,8 +92,9 @@ def q6_k(blocks: Codes) -> Floats:
 
 
 def i2_s(blocks: Codes) -> Codes:
-    """Return codes (N, 128) of 32 bytes: byte b has weights b, b + 32, b + 64, b + 96, the first in
-    the highest bits.
+    """Return codes (N, 128) of 32 bytes.
+
+    Byte b has weights b, b + 32, b + 64 and b + 96, the first in the highest bits.
     """
     codes = np.empty((len(blocks), 4, 32), dtype=np.uint8)
     for i in range(4):
@@ -103,8 +104,9 @@ def i2_s(blocks: Codes) -> Codes:
 
 
 def tq2_0(blocks: Codes) -> Codes:
-    """Return codes (N, 256) of two chunks of 32 bytes: byte m of a chunk has weights m, m + 32,
-    m + 64, m + 96, the first in the lowest bits.
+    """Return codes (N, 256) of two chunks of 32 bytes.
+
+    Byte m of a chunk has weights m, m + 32, m + 64 and m + 96, the first in the lowest bits.
     """
     chunks = blocks[:, :64].reshape(-1, 2, 32)
     codes = np.empty((len(blocks), 2, 4, 32), dtype=np.uint8)
@@ -117,12 +119,12 @@ def tq2_0(blocks: Codes) -> Codes:
 def tq1_0(blocks: Codes) -> Codes:
     """Return codes (N, 256) of 32 bytes of 5 trits, 16 of 5 and 4 of 4.
 
-    A byte is a fraction of 256 in base 3: a product with 3^n, modulo 256, moves digit n in front.
+    A byte is a fraction of 256 in base 3: multiplication by 3^n modulo 256 makes digit n the first.
     """
     codes = np.empty((len(blocks), 256), dtype=np.uint8)
     for start, end, digits, first in ((0, 32, 5, 0), (32, 48, 5, 160), (48, 52, 4, 240)):
-        moved = blocks[:, None, start:end] * _POWERS[:digits, None]  # (N, digits, bytes), mod 256
-        part = (moved.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
+        shifted = blocks[:, None, start:end] * _POWERS[:digits, None]  # (N, digits, bytes), mod 256
+        part = (shifted.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
         codes[:, first : first + part[0].size] = part.reshape(len(blocks), -1)
     return codes
 

@@ -1,10 +1,8 @@
-"""The container of GGUF files: header, metadata, and where each tensor lies; little-endian, v2 and
-v3.
+"""The container of GGUF files: header, metadata and tensor infos; little-endian, v2 and v3.
 
-Every length is checked against the file before anything of that length is read, so a malformed
-file costs no more memory than a small multiple of its own size. The header is mapped; the data is
-read in pieces, so its pages do not count as memory of the process.
-What the bytes of a tensor mean is in tensor_types.py.
+Every length is checked against the file before that many bytes are read, so a malformed file costs
+at most a small multiple of its size in memory. The header is memory-mapped. The data is read in
+pieces, so its pages do not count as memory of the process; tensor_types.py decodes it.
 
 The format: the page "GGUF" in the documentation of ggml-org/ggml.
 """
@@ -55,7 +53,7 @@ ALIGNMENT, _MAX_ALIGNMENT = 32, 1 << 16
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies in the file, and what the file says of it."""
+    """Name, type, shape and location of a tensor."""
 
     name: str
     type_id: int
@@ -168,7 +166,7 @@ def _check_start(path: Path, start: bytes) -> None:
 
 
 class _Header:
-    """Reads values one after the other, from the counts on."""
+    """A cursor over the header, after magic and version."""
 
     def __init__(self, path: Path, data: Codes) -> None:
         self.path = path
@@ -179,7 +177,7 @@ class _Header:
         self._what = "the header"  # what is read now, for errors
 
     def count(self, what: str, least_bytes: int) -> int:
-        """Read how many entries of at least this many bytes follow."""
+        """Read a count of entries, each at least `least_bytes` long."""
         (n,) = self._unpack(_LENGTH)
         if n * least_bytes > len(self._data):
             raise self._error(f"has {n} {what}, which cannot fit into {len(self._data)} bytes")

@@ -1,8 +1,8 @@
 r"""Pre-tokenizers of byte-level BPE: how a text is split into words, in which merges are applied.
 
 A GGUF file names its pre-tokenizer in `tokenizer.ggml.pre`; the names are those of llama.cpp. The
-regular expressions are those of the models' own tokenizer.json files where they are known, so
-what llama.cpp adapts to its regex engine (such as `(?i:'s)`) is as in training here.
+regular expressions are those of the models' own tokenizer.json files where these are known, without
+the changes that llama.cpp makes for its regex engine (such as those to `(?i:'s)`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ _OF_DIGITS = PreTokenizer(_DIGITS_THEN_GPT2)
 _OF_DEEPSEEK3 = PreTokenizer(_DEEPSEEK3)
 _OF_GPT4O = PreTokenizer((_GPT4O,))
 
-# What llama.cpp applies if a file names none: not how any model was trained.
+# llama.cpp's default for a file that names none; no model was trained with it.
 DEFAULT = PreTokenizer((_PUNCTUATION.replace("`", ""), _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"))
 
 PRE_TOKENIZERS = {
@@ -159,8 +159,8 @@ PRE_TOKENIZERS = {
     "default": DEFAULT,
 }
 
-# SHA-256 of the merges, one per line, of vocabularies whose files often name no pre-tokenizer:
-# Microsoft's BitNet b1.58 2B4T and early Llama 3, and GPT-NeoX's, which TriLM has.
+# SHA-256 of the merges, one per line, of vocabularies whose files often name no pre-tokenizer, such
+# as those of BitNet b1.58 2B4T and early Llama 3, and of GPT-NeoX, which TriLM has too.
 _KNOWN_MERGES = {
     "0cd100e0ab7dbd83c3b668a7cfb2aed1f63f2aec66dae6ec4b63de2c552bb82d": "llama-bpe",
     "0a1f07b1d32153dcdf48f57189b0c217a69b11e11a3bee8a053861987e1640e4": "gpt-neox",

@@ -121,14 +121,14 @@ class GGUFCheckpoint:
             if name not in known and not _OLD_ROPE.match(name):
                 raise self._file.error(
                     f"tensor {shown(name)} is not part of a {self._architecture.name} model that "
-                    "is supported; it would change what the model computes"
+                    "is supported, and would change what the model computes; choose another model"
                 )
 
     def _formats(self) -> dict[str, WeightFormat]:
         """Return the formats of matrices that differ from those of the configuration.
 
-        A projection in floats of a model whose others are ternary stays as it is. A dense matrix
-        of float16 values, or of trits times float16 scales, loses nothing in f16.
+        A float projection of a ternary model stays in floats. Float16 values, and trits times
+        float16 scales, are exact in f16.
         """
         formats: dict[str, WeightFormat] = {}
         is_dense = self.config.weights == "dense"
@@ -219,9 +219,9 @@ class GGUFCheckpoint:
         return read_floats(self._file, tensor, self._types[tensor.name])
 
     def _permuted(self, name: str, values: Array) -> Array:
-        """Undo the order of rows of Q and K that suits interleaved RoPE.
+        """Undo the row order of Q and K that suits interleaved RoPE.
 
-        It stores row i + j D / 2 of a head, j in {0, 1}, as its row 2 i + j.
+        The file stores row i + j D / 2 of a head, j in {0, 1}, as row 2 i + j.
         """
         part = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
         if not self._architecture.permutes or part not in ("q_proj", "k_proj"):

@@ -1,7 +1,7 @@
 """The closed table of tensor types in GGUF files, and reading a tensor of one of them.
 
-Forks of llama.cpp use the same id for different types. `identify` tells them apart by the bytes
-that the file has for the tensor. A type that is only named here is refused by its name.
+Forks of llama.cpp use the same id for different types. `identify` distinguishes them by the size of
+the tensor in the file. A type without a decoder is refused by its name.
 
 Letters: M rows   K columns   N blocks
 """
@@ -62,10 +62,10 @@ class ScaledIntegers(NamedTuple):
 
 _TERNARY = (-1, 0, 1)
 
-# The trailing 32 bytes of I2_S start with the scale; the others have no meaning. Two builds of
+# The trailing 32 bytes of I2_S start with the scale; the others are unused. Two builds of
 # bitnet.cpp write other orders of weights with the same id, size and codes: ARM since November 2025
-# (64 weights in 16 bytes) and x86 without ACT_PARALLEL (four rows in a byte). Nothing in such a
-# file tells of it. Both converters, and every published file that is known, have this order.
+# (64 weights in 16 bytes) and x86 without ACT_PARALLEL (four rows in a byte). Such a file has no
+# mark of its order. Both converters, and every known published file, have the order read here.
 _I2_S = CodeBlocks(blocks.i2_s, _TERNARY, scale=None)
 
 TYPES = (
@@ -125,7 +125,7 @@ SUPPORTED = tuple(each.name for each in TYPES if each.is_supported)
 
 
 def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
-    """Return the type of a tensor; ConfigError if it is unknown, unsupported, or does not fit.
+    """Return the type of a tensor; ConfigError if it is unknown, unsupported or of another size.
 
     The type must account for all bytes up to the next tensor or the end of the file, except for the
     padding to the alignment.
@@ -139,7 +139,7 @@ def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
     if len(fitting) > 1:
         raise file.error(
             f"{subject} may be of type {names}, which have the same id {tensor.type_id} and here "
-            "the same size"
+            "the same size; choose another file of the model"
         )
     if not fitting and tensor.type_id in _OTHERS:
         names = _OTHERS[tensor.type_id]
@@ -168,7 +168,7 @@ def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
 
 
 def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> ScaledIntegers:
-    """Return a matrix of a type that has codes; ConfigError for a code that has no trit."""
+    """Return a matrix of a type with codes; ConfigError for a code that is not a trit."""
     assert type.codes is not None
     n_blocks = math.prod(tensor.shape) // type.block
     integers = np.empty((n_blocks, type.block), dtype=np.int8)
@@ -182,13 +182,13 @@ def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Scale
         share = n_bad / integers.size
         raise file.error(
             f"tensor '{tensor.name}' must have codes 0, 1 and 2 but {n_bad} ({share:.2%}) are 3: "
-            f"it is not a ternary matrix of type {type.name}"
+            f"it is not a ternary matrix of type {type.name}; choose another file of the model"
         )
     return ScaledIntegers(integers.reshape(tensor.shape), read_scales(file, tensor, type))
 
 
 def read_scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
-    """Return the scales of a type that has codes: (1,), or one per row and block."""
+    """Return the scales of a type with codes: (1,), or one per row and block."""
     assert type.codes is not None
     n_weights = math.prod(tensor.shape)
     at = type.codes.scale
@@ -228,7 +228,7 @@ def _chunks(n_blocks: int, block: int) -> list[tuple[int, int]]:
 
 
 def _fits(type: TensorType, tensor: TensorInfo, alignment: int) -> bool:
-    """Whether the bytes of a tensor are those of a type, and at most the padding more."""
+    """Whether a tensor has the size of a type, apart from padding."""
     n_weights = math.prod(tensor.shape)
     # I2_S runs over the ends of rows; blocks of all other types end with their row.
     run = n_weights if type.tail_bytes else tensor.shape[-1]

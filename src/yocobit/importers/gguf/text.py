@@ -40,7 +40,7 @@ def read_text(
 def read_text_with(
     metadata: Mapping[str, Any], source: Path, vocab_size: int, directory: Path
 ) -> TextFiles:
-    """Return the same with the tokenizer of a directory; the file's is not read."""
+    """Return the text files with the tokenizer of a directory instead of the file's."""
     other = read_text_files(directory, vocab_size)
     if other.tokenizer is None:
         raise ConfigError(f"{source}: {directory} holds no {TOKENIZER}; name a directory with one")
@@ -57,7 +57,7 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def _template(metadata: Mapping[str, Any], source: Path, names: Mapping[str, str]) -> bytes | None:
-    """Return the chat template; it sets the names of special tokens itself."""
+    """Return the chat template, extended by the names of the special tokens that it reads."""
     from yocobit.text.chat_template import ChatTemplate, with_token_names  # imports Jinja
 
     text = metadata.get(_TEMPLATE, "")

@@ -1,7 +1,7 @@
-"""Tokenizers of GGUF files as tokenizer.json.
+"""Conversion of GGUF tokenizers to tokenizer.json.
 
-Two kinds: byte-level BPE ("gpt2"), whose merges the file lists, and SentencePiece BPE ("llama"),
-whose merges follow from the scores of the tokens they form.
+Two kinds: byte-level BPE ("gpt2"), with merges in the file, and SentencePiece BPE ("llama"), with
+merges that follow from the scores of the tokens they form.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _bpe(vocabulary: Vocabulary, merges: list[Merge]) -> dict[str, Any]:
 
 
 def _added_tokens(vocabulary: Vocabulary) -> Iterator[dict[str, Any]]:
-    """Yield the tokens that are found before the text is split."""
+    """Yield the tokens that are matched before pre-tokenization."""
     for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if i in vocabulary.special or kind == TokenType.USER_DEFINED:
             yield {
@@ -128,7 +128,7 @@ def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
 
 
 def _has_bytes(vocabulary: Vocabulary) -> bool:
-    """Whether a character without a token becomes those of its bytes."""
+    """Whether a character without a token is encoded as the tokens of its bytes."""
     kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
     names = {token for token, kind in kinds if kind == TokenType.BYTE}
     if names and names != set(_BYTES):
@@ -141,12 +141,12 @@ def _has_bytes(vocabulary: Vocabulary) -> bool:
 
 
 def _merges(vocabulary: Vocabulary) -> Iterator[Merge]:
-    """Yield the merges that a SentencePiece vocabulary implies, the first to apply first.
+    """Yield the merges that a SentencePiece vocabulary implies, by priority.
 
-    SentencePiece merges the neighbours that form the token with the best score, of equal ones the
-    leftmost. Merges of one score are ordered by the lengths of their parts, the longest left one
-    first. So a run of one character grows from its left end, as there: Llama's blanks have one
-    score. Other merges of one score are rejected if their order matters.
+    SentencePiece merges the neighbours that form the token with the best score; ties are broken
+    from the left. Merges of one score are ordered by the lengths of their parts, the longest left
+    part first. A run of one character then grows from its left end, as in SentencePiece: Llama's
+    runs of blanks have one score. Other merges of one score are rejected if their order matters.
     """
     types, scores = vocabulary.types, vocabulary.scores
     formable = {
@@ -169,7 +169,7 @@ def _merges(vocabulary: Vocabulary) -> Iterator[Merge]:
 
 
 def _check_characters(vocabulary: Vocabulary, formable: Iterable[str]) -> None:
-    """Raise ConfigError if a token has a character that is not a token: merges need it."""
+    """Raise ConfigError for a character without a token of its own: merges start from it."""
     characters = {token for token in formable if len(token) == 1}
     for token in formable:
         if len(token) > 1 and (missing := set(token) - characters):
@@ -183,7 +183,7 @@ def _check_characters(vocabulary: Vocabulary, formable: Iterable[str]) -> None:
 def _check_order(vocabulary: Vocabulary, tied: list[Merge]) -> None:
     """Raise ConfigError if merges of one score can overlap, unless both form runs."""
     starts: dict[str, set[str]] = {}  # by left part, the tokens that merges form
-    mixed: dict[str, set[str]] = {}  # those that are no runs
+    mixed: dict[str, set[str]] = {}  # those that are not runs
     for left, right in tied:
         token = left + right
         starts.setdefault(left, set()).add(token)

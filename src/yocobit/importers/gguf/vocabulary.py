@@ -50,7 +50,7 @@ _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # unless the file says 
 
 
 class TokenType(IntEnum):
-    """What `tokenizer.ggml.token_type` holds."""
+    """The values of `tokenizer.ggml.token_type`."""
 
     UNDEFINED = 0
     NORMAL = 1
@@ -81,7 +81,7 @@ class Vocabulary:
 
     @cached_property
     def special(self) -> frozenset[int]:
-        """Tokens without a text: text is never encoded as these."""
+        """Control tokens and the like: text is never encoded as these."""
         kinds = (TokenType.CONTROL, TokenType.UNKNOWN)
         typed = {i for i, kind in enumerate(self.types) if kind in kinds}
         named = {self.ids[name] for name in _END_NAMES & self.ids.keys()}
@@ -90,7 +90,7 @@ class Vocabulary:
 
     @property
     def bos_id(self) -> int | None:
-        """The token before each text, if there is one."""
+        """The token before each text; None without one."""
         default = self.pre_tokenizer is None or self.pre_tokenizer.adds_bos
         return self.id_of("bos") if self.flag("add_bos_token", default) else None
 
@@ -134,7 +134,7 @@ class Vocabulary:
         return value
 
     def _is_text(self, i: int) -> bool:
-        """Whether text can become a token: it is a character, a byte, or formed by merges."""
+        """Whether text is encoded as this token: a character, a byte, or formed by merges."""
         token, kind = self.tokens[i], self.types[i]
         if kind not in (TokenType.NORMAL, TokenType.UNDEFINED):
             return kind == TokenType.BYTE
@@ -230,7 +230,7 @@ def _scores(metadata: Mapping[str, Any], source: Path, tokens: Sequence[str]) ->
 
 
 def _merges(lines: Sequence[str], source: Path, tokens: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the merges, each once; of equal ones the first counts."""
+    """Return the merges without duplicates; the first one counts."""
     known = set(tokens)
     merges: dict[tuple[str, str], None] = {}
     for i, line in enumerate(lines):

@@ -90,7 +90,7 @@ _REFUSED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedConfig(Settings):
-    """The keys of a config.json that change what a model computes; others are ignored."""
+    """The keys of a config.json that change what a model computes; all others are ignored."""
 
     model_type: str
     vocab_size: Annotated[int, Meta(ge=1, le=1 << 20)]

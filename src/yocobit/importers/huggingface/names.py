@@ -56,7 +56,7 @@ class Names:
 
     @property
     def are_of_bitnet(self) -> bool:
-        """Whether the norms are those of models with ternary weights only."""
+        """Whether the norms occur only in models with ternary weights."""
         return self.has_sub_norms or self.projection_norm is not None
 
     def of_parameter(self, name: str) -> str:

@@ -80,8 +80,7 @@ class HuggingFaceCheckpoint:
 
     @property
     def warnings(self) -> list[str]:
-        has_masters = self._quantization is not None and self._quantization.has_master_weights
-        return [f"{self.path}: {_MASTERS_WARNING}"] if has_masters else []
+        return [f"{self.path}: {_MASTERS_WARNING}"] if self._has_masters else []
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
         if tokenizer is None:

@@ -1,6 +1,6 @@
-"""RoPE scaling of published models: the frequencies and the factor that `rope_parameters` imply.
+"""RoPE scaling of published models: frequencies and factor from `rope_parameters`.
 
-A pure function of the parameters; the GGUF reader calls it too. All arithmetic is in float64.
+Pure functions, for both readers. All arithmetic is in float64.
 
 Letters: D head size   d rotated values of a head   theta base of the frequencies
 """
@@ -72,10 +72,10 @@ _COMMON_KEYS = ("rope_type", "rope_theta", "partial_rotary_factor")
 def rope_of(
     parameters: Mapping[str, Any], head_size: int, max_positions: int | None, subject: str
 ) -> Rope:
-    """Return the RoPE of `parameters`; ConfigError names `subject` and the bad key.
+    """Return the RoPE of `parameters`; ConfigError names `subject` and the invalid key.
 
     `head_size` is D. `max_positions` is the context length of the model: the default of
-    original_max_position_embeddings, and for "longrope" what selects the long factors.
+    original_max_position_embeddings. It also selects the long or short factors of "longrope".
     """
     values = {name: value for name, value in parameters.items() if value is not None}
     kind = values.setdefault("rope_type", values.pop("type", "default"))
@@ -83,7 +83,7 @@ def rope_of(
     if kind == "dynamic":
         raise ConfigError(
             f"{subject}: rope_type must not be 'dynamic', whose frequencies depend on the length "
-            "of the text; set a factor for one length, such as with 'yarn'"
+            "of the text; set a fixed type and factor, such as 'yarn'"
         )
     rope = RopeParameters.from_dict(values, subject)
     for name in values:
@@ -117,7 +117,7 @@ def rope_of(
 
 
 def _llama3(rope: RopeParameters, plain: list[float], original: int, subject: str) -> list[float]:
-    """Divide low frequencies by the factor, keep high ones, interpolate between (Llama 3.1)."""
+    """Divide low frequencies by the factor, keep high ones, blend between (Llama 3.1)."""
     factor = _required(rope.factor, "factor", subject)
     low = _required(rope.low_freq_factor, "low_freq_factor", subject)
     high = _required(rope.high_freq_factor, "high_freq_factor", subject)
@@ -137,7 +137,7 @@ def _llama3(rope: RopeParameters, plain: list[float], original: int, subject: st
 def _yarn(
     rope: RopeParameters, plain: list[float], original: int, max_positions: int | None
 ) -> tuple[list[float], float]:
-    """Interpolate the frequencies with few turns, keep those with many (arXiv:2309.00071)."""
+    """Interpolate low frequencies, keep high ones, blend between (arXiv:2309.00071)."""
     factor = rope.factor or max((max_positions or original) / original, 1.0)
     if rope.attention_factor is not None:
         attention = rope.attention_factor
@@ -176,8 +176,8 @@ def _longrope(
 ) -> tuple[list[float], float]:
     """Divide each frequency by its own factor (arXiv:2402.13753).
 
-    The long factors apply if the model's context is longer than the original one: a choice per
-    model, as in vLLM, not per text.
+    The long factors apply if the model's context is longer than the original one: per model, as in
+    vLLM, not per text.
     """
     positions = max_positions or original
     name = "long_factor" if positions > original else "short_factor"

@@ -1,7 +1,7 @@
 """tokenizer.model of SentencePiece as tokenizer.json, for checkpoints that have no other.
 
-The file is a protocol buffer (sentencepiece_model.proto). Its pieces become the vocabulary that
-GGUF files hold, and the same code converts it.
+The file is a protocol buffer (sentencepiece_model.proto). Its pieces become the metadata of a GGUF
+vocabulary, which gguf/tokenizer.py converts.
 """
 
 from __future__ import annotations
