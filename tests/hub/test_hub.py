@@ -71,6 +71,7 @@ def test_first_use_downloads_and_converts_the_second_needs_no_network(yocobit, h
 
     assert first.returncode == 0, first.stderr
     assert "model.safetensors (published codes)" in first.stderr
+    assert f"{NAME}: converted once" in first.stderr
     assert second.stdout == first.stdout
     assert second.stderr == ""
     assert hub.requests == []

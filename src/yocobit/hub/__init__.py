@@ -93,7 +93,6 @@ def source(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
 def _convert_path(
     cache: ModelCache, path: Path, options: Options, say: Callable[[str], None]
 ) -> Path:
-    say(f"{path}: converted once; this takes a minute for a large model")
     folder = path if path.is_dir() else path.parent
     hashes = {name: sha256(folder / name) for name in _names(path)}
     return cache.add(str(path), path, hashes, options, say=say)

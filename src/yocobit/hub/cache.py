@@ -133,6 +133,7 @@ class ModelCache:
             self._names.mkdir(parents=True, exist_ok=True)
             with _locked(self._packed / f".{key}.lock", say):
                 if not out.is_dir():
+                    say(f"{name}: converted once; this takes a minute for a large model")
                     self._convert(source, out, options, say)
                 with replacing(self._file(name)) as partial:
                     partial.write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
