@@ -13,7 +13,8 @@ from gguf_models import BITNET, LAYERS, TOKENS, V, encoded, tensors, ternary, wr
 from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.importers import IntegerMatrix, import_model
-from yocobit.importers.gguf.architectures import architecture_of, read_config, tensor_name
+from yocobit.importers.gguf.architectures import architecture_of, tensor_name
+from yocobit.importers.gguf.configuration import read_config
 from yocobit.importers.gguf.container import GGUFFile
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.mixers import parameter_shapes

@@ -68,7 +68,7 @@ _DENSE = (equals("projection_norms", False),)
 
 
 def export_huggingface(model: PackedModel, out: Path, context: int = CONTEXT) -> list[str]:
-    """Write a model as the directory `out`; return what differs from the model, one line each.
+    """Write a model as the directory `out`; return the differences from the model, one line each.
 
     `context` is the context length that config.json names. ConfigError for what transformers
     cannot compute.
@@ -229,7 +229,7 @@ def _write_text(model: PackedModel, directory: Path) -> None:
 
 
 def _set_added(tokenizer: Tokenizer, added: AddedTokens) -> None:
-    """Let a tokenizer add tokens to each text, as the engine does."""
+    """Set the post-processor of a tokenizer: it adds the same tokens to a text as the engine."""
     parts = {name: ids for name, ids in added._asdict().items() if ids}
     text = [part for part in ("before", "$A", "after") if part in parts or part == "$A"]
     tokenizer.post_processor = TemplateProcessing(

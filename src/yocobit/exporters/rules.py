@@ -1,4 +1,4 @@
-"""What a configuration must be so that another program computes the same model."""
+"""Rules for configurations: another program computes the same model only if all of them hold."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ PLAIN = (
 
 
 def check(model: PackedModel, target: str, rules: Iterable[Rule]) -> None:
-    """Raise ConfigError for the first rule that a model breaks; `target` says whose rules."""
+    """Raise ConfigError for the first rule that a model breaks; `target` names the program."""
     for rule in rules:
         if not rule.holds(model.config):
             value = getattr(model.config, rule.name)
@@ -67,7 +67,7 @@ def check(model: PackedModel, target: str, rules: Iterable[Rule]) -> None:
 
 
 def frequency_divisors(config: ModelConfig) -> Floats:
-    """Return what divides each frequency of rope_theta."""
+    """Return the divisors that turn the frequencies of rope_theta into those of the model."""
     n = config.head_dim // 2
     base = config.rope_theta ** -(np.arange(n) / n)
     own = np.array(config.full_rope_frequencies or base)

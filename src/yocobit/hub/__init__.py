@@ -81,7 +81,7 @@ def pull(
 
 
 def source(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
-    """Return the path of a published checkpoint, downloaded if it is on the hub, not converted."""
+    """Return the path of a published checkpoint; download it if it is on the hub."""
     name = parse_name(model)
     if not isinstance(name, HubName):
         return name

@@ -131,7 +131,10 @@ def _nothing(names: Collection[str]) -> str:
     """Describe what a repository has when none of it can be imported."""
     parts = [name for name in names if _PART.search(name)]
     if parts:
-        return f"has GGUF files in several parts, such as {min(parts)}, which are not supported"
+        return (
+            f"has GGUF files in several parts, such as {min(parts)}; download and join them with "
+            "llama-gguf-split --merge, or choose another repository"
+        )
     ggufs = sorted(name for name in names if name.endswith(".gguf"))
     if ggufs:
         return (

@@ -47,7 +47,7 @@ def download(name: HubName) -> Download:
             is_offline = True
 
         def fetch(file: str) -> Path:
-            # With the name's revision: the cache then knows its commit when there is no network.
+            # By the revision in the name, so that the cache records its commit for offline use.
             path = Path(
                 hub.hf_hub_download(
                     name.repository, file, revision=name.revision, local_files_only=is_offline
@@ -104,7 +104,7 @@ def _files_on_hub(hub: Any, name: HubName) -> tuple[str, dict[str, str | None]]:
 
 
 def _files_in_cache(hub: Any, name: HubName, error: Exception) -> tuple[str, dict[str, str | None]]:
-    """Return the same of a repository that was downloaded before."""
+    """Return commit and files of a repository in the cache of huggingface_hub."""
     wanted = name.revision or "main"
     try:
         repositories = hub.scan_cache_dir().repos
@@ -188,7 +188,7 @@ def _reporting(name: HubName) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of a message that says something."""
+    """Return the first line of a message that is not blank."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

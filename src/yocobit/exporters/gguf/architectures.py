@@ -30,7 +30,7 @@ _RULES = {
 
 
 def architecture_for(model: PackedModel) -> Architecture:
-    """Return the architecture that computes a model; ConfigError names what none has."""
+    """Return the architecture that computes a model; ConfigError if none does."""
     config = model.config
     name = "bitnet" if config.sub_norm else "llama" if config.qk_norm == "none" else "qwen3"
     check(model, f"llama.cpp's architecture '{name}'", (*_ALL, *_RULES[name]))

@@ -56,7 +56,7 @@ def export_gguf(
     tables: str | None = None,
     context: int = CONTEXT,
 ) -> list[str]:
-    """Write a model as the GGUF file `out`; return what differs from the model, one line each.
+    """Write a model as the GGUF file `out`; return the differences from the model, one line each.
 
     `weights` is the tensor type of ternary matrices, "tq2_0" or "tq1_0". `tables` is that of an
     int8 or int4 embedding and head: "f16", "f32", or None for Q8_0 and Q4_0 with the stored
@@ -145,7 +145,7 @@ def _permuted(rows: Array, head_dim: int) -> Array:
 
 
 def _rounding(model: PackedModel, specs: Mapping[str, TensorSpec]) -> Iterator[str]:
-    """Yield what is rounded; ConfigError for scales beyond the range of float16."""
+    """Yield a line for each kind of rounding; ConfigError for scales out of float16's range."""
     weights = Weights(model)
     errors: dict[str, float] = {}  # the largest relative one, by parts of the model
     halved = []
@@ -203,7 +203,7 @@ def _text(model: PackedModel, generation: GenerationConfig) -> dict[str, Any]:
 
 
 def _omissions(model: PackedModel, generation: GenerationConfig) -> Iterator[str]:
-    """Yield what the file does not have."""
+    """Yield a line for each part of the model that the file lacks."""
     if not (model.path / TOKENIZER).exists():
         yield "the file has no tokenizer, as the model has none"
     if generation.stops:

@@ -18,7 +18,7 @@ from yocobit.importers.gguf.vocabulary import BPE, TokenType
 from yocobit.text.generation_config import GenerationConfig
 
 _PREFIX = "tokenizer.ggml."
-# The patterns of pre-tokenizers that are no Split.
+# The patterns of pre-tokenizers other than Split.
 _OF_BYTE_LEVEL = PRE_TOKENIZERS["gpt-2"].patterns
 _DIGIT = r"\p{N}"
 _FIRST_UNASSIGNED = "\U00040000"

@@ -18,9 +18,9 @@ from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.gguf.architectures import (
     ROPE_FACTORS,
     architecture_of,
-    read_config,
     tensor_name,
 )
+from yocobit.importers.gguf.configuration import read_config
 from yocobit.importers.gguf.container import GGUFFile, TensorInfo
 from yocobit.importers.gguf.tensor_types import identify, read_floats, read_integers
 from yocobit.importers.gguf.text import read_text, read_text_with
