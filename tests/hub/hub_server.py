@@ -27,7 +27,7 @@ class Repository:
     token: str | None = None  # of those who may read it
     revisions: tuple[str, ...] = ("main", COMMIT)
     hash_of: dict[str, str] = field(default_factory=dict)  # a wrong SHA-256, by file
-    cut_after: dict[str, int] = field(default_factory=dict)  # close after so many bytes, once
+    cut_after: dict[str, int] = field(default_factory=dict)  # close after N bytes, once
 
     @classmethod
     def of(cls, folder: Path, **settings) -> Repository:

@@ -212,7 +212,7 @@ def test_pooling_of_sentence_transformers_is_imported(tmp_path, fields, pooling)
         assert open_checkpoint(source).config.pooling == pooling
 
 
-def test_falcon_e_without_quantization_config_is_taken_as_masters(tmp_path):
+def test_falcon_e_without_quantization_config_imports_as_masters(tmp_path):
     source = publish(random_model("llama"), tmp_path / "hf", is_bitnet_config=True)
 
     checkpoint = open_checkpoint(source)
@@ -291,7 +291,7 @@ def test_missing_keys_have_the_defaults_of_transformers(kind, keys):
     assert short.config == complete.config
 
 
-def test_tokenizer_of_another_directory_replaces_the_own(tmp_path):
+def test_tokenizer_of_another_directory_replaces_that_of_the_checkpoint(tmp_path):
     from packed_models import tokenizer
 
     source = publish(random_model("llama", vocab_size=512), tmp_path / "hf", eos_token_id=3)

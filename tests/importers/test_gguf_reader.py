@@ -322,7 +322,7 @@ def test_norms_before_projections_are_those_of_bitnet_embedding_models(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["rope_freqs.weight", "blk.0.attn_rot_embd"])
-def test_frequencies_are_no_unknown_tensors(tmp_path, name):
+def test_tensors_of_rope_frequencies_are_accepted(tmp_path, name):
     replaced = {name: np.ones(32, dtype=np.float32)}
 
     assert GGUFCheckpoint(write_model(tmp_path / "m.gguf", "llama", replace=replaced))

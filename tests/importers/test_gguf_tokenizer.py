@@ -145,7 +145,7 @@ def test_a_whole_word_is_a_token_without_merges_where_llama3_does_so():
         assert tokenizer.encode("word", add_special_tokens=False).tokens == expected
 
 
-def test_of_equal_merges_the_first_counts():
+def test_duplicate_merges_count_once():
     metadata = byte_level(["a b", "b c", "a b"]) | {f"{PREFIX}pre": "gpt-2"}
     _, tokenizer, _ = convert(metadata)
     assert tokenizer.encode("abc", add_special_tokens=False).tokens == ["ab", "c"]
@@ -290,7 +290,7 @@ def byte_level(merges=(), extra=(), **fields):
     }
 
 
-def test_tokens_that_end_a_turn_are_special_whatever_their_type():
+def test_tokens_that_end_a_turn_are_special_in_every_type():
     metadata = byte_level(extra=["<|eot_id|>", "<s>"], pre="qwen2", bos_token_id=257)
     files, tokenizer, _ = convert(metadata)
     assert files.generation == {"eos_token_id": [256]}
@@ -351,7 +351,7 @@ def test_empty_tokens_keep_their_ids():
     assert tokenizer.id_to_token(258) == "x y"
 
 
-def test_padding_that_is_no_token_is_left_out():
+def test_padding_id_without_a_token_is_left_out():
     files, _, _ = convert(byte_level(pre="qwen2", padding_token_id=2**32 - 1))
     assert files.generation == {}
 
