@@ -92,7 +92,7 @@ def test_every_command_has_arguments_here():
     ("arguments", "words"),
     [
         (["inspect", "microsoft/bitnet-b1.58-2B-4T"], "neither an existing path nor in the cache"),
-        (["inspect", "bitnet-b1.58-2B-4T"], "or ORG/NAME[@REVISION][:FILE] of a model on the hub"),
+        (["inspect", "bitnet-b1.58-2B-4T"], "; yocobit pull ORG/NAME downloads a model of"),
         (["inspect", "published"], "as yocobit pack or yocobit import writes it"),
         (["inspect", "."], "holds no config.json; name the directory of a packed model"),
         (["import", "microsoft/bitnet-b1.58-2B-4T", "out"], "downloaded from the Hugging Face Hub"),

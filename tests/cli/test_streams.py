@@ -37,7 +37,7 @@ def test_an_error_that_the_output_cannot_encode_is_one_line():
     result = shell(f"{YOCOBIT} inspect 'no ☕'", PYTHONIOENCODING="ascii")
 
     assert result.returncode == 2
-    assert result.stderr.startswith(b"error: 'no \\u2615': is not an existing path")
+    assert result.stderr.startswith(b"error: no \\u2615: no such directory")
     assert result.stderr.count(b"\n") == 1
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from yocobit.errors import ConfigError
 from yocobit.hub import HubName, parse_name
 
 
@@ -32,10 +31,17 @@ def test_existing_path_has_precedence(tmp_path: Path, monkeypatch):
     assert parse_name("a/b") == Path("a/b")
 
 
-@pytest.mark.parametrize(
-    "text", ["", "model", "./a/b", "/a/b", "a/b/c", "a//b", "a/b@", "a/b:", "a/b:../x", "a/b\n"]
-)
-def test_other_strings_are_neither_path_nor_name(text, tmp_path: Path, monkeypatch):
+def test_checkpoint_of_a_run_is_a_path(tmp_path: Path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="is not an existing path; give a packed model"):
-        parse_name(text) if text else parse_name("''")
+
+    assert parse_name("checkpoints/last") == Path("checkpoints/last")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "model", "./a/b", "/a/b", "a/b/c", "a/b@", "a/b:", "a/b:../x", "a/b\n", "\ud800"]
+)
+def test_other_strings_are_paths(text, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert parse_name(text) == Path(text)

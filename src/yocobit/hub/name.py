@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from yocobit.errors import ConfigError, shown
-
 _HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(@(?P<revision>[^:@]+))?(:(?P<file>[^:]+))?"
@@ -29,17 +27,16 @@ class HubName:
 
 
 def parse_name(model: str | Path) -> Path | HubName:
-    """Return the path or the name on the hub that `model` is; an existing path has precedence.
+    """Return the name on the hub that `model` is, or a path, which need not exist.
 
-    ConfigError if it is neither an existing path nor a valid name.
+    A string is a path if it exists, names a checkpoint of a run ("checkpoints/last"), or is no
+    valid name.
     """
     path = Path(model)
-    if isinstance(model, Path) or os.path.exists(path):
+    is_of_run = path.parent.name == "checkpoints" and os.path.isdir(path.parent)
+    if isinstance(model, Path) or os.path.exists(path) or is_of_run:
         return path
     found = _HUB_NAME.fullmatch(model)
     if found is None or ".." in (found["file"] or "").split("/"):
-        raise ConfigError(
-            f"{shown(model)}: is not an existing path; give a packed model's directory, a GGUF "
-            "file, a Hugging Face directory, or ORG/NAME[@REVISION][:FILE] of a model on the hub"
-        )
+        return path
     return HubName(found["repository"], found["revision"], found["file"])

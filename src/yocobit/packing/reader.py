@@ -137,8 +137,8 @@ def _hint(path: Path) -> str:
         return "; yocobit pull converts a GGUF file"
     if (path / CONFIG).exists():
         return ", as yocobit pack or yocobit import writes it"
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        return "; yocobit pull downloads a model of the Hugging Face Hub"
+    if not path.exists() and re.fullmatch(r"([\w.-]+/)?[\w.-]+", str(path)):
+        return "; yocobit pull ORG/NAME downloads a model of the Hugging Face Hub"
     return ""
 
 
