@@ -21,6 +21,7 @@ ARGUMENTS = {
     "plot": ["missing"],
     "pack": ["missing", "out"],
     "import": ["missing", "out"],
+    "export": ["missing", "out", "--to", "gguf"],
     "chat": ["missing"],
     "serve": ["missing", "--port", "0"],
     "generate": ["text", "--model", "missing"],
@@ -96,7 +97,7 @@ def test_every_command_has_arguments_here():
         (["inspect", "published"], "as yocobit pack or yocobit import writes it"),
         (["inspect", "."], "holds no config.json; name the directory of a packed model"),
         (["import", "microsoft/bitnet-b1.58-2B-4T", "out"], "downloaded from the Hugging Face Hub"),
-        (["import", "model.gguf", "out"], "holds no config.json"),
+        (["import", "model.gguf", "out"], "was truncated: it ends after 4 bytes"),
         (["train", ".", "--out", "out"], "is a directory; name a TOML file"),
     ],
 )

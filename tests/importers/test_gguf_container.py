@@ -100,7 +100,7 @@ DEEP = struct.pack("<IQ", 9, 1) * 5 + struct.pack("<IQ", 0, 0)
 MALFORMED = {
     "empty": (b"", "must be a GGUF file"),
     "other magic": (b"ggjt" + b"\0" * 40, "must be a GGUF file.*ggjt"),
-    "magic only": (b"GGUF", "must be a GGUF file"),
+    "magic only": (b"GGUF", "was truncated: it ends after 4 bytes"),
     "version 1": (raw_file(version=1), "GGUF version must be 2 or 3 but is 1"),
     "version 4": (raw_file(version=4), "GGUF version must be 2 or 3 but is 4"),
     "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "is a big-endian GGUF file"),

@@ -21,7 +21,7 @@ def test_peak_memory_is_below_two_copies_of_the_largest_tensor(tmp_path, head, m
     import_model(source, tmp_path / "first", head)  # loads modules
     for module, name in ((writer, "_PIECE_BYTES"), (tensor_source, "_PIECE_BYTES")):
         monkeypatch.setattr(module, name, 1 << 14)
-    monkeypatch.setattr(layout, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(layout, "_PIECE_WEIGHTS", 64 * 64)
 
     tracemalloc.start()
     packed = import_model(source, tmp_path / "model", head)

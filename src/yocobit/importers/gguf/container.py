@@ -145,7 +145,9 @@ class GGUFFile:
 
 def _check_start(path: Path, start: bytes) -> None:
     """Raise ConfigError unless the first 8 bytes are those of a supported version."""
-    if start[:4] != MAGIC or len(start) < 8:
+    if start[:4] == MAGIC and len(start) < 8:
+        raise ConfigError(f"{path}: was truncated: it ends after {len(start)} bytes; copy it again")
+    if start[:4] != MAGIC:
         raise ConfigError(
             f"{path}: must be a GGUF file, which starts with {MAGIC!r}, but starts with "
             f"{shown(start[:4])}"
