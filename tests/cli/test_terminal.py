@@ -99,6 +99,24 @@ def test_ctrl_c_stops_a_reply_but_not_the_conversation(terminal):
     assert terminal.exit_code(nudge="/exit\n") == 0
 
 
+def test_second_ctrl_c_while_the_first_is_handled_returns_to_the_prompt(monkeypatch):
+    lines = iter(["a question", "/exit"])
+    interrupts = iter([KeyboardInterrupt(), KeyboardInterrupt()])
+
+    def interrupted(*args) -> None:
+        for error in interrupts:
+            raise error
+
+    monkeypatch.setattr(shown, "_read", lambda prompt: next(lines))
+    monkeypatch.setattr(shown, "_handle", interrupted)
+    monkeypatch.setattr(shown, "print", interrupted, raising=False)
+
+    shown._converse_at_keyboard(chat=None)
+
+    assert next(lines, None) is None
+    assert next(interrupts, None) is None
+
+
 @pytest.mark.parametrize(
     ("is_terminal", "expected"),
     [(True, "a\n\t\u241b[2J\u241b]52;c;eA==\u2407 \ufffd31m\u00e9\n"), (False, None)],

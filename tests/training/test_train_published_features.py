@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published_decoders import CASES, V
-from training_runs import assert_same_run, records, run, signal_at
+from training_runs import assert_same_run, run, signal_at
 
 from yocobit import Engine
 from yocobit.config import ModelConfig
@@ -56,8 +56,6 @@ def test_a_run_resumes_to_the_last_bit_and_its_model_packs(toml, tmp_path, monke
     run(toml, tmp_path / "parts", *OVERRIDES, "run.steps=6", resume=True)
 
     assert_same_run(tmp_path / "parts", tmp_path / "straight")
-    losses = [record["loss"] for record in records(tmp_path / "straight") if "loss" in record]
-    assert losses[-1] < losses[0]
     found = checkpoints.last(tmp_path / "straight")
     config = ModelConfig.from_json(found / "config.json")
     assert {**config.fields(), **FEATURES} == config.fields()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from yocobit.engine import Chat
 from yocobit.errors import UserError, printable
@@ -49,25 +49,39 @@ def converse(chat: Chat, name: str) -> None:
     if sys.stdin.isatty():
         _converse_at_keyboard(chat)
     else:
-        for message in _messages(_read):
+        for message in _messages():
             _handle(chat, message)
 
 
 def _converse_at_keyboard(chat: Chat) -> None:
     import readline  # noqa: F401  # gives input() line editing and history
 
-    for message in _messages(_read_typed):
+    is_open = True
+    while is_open:
         try:
-            _handle(chat, message)
-        except KeyboardInterrupt:
-            print()
-        except UserError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            is_open = _exchange(chat)
+        except KeyboardInterrupt:  # another Ctrl-C, while the first one was handled
+            continue
 
 
-def _messages(read: Callable[[], str | None]) -> Iterator[str]:
+def _exchange(chat: Chat) -> bool:
+    """Read a line and answer it; return False at the end of the conversation."""
+    line = _read_typed()
+    if line is None or line in _EXIT:
+        return False
+    try:
+        if line:
+            _handle(chat, line)
+    except KeyboardInterrupt:
+        print()
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+    return True
+
+
+def _messages() -> Iterator[str]:
     """Yield non-blank lines up to the end of the input or an exit command."""
-    while (line := read()) is not None and line not in _EXIT:
+    while (line := _read()) is not None and line not in _EXIT:
         if line:
             yield line
 
