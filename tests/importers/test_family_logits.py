@@ -92,6 +92,7 @@ def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, ch
         ("llama", OFFLINE, {"head_dim": 32}),  # Falcon3
         ("llama", {**OFFLINE, "modules_to_not_convert": ["lm_head", "down_proj"]}, {}),
         ("qwen2", {**OFFLINE, "use_rms_norm": True}, {}),
+        ("qwen2", AUTO, {}),
         (
             "qwen3",
             {**OFFLINE, "use_rms_norm": True, "rms_norm_eps": 1e-3, "modules_to_not_convert": []},

@@ -100,6 +100,8 @@ class HuggingFaceCheckpoint:
             integers, scale = self._integers(theirs, shape)
             return IntegerMatrix(integers, np.array([scale], dtype=np.float32))
         values = self._floats(theirs, shape)
+        if name.endswith(".bias") and self._scales_bias(name.removesuffix("bias") + "weight"):
+            values = values * np.float32(self._scale(theirs.removesuffix("bias") + "weight"))
         is_own_norm = name.endswith("norm.weight") and not name.endswith(
             ("_proj.norm.weight", "head.norm.weight")
         )
@@ -158,6 +160,15 @@ class HuggingFaceCheckpoint:
     def _is_ternary(self, name: str) -> bool:
         module = self._names.of_parameter(name).removesuffix(".weight")
         return self._quantization is not None and self._quantization.quantises(module)
+
+    def _scales_bias(self, projection: str) -> bool:
+        """Whether the scale multiplies the bias too: AutoBitLinear adds it before scaling."""
+        quantization = self._quantization
+        return (
+            quantization is not None
+            and not (quantization.divides_by_scales or self._has_masters)
+            and projection in self._ternary
+        )
 
     def _formats(self) -> dict[str, WeightFormat]:
         """Return the formats of single parameters; float16 tensors stay in float16."""
