@@ -11,9 +11,9 @@ from pathlib import Path
 
 from yocobit.disk import sha256
 from yocobit.errors import ConfigError
-from yocobit.hub.cache import Entry, ModelCache, Options
+from yocobit.hub.cache import Entry, ModelCache, Options, folder_of
 from yocobit.hub.choice import TEXT_FILES
-from yocobit.hub.download import download
+from yocobit.hub.download import Download, download
 from yocobit.hub.name import HubName, parse_name
 from yocobit.packing.format import CONFIG, MODEL, is_packed
 from yocobit.packing.tensor_source import tensor_files
@@ -61,8 +61,7 @@ def pull(
     cache = ModelCache()
     options = options or Options()
     if isinstance(name, HubName):
-        files = download(name)
-        say(f"{name}: {files.choice.reason}, revision {files.revision[:12]}")
+        files = _download(name, say)
         return cache.add(
             str(name),
             files.path,
@@ -85,15 +84,19 @@ def source(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
     name = parse_name(model)
     if not isinstance(name, HubName):
         return name
+    return _download(name, say).path
+
+
+def _download(name: HubName, say: Callable[[str], None]) -> Download:
     files = download(name)
     say(f"{name}: {files.choice.reason}, revision {files.revision[:12]}")
-    return files.path
+    return files
 
 
 def _convert_path(
     cache: ModelCache, path: Path, options: Options, say: Callable[[str], None]
 ) -> Path:
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     hashes = {name: sha256(folder / name) for name in _names(path)}
     return cache.add(str(path), path, hashes, options, say=say)
 
@@ -118,7 +121,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_unchanged(path: Path, entry: Entry) -> bool:
-    folder = path if path.is_dir() else path.parent
+    folder = folder_of(path)
     if [each.name for each in entry.files] != _names(path):
         return False
     for each in entry.files:

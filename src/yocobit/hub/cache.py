@@ -113,7 +113,7 @@ class ModelCache:
 
         UserError on a full disk; otherwise the errors of the importers.
         """
-        folder = source if source.is_dir() else source.parent
+        folder = folder_of(source)
         model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
         key = _key(hashes, options, model)
         entry = Entry(
@@ -198,6 +198,11 @@ def default_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
     return folder / "yocobit" / "models"
+
+
+def folder_of(source: Path) -> Path:
+    """Return the directory with the files of a source: its own, or that of a GGUF file."""
+    return source if source.is_dir() else source.parent
 
 
 def _key(hashes: dict[str, str], options: Options, model: str) -> str:
