@@ -3,7 +3,7 @@
 One implementation per file format: huggingface/ and gguf/. convert.py writes a packed model from
 it. Without torch.
 
-Letters: M output features   K input features
+Letters: M output features   K input features   N groups of columns
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from yocobit.config import ModelConfig
 from yocobit.packing.formats import WeightFormat
-from yocobit.packing.layout import Floats, Int8s
+from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.text_files import TextFiles
 
 
@@ -22,7 +22,9 @@ class IntegerMatrix(NamedTuple):
     """A quantised matrix: weight = integer * scale, both as published."""
 
     integers: Int8s  # (M, K)
-    scale: Floats  # (1,), or (M,): one per row; positive
+    # (1,), (M,), or (M, N): one per matrix, row, or group of columns of the format; float16 or
+    # float32. 0 only for a row or group of zeros.
+    scale: Array
 
 
 class Checkpoint(Protocol):

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from yocobit.config import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
 from yocobit.importers.report import describe_import, warnings_of
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import scale_name
-from yocobit.packing.formats import StoredParameter, stored_parameters
-from yocobit.packing.layout import Array
+from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.formats import PerGroup, StoredParameter, stored_parameters
+from yocobit.packing.layout import ROWS, Array
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.writer import check_new, write_model
@@ -113,4 +115,34 @@ def stored_tensors(
             )
         else:
             yield name, format.encode(values.integers)
-            yield scale_name(name), values.scale
+            yield scale_name(name), _stored_scales(checkpoint, name, stored, values.scale)
+
+
+def _stored_scales(
+    checkpoint: Checkpoint, name: str, stored: StoredParameter, scales: Array
+) -> Array:
+    """Return published scales in dtype and layout of the format; ConfigError if one is rounded.
+
+    One scale of a matrix becomes that of each row in a format with a scale per row.
+    """
+    granularity = stored.format.scale
+    assert granularity is not None
+    M, K = stored.shape
+    shape = granularity.shape(M, K)
+    with np.errstate(over="ignore"):  # checked below
+        converted = scales.astype(DTYPES[granularity.dtype])
+    if (is_rounded := converted != scales).any():
+        raise ConfigError(
+            f"{checkpoint.path}: tensor '{name}' must have scales that are exact in "
+            f"{converted.dtype}, as format {stored.format.name} stores them, but has "
+            f"{scales[is_rounded][0]:g}; choose another file of the model"
+        )
+    if not isinstance(granularity, PerGroup):
+        return np.broadcast_to(converted, shape)
+    n_groups = -(-K // granularity.columns)
+    if converted.shape != (M, n_groups):
+        raise ValueError(f"scales must have the shape {(M, n_groups)} but have {converted.shape}")
+    # Rows and groups past the last have the scale 0.
+    padded = np.zeros((shape[0] * ROWS, shape[1]), dtype=converted.dtype)
+    padded[:M, :n_groups] = converted
+    return padded.reshape(shape[0], ROWS, shape[1]).transpose(0, 2, 1)
