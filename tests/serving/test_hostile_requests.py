@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +12,7 @@ import httpx
 import pytest
 import servers
 
+from yocobit.hardware.host import allocated_bytes
 from yocobit.pretrained import TINY
 from yocobit.serving import ServerSettings, limits
 from yocobit.serving.api import protocol, served_model
@@ -172,6 +175,106 @@ def test_large_bodies_in_memory_are_bounded(server, monkeypatch):
     assert rejected.json()["error"]["code"] == "too_many_large_bodies"
     assert small.status_code == 200
     assert server.post(TEXT, prompt="a", user="a" * 50_000, max_tokens=1).status_code == 200
+
+
+LARGE = 6 << 20  # bytes of a body
+COSTLY = {
+    "messages": SEA,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"schema": SCHEMAS["large multiple"]},
+    },
+}
+
+
+def status(server, path: str, **body) -> int:
+    """The status of the response to a large body; the client keeps no copy of it."""
+    with server.send(path, **body, user="x" * LARGE) as connection:
+        return int(connection.recv(1 << 16).split()[1])
+
+
+def complete(server, monkeypatch):
+    assert status(server, TEXT, prompt="a", max_tokens=1) == 200
+
+
+def reject_invalid(server, monkeypatch):
+    assert status(server, TEXT, prompt=[[]]) == 400
+
+
+def reject_costly(server, monkeypatch):
+    assert status(server, CHAT, **COSTLY) == 400
+
+
+def reject_at_the_time_limit(server, monkeypatch):
+    monkeypatch.setattr(server.runtime, "_timeout_s", 0.01)
+    assert status(server, CHAT, **COSTLY) == 504
+
+
+def reject_without_memory(server, monkeypatch):
+    monkeypatch.setattr(limits, "LARGE_BODIES", LARGE / server.state.settings.max_body_bytes)
+    assert status(server, TEXT, prompt="a") == 503
+
+
+def disconnect_while_reading(server, monkeypatch):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with server.connect() as connection:
+        connection.sendall(head + b"Content-Length: 9000000\r\n\r\n" + b" " * LARGE)
+        servers.wait_for(lambda: server.state._body_bytes == LARGE)
+
+
+def disconnect_while_preparing(server, monkeypatch):
+    with server.send(CHAT, **COSTLY, user="x" * LARGE):
+        servers.wait_for(lambda: server.runtime._n_preparing)
+
+
+needs_glibc = pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the C library does not report its heap"
+)
+
+
+@needs_glibc
+@pytest.mark.parametrize(
+    "request_with",
+    [
+        complete,
+        reject_invalid,
+        reject_costly,
+        reject_at_the_time_limit,
+        reject_without_memory,
+        disconnect_while_reading,
+        disconnect_while_preparing,
+    ],
+)
+def test_large_body_is_freed_without_a_garbage_collection(server, monkeypatch, request_with):
+    server.client.get("/health")
+    gc.collect()
+    gc.disable()
+    try:
+        before = allocated_bytes()
+        request_with(server, monkeypatch)
+        servers.wait_for(lambda: not server.state._body_bytes)
+        server.client.get("/health")  # the request's task has ended
+
+        assert allocated_bytes() - before < LARGE // 2
+    finally:
+        gc.enable()
+
+
+@needs_glibc
+def test_large_body_is_freed_while_its_request_is_queued(server, monkeypatch):
+    scheduler = server.runtime.scheduler
+    server.client.get("/health")
+    before = allocated_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_fits", lambda request: False)
+        connection = server.send(TEXT, prompt="a", max_tokens=1, user="x" * LARGE)
+        servers.wait_for(lambda: scheduler.n_waiting)
+        growth = allocated_bytes() - before
+    with connection:
+        response = connection.recv(1 << 16)
+
+    assert response.split()[1] == b"200"
+    assert growth < LARGE // 2
 
 
 def test_requests_that_wait_for_preparation_count_as_queued(monkeypatch):

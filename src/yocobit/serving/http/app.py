@@ -85,14 +85,7 @@ class EndpointApp:
         arrived_at, client = time.monotonic(), scope["state"]["client"]
         prepared: Any = None
         if endpoint.body is not None:
-            state.require_ready()
-            with state.body_memory() as reserve:
-                limit = endpoint.max_body_bytes(state.settings)
-                body = await read_body(scope, receive, limit, reserve)
-                prepared = self._prepare_at_once(state, body, client)
-                if prepared is None:
-                    work = self._prepare(state, body, client, arrived_at)
-                    prepared = await while_connected(receive, work)
+            prepared = await self._read_and_prepare(scope, receive, client, arrived_at)
         async with contextlib.AsyncExitStack() as resources:
             call = Call(state, prepared, client, arrived_at, scope["path_params"], resources)
             try:
@@ -103,6 +96,21 @@ class EndpointApp:
                 await write_events(receive, send, reply.batches)
             else:
                 await write_body(send, reply.status, reply.value, reply.content_type)
+
+    async def _read_and_prepare(
+        self, scope: Scope, receive: Receive, client: str, arrived_at: float
+    ) -> Any:
+        """Return the prepared request; its body is freed then."""
+        state = scope["app"].state.server
+        state.require_ready()
+        with state.body_memory() as reserve:
+            limit = self.endpoint.max_body_bytes(state.settings)
+            body = await read_body(scope, receive, limit, reserve)
+            prepared = self._prepare_at_once(state, body, client)
+            if prepared is None:
+                work = self._prepare(state, body, client, arrived_at)
+                prepared = await while_connected(receive, work)
+            return prepared
 
     def _prepare_at_once(self, state: ServerState, body: bytes, client: str) -> Any:
         """Return the prepared request, or None unless it is cheap enough for the event loop."""

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -77,7 +78,7 @@ class Access:
 
         try:
             self._check(path, headers, scope)
-            await self._app(scope, receive, send_with_id)
+            await self._run(scope, receive, send_with_id)
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED_REQUEST
         except APIError as error:
@@ -101,6 +102,14 @@ class Access:
             logger.info(
                 "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
             )
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application; an error does not keep what its request held."""
+        try:
+            await self._app(scope, receive, send)
+        except BaseException as error:
+            _clear_frames(error)
+            raise
 
     def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """APIError unless the host name is trusted and the API key is valid, where required.
@@ -126,6 +135,18 @@ class Access:
             reason = "is wrong" if given else "is missing; send it as Authorization: Bearer KEY"
             raise APIError(401, f"the API key {reason}", code="invalid_api_key")
         scope["state"]["client"] = key_client(found.index(True))
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Clear the variables of the frames that an error left.
+
+    A variable that holds the error, or the task that raised it, makes a cycle: it would keep the
+    request's body until the next full garbage collection.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__context__
 
 
 def client_of(scope: Scope) -> str:
