@@ -140,6 +140,79 @@ Floats int4_gemm(const std::string& name, const Array<const uint8_t, 4>& codes,
   return y;
 }
 
+// codes (groups, blocks, 8, 32) in the order of GroupScaledMatrix, scales (groups, n, 8) float16 or
+// row_scales (M,); x (N, parts, K) int8, x_scales (N, K / 32) -> (N, M), 0 outside the groups.
+Floats group_scaled_gemm(const std::string& name, const Array<const uint8_t, 4>& codes,
+                         const std::optional<Array<const uint16_t, 3>>& scales,
+                         const std::optional<Array<const float, 1>>& row_scales, int m, int bits,
+                         int first, int step, const Array<const int8_t, 3>& x,
+                         const Array<const float, 2>& x_scales, int group_begin, int group_end) {
+  const Kernels& kernels = kernels_named(name);
+  const size_t groups = codes.shape(0), blocks = codes.shape(1);
+  const size_t N = x.shape(0), n_parts = x.shape(1), K = x.shape(2);
+  require(bits == 1 || bits == 2, "bits must be 1 or 2");
+  require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
+          "codes must be (groups, blocks, 8, 32)");
+  require(m > 0 && static_cast<size_t>(m + 7) / 8 == groups, "codes must hold M rows");
+  const size_t columns = blocks * kBlockBytes * 8 / bits;
+  require(scales.has_value() != row_scales.has_value(), "need scales or row_scales");
+  require(!row_scales || row_scales->shape(0) == static_cast<size_t>(m),
+          "row_scales must be one for each of M rows");
+  require(!scales || (scales->shape(0) == groups && scales->shape(2) == kRowsPerGroup &&
+                      (scales->shape(1) * 64 == columns || scales->shape(1) * 128 == columns)),
+          "scales must be (groups, n, 8) for 64 or 128 columns each");
+  require(n_parts == 1 || n_parts == 2, "x must have 1 or 2 parts");
+  require(K % kSignBlock == 0 && K >= columns && K < columns + kSignBlock,
+          "x must have as many values as the codes have columns, padded to 256");
+  require(x_scales.shape(0) == N && x_scales.shape(1) * kActivationGroup == K,
+          "x_scales must be (N, K / 32)");
+  require(0 <= group_begin && group_begin <= group_end && static_cast<size_t>(group_end) <= groups,
+          "need 0 <= group_begin <= group_end <= groups");
+  Buffer<int8_t> aligned = make_buffer<int8_t>(x.size());
+  std::memcpy(aligned.get(), x.data(), x.size());
+  std::vector<int32_t> sums(x_scales.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t n = i / (n_parts * K), part = i / K % n_parts, k = i % K;
+    const int32_t weight = part + 1 < n_parts ? kPartWeight : 1;
+    sums[(n * K + k) / kActivationGroup] -= weight * aligned[i];
+  }
+  const GroupScaledMatrix w = {
+      .codes = codes.data(),
+      .scales = scales ? scales->data() : nullptr,
+      .row_scales = row_scales ? row_scales->data() : nullptr,
+      .m = m,
+      .n_blocks = static_cast<int>(blocks),
+      .bits = bits,
+      .group_columns = scales ? static_cast<int>(columns / scales->shape(1)) : 0,
+      .first = first,
+      .step = step};
+  const GroupedRows rows = {.codes = aligned.get(),
+                            .scales = x_scales.data(),
+                            .sums = sums.data(),
+                            .n = static_cast<int>(N),
+                            .stride = static_cast<int>(K),
+                            .n_parts = static_cast<int>(n_parts)};
+  Floats y = new_array({N, static_cast<size_t>(m)});
+  kernels.group_scaled_gemm(w, rows, group_begin, group_end, y.data(), m);
+  return y;
+}
+
+nb::tuple quantize_grouped_row(const std::string& name, const Array<const float, 1>& x,
+                               int n_parts) {
+  const size_t K = x.shape(0), padded = round_up(K, kSignBlock);
+  require(K % kLanes == 0, "K must be a multiple of 8");
+  require(n_parts == 1 || n_parts == 2, "n_parts must be 1 or 2");
+  int8_t* codes = new int8_t[n_parts * padded];
+  nb::capsule owner(codes, [](void* p) noexcept { delete[] static_cast<int8_t*>(p); });
+  std::vector<float> scales(padded / kActivationGroup);
+  std::vector<int32_t> sums(padded / kActivationGroup);
+  kernels_named(name).quantize_grouped_row(x.data(), K, padded, n_parts, padded, codes,
+                                           scales.data(), sums.data());
+  return nb::make_tuple(nb::cast(nb::ndarray<nb::numpy, int8_t>(
+                            codes, {static_cast<size_t>(n_parts), padded}, owner)),
+                        scales, sums);
+}
+
 nb::tuple quantize_int8_row(const std::string& name, const Array<const float, 1>& x) {
   const size_t K = x.shape(0);
   require(K % kLanes == 0, "K must be a multiple of 8");
@@ -296,6 +369,13 @@ void bind_kernels(nb::module_& m) {
   m.def("int4_gemm", &int4_gemm, "kernels"_a, "codes"_a, "scales"_a, "m"_a, "x"_a,
         "Return y (N, M) = x (N, K) int16 times int4 weights.\n\n"
         "`codes` (groups, blocks, 8, 32) hold M rows, `scales` (groups, blocks, 8) float16 bits.");
+  m.def("group_scaled_gemm", &group_scaled_gemm, "kernels"_a, "codes"_a, "scales"_a.none(),
+        "row_scales"_a.none(), "m"_a, "bits"_a, "first"_a, "step"_a, "x"_a, "x_scales"_a,
+        "group_begin"_a, "group_end"_a,
+        "Return y (N, M) = grouped x times group-scaled weights (first + step * code) * scale.\n\n"
+        "`codes` (groups, blocks, 8, 32) hold M rows in the order [8 units][8 rows][4 bytes],\n"
+        "`scales` (groups, n, 8) float16 bits, or `row_scales` (M,); `x` (N, parts, K) int8 with\n"
+        "`x_scales` (N, K / 32). Only rows of the groups are computed, others are 0.");
   m.def("dense_gemm", &dense_gemm<float>, "kernels"_a, "values"_a, "x"_a,
         "Return y (N, M) = x (N, K) times float32 values (M, K), or float16 as their bits.");
   m.def("dense_gemm", &dense_gemm<uint16_t>, "kernels"_a, "values"_a, "x"_a);
@@ -307,6 +387,11 @@ void bind_kernels(nb::module_& m) {
         nb::sig("def quantize_int16_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> "
                 "tuple[numpy.typing.NDArray[numpy.int16], float, list[int]]"),
         "Return the codes of x (K,), their scale and the sum of every 64 of them.");
+  m.def("quantize_grouped_row", &quantize_grouped_row, "kernels"_a, "x"_a, "n_parts"_a,
+        nb::sig("def quantize_grouped_row(kernels: str, x: numpy.typing.NDArray[numpy.float32], "
+                "n_parts: int) -> tuple[numpy.typing.NDArray[numpy.int8], list[float], list[int]]"),
+        "Return the parts (n_parts, K padded to 256) of x (K,), a scale for every 32 values, and\n"
+        "minus the sum of every 32 integers.");
   m.def("rms_norm", &rms_norm, "kernels"_a, "x"_a, "weight"_a, "eps"_a,
         "Return RMSNorm of x (K,) times weight (K,).");
   m.def("exponentials", &exponentials, "kernels"_a, "x"_a, "largest"_a, "rate"_a,

@@ -8,15 +8,17 @@
 
 namespace yocobit {
 
-constexpr int kLanes = 8;           // of a floating-point sum: simd/lanes.h
-constexpr int kRowsPerGroup = 8;    // rows of a packed matrix that are interleaved
-constexpr int kBlockBytes = 32;     // bytes of one block of one row
-constexpr int kTernaryBlock = 128;  // columns of a block, 2 bits each
-constexpr int kSignBlock = 256;     // columns of a block, 1 bit each
-constexpr int kInt4Block = 64;      // columns of a block, 4 bits each
-constexpr int kInt16Max = 16383;    // of an int16 activation; 4096 pairs with int8 fit an int32
-constexpr int kTokenBlock = 32;     // tokens of a tile of a GEMM
-constexpr int kAttentionTile = 32;  // positions of a step of the online softmax
+constexpr int kLanes = 8;             // of a floating-point sum: simd/lanes.h
+constexpr int kRowsPerGroup = 8;      // rows of a packed matrix that are interleaved
+constexpr int kBlockBytes = 32;       // bytes of one block of one row
+constexpr int kTernaryBlock = 128;    // columns of a block, 2 bits each
+constexpr int kSignBlock = 256;       // columns of a block, 1 bit each
+constexpr int kInt4Block = 64;        // columns of a block, 4 bits each
+constexpr int kInt16Max = 16383;      // of an int16 activation; 4096 pairs with int8 fit an int32
+constexpr int kActivationGroup = 32;  // columns of grouped activations that share a scale
+constexpr int kPartWeight = 128;      // of the first of two int8 parts of an int16 activation
+constexpr int kTokenBlock = 32;       // tokens of a tile of a GEMM
+constexpr int kAttentionTile = 32;    // positions of a step of the online softmax
 constexpr double kSmallestAbsmax = 1e-12;  // of a row of activations: zeros are not divided by zero
 constexpr int kCacheLine = 64;
 constexpr ptrdiff_t kPrefetchBytes = 4096;  // distance at which weights are prefetched
@@ -64,6 +66,33 @@ struct Int4Matrix {
   const uint16_t* scales;  // [ceil(M / 8)][n_blocks][8]
   int m;
   int n_blocks;  // of 64 columns
+};
+
+// N activation rows rounded to integers with a scale for every kActivationGroup columns, padded
+// with zeros. One part: int8 in [-127, 127]. Two parts: int16 in [-kInt16Max, kInt16Max] as
+// kPartWeight * part 0 + part 1, part 1 in [0, 127].
+struct GroupedRows {
+  const int8_t* codes;  // [N][n_parts][stride], 32-byte aligned
+  const float* scales;  // [N][stride / 32]
+  const int32_t* sums;  // [N][stride / 32], minus the sum of the integers of each group
+  int n;
+  int stride;   // multiple of 256
+  int n_parts;  // 1 or 2
+};
+
+// Weights (first + step * code) * scale, where scales are of groups of columns of a row, or of
+// rows. Blocks have the columns of BitMatrix, byte b of a row's block holds columns b + 32 f in bit
+// field f, but the rows are interleaved by four bytes, so that the lanes of a vector are rows.
+struct GroupScaledMatrix {
+  const uint8_t* codes;  // [ceil(M / 8)][n_blocks][8 units][8 rows][4]: byte 4 * unit + i of a row
+  const uint16_t* scales;   // [ceil(M / 8)][padded K / group_columns][8] float16, or nullptr
+  const float* row_scales;  // [M] where scales is nullptr
+  int m;
+  int n_blocks;       // of 128 (2 bits) or 256 (1 bit) columns
+  int bits;           // 1 or 2
+  int group_columns;  // 64 or 128, 0 for row scales
+  int first;          // -1 or -3
+  int step;           // 1 or 2
 };
 
 // i4 is for caches only: 16 codes in [-7, 7] in 8 bytes, of which byte b holds codes b and b + 8

@@ -39,6 +39,16 @@ struct Kernels {
   void (*int4_gemm)(const Int4Matrix& w, const Int16Rows& x, int group_begin, int group_end,
                     float* y, ptrdiff_t y_stride);
 
+  // Group-scaled weights by grouped activations, for the rows of the groups [group_begin,
+  // group_end) that are below M. I[s] is the exact sum over the columns k of activation group s of
+  // (first + step * code[m][k]) * x[n][k], at most 3 * kInt16Max * 32 < 2^24. With scales:
+  //   t = fma(x.scales[n][s], float(I[s]), t) from 0 for the s of weight group g in order
+  //   y = fma(w.scales[m][g], t, y)           from 0 for the g in order
+  // With row scales: one t over all s, y = w.row_scales[m] * t. Any content of codes is valid.
+  //   y  [N][y_stride], must not overlap w or x
+  void (*group_scaled_gemm)(const GroupScaledMatrix& w, const GroupedRows& x, int group_begin,
+                            int group_end, float* y, ptrdiff_t y_stride);
+
   // y[n][m] = sum over k of w[m][k] * x[n][k] for f32 and f16 weights; rows [row_begin, row_end).
   //   x  [N][K], y  [N][y_stride]
   void (*dense_gemm)(const DenseMatrix& w, const float* x, int n, int row_begin, int row_end,
@@ -52,6 +62,14 @@ struct Kernels {
   // The same with kInt16Max instead of 127, and a sum for every 64 codes.
   void (*quantize_int16_row)(const float* x, int k, int padded, int16_t* codes, float* scale,
                              int32_t* sums);
+
+  // One row of GroupedRows. With largest = 127 (1 part) or kInt16Max (2 parts) and max|x| of each
+  // kActivationGroup columns, taken as at least 1e-12: integers round-half-even(x[k] * (largest /
+  // max|x|)), 0 for K <= k < padded; scales max|x| / largest; sums minus the sum of the integers.
+  //   codes  parts of `padded` values, plane_stride apart; scales, sums  [padded / 32]
+  //   k is a multiple of 8, padded one of 32
+  void (*quantize_grouped_row)(const float* x, int k, int padded, int n_parts,
+                               ptrdiff_t plane_stride, int8_t* codes, float* scales, int32_t* sums);
 
   // y = x / sqrt(mean(x^2) + eps) * weight; weight may be nullptr (ones). y may be x.
   void (*rms_norm)(const float* x, const float* weight, int size, float eps, float* y);

@@ -287,6 +287,15 @@ def int4_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(N
     `codes` (groups, blocks, 8, 32) hold M rows, `scales` (groups, blocks, 8) float16 bits.
     """
 
+def group_scaled_gemm(kernels: str, codes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None, None, None), order='C', device='cpu', writable=False)], scales: Annotated[NDArray[numpy.uint16], dict(shape=(None, None, None), order='C', device='cpu', writable=False)] | None, row_scales: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)] | None, m: int, bits: int, first: int, step: int, x: Annotated[NDArray[numpy.int8], dict(shape=(None, None, None), order='C', device='cpu', writable=False)], x_scales: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], group_begin: int, group_end: int) -> NDArray[numpy.float32]:
+    """
+    Return y (N, M) = grouped x times group-scaled weights (first + step * code) * scale.
+
+    `codes` (groups, blocks, 8, 32) hold M rows in the order [8 units][8 rows][4 bytes],
+    `scales` (groups, n, 8) float16 bits, or `row_scales` (M,); `x` (N, parts, K) int8 with
+    `x_scales` (N, K / 32). Only rows of the groups are computed, others are 0.
+    """
+
 @overload
 def dense_gemm(kernels: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]) -> NDArray[numpy.float32]:
     """
@@ -302,6 +311,12 @@ def quantize_int8_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> t
 def quantize_int16_row(kernels: str, x: numpy.typing.NDArray[numpy.float32]) -> tuple[numpy.typing.NDArray[numpy.int16], float, list[int]]:
     """
     Return the codes of x (K,), their scale and the sum of every 64 of them.
+    """
+
+def quantize_grouped_row(kernels: str, x: numpy.typing.NDArray[numpy.float32], n_parts: int) -> tuple[numpy.typing.NDArray[numpy.int8], list[float], list[int]]:
+    """
+    Return the parts (n_parts, K padded to 256) of x (K,), a scale for every 32 values, and
+    minus the sum of every 32 integers.
     """
 
 def rms_norm(kernels: str, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], weight: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], eps: float) -> NDArray[numpy.float32]:

@@ -134,6 +134,47 @@ uint64_t quantize_rows(const KernelFamily& family) {
   return checksum.value();
 }
 
+uint64_t quantize_grouped_rows(const KernelFamily& family) {
+  Checksum checksum;
+  for (const int K : {8, 24, 64, 200, 2560}) {
+    for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
+      for (const int n_parts : {1, 2}) {
+        Random random(static_cast<uint32_t>(K));
+        const std::vector<float> x = row_of(fill, K, random);
+        const int padded = (K + 255) / 256 * 256, n_groups = padded / kActivationGroup;
+        const int plane_stride = padded + 64;  // parts need not be adjacent
+        const float levels = n_parts == 1 ? 127.0f : kInt16Max;
+        Aligned<int8_t> codes(size_t(n_parts) * plane_stride);
+        std::vector<float> scales(n_groups);
+        std::vector<int32_t> sums(n_groups);
+        family.kernels.quantize_grouped_row(x.data(), K, padded, n_parts, plane_stride,
+                                            codes.data(), scales.data(), sums.data());
+        for (int group = 0; group < n_groups; ++group) {
+          const int begin = group * kActivationGroup, left = K - begin;
+          const int n = std::clamp(left, 0, kActivationGroup);
+          const float largest = largest_magnitude(x.data() + std::min(begin, K), n);
+          int32_t expected_sum = 0;
+          for (int i = 0; i < kActivationGroup; ++i) {
+            const float scaled = i < n ? x[begin + i] * (levels / largest) : 0.0f;
+            const int expected = static_cast<int>(std::nearbyint(scaled));
+            int actual = codes[begin + i];
+            if (n_parts == 2) actual = kPartWeight * actual + codes[plane_stride + begin + i];
+            check(actual == expected, family, "quantize_grouped_row must round half to even");
+            expected_sum -= expected;
+          }
+          check(scales[group] == largest / levels && sums[group] == expected_sum, family,
+                "scale and sum of a group of activations");
+        }
+        for (int part = 0; part < n_parts; ++part) {
+          checksum.add(codes.data() + part * plane_stride, padded);
+        }
+        checksum.add(scales);
+      }
+    }
+  }
+  return checksum.value();
+}
+
 uint64_t gelu(const KernelFamily& family) {
   Checksum checksum;
   for (const int n : {8, 24, 128, 1000}) {

@@ -166,7 +166,138 @@ void int8_case(const KernelFamily& family, const Shape& shape, Fill fill, Checks
   checksum.add(y);
 }
 
+// bits, first and step of codes, and columns of a scale (0: row scales)
+struct GroupScaledKind {
+  int bits, first, step, group_columns;
+};
+
+// Parts, sums and scales of N rows of grouped activations.
+struct GroupedActivations {
+  GroupedActivations(int n, int k, int n_parts, Fill fill, Random& random)
+      : stride((k + kSignBlock - 1) / kSignBlock * kSignBlock),
+        integers(size_t(n) * stride),
+        codes(size_t(n) * n_parts * stride),
+        sums(size_t(n) * stride / kActivationGroup),
+        scales(sums.size()) {
+    const int most = n_parts == 1 ? 127 : kInt16Max;
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < k; ++j) {
+        const int value = value_of(fill, random, -most, most);
+        const size_t at = size_t(i) * stride + j, part = size_t(i) * n_parts * stride + j;
+        integers[at] = value;
+        sums[at / kActivationGroup] -= value;
+        codes[part] = static_cast<int8_t>(n_parts == 1 ? value : value >> 7);
+        if (n_parts == 2) codes[part + stride] = static_cast<int8_t>(value & 127);
+      }
+    }
+    for (float& scale : scales) scale = 1.5f + random.number();
+    rows = {.codes = codes.data(),
+            .scales = scales.data(),
+            .sums = sums.data(),
+            .n = n,
+            .stride = stride,
+            .n_parts = n_parts};
+  }
+
+  int stride;
+  std::vector<int> integers;
+  Aligned<int8_t> codes;
+  std::vector<int32_t> sums;
+  std::vector<float> scales;
+  GroupedRows rows;
+};
+
+void group_scaled_case(const KernelFamily& family, const GroupScaledKind& kind, int n_parts,
+                       const Shape& shape, Fill w_fill, Fill x_fill, Checksum& checksum) {
+  const auto [M, K, N] = shape;
+  const int block = kBlockBytes * 8 / kind.bits, n_blocks = (K + block - 1) / block;
+  const int groups = (M + 7) / 8, columns = n_blocks * block;
+  const int per_scale = kind.group_columns ? kind.group_columns : columns;
+  Random random(static_cast<uint32_t>(M * 31 + K * 7 + N));
+  std::vector<int> w(size_t(groups) * 8 * columns);
+  Aligned<uint8_t> codes(size_t(groups) * n_blocks * kRowsPerGroup * kBlockBytes);
+  for (int m = 0; m < groups * 8; ++m) {
+    for (int k = 0; k < columns; ++k) {
+      const int code = value_of(w_fill, random, 0, (1 << kind.bits) - 1), b = k % kBlockBytes;
+      w[size_t(m) * columns + k] = kind.first + kind.step * code;
+      const size_t unit = (size_t(m / 8) * n_blocks + k / block) * 8 + b / 4;
+      codes[(unit * 8 + m % 8) * 4 + b % 4] |=
+          static_cast<uint8_t>(code << (k % block / kBlockBytes * kind.bits));
+    }
+  }
+  const GroupedActivations x(N, K, n_parts, x_fill, random);
+  // Halves of 1 to 2: exponent 15 and any mantissa.
+  std::vector<uint16_t> scales(size_t(groups) * 8 * columns / per_scale);
+  for (uint16_t& scale : scales) scale = static_cast<uint16_t>(0x3c00 | random.between(0, 1023));
+  const std::vector<float> row_scales = random.numbers(M);
+  const GroupScaledMatrix matrix = {.codes = codes.data(),
+                                    .scales = kind.group_columns ? scales.data() : nullptr,
+                                    .row_scales = kind.group_columns ? nullptr : row_scales.data(),
+                                    .m = M,
+                                    .n_blocks = n_blocks,
+                                    .bits = kind.bits,
+                                    .group_columns = kind.group_columns,
+                                    .first = kind.first,
+                                    .step = kind.step};
+  const ptrdiff_t y_stride = M + 3;
+  std::vector<float> y(size_t(N) * y_stride, -7.0f);
+  const int middle = groups / 3;  // as two threads would share it
+  family.kernels.group_scaled_gemm(matrix, x.rows, 0, middle, y.data(), y_stride);
+  family.kernels.group_scaled_gemm(matrix, x.rows, middle, groups, y.data(), y_stride);
+  for (int n = 0; n < N; ++n) {
+    for (int m = 0; m < M; ++m) {
+      float total = 0.0f;
+      for (int g = 0; g < columns / per_scale; ++g) {
+        float t = 0.0f;
+        for (int begin = g * per_scale; begin < (g + 1) * per_scale; begin += kActivationGroup) {
+          int32_t sum = 0;
+          for (int k = begin; k < begin + kActivationGroup; ++k) {
+            sum += w[size_t(m) * columns + k] * x.integers[size_t(n) * x.stride + k];
+          }
+          const size_t at = (size_t(n) * x.stride + begin) / kActivationGroup;
+          t = std::fma(x.scales[at], static_cast<float>(sum), t);
+        }
+        if (!kind.group_columns) {
+          total = row_scales[m] * t;
+          continue;
+        }
+        const size_t at = (size_t(m / 8) * (columns / per_scale) + g) * 8 + m % 8;
+        total = std::fma(1.0f + static_cast<float>(scales[at] & 1023) * 0x1p-10f, t, total);
+      }
+      check(y[n * y_stride + m] == total, family, "group_scaled_gemm must be exact in groups");
+    }
+    for (int m = M; m < y_stride; ++m) {
+      check(y[n * y_stride + m] == -7.0f, family, "group_scaled_gemm must write M columns only");
+    }
+  }
+  checksum.add(y);
+}
+
 }  // namespace
+
+uint64_t group_scaled_gemm(const KernelFamily& family) {
+  Checksum checksum;
+  for (const GroupScaledKind& kind :
+       {GroupScaledKind{2, -1, 1, 128}, GroupScaledKind{2, -1, 1, 64}, GroupScaledKind{2, -1, 1, 0},
+        GroupScaledKind{1, -1, 2, 128}, GroupScaledKind{2, -3, 2, 128}}) {
+    for (const int n_parts : {1, 2}) {
+      for (const Shape& shape : kShapes) {
+        if (shape.m > 1000) continue;
+        group_scaled_case(family, kind, n_parts, shape, Fill::random, Fill::random, checksum);
+      }
+      // Where sums are largest.
+      for (const Shape& shape : {Shape{20, 1024, 1}, Shape{20, 1024, 4}, Shape{20, 1024, 32}}) {
+        for (const Fill w : {Fill::largest, Fill::smallest}) {
+          for (const Fill x : {Fill::largest, Fill::smallest}) {
+            group_scaled_case(family, kind, n_parts, shape, w, x, checksum);
+          }
+        }
+        group_scaled_case(family, kind, n_parts, shape, Fill::random, Fill::zeros, checksum);
+      }
+    }
+  }
+  return checksum.value();
+}
 
 uint64_t ternary_gemm(const KernelFamily& family) { return low_bit_gemm(family, true); }
 uint64_t sign_gemm(const KernelFamily& family) { return low_bit_gemm(family, false); }

@@ -98,10 +98,12 @@ uint64_t ternary_gemm(const KernelFamily& family);
 uint64_t sign_gemm(const KernelFamily& family);
 uint64_t int8_gemm(const KernelFamily& family);
 uint64_t int4_gemm(const KernelFamily& family);
+uint64_t group_scaled_gemm(const KernelFamily& family);
 uint64_t dense_gemm(const KernelFamily& family);
 
 // float_equality.cpp
 uint64_t quantize_rows(const KernelFamily& family);
+uint64_t quantize_grouped_rows(const KernelFamily& family);
 uint64_t elementwise(const KernelFamily& family);
 uint64_t gelu(const KernelFamily& family);
 uint64_t retention(const KernelFamily& family);

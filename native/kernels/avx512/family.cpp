@@ -53,6 +53,7 @@ constinit const KernelFamily kFamily = {
             .dense_gemm = dense_gemm,
             .quantize_int8_row = quantize_int8_row,
             .quantize_int16_row = quantize_int16_row,
+            .quantize_grouped_row = quantize_grouped_row,
             .rms_norm = rms_norm,
             .silu_multiply = silu_multiply,
             .gelu_multiply = gelu_multiply,

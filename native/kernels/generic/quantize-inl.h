@@ -69,6 +69,40 @@ void quantize_int16_row(const float* x, int k, int padded, int16_t* codes, float
   *scale = largest / kInt16Max;
 }
 
+void quantize_grouped_row(const float* x, int k, int padded, int n_parts, ptrdiff_t plane_stride,
+                          int8_t* codes, float* scales, int32_t* sums) {
+  constexpr int kVectors = kActivationGroup / kLanes;
+  const float levels = n_parts == 1 ? 127.0f : static_cast<float>(kInt16Max);
+  for (int begin = 0; begin < padded; begin += kActivationGroup, codes += kActivationGroup) {
+    F32x8 values[kVectors], largest_lanes = splat(static_cast<float>(kSmallestAbsmax));
+    for (int i = 0; i < kVectors; ++i) {
+      const int at = begin + i * kLanes;
+      values[i] = at < k ? load(x + at) : zero();
+      largest_lanes = max(abs(values[i]), largest_lanes);
+    }
+    const float largest = lane_max(largest_lanes), factor = levels / largest;
+    F32x8 total = zero();  // exact: 32 * kInt16Max is below 2^24
+    int16_t wide[kActivationGroup];
+    for (int i = 0; i < kVectors; ++i) {
+      const F32x8 rounded = round_to_codes(values[i], factor, levels);
+      total = add(total, rounded);
+      if (n_parts == 1) {
+        store_codes(codes + i * kLanes, rounded);
+      } else {
+        store_codes(wide + i * kLanes, rounded);
+      }
+    }
+    if (n_parts == 2) {
+      for (int i = 0; i < kActivationGroup; ++i) {
+        codes[i] = static_cast<int8_t>(wide[i] >> 7);  // kPartWeight is 2^7
+        codes[plane_stride + i] = static_cast<int8_t>(wide[i] & (kPartWeight - 1));
+      }
+    }
+    *scales++ = largest / levels;
+    *sums++ = -static_cast<int32_t>(lane_sum(total));
+  }
+}
+
 void store_head(const float* x, int head_dim, FloatType type, void* out, float* scale) {
   if (type == FloatType::f32) {
     for (int i = 0; i < head_dim; ++i) static_cast<float*>(out)[i] = x[i];

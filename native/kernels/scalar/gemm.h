@@ -81,5 +81,53 @@ void int4_gemm(const Int4Matrix& w, const Int16Rows& x, int group_begin, int gro
   }
 }
 
+// The exact sum of the columns of activation group s.
+inline int32_t group_sum(const GroupScaledMatrix& w, const GroupedRows& x, int m, int n, int s) {
+  const int fields = 8 / w.bits, field = s % fields;
+  const uint8_t* codes =
+      w.codes + (static_cast<size_t>(m / kRowsPerGroup) * w.n_blocks + s / fields) * kRowsPerGroup *
+                    kBlockBytes;
+  const int8_t* parts = x.codes + static_cast<size_t>(n) * x.n_parts * x.stride;
+  int32_t sum = 0;
+  for (int b = 0; b < kActivationGroup; ++b) {
+    const uint8_t byte = codes[(b / 4 * kRowsPerGroup + m % kRowsPerGroup) * 4 + b % 4];
+    const int code = byte >> (field * w.bits) & ((1 << w.bits) - 1);
+    int32_t value = 0;
+    for (int part = 0; part < x.n_parts; ++part) {
+      value = kPartWeight * value +
+              parts[part * static_cast<ptrdiff_t>(x.stride) + s * kActivationGroup + b];
+    }
+    sum += (w.first + w.step * code) * value;
+  }
+  return sum;
+}
+
+void group_scaled_gemm(const GroupScaledMatrix& w, const GroupedRows& x, int group_begin,
+                       int group_end, float* y, ptrdiff_t y_stride) {
+  const int n_groups = w.n_blocks * kBlockBytes * 8 / w.bits / kActivationGroup;
+  const int per_scale = w.scales ? w.group_columns / kActivationGroup : n_groups;
+  for (int m = group_begin * kRowsPerGroup; m < group_end * kRowsPerGroup && m < w.m; ++m) {
+    for (int n = 0; n < x.n; ++n) {
+      const float* x_scales = x.scales + static_cast<size_t>(n) * (x.stride / kActivationGroup);
+      float total = 0.0f;
+      for (int g = 0; g < n_groups / per_scale; ++g) {
+        float t = 0.0f;
+        for (int s = g * per_scale; s < (g + 1) * per_scale; ++s) {
+          t = std::fma(x_scales[s], static_cast<float>(group_sum(w, x, m, n, s)), t);
+        }
+        if (w.scales) {
+          const size_t at = (static_cast<size_t>(m / kRowsPerGroup) * (n_groups / per_scale) + g) *
+                                kRowsPerGroup +
+                            m % kRowsPerGroup;
+          total = std::fma(float_from_half(w.scales[at]), t, total);
+        } else {
+          total = w.row_scales[m] * t;
+        }
+      }
+      y[n * y_stride + m] = total;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace yocobit::YOCOBIT_TARGET
