@@ -11,7 +11,7 @@ import pytest
 import torch
 from float64_decoder import Float64Decoder
 from packed_models import tokenizer
-from published import publish, quantised_model, random_model
+from published import edit, publish, quantised_model, random_model
 from safetensors.torch import load_file, save_file
 from transformers.integrations.bitnet import AutoBitLinear, BitLinear
 
@@ -32,6 +32,7 @@ GEMMA = {
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "tie_word_embeddings": True,
 }
+ALPHA = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
 
@@ -67,6 +68,7 @@ def relative_error(logits, expected):
         ("qwen2", WINDOW),
         ("qwen3", {"head_dim": 32}),
         ("gemma3_text", GEMMA),
+        ("hunyuan_v1_dense", {"head_dim": 32, "rope_parameters": ALPHA}),
     ],
 )
 def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, changes):
@@ -75,6 +77,35 @@ def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, ch
 
     logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
 
+    assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_minicpm_equal_those_of_a_model_with_its_scales(tmp_path, tied):
+    """MiniCPM is not in transformers; Granite is the same model with other names for the scales."""
+    longrope = {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "short_factor": [1.0 + i / 8 for i in range(8)],
+        "long_factor": [1.0 + i for i in range(8)],
+        "original_max_position_embeddings": 16,
+    }
+    scales = {
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / 3**0.5,
+        "logits_scaling": 64 / 16,
+        "attention_multiplier": 0.25,
+    }
+    changes = {"tie_word_embeddings": tied, "rope_parameters": longrope, **scales}
+    model = random_model("granite", **changes)
+    source = publish(model, tmp_path / "hf")
+    theirs = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 16}
+    rope = {"rope_scaling": longrope, "rope_parameters": None, "rope_theta": 500.0}
+    edit(source, model_type="minicpm", **theirs, **rope)
+
+    packed = import_model(source, tmp_path / "model")
+
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
     assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
 
 

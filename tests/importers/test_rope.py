@@ -6,6 +6,12 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.hunyuan_v1_dense.configuration_hunyuan_v1_dense import (
+    HunYuanDenseV1Config,
+)
+from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import (
+    HunYuanDenseV1RotaryEmbedding,
+)
 
 from yocobit.config import ConfigError
 from yocobit.importers.huggingface.rope import rope_of
@@ -78,10 +84,24 @@ def test_default_rope_has_the_frequencies_of_theta():
     np.testing.assert_allclose(partial.frequencies, THETA ** (-2 * np.arange(16) / 32))
 
 
+def test_dynamic_with_alpha_has_the_frequencies_of_hunyuan():
+    parameters = {"rope_type": "dynamic", "alpha": 1000.0, "factor": 1.0, "mscale_all_dim": 0.0}
+    config = HunYuanDenseV1Config(head_dim=64, rope_parameters={"rope_theta": 1e4, **parameters})
+    rotary = HunYuanDenseV1RotaryEmbedding(config)
+
+    rope = rope_of({"rope_theta": 1e4, **parameters}, 64, 32768, "rope")
+
+    frequencies = rope.theta ** (-2 * np.arange(32) / 64)
+    assert (rope.frequencies, rope.factor) == ((), rotary.attention_scaling)
+    np.testing.assert_allclose(frequencies, rotary.inv_freq.double().numpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
         ({"rope_type": "dynamic", "factor": 2.0}, "rope_type must not be 'dynamic'"),
+        ({"rope_type": "dynamic", "alpha": 0.5}, "alpha must be a number from 1 to 1e\\+06 but is"),
+        ({"rope_type": "dynamic", "alpha": "x"}, "alpha must be a number from 1 to 1e\\+06 but is"),
         ({"type": "mrope"}, "rope_type must be one of 'default', .* but is 'mrope'"),
         ({"mrope_section": [1, 2]}, "unknown key 'mrope_section'"),
         ({"rope_type": "linear"}, "key 'factor' is missing"),

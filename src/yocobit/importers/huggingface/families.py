@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
-from yocobit.config import Mixer, ModelConfig
+from yocobit.config import Mixer, ModelConfig, QKNorm
 from yocobit.errors import ConfigError, shown
-from yocobit.importers.huggingface.names import POST_NORMS
+from yocobit.importers.huggingface.names import HUNYUAN_NORMS, POST_NORMS
 from yocobit.importers.huggingface.quantization import (
     MASTER_WEIGHTS,
     BitNetQuantization,
@@ -39,7 +39,7 @@ class Family:
     head_size: int | None = None  # D; None: hidden_size / num_attention_heads
     sub_norm: bool = False  # always has SubLN
     qkv_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: QKNorm = "none"
     sliding_window: int | None = None  # tokens; a null in the file means none
     # Layers with a sliding window: those of layer_types, or all if sliding_window is set.
     window: Literal["layer_types", "all"] = "layer_types"
@@ -48,6 +48,7 @@ class Family:
     norm_offset: float = 0.0  # added to the stored weights of norms
     scale_embedding: bool = False
     query_scale: float | None = None  # default of query_pre_attn_scalar
+    mup: bool = False  # scale_emb, scale_depth and dim_model_base (arXiv:2404.06395)
     block: Mapping[str, str] = dataclasses.field(default_factory=dict)  # tensor names
     post_norms: bool = False
     is_ternary: bool = False  # also without a quantization_config
@@ -60,14 +61,16 @@ FAMILIES: Mapping[str, Family] = {
     "llama": Family(),
     "mistral": Family(sliding_window=4096, window="all"),
     "qwen2": Family(qkv_bias=True, sliding_window=4096),
-    "qwen3": Family(qk_norm=True, head_size=128, sliding_window=4096),
+    "qwen3": Family(qk_norm="before_rope", head_size=128, sliding_window=4096),
+    "hunyuan_v1_dense": Family(qk_norm="after_rope", norm_eps=1e-5, block=HUNYUAN_NORMS),
+    "minicpm": Family(tie_embeddings=True, mup=True),
     "gemma3_text": Family(
         activation="gelu_pytorch_tanh",
         rope_theta=1e6,
         local_rope_theta=10000.0,
         tie_embeddings=True,
         head_size=256,
-        qk_norm=True,
+        qk_norm="before_rope",
         sliding_window=4096,
         window_pattern=6,
         window_is_default=True,
@@ -78,14 +81,23 @@ FAMILIES: Mapping[str, Family] = {
         post_norms=True,
     ),
 }
+_DELTA_NET = (
+    "gated delta-net layers, which need the delta rule, a causal convolution and output gates"
+)
 # Features of other families that the engine lacks.
 _REFUSED = {
     "falcon": "parallel blocks, LayerNorm and one KV head; Falcon3 and Falcon-E are 'llama'",
     "hgrn_bit": "an elementwise gated recurrence",
     "gemma3": "a vision tower; its text model is 'gemma3_text'",
-    "minicpm": "fake-quantised groups of columns, which need group scales",
+    "qwen3_5": _DELTA_NET,
+    "qwen3_5_text": _DELTA_NET,
+    "prism_hadamard_qwen35": f"weights in a rotated basis, which needs a signed Walsh-Hadamard "
+    f"transform before each projection and after the embedding, and {_DELTA_NET}",
     "maple": "mixture-of-experts layers",
 }
+
+
+_FLAGS = ("attention_bias", "mlp_bias", "use_bidirectional_attention", "use_cla")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +118,9 @@ class PublishedConfig(Settings):
     tie_word_embeddings: bool | None = None
     max_position_embeddings: Count | None = None
     query_pre_attn_scalar: Positive | None = None
+    scale_emb: Positive = 1.0  # multiplies embeddings
+    scale_depth: Positive = 1.0  # divided by sqrt(layers), multiplies residual branches
+    dim_model_base: Positive = 1.0  # divided by hidden_size, multiplies logits
 
     rope_theta: float | None = None
     rope_local_base_freq: float | None = None
@@ -129,6 +144,7 @@ class PublishedConfig(Settings):
     attention_bias: Any = None  # would add a bias to o_proj
     mlp_bias: Any = None
     use_bidirectional_attention: Any = None
+    use_cla: Any = None  # of HunYuan: K and V of another layer
     final_logit_softcapping: Any = None
     attn_logit_softcapping: Any = None
     num_experts: Any = None
@@ -140,8 +156,10 @@ class PublishedConfig(Settings):
         super().__post_init__()
         names = [field.name for field in dataclasses.fields(self)]
         for name in names[names.index("attention_bias") :]:
-            is_flag = name in ("attention_bias", "mlp_bias", "use_bidirectional_attention")
-            self.require(not getattr(self, name), name, f"must be {'false' if is_flag else 'null'}")
+            is_flag, value = name in _FLAGS, getattr(self, name)
+            is_one_expert = name == "num_experts" and value == 1  # of dense HunYuan models
+            rule = f"must be {'false' if is_flag else 'null'}"
+            self.require(not value or is_one_expert, name, rule)
 
 
 class Published(NamedTuple):
@@ -207,11 +225,21 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
         "scale_embedding": family.scale_embedding,
         "head_size": None if is_default_size else head_size,
         "attention_scale": None if query_scale == head_size else query_scale**-0.5,
-        "qk_norm": "before_rope" if family.qk_norm else "none",
+        "qk_norm": family.qk_norm,
         "qkv_bias": family.qkv_bias,
         "post_norms": family.post_norms,
+        **(_mup_scales(theirs) if family.mup else {}),
         **({} if window is None else {"window": window}),
         **_ropes(theirs, family, head_size, set(layers), file),
+    }
+
+
+def _mup_scales(theirs: PublishedConfig) -> dict[str, float]:
+    """Return the scales of a model with maximal update parametrisation."""
+    return {
+        "embedding_scale": theirs.scale_emb,
+        "residual_scale": theirs.scale_depth / theirs.num_hidden_layers**0.5,
+        "logit_scale": theirs.dim_model_base / theirs.hidden_size,
     }
 
 

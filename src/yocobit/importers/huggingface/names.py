@@ -24,6 +24,10 @@ POST_NORMS = {  # of Gemma
     "ffn_norm": "pre_feedforward_layernorm",
     "ffn_post_norm": "post_feedforward_layernorm",
 }
+HUNYUAN_NORMS = {
+    "mixer.q_norm": "self_attn.query_layernorm",
+    "mixer.k_norm": "self_attn.key_layernorm",
+}
 _SUB_NORMS = (
     {"mixer.sub_norm": "self_attn.attn_sub_norm", "ffn.sub_norm": "mlp.ffn_sub_norm"},
     {"mixer.sub_norm": "self_attn.inner_attn_ln", "ffn.sub_norm": "mlp.ffn_layernorm"},  # 1bitLLM

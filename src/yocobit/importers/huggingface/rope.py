@@ -19,6 +19,7 @@ from yocobit.settings import Count, Positive, PositiveFraction, Settings
 
 _Factor = Annotated[float, Meta(ge=1, le=1e6)]
 _Ratio = Annotated[float, Meta(ge=1e-6, le=1e6)]
+_MAX_ALPHA = 1e6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,10 +82,7 @@ def rope_of(
     kind = values.setdefault("rope_type", values.pop("type", "default"))
     values.pop("type", None)
     if kind == "dynamic":
-        raise ConfigError(
-            f"{subject}: rope_type must not be 'dynamic', whose frequencies depend on the length "
-            "of the text; set a fixed type and factor, such as 'yarn'"
-        )
+        values = _with_alpha(values, head_size, subject)
     rope = RopeParameters.from_dict(values, subject)
     for name in values:
         if name not in (*_COMMON_KEYS, *_KEYS[rope.rope_type]):
@@ -114,6 +112,25 @@ def rope_of(
         )
     is_plain = frequencies is plain and n_rotated == head_size
     return Rope(rope.rope_theta, () if is_plain else tuple(frequencies), factor)
+
+
+def _with_alpha(values: Mapping[str, Any], head_size: int, subject: str) -> dict[str, Any]:
+    """Return the fixed parameters that "dynamic" with `alpha` stands for (HunYuan).
+
+    theta * alpha ** (D / (D - 2)) is the base of the frequencies; other keys have no effect.
+    """
+    if (alpha := values.get("alpha")) is None:
+        raise ConfigError(
+            f"{subject}: rope_type must not be 'dynamic' without alpha: its frequencies depend on "
+            "the length of the text; set a fixed type and factor, such as 'yarn'"
+        )
+    if not isinstance(alpha, int | float) or not 1 <= alpha <= _MAX_ALPHA:
+        raise ConfigError(
+            f"{subject}: alpha must be a number from 1 to {_MAX_ALPHA:g} but is {shown(alpha)}"
+        )
+    kept = {key: values[key] for key in ("rope_theta", "partial_rotary_factor") if key in values}
+    theta = RopeParameters.from_dict(kept, subject).rope_theta
+    return {**kept, "rope_theta": theta * alpha ** (head_size / max(head_size - 2, 1))}
 
 
 def _llama3(rope: RopeParameters, plain: list[float], original: int, subject: str) -> list[float]:
