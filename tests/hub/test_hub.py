@@ -140,11 +140,13 @@ def test_conversion_is_repeated_when_its_tokenizer_changes(checkpoint, tmp_path,
 
 def test_remove_keeps_a_model_that_another_name_shares(checkpoint, tmp_path):
     from yocobit.hub import ModelCache, Options
+    from yocobit.hub.cache import SourceFile
 
     models = ModelCache(tmp_path / "cache")
-    hashes = {"config.json": "0", "model.safetensors": "1"}
-    path = models.add("a/tiny", checkpoint, hashes, Options())
-    models.add("b/tiny", checkpoint, hashes, Options())
+    names = ("config.json", "model.safetensors")
+    files = tuple(SourceFile.of(checkpoint, name) for name in names)
+    path = models.add("a/tiny", checkpoint, files, Options())
+    models.add("b/tiny", checkpoint, files, Options())
 
     assert models.remove("a/tiny") == 0
     assert path.is_dir()
@@ -236,6 +238,36 @@ def test_local_checkpoint_is_converted_once_and_again_when_it_changes(
     assert second.stdout == first.stdout
     assert "converted once" in third.stderr
     assert len(packed_models(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("edited", ["config.json", "other/tokenizer.json"])
+def test_source_that_is_edited_while_it_is_converted_is_not_cached(
+    checkpoint, tmp_path, monkeypatch, edited
+):
+    from yocobit import hub
+    from yocobit.errors import ConfigError
+    from yocobit.hub import cache
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "local"
+    shutil.copytree(checkpoint, folder)
+    (folder / "other").mkdir()
+    shutil.copy(checkpoint / "tokenizer.json", folder / "other")
+    options = hub.Options(tokenizer=str(folder / "other"))
+    convert = cache.importers.import_model
+
+    def convert_and_edit(*args, **settings):
+        model = convert(*args, **settings)
+        file = folder / edited
+        file.write_text(file.read_text() + "\n")
+        return model
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.importers, "import_model", convert_and_edit)
+        with pytest.raises(ConfigError, match="must stay unchanged while it is converted"):
+            hub.pull(folder, options)
+    assert packed_models(tmp_path) == hub.ModelCache().entries() == []
+    assert hub.pull(folder, options).is_dir()
 
 
 def test_failed_conversion_leaves_nothing(yocobit, checkpoint, tmp_path):

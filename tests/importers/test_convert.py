@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf_models import write_model
+from published import publish, random_model
 
 from yocobit.config import ConfigError, preset
-from yocobit.importers import IntegerMatrix
+from yocobit.importers import IntegerMatrix, import_model
 from yocobit.importers.convert import stored_tensors
+from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.packing.formats import TERNARY, PerGroup, PerRow, StoredParameter
 
 NAME = "layers.0.ffn.up_proj.weight"
@@ -73,3 +77,46 @@ def test_scale_that_float16_does_not_hold_is_refused_with_its_tensor(scale):
         ConfigError, match=f"^source: tensor '{NAME}' must have scales .* {scale:g};"
     ):
         tensors(IntegerMatrix(integers(), scales), GROUPS)
+
+
+@pytest.fixture(params=["gguf", "hugging face"])
+def source(request, tmp_path) -> Path:
+    """A checkpoint with the end token 258, a sampling default and a template."""
+    if request.param == "gguf":
+        keys = {"tokenizer.ggml.eos_token_id": 258, "tokenizer.chat_template": "own"}
+        return write_model(tmp_path / "m.gguf", "llama", keys)
+    path = publish(random_model("llama", vocab_size=512), tmp_path / "hf", eos_token_id=258)
+    (path / "chat_template.jinja").write_text("own")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "end", "template"),
+    [
+        ({}, 258, "own"),
+        ({"generation_config.json": '{"eos_token_id": 5, "top_k": 3}'}, 5, "own"),
+        ({"chat_template.jinja": "other"}, 258, "other"),
+    ],
+)
+def test_files_of_a_tokenizer_directory_replace_those_of_the_checkpoint(
+    source, tmp_path, files, end, template
+):
+    other = tmp_path / "other"
+    tokenizer = GGUFCheckpoint(write_model(tmp_path / "t.gguf", "llama")).text_files().tokenizer
+    other.mkdir()
+    (other / "tokenizer.json").write_bytes(tokenizer)
+    for name, content in files.items():
+        (other / name).write_text(content)
+
+    packed = import_model(source, tmp_path / "model", tokenizer=other)
+
+    generation = json.loads((packed.path / "generation_config.json").read_text())
+    assert (packed.path / "tokenizer.json").read_bytes() == tokenizer
+    assert generation["eos_token_id"] == end
+    assert generation.get("top_k") == (3 if end == 5 else None)
+    assert (packed.path / "chat_template.jinja").read_text().endswith(template)
+
+
+def test_tokenizer_directory_without_a_tokenizer_is_refused(source, tmp_path):
+    with pytest.raises(ConfigError, match=r"none: holds no tokenizer\.json; name a directory with"):
+        import_model(source, tmp_path / "model", tokenizer=tmp_path / "none")

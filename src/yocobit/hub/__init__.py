@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from yocobit.disk import sha256
 from yocobit.errors import ConfigError
-from yocobit.hub.cache import Entry, ModelCache, Options, folder_of
+from yocobit.hub.cache import Entry, ModelCache, Options, SourceFile, folder_of
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.hub.download import Download, download
 from yocobit.hub.name import HubName, parse_name
@@ -61,14 +60,15 @@ def pull(
     cache = ModelCache()
     options = options or Options()
     if isinstance(name, HubName):
-        files = _download(name, say)
+        found = _download(name, say)
+        folder = folder_of(found.path)
         return cache.add(
             str(name),
-            files.path,
-            files.hashes,
+            found.path,
+            tuple(SourceFile.of(folder, file, digest) for file, digest in found.hashes.items()),
             options,
-            revision=files.revision,
-            choice=files.choice.reason,
+            revision=found.revision,
+            choice=found.choice.reason,
             say=say,
         )
     if not _is_published(name):
@@ -96,9 +96,8 @@ def _download(name: HubName, say: Callable[[str], None]) -> Download:
 def _convert_path(
     cache: ModelCache, path: Path, options: Options, say: Callable[[str], None]
 ) -> Path:
-    folder = folder_of(path)
-    hashes = {name: sha256(folder / name) for name in _names(path)}
-    return cache.add(str(path), path, hashes, options, say=say)
+    files = tuple(SourceFile.of(folder_of(path), name) for name in _names(path))
+    return cache.add(str(path), path, files, options, say=say)
 
 
 def _is_published(path: Path) -> bool:
@@ -121,11 +120,6 @@ def _names(path: Path) -> list[str]:
 
 
 def _is_unchanged(path: Path, entry: Entry) -> bool:
-    folder = folder_of(path)
     if [each.name for each in entry.files] != _names(path):
         return False
-    for each in entry.files:
-        status = (folder / each.name).stat()
-        if (status.st_size, status.st_mtime_ns) != (each.size, each.mtime_ns):
-            return False
-    return True
+    return all(each.is_unchanged(folder_of(path)) for each in entry.files)

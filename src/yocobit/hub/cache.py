@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,23 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     size: int  # bytes
     mtime_ns: int
     sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, name: str, digest: str | None = None) -> SourceFile:
+        """Return a file as it is now; `digest` is its SHA-256 if that is known."""
+        path = folder / name
+        status = path.stat()  # before the hash: a later change is noticed
+        return cls(
+            name=name,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            sha256=digest or sha256(path),
+        )
+
+    def is_unchanged(self, folder: Path) -> bool:
+        """Whether the file has the same size and time of modification as then."""
+        status = (folder / self.name).stat()
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,20 +119,20 @@ class ModelCache:
         self,
         name: str,
         source: Path,
-        hashes: dict[str, str],
+        files: tuple[SourceFile, ...],
         options: Options,
         *,
         revision: str | None = None,
         choice: str | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> Path:
-        """Convert a source with the files `hashes`, unless it is in the cache, and name the result.
+        """Convert a source of these files, unless it is in the cache, and name the result.
 
-        UserError on a full disk; otherwise the errors of the importers.
+        UserError on a full disk; ConfigError if a file changes meanwhile; otherwise the errors of
+        the importers.
         """
-        folder = folder_of(source)
         model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
-        key = _key(hashes, options, model)
+        key = _key(files, options, model)
         entry = Entry(
             name=name,
             key=key,
@@ -124,7 +141,7 @@ class ModelCache:
             source=str(source),
             revision=revision,
             choice=choice,
-            files=tuple(_source_file(folder / each, each, hashes[each]) for each in hashes),
+            files=files,
             options=options,
         )
         out = self.path(entry)
@@ -134,7 +151,7 @@ class ModelCache:
             with _locked(self._packed / f".{key}.lock", say):
                 if not out.is_dir():
                     say(f"{name}: converted once; this takes a minute for a large model")
-                    self._convert(source, out, options, say)
+                    self._convert(entry, say)
                 with replacing(self._file(name)) as partial:
                     partial.write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
         except OSError as error:
@@ -165,24 +182,28 @@ class ModelCache:
                 shutil.rmtree(doomed)
         return freed
 
-    def _convert(
-        self, source: Path, out: Path, options: Options, say: Callable[[str], None]
-    ) -> None:
-        key = out.parent.name
-        for left in self._packed.glob(f".{key}.*-*"):  # of processes that were killed
+    def _convert(self, entry: Entry, say: Callable[[str], None]) -> None:
+        for left in self._packed.glob(f".{entry.key}.*-*"):  # of processes that were killed
             shutil.rmtree(left, ignore_errors=True)
-        partial = self._packed / f".{key}.partial-{os.getpid()}"
+        source, options = Path(entry.source), entry.options
+        partial = self._packed / f".{entry.key}.partial-{os.getpid()}"
         partial.mkdir()
         try:
             importers.import_model(
                 source,
-                partial / out.name,
+                partial / entry.model,
                 options.head,
                 weights=options.weights,
                 tokenizer=Path(options.tokenizer) if options.tokenizer else None,
                 report=say,
             )
-            partial.rename(out.parent)
+            is_same_key = _key(entry.files, options, entry.model) == entry.key
+            if not (is_same_key and all(f.is_unchanged(folder_of(source)) for f in entry.files)):
+                raise ConfigError(
+                    f"{entry.name}: must stay unchanged while it is converted but was edited; "
+                    "try again"
+                )
+            partial.rename(self.path(entry).parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -205,9 +226,9 @@ def folder_of(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _key(hashes: dict[str, str], options: Options, model: str) -> str:
+def _key(files: Iterable[SourceFile], options: Options, model: str) -> str:
     fields: dict[str, Any] = {
-        "files": hashes,
+        "files": {file.name: file.sha256 for file in files},
         "model": model,
         "options": msgspec.to_builtins(options),
         "version": VERSION,
@@ -218,11 +239,6 @@ def _key(hashes: dict[str, str], options: Options, model: str) -> str:
             name: sha256(folder / name) for name in TEXT_FILES if (folder / name).is_file()
         }
     return hashlib.sha256(canonical_json(fields)).hexdigest()[:32]
-
-
-def _source_file(path: Path, name: str, digest: str) -> SourceFile:
-    status = path.stat()
-    return SourceFile(name=name, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=digest)
 
 
 def _read(path: Path) -> Entry | None:

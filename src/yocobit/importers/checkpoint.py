@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from yocobit.config import ModelConfig
+from yocobit.errors import ConfigError
+from yocobit.importers.huggingface import sentencepiece
+from yocobit.packing.format import TOKENIZER
 from yocobit.packing.formats import WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s
-from yocobit.packing.text_files import TextFiles
+from yocobit.packing.text_files import TextFiles, read_text_files
 
 
 class IntegerMatrix(NamedTuple):
@@ -60,5 +63,28 @@ class Checkpoint(Protocol):
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
         """Return tokenizer, generation defaults and chat template.
 
-        `tokenizer` is a directory with those that replace the checkpoint's.
+        `tokenizer` is a directory whose files replace the checkpoint's, as with_tokenizer does.
         """
+
+
+def with_tokenizer(own: TextFiles, directory: Path, vocab_size: int) -> TextFiles:
+    """Return the text files of a checkpoint, `own`, with the tokenizer of another directory.
+
+    The directory's generation defaults and chat template have precedence; those that it lacks are
+    the checkpoint's, except the BOS token, which depends on the tokenizer. ConfigError if the
+    directory holds no tokenizer.
+    """
+    other = read_directory(directory, vocab_size)
+    if other.tokenizer is None:
+        raise ConfigError(f"{directory}: holds no {TOKENIZER}; name a directory with one")
+    defaults = {key: value for key, value in own.generation.items() if key != "bos_token_id"}
+    template = own.template if other.template is None else other.template
+    return TextFiles(other.tokenizer, {**defaults, **other.generation}, template)
+
+
+def read_directory(directory: Path, vocab_size: int) -> TextFiles:
+    """Read the text files of a directory; its tokenizer.model if it has no tokenizer.json."""
+    files = read_text_files(directory, vocab_size)
+    if files.tokenizer is not None or not (directory / sentencepiece.FILE).is_file():
+        return files
+    return files._replace(tokenizer=sentencepiece.convert_sentencepiece(directory, vocab_size))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.errors import ConfigError, shown
+from yocobit.importers.checkpoint import with_tokenizer
 from yocobit.importers.gguf.tokenizer import tokenizer_json
 from yocobit.importers.gguf.vocabulary import Vocabulary, read_vocabulary
-from yocobit.packing.format import TOKENIZER
-from yocobit.packing.text_files import TextFiles, read_text_files, with_added_bos
+from yocobit.packing.text_files import TextFiles, with_added_bos
 from yocobit.text import GenerationConfig, parse_tokenizer
 
 _TEMPLATE = "tokenizer.chat_template"
@@ -40,11 +40,18 @@ def read_text(
 def read_text_with(
     metadata: Mapping[str, Any], source: Path, vocab_size: int, directory: Path
 ) -> TextFiles:
-    """Return the text files with the tokenizer of a directory instead of the file's."""
-    other = read_text_files(directory, vocab_size)
-    if other.tokenizer is None:
-        raise ConfigError(f"{source}: {directory} holds no {TOKENIZER}; name a directory with one")
-    return other if other.template else other._replace(template=_template(metadata, source, {}))
+    """Return the text files with the tokenizer of a directory instead of the file's.
+
+    The file's vocabulary is not read: it may be the reason for another tokenizer.
+    """
+    ids = {
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
+    }
+    own = {name: value for name, value in ids.items() if value is not None}
+    GenerationConfig.of(own, source, vocab_size)
+    files = TextFiles(None, own, _template(metadata, source, {}))
+    return with_tokenizer(files, directory, vocab_size)
 
 
 def _generation(vocabulary: Vocabulary) -> dict[str, Any]:

@@ -15,12 +15,10 @@ import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig, Pooling
 from yocobit.errors import shown
-from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.checkpoint import IntegerMatrix, read_directory, with_tokenizer
 from yocobit.importers.huggingface.families import published
 from yocobit.importers.huggingface.names import HEAD, Names
 from yocobit.importers.huggingface.quantization import MASTER_WEIGHTS
-from yocobit.importers.huggingface.sentencepiece import FILE as SENTENCEPIECE
-from yocobit.importers.huggingface.sentencepiece import convert_sentencepiece
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import CONFIG, scale_name
 from yocobit.packing.formats import F16, F32, TERNARY, WeightFormat
@@ -83,16 +81,10 @@ class HuggingFaceCheckpoint:
         return [f"{self.path}: {_MASTERS_WARNING}"] if self._has_masters else []
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
+        vocab_size = self.config.vocab_size
         if tokenizer is None:
-            return self._text_files(self.path)
-        own = read_text_files(self.path, self.config.vocab_size)
-        other = self._text_files(tokenizer)
-        if other.tokenizer is None:
-            raise ConfigError(f"{tokenizer}: holds no tokenizer.json; name a directory with one")
-        template = own.template if other.template is None else other.template
-        generation = dict(own.generation)
-        generation.pop("bos_token_id", None)  # the tokenizer decides
-        return TextFiles(other.tokenizer, {**other.generation, **generation}, template)
+            return read_directory(self.path, vocab_size)
+        return with_tokenizer(read_text_files(self.path, vocab_size), tokenizer, vocab_size)
 
     def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
         theirs = self._names.of_parameter(name)
@@ -108,12 +100,6 @@ class HuggingFaceCheckpoint:
         if self._family.norm_offset and is_own_norm:
             values = values + np.float32(self._family.norm_offset)
         return values
-
-    def _text_files(self, directory: Path) -> TextFiles:
-        files = read_text_files(directory, self.config.vocab_size)
-        if files.tokenizer is not None or not (directory / SENTENCEPIECE).is_file():
-            return files
-        return files._replace(tokenizer=convert_sentencepiece(directory, self.config.vocab_size))
 
     @property
     def _has_masters(self) -> bool:
