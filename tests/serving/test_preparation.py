@@ -39,6 +39,10 @@ def describe(context: str, argument: int) -> tuple[str, int, int, int]:
     return context, argument, os.getpid(), os.nice(0)
 
 
+def measure(context: str, content: bytes) -> int:
+    return len(content)
+
+
 def spin(context: str) -> None:
     while True:
         pass
@@ -134,6 +138,20 @@ def test_worker_that_grew_is_replaced():
     first, second = run(work)
 
     assert first[2] != second[2]
+
+
+def test_large_job_is_sent_without_a_copy_in_the_buffer(monkeypatch):
+    buffered = []
+    write = asyncio.StreamWriter.write
+
+    def write_and_measure(writer, data):
+        write(writer, data)
+        buffered.append(writer.transport.get_write_buffer_size())
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write", write_and_measure)
+
+    assert run(lambda pool: pool.run(measure, b"a" * (8 * MB))) == 8 * MB
+    assert max(buffered) < MB
 
 
 def test_error_of_a_job_is_raised_here():

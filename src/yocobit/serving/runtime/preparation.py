@@ -34,6 +34,7 @@ from yocobit.serving.errors import APIError, queue_full, shutting_down, too_cost
 _NICENESS = 10  # of workers for heavy jobs: the scheduler precedes them
 _MAX_GROWTH = 1 << 26  # bytes of memory, above which a worker is replaced after its job
 _STOP_S = 0.3
+_PART_BYTES = 1 << 18  # of a message, in the writer's buffer at a time
 _PR_SET_PDEATHSIG = 1
 _SIZE = struct.Struct("<q")  # of a message; on the control socket, a pid or a niceness
 
@@ -240,8 +241,9 @@ class _Worker:
 
     async def exchange(self, frame: bytes) -> bytes:
         self.writer.write(_SIZE.pack(len(frame)))
-        self.writer.write(frame)
-        await self.writer.drain()
+        for start in range(0, len(frame), _PART_BYTES):  # the writer copies what it cannot send
+            self.writer.write(frame[start : start + _PART_BYTES])
+            await self.writer.drain()
         return await _receive_async(self._reader)
 
 
