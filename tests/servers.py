@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import forked
 import httpx
+import pytest
 import uvicorn
 
 from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.http.server import configure
+from yocobit.serving.runtime import preparation
 
 # logit_bias that excludes the packaged model's end token and the "|" of its <|end|>.
 NO_END = {"0": -100, "92": -100}
@@ -79,9 +83,29 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+def fork_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the process that prepares requests: its imports take most of a server's start."""
+    code = (
+        f"import sys; from {preparation.__name__} import serve_forks; serve_forks(int(sys.argv[1]))"
+    )
+
+    def fork(control: socket.socket) -> forked.Process:
+        return forked.Process(code=code, files=[control], stderr=sys.stderr)
+
+    monkeypatch.setattr(preparation, "_spawn", fork)
+
+
 @contextlib.contextmanager
 def running(settings: ServerSettings, wait: bool = True) -> Iterator[Server]:
     """Run a server until the block ends."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fork_preparation(monkeypatch)
+        with _running(settings, wait) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def _running(settings: ServerSettings, wait: bool) -> Iterator[Server]:
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(configure(app, settings))

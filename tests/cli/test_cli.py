@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import forked_commands
+import forked
 import pytest
 import typer
-from forked_commands import run
+from forked import run
 from packed_models import nano, packed, text, trained
 
 from yocobit import Engine
@@ -148,13 +148,6 @@ threads = 1
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def process():
-    """End the process of forked commands after the last test."""
-    yield
-    forked_commands.end()
-
-
 def fails(result: subprocess.CompletedProcess[str], *words: str) -> bool:
     """Assert that a command ended as a user's mistake: one line of error, exit code 2."""
     assert result.returncode == 2, result
@@ -223,15 +216,27 @@ def test_train_pack_verify_and_generate_work_in_sequence(project):
     assert generated.stdout.startswith("def ")
 
 
-def test_train_distils_from_a_teacher_and_warns_without_a_compiler(project):
-    config, out = project / "config.toml", project / "run"
-    assert run("train", config, "--out", project / "teacher").returncode == 0
-    config.write_text(CONFIG.replace("vocab_size = 300\n", ""))
+@pytest.fixture
+def student(project) -> Path:
+    """A directory with a config and a teacher that has been trained."""
+    assert run("train", "config.toml", "--out", "teacher", cwd=project).returncode == 0
+    (project / "config.toml").write_text(CONFIG.replace("vocab_size = 300\n", ""))
+    return project
 
+
+def test_train_distils_from_a_teacher(student):
+    result = run("train", "config.toml", "--out", "run", "--teacher", "teacher", cwd=student)
+
+    assert result.returncode == 0, result.stderr
+    assert '"divergence"' in (student / "run" / "metrics.jsonl").read_text()
+
+
+@pytest.mark.slow  # PyTorch's compiler is imported, which takes 5 s
+def test_train_distils_from_a_teacher_and_warns_without_a_compiler(student):
     result = subprocess.run(
         [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run",
          "--teacher", "teacher", "--compile"],
-        cwd=project,
+        cwd=student,
         capture_output=True,
         text=True,
         env={**os.environ, "CXX": "/nowhere/c++"},
@@ -239,7 +244,7 @@ def test_train_distils_from_a_teacher_and_warns_without_a_compiler(project):
 
     assert result.returncode == 0, result.stderr
     assert "warning: run.compile is on but nothing is compiled" in result.stdout
-    assert '"divergence"' in (out / "metrics.jsonl").read_text()
+    assert '"divergence"' in (student / "run" / "metrics.jsonl").read_text()
 
 
 def test_train_resumes_and_does_not_overwrite_a_run(project):
@@ -381,14 +386,10 @@ def test_pytorch_threads_spin_briefly_unless_the_environment_sets_it(tmp_path, g
 
 
 def test_standard_input_that_is_not_utf8_is_rejected(model):
-    result = subprocess.run(
-        [sys.executable, "-m", "yocobit", "generate", "-m", str(model)],
-        input=b"ab\xff",
-        capture_output=True,
-    )
+    result = run("generate", "-m", model, stdin=b"ab\xff")
 
     assert result.returncode == 2
-    assert result.stderr == b"error: standard input is not UTF-8 (byte 2)\n"
+    assert result.stderr == "error: standard input is not UTF-8 (byte 2)\n"
 
 
 @pytest.mark.parametrize(
@@ -578,24 +579,19 @@ def test_ctrl_c_ends_generation_quietly(model):
 
 
 def test_ctrl_c_in_training_leaves_a_checkpoint(project):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "yocobit", "train", "config.toml", "--out", "run",
-         "--set", "run.steps=100000"],
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+    arguments = ("train", "config.toml", "--out", "run", "--set", "run.steps=100000")
     metrics = project / "run" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    with (project / "output").open("w") as output:
+        process = forked.Process(*arguments, stdout=output, cwd=project)
+        while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
 
-    output, errors = process.communicate(timeout=60)
+        code = process.wait()
 
-    assert process.returncode in (0, 130), errors
+    assert code in (0, 130), process.errors.read()
     command = "yocobit train config.toml --out run --set run.steps=100000 --resume"
-    assert f"resume with: {command}\n" in output
+    assert f"resume with: {command}\n" in (project / "output").read_text()
     assert list((project / "run" / "checkpoints").glob("step-*"))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import typer
+from servers import fork_preparation
 
 from yocobit.cli import app, run
 from yocobit.errors import report_errors
@@ -74,6 +75,11 @@ def is_one_line(code: int, error: str) -> bool:
 def one_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build the parsers of all commands once, not for every value."""
     monkeypatch.setattr(typer.main, "get_command", lambda _: COMMAND)
+
+
+@pytest.fixture(autouse=True)
+def forked_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_preparation(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,12 @@ import pytest
 
 from yocobit.pretrained import TINY
 
+
+def each(first: tuple[str, ...], others: tuple[str, ...]) -> list:
+    """Return parameters; the others are slow: each case is a new interpreter."""
+    return [*first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 YOCOBIT = f"{sys.executable} -m yocobit"
 GENERATE = f"{YOCOBIT} generate In -n 2 --threads 1 --seed 1"
 
@@ -24,7 +30,7 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes
     )
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "ascii:strict"])
+@pytest.mark.parametrize("encoding", each(("latin-1", "ascii:strict"), ("ascii", "cp1252")))
 def test_characters_that_the_output_lacks_are_escaped(encoding):
     result = shell(f"{YOCOBIT} generate 'Tea ☕' -n 2 --threads 1", PYTHONIOENCODING=encoding)
 
@@ -42,7 +48,8 @@ def test_an_error_that_the_output_cannot_encode_is_one_line():
 
 
 @pytest.mark.parametrize(
-    "redirection", [">&-", "2>&-", "<&-", "<&- >&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | true"]
+    "redirection",
+    each((">&-", "<&- >&- 2>&-", "2>/dev/full", "2>&1 | true"), ("2>&-", "<&-", "<&- >&-")),
 )
 def test_a_command_works_without_a_standard_stream(redirection):
     result = shell(f"{GENERATE} {redirection}")
@@ -56,7 +63,9 @@ def test_generate_and_chat_find_no_text_on_a_closed_input():
     assert shell(f"{YOCOBIT} generate -n 1 --threads 1 <&-").returncode == 0
 
 
-@pytest.mark.parametrize("command", [GENERATE, f"{YOCOBIT} --help", f"{YOCOBIT} inspect {TINY}"])
+@pytest.mark.parametrize(
+    "command", each((GENERATE, f"{YOCOBIT} --help"), (f"{YOCOBIT} inspect {TINY}",))
+)
 def test_a_full_output_is_one_line(command):
     result = shell(f"{command} > /dev/full")
 
@@ -66,7 +75,7 @@ def test_a_full_output_is_one_line(command):
 
 
 @pytest.mark.parametrize(
-    "redirection", ["2>&-", "2>/dev/full", "> /dev/full", ">&- 2>&-", "| true"]
+    "redirection", each((">&- 2>&-", "2>/dev/full", "| true"), ("2>&-", "> /dev/full"))
 )
 def test_the_exit_code_of_an_error_survives_its_streams(redirection):
     assert shell(f"{YOCOBIT} generate In --threads 0 {redirection}").returncode == 2
@@ -82,7 +91,7 @@ def test_the_exit_code_of_verify_survives_a_closed_pipe(tmp_path):
     assert shell(f"{YOCOBIT} verify --json {tmp_path} | true").returncode == 2
 
 
-@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("redirection", each(("<&- >&- 2>&-",), ("2>&-", "2>/dev/full")))
 def test_a_server_without_standard_error_serves(redirection):
     script = f"""
         {YOCOBIT} serve --port 0 --threads 1 {redirection} &

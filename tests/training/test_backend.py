@@ -1,9 +1,8 @@
 """glibc reuses the memory of freed tensors."""
 
 import platform
-import subprocess
-import sys
 
+import forked
 import pytest
 
 COUNT = """
@@ -26,7 +25,7 @@ print(fresh, faults())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's mallopt")
 def test_freed_memory_is_reused_without_page_faults():
-    found = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True)
+    found = forked.run(code=COUNT)
 
     assert found.returncode == 0, found.stderr
     fresh, kept = map(int, found.stdout.split())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from safetensors.torch import load_file
 from training_runs import MODEL_AND_DATA, run, write_toml
@@ -51,11 +52,12 @@ SLOW = ("fsdp-cut", "ddp-muon")  # the other combinations of what the first thre
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
 
 # Consecutive runs of a configuration: [out, overrides, resume, [rank, step, signal]]; the signal is
-# raised in that process during that step.
-WORKER = """
+# raised in that process during that step. The processes are forked as torchrun starts them.
+TORCHRUN = """
 import json, os, signal, sys
 from pathlib import Path
 from rich.console import Console
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from yocobit.training import load, loop
 from yocobit.errors import report_errors
 
@@ -73,7 +75,12 @@ def main():
         loop.train(load(Path(toml), overrides), Path(out), resume=resume, console=console)
         console.print("after it")
 
-report_errors(main)
+config = LaunchConfig(
+    min_nodes=1, max_nodes=1, nproc_per_node=2, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
+    max_restarts=0, start_method="fork",
+)
+sys.argv = sys.argv[1:]
+elastic_launch(config, lambda: report_errors(main))()
 """
 
 
@@ -86,13 +93,8 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def run_two(toml: Path, *runs: tuple) -> subprocess.CompletedProcess:
-    return torchrun(*worker_command(toml, *runs))
-
-
-def worker_command(toml: Path, *runs: tuple) -> list[str]:
-    worker = toml.parent / "worker.py"
-    worker.write_text(WORKER)
-    return [str(worker), str(toml), json.dumps(runs)]
+    arguments = (toml.parent / "worker.py", toml, json.dumps(runs))
+    return forked.run(*arguments, code=TORCHRUN, variables={"OMP_NUM_THREADS": "1"})
 
 
 def records(out: Path) -> list[dict]:

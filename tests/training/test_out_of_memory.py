@@ -1,11 +1,9 @@
 """A run that does not fit in memory ends with one line, and its checkpoints are unchanged."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from training_runs import assert_same_run, run, write_toml
 
@@ -13,10 +11,9 @@ from yocobit.packing import checkpoints
 from yocobit.training import loop
 from yocobit.training.errors import OutOfMemory
 
-# Command lines, each in a process with 200 MB in addition to the memory of the imports. Processes
-# are forked, because imports would take most of the time.
+# Command lines, each in a process with 200 MB in addition to the memory of the imports.
 IN_LITTLE_MEMORY = """
-import json, os, resource, sys
+import ctypes, json, os, resource, sys
 from pathlib import Path
 import yocobit.training
 from yocobit.cli import main
@@ -24,6 +21,7 @@ from yocobit.cli import main
 def limit_and_run(arguments, errors):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limit = used + (200 << 20)
+    ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: one per thread would reserve 64 MB each
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
     sys.argv = ["yocobit", *arguments]
@@ -52,14 +50,8 @@ def ended(tmp_path_factory) -> dict[str, tuple[int, str]]:
     }
     files = {name: directory / f"{name}.txt" for name in commands}
     pairs = [(arguments, str(files[name])) for name, arguments in commands.items()]
-    found = subprocess.run(
-        [sys.executable, "-c", IN_LITTLE_MEMORY, json.dumps(pairs)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        # An arena per thread would reserve 64 MB of the limited address space.
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-    )
+    found = forked.run(json.dumps(pairs), code=IN_LITTLE_MEMORY)
+    assert found.returncode == 0, found.stderr
     codes = [int(line) for line in found.stdout.splitlines() if line.lstrip("-").isdecimal()]
     return {
         name: (code, files[name].read_text()) for name, code in zip(commands, codes, strict=True)
@@ -79,7 +71,7 @@ def test_batch_too_large_for_memory_is_one_line_and_a_smaller_one_is_trained(end
 def test_model_too_large_for_memory_is_one_line(ended):
     assert ended["large model"] == (
         2,
-        "error: not enough memory for the weights of 4 layers with d_model = 2048, d_ff = 131072 "
+        "error: not enough memory for the weights of 2 layers with d_model = 2048, d_ff = 131072 "
         "and a vocabulary of 270; choose a smaller [model]\n",
     )
 

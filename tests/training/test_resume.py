@@ -4,13 +4,12 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import pytest
 from rich.console import Console
 from training_runs import Killed, assert_same_run, full_disk, raise_at, records, run, signal_at
@@ -22,7 +21,6 @@ from yocobit.training import checkpoint, loop, schedule
 from yocobit.training.config import load as load_config
 
 # Runs a configuration in consecutive processes; each is killed at the n-th call of a function.
-# Processes are forked, because imports would take most of the time.
 KILLED_RUNS = """
 import importlib, json, os, signal, sys
 from pathlib import Path
@@ -68,8 +66,7 @@ def test_run_killed_repeatedly_equals_an_uninterrupted_one(toml, tmp_path, strai
         ("os", "replace", 1),
     ]
 
-    command = [sys.executable, "-c", KILLED_RUNS, str(toml), str(out), json.dumps(moments)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    killed = forked.run(toml, out, json.dumps(moments), code=KILLED_RUNS)
     assert killed.returncode == 0, killed.stderr
     run(toml, out, resume=True)
 

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
+import forked
 import pytest
 from training_runs import run
 
@@ -149,7 +149,7 @@ def test_lock_of_a_killed_process_is_free(tmp_path):
         "import os, signal, sys; from pathlib import Path; from yocobit.training import run_lock\n"
         "with run_lock.locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], timeout=120)
+    assert forked.run(tmp_path / "run", code=code).returncode == -signal.SIGKILL
 
     assert (tmp_path / "run" / LOCK).stat().st_size > 0
     with locked(tmp_path / "run") as warning:
@@ -176,8 +176,13 @@ def test_plot_keeps_a_file_of_another_program(straight, tmp_path, content):
     with pytest.raises(ConfigError, match=r"photo\.png: exists and is not a plot drawn by matplot"):
         plot_runs([straight], out)
     assert out.read_bytes() == content
+
+
+def test_plot_replaces_its_own_file(straight, tmp_path):
+    from yocobit.tracking.plot import plot_runs
+
     for _ in range(2):
-        plot_runs([straight], tmp_path / "runs.png")  # its own is replaced
+        plot_runs([straight], tmp_path / "runs.png")
 
 
 @pytest.mark.parametrize("name", ["file", "link"])
