@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from yocobit.training.config import load as load_config
 MODEL_AND_DATA = """
 [model]
 preset = "nano"
+layers = ["retention", "cross"]
 
 [data]
 train = ["train.txt"]
@@ -83,12 +85,18 @@ def assert_same_run(out: Path, expected: Path) -> None:
 
 @contextmanager
 def full_disk(n_bytes: int):
-    """Let no file grow beyond `n_bytes`: writing fails in the kernel, as on a full disk."""
+    """Let no file grow beyond `n_bytes`: writing fails in the kernel, as on a full disk.
+
+    Python would truncate the bytecode of a module that is imported meanwhile, without an error.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    without_bytecode = sys.dont_write_bytecode
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = without_bytecode
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 

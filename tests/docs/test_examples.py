@@ -14,7 +14,13 @@ from servers import running
 from yocobit.serving import ServerSettings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SMALL = {"STEPS = 60": "STEPS = 4", 'TEXT = "python-stdlib"': 'TEXT = "text"'}
+SMALL = {
+    "STEPS = 60": "STEPS = 4",
+    'TEXT = "python-stdlib"': 'TEXT = "text"',
+    '"context": 128': '"context": 32',
+    '"optim": {': '"optim": {"batch_size": 4, ',
+    '"run": {': '"run": {"threads": 1, ',
+}
 
 
 def run(name: str, *arguments: str, directory: Path) -> str:

@@ -96,7 +96,7 @@ def test_invalid_setting_is_refused_in_one_line(toml, override, message):
             r"\[model\]: give data.vocab_size, data.tokenizer or a preset",
         ),
         (
-            TOML.replace('[model]\npreset = "nano"', ""),
+            TOML.replace('[model]\npreset = "nano"\nlayers = ["retention", "cross"]', ""),
             r"run.toml: has no section \[model\]; add one, with a preset \(nano, .* with --init",
         ),
         (TOML.replace('preset = "nano"', ""), r"\[model\]: key 'd_model' is missing"),
