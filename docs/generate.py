@@ -109,7 +109,7 @@ def _values(values: Sequence[int]) -> str:
     if not values:
         return "floats"
     words = [f"{value:+d}" if value else "0" for value in values]
-    return ", ".join(words) if len(words) < 4 else f"{words[0]} to {words[-1]}"
+    return ", ".join(words) if len(words) < 5 else f"{words[0]} to {words[-1]}"
 
 
 def _scale(scale: Any) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from yocobit.config import ModelConfig
 from yocobit.packing import PackedModel
 from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.formats import FLOAT32_ACTIVATIONS, INT16_PER_TOKEN, ActivationEncoding
 
 Array = NDArray[np.float64]
 
@@ -28,28 +29,28 @@ SMALLEST_DISTANCE = 1e-6
 class Float64Decoder:
     """A model given by its parameters in float64, by the names of mixers.model_parameters().
 
-    `largest` is the largest integer to which the input of a matrix is rounded; if it is None or
-    absent, the input is not rounded.
+    `encodings` are those of the inputs of matrices; an input without one is not rounded.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         parameters: Mapping[str, Array],
-        largest: Mapping[str, int | None],
+        encodings: Mapping[str, ActivationEncoding],
     ) -> None:
         self.config = config
         self.parameters = dict(parameters)
-        self.largest = dict(largest)
+        self.encodings = dict(encodings)
         if "head.weight" not in self.parameters:
             self.parameters["head.weight"] = self.parameters["embedding.weight"]
-            self.largest["head.weight"] = self.largest.get("embedding.weight")
+            if "embedding.weight" in encodings:
+                self.encodings["head.weight"] = encodings["embedding.weight"]
         self.distances = np.zeros(0)  # (T,) of the last call; see SMALLEST_DISTANCE
 
     @classmethod
     def of_packed(cls, model: PackedModel) -> Float64Decoder:
         """Return the decoder of a packed model, with the weights in its file."""
-        parameters, largest = {}, {}
+        parameters, encodings = {}, {}
         for name, stored in model.parameters.items():
             arrays = [_array(model, tensor) for tensor in stored.format.tensors(name, stored.shape)]
             if stored.format.scale is not None:
@@ -57,8 +58,8 @@ class Float64Decoder:
                 assert list(stored.format.tensors(name, stored.shape))[1] == scale_name(name)
                 arrays = [stored.format.dequantize(codes, scales, *stored.shape)]
             parameters[name] = arrays[0].astype(np.float64)
-            largest[name] = stored.format.activations.largest
-        return cls(model.config, parameters, largest)
+            encodings[name] = stored.format.activations
+        return cls(model.config, parameters, encodings)
 
     def logits(self, tokens) -> Array:
         """Return the logits (T, V)."""
@@ -127,17 +128,33 @@ class Float64Decoder:
         if f"{name}.norm.weight" in self.parameters:
             weight = self.parameters[f"{name}.norm.weight"]
             x = rms_norm(x, weight, self.config.projection_norm_eps)
-        y = self._rounded(x, self.largest.get(f"{name}.weight"))
+        y = self._rounded(x, self.encodings.get(f"{name}.weight", FLOAT32_ACTIVATIONS))
         y = y @ self.parameters[f"{name}.weight"].T
         return y + self.parameters.get(f"{name}.bias", 0.0)
 
-    def _rounded(self, x: Array, largest: int | None) -> Array:
-        """Round rows to integers in [-largest, largest], half to even, times a scale per row."""
+    def _rounded(self, x: Array, encoding: ActivationEncoding) -> Array:
+        """Round rows to integers in [-largest, largest], half to even, times a scale per row.
+
+        Or times a scale per group of columns.
+        """
+        largest, columns = encoding.largest, encoding.group_columns
         if largest is None:
             return x
+        if columns is not None:
+            K = x.shape[-1]
+            groups = np.pad(x, ((0, 0), (0, -K % columns))).reshape(len(x), -1, columns)
+            if self.config.exact_activations:  # ties are common, and change logits little
+                largest = INT16_PER_TOKEN.largest
+                absmax = np.maximum(np.abs(groups).max(axis=-1, keepdims=True), 1e-12)
+                rounded = np.rint(groups * largest / absmax) * absmax / largest
+            else:
+                per_row = ActivationEncoding("", largest)
+                rounded = self._rounded(groups, per_row)
+            return rounded.reshape(len(x), -1)[:, :K]
         absmax = np.maximum(np.abs(x).max(axis=-1, keepdims=True), 1e-12)
         scaled = x * largest / absmax
-        self._record(np.abs(scaled - np.floor(scaled) - 0.5).min(axis=-1) / largest)
+        distances = np.abs(scaled - np.floor(scaled) - 0.5).reshape(len(x), -1)
+        self._record(distances.min(axis=-1) / largest)
         return np.rint(scaled) * absmax / largest
 
     def _record(self, distances: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,37 @@ FEATURES = {
     "residual_scale": 0.5,
     "logit_scale": 0.25,
     "pooling": "last",
+    "swiglu_limit": 7.0,
+    "exact_activations": True,
 }
+EXPERTS = {"n_experts": 4, "n_active_experts": 2}
 PLAIN = NANO.replace(layers=("window", "window", "full"), full_rope="half", window_rope="half")
 
 
 def test_dict_holds_every_field_without_the_defaults_of_features():
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
 
-    assert NANO.to_dict().keys() == fields - FEATURES.keys()
-    assert PLAIN.replace(**FEATURES).to_dict().keys() == fields
+    assert NANO.to_dict().keys() == fields - FEATURES.keys() - EXPERTS.keys()
+    assert PLAIN.replace(**FEATURES).to_dict().keys() == fields - EXPERTS.keys()
+    with_experts = NANO.replace(ffn="moe", **EXPERTS).to_dict()
+    assert with_experts.keys() == fields - FEATURES.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_experts": 4}, "n_experts must be 0 with ffn = 'swiglu' but is 4"),
+        ({"ffn": "moe"}, "n_experts must be at least 1 with ffn = 'moe' but is 0"),
+        (
+            {"ffn": "moe", "n_experts": 4, "n_active_experts": 5},
+            "n_active_experts must be at most n_experts = 4 but is 5",
+        ),
+        ({"ffn": "relu2", "swiglu_limit": 7.0}, "swiglu_limit must be left out with ffn = 'relu2'"),
+    ],
+)
+def test_experts_and_limits_are_checked(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        NANO.replace(**changes)
 
 
 def test_features_survive_a_round_trip_through_json(tmp_path: Path):
@@ -209,8 +232,8 @@ def test_a_number_that_is_not_finite_or_has_more_than_64_bits_is_rejected_in_a_s
         ("rope_theta", "1e4", "rope_theta must be a number but is '1e4'"),
         ("rope_theta", True, "rope_theta must be a number but is True"),
         ("sub_norm", 1, "sub_norm must be true or false but is 1"),
-        ("ffn", "gelu", "ffn must be one of 'swiglu', 'geglu', 'relu2', 'sign' but is 'gelu'"),
-        ("weights", 1, "weights must be one of 'ternary', 'ternary_row', 'sign', 'dense' but is 1"),
+        ("ffn", "gelu", "ffn must be one of 'swiglu', 'geglu', 'relu2', 'sign', 'moe' but"),
+        ("weights", 1, "weights must be one of 'ternary', 'ternary_row', 'sign', .* but is 1"),
         ("cross_rope", "neox", "cross_rope must be one of 'interleaved', 'half', 'none'"),
         ("shared_kv", "int2", "shared_kv must be one of 'float', 'int8', 'int4' but is 'int2'"),
         ("layers", "retention", "layers must be a list, each item one of 'retention', 'window'"),

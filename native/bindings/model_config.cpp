@@ -89,10 +89,22 @@ void check_features(const ModelConfig& config) {
       {"attention_scale", config.attention_scale.value_or(1.0f)},
       {"embedding_scale", config.embedding_scale.value_or(1.0f)},
       {"residual_scale", config.residual_scale},
-      {"logit_scale", config.logit_scale}};
+      {"logit_scale", config.logit_scale},
+      {"swiglu_limit", config.swiglu_limit.value_or(1.0f)}};
   for (const auto& [name, scale] : scales) {
     require(is_positive(scale), name, "finite and positive in float32");
   }
+}
+
+void check_experts(const ModelConfig& config) {
+  if (!config.ffn->has_experts) return;
+  const int64_t E = config.n_experts;
+  require(1 <= E && E <= 1024, "n_experts", "from 1 to 1024");
+  require(1 <= config.n_active_experts && config.n_active_experts <= std::min<int64_t>(E, 64),
+          "n_active_experts", "from 1 to 64, at most n_experts");
+  require(E * std::max(config.d_ff, config.d_model) <= 1 << 24, "n_experts",
+          "at most 16777216 rows of a matrix");
+  require(!config.projection_norms, "projection_norms", "left out with experts");
 }
 
 void check(const ModelConfig& config) {
@@ -123,6 +135,7 @@ void check(const ModelConfig& config) {
     has_shared |= mixer->kv_cache == KvCacheKind::shared;
   }
   require(is_cross == has_shared, "layers", "with a 'cross' if there is a cross-decoder");
+  check_experts(config);
   check_features(config);
 }
 
@@ -182,6 +195,10 @@ ModelConfig model_config(const nb::dict& fields) {
   read_feature("embedding_scale", config.embedding_scale);
   read_feature("residual_scale", config.residual_scale);
   read_feature("logit_scale", config.logit_scale);
+  read_feature("n_experts", config.n_experts);
+  read_feature("n_active_experts", config.n_active_experts);
+  read_feature("swiglu_limit", config.swiglu_limit);
+  read_feature("exact_activations", config.exact_activations);
   check(config);
   return config;
 }

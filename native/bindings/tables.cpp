@@ -32,7 +32,9 @@ nb::list weight_format_records() {
     record["bits"] = format.bits;
     record["values"] = values;
     record["block_columns"] = format.block_columns;
+    record["unit_bytes"] = format.unit_bytes;
     record["scale"] = name_of(format.scale);
+    record["group_columns"] = format.group_columns;
     record["scale_dtype"] = format.scale_dtype;
     record["activations"] = name_of(format.activations);
     records.append(record);
@@ -79,6 +81,7 @@ nb::list feed_forward_records() {
     record["name"] = ffn.name;
     record["has_gate"] = ffn.has_gate;
     record["has_sub_norm"] = ffn.has_sub_norm;
+    record["has_experts"] = ffn.has_experts;
     records.append(record);
   }
   return records;
@@ -114,14 +117,16 @@ void bind_tables(nb::module_& m) {
       nb::sig("def weight_formats() -> list[dict[str, typing.Any]]"),
       "Return the records of the weight formats: `name`, `dtype` of the codes, `bits` of a code,\n"
       "`values` that codes stand for before the scale, `block_columns` (1: contiguous rows),\n"
-      "`scale` (\"none\", \"tensor\", \"row\", \"group\"), `scale_dtype` and `activations`.");
+      "`unit_bytes`, `scale` (\"none\", \"tensor\", \"row\", \"group\"), `group_columns`,\n"
+      "`scale_dtype` and `activations`.");
   m.def("mixers", &mixer_records, nb::sig("def mixers() -> list[dict[str, typing.Any]]"),
         "Return the records of the token mixers: `name`, `decoder` (\"self\", \"cross\"),\n"
         "`parameters` (matrices), `has_sub_norm`, `kv_cache` (\"none\", \"per_token\", \"ring\",\n"
         "\"shared\"), `has_state` and `reads_memory`.");
-  m.def("feed_forwards", &feed_forward_records,
-        nb::sig("def feed_forwards() -> list[dict[str, typing.Any]]"),
-        "Return the records of the FFN kinds: `name`, `has_gate` and `has_sub_norm`.");
+  m.def(
+      "feed_forwards", &feed_forward_records,
+      nb::sig("def feed_forwards() -> list[dict[str, typing.Any]]"),
+      "Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm` and `has_experts`.");
   m.def("cache_types", &cache_type_records,
         nb::sig("def cache_types() -> list[dict[str, typing.Any]]"),
         "Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows\n"
@@ -136,6 +141,7 @@ void bind_tables(nb::module_& m) {
   m.attr("CANDIDATES_PER_BLOCK") = kCandidatesPerBlock;  // for each block that is selected
   m.attr("ROWS_PER_GROUP") = kRowsPerGroup;              // interleaved rows of a packed matrix
   m.attr("BLOCK_BYTES") = kBlockBytes;                   // of a row of a packed matrix
+  m.attr("ACTIVATION_GROUP") = kActivationGroup;         // columns of a scale of int8_per_group
   m.attr("LANES") = kLanes;                              // of a floating-point sum
   m.attr("PARTIAL_EXTRA") = kPartialExtra;  // floats after the [D] of a KV split's result
   m.attr("MAX_HEAD_DIM") = kMaxHeadDim;

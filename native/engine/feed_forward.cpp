@@ -25,6 +25,11 @@ const FeedForwardSpec kFeedForwards[] = {
     {.name = "relu2", .has_gate = true, .has_sub_norm = true, .activate = relu2},
     // Its activation is -1 or +1 already, which needs no norm.
     {.name = "sign", .has_gate = false, .has_sub_norm = false, .activate = sign},
+    {.name = "moe",
+     .has_gate = true,
+     .has_sub_norm = true,
+     .has_experts = true,
+     .activate = swiglu},
 };
 
 }  // namespace

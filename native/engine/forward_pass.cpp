@@ -8,15 +8,17 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
   Workspace& ws = workspace;
   const int K = outputs.begin()->linear->k;
   const float* own_norm = outputs.begin()->linear->norm;
-  bool needs_int8 = false, needs_int16 = false;
+  bool needs_int8 = false, needs_int16 = false, needs_grouped = false;
   for (const LinearOutput& output : outputs) {
     const ActivationEncoding encoding = output.linear->format->activations;
     needs_int8 |= encoding == ActivationEncoding::int8_per_token;
     needs_int16 |= encoding == ActivationEncoding::int16_per_token;
+    needs_grouped |= encoding == ActivationEncoding::int8_per_group;
   }
   const int int8_size = static_cast<int>(round_up(K, kSignBlock));
   const int int16_size = static_cast<int>(round_up(K, kInt4Block));
-  if (norm || own_norm || needs_int8 || needs_int16) {
+  const int n_parts = model.config.activation_parts(), n_groups = int8_size / kActivationGroup;
+  if (norm || own_norm || needs_int8 || needs_int16 || needs_grouped) {
     pool.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* from = x + row * K;
@@ -39,6 +41,11 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
                                      &ws.int16_scales[row],
                                      &ws.int16_sums[row * (int16_size / kInt4Block)]);
         }
+        if (needs_grouped) {
+          kernels.quantize_grouped_row(
+              from, K, int8_size, n_parts, int8_size, &ws.grouped_codes[row * n_parts * int8_size],
+              &ws.grouped_scales[row * n_groups], &ws.grouped_sums[row * n_groups]);
+        }
       }
     });
   }
@@ -54,6 +61,12 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
                     .scales = ws.int16_scales.get(),
                     .n = N,
                     .stride = int16_size},
+          .grouped = {.codes = ws.grouped_codes.get(),
+                      .scales = ws.grouped_scales.get(),
+                      .sums = ws.grouped_sums.get(),
+                      .n = N,
+                      .stride = int8_size,
+                      .n_parts = n_parts},
           .n = N,
           .k = K};
 }

@@ -15,12 +15,25 @@ Buffer<T> Workspace::allocate(int64_t n) {
 Workspace::Workspace(const PackedModel& model) {
   const ModelConfig& config = model.config;
   const int64_t N = kMaxBatchTokens, C = config.d_model, F = config.d_ff;
-  int64_t int8_width = 0, int16_width = 0;  // most input features of a matrix with this encoding
+  // The most input features of a matrix with this encoding.
+  int64_t int8_width = 0, int16_width = 0, grouped_width = 0, unquantised_width = 0;
+  const auto width_of = [&](ActivationEncoding encoding) -> int64_t& {
+    switch (encoding) {
+      case ActivationEncoding::int8_per_token:
+        return int8_width;
+      case ActivationEncoding::int16_per_token:
+        return int16_width;
+      case ActivationEncoding::int8_per_group:
+        return grouped_width;
+      case ActivationEncoding::float32:
+        break;
+    }
+    return unquantised_width;
+  };
   model.for_each_linear([&](const Linear& linear) {
     if (&linear == &model.embedding) return;
-    const ActivationEncoding encoding = linear.format->activations;
-    int64_t& width = encoding == ActivationEncoding::int8_per_token ? int8_width : int16_width;
-    if (encoding != ActivationEncoding::float32) width = std::max<int64_t>(width, linear.k);
+    int64_t& width = width_of(linear.format->activations);
+    width = std::max<int64_t>(width, linear.k);
   });
   int64_t width = C;  // of Q with padded heads, in the layer where it is largest
   for (const MixerSpec* mixer : config.layers) {
@@ -38,6 +51,10 @@ Workspace::Workspace(const PackedModel& model) {
   int16_codes = allocate<int16_t>(N * int16_stride);
   int16_scales = allocate<float>(N);
   int16_sums = allocate<int32_t>(N * int16_stride / kInt4Block);
+  const int64_t grouped_stride = round_up(grouped_width, kSignBlock);
+  grouped_codes = allocate<int8_t>(N * config.activation_parts() * grouped_stride);
+  grouped_scales = allocate<float>(N * grouped_stride / kActivationGroup);
+  grouped_sums = allocate<int32_t>(N * grouped_stride / kActivationGroup);
   for (Buffer<float>* buffer : {&q, &k, &v, &g, &y}) *buffer = allocate<float>(N * width);
   decay = allocate<float>(N * config.n_self_heads);
   gate = allocate<float>(N * F);

@@ -34,6 +34,9 @@ struct Workspace {
   Buffer<float> int16_scales;   // [N]
   Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
   int int8_stride = 0;
+  Buffer<int8_t> grouped_codes;  // [N][parts][K rounded up to 256], the inputs of int8_per_group
+  Buffer<float> grouped_scales;  // [N][K rounded up to 256, / 32]
+  Buffer<int32_t> grouped_sums;  // likewise
 
   Buffer<float> q;           // [N][H D]; or [N][C], an output that is added to the stream
   Buffer<float> k, v;        // [N][G D]

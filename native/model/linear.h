@@ -11,12 +11,13 @@
 
 namespace yocobit {
 
-// N input rows: always in float32, and quantised to int8 or int16 where the weight format of a
-// matrix that reads them needs it.
+// N input rows: always in float32, and quantised where the weight format of a matrix that reads
+// them needs it.
 struct Activations {
   const float* values;  // [N][K]
   Int8Rows int8;        // codes [N][stride]
   Int16Rows int16;      // codes [N][stride]
+  GroupedRows grouped;  // codes [N][parts][stride]
   int n;
   int k;
 
@@ -27,7 +28,7 @@ struct Activations {
 struct Linear {
   const WeightFormat* format = nullptr;
   const void* codes = nullptr;   // [ceil(M / 8)][blocks][8][32], or [M][K]
-  const void* scales = nullptr;  // [1], [M] or [ceil(M / 8)][blocks][8], or nullptr
+  const void* scales = nullptr;  // [1], [M] or [ceil(M / 8)][groups of columns][8], or nullptr
   int m = 0;
   int k = 0;                    // multiple of 8
   const float* bias = nullptr;  // [M], or nullptr
@@ -50,7 +51,7 @@ struct Linear {
   void add_bias(const Kernels& kernels, int n, int group_begin, int group_end, float* y,
                 ptrdiff_t y_stride) const;
   void load_interleaved_row(const Kernels& kernels, int64_t index, float* x) const;
-  float scale_of(const Kernels& kernels, int64_t row, int block) const;
+  float scale_of(const Kernels& kernels, int64_t row, int column) const;
 };
 
 }  // namespace yocobit

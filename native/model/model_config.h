@@ -61,11 +61,15 @@ struct ModelConfig {
   bool head_norm = false, post_norms = false;
   std::optional<float> embedding_scale;  // otherwise as scale_embedding
   float residual_scale = 1.0f, logit_scale = 1.0f;
+  int n_experts = 0, n_active_experts = 0;  // of an FFN with experts
+  std::optional<float> swiglu_limit;        // gate <= limit, -limit <= up <= limit
+  bool exact_activations = false;           // int16 instead of int8 for weights-only formats
 
   Heads heads() const { return {n_heads, n_kv_heads, head_dim(n_heads)}; }
   Heads self_heads() const { return {n_self_heads, n_self_kv_heads, head_dim(n_self_heads)}; }
   Heads retention_heads() const { return {n_self_heads, n_self_heads, d_model / n_self_heads}; }
   int head_dim(int n_query_heads) const { return head_size.value_or(d_model / n_query_heads); }
+  int activation_parts() const { return exact_activations ? 2 : 1; }  // GroupedRows::n_parts
   int cross_blocks() const { return cross_positions / kAttentionTile; }
   float score_scale(const Heads& heads) const {
     return attention_scale.value_or(1.0f / std::sqrt(static_cast<float>(heads.head_dim)));

@@ -56,8 +56,10 @@ std::string StoredTensor::problem(int64_t item) const {
     const int n_fields = 8 / blocks->bits, last = (1 << blocks->bits) - 1;
     int field = 0;  // the first whose code is invalid
     while (field + 1 < n_fields && (byte >> field * blocks->bits & last) < blocks->codes.n) ++field;
-    row = block / n_blocks * kRowsPerGroup + item / kBlockBytes % kRowsPerGroup;
-    column = block % n_blocks * blocks->block_columns + field * kBlockBytes + item % kBlockBytes;
+    const int64_t unit = blocks->unit_bytes, in_block = item % (kRowsPerGroup * kBlockBytes);
+    const int64_t byte_of_row = in_block / (unit * kRowsPerGroup) * unit + in_block % unit;
+    row = block / n_blocks * kRowsPerGroup + in_block / unit % kRowsPerGroup;
+    column = block % n_blocks * blocks->block_columns + field * kBlockBytes + byte_of_row;
   }
   if (columns) {
     at = "row " + std::to_string(row) + ", column " + std::to_string(column);
@@ -137,7 +139,8 @@ Linear PackedModel::linear(const std::string& name, int m, int k, const WeightFo
       shape = {m};
       break;
     case ScaleGranularity::group:
-      shape.pop_back();
+      shape = {linear.n_groups(), int64_t{linear.n_blocks()} * format->groups_per_block(),
+               kRowsPerGroup};
       break;
   }
   linear.scales = bytes(weight + "_scale", format->scale_dtype, shape);
@@ -179,9 +182,13 @@ Layer PackedModel::layer(int index) {
   }
   layer.mixer_post_norm = floats_if(config.post_norms, prefix + "mixer_post_norm.weight", C);
   layer.ffn_norm = floats(prefix + "ffn_norm.weight", C);
-  if (config.ffn->has_gate) layer.ffn_gate = projection(prefix + "ffn.gate_proj", F, C);
-  layer.ffn_up = projection(prefix + "ffn.up_proj", F, C);
-  layer.ffn_down = projection(prefix + "ffn.down_proj", C, F);
+  const int E = config.ffn->has_experts ? config.n_experts : 1;
+  if (config.ffn->has_experts) {
+    layer.ffn_router = linear(prefix + "ffn.router", E, C, &weight_format("f32"));
+  }
+  if (config.ffn->has_gate) layer.ffn_gate = projection(prefix + "ffn.gate_proj", E * F, C);
+  layer.ffn_up = projection(prefix + "ffn.up_proj", E * F, C);
+  layer.ffn_down = projection(prefix + "ffn.down_proj", E * C, F);
   layer.ffn_sub_norm =
       floats_if(config.sub_norm && config.ffn->has_sub_norm, prefix + "ffn.sub_norm.weight", F);
   layer.ffn_post_norm = floats_if(config.post_norms, prefix + "ffn_post_norm.weight", C);

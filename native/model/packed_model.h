@@ -5,7 +5,7 @@
 // dtype, shape, size, position and alignment of each tensor where it makes a pointer into the file:
 // no file makes a kernel read out of bounds. Engine::find_problems checks the values of `tensors`.
 //
-// Letters:  C model width   F feed-forward width   H heads   V vocabulary
+// Letters:  C model width   F feed-forward width   E experts   H heads   V vocabulary
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,8 @@ struct Layer {
   const float* mixer_sub_norm;        // [H D], or nullptr without SubLN
   const float* mixer_post_norm;       // [C], or nullptr without post_norms
   const float* ffn_norm;              // [C]
-  Linear ffn_gate, ffn_up, ffn_down;  // the gate where the FFN has one
+  Linear ffn_router;                  // (E, C) of an FFN with experts
+  Linear ffn_gate, ffn_up, ffn_down;  // the gate where the FFN has one; all experts
   const float* ffn_sub_norm;          // [F], or nullptr
   const float* ffn_post_norm;         // [C], or nullptr
 };
@@ -107,7 +108,7 @@ void PackedModel::for_each_linear(const Visit& visit) const {
     for (const MixerParameter& parameter : layer.mixer->parameters) {
       visit(layer.*parameter.linear);
     }
-    for (const Linear* ffn : {&layer.ffn_gate, &layer.ffn_up, &layer.ffn_down}) {
+    for (const Linear* ffn : {&layer.ffn_router, &layer.ffn_gate, &layer.ffn_up, &layer.ffn_down}) {
       visit_present(*ffn);
     }
   }

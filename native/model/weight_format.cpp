@@ -50,11 +50,49 @@ void multiply_int4(const Kernels& kernels, const Linear& w, const Activations& x
   kernels.int4_gemm(matrix, x.int16, group_begin, group_end, y, y_stride);
 }
 
+void multiply_group_scaled(const Kernels& kernels, const Linear& w, const Activations& x,
+                           int group_begin, int group_end, float* y, ptrdiff_t y_stride) {
+  const bool has_groups = w.format->scale == ScaleGranularity::group;
+  const GroupScaledMatrix matrix = {
+      .codes = static_cast<const uint8_t*>(w.codes),
+      .scales = has_groups ? static_cast<const uint16_t*>(w.scales) : nullptr,
+      .row_scales = has_groups ? nullptr : static_cast<const float*>(w.scales),
+      .m = w.m,
+      .n_blocks = w.n_blocks(),
+      .bits = w.format->bits,
+      .group_columns = w.format->group_columns,
+      .first = w.format->codes.first,
+      .step = w.format->codes.step};
+  kernels.group_scaled_gemm(matrix, x.grouped, group_begin, group_end, y, y_stride);
+}
+
 void multiply_dense(const Kernels& kernels, const Linear& w, const Activations& x, int group_begin,
                     int group_end, float* y, ptrdiff_t y_stride) {
   kernels.dense_gemm(dense_matrix(w), x.values, x.n, group_begin * kRowsPerGroup,
                      std::min(group_end * kRowsPerGroup, w.m), y, y_stride);
 }
+
+// A format of weights-only quantisation: the rows of a block are interleaved by four bytes.
+constexpr WeightFormat group_scaled(const char* name, int bits, IntegerCodes codes,
+                                    int group_columns, const ContentRule* rule) {
+  return {.name = name,
+          .dtype = "U8",
+          .bits = bits,
+          .codes = codes,
+          .block_columns = bits == 1 ? kSignBlock : kTernaryBlock,
+          .unit_bytes = 4,
+          .scale = group_columns ? ScaleGranularity::group : ScaleGranularity::row,
+          .group_columns = group_columns,
+          .scale_dtype = group_columns ? "F16" : "F32",
+          .activations = ActivationEncoding::int8_per_group,
+          .row_type = {},
+          .rule = rule,
+          .scale_rule = group_columns ? &kNotNegativeF16 : &kPositiveF32,
+          .matmul = multiply_group_scaled};
+}
+
+constexpr IntegerCodes kTernary = {.n = 3, .first = -1};
+constexpr IntegerCodes kInt2 = {.n = 4, .first = -1};
 
 constexpr WeightFormat kFormats[] = {
     {.name = "ternary",
@@ -92,6 +130,13 @@ constexpr WeightFormat kFormats[] = {
      .row_type = {},
      .scale_rule = &kPositiveF32,
      .matmul = multiply_sign},
+    group_scaled("ternary_g64", 2, kTernary, 64, &kTernaryCodes),
+    group_scaled("ternary_g128", 2, kTernary, 128, &kTernaryCodes),
+    group_scaled("ternary_row_a16", 2, kTernary, 0, &kTernaryCodes),
+    group_scaled("sign_g128", 1, {.n = 2, .first = -1, .step = 2}, 128, nullptr),
+    group_scaled("int2_g64", 2, kInt2, 64, nullptr),
+    group_scaled("int2_g128", 2, kInt2, 128, nullptr),
+    group_scaled("odd_g128", 2, {.n = 4, .first = -3, .step = 2}, 128, nullptr),
     {.name = "int8",
      .dtype = "I8",
      .bits = 8,
@@ -110,6 +155,7 @@ constexpr WeightFormat kFormats[] = {
      .codes = {.n = 16, .first = -8},
      .block_columns = kInt4Block,
      .scale = ScaleGranularity::group,
+     .group_columns = kInt4Block,
      .scale_dtype = "F16",
      .activations = ActivationEncoding::int16_per_token,
      .row_type = {},
@@ -160,6 +206,8 @@ const char* name_of(ActivationEncoding encoding) {
       return "int8_per_token";
     case ActivationEncoding::int16_per_token:
       return "int16_per_token";
+    case ActivationEncoding::int8_per_group:
+      return "int8_per_group";
   }
   return "";
 }

@@ -22,11 +22,12 @@ namespace yocobit {
 struct Activations;  // model/linear.h
 struct Linear;
 
-// How a matmul reads its input rows: float32; int8 codes and a scale per token; or int16 codes
-// (15 bits) and a scale per token, with a sum for every 64 of them.
-enum class ActivationEncoding { float32, int8_per_token, int16_per_token };
+// How a matmul reads its input rows: float32; int8 codes and a scale per token; int16 codes (15
+// bits) and a scale per token, with a sum for every 64 of them; or int8 codes and a scale per group
+// of columns (int16 with ModelConfig::exact_activations).
+enum class ActivationEncoding { float32, int8_per_token, int16_per_token, int8_per_group };
 
-// A scale for the whole matrix, for each row, or for each group of columns of a row: one block.
+// A scale for the whole matrix, for each row, or for each group of columns of a row.
 enum class ScaleGranularity { none, tensor, row, group };
 
 // Code c stands for first + c * step; int8 stores these values themselves, floats have no codes.
@@ -38,11 +39,13 @@ struct IntegerCodes {
 
 struct WeightFormat {
   const char* name;
-  const char* dtype;   // of the tensor of codes or values: "U8", "I8", "F16" or "F32"
-  int bits;            // of a code or value
-  IntegerCodes codes;  // what a code stands for, before the scale
-  int block_columns;   // of 32 bytes of a row; 1: rows are contiguous
+  const char* dtype;             // of the tensor of codes or values: "U8", "I8", "F16" or "F32"
+  int bits;                      // of a code or value
+  IntegerCodes codes;            // what a code stands for, before the scale
+  int block_columns;             // of 32 bytes of a row; 1: rows are contiguous
+  int unit_bytes = kBlockBytes;  // of a row that are contiguous in a block
   ScaleGranularity scale;
+  int group_columns = 0;    // of a scale, with ScaleGranularity::group; divides block_columns
   const char* scale_dtype;  // "" without scales
   ActivationEncoding activations;
   FloatType row_type;  // of contiguous rows
@@ -56,6 +59,7 @@ struct WeightFormat {
                  int group_end, float* y, ptrdiff_t y_stride);
 
   bool has_blocks() const { return block_columns > 1; }
+  int groups_per_block() const { return block_columns / group_columns; }
 };
 
 std::span<const WeightFormat> weight_formats();

@@ -19,7 +19,8 @@ def weight_formats() -> list[dict[str, Any]]:
     """
     Return the records of the weight formats: `name`, `dtype` of the codes, `bits` of a code,
     `values` that codes stand for before the scale, `block_columns` (1: contiguous rows),
-    `scale` ("none", "tensor", "row", "group"), `scale_dtype` and `activations`.
+    `unit_bytes`, `scale` ("none", "tensor", "row", "group"), `group_columns`,
+    `scale_dtype` and `activations`.
     """
 
 def mixers() -> list[dict[str, Any]]:
@@ -31,7 +32,7 @@ def mixers() -> list[dict[str, Any]]:
 
 def feed_forwards() -> list[dict[str, Any]]:
     """
-    Return the records of the FFN kinds: `name`, `has_gate` and `has_sub_norm`.
+    Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm` and `has_experts`.
     """
 
 def cache_types() -> list[dict[str, Any]]:
@@ -57,6 +58,8 @@ CANDIDATES_PER_BLOCK: int = 4
 ROWS_PER_GROUP: int = 8
 
 BLOCK_BYTES: int = 32
+
+ACTIVATION_GROUP: int = 32
 
 LANES: int = 8
 

@@ -39,8 +39,21 @@ TRANSFORMERS_KEYS = (
 LABEL_KEYS = ("id2label", "label2id", "problem_type")  # likewise, with a classification head
 
 Mixer = Literal["retention", "window", "full", "cross", "gmu", "gate"]
-FeedForwardKind = Literal["swiglu", "geglu", "relu2", "sign"]
-WeightKind = Literal["ternary", "ternary_row", "sign", "dense"]
+FeedForwardKind = Literal["swiglu", "geglu", "relu2", "sign", "moe"]
+# "dense", or the name of a weight format (packing/formats.py).
+WeightKind = Literal[
+    "ternary",
+    "ternary_row",
+    "sign",
+    "ternary_g64",
+    "ternary_g128",
+    "sign_g128",
+    "int2_g64",
+    "int2_g128",
+    "odd_g128",
+    "ternary_row_a16",
+    "dense",
+]
 RopeKind = Literal["interleaved", "half", "none"]
 CacheType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]
@@ -81,7 +94,8 @@ class ModelConfig(Settings):
     n_self_kv_heads: Count  # KV heads of "window"; divides n_self_heads
     # Positions that "window" attends to, including the current one.
     window: Annotated[int, Meta(ge=1, le=1 << 24)] = 256
-    ffn: FeedForwardKind = "swiglu"  # SwiGLU, GeGLU, squared ReLU, or W_down sign(W_up x)
+    # SwiGLU, GeGLU, squared ReLU, W_down sign(W_up x), or a mixture of SwiGLU experts.
+    ffn: FeedForwardKind = "swiglu"
     weights: WeightKind = "ternary"  # quantisation of projections in training
     sub_norm: bool = True  # SubLN: RMSNorm before output projections and W_down
     # RoPE of "retention": adjacent pairs, Llama's halves, or none.
@@ -125,6 +139,11 @@ class ModelConfig(Settings):
     residual_scale: Positive = 1.0  # multiplies the outputs of mixers and FFNs
     logit_scale: Positive = 1.0  # multiplies the logits
     pooling: Pooling = "mean"  # of hidden states in embeddings, unless a request names another
+    n_experts: Annotated[int, Meta(ge=0, le=1024)] = 0  # E of "moe"; d_ff is the width of one
+    n_active_experts: Annotated[int, Meta(ge=0, le=64)] = 0  # per token
+    swiglu_limit: Positive | None = None  # SwiGLU: gate <= limit, -limit <= up <= limit
+    # Weights-only quantisation: round activations to int16 instead of int8 for each group.
+    exact_activations: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +167,23 @@ class ModelConfig(Settings):
             self.require(list(self.layers[-len(cross) :]) == cross, "layers", rule)
             rule = "must have a 'cross' if it has a 'gmu', which attends to no other position,"
             self.require("cross" in cross, "layers", rule)
+        self._check_experts()
         self._check_features()
+
+    def _check_experts(self) -> None:
+        for name in ("n_experts", "n_active_experts"):
+            rule = f"must be {'at least 1' if self.ffn == 'moe' else '0'} with ffn = '{self.ffn}'"
+            self.require((getattr(self, name) > 0) == (self.ffn == "moe"), name, rule)
+        rule = f"must be at most n_experts = {self.n_experts}"
+        self.require(self.n_active_experts <= self.n_experts, "n_active_experts", rule)
+        rule = f"times n_experts = {self.n_experts} must be at most {1 << 24}"
+        for name in ("d_ff", "d_model") if self.ffn == "moe" else ():
+            self.require(getattr(self, name) * self.n_experts <= 1 << 24, name, rule)
+        rule = "must be left out with ffn = 'moe'"
+        self.require(not (self.ffn == "moe" and self.projection_norms), "projection_norms", rule)
+        rule = f"must be left out with ffn = '{self.ffn}'"
+        has_swiglu = self.ffn in ("swiglu", "moe")
+        self.require(self.swiglu_limit is None or has_swiglu, "swiglu_limit", rule)
 
     def _check_features(self) -> None:
         if not set(self.layers) <= set(_SELF_ATTENTION):

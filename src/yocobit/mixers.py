@@ -5,7 +5,7 @@ cache, recurrent state. Code that counts, lays out, validates or loads parameter
 records. The arithmetic of mixer NAME is model/mixers/NAME.py and native/engine/mixers/NAME.cpp.
 
 Letters: T positions   C d_model   H query heads   G KV heads   D head size   F d_ff
-V vocab_size
+E n_experts   V vocab_size
 """
 
 from __future__ import annotations
@@ -100,22 +100,30 @@ class MixerSpec:
 
 @dataclass(frozen=True)
 class FeedForwardSpec:
-    """One kind of FFN: a function of x (T, C) to y (T, C) with F hidden features."""
+    """One kind of FFN: a function of x (T, C) to y (T, C) with F hidden features.
+
+    The matrices of experts are one matrix each: expert e has the rows from e F (gate_proj and
+    up_proj) or e C (down_proj) on.
+    """
 
     name: FeedForwardKind
     has_gate: bool  # act(W_gate x) * (W_up x), not act(W_up x)
-    has_sub_norm: bool  # before W_down, if the model has SubLN
+    has_sub_norm: bool  # before W_down, if the model has SubLN; experts share its weight
+    has_experts: bool = False  # config.n_experts, chosen for each token by a router
 
     def parameters(self, config: ModelConfig) -> Parameters:
         """Return the parameters by the NAME in layers.I.ffn.NAME.weight."""
         C, F = config.d_model, config.d_ff
+        E = config.n_experts if self.has_experts else 1
         parameters: Parameters = {}
+        if self.has_experts:
+            parameters["router"] = Parameter((E, C), "float")
         if self.has_gate:
-            parameters["gate_proj"] = Parameter((F, C), "projection")
-        parameters["up_proj"] = Parameter((F, C), "projection")
+            parameters["gate_proj"] = Parameter((E * F, C), "projection")
+        parameters["up_proj"] = Parameter((E * F, C), "projection")
         if self.has_sub_norm and config.sub_norm:
             parameters["sub_norm"] = Parameter((F,), "norm")
-        parameters["down_proj"] = Parameter((C, F), "projection")
+        parameters["down_proj"] = Parameter((E * C, F), "projection")
         return _with_extras(config, parameters)
 
 
@@ -250,6 +258,7 @@ _FEED_FORWARDS = (
     FeedForwardSpec("relu2", has_gate=True, has_sub_norm=True),
     # Its activations are -1 or +1, which need no norm.
     FeedForwardSpec("sign", has_gate=False, has_sub_norm=False),
+    FeedForwardSpec("moe", has_gate=True, has_sub_norm=True, has_experts=True),
 )
 FEED_FORWARDS: dict[FeedForwardKind, FeedForwardSpec] = {spec.name: spec for spec in _FEED_FORWARDS}
 

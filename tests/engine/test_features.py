@@ -19,12 +19,20 @@ from yocobit.costs.memory import CACHE_FORMATS
 from yocobit.engine import Engine
 from yocobit.mixers import FEED_FORWARDS, model_parameters
 from yocobit.packing import PackedModel
-from yocobit.packing.format import TensorInfo, scale_name
-from yocobit.packing.formats import FORMATS, PROJECTION_FORMATS, StoredParameter
+from yocobit.packing.format import DTYPES, TensorInfo, scale_name
+from yocobit.packing.formats import FORMATS, INT8_PER_GROUP, PROJECTION_FORMATS, StoredParameter
 
 VOCABULARY = 301
 T = 20  # tokens of a test: four windows
 LIMIT = 1e-5  # of the largest logit
+WIDE = {
+    "d_model": 328,
+    "d_ff": 520,
+    "n_heads": 1,
+    "n_kv_heads": 1,
+    "n_self_heads": 1,
+    "layers": ("full", "window"),
+}
 
 # Features of models with full and sliding-window attention, by the fields that they change.
 ATTENTION_FEATURES = {
@@ -142,7 +150,8 @@ def random_tensors(
     if format.quantize is None:
         codes = format.encode(rng.choice(np.array(format.values, np.int8), shape))
         size = shape[1] ** -0.5
-        scales = rng.uniform(size, 2 * size, format.scale.shape(*shape)).astype(np.float32)
+        scales = rng.uniform(size, 2 * size, format.scale.shape(*shape))
+        scales = scales.astype(DTYPES[format.scale.dtype])
     else:
         weights = rng.standard_normal(shape) * shape[1] ** -0.5
         codes, scales = format.quantize(weights.astype(np.float32))
@@ -164,7 +173,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
-def check_against_float64(model: PackedModel) -> None:
+def check_against_float64(model: PackedModel, limit: float = LIMIT) -> None:
     expected = Float64Decoder.of_packed(model)
     tokens = expected.tokens_without_ties(T)
     engine = Engine(model, threads=2, kernels=None)
@@ -172,8 +181,8 @@ def check_against_float64(model: PackedModel) -> None:
     logits = engine.session(T).feed_all(tokens)
     hidden = engine.session(T).hidden_states(tokens)
 
-    assert relative_error(logits, expected.logits(tokens)) < LIMIT
-    assert relative_error(hidden, expected.hidden_states(tokens)) < LIMIT
+    assert relative_error(logits, expected.logits(tokens)) < limit
+    assert relative_error(hidden, expected.hidden_states(tokens)) < limit
 
 
 @pytest.mark.parametrize("weights", ["ternary", "dense"])
@@ -212,6 +221,21 @@ def test_heads_of_every_format_equal_the_float64_statement(model_of, head, is_ti
     config = config_of({"head_norm": True, "tie_embeddings": is_tied}, layers=("full",))
 
     check_against_float64(model_of(config, "ternary", head if is_tied else "f32", head))
+
+
+WEIGHTS_ONLY = [name for name, format in FORMATS.items() if format.activations is INT8_PER_GROUP]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("format", WEIGHTS_ONLY)
+def test_groups_of_wide_matrices_equal_the_float64_statement(model_of, format, exact):
+    """Inputs of 328 and 520 columns: several groups, the last of them partial.
+
+    With int16, float32 and float64 round some activations differently.
+    """
+    config = config_of({"exact_activations": exact}, **WIDE)
+
+    check_against_float64(model_of(config, format, format, format), 5e-4 if exact else LIMIT)
 
 
 # ---- bits ----
@@ -271,6 +295,24 @@ def test_low_bit_tables_have_the_same_bits_for_any_kernels_threads_and_chunks(
         session = Engine(model, threads=1, kernels=kernels).session(LONG)
         for t in range(LONG):
             np.testing.assert_array_equal(bits(session.step(tokens[t])), expected[t])
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("format", ["ternary_g64", "sign_g128", "odd_g128", "ternary_row_a16"])
+def test_weights_only_formats_have_the_same_bits_for_any_kernels_threads_and_chunks(
+    model_of, format, exact
+):
+    model = model_of(config_of({"exact_activations": exact}, **WIDE), format, format, format)
+    tokens = tokens_of(LONG)
+    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens))
+
+    for kernels in _native.supported_kernels():
+        for threads, chunk in ((2, LONG), (3, 33), (1, 1)):
+            session = Engine(model, threads, kernels).session(LONG)
+            for begin in range(0, LONG, chunk):
+                logits = session.feed(tokens[begin : begin + chunk])
+                last = min(begin + chunk, LONG) - 1
+                np.testing.assert_array_equal(bits(logits), expected[last])
 
 
 @pytest.mark.parametrize("cache", ["f32", "int4"])

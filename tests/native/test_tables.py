@@ -30,7 +30,9 @@ def test_weight_formats_are_equal():
             "bits": format.bits,
             "values": list(format.values),
             "block_columns": format.block_columns,
+            "unit_bytes": format.unit_bytes,
             "scale": granularity(format),
+            "group_columns": format.scale.columns if isinstance(format.scale, PerGroup) else 0,
             "scale_dtype": format.scale.dtype if format.scale else "",
             "activations": format.activations.name,
         }
@@ -43,7 +45,7 @@ def test_weight_formats_are_equal():
 def test_groups_of_scales_are_the_blocks_that_the_engine_reads():
     for format in FORMATS.values():
         if isinstance(format.scale, PerGroup):
-            assert format.scale.columns == format.block_columns
+            assert format.scale.columns * format.scale.per_block == format.block_columns
 
 
 @pytest.mark.parametrize("sub_norm", [False, True])
@@ -71,7 +73,12 @@ def test_mixers_are_equal(sub_norm):
 
 def test_feed_forwards_are_equal():
     expected = {
-        name: {"name": name, "has_gate": ffn.has_gate, "has_sub_norm": ffn.has_sub_norm}
+        name: {
+            "name": name,
+            "has_gate": ffn.has_gate,
+            "has_sub_norm": ffn.has_sub_norm,
+            "has_experts": ffn.has_experts,
+        }
         for name, ffn in FEED_FORWARDS.items()
     }
 

@@ -9,7 +9,7 @@ import pytest
 
 from yocobit import _native
 from yocobit.packing import layout
-from yocobit.packing.formats import FORMATS, INT4, SIGN, TERNARY
+from yocobit.packing.formats import FORMATS, INT4, SIGN, TERNARY, PerGroup
 
 FORMAT = Path(__file__).parents[2] / "docs" / "reference" / "packed-format.md"
 OFF_BLOCK_SHAPES = [(1, 1), (8, 128), (8, 256), (9, 129), (7, 257), (24, 384), (3, 40)]
@@ -35,6 +35,51 @@ def test_unpack_ternary_inverts_pack_ternary(M, K):
 
     assert codes.shape == layout.code_shape(M, K, 2) == (-(-M // 8), -(-K // 128), 8, 32)
     np.testing.assert_array_equal(TERNARY.decode(codes, M, K), weights)
+
+
+WEIGHTS_ONLY = [format for format in FORMATS.values() if format.unit_bytes == 4]
+
+
+@pytest.mark.parametrize("format", WEIGHTS_ONLY, ids=lambda format: format.name)
+@pytest.mark.parametrize(("M", "K"), OFF_BLOCK_SHAPES)
+def test_decoding_inverts_encoding_of_weights_only_formats(M, K, format):
+    random = np.random.default_rng(M * 1000 + K)
+    weights = random.choice(np.array(format.values, dtype=np.int8), size=(M, K))
+
+    codes = format.encode(weights)
+
+    assert codes.shape == layout.code_shape(M, K, format.bits)
+    np.testing.assert_array_equal(format.decode(codes, M, K), weights)
+
+
+def test_weights_only_formats_interleave_rows_by_four_bytes():
+    weights = np.zeros((10, 256), dtype=np.int8)
+    weights[9, 128 + 64 + 5] = -1  # group 1, block 1, row 1, byte 5, bits 4-5
+
+    flat = FORMATS["ternary_g128"].encode(weights).ravel()
+
+    at = (1 * 2 + 1) * 256 + 4 * (8 * 1 + 1) + 1
+    assert flat[at] == 0b01000101
+    assert np.flatnonzero(flat != 0b01010101).tolist() == [at]
+
+
+@pytest.mark.parametrize(("M", "K"), OFF_BLOCK_SHAPES)
+@pytest.mark.parametrize("name", ["ternary_g128", "ternary_g64", "sign_g128"])
+def test_scales_of_groups_are_stored_in_whole_blocks(M, K, name):
+    scale = FORMATS[name].scale
+    assert isinstance(scale, PerGroup)
+    groups = -(-K // scale.columns)
+    scales = np.random.default_rng(K).random((M, groups)).astype(np.float16)
+
+    stored = scale.encode(scales.astype(np.float32))
+
+    assert stored.dtype == np.float16
+    assert stored.shape == scale.shape(M, K)
+    assert stored.shape[1] % scale.per_block == 0
+    np.testing.assert_array_equal(scale.decode(stored, M, K), scales)
+    expanded = scales.repeat(scale.columns, axis=1)[:, :K]
+    np.testing.assert_array_equal(scale.expand(stored, M, K), expanded)
+    assert np.count_nonzero(stored) == np.count_nonzero(scales)
 
 
 @pytest.mark.parametrize(("M", "K"), OFF_BLOCK_SHAPES)

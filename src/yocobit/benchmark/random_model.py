@@ -33,14 +33,15 @@ def open_model(
     weights: str | None,
     head: str | None,
     attention: str | None = None,
+    exact: bool = False,
 ) -> Iterator[tuple[str, PackedModel]]:
     """Yield a name and the packed model in `path`, or a temporary model of a named shape.
 
     `weights` and `head` are the formats of the temporary model, as in `yocobit pack`, by default
-    "ternary" and "int8". `attention` is as in Engine.load.
+    "ternary" and "int8". `attention` and `exact` are as in Engine.load.
     """
     if path is not None:
-        yield str(path), read_model(path).attending(attention)
+        yield str(path), read_model(path).attending(attention).with_activations(exact)
         return
     weights = weights or TERNARY.name
     config = named_shape(shape or "").replace(weights=projection_format(weights).weights)
@@ -49,7 +50,7 @@ def open_model(
     check_memory(config, weights, head, available_bytes())
     with tempfile.TemporaryDirectory() as directory:
         model = write_random_model(config, Path(directory) / "model", weights, head)
-        yield f"{shape} with random weights", model
+        yield f"{shape} with random weights", model.with_activations(exact)
 
 
 def check_memory(
@@ -92,7 +93,11 @@ def _random(
     """Return a random tensor of a parameter: its weights or its scales."""
     dtype = np.dtype(DTYPES[spec.dtype])
     if not is_weights:
-        return np.full(spec.shape, stored.shape[-1] ** -0.5, dtype)
+        scale = stored.shape[-1] ** -0.5
+        if stored.format.activations.group_columns is None:
+            return np.full(spec.shape, scale, dtype)
+        scales: Array = scale * (0.5 + rng.random(spec.shape, dtype=np.float32))
+        return scales.astype(dtype)
     if stored.format.is_integer:
         codes = np.flatnonzero(stored.format.valid_bytes).astype(np.uint8)
         sampled: Array = codes[rng.integers(0, len(codes), spec.shape, dtype=np.uint8)]

@@ -15,6 +15,7 @@ from yocobit.cli.options import (
     MODEL_HELP,
     Attention,
     Cache,
+    Exact,
     Json,
     Kernels,
     MinP,
@@ -65,6 +66,7 @@ def generate(
     ] = [],  # noqa: B006
     cache: Cache = "f32",
     attention: Attention = None,
+    exact: Exact = False,
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
@@ -75,7 +77,7 @@ def generate(
         if prompt is None and sys.stdin.isatty():
             raise UserError("PROMPT is missing; give a text to continue or pipe one in")
         prompt = _read_stdin()
-    engine = _load(model, attention, threads, kernels, verify)
+    engine = _load(model, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     try:
         generation = engine.stream(
@@ -125,12 +127,13 @@ def chat(
     seed: Seed = None,
     cache: Cache = "f32",
     attention: Attention = None,
+    exact: Exact = False,
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
     """Chat with a model in the terminal; each line is a message."""
-    engine = _load(model, attention, threads, kernels, verify)
+    engine = _load(model, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(
         engine,
@@ -144,10 +147,20 @@ def chat(
 
 
 def _load(
-    model: Path, attention: str | None, threads: int | None, kernels: str | None, verify: bool
+    model: Path,
+    attention: str | None,
+    exact: bool,
+    threads: int | None,
+    kernels: str | None,
+    verify: bool,
 ) -> Engine:
     return Engine.load(
-        packed(model), threads=threads, kernels=kernels, attention=attention, verify=verify
+        packed(model),
+        threads=threads,
+        kernels=kernels,
+        attention=attention,
+        exact=exact,
+        verify=verify,
     )
 
 

@@ -15,6 +15,7 @@ from yocobit.cli.cache import packed
 from yocobit.cli.options import (
     MODEL_HELP,
     Attention,
+    Exact,
     Json,
     Kernels,
     ModelOrNone,
@@ -50,12 +51,13 @@ def eval_(
         CacheType | None, typer.Option(help="KV cache type of the native engine; f32 by default.")
     ] = None,
     attention: Attention = None,
+    exact: Exact = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Measure perplexity and bits per byte on texts."""
     documents = DocumentReader.of(files)
-    scorer = _open_scorer(packed(model), backend, threads, cache, attention)
+    scorer = _open_scorer(packed(model), backend, threads, cache, attention, exact)
     result = evaluation.perplexity(scorer, _texts(documents), context)
     if as_json:
         print_json({"backend": scorer.backend, "context": context, **result.to_dict()})
@@ -101,6 +103,7 @@ def bench(
     ] = None,
     cache: Annotated[str, typer.Option(help="KV cache types, such as f16,int8.")] = "f16",
     attention: Attention = None,
+    exact: Exact = False,
     kernels: Kernels = None,
     repetitions: Annotated[
         int, number(1, 1 << 16, "--repetitions", "-r", help="Number of rounds over all cases.")
@@ -126,7 +129,8 @@ def bench(
     if model is not None:
         model = packed(model)
     status = Console(stderr=True).status("opening the model")
-    with status, benchmark.open_model(model, shape, weights, head, attention) as (name, opened):
+    opening = benchmark.open_model(model, shape, weights, head, attention, exact)
+    with status, opening as (name, opened):
         report = benchmark.run(opened, grid, name, status.update)
     if as_json:
         print_json(benchmark.to_dict(report), indent=2)
@@ -150,9 +154,10 @@ def _open_scorer(
     threads: int | None,
     cache: CacheType | None,
     attention: str | None,
+    exact: bool,
 ) -> evaluation.Scorer:
     try:
-        return evaluation.open_scorer(model, backend, threads, cache, attention)
+        return evaluation.open_scorer(model, backend, threads, cache, attention, exact)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -114,6 +114,13 @@ Attention = Annotated[
         help="Attention of cross layers; the model's own setting by default.",
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="int16 instead of int8 activations in models with weights-only quantisation.",
+    ),
+]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
 Cache = Annotated[CacheType, typer.Option(help="KV cache type.")]
 

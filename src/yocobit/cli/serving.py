@@ -11,7 +11,16 @@ from typing import Annotated
 import typer
 
 from yocobit.cli.cache import packed
-from yocobit.cli.options import MODEL_HELP, Attention, Cache, Kernels, Threads, Verify, number
+from yocobit.cli.options import (
+    MODEL_HELP,
+    Attention,
+    Cache,
+    Exact,
+    Kernels,
+    Threads,
+    Verify,
+    number,
+)
 from yocobit.config import ConfigError
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
@@ -65,6 +74,7 @@ def serve(
     ] = 8192,
     cache: Cache = "f32",
     attention: Attention = None,
+    exact: Exact = False,
     cache_mb: Annotated[
         int, number(1, _MAX_MB, help="KV cache memory of in-flight requests, in MiB.")
     ] = 2048,
@@ -130,6 +140,7 @@ def serve(
             verify=verify,
             cache=cache,
             attention=attention,
+            exact=exact,
             context=context,
             cache_mb=cache_mb,
             max_sequences=max_sequences,

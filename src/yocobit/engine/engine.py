@@ -64,6 +64,7 @@ class Engine:
         threads: int | None = None,
         kernels: str | None = None,
         attention: str | None = None,
+        exact: bool = False,
         verify: bool = False,
     ) -> Engine:
         """Open the packed model directory `path`, by default the packaged model.
@@ -71,8 +72,9 @@ class Engine:
         `threads` defaults to one per CPU, `kernels` to the fastest kernel family that this CPU
         supports ("scalar" is the reference), `attention` to the model's own ("full", or
         "index:2048": each cross layer attends to the top-k blocks with that many positions).
-        `verify` also checks every weight against its hash. PackedModelError or ConfigError, both
-        ValueError, for an invalid model or argument.
+        `exact` rounds activations to int16 instead of int8 in models with weights-only quantisation
+        and changes nothing in others. `verify` also checks every weight against its hash.
+        PackedModelError or ConfigError, both ValueError, for an invalid model or argument.
 
         The weights are checked once, before the first session is made (check_weights).
         """
@@ -81,7 +83,8 @@ class Engine:
         model = read_model(Path(path))
         if verify and (problems := verify_model(model)):
             raise PackedModelError("; ".join(problems))
-        return cls(model.attending(attention), threads, kernels)
+        model = model.attending(attention).with_activations(exact)
+        return cls(model, threads, kernels)
 
     @property
     def config(self) -> ModelConfig:
@@ -200,7 +203,7 @@ class Engine:
         if session._engine is not self._native:
             raise SavedSessionError(f"{path}: not written: the session must be of this engine")
         SavedSession(
-            model=self.model.metadata["header_sha256"],
+            model=self.model.identity,
             cache=session.cache,
             tokens=session.tokens,
             state=session.copy_state(),
@@ -212,7 +215,7 @@ class Engine:
 
         SavedSessionError, a ValueError, if the file is damaged or belongs to another model.
         """
-        saved = SavedSession.read(Path(path), self.model.metadata["header_sha256"])
+        saved = SavedSession.read(Path(path), self.model.identity)
         n = len(saved.tokens)
         sizes = self.session(1, saved.cache).saved_bytes(n)  # before memory is reserved
         if sizes != (len(saved.state), len(saved.positions)):

@@ -18,19 +18,20 @@ def open_scorer(
     threads: int | None = None,
     cache: CacheType | None = None,
     attention: str | None = None,
+    exact: bool = False,
 ) -> Scorer:
     """Open a packed model ("native"), or a run, checkpoint or transformers model ("torch").
 
-    `backend` defaults to the one that reads `path`. `cache` (default f32) and `attention` (default:
-    the model's) are the engine's. Raises ConfigError for a path of the other kind or without a
-    model, PackedModelError for an invalid packed model.
+    `backend` defaults to the one that reads `path`. `cache` (default f32), `attention` (default:
+    the model's) and `exact` are the engine's. Raises ConfigError for a path of the other kind or
+    without a model, PackedModelError for an invalid packed model.
     """
     if not path.exists() and not checkpoints.is_alias(path):
         raise ConfigError(f"{path}: no such packed model, run or checkpoint")
     if backend is None:
         backend = "native" if is_packed(path) else "torch"
     if backend == "native":
-        engine = Engine.load(path, threads=threads, attention=attention)
+        engine = Engine.load(path, threads=threads, attention=attention, exact=exact)
         return NativeScorer(engine, cache or "f32")
     if cache is not None:
         raise ConfigError(
@@ -41,6 +42,11 @@ def open_scorer(
         raise ConfigError(
             "attention must not be given with the PyTorch backend, which uses the model's, but is "
             f"{attention!r}; leave it out"
+        )
+    if exact:
+        raise ConfigError(
+            "exact must not be given with the PyTorch backend, whose activations are not rounded "
+            "in weights-only formats; leave it out"
         )
     if is_packed(path):
         raise ConfigError(

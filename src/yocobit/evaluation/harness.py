@@ -42,6 +42,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         threads: int | None = None,
         cache: CacheType = "f32",
         attention: str | None = None,
+        exact: bool = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -49,7 +50,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         """Open the packed model `pretrained`; requests keep at most `max_length` tokens."""
         super().__init__()
         self.max_length = max_length
-        self._engine = Engine.load(Path(pretrained), threads=threads, attention=attention)
+        self._engine = Engine.load(
+            Path(pretrained), threads=threads, attention=attention, exact=exact
+        )
         self._scorer = NativeScorer(self._engine, cache)
         self._cache = cache
         self._has_chats = False  # apply_chat_template was used: texts have its special tokens

@@ -18,7 +18,7 @@ from yocobit.importers.report import describe_import, warnings_of
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
 from yocobit.packing.formats import PerGroup, StoredParameter, stored_parameters
-from yocobit.packing.layout import ROWS, Array
+from yocobit.packing.layout import Array
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.writer import check_new, write_model
@@ -128,7 +128,6 @@ def _stored_scales(
     granularity = stored.format.scale
     assert granularity is not None
     M, K = stored.shape
-    shape = granularity.shape(M, K)
     with np.errstate(over="ignore"):  # checked below
         converted = scales.astype(DTYPES[granularity.dtype])
     if (is_rounded := converted != scales).any():
@@ -138,11 +137,8 @@ def _stored_scales(
             f"{scales[is_rounded][0]:g}; choose another file of the model"
         )
     if not isinstance(granularity, PerGroup):
-        return np.broadcast_to(converted, shape)
+        return np.broadcast_to(converted, granularity.shape(M, K))
     n_groups = -(-K // granularity.columns)
     if converted.shape != (M, n_groups):
         raise ValueError(f"scales must have the shape {(M, n_groups)} but have {converted.shape}")
-    # Rows and groups past the last have the scale 0.
-    padded = np.zeros((shape[0] * ROWS, shape[1]), dtype=converted.dtype)
-    padded[:M, :n_groups] = converted
-    return padded.reshape(shape[0], ROWS, shape[1]).transpose(0, 2, 1)
+    return granularity.encode(converted)

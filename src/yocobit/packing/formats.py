@@ -22,7 +22,7 @@ from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.errors import shown
 from yocobit.mixers import Parameter, Role, model_parameters
 from yocobit.packing import layout
-from yocobit.packing.format import TensorSpec, scale_name
+from yocobit.packing.format import DTYPES, TensorSpec, scale_name
 from yocobit.packing.layout import ROWS, Array, Codes, Floats, Int8s
 
 TABLES: tuple[Role, Role] = ("embedding", "head")
@@ -32,15 +32,20 @@ _NO_CODE = 255  # packed formats have fewer codes
 @dataclass(frozen=True)
 class ActivationEncoding:
     """Quantisation of activations x (N, K) for a matmul: integers in [-largest, largest] with one
-    scale per token.
+    scale per token, or per group of columns of a token.
     """
 
     name: str
     largest: int | None  # None: not quantised
+    group_columns: int | None = None  # None: one scale per token
 
 
 INT8_PER_TOKEN = ActivationEncoding("int8_per_token", largest=127)
 INT16_PER_TOKEN = ActivationEncoding("int16_per_token", largest=_native.INT16_MAX)
+# `largest` is INT16_MAX with ModelConfig.exact_activations.
+INT8_PER_GROUP = ActivationEncoding(
+    "int8_per_group", largest=127, group_columns=_native.ACTIVATION_GROUP
+)
 FLOAT32_ACTIVATIONS = ActivationEncoding("float32", largest=None)
 
 
@@ -78,13 +83,29 @@ class PerGroup:
 
     columns: int
     dtype: str
+    per_block: int = 1  # groups of a row in a block of codes
 
     def shape(self, M: int, K: int) -> tuple[int, ...]:
-        return -(-M // ROWS), -(-K // self.columns), ROWS
+        return -(-M // ROWS), self.stored_groups(-(-K // self.columns)), ROWS
 
     def expand(self, scales: Array, M: int, K: int) -> Array:
+        return self.decode(scales, M, K).repeat(self.columns, axis=1)[:, :K]
+
+    def encode(self, scales: Array) -> Array:
+        """Return the stored form of scales (M, groups of a row); those past the last are 0."""
+        M, groups = scales.shape
+        padded = np.zeros((-(-M // ROWS) * ROWS, self.stored_groups(groups)), DTYPES[self.dtype])
+        padded[:M, :groups] = scales
+        return np.ascontiguousarray(padded.reshape(-1, ROWS, padded.shape[1]).transpose(0, 2, 1))
+
+    def decode(self, scales: Array, M: int, K: int) -> Array:
+        """Invert encode(): return scales (M, groups of a row)."""
         rows = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1])[:M]
-        return rows.repeat(self.columns, axis=1)[:, :K]
+        return rows[:, : -(-K // self.columns)]
+
+    def stored_groups(self, groups: int) -> int:
+        """Return the number of stored scales of a row: those of whole blocks."""
+        return -(-groups // self.per_block) * self.per_block
 
 
 @dataclass(frozen=True)
@@ -104,6 +125,7 @@ class WeightFormat:
     weights: WeightKind | None = None
     values: Sequence[int] = ()  # of codes 0, 1, ...; int8 stores values, not codes; empty: floats
     block_columns: int = 1  # 1: row-major, one weight per item; otherwise packed by layout.py
+    unit_bytes: int = layout.BLOCK_BYTES  # of a row that are contiguous in a block
     padding: int = 0  # the code past the last row or column
     scale: PerTensor | PerRow | PerGroup | None = None
     quantize: Callable[[Floats], tuple[Array, Array | None]] | None = None
@@ -134,12 +156,12 @@ class WeightFormat:
         if codes.max(initial=0) == _NO_CODE:
             bad = weights[codes == _NO_CODE][0]
             raise ValueError(f"weights must be in {set(self.values)} but one is {bad}")
-        return layout.pack_codes(codes, self.bits, self.padding)
+        return layout.pack_codes(codes, self.bits, self.padding, self.unit_bytes)
 
     def decode(self, codes: Codes, M: int, K: int) -> Int8s:
         """Invert encode(); invalid codes extrapolate the values, as in the kernels."""
         first, step = self.values[0], self.values[1] - self.values[0]
-        unpacked = layout.unpack_codes(codes, M, K, self.bits).astype(np.int8)
+        unpacked = layout.unpack_codes(codes, M, K, self.bits, self.unit_bytes).astype(np.int8)
         return unpacked * np.int8(step) + np.int8(first)
 
     def dequantize(self, codes: Array, scales: Array, M: int, K: int) -> Floats:
@@ -196,6 +218,34 @@ SIGN = WeightFormat(
     block_columns=256,
     scale=PerTensor("F32"),
 )
+# The formats of weights-only quantisation (A16): activations were not quantised in training.
+TERNARY_G128 = replace(
+    TERNARY,
+    name="ternary_g128",
+    roles=("projection", "embedding", "head"),
+    activations=INT8_PER_GROUP,
+    weights="ternary_g128",
+    unit_bytes=4,
+    scale=PerGroup(128, "F16"),
+)
+TERNARY_G64 = replace(
+    TERNARY_G128, name="ternary_g64", weights="ternary_g64", scale=PerGroup(64, "F16", per_block=2)
+)
+TERNARY_ROW_A16 = replace(
+    TERNARY_G128, name="ternary_row_a16", weights="ternary_row_a16", scale=PerRow("F32")
+)
+INT2_G128 = replace(TERNARY_G128, name="int2_g128", weights="int2_g128", values=(-1, 0, 1, 2))
+INT2_G64 = replace(TERNARY_G64, name="int2_g64", weights="int2_g64", values=(-1, 0, 1, 2))
+ODD_G128 = replace(TERNARY_G128, name="odd_g128", weights="odd_g128", values=(-3, -1, 1, 3))
+SIGN_G128 = replace(
+    SIGN,
+    name="sign_g128",
+    roles=("projection", "embedding", "head"),
+    activations=INT8_PER_GROUP,
+    weights="sign_g128",
+    unit_bytes=4,
+    scale=PerGroup(128, "F16", per_block=2),
+)
 INT8 = WeightFormat(
     "int8",
     bits=8,
@@ -238,7 +288,23 @@ F16 = WeightFormat(
 )
 
 FORMATS: Mapping[str, WeightFormat] = {
-    format.name: format for format in (TERNARY, TERNARY_ROW, SIGN, INT4, INT8, F32, F16)
+    format.name: format
+    for format in (
+        TERNARY,
+        TERNARY_ROW,
+        SIGN,
+        TERNARY_G64,
+        TERNARY_G128,
+        TERNARY_ROW_A16,
+        SIGN_G128,
+        INT2_G64,
+        INT2_G128,
+        ODD_G128,
+        INT4,
+        INT8,
+        F32,
+        F16,
+    )
 }
 # The choices for projections, and for a head that was trained in floating point.
 PROJECTION_FORMATS = {name: f for name, f in FORMATS.items() if "projection" in f.roles}

@@ -2,7 +2,8 @@
 
 Codes are stored in groups of ROWS rows. A group stores its blocks from left to right; a block has
 BLOCK_BYTES bytes per row. Byte b of a row holds columns b, b + 32, b + 64, ... of the block, the
-first in the lowest bits.
+first in the lowest bits. In a block the rows take turns after each `unit` of bytes: BLOCK_BYTES, or
+4 so that a vector register holds many rows.
 
 Letters: M output features   K input features
 """
@@ -39,7 +40,7 @@ def block_columns(bits: int) -> int:
     return BLOCK_BYTES * 8 // bits
 
 
-def pack_codes(codes: Codes, bits: int, padding: int) -> Codes:
+def pack_codes(codes: Codes, bits: int, padding: int, unit: int = BLOCK_BYTES) -> Codes:
     """Pack codes (M, K) below 2 ** bits; `padding` fills up rows and columns past the last."""
     M, K = codes.shape
     per_byte = 8 // bits
@@ -50,10 +51,11 @@ def pack_codes(codes: Codes, bits: int, padding: int) -> Codes:
     packed = np.zeros((groups, ROWS, blocks, BLOCK_BYTES), dtype=np.uint8)
     for i in range(per_byte):
         packed |= fields[:, :, :, i] << np.uint8(i * bits)
-    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3))
+    units = packed.reshape(groups, ROWS, blocks, -1, unit).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(units).reshape(groups, blocks, ROWS, BLOCK_BYTES)
 
 
-def unpack_codes(packed: Codes, M: int, K: int, bits: int) -> Codes:
+def unpack_codes(packed: Codes, M: int, K: int, bits: int, unit: int = BLOCK_BYTES) -> Codes:
     """Invert pack_codes: return codes (M, K)."""
     shape = code_shape(M, K, bits)
     if packed.shape != shape or packed.dtype != np.uint8:
@@ -62,9 +64,10 @@ def unpack_codes(packed: Codes, M: int, K: int, bits: int) -> Codes:
         )
     groups, blocks = shape[:2]
     per_byte = 8 // bits
+    rows = packed.reshape(groups, blocks, -1, ROWS, unit).transpose(0, 1, 3, 2, 4).reshape(shape)
     fields = np.empty((groups, ROWS, blocks, per_byte, BLOCK_BYTES), dtype=np.uint8)
     for i in range(per_byte):
-        shifted = packed >> np.uint8(i * bits) & np.uint8((1 << bits) - 1)
+        shifted = rows >> np.uint8(i * bits) & np.uint8((1 << bits) - 1)
         fields[:, :, :, i] = shifted.transpose(0, 2, 1, 3)
     return fields.reshape(groups * ROWS, -1)[:M, :K]
 

@@ -95,6 +95,22 @@ class PackedModel:
         """Return this model with other cross attention (ModelConfig.attending); None: its own."""
         return self if to is None else replace(self, config=self.config.attending(to))
 
+    def with_activations(self, exact: bool) -> PackedModel:
+        """Return this model with int16 instead of int8 activations for weights-only formats."""
+        exact = exact or self.config.exact_activations
+        return replace(self, config=self.config.replace(exact_activations=exact))
+
+    @property
+    def identity(self) -> str:
+        """A name of all that the keys, values and states of a session depend on."""
+        suffix = "-exact" if self.config.exact_activations and self._has_groups else ""
+        return self.metadata["header_sha256"] + suffix
+
+    @property
+    def _has_groups(self) -> bool:
+        encodings = (stored.format.activations for stored in self.parameters.values())
+        return any(encoding.group_columns is not None for encoding in encodings)
+
 
 def read_model(path: Path) -> PackedModel:
     """Read the packed model in the directory `path`, except for its weights."""

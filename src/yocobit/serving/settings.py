@@ -34,6 +34,7 @@ class ServerSettings(Settings):
     verify: bool = False  # check every weight before use
     cache: CacheType = "f32"  # of the KV caches
     attention: str | None = None  # None: the model's own
+    exact: bool = False  # int16 instead of int8 activations, as in Engine.load
 
     context: int = 8192  # tokens of a prompt and its response
     max_sequences: int = 64  # in flight at a time

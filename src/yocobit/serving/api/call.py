@@ -94,6 +94,7 @@ class ServerState:
                 threads=settings.threads,
                 kernels=settings.kernels,
                 attention=settings.attention,
+                exact=settings.exact,
                 verify=settings.verify,
             )
             await asyncio.to_thread(engine.check_weights)

@@ -57,7 +57,7 @@ class ServedModel:
         self.names = tuple(dict.fromkeys((self.name, *settings.alias)))
         self.summary = summarize(engine.model)
         # Logits, and so cached prefixes, depend on these.
-        self.identity = f"{engine.model.metadata['header_sha256']} {settings.cache} {__version__}"
+        self.identity = f"{engine.model.identity} {settings.cache} {__version__}"
         if settings.attention is not None:
             self.identity += f" {settings.attention}"
         # The same request and seed give the same output under the same fingerprint.

@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -77,14 +78,22 @@ class Access:
 
         try:
             self._check(path, headers, scope)
-            await self._app(scope, receive, send_with_id)
-        except (Exception, asyncio.CancelledError) as error:
-            answer = _answer(error, fields)
-            _drop_tracebacks(error)  # before a client that reads slowly gets the response
-            if answer is None:
-                status = status or _CLIENT_CLOSED_REQUEST
-            elif not status:
-                await write_error(send_with_id, answer)
+            await self._run(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = status or _CLIENT_CLOSED_REQUEST
+        except APIError as error:
+            await write_error(send_with_id, error)
+        except asyncio.CancelledError:  # the server exits before the response is complete
+            if not status:
+                await write_error(send_with_id, shutting_down())
+        except Exception:
+            logger.exception(
+                "request %s failed",
+                fields["request_id"],
+                extra={"fields": {**fields, "message": "the request failed"}},
+            )
+            if not status:
+                await write_error(send_with_id, internal_error())
         finally:
             is_rejected = status >= 400 and status != _CLIENT_CLOSED_REQUEST
             if is_rejected and not state["is_counted"] and path not in self._public_paths:
@@ -93,6 +102,14 @@ class Access:
             logger.info(
                 "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
             )
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application; an error does not keep what its request held."""
+        try:
+            await self._app(scope, receive, send)
+        except BaseException as error:
+            _clear_frames(error)
+            raise
 
     def _check(self, path: str, headers: Mapping[bytes, bytes], scope: Scope) -> None:
         """APIError unless the host name is trusted and the API key is valid, where required.
@@ -120,31 +137,15 @@ class Access:
         scope["state"]["client"] = key_client(found.index(True))
 
 
-def _answer(error: BaseException, fields: dict[str, Any]) -> APIError | None:
-    """Return the response to a request that failed, or None without a client. Logs a bug."""
-    if isinstance(error, ClientDisconnect):
-        return None
-    if isinstance(error, APIError):
-        return error
-    if isinstance(error, asyncio.CancelledError):  # the server exits
-        return shutting_down()
-    logger.exception(
-        "request %s failed",
-        fields["request_id"],
-        extra={"fields": {**fields, "message": "the request failed"}},
-    )
-    return internal_error()
+def _clear_frames(error: BaseException) -> None:
+    """Clear the variables of the frames that an error left.
 
-
-def _drop_tracebacks(error: BaseException) -> None:
-    """Free the frames that an error left.
-
-    A frame with a variable for the error, or for the task that raised it, makes a cycle: the frames
-    would keep the request's body until the next full garbage collection.
+    A variable that holds the error, or the task that raised it, makes a cycle: it would keep the
+    request's body until the next full garbage collection.
     """
     each: BaseException | None = error
     while each is not None:
-        each.__traceback__ = None
+        traceback.clear_frames(each.__traceback__)
         each = each.__context__
 
 
