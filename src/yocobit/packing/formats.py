@@ -430,7 +430,10 @@ def parameters_by_dtype(
         for format in HEAD_FORMATS.values()
         if is_stored_in(head_name, format) and is_stored_in("embedding.weight", _embedding(format))
     )
-    return stored_parameters(config, weights, next(heads, None), formats)
+    # A tied head without a tensor has the recorded format of the embedding.
+    has_own_format = head_name == "head.weight" or head_name not in formats
+    head = next(heads, None) if has_own_format or not config.tie_embeddings else None
+    return stored_parameters(config, weights, head, formats)
 
 
 def formats_to_record(
