@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
-from gguf_files import pack_i2_s, write
+from gguf_files import BLOCKS, pack_i2_s, pack_low_bit, random_integers, write
 
 LAYERS, C, F, V = 2, 256, 512, 320
+E, ACTIVE, WINDOW = 6, 2, 16  # of maple
 BITNET = ("bitnet", "bitnet-b1.58", "bitnet-25")
 # The 256 bytes as GPT-2 names them, and special tokens.
 _BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -23,6 +24,26 @@ VOCABULARY = {
     "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}",
 }
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+# Keys of each architecture, as the converters write them; None: without this key.
+KEYS = {
+    "maple": {
+        "feed_forward_length": None,
+        "expert_feed_forward_length": F,
+        "expert_count": E,
+        "expert_used_count": ACTIVE,
+        "attention.sliding_window": WINDOW,
+        "attention.sliding_window_pattern": [True, False],
+        "swiglu_clamp_exp": [0.25] * LAYERS,
+        "rope.dimension_count": 32,
+    },
+    "minicpm": {
+        "embedding_scale": 12.0,
+        "residual_scale": 1.4 / LAYERS**0.5,
+        "logit_scale": C / 64,
+    },
+    "hunyuan-dense": {"rope.scaling.type": "none", "rope.scaling.factor": 1.0},
+}
 
 
 def metadata(architecture, n_heads=4, n_kv_heads=2, head_size=64):
@@ -65,7 +86,7 @@ def tensors(architecture, n_heads=4, n_kv_heads=2, head_size=64, tied=False, see
             matrix(f"{blk}.attn_{name}.weight", rows, C)
             if architecture == "qwen2" if bias is None else bias:
                 matrix(f"{blk}.attn_{name}.bias", rows)
-        if architecture in ("qwen3", "gemma3"):
+        if architecture in ("qwen3", "gemma3", "maple", "hunyuan-dense"):
             norm(f"{blk}.attn_q_norm.weight", head_size)
             norm(f"{blk}.attn_k_norm.weight", head_size)
         if architecture in BITNET:
@@ -76,6 +97,12 @@ def tensors(architecture, n_heads=4, n_kv_heads=2, head_size=64, tied=False, see
             norm(f"{blk}.post_attention_norm.weight", C)
             norm(f"{blk}.post_ffw_norm.weight", C)
         norm(f"{blk}.ffn_norm.weight", C)
+        if architecture == "maple":
+            found[f"{blk}.ffn_gate_inp.weight"] = rng.normal(0, 1, (E, C)).astype(np.float32)
+            matrix(f"{blk}.ffn_gate_exps.weight", E, F, C)
+            matrix(f"{blk}.ffn_up_exps.weight", E, F, C)
+            matrix(f"{blk}.ffn_down_exps.weight", E, C, F)
+            continue
         matrix(f"{blk}.ffn_gate.weight", F, C)
         matrix(f"{blk}.ffn_up.weight", F, C)
         matrix(f"{blk}.ffn_down.weight", C, F)
@@ -92,7 +119,7 @@ def write_model(path, architecture, keys=None, replace=None, **shape):
     """
     heads = {key: value for key, value in shape.items() if key not in ("tied", "seed", "bias")}
     values = metadata(architecture, **heads)
-    for key, value in (keys or {}).items():
+    for key, value in {**KEYS.get(architecture, {}), **(keys or {})}.items():
         is_global = key.startswith(("general.", "tokenizer.", "yocobit.", "split.", "prism."))
         values[key if is_global else f"{architecture}.{key}"] = value
     values = {key: value for key, value in values.items() if value is not None}
@@ -113,6 +140,24 @@ def ternary(architecture, kind="I2_S", seed=1, **shape):
         scales[name] = np.float32(np.float16(rng.uniform(0.01, 0.1)))
         replaced[name] = encoded(kind, trits[name], scales[name])
     return trits, scales, replaced
+
+
+def low_bit(architecture, kind, tables=(), has_twos=False, **shape):
+    """Integers, scales, and replaced tensors of the matrices of a model in a low-bit type.
+
+    Every block has its own scale. `tables` may name token_embd and output.
+    """
+    integers, scales, replaced = {}, {}, {}
+    rng = np.random.default_rng(2)
+    for seed, (name, floats) in enumerate(tensors(architecture, **shape).items()):
+        is_matrix = name.split(".")[-2] in (*PROJECTIONS, *EXPERTS, *tables)
+        if not (is_matrix and name.endswith(".weight")) or floats.shape[-1] % BLOCKS[kind]:
+            continue
+        integers[name] = random_integers(kind, floats.shape, seed, has_twos)
+        blocks = *floats.shape[:-1], floats.shape[-1] // BLOCKS[kind]
+        scales[name] = rng.uniform(0.02, 0.1, blocks).astype(np.float16)
+        replaced[name] = kind, pack_low_bit(kind, integers[name], scales[name]), floats.shape
+    return integers, scales, replaced
 
 
 def encoded(kind, trits, scale):

@@ -180,17 +180,15 @@ def test_activations_of_other_architectures_are_quantised_if_the_file_says_so(tm
     ours = write_model(tmp_path / "ours.gguf", "llama", keys, replaced)
     others = write_model(tmp_path / "others.gguf", "llama", None, replaced)
 
-    checkpoint, dense = GGUFCheckpoint(ours), GGUFCheckpoint(others)
+    checkpoint, other = GGUFCheckpoint(ours), GGUFCheckpoint(others)
 
     name, theirs = "layers.0.ffn.up_proj.weight", "blk.0.ffn_up.weight"
-    assert (checkpoint.config.weights, dense.config.weights) == ("ternary", "dense")
-    assert checkpoint.warnings == []
-    assert "does not say that activations are quantised" in dense.warnings[0]
-    np.testing.assert_array_equal(checkpoint.read(name, (512, 256)).integers, trits[theirs])
-    weights = trits[theirs] * scales[theirs]
-    np.testing.assert_array_equal(dense.read(name, (512, 256)), weights)
-    assert dense.formats[name].name == "f16"
-    np.testing.assert_array_equal(weights, weights.astype(np.float16))
+    assert (checkpoint.config.weights, other.config.weights) == ("ternary", "ternary_row_a16")
+    assert checkpoint.warnings == other.warnings == []
+    for each in (checkpoint, other):
+        matrix = each.read(name, (512, 256))
+        np.testing.assert_array_equal(matrix.integers, trits[theirs])
+        np.testing.assert_array_equal(np.unique(matrix.scale), scales[theirs])
 
 
 def test_blocks_of_zeros_do_not_need_the_scale_of_the_others(tmp_path):
@@ -600,7 +598,7 @@ def test_gemma_3_of_62_layers_scales_attention_by_the_width_per_head(tmp_path, n
     path = write_model(tmp_path / "m.gguf", "gemma3", keys, **SHAPES["gemma3"])
     file = GGUFFile(path)
 
-    config, _ = read_config(file, architecture_of(file), is_ternary=False)
+    config, _ = read_config(file, architecture_of(file))
 
     assert config.attention_scale == scale
 

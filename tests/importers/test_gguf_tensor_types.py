@@ -1,10 +1,25 @@
-"""Tensor types of GGUF files against two codecs that others wrote: gguf (NumPy), libgguf (C)."""
+"""Tensor types of GGUF files against codecs that others wrote: gguf (NumPy), libgguf (C).
+
+data/low_bit_blocks.json has blocks and their weights: by llama.cpp (Q1_0, Q2_0) and by the decoders
+of its forks in C (PTQ1_0, STQ1_0).
+"""
+
+import json
+from pathlib import Path
 
 import gguf
 import libgguf
 import numpy as np
 import pytest
-from gguf_files import pack_i2_s, raw_file, tensor_info, write
+from gguf_files import (
+    low_bit_block,
+    pack_i2_s,
+    pack_low_bit,
+    random_integers,
+    raw_file,
+    tensor_info,
+    write,
+)
 
 from yocobit.config import ConfigError
 from yocobit.importers.gguf import blocks
@@ -16,9 +31,15 @@ from yocobit.importers.gguf.tensor_types import (
     read_integers,
     read_scales,
 )
+from yocobit.importers.gguf.tensor_types import has_twos as has_twos_of
 
+DATA = Path(__file__).parent / "data"
 BY_NAME = {each.name: each for each in TYPES}
 M, K = 6, 1024
+LOW_BIT = (
+    *("Q1_0", "Q2_0", "Q2_0 with 128 weights per scale", "PQ2_0", "PTQ1_0", "STQ1_0", "Q2_0C"),
+    "TQ2_0",
+)
 CODECS = ("BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0")
 # Bytes of float16 scales and minima in a block.
 SCALES = {
@@ -120,9 +141,63 @@ def test_every_byte_of_i2_s_has_the_codes_of_its_fields():
         np.testing.assert_array_equal(codes[:, i].reshape(-1), every >> (6 - 2 * i) & 3)
 
 
-@pytest.mark.parametrize("name", ["I2_S", "TQ2_0"])
-def test_code_without_a_trit_is_refused_with_its_share(tmp_path, name):
-    data = pack_i2_s(np.zeros((M, K)), 1) if name == "I2_S" else block_bytes(name, "zeros")
+@pytest.mark.parametrize("name", LOW_BIT)
+def test_integers_of_low_bits_are_read_as_its_statement_writes_them(tmp_path, name):
+    has_twos = name in ("Q2_0", "Q2_0 with 128 weights per scale", "PQ2_0", "TQ2_0")
+    expected = random_integers(name, (M, K), has_twos=has_twos)
+    scales = np.random.default_rng(1).uniform(0.1, 1, (M, K // BY_NAME[name].block))
+    scales = scales.astype(np.float16)
+    file, tensor = stored(tmp_path, name, pack_low_bit(name, expected, scales))
+    kind = identify(file, tensor)
+
+    found = read_integers(file, tensor, kind)
+
+    assert kind.name == name
+    np.testing.assert_array_equal(found.integers, expected)
+    np.testing.assert_array_equal(found.scales, scales)
+    floats = scales.astype(np.float32).repeat(kind.block, axis=1) * expected
+    np.testing.assert_array_equal(read_floats(file, tensor, kind), floats)
+    assert has_twos_of(file, tensor, kind) == has_twos
+
+
+@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "PTQ1_0", "STQ1_0"])
+def test_floats_of_low_bits_equal_those_of_the_reference_code(tmp_path, name):
+    golden = json.loads((DATA / "low_bit_blocks.json").read_text())[name]
+    raw = np.frombuffer(bytes.fromhex(golden["bytes"]), dtype=np.uint8)
+    shape = 1, len(raw) // BY_NAME[name].block_bytes * BY_NAME[name].block
+    file, tensor = stored(tmp_path, name, raw, shape)
+
+    floats = read_floats(file, tensor, BY_NAME[name])
+
+    assert floats.astype("<f4").tobytes().hex() == golden["floats"]
+
+
+def test_every_pattern_of_stq1_0_has_one_zero_and_all_are_different():
+    every = set()
+    for signs in np.ndindex(2, 2, 2):
+        for zero in range(4):
+            four = list(2 * np.array(signs) - 1)
+            four.insert(zero, 0)
+            block = low_bit_block("STQ1_0", np.repeat(np.tile(four, 4), 16).tolist(), 1)
+            codes = blocks.stq1_0(np.frombuffer(block, dtype=np.uint8)[None])
+            np.testing.assert_array_equal(codes[0].reshape(4, 4, 16)[0, :, 0], np.array(four) + 1)
+            every.add(block)
+
+    assert len(every) == 32
+
+
+@pytest.mark.parametrize("at", [0, 31, 32, 63, 64, 65])
+def test_one_code_3_is_found_and_bytes_of_scales_are_none(tmp_path, at):
+    data = np.full((M * K // 256, 66), 0b01010101, dtype=np.uint8)
+    data[-1, at] |= 0b11000000
+    file, tensor = stored(tmp_path, "TQ2_0", data)
+
+    assert has_twos_of(file, tensor, identify(file, tensor)) == (at < 64)
+
+
+def test_code_without_a_trit_is_refused_with_its_share(tmp_path):
+    name = "I2_S"
+    data = pack_i2_s(np.zeros((M, K)), 1)
     data.reshape(-1)[0] |= 3
     file, tensor = stored(tmp_path, name, data)
 
@@ -179,13 +254,6 @@ N = M * K
         (39, N // 4, "TL2"),
         (38, N // 3, "TL1"),
         (40, N // 64 * 36, "NVFP4"),
-        (40, N // 512 * 130, "Q2_0C"),
-        (41, N // 128 * 18, "Q1_0"),
-        (42, N // 64 * 18, "Q2_0"),
-        (42, N // 128 * 34, "Q2_0 with 128 weights per scale"),
-        (42, N // 256 * 42, "STQ1_0"),
-        (142, N // 128 * 34, "PQ2_0"),
-        (143, N // 128 * 28, "PTQ1_0"),
         (18, N // 256 * 98, "IQ3_XXS"),
         (135, N, "IQ2_BN"),
         (77, N, "of the unknown id 77"),
@@ -196,12 +264,23 @@ def test_unsupported_type_is_refused_by_its_name(tmp_path, kind, n_bytes, name):
         identified(tmp_path, kind, n_bytes)
 
 
-def test_id_36_is_i2_s_by_its_size(tmp_path):
-    assert identified(tmp_path, 36, N // 4 + 32) == "I2_S"
+@pytest.mark.parametrize(
+    ("kind", "n_bytes", "name"),
+    [
+        (36, N // 4 + 32, "I2_S"),
+        (40, N // 512 * 130, "Q2_0C"),
+        (42, N // 64 * 18, "Q2_0"),
+        (42, N // 128 * 34, "Q2_0 with 128 weights per scale"),
+        (42, N // 256 * 42, "STQ1_0"),
+        (43, N // 256 * 42, "STQ1_0"),
+    ],
+)
+def test_types_with_the_same_id_are_distinguished_by_the_size(tmp_path, kind, n_bytes, name):
+    assert identified(tmp_path, kind, n_bytes) == name
 
 
 @pytest.mark.parametrize("extra", [-32, -1, 32, N])
-@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q6_K", "TQ1_0", "I2_S"])
+@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q6_K", "TQ1_0", "I2_S", "Q1_0", "PTQ1_0"])
 def test_size_that_is_not_of_the_type_is_refused(tmp_path, name, extra):
     kind = BY_NAME[name]
     assert identified(tmp_path, kind.id, kind.size(N)) == name

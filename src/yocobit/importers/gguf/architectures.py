@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yocobit.config import FeedForwardKind
+from yocobit.config import FeedForwardKind, QKNorm
 from yocobit.errors import shown
 from yocobit.importers.gguf.container import GGUFFile
 
@@ -25,6 +25,11 @@ class Architecture:
     sub_norm: bool = False
     is_ternary: bool = False  # trained with ternary weights and int8 activations
     window_pattern: int = 1  # every n-th layer has no window; 1: all layers have it
+    qk_norm: QKNorm = "before_rope"  # if the file has these norms
+    has_experts: bool = False
+    rope_in_windows_only: bool = False  # layers without a window have no position encoding
+    divides_logits: bool = False  # by the key logit_scale, by which others multiply
+    scales_theta: bool = False  # by a power of the key rope.scaling.alpha
 
 
 _ARCHITECTURES = (
@@ -33,6 +38,9 @@ _ARCHITECTURES = (
     Architecture("qwen2"),
     Architecture("qwen3"),
     Architecture("gemma3", ffn="geglu", scale_embedding=True, window_pattern=6),
+    Architecture("hunyuan-dense", qk_norm="after_rope", scales_theta=True),
+    Architecture("minicpm", permutes=True, divides_logits=True),
+    Architecture("maple", ffn="moe", has_experts=True, rope_in_windows_only=True),
     # Microsoft's files of 2B4T. llama.cpp and bitnet.cpp run them with SiLU, which is wrong.
     Architecture("bitnet-b1.58", ffn="relu2", sub_norm=True, is_ternary=True),
     Architecture("bitnet-25", ffn="relu2", sub_norm=True, is_ternary=True),
@@ -69,6 +77,13 @@ _LAYER_NAMES = {
     "ffn.up_proj.norm.weight": "ffn_up_norm_in.weight",
     "ffn.down_proj.norm.weight": "ffn_down_norm_in.weight",
 }
+_ROUTER = "ffn.router.weight"
+_EXPERT_NAMES = {
+    _ROUTER: "ffn_gate_inp.weight",
+    "ffn.gate_proj.weight": "ffn_gate_exps.weight",
+    "ffn.up_proj.weight": "ffn_up_exps.weight",
+    "ffn.down_proj.weight": "ffn_down_exps.weight",
+}
 _NAMES = {
     "embedding.weight": "token_embd.weight",
     "norm.weight": "output_norm.weight",
@@ -78,22 +93,48 @@ _NAMES = {
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def tensor_name(name: str) -> str:
+# Architectures of published low-bit models that are refused, and what they need.
+_MISSING = {
+    "qwen35": "gated delta-net layers, convolutions of four positions and output gates",
+    "qwen35moe": "gated delta-net layers, convolutions of four positions and output gates",
+}
+
+
+def tensor_name(name: str, has_experts: bool = False) -> str:
     """Return the GGUF name of a parameter of `mixers.model_parameters`."""
     if name in _NAMES:
         return _NAMES[name]
     _, layer, part = name.split(".", 2)
-    return f"blk.{layer}.{_LAYER_NAMES[part]}"
+    names = _LAYER_NAMES | _EXPERT_NAMES if has_experts else _LAYER_NAMES
+    return f"blk.{layer}.{names[part]}"
+
+
+def tensor_shape(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int, ...]:
+    """Return the shape in a GGUF file of a parameter: experts have a dimension of their own."""
+    part = name.split(".", 2)[-1]
+    if not n_experts or part not in _EXPERT_NAMES or part == _ROUTER:
+        return shape
+    return n_experts, shape[0] // n_experts, *shape[1:]
 
 
 def architecture_of(file: GGUFFile) -> Architecture:
     """Return the architecture of a file; ConfigError if it is not supported."""
-    name = file.metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise file.error(
-            f"general.architecture must be one of {', '.join(ARCHITECTURES)} but is {shown(name)}"
-        )
     for key in file.metadata:
         if key.startswith("prism.hadamard."):
-            raise file.error(f"key {shown(key)}: weights in a rotated basis are not supported")
-    return ARCHITECTURES[name]
+            raise file.error(
+                f"key {shown(key)}: the weights are in a rotated basis, which needs a "
+                "Walsh-Hadamard transform of the activations of each matrix that is not supported"
+            )
+        if key.startswith("prism."):
+            raise file.error(
+                f"key {shown(key)} (value {shown(file.metadata[key], 80)}) is not supported; it "
+                "may change what the model computes"
+            )
+    name = file.metadata.get("general.architecture")
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    needed = _MISSING.get(name) if isinstance(name, str) else None
+    raise file.error(
+        f"general.architecture must be one of {', '.join(ARCHITECTURES)} but is {shown(name)}"
+        + (f", which needs {needed}" if needed else "")
+    )

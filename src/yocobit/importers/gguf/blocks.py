@@ -15,6 +15,10 @@ from yocobit.packing.layout import Codes, Floats
 
 _BITS = np.arange(8, dtype=np.uint8)
 _POWERS = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
+# The patterns of STQ1_0: one weight of four is 0. Each byte has four codes, lowest bits first; the
+# second half has the opposite signs of the first.
+_STQ_PATTERNS = bytes.fromhex("a9892909a68626069a921a126a624a42 012181a1042484a41018909840486068")
+_STQ_CODES = np.frombuffer(_STQ_PATTERNS, np.uint8)[:, None] >> _BITS[::2] & np.uint8(3)
 
 
 def half(blocks: Codes, at: int) -> Floats:
@@ -117,16 +121,61 @@ def tq2_0(blocks: Codes) -> Codes:
 
 
 def tq1_0(blocks: Codes) -> Codes:
-    """Return codes (N, 256) of 32 bytes of 5 trits, 16 of 5 and 4 of 4.
+    """Return codes (N, 256) of 32 bytes of 5 trits, 16 of 5 and 4 of 4."""
+    return _trits(blocks, (32, 5), (16, 5), (4, 4))
+
+
+def ptq1_0(blocks: Codes) -> Codes:
+    """Return codes (N, 128) of 16 bytes of 5 trits, 8 of 5 and 2 of 4."""
+    return _trits(blocks, (16, 5), (8, 5), (2, 4))
+
+
+def q1_0(blocks: Codes) -> Codes:
+    """Return codes (N, 128) of d, 16 bytes; the lowest bit of a byte first."""
+    return _bits(blocks[:, 2:])
+
+
+def q2_0(blocks: Codes) -> Codes:
+    """Return codes (N, 4 n) of d, n bytes of four codes; the lowest bits of a byte first."""
+    packed = blocks[:, 2:]
+    codes = np.empty((*packed.shape, 4), dtype=np.uint8)
+    for i in range(4):
+        np.right_shift(packed, np.uint8(2 * i), out=codes[:, :, i])
+    codes &= np.uint8(3)
+    return codes.reshape(len(blocks), -1)
+
+
+def stq1_0(blocks: Codes) -> Codes:
+    """Return codes (N, 256) of 32 bytes of nibbles, 8 bytes of high bits.
+
+    They index the patterns of 64 groups of four weights. Group g + 16 h has the weights
+    g + 16 i + 64 h.
+    """
+    nibbles = np.stack([blocks[:, :32] & np.uint8(15), blocks[:, :32] >> np.uint8(4)], axis=2)
+    index = nibbles.reshape(-1, 64) | _bits(blocks[:, 32:40]) << np.uint8(4)
+    groups = _STQ_CODES[index].reshape(-1, 4, 16, 4)
+    return np.ascontiguousarray(groups.swapaxes(2, 3)).reshape(-1, 256)
+
+
+def has_code_3(packed: Codes) -> bool:
+    """Whether one of the four 2-bit codes of a byte is 3."""
+    return bool((packed & packed >> np.uint8(1) & np.uint8(0x55)).any())
+
+
+def _trits(blocks: Codes, *parts: tuple[int, int]) -> Codes:
+    """Return codes (N, weights) of parts: bytes, and the trits of each.
 
     A byte is a fraction of 256 in base 3: multiplication by 3^n modulo 256 makes digit n the first.
+    Of a part of m bytes, digit n of byte i is weight i + m n.
     """
-    codes = np.empty((len(blocks), 256), dtype=np.uint8)
-    for start, end, digits, first in ((0, 32, 5, 0), (32, 48, 5, 160), (48, 52, 4, 240)):
-        shifted = blocks[:, None, start:end] * _POWERS[:digits, None]  # (N, digits, bytes), mod 256
-        part = (shifted.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
-        codes[:, first : first + part[0].size] = part.reshape(len(blocks), -1)
-    return codes
+    weights, start = [], 0
+    for n_bytes, digits in parts:
+        packed = blocks[:, None, start : start + n_bytes]
+        shifted = packed * _POWERS[:digits, None]  # (N, digits, bytes), mod 256
+        trits = (shifted.astype(np.uint16) * np.uint16(3)) >> np.uint16(8)
+        weights.append(trits.astype(np.uint8).reshape(len(blocks), -1))
+        start += n_bytes
+    return np.concatenate(weights, axis=1)
 
 
 def _nibbles(raw: Codes) -> Codes:

@@ -23,11 +23,10 @@ from yocobit.importers.huggingface.rope import rope_of
 _MAX_WIDTH, _MAX_LAYERS = 1 << 16, 1024  # as ModelConfig
 _POOLING = {0: "mean", 1: "mean", 3: "last"}  # 0: none
 _WINDOW_THETA = 10000.0
+_NO_LIMIT = 1e-6  # llama.cpp does not apply a swiglu_clamp_exp up to this
 
 # Keys of which only this value is supported, and keys that do not change what a model computes.
 _REQUIRED = {
-    "expert_count": 0,
-    "expert_used_count": 0,
     "attention.causal": True,
     "attn_logit_softcapping": 0.0,
     "final_logit_softcapping": 0.0,
@@ -41,12 +40,17 @@ _IGNORED = (
     "rope.scaling.finetuned",
     "tensor_data_layout",
 )
+# The same for experts: their router has a softmax over all experts, renormalised over the chosen.
+_EXPERTS_REQUIRED = {
+    "expert_shared_count": 0,
+    "expert_weights_scale": 1.0,
+    "expert_weights_norm": True,
+    "expert_gating_func": 1,
+}
 
 
-def read_config(
-    file: GGUFFile, architecture: Architecture, is_ternary: bool
-) -> tuple[ModelConfig, list[str]]:
-    """Return the configuration of a file, and warnings."""
+def read_config(file: GGUFFile, architecture: Architecture) -> tuple[ModelConfig, list[str]]:
+    """Return the configuration of a file, and warnings; `weights` is a placeholder."""
     keys = Metadata(file, architecture.name)
     warnings: list[str] = []
     vocab_size = _rows(file, "token_embd.weight")
@@ -69,13 +73,12 @@ def read_config(
         "vocab_size": vocab_size,
         "d_model": d_model,
         "layers": layers,
-        "d_ff": keys.count("feed_forward_length", most=1 << 17),
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "n_self_heads": n_heads,
         "n_self_kv_heads": n_kv_heads,
         "ffn": architecture.ffn or _activation(file, warnings),
-        "weights": "ternary" if is_ternary else "dense",
+        "weights": "dense",
         "sub_norm": architecture.sub_norm,
         "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "tie_embeddings": "output.weight" not in file.tensors,
@@ -84,16 +87,14 @@ def read_config(
         "projection_norms": "blk.0.attn_q_norm_in.weight" in file.tensors,
         "post_norms": "blk.0.post_attention_norm.weight" in file.tensors,
         "pooling": _pooling(keys),
-    } | rope
+    }
+    values |= rope | _feed_forward(keys, architecture) | _scalars(keys, architecture, warnings)
     if "blk.0.attn_q_norm.weight" in file.tensors:
-        values["qk_norm"] = "before_rope"
+        values["qk_norm"] = architecture.qk_norm
     if head_size != default_size or d_model % n_heads:
         values["head_size"] = head_size
     if window is not None:
         values["window"] = window
-    for key in ("embedding_scale", "residual_scale", "logit_scale"):
-        if key in keys:
-            values[key] = keys.number(key)
     if "attention.scale" in keys:
         values["attention_scale"] = keys.number("attention.scale")
     elif architecture.name == "gemma3" and n_layers == 62:
@@ -137,6 +138,50 @@ def _activation(file: GGUFFile, warnings: list[str]) -> FeedForwardKind:
     return ffn
 
 
+def _feed_forward(keys: Metadata, architecture: Architecture) -> dict[str, Any]:
+    """Return the width of the FFN, and the fields of experts."""
+    if not architecture.has_experts:
+        keys.require("expert_count", 0)
+        keys.require("expert_used_count", 0)
+        return {"d_ff": keys.count("feed_forward_length", most=1 << 17)}
+    for key, value in _EXPERTS_REQUIRED.items():
+        keys.require(key, value)
+    keys.count("feed_forward_length", 0)  # of layers without experts, of which there are none
+    limit = keys.number("swiglu_clamp_exp", 0.0)
+    return {
+        "d_ff": keys.count("expert_feed_forward_length", least=1, most=1 << 17),
+        "n_experts": keys.count("expert_count", least=1, most=1 << 10),
+        "n_active_experts": keys.count("expert_used_count", least=1, most=1 << 10),
+        "swiglu_limit": limit if limit > _NO_LIMIT else None,
+    }
+
+
+def _scalars(keys: Metadata, architecture: Architecture, warnings: list[str]) -> dict[str, float]:
+    """Return the factors of embeddings, residuals and logits that the file or its family has."""
+    defaults: dict[str, float] = {}
+    if architecture.name == "minicpm":
+        n_layers, width = keys.count("block_count"), keys.count("embedding_length")
+        defaults = {
+            "embedding_scale": 12.0,
+            "residual_scale": 1.4 / n_layers**0.5,
+            "logit_scale": width / 256,
+        }
+        if missing := [key for key in defaults if key not in keys]:
+            warnings.append(
+                f"the file names no {' or '.join(missing)}; took those of the first MiniCPM models"
+            )
+    scalars = {
+        key: keys.number(key, defaults.get(key, 1.0))
+        for key in ("embedding_scale", "residual_scale", "logit_scale")
+        if key in keys or key in defaults
+    }
+    if architecture.divides_logits and "logit_scale" in scalars:
+        if scalars["logit_scale"] <= 0:
+            raise keys.error("logit_scale", "must be above 0", scalars["logit_scale"])
+        scalars["logit_scale"] = 1 / scalars["logit_scale"]
+    return scalars
+
+
 def _pooling(keys: Metadata) -> str:
     value = keys.count("pooling_type", 0)
     if value not in _POOLING:
@@ -148,7 +193,10 @@ def _layers(
     keys: Metadata, architecture: Architecture, n_layers: int
 ) -> tuple[list[Mixer], int | None]:
     """Return the mixer of each layer, and the window of sliding-window attention."""
-    window = keys.count("attention.sliding_window", 0)
+    if architecture.rope_in_windows_only:
+        window = keys.count("attention.sliding_window", least=1)
+    else:
+        window = keys.count("attention.sliding_window", 0)
     pattern_key = "attention.sliding_window_pattern"
     if keys.is_array(pattern_key):
         has_window = keys.flags(pattern_key, n_layers)
@@ -188,7 +236,11 @@ def _rope(
             "rope_factor": rope.factor * attention_factor,
         }
 
-    parameters = _rope_parameters(file, keys, n)
+    parameters = _rope_parameters(file, keys, architecture, n)
+    if architecture.rope_in_windows_only:
+        keys.require("rope.dimension_count_swa", n)
+        parameters["rope_theta"] = keys.number("rope.freq_base_swa", parameters["rope_theta"])
+        return fields("window", parameters) | {"full_rope": "none"}
     full = fields("full", parameters)
     if architecture.window_pattern == 1:
         return full | fields("window", parameters)
@@ -201,9 +253,14 @@ def _rope(
     return window | full
 
 
-def _rope_parameters(file: GGUFFile, keys: Metadata, n: int) -> dict[str, Any]:
+def _rope_parameters(
+    file: GGUFFile, keys: Metadata, architecture: Architecture, n: int
+) -> dict[str, Any]:
     """Return the base and the scaling rule as `rope_parameters` of transformers."""
     theta = keys.number("rope.freq_base", 10000.0)
+    alpha = keys.number("rope.scaling.alpha", 0.0) if architecture.scales_theta else 0.0
+    if alpha > 0 and n > 2:
+        theta *= min(alpha, 1e12) ** (n / (n - 2))
     kind = keys.text("rope.scaling.type", "linear")
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 1.0)) or 1.0
     original = keys.count("rope.scaling.original_context_length", 0) or None
@@ -213,7 +270,8 @@ def _rope_parameters(file: GGUFFile, keys: Metadata, n: int) -> dict[str, Any]:
         "beta_slow": "rope.scaling.yarn_beta_slow",
     }
     yarn = {ours: keys.number(key) for ours, key in optional.items() if key in keys}
-    keys.require("rope.scaling.alpha", 0.0)
+    if not architecture.scales_theta:
+        keys.require("rope.scaling.alpha", 0.0)
     keys.require("rope.scaling.yarn_log_multiplier", 0.0)
     keys.require("rope.scaling.yarn_ext_factor", 1.0)
     if kind not in ("none", "linear", "yarn", "longrope"):

@@ -28,17 +28,15 @@ class Metadata:
 
     def count(self, key: str, default: int = _MISSING, least: int = 0, most: int = 1 << 31) -> int:
         """Return an integer; of an array, one per layer, the value that all layers share."""
-        value = self._get(key, default)
-        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
-            value = value[0].item()
+        value = self._shared(key, default)
         if type(value) is not int or not least <= value <= most:
             rule = f"must be an integer, at least {least} and at most {most},"
             raise self.error(key, rule, value)
         return value
 
     def number(self, key: str, default: float = _MISSING) -> float:
-        """Return a finite number."""
-        value = self._get(key, default)
+        """Return a finite number; of an array, one per layer, the value that all layers share."""
+        value = self._shared(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self.error(key, "must be a finite number", value)
         return float(value)
@@ -82,6 +80,13 @@ class Metadata:
     def error(self, key: str, rule: str, value: Value) -> ConfigError:
         """Return an error about the value of a key."""
         return self.file.error(f"{self.prefix}.{key} {rule} but is {shown(value, 80)}")
+
+    def _shared(self, key: str, default: Value) -> Value:
+        """Return a value; of an array whose items are equal, the item."""
+        value = self._get(key, default)
+        if isinstance(value, np.ndarray) and value.size and (value == value[0]).all():
+            return value[0].item()
+        return value
 
     def _get(self, key: str, default: Value = _MISSING) -> Value:
         name = f"{self.prefix}.{key}"

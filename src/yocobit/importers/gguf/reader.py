@@ -1,6 +1,6 @@
 """GGUFCheckpoint: a GGUF file as a Checkpoint.
 
-Ternary projections stay the published trits and scales; all other weights become float32.
+Matrices of integers and scales stay what is published; all other weights become float32.
 
 Letters: M output features   K input features   H heads   D head size
 """
@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
+from yocobit.config import WeightKind
 from yocobit.errors import shown
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.gguf.architectures import (
     ROPE_FACTORS,
     architecture_of,
     tensor_name,
+    tensor_shape,
 )
 from yocobit.importers.gguf.configuration import read_config
 from yocobit.importers.gguf.container import GGUFFile, TensorInfo
+from yocobit.importers.gguf.scaled_matrix import format_of, read_matrix
 from yocobit.importers.gguf.tensor_types import identify, read_floats, read_integers
 from yocobit.importers.gguf.text import read_text, read_text_with
 from yocobit.mixers import model_parameters
@@ -47,16 +50,14 @@ class GGUFCheckpoint:
         self._types = {
             name: identify(self._file, tensor) for name, tensor in self._file.tensors.items()
         }
-        is_ternary = self._is_ternary()
-        self.config, self.warnings = read_config(self._file, self._architecture, is_ternary)
-        self._parameters = model_parameters(self.config)
+        self._is_a8 = self._has_quantised_activations()
+        config, self.warnings = read_config(self._file, self._architecture)
+        self._parameters = model_parameters(config)
         self._check_names()
+        # The formats of the matrices of weights-only quantisation (A16).
+        self._a16 = {} if self._is_a8 else self._formats_a16()
+        self.config = config.replace(weights=self._weights())
         self.formats = self._formats()
-        if not is_ternary and {"TQ1_0", "TQ2_0"} & set(self._projection_types()):
-            self.warnings.append(
-                "the file does not say that activations are quantised: they are not, and ternary "
-                "weights are stored in f16, which is exact"
-            )
 
     @property
     def source_type(self) -> str:
@@ -64,20 +65,26 @@ class GGUFCheckpoint:
         return f"GGUF {', '.join(self._projection_types())}"
 
     def read(self, name: str, shape: tuple[int, ...]) -> Floats | IntegerMatrix:
-        tensor = self._file.tensors[tensor_name(name)]
-        if tensor.shape != shape:
+        tensor = self._tensor(name)
+        stored = tensor_shape(name, shape, self.config.n_experts)
+        if tensor.shape != stored:
             raise self._file.error(
-                f"tensor '{tensor.name}' must have the shape {list(shape)} but has "
+                f"tensor '{tensor.name}' must have the shape {list(stored)} but has "
                 f"{list(tensor.shape)}"
             )
         factor = self._factor(tensor.name)
+        if name in self._a16:
+            kind = self._types[tensor.name]
+            matrix = read_matrix(self._file, tensor, kind, self._a16[name])
+            scale = matrix.scale * factor
+            return IntegerMatrix(self._permuted(name, matrix.integers), self._permuted(name, scale))
         if not self._has_trits(name):
-            floats = self._floats(tensor)
+            floats = self._floats(tensor).reshape(shape)
             return self._permuted(name, floats if factor == 1 else floats * factor)
-        matrix = self._matrix(tensor, factor)
-        if isinstance(matrix, IntegerMatrix):
-            return matrix._replace(integers=self._permuted(name, matrix.integers))
-        return self._permuted(name, matrix)
+        values = self._matrix(tensor, factor)
+        if isinstance(values, IntegerMatrix):
+            return values._replace(integers=self._permuted(name, values.integers))
+        return self._permuted(name, values)
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
         if tokenizer is not None:
@@ -86,11 +93,15 @@ class GGUFCheckpoint:
         self.warnings += warnings
         return files
 
-    def _is_ternary(self) -> bool:
-        """Whether the model was trained with ternary weights and int8 activations.
+    def _tensor(self, name: str) -> TensorInfo:
+        """Return the tensor of a parameter."""
+        return self._file.tensors[tensor_name(name, self._architecture.has_experts)]
 
-        I2_S files are: no tool writes other models in this type. TQ1_0 and TQ2_0 files are if they
-        have our key or an architecture of ternary models.
+    def _has_quantised_activations(self) -> bool:
+        """Whether the model was trained with ternary weights and int8 activations (A8).
+
+        I2_S files are: no tool writes other models in this type. Files of other types are if they
+        have our key or an architecture of such models.
         """
         activations = self._file.metadata.get(ACTIVATIONS)
         if activations not in (None, INT8_PER_TOKEN):
@@ -100,10 +111,35 @@ class GGUFCheckpoint:
         is_i2_s = any(kind.name == "I2_S" for kind in self._types.values())
         return self._architecture.is_ternary or is_i2_s or activations == INT8_PER_TOKEN
 
+    def _formats_a16(self) -> dict[str, WeightFormat]:
+        """Return the formats of matrices and tables with codes; reads their scales and codes."""
+        formats = {}
+        for name, parameter in self._parameters.items():
+            tensor = self._tensor(name)
+            kind = self._types[tensor.name]
+            if kind.codes is not None and parameter.role in ("projection", *TABLES):
+                formats[name] = format_of(self._file, tensor, kind)
+        return formats
+
+    def _weights(self) -> WeightKind:
+        """Return the most frequent format of projections; "dense" if all have floats."""
+        if self._is_a8:
+            return "ternary"
+        formats = [
+            format
+            for name, format in self._a16.items()
+            if self._parameters[name].role == "projection"
+        ]
+        if not formats:
+            return "dense"
+        weights = Counter(formats).most_common(1)[0][0].weights
+        assert weights is not None
+        return weights
+
     def _projection_types(self) -> list[str]:
         """Return the types of the projections, the most frequent first."""
         names = [
-            self._types[tensor_name(name)].name
+            self._types[self._tensor(name).name].name
             for name, parameter in self._parameters.items()
             if parameter.role == "projection"
         ]
@@ -111,7 +147,10 @@ class GGUFCheckpoint:
 
     def _check_names(self) -> None:
         """Raise ConfigError for a missing tensor, and for one that is not part of the model."""
-        needed = {tensor_name(name): each.role for name, each in self._parameters.items()}
+        has_experts = self._architecture.has_experts
+        needed = {
+            tensor_name(name, has_experts): each.role for name, each in self._parameters.items()
+        }
         found = self._file.tensors
         if missing := [name for name in needed if name not in found]:
             raise self._file.error(f"tensor '{missing[0]}' is missing; download the file again")
@@ -127,33 +166,34 @@ class GGUFCheckpoint:
     def _formats(self) -> dict[str, WeightFormat]:
         """Return the formats of matrices that differ from those of the configuration.
 
-        A float projection of a ternary model stays in floats. Float16 values, and trits times
-        float16 scales, are exact in f16.
+        A float projection of a quantised model stays in floats.
         """
         formats: dict[str, WeightFormat] = {}
         is_dense = self.config.weights == "dense"
         for name, parameter in self._parameters.items():
-            kind = self._types[tensor_name(name)]
-            fits_f16 = kind.name in ("F16", "TQ1_0", "TQ2_0")
-            if self._has_trits(name):
+            is_f16 = self._types[self._tensor(name).name].name == "F16"
+            if name in self._a16:
+                if self._a16[name].weights != self.config.weights or parameter.role in TABLES:
+                    formats[name] = self._a16[name]
+            elif self._has_trits(name):
                 if parameter.role == "head":
                     formats[name] = TERNARY
             elif parameter.role == "projection" and not is_dense:
-                formats[name] = F16 if fits_f16 else F32
-            elif parameter.role in ("projection", *TABLES) and is_dense and fits_f16:
+                formats[name] = F16 if is_f16 else F32
+            elif parameter.role in ("projection", *TABLES) and is_dense and is_f16:
                 formats[name] = F16
         return formats
 
     def _has_trits(self, name: str) -> bool:
-        """Whether a parameter is read as trits: a matrix of a ternary model.
+        """Whether a parameter is read as trits: a matrix of a model with quantised activations.
 
         The converter of llama.cpp rounds the projections of the architecture "bitnet" to trits
         times a scale, whatever type they are written in.
         """
         role = self._parameters[name].role
-        if self.config.weights != "ternary" or role not in ("projection", "head"):
+        if not self._is_a8 or role not in ("projection", "head"):
             return False
-        has_codes = self._types[tensor_name(name)].codes is not None
+        has_codes = self._types[self._tensor(name).name].codes is not None
         return has_codes or (role == "projection" and self._architecture.is_ternary)
 
     def _matrix(self, tensor: TensorInfo, factor: np.float32) -> Floats | IntegerMatrix:
@@ -161,6 +201,7 @@ class GGUFCheckpoint:
         kind = self._types[tensor.name]
         if kind.codes is not None:
             integers, scales = read_integers(self._file, tensor, kind)
+            self._check_trits(tensor, integers)
             scale = self._one_scale(tensor, integers, scales)
         else:
             floats = self._floats(tensor)
@@ -171,6 +212,16 @@ class GGUFCheckpoint:
         if not (np.isfinite(scale) and scale > 0):
             raise self._file.error(f"tensor '{tensor.name}' has the scale {scale}, not above 0")
         return IntegerMatrix(integers, np.array([scale * factor], dtype=np.float32))
+
+    def _check_trits(self, tensor: TensorInfo, integers: Int8s) -> None:
+        if -1 <= integers.min() <= integers.max() <= 1:
+            return
+        n_bad = int((np.abs(integers) > 1).sum())
+        raise self._file.error(
+            f"tensor '{tensor.name}' must have trits, as models with quantised activations have, "
+            f"but {n_bad} ({n_bad / integers.size:.2%}) of its integers are others; choose another "
+            "file of the model"
+        )
 
     def _masters(self, tensor: TensorInfo, floats: Floats) -> Floats:
         kind = self._types[tensor.name].name

@@ -27,8 +27,14 @@ class CodeBlocks(NamedTuple):
 
     unpack: Callable[[Codes], Codes]  # (N, bytes) to (N, weights)
     values: tuple[int, ...]
-    # The byte of the float16 scale in a block. None: one float32 after the last block.
+    # The byte of the float16 scale in a block: the first two bytes or the last. None: one float32
+    # after the last block.
     scale: int | None
+
+    @property
+    def may_have_2(self) -> bool:
+        """Whether code 3 is the value 2; only types with four 2-bit codes in a byte have it."""
+        return 2 in self.values
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,15 @@ class ScaledIntegers(NamedTuple):
 
 
 _TERNARY = (-1, 0, 1)
+_INT2 = (-1, 0, 1, 2)
 
 # The trailing 32 bytes of I2_S start with the scale; the others are unused. Two builds of
 # bitnet.cpp write other orders of weights with the same id, size and codes: ARM since November 2025
 # (64 weights in 16 bytes) and x86 without ACT_PARALLEL (four rows in a byte). Such a file has no
 # mark of its order. Both converters, and every known published file, have the order read here.
 _I2_S = CodeBlocks(blocks.i2_s, _TERNARY, scale=None)
+_Q2_0 = CodeBlocks(blocks.q2_0, _INT2, scale=0)
+_STQ1_0 = CodeBlocks(blocks.stq1_0, _TERNARY, scale=40)
 
 TYPES = (
     TensorType("F32", 0, 1, 4, floats=blocks.f32),
@@ -102,26 +111,27 @@ TYPES = (
     TensorType("Q4_0_4_8", 32, 32, 18),
     TensorType("Q4_0_8_8", 33, 32, 18),
     TensorType("TQ1_0", 34, 256, 54, codes=CodeBlocks(blocks.tq1_0, _TERNARY, scale=52)),
-    TensorType("TQ2_0", 35, 256, 66, codes=CodeBlocks(blocks.tq2_0, (*_TERNARY, 2), scale=64)),
+    TensorType("TQ2_0", 35, 256, 66, codes=CodeBlocks(blocks.tq2_0, _INT2, scale=64)),
     TensorType("I2_S", 36, 128, 32, codes=_I2_S, tail_bytes=32),  # microsoft/BitNet
     TensorType("IQ4_NL_4_4", 36, 32, 18),
     TensorType("IQ4_NL_4_8", 37, 32, 18),
     TensorType("IQ4_NL_8_8", 38, 32, 18),
     TensorType("MXFP4", 39, 32, 17),
-    # Tencent has Q2_0C and STQ1_0; PrismML has Q2_0 with 128 weights, PQ2_0 and PTQ1_0.
+    # Tencent's forks have Q2_0C and STQ1_0, PrismML's has Q2_0 with 128 weights, PQ2_0 and PTQ1_0.
     TensorType("NVFP4", 40, 64, 36),
-    TensorType("Q2_0C", 40, 512, 130),
-    TensorType("Q1_0", 41, 128, 18),
-    TensorType("Q2_0", 42, 64, 18),
-    TensorType("Q2_0 with 128 weights per scale", 42, 128, 34),
-    TensorType("STQ1_0", 42, 256, 42),
-    TensorType("PQ2_0", 142, 128, 34),
-    TensorType("PTQ1_0", 143, 128, 28),
+    TensorType("Q2_0C", 40, 512, 130, codes=CodeBlocks(blocks.q2_0, (-3, -1, 1, 3), scale=0)),
+    TensorType("Q1_0", 41, 128, 18, codes=CodeBlocks(blocks.q1_0, (-1, 1), scale=0)),
+    TensorType("Q2_0", 42, 64, 18, codes=_Q2_0),
+    TensorType("Q2_0 with 128 weights per scale", 42, 128, 34, codes=_Q2_0),
+    TensorType("STQ1_0", 42, 256, 42, codes=_STQ1_0),
+    TensorType("STQ1_0", 43, 256, 42, codes=_STQ1_0),
+    TensorType("PQ2_0", 142, 128, 34, codes=_Q2_0),
+    TensorType("PTQ1_0", 143, 128, 28, codes=CodeBlocks(blocks.ptq1_0, _TERNARY, scale=26)),
 )
 # Types whose size depends on more than the number of weights: of microsoft/BitNet and ik_llama.cpp.
 _OTHERS = {37: "I8_S", 38: "TL1", 39: "TL2", 134: "IQ1_BN", 135: "IQ2_BN"}
 
-SUPPORTED = tuple(each.name for each in TYPES if each.is_supported)
+SUPPORTED = tuple(dict.fromkeys(each.name for each in TYPES if each.is_supported))
 
 
 def identify(file: GGUFFile, tensor: TensorInfo) -> TensorType:
@@ -168,23 +178,40 @@ def read_floats(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
 
 
 def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> ScaledIntegers:
-    """Return a matrix of a type with codes; ConfigError for a code that is not a trit."""
+    """Return a tensor of a type with codes; ConfigError for a code without a value."""
     assert type.codes is not None
+    values = np.array(type.codes.values, dtype=np.int8)
     n_blocks = math.prod(tensor.shape) // type.block
     integers = np.empty((n_blocks, type.block), dtype=np.int8)
     n_bad = 0
     for start, end in _chunks(n_blocks, type.block):
         codes = type.codes.unpack(_blocks(file, tensor, type, start, end))
-        if codes.max() > 2:
-            n_bad += int((codes > 2).sum())
-        np.subtract(codes.view(np.int8), np.int8(1), out=integers[start:end])
+        if codes.max() >= len(values):
+            n_bad += int((codes >= len(values)).sum())
+        # The values are linear in the code, which is faster than an index of integers.
+        np.multiply(codes.view(np.int8), values[1] - values[0], out=integers[start:end])
+        integers[start:end] += values[0]
     if n_bad:
-        share = n_bad / integers.size
         raise file.error(
-            f"tensor '{tensor.name}' must have codes 0, 1 and 2 but {n_bad} ({share:.2%}) are 3: "
-            f"it is not a ternary matrix of type {type.name}; choose another file of the model"
+            f"tensor '{tensor.name}' must have codes 0, 1 and 2 but {n_bad} "
+            f"({n_bad / integers.size:.2%}) are 3: it is not a ternary matrix of type {type.name}; "
+            "choose another file of the model"
         )
     return ScaledIntegers(integers.reshape(tensor.shape), read_scales(file, tensor, type))
+
+
+def has_twos(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> bool:
+    """Whether a weight of a type with codes is 2 times its scale."""
+    assert type.codes is not None
+    if not type.codes.may_have_2:
+        return False
+    at = type.codes.scale
+    packed = slice(2, None) if at == 0 else slice(0, at)
+    n_blocks = math.prod(tensor.shape) // type.block
+    return any(
+        blocks.has_code_3(_blocks(file, tensor, type, start, end)[:, packed])
+        for start, end in _chunks(n_blocks, type.block)
+    )
 
 
 def read_scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
