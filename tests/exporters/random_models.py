@@ -10,7 +10,7 @@ import numpy as np
 from yocobit.config import ModelConfig
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
-from yocobit.packing.formats import StoredParameter, stored_parameters
+from yocobit.packing.formats import PerGroup, StoredParameter, formats_of, stored_parameters
 from yocobit.packing.writer import write_model
 
 SHAPE: dict[str, Any] = {
@@ -36,14 +36,19 @@ def random_model(
     text: tuple[bytes | None, dict[str, Any], bytes | None] = (None, {}, None),
     scale_dtype: str = "<f4",
     scale_factor: float = 1.0,
+    low_bit_tables: bool = False,
     **changes: Any,
 ) -> PackedModel:
     """Write a model of SHAPE with `changes`; scales of integers are of the dtype `scale_dtype`.
 
-    Those of projections are about 0.06 times `scale_factor`.
+    Those of projections are about 0.06 times `scale_factor`. Embedding and head may have the
+    format of projections.
     """
     config = ModelConfig(**{**SHAPE, **changes})
-    parameters = stored_parameters(config, projections, head)
+    tables = ["embedding.weight", *([] if config.tie_embeddings else ["head.weight"])]
+    format = formats_of(config.weights)[0]
+    formats = dict.fromkeys(tables, format) if low_bit_tables else None
+    parameters = stored_parameters(config, projections, head, formats)
     rng = np.random.default_rng(0)
 
     def tensors():
@@ -63,7 +68,7 @@ def _tensors(
     format, shape = stored.format, stored.shape
     if stored.role == "norm":
         yield name, rng.uniform(0.5, 1.5, shape).astype(np.float32)
-    elif stored.role == "bias":
+    elif stored.role in ("bias", "float"):
         yield name, rng.uniform(-0.2, 0.2, shape).astype(np.float32)
     elif format.quantize is not None:
         codes, scales = format.quantize(rng.normal(0, 0.05, shape).astype(np.float32))
@@ -72,5 +77,9 @@ def _tensors(
             yield scale_name(name), scales.astype(scale_dtype).astype(scales.dtype)
     else:
         yield name, format.encode(rng.choice(np.array(format.values, dtype=np.int8), shape))
+        if isinstance(format.scale, PerGroup):
+            scales = rng.uniform(0.05, 0.07, (shape[0], -(-shape[1] // format.scale.columns)))
+            yield scale_name(name), format.scale.encode(scales.astype(np.float16))
+            return
         scales = scale_factor * rng.uniform(0.05, 0.07, format.scale.shape(*shape))
         yield scale_name(name), scales.astype(scale_dtype).astype(np.float32)

@@ -15,9 +15,30 @@ from yocobit.exporters import export_gguf
 from yocobit.exporters.weights import Weights
 from yocobit.importers import import_model
 from yocobit.importers.gguf.architectures import tensor_name
+from yocobit.importers.gguf.container import GGUFFile
+from yocobit.importers.gguf.tensor_types import TYPES as TENSOR_TYPES
+from yocobit.importers.huggingface.rope import rope_of
 
 FREQUENCIES = tuple(1e4 ** (-i / 32) / (1 + i % 3) for i in range(32))
 NO_TOKENIZER = "the file has no tokenizer, as the model has none"
+YARN = rope_of(
+    {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
+     "original_max_position_embeddings": 8192}, 64, None, "rope",
+)  # fmt: skip
+QWEN3 = {"qk_norm": "before_rope", "rope_theta": 1e6}
+EXPERTS = {
+    "ffn": "moe",
+    "n_experts": 6,
+    "n_active_experts": 2,
+    "d_ff": 256,
+    "swiglu_limit": 7.0,
+    "qk_norm": "before_rope",
+    "layers": ("window", "full"),
+    "window": 16,
+    "window_rope": "half",
+    "window_rope_frequencies": tuple(1e4 ** (-i / 16) for i in range(16)),
+    "full_rope": "none",
+}
 KINDS = {
     "llama": {},
     "llama-dense": {"weights": "dense", "head_size": 32, "qkv_bias": True},
@@ -32,6 +53,35 @@ KINDS = {
 def hashes(model):
     """Hashes of the tensors of a packed model."""
     return {name: value for name, value in model.metadata.items() if name.startswith("sha256:")}
+
+
+A16_KINDS = {
+    "signs": {"weights": "sign_g128", **QWEN3},
+    "signs-tied": {"weights": "sign_g128", **QWEN3, "tie_embeddings": True},
+    "groups of 64": {"weights": "ternary_g64", **QWEN3},
+    "groups of 128": {"weights": "ternary_g128", **QWEN3},
+    "integers of 2 bits": {"weights": "int2_g128", **QWEN3},
+    "integers of 2 bits, 64": {"weights": "int2_g64", **QWEN3},
+    "rows": {"weights": "ternary_row_a16", **QWEN3},
+    "yarn": {
+        "weights": "ternary_g128",
+        **QWEN3,
+        "full_rope_frequencies": YARN.frequencies,
+        "rope_factor": YARN.factor,
+    },
+    "permuted": {"weights": "ternary_g128"},
+    "hunyuan-dense": {"weights": "ternary_g128", "qk_norm": "after_rope"},
+    "minicpm": {
+        "weights": "ternary_g128",
+        "embedding_scale": 12.0,
+        "residual_scale": 0.25,
+        "logit_scale": 0.125,
+        "full_rope_frequencies": FREQUENCIES,
+    },
+    "maple": {"weights": "ternary_row_a16", **EXPERTS},
+    "experts in groups": {"weights": "ternary_g128", **EXPERTS},
+}
+TYPES = {"sign_g128": "Q1_0", "ternary_row_a16": "TQ2_0"}  # Q2_0 for all others
 
 
 def read(path):
@@ -57,6 +107,60 @@ def test_import_of_an_export_has_the_same_bytes(tmp_path, kind, weights):
     np.testing.assert_allclose(
         again.config.full_rope_frequencies, model.config.full_rope_frequencies, rtol=1e-7
     )
+
+
+@pytest.mark.parametrize("low_bit_tables", [False, True])
+@pytest.mark.parametrize("kind", A16_KINDS)
+def test_import_of_an_export_with_scales_of_groups_has_the_same_bytes(
+    tmp_path, kind, low_bit_tables
+):
+    changes = {**A16_KINDS[kind], "low_bit_tables": low_bit_tables}
+    model = random_model(tmp_path / "model", scale_dtype="<f2", **changes)
+
+    assert export_gguf(model, tmp_path / "x.gguf") == [NO_TOKENIZER]
+
+    again = import_model(tmp_path / "x.gguf", tmp_path / "again")
+    assert hashes(again) == hashes(model)
+    fields = again.config.fields()
+    for name, own in model.config.fields().items():
+        if name in WINDOW_FIELDS and "window" not in model.config.layers:
+            continue
+        if isinstance(own, float) or name.endswith("frequencies"):
+            np.testing.assert_allclose(fields[name], own, rtol=2e-7, err_msg=name)
+        else:
+            assert fields[name] == own, name
+    types = {tensor.type_id for tensor in GGUFFile(tmp_path / "x.gguf").tensors.values()}
+    assert gguf_id(TYPES.get(model.config.weights, "Q2_0")) in types
+
+
+WINDOW_FIELDS = ("window", "window_rope", "window_rope_frequencies")
+
+
+def gguf_id(name):
+    return next(each.id for each in TENSOR_TYPES if each.name == name)
+
+
+@pytest.mark.parametrize("weights", ["ternary_g128", "sign_g128"])
+def test_reference_code_finds_the_weights_of_the_model(tmp_path, weights):
+    """Both halves of a group of 128 have its scale; one weight after the other is decoded."""
+    model = random_model(tmp_path / "model", scale_dtype="<f2", **QWEN3, weights=weights)
+
+    export_gguf(model, tmp_path / "x.gguf")
+
+    file = GGUFFile(tmp_path / "x.gguf")
+    name = "layers.1.ffn.down_proj.weight"
+    raw = file.read(file.tensors[tensor_name(name)])
+    own = Weights(model).floats_of(name)
+    size, block = (18, 128) if weights == "sign_g128" else (18, 64)
+    for row, first in ((0, 0), (5, 256), (255, 384)):
+        at = (row * 512 + first) // block * size
+        scale = raw[at : at + 2].view("<f2")[0].astype(np.float32)
+        for j in range(block):
+            if weights == "sign_g128":
+                value = 1 if raw[at + 2 + j // 8] >> j % 8 & 1 else -1
+            else:
+                value = int(raw[at + 2 + j // 4] >> 2 * (j % 4) & 3) - 1
+            assert own[row, first + j] == value * scale
 
 
 @pytest.mark.parametrize("weights", ["tq2_0", "tq1_0"])
@@ -156,10 +260,17 @@ REFUSED = {
     ),
     "untied": ({"sub_norm": True}, "tie_embeddings must be True in llama.cpp's architecture"),
     "norms": ({"projection_norms": True}, "projection_norms must be False"),
-    "after": ({"qk_norm": "after_rope"}, "qk_norm must be 'before_rope'"),
+    "odd": ({"weights": "odd_g128"}, "for GGUF but is odd_g128, for which llama.cpp has no"),
+    "experts": ({**EXPERTS, "tie_embeddings": True}, "tie_embeddings must be False"),
+    "RoPE of experts": (
+        {**EXPERTS, "full_rope": "half"},
+        "full_rope must be 'none' in llama.cpp's architecture 'maple' but is 'half'",
+    ),
+    "windows": ({**EXPERTS, "layers": ("full", "full")}, "layers must be 'window' and 'full'"),
     "rope": (
         {"qk_norm": "before_rope", "full_rope_frequencies": FREQUENCIES},
-        r"full_rope_frequencies must be \(\) in llama.cpp's architecture 'qwen3'",
+        "full_rope_frequencies must be those of a base, or of YaRN with a context of 2.n tokens, "
+        "in llama.cpp's architecture 'qwen3'",
     ),
     "columns": ({"d_ff": 520}, "must be a multiple of 256 for TQ2_0 but have 520"),
     "rows": (

@@ -30,8 +30,22 @@ def equals(name: str, *values: object) -> Rule:
     return Rule(name, lambda config: getattr(config, name) in values, text)
 
 
-# A Llama-like Transformer. Other programs have neither keys nor code for the rest.
-PLAIN = (
+# Other programs have neither keys nor code for other values.
+SCALARS = (
+    equals("embedding_factor", 1.0),
+    equals("residual_scale", 1.0),
+    equals("logit_scale", 1.0),
+)
+ATTENTION_SCALE = Rule(
+    "attention_scale",
+    lambda config: (
+        config.attention_scale is None
+        or math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-7)
+    ),
+    "must be 1 / sqrt(head size)",
+)
+# A Llama-like Transformer, apart from SCALARS.
+LLAMA_LIKE = (
     Rule("layers", lambda config: set(config.layers) == {"full"}, "must all be 'full'"),
     equals("full_rope", "half"),
     equals("nope_layers", ()),
@@ -40,20 +54,12 @@ PLAIN = (
         lambda config: len(config.full_rope_frequencies) in (0, config.head_dim // 2),
         "must rotate the whole head",
     ),
-    Rule(
-        "attention_scale",
-        lambda config: (
-            config.attention_scale is None
-            or math.isclose(config.attention_scale, config.head_dim**-0.5, rel_tol=1e-7)
-        ),
-        "must be 1 / sqrt(head size)",
-    ),
-    equals("embedding_factor", 1.0),
-    equals("residual_scale", 1.0),
-    equals("logit_scale", 1.0),
+    ATTENTION_SCALE,
     equals("post_norms", False),
     equals("head_norm", False),
+    equals("swiglu_limit", None),
 )
+PLAIN = (*LLAMA_LIKE, *SCALARS)
 
 
 def check(model: PackedModel, target: str, rules: Iterable[Rule]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from yocobit.errors import ConfigError
 from yocobit.packing import layout
 from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.formats import PerGroup
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.reader import PackedModel
 
@@ -21,7 +22,7 @@ _CHUNK_VALUES = 1 << 20  # of a table, converted at once
 
 
 class ScaledRows(NamedTuple):
-    """Integers (M, K) and a float32 scale of each row, or one scale (1,) of all."""
+    """Integers (M, K) and float32 scales: of each row, of all (1,), or of groups of columns."""
 
     integers: Int8s
     scales: Floats
@@ -42,12 +43,15 @@ class Weights:
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def matrix(self, name: str) -> ScaledRows:
-        """Return a ternary or sign matrix; ConfigError if it has invalid codes."""
+        """Return a matrix of few integers; ConfigError if it has invalid codes."""
         stored = self._model.parameters[name]
         integers = stored.format.decode(self.stored(name), *stored.shape)
         if not np.isin([integers.min(), integers.max()], stored.format.values).all():
             raise self._invalid(name)
-        return ScaledRows(integers, self.stored(scale_name(name)).astype(np.float32))
+        scales = self.stored(scale_name(name))
+        if isinstance(stored.format.scale, PerGroup):
+            scales = stored.format.scale.decode(scales, *stored.shape)
+        return ScaledRows(integers, scales.astype(np.float32))
 
     def int8_rows(self, name: str) -> Iterator[ScaledRows]:
         """Yield the rows of an int8 table."""

@@ -1,40 +1,136 @@
 """The architecture of llama.cpp that computes a model, and its metadata.
 
-The rules are those of llama.cpp's sources: src/models/{llama,qwen3,bitnet}.cpp.
+The rules are those of llama.cpp's sources: src/models/{llama,qwen3,bitnet,...}.cpp.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from yocobit.config import ModelConfig
-from yocobit.exporters.rules import PLAIN, check, equals
+from yocobit.exporters.rules import (
+    ATTENTION_SCALE,
+    LLAMA_LIKE,
+    PLAIN,
+    SCALARS,
+    Rule,
+    check,
+    equals,
+)
 from yocobit.importers.gguf.architectures import ARCHITECTURES, FFN, Architecture
 from yocobit.importers.gguf.reader import ACTIVATIONS, INT8_PER_TOKEN
-from yocobit.packing.formats import is_quantised
+from yocobit.importers.huggingface.rope import rope_of
+from yocobit.packing.formats import INT8_PER_TOKEN as INT8_ENCODING
+from yocobit.packing.formats import formats_of
 from yocobit.packing.reader import PackedModel
 
+
+def _rotates_windows(config: ModelConfig) -> bool:
+    """Whether windows have plain RoPE, of a part of the head or all of it."""
+    own = np.array(config.window_rope_frequencies)
+    plain = config.rope_theta ** (-np.arange(len(own)) / max(len(own), 1))
+    is_plain = np.allclose(own, plain, rtol=1e-6)
+    return config.window_rope == "half" and is_plain and not _nope(config, "window")
+
+
+def _nope(config: ModelConfig, mixer: str) -> bool:
+    """Whether a layer of a kind has no RoPE by its index."""
+    return any(config.layers[i] == mixer for i in config.nope_layers)
+
+
+def _rotates_no_full_layer(config: ModelConfig) -> bool:
+    full = [i for i, mixer in enumerate(config.layers) if mixer == "full"]
+    return config.full_rope == "none" or set(full) <= set(config.nope_layers)
+
+
+def _yarn(config: ModelConfig) -> dict[str, Any] | None:
+    """Return the keys of YaRN that give the frequencies of a model; None if they are others."""
+    own = config.full_rope_frequencies
+    if not own:
+        return {}
+    # The lowest frequency is divided by the whole factor.
+    factor = round(config.rope_theta ** (2 / config.head_dim - 1) / own[-1], 6)
+    for original in (1 << exponent for exponent in range(9, 21)):
+        parameters = {
+            "rope_type": "yarn",
+            "rope_theta": config.rope_theta,
+            "factor": factor,
+            "original_max_position_embeddings": original,
+        }
+        if not 1 <= factor <= 1e6:
+            return None
+        rope = rope_of(parameters, config.head_dim, None, "rope")
+        if len(rope.frequencies) == len(own) and np.allclose(rope.frequencies, own, rtol=1e-6):
+            return {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": factor,
+                "rope.scaling.original_context_length": original,
+                "rope.scaling.attn_factor": config.rope_factor / rope.factor,
+            }
+    return None
+
+
+_PLAIN_FREQUENCIES = equals("full_rope_frequencies", ())
+_YARN_FREQUENCIES = Rule(
+    "full_rope_frequencies",
+    lambda config: _yarn(config) is not None,
+    "must be those of a base, or of YaRN with a context of 2^n tokens,",
+)
 # llama.cpp applies SiLU in all of them, also in "bitnet".
-_ALL = (*PLAIN, equals("ffn", "swiglu"), equals("projection_norms", False))
-_RULES = {
-    "llama": (),  # reads biases of Q, K and V, and divisors of the frequencies
-    "qwen3": (equals("qk_norm", "before_rope"), equals("full_rope_frequencies", ())),
+_ALL = (equals("projection_norms", False),)
+_DENSE = (*_ALL, equals("ffn", "swiglu"))
+_RULES: dict[str, tuple[Rule, ...]] = {
+    "llama": (*PLAIN, *_DENSE),  # reads biases of Q, K and V, and divisors of the frequencies
+    "qwen3": (*PLAIN, *_DENSE, equals("qk_norm", "before_rope"), _YARN_FREQUENCIES),
+    "hunyuan-dense": (*PLAIN, *_DENSE, _YARN_FREQUENCIES),
+    "minicpm": (*LLAMA_LIKE, *_DENSE),
     "bitnet": (
+        *PLAIN,
+        *_DENSE,
         equals("tie_embeddings", True),
         equals("head_size", None),
         equals("qkv_bias", False),
         equals("qk_norm", "none"),
-        equals("full_rope_frequencies", ()),
+        _PLAIN_FREQUENCIES,
     ),
-}
+    "maple": (
+        Rule("layers", lambda c: {"window"} <= set(c.layers) <= {"window", "full"},
+             "must be 'window' and 'full'"),
+        Rule("window_rope", _rotates_windows, "must be 'half' with the frequencies of a base"),
+        Rule("full_rope", _rotates_no_full_layer, "must be 'none'"),
+        Rule("n_self_heads", lambda c: (c.n_self_heads, c.n_self_kv_heads) ==
+             (c.n_heads, c.n_kv_heads), "and n_self_kv_heads must be those of 'full'"),
+        ATTENTION_SCALE,
+        *SCALARS,
+        equals("post_norms", False),
+        equals("head_norm", False),
+        *_ALL,
+        equals("sub_norm", False),
+        equals("qk_norm", "before_rope"),
+        equals("qkv_bias", False),
+        equals("tie_embeddings", False),
+    ),
+}  # fmt: skip
 
 
 def architecture_for(model: PackedModel) -> Architecture:
     """Return the architecture that computes a model; ConfigError if none does."""
-    config = model.config
-    name = "bitnet" if config.sub_norm else "llama" if config.qk_norm == "none" else "qwen3"
-    check(model, f"llama.cpp's architecture '{name}'", (*_ALL, *_RULES[name]))
+    name = _name(model.config)
+    check(model, f"llama.cpp's architecture '{name}'", _RULES[name])
     return ARCHITECTURES[name]
+
+
+def _name(config: ModelConfig) -> str:
+    if config.ffn == "moe":
+        return "maple"
+    if config.sub_norm:
+        return "bitnet"
+    if config.qk_norm != "none":
+        return "hunyuan-dense" if config.qk_norm == "after_rope" else "qwen3"
+    scalars = config.embedding_factor, config.residual_scale, config.logit_scale
+    return "llama" if scalars == (1, 1, 1) else "minicpm"
 
 
 def architecture_metadata(
@@ -57,9 +153,31 @@ def architecture_metadata(
     }
     if config.rope_factor != 1:
         keys["rope.scaling.attn_factor"] = config.rope_factor
+    if _YARN_FREQUENCIES in _RULES[architecture.name]:
+        keys |= _yarn(config) or {}
+    if architecture.divides_logits:
+        keys["embedding_scale"] = config.embedding_factor
+        keys["residual_scale"] = config.residual_scale
+        keys["logit_scale"] = 1 / config.logit_scale
+    if architecture.has_experts:
+        keys |= _experts(config)
     metadata = {f"{architecture.name}.{key}": value for key, value in keys.items()}
-    if is_quantised(config.weights):
+    if formats_of(config.weights)[0].activations is INT8_ENCODING:
         metadata[ACTIVATIONS] = INT8_PER_TOKEN
     if architecture.ffn is None:
         metadata[FFN] = config.ffn
     return metadata
+
+
+def _experts(config: ModelConfig) -> dict[str, Any]:
+    n_layers = len(config.layers)
+    n_pairs = len(config.window_rope_frequencies) or config.head_dim // 2
+    return {
+        "expert_feed_forward_length": config.d_ff,
+        "expert_count": config.n_experts,
+        "expert_used_count": config.n_active_experts,
+        "swiglu_clamp_exp": np.full(n_layers, config.swiglu_limit or 0, dtype="<f4"),
+        "attention.sliding_window": config.window,
+        "attention.sliding_window_pattern": np.array([m == "window" for m in config.layers]),
+        "rope.dimension_count": 2 * n_pairs,
+    }

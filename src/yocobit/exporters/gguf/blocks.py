@@ -34,6 +34,21 @@ def tq1_0(trits: Int8s, scales: Array) -> Codes:
     return _with_scales(np.concatenate(packed, axis=2), scales, scale_first=False)
 
 
+def q2_0(integers: Int8s, scales: Array) -> Codes:
+    """Return (M, K / 64 * 18) of integers (M, K) from -1 to 2 and scales (M, K / 64)."""
+    codes = _codes(integers).reshape(len(integers), -1, 16, 4)
+    packed = codes[..., 0].copy()
+    for i in range(1, 4):
+        packed |= codes[..., i] << np.uint8(2 * i)
+    return _with_scales(packed, scales, scale_first=True)
+
+
+def q1_0(signs: Int8s, scales: Array) -> Codes:
+    """Return (M, K / 128 * 18) of signs (M, K) and scales (M, K / 128)."""
+    packed = np.packbits(signs > 0, axis=1, bitorder="little")
+    return _with_scales(packed.reshape(len(signs), -1, 16), scales, scale_first=True)
+
+
 def q8_0(integers: Int8s, scales: Array) -> Codes:
     """Return (M, K / 32 * 34) of integers (M, K) and scales (M,)."""
     codes = np.ascontiguousarray(integers).view(np.uint8)

@@ -21,11 +21,17 @@ from yocobit.exporters.gguf.container import TensorSpec, write_gguf
 from yocobit.exporters.gguf.tokenizer import MAX_END_TOKENS, tokenizer_metadata
 from yocobit.exporters.rules import CONTEXT, frequency_divisors
 from yocobit.exporters.weights import Weights
-from yocobit.importers.gguf.architectures import ROPE_FACTORS, Architecture, tensor_name
+from yocobit.importers.gguf.architectures import (
+    ROPE_FACTORS,
+    Architecture,
+    tensor_name,
+    tensor_shape,
+)
 from yocobit.importers.gguf.container import MAGIC
 from yocobit.importers.gguf.tensor_types import TYPES, TensorType
 from yocobit.packing import layout
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
+from yocobit.packing.formats import PerGroup
 from yocobit.packing.layout import Array, Codes, Int8s
 from yocobit.packing.reader import PackedModel
 from yocobit.reading import boundary, read_json, read_text
@@ -35,8 +41,18 @@ _TERNARY: dict[str, Callable[[Int8s, Array], Codes]] = {
     "tq2_0": blocks.tq2_0,
     "tq1_0": blocks.tq1_0,
 }
+# The types of formats with scales of groups, and how they are packed.
+_GROUPED_TYPES = {
+    "ternary_g64": "q2_0",
+    "ternary_g128": "q2_0",
+    "int2_g64": "q2_0",
+    "int2_g128": "q2_0",
+    "sign_g128": "q1_0",
+}
+_GROUPED = {"q2_0": blocks.q2_0, "q1_0": blocks.q1_0}
 _TYPES = {each.name.lower(): each for each in TYPES}
-_FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37}  # general.file_type
+# general.file_type
+_FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q1_0": 40, "q2_0": 41}
 _TABLE_TYPES = {"int8": "q8_0", "int4": "q4_0"}
 _QUANTIZATION_VERSION = 2  # of ggml
 _SAMPLING = {
@@ -58,21 +74,26 @@ def export_gguf(
 ) -> list[str]:
     """Write a model as the GGUF file `out`; return the differences from the model, one line each.
 
-    `weights` is the tensor type of ternary matrices, "tq2_0" or "tq1_0". `tables` is that of an
-    int8 or int4 embedding and head: "f16", "f32", or None for Q8_0 and Q4_0 with the stored
-    integers. `context` is the context length that the file names. ConfigError for what llama.cpp
+    `weights` is the tensor type of ternary matrices with one scale or one per row, "tq2_0" or
+    "tq1_0"; those with scales of groups become Q2_0 and Q1_0. `tables` is the type of an int8 or
+    int4 embedding and head: "f16", "f32", or None for Q8_0 and Q4_0 with the stored integers.
+    `context` is the context length that the file names. ConfigError for what llama.cpp
     cannot compute.
     """
     disk.claim_file(out, lambda content: content.startswith(MAGIC), "a GGUF file")
     architecture = architecture_for(model)
+    has_experts, n_experts = architecture.has_experts, model.config.n_experts
     specs = {
-        tensor_name(name): TensorSpec(_type(model, name, weights, tables), stored.shape)
+        tensor_name(name, has_experts): TensorSpec(
+            _type(model, name, weights, tables), tensor_shape(name, stored.shape, n_experts)
+        )
         for name, stored in model.parameters.items()
     }
-    if model.config.full_rope_frequencies:
+    if _has_divisors(model, architecture):
         shape = (model.config.head_dim // 2,)
         specs[ROPE_FACTORS[0]] = TensorSpec(_TYPES["f32"], shape)
-    projection = specs[tensor_name("layers.0.ffn.up_proj.weight")].type.name.lower()
+    up_proj = tensor_name("layers.0.ffn.up_proj.weight", has_experts)
+    projection = specs[up_proj].type.name.lower()
     generation = _generation(model)
     metadata = {
         "general.architecture": architecture.name,
@@ -83,7 +104,7 @@ def export_gguf(
         **architecture_metadata(model.config, architecture, context),
         **_text(model, generation),
     }
-    notes = [*_rounding(model, specs), *_omissions(model, generation)]
+    notes = [*_rounding(model, specs, has_experts), *_omissions(model, generation)]
     with disk.replacing(out) as partial:
         write_gguf(partial, metadata, specs, _data(model, specs, architecture))
     return notes
@@ -94,6 +115,13 @@ def _type(model: PackedModel, name: str, weights: str, tables: str | None) -> Te
     format, shape = model.parameters[name].format, model.parameters[name].shape
     if format.name in _TABLE_TYPES:
         kind = tables or _TABLE_TYPES[format.name]
+    elif isinstance(format.scale, PerGroup):
+        if format.name not in _GROUPED_TYPES:
+            raise ConfigError(
+                f"{model.path}: format of '{name}' must be {' or '.join(_GROUPED_TYPES)} for GGUF "
+                f"but is {format.name}, for which llama.cpp has no tensor type"
+            )
+        kind = _GROUPED_TYPES[format.name]
     else:
         kind = weights if format.is_integer else format.name
     type = _TYPES[kind]
@@ -112,21 +140,32 @@ def _data(
     """Yield the data of each tensor, in pieces of bytes."""
     weights = Weights(model)
     for name in model.parameters:
-        kind = specs[tensor_name(name)].type.name.lower()
+        kind = specs[tensor_name(name, architecture.has_experts)].type.name.lower()
         pieces = _pieces(weights, name, kind)
         part = name.rpartition("mixer.")[2].partition(".")[0]
         if architecture.permutes and part in ("q_proj", "k_proj"):
             whole = np.concatenate(list(pieces))
             pieces = iter([_permuted(whole, model.config.head_dim)])
         yield pieces
-    if model.config.full_rope_frequencies:
+    if _has_divisors(model, architecture):
         yield iter([frequency_divisors(model.config)])
+
+
+def _has_divisors(model: PackedModel, architecture: Architecture) -> bool:
+    """Whether a tensor has the divisors of frequencies; other architectures have keys for them."""
+    return architecture.permutes and bool(model.config.full_rope_frequencies)
 
 
 def _pieces(weights: Weights, name: str, kind: str) -> Iterator[Array]:
     """Yield the rows of a parameter in a tensor type, in pieces."""
     if kind in _TERNARY:
         yield _TERNARY[kind](*weights.matrix(name))
+    elif kind in _GROUPED:
+        integers, scales = weights.matrix(name)
+        n_blocks = integers.shape[1] // _TYPES[kind].block
+        # A scale of 128 columns is written for both halves; a last group may have one.
+        repeats = -(-n_blocks // scales.shape[1])
+        yield _GROUPED[kind](integers, scales.repeat(repeats, axis=1)[:, :n_blocks])
     elif kind == "q8_0":
         for integers, scales in weights.int8_rows(name):
             yield blocks.q8_0(integers, scales)
@@ -144,14 +183,16 @@ def _permuted(rows: Array, head_dim: int) -> Array:
     return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _rounding(model: PackedModel, specs: Mapping[str, TensorSpec]) -> Iterator[str]:
+def _rounding(
+    model: PackedModel, specs: Mapping[str, TensorSpec], has_experts: bool
+) -> Iterator[str]:
     """Yield a line for each kind of rounding; ConfigError for scales out of float16's range."""
     weights = Weights(model)
     errors: dict[str, float] = {}  # the largest relative one, by parts of the model
     halved = []
     for name, stored in model.parameters.items():
-        kind = specs[tensor_name(name)].type.name.lower()
-        is_table = stored.role != "projection"
+        kind = specs[tensor_name(name, has_experts)].type.name.lower()
+        is_table = stored.format.name in _TABLE_TYPES
         if kind == "f16" and stored.format.name != "f16":
             halved.append(stored.role)
         elif kind in _TERNARY or kind == "q8_0":
