@@ -46,6 +46,23 @@ TINY: dict[str, tuple[Found, Found]] = {  # architecture: shape, keys
         {"n_heads": 2, "n_kv_heads": 1, "head_size": 256, "tied": True},
         {"attention.sliding_window": 16, "rope.freq_base": 1e6},
     ),
+    "maple": ({"head_size": 128}, {"rope.dimension_count": 64}),
+    "minicpm": ({"tied": True}, {}),
+    "hunyuan-dense": ({"tied": True}, {}),
+}
+# Keys of a second model of an architecture.
+SCALED_ROPE: dict[str, Found] = {
+    "qwen3": {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4.0,
+        "rope.scaling.original_context_length": 128,
+    },
+    "minicpm": {
+        "rope.scaling.type": "longrope",
+        "rope.scaling.original_context_length": 1024,
+        "rope.scaling.attn_factor": 1.25,
+    },
+    "hunyuan-dense": {"rope.scaling.alpha": 50.0},
 }
 PROMPTS = (
     "What is the capital of France?",
@@ -75,8 +92,14 @@ def main() -> None:
             for architecture in TINY
             for kind in ("F32", "F16")
         }
+        report["tiny"] |= {
+            f"{architecture} F32, {keys.get('rope.scaling.type', 'alpha')}": tiny(
+                work / f"{architecture}-scaled", architecture, "F32", keys
+            )
+            for architecture, keys in SCALED_ROPE.items()
+        }
         for model, found in report["tiny"].items():
-            print(f"{model:12} " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()))
+            print(f"{model:24} " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()))
         if arguments.gguf:
             report["file"] = arguments.gguf.name
             packed = import_model(arguments.gguf, work / "packed")
@@ -88,13 +111,17 @@ def main() -> None:
     print(f"wrote {arguments.out}")
 
 
-def tiny(work: Path, architecture: str, kind: str) -> Found:
+def tiny(work: Path, architecture: str, kind: str, scaled_rope: Found | None = None) -> Found:
     """Return the largest difference of logits of a random model, relative to the largest logit."""
     work.mkdir()
     shape, keys = TINY[architecture]
+    keys = keys | (scaled_rope or {})
     # llama.cpp reads the F32 of norms and biases only.
-    matrices = {k: v for k, v in tensors(architecture, **shape).items() if v.ndim == 2}
+    matrices = {k: v for k, v in tensors(architecture, **shape).items() if v.ndim >= 2}
     replace = {k: v.astype(np.float16) for k, v in matrices.items()} if kind == "F16" else {}
+    if "rope.scaling.original_context_length" in keys and architecture == "minicpm":
+        factors = {"long": np.linspace(2, 9, 32), "short": np.linspace(1, 3, 32)}
+        replace |= {f"rope_factors_{k}.weight": v.astype("f4") for k, v in factors.items()}
     path = write_model(work / "m.gguf", architecture, keys, replace, **shape)
     packed = import_model(path, work / "packed")
     tokens = np.random.default_rng(0).integers(1, packed.config.vocab_size, 48).tolist()
