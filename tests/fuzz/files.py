@@ -122,7 +122,7 @@ def imported(rng: random.Random, samples: Path, directory: Path) -> Call:
 
 
 def gguf(rng: random.Random, samples: Path, directory: Path) -> Call:
-    """Import a GGUF file with odd bytes."""
+    """Import a GGUF file with odd bytes, and verify what was imported."""
     from yocobit.importers.gguf.container import GGUFFile
 
     source = rng.choice(sorted((samples / "gguf").iterdir()))
@@ -138,9 +138,20 @@ def gguf(rng: random.Random, samples: Path, directory: Path) -> Call:
         header += b"\0" * (-len(header) % 32) * (rng.random() < 0.9)
     else:
         weights = mutation.mutate_bytes(weights, rng)
-    path = directory / "model.gguf"
+    path, model = directory / "model.gguf", directory / "model"
     path.write_bytes(header + weights)
-    return _command("import", str(path), str(directory / "model"))
+
+    def call() -> None:
+        from yocobit.cli import run
+        from yocobit.errors import report_errors
+
+        def program() -> None:
+            run(["import", str(path), str(model)])
+            run(["verify", str(model)])
+
+        report_errors(program)
+
+    return call
 
 
 def damaged_run(rng: random.Random, samples: Path, directory: Path) -> Call:

@@ -25,6 +25,18 @@ TEMPLATE = """{{ bos_token }}{% for message in messages %}{% if message.role == 
 {% set ns = namespace(n=0) %}{% for i in range(3) %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}
 {% macro line(x) %}{{ x ~ '\\n' }}{% endmacro %}{{ line('a') }}
 {% if add_generation_prompt %}assistant:{% endif %}"""
+TABLES = ("token_embd", "output")
+LOW_BIT = (  # GGUF models: architecture, tensor type, tensors of it besides the projections
+    ("qwen3", "Q1_0", TABLES),
+    ("qwen3", "Q2_0", TABLES),
+    ("llama", "Q2_0 with 128 weights per scale", TABLES),
+    ("qwen3", "PQ2_0", ()),
+    ("qwen3", "PTQ1_0", TABLES),
+    ("hunyuan-dense", "STQ1_0", TABLES),
+    ("hunyuan-dense", "Q2_0C", ()),
+    ("minicpm", "TQ2_0", TABLES),
+    ("maple", "TQ2_0", ()),
+)
 CONFIG = """
 [model]
 preset = "nano"
@@ -109,6 +121,10 @@ def write_gguf(directory: Path) -> None:
     for architecture, kind in (("bitnet-25", "I2_S"), ("llama", "TQ2_0"), ("bitnet", "TQ1_0")):
         replaced = gguf_models.ternary(architecture, kind)[2]
         gguf_models.write_model(directory / f"{architecture}.gguf", architecture, None, replaced)
+    for architecture, kind, tables in LOW_BIT:
+        replaced = gguf_models.low_bit(architecture, kind, tables)[2]
+        path = directory / f"{architecture}-{kind.replace(' ', '_')}.gguf"
+        gguf_models.write_model(path, architecture, None, replaced)
     keys = {"attention.sliding_window": 16, "pooling_type": 3}
     gguf_models.write_model(directory / "gemma3.gguf", "gemma3", keys, None, tied=True)
 
