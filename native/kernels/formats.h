@@ -91,8 +91,8 @@ struct GroupScaledMatrix {
   int n_blocks;       // of 128 (2 bits) or 256 (1 bit) columns
   int bits;           // 1 or 2
   int group_columns;  // 64 or 128, 0 for row scales
-  int first;          // -1 or -3
-  int step;           // 1 or 2
+  int first;          // bits, first and step are 2, -1, 1; 1, -1, 2; or 2, -3, 2
+  int step;
 };
 
 // i4 is for caches only: 16 codes in [-7, 7] in 8 bytes, of which byte b holds codes b and b + 8
