@@ -6,6 +6,7 @@ import ctypes
 import gc
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import httpx
@@ -275,6 +276,27 @@ def test_large_body_is_freed_while_its_request_is_queued(server, monkeypatch):
 
     assert response.split()[1] == b"200"
     assert growth < LARGE // 2
+
+
+def test_error_after_a_disconnect_is_not_logged(server, monkeypatch, caplog):
+    started, is_gone, is_over = (threading.Event() for _ in range(3))
+
+    def refuse(*_):
+        started.set()
+        is_gone.wait()
+        is_over.set()
+        raise APIError(400, "too late")
+
+    monkeypatch.setattr("yocobit.serving.http.app.prepare", refuse)
+    with server.send(TEXT, prompt="a", user="x" * limits.TINY_BODY_BYTES):
+        started.wait()
+    servers.wait_for(lambda: not server.runtime._n_preparing)
+    is_gone.set()
+    is_over.wait()
+    server.client.get("/health")  # the event loop has the thread's result
+    gc.collect()
+
+    assert "never retrieved" not in caplog.text
 
 
 def test_requests_that_wait_for_preparation_count_as_queued(monkeypatch):

@@ -148,7 +148,7 @@ class Runtime:
     async def in_thread(self, build: Callable[..., T], *arguments: object) -> T:
         """Return the result of work whose cost is small, a few at a time."""
         async with self._threads:
-            return await asyncio.shield(asyncio.to_thread(build, *arguments))
+            return await asyncio.to_thread(build, *arguments)
 
     async def in_worker(
         self, build: Callable[..., T], *arguments: object, client: str, is_heavy: bool
