@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 from yocobit.packing.layout import Codes, Floats
 
 _BITS = np.arange(8, dtype=np.uint8)
+# The four codes of each byte, lowest bits first, as the bytes of a word: one lookup for all four.
+_FIELDS = np.arange(256, dtype=np.uint8)[:, None] >> _BITS[::2] & np.uint8(3)
+_FOUR_CODES = _FIELDS.view(np.uint32).reshape(256)
 _POWERS = np.array([1, 3, 9, 27, 81], dtype=np.uint8)
 # The patterns of STQ1_0: one weight of four is 0. Each byte has four codes, lowest bits first; the
 # second half has the opposite signs of the first.
 _STQ_PATTERNS = bytes.fromhex("a9892909a68626069a921a126a624a42 012181a1042484a41018909840486068")
-_STQ_CODES = np.frombuffer(_STQ_PATTERNS, np.uint8)[:, None] >> _BITS[::2] & np.uint8(3)
+_STQ_CODES = _FIELDS[np.frombuffer(_STQ_PATTERNS, np.uint8)]
 
 
 def half(blocks: Codes, at: int) -> Floats:
@@ -137,12 +140,7 @@ def q1_0(blocks: Codes) -> Codes:
 
 def q2_0(blocks: Codes) -> Codes:
     """Return codes (N, 4 n) of d, n bytes of four codes; the lowest bits of a byte first."""
-    packed = blocks[:, 2:]
-    codes = np.empty((*packed.shape, 4), dtype=np.uint8)
-    for i in range(4):
-        np.right_shift(packed, np.uint8(2 * i), out=codes[:, :, i])
-    codes &= np.uint8(3)
-    return codes.reshape(len(blocks), -1)
+    return _FOUR_CODES[blocks[:, 2:]].view(np.uint8)
 
 
 def stq1_0(blocks: Codes) -> Codes:

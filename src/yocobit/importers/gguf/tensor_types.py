@@ -181,6 +181,7 @@ def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Scale
     """Return a tensor of a type with codes; ConfigError for a code without a value."""
     assert type.codes is not None
     values = np.array(type.codes.values, dtype=np.int8)
+    step = values[1] - values[0]
     n_blocks = math.prod(tensor.shape) // type.block
     integers = np.empty((n_blocks, type.block), dtype=np.int8)
     n_bad = 0
@@ -189,8 +190,9 @@ def read_integers(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Scale
         if codes.max() >= len(values):
             n_bad += int((codes >= len(values)).sum())
         # The values are linear in the code, which is faster than an index of integers.
-        np.multiply(codes.view(np.int8), values[1] - values[0], out=integers[start:end])
-        integers[start:end] += values[0]
+        if step != 1:
+            codes *= np.uint8(step)
+        np.add(codes.view(np.int8), values[0], out=integers[start:end])
     if n_bad:
         raise file.error(
             f"tensor '{tensor.name}' must have codes 0, 1 and 2 but {n_bad} "
