@@ -30,7 +30,7 @@ import sandbox  # noqa: E402
 
 CASE_SECONDS = 60 if sandbox.IS_SANITIZED else 30
 # Modules with run(seconds, seed), which returns the number of failures; each in a process.
-MODULES = ("models", "texts", "endpoints")
+MODULES = ("models", "low_bits", "texts", "endpoints")
 _RUN = "import sys, native_build, {0}; sys.exit({0}.run({1}, {2}) != 0)"
 
 
@@ -66,7 +66,7 @@ def _kind(
     """Run the cases of a kind for some time; return the number of failures."""
     if kind in MODULES:
         code = _RUN.format(kind, seconds, arguments.seed)
-        environment = {**os.environ, "PYTHONPATH": f"{FUZZ}:{FUZZ.parent}"}
+        environment = {**os.environ, "PYTHONPATH": f"{FUZZ}:{FUZZ.parent}:{FUZZ.parent}/importers"}
         return subprocess.run([sys.executable, "-c", code], env=environment).returncode != 0
     end, number = time.monotonic() + seconds, arguments.seed
     problems: Counter[str] = Counter()

@@ -126,20 +126,9 @@ def gguf(rng: random.Random, samples: Path, directory: Path) -> Call:
     from yocobit.importers.gguf.container import GGUFFile
 
     source = rng.choice(sorted((samples / "gguf").iterdir()))
-    data = source.read_bytes()
     start = min(tensor.offset for tensor in GGUFFile(source).tensors.values())
-    header, weights = data[:start], data[start:]
-    kind = rng.randrange(5)
-    if kind < 3:  # everything, the keys of the architecture, or the tensors; all keep their places
-        places = ((0, start), (24, min(start, 900)), (max(start - 1800, 0), start))
-        header = mutation.overwrite(header, rng, *places[kind])
-    elif kind == 3:
-        header = mutation.mutate_bytes(header, rng)
-        header += b"\0" * (-len(header) % 32) * (rng.random() < 0.9)
-    else:
-        weights = mutation.mutate_bytes(weights, rng)
     path, model = directory / "model.gguf", directory / "model"
-    path.write_bytes(header + weights)
+    path.write_bytes(mutation.mutate_gguf(source.read_bytes(), start, rng))
 
     def call() -> None:
         from yocobit.cli import run

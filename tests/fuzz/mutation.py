@@ -105,6 +105,21 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+def mutate_gguf(data: bytes, start: int, rng: random.Random) -> bytes:
+    """Return other bytes of a GGUF file whose weights start at `start`."""
+    header, weights = data[:start], data[start:]
+    kind = rng.randrange(5)
+    if kind < 3:  # everything, the keys of the architecture, or the tensors; all keep their places
+        places = ((0, start), (24, min(start, 900)), (max(start - 1800, 0), start))
+        header = overwrite(header, rng, *places[kind])
+    elif kind == 3:
+        header = mutate_bytes(header, rng)
+        header += b"\0" * (-len(header) % 32) * (rng.random() < 0.9)
+    else:
+        weights = mutate_bytes(weights, rng)
+    return header + weights
+
+
 def overwrite(data: bytes, rng: random.Random, first: int, last: int) -> bytes:
     """Return bytes of the same length with one to three numbers in a range exchanged."""
     data = bytearray(data)
