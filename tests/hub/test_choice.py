@@ -9,6 +9,7 @@ from yocobit.hub.choice import choose
 
 HF = ("config.json", "tokenizer.json", "model.safetensors")
 PACKED = {"quantization_config": {"quant_method": "bitnet", "quantization_mode": "offline"}}
+BONSAI = ("T-Q2_0.gguf", "T-Q2_0_g64.gguf", "T-PQ2_0.gguf", "T-F16.gguf")
 MASTERS = {"quantization_config": {"quant_method": "bitnet", "quantization_mode": "online"}}
 
 
@@ -17,7 +18,18 @@ MASTERS = {"quantization_config": {"quant_method": "bitnet", "quantization_mode"
     [
         (HF, PACKED, "config.json", "model.safetensors (published codes)"),
         ((*HF, "ggml-model-i2_s.gguf"), PACKED, "ggml-model-i2_s.gguf", "float32 scales"),
-        (("m-TQ1_0.gguf", "m-TQ2_0.gguf"), None, "m-TQ2_0.gguf", "float16 scales; of 2 kinds"),
+        (("m-TQ1_0.gguf", "m-TQ2_0.gguf"), None, "m-TQ1_0.gguf", "float16 scales; of 2 kinds"),
+        (BONSAI, None, "T-PQ2_0.gguf", "float16 scales; of 3 kinds"),
+        ((*BONSAI, "T-PTQ1_0.gguf"), None, "T-PTQ1_0.gguf", "float16 scales; of 4 kinds"),
+        (("B-Q1_0.gguf", "mmproj-F16.gguf", *HF), {}, "B-Q1_0.gguf", "float16 scales; of 2 kinds"),
+        (("T-Q2_0.gguf", "T-Q2_0_g64.gguf"), None, "T-Q2_0.gguf", "codes with float16 scales)"),
+        (("Hy-STQ1_0.gguf", "Hy-Q2_0C.gguf"), None, "Hy-STQ1_0.gguf", "codes with float16"),
+        ((*HF, "maple-TQ2_0.gguf"), {}, "maple-TQ2_0.gguf", "codes with float16"),
+        (HF, {"quantization": {"bits": 2}}, "config.json", "codes with float16 scales)"),
+        ((*HF, "m-F16.gguf"), {"quantization": {"bits": 4}}, "m-F16.gguf", "f16 values"),
+        # Rounded without training.
+        (("m-Q2_0.gguf", "m-Q1_0.gguf", "m-Q4_K_M.gguf"), None, "m-Q4_K_M.gguf", "q4_k values"),
+        (("m-Q2_0.gguf", "m-Q8_0.gguf", *HF), {}, "config.json", "published precision"),
         ((*HF, "m-f16.gguf"), MASTERS, "m-f16.gguf", "f16 values"),
         (HF, MASTERS, "config.json", "master weights"),
         ((*HF, "m-Q8_0.gguf"), {}, "config.json", "published precision"),

@@ -1,8 +1,9 @@
-"""Choice of the files of a repository that make one model: the most exact ones.
+"""Choice of the files of a repository that make one model: the most exact, then the smallest.
 
 Published models come as I2_S GGUF files with float32 scales, as packed safetensors with bfloat16
-scales, as TQ GGUF files with float16 scales, as master weights, whose quantisation gives other
-codes than the published ones, and as GGUF files of higher precision or quantised without training.
+scales, as GGUF files and MLX directories of 1 or 2 bits with float16 scales, as floats, which may
+be fake-quantised, as master weights, whose quantisation gives other codes than the published ones,
+and as files quantised without training.
 """
 
 from __future__ import annotations
@@ -32,17 +33,32 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _MASTERS = "master weights, whose codes may differ from the published ones"
 
-# GGUF types as they occur in file names, the most exact first.
-_TERNARY_TYPES = ("i2_s", "tq2_0", "tq1_0")
-_FLOAT_TYPES = ("f32", "bf16", "f16")
+# GGUF types as in file names. Those of published codes, the fewest bits per weight first;
+# the files of a model in these types hold the same codes and float16 scales.
+_CODE_TYPES = ("q1_0", "stq1_0", "tq1_0", "ptq1_0", "q2_0c", "tq2_0", "pq2_0", "q2_0")
+_FLOAT_TYPES = ("f32", "bf16", "f16")  # the most exact first
 _ROUNDED_TYPES = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_1", "q4_0")
+# Of mainline llama.cpp, which also rounds other models to them: next to larger types, these are
+# such files.
+_ALSO_ROUNDED = ("q2_0", "q1_0")
+_ORDER = (
+    *("i2_s", "packed"),
+    *_CODE_TYPES,
+    *("mlx", "safetensors"),
+    *_FLOAT_TYPES,
+    "masters",
+    *_ROUNDED_TYPES,
+    "rounded mlx",
+)
+_SIDECAR = re.compile("mmproj|imatrix|dspark|dflash", re.IGNORECASE)  # not a language model
+_CODES = "published codes with float16 scales"
 _REASONS = {
     "i2_s": "published codes with float32 scales",
     "packed": "published codes",
-    "tq2_0": "published codes with float16 scales",
-    "tq1_0": "published codes with float16 scales",
+    **dict.fromkeys((*_CODE_TYPES, "mlx"), _CODES),
     "safetensors": "the weights in the published precision",
     "masters": _MASTERS,
+    "rounded mlx": "weights rounded by MLX",
 }
 
 
@@ -76,20 +92,14 @@ def choose(
         return _directory(names, f"{file} (as named)")
     candidates: dict[str, str] = {}  # type -> file
     for name in sorted(names):
-        if name.endswith(".gguf") and not _PART.search(name) and (type := _type_of(name)):
+        is_model = name.endswith(".gguf") and not (_PART.search(name) or _SIDECAR.search(name))
+        if is_model and (type := _type_of(name)):
             candidates.setdefault(type, name)
     if MODEL in names or INDEX in names:
         candidates[_kind_of_directory(config)] = MODEL
-    order = (
-        "i2_s",
-        "packed",
-        "tq2_0",
-        "tq1_0",
-        "safetensors",
-        *_FLOAT_TYPES,
-        "masters",
-        *_ROUNDED_TYPES,
-    )
+    order = list(_ORDER)
+    if candidates.keys() & set(_ROUNDED_TYPES):
+        order = [type for type in order if type not in _ALSO_ROUNDED] + list(_ALSO_ROUNDED)
     for type in order:
         if type not in candidates:
             continue
@@ -108,7 +118,10 @@ def _directory(names: Collection[str], reason: str) -> Choice:
 
 
 def _kind_of_directory(config: Mapping[str, Any] | None) -> str:
-    quantization = (config or {}).get("quantization_config")
+    config = config or {}
+    if isinstance(mlx := config.get("quantization"), dict):
+        return "mlx" if mlx.get("bits") in (1, 2) else "rounded mlx"
+    quantization = config.get("quantization_config")
     if not isinstance(quantization, dict):
         return "safetensors"
     is_online = quantization.get("quantization_mode") == "online"
@@ -117,7 +130,7 @@ def _kind_of_directory(config: Mapping[str, Any] | None) -> str:
 
 def _type_of(name: str) -> str | None:
     lower = name.lower()
-    for type in (*_TERNARY_TYPES, "bf16", "f32", "f16", *_ROUNDED_TYPES):
+    for type in ("i2_s", *_CODE_TYPES, *_FLOAT_TYPES, *_ROUNDED_TYPES):
         if re.search(rf"(^|[^a-z0-9]){type}([^a-z0-9]|$)", lower):
             return type
     return None
