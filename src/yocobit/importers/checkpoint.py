@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError
 from yocobit.importers.huggingface import sentencepiece
@@ -20,14 +22,38 @@ from yocobit.packing.formats import WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.text_files import TextFiles, read_text_files
 
+_GROUPS = (128, 64)  # columns
+
 
 class IntegerMatrix(NamedTuple):
     """A quantised matrix: weight = integer * scale, both as published."""
 
     integers: Int8s  # (M, K)
-    # (1,), (M,), or (M, N): one per matrix, row, or group of columns of the format; float16 or
-    # float32. 0 only for a row or group of zeros.
+    # (1,), (M,) or (M, N): one per matrix, row, or group of 64 or 128 columns; float16 or float32.
+    # Positive; 0 for a group of zeros.
     scale: Array
+
+    def scales(self, columns: int) -> Array | None:
+        """Return the scales (M, K / columns) of groups; None if the published groups are smaller.
+
+        The last group of a row may be shorter.
+        """
+        M, K = self.integers.shape
+        n_groups = -(-K // columns)
+        if self.scale.ndim == 1:
+            return np.broadcast_to(self.scale[:, None], (M, n_groups))
+        own = next(each for each in _GROUPS if -(-K // each) == self.scale.shape[1])
+        if own < columns:
+            return None
+        return self.scale.repeat(own // columns, axis=1)[:, :n_groups]
+
+    def floats(self) -> Floats:
+        """Return the weights (M, K); the product with a scale is rounded to float32."""
+        K = self.integers.shape[1]
+        scales = self.scales(min(_GROUPS))
+        assert scales is not None
+        columns = scales.astype(np.float32).repeat(min(_GROUPS), axis=1)[:, :K]
+        return self.integers * columns
 
 
 class Checkpoint(Protocol):

@@ -14,11 +14,19 @@ from yocobit.config import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
-from yocobit.importers.report import describe_import, warnings_of
+from yocobit.importers.report import describe_import, unit_of, warnings_of
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
-from yocobit.packing.formats import PerGroup, StoredParameter, stored_parameters
-from yocobit.packing.layout import Array
+from yocobit.packing.formats import (
+    INT8_PER_TOKEN,
+    PerGroup,
+    StoredParameter,
+    WeightFormat,
+    formats_of,
+    projection_format,
+    stored_parameters,
+)
+from yocobit.packing.layout import Array, Floats
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.writer import check_new, write_model
@@ -71,20 +79,24 @@ def write_checkpoint(
     `head` is a key of HEAD_FORMATS: by default int8, or that of the projections in a dense model.
     "int4" halves the memory traffic of the head and is less accurate. "f16" and "f32" apply to the
     embedding too; "f32" rounds nothing. `weights` is the format of dense projections, "f32" by
-    default. Both replace the float formats of the checkpoint. `tokenizer` is a directory with a
+    default. Both replace the float formats of the checkpoint, and formats of weights-only
+    quantisation, whose weights are the same as floats. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
     `report` receives a warning of characters that it may lose.
     """
     check_new(out)
     config = checkpoint.config
     requested = {"head", "embedding"} if head is not None else set()
-    if weights is not None and config.weights == "dense":
+    is_weights_only = _is_weights_only(formats_of(config.weights)[0])
+    if weights is not None and (config.weights == "dense" or is_weights_only):
         requested.add("projection")
+        if not projection_format(weights).is_integer:
+            config = config.replace(weights="dense")
     roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
     formats = {
         name: format
         for name, format in checkpoint.formats.items()
-        if format.is_integer or roles.get(name) not in requested
+        if roles.get(name) not in requested or (format.is_integer and not _is_weights_only(format))
     }
     parameters = stored_parameters(config, weights, head, formats)
     files = checkpoint.text_files(tokenizer)
@@ -106,39 +118,65 @@ def stored_tensors(
         is_tied_head = is_tied and name == "head.weight"
         values = checkpoint.read("embedding.weight" if is_tied_head else name, stored.shape)
         format = stored.format
+        if isinstance(values, IntegerMatrix) and format.quantize is not None:
+            values = _as_floats(checkpoint, name, values)
         if not isinstance(values, IntegerMatrix):
             yield from quantize(name, values, format, checkpoint.path)
-        elif format.scale is None or format.quantize is not None:
+            continue
+        try:
+            codes = format.encode(values.integers)
+        except ValueError as error:
             raise ConfigError(
-                f"{checkpoint.path}: tensor '{name}' must be stored in ternary, as it is "
-                f"published, but the format is {format.name}"
-            )
-        else:
-            yield name, format.encode(values.integers)
-            yield scale_name(name), _stored_scales(checkpoint, name, stored, values.scale)
+                f"{checkpoint.path}: tensor '{name}' has no format {format.name}: {error}"
+            ) from None
+        yield name, codes
+        yield scale_name(name), _stored_scales(checkpoint, name, stored, values)
+
+
+def _is_weights_only(format: WeightFormat) -> bool:
+    return format.activations.group_columns is not None
+
+
+def _as_floats(checkpoint: Checkpoint, name: str, matrix: IntegerMatrix) -> Floats:
+    """Return the weights of a matrix; ConfigError if the model has quantised activations.
+
+    In such a model, a product with float activations is another one than in training.
+    """
+    if formats_of(checkpoint.config.weights)[0].activations is INT8_PER_TOKEN:
+        raise ConfigError(
+            f"{checkpoint.path}: tensor '{name}' must be stored as integers, as it is published, "
+            "since the model was trained with quantised activations"
+        )
+    return matrix.floats()
 
 
 def _stored_scales(
-    checkpoint: Checkpoint, name: str, stored: StoredParameter, scales: Array
+    checkpoint: Checkpoint, name: str, stored: StoredParameter, matrix: IntegerMatrix
 ) -> Array:
     """Return published scales in dtype and layout of the format; ConfigError if one is rounded.
 
-    One scale of a matrix becomes that of each row in a format with a scale per row.
+    Equal scales may be repeated: those of a matrix for rows, those of rows for groups.
     """
     granularity = stored.format.scale
     assert granularity is not None
-    M, K = stored.shape
+    shape = granularity.shape(*stored.shape)
+    scales: Array | None = matrix.scale
+    if isinstance(granularity, PerGroup):
+        scales = matrix.scales(granularity.columns)
+    elif matrix.scale.shape != shape:
+        scales = np.broadcast_to(matrix.scale, shape) if matrix.scale.shape == (1,) else None
+    if scales is None:
+        raise ConfigError(
+            f"{checkpoint.path}: tensor '{name}' must have one scale "
+            f"per {unit_of(granularity)}, as in format {stored.format.name}, but has more"
+        )
     with np.errstate(over="ignore"):  # checked below
         converted = scales.astype(DTYPES[granularity.dtype])
     if (is_rounded := converted != scales).any():
         raise ConfigError(
             f"{checkpoint.path}: tensor '{name}' must have scales that are exact in "
             f"{converted.dtype}, as format {stored.format.name} stores them, but has "
-            f"{scales[is_rounded][0]:g}; choose another file of the model"
+            f"{scales[is_rounded][0]:g}; import it with --weights f32, or choose another file of "
+            "the model"
         )
-    if not isinstance(granularity, PerGroup):
-        return np.broadcast_to(converted, granularity.shape(M, K))
-    n_groups = -(-K // granularity.columns)
-    if converted.shape != (M, n_groups):
-        raise ValueError(f"scales must have the shape {(M, n_groups)} but have {converted.shape}")
-    return granularity.encode(converted)
+    return granularity.encode(converted) if isinstance(granularity, PerGroup) else converted

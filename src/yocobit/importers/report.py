@@ -10,8 +10,6 @@ from yocobit.packing.format import TOKENIZER
 from yocobit.packing.formats import PerGroup, PerRow, PerTensor, WeightFormat, tensors_of
 from yocobit.packing.reader import PackedModel
 
-_UNITS = {PerTensor: "matrix", PerRow: "row", PerGroup: "group"}
-
 
 def warnings_of(checkpoint: Checkpoint, model: PackedModel) -> list[str]:
     """Return how the packed model differs from the published one, one line each."""
@@ -40,4 +38,11 @@ def describe_import(checkpoint: Checkpoint, model: PackedModel) -> str:
 def _with_scale(format: WeightFormat) -> str:
     if format.scale is None:
         return format.name
-    return f"{format.name} with one scale per {_UNITS[type(format.scale)]}"
+    return f"{format.name} with one scale per {unit_of(format.scale)}"
+
+
+def unit_of(granularity: PerTensor | PerRow | PerGroup) -> str:
+    """Return what has one scale."""
+    if isinstance(granularity, PerGroup):
+        return f"group of {granularity.columns} columns"
+    return "row" if isinstance(granularity, PerRow) else "matrix"
