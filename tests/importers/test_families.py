@@ -275,13 +275,20 @@ def test_window_of_every_layer_and_of_layer_types(tmp_path):
     assert all(config.n_self_kv_heads == 2 for config in configs)
 
 
+KINDS = [kind for kind in FAMILIES if kind in CONFIG_MAPPING]
+EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
 WINDOW = {"use_sliding_window": True, "max_window_layers": 1}
 
 
 @pytest.mark.parametrize(
     ("kind", "keys"),
     [
-        *((kind, {}) for kind in FAMILIES if kind in CONFIG_MAPPING),
+        *((kind, EXPERTS if FAMILIES[kind].has_experts else {}) for kind in KINDS),
         ("qwen2", WINDOW),
         ("qwen3", WINDOW),
     ],

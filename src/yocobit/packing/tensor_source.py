@@ -25,6 +25,9 @@ _BFLOAT16 = "BF16"  # not in NumPy: converted to float32, which is exact
 _DTYPES = {
     "BOOL": "?",
     "U8": "u1",
+    "U16": "<u2",
+    "U32": "<u4",
+    "U64": "<u8",
     "I8": "i1",
     "I16": "<i2",
     "I32": "<i4",
@@ -94,10 +97,22 @@ class SafetensorsDirectory:
             raise ConfigError(f"{one.file}: cannot be read ({error})") from None
         return True
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
+        return self._entries[name].shape
+
     def read(self, name: str) -> Array:
+        return self.read_rows(name)
+
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Return items `start` to `stop` of the first axis of a tensor, as read() does."""
         if name not in self._entries:
             raise ConfigError(f"{self.path}: tensor '{name}' is missing")
         file, dtype, shape, begin, _ = self._entries[name]
+        if (start, stop) != (0, None):
+            start, stop, _ = slice(start, stop).indices(shape[0])
+            begin += start * math.prod(shape[1:]) * _ITEM_BYTES.get(dtype, 0)
+            shape = (max(stop - start, 0), *shape[1:])
         if dtype not in _DTYPES:
             raise ConfigError(
                 f"{file}: tensor '{name}' must be of a dtype in {', '.join(_DTYPES)} but is {dtype}"

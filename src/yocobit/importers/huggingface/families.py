@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
-from yocobit.config import Mixer, ModelConfig, QKNorm
+from yocobit.config import FeedForwardKind, Mixer, ModelConfig, QKNorm
 from yocobit.errors import ConfigError, shown
-from yocobit.importers.huggingface.names import HUNYUAN_NORMS, POST_NORMS
+from yocobit.importers.huggingface.mlx import MLXQuantization
+from yocobit.importers.huggingface.names import EMBEDDING, HUNYUAN_NORMS, POST_NORMS
 from yocobit.importers.huggingface.quantization import (
     MASTER_WEIGHTS,
     BitNetQuantization,
@@ -23,7 +24,11 @@ from yocobit.importers.huggingface.quantization import (
 from yocobit.importers.huggingface.rope import SCALED_CONTEXTS, Rope, rope_of
 from yocobit.settings import Count, Positive, PositiveFraction, Settings
 
-_ACTIVATIONS = {"silu": "swiglu", "relu2": "relu2", "gelu_pytorch_tanh": "geglu"}
+_ACTIVATIONS: dict[str, FeedForwardKind] = {
+    "silu": "swiglu",
+    "relu2": "relu2",
+    "gelu_pytorch_tanh": "geglu",
+}
 _MIXERS: dict[str, Mixer] = {"full_attention": "full", "sliding_attention": "window"}
 
 
@@ -49,9 +54,15 @@ class Family:
     scale_embedding: bool = False
     query_scale: float | None = None  # default of query_pre_attn_scalar
     mup: bool = False  # scale_emb, scale_depth and dim_model_base (arXiv:2404.06395)
+    embedding: str = EMBEDDING  # module
     block: Mapping[str, str] = dataclasses.field(default_factory=dict)  # tensor names
     post_norms: bool = False
     is_ternary: bool = False  # also without a quantization_config
+    partial_rotary_factor: float = 1.0
+    rope_in_windows_only: bool = False
+    has_experts: bool = False  # in every layer
+    norm_topk_prob: bool = True  # of experts: the router's weights add up to 1
+    swiglu_limit: float | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -63,7 +74,20 @@ FAMILIES: Mapping[str, Family] = {
     "qwen2": Family(qkv_bias=True, sliding_window=4096),
     "qwen3": Family(qk_norm="before_rope", head_size=128, sliding_window=4096),
     "hunyuan_v1_dense": Family(qk_norm="after_rope", norm_eps=1e-5, block=HUNYUAN_NORMS),
+    "maple": Family(
+        qk_norm="before_rope",
+        embedding="word_embeddings",
+        sliding_window=512,
+        window_is_default=True,
+        partial_rotary_factor=0.5,
+        rope_in_windows_only=True,
+        has_experts=True,
+        swiglu_limit=7.0,
+    ),
     "minicpm": Family(tie_embeddings=True, mup=True),
+    "qwen3_moe": Family(
+        qk_norm="before_rope", sliding_window=4096, has_experts=True, norm_topk_prob=False
+    ),
     "gemma3_text": Family(
         activation="gelu_pytorch_tanh",
         rope_theta=1e6,
@@ -93,11 +117,10 @@ _REFUSED = {
     "qwen3_5_text": _DELTA_NET,
     "prism_hadamard_qwen35": f"weights in a rotated basis, which needs a signed Walsh-Hadamard "
     f"transform before each projection and after the embedding, and {_DELTA_NET}",
-    "maple": "mixture-of-experts layers",
 }
 
 
-_FLAGS = ("attention_bias", "mlp_bias", "use_bidirectional_attention", "use_cla")
+_FLAGS = ("attention_bias", "mlp_bias", "use_bias", "use_bidirectional_attention", "use_cla")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,37 +152,51 @@ class PublishedConfig(Settings):
     rope_parameters: Any = None
     rope_scaling: Any = None
 
+    num_experts: Any = None
+    num_local_experts: Any = None  # its name in later versions of transformers
+    num_experts_per_tok: Annotated[int, Meta(ge=1, le=64)] | None = None
+    moe_intermediate_size: Annotated[int, Meta(ge=1, le=1 << 17)] | None = None
+    norm_topk_prob: bool | None = None
+
     sliding_window: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     use_sliding_window: bool | None = None
     max_window_layers: Annotated[int, Meta(ge=0)] | None = None
     layer_types: tuple[str, ...] | None = None
     sliding_window_pattern: Count | None = None
 
+    quantization: Any = None  # of MLX, which repeats it as quantization_config
     quantization_config: Any = None
     weight_bits: Literal[1] | None = None  # of 1bitLLM: ternary
     input_bits: Literal[8] | None = None
     is_bitnet_config: bool | None = None  # of Falcon-E
 
+    use_qk_norm: Any = None
+    nope_on_global_attention: Any = None
+    decoder_sparse_step: Any = None  # of layers with experts
+
     # Features that the engine does not have.
     attention_bias: Any = None  # would add a bias to o_proj
     mlp_bias: Any = None
+    use_bias: Any = None
     use_bidirectional_attention: Any = None
     use_cla: Any = None  # of HunYuan: K and V of another layer
     final_logit_softcapping: Any = None
     attn_logit_softcapping: Any = None
-    num_experts: Any = None
-    num_local_experts: Any = None
     n_routed_experts: Any = None
+    num_shared_experts: Any = None
+    first_k_dense_replace: Any = None  # layers without experts
+    mlp_only_layers: Any = None  # likewise
     num_kv_shared_layers: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = [field.name for field in dataclasses.fields(self)]
         for name in names[names.index("attention_bias") :]:
-            is_flag, value = name in _FLAGS, getattr(self, name)
-            is_one_expert = name == "num_experts" and value == 1  # of dense HunYuan models
-            rule = f"must be {'false' if is_flag else 'null'}"
-            self.require(not value or is_one_expert, name, rule)
+            is_flag = name in _FLAGS
+            self.require(not getattr(self, name), name, f"must be {'false' if is_flag else 'null'}")
+        for name in ("use_qk_norm", "nope_on_global_attention"):
+            self.require(getattr(self, name) is not False, name, "must be true")
+        self.require(self.decoder_sparse_step in (None, 1), "decoder_sparse_step", "must be 1")
 
 
 class Published(NamedTuple):
@@ -167,7 +204,7 @@ class Published(NamedTuple):
 
     config: ModelConfig
     family: Family
-    quantization: BitNetQuantization | None
+    quantization: BitNetQuantization | MLXQuantization | None
 
 
 def published(fields: Mapping[str, Any], file: str) -> Published:
@@ -183,10 +220,12 @@ def published(fields: Mapping[str, Any], file: str) -> Published:
     family = FAMILIES[kind]
     keys = {"sliding_window": family.sliding_window, **fields}
     theirs = PublishedConfig.from_dict({k: v for k, v in keys.items() if k in known}, file)
-    quantization = quantization_of(
-        _object(theirs.quantization_config, "quantization_config", file),
-        f"{file}: quantization_config",
-    )
+    quantization: BitNetQuantization | MLXQuantization | None
+    if (mlx := _object(theirs.quantization, "quantization", file)) is not None:
+        quantization = MLXQuantization.of(mlx, f"{file}: quantization")
+    else:
+        bitnet = _object(theirs.quantization_config, "quantization_config", file)
+        quantization = quantization_of(bitnet, f"{file}: quantization_config")
     if quantization is None and (
         family.is_ternary or theirs.is_bitnet_config or theirs.weight_bits
     ):
@@ -213,12 +252,11 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
         "vocab_size": theirs.vocab_size,
         "d_model": theirs.hidden_size,
         "layers": layers,
-        "d_ff": theirs.intermediate_size,
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "n_self_heads": n_heads,
         "n_self_kv_heads": n_kv_heads,
-        "ffn": _ACTIVATIONS[activation],
+        **_feed_forward(theirs, family, _ACTIVATIONS[activation], file),
         "sub_norm": family.sub_norm,
         "norm_eps": theirs.rms_norm_eps or family.norm_eps,
         "tie_embeddings": _or(theirs.tie_word_embeddings, family.tie_embeddings),
@@ -232,6 +270,31 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
         **({} if window is None else {"window": window}),
         **_ropes(theirs, family, head_size, set(layers), file),
     }
+
+
+def _feed_forward(
+    theirs: PublishedConfig, family: Family, activation: FeedForwardKind, file: str
+) -> dict[str, Any]:
+    """Return kind and width of the FFN, and its experts."""
+    if not family.has_experts:
+        for name in ("num_experts", "num_local_experts"):
+            if (value := getattr(theirs, name)) not in (None, 0, 1):  # 1: dense HunYuan
+                raise ConfigError(f"{file}: {name} must be null but is {shown(value)}")
+        return {"ffn": activation, "d_ff": theirs.intermediate_size}
+    fields = {
+        "n_experts": ("num_experts", _or(theirs.num_experts, theirs.num_local_experts)),
+        "n_active_experts": ("num_experts_per_tok", theirs.num_experts_per_tok),
+        "d_ff": ("moe_intermediate_size", theirs.moe_intermediate_size),
+    }
+    for name, value in fields.values():
+        if value is None:
+            raise ConfigError(f"{file}: key '{name}' is missing")
+    if activation != "swiglu":
+        raise ConfigError(f"{file}: hidden_act must be silu with experts but is {activation}")
+    if not _or(theirs.norm_topk_prob, family.norm_topk_prob):
+        raise ConfigError(f"{file}: norm_topk_prob must be true but is false")
+    values = {name: value for name, (_, value) in fields.items()}
+    return {"ffn": "moe", "swiglu_limit": family.swiglu_limit, **values}
 
 
 def _mup_scales(theirs: PublishedConfig) -> dict[str, float]:
@@ -297,7 +360,9 @@ def _ropes(
         default = family.local_rope_theta if is_local else family.rope_theta
         values = {
             "rope_theta": default if theta is None else theta,
-            "partial_rotary_factor": theirs.partial_rotary_factor,
+            "partial_rotary_factor": _or(
+                theirs.partial_rotary_factor, family.partial_rotary_factor
+            ),
             **{key: value for key, value in own.items() if value is not None},
         }
         if values.get("rope_type", values.get("type")) in SCALED_CONTEXTS:
@@ -313,6 +378,8 @@ def _ropes(
         if not frequencies and rope.theta != first.theta:
             frequencies = tuple(rope.theta ** (-2 * i / head_size) for i in range(head_size // 2))
         result |= {f"{mixer}_rope": "half", f"{mixer}_rope_frequencies": frequencies}
+    if family.rope_in_windows_only:
+        result |= {"full_rope": "none", "full_rope_frequencies": ()}
     return result
 
 

@@ -1,11 +1,17 @@
-"""Names of Hugging Face tensors: the tensor that holds a parameter of ours."""
+"""Names of Hugging Face tensors: the tensors that hold a parameter of ours.
+
+Letters: D head size   E experts   F width of an expert
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-_TABLES = {"embedding": "embed_tokens", "norm": "norm"}
+from yocobit.config import ModelConfig
+from yocobit.packing.layout import Array
+
 _BLOCK = {
     "mixer_norm": "input_layernorm",
     "mixer.q_proj": "self_attn.q_proj",
@@ -15,6 +21,7 @@ _BLOCK = {
     "mixer.q_norm": "self_attn.q_norm",
     "mixer.k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
+    "ffn.router": "mlp.gate",
     "ffn.gate_proj": "mlp.gate_proj",
     "ffn.up_proj": "mlp.up_proj",
     "ffn.down_proj": "mlp.down_proj",
@@ -32,31 +39,56 @@ _SUB_NORMS = (
     {"mixer.sub_norm": "self_attn.attn_sub_norm", "ffn.sub_norm": "mlp.ffn_sub_norm"},
     {"mixer.sub_norm": "self_attn.inner_attn_ln", "ffn.sub_norm": "mlp.ffn_layernorm"},  # 1bitLLM
 )
+_QKV = ("q_proj", "k_proj", "v_proj")
+_FUSED_QKV, _STACKED_EXPERTS, _FUSED_UP_GATE = "qkv_proj", "switch_mlp", "up_gate_proj"  # of MLX
 HEAD = "lm_head"
+EMBEDDING = "embed_tokens"
+
+
+class Part(NamedTuple):
+    """A module, and the part of its tensors that is a parameter or rows of one."""
+
+    module: str
+    rows: tuple[slice, ...] = ()  # of the first axes
+
+    def take(self, values: Array, n_axes: int) -> Array:
+        """Return the part of a tensor, the axis of experts and that of rows as one of `n_axes`."""
+        if values.ndim < max(n_axes, len(self.rows)):
+            return values
+        taken = values[self.rows]
+        return taken.reshape(-1, *taken.shape[taken.ndim - n_axes + 1 :])
 
 
 @dataclass(frozen=True)
 class Names:
     """The tensor names of one checkpoint."""
 
+    embedding: str  # module
     prefix: str  # "model.", or "" in a checkpoint without a head
     block: Mapping[str, str]
     has_sub_norms: bool
     projection_norm: str | None  # RMSNorm before each projection: "norm" or "rms_norm"
 
     @classmethod
-    def of(cls, stored: Collection[str], block: Mapping[str, str], uses_rms_norm: bool) -> Names:
+    def of(
+        cls,
+        stored: Collection[str],
+        block: Mapping[str, str],
+        uses_rms_norm: bool,
+        embedding: str = EMBEDDING,
+    ) -> Names:
         """Return the names in a checkpoint with the tensors `stored`.
 
-        `block` has the names of its family that differ. `uses_rms_norm`: transformers computes an
+        `block` and `embedding` are those of its family. `uses_rms_norm`: transformers computes an
         RMSNorm before each quantised projection.
         """
-        prefix = "" if "embed_tokens.weight" in stored else "model."
+        prefix = "" if f"{embedding}.weight" in stored else "model."
         first = f"{prefix}layers.0."
         found = [each for each in _SUB_NORMS if f"{first}{each['mixer.sub_norm']}.weight" in stored]
         own = {**_BLOCK, **(found[0] if found else _SUB_NORMS[0]), **block}
         norm = "norm" if f"{first}mlp.up_proj.norm.weight" in stored else None
-        return cls(prefix, own, bool(found), "rms_norm" if uses_rms_norm else norm)
+        norm = "rms_norm" if uses_rms_norm else norm
+        return cls(embedding, prefix, own, bool(found), norm)
 
     @property
     def are_of_bitnet(self) -> bool:
@@ -64,20 +96,48 @@ class Names:
         return self.has_sub_norms or self.projection_norm is not None
 
     def of_parameter(self, name: str) -> str:
-        """Return the tensor that holds the parameter `name`."""
+        """Return the tensor that holds the parameter `name`, unless it has several parts."""
         if name.startswith("head."):
             return f"{HEAD}.{self._with_norm(name.removeprefix('head.'))}"
         if not name.startswith("layers."):
             module, kind = name.split(".", 1)
-            return f"{self.prefix}{_TABLES[module]}.{kind}"
+            return f"{self.prefix}{self.embedding if module == 'embedding' else module}.{kind}"
         _, layer, part = name.split(".", 2)
         module, _, kind = part.rpartition(".")
         if module.endswith("_proj.norm"):
             module, kind = module.removesuffix(".norm"), self._with_norm("norm.weight")
         return f"{self.prefix}layers.{layer}.{self.block[module]}.{kind}"
 
+    def parts(self, name: str, stored: Collection[str], config: ModelConfig) -> list[Part]:
+        """Return the modules with the weight of a matrix, in the order of its rows.
+
+        Experts are a module each, or one module with an axis of experts. MLX checkpoints may have
+        Q, K and V, or W_up and W_gate of experts, in one module.
+        """
+        module = self.of_parameter(name).removesuffix(".weight")
+        folder, _, matrix = module.rpartition(".")
+        if config.n_experts and ".ffn." in name:
+            return _experts(folder, matrix, stored, config)
+        if f"{folder}.{_FUSED_QKV}.weight" in stored and matrix in _QKV:
+            heads = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
+            first, D = _QKV.index(matrix), config.head_dim
+            start, width = D * sum(heads[:first]), D * heads[first]
+            return [Part(f"{folder}.{_FUSED_QKV}", (slice(start, start + width),))]
+        return [Part(module)]
+
     def _with_norm(self, kind: str) -> str:
         """Return the part of a tensor name after the module."""
         if kind.startswith("norm.") and self.projection_norm:
             return kind.replace("norm", self.projection_norm, 1)
         return kind
+
+
+def _experts(folder: str, matrix: str, stored: Collection[str], config: ModelConfig) -> list[Part]:
+    E, F = config.n_experts, config.d_ff
+    stacked = f"{folder}.{_STACKED_EXPERTS}"
+    if f"{stacked}.{matrix}.weight" in stored:
+        return [Part(f"{stacked}.{matrix}")]
+    if f"{stacked}.{_FUSED_UP_GATE}.weight" in stored and matrix in ("up_proj", "gate_proj"):
+        start = 0 if matrix == "up_proj" else F
+        return [Part(f"{stacked}.{_FUSED_UP_GATE}", (slice(None), slice(start, start + F)))]
+    return [Part(f"{folder}.experts.{e}.{matrix}") for e in range(E)]

@@ -1,7 +1,10 @@
 """BitNet quantisation of Hugging Face checkpoints: quant_method "bitnet" of a config.json.
 
 Linear class "bitlinear" divides by the stored scale, "autobitlinear" multiplies. Mode "offline"
-stores ternary weights, "online" master weights. Equal to transformers' integrations/bitnet.py.
+stores ternary weights, four rows per uint8, "online" master weights (arXiv:2402.17764,
+arXiv:2504.12285). Equal to transformers' integrations/bitnet.py.
+
+Letters: M output features   K input features
 """
 
 from __future__ import annotations
@@ -11,12 +14,19 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from msgspec import Meta
 
 from yocobit.errors import ConfigError, shown
+from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.huggingface.floats import checked, read_floats
+from yocobit.packing.format import scale_name
+from yocobit.packing.formats import TERNARY
+from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.settings import Settings
 
 _METHOD = "bitnet"
+_SMALLEST = 1e-30  # scale
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,3 +81,45 @@ def quantization_of(fields: Mapping[str, Any] | None, subject: str) -> BitNetQua
             "in bfloat16, or a GGUF file"
         )
     return BitNetQuantization.from_dict(fields, subject)
+
+
+def read_trits(
+    tensors: SafetensorsDirectory,
+    name: str,
+    shape: tuple[int, ...],
+    quantization: BitNetQuantization,
+) -> IntegerMatrix:
+    """Read weights (M, K) in {-1, 0, +1} and their scale; ConfigError names an invalid tensor."""
+    M, K = shape
+    stored = tensors.read(name)
+    scale = np.array([read_scale(tensors, name, quantization)], dtype=np.float32)
+    if stored.dtype.kind == "f":
+        values = checked(tensors, name, stored, shape)
+        if not (is_valid := np.isin(values, TERNARY.values)).all():
+            raise ConfigError(
+                f"{tensors.path}: tensor '{name}' must hold -1, 0 and 1, as it has a scale, but "
+                f"has {values[~is_valid][0]}"
+            )
+        return IntegerMatrix(values.astype(np.int8), scale)
+    if stored.dtype != np.uint8 or stored.shape != (-(-M // 4), K):
+        raise ConfigError(
+            f"{tensors.path}: tensor '{name}' must be uint8 of shape {[-(-M // 4), K]} but is "
+            f"{stored.dtype} of {list(stored.shape)}"
+        )
+    # A byte holds rows i, i + M/4, i + M/2 and i + 3M/4, the first in its lowest bits.
+    rows = np.concatenate([stored >> shift & 3 for shift in (0, 2, 4, 6)])[:M]
+    if rows.max() > 2:
+        raise ConfigError(f"{tensors.path}: tensor '{name}' must hold codes 0 to 2 but has 3")
+    return IntegerMatrix(rows.astype(np.int8) - np.int8(1), scale)
+
+
+def read_scale(tensors: SafetensorsDirectory, name: str, quantization: BitNetQuantization) -> float:
+    """Return the scale of the matrix `name`: weight = integer * scale."""
+    own = scale_name(name)
+    value = float(read_floats(tensors, own, (1,))[0])
+    if not _SMALLEST <= value <= 1 / _SMALLEST:
+        raise ConfigError(
+            f"{tensors.path}: tensor '{own}' must be between {_SMALLEST:g} and {1 / _SMALLEST:g} "
+            f"but is {value:g}"
+        )
+    return 1 / value if quantization.divides_by_scales else value
