@@ -3,10 +3,11 @@
     python benchmarks/llama_cpp_logits.py [--gguf FILE] [--threads 1]
         [--out benchmarks/results/llama_cpp_logits.json]
 
-Without a file: tiny models with random weights, each architecture in F32 and F16. With one: also
-the greedy text of ten prompts, and the logits along llama.cpp's text, of the file as it is and of a
-copy in F32. llama.cpp rounds the activations that it multiplies by quantised weights, and not those
-that it multiplies by F32, so the copy tells its rounding from other differences.
+Without a file: tiny models with random weights, each architecture in F32 and F16, and some in
+low-bit types next to the same weights in F32. With one: also the greedy text of ten prompts, and
+the logits along llama.cpp's text, of the file as it is and of a copy in F32. llama.cpp rounds the
+activations that it multiplies by quantised weights, and not those that it multiplies by F32, so the
+copy tells its rounding from other differences.
 
 Needs the extra `peers` (llama-cpp-python, gguf).
 """
@@ -31,7 +32,8 @@ from yocobit.hardware.host import provenance
 from yocobit.importers import import_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "importers"))
-from gguf_models import tensors, write_model
+from gguf_files import BLOCKS
+from gguf_models import low_bit, tensors, write_model
 
 Logits = NDArray[np.float32]
 Found = dict[str, Any]
@@ -46,6 +48,7 @@ TINY: dict[str, tuple[Found, Found]] = {  # architecture: shape, keys
         {"n_heads": 2, "n_kv_heads": 1, "head_size": 256, "tied": True},
         {"attention.sliding_window": 16, "rope.freq_base": 1e6},
     ),
+    "qwen3moe": ({"head_size": 128}, {}),
     "maple": ({"head_size": 128}, {"rope.dimension_count": 64}),
     "minicpm": ({"tied": True}, {}),
     "hunyuan-dense": ({"tied": True}, {}),
@@ -64,6 +67,13 @@ SCALED_ROPE: dict[str, Found] = {
     },
     "hunyuan-dense": {"rope.scaling.alpha": 50.0},
 }
+LOW_BITS = (
+    ("qwen3", "Q1_0"),
+    ("qwen3", "Q2_0"),
+    ("maple", "TQ2_0"),
+    ("minicpm", "TQ2_0"),
+    ("hunyuan-dense", "Q2_0"),
+)
 PROMPTS = (
     "What is the capital of France?",
     "Explain in two sentences why the sky is blue.",
@@ -98,7 +108,11 @@ def main() -> None:
             )
             for architecture, keys in SCALED_ROPE.items()
         }
-        for model, found in report["tiny"].items():
+        report["low bits"] = {
+            f"{architecture} {kind}": low_bits(work / f"{architecture}-{kind}", architecture, kind)
+            for architecture, kind in LOW_BITS
+        }
+        for model, found in {**report["tiny"], **report["low bits"]}.items():
             print(f"{model:24} " + ", ".join(f"{k} {v:.3g}" for k, v in found.items()))
         if arguments.gguf:
             report["file"] = arguments.gguf.name
@@ -132,6 +146,35 @@ def tiny(work: Path, architecture: str, kind: str, scaled_rope: Found | None = N
         "largest": float(difference.max() / np.abs(expected).max()),
         "same_top": float((ours.argmax(1) == expected.argmax(1)).mean()),
     }
+
+
+def low_bits(work: Path, architecture: str, kind: str) -> Found:
+    """Return the largest difference of logits from llama.cpp's of the same weights in F32.
+
+    Relative to the largest logit: with int8 and int16 activations, and of llama.cpp itself. All
+    differences are the rounding of activations.
+    """
+    work.mkdir()
+    shape, keys = TINY[architecture]
+    tables = () if architecture == "maple" else ("token_embd", "output")
+    integers, scales, packed = low_bit(architecture, kind, tables, **shape)
+    floats = {
+        name: values * scales[name].astype("f4").repeat(BLOCKS[kind], axis=-1)
+        for name, values in integers.items()
+    }
+    path = write_model(work / "m.gguf", architecture, keys, packed, **shape)
+    copy = write_model(work / "f32.gguf", architecture, keys, floats, **shape)
+    model = import_model(path, work / "packed", "f32" if architecture == "maple" else None)
+    tokens = np.random.default_rng(0).integers(1, model.config.vocab_size, 48).tolist()
+    expected = LlamaCpp(copy, 1).logits(tokens)
+    exact = Engine.load(work / "packed", threads=1, exact=True)
+    logits = {
+        "int8": Engine(model, 1, None).logits(tokens),
+        "exact": exact.logits(tokens),
+        "llama_cpp": LlamaCpp(path, 1).logits(tokens),
+    }
+    largest = np.abs(expected).max()
+    return {name: float(np.abs(each - expected).max() / largest) for name, each in logits.items()}
 
 
 def texts(engine: Engine, path: Path, threads: int) -> Found:

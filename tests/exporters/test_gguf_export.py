@@ -39,6 +39,7 @@ EXPERTS = {
     "window_rope_frequencies": tuple(1e4 ** (-i / 16) for i in range(16)),
     "full_rope": "none",
 }
+PLAIN_LAYERS = {"layers": ("full", "full"), "full_rope": "half", "swiglu_limit": None}
 KINDS = {
     "llama": {},
     "llama-dense": {"weights": "dense", "head_size": 32, "qkv_bias": True},
@@ -79,6 +80,7 @@ A16_KINDS = {
         "full_rope_frequencies": FREQUENCIES,
     },
     "maple": {"weights": "ternary_row_a16", **EXPERTS},
+    "qwen3moe": {"weights": "ternary_g128", **EXPERTS, **PLAIN_LAYERS},
     "experts in groups": {"weights": "ternary_g128", **EXPERTS},
 }
 TYPES = {"sign_g128": "Q1_0", "ternary_row_a16": "TQ2_0"}  # Q2_0 for all others
@@ -266,7 +268,14 @@ REFUSED = {
         {**EXPERTS, "full_rope": "half"},
         "full_rope must be 'none' in llama.cpp's architecture 'maple' but is 'half'",
     ),
-    "windows": ({**EXPERTS, "layers": ("full", "full")}, "layers must be 'window' and 'full'"),
+    "limit of plain experts": (
+        {**EXPERTS, **PLAIN_LAYERS, "swiglu_limit": 7.0},
+        "swiglu_limit must be None in llama.cpp's architecture 'qwen3moe'",
+    ),
+    "layers of experts": (
+        {"ffn": "moe", "n_experts": 6, "n_active_experts": 2, "layers": ("window", "gate")},
+        "layers must be 'window' and 'full'",
+    ),
     "rope": (
         {"qk_norm": "before_rope", "full_rope_frequencies": FREQUENCIES},
         "full_rope_frequencies must be those of a base, or of YaRN with a context of 2.n tokens, "

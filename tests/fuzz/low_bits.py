@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     sys.path.append(str(Path(__file__).resolve().parents[1] / "importers"))
 
+import gguf_files
 import gguf_models
 import mutation
 import numpy as np
@@ -40,7 +41,7 @@ from yocobit.packing.format import scale_name
 from yocobit.packing.formats import StoredParameter, stored_parameters
 
 _CASE_SECONDS = 30
-_SMALL = {"LAYERS": 1, "V": 320}  # the vocabulary of gguf_models
+_N_EXPERTS = 2
 
 
 def run(seconds: float, seed: int) -> int:
@@ -69,13 +70,21 @@ class Sample:
 
 @contextlib.contextmanager
 def _samples():
-    """Write a model of each type into a directory that the cases use too."""
-    for name, value in _SMALL.items():
-        setattr(gguf_models, name, value)
-    gguf_models.KEYS["maple"]["attention.sliding_window_pattern"] = [True]
-    gguf_models.KEYS["maple"]["swiglu_clamp_exp"] = [0.25]
+    """Write a small model of each type into a directory that the cases use too."""
+    gguf_models.LAYERS, gguf_models.E = 1, _N_EXPERTS
+    gguf_models.KEYS["maple"] |= {
+        "attention.sliding_window_pattern": [True],
+        "swiglu_clamp_exp": [0.25],
+        "expert_count": _N_EXPERTS,
+        "expert_feed_forward_length": 512,
+    }
+    samples = []
     with tempfile.TemporaryDirectory(prefix="yocobit-fuzz-gguf-") as directory:
-        yield [Sample(Path(directory) / f"{i}.gguf", *each) for i, each in enumerate(LOW_BIT)]
+        for i, (architecture, kind, tables) in enumerate(LOW_BIT):
+            gguf_models.F = 512 if gguf_files.BLOCKS[kind] > 128 else 256
+            path = Path(directory) / f"{i}.gguf"
+            samples.append(Sample(path, architecture, kind, tables))
+        yield samples
 
 
 def run_case(sample: Sample, number: int) -> bool:

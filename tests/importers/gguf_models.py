@@ -24,14 +24,19 @@ VOCABULARY = {
     "tokenizer.chat_template": "{{ bos_token }}{{ messages[0].content }}",
 }
 PROJECTIONS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+WITH_EXPERTS = ("maple", "qwen3moe")
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 # Keys of each architecture, as the converters write them; None: without this key.
+_OF_EXPERTS = {
+    "feed_forward_length": None,
+    "expert_feed_forward_length": F,
+    "expert_count": E,
+    "expert_used_count": ACTIVE,
+}
 KEYS = {
+    "qwen3moe": _OF_EXPERTS,
     "maple": {
-        "feed_forward_length": None,
-        "expert_feed_forward_length": F,
-        "expert_count": E,
-        "expert_used_count": ACTIVE,
+        **_OF_EXPERTS,
         "attention.sliding_window": WINDOW,
         "attention.sliding_window_pattern": [True, False],
         "swiglu_clamp_exp": [0.25] * LAYERS,
@@ -86,7 +91,7 @@ def tensors(architecture, n_heads=4, n_kv_heads=2, head_size=64, tied=False, see
             matrix(f"{blk}.attn_{name}.weight", rows, C)
             if architecture == "qwen2" if bias is None else bias:
                 matrix(f"{blk}.attn_{name}.bias", rows)
-        if architecture in ("qwen3", "gemma3", "maple", "hunyuan-dense"):
+        if architecture in ("qwen3", "qwen3moe", "gemma3", "maple", "hunyuan-dense"):
             norm(f"{blk}.attn_q_norm.weight", head_size)
             norm(f"{blk}.attn_k_norm.weight", head_size)
         if architecture in BITNET:
@@ -97,7 +102,7 @@ def tensors(architecture, n_heads=4, n_kv_heads=2, head_size=64, tied=False, see
             norm(f"{blk}.post_attention_norm.weight", C)
             norm(f"{blk}.post_ffw_norm.weight", C)
         norm(f"{blk}.ffn_norm.weight", C)
-        if architecture == "maple":
+        if architecture in WITH_EXPERTS:
             found[f"{blk}.ffn_gate_inp.weight"] = rng.normal(0, 1, (E, C)).astype(np.float32)
             matrix(f"{blk}.ffn_gate_exps.weight", E, F, C)
             matrix(f"{blk}.ffn_up_exps.weight", E, F, C)

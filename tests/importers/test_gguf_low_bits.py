@@ -7,7 +7,20 @@ import re
 import numpy as np
 import pytest
 from gguf_files import BLOCKS, low_bit_block, pack_low_bit
-from gguf_models import ACTIVE, LAYERS, WINDOW, C, E, F, V, low_bit, tensors, ternary, write_model
+from gguf_models import (
+    ACTIVE,
+    LAYERS,
+    WINDOW,
+    WITH_EXPERTS,
+    C,
+    E,
+    F,
+    V,
+    low_bit,
+    tensors,
+    ternary,
+    write_model,
+)
 
 from yocobit.config import ConfigError
 from yocobit.importers import IntegerMatrix, import_model
@@ -60,7 +73,9 @@ def one(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "Q2_0C"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "maple", "minicpm", "hunyuan-dense"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", "qwen3", *WITH_EXPERTS, "minicpm", "hunyuan-dense"]
+)
 def test_integers_and_scales_are_those_of_the_file(tmp_path, architecture, kind):
     integers, scales, replaced = low_bit(architecture, kind, TABLES)
     write_model(tmp_path / "m.gguf", architecture, replace=replaced)
@@ -77,7 +92,7 @@ def test_integers_and_scales_are_those_of_the_file(tmp_path, architecture, kind)
         n_matrices += 1
         format = format_of(kind, values.integers.shape)
         assert formats.get(name, checkpoint.config.weights) == format
-        theirs = tensor_name(name, architecture == "maple")
+        theirs = tensor_name(name, architecture in WITH_EXPERTS)
         expected = integers[theirs].reshape(values.integers.shape)
         repeats = BLOCKS[kind] // COLUMNS.get(format, 128)
         wanted = scales[theirs].reshape(len(expected), -1).repeat(repeats, axis=1)
@@ -366,6 +381,14 @@ def test_maple_is_a_mixture_of_experts_with_windows(tmp_path):
         np.testing.assert_array_equal(found, expected[theirs].reshape(found.shape))
 
 
+def test_experts_of_qwen3moe_have_rope_in_every_layer(tmp_path):
+    config = GGUFCheckpoint(write_model(tmp_path / "m.gguf", "qwen3moe")).config
+
+    assert (config.ffn, config.n_experts, config.n_active_experts) == ("moe", E, ACTIVE)
+    assert (config.layers, config.full_rope) == (("full", "full"), "half")
+    assert config.swiglu_limit is None and config.qk_norm == "before_rope"
+
+
 @pytest.mark.parametrize(
     ("keys", "limit"),
     [({"swiglu_clamp_exp": None}, None), ({"swiglu_clamp_exp": [0.0, 0.0]}, None), ({}, 0.25)],
@@ -456,6 +479,11 @@ REFUSED = {
         "maple",
         {"swiglu_clamp_exp": [1.0, 2.0]},
         "maple.swiglu_clamp_exp must be a finite number but is",
+    ),
+    "limit of others": (
+        "qwen3moe",
+        {"swiglu_clamp_exp": [1.0, 1.0]},
+        "key 'qwen3moe.swiglu_clamp_exp' .* is not supported",
     ),
     "no window": (
         "maple",

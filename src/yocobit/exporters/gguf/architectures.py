@@ -81,9 +81,11 @@ _YARN_FREQUENCIES = Rule(
 # llama.cpp applies SiLU in all of them, also in "bitnet".
 _ALL = (equals("projection_norms", False),)
 _DENSE = (*_ALL, equals("ffn", "swiglu"))
+_EXPERTS = (*_ALL, equals("qk_norm", "before_rope"), equals("sub_norm", False))
 _RULES: dict[str, tuple[Rule, ...]] = {
     "llama": (*PLAIN, *_DENSE),  # reads biases of Q, K and V, and divisors of the frequencies
     "qwen3": (*PLAIN, *_DENSE, equals("qk_norm", "before_rope"), _YARN_FREQUENCIES),
+    "qwen3moe": (*PLAIN, *_EXPERTS, _YARN_FREQUENCIES),
     "hunyuan-dense": (*PLAIN, *_DENSE, _YARN_FREQUENCIES),
     "minicpm": (*LLAMA_LIKE, *_DENSE),
     "bitnet": (
@@ -106,9 +108,7 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         *SCALARS,
         equals("post_norms", False),
         equals("head_norm", False),
-        *_ALL,
-        equals("sub_norm", False),
-        equals("qk_norm", "before_rope"),
+        *_EXPERTS,
         equals("qkv_bias", False),
         equals("tie_embeddings", False),
     ),
@@ -124,7 +124,7 @@ def architecture_for(model: PackedModel) -> Architecture:
 
 def _name(config: ModelConfig) -> str:
     if config.ffn == "moe":
-        return "maple"
+        return "maple" if "window" in config.layers else "qwen3moe"
     if config.sub_norm:
         return "bitnet"
     if config.qk_norm != "none":
@@ -161,6 +161,8 @@ def architecture_metadata(
         keys["logit_scale"] = 1 / config.logit_scale
     if architecture.has_experts:
         keys |= _experts(config)
+    if architecture.rope_in_windows_only:
+        keys |= _windows(config)
     metadata = {f"{architecture.name}.{key}": value for key, value in keys.items()}
     if formats_of(config.weights)[0].activations is INT8_ENCODING:
         metadata[ACTIVATIONS] = INT8_PER_TOKEN
@@ -170,12 +172,18 @@ def architecture_metadata(
 
 
 def _experts(config: ModelConfig) -> dict[str, Any]:
-    n_layers = len(config.layers)
-    n_pairs = len(config.window_rope_frequencies) or config.head_dim // 2
     return {
         "expert_feed_forward_length": config.d_ff,
         "expert_count": config.n_experts,
         "expert_used_count": config.n_active_experts,
+    }
+
+
+def _windows(config: ModelConfig) -> dict[str, Any]:
+    """Return the keys of maple's windows, and the limit of its experts."""
+    n_layers = len(config.layers)
+    n_pairs = len(config.window_rope_frequencies) or config.head_dim // 2
+    return {
         "swiglu_clamp_exp": np.full(n_layers, config.swiglu_limit or 0, dtype="<f4"),
         "attention.sliding_window": config.window,
         "attention.sliding_window_pattern": np.array([m == "window" for m in config.layers]),

@@ -27,6 +27,7 @@ class Architecture:
     window_pattern: int = 1  # every n-th layer has no window; 1: all layers have it
     qk_norm: QKNorm = "before_rope"  # if the file has these norms
     has_experts: bool = False
+    has_swiglu_limit: bool = False  # of experts, in the key swiglu_clamp_exp
     rope_in_windows_only: bool = False  # layers without a window have no position encoding
     divides_logits: bool = False  # by the key logit_scale, by which others multiply
     scales_theta: bool = False  # by a power of the key rope.scaling.alpha
@@ -40,7 +41,10 @@ _ARCHITECTURES = (
     Architecture("gemma3", ffn="geglu", scale_embedding=True, window_pattern=6),
     Architecture("hunyuan-dense", qk_norm="after_rope", scales_theta=True),
     Architecture("minicpm", permutes=True, divides_logits=True),
-    Architecture("maple", ffn="moe", has_experts=True, rope_in_windows_only=True),
+    Architecture("qwen3moe", ffn="moe", has_experts=True),
+    Architecture(
+        "maple", ffn="moe", has_experts=True, has_swiglu_limit=True, rope_in_windows_only=True
+    ),
     # Microsoft's files of 2B4T. llama.cpp and bitnet.cpp run them with SiLU, which is wrong.
     Architecture("bitnet-b1.58", ffn="relu2", sub_norm=True, is_ternary=True),
     Architecture("bitnet-25", ffn="relu2", sub_norm=True, is_ternary=True),

@@ -147,7 +147,7 @@ def _feed_forward(keys: Metadata, architecture: Architecture) -> dict[str, Any]:
     for key, value in _EXPERTS_REQUIRED.items():
         keys.require(key, value)
     keys.count("feed_forward_length", 0)  # of layers without experts, of which there are none
-    limit = keys.number("swiglu_clamp_exp", 0.0)
+    limit = keys.number("swiglu_clamp_exp", 0.0) if architecture.has_swiglu_limit else 0.0
     return {
         "d_ff": keys.count("expert_feed_forward_length", least=1, most=1 << 17),
         "n_experts": keys.count("expert_count", least=1, most=1 << 10),
