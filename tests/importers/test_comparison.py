@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from low_bit_directories import SIGNS, TRITS, model_and_matrices, publish_mlx
 from packed_models import tokenizer
 from published import publish, random_model
 from published_checkpoint import save_checkpoint
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from yocobit.cli import run
 from yocobit.errors import ConfigError
+from yocobit.exporters import export_gguf
 from yocobit.importers import compare, import_model, open_checkpoint
 
 MATRIX = "model.layers.1.mlp.up_proj.weight"
@@ -113,3 +115,30 @@ def test_a_source_of_another_model_is_one_line(pair, tmp_path, n_layers, message
         compare(model, open_checkpoint(other))
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "bits", "kind"), [(TRITS, 2, "Q2_0"), (SIGNS, 1, "Q1_0"), (TRITS, 2, None)]
+)
+def test_all_published_kinds_of_a_low_bit_model_are_equal(tmp_path, values, bits, kind):
+    low_bit, matrices = model_and_matrices(values=values)
+    matrix = matrices["model.layers.1.mlp.up_proj"]
+    if values == TRITS:  # the scale of a group of zeros is any in MLX and 0 in other files
+        matrix.integers[3, :128] = 0
+        low_bit.get_submodule("model.layers.1.mlp.up_proj").weight.data[3, :128] = 0
+    columns = 64 if kind is None else 128
+    if kind is None:
+        for name, each in matrices.items():
+            matrices[name] = each._replace(scales=each.scales.repeat(2, axis=1), columns=64)
+    unpacked = publish(low_bit.half(), tmp_path / "unpacked")
+    mlx = publish_mlx(low_bit, matrices, tmp_path / "mlx", bits, columns)
+    model = import_model(mlx, tmp_path / "model")
+    sources = [unpacked, mlx]
+    if kind is not None:
+        sources.append(tmp_path / f"{kind}.gguf")
+        export_gguf(model, sources[-1])
+
+    for source in sources:
+        result = compare(model, open_checkpoint(source))
+        assert result.is_equal and result.n_scales_different == 0, source
+        assert result.different_tensors == [] and result.n_matrices == 16

@@ -1,7 +1,7 @@
 """Comparison of a packed model with another source of the same model: codes and scales.
 
-Sources of one model differ: safetensors files have bfloat16 scales, GGUF files float32 ones, and
-codes from master weights differ from published ones (docs/getting-started).
+Sources of one model differ: packed ternary safetensors have bfloat16 scales, I2_S files float32
+ones, and codes from master weights differ from published ones (docs/getting-started).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from yocobit.importers.checkpoint import Checkpoint
 from yocobit.importers.convert import stored_tensors
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
-from yocobit.packing.formats import StoredParameter
+from yocobit.packing.formats import PerGroup, PerTensor, StoredParameter
 from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel
 
@@ -35,7 +35,7 @@ class Comparison:
     different_weights: dict[str, int] = field(default_factory=dict)  # by matrix
     largest_scale_error: float = 0.0  # relative
     n_scales_different: int = 0
-    different_tensors: list[str] = field(default_factory=list)  # norms, biases, embedding, head
+    different_tensors: list[str] = field(default_factory=list)  # floats and rounded tables
 
     @property
     def is_equal(self) -> bool:
@@ -90,16 +90,19 @@ def compare(model: PackedModel, source: Checkpoint) -> Comparison:
     """
     _check_same_model(model, source)
     result = Comparison()
+    codes = None
     for name, values in stored_tensors(source, model.parameters):
         own = _read(model, name)
         parameter = model.parameters[name.removesuffix(_SCALE)]
-        if parameter.role != "projection" or not parameter.format.is_integer:
+        if not parameter.format.is_integer or parameter.format.quantize is not None:
             if not np.array_equal(own, values):
                 result.different_tensors.append(name)
         elif name.endswith(_SCALE):
-            _compare_scales(result, own, values)
+            assert codes is not None  # of the tensor before
+            _compare_scales(result, parameter, codes, own, values)
         else:
             _compare_codes(result, name, parameter, own, values)
+            codes = own
     return result
 
 
@@ -136,11 +139,31 @@ def _compare_codes(
     result.different_weights[name] = int(np.count_nonzero(np.not_equal(*decoded)))
 
 
-def _compare_scales(result: Comparison, ours: Array, theirs: Array) -> None:
+def _compare_scales(
+    result: Comparison, stored: StoredParameter, codes: Array, ours: Array, theirs: Array
+) -> None:
+    """Compare scales, except those of a row or group of zeros, which may be any."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     errors = np.abs(ours - theirs) / np.maximum(np.abs(theirs), np.finfo(np.float32).tiny)
+    if errors.any():
+        errors *= _has_weights(stored, codes)
     result.n_scales_different += int(np.count_nonzero(errors))
     result.largest_scale_error = max(result.largest_scale_error, float(errors.max()))
+
+
+def _has_weights(stored: StoredParameter, codes: Array) -> Array:
+    """Return for each stored scale whether one of its weights is not 0."""
+    M, K = stored.shape
+    granularity = stored.format.scale
+    is_used: Array = stored.format.decode(codes, M, K) != 0
+    if isinstance(granularity, PerTensor):
+        return np.array([is_used.any()])
+    if not isinstance(granularity, PerGroup):
+        rows: Array = np.logical_or.reduce(is_used, axis=1)
+        return rows
+    padded = np.pad(is_used, ((0, 0), (0, -K % granularity.columns)))
+    groups: Array = np.logical_or.reduce(padded.reshape(M, -1, granularity.columns), axis=2)
+    return granularity.encode(groups)
 
 
 def _read(model: PackedModel, name: str) -> Array:
