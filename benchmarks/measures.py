@@ -28,7 +28,8 @@ from yocobit.packing import read_model
 Feed = Callable[[list[int]], object]
 NewSequence = Callable[[], Feed]
 
-YOCOBIT, PYTORCH = "yocobit", "PyTorch float32"  # any other engine is llama.cpp
+# Any other engine is llama.cpp.
+YOCOBIT, YOCOBIT_EXACT, PYTORCH = "yocobit", "yocobit --exact", "PyTorch float32"
 WITHOUT_FLASH = " without flash attention"  # flash attention is slower on some CPUs
 PREFILL, DECODE = 512, 64
 DEPTH = 16384
@@ -208,8 +209,9 @@ def _open(run: dict[str, Any], room: int, cache: CacheType = "f16") -> NewSequen
     """Open the model of a run; `cache` is the KV cache type of yocobit, the others use f16."""
     if run["engine"] == PYTORCH:
         return open_pytorch(ModelConfig.from_dict(run["config"]), run["threads"])
-    if run["engine"] == YOCOBIT:
-        return open_yocobit(run["path"], run["threads"], room, cache)
+    if run["engine"] in (YOCOBIT, YOCOBIT_EXACT):
+        is_exact = run["engine"] == YOCOBIT_EXACT
+        return open_yocobit(run["path"], run["threads"], room, cache, is_exact)
     has_flash_attention = not run["engine"].endswith(WITHOUT_FLASH)
     return open_llama_cpp(run["path"], run["threads"], room, has_flash_attention)
 
@@ -223,9 +225,11 @@ def _p99_over_median(feed: Feed, tokens: list[int]) -> float:
     return float(np.quantile(times, 0.99)) / statistics.median(times)
 
 
-def open_yocobit(path: str, threads: int, room: int, cache: CacheType) -> NewSequence:
+def open_yocobit(
+    path: str, threads: int, room: int, cache: CacheType, is_exact: bool = False
+) -> NewSequence:
     """Open a packed model; sequences have a capacity of `room` tokens."""
-    engine = Engine.load(path, threads=threads)
+    engine = Engine.load(path, threads=threads, exact=is_exact)
     logits = np.empty(engine.config.vocab_size, dtype=np.float32)
 
     def new_sequence() -> Feed:

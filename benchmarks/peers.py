@@ -18,16 +18,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import measures
-from measures import DEPTH, LONG_PREFILL, PYTORCH, SESSIONS, YOCOBIT
+from measures import DEPTH, LONG_PREFILL, PYTORCH, SESSIONS, YOCOBIT, YOCOBIT_EXACT
 
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco
 from yocobit.config import ModelConfig
 from yocobit.hardware.host import provenance
+from yocobit.importers import import_model
+from yocobit.packing import read_model
 
 Run = dict[str, Any]
 
@@ -35,6 +38,14 @@ RESULTS = Path(__file__).parent / "results" / "peers.json"
 THEIRS = {"ternary": ("TQ2_0", "TQ1_0"), "sign": ("Q1_0",)}
 THEIR_HEAD, OUR_HEAD = "Q6_K", "int4"  # llama.cpp's default for these types, and ours
 
+# Models whose activations are not quantised in training: shape, type of the file, our head (None:
+# as in the file). llama.cpp takes minutes for a prefill of all 36 layers of Bonsai-8B in Q2_0.
+WEIGHTS_ONLY = (
+    ("bonsai-8b:8", "Q1_0", None),
+    ("bonsai-8b:8", "Q2_0", None),
+    ("maple", "TQ2_0", OUR_HEAD),
+)
+BONSAI = (("bonsai-8b", "Q1_0", None), ("bonsai-8b", "Q2_0", None))
 # Of published ternary models next to 2b4t.
 PUBLISHED = ("falcon3-3b", "llama3-8b")
 _100M = transformer(768, 12, 12, 12, 2048, 16384)
@@ -116,6 +127,21 @@ def published_runs(work: Path) -> Iterator[Run]:
                        "vocab_size": config.vocab_size}  # fmt: skip
 
 
+def weights_only_runs(work: Path, models: tuple[tuple[str, str, str | None], ...]) -> Iterator[Run]:
+    """Yield runs of models like WEIGHTS_ONLY, all engines on the same file."""
+    for shape, kind, head in models:
+        published = random_gguf(work, shape, kind)
+        packed = imported(published, head)
+        paths = dict.fromkeys((YOCOBIT, YOCOBIT_EXACT), packed)
+        # Attention is a negligible part of Bonsai.
+        paths |= dict.fromkeys(llama_cpp(kind)[: 2 if shape == "maple" else 1], str(published))
+        run = {"shape": shape, "kind": kind, "threads": 2}
+        for engine, path in paths.items():
+            yield {"measure": "speed", **run, "engine": engine, "path": path,
+                   "vocab_size": read_model(Path(packed)).config.vocab_size}  # fmt: skip
+        yield {"measure": "share", **run, "path": packed}
+
+
 def attention_runs(work: Path) -> Iterator[Run]:
     """Yield runs of one attention layer over a long f16 cache."""
     paths = {YOCOBIT: ours(work, "attention", "ternary")}
@@ -144,6 +170,8 @@ def own_runs(work: Path) -> Iterator[Run]:
 _PLANS = {
     "speed": speed_runs,
     "published": published_runs,
+    "weights-only": partial(weights_only_runs, models=WEIGHTS_ONLY),
+    "bonsai": partial(weights_only_runs, models=BONSAI),
     "attention": attention_runs,
     "own": own_runs,
 }
@@ -181,6 +209,24 @@ def theirs(work: Path, shape: str, kind: str, head: str = THEIR_HEAD) -> str:
     return str(path)
 
 
+def random_gguf(work: Path, shape: str, kind: str) -> Path:
+    """Return a weights-only GGUF file of that shape; write it unless it exists."""
+    from weights_only_model import named_shape, write_random_gguf
+
+    path = work / f"{shape.replace(':', '-')}-{kind}.gguf"
+    if not path.exists():
+        write_random_gguf(path, named_shape(shape), kind)
+    return path
+
+
+def imported(published: Path, head: str | None) -> str:
+    """Return a packed model of a GGUF file; import it unless that was done."""
+    path = published.with_suffix("")
+    if not path.exists():
+        import_model(published, path, head)
+    return str(path)
+
+
 def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
     """Execute every run once per round, each in a separate process; yield its results."""
     for number in range(rounds):
@@ -201,18 +247,17 @@ def measured(runs: list[Run], rounds: int) -> Iterator[Run]:
 def ratios(runs: list[Run]) -> dict[str, float]:
     """Return all ratios that the runs contain, by name; a name includes the shape unless 2b4t."""
     found: dict[str, float | None] = {}
-    for shape in ("2b4t", *PUBLISHED, "150m"):
-        for kind in ("ternary", "sign"):
-            for threads in (2, 1):
-                for what in ("prefill", "decode"):
-                    name = "_".join([what, *_unless_2b4t(shape), kind, f"{threads}t"])
-                    match = {"measure": "speed", "shape": shape, "kind": kind, "threads": threads}
-                    found[name] = _ratio(runs, match, what)
-                    if shape == "150m" and kind == "ternary":
-                        del match["kind"]
-                        found[f"{name}_over_pytorch"] = _ratio(
-                            runs, match, what, ours_kind=kind, peer=PYTORCH
-                        )
+    for match in _speed_contests(runs):
+        shape, kind = match["shape"], match["kind"]
+        for what in ("prefill", "decode"):
+            name = "_".join([what, *_unless_2b4t(shape), kind, f"{match['threads']}t"])
+            found[name] = _ratio(runs, match, what)
+            found[f"{name}_exact"] = _ratio(runs, match, what, ours=YOCOBIT_EXACT)
+            if shape == "150m" and kind == "ternary":
+                of_any = {key: value for key, value in match.items() if key != "kind"}
+                found[f"{name}_over_pytorch"] = _ratio(
+                    runs, of_any, what, ours_kind=kind, peer=PYTORCH
+                )
     # Time: theirs / ours.
     slower = _ratio(runs, {"measure": "attention"}, "ms", best=min)
     found[f"attention_{DEPTH}_f16_2t"] = None if slower is None else 1 / slower
@@ -236,6 +281,7 @@ def _ratio(
     runs: list[Run],
     match: Run,
     what: str,
+    ours: str = YOCOBIT,
     ours_kind: str | None = None,
     peer: str = "llama.cpp",
     best: Callable[[list[float]], float] = max,
@@ -243,15 +289,15 @@ def _ratio(
     """Return the median over rounds of our figure / the best of the peer's types."""
     rounds: dict[int, dict[str, float]] = {}
     for run in _matching(runs, match):
-        is_ours = run["engine"] == YOCOBIT
+        is_ours = run["engine"] == ours
         if is_ours and ours_kind is not None and run["kind"] != ours_kind:
             continue
         if is_ours or run["engine"].startswith(peer):
             rounds.setdefault(run["round"], {})[run["engine"]] = run[what]
     each = [
-        speeds[YOCOBIT] / best(others)
+        speeds[ours] / best(others)
         for speeds in rounds.values()
-        if YOCOBIT in speeds and (others := [v for n, v in speeds.items() if n != YOCOBIT])
+        if ours in speeds and (others := [v for n, v in speeds.items() if n != ours])
     ]
     return statistics.median(each) if each else None
 
@@ -267,6 +313,17 @@ def _matching(runs: list[Run], match: Run) -> list[Run]:
 
 def _first_of_each(runs: list[Run], measure: str) -> list[Run]:
     return [run for run in runs if run["measure"] == measure and run["round"] == 0]
+
+
+def _speed_contests(runs: list[Run]) -> list[Run]:
+    """Return shape, weights and threads of each comparison with llama.cpp, once."""
+    found: list[Run] = []
+    for run in runs:
+        if run["measure"] == "speed" and run["engine"] == YOCOBIT:
+            match = {key: run[key] for key in ("measure", "shape", "kind", "threads")}
+            if match not in found:
+                found.append(match)
+    return found
 
 
 def _unless_2b4t(shape: str) -> list[str]:
