@@ -117,6 +117,9 @@ struct Kernels {
 
   // y += x.
   void (*add)(const float* x, int size, float* y);
+
+  // y = factor * x + y by fused multiply-add; size is a multiple of 8.
+  void (*add_scaled)(const float* x, float factor, int size, float* y);
 };
 
 }  // namespace yocobit

@@ -240,6 +240,12 @@ uint64_t elementwise(const KernelFamily& family) {
     for (int i = 0; i < n; ++i) check(y[i] == weight[i] + x[i], family, "add must be exact");
     checksum.add(y);
 
+    y = weight;
+    kernels.add_scaled(x.data(), 0.7f, n, y.data());
+    for (int i = 0; i < n; ++i) {
+      check(y[i] == std::fma(x[i], 0.7f, weight[i]), family, "add_scaled must round once");
+    }
+
     std::vector<float> cosine(n / 2), sine(n / 2);
     for (int i = 0; i < n / 2; ++i) {
       cosine[i] = random.number();

@@ -66,6 +66,7 @@ constinit const KernelFamily kFamily = {
             .combine = combine,
             .normalize = normalize,
             .add = add,
+            .add_scaled = add_scaled,
         },
     .training =
         {

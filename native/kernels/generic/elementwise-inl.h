@@ -80,5 +80,11 @@ void add(const float* x, int size, float* y) {
   for (int i = 0; i < size; ++i) y[i] += x[i];
 }
 
+void add_scaled(const float* x, float factor, int size, float* y) {
+  for (int i = 0; i < size; i += kLanes) {
+    store(y + i, fma(load(x + i), splat(factor), load(y + i)));
+  }
+}
+
 }  // namespace
 }  // namespace yocobit::YOCOBIT_TARGET

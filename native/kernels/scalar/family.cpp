@@ -54,6 +54,7 @@ constinit const KernelFamily kFamily = {
             .combine = combine,
             .normalize = normalize,
             .add = add,
+            .add_scaled = add_scaled,
         },
     .training =
         {
