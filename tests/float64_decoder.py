@@ -5,7 +5,7 @@ round up in float64 and down in float32, and then logits differ by far more than
 Float64Decoder.tokens_without_ties() returns tokens for which no activation is that close.
 
 Letters: T positions   C d_model   H query heads   G KV heads   D head size   V vocab_size
-M output features   K input features
+M output features   K input features   E n_experts   F d_ff
 """
 
 from __future__ import annotations
@@ -123,13 +123,19 @@ class Float64Decoder:
             y = self._norm(y, post_norm)
         return x + self.config.residual_scale * y
 
-    def _project(self, name: str, x: Array) -> Array:
-        """Return W x + b for rows x (T, K), after the norm and the rounding of its own input."""
+    def _project(self, name: str, x: Array, expert: int | None = None) -> Array:
+        """Return W x + b for rows x (T, K), after the norm and the rounding of its own input.
+
+        With `expert`, W is one of n_experts equal parts of the matrix.
+        """
         if f"{name}.norm.weight" in self.parameters:
             weight = self.parameters[f"{name}.norm.weight"]
             x = rms_norm(x, weight, self.config.projection_norm_eps)
         y = self._rounded(x, self.encodings.get(f"{name}.weight", FLOAT32_ACTIVATIONS))
-        y = y @ self.parameters[f"{name}.weight"].T
+        weight = self.parameters[f"{name}.weight"]
+        if expert is not None:
+            weight = np.split(weight, self.config.n_experts)[expert]
+        y = y @ weight.T
         return y + self.parameters.get(f"{name}.bias", 0.0)
 
     def _rounded(self, x: Array, encoding: ActivationEncoding) -> Array:
@@ -168,13 +174,15 @@ class Float64Decoder:
 
     def _feed_forward(self, i: int, x: Array) -> Array:
         kind, name = self.config.ffn, f"layers.{i}.ffn"
+        if kind == "moe":
+            return self._mixture_of_experts(name, x)
         up = self._project(f"{name}.up_proj", x)
         if kind == "sign":
             self._record((np.abs(up) / np.abs(up).max(axis=-1, keepdims=True)).min(axis=-1))
             return self._project(f"{name}.down_proj", np.where(up > 0, 1.0, -1.0))
         gate = self._project(f"{name}.gate_proj", x)
         if kind == "swiglu":
-            y = silu(gate) * up
+            y = self._swiglu(gate, up)
         elif kind == "geglu":
             inner = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
             y = 0.5 * gate * (1 + np.tanh(inner)) * up
@@ -183,6 +191,47 @@ class Float64Decoder:
         if self.config.sub_norm:
             y = self._norm(y, f"{name}.sub_norm")
         return self._project(f"{name}.down_proj", y)
+
+    def _swiglu(self, gate: Array, up: Array) -> Array:
+        limit = self.config.swiglu_limit
+        if limit is not None:
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        return silu(gate) * up
+
+    def _mixture_of_experts(self, name: str, x: Array) -> Array:
+        """Add the outputs of the n_active_experts experts with the largest logits of each token.
+
+        Every expert is computed for every token, and its output times a weight, often 0.
+        """
+        config, T = self.config, len(x)
+        E, k = config.n_experts, config.n_active_experts
+        logits = x @ self.parameters[f"{name}.router.weight"].T  # (T, E)
+        order = np.argsort(-logits, axis=-1, kind="stable")
+        if k < E:
+            last, next = (np.take_along_axis(logits, order[:, [i]], -1)[:, 0] for i in (k - 1, k))
+            # Logits that are equal in float64 are so in float32.
+            gap = np.where(last == next, np.inf, last - next)
+            self._record(gap / np.abs(logits).max(axis=-1))
+        is_chosen = np.zeros((T, E), bool)
+        np.put_along_axis(is_chosen, order[:, :k], True, -1)
+        weights = np.where(is_chosen, np.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        distances, y = self.distances, np.zeros_like(x)
+        for expert in range(E):
+            # Only the roundings of tokens that the expert is chosen for are those of the engine.
+            self.distances = distances.copy()
+            output = self._expert(name, expert, x)
+            distances = np.where(is_chosen[:, expert], self.distances, distances)
+            y += weights[:, [expert]] * output
+        self.distances = distances
+        return y
+
+    def _expert(self, name: str, expert: int, x: Array) -> Array:
+        gate, up = (self._project(f"{name}.{part}_proj", x, expert) for part in ("gate", "up"))
+        y = self._swiglu(gate, up)
+        if self.config.sub_norm:
+            y = self._norm(y, f"{name}.sub_norm")
+        return self._project(f"{name}.down_proj", y, expert)
 
     # ---- mixers ----
 

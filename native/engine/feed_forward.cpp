@@ -1,5 +1,7 @@
 #include "engine/feed_forward.h"
 
+#include "engine/experts.h"
+
 namespace yocobit {
 namespace {
 
@@ -36,21 +38,35 @@ const FeedForwardSpec kFeedForwards[] = {
 
 std::span<const FeedForwardSpec> feed_forward_specs() { return kFeedForwards; }
 
+// NaN stays NaN.
+void activate(const ForwardPass& pass, float* gate, float* up, int n) {
+  const ModelConfig& config = pass.model.config;
+  if (config.swiglu_limit) {
+    const float limit = *config.swiglu_limit;
+    for (int i = 0; i < n; ++i) {
+      gate[i] = gate[i] > limit ? limit : gate[i];
+      up[i] = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+    }
+  }
+  config.ffn->activate(pass.kernels, gate, up, n, gate);
+}
+
 void feed_forward(const ForwardPass& pass, const Layer& layer) {
+  if (pass.model.config.ffn->has_experts) return mixture_of_experts(pass, layer);
   Workspace& ws = pass.workspace;
-  const FeedForwardSpec& spec = *pass.model.config.ffn;
   const int F = layer.ffn_up.m;
-  const auto activate = [&](int row_begin, int row_end, int begin, int end) {
+  const auto activate_part = [&](int row_begin, int row_end, int begin, int end) {
     for (int row = row_begin; row < row_end; ++row) {
       const size_t at = static_cast<size_t>(row) * F + begin;
-      spec.activate(pass.kernels, &ws.gate[at], &ws.up[at], end - begin, &ws.gate[at]);
+      activate(pass, &ws.gate[at], &ws.up[at], end - begin);
     }
   };
   const LinearOutput up = {&layer.ffn_up, ws.up.get()};
-  if (spec.has_gate) {
-    pass.project(ws.stream.get(), layer.ffn_norm, {{&layer.ffn_gate, ws.gate.get()}, up}, activate);
+  if (pass.model.config.ffn->has_gate) {
+    pass.project(ws.stream.get(), layer.ffn_norm, {{&layer.ffn_gate, ws.gate.get()}, up},
+                 activate_part);
   } else {
-    pass.project(ws.stream.get(), layer.ffn_norm, {up}, activate);
+    pass.project(ws.stream.get(), layer.ffn_norm, {up}, activate_part);
   }
   pass.add_to_stream(layer.ffn_down, ws.gate.get(), layer.ffn_sub_norm, layer.ffn_post_norm);
 }

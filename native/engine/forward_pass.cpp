@@ -2,24 +2,27 @@
 
 namespace yocobit {
 
-// Encode rows x for the weight formats of the outputs, after RMSNorm with `norm` and then with the
-// norm of the first output, where they exist.
-Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs outputs) const {
+ActivationEncodings::ActivationEncodings(LinearOutputs outputs) {
+  for (const LinearOutput& output : outputs) {
+    const ActivationEncoding encoding = output.linear->format->activations;
+    float32 |= encoding == ActivationEncoding::float32;
+    int8_per_token |= encoding == ActivationEncoding::int8_per_token;
+    int16_per_token |= encoding == ActivationEncoding::int16_per_token;
+    int8_per_group |= encoding == ActivationEncoding::int8_per_group;
+  }
+}
+
+Activations ForwardPass::encode(const float* x, int n, const float* norm,
+                                LinearOutputs outputs) const {
   Workspace& ws = workspace;
   const int K = outputs.begin()->linear->k;
   const float* own_norm = outputs.begin()->linear->norm;
-  bool needs_int8 = false, needs_int16 = false, needs_grouped = false;
-  for (const LinearOutput& output : outputs) {
-    const ActivationEncoding encoding = output.linear->format->activations;
-    needs_int8 |= encoding == ActivationEncoding::int8_per_token;
-    needs_int16 |= encoding == ActivationEncoding::int16_per_token;
-    needs_grouped |= encoding == ActivationEncoding::int8_per_group;
-  }
+  const ActivationEncodings needs(outputs);
   const int int8_size = static_cast<int>(round_up(K, kSignBlock));
   const int int16_size = static_cast<int>(round_up(K, kInt4Block));
   const int n_parts = model.config.activation_parts(), n_groups = int8_size / kActivationGroup;
-  if (norm || own_norm || needs_int8 || needs_int16 || needs_grouped) {
-    pool.parallel_for(batch.size(), [&](int64_t begin, int64_t end) {
+  if (norm || own_norm || needs.int8_per_token || needs.int16_per_token || needs.int8_per_group) {
+    pool.parallel_for(n, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* from = x + row * K;
         if (norm) {
@@ -32,16 +35,16 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
           kernels.rms_norm(from, own_norm, K, model.config.projection_norm_eps, normed);
           from = normed;
         }
-        if (needs_int8) {
-          kernels.quantize_int8_row(from, K, int8_size, &ws.int8_codes[row * ws.int8_stride],
+        if (needs.int8_per_token) {
+          kernels.quantize_int8_row(from, K, int8_size, &ws.int8_codes[row * int8_size],
                                     &ws.int8_scales[row], &ws.int8_sums[row]);
         }
-        if (needs_int16) {
+        if (needs.int16_per_token) {
           kernels.quantize_int16_row(from, K, int16_size, &ws.int16_codes[row * int16_size],
                                      &ws.int16_scales[row],
                                      &ws.int16_sums[row * (int16_size / kInt4Block)]);
         }
-        if (needs_grouped) {
+        if (needs.int8_per_group) {
           kernels.quantize_grouped_row(
               from, K, int8_size, n_parts, int8_size, &ws.grouped_codes[row * n_parts * int8_size],
               &ws.grouped_scales[row * n_groups], &ws.grouped_sums[row * n_groups]);
@@ -49,26 +52,51 @@ Activations ForwardPass::encode(const float* x, const float* norm, LinearOutputs
       }
     });
   }
-  const int N = batch.size();
   return {.values = norm || own_norm ? ws.normed.get() : x,
           .int8 = {.codes = ws.int8_codes.get(),
                    .scales = ws.int8_scales.get(),
                    .sums = ws.int8_sums.get(),
-                   .n = N,
-                   .stride = ws.int8_stride},
+                   .n = n,
+                   .stride = int8_size},
           .int16 = {.codes = ws.int16_codes.get(),
                     .sums = ws.int16_sums.get(),
                     .scales = ws.int16_scales.get(),
-                    .n = N,
+                    .n = n,
                     .stride = int16_size},
           .grouped = {.codes = ws.grouped_codes.get(),
                       .scales = ws.grouped_scales.get(),
                       .sums = ws.grouped_sums.get(),
-                      .n = N,
+                      .n = n,
                       .stride = int8_size,
                       .n_parts = n_parts},
-          .n = N,
+          .n = n,
           .k = K};
+}
+
+void ForwardPass::copy_encoded(const Activations& x, LinearOutputs outputs, int from,
+                               int to) const {
+  const auto copy_row = [&](auto* values, int64_t row_size) {
+    std::copy_n(values + from * row_size, row_size, values + to * row_size);
+  };
+  const ActivationEncodings encodings(outputs);
+  Workspace& ws = workspace;
+  if (encodings.float32) copy_row(ws.normed.get(), x.k);
+  if (encodings.int8_per_token) {
+    copy_row(ws.int8_codes.get(), x.int8.stride);
+    copy_row(ws.int8_scales.get(), 1);
+    copy_row(ws.int8_sums.get(), 1);
+  }
+  if (encodings.int16_per_token) {
+    copy_row(ws.int16_codes.get(), x.int16.stride);
+    copy_row(ws.int16_scales.get(), 1);
+    copy_row(ws.int16_sums.get(), x.int16.stride / kInt4Block);
+  }
+  if (encodings.int8_per_group) {
+    const int n_groups = x.grouped.stride / kActivationGroup;
+    copy_row(ws.grouped_codes.get(), int64_t{x.grouped.n_parts} * x.grouped.stride);
+    copy_row(ws.grouped_scales.get(), n_groups);
+    copy_row(ws.grouped_sums.get(), n_groups);
+  }
 }
 
 // Whether threads split the rows of the batch rather than output features: an int8 kernel then
@@ -86,7 +114,7 @@ Activations ForwardPass::project(const float* x, const float* norm, LinearOutput
     for (const LinearOutput& output : outputs) input = project(x, norm, {output});
     return input;
   }
-  const Activations input = encode(x, norm, outputs);
+  const Activations input = encode(x, batch.size(), norm, outputs);
   if (splits_rows(outputs)) {
     apply_by_rows(input, outputs, [](int, int) {});
     return input;
@@ -113,7 +141,6 @@ void ForwardPass::add_to_stream(const Linear& linear, const float* x, const floa
   project_to_stream(linear, x, norm, y, [](int, int, int, int) {}, post_norm);
 }
 
-// stream += residual_scale * y for those rows and features.
 void ForwardPass::add_part(int row_begin, int row_end, int begin, int end, float* y) const {
   const int C = model.config.d_model;
   const float scale = model.config.residual_scale;

@@ -24,6 +24,13 @@ struct LinearOutput {
 
 using LinearOutputs = std::initializer_list<LinearOutput>;
 
+// The encodings that matrices with the same input read.
+struct ActivationEncodings {
+  explicit ActivationEncodings(LinearOutputs outputs);
+
+  bool float32 = false, int8_per_token = false, int16_per_token = false, int8_per_group = false;
+};
+
 struct ForwardPass {
   const PackedModel& model;
   const Kernels& kernels;
@@ -54,10 +61,20 @@ struct ForwardPass {
   void project_to_stream(const Linear& linear, const float* x, const float* norm, float* y,
                          const Finish& finish, const float* post_norm) const;
 
- private:
-  Activations encode(const float* x, const float* norm, LinearOutputs outputs) const;
+  // Encode n rows x for the weight formats of the outputs, after RMSNorm with `norm` and then with
+  // the norm of the first output, where they exist.
+  Activations encode(const float* x, int n, const float* norm, LinearOutputs outputs) const;
+
+  // Copy encoded row `from` of x, which has a norm, to row `to` of its buffers.
+  void copy_encoded(const Activations& x, LinearOutputs outputs, int from, int to) const;
+
+  // stream += residual_scale * y [N][C] for those rows and features.
   void add_part(int row_begin, int row_end, int begin, int end, float* y) const;
+
+  // stream += residual_scale * RMSNorm(y [N][C]).
   void add_normed(const float* post_norm, float* y) const;
+
+ private:
   bool splits_rows(LinearOutputs outputs) const;
   template <typename Finish>
   void apply_by_rows(const Activations& x, LinearOutputs outputs, const Finish& finish) const;
@@ -78,7 +95,7 @@ void ForwardPass::project(const float* x, const float* norm, LinearOutputs outpu
     }
     return project(x, norm, {*last}, finish);
   }
-  const Activations input = encode(x, norm, outputs);
+  const Activations input = encode(x, batch.size(), norm, outputs);
   const Linear& first = *outputs.begin()->linear;
   if (splits_rows(outputs)) {
     apply_by_rows(input, outputs,

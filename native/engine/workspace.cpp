@@ -12,53 +12,86 @@ Buffer<T> Workspace::allocate(int64_t n) {
   return make_buffer<T>(n);
 }
 
+namespace {
+
+// Of the inputs of all matrices with an encoding: the most rows, and the most values together.
+struct InputSize {
+  int64_t rows = 0, values = 0;
+
+  void include(int64_t n_rows, int64_t row_size) {
+    rows = std::max(rows, n_rows);
+    values = std::max(values, n_rows * row_size);
+  }
+};
+
+struct InputSizes {
+  InputSize float32, int8, int16, grouped;
+
+  void include(const Linear& linear, int64_t n_rows) {
+    switch (linear.format->activations) {
+      case ActivationEncoding::float32:
+        return float32.include(n_rows, linear.k);
+      case ActivationEncoding::int8_per_token:
+        return int8.include(n_rows, round_up(linear.k, kSignBlock));
+      case ActivationEncoding::int16_per_token:
+        return int16.include(n_rows, round_up(linear.k, kInt4Block));
+      case ActivationEncoding::int8_per_group:
+        return grouped.include(n_rows, round_up(linear.k, kSignBlock));
+    }
+  }
+};
+
+}  // namespace
+
 Workspace::Workspace(const PackedModel& model) {
   const ModelConfig& config = model.config;
   const int64_t N = kMaxBatchTokens, C = config.d_model, F = config.d_ff;
-  // The most input features of a matrix with this encoding.
-  int64_t int8_width = 0, int16_width = 0, grouped_width = 0, unquantised_width = 0;
-  const auto width_of = [&](ActivationEncoding encoding) -> int64_t& {
-    switch (encoding) {
-      case ActivationEncoding::int8_per_token:
-        return int8_width;
-      case ActivationEncoding::int16_per_token:
-        return int16_width;
-      case ActivationEncoding::int8_per_group:
-        return grouped_width;
-      case ActivationEncoding::float32:
-        break;
-    }
-    return unquantised_width;
-  };
-  model.for_each_linear([&](const Linear& linear) {
-    if (&linear == &model.embedding) return;
-    int64_t& width = width_of(linear.format->activations);
-    width = std::max<int64_t>(width, linear.k);
-  });
+  const int64_t R = N * config.n_active_experts;
   int64_t width = C;  // of Q with padded heads, in the layer where it is largest
   for (const MixerSpec* mixer : config.layers) {
     if (!mixer->heads) continue;
     const Heads heads = (config.*mixer->heads)();
     width = std::max(width, int64_t{heads.n_heads} * heads.padded_dim());
   }
+  InputSizes inputs;
+  inputs.float32.include(N, std::max(width, F));
+  model.for_each_linear([&](const Linear& linear) {
+    if (&linear != &model.embedding) inputs.include(linear, N);
+  });
+  for (const Layer& layer : model.layers) {
+    if (!config.ffn->has_experts) break;
+    inputs.include(layer.ffn_gate, N + R);
+    inputs.include(layer.ffn_up, N + R);
+    inputs.include(layer.ffn_down, R);
+    if (layer.ffn_sub_norm) inputs.float32.include(R, F);
+  }
   stream = allocate<float>(N * C);
-  normed = allocate<float>(N * std::max(width, F));
-  int8_stride = static_cast<int>(round_up(int8_width, kSignBlock));
-  int8_codes = allocate<int8_t>(N * int8_stride);
-  int8_scales = allocate<float>(N);
-  int8_sums = allocate<int32_t>(N);
-  const int64_t int16_stride = round_up(int16_width, kInt4Block);
-  int16_codes = allocate<int16_t>(N * int16_stride);
-  int16_scales = allocate<float>(N);
-  int16_sums = allocate<int32_t>(N * int16_stride / kInt4Block);
-  const int64_t grouped_stride = round_up(grouped_width, kSignBlock);
-  grouped_codes = allocate<int8_t>(N * config.activation_parts() * grouped_stride);
-  grouped_scales = allocate<float>(N * grouped_stride / kActivationGroup);
-  grouped_sums = allocate<int32_t>(N * grouped_stride / kActivationGroup);
+  normed = allocate<float>(inputs.float32.values);
+  int8_codes = allocate<int8_t>(inputs.int8.values);
+  int8_scales = allocate<float>(inputs.int8.rows);
+  int8_sums = allocate<int32_t>(inputs.int8.rows);
+  int16_codes = allocate<int16_t>(inputs.int16.values);
+  int16_scales = allocate<float>(inputs.int16.rows);
+  int16_sums = allocate<int32_t>(inputs.int16.values / kInt4Block);
+  grouped_codes = allocate<int8_t>(inputs.grouped.values * config.activation_parts());
+  grouped_scales = allocate<float>(inputs.grouped.values / kActivationGroup);
+  grouped_sums = allocate<int32_t>(inputs.grouped.values / kActivationGroup);
   for (Buffer<float>* buffer : {&q, &k, &v, &g, &y}) *buffer = allocate<float>(N * width);
   decay = allocate<float>(N * config.n_self_heads);
-  gate = allocate<float>(N * F);
-  up = allocate<float>(N * F);
+  gate = allocate<float>(std::max(N, R) * F);
+  up = allocate<float>(std::max(N, R) * F);
+  if (config.ffn->has_experts) {
+    const int64_t E = config.n_experts;
+    router_logits = allocate<float>(N * E);
+    chosen_experts = allocate<int32_t>(R);
+    weights_stride = static_cast<int>(round_up(config.n_active_experts, kLanes));
+    expert_weights = allocate<float>(N * weights_stride);
+    next_rows = allocate<int32_t>(E);
+    active_experts = allocate<ExpertRows>(std::min(E, R));
+    routed_rows = allocate<int32_t>(R);
+    routed_tokens = allocate<int32_t>(R);
+    expert_outputs = allocate<float>(R * C);
+  }
   int64_t partial_size = 0;  // of all query heads of a row, in the layer where it is largest
   for (const MixerSpec* mixer : config.layers) {
     if (mixer->reads_memory && !memory) memory = allocate<float>(N * C);

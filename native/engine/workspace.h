@@ -1,8 +1,9 @@
 // The buffers of a forward pass, allocated with a model and its sessions: a decode step allocates
 // nothing.
 //
-// Letters:  N rows, up to kMaxBatchTokens   C model width   F feed-forward width   H query heads
-//           G KV heads   D head size   K input features of a matrix
+// Letters:  N rows, up to kMaxBatchTokens   C model width   F feed-forward width   E experts
+//           R routed rows: pairs of a row and one of its experts, sorted by expert
+//           H query heads   G KV heads   D head size   K input features of a matrix
 #pragma once
 
 #include <cstdint>
@@ -17,6 +18,11 @@ namespace yocobit {
 // two KV splits per row.
 constexpr int64_t kMaxPartials = 2 * kMaxBatchTokens;
 
+// The routed rows [begin, end) of an expert.
+struct ExpertRows {
+  int32_t expert, begin, end;
+};
+
 struct Workspace {
   explicit Workspace(const PackedModel& model);
 
@@ -25,16 +31,16 @@ struct Workspace {
 
   int64_t size_bytes = 0;
 
-  Buffer<float> stream;         // [N][C], the residual stream
-  Buffer<float> normed;         // [N][max(C, F, H D)], after RMSNorm: the inputs of matmuls
-  Buffer<int8_t> int8_codes;    // [N][int8_stride], the inputs as int8
-  Buffer<float> int8_scales;    // [N]
-  Buffer<int32_t> int8_sums;    // [N]
-  Buffer<int16_t> int16_codes;  // [N][K rounded up to 64], the inputs as int16
-  Buffer<float> int16_scales;   // [N]
-  Buffer<int32_t> int16_sums;   // [N][K rounded up to 64, / 64]
-  int int8_stride = 0;
-  Buffer<int8_t> grouped_codes;  // [N][parts][K rounded up to 256], the inputs of int8_per_group
+  Buffer<float> stream;  // [N][C], the residual stream
+  // The inputs of matmuls. Of experts: N rows, then R routed rows.
+  Buffer<float> normed;          // [N][max(C, F, H D)], after RMSNorm
+  Buffer<int8_t> int8_codes;     // [N][K rounded up to 256], as int8
+  Buffer<float> int8_scales;     // [N]
+  Buffer<int32_t> int8_sums;     // [N]
+  Buffer<int16_t> int16_codes;   // [N][K rounded up to 64], as int16
+  Buffer<float> int16_scales;    // [N]
+  Buffer<int32_t> int16_sums;    // [N][K rounded up to 64, / 64]
+  Buffer<int8_t> grouped_codes;  // [N][parts][K rounded up to 256], of int8_per_group
   Buffer<float> grouped_scales;  // [N][K rounded up to 256, / 32]
   Buffer<int32_t> grouped_sums;  // likewise
 
@@ -44,9 +50,20 @@ struct Workspace {
   Buffer<float> y;           // [N][H D], a mixer's output before gate and output projection
   Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]
-  Buffer<float> gate, up;    // [N][F]
+  Buffer<float> gate, up;    // [N][F], or [R][F] of experts
   Buffer<float> partials;    // [N][H][kMaxPartials / N][D rounded up to 8, + kPartialExtra]
   Buffer<int32_t> selected;  // [N][G][cross_blocks], if cross layers select blocks
+
+  // Of an FFN with experts.
+  Buffer<float> router_logits;        // [N][E]
+  Buffer<int32_t> chosen_experts;     // [N][R / N], by descending logit
+  Buffer<float> expert_weights;       // [N][weights_stride], likewise
+  Buffer<int32_t> next_rows;          // [E], while rows are sorted
+  Buffer<ExpertRows> active_experts;  // [min(E, R)]
+  Buffer<int32_t> routed_rows;        // [N][R / N], of the chosen experts
+  Buffer<int32_t> routed_tokens;      // [R], the row of each routed row
+  Buffer<float> expert_outputs;       // [R][C]
+  int weights_stride = 0;             // R / N rounded up to 8
 
  private:
   template <typename T>

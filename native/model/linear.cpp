@@ -35,6 +35,22 @@ void Linear::add_bias(const Kernels& kernels, int n, int group_begin, int group_
   }
 }
 
+Linear Linear::rows(int begin, int end) const {
+  Linear part = *this;
+  part.m = end - begin;
+  const int64_t row_bytes =
+      format->has_blocks() ? int64_t{n_blocks()} * kBlockBytes : int64_t{k} * format->bits / 8;
+  part.codes = static_cast<const uint8_t*>(codes) + begin * row_bytes;
+  if (format->scale == ScaleGranularity::row) {
+    part.scales = static_cast<const float*>(scales) + begin;
+  } else if (format->scale == ScaleGranularity::group) {
+    const int64_t n_scales = int64_t{n_blocks()} * format->groups_per_block();
+    part.scales = static_cast<const uint16_t*>(scales) + begin * n_scales;
+  }
+  if (bias) part.bias += begin;
+  return part;
+}
+
 void Linear::load_row(const Kernels& kernels, int64_t index, float* x) const {
   if (format->has_blocks()) return load_interleaved_row(kernels, index, x);
   const int64_t row_size = int64_t{k} * format->bits / 8;

@@ -44,6 +44,9 @@ struct Linear {
     if (bias) add_bias(kernels, x.n, group_begin, group_end, y, y_stride);
   }
 
+  // Rows [begin, end), of which begin is a multiple of 8, as a matrix.
+  Linear rows(int begin, int end) const;
+
   // x [K] = row `index`.
   void load_row(const Kernels& kernels, int64_t index, float* x) const;
 

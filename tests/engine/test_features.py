@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import numpy as np
 import pytest
 from float64_decoder import Float64Decoder
+from random_models import relative_error, write
 
 from yocobit import _native
 from yocobit.config import ModelConfig
 from yocobit.costs.memory import CACHE_FORMATS
 from yocobit.engine import Engine
-from yocobit.mixers import FEED_FORWARDS, model_parameters
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.packing import PackedModel
-from yocobit.packing.format import DTYPES, TensorInfo, scale_name
-from yocobit.packing.formats import FORMATS, INT8_PER_GROUP, PROJECTION_FORMATS, StoredParameter
+from yocobit.packing.formats import FORMATS, INT8_PER_GROUP, PROJECTION_FORMATS
 
 VOCABULARY = 301
 T = 20  # tokens of a test: four windows
@@ -63,6 +62,7 @@ ATTENTION_FEATURES = {
     "projection norms": {"projection_norms": True, "projection_norm_eps": 1e-3},
     "projection norms without SubLN": {"projection_norms": True, "sub_norm": False},
 }
+EXPERTS = {"ffn": "moe", "n_experts": 6, "n_active_experts": 2}
 # Features of all models.
 FEATURES = {
     "head norm": {"head_norm": True},
@@ -74,6 +74,9 @@ FEATURES = {
     "post norms with residual scale": {"post_norms": True, "residual_scale": 1.7},
     "head norm of a tied head": {"head_norm": True, "tie_embeddings": True},
     "geglu": {"ffn": "geglu"},
+    "SwiGLU limit": {"swiglu_limit": 0.7},
+    "experts": EXPERTS | {"swiglu_limit": 0.7, "residual_scale": 0.37},
+    "experts with post norms": EXPERTS | {"sub_norm": False, "post_norms": True},
 }
 ALL = {
     "head_size": 24,
@@ -118,46 +121,6 @@ def config_of(changes: dict, **more) -> ModelConfig:
     return ModelConfig(**fields | changes | more)
 
 
-def write(
-    directory: Path, config: ModelConfig, projections: str, embedding: str, head: str
-) -> PackedModel:
-    """Write random tensors in any mix of formats; return them as a packed model."""
-    rng = np.random.default_rng(len(str(config)))
-    names = {"projection": projections, "embedding": embedding, "head": head}
-    parameters = {
-        name: StoredParameter(FORMATS[names.get(p.role, "f32")], p.shape, p.role)
-        for name, p in model_parameters(config).items()
-    }
-    file, content, tensors = directory / "tensors", b"", {}
-    for name, stored in parameters.items():
-        for tensor, array in random_tensors(name, stored, rng).items():
-            content += bytes(-len(content) % 64)
-            dtype, shape = stored.format.tensors(name, stored.shape)[tensor]
-            assert array.shape == shape
-            tensors[tensor] = TensorInfo(dtype, shape, len(content), len(content) + array.nbytes)
-            content += array.tobytes()
-    file.write_bytes(content)
-    return PackedModel(config, directory, file, parameters, tensors, {})
-
-
-def random_tensors(
-    name: str, stored: StoredParameter, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    format, shape = stored.format, stored.shape
-    if stored.role in ("norm", "bias"):
-        centre = 1.0 if stored.role == "norm" else 0.0
-        return {name: (centre + 0.3 * rng.standard_normal(shape)).astype(np.float32)}
-    if format.quantize is None:
-        codes = format.encode(rng.choice(np.array(format.values, np.int8), shape))
-        size = shape[1] ** -0.5
-        scales = rng.uniform(size, 2 * size, format.scale.shape(*shape))
-        scales = scales.astype(DTYPES[format.scale.dtype])
-    else:
-        weights = rng.standard_normal(shape) * shape[1] ** -0.5
-        codes, scales = format.quantize(weights.astype(np.float32))
-    return {name: codes} | ({} if scales is None else {scale_name(name): scales})
-
-
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory):
     """A cached function from a configuration and formats to a packed model."""
@@ -167,10 +130,6 @@ def model_of(tmp_path_factory):
         return write(tmp_path_factory.mktemp("model"), config, projections, embedding, head)
 
     return make
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def check_against_float64(model: PackedModel, limit: float = LIMIT) -> None:
@@ -202,7 +161,8 @@ def test_features_of_all_models_equal_the_float64_statement(model_of, name, stac
 @pytest.mark.parametrize("ffn", FEED_FORWARDS)
 @pytest.mark.parametrize("projections", PROJECTION_FORMATS)
 def test_projections_of_every_format_equal_the_float64_statement(model_of, ffn, projections):
-    config = config_of({"ffn": ffn, "projection_norms": True}, layers=("full",))
+    changes = EXPERTS if ffn == "moe" else {"ffn": ffn, "projection_norms": True}
+    config = config_of(changes, layers=("full",))
 
     check_against_float64(model_of(config, projections, "f32", "f32"))
 
@@ -251,7 +211,7 @@ BITS_CASES = {name: config_of(changes) for name, changes in CASES.items()} | {
             field: value
             for changes in FEATURES.values()
             for field, value in changes.items()
-            if field != "scale_embedding"
+            if field not in ("scale_embedding", "sub_norm")
         },
         layers=layers,
     )

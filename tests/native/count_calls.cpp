@@ -168,6 +168,7 @@ ModelConfig read_config(std::istream& in) {
   }
   std::string attention;
   in >> attention >> c.cross_positions >> c.rope_theta >> c.norm_eps;
+  in >> c.n_experts >> c.n_active_experts;
   c.cross_attention = attention == "index" ? CrossAttention::index : CrossAttention::full;
   return c;
 }

@@ -60,6 +60,7 @@ def describe(model: PackedModel, file: Path) -> Path:
         *map(int, (config.sub_norm, config.tie_embeddings, config.scale_embedding)),
         *(config.retention_rope, config.window_rope, config.full_rope, config.cross_rope),
         *(config.cross_attention, config.cross_positions, config.rope_theta, config.norm_eps),
+        *(config.n_experts, config.n_active_experts),
     ]
     lines = [str(model.file), " ".join(map(str, fields))]
     formats = {name: stored.format.name for name, stored in model.parameters.items()}
@@ -81,6 +82,15 @@ def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, c
 
     for threads in (1, 2, 3):
         assert "0 allocations" in run("count_calls", description, threads, cache)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "sign_g128"])
+def test_decoding_with_experts_makes_no_allocation_and_no_system_call(weights, tmp_path):
+    config = preset("nano").replace(weights=weights, ffn="moe", n_experts=12, n_active_experts=3)
+    description = describe(random_model(config, "int8", tmp_path), tmp_path / "description")
+
+    for threads in (1, 2, 3):
+        assert "0 allocations" in run("count_calls", description, threads, "f16")
 
 
 @pytest.mark.parametrize(("attention", "cache"), [("index:128", "int4"), ("index:256", "f16")])
