@@ -6,7 +6,8 @@ NATIVE := CMakeLists.txt native/headers.cmake tests/native/CMakeLists.txt $(NATI
 GOLDEN ?= tests/golden
 
 # The engine's tests that make every kernel, cache and mixer work, and few logits more than that.
-SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_contents.py \
+SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_kernels.py \
+  tests/native/test_contents.py \
   tests/model/test_native_matmul.py $(wildcard tests/engine/test_engine*.py) \
   tests/engine/test_block_index.py tests/engine/test_session_state.py tests/engine/test_sampling.py \
   -k 'not pytorch and not (same_bits and (sign or row or transformer or swa))'

@@ -17,7 +17,7 @@ struct RowLanes {
   // int16 budget: 8 units of two products of a code in its field (at most 12) and an int8 reach
   // 24576.
   using Sums = __m256i;
-  static constexpr int kGroups = 1, kSums = 8, kInputs = 2;
+  static constexpr int kGroups = 1, kSums = 12, kInputs = 3;
 
   template <int kBits>
   static constexpr int position(int field) {

@@ -35,7 +35,9 @@ struct ScaledCodes {
 constexpr int kUnits = 8;        // of a block: four bytes of each row
 constexpr int kUnitBytes = 32;   // of a group of rows
 constexpr int kScaleFields = 4;  // whose columns share a scale, or those of two if they are 64
-constexpr ptrdiff_t kNearPrefetchBytes = 512;  // into the first-level cache
+// The next groups are prefetched into the second-level cache, in the order of memory, while these
+// are computed; from there these are, as rows of two groups are read in turn.
+constexpr ptrdiff_t kNearPrefetchBytes = 512;
 
 // Products of codes in field f are 2^position times those of codes; a step of 2 is one more bit.
 // Where the position is 0 their sum is doubled instead.
@@ -95,13 +97,14 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
   const ptrdiff_t second = n_rows > kRowsPerGroup ? group_bytes : 0;
   const uint8_t* codes = w.codes + group * group_bytes;
   const uint8_t* second_codes = codes + second;
-  const uint8_t* near_end = codes + group_bytes - kPrefetchBytes;
+  const uint8_t* next_codes = codes + Lanes::kGroups * group_bytes;
 
   const bool is_64 = w.group_columns == 64;
   const ptrdiff_t group_scales = static_cast<ptrdiff_t>(w.n_blocks) * (kFields / kScaleFields) *
                                  (is_64 ? 2 : 1) * kRowsPerGroup;
   const ptrdiff_t second_scales = second ? group_scales : 0;
   const uint16_t* scales = w.scales ? w.scales + group * group_scales : nullptr;
+  const uint16_t* next_scales = scales + Lanes::kGroups * group_scales;
 
   const ptrdiff_t x_groups = x.stride / kActivationGroup;
   const int8_t* inputs = x.codes + static_cast<ptrdiff_t>(n) * kParts * x.stride;
@@ -112,9 +115,9 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
   for (int t = 0; t < kTokens; ++t) totals[t] = parts[t] = splat_like(Floats{}, 0.0f);
   const auto add_weight_group = [&]() __attribute__((always_inline)) {
     const Floats scale = Lanes::load_scales(scales, scales + second_scales);
-    __builtin_prefetch(scales + 2 * second_scales);  // of the next groups
-    __builtin_prefetch(scales + 3 * second_scales);
+    __builtin_prefetch(next_scales);
     scales += kRowsPerGroup;
+    next_scales += Lanes::kGroups * kRowsPerGroup;
 #pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
       totals[t] = fma(scale, parts[t], totals[t]);
@@ -124,14 +127,13 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
 
   int block = 0;
   do {
-    // After the end of a group comes the one after the second.
-    const ptrdiff_t ahead = codes < near_end ? kPrefetchBytes : kPrefetchBytes + second;
+#pragma GCC unroll 8
+    for (int byte = 0; byte < Lanes::kGroups * kBytes; byte += kCacheLine) {
+      __builtin_prefetch(next_codes + byte, 0, 2);
+    }
 #pragma GCC unroll 4
-    for (int byte = 0; byte < kBytes; byte += kCacheLine) {
-      __builtin_prefetch(codes + byte + ahead, 0, 2);
+    for (int byte = 0; byte < kBytes && Lanes::kGroups == 2; byte += kCacheLine) {
       __builtin_prefetch(codes + byte + kNearPrefetchBytes);
-      if (Lanes::kGroups == 1) continue;
-      __builtin_prefetch(second_codes + byte + ahead, 0, 2);
       __builtin_prefetch(second_codes + byte + kNearPrefetchBytes);
     }
     FieldScales<Lanes, Format> fields[kTokens];
@@ -139,6 +141,7 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
     for (int t = 0; t < kTokens; ++t) fields[t].set(x_sums + t * x_groups, x_scales + t * x_groups);
 #pragma GCC unroll 2
     for (int first = 0; first < kFields; first += kTogether) {
+      asm("" : "+r"(codes), "+r"(second_codes));  // or GCC keeps all codes for the second pass
       typename Lanes::Sums sums[kTogether][kTokens][kParts];
 #pragma GCC unroll 8
       for (int f = 0; f < kTogether; ++f) {
@@ -186,6 +189,7 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
     x_sums += kFields;
     codes += kBytes;
     second_codes += kBytes;
+    next_codes += Lanes::kGroups * kBytes;
   } while (++block < w.n_blocks);
 
   const int m = group * kRowsPerGroup;
