@@ -29,8 +29,8 @@ class Process:
     """Code in a forked process: a command of yocobit, unless `code` is given.
 
     `stdin`, `stdout` and `stderr` are open files; the null device by default, and a pipe that is
-    read from `errors`. `variables` are added to the environment. Further open files are passed on:
-    their descriptors are the last elements of `sys.argv`.
+    read from `errors`. `variables` are added to the environment of this process. Further open files
+    are passed on: their descriptors are the last elements of `sys.argv`.
     """
 
     def __init__(
@@ -59,9 +59,10 @@ class Process:
         connections = [
             Connection(each) for each in descriptors
         ]  # which can be sent, and are closed
+        environment = {**os.environ, "COLUMNS": "200", **(variables or {})}
         self._process = _context().Process(
             target=_run,
-            args=(code, self.arguments, connections, str(cwd or Path.cwd()), dict(variables or {})),
+            args=(code, self.arguments, connections, str(cwd or Path.cwd()), environment),
             daemon=True,
         )
         self._process.start()
@@ -116,12 +117,13 @@ def _run(
     arguments: list[str],
     connections: list[Connection],
     directory: str,
-    variables: dict[str, str],
+    environment: dict[str, str],
 ) -> None:
     multiprocessing.current_process()._config["daemon"] = False  # it may start processes
     gc.freeze()  # collections leave the imported modules alone
     os.chdir(directory)
-    os.environ.update({"COLUMNS": "200", **variables})
+    os.environ.clear()
+    os.environ.update(environment)
     for number, connection in enumerate(connections[:3]):
         os.dup2(connection.fileno(), number)
         connection.close()

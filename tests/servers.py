@@ -51,16 +51,20 @@ class Server:
         assert lines[-1] == "data: [DONE]"
         return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
 
-    def connect(self) -> socket.socket:
-        """Return a connection on which nothing has been sent."""
+    def connect(self, receive_bytes: int | None = None) -> socket.socket:
+        """Return a connection on which nothing has been sent; `receive_bytes` limits its buffer."""
         url = httpx.URL(self.url)
-        return socket.create_connection((url.host, url.port))
+        connection = socket.socket()
+        if receive_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        connection.connect((url.host, url.port))
+        return connection
 
-    def send(self, path: str, **body: Any) -> socket.socket:
+    def send(self, path: str, receive_bytes: int | None = None, **body: Any) -> socket.socket:
         """Return a connection on which a request has been sent; its response is unread."""
         request = self.client.build_request("POST", path, json=body)
         headers = b"".join(b"%b: %b\r\n" % pair for pair in request.headers.raw)
-        connection = self.connect()
+        connection = self.connect(receive_bytes)
         connection.sendall(
             b"POST %b HTTP/1.1\r\n%b\r\n%b" % (path.encode(), headers, request.content)
         )
@@ -96,18 +100,22 @@ def fork_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def running(settings: ServerSettings, wait: bool = True) -> Iterator[Server]:
-    """Run a server until the block ends."""
+def running(
+    settings: ServerSettings, wait: bool = True, send_bytes: int | None = None
+) -> Iterator[Server]:
+    """Run a server until the block ends; `send_bytes` limits the buffers of its connections."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         fork_preparation(monkeypatch)
-        with _running(settings, wait) as server:
+        with _running(settings, wait, send_bytes) as server:
             yield server
 
 
 @contextlib.contextmanager
-def _running(settings: ServerSettings, wait: bool) -> Iterator[Server]:
+def _running(settings: ServerSettings, wait: bool, send_bytes: int | None) -> Iterator[Server]:
     app = create_app(settings)
     listener = socket.create_server(("127.0.0.1", 0))
+    if send_bytes is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
     server = uvicorn.Server(configure(app, settings))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -589,7 +589,8 @@ def test_ctrl_c_in_training_leaves_a_checkpoint(project):
 
         code = process.wait()
 
-    assert code in (0, 130), process.errors.read()
+    with process.errors as errors:
+        assert code in (0, 130), errors.read()
     command = "yocobit train config.toml --out run --set run.steps=100000 --resume"
     assert f"resume with: {command}\n" in (project / "output").read_text()
     assert list((project / "run" / "checkpoints").glob("step-*"))

@@ -14,6 +14,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 from typer.testing import CliRunner
 
@@ -196,18 +198,18 @@ def serving(command: str, directory: Path) -> Iterator[int]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = [*shlex.split(command, comments=True)[1:], "--port", str(port)]
-    program = [sys.executable, "-m", "yocobit", *arguments]
-    server = subprocess.Popen(program, cwd=directory, stderr=subprocess.PIPE, text=True)
+    server = forked.Process(*arguments, cwd=directory)
     try:
         end = time.monotonic() + 60
         while not is_healthy(port):
-            assert server.poll() is None, server.stderr.read()
+            assert server.poll() is None, server.errors.read()
             assert time.monotonic() < end
             time.sleep(0.02)
         yield port
     finally:
-        server.terminate()
-        server.communicate()
+        server.send_signal(signal.SIGTERM)
+        server.wait()
+        server.errors.close()
 
 
 def is_healthy(port: int) -> bool:

@@ -89,13 +89,22 @@ def offline(monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
 
 
-def test_engine_and_transformers_agree_on_a_local_task(models, tasks):
+@pytest.fixture(scope="module")
+def without_options(models, tasks):
+    """The results of all tasks, ours and those of transformers."""
+    return {
+        name: evaluate(name, path, tasks, ["choice", "completion", "rolling"])
+        for name, path in models.items()
+    }
+
+
+def test_engine_and_transformers_agree_on_a_local_task(models, tasks, without_options):
     # With BOS token; rolling windows start with transformers' own prefix token.
     names = ["choice", "completion"]
 
-    results, answers = evaluate("yocobit", models["yocobit"], tasks, [*names, "rolling"])
+    results, answers = without_options["yocobit"]
     theirs, their_answers = evaluate("hf", models["hf"], tasks, names, add_bos_token=True)
-    rolling, _ = evaluate("hf", models["hf"], tasks, ["rolling"])
+    rolling, _ = without_options["hf"]
 
     assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"] > 0.5
     assert answers["completion"] == their_answers["completion"]
@@ -115,11 +124,9 @@ def test_attention_argument_reaches_the_engine(models):
     assert model._engine.config.attention == "index:128"
 
 
-def test_engine_and_transformers_agree_without_options(models, tasks):
-    names = ["choice", "completion", "rolling"]
-
-    results, answers = evaluate("yocobit", models["yocobit"], tasks, names)
-    theirs, their_answers = evaluate("hf", models["hf"], tasks, names)
+def test_engine_and_transformers_agree_without_options(without_options):
+    results, answers = without_options["yocobit"]
+    theirs, their_answers = without_options["hf"]
 
     assert answers["completion"] == their_answers["completion"]
     assert results["choice"]["acc,none"] == theirs["choice"]["acc,none"]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from packed_models import nano, packed, tokenizer, tokens, trained
@@ -52,9 +51,9 @@ def batch() -> torch.Tensor:
 
 
 def run(code: str, *arguments: str) -> str:
-    """Run code in a new process; return the last line of its output."""
-    command = [sys.executable, "-c", f"import sys, transformers\n{code}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """Run code in a new process without yocobit.hf; return the last line of its output."""
+    imports = "import sys; assert 'yocobit.hf' not in sys.modules; import transformers"
+    done = forked.run(*arguments, code=f"{imports}\n{code}")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Do you wish to run the custom code?" not in done.stdout
     return done.stdout.splitlines()[-1]

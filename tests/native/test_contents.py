@@ -136,17 +136,21 @@ def extreme(style: str, stored: StoredParameter, name: str, dtype: str, shape, r
     return (values * signs).astype(DTYPES[dtype])
 
 
-@pytest.mark.parametrize("style", ["huge", "tiny", "mixed"])
-@pytest.mark.parametrize(
-    ("weights", "head", "cache"),
-    [
-        ("ternary", "int8", "f32"),
-        ("ternary_row", "int4", "f16"),
-        ("sign", "int4", "int8"),
-        ("f32", None, "int4"),
-        ("f16", None, "f16"),
-    ],
-)
+FORMATS = {  # weights, head and cache, and the style that is not slow
+    ("ternary", "int8", "f32"): "huge",
+    ("ternary_row", "int4", "f16"): "tiny",
+    ("sign", "int4", "int8"): "mixed",
+    ("f32", None, "int4"): "mixed",
+    ("f16", None, "f16"): "huge",
+}
+EXTREMES = [
+    pytest.param(*formats, style, marks=[pytest.mark.slow] * (style != first))
+    for formats, first in FORMATS.items()
+    for style in ("huge", "tiny", "mixed")
+]
+
+
+@pytest.mark.parametrize(("weights", "head", "cache", "style"), EXTREMES)
 def test_families_agree_on_extreme_values_bit_for_bit(weights, head, cache, style, tmp_path):
     config = small("dense" if weights in ("f16", "f32") else weights)
     config = config.attending("index:128")

@@ -71,11 +71,16 @@ def describe(model: PackedModel, file: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(
-    ("weights", "head", "cache"),
-    [("ternary", "int8", "f32"), ("sign", "int4", "f16"), ("dense", "int8", "int8")],
-)
-@pytest.mark.parametrize("stack", STACKS)
+FORMATS = [("ternary", "int8", "f32"), ("sign", "int4", "f16"), ("dense", "int8", "int8")]
+# Each stack with one of FORMATS; the others are slow.
+DECODED = [
+    pytest.param(stack, *formats, marks=[pytest.mark.slow] * (i % 3 != j))
+    for i, stack in enumerate(STACKS)
+    for j, formats in enumerate(FORMATS)
+]
+
+
+@pytest.mark.parametrize(("stack", "weights", "head", "cache"), DECODED)
 def test_decoding_makes_no_allocation_and_no_system_call(stack, weights, head, cache, tmp_path):
     config = preset("nano").replace(layers=STACKS[stack], weights=weights)
     description = describe(random_model(config, head, tmp_path), tmp_path / "description")

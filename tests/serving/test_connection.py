@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -23,9 +24,11 @@ SETTINGS = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
 
 @contextlib.contextmanager
 def running(app: Starlette | None = None):
-    """Run a server; yield its address."""
+    """Run a server whose model is never loaded; yield its address."""
+    app = app or create_app(SETTINGS)
+    app.state.server.load = lambda: asyncio.Event().wait()
     listener = socket.create_server(("127.0.0.1", 0))
-    runner = uvicorn.Server(configure(app or create_app(SETTINGS), SETTINGS))
+    runner = uvicorn.Server(configure(app, SETTINGS))
     thread = threading.Thread(target=runner.run, args=([listener],))
     thread.start()
     try:

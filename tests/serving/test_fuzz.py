@@ -48,6 +48,7 @@ def server():
         assert not running.runtime._streams
 
 
+@pytest.mark.parametrize("n_examples", [12, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "path",
     [
@@ -55,7 +56,9 @@ def server():
         *("/v1/models", "/v1/models/{id}", "/v1/embeddings", "/health", "/metrics"),
     ],
 )
-def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(server, path):
+def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(
+    server, path, n_examples
+):
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in api.get_all_operations()]
     (operation,) = [each for each in operations if each.path == path]
@@ -64,7 +67,7 @@ def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(
     for mode in schemathesis.GenerationMode if has_body else [schemathesis.GenerationMode.POSITIVE]:
 
         @hypothesis.given(operation.as_strategy(generation_mode=mode))
-        @SETTINGS
+        @hypothesis.settings(SETTINGS, max_examples=n_examples)
         def run(case):
             case.call_and_validate(checks=CHECKS)
 

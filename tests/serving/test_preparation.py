@@ -8,72 +8,36 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import wait_for
+from preparation_jobs import (
+    MB,
+    allocate,
+    describe,
+    divide,
+    end,
+    grow,
+    make_context,
+    measure,
+    no_context,
+    refuse,
+    sleep,
+    spin,
+)
+from servers import fork_preparation, wait_for
 
 from yocobit.errors import UserError
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError, too_costly
 from yocobit.serving.runtime.preparation import WorkerPool
 
-MB = 1 << 20
 
-
-# ---- run in other processes ----
-
-
-def make_context() -> str:
-    return "context"
-
-
-def no_context() -> str:
-    raise UserError("model: has no tokenizer")
-
-
-def describe(context: str, argument: int) -> tuple[str, int, int, int]:
-    return context, argument, os.getpid(), os.nice(0)
-
-
-def measure(context: str, content: bytes) -> int:
-    return len(content)
-
-
-def spin(context: str) -> None:
-    while True:
-        pass
-
-
-def sleep(context: str, path: str) -> None:
-    Path(path).write_text(str(os.getpid()))
-    time.sleep(1000)
-
-
-def allocate(context: str) -> int:
-    return len(bytearray(256 * MB))
-
-
-def grow(context: str) -> int:
-    return len(b"x" * (80 * MB))
-
-
-def end(context: str) -> None:
-    os._exit(3)
-
-
-def divide(context: str) -> float:
-    return 1 / 0
-
-
-def refuse(context: str) -> None:
-    raise APIError(404, "no such model", param="model", code="model_not_found", retry_after=7)
-
-
-# ----
+@pytest.fixture(autouse=True)
+def forked_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_preparation(monkeypatch)
 
 
 def run(work: Callable[[WorkerPool], Awaitable[Any]], **options: Any) -> Any:
@@ -289,11 +253,12 @@ def test_processes_end_with_a_killed_server(tmp_path):
     program = f"""
 import asyncio, sys
 sys.path[:] = {sys.path!r}
-import test_preparation as t
+import preparation_jobs as jobs
+from yocobit.serving.runtime.preparation import WorkerPool
 async def main():
-    pool = t.WorkerPool(t.make_context)
+    pool = WorkerPool(jobs.make_context)
     await pool.start()
-    await pool.run(t.sleep, {str(tmp_path / "pid")!r})
+    await pool.run(jobs.sleep, {str(tmp_path / "pid")!r})
 asyncio.run(main())
 """
     server = subprocess.Popen([sys.executable, "-c", program])

@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import httpx
 import pytest
 from servers import NO_END, wait_for
@@ -31,8 +32,6 @@ SEA = [{"role": "user", "content": "Tell me about the sea."}]
 # `yocobit`, with less time for clients to read the rest of their responses on shutdown.
 PROGRAM = """
 from yocobit import cli
-from yocobit.packing import read_model
-from yocobit.pretrained import TINY
 from yocobit.serving.http import server
 
 server._FLUSH_S = 1
@@ -44,10 +43,9 @@ class Process:
     """A server process that accepts requests at `url`."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-c", PROGRAM, "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.process = forked.Process("serve", "--port", "0", *options, code=PROGRAM)
         self.lines: list[str] = []
-        for line in self.process.stderr:
+        for line in self.process.errors:
             self.lines.append(line)
             if found := re.search(r"http://\S+", line):
                 self.url = found[0]
@@ -56,7 +54,7 @@ class Process:
         self._reader.start()
 
     def _read(self) -> None:
-        self.lines.extend(self.process.stderr)
+        self.lines.extend(self.process.errors)
 
     def end(self, sig=signal.SIGTERM) -> int:
         self.process.send_signal(sig)
@@ -80,7 +78,7 @@ def serving(*options: str):
     finally:
         if process.process.poll() is None:
             process.end(signal.SIGKILL)
-        process.process.stderr.close()
+        process.process.errors.close()
 
 
 def texts(response: httpx.Response) -> list[str]:
@@ -98,9 +96,9 @@ def test_responses_equal_alone_in_a_batch_after_a_restart_and_for_any_thread_cou
                 threading.Thread(
                     target=server.post,
                     args=[TEXT],
-                    kwargs={"prompt": "The king " * (1 + i % 9), "max_tokens": 40, "seed": i},
+                    kwargs={"prompt": "The king " * (1 + i % 9), "max_tokens": 24, "seed": i},
                 )
-                for i in range(32)
+                for i in range(16)
             ]
             for thread in others:
                 thread.start()
@@ -409,8 +407,7 @@ def test_factory_exits_with_its_one_line_error():
 def test_port_in_use_is_a_one_line_error():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        command = [sys.executable, "-m", "yocobit", "serve", "--port", port]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        result = forked.run("serve", "--port", port)
 
     assert result.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
@@ -443,8 +440,7 @@ def test_a_server_does_not_start_with_a_weight_that_has_no_value(tmp_path):
         stream.seek(tensor.begin)
         stream.write(b"\xff")
 
-    command = [sys.executable, "-m", "yocobit", "serve", str(model), "--port", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = forked.run("serve", model, "--port", "0")
 
     assert ended.returncode == 2
     assert "'layers.0.ffn.up_proj.weight' must hold codes 0 to 2 but holds 3" in ended.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 
 import httpx
@@ -26,13 +25,15 @@ from yocobit.serving.runtime.preparation import WorkerPool
 from yocobit.serving.runtime.structured_output import Grammars
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-LONG = "the king of " * 10_000  # 30,000 tokens
+LONG = "the king of " * 4000  # 12,000 tokens
+FAR_TOO_LONG = "the king of " * 90_000
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
 
 
 @pytest.fixture(scope="module")
 def running():
-    with servers.running(ServerSettings(threads=1, timeout_s=20)) as running:
+    settings = ServerSettings(threads=1, timeout_s=20)
+    with servers.running(settings, send_bytes=1 << 16) as running:
         yield running
 
 
@@ -131,15 +132,15 @@ def test_text_offsets_index_the_text(server):
 
 
 def test_session_is_released_while_the_client_does_not_read(server):
-    body = {"prompt": "The king", "max_tokens": 8000, "logit_bias": NO_END}
-    client = server.send(TEXT, **body, stream=True, logprobs=20)
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    body = {"prompt": "The king", "max_tokens": 600, "logit_bias": NO_END}
+    client = server.send(TEXT, receive_bytes=4096, **body, stream=True, logprobs=20)
     wait_for(lambda: server.runtime._streams)
     server.wait_until_idle()
 
-    held = [group for group in server.runtime._streams if group._session is not None]
+    unread = list(server.runtime._streams)
+    held = [group for group in unread if group._session is not None]
     client.close()
-    assert not held
+    assert unread and not held
 
 
 # ---- long texts ----
@@ -216,12 +217,16 @@ def test_recent_prompts_are_tokenized_once(server, monkeypatch):
 @pytest.mark.parametrize(
     ("build", "kind", "body"),
     [
-        (completions.build, CompletionRequest, {"prompt": 9 * LONG}),
-        (chat.build, ChatRequest, {"messages": [{"role": "user", "content": 9 * LONG}]}),
-        (tokenize.tokenize, TokenizeRequest, {"prompt": 9 * LONG}),
-        (tokenize.tokenize, TokenizeRequest, {"prompt": 9 * LONG, "add_special_tokens": False}),
-        (tokenize.tokenize, TokenizeRequest, {"messages": [{"role": "user", "content": 9 * LONG}]}),
-        (embeddings.build, EmbeddingRequest, {"input": ["a", 9 * LONG]}),
+        (completions.build, CompletionRequest, {"prompt": FAR_TOO_LONG}),
+        (chat.build, ChatRequest, {"messages": [{"role": "user", "content": FAR_TOO_LONG}]}),
+        (tokenize.tokenize, TokenizeRequest, {"prompt": FAR_TOO_LONG}),
+        (tokenize.tokenize, TokenizeRequest, {"prompt": FAR_TOO_LONG, "add_special_tokens": False}),
+        (
+            tokenize.tokenize,
+            TokenizeRequest,
+            {"messages": [{"role": "user", "content": FAR_TOO_LONG}]},
+        ),
+        (embeddings.build, EmbeddingRequest, {"input": ["a", FAR_TOO_LONG]}),
     ],
 )
 def test_far_too_long_text_is_rejected_before_tokenization(server, monkeypatch, build, kind, body):
