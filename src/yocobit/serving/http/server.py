@@ -128,13 +128,14 @@ class _Server(uvicorn.Server):
             return
         self._state.is_draining = True
         _exit_after(self._drain_s + _EXIT_S)
+        self._loop.call_soon_threadsafe(self._start_draining, sig)
+
+    def _start_draining(self, sig: int) -> None:
+        # Not in the signal handler: it may interrupt a write to the same stream.
         if sig == signal.SIGINT:
             logging.getLogger(__name__).info(
                 "completing the requests in flight; Ctrl-C again exits at once"
             )
-        self._loop.call_soon_threadsafe(self._start_draining)
-
-    def _start_draining(self) -> None:
         self._draining = self._loop.create_task(self._drain())
 
     async def _drain(self) -> None:
