@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 
 import gguf
@@ -103,6 +104,24 @@ def random_integers(kind, shape, seed=0, has_twos=False):
         groups = integers.reshape(-1, 4, 16)
         np.put_along_axis(groups, rng.integers(0, 4, (len(groups), 1, 16)), 0, axis=1)
     return integers
+
+
+@functools.cache
+def _different_blocks(kind, has_twos):
+    """Integers and bytes of 64 random blocks without a scale."""
+    integers = random_integers(kind, (64, BLOCKS[kind]), has_twos=has_twos)
+    packed = [low_bit_block(kind, each.tolist(), 0) for each in integers]
+    return integers, np.frombuffer(b"".join(packed), dtype=np.uint8).reshape(64, -1)
+
+
+def random_matrix(kind, shape, scales, seed=0, has_twos=False):
+    """Integers and bytes of a matrix of random blocks with these scales."""
+    integers, packed = _different_blocks(kind, has_twos)
+    chosen = np.random.default_rng(seed).integers(0, 64, scales.size)
+    data = packed[chosen]
+    at = data.shape[1] - 2 if kind in ("PTQ1_0", "STQ1_0", "TQ2_0") else 0
+    data[:, at : at + 2] = scales.astype("<f2").reshape(-1, 1).view(np.uint8)
+    return integers[chosen].reshape(shape), data
 
 
 def string(text):

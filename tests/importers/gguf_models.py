@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gguf
 import numpy as np
-from gguf_files import BLOCKS, pack_i2_s, pack_low_bit, random_integers, write
+from gguf_files import BLOCKS, pack_i2_s, random_matrix, write
 
 LAYERS, C, F, V = 2, 256, 512, 320
 E, ACTIVE, WINDOW = 6, 2, 16  # of maple
@@ -158,10 +158,10 @@ def low_bit(architecture, kind, tables=(), has_twos=False, **shape):
         is_matrix = name.split(".")[-2] in (*PROJECTIONS, *EXPERTS, *tables)
         if not (is_matrix and name.endswith(".weight")) or floats.shape[-1] % BLOCKS[kind]:
             continue
-        integers[name] = random_integers(kind, floats.shape, seed, has_twos)
         blocks = *floats.shape[:-1], floats.shape[-1] // BLOCKS[kind]
         scales[name] = rng.uniform(0.02, 0.1, blocks).astype(np.float16)
-        replaced[name] = kind, pack_low_bit(kind, integers[name], scales[name]), floats.shape
+        integers[name], data = random_matrix(kind, floats.shape, scales[name], seed, has_twos)
+        replaced[name] = kind, data, floats.shape
     return integers, scales, replaced
 
 
