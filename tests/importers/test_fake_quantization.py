@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from float64_decoder import Float64Decoder
 from low_bit_directories import (
     INT2,
     ODD,
@@ -187,4 +188,17 @@ def test_logits_of_the_same_weights_as_floats_equal_those_of_transformers(tmp_pa
     logits = Engine(packed, threads=1, kernels=None).logits(tokens)
 
     expected = model.double()(torch.from_numpy(tokens)[None]).logits[0].numpy()
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_logits_of_integers_equal_the_float64_statement_of_their_arithmetic(tmp_path):
+    model, _ = model_and_matrices(rope_parameters=YARN)
+    packed = import_model(publish(model.half(), tmp_path / "hf"), tmp_path / "model")
+    statement = Float64Decoder.of_packed(packed)
+    tokens = statement.tokens_without_ties(4)
+
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+
+    expected = statement.logits(tokens)
+    assert packed.config.weights == "ternary_g128"
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()

@@ -80,6 +80,25 @@ def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, ch
     assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
 
 
+def test_logits_of_experts_equal_those_of_transformers(tmp_path):
+    experts = {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 128,
+        "norm_topk_prob": True,
+    }
+    model = random_model("qwen3_moe", **experts, hidden_size=128, head_dim=32)
+    model.set_experts_implementation("eager")
+    source = tmp_path / "hf"
+    model.save_pretrained(source)  # writes a tensor per expert
+    packed = import_model(source, tmp_path / "model")
+
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
+
+    assert packed.config.n_experts == 8
+    assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_of_minicpm_equal_those_of_a_model_with_its_scales(tmp_path, tied):
     """MiniCPM is not in transformers; Granite is the same model with other names for the scales."""

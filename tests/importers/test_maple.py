@@ -12,6 +12,7 @@ from low_bit_directories import TRITS, LowBit, mlx_tensors, stored_floats
 from published import edit, stored, weights
 from safetensors.torch import load_file, save_file
 
+from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.importers import import_model, open_checkpoint
 from yocobit.packing import verify
@@ -123,6 +124,70 @@ def write(directory: Path, layout: str) -> Path:
     save_file({n: t.contiguous() for n, t in tensors.items()}, directory / "model.safetensors")
     (directory / "config.json").write_text(json.dumps(fields))
     return directory
+
+
+def maple_logits(source: Path, tokens: np.ndarray) -> np.ndarray:
+    """Return the logits of a checkpoint in float64, by the equations of Deepgrove's model."""
+    w = {n: t.double() for n, t in load_file(source / "model.safetensors").items()}
+    T, H, G = len(tokens), 4, 2
+
+    def norm(x, name):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{name}.weight"]
+
+    angles = torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(0, 32, 2).double() / 32)
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1)[:, None] for f in (torch.cos, torch.sin))
+
+    def rope(x):
+        turned, rest = x[..., :32], x[..., 32:]
+        half = torch.cat([-turned[..., 16:], turned[..., :16]], dim=-1)
+        return torch.cat([turned * cos + half * sin, rest], dim=-1)
+
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    x = w["model.word_embeddings.weight"][torch.from_numpy(tokens)]
+    for i, kind in enumerate(FIELDS["layer_types"]):
+        layer, is_local = f"model.layers.{i}", kind == "sliding_attention"
+        attention = f"{layer}.self_attn"
+        h = norm(x, f"{layer}.input_layernorm")
+        q, k, v = (
+            (h @ w[f"{attention}.{n}_proj.weight"].T).view(T, heads, D)
+            for n, heads in (("q", H), ("k", G), ("v", G))
+        )
+        q, k = norm(q, f"{attention}.q_norm"), norm(k, f"{attention}.k_norm")
+        if is_local:
+            q, k = rope(q), rope(k)
+        k, v = (each.repeat_interleave(H // G, dim=1) for each in (k, v))
+        visible = (distance >= 0) & (distance < (FIELDS["sliding_window"] if is_local else T))
+        scores = torch.einsum("thd,shd->hts", q, k) / D**0.5
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        out = torch.einsum("hts,shd->thd", weights, v).reshape(T, H * D)
+        x = x + out @ w[f"{attention}.o_proj.weight"].T
+        h = norm(x, f"{layer}.post_attention_layernorm")
+        chance, chosen = (h @ w[f"{layer}.mlp.gate.weight"].T).softmax(-1).topk(2)
+        chance = chance / chance.sum(-1, keepdim=True)
+        y = torch.zeros_like(x)
+        for t in range(T):
+            for c, e in zip(chance[t], chosen[t].tolist(), strict=True):
+                gate, up, down = (w[f"{layer}.mlp.experts.{e}.{n}.weight"] for n in EXPERT)
+                inner = torch.nn.functional.silu((gate @ h[t]).clamp(max=7.0))
+                y[t] += c * (down @ (inner * (up @ h[t]).clamp(-7.0, 7.0)))
+        x = x + y
+    return (norm(x, "model.norm") @ w["lm_head.weight"].T).numpy()
+
+
+def test_logits_are_those_of_the_equations_of_maple(tmp_path):
+    source = write(tmp_path / "maple", "bfloat16")
+    tensors = load_file(source / "model.safetensors")
+    for name in tensors:
+        if "post_attention_layernorm" in name:  # so that the limits of SwiGLU apply
+            tensors[name] = tensors[name] * 16
+    save_file(tensors, source / "model.safetensors")
+    tokens = np.random.default_rng(1).integers(0, 264, 24)
+    packed = import_model(source, tmp_path / "model", "f32", weights="f32")
+
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+
+    expected = maple_logits(source, tokens)
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("layout", ["bfloat16", "experts", "stacked", "fused"])

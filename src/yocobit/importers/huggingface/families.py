@@ -313,6 +313,8 @@ def _layers(theirs: PublishedConfig, family: Family, file: str) -> tuple[list[Mi
         return [("full" if window is None else "window")] * n_layers, window
     if not (family.window_is_default or theirs.use_sliding_window or family.window == "all"):
         window = None
+    elif family.has_experts and not family.window_is_default:
+        raise ConfigError(f"{file}: use_sliding_window must be false with experts but is true")
     if theirs.layer_types is not None:
         kinds = list(theirs.layer_types)
     elif family.window_pattern is not None:
