@@ -131,6 +131,9 @@ def write_gguf(directory: Path) -> None:
 
 def write_published(directory: Path) -> None:
     """Write tiny checkpoints of several families in their published layouts."""
+    from copy import deepcopy
+
+    from low_bit_directories import model_and_matrices, publish_mlx
     from published import publish, quantised_model, random_model
 
     offline = {"linear_class": "bitlinear", "quantization_mode": "offline"}
@@ -145,6 +148,9 @@ def write_published(directory: Path) -> None:
     }
     for name, model in models.items():
         publish(model, directory / f"import-{name}")
+    low_bit, matrices = model_and_matrices(intermediate_size=128, num_hidden_layers=1)
+    publish(deepcopy(low_bit).half(), directory / "import-unpacked")
+    publish_mlx(low_bit, matrices, directory / "import-mlx", 2)
 
 
 def write_run(directory: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hub_server import COMMIT, Repository, serve_hub
 from packed_models import tokenizer
 from published_checkpoint import save_checkpoint
+from safetensors.torch import load_file, save_file
 
 from yocobit.packing import read_model
 
@@ -152,6 +153,32 @@ def test_remove_keeps_a_model_that_another_name_shares(checkpoint, tmp_path):
     assert path.is_dir()
     assert models.remove("b/tiny") > 0
     assert not path.exists()
+
+
+def test_mlx_directory_with_shards_is_downloaded_and_converted(yocobit, hub, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "importers")
+    from low_bit_directories import model_and_matrices, publish_mlx
+
+    model, matrices = model_and_matrices(vocab_size=512)
+    source = publish_mlx(model, matrices, tmp_path / "mlx", 2)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, source / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    (source / "tokenizer.json").write_text(tokenizer().to_str())
+    (source / "modeling.py").write_text("raise SystemExit")
+    hub.repositories["prism/bonsai"] = Repository.of(source)
+
+    shown = yocobit("generate", "the", "--model", "prism/bonsai", "--max-tokens", "3")
+
+    assert shown.returncode == 0, shown.stderr
+    assert "published codes with float16 scales" in shown.stderr
+    assert "projections in ternary_g128 with one scale per group of 128 columns" in shown.stderr
+    assert not any(path.endswith("modeling.py") for _, path, _ in hub.requests)
 
 
 def test_interrupted_download_is_completed(yocobit, hub):

@@ -147,7 +147,14 @@ def _as_floats(checkpoint: Checkpoint, name: str, matrix: IntegerMatrix) -> Floa
             f"{checkpoint.path}: tensor '{name}' must be stored as integers, as it is published, "
             "since the model was trained with quantised activations"
         )
-    return matrix.floats()
+    with np.errstate(over="ignore"):  # checked below
+        floats = matrix.floats()
+    if not np.isfinite(floats).all():
+        raise ConfigError(
+            f"{checkpoint.path}: tensor '{name}' must have weights of float32 but has a scale of "
+            f"{matrix.scale.max():g}"
+        )
+    return floats
 
 
 def _stored_scales(

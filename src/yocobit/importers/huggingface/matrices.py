@@ -104,7 +104,8 @@ class Matrices:
             affine, rows = self._affine[name], self._read_affine(name)
             if affine.is_low_bit:
                 return integer_form(rows, affine, K, self._tensors.path).matrix(rows)
-            return np.concatenate([each.floats(affine.bits) for each in rows])
+            values = np.concatenate([each.floats(affine.bits) for each in rows])
+            return checked(self._tensors, first, values, (M, K))
         if name in self.formats:
             matrix = fake_quantization.recover(self._pieces(name))
             if matrix is None:

@@ -86,11 +86,12 @@ class AffineRows(NamedTuple):
     biases: Floats  # likewise
 
     def floats(self, bits: int) -> Floats:
-        """Return the weights (M, K)."""
+        """Return the weights (M, K), which may be infinite."""
         M, G = self.scales.shape
         codes = _decoded(self.packed, np.arange(1 << bits, dtype=np.uint8), bits)
         groups = codes.reshape(M, G, -1).astype(np.float32)
-        return (groups * self.scales[..., None] + self.biases[..., None]).reshape(M, -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return (groups * self.scales[..., None] + self.biases[..., None]).reshape(M, -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,8 @@ def read_rows(
 def _values(rows: AffineRows, bits: int, path: Path) -> tuple[int, ...]:
     """Return the integers of the codes."""
     scales, biases = rows.scales, rows.biases
-    is_other = {ratio: biases != scales * np.float32(ratio) for ratio in _FORMS[bits]}
+    with np.errstate(over="ignore"):  # an infinite product is no bias
+        is_other = {ratio: biases != scales * np.float32(ratio) for ratio in _FORMS[bits]}
     for ratio, values in _FORMS[bits].items():
         if not is_other[ratio].any():
             return values
