@@ -31,8 +31,8 @@ struct Operands {
       : stride(static_cast<int>(round_up(k, kSignBlock))),
         int8(make_buffer<int8_t>(size_t(n) * stride)),
         int16(make_buffer<int16_t>(size_t(n) * stride)),
-        scales(n, 1.0f),
-        sums(size_t(n) * stride / kInt4Block, 0),
+        scales(size_t(n) * stride / kActivationGroup, 1.0f),
+        sums(size_t(n) * stride / kActivationGroup, 0),
         floats(size_t(n) * k, 0.5f),
         float32_scales(m, 1.0f),
         float16_scales(size_t(round_up(m, kRowsPerGroup)) * (stride / kInt4Block), 0x3c00),
@@ -44,7 +44,7 @@ struct Operands {
   int stride;
   Buffer<int8_t> int8;
   Buffer<int16_t> int16;
-  std::vector<float> scales;
+  std::vector<float> scales;  // of activations, at least as many as any form has; sums likewise
   std::vector<int32_t> sums;
   std::vector<float> floats;
   std::vector<float> float32_scales;     // of weights: 1
@@ -73,6 +73,12 @@ void multiply(const Kernels& kernels, const WeightFormat& format, const uint8_t*
                                              .scales = x.scales.data(),
                                              .n = n,
                                              .stride = x.stride},
+                                   .grouped = {.codes = x.int8.get(),
+                                               .scales = x.scales.data(),
+                                               .sums = x.sums.data(),
+                                               .n = n,
+                                               .stride = x.stride,
+                                               .n_parts = 1},
                                    .n = n,
                                    .k = k};
   linear.apply(kernels, activations, 0, m / kRowsPerGroup, x.y.data(), m);

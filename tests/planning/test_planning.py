@@ -550,7 +550,8 @@ def test_mean_rows_are_weighted_by_input_features():
 
 @pytest.mark.parametrize("kernels", _native.supported_kernels())
 def test_every_kernel_has_a_rate(kernels):
-    for stored in ("ternary", "sign", "int8", "int4", "f16", "f32"):
+    a8, a16 = ("ternary", "sign"), ("ternary_g64", "sign_g128", "odd_g128", "ternary_row_a16")
+    for stored in (*a8, *a16, "int8", "int4", "f16", "f32"):
         for n in (1, 33):
             assert _native.gemm_bytes_per_s(kernels, stored, n, 16, 72, [0], 4096, 1) > 0
     for cache in ("f32", "f16", "int8", "int4"):
