@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from float64_decoder import Float64Decoder
 from gguf_files import BLOCKS, low_bit_block, pack_low_bit
 from gguf_models import (
     ACTIVE,
@@ -22,6 +23,7 @@ from gguf_models import (
     write_model,
 )
 
+from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.importers import IntegerMatrix, import_model
 from yocobit.importers.gguf.architectures import tensor_name
@@ -131,6 +133,30 @@ def test_packed_model_has_the_integers_and_scales_of_the_file(tmp_path, kind, ti
         block_scales = scales[theirs].astype(np.float32).repeat(BLOCKS[kind], axis=1)
         np.testing.assert_array_equal(weights, integers[theirs] * block_scales)
     assert n_matrices == len(integers)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "tables"),
+    [
+        ("qwen3", "Q1_0", TABLES),
+        ("llama", "Q2_0", TABLES),
+        ("hunyuan-dense", "Q2_0C", ()),
+        ("minicpm", "STQ1_0", TABLES),
+        ("maple", "TQ2_0", ()),
+    ],
+)
+def test_logits_equal_the_float64_statement(tmp_path, architecture, kind, tables):
+    replaced = low_bit(architecture, kind, tables)[2]
+    write_model(tmp_path / "m.gguf", architecture, replace=replaced)
+
+    # The inputs of a head in f32 are not rounded, which leaves fewer ties.
+    packed = import_model(tmp_path / "m.gguf", tmp_path / "model", None if tables else "f32")
+
+    statement = Float64Decoder.of_packed(packed)
+    tokens = statement.tokens_without_ties(3)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    expected = statement.logits(tokens)
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("kind", ["Q2_0", "Q2_0 with 128 weights per scale", "PQ2_0", "TQ2_0"])
