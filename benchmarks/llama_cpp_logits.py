@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from peers import versions
 
 from yocobit import Engine
+from yocobit.exporters import export_gguf
 from yocobit.hardware.host import provenance
 from yocobit.importers import import_model
 
@@ -151,8 +152,8 @@ def tiny(work: Path, architecture: str, kind: str, scaled_rope: Found | None = N
 def low_bits(work: Path, architecture: str, kind: str) -> Found:
     """Return the largest difference of logits from llama.cpp's of the same weights in F32.
 
-    Relative to the largest logit: with int8 and int16 activations, and of llama.cpp itself. All
-    differences are the rounding of activations.
+    Relative to the largest logit: with int8 and int16 activations, and of llama.cpp itself, from
+    the file and from our export of it. All differences are the rounding of activations.
     """
     work.mkdir()
     shape, keys = TINY[architecture]
@@ -168,10 +169,12 @@ def low_bits(work: Path, architecture: str, kind: str) -> Found:
     tokens = np.random.default_rng(0).integers(1, model.config.vocab_size, 48).tolist()
     expected = LlamaCpp(copy, 1).logits(tokens)
     exact = Engine.load(work / "packed", threads=1, exact=True)
+    export_gguf(model, work / "export.gguf")
     logits = {
         "int8": Engine(model, 1, None).logits(tokens),
         "exact": exact.logits(tokens),
         "llama_cpp": LlamaCpp(path, 1).logits(tokens),
+        "llama_cpp_export": LlamaCpp(work / "export.gguf", 1).logits(tokens),
     }
     largest = np.abs(expected).max()
     return {name: float(np.abs(each - expected).max() / largest) for name, each in logits.items()}
