@@ -328,6 +328,7 @@ def test_tokenizer_of_another_directory_replaces_that_of_the_checkpoint(tmp_path
         ({"model_type": "hgrn_bit"}, "but is 'hgrn_bit', which has an elementwise gated"),
         ({"model_type": "qwen3_5"}, "which has gated delta-net layers, which need the delta rule"),
         ({"model_type": "prism_hadamard_qwen35"}, "which has weights in a rotated basis, which"),
+        ({"sparse_config": {"topk": 64}}, "sparse_config must be null but is {'topk': 64}"),
         ({"use_cla": True}, "use_cla must be false but is True"),
         ({"num_experts": 8}, "num_experts must be null but is 8"),
         ({"mlp_bias": True}, "mlp_bias must be false but is True"),

@@ -57,3 +57,16 @@ def test_error_names_a_missing_tensor_and_a_damaged_file(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"12345678")
     with pytest.raises(ConfigError, match=r"model\.safetensors: header must have at most"):
         SafetensorsDirectory(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.uint32])
+def test_rows_of_a_tensor_are_those_of_the_whole(tmp_path, dtype):
+    tensor = torch.arange(24).reshape(6, 2, 2).to(dtype)
+    save_file({"a": torch.zeros(5), "b": tensor}, tmp_path / "model.safetensors")
+    source = SafetensorsDirectory(tmp_path)
+
+    whole = source.read("b")
+
+    assert source.shape("b") == (6, 2, 2)
+    for start, stop in ((0, 6), (2, 5), (4, 9), (5, 5), (0, None)):
+        np.testing.assert_array_equal(source.read_rows("b", start, stop), whole[start:stop])

@@ -187,6 +187,7 @@ class PublishedConfig(Settings):
     first_k_dense_replace: Any = None  # layers without experts
     mlp_only_layers: Any = None  # likewise
     num_kv_shared_layers: Any = None
+    sparse_config: Any = None  # of MiniCPM 4.1: block-sparse attention to long texts
 
     def __post_init__(self) -> None:
         super().__post_init__()

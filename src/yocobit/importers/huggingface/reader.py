@@ -79,7 +79,7 @@ class HuggingFaceCheckpoint:
         if self._bitnet is not None:
             return "safetensors, packed ternary"
         if self._mlx is not None:
-            return f"MLX, {self._mlx.default.bits} bits"
+            return f"MLX, {self._mlx.default.bits}-bit"
         return f"safetensors, {'fake-quantised' if self._matrices.formats else 'dense'} {dtype}"
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
