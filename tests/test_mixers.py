@@ -38,7 +38,10 @@ def test_cross_decoder_is_that_of_the_table():
 @pytest.mark.parametrize("sub_norm", [True, False])
 @pytest.mark.parametrize("mixer", MIXERS)
 def test_parameters_are_those_of_the_decoder(mixer: Mixer, sub_norm: bool, ffn: FeedForwardKind):
-    config = stack_with(mixer).replace(sub_norm=sub_norm, ffn=ffn, tie_embeddings=sub_norm)
+    experts = {"n_experts": 4, "n_active_experts": 2} if ffn == "moe" else {}
+    config = stack_with(mixer).replace(
+        sub_norm=sub_norm, ffn=ffn, tie_embeddings=sub_norm, **experts
+    )
 
     shapes = parameter_shapes(config)
 

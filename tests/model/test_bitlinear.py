@@ -6,7 +6,7 @@ Letters: N tokens   M output features   K input features   B batch   T positions
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,19 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from yocobit import _native
-from yocobit.config import ModelConfig, WeightKind, preset
+from yocobit.config import ModelConfig, preset
 from yocobit.model.bitlinear import BitLinear, project, sign
 from yocobit.model.feed_forward import FeedForward
 from yocobit.model.mixers.cross import SharedKeysValues
 from yocobit.model.ops import dispatch
 from yocobit.model.ops.dispatch import matmul_kernels, use_kernels
 from yocobit.model.quantization import (
-    QUANTIZERS,
     fake_quantize,
     quantize_activations,
     quantize_weight,
 )
-from yocobit.packing.formats import is_quantised
 
 NATIVE = ("ternary", "sign")  # supported by the training kernels
 QUANTIZED = (*NATIVE, "ternary_row")
@@ -333,12 +331,8 @@ def test_dense_bitlinear_is_a_plain_matmul_with_its_gradients():
     assert torch.autograd.gradcheck(layer, (x,))
 
 
-def test_every_quantised_weight_kind_has_a_quantizer():
-    assert tuple(QUANTIZERS) == tuple(filter(is_quantised, get_args(WeightKind)))
-
-
 def test_weight_kind_without_quantisation_is_rejected():
-    with pytest.raises(ValueError, match="must be quantised but is 'dense'"):
+    with pytest.raises(ValueError, match=r"must be ternary or .* but is 'dense'"):
         quantize_weight(torch.ones(1, 1), "dense")
 
 

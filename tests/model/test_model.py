@@ -319,7 +319,7 @@ def test_rope_kind_of_a_mixer_does_not_affect_others(mixer):
 
 
 @pytest.mark.parametrize("sub_norm", [False, True])
-@pytest.mark.parametrize("kind", FEED_FORWARDS)
+@pytest.mark.parametrize("kind", [kind for kind in FEED_FORWARDS if kind != "moe"])
 def test_feed_forward_equals_its_formula(kind, sub_norm):
     config = _config(ffn=kind, weights="dense", sub_norm=sub_norm)
     ffn = FeedForward(config).double()
@@ -337,7 +337,9 @@ def test_feed_forward_equals_its_formula(kind, sub_norm):
 
 @pytest.mark.parametrize("ffn", FEED_FORWARDS)
 def test_gradients_reach_every_parameter(layers, weights, ffn):
-    model, tokens = _model(layers=layers, weights=weights, ffn=ffn).requires_grad_(True), _tokens()
+    experts = {"n_experts": 4, "n_active_experts": 2} if ffn == "moe" else {}
+    model, tokens = _model(layers=layers, weights=weights, ffn=ffn, **experts), _tokens()
+    model.requires_grad_(True)
 
     logits = model(tokens[:, :-1])
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()

@@ -1,5 +1,7 @@
 """Linear layers with 1-bit and 1.58-bit weights, trained with a straight-through estimator.
 
+Weights-only quantisation (A16) multiplies unquantised activations by quantised weights, in floats.
+
 Letters: M output features   K input features
 """
 
@@ -18,7 +20,8 @@ from yocobit.model.norm import RMSNorm
 from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
 from yocobit.model.precision import in_float32
-from yocobit.packing.formats import PerTensor, formats_of
+from yocobit.model.quantization import straight_through_weight
+from yocobit.packing.formats import INT8_PER_TOKEN, PerTensor, formats_of
 
 
 def uses_bfloat16_matmul(x: Tensor) -> bool:
@@ -36,8 +39,9 @@ class BitLinear(nn.Linear):
     """y = (x_q W_q^T) s_x s_w + bias: W quantised to `kind`, x to int8 per row.
 
     BitNet b1.58 (arXiv:2402.17764), BitNet b1 (arXiv:2310.11453). Master weights stay in floating
-    point; kind "dense" quantises nothing. A subclass of nn.Linear for adapters such as PEFT's.
-    With `norm_eps`, an RMSNorm of its own precedes the rounding of x.
+    point; kinds of weights-only quantisation do not quantise x, and "dense" quantises nothing. A
+    subclass of nn.Linear for adapters such as PEFT's. With `norm_eps`, an RMSNorm of its own
+    precedes the rounding of x.
     """
 
     def __init__(
@@ -47,12 +51,15 @@ class BitLinear(nn.Linear):
         kind: WeightKind,
         bias: bool = False,
         norm_eps: float | None = None,
+        n_blocks: int = 1,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
+        self.n_blocks = n_blocks  # matrices of equal shape whose rows are stacked: those of experts
         self.norm = None if norm_eps is None else RMSNorm(in_features, eps=norm_eps)
         self.kind: WeightKind = kind
         format = formats_of(kind)[0]
         self.is_quantised = format.is_integer
+        self.quantises_inputs = format.activations is INT8_PER_TOKEN
         self.has_one_scale = isinstance(format.scale, PerTensor)
 
     def reset_parameters(self) -> None:
@@ -63,16 +70,20 @@ class BitLinear(nn.Linear):
         (y,) = _project(x if self.norm is None else self.norm(x), [self])
         return y
 
+    def rounded_weight(self) -> Tensor:
+        """Return the weight (M, K) that multiplies x: quantised, with gradient 1."""
+        return straight_through_weight(self.weight, self.kind) if self.is_quantised else self.weight
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, kind={self.kind!r}"
 
 
 def projection(
-    config: ModelConfig, in_features: int, out_features: int, bias: bool = False
+    config: ModelConfig, in_features: int, out_features: int, bias: bool = False, n_blocks: int = 1
 ) -> BitLinear:
     """Return a projection of self-attention or of an FFN."""
     norm_eps = config.projection_norm_eps if config.projection_norms else None
-    return BitLinear(in_features, out_features, config.weights, bias, norm_eps)
+    return BitLinear(in_features, out_features, config.weights, bias, norm_eps, n_blocks)
 
 
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
@@ -94,14 +105,19 @@ def _project(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
 
 
 def _multiply(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
-    kind = linears[0].kind
-    if not linears[0].is_quantised:
-        if not uses_bfloat16_matmul(x):
-            return tuple(F.linear(x, linear.weight) for linear in linears)
-        with torch.autocast("cpu", torch.bfloat16):
-            return tuple(F.linear(x, linear.weight).to(x.dtype) for linear in linears)
-    ys = _quantised(x, kind, linears[0].has_one_scale, *(linear.weight for linear in linears))
+    first = linears[0]
+    if not first.quantises_inputs:
+        return tuple(float_matmul(x, linear.rounded_weight()) for linear in linears)
+    ys = _quantised(x, first.kind, first.has_one_scale, *(linear.weight for linear in linears))
     return tuple(y.to(x.dtype) for y in ys)
+
+
+def float_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x (..., K) times weight (M, K), in the precision of matmuls."""
+    if not uses_bfloat16_matmul(x):
+        return F.linear(x, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(x, weight).to(x.dtype)
 
 
 @in_float32

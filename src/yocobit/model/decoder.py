@@ -16,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from yocobit.config import ModelConfig
 from yocobit.mixers import MIXERS
 from yocobit.model.attention import Documents, KeysValues, Mask, Padding, SelfAttention
-from yocobit.model.feed_forward import FeedForward
+from yocobit.model.experts import feed_forward
 from yocobit.model.mixers import MIXER_MODULES
 from yocobit.model.mixers.cross import Shared, SharedKeysValues
 from yocobit.model.norm import RMSNorm
+from yocobit.model.quantization import check_trainable
 from yocobit.model.rope import NO_ROPE, Positions
 
 
@@ -53,7 +54,7 @@ class Block(nn.Module):
             self.mixer.rope = NO_ROPE
         self.mixer_post_norm = _norm(config, config.post_norms)
         self.ffn_norm = _norm(config)
-        self.ffn = FeedForward(config)
+        self.ffn = feed_forward(config)
         self.ffn_post_norm = _norm(config, config.post_norms)
         self.residual_scale = config.residual_scale
 
@@ -88,6 +89,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, block: type[Block] = Block) -> None:
         """Create a model with initial weights; `block` is the class of its blocks."""
         super().__init__()
+        check_trainable(config.weights)
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(block(config, i) for i in range(len(config.layers)))

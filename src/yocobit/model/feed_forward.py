@@ -6,6 +6,7 @@ Letters: B batch   T positions   C model width   F feed-forward width
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,12 +25,14 @@ class FeedForward(nn.Module):
     geglu    norm(gelu(gate) * up)        (gelu by its tanh approximation)
     relu2    norm(relu(gate)^2 * up)      (arXiv:2504.12285)
     sign     sign(up), without W_gate     (binary activations)
+
+    With `swiglu_limit`, swiglu clips gate to at most it, and up to at most its magnitude.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         C, d_ff, spec = config.d_model, config.d_ff, FEED_FORWARDS[config.ffn]
-        self.activation = ACTIVATIONS[spec.name]
+        self.activation = activation(config)
         self.has_gate = spec.has_gate
         self.eps = config.norm_eps
         if spec.has_gate:
@@ -44,8 +47,19 @@ class FeedForward(nn.Module):
         return self.down_proj(self.activation(project(x, *linears), self.sub_norm, self.eps))
 
 
-def _swiglu(projected: tuple[Tensor, ...], norm: nn.Module, eps: float) -> Tensor:
+def activation(config: ModelConfig) -> Callable[..., Tensor]:
+    """Return the function of ACTIVATIONS, with the limit of the config."""
+    if config.swiglu_limit is None:
+        return ACTIVATIONS[config.ffn]
+    return partial(_swiglu, limit=config.swiglu_limit)
+
+
+def _swiglu(
+    projected: tuple[Tensor, ...], norm: nn.Module, eps: float, limit: float | None = None
+) -> Tensor:
     gate, up = projected
+    if limit is not None:
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
     return gated_norm(gate, up, norm, eps)
 
 
@@ -73,4 +87,5 @@ ACTIVATIONS: dict[FeedForwardKind, Callable[..., Tensor]] = {
     "geglu": _geglu,
     "relu2": _relu2,
     "sign": _sign,
+    "moe": _swiglu,
 }

@@ -21,6 +21,7 @@ from yocobit.packing import checkpoints
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
 from yocobit.packing.formats import (
     INT8,
+    PerGroup,
     WeightFormat,
     formats_of,
     head_format,
@@ -117,6 +118,8 @@ def _quantize_as_trained(
     finally:
         torch.set_num_threads(before)
     codes = format.encode(integers.numpy().astype(np.int8))
+    if isinstance(format.scale, PerGroup):
+        return codes, format.scale.encode(scale.numpy())
     return codes, scale.numpy().reshape(format.scale.shape(*values.shape))
 
 

@@ -50,6 +50,8 @@ class OptimConfig(Settings):
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.95  # of Muon
     grad_clip: NotNegative = 1.0  # gradients above this norm are scaled down to it; 0: off
     z_loss: NotNegative = 0.0  # times (log sum exp logits)^2 per token, added to the loss
+    # Of a mixture of experts: times the load-balancing loss, added to the loss per token.
+    router_aux_loss_coef: NotNegative = 0.01
     spike_factor: float = 10.0  # skip steps with a gradient norm above this many medians; 0: off
     max_skips: Count = 10  # skipped steps in a row that end the run
     # All windows of a step are read before it.

@@ -271,6 +271,8 @@ class Loop:
         }
         if self.config.distill is not None:
             record["divergence"] = result.divergence
+        if self.model.config.n_experts:
+            record["load_balancing_loss"] = result.balance
         if result.skipped is not None:
             record["skipped"] = result.skipped
         return record

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ class Muon(torch.optim.Optimizer):
     W -= lr * (s O + weight_decay W),  O = orthogonalize(G + momentum B),  B = momentum B + G,
     s = 0.2 sqrt(max(M, K)), which gives a step the RMS of an Adam step. Matrices are batched by
     shape, and the precision is that of matmuls: torch.optim.Muon always computes in bfloat16, which
-    most CPUs emulate.
+    most CPUs emulate. A parameter of a group with n_blocks > 1 is so many matrices of equal shape,
+    stacked by rows.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "n_blocks": 1}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -46,9 +49,11 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
+            n_blocks = group["n_blocks"]
             for (M, K), parameters in shapes.items():
-                updates = _orthogonalize_all([self._direction(p, group) for p in parameters])
-                step_size = group["lr"] * 0.2 * max(M, K) ** 0.5
+                directions = [self._direction(p, group) for p in parameters]
+                updates = _orthogonalize_all(directions, n_blocks)
+                step_size = group["lr"] * 0.2 * max(M // n_blocks, K) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.sub_(update, alpha=step_size)
@@ -64,12 +69,17 @@ class Muon(torch.optim.Optimizer):
         return direction
 
 
-def _orthogonalize_all(matrices: list[Tensor]) -> Sequence[Tensor]:
-    """Orthogonalise matrices (M, K), sharded ones each in one of the processes."""
+def _orthogonalize_all(matrices: list[Tensor], n_blocks: int) -> Sequence[Tensor]:
+    """Orthogonalise the blocks of matrices (M, K), sharded ones each in one of the processes."""
+
+    def orthogonalize_blocks(stack: Tensor) -> Tensor:  # (N, M, K)
+        blocks = stack.unflatten(1, (n_blocks, -1)).flatten(0, 1)
+        return orthogonalize(blocks).reshape(stack.shape)
+
     sharded = [matrix for matrix in matrices if is_sharded(matrix)]
     if sharded:
-        return map_full(orthogonalize, sharded)
-    return orthogonalize(torch.stack(matrices)).unbind()
+        return map_full(orthogonalize_blocks, sharded)
+    return orthogonalize_blocks(torch.stack(matrices)).unbind()
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -98,12 +108,12 @@ class Optimizers:
         self.names: dict[Tensor, str] = {
             parameter: name for name, parameter in model.named_parameters()
         }
-        groups = _groups(model, config)
+        matrices, groups = _groups(model, config)
         self.parts: list[torch.optim.Optimizer] = []
         if config.optimizer == "muon":
-            matrices = groups.pop(0)
-            decay, rate = matrices["weight_decay"], matrices["base_rate"]
-            self.parts.append(Muon([matrices], rate, config.momentum, decay))
+            self.parts.append(Muon(matrices, config.learning_rate, config.momentum, 0.0))
+        else:
+            groups = matrices + groups
         kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
         betas = (config.betas[0], config.betas[1])
         self.parts.append(kind(groups, config.learning_rate, betas, config.eps, fused=True))
@@ -179,29 +189,36 @@ def _restored(parameter: Tensor, key: str, value: Tensor) -> Tensor:
     return value.clone()  # in memory with torch's own alignment, as before the checkpoint
 
 
-def _groups(model: Decoder, config: OptimConfig) -> list[dict[str, Any]]:
-    """Split the parameters into groups, matrices first."""
+def _groups(
+    model: Decoder, config: OptimConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the groups of matrices, one for each number of blocks, and the other groups."""
+    matrices: dict[int, list[Tensor]] = defaultdict(list)
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            matrices[module.n_blocks].append(module.weight)
     embedding, head = model.embedding.weight, model.head.weight
-    matrices: list[Tensor] = [m.weight for m in model.modules() if isinstance(m, BitLinear)]
     named: list[Tensor] = [embedding] if head is embedding else [embedding, head]
-    grouped = {id(parameter) for parameter in (*matrices, *named)}
+    grouped = {id(parameter) for parameter in (*chain(*matrices.values()), *named)}
     rest: list[Tensor] = [
         parameter for parameter in model.parameters() if id(parameter) not in grouped
     ]
-    decay = config.weight_decay
-    groups: list[tuple[list[Tensor], float | None, float]] = [
-        (matrices, config.matrix_learning_rate, decay),
-        ([embedding], config.embedding_learning_rate, 0.0),
-        (named[1:], config.head_learning_rate, decay),
-        (rest, None, 0.0),
-    ]
-    return [
-        {
+
+    def group(parameters: list[Tensor], rate: float | None, decay: float) -> dict[str, Any]:
+        return {
             "params": parameters,
             "base_rate": rate or config.learning_rate,
-            "base_weight_decay": weight_decay,
-            "weight_decay": weight_decay,
+            "base_weight_decay": decay,
+            "weight_decay": decay,
         }
-        for parameters, rate, weight_decay in groups
-        if parameters
+
+    decay = config.weight_decay
+    others = [
+        group([embedding], config.embedding_learning_rate, 0.0),
+        group(named[1:], config.head_learning_rate, decay),
+        group(rest, None, 0.0),
     ]
+    return [
+        {**group(weights, config.matrix_learning_rate, decay), "n_blocks": n_blocks}
+        for n_blocks, weights in matrices.items()
+    ], [each for each in others if each["params"]]

@@ -14,8 +14,9 @@ from yocobit.config import ConfigError
 from yocobit.data.corpus import Corpus, prepare
 from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
+from yocobit.model.quantization import check_trainable
 from yocobit.packing import checkpoints
-from yocobit.packing.formats import is_quantised
+from yocobit.packing.formats import INT8_PER_TOKEN, formats_of
 from yocobit.text import n_ids
 from yocobit.tracking.progress import print_line
 from yocobit.training import checkpoint
@@ -57,6 +58,7 @@ def set_up(
 ) -> Run:
     """Set up a run in `run_dir`, print its description, and restore its last checkpoint."""
     check_batch(config, processes)
+    check_trainable(config.model.weights)
     threads = set_threads(config.run.threads, processes.n_local)
     resumable = _find_checkpoint(config, run_dir, resume, processes)
     found = resumable.checkpoint
@@ -187,7 +189,8 @@ def _objective(
     processes: Processes,
 ) -> nn.Module:
     model.recompute = config.run.recompute
-    objective: nn.Module = Objective(model, config.optim.z_loss, teacher)
+    optim = config.optim
+    objective: nn.Module = Objective(model, optim.z_loss, teacher, optim.router_aux_loss_coef)
     objective = wrap(objective, model, config.run.parallel, processes.size)
     return compiled(objective) if state.is_compiled else objective
 
@@ -198,5 +201,5 @@ def _describe(corpus: Corpus, model: Decoder, state: RunState) -> Iterator[str]:
         f"model {model.n_parameters() / 1e6:.2f}M parameters, "
         f"{model.n_parameters(embedding=False) / 1e6:.2f}M in blocks; {state.arithmetic}"
     )
-    if is_quantised(model.config.weights):
+    if formats_of(model.config.weights)[0].activations is INT8_PER_TOKEN:
         yield f"matmuls of {model.config.weights} weights: {dispatch.describe()}"

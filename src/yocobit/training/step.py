@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yocobit.model import Decoder
+from yocobit.model.experts import MixtureOfExperts
 from yocobit.training.batch import Batch
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
@@ -28,21 +30,33 @@ class Objective(nn.Module):
     """The loss of a model on a batch.
 
     Only `forward` reads weights: this is the module to compile, shard or replicate. The teacher is
-    not a submodule.
+    not a submodule. `balance_weight` multiplies the load-balancing loss of the experts, which is
+    the mean over the layers of that of all tokens of the batch.
     """
 
-    def __init__(self, model: Decoder, z_weight: float, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        z_weight: float,
+        teacher: Teacher | None = None,
+        balance_weight: float = 0.0,
+    ) -> None:
         super().__init__()
         self.model, self.z_weight, self.teacher = model, z_weight, teacher
+        self.balance_weight = balance_weight
+        for experts in _experts(model):
+            experts.records_balance = True
 
     def forward(
         self, inputs: Tensor, targets: Tensor, resets: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss, and cross-entropy and divergence from the teacher (2,) without gradient.
+        """Return the loss, and its terms (3,) without gradient: cross-entropy, divergence from the
+        teacher, and load-balancing loss.
 
         Inputs, targets and resets are (B, T); a negative target is not in the loss, and a position
-        where resets is True attends to nothing before it. All results are sums of nats over
-        targets. The teacher is evaluated only if gradients are enabled.
+        where resets is True attends to nothing before it. All results are sums over targets: of
+        nats, and of the load-balancing loss, the same for each. The teacher is evaluated, and
+        loads are balanced, only if gradients are enabled.
         """
         hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
         teacher_output = None
@@ -51,7 +65,29 @@ class Objective(nn.Module):
         if (scale := self.model.config.logit_scale) != 1:
             hidden = hidden * scale
         weight = self.model.head.weight
-        return head_loss(hidden, weight, targets.flatten(), self.z_weight, teacher_output)
+        loss, terms = head_loss(hidden, weight, targets.flatten(), self.z_weight, teacher_output)
+        balance = _balance(self.model, targets)
+        if balance is None:
+            return loss, F.pad(terms, (0, 1))
+        loss = loss + self.balance_weight * balance
+        return loss, torch.cat([terms, balance.detach().to(terms.dtype)[None]])
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # reads what uncompiled code has set
+def _balance(model: Decoder, targets: Tensor) -> Tensor | None:
+    """Return the load-balancing loss of the last forward pass times the number of targets."""
+    losses = []
+    for experts in _experts(model):
+        if experts.balance is not None:
+            losses.append(experts.balance)
+        experts.balance = None  # frees its graph
+    if not losses or not torch.is_grad_enabled():  # recomputation in backward records it again
+        return None
+    return torch.stack(losses).mean() * (targets >= 0).sum()
+
+
+def _experts(model: Decoder) -> list[MixtureOfExperts]:
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +96,7 @@ class StepResult:
 
     loss: float  # cross-entropy in nats per target
     divergence: float  # from the teacher, in nats per target; 0 without one
+    balance: float  # load-balancing loss, 1 if balanced; 0 without experts
     grad_norm: float  # before clipping
     skipped: str | None  # why the weights were not updated
 
@@ -96,14 +133,14 @@ class GradientStep:
         (n_targets,) = self.processes.sum(n_here)
         n_targets = max(1, n_targets)
         n_processes = self.processes.size
-        terms = torch.zeros(2, dtype=torch.float64)
+        terms = torch.zeros(3, dtype=torch.float64)
         for i, batch in enumerate(batches, start=1):
             with backward_context(self.objective, is_last=i == len(batches)):
                 loss, part_terms = self.objective(batch.inputs, batch.targets, batch.resets)
                 # FSDP2 and DDP divide the sum over processes by their number.
                 (loss / (n_targets / n_processes)).backward()
             terms += part_terms
-        nats, divergence, squares = self.processes.sum(
+        nats, divergence, balance, squares = self.processes.sum(
             *(terms / n_targets).tolist(), self._local_squares()
         )
         grad_norm = math.sqrt(squares)
@@ -112,7 +149,7 @@ class GradientStep:
             self._clip(grad_norm)
             self.optimizers.step(rate_factor, decay_factor)
         self.optimizers.clear_gradients()
-        return StepResult(nats, divergence, grad_norm, skipped)
+        return StepResult(nats, divergence, balance, grad_norm, skipped)
 
     def _local_squares(self) -> float:
         """Return this process's part of the squared gradient norm.
