@@ -50,7 +50,7 @@ _EXPERTS_REQUIRED = {
 
 
 def read_config(file: GGUFFile, architecture: Architecture) -> tuple[ModelConfig, list[str]]:
-    """Return the configuration of a file, and warnings; `weights` is a placeholder."""
+    """Return the configuration of a file as if all weights were floats, and warnings."""
     keys = Metadata(file, architecture.name)
     warnings: list[str] = []
     vocab_size = _rows(file, "token_embd.weight")
