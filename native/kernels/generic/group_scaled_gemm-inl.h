@@ -35,8 +35,8 @@ struct ScaledCodes {
 constexpr int kUnits = 8;        // of a block: four bytes of each row
 constexpr int kUnitBytes = 32;   // of a group of rows
 constexpr int kScaleFields = 4;  // whose columns share a scale, or those of two if they are 64
-// The next groups are prefetched into the second-level cache, in the order of memory, while these
-// are computed; from there these are, as rows of two groups are read in turn.
+// The next groups, more of short rows, are prefetched into the second-level cache, in the order of
+// memory, while these are computed; from there these are, as rows of two groups are read in turn.
 constexpr ptrdiff_t kNearPrefetchBytes = 512;
 
 // Products of codes in field f are 2^position times those of codes; a step of 2 is one more bit.
@@ -97,14 +97,15 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
   const ptrdiff_t second = n_rows > kRowsPerGroup ? group_bytes : 0;
   const uint8_t* codes = w.codes + group * group_bytes;
   const uint8_t* second_codes = codes + second;
-  const uint8_t* next_codes = codes + Lanes::kGroups * group_bytes;
+  const auto n_ahead = Lanes::kGroups * (1 + kPrefetchBytes / (Lanes::kGroups * group_bytes));
+  const uint8_t* next_codes = codes + n_ahead * group_bytes;
 
   const bool is_64 = w.group_columns == 64;
   const ptrdiff_t group_scales = static_cast<ptrdiff_t>(w.n_blocks) * (kFields / kScaleFields) *
                                  (is_64 ? 2 : 1) * kRowsPerGroup;
   const ptrdiff_t second_scales = second ? group_scales : 0;
   const uint16_t* scales = w.scales ? w.scales + group * group_scales : nullptr;
-  const uint16_t* next_scales = scales + Lanes::kGroups * group_scales;
+  const uint16_t* next_scales = scales ? scales + n_ahead * group_scales : nullptr;
 
   const ptrdiff_t x_groups = x.stride / kActivationGroup;
   const int8_t* inputs = x.codes + static_cast<ptrdiff_t>(n) * kParts * x.stride;
@@ -124,6 +125,8 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
       parts[t] = splat_like(Floats{}, 0.0f);
     }
   };
+
+  if (!scales) __builtin_prefetch(w.row_scales + (group + n_ahead) * kRowsPerGroup);
 
   int block = 0;
   do {
