@@ -26,6 +26,7 @@ from yocobit.costs import (
     mixer_multiply_adds,
     multiply_adds,
     session_bytes,
+    step_weight_bytes,
     summarize,
     weight_bytes,
 )
@@ -89,7 +90,7 @@ class Report:
     name: str  # of the model
     config: ModelConfig
     parameters: int
-    weight_bytes: int  # read by a decode step
+    weight_bytes: int  # read by a decode step of one session
     description: list[str]  # lines about the model
     machine: Host
     kernels: str
@@ -132,7 +133,7 @@ def run(
         name=name,
         config=model.config,
         parameters=summarize(model).parameters,
-        weight_bytes=weight_bytes(model),
+        weight_bytes=step_weight_bytes(model),
         description=describe(model)[:2],
         machine=machine,
         kernels=engine.kernels,

@@ -54,11 +54,39 @@ def gmu(config: ModelConfig) -> ModelConfig:
     return config.replace(layers=layers)
 
 
+def _bonsai_8b() -> ModelConfig:
+    """Return the shape of Bonsai-8B, that of Qwen3-8B."""
+    config = transformer(4096, 36, 32, 8, 12288, 151936)
+    return config.replace(qk_norm="before_rope", sub_norm=False, rope_theta=1e6)
+
+
+def _maple() -> ModelConfig:
+    """Return the shape of Maple 20B-A1B: three layers with a window and RoPE on half of each head,
+    then one with full attention and no RoPE; 8 of 256 experts."""
+    layers: tuple[Mixer, ...] = ("window", "window", "window", "full") * 6
+    return transformer(2048, 24, 16, 4, 512, 151936).replace(
+        layers=layers,
+        n_self_kv_heads=4,
+        window=512,
+        window_rope="half",
+        window_rope_frequencies=tuple(1e6 ** -(i / 32) for i in range(32)),
+        nope_layers=tuple(i for i, mixer in enumerate(layers) if mixer == "full"),
+        qk_norm="before_rope",
+        sub_norm=False,
+        ffn="moe",
+        n_experts=256,
+        n_active_experts=8,
+        swiglu_limit=7.0,
+    )
+
+
 SHAPES = {
     "2b4t": transformer(2560, 30, 20, 5, 6912, 128256),  # BitNet b1.58 2B4T (arXiv:2504.12285)
     "falcon3-3b": transformer(3072, 22, 12, 4, 9216, 131072),  # Falcon3-3B-1.58bit
     "llama3-8b": transformer(4096, 32, 32, 8, 14336, 128256),  # Llama3-8B-1.58
     "150m": transformer(768, 24, 12, 12, 2048, 32000),
+    "bonsai-8b": _bonsai_8b(),  # prism-ml; --weights ternary_g128 or sign_g128
+    "maple-20b-a1b": _maple(),  # deepgrove; --weights ternary_row_a16
 }
 
 

@@ -3,7 +3,7 @@
 Used by inspect, bench, plan and the server's scheduler.
 """
 
-from yocobit.costs.memory import CACHE_FORMATS, session_bytes, weight_bytes
+from yocobit.costs.memory import CACHE_FORMATS, session_bytes, step_weight_bytes, weight_bytes
 from yocobit.costs.summary import Summary, describe, summarize
 from yocobit.costs.traffic import decode_bytes, mixer_multiply_adds, multiply_adds
 
@@ -15,6 +15,7 @@ __all__ = [
     "mixer_multiply_adds",
     "multiply_adds",
     "session_bytes",
+    "step_weight_bytes",
     "summarize",
     "weight_bytes",
 ]

@@ -21,7 +21,7 @@ from yocobit._native import (
     cache_types,
 )
 from yocobit.config import ModelConfig
-from yocobit.mixers import MixerSpec, layer_mixers
+from yocobit.mixers import FEED_FORWARDS, MixerSpec, layer_mixers
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
 
@@ -59,18 +59,45 @@ def parameter_bytes(model: PackedModel, name: str) -> int:
     return sum(tensor.end - tensor.begin for tensor in found if tensor)
 
 
-def projection_bytes(model: PackedModel) -> dict[str, int]:
-    """Return the bytes of the projections, their scales included, by format."""
+def projection_bytes(model: PackedModel, of_experts: bool | None = None) -> dict[str, int]:
+    """Return the bytes of the projections, their scales included, by format.
+
+    `of_experts` selects those of experts or the others.
+    """
     sizes: dict[str, int] = {}
     for name, stored in model.parameters.items():
-        if stored.role == "projection":
+        is_selected = of_experts in (None, is_of_experts(model.config, name))
+        if stored.role == "projection" and is_selected:
             format = stored.format.name
             sizes[format] = sizes.get(format, 0) + parameter_bytes(model, name)
     return sizes
 
 
+def is_of_experts(config: ModelConfig, name: str) -> bool:
+    """Return whether a parameter is the matrix of all experts of a layer."""
+    has_experts = FEED_FORWARDS[config.ffn].has_experts
+    return has_experts and ".ffn." in name and name.endswith("_proj.weight")
+
+
+def active_share(config: ModelConfig, batch: int) -> float:
+    """Return the expected share of the experts that a step of a batch reads.
+
+    k / E for one token; tokens choose independently, and every expert equally often.
+    """
+    if not config.n_experts:
+        return 1.0
+    E, k = config.n_experts, config.n_active_experts
+    return float(1 - ((E - k) / E) ** batch)
+
+
+def step_weight_bytes(model: PackedModel, batch: int = 1) -> int:
+    """Return the bytes of weights that a decode step of a batch reads, of the active experts."""
+    experts = sum(projection_bytes(model, of_experts=True).values())
+    return weight_bytes(model) - round((1 - active_share(model.config, batch)) * experts)
+
+
 def weight_bytes(model: PackedModel) -> int:
-    """Return the bytes of all tensors that a decode step reads: all but the embedding.
+    """Return the bytes of all tensors that decode steps read: all but the embedding.
 
     A tied embedding counts, as the head reads it.
     """

@@ -14,6 +14,7 @@ from yocobit.costs.memory import (
     recurrent_bytes,
     window_bytes,
 )
+from yocobit.costs.traffic import multiply_adds
 from yocobit.mixers import MIXERS, parameter_shapes
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
@@ -25,6 +26,7 @@ class Summary:
     """Sizes of a packed model; cache sizes are keyed by cache type (CACHE_FORMATS)."""
 
     parameters: int
+    active_parameters: int  # that multiply each token: without lookups and the other experts
     parameters_by_part: dict[str, int]  # the final norm counts as head
     size_bytes: int  # of all tensors, padding and scales included
     size_bytes_by_kind: dict[str, int]
@@ -51,6 +53,7 @@ def summarize(model: PackedModel) -> Summary:
     size_bytes = sum(by_kind.values())
     return Summary(
         parameters=parameters,
+        active_parameters=multiply_adds(config, 1, 1),
         parameters_by_part=by_part,
         size_bytes=size_bytes,
         size_bytes_by_kind=by_kind,
@@ -80,6 +83,7 @@ def describe(model: PackedModel) -> list[str]:
         f"{config.vocab_size:,}; {config.weights} weights",
         f"parameters  {summary.parameters:,}: "
         + ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in parts if n),
+        *_experts(summary, config),
         f"file        {summary.file_bytes:,} bytes: "
         + ", ".join(f"{kind} {size:,}" for kind, size in kinds if size)
         + f"; {summary.bits_per_weight:.2f} bits per parameter",
@@ -96,6 +100,21 @@ def describe(model: PackedModel) -> list[str]:
     if config.attention not in (None, "full"):
         lines.append(f"attention   {config.attention} by default")
     return lines
+
+
+def _experts(summary: Summary, config: ModelConfig) -> list[str]:
+    if not config.n_experts:
+        return []
+    total, active = map(_rounded, (summary.parameters, summary.active_parameters))
+    return [
+        f"            {total}, {active} active: {summary.active_parameters:,} multiply each token, "
+        f"{config.n_active_experts} of {config.n_experts} experts in each layer"
+    ]
+
+
+def _rounded(n: int) -> str:
+    """Return a number of parameters with two digits, such as 1.2B."""
+    return f"{n / 1e9:.2g}B" if n >= 1e9 else f"{n / 1e6:.2g}M"
 
 
 def _feature(field: tuple[str, Any]) -> str:

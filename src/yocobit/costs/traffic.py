@@ -15,10 +15,11 @@ from yocobit.config import ModelConfig
 from yocobit.costs.memory import (
     bounds_bytes,
     candidate_blocks,
+    is_of_experts,
     parameter_bytes,
     position_bytes,
     recurrent_bytes,
-    weight_bytes,
+    step_weight_bytes,
 )
 from yocobit.mixers import MIXERS, MixerSpec, layer_mixers, model_parameters
 from yocobit.packing import PackedModel
@@ -29,11 +30,12 @@ from yocobit.packing import PackedModel
 def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batch: int) -> int:
     """Return the memory traffic of n_tokens decode steps of a batch at a depth.
 
-    A step reads the weights once and, for each session, one row of the embedding and the caches.
+    A step reads the weights once, but those of the active experts only, and, for each session, one
+    row of the embedding and the caches.
     """
     embedding_row = parameter_bytes(model, "embedding.weight") // model.config.vocab_size
     each = n_tokens * embedding_row + session_traffic(model.config, cache, depth, n_tokens)
-    return n_tokens * weight_bytes(model) + batch * each
+    return n_tokens * step_weight_bytes(model, batch) + batch * each
 
 
 def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
@@ -93,10 +95,13 @@ def multiply_adds(config: ModelConfig, n_tokens: int, n_logits: int) -> int:
     for name, parameter in model_parameters(config).items():
         if len(parameter.shape) != 2 or parameter.role == "embedding":
             continue
+        size = math.prod(parameter.shape)
+        if is_of_experts(config, name):
+            size = size // config.n_experts * config.n_active_experts
         if _is_after_exit(name, config):
-            late += math.prod(parameter.shape)
+            late += size
         else:
-            early += math.prod(parameter.shape)
+            early += size
     if config.tie_embeddings:
         late += config.vocab_size * config.d_model
     return n_tokens * early + n_logits * late

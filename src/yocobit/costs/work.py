@@ -14,7 +14,13 @@ from pathlib import Path
 
 from yocobit._native import BLOCK_POSITIONS
 from yocobit.config import ModelConfig
-from yocobit.costs.memory import cache_bytes, parameter_bytes, recurrent_bytes, weight_bytes
+from yocobit.costs.memory import (
+    cache_bytes,
+    parameter_bytes,
+    recurrent_bytes,
+    step_weight_bytes,
+    weight_bytes,
+)
 from yocobit.costs.traffic import (
     attention_multiply_adds,
     kv_traffic,
@@ -129,10 +135,12 @@ class Work:
 
         An LRU cache of this size holds the part. A step reads some parts several times: every cross
         layer reads the shared KV cache, so its reuse distance is its own size plus the weights of
-        one layer. Assumes that an index selects the same blocks in the next step.
+        one layer. Assumes that an index selects the same blocks in the next step, and that later
+        steps read the experts that this one does not.
         """
         own = max(part.reads_per_step, 1.0)
-        return math.ceil(
+        unread = part.n_bytes - part.unique_bytes if part.name == WEIGHTS else 0
+        return unread + math.ceil(
             sum(
                 each.unique_bytes * min(1.0, each.reads_per_step / own)
                 for each in self.parts
@@ -168,7 +176,8 @@ def work_of(
     With `selection`, reads and multiply-adds of the index count too.
     """
     config = model.config
-    body = weight_bytes(model) - parameter_bytes(model, head_name(model))
+    head = parameter_bytes(model, head_name(model))
+    body, read = weight_bytes(model) - head, step_weight_bytes(model, batch) - head
     body_multiply_adds = multiply_adds(config, 1, 1) - config.vocab_size * config.d_model
     early = multiply_adds(config, 1, 0)
     is_integer = model.projection_format.is_integer
@@ -181,7 +190,7 @@ def work_of(
         is_integer=is_integer,
     )
     parts = (
-        Part(WEIGHTS, body, body, body, batch * body_multiply_adds, is_integer),
+        Part(WEIGHTS, body, read, read, batch * body_multiply_adds, is_integer),
         *_table_parts(model, batch),
         *_session_parts(config, cache, context, batch, selection),
     )

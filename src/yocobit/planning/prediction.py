@@ -13,11 +13,18 @@ Letters: C d_model   F d_ff   D head size   T tokens of a prompt
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from yocobit._native import KV_SPLIT, MAX_BATCH_TOKENS, TOKEN_BLOCK
 from yocobit.config import ModelConfig
-from yocobit.costs.memory import CACHE_FORMATS, projection_bytes, recurrent_bytes
+from yocobit.costs.memory import (
+    CACHE_FORMATS,
+    active_share,
+    is_of_experts,
+    projection_bytes,
+    recurrent_bytes,
+)
 from yocobit.costs.work import (
     HEAD,
     KV_CACHE,
@@ -220,21 +227,34 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
 
 
 def _projection_rate(model: PackedModel, calibration: Calibration, n: int, n_bytes: int) -> float:
-    """Return the bytes per second of GEMMs with n tokens, over the formats of the projections."""
-    rows, C = mean_rows(model.config), model.config.d_model
-    sizes = projection_bytes(model)
-    seconds = [
-        size / calibration.gemm(format, n, rows, C, n_bytes) for format, size in sizes.items()
-    ]
-    return sum(sizes.values()) / sum(seconds)
+    """Return the bytes per second of GEMMs with n tokens, over the formats of the projections.
+
+    An expert that is read has its share of the tokens.
+    """
+    config = model.config
+    rows, C = mean_rows(config), config.d_model
+    share = active_share(config, n)
+    n_of_expert = max(round(n * config.n_active_experts / (share * max(config.n_experts, 1))), 1)
+    total, seconds = 0.0, 0.0
+    for of_experts, part, n_tokens in ((False, 1.0, n), (True, share, n_of_expert)):
+        for format, size in projection_bytes(model, of_experts).items():
+            total += part * size
+            seconds += part * size / calibration.gemm(format, n_tokens, rows, C, n_bytes)
+    return total / seconds
 
 
 def mean_rows(config: ModelConfig) -> int:
-    """Return the mean of the projections' output features M, weighted by input features K."""
-    shapes = [
-        shape for name, shape in parameter_shapes(config).items() if name.endswith("_proj.weight")
-    ]
-    return _whole_groups(sum(m * k for m, k in shapes) // sum(k for _, k in shapes))
+    """Return the mean of the projections' output features M, weighted by input features K.
+
+    Each expert is a matrix of its own.
+    """
+    products, columns = 0, 0
+    for name, shape in parameter_shapes(config).items():
+        if name.endswith("_proj.weight"):
+            products += math.prod(shape)
+            n_matrices = config.n_experts if is_of_experts(config, name) else 1
+            columns += n_matrices * shape[1]
+    return _whole_groups(products // columns)
 
 
 def _whole_groups(rows: int) -> int:
