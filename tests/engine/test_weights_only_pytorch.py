@@ -104,3 +104,18 @@ def test_packed_weights_have_the_integers_and_scales_of_training(kind, tmp_path)
         np.testing.assert_array_equal(format.decode(codes, M, K), integers)
         np.testing.assert_array_equal(format.dequantize(codes, scales, M, K), rounded)
     assert len(projections) == 28
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("kind", ["ternary_g128", "ternary_row_a16", "ternary", "dense"])
+def test_logits_of_experts_are_those_of_training(stack, kind, tmp_path, tokens):
+    experts = {"ffn": "moe", "n_experts": 6, "n_active_experts": 2, "d_ff": 48}
+    model = trained(nano(stack, kind, **experts, swiglu_limit=2.0), steps=10)
+
+    logits = engine_logits(model, tmp_path, tokens, exact=True)
+
+    expected = logits_of(as_packed(model), tokens)
+    error = np.abs(logits - expected).max(axis=(1, 2)) / np.abs(expected).max()
+    # As in test_engine_pytorch.py; a router may also choose another expert at a tie.
+    assert np.median(error) < (1e-5 if kind == "dense" else 3e-4)
+    assert error.max() < 3e-2
