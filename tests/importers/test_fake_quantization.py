@@ -85,7 +85,7 @@ def test_other_matrices_are_not_taken_for_integers(change):
     assert recover([change(matrix.floats).astype(np.float16)]) is None
 
 
-def test_two_values_of_a_group_that_are_not_a_format_are_refused():
+def test_values_of_a_group_that_no_format_has_are_refused():
     rows = np.full((8, 128), 0.25, dtype=np.float32)
     rows[:, ::2] = 0.75
     assert recover([rows]) is not None  # 1 and 3
@@ -127,7 +127,7 @@ def test_fake_quantised_checkpoint_keeps_every_weight(
     verify(packed.path)
 
 
-def test_matrix_that_is_not_fake_quantised_stays_floats_with_a_warning(tmp_path):
+def test_matrix_that_is_not_fake_quantised_is_kept_as_floats_with_a_warning(tmp_path):
     model, _ = model_and_matrices()
     source = publish(model.half(), tmp_path / "hf")
     tensors = load_file(source / "model.safetensors")

@@ -310,7 +310,7 @@ def test_int8_head_and_float_projections_are_kept(tmp_path):
     assert formats[NAME] == packed.config.weights == "sign_g128"
 
 
-def test_factor_of_a_matrix_multiplies_its_scales_and_rounds_none(tmp_path):
+def test_factor_of_a_matrix_multiplies_its_scales_without_rounding(tmp_path):
     for factor in (2, 3.3):
         _, scales, replaced = low_bit("llama", "Q1_0")
         replaced["blk.0.ffn_up.scale"] = np.array([factor], dtype=np.float32)
@@ -356,7 +356,7 @@ A8 = {"yocobit.activations": "int8_per_token"}
 
 
 @pytest.mark.parametrize("kind", ["TQ2_0", "Q2_0C"])
-def test_integers_that_are_no_trits_are_refused_with_quantised_activations(tmp_path, kind):
+def test_integers_that_are_not_trits_are_refused_with_quantised_activations(tmp_path, kind):
     integers = np.ones((C, F), dtype=np.int8)
     integers[0, :256] = 2 if kind == "TQ2_0" else 3
     replaced = ternary("llama", "TQ2_0")[2]

@@ -187,7 +187,7 @@ def test_every_pattern_of_stq1_0_has_one_zero_and_all_are_different():
 
 
 @pytest.mark.parametrize("at", [0, 31, 32, 63, 64, 65])
-def test_one_code_3_is_found_and_bytes_of_scales_are_none(tmp_path, at):
+def test_one_code_3_is_found_and_bytes_of_scales_are_ignored(tmp_path, at):
     data = np.full((M * K // 256, 66), 0b01010101, dtype=np.uint8)
     data[-1, at] |= 0b11000000
     file, tensor = stored(tmp_path, "TQ2_0", data)

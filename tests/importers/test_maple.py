@@ -138,9 +138,9 @@ def maple_logits(source: Path, tokens: np.ndarray) -> np.ndarray:
     cos, sin = (torch.cat([f(angles)] * 2, dim=-1)[:, None] for f in (torch.cos, torch.sin))
 
     def rope(x):
-        turned, rest = x[..., :32], x[..., 32:]
-        half = torch.cat([-turned[..., 16:], turned[..., :16]], dim=-1)
-        return torch.cat([turned * cos + half * sin, rest], dim=-1)
+        rotated, rest = x[..., :32], x[..., 32:]
+        half = torch.cat([-rotated[..., 16:], rotated[..., :16]], dim=-1)
+        return torch.cat([rotated * cos + half * sin, rest], dim=-1)
 
     distance = torch.arange(T)[:, None] - torch.arange(T)
     x = w["model.word_embeddings.weight"][torch.from_numpy(tokens)]
@@ -244,6 +244,10 @@ def test_missing_keys_have_the_defaults_of_maple(tmp_path):
         ({"use_qk_norm": False}, "use_qk_norm must be true but is False"),
         ({"use_bias": True}, "use_bias must be false but is True"),
         ({"num_experts": None}, "key 'num_experts' is missing"),
+        ({"layer_types": None}, "key 'layer_types' is missing"),
+        ({"layer_types": None, "sliding_window": None}, "key 'layer_types' is missing"),
+        ({"quantization_config": {}}, "num_experts must be null in a model with BitNet .* is 3;"),
+        ({"is_bitnet_config": True}, "num_experts must be null in a model with BitNet .* is 3;"),
         ({"num_experts_per_tok": 9}, "n_active_experts must be at most n_experts = 3 but is 9"),
         ({"num_experts": "3"}, "n_experts must be an integer but is '3'"),
         ({"hidden_act": "relu2"}, "hidden_act must be silu with experts but is relu2"),

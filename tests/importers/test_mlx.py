@@ -96,6 +96,25 @@ def test_negative_scales_negate_the_integers(tmp_path):
     np.testing.assert_array_equal(stored_floats(packed, name), matrices[UP].floats)
 
 
+@pytest.mark.parametrize(("bits", "values"), [(2, TRITS), (1, SIGNS), (2, ODD)])
+def test_groups_with_the_scale_0_do_not_fold_into_others(tmp_path, bits, values):
+    """Their weights are 0 for all codes. Odd integers have no format with groups of 64."""
+    model, matrices = model_and_matrices(values=values, columns=64)
+    for matrix in matrices.values():
+        matrix.scales[:, 1::2] = matrix.scales[:, ::2]
+    matrices[UP].scales[::3, 1] = 0
+    source = publish_mlx(model, matrices, tmp_path / "mlx", bits, 64)
+
+    if values == ODD:
+        with pytest.raises(ConfigError, match=f"'{UP}.scales' must have equal scales in groups of"):
+            open_checkpoint(source)
+        return
+    packed = import_model(source, tmp_path / "model")
+
+    name = "layers.1.ffn.up_proj.weight"
+    np.testing.assert_array_equal(stored_floats(packed, name), matrices[UP].floats)
+
+
 def test_matrices_of_4_bits_are_read_as_floats(tmp_path):
     """Deepgrove's converter keeps embedding and head in 4 bits."""
     model, matrices = model_and_matrices()
@@ -204,5 +223,5 @@ def test_groups_of_32_with_other_scales_are_refused(tmp_path):
     model, matrices = model_and_matrices(columns=32)
     source = publish_mlx(model, matrices, tmp_path / "mlx", 2, 32)
 
-    with pytest.raises(ConfigError, match="scales' must have equal scales in groups of"):
+    with pytest.raises(ConfigError, match="scales' must have equal scales in groups of 64 col"):
         open_checkpoint(source)

@@ -105,7 +105,7 @@ def test_formats_are_recorded_for_fewest_parameters(tmp_path):
         ('{"head.weight": "x"}', "format of 'head.weight' must be one of ternary, .* but is 'x'"),
         ('{"tail": "f16"}', "formats must name parameters of the model but has 'tail'"),
         ('{"norm.weight": "f16"}', "format of 'norm.weight' must be f32 but is f16"),
-        ('{"embedding.weight": "int4"}', "format of 'embedding.weight' must be int8 or f32 or f16"),
+        ('{"embedding.weight": "int4"}', "'embedding.weight' must be .*int8 or .* but is int4"),
         (f'{{"{UP}": "int8"}}', f"format of '{UP}' must be ternary or .* but is int8"),
         (f'{{"{HEAD}": "sign"}}', f"format of '{HEAD}' must be .* but is sign"),
         (f'{{"{HEAD}": "ternary"}}', f"tensor '{HEAD}' must be U8"),

@@ -22,7 +22,7 @@ _CHUNK_VALUES = 1 << 20  # of a table, converted at once
 
 
 class ScaledRows(NamedTuple):
-    """Integers (M, K) and float32 scales: of each row, of all (1,), or of groups of columns."""
+    """Integers (M, K) and float32 scales: one (1,), one per row, or one per group of columns."""
 
     integers: Int8s
     scales: Floats
@@ -43,7 +43,7 @@ class Weights:
         return raw.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
 
     def matrix(self, name: str) -> ScaledRows:
-        """Return a matrix of few integers; ConfigError if it has invalid codes."""
+        """Return a matrix in a low-bit format; ConfigError if it has invalid codes."""
         stored = self._model.parameters[name]
         integers = stored.format.decode(self.stored(name), *stored.shape)
         if not np.isin([integers.min(), integers.max()], stored.format.values).all():

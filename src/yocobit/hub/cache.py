@@ -52,7 +52,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, folder: Path, name: str, digest: str | None = None) -> SourceFile:
-        """Return a file as it is now; `digest` is its SHA-256 if that is known."""
+        """Return the current state of a file; `digest` is its SHA-256, computed if None."""
         path = folder / name
         status = path.stat()  # before the hash: a later change is noticed
         return cls(
@@ -63,7 +63,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def is_unchanged(self, folder: Path) -> bool:
-        """Whether the file has the same size and time of modification as then."""
+        """Whether the file still has this size and modification time."""
         status = (folder / self.name).stat()
         return (status.st_size, status.st_mtime_ns) == (self.size, self.mtime_ns)
 
@@ -128,8 +128,8 @@ class ModelCache:
     ) -> Path:
         """Convert a source of these files, unless it is in the cache, and name the result.
 
-        UserError on a full disk; ConfigError if a file changes meanwhile; otherwise the errors of
-        the importers.
+        UserError on a full disk; ConfigError if a file changes during the conversion; otherwise the
+        errors of the importers.
         """
         model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
         key = _key(files, options, model)

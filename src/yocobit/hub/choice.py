@@ -33,13 +33,13 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)
 _MASTERS = "master weights, whose codes may differ from the published ones"
 
-# GGUF types as in file names. Those of published codes, the fewest bits per weight first;
-# the files of a model in these types hold the same codes and float16 scales.
+# GGUF types as in file names. These hold published codes with float16 scales, the same in all files
+# of a model; the fewest bits per weight first.
 _CODE_TYPES = ("q1_0", "stq1_0", "tq1_0", "ptq1_0", "q2_0c", "tq2_0", "pq2_0", "q2_0")
 _FLOAT_TYPES = ("f32", "bf16", "f16")  # the most exact first
 _ROUNDED_TYPES = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_1", "q4_0")
-# Of mainline llama.cpp, which also rounds other models to them: next to larger types, these are
-# such files.
+# llama.cpp also rounds models that were trained without quantisation to these types. Files of them
+# next to larger types are taken for such ones.
 _ALSO_ROUNDED = ("q2_0", "q1_0")
 _ORDER = (
     *("i2_s", "packed"),

@@ -142,7 +142,7 @@ def _compare_codes(
 def _compare_scales(
     result: Comparison, stored: StoredParameter, codes: Array, ours: Array, theirs: Array
 ) -> None:
-    """Compare scales, except those of a row or group of zeros, which may be any."""
+    """Compare scales, except those of rows or groups of zeros, whose value has no effect."""
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     errors = np.abs(ours - theirs) / np.maximum(np.abs(theirs), np.finfo(np.float32).tiny)
     if errors.any():

@@ -80,9 +80,9 @@ def write_checkpoint(
     "int4" halves the memory traffic of the head and is less accurate. "f16" and "f32" apply to the
     embedding too; "f32" rounds nothing. `weights` is the format of dense projections, "f32" by
     default. Both replace the float formats of the checkpoint, and formats of weights-only
-    quantisation, whose weights are the same as floats. `tokenizer` is a directory with a
+    quantisation, whose weights floats represent exactly. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
-    `report` receives a warning of characters that it may lose.
+    `report` receives a warning about characters that it may lose.
     """
     check_new(out)
     config = checkpoint.config
@@ -140,7 +140,7 @@ def _is_weights_only(format: WeightFormat) -> bool:
 def _as_floats(checkpoint: Checkpoint, name: str, matrix: IntegerMatrix) -> Floats:
     """Return the weights of a matrix; ConfigError if the model has quantised activations.
 
-    In such a model, a product with float activations is another one than in training.
+    In such a model, a matmul with float activations differs from that of training.
     """
     if formats_of(checkpoint.config.weights)[0].activations is INT8_PER_TOKEN:
         raise ConfigError(

@@ -42,7 +42,7 @@ def _with_scale(format: WeightFormat) -> str:
 
 
 def unit_of(granularity: PerTensor | PerRow | PerGroup) -> str:
-    """Return what has one scale."""
+    """Return the name of the weights that share a scale."""
     if isinstance(granularity, PerGroup):
         return f"group of {granularity.columns} columns"
     return "row" if isinstance(granularity, PerRow) else "matrix"

@@ -32,11 +32,11 @@ def _rotates_windows(config: ModelConfig) -> bool:
     own = np.array(config.window_rope_frequencies)
     plain = config.rope_theta ** (-np.arange(len(own)) / max(len(own), 1))
     is_plain = np.allclose(own, plain, rtol=1e-6)
-    return config.window_rope == "half" and is_plain and not _nope(config, "window")
+    return config.window_rope == "half" and is_plain and not _has_nope_layer(config, "window")
 
 
-def _nope(config: ModelConfig, mixer: str) -> bool:
-    """Whether a layer of a kind has no RoPE by its index."""
+def _has_nope_layer(config: ModelConfig, mixer: str) -> bool:
+    """Whether nope_layers has a layer with this mixer."""
     return any(config.layers[i] == mixer for i in config.nope_layers)
 
 
@@ -46,12 +46,14 @@ def _rotates_no_full_layer(config: ModelConfig) -> bool:
 
 
 def _yarn(config: ModelConfig) -> dict[str, Any] | None:
-    """Return the keys of YaRN that give the frequencies of a model; None if they are others."""
+    """Return the keys of YaRN that give the frequencies of a model; None if no keys do."""
     own = config.full_rope_frequencies
     if not own:
         return {}
     # The lowest frequency is divided by the whole factor.
     factor = round(config.rope_theta ** (2 / config.head_dim - 1) / own[-1], 6)
+    if not 1 <= factor <= 1e6:
+        return None
     for original in (1 << exponent for exponent in range(9, 21)):
         parameters = {
             "rope_type": "yarn",
@@ -59,8 +61,6 @@ def _yarn(config: ModelConfig) -> dict[str, Any] | None:
             "factor": factor,
             "original_max_position_embeddings": original,
         }
-        if not 1 <= factor <= 1e6:
-            return None
         rope = rope_of(parameters, config.head_dim, None, "rope")
         if len(rope.frequencies) == len(own) and np.allclose(rope.frequencies, own, rtol=1e-6):
             return {
@@ -78,8 +78,8 @@ _YARN_FREQUENCIES = Rule(
     lambda config: _yarn(config) is not None,
     "must be those of a base, or of YaRN with a context of 2^n tokens,",
 )
-# llama.cpp applies SiLU in all of them, also in "bitnet".
 _ALL = (equals("projection_norms", False),)
+# llama.cpp applies SiLU in all of them, also in "bitnet".
 _DENSE = (*_ALL, equals("ffn", "swiglu"))
 _EXPERTS = (*_ALL, equals("qk_norm", "before_rope"), equals("sub_norm", False))
 _RULES: dict[str, tuple[Rule, ...]] = {
@@ -172,6 +172,7 @@ def architecture_metadata(
 
 
 def _experts(config: ModelConfig) -> dict[str, Any]:
+    """Return the keys of experts."""
     return {
         "expert_feed_forward_length": config.d_ff,
         "expert_count": config.n_experts,

@@ -96,8 +96,7 @@ _NAMES = {
 # Divisors of RoPE frequencies: configuration, not parameters.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
-
-# Architectures of published low-bit models that are refused, and what they need.
+# Architectures of published low-bit models that are refused, and the features that they need.
 _MISSING = {
     "qwen35": "gated delta-net layers, convolutions of four positions and output gates",
     "qwen35moe": "gated delta-net layers, convolutions of four positions and output gates",

@@ -1,6 +1,6 @@
 """GGUFCheckpoint: a GGUF file as a Checkpoint.
 
-Matrices of integers and scales stay what is published; all other weights become float32.
+Integers and scales of matrices are kept as published; all other weights become float32.
 
 Letters: M output features   K input features   H heads   D head size
 """

@@ -1,7 +1,7 @@
 """Matrices of weights-only quantisation (A16): the format of a tensor, its integers and scales.
 
-A format is chosen from the values in the file, so that nothing is rounded: the values of the
-weights, and how many neighbours share a scale.
+The format follows from the file, so that nothing is rounded: from the integers that occur, and from
+the number of neighbouring weights that share a scale.
 
 Letters: M output features   K input features   N scales of a row
 """
@@ -78,7 +78,7 @@ def _scales(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> Floats:
 
 
 def _pairs(scales: Floats) -> Floats:
-    """Return the scales (M, N / 2, 2) of two neighbouring groups; a last one has no neighbour."""
+    """Return the scales (M, N / 2, 2) of two neighbouring groups; the last one may have none."""
     padded = np.pad(scales, ((0, 0), (0, scales.shape[1] % 2)))
     return padded.reshape(len(scales), -1, 2)
 

@@ -57,7 +57,7 @@ def recover(pieces: Iterable[Array]) -> IntegerMatrix | None:
 
 
 def format_of_matrix(matrix: IntegerMatrix) -> WeightFormat | None:
-    """Return the format that stores a recovered matrix; None if there is none."""
+    """Return the format that stores a recovered matrix; None if none does."""
     values = _values(matrix.integers)
     if values is None:
         return None

@@ -324,6 +324,8 @@ def _layers(theirs: PublishedConfig, family: Family, file: str) -> tuple[list[Mi
             "full_attention" if (i + 1) % every == 0 else "sliding_attention"
             for i in range(n_layers)
         ]
+    elif family.window_is_default:
+        raise ConfigError(f"{file}: key 'layer_types' is missing")
     elif window is not None:
         if theirs.max_window_layers is None:
             raise ConfigError(f"{file}: key 'max_window_layers' is missing")

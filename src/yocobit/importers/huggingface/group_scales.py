@@ -1,9 +1,11 @@
-"""Scales per group of columns: the coarsest that are equal, and the format that stores them.
+"""Scales per group of columns: equal ones are folded, and the format that stores them.
 
 Letters: M output features   K input features   G groups in a row
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,40 +17,53 @@ COLUMNS = 128  # of the groups that have a format for all values
 
 
 def fold(scales: Floats, columns: int, values: tuple[int, ...]) -> Floats:
-    """Return scales (M, G) of groups of `columns` for groups of up to COLUMNS, or per row.
+    """Return the scales (M, G) of groups of `columns` as those of wider groups, or of rows.
 
-    Groups whose scales are equal become one, and wider groups several. Trits whose scales are equal
-    in each row get one per row, (M,). The scale 0 of a group of zeros is equal to any other; that
-    of a row of zeros is 1.
+    Neighbouring groups of fewer than COLUMNS are merged if their scales are equal in the whole
+    matrix; wider groups are split. Trits whose scales are equal in each row have one per row, (M,).
+    Weights with the scale 0 are 0 if `values` has 0, so this scale counts as equal to any other;
+    that of a row of zeros is 1.
     """
     largest = scales.max(axis=1)
-    if values == TRITS and (_or_zero(scales, largest[:, None])).all():
+    if values == TRITS and _are_shared(scales, largest[:, None], values):
         return np.where(largest > 0, largest, np.float32(1))
     if columns > COLUMNS:
         scales = scales.repeat(-(-columns // COLUMNS), axis=1)
     while columns < COLUMNS:
-        padded = np.pad(scales, ((0, 0), (0, scales.shape[1] % 2)))
+        padded = np.pad(scales, ((0, 0), (0, scales.shape[1] % 2)), mode="edge")
         pairs = padded.reshape(len(scales), -1, 2)
         folded = pairs.max(axis=2)
-        if not _or_zero(pairs, folded[..., None]).all():
+        if not _are_shared(pairs, folded[..., None], values):
             break
         scales, columns = folded, 2 * columns
     return scales
 
 
 def format_of(values: tuple[int, ...], scale: Array, K: int) -> WeightFormat | None:
-    """Return the smallest weights-only format of these values and scales; None if there is none."""
-    for format in sorted(FORMATS.values(), key=lambda each: each.bits):
-        if format.activations.group_columns is None or not set(values) <= set(format.values):
-            continue
+    """Return the smallest weights-only format of these values and scales; None if none fits."""
+    for format in _formats_of(values):
         granularity = format.scale
-        if scale.ndim == 1 and isinstance(granularity, PerRow):
+        if isinstance(granularity, PerRow) and scale.ndim == 1:
             return format
-        if isinstance(granularity, PerGroup) and -(-K // granularity.columns) == scale.shape[-1]:
+        if isinstance(granularity, PerGroup) and scale.shape[1:] == (-(-K // granularity.columns),):
             return format
     return None
 
 
-def _or_zero(scales: Floats, expected: Floats) -> Array:
-    result: Array = (scales == expected) | (scales == 0)
-    return result
+def smallest_group(values: tuple[int, ...]) -> int:
+    """Return the columns of the smallest groups that a format of these values has."""
+    scales = (format.scale for format in _formats_of(values))
+    return min(scale.columns for scale in scales if isinstance(scale, PerGroup))
+
+
+def _formats_of(values: tuple[int, ...]) -> Iterator[WeightFormat]:
+    """Yield the weights-only formats that have these values, those of the fewest bits first."""
+    for format in sorted(FORMATS.values(), key=lambda each: each.bits):
+        if format.activations.group_columns is not None and set(values) <= set(format.values):
+            yield format
+
+
+def _are_shared(scales: Floats, shared: Floats, values: tuple[int, ...]) -> bool:
+    """Whether scales are the shared ones, apart from those of weights that are 0."""
+    are_equal = scales == shared
+    return bool((are_equal | (scales == 0) if 0 in values else are_equal).all())

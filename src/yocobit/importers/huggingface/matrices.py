@@ -1,7 +1,7 @@
-"""The matrices of a Hugging Face checkpoint: how each is stored, and reading one.
+"""The matrices of a Hugging Face checkpoint: how each is stored, and how it is read.
 
-A matrix is stored as BitNet trits, as their master weights, as codes of MLX, or as floats, which
-may be fake-quantised.
+A matrix is stored as BitNet's trits, their master weights, MLX codes, or floats, which may be
+fake-quantised.
 
 Letters: M output features   K input features
 """
@@ -17,7 +17,7 @@ from yocobit.config import ConfigError, ModelConfig
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.huggingface import fake_quantization
 from yocobit.importers.huggingface.floats import checked, read_floats
-from yocobit.importers.huggingface.group_scales import format_of
+from yocobit.importers.huggingface.group_scales import format_of, smallest_group
 from yocobit.importers.huggingface.mlx import (
     BIASES,
     ROW_SCALE,
@@ -152,7 +152,7 @@ class Matrices:
                 if affine != first:
                     raise ConfigError(
                         f"{self._tensors.path}: quantization of '{module}' must be that of "
-                        f"'{parts[0].module}' but is another"
+                        f"'{parts[0].module}' but differs"
                     )
             if first is not None:
                 found[name] = first
@@ -164,8 +164,9 @@ class Matrices:
         if (format := format_of(form.values, form.scale, K)) is None:
             raise ConfigError(
                 f"{self._tensors.path}: tensor '{self._parts[name][0].module}.{SCALES}' must have "
-                f"equal scales in groups of 128 columns for the weights {form.values} but has one "
-                f"per {affine.group_size}; choose another checkpoint of the model"
+                f"equal scales in groups of {smallest_group(form.values)} columns for the weights "
+                f"{form.values} but has one per {affine.group_size}; choose another checkpoint of "
+                "the model"
             )
         return format
 

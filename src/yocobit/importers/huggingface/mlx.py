@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yocobit.errors import ConfigError
 from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.gguf.blocks import has_code_3
 from yocobit.importers.huggingface.group_scales import TRITS, fold
 from yocobit.importers.huggingface.names import Part
-from yocobit.packing.layout import Array, Codes, Floats
+from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.settings import Settings
 
 SCALES, BIASES, ROW_SCALE = "scales", "biases", "row_alpha"
 _MATRIX, _VECTOR = 2, 1  # axes of a tensor of one matrix
-# The integers of codes, by what the bias is in scales. Code 3 of trits does not occur.
+# The integers of the codes, by the ratio of bias to scale. Trits are the first of 2 bits without 2.
 _FORMS: Mapping[int, Mapping[float, tuple[int, ...]]] = {
     1: {-0.5: (-1, 1)},
     2: {-1.0: (*TRITS, 2), -1.5: (-3, -1, 1, 3)},
@@ -51,7 +51,7 @@ class Affine(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class MLXQuantization:
-    """`quantization` of a config.json: one for all matrices, and others by module."""
+    """`quantization` of a config.json: a default, and exceptions by module."""
 
     default: Affine
     by_module: Mapping[str, Affine]
@@ -65,13 +65,13 @@ class MLXQuantization:
         for name, value in fields.items():
             if isinstance(value, dict) and name not in known:
                 by_module[name] = Affine.from_dict({**own, **value}, f"{subject}.{name}")
-            elif name not in known and not isinstance(value, bool):  # true: as others, false: none
+            elif name not in known and not isinstance(value, bool):  # true: the default
                 names = ", ".join(known)
                 raise ConfigError(f"{subject}: unknown key '{name}'; known keys: {names}")
         return cls(Affine.from_dict(own, subject), by_module)
 
     def of_module(self, module: str, stored: Collection[str]) -> Affine | None:
-        """Return the quantisation of a module in a checkpoint with these tensors, None without."""
+        """Return the quantisation of a module; None if `stored` has no scales of it."""
         if f"{module}.{SCALES}" not in stored and f"{module}.{ROW_SCALE}" not in stored:
             return None
         return self.by_module.get(module, self.default)
@@ -96,26 +96,27 @@ class AffineRows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class IntegerForm:
-    """How the weights of a matrix are integers times a scale."""
+    """The weights of a matrix as integers times scales, without the codes."""
 
     values: tuple[int, ...]  # of codes
     bits: int
     scale: Floats  # as in IntegerMatrix
-    is_negated: NDArray[np.bool_]  # (M, G): groups whose integers are the opposite of `values`
+    # (M, G): factors of the integers, -1 for a negative scale. 0 for a scale of 0, with which any
+    # codes stand for zeros, if `values` has 0.
+    signs: Int8s
 
     def matrix(self, parts: Iterable[AffineRows]) -> IntegerMatrix:
         """Return the integers and scales of the rows that integer_form received."""
         values = np.array(self.values, dtype=np.int8)
         integers = np.concatenate([_decoded(rows.packed, values, self.bits) for rows in parts])
-        if self.is_negated.any():
-            M, G = self.is_negated.shape
-            signs = np.where(self.is_negated, np.int8(-1), np.int8(1))
-            integers = (integers.reshape(M, G, -1) * signs[..., None]).reshape(M, -1)
+        if (self.signs != 1).any():
+            M, G = self.signs.shape
+            integers = (integers.reshape(M, G, -1) * self.signs[..., None]).reshape(M, -1)
         return IntegerMatrix(integers, self.scale)
 
 
 def integer_form(parts: Sequence[AffineRows], affine: Affine, K: int, path: Path) -> IntegerForm:
-    """Return how the weights of a matrix of 1 or 2 bits are integers; `parts` are its rows.
+    """Return the integer form of a matrix of 1 or 2 bits; `parts` are its rows.
 
     ConfigError names the tensor unless the bias of each group is -1 scale (trits, and code 3 is 2),
     -1.5 scales (-3, -1, 1, 3) or, of 1 bit, -0.5 scales (-1, 1).
@@ -125,9 +126,9 @@ def integer_form(parts: Sequence[AffineRows], affine: Affine, K: int, path: Path
         if _values(rows, affine.bits, path) != values:
             raise ConfigError(
                 f"{path}: tensor '{rows.module}.{BIASES}' must be the same multiple of the "
-                f"{SCALES} as that of '{parts[0].module}' but is another"
+                f"{SCALES} as that of '{parts[0].module}' but differs"
             )
-    if 2 in values and not any(_has_code_3(rows.packed) for rows in parts):
+    if 2 in values and not any(has_code_3(rows.packed) for rows in parts):
         values = TRITS
     scales = np.concatenate([rows.scales for rows in parts]) / np.float32(values[1] - values[0])
     is_negated = scales < 0
@@ -137,7 +138,10 @@ def integer_form(parts: Sequence[AffineRows], affine: Affine, K: int, path: Path
             f"but has {scales[is_negated][0]:g}; choose another checkpoint of the model"
         )
     columns = K if scales.shape[1] == 1 else affine.group_size
-    return IntegerForm(values, affine.bits, fold(np.abs(scales), columns, values), is_negated)
+    signs = np.where(is_negated, np.int8(-1), np.int8(1))
+    if 0 in values:
+        signs[scales == 0] = 0
+    return IntegerForm(values, affine.bits, fold(np.abs(scales), columns, values), signs)
 
 
 def read_rows(
@@ -182,7 +186,7 @@ def read_rows(
 def _values(rows: AffineRows, bits: int, path: Path) -> tuple[int, ...]:
     """Return the integers of the codes."""
     scales, biases = rows.scales, rows.biases
-    with np.errstate(over="ignore"):  # an infinite product is no bias
+    with np.errstate(over="ignore"):  # an infinite product equals no bias
         is_other = {ratio: biases != scales * np.float32(ratio) for ratio in _FORMS[bits]}
     for ratio, values in _FORMS[bits].items():
         if not is_other[ratio].any():
@@ -202,7 +206,3 @@ def _decoded(packed: Codes, values: Array, bits: int) -> Array:
     table = values[np.minimum(codes, len(values) - 1)]  # (256, codes of a byte)
     decoded: Array = table[packed].reshape(len(packed), -1)
     return decoded
-
-
-def _has_code_3(packed: Codes) -> bool:
-    return bool((packed & packed >> np.uint8(1) & np.uint8(0x55)).any())

@@ -46,13 +46,16 @@ EMBEDDING = "embed_tokens"
 
 
 class Part(NamedTuple):
-    """A module, and the part of its tensors that is a parameter or rows of one."""
+    """The tensors of a module, or slices of them, that hold a parameter or some of its rows."""
 
     module: str
     rows: tuple[slice, ...] = ()  # of the first axes
 
     def take(self, values: Array, n_axes: int) -> Array:
-        """Return the part of a tensor, the axis of experts and that of rows as one of `n_axes`."""
+        """Return the part of a tensor with `n_axes`: the axes of experts and rows are merged.
+
+        A tensor with too few axes is returned as it is, for the caller to refuse.
+        """
         if values.ndim < max(n_axes, len(self.rows)):
             return values
         taken = values[self.rows]
@@ -111,8 +114,8 @@ class Names:
     def parts(self, name: str, stored: Collection[str], config: ModelConfig) -> list[Part]:
         """Return the modules with the weight of a matrix, in the order of its rows.
 
-        Experts are a module each, or one module with an axis of experts. MLX checkpoints may have
-        Q, K and V, or W_up and W_gate of experts, in one module.
+        Each expert is a module, or all are one module with an axis of experts. MLX checkpoints may
+        have Q, K and V, or W_up and W_gate of experts, in one module.
         """
         module = self.of_parameter(name).removesuffix(".weight")
         folder, _, matrix = module.rpartition(".")

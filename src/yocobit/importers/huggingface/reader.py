@@ -61,6 +61,11 @@ class HuggingFaceCheckpoint:
         )
         if quantization is None and self._names.are_of_bitnet:
             self._bitnet = MASTER_WEIGHTS
+        if self._bitnet is not None and config.n_experts:
+            raise ConfigError(
+                f"{path / CONFIG}: num_experts must be null in a model with BitNet quantisation "
+                f"but is {config.n_experts}; choose a model without experts"
+            )
         self.config = self._complete(config)
         self._parameters = model_parameters(self.config)
         self._matrices = Matrices(
@@ -194,7 +199,8 @@ class HuggingFaceCheckpoint:
             return []
         return [
             f"{self.path}: {len(dense)} of {len(self._matrices.projections)} projections are not "
-            f"integers times scales and stay floats, such as {self._matrices.tensors(dense[0])[0]}"
+            "integers times scales and are kept as floats, such as "
+            f"{self._matrices.tensors(dense[0])[0]}"
         ]
 
     def _check_names(self) -> None:
