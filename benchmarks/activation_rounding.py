@@ -1,13 +1,14 @@
 """Error of rounded activations: KL divergence of yocobit and llama.cpp from float32, same weights.
 
-    python benchmarks/activation_rounding.py TEXT [--planes FILE] [--pair LOW_BIT F32 ...]
+    python benchmarks/activation_rounding.py TEXT [--planes FILE] [--gguf FILE ...]
         [--tokens 1024] [--threads 2] [--out benchmarks/results/activation_rounding.json]
 
 `--planes`: a dense llama-shaped GGUF file, rewritten in ternary weights (ternary_planes.py).
-`--pair`: a GGUF file in low bits and the same weights in F32, both with a tokenizer. Weights-only
+`--gguf`: files in low bits, with a tokenizer; yocobit writes the same weights in F32. Weights-only
 models were trained with float activations, so the reference is llama.cpp on F32; each engine
-rounds activations in its own way, and nothing else: KV caches are F32. Every window of 512 tokens
-starts a new sequence.
+rounds activations in its own way, and nothing else: KV caches are F32. Every window of 64 tokens
+starts a new sequence; standard errors are over windows, as an error in the first keys affects all
+tokens of a window.
 
 Needs the extra `peers` (llama-cpp-python, gguf).
 
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from peers import versions
 
 from yocobit import Engine
+from yocobit.exporters import export_gguf
 from yocobit.hardware.host import provenance
 from yocobit.importers import import_model
 
@@ -37,7 +39,7 @@ Floats = NDArray[np.float64]
 Logits = Callable[[list[int]], NDArray[np.float32]]
 
 RESULTS = Path(__file__).parent / "results" / "activation_rounding.json"
-WINDOW = 512
+WINDOW = 64
 N_PLANES = (3, 1)
 PLANES_KINDS = ("Q2_0", "TQ2_0")
 OWN_FLOAT = "yocobit float32"
@@ -47,7 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("text", type=Path)
     parser.add_argument("--planes", type=Path)
-    parser.add_argument("--pair", nargs=2, type=Path, action="append", default=[])
+    parser.add_argument("--gguf", nargs="+", type=Path, default=[])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, help="keep models here between runs")
@@ -73,8 +75,17 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, dic
         for n_planes in N_PLANES:
             files = ternary_planes.write_models(arguments.planes, n_planes, PLANES_KINDS, work)
             yield f"{arguments.planes.stem}, ternary planes: {n_planes}", files
-    for low_bit, in_f32 in arguments.pair:
-        yield low_bit.stem, {"low bit": low_bit, "F32": in_f32}
+    for low_bit in arguments.gguf:
+        yield low_bit.stem, {"low bit": low_bit, "F32": in_f32(low_bit, work)}
+
+
+def in_f32(low_bit: Path, work: Path) -> Path:
+    """Write the weights of a file in F32, unless that was done."""
+    path = work / f"{low_bit.stem}-F32.gguf"
+    if not path.exists():
+        floats = import_model(low_bit, work / f"{low_bit.stem}-floats", "f32", weights="f32")
+        export_gguf(floats, path)
+    return path
 
 
 def errors(
@@ -82,7 +93,7 @@ def errors(
 ) -> dict[str, Any]:
     """Return the errors of each engine, and of each as compared with llama.cpp's first type."""
     reference = LlamaCpp(files["F32"], threads)
-    tokens = reference.encode(text)[:n_tokens]
+    tokens = reference.encode(text)[: n_tokens // WINDOW * WINDOW]
     windows = [tokens[i : i + WINDOW] for i in range(0, len(tokens), WINDOW)]
     exact = [reference.logits(window) for window in windows]
     del reference
@@ -90,23 +101,22 @@ def errors(
     divergences: dict[str, Floats] = {}
     for engine, logits in engines(files, work, threads):
         rounded = [logits(window) for window in windows]
-        divergences[engine] = each = np.concatenate(
-            [kl_divergence(p, q) for p, q in zip(exact, rounded, strict=True)]
-        )
-        same = [p.argmax(axis=1) == q.argmax(axis=1) for p, q in zip(exact, rounded, strict=True)]
+        pairs = list(zip(exact, rounded, strict=True))
+        divergences[engine] = each = np.array([kl_divergence(*pair) for pair in pairs])
+        same = [p.argmax(axis=1) == q.argmax(axis=1) for p, q in pairs]
         found[engine] = {
             "kl_nats": float(each.mean()),
             "kl_standard_error": standard_error(each),
-            "same_most_likely_token": float(np.concatenate(same).mean()),
+            "same_most_likely_token": float(np.mean(same)),
             "nats_per_token": surprisal(rounded, windows),
         }
         print(f"  {engine:20} " + "  ".join(f"{k} {v:.4g}" for k, v in found[engine].items()))
     first = next(engine for engine in divergences if engine.startswith("llama.cpp"))
     for engine in (YOCOBIT, YOCOBIT_EXACT):
-        less = divergences[engine] - divergences[first]
+        difference = divergences[engine] - divergences[first]
         found[f"kl_nats of {engine} - {first}"] = {
-            "mean": float(less.mean()),
-            "standard_error": standard_error(less),
+            "mean": float(difference.mean()),
+            "standard_error": standard_error(difference),
         }
     return found
 
@@ -120,8 +130,8 @@ def engines(files: dict[str, Path], work: Path, threads: int) -> Iterator[tuple[
     low_bit = imported(files[kinds[0]], work, "f16")
     yield YOCOBIT, own(Engine.load(low_bit, threads=threads))
     yield YOCOBIT_EXACT, own(Engine.load(low_bit, threads=threads, exact=True))
-    in_f32 = imported(files["F32"], work, None)
-    yield OWN_FLOAT, own(Engine.load(in_f32, threads=threads))
+    floats = imported(files["F32"], work, None)
+    yield OWN_FLOAT, own(Engine.load(floats, threads=threads))
 
 
 def own(engine: Engine) -> Logits:
@@ -136,11 +146,10 @@ def imported(source: Path, work: Path, head: str | None) -> Path:
     return path
 
 
-def kl_divergence(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> Floats:
-    """Return the KL divergence of each position (T,) of logits (T, V), in nats."""
+def kl_divergence(exact: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+    """Return the mean KL divergence of the positions of logits (T, V), in nats."""
     p, q = log_softmax(exact), log_softmax(rounded)
-    divergence: Floats = (np.exp(p) * (p - q)).sum(axis=1)
-    return divergence
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
 
 
 def surprisal(logits: list[NDArray[np.float32]], windows: list[list[int]]) -> float:
