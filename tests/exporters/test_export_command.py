@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from random_models import random_model
+from exported_models import random_model
 from typer.testing import CliRunner
 
 from yocobit.cli import app

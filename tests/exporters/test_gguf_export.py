@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_models import TOKENS, random_model
+from exported_models import TOKENS, random_model
 
 from yocobit import Engine
 from yocobit.config import ConfigError

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from random_models import random_model
+from exported_models import random_model
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from yocobit.config import ConfigError

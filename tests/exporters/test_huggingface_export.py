@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from exported_models import TOKENS, random_model
 from packed_models import tokenizer
-from random_models import TOKENS, random_model
 from safetensors.numpy import load_file
 
 from yocobit import Engine
