@@ -18,7 +18,7 @@ from yocobit.model.experts import MixtureOfExperts
 from yocobit.training.batch import Batch
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
-from yocobit.training.loss import head_loss
+from yocobit.training.loss import TeacherOutput, head_loss
 from yocobit.training.optim import Optimizers
 from yocobit.training.sharding import backward_context, is_sharded, local
 from yocobit.training.state import GradientSpikeGuard
@@ -64,8 +64,16 @@ class Objective(nn.Module):
             teacher_output = self.teacher.output(inputs, resets)
         if (scale := self.model.config.logit_scale) != 1:
             hidden = hidden * scale
+        return self._loss(hidden, targets.flatten(), teacher_output)
+
+    # head_loss is not compiled, and a graph after it would only add its results.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _loss(
+        self, hidden: Tensor, targets: Tensor, teacher_output: TeacherOutput | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of hidden (N, C) and targets (N), and its terms."""
         weight = self.model.head.weight
-        loss, terms = head_loss(hidden, weight, targets.flatten(), self.z_weight, teacher_output)
+        loss, terms = head_loss(hidden, weight, targets, self.z_weight, teacher_output)
         balance = _balance(self.model, targets)
         if balance is None:
             return loss, F.pad(terms, (0, 1))
@@ -73,7 +81,6 @@ class Objective(nn.Module):
         return loss, torch.cat([terms, balance.detach().to(terms.dtype)[None]])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # reads what uncompiled code has set
 def _balance(model: Decoder, targets: Tensor) -> Tensor | None:
     """Return the load-balancing loss of the last forward pass times the number of targets."""
     losses = []
