@@ -9,7 +9,8 @@ GOLDEN ?= tests/golden
 SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_kernels.py \
   tests/native/test_contents.py \
   tests/model/test_native_matmul.py $(wildcard tests/engine/test_engine*.py) \
-  tests/engine/test_block_index.py tests/engine/test_session_state.py tests/engine/test_sampling.py \
+  tests/engine/test_block_index.py tests/engine/test_moe.py tests/engine/test_session_state.py \
+  tests/engine/test_sampling.py \
   -k 'not pytorch and not (same_bits and (sign or row or transformer or swa))'
 # Python leaks, and a test asks for more memory than there is.
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1

@@ -96,7 +96,7 @@ def tokens_of(n: int) -> np.ndarray:
 def test_experts_equal_the_float64_statement(model_of, name):
     model = model_of(name)
     expected = Float64Decoder.of_packed(model)
-    tokens = expected.tokens_without_ties(24)
+    tokens = expected.tokens_without_ties(8)
 
     logits = Engine(model, threads=2, kernels=None).logits(tokens)
 
@@ -110,7 +110,7 @@ def test_experts_with_equal_logits_are_chosen_in_their_order(tmp_path):
     rows[2], rows[4] = rows[1], rows[3]
     model = write(tmp_path, config, "f32", "f32", "f32", routers(config, rows))
     expected = Float64Decoder.of_packed(model)
-    tokens = expected.tokens_without_ties(24)
+    tokens = expected.tokens_without_ties(8)
 
     logits = Engine(model, threads=1, kernels=None).logits(tokens)
 
