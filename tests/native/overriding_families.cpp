@@ -24,7 +24,8 @@ void lut_ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, in
   }
 }
 
-// One group of rows; codes stay in their bit fields of the byte.
+// One group of rows; codes stay in their bit fields of the byte. What is unrolled most is not
+// inlined: it would take minutes to compile.
 struct RowLanes {
   using Floats = F32x8;
   struct Codes {
@@ -45,14 +46,14 @@ struct RowLanes {
     return unit;
   }
   template <int kBits>
-  static Codes field(Codes codes, int field) {
+  [[gnu::noinline]] static Codes field(Codes codes, int field) {
     for (auto& row : codes.v) {
       for (uint8_t& byte : row) byte &= ((1 << kBits) - 1) << position<kBits>(field);
     }
     return codes;
   }
   static Sums start(int32_t offset) { return splat(offset); }
-  static void multiply_add(Sums& sums, const Codes& codes, const int8_t* x) {
+  [[gnu::noinline]] static void multiply_add(Sums& sums, const Codes& codes, const int8_t* x) {
     for (int r = 0; r < kRowsPerGroup; ++r) {
       for (int i = 0; i < 4; ++i) sums.v[r] += codes.v[r][i] * x[i];
     }
@@ -63,15 +64,15 @@ struct RowLanes {
     for (int32_t& sum : sums.v) sum = x;
     return sums;
   }
-  static Sums add(Sums a, const Sums& b) {
+  [[gnu::noinline]] static Sums add(Sums a, const Sums& b) {
     for (int r = 0; r < kRowsPerGroup; ++r) a.v[r] += b.v[r];
     return a;
   }
-  static Sums times_128(Sums x) {
+  [[gnu::noinline]] static Sums times_128(Sums x) {
     for (int32_t& sum : x.v) sum *= 128;
     return x;
   }
-  static Floats to_floats(const Sums& x) { return from_int32(x.v); }
+  [[gnu::noinline]] static Floats to_floats(const Sums& x) { return from_int32(x.v); }
   static Floats load_scales(const uint16_t* scales, const uint16_t*) { return load_f16(scales); }
   static Floats load_floats(const float* p, int n) { return load_first(p, n); }
   static void store_floats(float* p, const Floats& x, int n) { store_first(p, x, n); }
