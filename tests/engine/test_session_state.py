@@ -201,6 +201,18 @@ def test_saved_session_of_another_model_is_rejected(engine_of, tokens, tmp_path)
         engine_of("mixed").restore(file)
 
 
+@pytest.mark.parametrize(("exact", "made"), [(False, "int8"), (True, "int16")])
+def test_saved_session_with_other_activations_is_rejected_by_name(
+    model_of, tokens, exact, made, tmp_path
+):
+    _, path = model_of("retention", "sign_g128")
+    engine = Engine.load(path, threads=1, exact=exact)
+    engine.save(fed(engine, tokens), tmp_path / "text.session")
+
+    with pytest.raises(SavedSessionError, match=rf"with {made} activations .* exact={exact}"):
+        Engine.load(path, threads=1, exact=not exact).restore(tmp_path / "text.session")
+
+
 def test_session_of_another_engine_is_not_saved(engine_of, tokens, tmp_path):
     file = tmp_path / "text.session"
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from yocobit.disk import replacing
 from yocobit.engine.session import CacheType
 from yocobit.errors import ConfigError, UserError, printable, shown
+from yocobit.packing.reader import EXACT_SUFFIX
 from yocobit.packing.safetensors_header import entries_of
 from yocobit.reading import boundary, open_regular
 
@@ -36,7 +37,7 @@ class SavedSessionError(UserError):
 class SavedSession:
     """The content of a session file."""
 
-    model: str  # header_sha256 of the packed model
+    model: str  # PackedModel.identity
     cache: CacheType
     tokens: NDArray[np.int32]  # (T,) consumed
     state: NDArray[np.uint8]  # recurrent states and sliding-window caches after the last token
@@ -100,10 +101,16 @@ def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
         raise SavedSessionError(
             f"{path}: format_version must be {VERSION!r} but is {shown(version)}; {_AGAIN}"
         )
-    if metadata.get("model") != model:
+    if (saved := str(metadata.get("model"))) != model:
+        if saved.removesuffix(EXACT_SUFFIX) == model.removesuffix(EXACT_SUFFIX):
+            bits, ours = ("int16", "int8") if saved.endswith(EXACT_SUFFIX) else ("int8", "int16")
+            raise SavedSessionError(
+                f"{path}: was made with {bits} activations but this engine has {ours}; load the "
+                f"model with exact={bits == 'int16'}"
+            )
         raise SavedSessionError(
-            f"{path}: was made by the model {printable(str(metadata.get('model'))[:12])} but this "
-            f"is {model[:12]}; load that one"
+            f"{path}: was made by the model {printable(saved[:12])} but this is {model[:12]}; "
+            "load that one"
         )
     if metadata.get("cache") not in get_args(CacheType):
         raise SavedSessionError(

@@ -47,6 +47,8 @@ from yocobit.settings import whole_number
 _MAX_THREADS = 1024
 _REMEDY = "copy the file or pack the checkpoint again"
 
+EXACT_SUFFIX = "-exact"  # of the identity of a model with int16 activations
+
 
 @dataclass(frozen=True)
 class PackedModel:
@@ -103,7 +105,7 @@ class PackedModel:
     @property
     def identity(self) -> str:
         """A name of all that the keys, values and states of a session depend on."""
-        suffix = "-exact" if self.config.exact_activations and self._has_groups else ""
+        suffix = EXACT_SUFFIX if self.config.exact_activations and self._has_groups else ""
         return self.metadata["header_sha256"] + suffix
 
     @property
