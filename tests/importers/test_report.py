@@ -40,7 +40,7 @@ def test_one_line_names_source_formats_and_traffic(tmp_path, quantization, head,
     assert warning.startswith(f"warning: {source}: holds no tokenizer.json, so the model accepts")
     assert line.startswith("imported from safetensors, ") and expected in line
     assert f"head in {packed.head_format.name}; " in line
-    assert "bytes per token; tokens/s: yocobit plan" in line
+    assert "bytes per token; `yocobit plan MODEL` predicts its speed" in line
 
 
 def test_import_command_prints_notes_to_stderr_and_its_summary_to_stdout(tmp_path, capsys):
