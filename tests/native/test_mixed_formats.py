@@ -11,7 +11,7 @@ import pytest
 from yocobit import _native
 from yocobit.config import preset
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import scale_name
+from yocobit.packing.format import DTYPES, scale_name
 from yocobit.packing.formats import FORMATS, WeightFormat
 
 T = 70  # more rows than a tile of a GEMM
@@ -23,7 +23,8 @@ def stored(name: str, format: WeightFormat, shape, rng) -> dict[str, np.ndarray]
     weights = rng.standard_normal(shape).astype(np.float32)
     if format.quantize is None:
         codes = format.encode(rng.choice(np.array(format.values, np.int8), shape))
-        scales = rng.uniform(0.05, 0.1, format.scale.shape(*shape)).astype(np.float32)
+        scales = rng.uniform(0.05, 0.1, format.scale.shape(*shape))
+        scales = scales.astype(DTYPES[format.scale.dtype])
     else:
         codes, scales = format.quantize(weights * np.float32(0.1))
     return {name: codes} | ({} if scales is None else {scale_name(name): scales})
