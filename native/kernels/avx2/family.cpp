@@ -3,14 +3,13 @@
 #include "kernels/family.h"
 
 #include "kernels/avx2/code_dots.h"
+#include "kernels/avx2/group_scaled.h"
 #include "kernels/avx2/head_gemm.h"
 #include "kernels/avx2/low_bit_gemm.h"
 #include "kernels/avx2/probes.h"
-#include "kernels/avx2/row_lanes.h"
 #include "kernels/generic/attention-inl.h"
 #include "kernels/generic/dense_gemm-inl.h"
 #include "kernels/generic/elementwise-inl.h"
-#include "kernels/generic/group_scaled_gemm-inl.h"
 #include "kernels/generic/input_gradient-inl.h"
 #include "kernels/generic/quantize-inl.h"
 #include "kernels/generic/retention-inl.h"
@@ -46,7 +45,7 @@ constinit const KernelFamily kFamily = {
             .sign_gemm = sign_gemm,
             .int8_gemm = int8_gemm,
             .int4_gemm = int4_gemm,
-            .group_scaled_gemm = group_scaled_gemm<RowLanes>,
+            .group_scaled_gemm = multiply_group_scaled,
             .dense_gemm = dense_gemm,
             .quantize_int8_row = quantize_int8_row,
             .quantize_int16_row = quantize_int16_row,
