@@ -31,7 +31,8 @@ def describe_import(checkpoint: Checkpoint, model: PackedModel) -> str:
     return (
         f"imported from {checkpoint.source_type}; projections in {' and '.join(formats)}, "
         f"{8 * size / n_weights:.2f} bits per weight; head in {model.head_format.name}; "
-        f"{decode_bytes(model, 'f32', 0, 1, 1):,} bytes per token; `yocobit plan MODEL` predicts its speed"
+        f"{decode_bytes(model, 'f32', 0, 1, 1):,} bytes per token; "
+        "`yocobit plan MODEL` predicts its speed"
     )
 
 
