@@ -111,20 +111,23 @@ def write_directory(model, tensors, directory: Path, **config) -> Path:
     return directory
 
 
+# The modules of transformers by our parameters of a block.
+BLOCK = {
+    "mixer.q_proj": "self_attn.q_proj",
+    "mixer.k_proj": "self_attn.k_proj",
+    "mixer.v_proj": "self_attn.v_proj",
+    "mixer.out_proj": "self_attn.o_proj",
+    "ffn.gate_proj": "mlp.gate_proj",
+    "ffn.up_proj": "mlp.up_proj",
+    "ffn.down_proj": "mlp.down_proj",
+}
+
+
 def names(n_layers=2):
     """Return the modules of transformers by our parameters."""
-    block = {
-        "mixer.q_proj": "self_attn.q_proj",
-        "mixer.k_proj": "self_attn.k_proj",
-        "mixer.v_proj": "self_attn.v_proj",
-        "mixer.out_proj": "self_attn.o_proj",
-        "ffn.gate_proj": "mlp.gate_proj",
-        "ffn.up_proj": "mlp.up_proj",
-        "ffn.down_proj": "mlp.down_proj",
-    }
     found = {"embedding.weight": "model.embed_tokens", "head.weight": "lm_head"}
     for i in range(n_layers):
-        found |= {f"layers.{i}.{a}.weight": f"model.layers.{i}.{b}" for a, b in block.items()}
+        found |= {f"layers.{i}.{a}.weight": f"model.layers.{i}.{b}" for a, b in BLOCK.items()}
     return found
 
 

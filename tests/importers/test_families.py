@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from low_bit_directories import BLOCK
 from published import (
     SHAPE,
     config_of,
@@ -27,15 +28,6 @@ from yocobit.importers.huggingface.families import FAMILIES, published
 from yocobit.packing import read_model
 
 OFFLINE = {"linear_class": "bitlinear", "quantization_mode": "offline"}
-BLOCK = {
-    "mixer.q_proj": "self_attn.q_proj",
-    "mixer.k_proj": "self_attn.k_proj",
-    "mixer.v_proj": "self_attn.v_proj",
-    "mixer.out_proj": "self_attn.o_proj",
-    "ffn.gate_proj": "mlp.gate_proj",
-    "ffn.up_proj": "mlp.up_proj",
-    "ffn.down_proj": "mlp.down_proj",
-}
 
 
 @pytest.fixture(autouse=True)

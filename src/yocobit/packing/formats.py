@@ -218,34 +218,32 @@ SIGN = WeightFormat(
     block_columns=256,
     scale=PerTensor("F32"),
 )
-# The formats of weights-only quantisation (A16): activations were not quantised in training.
-TERNARY_G128 = replace(
-    TERNARY,
-    name="ternary_g128",
-    roles=("projection", "embedding", "head"),
-    activations=INT8_PER_GROUP,
-    weights="ternary_g128",
-    unit_bytes=4,
-    scale=PerGroup(128, "F16"),
-)
-TERNARY_G64 = replace(
-    TERNARY_G128, name="ternary_g64", weights="ternary_g64", scale=PerGroup(64, "F16", per_block=2)
-)
-TERNARY_ROW_A16 = replace(
-    TERNARY_G128, name="ternary_row_a16", weights="ternary_row_a16", scale=PerRow("F32")
-)
-INT2_G128 = replace(TERNARY_G128, name="int2_g128", weights="int2_g128", values=(-1, 0, 1, 2))
-INT2_G64 = replace(TERNARY_G64, name="int2_g64", weights="int2_g64", values=(-1, 0, 1, 2))
-ODD_G128 = replace(TERNARY_G128, name="odd_g128", weights="odd_g128", values=(-3, -1, 1, 3))
-SIGN_G128 = replace(
-    SIGN,
-    name="sign_g128",
-    roles=("projection", "embedding", "head"),
-    activations=INT8_PER_GROUP,
-    weights="sign_g128",
-    unit_bytes=4,
-    scale=PerGroup(128, "F16", per_block=2),
-)
+
+
+def _weights_only(
+    base: WeightFormat, name: WeightKind, scale: PerRow | PerGroup, values: Sequence[int]
+) -> WeightFormat:
+    """Return a format of weights-only quantisation (A16), with the bits of `base`."""
+    return replace(
+        base,
+        name=name,
+        roles=("projection", "embedding", "head"),
+        activations=INT8_PER_GROUP,
+        weights=name,
+        values=values,
+        unit_bytes=4,
+        scale=scale,
+    )
+
+
+_G64, _G128 = PerGroup(64, "F16", per_block=2), PerGroup(128, "F16")
+TERNARY_G64 = _weights_only(TERNARY, "ternary_g64", _G64, TERNARY.values)
+TERNARY_G128 = _weights_only(TERNARY, "ternary_g128", _G128, TERNARY.values)
+TERNARY_ROW_A16 = _weights_only(TERNARY, "ternary_row_a16", PerRow("F32"), TERNARY.values)
+INT2_G64 = _weights_only(TERNARY, "int2_g64", _G64, (-1, 0, 1, 2))
+INT2_G128 = _weights_only(TERNARY, "int2_g128", _G128, (-1, 0, 1, 2))
+ODD_G128 = _weights_only(TERNARY, "odd_g128", _G128, (-3, -1, 1, 3))
+SIGN_G128 = _weights_only(SIGN, "sign_g128", PerGroup(128, "F16", per_block=2), SIGN.values)
 INT8 = WeightFormat(
     "int8",
     bits=8,
