@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import dataclasses
 import json
 import logging
 import re
@@ -16,6 +18,10 @@ import servers
 from servers import NO_END, wait_for
 
 from yocobit.serving import ServerSettings, create_app
+from yocobit.serving.api.call import Events
+from yocobit.serving.api.endpoints import ENDPOINTS
+from yocobit.serving.api.wire import WireFormat
+from yocobit.serving.errors import APIError, internal_error
 from yocobit.serving.http.sse import write_events
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -391,9 +397,76 @@ def test_busy_stream_gets_no_pings(monkeypatch):
 
     monkeypatch.setattr("yocobit.serving.http.sse.PING_S", 0.25)
     with asyncio.Runner(loop_factory=Clock().loop) as runner:
-        runner.run(write_events(receive, send, chunks()))
+        runner.run(write_events(receive, send, Events(chunks())))
 
     assert sent == [None, *[b"data: {}\n\n"] * 40, b"data: [DONE]\n\n"]
+
+
+# ---- wire formats ----
+
+SHORT = WireFormat(
+    lambda value: json.dumps(value).encode() + b"\n",
+    end=b"end\n",
+    ping=b"",
+    stream_type="application/x-ndjson",
+    error=lambda error: {"error": str(error)},
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [
+        ("POST", {}, 401),
+        ("GET", {"x-api-key": KEYS[0]}, 405),
+        ("POST", {"x-api-key": KEYS[0]}, 503),
+    ],
+)
+def test_errors_have_the_shape_of_the_endpoints_wire_format(method, headers, status, monkeypatch):
+    endpoints = [
+        dataclasses.replace(e, wire=SHORT) if e.path == "/completions" else e for e in ENDPOINTS
+    ]
+    monkeypatch.setattr("yocobit.serving.http.app.ENDPOINTS", endpoints)
+    app = create_app(ServerSettings(api_keys=KEYS))  # loads no model: no lifespan
+
+    async def send(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a.b") as client:
+            return await client.request(method, path, headers=headers)
+
+    short, usual = (asyncio.run(send(path)) for path in (TEXT, CHAT))
+
+    assert short.status_code == usual.status_code == status
+    assert isinstance(short.json()["error"], str)
+    assert usual.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("failure", [APIError(504, "late"), ValueError("a bug")])
+def test_stream_has_the_wire_formats_frames_and_errors(failure):
+    async def batches():
+        yield [1, 2]
+        raise failure
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    sent: list[dict] = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def run(events: Events) -> bytes:
+        sent.clear()
+        with contextlib.suppress(ValueError):
+            await write_events(receive, send, events, SHORT)
+        return b"".join(message.get("body", b"") for message in sent)
+
+    message = str(failure if isinstance(failure, APIError) else internal_error())
+    expected = b"1\n2\n" + json.dumps({"error": message}).encode() + b"\nend\n"
+    assert asyncio.run(run(Events(batches()))) == expected
+    assert dict(sent[0]["headers"])[b"content-type"] == b"application/x-ndjson; charset=utf-8"
+    own = Events(batches(), failed=lambda error: {"failed": str(error)}, headers={"X-A": "b"})
+    assert asyncio.run(run(own)) == expected.replace(b"error", b"failed", 1)
+    assert dict(sent[0]["headers"])[b"x-a"] == b"b"
 
 
 # ---- loading ----

@@ -132,13 +132,17 @@ class Reply:
     value: Any
     status: int = 200
     content_type: str = "application/json"
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Events:
-    """A stream of server-sent events: batches of objects, ended by [DONE]."""
+    """A stream: batches of objects, framed by the endpoint's wire format."""
 
     batches: AsyncIterator[list[Any]]
+    # Returns the last event of a stream that fails; None: the wire format's error.
+    failed: Callable[[APIError], Any] = lambda error: None
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

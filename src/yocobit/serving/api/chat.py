@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -12,11 +11,12 @@ from msgspec import Meta, Struct
 from yocobit.config import ConfigError
 from yocobit.serving import limits
 from yocobit.serving.api import protocol, tools
+from yocobit.serving.api.answer import Answer, CallArguments, CallStart, Content, Delta, Done
 from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
 from yocobit.serving.api.protocol import Name, Sampling, Tool, ToolChoice
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
-from yocobit.serving.runtime.request import Event, Finish, Request, Token
+from yocobit.serving.runtime.request import Event, Finish, Logprob, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
 from yocobit.serving.runtime.structured_output import Schema
 from yocobit.settings import Count
@@ -58,9 +58,32 @@ class ChatRequest(Sampling, kw_only=True):
         return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
 
 
+@dataclasses.dataclass(frozen=True)
+class PreparedChat:
+    """A checked conversation of any protocol: what to generate and how to read it."""
+
+    request: Request
+    schema: Schema | None  # that the output follows
+    tool_names: tuple[str, ...]
+    requires_call: bool
+
+    def answers(self) -> list[Answer]:
+        """Return an empty answer for each choice."""
+        names, is_call = self.tool_names, self.requires_call
+        return [
+            Answer(tools.ToolCallParser(names, is_call) if names else None)
+            for _ in self.request.sampling
+        ]
+
+
 def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
-    """Return the generation request of a body; APIError 400 if it is invalid."""
+    """Return the response to generate for a body; APIError 400 if it is invalid."""
     check_stream_options(body)
+    return ChatCompletion(model, body, prepare(model, body, client))
+
+
+def prepare(model: ServedModel, body: ChatRequest, client: str) -> PreparedChat:
+    """Check a conversation of any protocol; APIError 400, in chat's terms, if it is invalid."""
     if body.functions or body.function_call not in (None, "none", "auto"):
         raise APIError(
             400, "functions and function_call are not supported; use tools", param="functions"
@@ -93,7 +116,8 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
             )
         # JSON may contain a string that otherwise ends the model's turn.
         request = dataclasses.replace(request, stop=())
-    return ChatCompletion(model, body, request, schema)
+    names = tuple(tool.function.name for tool in body.offered_tools)
+    return PreparedChat(request, schema, names, body.requires_call)
 
 
 def is_heavy(body: ChatRequest) -> bool:
@@ -102,102 +126,59 @@ def is_heavy(body: ChatRequest) -> bool:
     return has_schema or body.requires_call
 
 
-@dataclasses.dataclass
-class _Choice:
-    """The part of an answer that has been generated."""
-
-    parser: tools.ToolCallParser | None
-    text: str = ""
-    calls: list[tools.Call] = dataclasses.field(default_factory=list)
-    logprobs: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    reason: str | None = None
-
-    def add(self, text: str, is_last: bool) -> tuple[str, list[tools.Call]]:
-        """Append text; return the part of it that is content, and the calls that it completes."""
-        content, calls = text, list[tools.Call]()
-        if self.parser is not None:
-            content, calls = self.parser.add(text)
-            if is_last:
-                rest, more = self.parser.finish()
-                content, calls = content + rest, calls + more
-        self.text += content
-        self.calls += calls
-        return content, calls
-
-
 class ChatCompletion(Completion):
-    """The response to one request."""
+    """The response of chat completions."""
 
     id_prefix = "chatcmpl"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def __init__(
-        self, model: ServedModel, body: ChatRequest, request: Request, schema: Schema | None
-    ) -> None:
-        super().__init__(model, body, [request])
-        self.schema = schema
+    def __init__(self, model: ServedModel, body: ChatRequest, chat: PreparedChat) -> None:
+        super().__init__(model, body, [chat.request], chat.schema)
         self._has_logprobs = bool(body.logprobs)
-        names = [tool.function.name for tool in body.offered_tools]
-        self._choices = [
-            _Choice(tools.ToolCallParser(names, body.requires_call) if names else None)
-            for _ in request.sampling
-        ]
-
-    def attach(self, model: ServedModel) -> None:
-        super().attach(model)
-        if self.schema is not None:
-            guided = model.grammars.factory(self.schema)
-            self.requests = [dataclasses.replace(each, guided=guided) for each in self.requests]
+        self._answers = chat.answers()
 
     def add(self, index: int, event: Event) -> None:
-        if not isinstance(event, Token | Finish):
-            return
-        choice = self._choices[event.choice]
-        choice.add(event.text, is_last=isinstance(event, Finish))
-        if isinstance(event, Finish):
-            choice.reason = event.reason
-        elif event.logprob is not None:
-            choice.logprobs.append(self.logprob(event.logprob))
+        if isinstance(event, Token | Finish):
+            self._answers[event.choice].add(event)
 
     def choices(self) -> list[dict[str, Any]]:
-        return [self._choice(i, choice) for i, choice in enumerate(self._choices)]
+        return [self._choice(i, answer) for i, answer in enumerate(self._answers)]
 
     def first_chunks(self) -> Iterator[dict[str, Any]]:
-        for i in range(len(self._choices)):
+        for i in range(len(self._answers)):
             delta = _delta(i, {"role": "assistant", "content": ""})
             yield self.chunk(delta, is_first=i == 0)
 
     def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterator[dict[str, Any]]:
         if not isinstance(event, Token | Finish):
             return
-        choice, is_last = self._choices[event.choice], isinstance(event, Finish)
-        first_call = len(choice.calls)
-        content, calls = choice.add(event.text, is_last)
-        logprobs = None
-        if isinstance(event, Token) and event.logprob is not None:
-            logprobs = {"content": [self.logprob(event.logprob)], "refusal": None}
-        if content or logprobs:
-            yield self.chunk(_delta(event.choice, {"content": content}, logprobs=logprobs))
-        for i, call in enumerate(calls, first_call):
-            delta = {"tool_calls": [{"index": i, **_call(call)}]}
-            yield self.chunk(_delta(event.choice, delta))
-        if isinstance(event, Finish):
-            reason = "tool_calls" if choice.calls else event.reason
-            finished = self.finish_choice(stream)
-            yield self.chunk(_delta(event.choice, {}, finish_reason=reason), finished)
+        deltas = self._answers[event.choice].add(event)
+        for delta in deltas:
+            if isinstance(delta, Content):
+                logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
+                content = {"content": delta.text}
+                yield self.chunk(_delta(event.choice, content, logprobs=logprobs))
+        for call in _call_deltas(deltas):
+            yield self.chunk(_delta(event.choice, {"tool_calls": [call]}))
+        for delta in deltas:
+            if isinstance(delta, Done):
+                last = _delta(event.choice, {}, finish_reason=delta.reason)
+                yield self.chunk(last, self.finish_choice(stream))
 
-    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
-        if choice.calls:
-            message["content"] = choice.text or None
-            message["tool_calls"] = [_call(call) for call in choice.calls]
-        logprobs = {"content": choice.logprobs, "refusal": None} if self._has_logprobs else None
+    def _logprobs(self, found: Iterable[Logprob]) -> dict[str, Any]:
+        return {"content": [self.logprob(each) for each in found], "refusal": None}
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message["content"] = answer.text or None
+            message["tool_calls"] = [_call(c.id, c.name, c.arguments) for c in answer.calls]
         return {
             "index": index,
             "message": message,
-            "logprobs": logprobs,
-            "finish_reason": "tool_calls" if choice.calls else choice.reason,
+            "logprobs": self._logprobs(answer.logprobs) if self._has_logprobs else None,
+            "finish_reason": answer.done and answer.done.reason,
         }
 
 
@@ -269,9 +250,19 @@ def _delta(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _call(call: tools.Call) -> dict[str, Any]:
-    return {
-        "id": f"call_{secrets.token_hex(12)}",
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+def _call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def _call_deltas(deltas: Sequence[Delta]) -> list[dict[str, Any]]:
+    """Return the calls among deltas as entries of tool_calls; parts of one call are joined."""
+    entries: list[dict[str, Any]] = []
+    for delta in deltas:
+        if isinstance(delta, CallStart):
+            entries.append({"index": delta.index, **_call(delta.id, delta.name, "")})
+        elif isinstance(delta, CallArguments):
+            if not entries or entries[-1]["index"] != delta.index:
+                entries.append({"index": delta.index, "function": {"arguments": ""}})
+            entries[-1]["function"]["arguments"] += delta.text
+    return entries

@@ -18,10 +18,11 @@ from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.models import get_model, list_models
 from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
+from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.settings import ServerSettings
 
-OPENAI = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
-VLLM = (*OPENAI, "")  # vLLM serves its own endpoints without a prefix
+V1 = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
+VLLM = (*V1, "")  # vLLM serves its own endpoints without a prefix
 ROOT = ("",)
 
 
@@ -37,7 +38,8 @@ class Endpoint:
     prepare: Callable[..., Any] = lambda model, body, client: None
     uses_template: bool = False  # so that the cost of a small body is not known either
     is_heavy: Callable[[Any], bool] = lambda body: False  # whatever the size of the body
-    prefixes: tuple[str, ...] = OPENAI
+    prefixes: tuple[str, ...] = V1
+    wire: WireFormat = OPENAI  # of its streams and errors
     is_streamed: bool = False  # with "stream": true in the body
     is_public: bool = False  # needs no API key and no trusted host name
     content_type: str = "application/json"

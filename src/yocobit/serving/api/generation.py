@@ -1,12 +1,13 @@
-"""Shared by chat completions and completions: handler, response frames, usage."""
+"""Generation, the response of endpoints that generate text; the frames of OpenAI's completions."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 from yocobit.serving.api.call import Call, Events, Reply
@@ -19,34 +20,32 @@ from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.runtime.structured_output import Schema
 
 
-class Completion(ABC):
-    """The response to one request body, built from events."""
+class Generation(ABC):
+    """A prepared request that generates text, and its response, built from events.
 
-    id_prefix: str
-    object_name: str
-    chunk_object_name: str
-    schema: Schema | None = None  # that the output follows
+    It is made in a worker or a thread and must be picklable; `attach` completes it.
+    """
 
-    def __init__(self, model: ServedModel, body: Sampling, requests: Sequence[Request]) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        requests: Sequence[Request],
+        is_streamed: bool,
+        schema: Schema | None = None,
+    ) -> None:
+        """`schema` is what the output follows."""
         self.model = model
         self.requests = requests
-        self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
-        self.is_streamed = bool(body.stream)
-        self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
-        self._model_name = body.model or model.name
-        self._created = int(time.time())
-        self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
+        self.is_streamed = is_streamed
+        self.schema = schema
+        self.headers: dict[str, str] = {}  # of the HTTP response
 
     async def response(self, stream: EventStream) -> dict[str, Any]:
         """Return the response once it is complete."""
         async for events in stream.events():
             for index, event in events:
                 self.add(index, event)
-        return {
-            **self._frame(self.object_name, self.choices()),
-            "usage": usage(stream.groups),
-            "x_groq": self._groq(seed=self._seed),
-        }
+        return self.whole(stream)
 
     async def chunks(self, stream: EventStream) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield the response as chunks, one per token with text, in batches as they arrive."""
@@ -56,8 +55,8 @@ class Completion(ABC):
             chunks = [chunk for each in events for chunk in self.chunks_of(*each, stream)]
             if chunks:
                 yield chunks
-        if self._has_usage_chunk:
-            yield [{**self._frame(self.chunk_object_name, []), "usage": usage(stream.groups)}]
+        if last := list(self.last_chunks(stream)):
+            yield last
 
     def __getstate__(self) -> dict[str, Any]:  # it is built in a worker
         return {name: value for name, value in vars(self).items() if name != "model"}
@@ -65,14 +64,17 @@ class Completion(ABC):
     def attach(self, model: ServedModel) -> None:
         """Complete a response that was built in a worker, for the model of this process."""
         self.model = model
+        if self.schema is not None:
+            guided = model.grammars.factory(self.schema)
+            self.requests = [dataclasses.replace(each, guided=guided) for each in self.requests]
 
     @abstractmethod
     def add(self, index: int, event: Event) -> None:
-        """Add an event of the request with that index to the choices."""
+        """Add an event of the request with that index to a response that is not streamed."""
 
     @abstractmethod
-    def choices(self) -> list[dict[str, Any]]:
-        """Return the choices of a complete response."""
+    def whole(self, stream: EventStream) -> dict[str, Any]:
+        """Return the response to all events."""
 
     def first_chunks(self) -> Iterable[dict[str, Any]]:
         """Return the chunks that precede all events."""
@@ -81,6 +83,61 @@ class Completion(ABC):
     @abstractmethod
     def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterable[dict[str, Any]]:
         """Return the chunks of an event of the request with that index."""
+
+    def last_chunks(self, stream: EventStream) -> Iterable[dict[str, Any]]:
+        """Return the chunks that follow all events."""
+        return ()
+
+    def failed(self, error: APIError) -> dict[str, Any] | None:
+        """Return the last event of a stream that fails; None: the wire format's error."""
+        return None
+
+    def logprob(self, found: Logprob) -> dict[str, Any]:
+        """Return a token's log-probability in the form of chat completions."""
+        entry = self._logprob_entry(found.token, found.logprob)
+        entry["top_logprobs"] = [self._logprob_entry(*each) for each in found.top]
+        return entry
+
+    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text, raw = self.model.token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": raw}
+
+
+class Completion(Generation):
+    """The response of chat completions and completions: choices in a frame."""
+
+    id_prefix: str
+    object_name: str
+    chunk_object_name: str
+
+    def __init__(
+        self,
+        model: ServedModel,
+        body: Sampling,
+        requests: Sequence[Request],
+        schema: Schema | None = None,
+    ) -> None:
+        super().__init__(model, requests, bool(body.stream), schema)
+        self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
+        self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
+        self._model_name = body.model or model.name
+        self._created = int(time.time())
+        self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
+
+    @abstractmethod
+    def choices(self) -> list[dict[str, Any]]:
+        """Return the choices of a complete response."""
+
+    def whole(self, stream: EventStream) -> dict[str, Any]:
+        return {
+            **self._frame(self.object_name, self.choices()),
+            "usage": usage(stream.groups),
+            "x_groq": self._groq(seed=self._seed),
+        }
+
+    def last_chunks(self, stream: EventStream) -> Iterator[dict[str, Any]]:
+        if self._has_usage_chunk:
+            yield {**self._frame(self.chunk_object_name, []), "usage": usage(stream.groups)}
 
     def chunk(
         self, choice: dict[str, Any], finished: EventStream | None = None, *, is_first: bool = False
@@ -99,16 +156,6 @@ class Completion(ABC):
         """Count a finished choice; return the stream if it was the last."""
         self._n_open -= 1
         return None if self._n_open else stream
-
-    def logprob(self, found: Logprob) -> dict[str, Any]:
-        """Return a token's log-probability in the form of chat completions."""
-        entry = self._logprob_entry(found.token, found.logprob)
-        entry["top_logprobs"] = [self._logprob_entry(*each) for each in found.top]
-        return entry
-
-    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text, raw = self.model.token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": raw}
 
     def _frame(self, object_name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -131,19 +178,19 @@ class Completion(ABC):
 
 
 async def generate(call: Call) -> Reply | Events:
-    """Handle a request to an endpoint that generates text; a Completion was prepared."""
-    completion: Completion = call.prepared
-    if completion.schema is None:
-        completion.attach(call.model)
+    """Handle a request to an endpoint that generates text; a Generation was prepared."""
+    generation: Generation = call.prepared
+    if generation.schema is None:
+        generation.attach(call.model)
     else:  # compiles it
-        await asyncio.to_thread(completion.attach, call.model)
+        await asyncio.to_thread(generation.attach, call.model)
     stream = await call.resources.enter_async_context(
-        call.runtime.generate(completion.requests, call.arrived_at)
+        call.runtime.generate(generation.requests, call.arrived_at)
     )
     call.is_counted = True
-    if completion.is_streamed:
-        return Events(completion.chunks(stream))
-    return Reply(await completion.response(stream))
+    if generation.is_streamed:
+        return Events(generation.chunks(stream), generation.failed, generation.headers)
+    return Reply(await generation.response(stream), headers=generation.headers)
 
 
 def check_stream_options(body: Sampling) -> None:

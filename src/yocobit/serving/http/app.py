@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from yocobit.config import ConfigError
@@ -24,6 +23,7 @@ from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Events, ServerState, prepare
 from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
 from yocobit.serving.api.protocol import decode
+from yocobit.serving.api.wire import OPENAI
 from yocobit.serving.errors import APIError
 from yocobit.serving.http.chat_page import page_routes
 from yocobit.serving.http.json_body import json_response, read_body, write_body
@@ -43,7 +43,13 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
     state = ServerState(settings)
     public_paths = frozenset(path for e in ENDPOINTS if e.is_public for path in e.paths)
     middleware = [
-        Middleware(Access, settings=settings, metrics=state.metrics, public_paths=public_paths)
+        Middleware(
+            Access,
+            settings=settings,
+            metrics=state.metrics,
+            public_paths=public_paths,
+            wires={path: e.wire for e in ENDPOINTS for path in e.paths},
+        )
     ]
     if settings.cors_origins:
         middleware.insert(
@@ -78,6 +84,7 @@ class EndpointApp:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.wire = endpoint.wire
         self._at_once_from = 0.0  # time.monotonic() before which no request is prepared at once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,9 +100,9 @@ class EndpointApp:
             finally:
                 scope["state"]["is_counted"] = call.is_counted
             if isinstance(reply, Events):
-                await write_events(receive, send, reply.batches)
+                await write_events(receive, send, reply, self.wire)
             else:
-                await write_body(send, reply.status, reply.value, reply.content_type)
+                await write_body(send, reply.status, reply.value, reply.content_type, reply.headers)
 
     async def _read_and_prepare(
         self, scope: Scope, receive: Receive, client: str, arrived_at: float
@@ -198,8 +205,14 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _method_not_allowed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    allowed = (error.headers or {}).get("Allow", "")
+    # Several endpoints may have this path. The error that Starlette raises knows the first only.
+    routes = [
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
+    ]
+    allowed = ", ".join(sorted({m for route in routes for m in route.methods or ()}))
+    wire = next((r.endpoint.wire for r in routes if isinstance(r.endpoint, EndpointApp)), OPENAI)
     path = printable(request.url.path, 200)
     not_allowed = APIError(405, f"{request.method} is not allowed for {path}; use {allowed}")
-    return json_response(not_allowed.to_dict(), 405, error.headers)
+    return json_response(wire.error(not_allowed), 405, {"Allow": allowed})

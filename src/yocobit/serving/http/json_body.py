@@ -1,4 +1,4 @@
-"""JSON over HTTP: request bodies read with limits, responses, errors in OpenAI's shape."""
+"""JSON over HTTP: request bodies read with limits, responses, errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.errors import APIError
 
 BODY_TIMEOUT_S = 60.0  # for a client to send its body
@@ -58,12 +59,12 @@ async def write_body(
     await send({"type": "http.response.body", "body": body})
 
 
-async def write_error(send: Send, error: APIError) -> None:
-    """Send an error in OpenAI's shape."""
+async def write_error(send: Send, error: APIError, wire: WireFormat = OPENAI) -> None:
+    """Send an error in the shape of a wire format."""
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
     if error.status == 401:
         headers["www-authenticate"] = 'Basic realm="yocobit: any name, the API key as password"'
-    await write_body(send, error.status, error.to_dict(), headers=headers)
+    await write_body(send, error.status, wire.error(error), headers=headers)
 
 
 def json_response(

@@ -19,6 +19,7 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.errors import APIError, internal_error, shutting_down
 from yocobit.serving.http.json_body import write_error
 from yocobit.serving.runtime.metrics import Metrics
@@ -41,11 +42,16 @@ class Access:
         settings: ServerSettings,
         metrics: Metrics,
         public_paths: Collection[str],
+        wires: Mapping[str, WireFormat],
     ) -> None:
-        """`public_paths` need neither a key nor a trusted host: probes have none."""
+        """`public_paths` need neither a key nor a trusted host: probes have none.
+
+        `wires` has the wire format of errors by path; other paths have OpenAI's.
+        """
         self._app = app
         self._metrics = metrics
         self._public_paths = public_paths
+        self._wires = wires
         self._keys = [key.encode() for key in settings.api_keys]
         self._hosts = frozenset(map(_host_name, settings.trusted_hosts))
 
@@ -61,6 +67,7 @@ class Access:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         started_at, status = time.perf_counter(), 0
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # without a proxy's prefix
+        wire = self._wires.get(path, OPENAI)
         state = scope["state"] = {**scope.get("state", {}), "is_counted": False}
         fields: dict[str, Any] = {
             "request_id": request_id.decode(),
@@ -82,10 +89,10 @@ class Access:
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED_REQUEST
         except APIError as error:
-            await write_error(send_with_id, error)
+            await write_error(send_with_id, error, wire)
         except asyncio.CancelledError:  # the server exits before the response is complete
             if not status:
-                await write_error(send_with_id, shutting_down())
+                await write_error(send_with_id, shutting_down(), wire)
         except Exception:
             logger.exception(
                 "request %s failed",
@@ -93,7 +100,7 @@ class Access:
                 extra={"fields": {**fields, "message": "the request failed"}},
             )
             if not status:
-                await write_error(send_with_id, internal_error())
+                await write_error(send_with_id, internal_error(), wire)
         finally:
             is_rejected = status >= 400 and status != _CLIENT_CLOSED_REQUEST
             if is_rejected and not state["is_counted"] and path not in self._public_paths:

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from yocobit.serving.api.endpoints import Endpoint
+from yocobit.serving.api.wire import WireFormat
 from yocobit.version import __version__
 
 _ERRORS = {
@@ -25,22 +26,6 @@ _ERRORS = {
     "504": "The request exceeded the server's time limit.",
 }
 _GET_ERRORS = ("401", "403", "405", "500", "503")
-_ERROR_SCHEMA = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
 
 
 def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
@@ -49,17 +34,23 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(
         bodies, ref_template="#/components/schemas/{name}"
     )
-    components["Error"] = _ERROR_SCHEMA
+    components |= {e.wire.error_name: dict(e.wire.error_schema) for e in endpoints}
     by_body = dict(zip(bodies, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.paths[0], {}).update(_path(endpoint, by_body))
     return {
         "openapi": "3.1.0",
         "info": {"title": "yocobit", "version": __version__},
-        "paths": {endpoint.paths[0]: _path(endpoint, by_body) for endpoint in endpoints},
+        "paths": paths,
         "components": {
             "schemas": components,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+            },
         },
-        "security": [{}, {"key": []}],
+        "security": [{}, {"key": []}, {"x-api-key": []}],
     }
 
 
@@ -75,7 +66,10 @@ def _path(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[str, 
 def _operation(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
     content: dict[str, Any] = {endpoint.content_type: {}}
     if endpoint.is_streamed:
-        content = {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}}
+        content = {
+            "application/json": {"schema": {"type": "object"}},
+            endpoint.wire.stream_type: {},
+        }
     operation: dict[str, Any] = {"summary": endpoint.summary}
     statuses = list(_GET_ERRORS)
     if endpoint.body is not None:
@@ -90,15 +84,16 @@ def _operation(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[
     if endpoint.is_public:
         operation["security"] = []
         statuses = [status for status in statuses if status not in ("401", "403")]
-    ok = {"description": "The response; server-sent events if streamed.", "content": content}
+    description = "The response; events if streamed." if endpoint.is_streamed else "The response."
+    ok = {"description": description, "content": content}
     own = {
         str(status): {"description": description, "content": content}
         for status, description in endpoint.own_statuses.items()
     }
-    operation["responses"] = {"200": ok, **{s: _error(s) for s in statuses}, **own}
+    operation["responses"] = {"200": ok, **{s: _error(s, endpoint.wire) for s in statuses}, **own}
     return operation
 
 
-def _error(status: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {"description": _ERRORS[status], "content": content}
+def _error(status: str, wire: WireFormat) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{wire.error_name}"}
+    return {"description": _ERRORS[status], "content": {"application/json": {"schema": schema}}}

@@ -1,34 +1,39 @@
-"""Server-sent events, and cancellation when the client disconnects."""
+"""Streams of events, and cancellation when the client disconnects."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Send
 
+from yocobit.serving.api.call import Events
+from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.errors import APIError, internal_error
 
 PING_S = 15.0  # since the last event
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # nginx buffers events otherwise
-]
 SendBytes = Callable[[bytes], Awaitable[None]]
 T = TypeVar("T")
 
 
-async def write_events(receive: Receive, send: Send, batches: AsyncIterator[list[Any]]) -> None:
-    """Send an event per object, a batch at a time, and [DONE] at the end; pings while idle.
+async def write_events(
+    receive: Receive, send: Send, events: Events, wire: WireFormat = OPENAI
+) -> None:
+    """Send an event per object, a batch at a time, and the format's end; pings while idle.
 
     An error after the start is sent as an event; one that is not an APIError is also raised at the
     end, to be logged. ClientDisconnect if the client disconnects.
     """
-    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    fields = {
+        "content-type": f"{wire.stream_type}; charset=utf-8",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",  # nginx buffers events otherwise
+        **events.headers,
+    }
+    raw = [(name.lower().encode(), field.encode()) for name, field in fields.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": raw})
     loop = asyncio.get_running_loop()
     sent_at = loop.time()
 
@@ -38,18 +43,18 @@ async def write_events(receive: Receive, send: Send, batches: AsyncIterator[list
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def ping() -> None:
-        """Send comments, so that no proxy closes an idle connection."""
-        while True:
+        """Keep proxies from closing an idle connection."""
+        while wire.ping:
             await asyncio.sleep(sent_at + PING_S - loop.time())
             if loop.time() >= sent_at + PING_S:
-                await send_bytes(b": ping\n\n")
+                await send_bytes(wire.ping)
 
     pings = asyncio.create_task(ping())
     try:
-        failure = await while_connected(receive, _write_batches(send_bytes, batches))
+        failure = await while_connected(receive, _write_batches(send_bytes, events, wire))
     finally:
         pings.cancel()
-    await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+    await send({"type": "http.response.body", "body": wire.end})
     if failure is not None:
         raise failure
 
@@ -70,22 +75,22 @@ async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
 
 
 async def _write_batches(
-    send_bytes: SendBytes, batches: AsyncIterator[list[Any]]
+    send_bytes: SendBytes, events: Events, wire: WireFormat
 ) -> Exception | None:
     """Send batches of events; return the error to log, if any."""
+
+    async def send_error(error: APIError) -> None:
+        await send_bytes(wire.frame(events.failed(error) or wire.error(error)))
+
     try:
-        async for batch in batches:
-            await send_bytes(b"".join(map(_event, batch)))
+        async for batch in events.batches:
+            await send_bytes(b"".join(map(wire.frame, batch)))
     except APIError as error:
-        await send_bytes(_event(error.to_dict()))
+        await send_error(error)
     except Exception as error:
-        await send_bytes(_event(internal_error().to_dict()))
+        await send_error(internal_error())
         return error
     return None
-
-
-def _event(value: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:
