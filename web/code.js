@@ -1,6 +1,7 @@
 // A code block: its language, a copy button, and its text verbatim.
 
 import { copy } from "./clipboard.js";
+import { highlight } from "./highlighting.js";
 
 export function codeBlock(text, language) {
   const figure = document.getElementById("code").content.firstElementChild.cloneNode(true);
@@ -18,4 +19,12 @@ export function setCode(figure, text, language) {
   const code = figure.querySelector("code");
   if (code.textContent !== text) code.textContent = text;
   return true;
+}
+
+/** Colour the complete code blocks in a node. */
+export function highlightCode(node) {
+  const figures = node.matches?.(".code") ? [node] : (node.querySelectorAll?.(".code") ?? []);
+  for (const figure of figures) {
+    highlight(figure.querySelector("code"), figure.querySelector(".language").textContent);
+  }
 }

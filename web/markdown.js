@@ -3,14 +3,16 @@
 // The text is a model's output and is not trusted: HTML in it is text, nodes are made with
 // createElement only, and images are links. It may be incomplete: an open fence extends to the end.
 
-import { codeBlock, setCode } from "./code.js";
+import { codeBlock, highlightCode, setCode } from "./code.js";
 import MarkdownIt from "./markdown-it.js"; // https://github.com/markdown-it/markdown-it, 15.0.3
+import { addMath, mathNode } from "./math.js";
 
 const ALIGNMENTS = { "text-align:right": "right", "text-align:center": "centred" };
 
 const parser = new MarkdownIt({ html: false, linkify: true, breaks: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = isAllowed;
+addMath(parser);
 parser.inline.ruler.before("html_inline", "br", (state, silent) => {
   const found = /^<br ?\/?>/i.exec(state.src.slice(state.pos, state.pos + 6));
   if (!found) return false;
@@ -19,14 +21,18 @@ parser.inline.ruler.before("html_inline", "br", (state, silent) => {
   return true;
 });
 
-/** Make an element show a text. Blocks at its start that have not changed keep their nodes. */
-export function renderMarkdown(element, text) {
+/**
+ * Make an element show a text. Blocks at its start that have not changed keep their nodes. While the
+ * text `isGrowing`, code in its last block is not coloured.
+ */
+export function renderMarkdown(element, text, isGrowing = false) {
   const shown = element.blocks ?? [];
   const blocks = split(parser.parse(text, {}));
   blocks.forEach((block, i) => {
     const old = shown[i];
     if (old && isUpToDate(old, block)) {
       block.node = old.node;
+      block.isColoured = old.isColoured && old.key === block.key;
     } else {
       block.node = nodesOf(block.tokens)[0];
       if (old) old.node.replaceWith(block.node);
@@ -34,6 +40,10 @@ export function renderMarkdown(element, text) {
     }
   });
   shown.slice(blocks.length).forEach((block) => block.node.remove());
+  for (const block of isGrowing ? blocks.slice(0, -1) : blocks) {
+    if (!block.isColoured) highlightCode(block.node);
+    block.isColoured = true;
+  }
   element.blocks = blocks;
 }
 
@@ -115,6 +125,8 @@ function leaf(token) {
       node.textContent = token.content;
       return [node];
     }
+    case "math":
+      return [mathNode(token)];
     case "hr":
     case "hardbreak":
     case "softbreak":

@@ -3,3 +3,11 @@
 from pathlib import Path
 
 TINY = Path(__file__).parent / "tiny"
+
+# What chats say first, and messages to try.
+ABOUT_TINY = "A toy of 7 million parameters that continues speeches and sermons. It knows no facts."
+PROMPTS_OF_TINY = (
+    "Tell me about the sea.",
+    "Speak about liberty and the law.",
+    "Write a few sentences about winter.",
+)

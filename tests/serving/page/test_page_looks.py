@@ -56,7 +56,9 @@ def test_colours_have_the_contrast_of_wcag(reading, theme):
             return getComputedStyle(probe).color.match(/[0-9]+/g).map(Number);
           };
           const names = ["paper", "side", "raised", "tint", "edge", "ink", "muted", "accent"];
-          names.push("accent-tint", "on-accent", "problem", "problem-tint");
+          names.push("accent-tint", "on-accent", "problem", "problem-tint", "mark");
+          const code = ["keyword", "string", "number", "name", "comment"];
+          names.push(...code.map((name) => `code-${name}`));
           return Object.fromEntries(names.map((name) => [name, colour(name)]));
         }"""
     )
@@ -75,6 +77,9 @@ def test_colours_have_the_contrast_of_wcag(reading, theme):
     for ground in ("paper", "side", "raised", "tint"):
         assert min(contrast(text, ground) for text in ("ink", "muted", "accent")) >= 4.5, ground
     assert contrast("ink", "accent-tint") >= 4.5
+    assert contrast("ink", "mark") >= 4.5
+    for part in ("keyword", "string", "number", "name", "comment"):
+        assert contrast(f"code-{part}", "side") >= 4.5, part
     assert contrast("on-accent", "accent") >= 4.5
     assert contrast("problem", "problem-tint") >= 4.5
     assert contrast("problem", "paper") >= 4.5

@@ -77,6 +77,111 @@ def test_code_is_shown_verbatim_and_copied(visit, stand_in):
     assert page.page.evaluate("navigator.clipboard.readText()") == code
 
 
+def test_code_is_coloured_once_it_is_complete(visit, stand_in):
+    code = "def f(x):\n    return 'a<b>' + str(x)  # 1"
+    stand_in.answer = (
+        f"- So:\n  ```py\n  {code.replace(chr(10), chr(10) + '  ')}\n  ```\n\n```what\nx\n```"
+    )
+    page = visit()
+
+    page.say("Show me code.")
+
+    block = page.find(".code code").first
+    expect(block.locator(".hl-keyword").first).to_have_text("def")
+    expect(block.locator(".hl-string")).to_have_text("'a<b>'")
+    assert block.text_content() == code
+    expect(page.find(".code code").last).to_have_text("x")
+    assert [url for url in page.urls if "/highlight/" in url and "python" in url]
+    assert not [url for url in page.urls if "/katex/" in url]
+
+
+@pytest.mark.parametrize(
+    ("text", "formulas"),
+    [
+        ("Is \\(x^2 < y\\) or $a_1 * b$?", ["\\(x^2 < y\\)", "$a_1 * b$"]),
+        ("\\[\n- x + *y*\n= 1\n\\]", ["\\[- x + *y*\n= 1\\]"]),
+        ("So\n$$ x $$\nand $$y$$ too", ["$$x$$", "$$y$$"]),
+        ("- a\n  $$\n  x\n  $$\n- b", ["$$x$$"]),
+        ("> \\[ x \\]", ["\\[x\\]"]),
+        ("It costs $5 or $6, not $7-$8, \\$x.", []),
+        ("`$x$` and\n\n    $x$\n\n```\n$$x$$\n```", []),
+        ("$$\nopen\n\n- a", []),
+        ("$ x$, $x $, \\(\\) and $$$", []),
+    ],
+)
+def test_formulas_are_found(reading, text, formulas):
+    found = reading.page.evaluate(
+        """async (text) => {
+          const { renderMarkdown } = await import("./page/markdown.js");
+          const element = document.createElement("div");
+          renderMarkdown(element, text);
+          return [...element.querySelectorAll(".math")].map((node) => node.textContent);
+        }""",
+        text,
+    )
+
+    assert found == formulas
+
+
+def test_formulas_are_rendered_in_the_fonts_of_the_page(visit, stand_in):
+    stand_in.answer = r"Here $\sqrt{x}$:" + "\n\n\\[ \\int_0^1 \\frac{a}{b} \\]\n\nand $\\nope{$."
+    page = visit()
+
+    page.say("Show me mathematics.")
+
+    expect(page.find(".math .katex")).to_have_count(2)
+    expect(page.find(".math.display math annotation")).to_have_text("\\int_0^1 \\frac{a}{b}")
+    expect(page.find(".math.invalid")).to_have_text("$\\nope{$")
+    page.page.evaluate("document.fonts.ready.then(() => true)")
+    assert {"KaTeX_Main-Regular.woff2", "KaTeX_Size2-Regular.woff2"} <= {
+        url.rpartition("/")[2] for url in page.urls
+    }
+
+
+def test_libraries_are_loaded_only_for_formulas_and_code(visit, stand_in):
+    stand_in.answer = "No *formula*, `no code`."
+    page = visit()
+
+    page.say("Who?")
+
+    assert not [url for url in page.urls if "/katex/" in url or "/highlight/" in url]
+
+
+FORMULAS_THAT_ATTACK = r"""
+$\href{javascript:hacked=1}{a}$ $\url{https://x.org}$ $\includegraphics{https://x.org/a.png}$
+$\htmlStyle{position:fixed}{a}$ $\htmlData{a=b}{c}$ $\htmlClass{dropped-line}{a}$ $\htmlId{send}{a}$
+$\fcolorbox{red}{blue}{a} \pmb{b}$ $\text{<img src=x onerror=hacked=1>}$
+$\rule{9999em}{9999em}$ $\kern{-9999em}x$ $\color{url(https://x.org/a.png)}x$
+$\def\a{\a\a}\a$
+""".strip()
+
+
+def test_formulas_cannot_inject_links_or_styles_or_leave_the_answer(visit, stand_in):
+    stand_in.answer = FORMULAS_THAT_ATTACK + "\n\n$\\sum_i i$"
+    page = visit()
+
+    page.say("Attack.")
+    expect(page.find(".math .katex").last).to_be_visible()
+
+    found = page.page.evaluate(
+        """() => {
+          const nodes = [...document.querySelectorAll(".answer .body *")];
+          return {
+            links: nodes.filter((node) => node.matches("a, img, script, iframe")).length,
+            styles: nodes.map((node) => node.getAttribute("style") ?? "").join(),
+            attributes: [...new Set(nodes.flatMap((node) => node.getAttributeNames()))],
+            hacked: typeof hacked,
+          };
+        }"""
+    )
+    assert found["links"] == 0
+    assert "url" not in found["styles"] and "position: fixed" not in found["styles"]
+    names = set(found["attributes"])
+    assert not [name for name in names if name.startswith(("on", "src", "href", "data-", "id"))]
+    assert found["hacked"] == "undefined"
+    expect(page.find(".answer .body")).to_have_css("overflow", "clip")
+
+
 def test_streamed_markdown_equals_complete_markdown(reading):
     text = (
         "# T\n\nSome **bold [link](https://x.org) text**\n- a\n  1. b\n\n```py\nx = '`'\n\ny\n"
@@ -139,6 +244,17 @@ def test_model_output_cannot_inject_html(visit, stand_in):
     ["[", "![a](", "**a ", "*a _b ", "`", "a`", "> ", "- ", "|a\n|-\n", "<https://a", "](a", "~~"],
 )
 def test_rendering_time_is_linear_in_the_length(reading, piece):
+    check_linear(reading, piece)
+
+
+@pytest.mark.parametrize(
+    "piece", ["$", "$a ", "$a$", "$$", "$$a\n", "\\(", "\\(a\\)", "\\[a\n", "\\[", "$$\na\n$$\n"]
+)
+def test_rendering_time_of_formulas_is_linear_in_the_length(reading, piece):
+    check_linear(reading, piece)
+
+
+def check_linear(reading, piece):
     browser = reading.page.context.new_cdp_session(reading.page)
     browser.send("Performance.enable", {"timeDomain": "threadTicks"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from yocobit.pretrained import ABOUT_TINY, PROMPTS_OF_TINY, TINY
 from yocobit.serving.api.call import Call, Reply
 from yocobit.serving.api.served_model import ServedModel
 
@@ -18,6 +19,11 @@ async def get_model(call: Call) -> Reply:
     model, name = call.model, call.path_params["id"]
     model.check_name(name)
     return Reply(_describe(model, name))
+
+
+def _is_tiny(model: ServedModel) -> bool:
+    """Whether it is the packaged model."""
+    return model.engine.model.path.resolve() == TINY.resolve()
 
 
 def _describe(model: ServedModel, name: str) -> dict[str, Any]:
@@ -46,5 +52,6 @@ def _describe(model: ServedModel, name: str) -> dict[str, Any]:
                 for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
             },
             "has_chat_template": model.has_chat_template,
+            **({"about": ABOUT_TINY, "prompts": PROMPTS_OF_TINY} if _is_tiny(model) else {}),
         },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
@@ -13,8 +14,8 @@ _PACKAGE = Path(__file__).parents[2]
 _PAGE = next(path for path in (_PACKAGE / "web", _PACKAGE.parents[1] / "web") if path.is_dir())
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'"
+    "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 _HEADERS = {
     "content-security-policy": _POLICY,
@@ -22,16 +23,33 @@ _HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",
 }
+# Fixed: the system's own table may differ, and browsers refuse scripts and styles of another type.
+_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
 
 
 def page_routes() -> list[Route]:
-    """Return a route for each file: no part of a request is used as a file path."""
-    files = {f"/page/{file.name}": file for file in _PAGE.iterdir() if file.is_file()}
-    return [_route(path, file) for path, file in {"/": _PAGE / "index.html", **files}.items()]
+    """Return the page's routes: no part of a request is used as a file path."""
+    # Licences and other texts have none of the types, and no route.
+    found = [file for file in _PAGE.rglob("*") if file.suffix in _TYPES]
+    files = {file.relative_to(_PAGE).as_posix(): file for file in found}
 
+    async def index(request: HTTPRequest) -> Response:
+        return _response(_PAGE / "index.html")
 
-def _route(path: str, file: Path) -> Route:
     async def serve_file(request: HTTPRequest) -> Response:
-        return FileResponse(file, headers=_HEADERS)
+        file = files.get(request.path_params["name"])
+        if file is None:
+            raise HTTPException(404)
+        return _response(file)
 
-    return Route(path, serve_file)
+    return [Route("/", index), Route("/page/{name:path}", serve_file)]
+
+
+def _response(file: Path) -> Response:
+    return FileResponse(file, headers=_HEADERS, media_type=_TYPES[file.suffix])
