@@ -3,10 +3,14 @@
 // The answer's message grows as tokens arrive: `content` is the text so far. `finish` is absent while
 // it is generated and then is the reason: "stop", "length", "stopped" by the user, or "failed", with
 // the message in `error`. A stored message without `finish` was interrupted by closing the page.
-// `usage` is {prompt, cached, completion} in tokens, {firstToken, queue, promptTime} in seconds,
-// {tokensPerSecond}, and {isExact}: false until the server has sent its own figures.
+// `isFull`: the context had no room for the request, or for more of the answer. `isContinuation`: the
+// last request continued the answer. `usage` is of the last request: {prompt, cached, completion} in
+// tokens, {before}, the tokens that earlier requests generated, {dropped}, the number of messages that
+// were not sent, {firstToken, queue, promptTime} in seconds, {tokensPerSecond}, and {isExact}: false
+// until the server has sent its own figures.
 
 import { stream } from "./chat.js";
+import { sentMessages } from "./turns.js";
 
 const CHARACTERS_PER_TOKEN = 4; // an estimate for English, until the server reports the count
 const STEADY_AFTER_S = 0.05; // after the first token; earlier speeds are noise
@@ -19,13 +23,22 @@ export class Answer {
   #startedAt = performance.now();
   #firstToken;
 
-  /** `settings` are {system} and the request's fields that are not the model's defaults. */
-  constructor(messages, { seed, ...settings }) {
+  /**
+   * `settings` are {system} and the request's fields that are not the model's defaults. With
+   * `continued`, the last of the messages, the answer is appended to it.
+   */
+  constructor(messages, { seed, ...settings }, continued) {
     seed ??= crypto.getRandomValues(new Uint32Array(1))[0] % MAX_SEED;
-    this.#messages = [...messages];
+    this.#messages = sentMessages(messages);
     this.#settings = { ...settings, seed };
     const usage = { prompt: countTokens(messages).tokens, completion: 0, isExact: false };
-    this.message = { role: "assistant", content: "", seed, usage };
+    usage.dropped = messages.length - this.#messages.length;
+    this.message = continued ?? { role: "assistant", content: "" };
+    const { message } = this;
+    if (continued) usage.before = generatedTokens(message);
+    for (const name of ["finish", "error", "isFull", "isContinuation"]) delete message[name];
+    if (continued) message.isContinuation = true;
+    Object.assign(message, { seed, usage });
   }
 
   stop() {
@@ -54,9 +67,12 @@ export class Answer {
         onchange();
       }
       message.finish = finish;
+      const { prompt, completion } = message.usage;
+      if (finish === "length" && prompt + completion >= model.context) message.isFull = true;
     } catch (error) {
       message.finish = error.name === "AbortError" ? "stopped" : "failed";
       if (message.finish === "failed") message.error = error.message;
+      if (error.code === "context_length_exceeded") message.isFull = true;
     }
   }
 
@@ -65,6 +81,9 @@ export class Answer {
     const input = model.isForChat
       ? { messages: chatMessages(this.#messages, system) }
       : { prompt: joinedText(this.#messages) };
+    if (model.isForChat && this.message.isContinuation) {
+      Object.assign(input, { continue_final_message: true, add_generation_prompt: false });
+    }
     const streaming = { stream: true, stream_options: { include_usage: true } };
     return { model: model.id, ...input, ...sampling, ...streaming };
   }
@@ -95,9 +114,10 @@ export class Answer {
     usage.queue = reported.queue_time;
     usage.promptTime = reported.prompt_time;
     usage.isExact = true;
-    if (reported.completion_time > 0) {
-      usage.tokensPerSecond = reported.completion_tokens / reported.completion_time;
-    }
+    // The time is from the first token on, so one token has no speed.
+    const { completion_tokens: n, completion_time: elapsed } = reported;
+    if (n > 1 && elapsed > 0) usage.tokensPerSecond = (n - 1) / elapsed;
+    else delete usage.tokensPerSecond;
   }
 }
 
@@ -118,11 +138,23 @@ function joinedText(messages) {
   return messages.map((message) => message.content).join("");
 }
 
-/** Return the tokens of messages: the server's count plus an estimate for the text after it. */
+/** Return the tokens of an answer, from all requests that generated it. */
+export function generatedTokens({ usage }) {
+  return (usage?.before ?? 0) + (usage?.completion ?? 0);
+}
+
+/**
+ * Return the tokens of the messages that are sent: the server's count, if it was of the same ones, plus
+ * an estimate for the text after it.
+ */
 export function countTokens(messages) {
-  const counted = messages.findLastIndex((message) => message.usage?.completion);
-  const { prompt = 0, completion = 0, isExact } = messages[counted]?.usage ?? {};
-  const since = joinedText(messages.slice(counted + 1)).length;
+  const sent = sentMessages(messages);
+  const dropped = messages.length - sent.length;
+  const counted = sent.findLastIndex(
+    ({ usage }) => usage?.completion && (usage.dropped ?? 0) === dropped,
+  );
+  const { prompt = 0, completion = 0, isExact } = sent[counted]?.usage ?? {};
+  const since = joinedText(sent.slice(counted + 1)).length;
   const tokens = prompt + completion + Math.ceil(since / CHARACTERS_PER_TOKEN);
   return { tokens, isExact: isExact === true && since === 0 };
 }

@@ -1,7 +1,12 @@
 // The streaming client: one request, its server-sent events, and their errors.
 
-/** An error with a message for the user. */
-export class ServerError extends Error {}
+/** An error with a message for the user, and the API's code of it. */
+export class ServerError extends Error {
+  constructor(message, code) {
+    super(message);
+    this.code = code;
+  }
+}
 
 /** Return the response to a GET of the server's API. */
 export async function get(path) {
@@ -24,7 +29,10 @@ export async function* stream(path, body, signal) {
   for await (const data of eventData(response.body)) {
     if (data === "[DONE]") return;
     const event = parsed(data);
-    if (event.error) throw new ServerError(event.error.message ?? "The server reports an error.");
+    if (event.error) {
+      const { message = "The server reports an error.", code } = event.error;
+      throw new ServerError(message, code);
+    }
     yield event;
   }
   throw new ServerError("The connection was closed before the answer was complete.");
@@ -38,7 +46,7 @@ async function request(path, options) {
     if (error.name === "AbortError") throw error;
     throw new ServerError("The server cannot be reached. Is it running?");
   }
-  if (!response.ok) throw new ServerError(await reason(response));
+  if (!response.ok) throw await failure(response);
   return response;
 }
 
@@ -50,16 +58,16 @@ function parsed(text) {
   }
 }
 
-/** Return a response's error message, and when to try again. */
-async function reason(response) {
-  let message;
+/** Return a response's error; its message says when to try again. */
+async function failure(response) {
+  let message, code;
   try {
-    message = (await response.json()).error.message;
+    ({ message, code } = (await response.json()).error);
   } catch {
     message = `The server answered ${response.status} ${response.statusText}`.trim() + ".";
   }
   const wait = Number(response.headers.get("Retry-After"));
-  return wait > 0 ? `${message} (Try again in ${wait} s.)` : message;
+  return new ServerError(wait > 0 ? `${message} (Try again in ${wait} s.)` : message, code);
 }
 
 /** Yield the data of each server-sent event of a body; comments are skipped. */

@@ -1,12 +1,13 @@
 // The message input. Its text is kept until it is sent.
 
+import { acceptFiles } from "./files.js";
 import { fit, isEnter } from "./textarea.js";
 
 export class Composer {
   #isRunning = false;
   #isForText = false;
 
-  /** `actions` are {send(text), stop(), draft(text)}. */
+  /** `actions` are {send(text), stop(), draft(text), add(files), editLast()}. */
   constructor(form, actions) {
     this.area = form.querySelector("textarea");
     this.send = form.querySelector(".send");
@@ -23,6 +24,19 @@ export class Composer {
       event.preventDefault();
       this.#submit();
     });
+    this.area.addEventListener("keydown", (event) => {
+      if (event.key === "ArrowUp" && !this.text && !event.isComposing) {
+        event.preventDefault();
+        actions.editLast();
+      }
+    });
+    const files = form.querySelector("[type=file]");
+    form.querySelector(".attach").addEventListener("click", () => files.click());
+    files.addEventListener("change", () => {
+      actions.add([...files.files]);
+      files.value = "";
+    });
+    acceptFiles(this.area, (files) => actions.add(files));
     this.send.addEventListener("click", () => this.#submit());
     this.stop.addEventListener("click", () => actions.stop());
   }
@@ -34,6 +48,15 @@ export class Composer {
   set text(text) {
     this.area.value = text;
     this.#show();
+  }
+
+  /** Append a text, as if the user had written it. */
+  append(text) {
+    const before = this.text.trimEnd();
+    this.text = before ? `${before}\n\n${text}` : text;
+    this.actions.draft(this.text);
+    this.area.focus();
+    this.area.scrollTop = this.area.scrollHeight;
   }
 
   /** `isForText`: for a model that completes text, also when nothing is added to it. */

@@ -1,9 +1,10 @@
 // Conversations, stored in this browser only.
 //
-// A conversation is {id, created, changed, draft, messages}; a message is {role, content} and,
-// for an answer, {model, seed, finish, error, usage}: see answer.js. `draft` and a message's `edit`
-// are text that has not been sent. Drafts are stored separately: typing in one tab must not overwrite
-// messages that another tab may be writing.
+// A conversation is {id, created, changed, draft, messages} and {title} if it was renamed; a message is
+// {role, content} and, for an answer, {model, seed, finish, error, usage}: see answer.js, and
+// versions.js for {versions}. A `dropped` message is not sent to the model: see turns.js. `draft` and a
+// message's `edit` are text that has not been sent. Drafts are stored separately: typing in one tab
+// must not overwrite messages that another tab may be writing.
 
 const PREFIX = "yocobit.conversation.";
 const DRAFT_PREFIX = "yocobit.draft.";
@@ -64,6 +65,19 @@ export class Conversations {
     this.#timer ??= setTimeout(() => this.flush(), SAVE_EVERY_MS);
   }
 
+  /**
+   * Store an imported conversation; false if it is there already. Another one with its id is kept:
+   * the imported one then gets a new id.
+   */
+  add(imported) {
+    const kept = this.#kept.get(imported.id);
+    const text = ({ title, messages }) => JSON.stringify([title, messages], withSortedKeys);
+    if (kept && !isEmpty(kept) && text(kept) === text(imported)) return false;
+    const id = kept || !imported.id ? this.begin().id : imported.id;
+    this.save({ ...imported, id });
+    return true;
+  }
+
   /** Store a draft at once. */
   saveDraft({ id, draft, messages }) {
     access(() => {
@@ -108,22 +122,17 @@ export class Conversations {
   }
 }
 
-/** Return the first line of the first message, or of the draft. */
+/** Return the user's title; by default, the first line of the first message or of the draft. */
 export function titleOf(conversation) {
-  const text = conversation.messages[0]?.content ?? conversation.draft;
+  const text = conversation.title ?? conversation.messages[0]?.content ?? conversation.draft;
   const line = text.trim().split("\n")[0].slice(0, 80);
   return line || "New conversation";
 }
 
-/** Download conversations as a file. */
-export function download(conversations, name) {
-  const file = { format: "yocobit-conversations", version: 1, conversations };
-  const link = document.createElement("a");
-  const text = JSON.stringify(file, null, 2);
-  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
-  link.download = `${name}.json`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+/** For JSON.stringify: equal objects give equal texts. */
+function withSortedKeys(key, value) {
+  if (value === null || typeof value !== "object" || Array.isArray(value)) return value;
+  return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
 }
 
 function isEmpty(conversation) {

@@ -6,6 +6,9 @@ export class Model {
   constructor({ id, context_window: context, yocobit = {} }) {
     this.id = id;
     this.context = context;
+    /** Of the packaged model: a sentence about it, and messages to try. */
+    this.about = yocobit.about;
+    this.prompts = yocobit.prompts ?? [];
     this.parameters = yocobit.parameters;
     this.weights = yocobit.weights;
     this.bytes = yocobit.model_bytes;

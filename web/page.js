@@ -1,16 +1,21 @@
 // The page: the current conversation, the user's actions on it, and the running answers.
 
 import { Answer, countTokens } from "./answer.js";
+import { download, readArchive } from "./archive.js";
 import { ServerError } from "./chat.js";
 import { Composer } from "./composer.js";
-import { Conversations, download, titleOf } from "./conversation.js";
+import { Conversations, titleOf } from "./conversation.js";
+import { FileError, quoted, readText } from "./files.js";
 import { Header } from "./header.js";
 import { Meter } from "./meter.js";
 import { loadModels } from "./model.js";
 import { Notice } from "./notice.js";
 import { SettingsDialog } from "./settings.js";
+import { Shortcuts } from "./shortcuts.js";
 import { Sidebar } from "./sidebar.js";
 import { Transcript } from "./transcript.js";
+import { canDrop, dropOldest, restoreDropped } from "./turns.js";
+import { nextVersion, removeVersion, showVersion } from "./versions.js";
 import { welcome } from "./welcome.js";
 
 const WAIT_SHOWN_EVERY_MS = 200;
@@ -32,15 +37,45 @@ const header = new Header(find("header"), {
   save: () => download([conversation], `yocobit-${conversation.id}`),
   set: () => settings.open(),
 });
-const composer = new Composer(find("composer"), { send, stop, draft });
+const composer = new Composer(find("composer"), {
+  send,
+  stop,
+  draft,
+  add,
+  editLast: () => transcript.editLast(),
+});
 const transcript = new Transcript(
   { scroller: find("scroller"), list: find("messages"), toEnd: find("to-end") },
-  { again, edit, save: () => store.save(conversation), all: wholeText },
+  {
+    again,
+    retry,
+    resume,
+    version,
+    drop,
+    canDrop: () => canDrop(conversation.messages, isForText()),
+    restore,
+    edit,
+    save: () => store.save(conversation),
+    all: wholeText,
+  },
 );
 const sidebar = new Sidebar(
   { sidebar: find("sidebar"), menu: find("menu"), scrim: find("scrim"), rest: [find("main")] },
-  { open: go, begin, save: () => download(store.list(), "yocobit-conversations") },
+  {
+    open: go,
+    begin,
+    save: () => download(store.list(), "yocobit-conversations"),
+    add,
+    rename,
+    help: () => shortcuts.open(),
+  },
 );
+const shortcuts = new Shortcuts(find("help"), {
+  write: () => composer.area.focus(),
+  search: () => sidebar.search(),
+  begin,
+  rename: () => sidebar.rename(conversation.id),
+});
 
 addEventListener("popstate", () => open(location.hash.slice(1)));
 addEventListener("keydown", (event) => {
@@ -74,9 +109,11 @@ function choose(chosen) {
 
 // ---- conversations ----
 
-function go(id) {
+/** Open a conversation, at a message if given. */
+function go(id, message) {
   history.pushState(null, "", `#${id}`);
   open(id);
+  if (message !== undefined) transcript.reveal(message);
 }
 
 function open(id) {
@@ -102,6 +139,38 @@ function remove() {
     store.saveDraft(removed);
     go(removed.id);
   });
+}
+
+function rename(id, title) {
+  const renamed = store.get(id);
+  if (!renamed) return; // another tab deleted it
+  if (title) renamed.title = title;
+  else delete renamed.title;
+  store.save(renamed);
+  show();
+}
+
+/** Import exported conversations; add other files to the message. */
+async function add(files) {
+  const target = conversation;
+  for (const file of files) {
+    try {
+      const text = await readText(file);
+      const conversations = readArchive(text);
+      if (conversations) importAll(conversations);
+      else if (target === conversation) composer.append(quoted(file.name, text));
+    } catch (problem) {
+      if (!(problem instanceof FileError)) throw problem;
+      notice.show(`${file.name}: ${problem.message}`);
+    }
+  }
+}
+
+function importAll(conversations) {
+  const added = conversations.filter((each) => store.add(each)).length;
+  const known = conversations.length - added;
+  notice.show(`Imported: ${added}${known ? `; ${known} are here already` : ""}`);
+  showList();
 }
 
 /** Show a conversation as another tab stored it. If that tab deleted it, it stays open here. */
@@ -139,12 +208,52 @@ function stop() {
   answers.get(conversation.id)?.stop();
 }
 
-/** Regenerate the last answer. */
+/** Regenerate the last answer; it is kept as a version, unless it is empty. */
 function again() {
   if (answers.has(conversation.id)) return;
   const { messages } = conversation;
-  request(messages.at(-1).role === "assistant" ? messages.pop() : undefined);
+  const last = messages.at(-1);
+  if (last.finish !== "failed") delete last.error; // of a version that was removed
+  if (last.role !== "assistant") request();
+  else if (last.content) request({ versions: nextVersion(messages, last) });
+  else request({ versions: messages.pop().versions });
   composer.focus();
+}
+
+/** Continue the last answer. */
+function resume() {
+  if (answers.has(conversation.id)) return;
+  request({ continued: conversation.messages.at(-1) });
+  composer.focus();
+}
+
+/** Repeat the last request. */
+function retry() {
+  if (conversation.messages.at(-1).isContinuation) resume();
+  else again();
+}
+
+/** Show version `to` of an answer. */
+function version(answer, to) {
+  if (answers.has(conversation.id)) return;
+  showVersion(conversation.messages, answer, to);
+  keep(conversation);
+  show();
+}
+
+/** Drop the oldest turns, which makes room in the context for the last request or its answer. */
+function drop() {
+  if (answers.has(conversation.id)) return;
+  const { messages } = conversation;
+  dropOldest(messages, isForText());
+  if (messages.at(-1).error === undefined) resume();
+  else retry();
+}
+
+function restore() {
+  restoreDropped(conversation.messages);
+  keep(conversation);
+  show();
 }
 
 /** Replace a message; the messages after it are kept in the original conversation. */
@@ -166,11 +275,15 @@ function edit(message, text) {
 
 // ---- answers ----
 
-/** Request the next answer of the current conversation, in place of `previous` if given. */
-async function request(previous) {
+/**
+ * Request the next answer of the current conversation, as the last of `versions` if given, or more of
+ * `continued`, its last answer.
+ */
+async function request({ versions, continued } = {}) {
   const target = conversation;
-  const answer = new Answer(target.messages, settings.values);
-  target.messages.push(answer.message);
+  const answer = new Answer(target.messages, settings.values, continued);
+  if (versions) answer.message.versions = versions;
+  if (!continued) target.messages.push(answer.message);
   answers.set(target.id, answer);
   keep(target);
   show();
@@ -181,12 +294,16 @@ async function request(previous) {
   });
   if (answers.get(target.id) !== answer) return; // another request replaced it
   answers.delete(target.id);
-  const at = target.messages.indexOf(answer.message);
-  const keepsPrevious = previous?.content && !answer.message.content;
-  if (keepsPrevious) target.messages[at] = { ...previous, error: answer.message.error };
+  const isRemoved = versions !== undefined && !answer.message.content;
+  if (isRemoved) {
+    const { error, isFull } = answer.message;
+    const at = target.messages.indexOf(answer.message);
+    removeVersion(target.messages, answer.message);
+    Object.assign(target.messages[at], { error, isFull, isContinuation: false });
+  }
   keep(target);
   if (target !== conversation) showList();
-  else if (keepsPrevious) show();
+  else if (isRemoved) show();
   else showEnd();
 }
 
@@ -218,7 +335,7 @@ function show() {
   document.title = messages.length ? `${titleOf(conversation)} - yocobit` : "yocobit";
   document.body.classList.toggle("started", messages.length > 0);
   document.body.classList.toggle("for-text", isForText());
-  welcome(find("welcome"), model);
+  welcome(find("welcome"), model, send);
   transcript.show(messages, isForText(), answers.get(conversation.id));
   showState();
 }

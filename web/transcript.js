@@ -18,14 +18,19 @@ export class Transcript {
     scroller.addEventListener("scroll", () => this.#noticeScroll(), { passive: true });
     toEnd.addEventListener("click", () => this.follow());
     // A window or keyboard that changes its size must not hide new tokens.
-    new ResizeObserver(() => this.#keepUp()).observe(scroller);
+    // Formulas change their heights once they are rendered.
+    const observer = new ResizeObserver(() => this.#keepUp());
+    observer.observe(scroller);
+    observer.observe(list);
   }
 
-  /** Render all messages. */
+  /** Render all messages, with a line below those that are not sent to the model. */
   show(messages, isText, answer) {
     this.list.setAttribute("aria-live", "off"); // existing messages are not announced
     this.#views = messages.map((message) => new MessageView(message, isText, this.actions));
     this.list.replaceChildren(...this.#views.map((view) => view.element));
+    const lastDropped = messages.findLastIndex((message) => message.dropped);
+    if (lastDropped >= 0) this.#views[lastDropped].element.after(this.#droppedLine());
     const last = this.#views.at(-1);
     for (const view of this.#views) view.update(this.#running(view, answer), view === last);
     this.follow();
@@ -39,6 +44,19 @@ export class Transcript {
     this.#keepUp();
   }
 
+  /** Scroll to a message, and mark it for a moment. */
+  reveal(index) {
+    const element = this.#views[index]?.element;
+    this.#isFollowing = false;
+    element?.scrollIntoView({ block: "center" });
+    element?.classList.add("found");
+  }
+
+  /** Edit the last question. */
+  editLast() {
+    this.#views.findLast((view) => view.isEditable)?.startEdit();
+  }
+
   /** Scroll to the end, and stay there as tokens arrive. */
   follow() {
     this.#isFollowing = true;
@@ -47,6 +65,13 @@ export class Transcript {
 
   #running(view, answer) {
     return answer?.message === view.message ? answer : undefined;
+  }
+
+  #droppedLine() {
+    const { content } = document.getElementById("dropped");
+    const line = content.firstElementChild.cloneNode(true);
+    line.querySelector("button").addEventListener("click", () => this.actions.restore());
+    return line;
   }
 
   #keepUp() {

@@ -111,7 +111,7 @@ class StandIn:
                 "prompt_tokens_details": {"cached_tokens": 30},
                 "queue_time": 0.001,
                 "prompt_time": 0.01,
-                "completion_time": len(tokens) / 200,
+                "completion_time": (len(tokens) - 1) / 200,  # from the first token on
                 "total_time": 1.0,
             }
             yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
@@ -182,6 +182,14 @@ class Visit:
 
     def wait(self) -> None:
         expect(self.find(".send")).to_be_visible()
+
+    def choose_files(self, selector: str, *files: tuple[str, bytes]) -> None:
+        """Choose files, as (name, content), with the input that a button opens."""
+        with self.page.expect_file_chooser() as chooser:
+            self.find(selector).click()
+        chooser.value.set_files(
+            [{"name": name, "mimeType": "", "buffer": content} for name, content in files]
+        )
 
     def texts(self) -> list[str]:
         return self.find("article .body").all_inner_texts()

@@ -79,6 +79,167 @@ def test_last_answer_can_be_regenerated(visit, stand_in):
     assert first["seed"] != second["seed"]
 
 
+def test_regeneration_keeps_versions_and_the_messages_after_each(visit, stand_in):
+    page = visit()
+    page.say("Who?")
+    stand_in.answer = "Hello again."
+    page.find(".again:visible").click()
+    page.wait()
+    which = page.find(".versions .which:visible")
+    expect(which).to_have_text("2 of 2")
+    expect(page.find(".next:visible")).to_be_disabled()
+
+    page.say("And then?")
+    page.find(".previous:visible").click()
+
+    assert page.texts() == ["Who?", "Hello there, reader."]
+    expect(which).to_have_text("1 of 2")
+    stand_in.answer = "Then what?"
+    page.say("What next?")
+    assert [m["content"] for m in stand_in.requests[-1]["messages"]] == [
+        "Who?",
+        "Hello there, reader.",
+        "What next?",
+    ]
+    page.find(".next:visible").click()
+    assert page.texts() == ["Who?", "Hello again.", "And then?", "Hello again."]
+    page.page.reload()
+    page.find(".previous:visible").click()
+    assert page.texts() == ["Who?", "Hello there, reader.", "What next?", "Then what?"]
+
+
+def test_cut_answer_is_continued(visit, stand_in):
+    stand_in.finish = "length"
+    page = visit()
+    page.say("Who?")
+    expect(page.find(".answer .note")).to_have_text(re.compile("3 tokens .*reached max tokens"))
+    stand_in.answer, stand_in.finish = " You are welcome here.", "stop"
+
+    page.find(".resume:visible").click()
+    page.wait()
+
+    assert page.texts() == ["Who?", "Hello there, reader. You are welcome here."]
+    first, second = stand_in.requests
+    assert "continue_final_message" not in first
+    assert second["continue_final_message"] is True
+    assert second["add_generation_prompt"] is False
+    answer = {"role": "assistant", "content": "Hello there, reader."}
+    assert second["messages"] == [*first["messages"], answer]
+    expect(page.find(".answer .note")).to_have_text(re.compile("^7 tokens at 200 per second$"))
+    expect(page.find(".resume:visible")).to_have_count(0)
+
+
+def test_continuation_that_fails_keeps_the_text_and_can_be_retried(visit, stand_in):
+    stand_in.finish = "length"
+    page = visit()
+    page.say("Who?")
+    stand_in.errors = [(503, {"error": {"message": "Too busy."}}, {})]
+    page.find(".resume:visible").click()
+    expect(page.find(".problem p:visible")).to_have_text("Too busy.")
+    assert page.texts() == ["Who?", "Hello there, reader."]
+    stand_in.answer, stand_in.finish = " Welcome.", "stop"
+
+    page.find(".retry:visible").click()
+    page.wait()
+
+    assert page.texts() == ["Who?", "Hello there, reader. Welcome."]
+
+
+@pytest.mark.parametrize(
+    ("answer", "note"), [("Hello", "1 token"), ("Hello there,", "2 tokens at 200 per second")]
+)
+def test_speed_excludes_the_time_to_the_first_token(visit, stand_in, answer, note):
+    stand_in.answer = answer
+    page = visit()
+
+    page.say("Who?")
+
+    expect(page.find(".answer .note")).to_have_text(note)
+    expect(page.find(".speed .value")).to_have_text("200" if "at" in note else "–")
+
+
+FULL = (400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}, {})
+
+
+def test_oldest_turns_are_dropped_when_the_context_is_full(visit, stand_in):
+    page = visit()
+    for question in ("First?", "Second?", "Third?"):
+        page.say(question)
+    stand_in.errors = [FULL]
+    page.say("Fourth?")
+    expect(page.find(".problem p:visible")).to_have_text("Too long.")
+
+    page.find(".drop:visible").click()
+    page.wait()
+
+    sent = [message["content"] for message in stand_in.requests[-1]["messages"]]
+    assert sent == ["Third?", "Hello there, reader.", "Fourth?"]
+    assert len(page.texts()) == 8
+    expect(page.find("article.dropped")).to_have_count(4)
+    expect(page.find(".dropped + .dropped-line")).to_contain_text("not sent to the model")
+
+    page.page.reload()
+    page.find(".restore").click()
+    expect(page.find("article.dropped")).to_have_count(0)
+    page.say("Fifth?")
+    assert len(stand_in.requests[-1]["messages"]) == 9
+
+
+def test_answer_that_fills_the_context_is_continued_after_a_drop(visit, stand_in):
+    page = visit()
+    page.say("First?")
+    stand_in.finish, stand_in.n_prompt_tokens = "length", 8190
+    page.say("Second?")
+    expect(page.find(".problem p:visible")).to_have_text("The context is full.")
+    stand_in.answer, stand_in.finish = " Welcome.", "stop"
+
+    page.find(".drop:visible").click()
+    page.wait()
+
+    request = stand_in.requests[-1]
+    assert [message["content"] for message in request["messages"]] == [
+        "Second?",
+        "Hello there, reader.",
+    ]
+    assert request["continue_final_message"] is True
+    assert page.texts()[-1] == "Hello there, reader. Welcome."
+    expect(page.find(".problem:visible")).to_have_count(0)
+
+
+def test_single_message_that_is_too_long_cannot_be_dropped(visit, stand_in):
+    stand_in.errors = [FULL]
+    page = visit()
+
+    page.say("Who?")
+
+    expect(page.find(".problem p:visible")).to_have_text("Too long.")
+    expect(page.find(".drop:visible")).to_have_count(0)
+
+
+def test_packaged_model_says_what_it_is_and_offers_prompts(visit, stand_in):
+    about = {"about": "A toy.", "prompts": ["Tell me about the sea.", "Speak."]}
+    stand_in.model = {**MODEL, "yocobit": {**MODEL["yocobit"], **about}}
+    page = visit()
+    expect(page.find("#welcome .about")).to_have_text("A toy.")
+    expect(page.find("#welcome .better")).to_contain_text("yocobit pull")
+
+    page.page.get_by_role("button", name="Tell me about the sea.").click()
+    page.wait()
+
+    assert page.texts() == ["Tell me about the sea.", "Hello there, reader."]
+
+
+def test_other_models_show_their_figures_only(visit):
+    page = visit()
+
+    expect(page.find("#welcome h2")).to_have_text("tiny")
+    expect(page.find("#welcome dd")).to_have_text(
+        ["7.1 million", "ternary, 3.45 MB", "8,192 tokens", "f32, 1.02 kB per token"]
+    )
+    expect(page.find("#welcome .better")).to_be_hidden()
+    expect(page.find("#welcome .prompts button")).to_have_count(0)
+
+
 def test_previous_answer_is_kept_if_regeneration_fails(visit, stand_in):
     page = visit()
     page.say("Who?")

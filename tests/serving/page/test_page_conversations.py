@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import pytest
 from chat_page import expect
+
+ANSWER = {"role": "assistant", "content": "Imported."}
 
 
 def test_reload_keeps_messages_and_draft(visit, stand_in):
@@ -60,6 +64,197 @@ def test_conversations_are_listed_deleted_and_exported(visit):
     assert [c["messages"][0]["content"] for c in exported] == ["Second?", "First?"]
 
 
+def test_exported_conversations_are_imported(visit, stand_in):
+    page = visit()
+    page.say("First?")
+    stand_in.answer = "Hello again."
+    page.find(".again:visible").click()
+    page.wait()
+    with page.page.expect_download() as download:
+        page.find("#sidebar .export").click()
+    exported = Path(download.value.path()).read_bytes()
+
+    page.choose_files("#sidebar .import", ("a.json", exported))
+    expect(page.find("#notice")).to_contain_text("Imported: 0; 1 are here already")
+    page.find("#header .remove").click()
+    page.choose_files("#sidebar .import", ("a.json", exported))
+    expect(page.find("#notice")).to_contain_text("Imported: 1")
+    page.find("#sidebar .open").click()
+
+    assert page.texts() == ["First?", "Hello again."]
+    page.find(".previous:visible").click()
+    assert page.texts() == ["First?", "Hello there, reader."]
+    page.page.reload()
+    assert page.texts() == ["First?", "Hello there, reader."]
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"version": 2}, "a.json: version must be 1 but is 2"),
+        ({"conversations": {}}, "a.json: conversations must be a list"),
+        (
+            {"conversations": [{"messages": [{"role": "user", "content": 3}]}]},
+            "a.json: a message must have a text, and the role user or assistant",
+        ),
+        (
+            {"conversations": [{"messages": [ANSWER | {"versions": {"at": 0, "tails": [None]}}]}]},
+            "a.json: versions must be the messages of each version, null for the shown one",
+        ),
+    ],
+)
+def test_invalid_export_is_refused(visit, changes, problem):
+    page = visit()
+    file = {"format": "yocobit-conversations", "version": 1, "conversations": [], **changes}
+
+    page.choose_files("#sidebar .import", ("a.json", json.dumps(file).encode()))
+
+    expect(page.find("#notice p")).to_have_text(problem)
+    expect(page.find("#sidebar li")).to_have_count(0)
+
+
+def test_import_ignores_unknown_fields_and_makes_new_ids(visit):
+    page = visit()
+    page.say("First?")
+    id = page.page.url.rpartition("#")[2]
+    conversation = {"id": id, "messages": [ANSWER], "draft": 3, "title": "Mine"}
+    bad_id = {"id": "../a", "messages": [ANSWER | {"usage": {"completion": "<b>"}, "model": 7}]}
+    file = {"format": "yocobit-conversations", "version": 1}
+
+    file = json.dumps({**file, "conversations": [conversation, bad_id]}).encode()
+    page.choose_files("#sidebar .import", ("a.json", file))
+
+    expect(page.find("#sidebar li")).to_have_count(3)
+    page.find("#sidebar .open", has_text="Mine").click()
+    assert page.texts() == ["Imported."]
+
+
+def test_search_finds_messages_and_titles(visit, stand_in):
+    page = visit()
+    stand_in.answer = "The waves of the sea [rise] and fall."
+    page.say("Tell me about the sea.")
+    page.find(".begin").click()
+    stand_in.answer = "Snow lies on the hills."
+    page.say("And winter?")
+    search, rows = page.find("#sidebar .search"), page.find("#sidebar .open")
+
+    page.page.keyboard.press("Control+k")
+    expect(search).to_be_focused()
+    search.fill("WAVES fall")
+    expect(rows).to_have_count(1)
+    expect(rows.locator("mark")).to_have_text("waves")
+    search.fill("sea [rise]")
+    expect(rows).to_have_count(1)
+    search.fill("sea winter")
+    expect(rows).to_have_count(0)
+    expect(page.find("#sidebar .none")).to_be_visible()
+    search.fill("waves")
+    search.press("Enter")
+
+    expect(page.find(".question .body")).to_have_text("Tell me about the sea.")
+    expect(page.find(".answer.found")).to_be_in_viewport()
+    search.press("Escape")
+    expect(search).to_have_value("")
+    expect(rows).to_have_count(2)
+
+
+def test_conversation_is_renamed(visit):
+    page = visit()
+    page.say("First?")
+    title, row = page.find("#sidebar li input"), page.find("#sidebar .open .title")
+
+    page.page.keyboard.press("F2")
+    title.fill("About readers")
+    title.press("Escape")
+    expect(row).to_have_text("First?")
+    page.page.get_by_role("button", name="Rename: First?").click()
+    title.fill("About readers")
+    title.press("Enter")
+
+    expect(row).to_have_text("About readers")
+    page.page.reload()
+    expect(row).to_have_text("About readers")
+    page.page.keyboard.press("F2")
+    title.fill(" ")
+    title.press("Enter")
+    expect(row).to_have_text("First?")
+
+
+def test_text_files_are_added_to_the_message(visit):
+    page = visit()
+    page.write("Explain:")
+    text = b"a ``` b\n````\nc\n"
+
+    page.choose_files("#composer .attach", ("notes.md", text), ("a.py", b"x = 1"))
+
+    expect(page.find("#composer textarea")).to_have_value(
+        "Explain:\n\nnotes.md:\n`````md\na ``` b\n````\nc\n`````\n\na.py:\n```py\nx = 1\n```\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\x89PNG\r\n", "a.txt: must be text in UTF-8"),
+        (b"a\0b", "a.txt: must be text in UTF-8"),
+        (b"a" * (256 * 1024 + 1), "a.txt: must be at most 256 KiB but is 257 KiB"),
+    ],
+)
+def test_binary_and_large_files_are_refused(visit, content, problem):
+    page = visit()
+
+    page.choose_files("#composer .attach", ("a.txt", content))
+
+    expect(page.find("#notice p")).to_have_text(problem)
+    expect(page.find("#composer textarea")).to_have_value("")
+
+
+def test_file_is_dropped_on_the_page(visit):
+    page = visit()
+    data = page.page.evaluate_handle(
+        """() => {
+          const data = new DataTransfer();
+          data.items.add(new File(["the sea"], "a.txt"));
+          return data;
+        }"""
+    )
+
+    page.find("#scroller").dispatch_event("dragover", {"dataTransfer": data})
+    expect(page.find("body")).to_have_class(re.compile("dropping"))
+    page.find("#scroller").dispatch_event("drop", {"dataTransfer": data})
+
+    expect(page.find("#composer textarea")).to_have_value("a.txt:\n```txt\nthe sea\n```\n")
+    expect(page.find("body")).not_to_have_class(re.compile("dropping"))
+
+
+def test_shortcuts_are_listed_and_work(visit):
+    page = visit()
+    page.say("First?")
+    message = page.find("#composer textarea")
+
+    message.fill("a")
+    message.press("?")
+    expect(page.find("#help")).to_be_hidden()
+    page.find("#scroller").focus()
+    page.page.keyboard.press("?")
+    expect(page.find("#help")).to_be_visible()
+    expect(page.find("#help dt").first).to_have_text("Enter")
+    page.page.keyboard.press("F2")
+    expect(page.find("#sidebar li input")).to_have_count(0)
+    page.page.keyboard.press("Escape")
+    expect(page.find("#help")).to_be_hidden()
+
+    page.find("#scroller").focus()
+    page.page.keyboard.press("/")
+    expect(message).to_be_focused()
+    message.fill("")
+    message.press("ArrowUp")
+    expect(page.find(".editor textarea:visible")).to_have_value("First?")
+    page.page.keyboard.press("Escape")
+    page.page.keyboard.press("Control+Shift+O")
+    expect(page.find("article")).to_have_count(0)
+
+
 def test_messages_of_another_tab_appear_and_the_draft_stays(visit):
     here = visit()
     here.say("First?")
@@ -98,7 +293,7 @@ def test_answer_continues_to_stream_while_another_conversation_is_open(visit, st
     page.find(".begin").click()
     expect(page.find("article")).to_have_count(0)
     expect(page.find("#sidebar .running")).to_have_count(0)
-    page.find("#sidebar li button").click()
+    page.find("#sidebar li .open").click()
 
     expect(page.find(".answer .body")).to_have_text(("word " * 40).strip())
 
