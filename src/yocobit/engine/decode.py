@@ -10,9 +10,10 @@ Letters: V vocabulary
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, Protocol
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from yocobit.engine.sampling import Sampler, SamplingConfig
@@ -60,12 +61,30 @@ class DecodeState:
         sampling: SamplingConfig,
         logit_bias: Mapping[int, float] | None = None,
         guided: GuidedDecoding | None = None,
+        min_tokens: int = 0,
+        ignore_end: bool = False,
+        stop_tokens: frozenset[int] = frozenset(),
+        kept: Collection[str | int] = (),
     ) -> None:
+        """Nothing ends the text before `min_tokens`; `ignore_end` excludes the end tokens.
+
+        `stop_tokens` end the text as well. `kept` are the stop strings and tokens that stay in it.
+        """
         self.finish_reason: FinishReason | None = None
         self.max_tokens = max_tokens
         self.sampler = Sampler(sampling, prompt, logit_bias)
         self._end_tokens = end_tokens
-        self._detokenizer = Detokenizer(tokenizer, stop, prompt)
+        self._stop_tokens = stop_tokens
+        self._kept = frozenset(kept)
+        self._min_tokens = min_tokens
+        self._stop = stop
+        self._excluded = sorted(end_tokens) if ignore_end else []
+        self._detokenizer = Detokenizer(
+            tokenizer,
+            () if min_tokens else stop,
+            prompt,
+            [text for text in self._kept if isinstance(text, str)],
+        )
         self._guided = guided
 
     @property
@@ -78,27 +97,42 @@ class DecodeState:
         """The stop string that ended the text, if one did."""
         return self._detokenizer.matched_stop
 
+    @property
+    def piece(self) -> str:
+        """The text of the last token, certain or held back; after `finish`, the rest."""
+        return self._detokenizer.piece
+
     def mask(self, logits: Logits) -> Logits:
-        """Return the logits (V,) to sample from: masked by the grammar, if any."""
-        return self._guided.mask(logits) if self._guided else logits
+        """Return the logits (V,) to sample from: masked by the grammar and the end conditions."""
+        masked = self._guided.mask(logits) if self._guided else logits
+        excluded = self._excluded
+        if len(self.tokens) < self._min_tokens:
+            excluded = sorted(self._end_tokens | self._stop_tokens)
+        if excluded:
+            masked = masked.copy()
+            masked[excluded] = -np.inf
+        return masked
 
     def accept(self, token: int) -> Generated | None:
         """Append the sampled token, or the token that the grammar requires instead.
 
-        None for an end token, which is not part of the text. Sets `finish_reason` if the sequence
-        is complete.
+        None for an end or stop token that is not part of the text. Sets `finish_reason` if the
+        sequence is complete.
         """
         if self._guided is not None:
             token = self._guided.force_completion(token, self.max_tokens - len(self.tokens))
-        if token in self._end_tokens:
+        is_stop = token in self._stop_tokens
+        if (token in self._end_tokens or is_stop) and token not in self._kept:
             self.finish_reason = "stop"
             return None
         text = self._detokenizer.add(token)
         is_complete = self._guided is not None and self._guided.accept(token)
-        if is_complete or self.matched_stop is not None:
+        if is_complete or is_stop or self.matched_stop is not None:
             self.finish_reason = "stop"
         elif len(self.tokens) == self.max_tokens:
             self.finish_reason = "length"
+        elif len(self.tokens) == self._min_tokens:
+            self._detokenizer.stop_at(self._stop)
         return Generated(token, text)
 
     def finish(self) -> str:

@@ -22,6 +22,7 @@ NAME_CHARS = 256  # of a model, an author, a call, a schema
 CHOICES = 16
 STOPS = 16
 STOP_CHARS = 1000
+STOP_TOKENS = 128  # entries of stop_token_ids
 BIASES = 1024  # entries of logit_bias: vLLM's
 SCHEMA_BYTES = 1 << 18
 LOGPROBS = 20  # per token: OpenAI's
@@ -61,6 +62,7 @@ TABLE = (
     ("choices of a prompt (`n`)", CHOICES, 400),
     ("stop strings", STOPS, 400),
     ("characters of a stop string", STOP_CHARS, 400),
+    ("entries of `stop_token_ids`", STOP_TOKENS, 400),
     ("entries of `logit_bias`", BIASES, 400),
     ("bytes of a JSON schema", SCHEMA_BYTES, 400),
     ("alternatives per token of `logprobs`", LOGPROBS, 400),

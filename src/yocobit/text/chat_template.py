@@ -20,6 +20,8 @@ MAX_SOURCE_BYTES = 1 << 17  # compiling takes some kilobytes for each byte
 # How the importer of 0.1 wrote templates: the engine adds the token to what they render.
 _NO_BOS = '{% set bos_token = "" %}'
 _DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
+# Appended to a message that is continued; the blank shows if the template strips messages.
+_CONTINUED = "<continued-here> "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
 
 
@@ -71,17 +73,31 @@ class ChatTemplate:
     ) -> Prompt:
         """Render messages as a prompt that ends where the assistant's reply starts.
 
-        `variables` such as `tools` are those of the template. ConfigError, with the template's own
-        message, for messages that it rejects.
+        `variables` such as `tools` are those of the template. With `continue_final_message` among
+        them, the prompt ends with the content of the last message, which the model continues.
+        ConfigError, with the template's own message, for messages that it rejects.
         """
         with boundary(self._name, "rejects these messages"):
             chat = [_message(_plain(message)) for message in messages]
             given = {**_DEFAULTS, **self._names, **_plain(variables)}
+            is_continued = given.pop("continue_final_message", False)
+            if is_continued:
+                given["add_generation_prompt"] = False
+                chat[-1]["content"] = chat[-1].get("content", "") + _CONTINUED
             with limits(64 * _size([chat, given])):
                 pieces = self._template.generate(messages=chat, **given)
-                prompt = Prompt("".join(map(counted, pieces)))
+                text = "".join(map(counted, pieces))
+            prompt = Prompt(_until_continued(text) if is_continued else text)
         prompt.template, prompt.messages, prompt.variables = self, messages, variables
         return prompt
+
+
+def _until_continued(text: str) -> str:
+    """Return a rendered conversation up to the end of the message that is continued."""
+    before, mark, after = text.rpartition(_CONTINUED.strip())
+    if not mark:
+        raise ConfigError("the template does not write the last message, so it cannot be continued")
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def with_token_names(template: bytes, names: Mapping[str, str]) -> bytes:

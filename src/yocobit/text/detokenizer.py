@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -42,9 +42,16 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        stop: Sequence[str] = (),
+        prompt: Sequence[int] = (),
+        kept: Collection[str] = (),
     ) -> None:
+        """`kept` are the stop strings that stay in the text."""
         self.tokens: list[int] = []  # without the prompt
+        # The text of the last token, certain or held back; after `finish`, the rest of the text.
+        self.piece = ""
         self.matched_stop: str | None = None  # the stop string that ended the text
         shared = _shared(tokenizer)
         self._text: ByteDecoder | _Window = (
@@ -52,14 +59,19 @@ class Detokenizer:
             if shared.is_byte_level
             else _Window(tokenizer, shared, prompt)
         )
-        self._stop = StopMatcher(stop) if stop else None
+        self._kept = frozenset(kept)
+        self.stop_at(stop)
         self._run_stop: StopMatcher | None = None  # after the byte tokens that are held back
         self._held = ""  # may be the start of a stop string
+
+    def stop_at(self, stop: Sequence[str]) -> None:
+        """Match these stop strings in the text that follows."""
+        self._stop = StopMatcher(stop) if stop else None
 
     def add(self, token: int) -> str:
         """Append a token; return the text that became certain, which may be empty."""
         self.tokens.append(token)
-        piece = self._text.add(token)
+        piece = self.piece = self._text.add(token)
         if self._stop is None:
             return piece
         if (run := self._text.run_piece) is None:
@@ -67,7 +79,8 @@ class Detokenizer:
         else:
             self._run_stop = self._run_stop or self._stop.copy()
             if self._run_stop.find(run) is not None:
-                piece = self._text.finish()  # nothing follows that could change it
+                # Nothing follows that could change it.
+                piece = self.piece = self._text.finish()
         return self._certain(piece, self._stop) if piece else ""
 
     def finish(self) -> str:
@@ -75,9 +88,10 @@ class Detokenizer:
 
         An incomplete character at the end becomes a replacement character.
         """
+        self.piece = ""
         if self.matched_stop is not None:
             return ""
-        rest = self._text.finish()
+        rest = self.piece = self._text.finish()
         if self._stop is None:
             return rest
         text = self._certain(rest, self._stop)
@@ -91,7 +105,8 @@ class Detokenizer:
         if found is not None:
             at, self.matched_stop = found
             self._held = ""
-            return text[: n_held + at]
+            n_kept = len(self.matched_stop) if self.matched_stop in self._kept else 0
+            return text[: n_held + at + n_kept]
         n_certain = len(text) - stop.n_matched
         self._held = text[n_certain:]
         return text[:n_certain]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -12,14 +12,21 @@ from yocobit.config import ConfigError
 from yocobit.serving import limits
 from yocobit.serving.api import protocol, tools
 from yocobit.serving.api.answer import Answer, CallArguments, CallStart, Content, Delta, Done
-from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
-from yocobit.serving.api.protocol import Name, Sampling, Tool, ToolChoice
+from yocobit.serving.api.generation import Completion, check_stream_options
+from yocobit.serving.api.protocol import (
+    AllowedToolsChoice,
+    MaxTokens,
+    Name,
+    Sampling,
+    Tool,
+    ToolChoice,
+)
+from yocobit.serving.api.refused_fields import Refused
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
 from yocobit.serving.runtime.structured_output import Schema
-from yocobit.settings import Count
 
 
 class JSONSchema(Struct, kw_only=True):
@@ -35,27 +42,58 @@ class ResponseFormat(Struct, kw_only=True):
 class ChatRequest(Sampling, kw_only=True):
     """The body of chat/completions."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **Sampling.refused,
+        "add_special_tokens": Refused((False,), "the chat template writes them"),
+        "best_of": Refused((1,), "request more choices with n"),
+        "echo": Refused((False,), "prepend the message's text"),
+    }
+
     messages: protocol.Messages
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | AllowedToolsChoice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None  # rejected: OpenAI's API before tools
     function_call: Any = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Name | None = None  # a variable of the chat template
 
     @property
     def offered_tools(self) -> list[Tool]:
         """The tools that the model may call."""
-        return [] if self.tool_choice == "none" else self.tools or []
+        choice = self.tool_choice
+        if choice == "none":
+            return []
+        if isinstance(choice, AllowedToolsChoice):
+            allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+            return [tool for tool in self.tools or [] if tool.function.name in allowed]
+        return self.tools or []
 
     @property
     def requires_call(self) -> bool:
         """Whether the answer has to be a tool call."""
-        return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
+        choice = self.tool_choice
+        if isinstance(choice, AllowedToolsChoice):
+            return choice.allowed_tools.mode == "required"
+        return choice == "required" or isinstance(choice, ToolChoice)
+
+    @property
+    def token_limit(self) -> int | None:
+        """The limit of generated tokens, under any of its names; APIError 400 if it is 0."""
+        for name in ("max_completion_tokens", "max_tokens", "n_predict"):
+            limit: int | None = getattr(self, name)
+            if limit == 0:
+                raise APIError(400, f"{name} must be at least 1, or -1, but is 0", param=name)
+            if limit is not None:
+                return limit
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +128,14 @@ def prepare(model: ServedModel, body: ChatRequest, client: str) -> PreparedChat:
         )
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs to be true", param="top_logprobs")
-    prompt = render(model, body.messages, body.offered_tools)
-    max_tokens = body.max_completion_tokens or body.max_tokens
-    if max_tokens is None:
-        max_tokens = max(1, model.settings.context - len(prompt))
+    prompt = render(model, body.messages, body.offered_tools, template_variables(body))
+    prompt = model.truncate(body, prompt, body.token_limit)
+    max_tokens = model.max_tokens(body.token_limit, len(prompt))
     request = Request(
         prompt=tuple(prompt),
         max_tokens=max_tokens,
         sampling=model.sampling(body),
-        stop=(*stop_strings(body.stop), *model.engine.stop_strings),
+        **model.end_conditions(body, max_tokens, model.engine.stop_strings),
         logit_bias=model.logit_bias(body),
         n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         client=client,
@@ -114,8 +151,14 @@ def prepare(model: ServedModel, body: ChatRequest, client: str) -> PreparedChat:
                 f"stop could truncate the JSON that {field} requires; leave one of the two out",
                 param="stop",
             )
-        # JSON may contain a string that otherwise ends the model's turn.
-        request = dataclasses.replace(request, stop=())
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(body, name):
+                raise APIError(
+                    400,
+                    f"{name}: structured output ends when it is complete; leave {name} out",
+                    param=name,
+                )
+        request = request.until_complete()
     names = tuple(tool.function.name for tool in body.offered_tools)
     return PreparedChat(request, schema, names, body.requires_call)
 
@@ -182,26 +225,64 @@ class ChatCompletion(Completion):
         }
 
 
+# Variables that a request sets by fields of their own.
+_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+
+
+def template_variables(body: ChatRequest) -> dict[str, Any]:
+    """Return the variables of the chat template; APIError 400 if they are invalid."""
+    variables = dict(body.chat_template_kwargs or {})
+    for name in _OWN_VARIABLES:
+        if name in variables:
+            raise APIError(
+                400,
+                f"chat_template_kwargs: {name!r} is not allowed; it is a field of the request",
+                param="chat_template_kwargs",
+            )
+    if body.reasoning_effort is not None:  # as in vLLM
+        variables.setdefault("enable_thinking", body.reasoning_effort != "none")
+        variables["reasoning_effort"] = body.reasoning_effort
+    if body.continue_final_message:
+        if body.add_generation_prompt:
+            raise APIError(
+                400,
+                "continue_final_message and add_generation_prompt exclude each other; set one",
+                param="continue_final_message",
+            )
+        variables["continue_final_message"] = True
+    elif body.add_generation_prompt is not None:
+        variables["add_generation_prompt"] = body.add_generation_prompt
+    return variables
+
+
 def render(
-    model: ServedModel, messages: list[protocol.Message], offered_tools: list[Tool]
+    model: ServedModel,
+    messages: list[protocol.Message],
+    offered_tools: list[Tool],
+    variables: Mapping[str, Any] = {},
 ) -> list[int]:
-    """Return the prompt of a conversation as tokens; APIError 400 for invalid messages."""
+    """Return the prompt of a conversation as tokens; APIError 400 for invalid messages.
+
+    `variables` are those of the chat template.
+    """
     for i, message in enumerate(messages):
-        if message.content is None and not (message.role == "assistant" and message.tool_calls):
+        has_content = message.content is not None or message.refusal is not None
+        if not has_content and not (message.role == "assistant" and message.calls):
             raise APIError(
                 400,
                 f"messages[{i}].content is missing; give a text",
                 param=f"messages[{i}].content",
             )
         for part in message.content if isinstance(message.content, list) else ():
-            if part.type != "text":
+            if part.type not in ("text", "refusal"):
                 raise APIError(
                     400,
                     f"messages[{i}].content: {part.type!r} parts are not supported, only text",
                     param="messages",
                 )
     model.check_length(sum(map(protocol.length, messages)), "messages")
-    variables = {"tools": tools.to_template(offered_tools)} if offered_tools else {}
+    if offered_tools:
+        variables = {**variables, "tools": tools.to_template(offered_tools)}
     try:
         template = model.engine.chat_template
         text = template.render(protocol.to_template(messages), **variables)

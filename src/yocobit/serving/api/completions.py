@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta
 from tokenizers import Tokenizer
 
 from yocobit.serving import limits
-from yocobit.serving.api.generation import Completion, check_stream_options, stop_strings
-from yocobit.serving.api.protocol import Prompt, Sampling
+from yocobit.serving.api.generation import Completion, check_stream_options
+from yocobit.serving.api.protocol import MaxTokens, Prompt, Sampling
+from yocobit.serving.api.refused_fields import Refused
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, Request, Token
@@ -24,8 +25,13 @@ _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 class CompletionRequest(Sampling, kw_only=True):
     """The body of completions."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        **Sampling.refused,
+        "add_special_tokens": Refused((True,), "give the prompt as tokens"),
+    }
+
     prompt: Prompt | None = None
-    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens: MaxTokens | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=limits.LOGPROBS)] | None = None
     best_of: int | None = None
@@ -48,16 +54,20 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     prompts = model.encode_prompts(body.prompt, "prompt", limits.PROMPTS)
     bias = model.logit_bias(body)
     sampling = model.sampling(body, len(prompts))
-    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    if max_tokens == 0 and not body.echo:
+    limit = body.n_predict if body.max_tokens is None else body.max_tokens
+    if limit is None:
+        limit = _DEFAULT_MAX_TOKENS
+    if limit == 0 and not body.echo:
         raise APIError(400, "max_tokens can be 0 only with echo", param="max_tokens")
+    prompts = [model.truncate(body, prompt, limit) for prompt in prompts]
+    limits_of = [model.max_tokens(limit, len(prompt)) for prompt in prompts]
     requests = [
         model.check(
             Request(
                 prompt=tuple(prompt),
                 max_tokens=max_tokens,
                 sampling=sampling[i * n : (i + 1) * n],
-                stop=stop_strings(body.stop),
+                **model.end_conditions(body, max_tokens),
                 logit_bias=bias,
                 n_logprobs=body.logprobs,
                 n_prompt_logprobs=body.logprobs if body.echo else None,
@@ -66,7 +76,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
             ),
             param="prompt",
         )
-        for i, prompt in enumerate(prompts)
+        for i, (prompt, max_tokens) in enumerate(zip(prompts, limits_of, strict=True))
     ]
     model.check_logprobs(requests)
     if body.echo and body.logprobs is not None:

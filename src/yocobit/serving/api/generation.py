@@ -199,11 +199,6 @@ def check_stream_options(body: Sampling) -> None:
         raise APIError(400, "stream_options requires stream to be true", param="stream_options")
 
 
-def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
-    """Return the `stop` field of a body as a tuple."""
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
-
-
 def usage(groups: Sequence[SequenceGroup]) -> dict[str, Any]:
     """Return the tokens and seconds of requests; seconds are those of the last to finish."""
     prompt = sum(len(group.request.prompt) for group in groups)

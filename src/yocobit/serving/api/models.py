@@ -36,6 +36,7 @@ def _describe(model: ServedModel, name: str) -> dict[str, Any]:
         "owned_by": "yocobit",
         "active": True,
         "context_window": settings.context,
+        "max_model_len": settings.context,  # vLLM's name
         "max_completion_tokens": settings.context,
         "yocobit": {
             "parameters": summary.parameters,

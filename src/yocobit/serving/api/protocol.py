@@ -1,11 +1,13 @@
 """Request schemas that several endpoints share: OpenAI's, with the fields of vLLM and llama.cpp.
 
-Unknown fields are accepted and have no effect; null means absent.
+Fields that would change the answer and are not supported are refused (refused_fields.py). Other
+unknown fields are accepted and have no effect; null means absent.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -14,8 +16,9 @@ from yocobit.engine.sampling import Penalty
 from yocobit.errors import printable
 from yocobit.reading import wrong_field
 from yocobit.serving import limits
+from yocobit.serving.api.refused_fields import REFUSED, Refused, check_refused
 from yocobit.serving.errors import APIError
-from yocobit.settings import Fraction, PositiveFraction
+from yocobit.settings import Fraction, Natural
 from yocobit.text.generation_config import RepetitionPenalty, Temperature
 
 Choices = Annotated[int, Meta(ge=1, le=limits.CHOICES)]
@@ -23,6 +26,12 @@ Bias = Annotated[float, Meta(ge=-100, le=100)]
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_CHARS)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=limits.STOPS)]
+MaxTokens = Annotated[int, Meta(ge=-1)]  # -1: the rest of the context, as in llama.cpp
+# By token; or llama.cpp's pairs, in which false excludes a token.
+LogitBias = (
+    Annotated[dict[str, Bias], Meta(max_length=limits.BIASES)]
+    | Annotated[list[tuple[Natural, Bias | bool]], Meta(max_length=limits.BIASES)]
+)
 
 # One prompt or several, as text or tokens.
 Prompt = str | list[str | int | list[int]]
@@ -36,22 +45,34 @@ class StreamOptions(Struct):
 
 
 class Sampling(Struct, kw_only=True):
-    """Fields of chat completions and completions: streaming, choices and sampling."""
+    """Fields of chat completions and completions: streaming, choices, sampling and the end."""
+
+    refused: ClassVar[Mapping[str, Refused]] = REFUSED
 
     model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Choices | None = None
-    stop: Stop | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     temperature: Temperature | None = None
-    top_p: PositiveFraction | None = None
+    top_p: Fraction | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Fraction | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Meta(max_length=limits.BIASES)] | None = None
+    repeat_penalty: RepetitionPenalty | None = None  # llama.cpp's name of repetition_penalty
+    logit_bias: LogitBias | None = None
+    n_predict: MaxTokens | None = None  # llama.cpp's name of max_tokens
+    min_tokens: Natural | None = None
+    ignore_eos: bool | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=limits.STOP_TOKENS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    return_token_ids: bool | None = None
+    service_tier: Name | None = None  # returned as it is
 
 
 class Function(Struct, kw_only=True):
@@ -70,14 +91,27 @@ class NamedFunction(Struct, kw_only=True):
     name: Name
 
 
-class ToolChoice(Struct, kw_only=True):
-    type: Literal["function"]
+class ToolChoice(Struct, kw_only=True, tag_field="type", tag="function"):
     function: NamedFunction
+
+
+class AllowedTools(Struct, kw_only=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[ToolChoice], Meta(min_length=1, max_length=limits.TOOLS)]
+
+
+class AllowedToolsChoice(Struct, kw_only=True, tag_field="type", tag="allowed_tools"):
+    allowed_tools: AllowedTools
 
 
 class ContentPart(Struct, kw_only=True):
     type: str
     text: str | None = None
+    refusal: str | None = None  # of a part of that type: an earlier answer's
+
+    @property
+    def content(self) -> str:
+        return (self.refusal if self.type == "refusal" else self.text) or ""
 
 
 class FunctionCall(Struct, kw_only=True):
@@ -92,11 +126,27 @@ class ToolCall(Struct, kw_only=True):
 
 
 class Message(Struct, kw_only=True):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | Annotated[list[ContentPart], Meta(max_length=limits.PARTS)] | None = None
+    refusal: str | None = None  # an earlier answer without content
     name: Name | None = None
     tool_calls: Annotated[list[ToolCall], Meta(max_length=limits.TOOLS)] | None = None
     tool_call_id: Name | None = None
+    function_call: FunctionCall | None = None  # OpenAI's API before tools
+
+    @property
+    def text(self) -> str:
+        """The content, or the refusal."""
+        if isinstance(self.content, list):
+            return "".join(part.content for part in self.content)
+        return self.content or self.refusal or ""
+
+    @property
+    def calls(self) -> list[ToolCall]:
+        """The calls of the assistant."""
+        if self.tool_calls or self.function_call is None:
+            return self.tool_calls or []
+        return [ToolCall(function=self.function_call)]
 
 
 Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.MESSAGES)]
@@ -105,7 +155,10 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.MESSAGE
 def decode(body: bytes, kind: type[T]) -> T:
     """Return JSON as that type; APIError 400 that names the field if it is invalid."""
     try:
-        return msgspec.json.decode(body, type=kind)
+        decoded = _decode(body, kind)
+        if (refused := getattr(kind, "refused", None)) is not None:
+            check_refused(body, refused)
+        return decoded
     except msgspec.ValidationError as error:
         field, message = wrong_field(error)
         param, message = printable(field, 200) or None, printable(message, 300)
@@ -114,12 +167,30 @@ def decode(body: bytes, kind: type[T]) -> T:
         raise APIError(400, f"the body is not valid JSON: {error}") from None
 
 
+def _decode(body: bytes, kind: type[T]) -> T:
+    """Return JSON as that type; 10.0 is a valid integer, as in JSON Schema."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    return msgspec.convert(_with_integers(msgspec.json.decode(body)), kind)
+
+
+def _with_integers(value: Any) -> Any:
+    """Return JSON with each number that is an integer as an int."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_with_integers(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _with_integers(each) for key, each in value.items()}
+    return value
+
+
 def length(message: Message) -> int:
     """Return the characters of a message's content."""
-    content = message.content
-    if isinstance(content, list):
-        return sum(len(part.text or "") for part in content)
-    return len(content or "")
+    return len(message.text)
 
 
 def to_template(messages: list[Message]) -> list[dict[str, Any]]:
@@ -127,17 +198,18 @@ def to_template(messages: list[Message]) -> list[dict[str, Any]]:
     return [_to_template(message) for message in messages]
 
 
+# Roles of OpenAI's API that chat templates do not know.
+_ROLES = {"developer": "system", "function": "tool"}
+
+
 def _to_template(message: Message) -> dict[str, Any]:
-    content = message.content
-    if isinstance(content, list):
-        content = "".join(part.text or "" for part in content)
-    role = "system" if message.role == "developer" else message.role
-    result: dict[str, Any] = {"role": role, "content": content or ""}
+    role = _ROLES.get(message.role, message.role)
+    result: dict[str, Any] = {"role": role, "content": message.text}
     if message.name is not None:
         result["name"] = message.name
     if message.tool_call_id is not None:
         result["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
+    if message.calls:
         result["tool_calls"] = [
             {
                 "id": call.id,
@@ -147,7 +219,7 @@ def _to_template(message: Message) -> dict[str, Any]:
                     "arguments": _parsed(call.function.arguments),
                 },
             }
-            for call in message.tool_calls
+            for call in message.calls
         ]
     return result
 

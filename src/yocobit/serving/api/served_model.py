@@ -6,6 +6,7 @@ Requests are validated against it; the runtime runs them.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import threading
@@ -225,14 +226,20 @@ class ServedModel:
 
     def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
         """Return the sampling of each choice of each prompt: the request's, over the defaults."""
-        names = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+        names = ("temperature", "min_p", "presence_penalty", "frequency_penalty")
         changes: dict[str, Any] = {
             name: value
             for name in (*names, "repetition_penalty")
             if (value := getattr(body, name)) is not None
         }
+        if body.repetition_penalty is None and body.repeat_penalty is not None:
+            changes["repetition_penalty"] = body.repeat_penalty
         if body.top_k is not None:
             changes["top_k"] = min(max(0, body.top_k), self.engine.config.vocab_size)  # -1: all
+        if body.top_p:
+            changes["top_p"] = body.top_p
+        elif body.top_p is not None:
+            changes["top_k"] = 1  # the smallest nucleus has one token
         is_random = body.seed is None or body.seed == -1  # as in vLLM and llama.cpp
         seed = secrets.randbits(53) if is_random else (body.seed or 0) % (1 << 64)
         return tuple(
@@ -241,17 +248,73 @@ class ServedModel:
 
     def logit_bias(self, body: protocol.Sampling) -> dict[int, float]:
         """Return the bias by token; APIError 400 for a key that is not in the vocabulary."""
+        given = body.logit_bias or {}
+        pairs = given.items() if isinstance(given, dict) else given
         bias = {}
-        for key, value in (body.logit_bias or {}).items():
-            if not re.fullmatch(r"\d{1,9}", key, re.A) or int(key) >= self.engine.config.vocab_size:
+        for key, value in pairs:
+            name = str(key)
+            if (
+                not re.fullmatch(r"\d{1,9}", name, re.A)
+                or int(name) >= self.engine.config.vocab_size
+            ):
                 raise APIError(
                     400,
-                    f"logit_bias: {key[:20]!r} must be a token, at least 0 and below "
+                    f"logit_bias: {name[:20]!r} must be a token, at least 0 and below "
                     f"{self.engine.config.vocab_size}",
                     param="logit_bias",
                 )
-            bias[int(key)] = value
+            bias[int(name)] = -math.inf if value is False else float(value)
         return bias
+
+    def max_tokens(self, given: int | None, n_prompt: int, default: int | None = None) -> int:
+        """Return the limit of generated tokens: -1 is the rest of the context, the default too."""
+        if given is None:
+            given = -1 if default is None else default
+        return max(1, self.settings.context - n_prompt) if given == -1 else given
+
+    def truncate(
+        self, body: protocol.Sampling, prompt: list[int], max_tokens: int | None
+    ) -> list[int]:
+        """Return the part of a prompt that the request keeps: its end, by default."""
+        limit = body.truncate_prompt_tokens
+        if limit is None:
+            return prompt
+        if limit == -1:
+            n_generated = 1 if max_tokens in (None, -1) else max_tokens
+            limit = self.settings.context - n_generated
+        if limit < 1:
+            raise APIError(
+                400,
+                f"truncate_prompt_tokens: at least one token must be left but {limit} would be",
+                param="truncate_prompt_tokens",
+            )
+        return prompt[:limit] if body.truncation_side == "right" else prompt[-limit:]
+
+    def end_conditions(
+        self, body: protocol.Sampling, max_tokens: int, turn_ends: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """Return the fields of a Request that say when its text ends.
+
+        `turn_ends` are the stop strings of the model.
+        """
+        stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+        tokens = frozenset(body.stop_token_ids or ())
+        self.check_tokens(sorted(tokens), "stop_token_ids")
+        min_tokens = body.min_tokens or 0
+        if min_tokens > max_tokens:
+            raise APIError(
+                400,
+                f"min_tokens must be at most max_tokens, which is {max_tokens}, but is "
+                f"{min_tokens}",
+                param="min_tokens",
+            )
+        return {
+            "stop": stop if body.ignore_eos else (*stop, *turn_ends),
+            "stop_tokens": tokens,
+            "kept": frozenset([*stop, *tokens] if body.include_stop_str_in_output else []),
+            "min_tokens": min_tokens,
+            "ignore_end": bool(body.ignore_eos),
+        }
 
     def check(self, request: Request, param: str) -> Request:
         """Return the request; APIError 400, with the numbers, if the server can never run it.

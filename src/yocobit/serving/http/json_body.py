@@ -62,6 +62,8 @@ async def write_body(
 async def write_error(send: Send, error: APIError, wire: WireFormat = OPENAI) -> None:
     """Send an error in the shape of a wire format."""
     headers = {} if error.retry_after is None else {"retry-after": str(error.retry_after)}
+    if error.status == 504:  # SDKs would wait for as long again
+        headers["x-should-retry"] = "false"
     if error.status == 401:
         headers["www-authenticate"] = 'Basic realm="yocobit: any name, the API key as password"'
     await write_body(send, error.status, wire.error(error), headers=headers)

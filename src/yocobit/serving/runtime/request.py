@@ -24,6 +24,10 @@ class Request:
     max_tokens: int  # of each choice
     sampling: tuple[SamplingConfig, ...]  # one per choice
     stop: tuple[str, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()  # next to the model's end tokens
+    kept: frozenset[str | int] = frozenset()  # stop strings and tokens that stay in the text
+    min_tokens: int = 0  # before which nothing ends the text
+    ignore_end: bool = False  # never sample the model's end tokens
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     n_logprobs: int | None = None  # alternatives per generated token; None: no logprobs
     n_prompt_logprobs: int | None = None  # the same per prompt token
@@ -33,6 +37,13 @@ class Request:
     guided: Callable[[], GuidedDecoding] | None = None  # makes the state of one choice
     client: str = ""  # API key or address; clients are scheduled round-robin
     timeout_s: float = 600.0
+
+    def until_complete(self) -> Request:
+        """Return the request with no end but that of its structured output.
+
+        The output may contain a string that otherwise ends the model's turn.
+        """
+        return dataclasses.replace(self, stop=(), stop_tokens=frozenset(), kept=frozenset())
 
     @property
     def n_tokens(self) -> int:
@@ -65,6 +76,7 @@ class Token:
     token: int
     text: str
     logprob: Logprob | None = None
+    piece: str = ""  # the token's own text, certain or held back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Finish:
     reason: FinishReason
     text: str
     matched_stop: str | None = None  # the stop string
+    piece: str = ""  # the rest of the last token's text: of an incomplete character
 
 
 @dataclasses.dataclass(frozen=True)

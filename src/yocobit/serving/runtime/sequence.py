@@ -46,6 +46,10 @@ class Sequence:
             sampling=request.sampling[choice],
             logit_bias=request.logit_bias,
             guided=request.guided() if request.guided else None,
+            min_tokens=request.min_tokens,
+            ignore_end=request.ignore_end,
+            stop_tokens=request.stop_tokens,
+            kept=request.kept,
         )
 
     def append(self, token: int, logits: Logits) -> None:
@@ -57,7 +61,8 @@ class Sequence:
             group.n_generated += 1
             self.next_token = generated.token
             found = None if n is None else logprob(logits, generated.token, n)
-            group.events.append(Token(self._choice, generated.token, generated.text, found))
+            piece = self.state.piece
+            group.events.append(Token(self._choice, generated.token, generated.text, found, piece))
         if self.state.finish_reason is not None:
             self.finish(self.state.finish_reason)
 
@@ -65,8 +70,10 @@ class Sequence:
         """End the choice, with the text that was held back."""
         self.is_finished = True
         self._group.finish_reason = reason
-        text, matched_stop = self.state.finish(), self.state.matched_stop
-        self._group.events.append(Finish(self._choice, reason, text, matched_stop))
+        text = self.state.finish()
+        self._group.events.append(
+            Finish(self._choice, reason, text, self.state.matched_stop, self.state.piece)
+        )
 
 
 class SequenceGroup:

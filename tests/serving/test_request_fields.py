@@ -1,0 +1,417 @@
+"""Request fields of vLLM and llama.cpp, and those of OpenAI that are rarely sent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import servers
+
+from yocobit import Engine
+from yocobit.pretrained import TINY
+from yocobit.serving import ServerSettings
+from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.completions import CompletionRequest
+from yocobit.serving.api.refused_fields import REFUSED
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+SEA = [{"role": "user", "content": "Tell me about the sea."}]
+END_NOW = {"0": 100}  # logit_bias: the packaged model's end token is by far the most probable
+GREEDY = {"temperature": 0, "max_tokens": 12}
+CONTEXT = 256
+# The packaged model's format of a turn, and all that a request can set.
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
+    "{% for call in m['tool_calls'] or [] %}[{{ call['function']['name'] }}]{% endfor %}"
+    "<|end|>{% endfor %}{{ mood }}{{ reasoning_effort }}{{ enable_thinking }}"
+    "{% for tool in tools or [] %}{{ tool['function']['name'] }} {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with servers.running(ServerSettings(threads=1, context=CONTEXT)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def templated(tmp_path_factory):
+    """A server whose chat template writes what it is given."""
+    path = tmp_path_factory.mktemp("model") / "templated"
+    shutil.copytree(TINY, path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    with servers.running(ServerSettings(model=path, threads=1)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(threads=1)
+
+
+def ok(response) -> dict:
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refusal(response) -> dict:
+    assert response.status_code == 400, response.text
+    return response.json()["error"]
+
+
+def text(body) -> str:
+    (choice,) = body["choices"]
+    return choice["text"] if "text" in choice else choice["message"]["content"]
+
+
+def tokens_of(server, prompt="The king", **changes) -> list[int]:
+    """Return the generated tokens of a completion, as the engine's tokenizer gives them."""
+    body = ok(server.post(TEXT, prompt=prompt, **{**GREEDY, "logprobs": 0, **changes}))
+    assert len(body["choices"]) == 1
+    return body["choices"][0]["logprobs"]["tokens"]
+
+
+# ---- the end of the text ----
+
+
+@pytest.mark.parametrize(
+    ("path", "start"), [(TEXT, {"prompt": "The king"}), (CHAT, {"messages": SEA})]
+)
+def test_ignore_eos_generates_max_tokens(server, path, start):
+    body = {**start, **GREEDY, "logit_bias": END_NOW}
+    ended = ok(server.post(path, **body))
+
+    whole = ok(server.post(path, **body, ignore_eos=True))
+
+    assert ended["usage"]["completion_tokens"] == 0
+    assert whole["usage"]["completion_tokens"] == GREEDY["max_tokens"]
+    assert whole["choices"][0]["finish_reason"] == "length"
+
+
+def test_min_tokens_come_before_the_end_token(server):
+    body = {"prompt": "The king", **GREEDY, "logit_bias": END_NOW}
+
+    found = ok(server.post(TEXT, **body, min_tokens=5))
+
+    assert found["usage"]["completion_tokens"] == 5
+    assert found["choices"][0]["finish_reason"] == "stop"
+
+
+def test_stop_strings_end_only_the_text_after_min_tokens(server):
+    whole = tokens_of(server)
+    early, late = whole[1], whole[8]
+
+    found = ok(server.post(TEXT, prompt="The king", **GREEDY, stop=[early, late], min_tokens=4))
+
+    rest = "".join(whole[4:])
+    cuts = [rest.index(stop) for stop in (early, late) if stop in rest]
+    assert text(found) == "".join(whole[:4]) + rest[: min(cuts)]
+
+
+def test_min_tokens_above_max_tokens_are_refused(server):
+    found = refusal(server.post(TEXT, prompt="The king", max_tokens=4, min_tokens=5))
+
+    assert found["param"] == "min_tokens"
+    assert "max_tokens, which is 4" in found["message"]
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_stop_token_ids_end_the_text(server, engine, is_kept):
+    whole = tokens_of(server)
+    at = next(i for i, each in enumerate(whole) if i > 3 and each not in whole[:i])
+    (stop,) = engine.encoder.encode(whole[at])
+
+    found = ok(
+        server.post(
+            TEXT,
+            prompt="The king",
+            **GREEDY,
+            stop_token_ids=[stop],
+            include_stop_str_in_output=is_kept,
+        )
+    )
+
+    assert text(found) == "".join(whole[: at + is_kept])
+    assert found["choices"][0]["finish_reason"] == "stop"
+    assert found["usage"]["completion_tokens"] == at + is_kept
+
+
+@pytest.mark.parametrize("name", ["ignore_eos", "min_tokens"])
+def test_structured_output_ends_when_it_is_complete(server, name):
+    form = {"type": "json_schema", "json_schema": {"schema": {"enum": ["a", "b"]}}}
+    body = {"messages": SEA, "max_tokens": 9, "response_format": form}
+
+    stopped = ok(server.post(CHAT, **body, stop_token_ids=list(range(4, 4096))[:128]))
+
+    assert json.loads(text(stopped)) in ("a", "b")
+    assert (
+        refusal(server.post(CHAT, **body, **{name: 1 if name == "min_tokens" else True}))["param"]
+        == name
+    )
+
+
+def test_stop_token_outside_the_vocabulary_is_refused(server):
+    found = refusal(server.post(TEXT, prompt="The king", stop_token_ids=[4096]))
+
+    assert found["param"] == "stop_token_ids"
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_kept_stop_string_ends_the_text(server, is_streamed):
+    body = {"prompt": "The king", **GREEDY}
+    whole = text(ok(server.post(TEXT, **body)))
+    stop = whole[9:14]  # starts and ends within tokens
+    body |= {"stop": stop, "include_stop_str_in_output": True}
+
+    if is_streamed:
+        found = "".join(event["choices"][0]["text"] for event in server.events(TEXT, **body))
+    else:
+        found = text(ok(server.post(TEXT, **body)))
+
+    assert found == whole[: whole.index(stop) + len(stop)]
+
+
+def test_the_models_own_stop_strings_are_never_kept(server, engine):
+    body = {"messages": SEA, "max_tokens": 60, "seed": 3}
+
+    found = ok(server.post(CHAT, **body, stop=["@@"], include_stop_str_in_output=True))
+
+    assert engine.stop_strings
+    assert not any(stop in text(found) for stop in engine.stop_strings)
+    assert text(found) == text(ok(server.post(CHAT, **body)))
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "n_predict"])
+@pytest.mark.parametrize(
+    ("path", "start"), [(TEXT, {"prompt": "The king"}), (CHAT, {"messages": SEA})]
+)
+def test_minus_one_is_the_rest_of_the_context(server, path, start, name):
+    body = ok(server.post(path, **start, temperature=0, ignore_eos=True, **{name: -1}))
+
+    assert body["usage"]["total_tokens"] == CONTEXT
+
+
+def test_n_predict_is_max_tokens(server):
+    few = {"prompt": "The king", "temperature": 0}
+
+    assert ok(server.post(TEXT, **few, n_predict=3))["usage"]["completion_tokens"] == 3
+    assert (
+        ok(server.post(TEXT, **few, n_predict=3, max_tokens=4))["usage"]["completion_tokens"] == 4
+    )
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n_predict"])
+def test_an_answer_of_no_tokens_is_refused(server, name):
+    found = refusal(server.post(CHAT, messages=SEA, **{name: 0}))
+
+    assert found["param"] == name
+
+
+# ---- numbers ----
+
+
+def test_integers_may_be_written_as_floats(server):
+    exact = ok(server.post(TEXT, prompt=[5, 6], max_tokens=4, seed=7, top_k=3))
+
+    floats = ok(server.post(TEXT, prompt=[5.0, 6.0], max_tokens=4.0, seed=7.0, top_k=3e0))
+
+    assert floats["choices"] == exact["choices"]
+    assert refusal(server.post(TEXT, prompt="a", max_tokens=4.5))["param"] == "max_tokens"
+
+
+def test_top_p_of_zero_is_greedy(server):
+    greedy = text(ok(server.post(TEXT, prompt="The king", **GREEDY)))
+
+    found = ok(server.post(TEXT, prompt="The king", max_tokens=12, temperature=5, top_p=0, seed=1))
+
+    assert text(found) == greedy
+
+
+def test_repeat_penalty_is_repetition_penalty(server):
+    body = {"prompt": "The king and the king", **GREEDY}
+    expected = text(ok(server.post(TEXT, **body, repetition_penalty=3.0)))
+
+    assert text(ok(server.post(TEXT, **body, repeat_penalty=3.0))) == expected
+    assert text(ok(server.post(TEXT, **body, repeat_penalty=9, repetition_penalty=3.0))) == expected
+    assert text(ok(server.post(TEXT, **body))) != expected
+
+
+def test_logit_bias_may_be_pairs(server, engine):
+    token = engine.encode(" sea")[-1]
+    first = engine.encode(" king")[-1]
+    body = {"prompt": "The", "max_tokens": 3, "temperature": 0}
+
+    biased = ok(server.post(TEXT, **body, logit_bias=[[token, 100]]))
+    excluded = ok(server.post(TEXT, **body, logit_bias=[[token, 100], [first, 99], [token, False]]))
+
+    assert text(biased) == " sea sea sea"
+    assert text(excluded) == " king king king"
+    assert refusal(server.post(TEXT, **body, logit_bias=[[4096, 1]]))["param"] == "logit_bias"
+
+
+# ---- prompts ----
+
+
+@pytest.mark.parametrize(("fields", "kept"), [
+    ({"truncate_prompt_tokens": 3}, slice(-3, None)),
+    ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, slice(3)),
+    ({"truncate_prompt_tokens": 100}, slice(None)),
+    ({"truncate_prompt_tokens": -1}, slice(-(CONTEXT - 12), None)),
+])  # fmt: skip
+def test_truncated_prompt_is_a_part_of_its_tokens(server, engine, fields, kept):
+    n_tokens = 20 if fields["truncate_prompt_tokens"] > 0 else 2 * CONTEXT
+    prompt = [int(t) for t in np.resize(engine.encode("In the beginning was the word"), n_tokens)]
+
+    found = ok(server.post(TEXT, prompt=prompt, **GREEDY, **fields))
+
+    assert found["usage"]["prompt_tokens"] == len(prompt[kept])
+    assert text(found) == text(ok(server.post(TEXT, prompt=prompt[kept], **GREEDY)))
+
+
+def test_truncation_leaves_at_least_one_token(server):
+    found = refusal(server.post(TEXT, prompt="The king", truncate_prompt_tokens=0))
+
+    assert found["param"] == "truncate_prompt_tokens"
+
+
+def test_continued_message_has_no_end(server, engine):
+    messages = [*SEA, {"role": "assistant", "content": "The sea is "}]
+    prompt = engine.chat_template.render(messages, continue_final_message=True)
+
+    found = ok(server.post(CHAT, messages=messages, **GREEDY, continue_final_message=True))
+
+    assert prompt.endswith("<|assistant|>\nThe sea is")  # the template strips messages
+    assert found["usage"]["prompt_tokens"] == len(engine.encode(prompt))
+    expected = engine.generate(
+        prompt, max_tokens=12, sampling=engine.sampling(temperature=0), stop=engine.stop_strings
+    )
+    assert text(found) == expected
+
+
+def test_continued_message_keeps_its_blanks_unless_the_template_strips_them(templated):
+    template = templated.model.engine.chat_template
+    messages = [*SEA, {"role": "assistant", "content": "The sea  "}]
+
+    assert template.render(messages, continue_final_message=True).endswith("<|assistant|>The sea  ")
+
+
+def test_message_to_continue_must_be_written(templated, engine):
+    silent = type(engine.chat_template)("{{ messages[0]['content'] }}", "silent")
+
+    with pytest.raises(Exception, match="cannot be continued"):
+        silent.render([*SEA, {"role": "assistant", "content": "a"}], continue_final_message=True)
+
+
+@pytest.mark.parametrize(("fields", "expected"), [
+    ({}, "<|assistant|>"),
+    ({"add_generation_prompt": False}, "<|end|>"),
+    ({"chat_template_kwargs": {"mood": "calm"}}, "<|end|>calm<|assistant|>"),
+    ({"reasoning_effort": "low"}, "<|end|>lowTrue<|assistant|>"),
+    ({"reasoning_effort": "none"}, "<|end|>noneFalse<|assistant|>"),
+])  # fmt: skip
+def test_variables_reach_the_chat_template(templated, fields, expected):
+    assert prompt_of(templated, messages=SEA, **fields).endswith(expected)
+
+
+@pytest.mark.parametrize(("fields", "param"), [
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "continue_final_message",
+    ),
+])  # fmt: skip
+def test_variables_that_are_fields_are_refused(server, fields, param):
+    assert refusal(server.post(CHAT, messages=SEA, **fields))["param"] == param
+
+
+def prompt_of(server, **body) -> str:
+    """Return the text of a conversation's prompt: echoed by completions, from its tokens."""
+    from yocobit.serving.api import chat
+
+    model = server.model
+    prepared = chat.build(model, chat.protocol.decode(json.dumps(body).encode(), ChatRequest), "")
+    (request,) = prepared.requests
+    return model.engine.tokenizer.decode(list(request.prompt), skip_special_tokens=False)
+
+
+# ---- messages and tools ----
+
+
+def test_refusals_are_the_text_of_an_answer(templated):
+    parts = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    field = {"role": "assistant", "content": None, "refusal": "No."}
+
+    for message in (parts, field):
+        assert "<|assistant|>No.<|end|>" in prompt_of(templated, messages=[*SEA, message])
+
+
+def test_function_messages_are_calls_and_results(templated):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    result = {"role": "function", "name": "f", "content": "42"}
+
+    prompt = prompt_of(templated, messages=[*SEA, call, result])
+
+    assert "<|assistant|>[f]<|end|><|tool|>42<|end|>" in prompt
+
+
+def tool(name: str) -> dict:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+def allowed(mode: str, *names: str) -> dict:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_allowed_tools_are_the_offered_ones(templated):
+    tools = [tool("f"), tool("g"), tool("h")]
+
+    prompt = prompt_of(templated, messages=SEA, tools=tools, tool_choice=allowed("auto", "h", "f"))
+
+    assert prompt.endswith("<|end|>f h <|assistant|>")
+
+
+def test_allowed_tools_may_be_required(server):
+    body = {"messages": SEA, "tools": [tool("f"), tool("g")], "max_tokens": 60, "seed": 1}
+
+    found = ok(server.post(CHAT, **body, tool_choice=allowed("required", "g")))
+
+    calls = found["choices"][0]["message"]["tool_calls"]
+    assert {call["function"]["name"] for call in calls} == {"g"}
+
+
+# ---- refused fields ----
+
+
+@pytest.mark.parametrize("name", sorted({*ChatRequest.refused, *CompletionRequest.refused}))
+def test_field_that_would_change_the_answer_is_refused_by_name(server, name):
+    for kind, path, start in (
+        (ChatRequest, CHAT, {"messages": SEA}),
+        (CompletionRequest, TEXT, {"prompt": "a"}),
+    ):
+        if name in kind.refused:
+            found = refusal(server.post(path, **start, max_tokens=1, **{name: "changed"}))
+            assert found["param"] == name
+            assert found["message"].startswith(f"{name}: ")
+
+
+def test_defaults_of_refused_fields_are_accepted(server):
+    defaults = {name: each.accepted[-1] for name, each in REFUSED.items() if each.accepted}
+    absent = {name: None for name, each in REFUSED.items() if not each.accepted}
+
+    body = ok(server.post(CHAT, messages=SEA, **GREEDY, **defaults, **absent))
+
+    assert text(body) == text(ok(server.post(CHAT, messages=SEA, **GREEDY)))
+
+
+# ---- answers ----
+
+
+def test_models_have_their_context_under_vllms_name(server):
+    (model,) = ok(server.client.get("/v1/models"))["data"]
+
+    assert model["max_model_len"] == CONTEXT
