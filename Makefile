@@ -18,30 +18,45 @@ CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(
 
 .PHONY: setup stubs demo test test-all fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
-setup: .venv/.built
+setup: .venv/.installed .venv/.built
 
-.venv/.installed: pyproject.toml constraints.txt
+# PyTorch from its own index is a build for CPUs; PyPI's has CUDA libraries of several GB.
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.venv/.tools: pyproject.toml constraints.txt
+	@echo "==> .venv: build tools"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt \
-	  scikit-build-core nanobind cmake ninja setuptools
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q -c constraints.txt \
-	  --no-build-isolation -e '.[train,tensorboard,dev]'
-	touch $@
+	@$(PIP) -q scikit-build-core nanobind cmake ninja setuptools
+	@touch $@
 
 # What the installed package knows of: newer only when a module comes or goes.
-.venv/.modules: .venv/.installed FORCE
+.venv/.modules: .venv/.tools FORCE
 	@find src -name '*.py' | LC_ALL=C sort > $@.new
 	@if cmp -s $@.new $@; then rm -f $@.new; else mv $@.new $@; fi
 
-.venv/.built: .venv/.installed .venv/.modules $(NATIVE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install -q --no-deps --no-build-isolation \
+.venv/.built: .venv/.tools .venv/.modules $(NATIVE)
+	@echo "==> yocobit, editable: compiles the native module, two minutes on two cores at first"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) -q --no-deps --no-build-isolation \
 	  -C cmake.define.YOCOBIT_TESTS=ON -e .
-	touch $@
+	@touch $@
+
+# yocobit is installed: pip adds the packages of its extras. Those of `train` are all that training,
+# packing, generation and plots need.
+.venv/.train: .venv/.tools | .venv/.built
+	@echo "==> packages to train and plot: PyTorch for CPUs, matplotlib and their dependencies"
+	@$(PIP) --extra-index-url $(TORCH_INDEX) 'yocobit[train]'
+	@touch $@
+
+.venv/.installed: .venv/.train
+	@echo "==> packages of the tests: about 150, 1 GB"
+	@$(PIP) --extra-index-url $(TORCH_INDEX) 'yocobit[tensorboard,dev]'
+	@touch $@
 
 stubs: setup
 	$(BIN)/python -m nanobind.stubgen -q -m yocobit._native -o src/yocobit/_native.pyi
 
-demo: setup
+demo: .venv/.train .venv/.built
 	$(BIN)/python examples/demo.py
 
 # One worker process per CPU; tests of a file stay together, so that they share its fixtures.
@@ -98,7 +113,7 @@ sanitize: setup
 # The scalar family on another architecture, under emulation: needs g++-aarch64-linux-gnu and
 # qemu-user. kernel_equality compares its results with those of x86.
 aarch64: export PATH := $(CURDIR)/$(BIN):$(PATH)
-aarch64: .venv/.installed
+aarch64: .venv/.tools
 	cmake -G Ninja -S . -B build/aarch64 -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux \
 	  -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
 	  -DCMAKE_EXE_LINKER_FLAGS=-static -DYOCOBIT_PYTHON=OFF -DYOCOBIT_TESTS=ON

@@ -28,6 +28,7 @@ from measures import DEPTH, LONG_PREFILL, PYTORCH, SESSIONS, YOCOBIT, YOCOBIT_EX
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco
 from yocobit.config import ModelConfig
+from yocobit.errors import needs_extra
 from yocobit.hardware.host import provenance
 from yocobit.importers import import_model
 from yocobit.packing import read_model
@@ -183,7 +184,7 @@ def need_llama_cpp() -> None:
         import gguf  # noqa: F401
         import llama_cpp  # noqa: F401
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install 'yocobit[peers]'")
+        sys.exit(f"error: {needs_extra('peers', f'{error.name} is not installed')}")
 
 
 def llama_cpp(kind: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.disk import claim_file, replacing
-from yocobit.errors import UserError
+from yocobit.errors import UserError, needs_extra
 
 # Okabe and Ito's colour-blind-safe blue, vermillion and green, and a sky blue that is visible on
 # white.
@@ -55,9 +55,7 @@ def style(changes: Mapping[str, Any] | None = None) -> Any:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        raise UserError(
-            "a picture needs matplotlib, which is not installed: pip install 'yocobit[train]'"
-        ) from None
+        raise needs_extra("plot", "a picture needs matplotlib, which is not installed") from None
     settings: Any = STYLE | dict(changes or {})
     return matplotlib.rc_context(settings)
 

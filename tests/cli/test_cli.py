@@ -541,7 +541,7 @@ def test_plan_draws_a_picture_and_requires_matplotlib(tmp_path):
 
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
-    assert fails(lacking, "a picture needs matplotlib", "yocobit[train]")
+    assert fails(lacking, "a picture needs matplotlib", "[plot]")
     assert fails(run(*arguments, tmp_path / "no" / "plan.png"), "--picture", "cannot be written")
 
 

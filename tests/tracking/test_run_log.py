@@ -271,7 +271,7 @@ def test_missing_tensorboard_is_refused_with_its_extra(project, monkeypatch):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard.writer", raising=False)
 
-    with pytest.raises(ConfigError, match=r"pip install 'yocobit\[tensorboard\]'"):
+    with pytest.raises(ConfigError, match=r"install -e '\S+\[tensorboard\]'"):
         run("out", "run.tensorboard=true")
 
 

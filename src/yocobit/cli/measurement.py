@@ -29,7 +29,7 @@ from yocobit.cli.output import print_json
 from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import MAX_TOKENS, CacheType
-from yocobit.errors import UserError
+from yocobit.errors import needs_extra
 
 
 def eval_(
@@ -161,6 +161,4 @@ def _open_scorer(
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise UserError(
-            f"{model}: is not a packed model, so it needs PyTorch: pip install 'yocobit[train]'"
-        ) from None
+        raise needs_extra("train", f"{model}: is not a packed model, so it needs PyTorch") from None

@@ -22,7 +22,7 @@ from yocobit.cli.options import (
     number,
 )
 from yocobit.config import ConfigError
-from yocobit.errors import UserError
+from yocobit.errors import UserError, needs_extra
 from yocobit.pretrained import TINY
 
 _MAX_MB = 1 << 24  # 16 TiB
@@ -110,7 +110,7 @@ def serve(
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("yocobit"):
             raise
-        raise UserError("serve requires more packages: pip install 'yocobit[serve]'") from None
+        raise needs_extra("serve", f"serve needs {error.name}") from None
     if not host:
         raise UserError(
             "--host must be an address or a name but is empty; 0.0.0.0 means all addresses"

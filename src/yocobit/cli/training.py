@@ -21,7 +21,7 @@ from yocobit.cli.options import (
     ProjectionFormat,
     TokenizerFrom,
 )
-from yocobit.errors import UserError
+from yocobit.errors import needs_extra
 
 
 def train(
@@ -123,5 +123,5 @@ def _import_training() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise UserError("training needs PyTorch: pip install 'yocobit[train]'") from None
+        raise needs_extra("train", "training needs PyTorch") from None
     return yocobit.training

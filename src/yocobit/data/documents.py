@@ -30,7 +30,7 @@ from yocobit.config import ConfigError
 from yocobit.data.config import SourceConfig
 from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
-from yocobit.errors import printable
+from yocobit.errors import needs_extra, printable
 from yocobit.reading import NotUTF8Error, boundary, cause, check_encoding, open_regular
 
 PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads have equal loads
@@ -343,7 +343,7 @@ def _import(module: str, extra: str, path: Path) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"{path}: needs {module}; pip install 'yocobit[{extra}]'") from None
+        raise needs_extra(extra, f"{path}: needs {module}") from None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.disk import sha256
-from yocobit.errors import UserError
+from yocobit.errors import UserError, needs_extra
 from yocobit.hub.choice import Choice, choose
 from yocobit.hub.name import HubName
 from yocobit.packing.format import CONFIG
@@ -79,9 +79,7 @@ def _import_hub() -> Any:
         import huggingface_hub
         import huggingface_hub.errors
     except ModuleNotFoundError:
-        raise UserError(
-            "models on the hub need huggingface_hub: pip install 'yocobit[hub]'"
-        ) from None
+        raise needs_extra("hub", "models on the hub need huggingface_hub") from None
     return huggingface_hub
 
 

@@ -209,7 +209,7 @@ def best(run_dir: Path) -> Path | None:
 def write_remote_code(directory: Path) -> None:
     """Write the code that AUTO_MAP names: it imports the classes of this package."""
     (directory / REMOTE_CODE).write_text(
-        '"""The model in transformers. Needs: pip install \'yocobit[hf]\'"""\n\n'
+        '"""The model in transformers. Needs yocobit with its extra hf."""\n\n'
         f"from yocobit.hf import {', '.join(_CLASSES.values())}  # noqa: F401\n",
         encoding="utf-8",
     )

@@ -16,6 +16,7 @@ from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.data.conversations import CHAT_TEMPLATE as CONVERSATIONS
 from yocobit.data.conversations import CHECKPOINT_TEMPLATE, STOP_STRINGS
 from yocobit.data.tokenizer import END
+from yocobit.errors import needs_extra
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
@@ -107,7 +108,7 @@ def _quantize_as_trained(
     try:
         import torch
     except ModuleNotFoundError:
-        raise ConfigError("master weights need PyTorch; pip install 'yocobit[train]'") from None
+        raise needs_extra("train", "master weights need PyTorch") from None
     from yocobit.model.quantization import quantize_weight
 
     assert format.weights is not None and format.scale is not None

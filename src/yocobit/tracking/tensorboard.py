@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yocobit.disk import WriteError
-from yocobit.errors import ConfigError, is_out_of_memory
+from yocobit.errors import is_out_of_memory, needs_extra
 from yocobit.reading import cause
 from yocobit.tracking.curves import WEIGHT_COUNTS, shares
 
@@ -83,13 +83,9 @@ def _import_writer() -> type[SummaryWriter]:
     except ModuleNotFoundError as error:
         if error.name != "tensorboard":
             raise
-        raise ConfigError(
-            "run.tensorboard is true but TensorBoard is not installed: "
-            "pip install 'yocobit[tensorboard]'"
-        ) from None
+        subject = "run.tensorboard is true but TensorBoard is not installed"
+        raise needs_extra("tensorboard", subject) from None
     except Exception as error:  # such as a protobuf of another version
-        raise ConfigError(
-            f"run.tensorboard is true but TensorBoard cannot be imported ({cause(error)}); install "
-            "it again: pip install 'yocobit[tensorboard]'"
-        ) from None
+        subject = f"run.tensorboard is true but TensorBoard cannot be imported ({cause(error)})"
+        raise needs_extra("tensorboard", f"{subject}; install it again") from None
     return SummaryWriter

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from yocobit.config import MODEL_TYPE, ConfigError
 from yocobit.data.tokenizer import END, read_tokenizer
+from yocobit.errors import needs_extra
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
@@ -135,9 +136,7 @@ class _TransformersModel:
         try:
             from transformers import AutoModelForCausalLM
         except ModuleNotFoundError:
-            raise ConfigError(
-                f"{directory}: this teacher needs transformers: pip install 'yocobit[hf]'"
-            ) from None
+            raise needs_extra("hf", f"{directory}: this teacher needs transformers") from None
         try:
             with boundary(directory, "cannot be read as a causal model"):
                 model: Any = AutoModelForCausalLM.from_pretrained(
