@@ -40,6 +40,7 @@ FEATURES = {
     "embedding_scale": 12.0,
     "residual_scale": 0.5,
     "logit_scale": 0.25,
+    "trained_context": 4096,
     "pooling": "last",
     "swiglu_limit": 7.0,
     "exact_activations": True,

@@ -138,6 +138,9 @@ class ModelConfig(Settings):
     embedding_scale: Positive | None = None  # multiplies embeddings; None: as scale_embedding
     residual_scale: Positive = 1.0  # multiplies the outputs of mixers and FFNs
     logit_scale: Positive = 1.0  # multiplies the logits
+    # Positions of a sequence in training, as the checkpoint names it; the engine computes longer
+    # sequences in the same way, with less accurate results.
+    trained_context: Count | None = None
     pooling: Pooling = "mean"  # of hidden states in embeddings, unless a request names another
     n_experts: Annotated[int, Meta(ge=0, le=1024)] = 0  # E of "moe"; d_ff is the width of one
     n_active_experts: Annotated[int, Meta(ge=0, le=64)] = 0  # per token

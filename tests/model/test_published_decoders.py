@@ -48,8 +48,10 @@ def test_cases_have_every_feature_of_the_configuration():
     found = {name for case in CASES.values() for name in case.features}
 
     names = list(_DEFAULTS)
-    # Experts are compared in test_experts.py; exact_activations is a setting of the engine.
+    # Experts are compared in test_experts.py; exact_activations is a setting of the engine, and
+    # trained_context changes no result.
     others = {"n_experts", "n_active_experts", "swiglu_limit", "exact_activations", "pooling"}
+    others |= {"trained_context"}
     assert found == {*names[names.index("head_size") :]} - others
 
 

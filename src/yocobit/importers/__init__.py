@@ -18,6 +18,6 @@ __all__ = [
     "write_checkpoint",
 ]
 
-VERSION = "4"  # changes when the same source would give other bytes
+VERSION = "5"  # changes when the same source would give other bytes
 
 __getattr__ = aliases(__name__, {"import_bitnet": "yocobit.importers:import_model"})

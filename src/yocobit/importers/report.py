@@ -6,7 +6,7 @@ import math
 
 from yocobit.costs.traffic import decode_bytes
 from yocobit.importers.checkpoint import Checkpoint
-from yocobit.packing.format import TOKENIZER
+from yocobit.packing.format import CHAT_TEMPLATE, TOKENIZER
 from yocobit.packing.formats import PerGroup, PerRow, PerTensor, WeightFormat, tensors_of
 from yocobit.packing.reader import PackedModel
 
@@ -18,6 +18,12 @@ def warnings_of(checkpoint: Checkpoint, model: PackedModel) -> list[str]:
         warnings.append(
             f"{checkpoint.path}: holds no {TOKENIZER}, so the model accepts token ids only; import "
             "it again with --tokenizer and a directory that holds one"
+        )
+    elif not (model.path / CHAT_TEMPLATE).exists():
+        warnings.append(
+            f"{checkpoint.path}: holds no chat template, so the model continues texts (generate, "
+            "completions) but has no chat; for one, name a model that was tuned for chats, or "
+            "import it again with --tokenizer and a directory that holds a template"
         )
     return warnings
 

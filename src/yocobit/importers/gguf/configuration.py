@@ -87,6 +87,7 @@ def read_config(file: GGUFFile, architecture: Architecture) -> tuple[ModelConfig
         "projection_norms": "blk.0.attn_q_norm_in.weight" in file.tensors,
         "post_norms": "blk.0.post_attention_norm.weight" in file.tensors,
         "pooling": _pooling(keys),
+        "trained_context": _context(keys),
     }
     values |= rope | _feed_forward(keys, architecture) | _scalars(keys, architecture, warnings)
     if "blk.0.attn_q_norm.weight" in file.tensors:
@@ -189,6 +190,11 @@ def _pooling(keys: Metadata) -> str:
     return _POOLING[value]
 
 
+def _context(keys: Metadata) -> int | None:
+    """Return the positions that the model was trained for; None without the key."""
+    return keys.count("context_length", 0) or None
+
+
 def _layers(
     keys: Metadata, architecture: Architecture, n_layers: int
 ) -> tuple[list[Mixer], int | None]:
@@ -221,7 +227,7 @@ def _rope(
     if n > head_size or n < 2 or n % 2 or (architecture.permutes and not is_whole):
         raise keys.error("rope.dimension_count", f"must be the head size {head_size}", n)
     subject = f"{file.path}: {architecture.name}.rope"
-    context = keys.count("context_length", 0) or None
+    context = _context(keys)
     attention_factor = keys.number("rope.scaling.attn_factor", 1.0)
 
     def fields(name: str, parameters: dict[str, Any]) -> dict[str, Any]:

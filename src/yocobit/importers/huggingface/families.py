@@ -267,6 +267,7 @@ def _values(theirs: PublishedConfig, family: Family, file: str) -> dict[str, Any
         "qk_norm": family.qk_norm,
         "qkv_bias": family.qkv_bias,
         "post_norms": family.post_norms,
+        "trained_context": theirs.max_position_embeddings,
         **(_mup_scales(theirs) if family.mup else {}),
         **({} if window is None else {"window": window}),
         **_ropes(theirs, family, head_size, set(layers), file),
