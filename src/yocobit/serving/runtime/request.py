@@ -58,6 +58,8 @@ class Logprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    text: str = ""  # that the token adds, certain or held back
+    is_open: bool = False  # whether the token ends inside a character, whose text follows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +78,6 @@ class Token:
     token: int
     text: str
     logprob: Logprob | None = None
-    piece: str = ""  # the token's own text, certain or held back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Finish:
     reason: FinishReason
     text: str
     matched_stop: str | None = None  # the stop string
-    piece: str = ""  # the rest of the last token's text: of an incomplete character
+    rest: str = ""  # the end of `text` that is an incomplete character
 
 
 @dataclasses.dataclass(frozen=True)

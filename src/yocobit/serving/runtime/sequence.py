@@ -5,6 +5,7 @@ Letters: V vocabulary
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import numpy as np
@@ -60,9 +61,14 @@ class Sequence:
                 group.first_token_at = time.monotonic()
             group.n_generated += 1
             self.next_token = generated.token
-            found = None if n is None else logprob(logits, generated.token, n)
-            piece = self.state.piece
-            group.events.append(Token(self._choice, generated.token, generated.text, found, piece))
+            found = None
+            if n is not None:
+                found = dataclasses.replace(
+                    logprob(logits, generated.token, n),
+                    text=self.state.piece,
+                    is_open=self.state.is_open,
+                )
+            group.events.append(Token(self._choice, generated.token, generated.text, found))
         if self.state.finish_reason is not None:
             self.finish(self.state.finish_reason)
 
