@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -152,6 +153,7 @@ def prepare(
         **model.end_conditions(body, max_tokens, model.engine.stop_strings),
         logit_bias=model.logit_bias(body),
         n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        n_shared_tokens=n_shared_tokens(model, body, prompt),
         client=client,
         timeout_s=model.settings.timeout_s,
     )
@@ -341,6 +343,26 @@ def render(
         reason = str(error).replace(f"{model.engine.model.path}/", "")
         raise APIError(400, reason, param="messages") from None
     return model.encode(text, "messages")
+
+
+def n_shared_tokens(model: ServedModel, body: ChatRequest, prompt: list[int]) -> int:
+    """Return how many tokens of a prompt it shares with other conversations; 0 if unknown.
+
+    These have the same system message and tools, and another first message.
+    """
+    system = list(itertools.takewhile(lambda m: m.role in ("system", "developer"), body.messages))
+    if model.settings.prefix_mb == 0 or not (system or body.offered_tools):
+        return 0
+    first = protocol.to_template(body.messages[len(system) :][:1] or system)[0]["content"]
+    other = protocol.Message(role="user", content="1" if first.startswith("0") else "0")
+    variables = template_variables(body)
+    variables.pop("continue_final_message", None)
+    try:
+        tokens = render(model, [*system, other], body.offered_tools, variables)
+    except APIError:  # the template requires other messages
+        return 0
+    pairs = zip(prompt[:-1], tokens, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
 
 
 def _schema(model: ServedModel, body: ChatRequest, max_tokens: int) -> Schema | None:
