@@ -84,7 +84,8 @@ FIELDS = st.sampled_from(
         *("model", "messages", "prompt", "stream", "stream_options", "n", "stop", "seed", "top_p"),
         *("temperature", "top_k", "min_p", "presence_penalty", "frequency_penalty", "logit_bias"),
         *("max_tokens", "logprobs", "top_logprobs", "echo", "best_of", "suffix", "tools"),
-        *("tool_choice", "response_format", "functions"),
+        *("tool_choice", "response_format", "functions", "structured_outputs", "guided_json"),
+        *("guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"),
     ]
 )
 

@@ -417,7 +417,7 @@ def test_model_whose_tokenizer_has_no_grammars_is_served_without_schemas(monkeyp
     def fail(*_):
         raise ValueError("can't determine decoder type")
 
-    monkeypatch.setattr(served_model.Grammars, "__init__", fail)
+    monkeypatch.setattr(served_model.GrammarCompiler, "__init__", fail)
     model = served_model.text_model(ServerSettings())
 
     with pytest.raises(APIError, match="can't determine decoder type") as rejected:

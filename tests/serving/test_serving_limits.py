@@ -22,7 +22,7 @@ from yocobit.serving.api.tokenize import TokenizeRequest
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.preparation import WorkerPool
-from yocobit.serving.runtime.structured_output import Grammars
+from yocobit.serving.runtime.structured_output import GrammarCompiler
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 LONG = "the king of " * 4000  # 12,000 tokens
@@ -104,7 +104,7 @@ def test_more_prompts_than_the_queue_holds_are_a_bad_request(server):
 
 
 def test_max_tokens_above_the_context_are_rejected_before_compiling_a_schema(server, monkeypatch):
-    monkeypatch.setattr(Grammars, "check", lambda *_: 1 / 0)
+    monkeypatch.setattr(GrammarCompiler, "check", lambda *_: 1 / 0)
     body = {"messages": SEA, "max_tokens": 10**6, "response_format": form({})}
 
     with pytest.raises(APIError) as rejected:

@@ -11,13 +11,19 @@ from typing import Any
 import jsonschema_rs
 import numpy as np
 import pytest
+from llguidance import LLMatcher
 
 from yocobit import Engine
 from yocobit.hardware.host import allocated_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime import structured_output
-from yocobit.serving.runtime.structured_output import CompiledSchema, Grammars, Schema
+from yocobit.serving.runtime.structured_output import (
+    CheckedGrammar,
+    CompiledGrammar,
+    Grammar,
+    GrammarCompiler,
+)
 
 AMPLE = 1 << 40
 NODE = {
@@ -120,8 +126,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def grammars(engine) -> Grammars:
-    return Grammars(engine)
+def grammars(engine) -> GrammarCompiler:
+    return GrammarCompiler(engine)
 
 
 @pytest.fixture
@@ -136,6 +142,10 @@ def n_masks(grammars, monkeypatch) -> list[int]:
 
     monkeypatch.setattr(grammars.completions, "allowed", counted)
     return count
+
+
+def of(schema: Any, param: str = "schema") -> Grammar:
+    return Grammar.from_json("json", schema, param)
 
 
 def answer(engine: Engine, guided: Any, max_tokens: int, seed: int) -> list[int]:
@@ -154,14 +164,14 @@ def answer(engine: Engine, guided: Any, max_tokens: int, seed: int) -> list[int]
     return tokens
 
 
-def text_of(grammars: Grammars, tokens: list[int]) -> str:
+def text_of(grammars: GrammarCompiler, tokens: list[int]) -> str:
     return b"".join(map(grammars.token_bytes, tokens)).decode()
 
 
-def n_shortest(grammars: Grammars, schema: Any) -> int:
+def n_shortest(grammars: GrammarCompiler, schema: Any) -> int:
     """Return the number of tokens of the shortest output found, from the error for max_tokens 0."""
     try:
-        grammars.compile(schema, "schema", 0)
+        grammars.compile(of(schema, "schema"), "schema", 0)
     except APIError as error:
         return int(str(error).split(" tokens")[0].rsplit(" ", 1)[1])
     raise AssertionError("an output without tokens")
@@ -172,7 +182,7 @@ def n_shortest(grammars: Grammars, schema: Any) -> int:
 def test_output_follows_its_schema_within_max_tokens(engine, grammars, name, more):
     schema = SCHEMAS[name]
     max_tokens = n_shortest(grammars, schema) + more
-    make = grammars.compile(schema, "schema", max_tokens)
+    make = grammars.compile(of(schema, "schema"), "schema", max_tokens)
 
     answers = [answer(engine, make(), max_tokens, seed) for seed in range(3)]
 
@@ -184,7 +194,7 @@ def test_output_follows_its_schema_within_max_tokens(engine, grammars, name, mor
 def test_output_with_a_long_completion_parses(engine, grammars):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 600}
 
-    tokens = answer(engine, grammars.compile(schema, "schema", 2600)(), 2600, seed=1)
+    tokens = answer(engine, grammars.compile(of(schema, "schema"), "schema", 2600)(), 2600, seed=1)
 
     assert len(json.loads(text_of(grammars, tokens))) >= 600
 
@@ -198,7 +208,7 @@ def test_shortest_output_omits_optional_members(grammars):
 
 def test_error_names_max_tokens_when_the_schema_needs_more(grammars):
     with pytest.raises(APIError, match="max_tokens is 20") as error:
-        grammars.compile(SCHEMAS["list of strings"], "schema", 20)
+        grammars.compile(of(SCHEMAS["list of strings"], "schema"), "schema", 20)
 
     assert (error.value.status, error.value.param) == (400, "max_tokens")
 
@@ -214,7 +224,7 @@ def test_error_names_max_tokens_when_the_schema_needs_more(grammars):
 )
 def test_search_for_a_completion_is_bounded(grammars, n_masks, schema):
     with pytest.raises(APIError) as error:
-        grammars.compile(schema, "schema", AMPLE)
+        grammars.compile(of(schema, "schema"), "schema", AMPLE)
 
     assert error.value.status == 400
     assert n_masks[0] < 20_000
@@ -226,14 +236,14 @@ def test_search_for_a_completion_is_bounded(grammars, n_masks, schema):
         ({"type": "no such type"}, "no such type"),
         ({"type": "string", "pattern": "("}, "regex parse error"),
         (False, "the schema is invalid or not supported"),
-        ({"const": "x" * limits.SCHEMA_BYTES}, "may have 262,144 bytes, but this has 262,156"),
+        ({"const": "x" * limits.GRAMMAR_BYTES}, "may have 262,144 bytes, but this has 262,156"),
         (json.loads('{"items":' * 900 + "{}" + "}" * 900), "recursion"),
     ],
     ids=["type", "pattern", "false", "size", "depth"],
 )
 def test_invalid_schema_is_rejected(grammars, schema, message):
     with pytest.raises(APIError, match=message) as error:
-        grammars.compile(schema, "tools", AMPLE)
+        grammars.compile(of(schema, "tools"), "tools", AMPLE)
 
     assert (error.value.status, error.value.param) == (400, "tools")
     assert str(error.value).startswith("tools: ") and len(str(error.value)) < 500
@@ -245,12 +255,12 @@ def test_too_deep_schema_is_rejected(grammars):
         schema = {"items": schema}
 
     with pytest.raises(APIError, match="nested too deep"):
-        grammars.compile(schema, "tools", AMPLE)
+        grammars.compile(of(schema, "tools"), "tools", AMPLE)
 
 
 def test_completion_is_not_searched_again_for_each_token(engine, grammars, n_masks):
     schema = {"type": "array", "items": {"type": "string"}, "minItems": 300}
-    guided = grammars.compile(schema, "schema", 700)()
+    guided = grammars.compile(of(schema, "schema"), "schema", 700)()
     n_masks[0] = 0
 
     tokens = answer(engine, guided, 700, seed=1)
@@ -262,7 +272,7 @@ def test_failed_searches_of_one_output_are_bounded(engine, grammars, n_masks):
     # An item that starts an object cannot be completed: each one costs a failed search.
     schema = {"type": "array", "items": {"anyOf": [UNENDING, {"type": "null"}]}, "minItems": 300}
     schema = {**schema, "$defs": {"unending": UNENDING}}
-    guided = grammars.compile(schema, "schema", 3000)()
+    guided = grammars.compile(of(schema, "schema"), "schema", 3000)()
     n_masks[0] = 0
 
     tokens = answer(engine, guided, 3000, seed=2)
@@ -274,9 +284,11 @@ def test_failed_searches_of_one_output_are_bounded(engine, grammars, n_masks):
 @pytest.mark.parametrize("n_before", [0, 5, 40])
 def test_output_parses_after_the_grammar_failed(engine, grammars, n_before):
     schema = SCHEMAS["list of strings"]
-    guided = grammars.compile(schema, "schema", 300)()
+    guided = grammars.compile(of(schema, "schema"), "schema", 300)()
     tokens = []
-    for token in answer(engine, grammars.compile(schema, "schema", 300)(), 300, 3)[:n_before]:
+    for token in answer(engine, grammars.compile(of(schema, "schema"), "schema", 300)(), 300, 3)[
+        :n_before
+    ]:
         tokens.append(guided.force_completion(token, 300 - len(tokens)))
         guided.accept(tokens[-1])
     guided._matcher.consume_token(min(engine.end_tokens))
@@ -293,7 +305,7 @@ def test_output_parses_after_the_grammar_failed(engine, grammars, n_before):
 @pytest.mark.parametrize("schema", [{"type": "number"}, {"type": "object"}, {"enum": [1, 1.25]}])
 def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypatch):
     monkeypatch.setattr(grammars.completions, "end_tokens", frozenset())
-    guided = grammars.compile(schema, "schema", 2)()
+    guided = grammars.compile(of(schema, "schema"), "schema", 2)()
 
     text = text_of(grammars, answer(engine, guided, 2, seed))
 
@@ -301,6 +313,12 @@ def test_output_ends_without_end_tokens(engine, grammars, schema, seed, monkeypa
 
 
 # ---- memory ----
+
+
+def checked(value: int) -> CheckedGrammar:
+    text = LLMatcher.grammar_from_json_schema(json.dumps({"const": value}))
+    return CheckedGrammar(text, is_json=True, shortest=[value], size_bytes=0)
+
 
 GROWING = {"type": "number", "multipleOf": 0.99991}  # 60 lexer states per token
 needs_glibc = pytest.mark.skipif(
@@ -327,11 +345,11 @@ def follow_until_it_fails(guided) -> None:
 
 @needs_glibc
 def test_size_of_a_schema_includes_memory_that_was_freed_before(grammars):
-    text = json.dumps({"type": "integer", "multipleOf": 9999})
+    grammar = of({"type": "integer", "multipleOf": 9999})
 
-    first = grammars._check(text).size_bytes
+    first = grammars._check(grammar).size_bytes
     gc.collect()
-    second = grammars._check(text).size_bytes
+    second = grammars._check(grammar).size_bytes
 
     assert min(first, second) > 1 << 20
     assert abs(first - second) < first // 4
@@ -339,8 +357,8 @@ def test_size_of_a_schema_includes_memory_that_was_freed_before(grammars):
 
 @needs_glibc
 def test_growth_of_a_schema_is_bounded(engine):
-    grammars = Grammars(engine)
-    guided = grammars.compile(GROWING, "schema", 50)()
+    grammars = GrammarCompiler(engine)
+    guided = grammars.compile(of(GROWING, "schema"), "schema", 50)()
     before = allocated_bytes()
 
     follow_until_it_fails(guided)
@@ -349,11 +367,11 @@ def test_growth_of_a_schema_is_bounded(engine):
 
 
 def test_schema_whose_lexer_is_exhausted_is_compiled_again(engine):
-    grammars = Grammars(engine)
-    make = grammars.compile(GROWING, "schema", 50)
+    grammars = GrammarCompiler(engine)
+    make = grammars.compile(of(GROWING, "schema"), "schema", 50)
     follow_until_it_fails(make())
 
-    again = grammars.compile(GROWING, "schema", 50)()
+    again = grammars.compile(of(GROWING, "schema"), "schema", 50)()
     again.mask(np.zeros(engine.config.vocab_size, dtype=np.float32))
 
     assert make()._compiled is not again._compiled
@@ -362,10 +380,10 @@ def test_schema_whose_lexer_is_exhausted_is_compiled_again(engine):
 
 def test_cached_schemas_are_bounded_with_their_growth(engine, monkeypatch):
     monkeypatch.setattr(structured_output, "_MAX_CACHED_BYTES", 3 * structured_output._GROWTH_BYTES)
-    grammars, kept = Grammars(engine), weakref.WeakSet[CompiledSchema]()
+    grammars, kept = GrammarCompiler(engine), weakref.WeakSet[CompiledGrammar]()
 
     for i in range(8):
-        guided = grammars.factory(Schema(json.dumps({"const": i}), [i], size_bytes=0))()
+        guided = grammars.factory(checked(i))()
         kept.add(guided._compiled)
         del guided
 
@@ -373,16 +391,15 @@ def test_cached_schemas_are_bounded_with_their_growth(engine, monkeypatch):
 
 
 def test_schemas_of_all_requests_are_bounded(engine, monkeypatch):
-    monkeypatch.setattr(limits, "SCHEMAS_BYTES", 2 * structured_output._GROWTH_BYTES)
+    monkeypatch.setattr(limits, "GRAMMARS_BYTES", 2 * structured_output._GROWTH_BYTES)
     monkeypatch.setattr(structured_output, "_MAX_CACHED_BYTES", 0)
-    grammars = Grammars(engine)
-    schemas = [Schema(json.dumps({"const": i}), [i], size_bytes=0) for i in range(3)]
-    requests = [grammars.factory(schema) for schema in schemas[:2]]
+    grammars = GrammarCompiler(engine)
+    requests = [grammars.factory(checked(i)) for i in range(2)]
     grammars._cache.clear()
 
     with pytest.raises(APIError, match="try again") as error:
-        grammars.factory(schemas[2])
+        grammars.factory(checked(2))
     requests.pop()
-    grammars.factory(schemas[2])
+    grammars.factory(checked(2))
 
     assert error.value.status == 503

@@ -22,7 +22,6 @@ from yocobit.cli.options import (
     number,
 )
 from yocobit.config import ConfigError
-from yocobit.engine.session import DEFAULT_CACHE
 from yocobit.errors import UserError, needs_extra
 from yocobit.pretrained import TINY
 
@@ -73,7 +72,7 @@ def serve(
     context: Annotated[
         int, number(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
     ] = 8192,
-    cache: Cache = DEFAULT_CACHE,
+    cache: Cache = "f32",
     attention: Attention = None,
     exact: Exact = False,
     cache_mb: Annotated[

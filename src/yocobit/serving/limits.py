@@ -24,26 +24,27 @@ STOPS = 16
 STOP_CHARS = 1000
 STOP_TOKENS = 128  # entries of stop_token_ids
 BIASES = 1024  # entries of logit_bias: vLLM's
-SCHEMA_BYTES = 1 << 18
+GRAMMAR_BYTES = 1 << 18  # of a JSON schema, a regular expression, choices, GBNF or Lark
+CONSTRAINT_CHOICES = 4096
 LOGPROBS = 20  # per token: OpenAI's
 PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 
-# Of the work that precedes the queue. A body above SMALL_BODY_BYTES, any schema, and conversations
+# Of the work that precedes the queue. A body above SMALL_BODY_BYTES, any grammar, and conversations
 # that are not tiny are prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
 TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread or a worker would cost
 TINY_CPU_S = 0.02  # if one takes longer, later ones go to workers
 TINY_PAUSE_S = 60.0  # for this time
 LARGE_BODIES = 4  # memory of all bodies that are read or prepared, in largest bodies
-HEAVY_WAITING = 64  # large bodies and schemas of a client that wait for the worker
+HEAVY_WAITING = 64  # large bodies and grammars of a client that wait for the worker
 PREPARATION_CPU_S = 3.0
 PREPARATION_S = 20.0  # in the worker, at a low priority
 PREPARATION_BYTES = 1 << 29
-# What a schema may cost when it is compiled: it is paid again in the server's process.
-SCHEMA_CPU_S = 1.0
-SCHEMA_COMPILED_BYTES = 1 << 26
-SCHEMAS_BYTES = 1 << 31  # of all requests, with 20 MB per schema for its growth during decoding
+# What a grammar may cost when it is compiled: it is paid again in the server's process.
+GRAMMAR_CPU_S = 1.0
+GRAMMAR_COMPILED_BYTES = 1 << 26
+GRAMMARS_BYTES = 1 << 31  # of all requests, with 20 MB per grammar for its growth during decoding
 
 # (what, limit, HTTP status) for the documentation.
 TABLE = (
@@ -52,7 +53,7 @@ TABLE = (
     ("bytes of a request line", REQUEST_LINE_BYTES, 431),
     ("pipelined requests of a connection", PIPELINED, 400),
     ("bodies in memory at a time, each of `--max-body-mb`", LARGE_BODIES, 503),
-    ("large bodies and schemas of a client that wait to be prepared", HEAVY_WAITING, 429),
+    ("large bodies and grammars of a client that wait to be prepared", HEAVY_WAITING, 429),
     ("prompts of completions", PROMPTS, 400),
     ("inputs of embeddings", INPUTS, 400),
     ("messages of a conversation", MESSAGES, 400),
@@ -64,13 +65,14 @@ TABLE = (
     ("characters of a stop string", STOP_CHARS, 400),
     ("entries of `stop_token_ids`", STOP_TOKENS, 400),
     ("entries of `logit_bias`", BIASES, 400),
-    ("bytes of a JSON schema", SCHEMA_BYTES, 400),
+    ("bytes of a JSON schema or another grammar", GRAMMAR_BYTES, 400),
     ("alternatives per token of `logprobs`", LOGPROBS, 400),
     ("log-probabilities of the prompts of a response", PROMPT_LOGPROBS, 400),
     ("log-probabilities of the generated tokens of a response", RESPONSE_LOGPROBS, 400),
-    ("seconds of CPU time to compile a schema", SCHEMA_CPU_S, 400),
-    ("bytes of a compiled schema", SCHEMA_COMPILED_BYTES, 400),
-    ("bytes of the compiled schemas of all requests", SCHEMAS_BYTES, 503),
+    ("choices of `guided_choice` and `structured_outputs.choice`", CONSTRAINT_CHOICES, 400),
+    ("seconds of CPU time to compile a grammar", GRAMMAR_CPU_S, 400),
+    ("bytes of a compiled grammar", GRAMMAR_COMPILED_BYTES, 400),
+    ("bytes of the compiled grammars of all requests", GRAMMARS_BYTES, 503),
     ("seconds of CPU time to prepare a request", PREPARATION_CPU_S, 400),
     ("seconds to prepare a request", PREPARATION_S, 400),
     ("bytes of memory to prepare a request", PREPARATION_BYTES, 400),

@@ -10,6 +10,7 @@ from msgspec import Meta
 from tokenizers import Tokenizer
 
 from yocobit.serving import limits
+from yocobit.serving.api.constraints import Constrained, constrained, constraint_of
 from yocobit.serving.api.generation import Completion, check_stream_options
 from yocobit.serving.api.protocol import MaxTokens, Prompt, Sampling
 from yocobit.serving.api.refused_fields import Refused
@@ -17,12 +18,13 @@ from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
+from yocobit.serving.runtime.structured_output import CheckedGrammar
 from yocobit.text import Detokenizer
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-class CompletionRequest(Sampling, kw_only=True):
+class CompletionRequest(Constrained, kw_only=True):
     """The body of completions."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
@@ -88,7 +90,13 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
                 f"has at most {limits.PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
                 param="logprobs",
             )
-    return TextCompletion(model, body, requests)
+    grammar, requests = constrained(model, constraint_of(body), body, requests)
+    return TextCompletion(model, body, requests, grammar)
+
+
+def is_heavy(body: CompletionRequest) -> bool:
+    """Whether a grammar must be compiled."""
+    return body.is_constrained
 
 
 @dataclasses.dataclass
@@ -100,8 +108,6 @@ class _Choice:
     token_logprobs: list[float | None] = dataclasses.field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
     text_offset: list[int] = dataclasses.field(default_factory=list)
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    prompt_ids: list[int] | None = None
     reason: str | None = None
 
 
@@ -126,17 +132,18 @@ class TextCompletion(Completion):
     object_name = chunk_object_name = "text_completion"
 
     def __init__(
-        self, model: ServedModel, body: CompletionRequest, requests: list[Request]
+        self,
+        model: ServedModel,
+        body: CompletionRequest,
+        requests: list[Request],
+        grammar: CheckedGrammar | None,
     ) -> None:
-        super().__init__(model, body, requests)
+        super().__init__(model, body, requests, grammar)
         self._echo = bool(body.echo)
         self._n_logprobs = body.logprobs
         self._n = body.n or 1
         n_choices = len(requests) * self._n
         self._choices = [_Choice() for _ in range(n_choices)]
-        if self.has_token_ids:
-            for i, choice in enumerate(self._choices):
-                choice.prompt_ids = list(requests[i // self._n].prompt)
         self._offsets: list[_Offsets] = []
 
     def attach(self, model: ServedModel) -> None:
@@ -158,7 +165,7 @@ class TextCompletion(Completion):
         for i in self._add(index, event):
             choice, self._choices[i] = self._choices[i], _Choice()
             finished = self.finish_choice(stream) if isinstance(event, Finish) else None
-            if choice.text or choice.tokens or choice.token_ids or choice.reason:
+            if choice.text or choice.tokens or choice.reason:
                 yield self.chunk(self._choice(i, choice), finished)
 
     def _add(self, index: int, event: Event) -> list[int]:
@@ -176,10 +183,7 @@ class TextCompletion(Completion):
         self._choices[i].text += event.text
         if isinstance(event, Finish):
             self._choices[i].reason = event.reason
-            return [i]
-        if self.has_token_ids:
-            self._choices[i].token_ids.append(event.token)
-        if event.logprob is not None:
+        elif event.logprob is not None:
             self._add_token(i, event.token, event.logprob)
         return [i]
 
@@ -216,11 +220,4 @@ class TextCompletion(Completion):
             "text": choice.text,
             "logprobs": logprobs,
             "finish_reason": choice.reason,
-            **self._token_ids(choice),
         }
-
-    def _token_ids(self, choice: _Choice) -> dict[str, Any]:
-        if not self.has_token_ids:
-            return {}
-        prompt = {} if choice.prompt_ids is None else {"prompt_token_ids": choice.prompt_ids}
-        return {"token_ids": choice.token_ids, **prompt}

@@ -72,6 +72,7 @@ ENDPOINTS = (
         "Continue a text.",
         body=CompletionRequest,
         prepare=completions.build,
+        is_heavy=completions.is_heavy,
         is_streamed=True,
     ),
     Endpoint(

@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 from yocobit.serving.api.call import Call, Events, Reply
+from yocobit.serving.api.constraints import dropped_header
 from yocobit.serving.api.protocol import Sampling
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Logprob, Request
 from yocobit.serving.runtime.runtime import EventStream
 from yocobit.serving.runtime.sequence import SequenceGroup
-from yocobit.serving.runtime.structured_output import Schema
+from yocobit.serving.runtime.structured_output import CheckedGrammar
 
 
 class Generation(ABC):
@@ -31,14 +32,14 @@ class Generation(ABC):
         model: ServedModel,
         requests: Sequence[Request],
         is_streamed: bool,
-        schema: Schema | None = None,
+        grammar: CheckedGrammar | None = None,
     ) -> None:
-        """`schema` is what the output follows."""
+        """`grammar` is what the output follows."""
         self.model = model
         self.requests = requests
         self.is_streamed = is_streamed
-        self.schema = schema
-        self.headers: dict[str, str] = {}  # of the HTTP response
+        self.grammar = grammar
+        self.headers = dropped_header(grammar)  # of the HTTP response
 
     async def response(self, stream: EventStream) -> dict[str, Any]:
         """Return the response once it is complete."""
@@ -64,8 +65,8 @@ class Generation(ABC):
     def attach(self, model: ServedModel) -> None:
         """Complete a response that was built in a worker, for the model of this process."""
         self.model = model
-        if self.schema is not None:
-            guided = model.grammars.factory(self.schema)
+        if self.grammar is not None:
+            guided = model.grammars.factory(self.grammar)
             self.requests = [dataclasses.replace(each, guided=guided) for each in self.requests]
 
     @abstractmethod
@@ -94,14 +95,11 @@ class Generation(ABC):
 
     def logprob(self, found: Logprob) -> dict[str, Any]:
         """Return a token's log-probability in the form of chat completions."""
-        _, raw = self.model.token_text(found.token)
-        text = list(found.text.encode())
-        if len(text) < len(raw) and is_utf8(raw):  # a stop string cut it, or it has no text
-            raw = text
-        top = [self._top_logprob(*each) for each in found.top]
-        return {"token": found.text, "logprob": found.logprob, "bytes": raw, "top_logprobs": top}
+        entry = self._logprob_entry(found.token, found.logprob)
+        entry["top_logprobs"] = [self._logprob_entry(*each) for each in found.top]
+        return entry
 
-    def _top_logprob(self, token: int, logprob: float) -> dict[str, Any]:
+    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
         text, raw = self.model.token_text(token)
         return {"token": text, "logprob": logprob, "bytes": raw}
 
@@ -118,16 +116,12 @@ class Completion(Generation):
         model: ServedModel,
         body: Sampling,
         requests: Sequence[Request],
-        schema: Schema | None = None,
+        grammar: CheckedGrammar | None = None,
     ) -> None:
-        super().__init__(model, requests, bool(body.stream), schema)
+        super().__init__(model, requests, bool(body.stream), grammar)
         self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
         self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
         self._model_name = body.model or model.name
-        self._service_tier = (
-            {} if body.service_tier is None else {"service_tier": body.service_tier}
-        )
-        self.has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
         self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
 
@@ -172,7 +166,6 @@ class Completion(Generation):
             "model": self._model_name,
             "system_fingerprint": self.model.fingerprint,
             "choices": choices,
-            **self._service_tier,
         }
 
     def _groq(self, **more: Any) -> dict[str, Any]:
@@ -185,19 +178,10 @@ class Completion(Generation):
         return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
-def is_utf8(raw: Sequence[int]) -> bool:
-    """Return whether bytes are whole characters."""
-    try:
-        bytes(raw).decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 async def generate(call: Call) -> Reply | Events:
     """Handle a request to an endpoint that generates text; a Generation was prepared."""
     generation: Generation = call.prepared
-    if generation.schema is None:
+    if generation.grammar is None:
         generation.attach(call.model)
     else:  # compiles it
         await asyncio.to_thread(generation.attach, call.model)

@@ -26,7 +26,7 @@ from yocobit.serving import limits
 from yocobit.serving.api import protocol
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
-from yocobit.serving.runtime.structured_output import Grammars
+from yocobit.serving.runtime.structured_output import GrammarCompiler
 from yocobit.serving.settings import ServerSettings
 from yocobit.text.chat_template import Prompt
 from yocobit.version import __version__
@@ -69,8 +69,8 @@ class ServedModel:
         self._token_lock = threading.Lock()
 
     @property
-    def grammars(self) -> Grammars:
-        """Compiles schemas; APIError 400 if the tokenizer does not support it."""
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars; APIError 400 if the tokenizer does not support it."""
         if isinstance(self._grammars, str):
             raise APIError(
                 400,
@@ -380,12 +380,12 @@ class ServedModel:
         return max(map(len, self.engine.tokenizer.get_vocab()))
 
 
-def _grammars(engine: Engine) -> Grammars | str:
+def _grammars(engine: Engine) -> GrammarCompiler | str:
     """Return the grammars of an engine, or why its tokenizer does not support any."""
     _ = engine.tokenizer, engine.end_tokens  # their errors are those of the model
     try:
         with boundary(TOKENIZER, "is not supported"):
-            return Grammars(engine)
+            return GrammarCompiler(engine)
     except ConfigError as error:
         return str(error)
 

@@ -1,115 +1,292 @@
 """Tool calling: functions that a model may request the client to call.
 
-The chat template describes the tools to the model. Two formats of calls are parsed:
-`<tool_call>{...}</tool_call>` (Hermes, Qwen), and an answer that is such JSON as a whole (Llama 3).
-The JSON has a name and "arguments" or "parameters".
+The chat template describes the tools to the model. Two forms of calls are parsed: marked
+(`<tool_call>{...}</tool_call>` of Hermes and Qwen), and bare: an answer that is such JSON, or an
+array of it, as a whole (Llama 3, Mistral). The JSON has a name and "arguments" or "parameters".
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from yocobit.serving import limits
+from yocobit.serving.api.constraints import Constraint, Source
 from yocobit.serving.api.protocol import Tool
 from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.structured_output import Grammar
 from yocobit.text.stop_strings import partial_match
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_BLANKS = " \t\r\n"
+_BARE = re.compile(r"\s*(?:\[\s*)?(?:\{|$)")  # the start of bare calls
+# The start of a call, up to the object of its arguments: string members, among them the name.
+_STRING = r'"(?:[^"\\]|\\.)*"'
+_HEAD = re.compile(
+    rf"(\s*\{{(?:\s*{_STRING}\s*:\s*{_STRING}\s*,)*\s*{_STRING}\s*:\s*{_STRING})"
+    r'\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)',
+    re.DOTALL,
+)
+_MAX_HEAD = 1000  # characters; the arguments after a longer head do not stream
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """A call that the model requests; `arguments` are JSON."""
+class CallStart:
+    """A call starts: the `index`-th of the answer, from 0."""
 
+    index: int
+    id: str
     name: str
-    arguments: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallArguments:
+    """A piece of the arguments of a call, which are JSON."""
+
+    index: int
+    text: str
+
+
+Piece = str | CallStart | CallArguments  # a str is content
 
 
 class ToolCallParser:
-    """Splits a streamed answer into content and tool calls."""
+    """Splits a streamed answer into content and tool calls.
 
-    def __init__(self, names: Sequence[str], is_call: bool = False) -> None:
-        """With `is_call`, the whole answer is one call, and markers in it have no meaning."""
+    Once the name of a call and the start of its arguments are known, the arguments stream as the
+    model writes them. A call in another order of members is certain only when it is complete.
+    """
+
+    def __init__(self, names: Sequence[str], max_calls: int = limits.TOOLS) -> None:
+        """The answer after `max_calls` calls is dropped."""
         self._names = frozenset(names)
-        self._is_call = is_call
+        self._max_calls = max_calls
         self._held = ""
-        self._has_text = False
+        self._has_text = False  # other than blanks
         self._n_calls = 0
+        self._is_marked = False  # whether the current call is
+        self._braces = _Braces()
+        self._parse: Callable[[bool], list[Piece] | None] = self._parse_start
 
-    def add(self, piece: str) -> tuple[str, list[Call]]:
-        """Append a piece; return the content that is certain, and the calls that are complete."""
-        self._held += piece
-        if self._is_call:
-            return "", []
-        text, calls = "", []
-        while True:
-            at = self._held.find(OPEN)
-            end = self._held.find(CLOSE, at) if at >= 0 else -1
-            if end < 0:
-                break
-            before, inside = self._held[:at], self._held[at + len(OPEN) : end]
-            self._held = self._held[end + len(CLOSE) :]
-            call = self._parse(inside)
-            if call is None:
-                text += before + OPEN + inside + CLOSE
-            else:
-                text += before if before.strip() else ""
-                calls.append(call)
-        text += self._certain()
-        return self._content(text), self._count(calls)
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the answer so far ends within the arguments of a call."""
+        return self._parse == self._parse_arguments
 
-    def finish(self) -> tuple[str, list[Call]]:
-        """Return the rest: content, or a call."""
-        rest, self._held = self._held, ""
-        body = rest.strip()
-        call = self._parse(body[len(OPEN) :] if body.startswith(OPEN) else body)
-        if call is not None and not self._has_text:
-            return "", self._count([call])
-        return (self._content(rest) if body or self._n_calls == 0 else ""), []
+    def add(self, text: str) -> list[Piece]:
+        """Append a part of the answer; return what became certain."""
+        self._held += text
+        return self._pieces(is_last=False)
 
-    def _certain(self) -> str:
-        """Return the held text that cannot be the start of a call."""
-        if (at := self._held.find(OPEN)) < 0:
-            at = len(self._held) - partial_match(self._held, [OPEN])
-        text = self._held[:at]
-        if not self._has_text and (not text.strip() or text.lstrip().startswith("{")):
-            return ""  # blanks before a call, or an answer that may be a call as a whole
-        self._held = self._held[at:]
-        return text
+    def finish(self) -> list[Piece]:
+        """Return the rest, at the end of the answer."""
+        return self._pieces(is_last=True)
 
-    def _content(self, text: str) -> str:
-        self._has_text = self._has_text or bool(text.strip())
-        return text
+    def _pieces(self, is_last: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self._held and (more := self._parse(is_last)) is not None:
+            pieces += more
+        return pieces
 
-    def _count(self, calls: list[Call]) -> list[Call]:
-        self._n_calls += len(calls)
-        return calls
+    # Each of these parses a part of the held text; None if it needs more.
 
-    def _parse(self, text: str) -> Call | None:
-        try:
-            value = msgspec.json.decode(text)
-            name = value.get("name") if isinstance(value, dict) else None
-            if not isinstance(name, str) or name not in self._names:
+    def _parse_start(self, is_last: bool) -> list[Piece] | None:
+        """Parse blanks, or bare calls if the answer may consist of them."""
+        if _BARE.match(self._held):
+            if (started := self._start_call(self._held.lstrip(_BLANKS + "["))) is not None:
+                return started
+            if not is_last and OPEN not in self._held:
                 return None
-            arguments = value.get("arguments", value.get("parameters", {}))
-            if not isinstance(arguments, str):
-                arguments = msgspec.json.encode(arguments).decode()
-        except (msgspec.DecodeError, RecursionError):
+            if is_last and (calls := _decoded(self._held, self._names)):
+                self._parse = self._drop
+                return [piece for call in calls for piece in self._whole_call(*call)]
+        self._parse = self._parse_text
+        return []
+
+    def _parse_text(self, is_last: bool) -> list[Piece] | None:
+        """Parse content, up to the marker of a call."""
+        text, marker, rest = self._held.partition(OPEN)
+        if marker:
+            self._held, self._is_marked, self._parse = rest, True, self._parse_marked
+        else:
+            n_held = 0 if is_last else partial_match(self._held, [OPEN])
+            text = self._held[: len(self._held) - n_held]
+            if not text or not (text.strip() or self._has_text or is_last):
+                return None  # blanks may precede a call
+            self._held = self._held[len(text) :]
+        is_separator = not text.strip() and (marker or self._n_calls > 0)
+        return [] if is_separator and not self._has_text else self._content(text)
+
+    def _parse_marked(self, is_last: bool) -> list[Piece] | None:
+        """Parse a call after its marker."""
+        if (started := self._start_call(self._held)) is not None:
+            return started
+        body, marker, rest = self._held.partition(CLOSE)
+        if not marker and not is_last:
             return None
-        return Call(name, arguments)
+        self._held, self._parse = rest, self._parse_text
+        if calls := _decoded(body, self._names):
+            return [piece for call in calls for piece in self._whole_call(*call)]
+        return self._content(OPEN + body + marker)
+
+    def _parse_arguments(self, is_last: bool) -> list[Piece] | None:
+        """Parse a part of arguments that stream."""
+        text, is_complete = self._take_object()
+        if is_complete:
+            self._braces, self._parse = _Braces(depth=1), self._parse_members
+        return [CallArguments(self._n_calls - 1, text)]
+
+    def _parse_members(self, is_last: bool) -> list[Piece] | None:
+        """Drop the members of a call after its arguments."""
+        _, is_complete = self._take_object()
+        if is_complete:
+            if self._n_calls >= self._max_calls:
+                self._parse = self._drop
+            else:
+                self._parse = self._parse_close if self._is_marked else self._parse_next
+        return []
+
+    def _parse_close(self, is_last: bool) -> list[Piece] | None:
+        """Drop what precedes the closing marker of a call."""
+        _, marker, rest = self._held.partition(CLOSE)
+        if not marker:
+            self._held = self._held[-len(CLOSE) :]
+            return None
+        self._held, self._parse = rest, self._parse_text
+        return []
+
+    def _parse_next(self, is_last: bool) -> list[Piece] | None:
+        """Parse a bare call after another one."""
+        self._held = self._held.lstrip(_BLANKS + ",;]")
+        if self._held.startswith("{") and not is_last:
+            return self._start_call(self._held)
+        if self._held:
+            self._parse = self._parse_text
+        return []
+
+    def _drop(self, is_last: bool) -> list[Piece] | None:
+        self._held = ""
+        return None
+
+    def _start_call(self, text: str) -> list[Piece] | None:
+        """Return the start of a call whose arguments stream; None if `text` is no head of one."""
+        head = _HEAD.match(text, 0, _MAX_HEAD)
+        call = _call(head[1] + "}", self._names) if head else None
+        if head is None or call is None:
+            return None
+        self._held, self._parse = text[head.end() :], self._parse_arguments
+        self._braces = _Braces()
+        return [self._call_start(call[0])]
+
+    def _whole_call(self, name: str, arguments: str) -> list[Piece]:
+        if self._n_calls >= self._max_calls:
+            return []
+        start = self._call_start(name)
+        if self._n_calls >= self._max_calls:
+            self._parse = self._drop
+        return [start, CallArguments(start.index, arguments)]
+
+    def _call_start(self, name: str) -> CallStart:
+        self._n_calls += 1
+        return CallStart(self._n_calls - 1, f"call_{secrets.token_hex(12)}", name)
+
+    def _content(self, text: str) -> list[Piece]:
+        self._has_text = self._has_text or bool(text.strip())
+        return [text] if text else []
+
+    def _take_object(self) -> tuple[str, bool]:
+        """Return the held text up to the end of an object, and whether it ends there."""
+        end = self._braces.end(self._held)
+        text, self._held = self._held[:end], "" if end is None else self._held[end:]
+        return text, end is not None
 
 
-def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
-    """Return the JSON schema of a call of one of the tools; APIError 400 if it nests too deep."""
+class _Braces:
+    """Finds the end of an object in JSON that comes in pieces."""
+
+    def __init__(self, depth: int = 0) -> None:
+        """`depth` is the number of braces that are open."""
+        self._depth = depth
+        self._is_string = self._is_escaped = False
+
+    def end(self, piece: str) -> int | None:
+        """Append a piece; return the position in it after the brace that closes the object."""
+        for i, character in enumerate(piece):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._is_string:
+                self._is_string = character != '"'
+                self._is_escaped = character == "\\"
+            elif character == '"':
+                self._is_string = True
+            elif character in "{}":
+                self._depth += 1 if character == "{" else -1
+                if self._depth == 0:
+                    return i + 1
+        return None
+
+
+def _decoded(text: str, names: frozenset[str]) -> list[tuple[str, str]]:
+    """Return names and arguments of a call, or of an array of calls; [] if it is other text."""
+    try:
+        items = [text]
+        if text.lstrip().startswith("["):
+            items = [
+                bytes(raw).decode() for raw in msgspec.json.decode(text, type=list[msgspec.Raw])
+            ]
+    except (msgspec.DecodeError, RecursionError):
+        return []
+    calls = [_call(item, names) for item in items]
+    return [call for call in calls if call is not None] if None not in calls else []
+
+
+def _call(text: str, names: frozenset[str]) -> tuple[str, str] | None:
+    """Return name and arguments of a call; None if `text` is not one."""
+    try:
+        members = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        name = msgspec.json.decode(members.get("name", b"null"))
+        if not isinstance(name, str) or name not in names:
+            return None
+        raw = bytes(members.get("arguments", members.get("parameters", b"{}")))
+        # A string holds JSON: OpenAI's form of a call.
+        arguments = msgspec.json.decode(raw) if raw[:1] == b'"' else raw.decode()
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if arguments == "null":
+        return name, "{}"
+    return (name, arguments) if arguments.lstrip().startswith("{") else None
+
+
+def constraint_of_calls(
+    tools: Sequence[Tool], pointers: Sequence[str], several: bool
+) -> Constraint:
+    """Return the constraint of an output that is a bare call, or with `several` an array of calls.
+
+    `pointers` are those of the tools in the request. APIError 400 for parameters that nest too
+    deep.
+    """
+    sources = [
+        Source(f"{pointer}/function/parameters", bool(tool.function.strict), f"/$defs/tool_{i}")
+        for i, (tool, pointer) in enumerate(zip(tools, pointers, strict=True))
+    ]
+    schema = schema_of_calls(tools, several)
+    return Constraint("tools", Grammar.from_json("json", schema, "tools"), sources)
+
+
+def schema_of_calls(tools: Sequence[Tool], several: bool = False) -> dict[str, Any]:
+    """Return the JSON schema of a call, or with `several` also of an array of calls."""
     definitions: dict[str, Any] = {}
-    calls = []
+    calls: list[Any] = []
     for i, tool in enumerate(tools):
-        # OpenAI: a function without `parameters` takes none.
-        parameters = tool.function.parameters or {"type": "object", "additionalProperties": False}
         try:
+            parameters = tool.function.parameters or {}
+            has_all_of = b'"allOf"' in msgspec.json.encode(parameters)
+            parameters = _closed(parameters, True, closes_definitions=not has_all_of)
             definitions[f"tool_{i}"] = _embed(parameters, f"#/$defs/tool_{i}")
         except RecursionError:
             raise _too_deep(tool.function.name) from None
@@ -124,7 +301,61 @@ def schema_of_calls(tools: Sequence[Tool]) -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
+    if several:
+        items = {"anyOf": list(calls)}
+        calls.append({"type": "array", "items": items, "minItems": 1, "maxItems": limits.TOOLS})
     return {"$defs": definitions, "anyOf": calls}
+
+
+# Keywords with which an object's keys are not those of `properties` alone.
+_OPEN = {
+    "const",
+    "enum",
+    "additionalProperties",
+    "patternProperties",
+    "propertyNames",
+    "unevaluatedProperties",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "dependentSchemas",
+}
+
+
+def _closed(schema: Any, is_outermost: bool = False, closes_definitions: bool = True) -> Any:
+    """Return a schema whose objects have no keys but those of their properties, unless it says so.
+
+    OpenAI: a function without `parameters` takes none. Definitions stay as they are if allOf may
+    combine them.
+    """
+    if not isinstance(schema, dict):
+        return schema
+
+    def close(value: Any) -> Any:
+        return _closed(value, closes_definitions=closes_definitions)
+
+    closed: dict[str, Any] = {}
+    for key, value in schema.items():
+        if isinstance(value, dict) and (
+            key == "properties" or (key in ("$defs", "definitions") and closes_definitions)
+        ):
+            closed[key] = {name: close(each) for name, each in value.items()}
+        elif isinstance(value, list) and (
+            key == "prefixItems" or (key in ("anyOf", "oneOf") and "properties" not in schema)
+        ):
+            closed[key] = [close(each) for each in value]
+        else:
+            closed[key] = close(value) if key == "items" else value
+    if "type" not in schema and "$ref" not in schema and is_outermost:
+        closed["type"] = "object"
+    required, properties = schema.get("required"), schema.get("properties")
+    names = required if isinstance(required, list) else []
+    has_others = any(name not in (properties or ()) for name in names if isinstance(name, str))
+    if (properties is not None or is_outermost) and _OPEN.isdisjoint(schema) and not has_others:
+        closed["additionalProperties"] = False
+    return closed
 
 
 # Keywords whose values are data, and keywords that map names to schemas.

@@ -1,10 +1,11 @@
-"""Completions of structured outputs: the tokens that an output lacks to follow its schema.
+"""Completions of structured outputs: the tokens that an output lacks to follow its grammar.
 
 Letters: V vocabulary
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -12,9 +13,8 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-# Token limits of the searches for a completion when a schema is compiled: greedy, and random.
-# Outputs may be longer.
-MAX_COMPLETION, _MAX_RANDOM_COMPLETION = 4096, 512
+# Token limit of the greedy searches for a completion of JSON. Outputs may be longer.
+MAX_COMPLETION = 4096
 # Suffixes of the known completion that are tried after a sampled token.
 _N_SUFFIXES = 24
 
@@ -27,18 +27,43 @@ _QUOTE = '"'
 # Strings with a restricted alphabet look like numbers: the first order closes them at once, the
 # second prefers numbers as the shorter values. Random attempts use the third, for schemas that no
 # fixed order completes.
-_ORDERS = (
+_JSON_ORDERS = (
     (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
     (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
     (*_CLOSING, _QUOTE, *_SEPARATORS),
 )
+# The same of other texts: what ends a part of them, what separates parts, and the parts. White
+# space may end a text or be repeated without end: the first order prefers it, the second avoids it.
+_ENDS, _SIGNS, _WHITE = tuple("\"')]}>"), tuple(".,:;-_@/+*=&%$#!?|~^"), ("\n", " ", "\t")
+_LETTERS, _OPENING = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("([{<")
+_TEXT_ORDERS = (
+    (*_ENDS, *_WHITE, *_SIGNS, *_NUMBERS, *_LETTERS, *_OPENING),
+    (*_SIGNS, *_ENDS, *_NUMBERS, *_LETTERS, *_OPENING, *_WHITE),
+    (*_ENDS, *_SIGNS),
+)
 _FIRST_RANDOM_ATTEMPT = 2
-_N_ATTEMPTS = 16  # when a schema is compiled
 _N_CUTS = 256  # tried to shorten the completion of a schema
 
 
-class SchemaCompletions:
-    """Finds short completions over one vocabulary, by greedy and random searches."""
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The effort of the searches for the shortest output, when a grammar is compiled."""
+
+    orders: Sequence[Sequence[str]]  # of greedy searches; the last one is that of random searches
+    n_attempts: int
+    max_greedy: int  # tokens
+    max_random: int
+
+
+_JSON = _Search(_JSON_ORDERS, 16, MAX_COMPLETION, 512)
+_TEXT = _Search(_TEXT_ORDERS, 6, 512, 128)
+
+
+class GrammarCompletions:
+    """Finds short completions over one vocabulary, by greedy and random searches.
+
+    `is_json` says whether the grammar is one of JSON: its values and brackets are known.
+    """
 
     def __init__(self, tokenizer: LLTokenizer, n_tokens: int, end_tokens: frozenset[int]) -> None:
         self.end_tokens = end_tokens
@@ -48,7 +73,10 @@ class SchemaCompletions:
         self._n_bytes = np.array([len(text) for text in texts])  # (V,)
         self._bytes = np.flatnonzero(self._n_bytes == 1)
         tokens = {text: token for token, text in enumerate(texts)}
-        self._orders = [_token_order(tokens, order) for order in _ORDERS]
+        self._orders = {
+            search: [_token_order(tokens, order) for order in search.orders]
+            for search in (_JSON, _TEXT)
+        }
         self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
@@ -65,7 +93,13 @@ class SchemaCompletions:
         return bool(matcher.consume_tokens(tokens)) and bool(matcher.is_accepting())
 
     def find(
-        self, matcher: LLMatcher, known: list[int], limit: int, budget: int, attempt: int
+        self,
+        matcher: LLMatcher,
+        known: list[int],
+        limit: int,
+        budget: int,
+        attempt: int,
+        is_json: bool,
     ) -> list[int] | None:
         """Return at most `limit` tokens that complete the output; None if none were found.
 
@@ -74,7 +108,7 @@ class SchemaCompletions:
         matcher.
         """
         rng = random.Random(attempt) if attempt >= _FIRST_RANDOM_ATTEMPT else None
-        order = self._orders[min(attempt, _FIRST_RANDOM_ATTEMPT)]
+        order = self._orders[_JSON if is_json else _TEXT][min(attempt, _FIRST_RANDOM_ATTEMPT)]
         tokens: list[int] = []
         for _ in range(budget + 1):
             if len(tokens) > limit:
@@ -92,20 +126,20 @@ class SchemaCompletions:
             tokens += step
         return None
 
-    def shortest(self, matcher: LLMatcher) -> list[int] | None:
+    def shortest(self, matcher: LLMatcher, is_json: bool) -> list[int] | None:
         """Return the shortest output found; None if none was."""
+        search = _JSON if is_json else _TEXT
         best: list[int] | None = None
-        for attempt in range(_N_ATTEMPTS):
+        for attempt in range(search.n_attempts):
             if attempt == _FIRST_RANDOM_ATTEMPT and best is not None:
                 break
-            is_random = attempt >= _FIRST_RANDOM_ATTEMPT
-            limit = _MAX_RANDOM_COMPLETION if is_random else MAX_COMPLETION
+            limit = search.max_greedy if attempt < _FIRST_RANDOM_ATTEMPT else search.max_random
             limit = limit if best is None else len(best) - 1
-            found = self.find(matcher.deep_copy(), [], limit, limit, attempt)
+            found = self.find(matcher.deep_copy(), [], limit, limit, attempt, is_json)
             best = best if found is None else found
         if best is None:
             return None
-        best = self._shortened(matcher, best)
+        best = self._shortened(matcher, best) if is_json else best
         # The tokenizer may need fewer tokens for the same text.
         tokens = self._tokenizer.tokenize_bytes(self._tokenizer.decode_bytes(best))
         return tokens if len(tokens) < len(best) and self.completes(matcher, tokens) else best
