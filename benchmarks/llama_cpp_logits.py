@@ -140,7 +140,7 @@ def tiny(work: Path, architecture: str, kind: str, scaled_rope: Found | None = N
     path = write_model(work / "m.gguf", architecture, keys, replace, **shape)
     packed = import_model(path, work / "packed")
     tokens = np.random.default_rng(0).integers(1, packed.config.vocab_size, 48).tolist()
-    ours = Engine(packed, 1, None).logits(tokens)
+    ours = Engine(packed, 1, None).logits(tokens, "f32")
     expected = LlamaCpp(path, 1).logits(tokens)
     difference = np.abs(ours - expected)
     return {
@@ -171,8 +171,8 @@ def low_bits(work: Path, architecture: str, kind: str) -> Found:
     exact = Engine.load(work / "packed", threads=1, exact=True)
     export_gguf(model, work / "export.gguf")
     logits = {
-        "int8": Engine(model, 1, None).logits(tokens),
-        "exact": exact.logits(tokens),
+        "int8": Engine(model, 1, None).logits(tokens, "f32"),
+        "exact": exact.logits(tokens, "f32"),
         "llama_cpp": LlamaCpp(path, 1).logits(tokens),
         "llama_cpp_export": LlamaCpp(work / "export.gguf", 1).logits(tokens),
     }
@@ -189,11 +189,11 @@ def texts(engine: Engine, path: Path, threads: int) -> Found:
         start = engine.encode_chat([{"role": "user", "content": prompt}])
         theirs = peer.greedy(start, engine.end_tokens)
         sampling = engine.sampling(temperature=0.0)
-        generation = engine.stream(start, max_tokens=N_TOKENS, sampling=sampling)
+        generation = engine.stream(start, max_tokens=N_TOKENS, cache="f32", sampling=sampling)
         text = "".join(generation)
         ours = [token for token in generation.tokens if token not in engine.end_tokens]
         tokens = start + theirs
-        logits, expected = engine.logits(tokens), peer.logits(tokens)
+        logits, expected = engine.logits(tokens, "f32"), peer.logits(tokens)
         difference = np.abs(logits - expected)[len(start) - 1 :]
         differences.append(difference)
         row: Found = {

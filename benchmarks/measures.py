@@ -183,7 +183,7 @@ def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> flo
         engine = Engine.load(path, threads=threads)
 
         def steps(n: int, n_sessions: int) -> list[float]:
-            batch = [engine.session(n) for _ in range(n_sessions)]
+            batch = [engine.session(n, "f32") for _ in range(n_sessions)]
             starts = [session.snapshot() for session in batch]
             for _ in range(2):  # the first pass takes the page faults
                 times = [seconds(lambda: engine.step(batch, [1] * n_sessions)) for _ in range(n)]

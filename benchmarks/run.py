@@ -117,10 +117,10 @@ def model_rates(config: ModelConfig, threads: int, directory: Path) -> dict[str,
             return 32 / (time.perf_counter() - started)
 
     def engine_prefill() -> float:
-        return 512 / _seconds(lambda: engine.session(544).feed(tokens[:512]))
+        return 512 / _seconds(lambda: engine.session(544, "f32").feed(tokens[:512]))
 
     def engine_decode() -> float:
-        session = engine.session(544)
+        session = engine.session(544, "f32")
         session.feed(tokens[:512])
         started = time.perf_counter()
         for token in tokens[512:]:

@@ -54,7 +54,7 @@ def seeded(config: ModelConfig) -> Decoder:
 
 
 def greedy(engine: Engine) -> list[int]:
-    session, tokens = engine.session(80), []
+    session, tokens = engine.session(80, "f32"), []
     logits = session.feed(range(16))
     for _ in range(64):
         tokens.append(int(logits.argmax()))

@@ -101,7 +101,7 @@ def served(run: Path, text: str) -> dict[str, float]:
     result = {}
     for name, exact in (("int8", False), ("int16", True)):
         engine = Engine.load(packed.path, threads=1, exact=exact)
-        logits = engine.logits(prompt)
+        logits = engine.logits(prompt, "f32")
         result[f"{name}_relative_error"] = float(
             np.linalg.norm(logits - expected) / np.linalg.norm(expected)
         )

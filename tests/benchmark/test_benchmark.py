@@ -69,7 +69,7 @@ def test_a_filled_session_holds_noise_at_every_position(model, cache):
 
 
 def test_fill_rejects_more_tokens_than_the_capacity(model):
-    session = Engine(model, 1, None).session(8)
+    session = Engine(model, 1, None).session(8, "f32")
 
     with pytest.raises(ValueError, match="room for 9 tokens"):
         _native.fill(session._native, 9)

@@ -330,9 +330,14 @@ def test_generate_stops_at_the_stop_strings_of_the_model():
     turn = "<|user|>\nWho was Moses?\n<|end|>\n<|assistant|>\n"
     engine = Engine.load()
 
-    own = json.loads(run("generate", turn, "-n", 200, "--seed", 1, "--json").stdout)
+    options = ("-n", 200, "--seed", 1, "--cache", "f32", "--json")  # a text that ends its turn
+    own = json.loads(run("generate", turn, *options).stdout)
     stream = engine.stream(
-        turn, max_tokens=200, stop=engine.stop_strings, sampling=engine.sampling(seed=1)
+        turn,
+        max_tokens=200,
+        stop=engine.stop_strings,
+        cache="f32",
+        sampling=engine.sampling(seed=1),
     )
 
     assert own["finish_reason"] == "stop"
@@ -504,6 +509,7 @@ def test_plan_prints_placement_and_sources_for_a_data_sheet():
 
 def test_plan_counts_attended_positions_only():
     command = ("plan", "--shape", "3b", "--context", 1048576, "--machine", "groq", "--json")
+    command += ("--cache", "f16")
     own = {}
     for attention in ("full", "index:2048"):
         report = json.loads(run(*command, "--attention", attention).stdout)

@@ -202,7 +202,7 @@ def test_logits_equal_pytorch(model_of, weights, rope, tokens):
 
     with torch.no_grad():
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()
-    error = np.abs(Engine.load(path).logits(tokens) - expected).max(axis=1)
+    error = np.abs(Engine.load(path).logits(tokens, "f32") - expected).max(axis=1)
 
     # Quantised values and selections near a tie occasionally differ.
     assert np.median(error / np.abs(expected).max()) < (1e-5 if weights == "dense" else 1e-2)
@@ -211,10 +211,10 @@ def test_logits_equal_pytorch(model_of, weights, rope, tokens):
 
 def test_attention_is_full_up_to_the_number_of_selected_positions(model_of, tokens):
     _, path = model_of("ternary", cross_attention="index")
-    full = Engine.load(path, attention="full").logits(tokens)
+    full = Engine.load(path, attention="full").logits(tokens, "f32")
     n = 4 * BLOCK
 
-    some = Engine.load(path).logits(tokens)
+    some = Engine.load(path).logits(tokens, "f32")
 
     assert (bits(some[:n]) == bits(full[:n])).all()
     assert (bits(some[n:]) != bits(full[n:])).any(axis=1).all()
@@ -271,7 +271,7 @@ def test_nan_and_overflow_in_keys_still_select_blocks(tmp_path):
         model.shared_kv.k_proj.weight[:3] = torch.tensor([1e30, 3e38, -3e38])[:, None]
     engine = Engine.load(packed(model.eval(), tmp_path).path)
 
-    logits = engine.session(T).feed(np.arange(T) % 500)
+    logits = engine.session(T, "f32").feed(np.arange(T) % 500)
 
     assert logits.shape == (512,)
 
@@ -284,7 +284,7 @@ def test_memory_includes_the_index(model_of):
     # Bounds of each block in float16, scores of four heads and block order of two.
     assert memory.index >= n_blocks * 2 * (2 * 2 * 16)
     assert memory.index <= n_blocks * (2 * (2 * 2 * 16) + 4 * 4 + 2 * 4) + 4096
-    assert Engine.load(path, attention="full").session(64).memory().index == 0
+    assert Engine.load(path, attention="full").session(64, "f32").memory().index == 0
 
 
 # ---- settings ----

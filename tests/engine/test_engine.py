@@ -23,10 +23,10 @@ def bits(array) -> np.ndarray:
 
 
 def test_logits_go_to_out_and_are_the_same(engine, tokens):
-    expected = engine.logits(tokens[:8])
+    expected = engine.logits(tokens[:8], "f32")
     V = engine.config.vocab_size
     row, rows = np.empty(V, np.float32), np.empty((5, V), np.float32)
-    session, other = engine.session(8), engine.session(8)
+    session, other = engine.session(8, "f32"), engine.session(8, "f32")
 
     assert session.feed(tokens[:2], out=row) is row is session.logits
     np.testing.assert_array_equal(bits(row), bits(expected[1]))
@@ -52,12 +52,12 @@ def test_logits_go_to_out_and_are_the_same(engine, tokens):
     ],
 )
 def test_an_invalid_out_is_rejected_and_changes_nothing(engine, out, actual):
-    session = engine.session(8)
+    session = engine.session(8, "f32")
 
     with pytest.raises(ValueError, match=r"out must be .* of shape \(512,\) .* but is " + actual):
         session.step(1, out=out)
     with pytest.raises(ValueError, match=r"out must be .* of shape \(2, 512\)"):
-        engine.step([session, engine.session(8)], [1, 1], out=out)
+        engine.step([session, engine.session(8, "f32")], [1, 1], out=out)
 
     assert session.position == 0
 
@@ -89,7 +89,7 @@ def test_activation_buffers_do_not_grow_with_sessions(model_of):
     before = engine.buffer_bytes
     rows = 128 * 4 * (6 * engine.config.d_model + 3 * engine.config.d_ff)
 
-    engine.session(100_000)
+    engine.session(100_000, "f32")
 
     assert engine.buffer_bytes == before > rows * 0.8
 
@@ -110,7 +110,7 @@ def test_activation_buffers_do_not_grow_with_sessions(model_of):
     ],
 )
 def test_invalid_tokens_are_rejected_and_change_nothing(engine, tokens, message):
-    session, undisturbed = engine.session(8), engine.session(8)
+    session, undisturbed = engine.session(8, "f32"), engine.session(8, "f32")
     session.feed([1, 2])
     undisturbed.feed([1, 2])
 
@@ -122,8 +122,8 @@ def test_invalid_tokens_are_rejected_and_change_nothing(engine, tokens, message)
 
 
 def test_invalid_steps_are_rejected_and_change_nothing(engine, model_of):
-    one, two = engine.session(2), engine.session(2)
-    other = Engine.load(model_of("yoco-gret", "ternary")[1]).session(2)
+    one, two = engine.session(2, "f32"), engine.session(2, "f32")
+    other = Engine.load(model_of("yoco-gret", "ternary")[1]).session(2, "f32")
     two.feed([1, 2])
 
     for sessions, tokens, message in (
@@ -142,7 +142,7 @@ def test_invalid_steps_are_rejected_and_change_nothing(engine, model_of):
 
 def test_logits_before_the_first_token_are_an_error(engine):
     with pytest.raises(ValueError, match="feed it a token first"):
-        _ = engine.session(8).logits
+        _ = engine.session(8, "f32").logits
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_invalid_sessions_are_rejected(engine, arguments, message):
 
 def test_sessions_larger_than_memory_raise_memory_error(engine):
     with pytest.raises(MemoryError):
-        engine.session(1 << 40)
+        engine.session(1 << 40, "f32")
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ def test_sessions_larger_than_memory_raise_memory_error(engine):
         lambda engine, session: engine.step([], []),
         lambda engine, session: engine.step([session], [1], out=np.empty(3, np.float32)),
         lambda engine, session: Engine.load().step([session], [1]),
-        lambda engine, session: engine.logits([[]]),
+        lambda engine, session: engine.logits([[]], "f32"),
     ],
 )
 def test_invalid_arguments_raise_and_leave_the_session_as_it_was(engine, call):
-    session = engine.session(8)
+    session = engine.session(8, "f32")
     before = session.feed([1, 2]).copy()
 
     with pytest.raises((ValueError, IndexError)) as raised:
@@ -226,18 +226,20 @@ def test_invalid_arguments_raise_and_leave_the_session_as_it_was(engine, call):
     assert "\n" not in str(raised.value)
     assert session.position == 2
     np.testing.assert_array_equal(bits(session.logits), bits(before))
-    np.testing.assert_array_equal(bits(session.step(3)), bits(engine.session(3).feed([1, 2, 3])))
+    np.testing.assert_array_equal(
+        bits(session.step(3)), bits(engine.session(3, "f32").feed([1, 2, 3]))
+    )
 
 
 def test_a_huge_window_reserves_no_more_than_the_capacity(tmp_path):
     config = preset("nano").replace(layers=("window", "cross"), window=1 << 24)
     engine = Engine.load(write_random_model(config, tmp_path / "model").path, threads=1)
 
-    assert engine.session(64).memory().window == 64 * 2 * 2 * 32 * 4  # 2 KV heads of 32
+    assert engine.session(64, "f32").memory().window == 64 * 2 * 2 * 32 * 4  # 2 KV heads of 32
 
 
 def test_keys_values_rejects_positions_that_are_not_cached(engine):
-    session = engine.session(8)
+    session = engine.session(8, "f32")
     session.feed([1, 2])
 
     for begin, end in ((0, 3), (-1, 1), (2, 1)):

@@ -22,12 +22,12 @@ def bits(array) -> np.ndarray:
 
 def test_int4_head_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(tmp_path, tokens):
     path = packed(trained(nano("mixed", "ternary"), steps=3), tmp_path, head="int4").path
-    expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens))
+    expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens, "f32"))
 
     for kernels in _native.supported_kernels():
         engine = Engine.load(path, threads=2, kernels=kernels)
-        np.testing.assert_array_equal(bits(engine.logits(tokens)), expected)
-        session = engine.session(T)
+        np.testing.assert_array_equal(bits(engine.logits(tokens, "f32")), expected)
+        session = engine.session(T, "f32")
         for t in range(T):
             np.testing.assert_array_equal(bits(session.step(tokens[t])), expected[t])
 
@@ -82,7 +82,7 @@ def test_logits_over_several_kv_splits_have_the_same_bits_for_any_chunking(
 @pytest.mark.parametrize("stack", STACKS)
 def test_early_exit_changes_no_bit(model_of, stack, tokens):
     engine = Engine.load(model_of(stack, "ternary")[1])
-    eager, early = engine.session(T), engine.session(T)
+    eager, early = engine.session(T, "f32"), engine.session(T, "f32")
 
     eager.feed_all(tokens[:-1])
     early.feed(tokens[:-1])
@@ -93,8 +93,8 @@ def test_early_exit_changes_no_bit(model_of, stack, tokens):
 
 def test_sessions_of_one_engine_are_independent(model_of, tokens):
     engine = Engine.load(model_of("mixed", "ternary")[1])
-    expected = bits(engine.logits(tokens[:20]))
-    one, two = engine.session(20), engine.session(20)
+    expected = bits(engine.logits(tokens[:20], "f32"))
+    one, two = engine.session(20, "f32"), engine.session(20, "f32")
 
     for t in range(20):
         two.step(tokens[T - 1 - t])
@@ -118,8 +118,8 @@ def test_logits_have_the_same_bits_for_any_batch_composition(
 ):
     path = model_of(stack, "ternary")[1]
     engine = Engine.load(path, threads=threads, kernels=kernels)
-    expected = bits(engine.logits(tokens))
-    sessions = forks(engine.session(T), tokens, [1 + 3 * i % 97 for i in range(64)])
+    expected = bits(engine.logits(tokens, "f32"))
+    sessions = forks(engine.session(T, "f32"), tokens, [1 + 3 * i % 97 for i in range(64)])
 
     for _ in range(4):
         logits = engine.step(sessions, [tokens[s.position] for s in sessions])
@@ -129,8 +129,8 @@ def test_logits_have_the_same_bits_for_any_batch_composition(
 
 def test_a_batch_larger_than_one_pass_has_the_same_bits(model_of, tokens):
     engine = Engine.load(model_of("mixed", "ternary")[1])
-    expected = bits(engine.logits(tokens[:1]))[0]
-    sessions = [engine.session(1) for _ in range(300)]
+    expected = bits(engine.logits(tokens[:1], "f32"))[0]
+    sessions = [engine.session(1, "f32") for _ in range(300)]
 
     logits = engine.step(sessions, [tokens[0]] * 300)
 
@@ -139,9 +139,9 @@ def test_a_batch_larger_than_one_pass_has_the_same_bits(model_of, tokens):
 
 def test_a_callers_flush_to_zero_mode_changes_nothing(model_of, tokens):
     path = model_of("yoco-gret", "ternary")[1]
-    expected = bits(Engine.load(path).logits(tokens))
+    expected = bits(Engine.load(path).logits(tokens, "f32"))
     torch.set_flush_denormal(True)
     try:
-        np.testing.assert_array_equal(bits(Engine.load(path).logits(tokens)), expected)
+        np.testing.assert_array_equal(bits(Engine.load(path).logits(tokens, "f32")), expected)
     finally:
         torch.set_flush_denormal(False)

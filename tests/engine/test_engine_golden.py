@@ -39,13 +39,13 @@ def error(actual, expected) -> float:
 
 def test_engine_logits_equal_golden(case, engine):
     for tokens, expected in zip(case["tokens"].numpy(), case["logits"], strict=True):
-        assert error(engine.logits(tokens), expected) < BOUND
+        assert error(engine.logits(tokens, "f32"), expected) < BOUND
 
 
 def test_engine_caches_after_prefill_equal_golden(case, engine):
     n = case.info["prefill_len"]
     for row, tokens in enumerate(case["tokens"].numpy()):
-        session = engine.session(len(tokens))
+        session = engine.session(len(tokens), "f32")
         session.feed(tokens[:n])
 
         keys, values = session.keys_values(len(engine.config.layers) - 1, 0, n)
@@ -62,7 +62,7 @@ def test_engine_caches_after_prefill_equal_golden(case, engine):
 def test_engine_steps_after_prefill_equal_golden(case, engine):
     n = case.info["prefill_len"]
     for tokens, expected in zip(case["tokens"].numpy(), case["logits"], strict=True):
-        session = engine.session(len(tokens))
+        session = engine.session(len(tokens), "f32")
         session.feed(tokens[:n])
 
         logits = [session.step(token) for token in tokens[n:]]

@@ -23,7 +23,7 @@ def errors(twin, engine: Engine, tokens: np.ndarray) -> np.ndarray:
     texts = tokens.reshape(8, -1)
     with torch.no_grad():
         expected = twin(torch.from_numpy(texts)).numpy()
-    logits = np.stack([engine.logits(text) for text in texts])
+    logits = np.stack([engine.logits(text, "f32") for text in texts])
     return np.abs(logits - expected).max(axis=(1, 2)) / np.abs(expected).max()
 
 
@@ -51,7 +51,7 @@ def test_logits_equal_pytorch(model_of, stack, weights, tokens):
 def test_logits_of_a_long_text_equal_pytorch(model_of, stack, tokens):
     twin, path = model_of(stack, "dense")
 
-    logits = Engine.load(path).logits(tokens)
+    logits = Engine.load(path).logits(tokens, "f32")
 
     with torch.no_grad():
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()
@@ -79,7 +79,7 @@ def test_64_greedy_tokens_equal_pytorch(model_of, stack, weights, tokens):
     twin, path = model_of(stack, weights, steps=120)
     prompt = tokens[:50]
 
-    session = Engine.load(path).session(len(prompt) + 64)
+    session = Engine.load(path).session(len(prompt) + 64, "f32")
     logits, generated = session.feed(prompt), []
     for _ in range(64):
         generated.append(int(logits.argmax()))
@@ -179,7 +179,7 @@ def test_logits_equal_pytorch_with_the_same_quantised_cache(model_of, cache, wei
 @pytest.mark.parametrize(("cache", "bound"), [("f16", 5e-3), ("int8", 5e-2), ("int4", 0.5)])
 def test_small_caches_stay_near_f32(model_of, stack, cache, bound, tokens):
     engine = Engine.load(model_of(stack, "dense")[1])
-    exact = engine.logits(tokens)
+    exact = engine.logits(tokens, "f32")
 
     logits = engine.logits(tokens, cache=cache)
 

@@ -137,8 +137,8 @@ def check_against_float64(model: PackedModel, limit: float = LIMIT) -> None:
     tokens = expected.tokens_without_ties(T)
     engine = Engine(model, threads=2, kernels=None)
 
-    logits = engine.session(T).feed_all(tokens)
-    hidden = engine.session(T).hidden_states(tokens)
+    logits = engine.session(T, "f32").feed_all(tokens)
+    hidden = engine.session(T, "f32").hidden_states(tokens)
 
     assert relative_error(logits, expected.logits(tokens)) < limit
     assert relative_error(hidden, expected.hidden_states(tokens)) < limit
@@ -229,12 +229,14 @@ def tokens_of(n: int) -> np.ndarray:
 def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(model_of, name):
     model = model_of(BITS_CASES[name])
     tokens = tokens_of(LONG)
-    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens))
+    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
     for kernels in _native.supported_kernels():
-        np.testing.assert_array_equal(bits(Engine(model, 1, kernels).logits(tokens)), expected)
+        np.testing.assert_array_equal(
+            bits(Engine(model, 1, kernels).logits(tokens, "f32")), expected
+        )
     for threads, chunk in ((2, LONG), (3, 33), (1, 1)):
-        session = Engine(model, threads, kernels=None).session(LONG)
+        session = Engine(model, threads, kernels=None).session(LONG, "f32")
         for begin in range(0, LONG, chunk):
             logits = session.feed(tokens[begin : begin + chunk])
             last = min(begin + chunk, LONG) - 1
@@ -247,12 +249,12 @@ def test_low_bit_tables_have_the_same_bits_for_any_kernels_threads_and_chunks(
 ):
     model = model_of(config_of(ALL), "ternary", embedding, head)
     tokens = tokens_of(LONG)
-    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens))
+    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
     for kernels in _native.supported_kernels():
         engine = Engine(model, threads=2, kernels=kernels)
-        np.testing.assert_array_equal(bits(engine.logits(tokens)), expected)
-        session = Engine(model, threads=1, kernels=kernels).session(LONG)
+        np.testing.assert_array_equal(bits(engine.logits(tokens, "f32")), expected)
+        session = Engine(model, threads=1, kernels=kernels).session(LONG, "f32")
         for t in range(LONG):
             np.testing.assert_array_equal(bits(session.step(tokens[t])), expected[t])
 
@@ -264,11 +266,11 @@ def test_weights_only_formats_have_the_same_bits_for_any_kernels_threads_and_chu
 ):
     model = model_of(config_of({"exact_activations": exact}, **WIDE), format, format, format)
     tokens = tokens_of(LONG)
-    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens))
+    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
     for kernels in _native.supported_kernels():
         for threads, chunk in ((2, LONG), (3, 33), (1, 1)):
-            session = Engine(model, threads, kernels).session(LONG)
+            session = Engine(model, threads, kernels).session(LONG, "f32")
             for begin in range(0, LONG, chunk):
                 logits = session.feed(tokens[begin : begin + chunk])
                 last = min(begin + chunk, LONG) - 1

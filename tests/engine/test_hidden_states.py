@@ -23,14 +23,14 @@ def tokens(engine) -> list[int]:
 
 @pytest.fixture(scope="module")
 def expected(engine, tokens) -> np.ndarray:
-    return engine.session(len(tokens)).hidden_states(tokens)
+    return engine.session(len(tokens), "f32").hidden_states(tokens)
 
 
 def test_hidden_states_times_the_head_are_the_logits(engine, tokens, expected):
     """Within the quantisation of activations: half a step of each value, times its weight."""
     tensors = load_file(engine.model.file)
     head = tensors["head.weight"] * tensors["head.weight_scale"][:, None]  # (V, C)
-    logits = engine.session(len(tokens)).feed_all(tokens)
+    logits = engine.session(len(tokens), "f32").feed_all(tokens)
 
     step = np.abs(expected).max(axis=1, keepdims=True) / 127
     bound = (0.5 + 1e-4) * step * np.abs(head).sum(axis=1)
@@ -39,7 +39,7 @@ def test_hidden_states_times_the_head_are_the_logits(engine, tokens, expected):
 
 @pytest.mark.parametrize("size", [1, 7, 32, 128])
 def test_hidden_states_have_the_same_bits_for_any_chunking(engine, tokens, expected, size):
-    session = engine.session(len(tokens))
+    session = engine.session(len(tokens), "f32")
 
     chunks = [
         session.hidden_states(tokens[start : start + size]) for start in range(0, len(tokens), size)
@@ -54,11 +54,11 @@ def test_hidden_states_have_the_same_bits_for_any_threads_and_kernels(
 ):
     engine = Engine.load(threads=threads, kernels=kernels)
 
-    assert np.array_equal(engine.session(len(tokens)).hidden_states(tokens), expected)
+    assert np.array_equal(engine.session(len(tokens), "f32").hidden_states(tokens), expected)
 
 
 def test_logits_continue_after_hidden_states(engine, tokens):
-    one, other = engine.session(len(tokens)), engine.session(len(tokens))
+    one, other = engine.session(len(tokens), "f32"), engine.session(len(tokens), "f32")
     one.hidden_states(tokens[:-1])
     other.feed(tokens[:-1])
 
@@ -68,7 +68,7 @@ def test_logits_continue_after_hidden_states(engine, tokens):
 
 
 def test_hidden_states_reject_no_tokens_and_more_than_fit(engine, tokens):
-    session = engine.session(4)
+    session = engine.session(4, "f32")
 
     with pytest.raises(ValueError, match="at least one token"):
         session.hidden_states([])

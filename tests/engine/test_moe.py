@@ -98,7 +98,7 @@ def test_experts_equal_the_float64_statement(model_of, name):
     expected = Float64Decoder.of_packed(model)
     tokens = expected.tokens_without_ties(8)
 
-    logits = Engine(model, threads=2, kernels=None).logits(tokens)
+    logits = Engine(model, threads=2, kernels=None).logits(tokens, "f32")
 
     assert relative_error(logits, expected.logits(tokens)) < 1e-5
 
@@ -112,7 +112,7 @@ def test_experts_with_equal_logits_are_chosen_in_their_order(tmp_path):
     expected = Float64Decoder.of_packed(model)
     tokens = expected.tokens_without_ties(8)
 
-    logits = Engine(model, threads=1, kernels=None).logits(tokens)
+    logits = Engine(model, threads=1, kernels=None).logits(tokens, "f32")
 
     assert relative_error(logits, expected.logits(tokens)) < 1e-5
 
@@ -122,12 +122,12 @@ def test_experts_with_equal_logits_are_chosen_in_their_order(tmp_path):
 
 def check_bits(model: PackedModel) -> None:
     tokens = tokens_of(T)
-    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens))
+    expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
     for kernels in _native.supported_kernels():
         # The scalar family, which is slow, with one of them: the others do not depend on kernels.
         settings = ((2, T), (3, 33), (5, 7), (2, 1)) if kernels != "scalar" else ((3, 33),)
         for threads, chunk in settings:
-            session = Engine(model, threads, kernels).session(T)
+            session = Engine(model, threads, kernels).session(T, "f32")
             for begin in range(0, T, chunk):
                 logits = session.feed(tokens[begin : begin + chunk])
                 last = min(begin + chunk, T) - 1
@@ -166,8 +166,8 @@ def test_matrices_of_experts_in_different_formats_have_the_same_bits(tmp_path):
 def test_logits_have_the_same_bits_for_any_batch_composition(model_of, name):
     engine = Engine(model_of(name), threads=2, kernels=None)
     tokens = tokens_of(T)
-    expected = bits(engine.logits(tokens))
-    sessions = [engine.session(T) for _ in range(40)]
+    expected = bits(engine.logits(tokens, "f32"))
+    sessions = [engine.session(T, "f32") for _ in range(40)]
     for i, session in enumerate(sessions):
         session.feed(tokens[: 1 + 3 * i])
 
@@ -198,7 +198,7 @@ def test_logits_of_a_router_that_overflow_choose_the_same_experts_everywhere(tmp
     model = write(tmp_path, config, "ternary", "f32", "f32", routers(config, signs))
 
     check_bits(model)
-    assert np.isfinite(Engine(model, threads=1, kernels=None).logits(tokens_of(T))).all()
+    assert np.isfinite(Engine(model, threads=1, kernels=None).logits(tokens_of(T), "f32")).all()
 
 
 def test_a_router_whose_logits_are_all_nan_chooses_the_first_experts(tmp_path, model_of):
@@ -207,7 +207,7 @@ def test_a_router_whose_logits_are_all_nan_chooses_the_first_experts(tmp_path, m
     model = write(tmp_path, config, "ternary", "f32", "f32", routers(config, LARGEST))
     models = model, model_of("equal", "ternary")
 
-    found, expected = (Engine(each, 1, None).logits(tokens_of(T)) for each in models)
+    found, expected = (Engine(each, 1, None).logits(tokens_of(T), "f32") for each in models)
 
     np.testing.assert_array_equal(bits(found), bits(expected))
 
@@ -232,7 +232,7 @@ def test_infinite_hidden_values_are_limited_and_nan_stays_nan(tmp_path, ffn, ker
     }
     model = write(tmp_path, config, "f32", "f32", "f32", floats)
 
-    logits = Engine(model, 1, kernels).logits([0, 1])
+    logits = Engine(model, 1, kernels).logits([0, 1], "f32")
 
     assert np.isfinite(logits[0]).all() and np.isnan(logits[1]).all()
 
@@ -247,7 +247,7 @@ def test_buffers_hold_the_rows_of_each_active_expert_and_do_not_grow(tmp_path):
         (tmp_path / str(k)).mkdir()
         engine = Engine(write(tmp_path / str(k), config, "sign_g128", "f32", "f32"), 1, None)
         sizes.append(engine.buffer_bytes)
-        engine.logits(tokens_of(T))
+        engine.logits(tokens_of(T), "f32")
         assert engine.buffer_bytes == sizes[-1]
 
     C, F = config.d_model, config.d_ff

@@ -68,7 +68,7 @@ def interrupting():
 def test_a_signal_ends_a_long_prefill_and_the_session_can_be_used_on(call, interrupting):
     engine = Engine.load(threads=1)
     tokens = np.arange(200_000) % 4000
-    session, other = engine.session(len(tokens)), engine.session(8)
+    session, other = engine.session(len(tokens), "f32"), engine.session(8, "f32")
     other.feed(PROMPT)
     session.feed(tokens[:5])
     rest = tokens[5:20_000] if call == "feed_all" else tokens[5:]  # of less memory
@@ -87,20 +87,20 @@ def test_a_signal_ends_a_long_prefill_and_the_session_can_be_used_on(call, inter
         with pytest.raises(ValueError, match="has no logits"):
             _ = session.logits
     last = session.feed(tokens[n : n + 3])
-    whole = engine.session(n + 3).feed(tokens[: n + 3])
+    whole = engine.session(n + 3, "f32").feed(tokens[: n + 3])
     assert np.array_equal(bits(last), bits(whole))
 
 
 def test_a_signal_handler_may_use_the_engine_that_it_interrupts(interrupting):
     engine = Engine.load(threads=1)
     found = []
-    signal.signal(signal.SIGALRM, lambda *_: found.append(engine.session(8).feed(PROMPT)))
-    session = engine.session(40_000)
+    signal.signal(signal.SIGALRM, lambda *_: found.append(engine.session(8, "f32").feed(PROMPT)))
+    session = engine.session(40_000, "f32")
 
     interrupting(0.02)
     session.feed(np.arange(40_000) % 4000)
 
-    assert np.array_equal(bits(found[0]), bits(engine.session(8).feed(PROMPT)))
+    assert np.array_equal(bits(found[0]), bits(engine.session(8, "f32").feed(PROMPT)))
 
 
 # ---- forks
@@ -207,7 +207,7 @@ def test_training_kernels_compute_first_in_a_child_of_a_process_that_used_openmp
 
 def test_one_session_in_two_threads_raises_or_computes_but_never_crashes():
     engine = Engine.load(threads=1)
-    session = engine.session(100_000)
+    session = engine.session(100_000, "f32")
     errors: list[Exception] = []
 
     def feed() -> None:
@@ -251,9 +251,9 @@ def test_a_truncated_model_file_ends_the_process_with_a_line_that_names_it(copie
 def test_a_model_file_that_changed_in_place_is_refused(change, copied):
     engine, file = Engine.load(copied, threads=1), copied / "model.safetensors"
     engine.check_file()
-    started = engine.session(8)
+    started = engine.session(8, "f32")
     started.feed(PROMPT)
-    session = engine.session(8)
+    session = engine.session(8, "f32")
 
     with file.open("r+b") as stream:
         if change == "truncate":
@@ -266,7 +266,7 @@ def test_a_model_file_that_changed_in_place_is_refused(change, copied):
     for call in (
         engine.check_file,
         lambda: session.feed(PROMPT),
-        lambda: engine.logits(PROMPT),
+        lambda: engine.logits(PROMPT, "f32"),
         lambda: engine.stream([1, 2, 3, 4], session=started),
         lambda: engine.step([], [], prompts=[(session, PROMPT)]),
     ):
@@ -277,13 +277,13 @@ def test_a_model_file_that_changed_in_place_is_refused(change, copied):
 
 def test_a_model_file_that_is_replaced_by_renaming_stays_in_use(copied):
     engine, file = Engine.load(copied, threads=1), copied / "model.safetensors"
-    expected = engine.session(8).feed(PROMPT)
+    expected = engine.session(8, "f32").feed(PROMPT)
     (copied / "new").write_bytes(b"another file")
 
     (copied / "new").rename(file)
 
     engine.check_file()
-    assert np.array_equal(bits(engine.session(8).feed(PROMPT)), bits(expected))
+    assert np.array_equal(bits(engine.session(8, "f32").feed(PROMPT)), bits(expected))
 
 
 def test_other_bus_errors_end_the_process_by_the_signal():

@@ -22,7 +22,9 @@ def test_logits_of_dense_models_equal_those_of_transformers(name, tmp_path):
     theirs, ours = pair(name)
     text = tokens()[:T]
 
-    logits = Engine(packed(ours.float(), tmp_path), threads=1, kernels=None).logits(text.numpy())
+    logits = Engine(packed(ours.float(), tmp_path), threads=1, kernels=None).logits(
+        text.numpy(), "f32"
+    )
 
     expected = theirs(text[None]).logits[0].numpy()
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
@@ -36,7 +38,9 @@ def test_logits_with_projection_norms_equal_those_of_the_decoder(tmp_path):
     engine = Engine(packed(ours.float(), tmp_path), threads=1, kernels=None)
 
     expected = as_packed(ours).double()(text[None])[0].numpy()
-    error = np.abs(engine.logits(text.numpy()) - expected).max(axis=1) / np.abs(expected).max()
+    error = (
+        np.abs(engine.logits(text.numpy(), "f32") - expected).max(axis=1) / np.abs(expected).max()
+    )
     # Texts with an activation next to a rounding tie differ by about 1e-3.
     assert np.median(error) < 1e-4
     assert error.max() < 1e-2

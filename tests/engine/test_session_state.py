@@ -95,7 +95,7 @@ def test_saved_session_restores_with_other_kernels_and_threads(engine, tokens, t
 
 
 def test_fork_of_an_empty_session_is_empty(engine, tokens):
-    session = engine.session(T).fork()
+    session = engine.session(T, "f32").fork()
 
     assert session.position == 0
     np.testing.assert_array_equal(bits(session.feed(tokens)), bits(fed(engine, tokens).logits))
@@ -172,7 +172,7 @@ def test_restore_of_mismatched_state_is_rejected_and_changes_nothing(
 
 
 def test_positions_restore_from_several_pieces(engine, tokens):
-    source, session = fed(engine, tokens[:100]), engine.session(T)
+    source, session = fed(engine, tokens[:100]), engine.session(T, "f32")
 
     pieces = [source.copy_positions(a, a + 20) for a in range(0, 100, 20)]
     session.restore(tokens[:100], source.copy_state(), pieces)
@@ -296,7 +296,7 @@ def test_prefill_in_a_decode_step_changes_no_bit(engine_of, tokens, stack, sizes
     engine = engine_of(stack)
     others = [fed(engine, tokens[: 10 + i]) for i in range(n)]
     alone = [fed(engine, [*tokens[: 10 + i], i + 7]).logits for i in range(n)]
-    sessions = [engine.session(T) for _ in sizes]
+    sessions = [engine.session(T, "f32") for _ in sizes]
     parts = [(session, tokens[:size]) for session, size in zip(sessions, sizes, strict=True)]
 
     logits = engine.step(others, [i + 7 for i in range(n)], prompts=parts)
@@ -312,7 +312,7 @@ def test_prefill_in_a_decode_step_changes_no_bit(engine_of, tokens, stack, sizes
 
 
 def test_step_rejects_a_repeated_session(engine, tokens):
-    session = engine.session(T)
+    session = engine.session(T, "f32")
 
     with pytest.raises(ValueError, match="sessions must differ"):
         engine.step([session], [1], prompts=[(session, tokens[:5])])

@@ -33,7 +33,7 @@ def logits_of(model: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 def engine_logits(model: Decoder, tmp_path, tokens: np.ndarray, exact: bool) -> np.ndarray:
     engine = Engine.load(packed(model, tmp_path).path, threads=1, exact=exact)
-    return np.stack([engine.logits(text) for text in tokens.reshape(8, -1)])
+    return np.stack([engine.logits(text, "f32") for text in tokens.reshape(8, -1)])
 
 
 def rounding_inputs(twin: Decoder) -> Decoder:

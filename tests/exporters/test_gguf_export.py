@@ -218,7 +218,7 @@ def test_transformers_reads_the_weights_of_its_own_layout(tmp_path, kind):
     theirs = load(tmp_path, gguf_file="x.gguf", dtype=torch.float32).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor([TOKENS])).logits[0].numpy()
-    logits = Engine(model, 1, None).logits(TOKENS)
+    logits = Engine(model, 1, None).logits(TOKENS, "f32")
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 

@@ -51,7 +51,7 @@ def test_transformers_computes_the_logits_of_the_engine(tmp_path, kind):
     assert theirs.config.model_type == kind.partition("-")[0]
     with torch.no_grad():
         expected = theirs(torch.tensor([TOKENS])).logits[0].numpy()
-    logits = Engine(model, 1, None).logits(TOKENS)
+    logits = Engine(model, 1, None).logits(TOKENS, "f32")
     errors = np.abs(logits - expected).max(axis=1) / np.abs(expected).max()
     if model.config.weights == "dense":
         assert errors.max() < 1e-5

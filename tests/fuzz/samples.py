@@ -169,7 +169,7 @@ def write_session(directory: Path) -> None:
     from yocobit import Engine
 
     engine = Engine.load(directory / "model-byte_level", threads=1)
-    session = engine.session(64)
+    session = engine.session(64, "f32")
     session.feed(list(range(40)))
     engine.save(session, directory / "session")
 

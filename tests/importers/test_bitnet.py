@@ -112,7 +112,7 @@ def test_engine_equals_transformers_on_master_weights(tmp_path, tied):
 
     packed = import_model(tmp_path / "hf", tmp_path / "model")
 
-    logits = Engine(packed, threads=2, kernels=None).logits(TOKENS)
+    logits = Engine(packed, threads=2, kernels=None).logits(TOKENS, "f32")
     assert relative_error(logits, quantised_logits(model)) < 5e-3
 
 
@@ -123,7 +123,9 @@ def test_packed_and_master_weights_import_to_equal_logits(tmp_path, linear_class
     save_packed(model, tmp_path / "packed", linear_class)
 
     logits = [
-        Engine(import_model(tmp_path / kind, tmp_path / f"{kind}-model"), 1, None).logits(TOKENS)
+        Engine(import_model(tmp_path / kind, tmp_path / f"{kind}-model"), 1, None).logits(
+            TOKENS, "f32"
+        )
         for kind in ("masters", "packed")
     ]
 

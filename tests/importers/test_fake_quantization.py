@@ -185,7 +185,7 @@ def test_logits_of_the_same_weights_as_floats_equal_those_of_transformers(tmp_pa
     packed = import_model(source, tmp_path / "model", "f32", weights="f32")
     tokens = np.random.default_rng(1).integers(0, 264, 32)
 
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
 
     expected = model.double()(torch.from_numpy(tokens)[None]).logits[0].numpy()
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
@@ -197,7 +197,7 @@ def test_logits_of_integers_equal_the_float64_statement_of_their_arithmetic(tmp_
     statement = Float64Decoder.of_packed(packed)
     tokens = statement.tokens_without_ties(4)
 
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
 
     expected = statement.logits(tokens)
     assert packed.config.weights == "ternary_g128"

@@ -75,7 +75,7 @@ def test_logits_of_dense_families_equal_those_of_transformers(tmp_path, kind, ch
     model = random_model(kind, **changes)
     packed = import_model(publish(model, tmp_path / "hf"), tmp_path / "model")
 
-    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS, "f32")
 
     assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
 
@@ -93,7 +93,7 @@ def test_logits_of_experts_equal_those_of_transformers(tmp_path):
     model.save_pretrained(source)  # writes a tensor per expert
     packed = import_model(source, tmp_path / "model")
 
-    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS, "f32")
 
     assert packed.config.n_experts == 8
     assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
@@ -124,7 +124,7 @@ def test_logits_of_minicpm_equal_those_of_a_model_with_its_scales(tmp_path, tied
 
     packed = import_model(source, tmp_path / "model")
 
-    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS)
+    logits = Engine(packed, threads=1, kernels=None).logits(TOKENS, "f32")
     assert relative_error(logits, their_logits(model, TOKENS)) < 1e-5
 
 
@@ -159,7 +159,7 @@ def test_logits_of_ternary_families_equal_those_of_transformers(
     statement = Float64Decoder.of_packed(packed)
     tokens = statement.tokens_without_ties(T)
 
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
 
     assert relative_error(logits, statement.logits(tokens)) < 1e-5
     assert relative_error(logits, their_logits(model, tokens)) < 1e-5
@@ -184,7 +184,7 @@ def test_hidden_states_of_a_bitnet_embedding_are_those_of_bitlinear_with_its_nor
 
     tokens = Float64Decoder.of_packed(packed).tokens_without_ties(T)
     engine = Engine(packed, threads=1, kernels=None)
-    hidden = engine.session(T).hidden_states(tokens)
+    hidden = engine.session(T, "f32").hidden_states(tokens)
     expected = model.double().model(torch.from_numpy(tokens.astype(np.int64))[None])
     assert relative_error(hidden, expected.last_hidden_state[0].numpy()) < 1e-5
     assert packed.config.pooling == "last"

@@ -154,7 +154,7 @@ def test_logits_equal_the_float64_statement(tmp_path, architecture, kind, tables
 
     statement = Float64Decoder.of_packed(packed)
     tokens = statement.tokens_without_ties(3)
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
     expected = statement.logits(tokens)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 

@@ -115,7 +115,7 @@ def test_logits_of_a_dense_model_equal_transformers(tmp_path, architecture):
 
     packed = import_model(tmp_path / "m.gguf", tmp_path / "model")
 
-    logits = Engine(packed, threads=1, kernels=None).logits(PROMPT)
+    logits = Engine(packed, threads=1, kernels=None).logits(PROMPT, "f32")
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -153,7 +153,7 @@ def test_logits_of_a_ternary_model_equal_the_float64_statement(tmp_path, archite
 
     statement = Float64Decoder.of_packed(packed)
     tokens = statement.tokens_without_ties(12)
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
     expected = statement.logits(tokens)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
 

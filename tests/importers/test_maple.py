@@ -184,7 +184,7 @@ def test_logits_are_those_of_the_equations_of_maple(tmp_path):
     tokens = np.random.default_rng(1).integers(0, 264, 24)
     packed = import_model(source, tmp_path / "model", "f32", weights="f32")
 
-    logits = Engine(packed, threads=1, kernels=None).logits(tokens)
+    logits = Engine(packed, threads=1, kernels=None).logits(tokens, "f32")
 
     expected = maple_logits(source, tokens)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()

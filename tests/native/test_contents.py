@@ -98,7 +98,11 @@ def test_every_invalid_tensor_is_found_and_the_first_session_is_refused(tmp_path
         poke(model, name, 7, b"\xff")
     engine = Engine.load(model.path, threads=2)  # in milliseconds: it does not read the weights
 
-    for refused in (lambda: engine.session(8), lambda: engine.logits([1]), engine.check_weights):
+    for refused in (
+        lambda: engine.session(8, "f32"),
+        lambda: engine.logits([1], "f32"),
+        engine.check_weights,
+    ):
         with pytest.raises(PackedModelError, match=f"{names[0]}' must hold codes 0 to 2 but holds"):
             refused()
 

@@ -86,7 +86,7 @@ def test_other_formats_are_recorded_and_read_again(tmp_path, config, formats):
     assert others <= {config.weights, "int8", "f32"}
     assert again.projection_format.weights == config.weights
     assert verify(again) == []
-    assert np.isfinite(Engine(again, threads=1, kernels=None).logits([1, 2, 3])).all()
+    assert np.isfinite(Engine(again, threads=1, kernels=None).logits([1, 2, 3], "f32")).all()
 
 
 def test_formats_are_recorded_for_fewest_parameters(tmp_path):

@@ -13,8 +13,13 @@ CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 
 
 def token(text: str, logprob: float | None = None) -> Token:
-    found = None if logprob is None else Logprob(7, logprob, ())
+    found = None if logprob is None else Logprob(7, logprob, (), text)
     return Token(choice=0, token=7, text=text, logprob=found)
+
+
+def held(text: str, piece: str, is_open: bool = False) -> Token:
+    """Return a token that adds `piece`; `text` is what became certain with it."""
+    return Token(choice=0, token=7, text=text, logprob=Logprob(7, -1.0, (), piece, is_open))
 
 
 def deltas(answer: Answer, *events: Event) -> list:
@@ -35,9 +40,52 @@ def test_logprobs_are_delivered_with_and_without_text():
 
     found = deltas(answer, token("", -1.0), token("a", -2.0), Finish(0, "stop", ""))
 
-    first, second = Logprob(7, -1.0, ()), Logprob(7, -2.0, ())
+    first, second = Logprob(7, -1.0, ()), Logprob(7, -2.0, (), "a")
     assert found == [Content("", (first,)), Content("a", (second,)), Done("stop")]
     assert answer.logprobs == [first, second]
+
+
+def texts(found: list) -> list[tuple[str, list[str]]]:
+    """Return the text of each content, and those of its log-probabilities."""
+    return [(d.text, [each.text for each in d.logprobs]) for d in found if isinstance(d, Content)]
+
+
+def test_logprobs_wait_for_text_that_may_be_a_stop_string():
+    answer = Answer()
+
+    found = deltas(
+        answer, held("a", "aS"), held("", "T"), held("STb", "b"), Finish(0, "length", "")
+    )
+
+    assert texts(found) == [("a", []), ("STb", ["aS", "T", "b"])]
+
+
+def test_a_stop_string_cuts_the_logprobs_with_the_text():
+    answer = Answer()
+
+    found = deltas(answer, held("a", "aS"), held("", "T"), held("", "OPb"), Finish(0, "stop", ""))
+
+    assert texts(found) == [("a", []), ("", ["a"])]
+    assert [each.text for each in answer.logprobs] == [answer.text]
+
+
+def test_a_character_of_several_tokens_is_the_text_of_the_last():
+    answer = Answer()
+
+    found = deltas(
+        answer, held("", "", is_open=True), held("\u20ac!", "\u20ac!"), Finish(0, "stop", "")
+    )
+
+    assert texts(found) == [("\u20ac!", ["", "\u20ac!"])]
+
+
+def test_an_incomplete_character_at_the_end_is_part_of_its_token():
+    answer = Answer()
+    end = Finish(0, "length", "\ufffd", rest="\ufffd")
+
+    found = deltas(answer, held("a", "a"), held(" ", " ", is_open=True), end)
+
+    assert texts(found) == [("a", ["a"]), (" ", []), ("\ufffd", [" \ufffd"])]
 
 
 def test_stop_string_is_reported():

@@ -415,3 +415,86 @@ def test_models_have_their_context_under_vllms_name(server):
     (model,) = ok(server.client.get("/v1/models"))["data"]
 
     assert model["max_model_len"] == CONTEXT
+
+
+def test_service_tier_is_returned(server):
+    body = {"messages": SEA, **GREEDY}
+
+    assert "service_tier" not in ok(server.post(CHAT, **body))
+    assert ok(server.post(CHAT, **body, service_tier="auto"))["service_tier"] == "auto"
+    events = server.events(CHAT, **body, service_tier="auto")
+    assert {event["service_tier"] for event in events} == {"auto"}
+
+
+def test_messages_have_annotations(server):
+    (choice,) = ok(server.post(CHAT, messages=SEA, **GREEDY))["choices"]
+
+    assert choice["message"]["annotations"] == []
+
+
+def test_token_ids_are_those_of_prompt_and_answer(server, engine):
+    body = {"prompt": ["The king", "A sea"], **GREEDY, "return_token_ids": True, "n": 2}
+
+    whole = ok(server.post(TEXT, **body))
+    events = server.events(TEXT, **body)
+
+    assert sum(len(c["token_ids"]) for c in whole["choices"]) == whole["usage"]["completion_tokens"]
+    for i, choice in enumerate(whole["choices"]):
+        chunks = [c for event in events for c in event["choices"] if c["index"] == i]
+        prompt = engine.encode(body["prompt"][i // 2])
+        assert choice["prompt_token_ids"] == prompt
+        assert [c["prompt_token_ids"] for c in chunks if "prompt_token_ids" in c] == [prompt]
+        assert engine.tokenizer.decode(choice["token_ids"]) == choice["text"]
+        assert [t for c in chunks for t in c["token_ids"]] == choice["token_ids"]
+
+
+def test_chat_token_ids_are_those_of_prompt_and_answer(server, engine):
+    body = {"messages": SEA, "max_tokens": 40, "seed": 1, "return_token_ids": True}
+
+    whole = ok(server.post(CHAT, **body))
+    first, *rest = server.events(CHAT, **body)
+
+    (choice,) = whole["choices"]
+    assert len(choice["token_ids"]) == whole["usage"]["completion_tokens"]
+    assert engine.tokenizer.decode(choice["token_ids"]).startswith(text(whole))
+    assert first["prompt_token_ids"] == whole["prompt_token_ids"]
+    assert len(first["prompt_token_ids"]) == whole["usage"]["prompt_tokens"]
+    chunks = [c for event in rest for c in event["choices"]]
+    assert [t for c in chunks for t in c["token_ids"]] == choice["token_ids"]
+    assert "prompt_token_ids" not in rest[0]
+    body["return_token_ids"] = False
+    assert "token_ids" not in ok(server.post(CHAT, **body))["choices"][0]
+
+
+def logprob_texts(choices) -> str:
+    entries = [c["logprobs"]["content"] for c in choices if c["logprobs"]]
+    return "".join(entry["token"] for each in entries for entry in each)
+
+
+@pytest.mark.parametrize("stop", [None, "e", ["th", "s a", "\n"]])
+def test_texts_of_logprobs_join_to_the_content(server, stop):
+    for seed in range(4):
+        body = {"messages": SEA, "max_tokens": 30, "seed": seed, "logprobs": True, "stop": stop}
+
+        whole = ok(server.post(CHAT, **body))
+        events = server.events(CHAT, **body)
+
+        assert logprob_texts(whole["choices"]) == text(whole)
+        assert logprob_texts([c for event in events for c in event["choices"]]) == text(whole)
+
+
+def test_texts_of_logprobs_join_across_bytes(server, engine):
+    model = server.model
+    partial = [t for t in range(4096) if max(model.token_text(t)[1], default=0) >= 0x80][:1024]
+    assert len(partial) >= 128
+    bias = {str(token): 100 for token in partial}
+    for seed in range(8):
+        body = {"messages": SEA, "max_tokens": 9, "seed": seed, "temperature": 3, "top_p": 1}
+
+        whole = ok(server.post(CHAT, **body, logprobs=True, logit_bias=bias))
+
+        assert any(ord(character) >= 0x80 for character in text(whole))
+        assert logprob_texts(whole["choices"]) == text(whole)
+        entries = whole["choices"][0]["logprobs"]["content"]
+        raw = bytes(byte for entry in entries for byte in entry["bytes"])
+        assert raw.decode(errors="replace") == text(whole)

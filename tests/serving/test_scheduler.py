@@ -59,7 +59,7 @@ def make(engine):
 
     def scheduler(prefix_mb=0, engine=engine, **settings):
         listener = Listener()
-        memory = engine.session(1).memory()
+        memory = engine.session(1, "f32").memory()
         prefixes = PrefixCache(prefix_mb << 20, "m", memory.shared_kv_per_token)
         defaults = {"cache_bytes": 1 << 30, "max_sequences": 64, "max_waiting": 256, "cache": "f32"}
         made.append(
@@ -100,6 +100,7 @@ def alone(engine: Engine, request: Request, choice=0) -> str:
         request.prompt,
         max_tokens=request.max_tokens,
         stop=request.stop,
+        cache="f32",
         sampling=request.sampling[choice],
     )
 
@@ -280,7 +281,7 @@ def test_reserved_bytes_of_a_request_equal_those_of_its_sessions(engine, make):
 
     for max_tokens in (1, 30, 1000):
         request = make_request(engine, max_tokens=max_tokens, n=2)
-        session = engine.session(request.n_tokens)
+        session = engine.session(request.n_tokens, "f32")
         assert scheduler.cache_bytes_of(request) == 2 * session.memory().total
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from pathlib import Path
 
 import pytest
+import typer
 
+from yocobit.cli import app
 from yocobit.config import ConfigError
+from yocobit.engine import Chat, Engine
 from yocobit.serving import ServerSettings
 
 
@@ -80,3 +84,20 @@ def test_invalid_settings_are_rejected(settings, words):
 
 def test_repr_has_no_keys():
     assert "a-secret-key" not in repr(ServerSettings(api_keys=("a-secret-key",)))
+
+
+def test_commands_server_and_engine_have_the_same_cache_type():
+    """So that a seed gives the same text in all of them; eval measures with exact caches."""
+    commands = typer.main.get_command(app).commands
+    found = {
+        name: option.default
+        for name, command in commands.items()
+        for option in command.params
+        if option.name == "cache"
+    }
+    for function in (Engine.session, Engine.logits, Engine.stream, Chat):
+        found[function.__qualname__] = inspect.signature(function).parameters["cache"].default
+
+    assert found.pop("eval") is None
+    assert {"generate", "chat", "serve", "bench", "plan", "Chat", "Engine.stream"} <= set(found)
+    assert set(found.values()) == {ServerSettings().cache} == {"int8"}

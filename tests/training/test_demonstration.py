@@ -41,7 +41,7 @@ def test_demonstration_trains_packs_and_serves(tmp_path):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert rates[::10] == [3e-3, 1.5e-3, 0.75e-3]
     tokens = np.arange(20)
-    logits = Engine.load(model.path, threads=1).logits(tokens)
+    logits = Engine.load(model.path, threads=1).logits(tokens, "f32")
     with torch.no_grad():
         twin = as_packed(checkpoint.load_model(out))
         expected = twin(torch.from_numpy(tokens)[None])[0].numpy()

@@ -59,7 +59,7 @@ def test_a_run_resumes_to_the_last_bit_and_its_model_packs(toml, tmp_path, monke
     found = checkpoints.last(tmp_path / "straight")
     config = ModelConfig.from_json(found / "config.json")
     assert {**config.fields(), **FEATURES} == config.fields()
-    logits = Engine(pack(found, tmp_path / "model"), 1, None).logits([1, 2, 3])
+    logits = Engine(pack(found, tmp_path / "model"), 1, None).logits([1, 2, 3], "f32")
     assert logits.shape == (3, 270)
 
 

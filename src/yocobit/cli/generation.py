@@ -30,7 +30,7 @@ from yocobit.cli.options import (
 )
 from yocobit.cli.output import print_json
 from yocobit.engine import Chat, Engine, SamplingConfig
-from yocobit.engine.session import MAX_TOKENS
+from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
@@ -64,7 +64,7 @@ def generate(
         list[str],
         typer.Option(help="Additional stop string; can be repeated."),
     ] = [],  # noqa: B006
-    cache: Cache = "f32",
+    cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
     threads: Threads = None,
@@ -125,7 +125,7 @@ def chat(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     seed: Seed = None,
-    cache: Cache = "f32",
+    cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
     threads: Threads = None,

@@ -28,7 +28,7 @@ from yocobit.cli.options import (
 from yocobit.cli.output import print_json
 from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
-from yocobit.engine.session import MAX_TOKENS, CacheType
+from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS, CacheType
 from yocobit.errors import needs_extra
 
 
@@ -101,7 +101,7 @@ def bench(
         str | None,
         typer.Option("--threads", "-t", help="Thread counts, such as 1,2; one per CPU by default."),
     ] = None,
-    cache: Annotated[str, typer.Option(help="KV cache types, such as f16,int8.")] = "f16",
+    cache: Annotated[str, typer.Option(help="KV cache types, such as f16,int8.")] = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
     kernels: Kernels = None,

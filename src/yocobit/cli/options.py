@@ -122,7 +122,7 @@ Exact = Annotated[
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
-Cache = Annotated[CacheType, typer.Option(help="KV cache type.")]
+Cache = Annotated[CacheType, typer.Option(help="KV cache type; f32 is exact.")]
 
 # A model, or a named shape with random weights.
 ModelOrNone = Annotated[Path | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]

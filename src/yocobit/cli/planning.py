@@ -22,6 +22,7 @@ from yocobit.cli.options import (
     number,
 )
 from yocobit.cli.output import print_json
+from yocobit.engine.session import DEFAULT_CACHE
 from yocobit.pictures import check_picture
 
 
@@ -37,7 +38,7 @@ def plan(
         int, number(1, 1 << 32, help="Context length of each session, in tokens.")
     ] = 4096,
     batch: Annotated[int, number(1, 1 << 16, "--batch", "-b", help="Decode batch size.")] = 1,
-    cache: Cache = "f16",
+    cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     machine: Annotated[
         str, typer.Option(help="here (this host, measured) or a data sheet: groq, h100.")

@@ -22,6 +22,7 @@ from yocobit.cli.options import (
     number,
 )
 from yocobit.config import ConfigError
+from yocobit.engine.session import DEFAULT_CACHE
 from yocobit.errors import UserError, needs_extra
 from yocobit.pretrained import TINY
 
@@ -72,7 +73,7 @@ def serve(
     context: Annotated[
         int, number(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
     ] = 8192,
-    cache: Cache = "f32",
+    cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
     cache_mb: Annotated[

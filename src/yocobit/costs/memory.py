@@ -9,6 +9,7 @@ Letters: H query heads   G KV heads   D head size   S cached positions
 from __future__ import annotations
 
 import dataclasses
+import mmap
 
 from yocobit._native import (
     BLOCK_POSITIONS,
@@ -24,6 +25,9 @@ from yocobit.config import ModelConfig
 from yocobit.mixers import FEED_FORWARDS, MixerSpec, layer_mixers
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
+
+PAGE_BYTES = mmap.PAGESIZE
+_PARTIAL_PAGES = 3  # of a region of a growing cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +175,21 @@ def cache_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
 def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
     """Return the bytes that a session with a capacity of n_tokens reserves."""
     return cache_bytes(config, cache, round_up(n_tokens, BLOCK_POSITIONS)) + recurrent_bytes(config)
+
+
+def committed_bytes(config: ModelConfig, cache: str, n_tokens: int, max_tokens: int) -> int:
+    """Return the most bytes that n_tokens take of what a session of max_tokens reserves.
+
+    The system commits pages when they are first written. Of each head's keys, values and scales, in
+    addition to whole pages: one that its neighbour shares, a partial one, and one ahead.
+    """
+    n_regions = sum(
+        2 * mixer.heads(config).n_kv_heads * (2 if CACHE_FORMATS[cache].scale_bytes else 1)
+        for mixer in _owners(config, growing=True)
+        if mixer.heads is not None
+    )
+    n_bytes = session_bytes(config, cache, n_tokens) + n_regions * _PARTIAL_PAGES * PAGE_BYTES
+    return min(n_bytes, session_bytes(config, cache, max_tokens))
 
 
 def _owners(config: ModelConfig, growing: bool) -> list[MixerSpec]:

@@ -9,7 +9,7 @@ from yocobit.costs import summarize
 from yocobit.engine.engine import Engine
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
-from yocobit.engine.session import CacheType, Session
+from yocobit.engine.session import DEFAULT_CACHE, CacheType, Session
 from yocobit.errors import UserError
 
 _MOST_CONTEXT = 1 << 40  # the limit of a session
@@ -30,7 +30,7 @@ class Chat:
         system: str | None = None,
         context: int = 8192,
         max_tokens: int = 512,
-        cache: CacheType = "f32",
+        cache: CacheType = DEFAULT_CACHE,
         sampling: SamplingConfig | None = None,
     ) -> None:
         """Start a conversation of at most `context` tokens, with replies of at most `max_tokens`.

@@ -102,6 +102,11 @@ class DecodeState:
         """The text of the last token, certain or held back; after `finish`, the rest."""
         return self._detokenizer.piece
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last token ends inside a character."""
+        return self._detokenizer.is_open
+
     def mask(self, logits: Logits) -> Logits:
         """Return the logits (V,) to sample from: masked by the grammar and the end conditions."""
         masked = self._guided.mask(logits) if self._guided else logits

@@ -17,6 +17,7 @@ from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.saved_session import SavedSession, SavedSessionError
 from yocobit.engine.session import (
+    DEFAULT_CACHE,
     MAX_TOKENS,
     CacheType,
     Logits,
@@ -186,8 +187,10 @@ class Engine:
         """
         self._native.check_file()
 
-    def session(self, max_tokens: int, cache: CacheType = "f32") -> Session:
+    def session(self, max_tokens: int, cache: CacheType = DEFAULT_CACHE) -> Session:
         """Return a new session with a capacity of `max_tokens`; reserves its memory.
+
+        `cache` is the type of its KV caches: "f32", "f16", "int8" or "int4".
 
         The first session of an engine checks the weights: PackedModelError if they are invalid.
         """
@@ -235,7 +238,7 @@ class Engine:
             )
         return session
 
-    def logits(self, tokens: Tokens, cache: CacheType = "f32") -> Logits:
+    def logits(self, tokens: Tokens, cache: CacheType = DEFAULT_CACHE) -> Logits:
         """Return the logits (T, V) after each of tokens (T,)."""
         tokens = as_tokens(tokens)
         return self.session(max(1, len(tokens)), cache).feed_all(tokens)
@@ -330,7 +333,7 @@ class Engine:
         *,
         max_tokens: int = 256,
         stop: str | Sequence[str] = (),
-        cache: CacheType = "f32",
+        cache: CacheType = DEFAULT_CACHE,
         sampling: SamplingConfig | None = None,
         session: Session | None = None,
     ) -> Generation:

@@ -20,6 +20,7 @@ from yocobit.settings import whole_number
 MAX_TOKENS = 1 << 40  # of a session
 _MAX_LAYER = (1 << 31) - 1  # that the bindings take; larger indices are out of range, too
 CacheType = Literal["f32", "f16", "int8", "int4"]
+DEFAULT_CACHE: CacheType = "int8"  # of every command, of the server and of Engine
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Logits = NDArray[np.float32]
 

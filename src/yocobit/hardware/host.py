@@ -188,6 +188,12 @@ def share_heap() -> None:
         mallopt(_M_MMAP_THRESHOLD, _MIB)
 
 
+def trim_heap() -> None:
+    """Return freed memory in the middle of the heap to the system; no effect without glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def allocated_bytes() -> int:
     """Return the bytes that this process has allocated and not freed.
 

@@ -8,6 +8,6 @@ TINY = Path(__file__).parent / "tiny"
 ABOUT_TINY = "A toy of 7 million parameters that continues speeches and sermons. It knows no facts."
 PROMPTS_OF_TINY = (
     "Tell me about the sea.",
-    "Speak about liberty and the law.",
-    "Write a few sentences about winter.",
+    "Speak about peace.",
+    "What can you say about prayer?",
 )

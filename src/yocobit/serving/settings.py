@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.config import ConfigError, parse_attention
-from yocobit.engine.session import CacheType
+from yocobit.engine.session import DEFAULT_CACHE, CacheType
 from yocobit.pretrained import TINY
 from yocobit.reading import MAX_BYTES, decode, read_text
 from yocobit.settings import Settings
@@ -32,7 +32,7 @@ class ServerSettings(Settings):
     threads: int | None = None  # None: one per CPU
     kernels: str | None = None  # kernel family; None: the fastest of this CPU
     verify: bool = False  # check every weight before use
-    cache: CacheType = "f32"  # of the KV caches
+    cache: CacheType = DEFAULT_CACHE  # of the KV caches
     attention: str | None = None  # None: the model's own
     exact: bool = False  # int16 instead of int8 activations, as in Engine.load
 

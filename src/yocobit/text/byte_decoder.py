@@ -43,6 +43,11 @@ class ByteDecoder:
         # What stands for the prompt's incomplete character in the decoded prompt, if it has one.
         self._shown = self._decoder.getstate()[0].decode("utf-8", "replace")
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last token ends inside a character."""
+        return bool(self._decoder.getstate()[0])
+
     def add(self, token: int) -> str:
         """Append a token; return the text that became certain."""
         return self._after_prompt(self._decoder.decode(self._bytes(token)))

@@ -64,6 +64,11 @@ class Detokenizer:
         self._run_stop: StopMatcher | None = None  # after the byte tokens that are held back
         self._held = ""  # may be the start of a stop string
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the last token ends inside a character, whose text follows."""
+        return self._text.is_open
+
     def stop_at(self, stop: Sequence[str]) -> None:
         """Match these stop strings in the text that follows."""
         self._stop = StopMatcher(stop) if stop else None
@@ -156,6 +161,7 @@ class _Window:
 
     def __init__(self, tokenizer: Tokenizer, shared: _Shared, prompt: Sequence[int]) -> None:
         self.run_piece: str | None = None  # what the last byte token adds if the run ends validly
+        self.is_open = False  # whether the last token ends inside a character
         self._tokenizer = tokenizer
         self._shared = shared
         self._run: codecs.IncrementalDecoder | None = None
@@ -170,18 +176,19 @@ class _Window:
         if self._is_settled and (texts := self._shared.texts.get(token)) is not None:
             added, alone = texts
             self._tokens, self._shown = [token], alone
-            return added
+            return added  # no run is open, so is_open is False already
         name = self._name(token)
         if name is None:
             return ""
         self._tokens.append(token)
         if self._is_byte(name):
-            self._is_settled = False
+            self._is_settled, self.is_open = False, True
             self._extend_run(int(name[3:5], 16))
             return ""
         self.run_piece = None
         text = self._decode(self._tokens)
         n_certain = len(text) - text.endswith(_REPLACEMENT)
+        self.is_open = n_certain < len(text)
         was_settled = self._is_settled
         piece = self._advance(text[:n_certain])
         self._is_settled = self._shared.is_local and n_certain == len(text) > 0

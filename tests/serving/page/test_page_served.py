@@ -44,6 +44,30 @@ def test_second_message_hits_the_prefix_of_the_first(visit, server):
     assert hits > 20
 
 
+def test_cut_answer_is_continued(visit, server):
+    visit.find("#header .set").click()
+    visit.page.get_by_label("Max tokens").fill("8")
+    visit.page.keyboard.press("Escape")
+    visit.say("Tell me about the sea.")
+    expect(visit.find(".answer .note")).to_contain_text("8 tokens")
+    start = visit.texts()[1]
+
+    visit.find(".resume:visible").click()
+    visit.wait()
+
+    expect(visit.find(".answer .note")).to_contain_text("16 tokens")
+    assert len(visit.texts()) == 2
+    assert visit.texts()[1].startswith(start)
+
+
+def test_packaged_model_offers_messages(visit):
+    expect(visit.find("#welcome .about")).to_contain_text("speeches and sermons")
+    visit.find("#welcome .prompts button").first.click()
+    visit.wait()
+
+    assert len(visit.texts()) == 2
+
+
 def test_stop_frees_the_server(visit, server):
     visit.send("Tell me about the sea.")
     expect(visit.find(".answer .body")).not_to_be_empty()
@@ -81,6 +105,9 @@ def test_page_has_a_strict_content_security_policy(server):
         ("page.js", "text/javascript"),
         ("markdown-it.js", "text/javascript"),
         ("page.css", "text/css"),
+        ("katex/fonts/KaTeX_Main-Regular.woff2", "font/woff2"),
     ):
         assert server.client.get(f"/page/{name}").headers["content-type"].startswith(kind)
+    for path in ("/page/%2e%2e/pyproject.toml", "/page/katex", "/page/katex/LICENSE", "/page/"):
+        assert server.client.get(path).status_code == 404, path
     assert server.client.get("/page/icon.svg").headers["content-type"].startswith("image/svg+xml")

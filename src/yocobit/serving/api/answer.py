@@ -7,6 +7,7 @@ streamed is rendered from what the answer has accumulated.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from typing import Literal
 
 from yocobit.serving.api.tools import CallArguments as CallArguments
@@ -19,7 +20,10 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """Text of the answer, and the log-probabilities of its tokens if they were requested."""
+    """Text of the answer, and the log-probabilities of its tokens if they were requested.
+
+    The texts of all log-probabilities join to the text, unless it has tool calls.
+    """
 
     text: str
     logprobs: tuple[Logprob, ...] = ()
@@ -54,6 +58,8 @@ class Answer:
         self.text = ""
         self.calls: list[Call] = []
         self.logprobs: list[Logprob] = []
+        self._held: deque[Logprob] = deque()  # of tokens whose text may not be certain
+        self._n_certain = 0  # characters of the text after the log-probabilities that were returned
         self.done: Done | None = None
 
     def add(self, event: Event) -> list[Delta]:
@@ -62,10 +68,10 @@ class Answer:
             return []
         pieces = self._parse(event.text, is_last=isinstance(event, Finish))
         content = "".join(piece for piece in pieces if isinstance(piece, str))
-        logprob = event.logprob if isinstance(event, Token) else None
+        logprobs = self._certain_logprobs(event)
         deltas: list[Delta] = []
-        if content or logprob is not None:
-            deltas.append(Content(content, () if logprob is None else (logprob,)))
+        if content or logprobs:
+            deltas.append(Content(content, tuple(logprobs)))
         for piece in pieces:
             if isinstance(piece, CallStart):
                 self.calls.append(Call(piece.id, piece.name))
@@ -74,12 +80,35 @@ class Answer:
             if not isinstance(piece, str):
                 deltas.append(piece)
         self.text += content
-        if logprob is not None:
-            self.logprobs.append(logprob)
+        self.logprobs += logprobs
         if isinstance(event, Finish):
             self.done = Done(self._reason(event), event.matched_stop)
             deltas.append(self.done)
         return deltas
+
+    def _certain_logprobs(self, event: Token | Finish) -> list[Logprob]:
+        """Return the log-probabilities of the tokens whose text became certain.
+
+        Their texts join to the text of the events: a stop string cuts the last one.
+        """
+        if isinstance(event, Token) and event.logprob is not None:
+            self._held.append(event.logprob)
+        is_last = isinstance(event, Finish)
+        if isinstance(event, Finish) and event.rest and self._held:
+            open_token = self._held.pop()
+            text = open_token.text + event.rest
+            self._held.append(dataclasses.replace(open_token, text=text))
+        self._n_certain += len(event.text)
+        certain = []
+        while self._held and len(self._held[0].text) <= self._n_certain:
+            if len(self._held) == 1 and self._held[0].is_open and not is_last:
+                break
+            certain.append(self._held.popleft())
+            self._n_certain -= len(certain[-1].text)
+        if is_last and self._held and self._n_certain > 0:
+            cut = self._held[0].text[: self._n_certain]
+            certain.append(dataclasses.replace(self._held[0], text=cut))
+        return certain
 
     def _parse(self, text: str, is_last: bool) -> list[Piece]:
         """Return what became certain with a text: content, and parts of calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -115,17 +116,31 @@ def build(model: ServedModel, body: ChatRequest, client: str) -> ChatCompletion:
     return ChatCompletion(model, body, prepare(model, body, client))
 
 
-def prepare(model: ServedModel, body: ChatRequest, client: str) -> PreparedChat:
-    """Check a conversation of any protocol; APIError 400, in chat's terms, if it is invalid."""
+def prepare(
+    model: ServedModel,
+    body: ChatRequest,
+    client: str,
+    *,
+    prompt: list[int] | None = None,
+    is_clamped: bool = False,
+) -> PreparedChat:
+    """Check a conversation of any protocol; APIError 400, in chat's terms, if it is invalid.
+
+    `prompt` replaces the rendered messages. With `is_clamped`, an answer ends with the context if
+    that is sooner than the limit of tokens; otherwise such a limit is an error.
+    """
     if body.functions or body.function_call not in (None, "none", "auto"):
         raise APIError(
             400, "functions and function_call are not supported; use tools", param="functions"
         )
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs to be true", param="top_logprobs")
-    prompt = render(model, body.messages, body.offered_tools, template_variables(body))
+    if prompt is None:
+        prompt = prompt_tokens(model, body)
     prompt = model.truncate(body, prompt, body.token_limit)
     max_tokens = model.max_tokens(body.token_limit, len(prompt))
+    if is_clamped:
+        max_tokens = min(max_tokens, model.max_tokens(-1, len(prompt)))
     request = Request(
         prompt=tuple(prompt),
         max_tokens=max_tokens,
@@ -133,6 +148,7 @@ def prepare(model: ServedModel, body: ChatRequest, client: str) -> PreparedChat:
         **model.end_conditions(body, max_tokens, model.engine.stop_strings),
         logit_bias=model.logit_bias(body),
         n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        n_shared_tokens=n_shared_tokens(model, body, prompt),
         client=client,
         timeout_s=model.settings.timeout_s,
     )
@@ -159,10 +175,17 @@ class ChatCompletion(Completion):
         super().__init__(model, body, [chat.request], chat.grammar)
         self._has_logprobs = bool(body.logprobs)
         self._answers = chat.answers()
+        self._prompt = list(chat.request.prompt)
+        # Of each choice: all tokens, or those that no chunk has.
+        self._tokens: list[list[int]] = [[] for _ in self._answers]
 
     def add(self, index: int, event: Event) -> None:
         if isinstance(event, Token | Finish):
             self._answers[event.choice].add(event)
+            self._add_token(event)
+
+    def whole(self, stream: EventStream) -> dict[str, Any]:
+        return {**super().whole(stream), **self._prompt_ids()}
 
     def choices(self) -> list[dict[str, Any]]:
         return [self._choice(i, answer) for i, answer in enumerate(self._answers)]
@@ -170,29 +193,52 @@ class ChatCompletion(Completion):
     def first_chunks(self) -> Iterator[dict[str, Any]]:
         for i in range(len(self._answers)):
             delta = _delta(i, {"role": "assistant", "content": ""})
-            yield self.chunk(delta, is_first=i == 0)
+            chunk = self.chunk(delta, is_first=i == 0)
+            yield {**chunk, **self._prompt_ids()} if i == 0 else chunk
 
     def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterator[dict[str, Any]]:
         if not isinstance(event, Token | Finish):
             return
         deltas = self._answers[event.choice].add(event)
+        self._add_token(event)
         for delta in deltas:
             if isinstance(delta, Content):
                 logprobs = self._logprobs(delta.logprobs) if delta.logprobs else None
-                content = {"content": delta.text}
-                yield self.chunk(_delta(event.choice, content, logprobs=logprobs))
+                content = _delta(event.choice, {"content": delta.text}, logprobs=logprobs)
+                yield self.chunk({**content, **self._token_ids(event.choice)})
         for call in _call_deltas(deltas):
-            yield self.chunk(_delta(event.choice, {"tool_calls": [call]}))
+            calls = _delta(event.choice, {"tool_calls": [call]})
+            yield self.chunk({**calls, **self._token_ids(event.choice)})
         for delta in deltas:
             if isinstance(delta, Done):
                 last = _delta(event.choice, {}, finish_reason=delta.reason)
+                last |= self._token_ids(event.choice)
                 yield self.chunk(last, self.finish_choice(stream))
+
+    def _add_token(self, event: Token | Finish) -> None:
+        if self.has_token_ids and isinstance(event, Token):
+            self._tokens[event.choice].append(event.token)
+
+    def _token_ids(self, index: int) -> dict[str, Any]:
+        """Return the tokens of a choice since the last call."""
+        if not self.has_token_ids:
+            return {}
+        tokens, self._tokens[index] = self._tokens[index], []
+        return {"token_ids": tokens}
+
+    def _prompt_ids(self) -> dict[str, Any]:
+        return {"prompt_token_ids": self._prompt} if self.has_token_ids else {}
 
     def _logprobs(self, found: Iterable[Logprob]) -> dict[str, Any]:
         return {"content": [self.logprob(each) for each in found], "refusal": None}
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": answer.text,
+            "refusal": None,
+            "annotations": [],
+        }
         if answer.calls:
             message["content"] = answer.text or None
             message["tool_calls"] = [_call(c.id, c.name, c.arguments) for c in answer.calls]
@@ -201,7 +247,13 @@ class ChatCompletion(Completion):
             "message": message,
             "logprobs": self._logprobs(answer.logprobs) if self._has_logprobs else None,
             "finish_reason": answer.done and answer.done.reason,
+            **self._token_ids(index),
         }
+
+
+def prompt_tokens(model: ServedModel, body: ChatRequest) -> list[int]:
+    """Return the prompt of a body as tokens; APIError 400 for invalid messages."""
+    return render(model, body.messages, body.offered_tools, template_variables(body))
 
 
 # Variables that a request sets by fields of their own.
@@ -270,6 +322,26 @@ def render(
         reason = str(error).replace(f"{model.engine.model.path}/", "")
         raise APIError(400, reason, param="messages") from None
     return model.encode(text, "messages")
+
+
+def n_shared_tokens(model: ServedModel, body: ChatRequest, prompt: list[int]) -> int:
+    """Return how many tokens of a prompt it shares with other conversations; 0 if unknown.
+
+    These have the same system message and tools, and another first message.
+    """
+    system = list(itertools.takewhile(lambda m: m.role in ("system", "developer"), body.messages))
+    if model.settings.prefix_mb == 0 or not (system or body.offered_tools):
+        return 0
+    first = protocol.to_template(body.messages[len(system) :][:1] or system)[0]["content"]
+    other = protocol.Message(role="user", content="1" if first.startswith("0") else "0")
+    variables = template_variables(body)
+    variables.pop("continue_final_message", None)
+    try:
+        tokens = render(model, [*system, other], body.offered_tools, variables)
+    except APIError:  # the template requires other messages
+        return 0
+    pairs = zip(prompt[:-1], tokens, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
 
 
 def _constraint(body: ChatRequest) -> Constraint | None:

@@ -108,6 +108,8 @@ class _Choice:
     token_logprobs: list[float | None] = dataclasses.field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = dataclasses.field(default_factory=list)
     text_offset: list[int] = dataclasses.field(default_factory=list)
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    prompt_ids: list[int] | None = None
     reason: str | None = None
 
 
@@ -144,6 +146,9 @@ class TextCompletion(Completion):
         self._n = body.n or 1
         n_choices = len(requests) * self._n
         self._choices = [_Choice() for _ in range(n_choices)]
+        if self.has_token_ids:
+            for i, choice in enumerate(self._choices):
+                choice.prompt_ids = list(requests[i // self._n].prompt)
         self._offsets: list[_Offsets] = []
 
     def attach(self, model: ServedModel) -> None:
@@ -165,7 +170,7 @@ class TextCompletion(Completion):
         for i in self._add(index, event):
             choice, self._choices[i] = self._choices[i], _Choice()
             finished = self.finish_choice(stream) if isinstance(event, Finish) else None
-            if choice.text or choice.tokens or choice.reason:
+            if choice.text or choice.tokens or choice.token_ids or choice.reason:
                 yield self.chunk(self._choice(i, choice), finished)
 
     def _add(self, index: int, event: Event) -> list[int]:
@@ -183,7 +188,10 @@ class TextCompletion(Completion):
         self._choices[i].text += event.text
         if isinstance(event, Finish):
             self._choices[i].reason = event.reason
-        elif event.logprob is not None:
+            return [i]
+        if self.has_token_ids:
+            self._choices[i].token_ids.append(event.token)
+        if event.logprob is not None:
             self._add_token(i, event.token, event.logprob)
         return [i]
 
@@ -220,4 +228,11 @@ class TextCompletion(Completion):
             "text": choice.text,
             "logprobs": logprobs,
             "finish_reason": choice.reason,
+            **self._token_ids(choice),
         }
+
+    def _token_ids(self, choice: _Choice) -> dict[str, Any]:
+        if not self.has_token_ids:
+            return {}
+        prompt = {} if choice.prompt_ids is None else {"prompt_token_ids": choice.prompt_ids}
+        return {"token_ids": choice.token_ids, **prompt}

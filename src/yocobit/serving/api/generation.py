@@ -95,11 +95,14 @@ class Generation(ABC):
 
     def logprob(self, found: Logprob) -> dict[str, Any]:
         """Return a token's log-probability in the form of chat completions."""
-        entry = self._logprob_entry(found.token, found.logprob)
-        entry["top_logprobs"] = [self._logprob_entry(*each) for each in found.top]
-        return entry
+        _, raw = self.model.token_text(found.token)
+        text = list(found.text.encode())
+        if len(text) < len(raw) and is_utf8(raw):  # a stop string cut it, or it has no text
+            raw = text
+        top = [self._top_logprob(*each) for each in found.top]
+        return {"token": found.text, "logprob": found.logprob, "bytes": raw, "top_logprobs": top}
 
-    def _logprob_entry(self, token: int, logprob: float) -> dict[str, Any]:
+    def _top_logprob(self, token: int, logprob: float) -> dict[str, Any]:
         text, raw = self.model.token_text(token)
         return {"token": text, "logprob": logprob, "bytes": raw}
 
@@ -122,6 +125,10 @@ class Completion(Generation):
         self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
         self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
         self._model_name = body.model or model.name
+        self._service_tier = (
+            {} if body.service_tier is None else {"service_tier": body.service_tier}
+        )
+        self.has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
         self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
 
@@ -166,6 +173,7 @@ class Completion(Generation):
             "model": self._model_name,
             "system_fingerprint": self.model.fingerprint,
             "choices": choices,
+            **self._service_tier,
         }
 
     def _groq(self, **more: Any) -> dict[str, Any]:
@@ -176,6 +184,15 @@ class Completion(Generation):
         """The seed of the first choice, in a request's range; the other choices count up."""
         seed = self.requests[0].sampling[0].seed
         return seed if seed < 1 << 63 else seed - (1 << 64)
+
+
+def is_utf8(raw: Sequence[int]) -> bool:
+    """Return whether bytes are whole characters."""
+    try:
+        bytes(raw).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 async def generate(call: Call) -> Reply | Events:

@@ -6,7 +6,8 @@ unknown fields are accepted and have no effect; null means absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -154,27 +155,35 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.MESSAGE
 
 def decode(body: bytes, kind: type[T]) -> T:
     """Return JSON as that type; APIError 400 that names the field if it is invalid."""
-    try:
-        decoded = _decode(body, kind)
+    with _naming_fields():
+        try:
+            decoded = msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            decoded = convert(msgspec.json.decode(body), kind)
         if (refused := getattr(kind, "refused", None)) is not None:
             check_refused(body, refused)
         return decoded
+
+
+def convert(fields: Any, kind: type[T]) -> T:
+    """Return decoded JSON as that type, as `decode` does; 10.0 is a valid integer."""
+    with _naming_fields():
+        return msgspec.convert(_with_integers(fields), kind)
+
+
+@contextlib.contextmanager
+def _naming_fields() -> Iterator[None]:
+    """Raise APIError 400 that names the field for invalid JSON."""
+    try:
+        yield
     except msgspec.ValidationError as error:
         field, message = wrong_field(error)
         param, message = printable(field, 200) or None, printable(message, 300)
         raise APIError(400, f"{param}: {message}" if param else message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise APIError(400, f"the body is not valid JSON: {error}") from None
-
-
-def _decode(body: bytes, kind: type[T]) -> T:
-    """Return JSON as that type; 10.0 is a valid integer, as in JSON Schema."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        if "got `float`" not in str(error):
-            raise
-    return msgspec.convert(_with_integers(msgspec.json.decode(body)), kind)
 
 
 def _with_integers(value: Any) -> Any:

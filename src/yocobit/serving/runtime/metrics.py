@@ -64,6 +64,9 @@ class Metrics:
         self.failures = counter(
             "request_failure", "Failed and rejected requests, by HTTP status.", ("status",)
         )
+        self.preemptions = counter(
+            "num_preemptions", "Preemptions of running requests, whose caches made room for others."
+        )
         self.queue = histogram(
             "request_queue_time_seconds", "Time from arrival to the start of prefill.", _SECONDS
         )

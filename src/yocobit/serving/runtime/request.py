@@ -35,6 +35,7 @@ class Request:
     # prompt chunk, in order; requires max_tokens 0.
     on_hidden_states: Callable[[NDArray[np.float32]], None] | None = None
     guided: Callable[[], GuidedDecoding] | None = None  # makes the state of one choice
+    n_shared_tokens: int = 0  # of the prompt that other conversations share; 0: not known
     client: str = ""  # API key or address; clients are scheduled round-robin
     timeout_s: float = 600.0
 
@@ -58,6 +59,8 @@ class Logprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    text: str = ""  # that the token adds, certain or held back
+    is_open: bool = False  # whether the token ends inside a character, whose text follows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,6 @@ class Token:
     token: int
     text: str
     logprob: Logprob | None = None
-    piece: str = ""  # the token's own text, certain or held back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Finish:
     reason: FinishReason
     text: str
     matched_stop: str | None = None  # the stop string
-    piece: str = ""  # the rest of the last token's text: of an incomplete character
+    rest: str = ""  # the end of `text` that is an incomplete character
 
 
 @dataclasses.dataclass(frozen=True)

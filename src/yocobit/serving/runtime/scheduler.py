@@ -4,11 +4,18 @@ One thread owns the engine. Each step decodes one token per running sequence and
 the waiting prompts, in one pass over the weights. Batch composition only decides when a token is
 computed, never its value.
 
+A session's buffers are virtual memory of its full length, and the system commits them page by page
+as positions arrive. So a request reserves what its positions need, in blocks that are added as it
+grows. If a block does not fit, the youngest running request is preempted: its sessions are freed,
+and it waits to be prefilled again, from the prefix cache where possible. The oldest is never
+preempted, as any request fits alone.
+
 Letters: V vocabulary
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -19,10 +26,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yocobit.costs import session_bytes
+from yocobit.costs import committed_bytes, session_bytes
 from yocobit.engine import Engine, FileChangedError
 from yocobit.engine.sampling import sample_batch
 from yocobit.engine.session import CacheType, Logits
+from yocobit.hardware.host import trim_heap
 from yocobit.serving.errors import APIError, out_of_memory, queue_full, shutting_down, timed_out
 from yocobit.serving.runtime.metrics import Metrics, RequestStats, SchedulerStats
 from yocobit.serving.runtime.prefix_cache import PrefixCache
@@ -32,6 +40,10 @@ from yocobit.serving.runtime.sequence import SequenceGroup
 
 # Prompt tokens per step: fewer while other sequences decode, which bounds their inter-token time.
 PREFILL_TOKENS, PREFILL_TOKENS_WHILE_DECODING = 128, 32
+GROWTH = 64  # positions that a sequence reserves at a time
+# Freed buffers below a megabyte stay in the heap; they are returned to the system after this part
+# of the cache memory was freed.
+TRIM_SHARE = 8
 # Events wait this long for more: waking the event loop takes a CPU from the engine for longer than
 # a small model needs for a token.
 DELIVERY_INTERVAL_S = 0.004
@@ -74,6 +86,8 @@ class Scheduler:
         self.prefixes = prefixes
         self.reserved_bytes = 0
         self.running: list[SequenceGroup] = []
+        self._n_submitted = 0
+        self._freed_bytes = 0  # since the heap was trimmed
         self._deliver = deliver
         self._metrics = metrics
         self._max_sequences = max_sequences
@@ -81,6 +95,9 @@ class Scheduler:
         self._logits = np.empty((max_sequences, engine.config.vocab_size), dtype=np.float32)
         self._events: list[tuple[SequenceGroup, list[Event]]] = []
         self._delivered_at = 0.0
+        self._committed_bytes = functools.lru_cache(1 << 12)(
+            functools.partial(committed_bytes, engine.config, cache)
+        )
         self._changed = threading.Condition()
         self._stopping = False
         self.problem: str | None = None  # why no request can be run any more
@@ -121,7 +138,7 @@ class Scheduler:
         )
 
     def cache_bytes_of(self, request: Request) -> int:
-        """Return the bytes of KV caches and states that a request reserves."""
+        """Return the bytes of KV caches and states that a request reserves at most."""
         return len(request.sampling) * self.session_bytes(request.n_tokens)
 
     def session_bytes(self, n_tokens: int) -> int:
@@ -148,6 +165,8 @@ class Scheduler:
         with self._changed:
             self.check_capacity(len(groups))
             for group in groups:
+                self._n_submitted += 1
+                group.number = self._n_submitted
                 self._waiting.setdefault(group.request.client, deque()).append(group)
             self._changed.notify()
         return groups
@@ -195,12 +214,14 @@ class Scheduler:
             if self._stopping:
                 return False
             expired = self._take_expired()
-            admitted = self._admit()
         for group in expired:
             if group.is_cancelled:
                 self._finish(group, "cancelled")
             else:
                 self._fail(group, timed_out(group.request.timeout_s, group.started_at > 0))
+        self._grow()
+        with self._changed:
+            admitted = self._admit()
         self.engine.check_file()
         for group in admitted:
             self._isolate(group, group.start, self.cache, self.prefixes)
@@ -232,29 +253,85 @@ class Scheduler:
                 del self._waiting[client]
         return expired
 
+    def _grow(self) -> None:
+        """Reserve the next block of running requests, the oldest first.
+
+        The youngest are preempted where it does not fit.
+        """
+        growing = [g for g in self.running if _tokens_to_reserve(g) > g.reserved_tokens]
+        for group in sorted(growing, key=_number):
+            n_tokens = _tokens_to_reserve(group)
+            n_bytes = self._group_bytes(group, n_tokens) - group.reserved_bytes
+            while group in self.running and self.reserved_bytes + n_bytes > self.cache_bytes:
+                self._preempt(max(self.running, key=_number))
+            if group in self.running:
+                self._reserve(group, n_tokens)
+
+    def _preempt(self, group: SequenceGroup) -> None:
+        """Free the memory of a running request, and put it in front of the queue."""
+        self._store_prefixes(group)
+        group.preempt()
+        self._free(group)
+        self._metrics.preemptions.inc()
+        client = group.request.client
+        with self._changed:
+            self.running.remove(group)
+            groups = self._waiting.pop(client, deque())
+            groups.appendleft(group)
+            self._waiting = {client: groups, **self._waiting}
+
+    def _reserve(self, group: SequenceGroup, n_tokens: int) -> None:
+        """Reserve the memory of n_tokens positions of each choice."""
+        n_bytes = self._group_bytes(group, n_tokens)
+        self.reserved_bytes += n_bytes - group.reserved_bytes
+        group.reserved_tokens, group.reserved_bytes = n_tokens, n_bytes
+
+    def _free(self, group: SequenceGroup) -> None:
+        """Record that the sessions of a request are freed."""
+        self.reserved_bytes -= group.reserved_bytes
+        self._freed_bytes += group.reserved_bytes
+        group.reserved_tokens = group.reserved_bytes = 0
+        if TRIM_SHARE * self._freed_bytes > self.cache_bytes:
+            self._freed_bytes = 0
+            trim_heap()
+
+    def _group_bytes(self, group: SequenceGroup, n_tokens: int) -> int:
+        """Return the bytes of n_tokens positions of each choice."""
+        most = group.request.n_tokens
+        each = self._committed_bytes(min(n_tokens, most), most)
+        return len(group.request.sampling) * each
+
     def _admit(self) -> list[SequenceGroup]:
         """Start queued requests whose caches fit, round-robin over the clients."""
         admitted: list[SequenceGroup] = []
         while self._waiting:
             client, groups = next(iter(self._waiting.items()))
             group = groups[0]
-            if not self._fits(group.request):
+            if not self._fits(group):
                 break
             groups.popleft()
             del self._waiting[client]  # reinserted behind the other clients
             if groups:
                 self._waiting[client] = groups
-            group.reserved_bytes = self.cache_bytes_of(group.request)
-            self.reserved_bytes += group.reserved_bytes
+            self._reserve(group, _tokens_to_reserve(group))
             self.running.append(group)
             admitted.append(group)
         return admitted
 
-    def _fits(self, request: Request) -> bool:
-        """Whether a request fits the free sequences and cache memory."""
-        n_sequences = self.n_sequences + len(request.sampling)
-        size = self.reserved_bytes + self.cache_bytes_of(request)
-        return n_sequences <= self._max_sequences and size <= self.cache_bytes
+    def _fits(self, group: SequenceGroup) -> bool:
+        """Whether a request fits the free sequences and cache memory.
+
+        With others, each must be able to grow by a block: otherwise a request that was preempted
+        would be prefilled only to be preempted again.
+        """
+        if self.n_sequences + len(group.request.sampling) > self._max_sequences:
+            return False
+        n_tokens = _tokens_to_reserve(group)
+        if not self.running:
+            return self._group_bytes(group, n_tokens) <= self.cache_bytes
+        grown = [(each, each.reserved_tokens + GROWTH) for each in self.running]
+        grown.append((group, n_tokens + GROWTH))
+        return sum(self._group_bytes(*each) for each in grown) <= self.cache_bytes
 
     def _step(self) -> None:
         """Decode one token per running sequence and prefill a chunk of the prompts."""
@@ -371,13 +448,9 @@ class Scheduler:
     def _finish(self, group: SequenceGroup, reason: str) -> None:
         group.is_finished = True
         group.finished_at = time.monotonic()
-        try:
-            group.store_prefixes(self.prefixes)
-        except Exception:  # an uncached prefix is prefilled again
-            logger.exception("prefix not cached")
+        self._store_prefixes(group)
         group.release()
-        self.reserved_bytes -= group.reserved_bytes
-        group.reserved_bytes = 0
+        self._free(group)
         self._metrics.record(
             RequestStats(
                 reason=reason,
@@ -393,12 +466,28 @@ class Scheduler:
         if group in self.running:  # last: once nothing runs, everything above is visible
             self.running.remove(group)
 
+    def _store_prefixes(self, group: SequenceGroup) -> None:
+        try:
+            group.store_prefixes(self.prefixes)
+        except Exception:  # an uncached prefix is prefilled again
+            logger.exception("prefix not cached")
+
     def _flush(self) -> None:
         events = [(group, found) for group, found in self._events if not group.is_cancelled]
         self._events = []
         if events:
             self._delivered_at = time.monotonic()
             self._deliver(events)
+
+
+def _tokens_to_reserve(group: SequenceGroup) -> int:
+    """Return the positions of each choice that a request needs for its next step, in blocks."""
+    n_blocks = group.n_positions // GROWTH + 1
+    return min(n_blocks * GROWTH, group.request.n_tokens)
+
+
+def _number(group: SequenceGroup) -> int:
+    return group.number
 
 
 def _no_time() -> float:
