@@ -24,6 +24,41 @@ def test_hub_names_are_parsed_and_printed(text, name):
     assert str(name) == text
 
 
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://huggingface.co/a/b", "a/b"),
+        ("https://huggingface.co/a/b/", "a/b"),
+        ("http://www.huggingface.co/a/b?library=transformers", "a/b"),
+        ("huggingface.co/a/b", "a/b"),
+        ("hf.co/a/b", "a/b"),
+        ("https://huggingface.co/a/b/tree/main", "a/b"),
+        ("https://huggingface.co/a/b/tree/v2", "a/b@v2"),
+        ("https://huggingface.co/a/b/blob/main/x.gguf", "a/b:x.gguf"),
+        ("https://huggingface.co/a/b/resolve/v2/sub/x.gguf?download=true", "a/b@v2:sub/x.gguf"),
+    ],
+)
+def test_urls_of_the_hub_are_names(url, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    assert str(parse_name(url)) == name
+    assert str(parse_name(str(Path(url)))) == name  # a Path has one slash after the scheme
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/a/b",
+        "https://huggingface.co/a",
+        "https://huggingface.co/datasets/a/b",
+        "https://huggingface.co/a/b/discussions/1",
+        "https://huggingface.co/a/b/blob/main/../x",
+    ],
+)
+def test_other_urls_are_paths(url):
+    assert parse_name(url) == Path(url)
+
+
 def test_existing_path_has_precedence(tmp_path: Path, monkeypatch):
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -242,7 +242,9 @@ def test_checkpoint_without_tokenizer_packs_without_one(tmp_path):
     assert not (model.path / "tokenizer.json").exists()
     assert "tokenizer_sha256" not in model.metadata
     assert "eos_token_id" not in json.loads((model.path / "generation_config.json").read_text())
-    assert verify(model.path) == []
+    done: list[tuple[int, int]] = []
+    assert verify(model.path, lambda *sizes: done.append(sizes)) == []
+    assert [total for _, total in done] == [done[-1][0]] * len(model.tensors)
 
 
 def test_packed_bytes_do_not_depend_on_the_thread_count_of_pack(tmp_path):

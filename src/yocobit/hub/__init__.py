@@ -1,7 +1,7 @@
 """Models by name: from the Hugging Face Hub or a file, converted once and cached.
 
-A name is the directory of a packed model, a GGUF file, a Hugging Face directory, or
-ORG/NAME[@REVISION][:FILE] on the hub.
+A name is "tiny", the directory of a packed model, a GGUF file, a Hugging Face directory, or
+ORG/NAME[@REVISION][:FILE] or a URL on the hub.
 """
 
 from __future__ import annotations
@@ -13,43 +13,70 @@ from yocobit.errors import ConfigError
 from yocobit.hub.cache import Entry, ModelCache, Options, SourceFile, folder_of
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.hub.download import Download, download
+from yocobit.hub.kind import is_published, not_packed, not_trained
 from yocobit.hub.name import HubName, parse_name
-from yocobit.packing.format import CONFIG, MODEL, is_packed
+from yocobit.packing.format import CONFIG
 from yocobit.packing.tensor_source import tensor_files
-from yocobit.reading import read_json
+from yocobit.packing.writer import Progress
+from yocobit.pretrained import TINY
 
-__all__ = ["Entry", "HubName", "ModelCache", "Options", "parse_name", "pull", "resolve", "source"]
+__all__ = [
+    "TINY_NAME",
+    "Entry",
+    "HubName",
+    "ModelCache",
+    "Options",
+    "not_packed",
+    "not_trained",
+    "parse_name",
+    "pull",
+    "resolve",
+    "source",
+]
 
-_YOCOBIT = "yocobit"  # model_type of checkpoints that `yocobit pack` converts
+TINY_NAME = TINY.name  # of the packaged model, unless a path has it
 
 
 def _silent(line: str) -> None:
     pass
 
 
-def resolve(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
+def resolve(
+    model: str | Path,
+    say: Callable[[str], None] = _silent,
+    progress: Progress | None = None,
+) -> Path:
     """Return the directory of a packed model; convert its source if the cache lacks it.
 
-    A path to anything but a published checkpoint is returned as it is. A model on the hub is
-    downloaded once; `pull` looks for a newer revision. The options of the last `pull` apply.
-    `say` receives progress lines.
+    A file of a published checkpoint stands for its directory, and a directory for the only GGUF
+    file in it. A path to anything but a published checkpoint is returned as it is. A model on the
+    hub is downloaded once; `pull` looks for a newer revision. The options of the last `pull` apply.
+    `say` receives lines about the work, `progress` the bytes that were converted.
     """
     name = parse_name(model)
     cache = ModelCache()
     if isinstance(name, HubName):
         entry = cache.find(str(name))
-        return cache.path(entry) if entry else pull(model, cache.options(str(name)), say)
-    if not _is_published(name):
+        if entry is not None:
+            return cache.path(entry)
+        return pull(model, cache.options(str(name)), say, progress)
+    if str(name) == TINY_NAME and not name.exists():
+        return TINY
+    name = _source_of(name)
+    if not is_published(name):
         return name
     path = name.resolve()
     entry = cache.find(str(path))
     if entry is not None and _is_unchanged(path, entry):
         return cache.path(entry)
-    return _convert_path(cache, path, cache.options(str(path)), say)
+    return _convert_path(cache, path, cache.options(str(path)), say, progress)
 
 
 def pull(
-    model: str | Path, options: Options | None = None, say: Callable[[str], None] = _silent
+    model: str | Path,
+    options: Options | None = None,
+    say: Callable[[str], None] = _silent,
+    progress: Progress | None = None,
 ) -> Path:
     """Download and convert a model; return the directory of the packed model.
 
@@ -70,13 +97,15 @@ def pull(
             revision=found.revision,
             choice=found.choice.reason,
             say=say,
+            progress=progress,
         )
-    if not _is_published(name):
+    name = _source_of(name)
+    if not is_published(name):
         raise ConfigError(
             f"{name}: must be a GGUF file, a Hugging Face directory, or ORG/NAME of a model on the "
             "hub, which is converted to a packed model"
         )
-    return _convert_path(cache, name.resolve(), options, say)
+    return _convert_path(cache, name.resolve(), options, say, progress)
 
 
 def source(model: str | Path, say: Callable[[str], None] = _silent) -> Path:
@@ -94,21 +123,24 @@ def _download(name: HubName, say: Callable[[str], None]) -> Download:
 
 
 def _convert_path(
-    cache: ModelCache, path: Path, options: Options, say: Callable[[str], None]
+    cache: ModelCache,
+    path: Path,
+    options: Options,
+    say: Callable[[str], None],
+    progress: Progress | None,
 ) -> Path:
     files = tuple(SourceFile.of(folder_of(path), name) for name in _names(path))
-    return cache.add(str(path), path, files, options, say=say)
+    return cache.add(str(path), path, files, options, say=say, progress=progress)
 
 
-def _is_published(path: Path) -> bool:
-    """Whether a path is a GGUF file or a Hugging Face directory that yocobit did not write."""
-    if path.is_file():
-        return path.suffix.lower() == ".gguf"
-    if not (path / CONFIG).is_file() or is_packed(path):
-        return False
-    if not (path / MODEL).exists() and not any(path.glob("*.safetensors")):
-        return False
-    return read_json(path / CONFIG).get("model_type") != _YOCOBIT
+def _source_of(path: Path) -> Path:
+    """Return the directory of a tensor file, or the only GGUF file of a directory."""
+    if path.suffix == ".safetensors" and path.is_file() and (path.parent / CONFIG).is_file():
+        return path.parent
+    if path.is_dir() and not (path / CONFIG).exists():
+        ggufs = list(path.glob("*.gguf"))
+        return ggufs[0] if len(ggufs) == 1 else path
+    return path
 
 
 def _names(path: Path) -> list[str]:

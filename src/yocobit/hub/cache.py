@@ -29,6 +29,7 @@ from yocobit.disk import DISK_IS_FULL, replacing, sha256
 from yocobit.errors import ConfigError, UserError, shown
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.packing.format import FORMAT_VERSION, canonical_json
+from yocobit.packing.writer import Progress
 from yocobit.reading import parse_json, read_bytes
 
 VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; those of others are outdated
@@ -125,6 +126,7 @@ class ModelCache:
         revision: str | None = None,
         choice: str | None = None,
         say: Callable[[str], None] = lambda line: None,
+        progress: Progress | None = None,
     ) -> Path:
         """Convert a source of these files, unless it is in the cache, and name the result.
 
@@ -151,7 +153,7 @@ class ModelCache:
             with _locked(self._packed / f".{key}.lock", say):
                 if not out.is_dir():
                     say(f"{name}: converted once; this takes a minute for a large model")
-                    self._convert(entry, say)
+                    self._convert(entry, say, progress)
                 with replacing(self._file(name)) as partial:
                     partial.write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
         except OSError as error:
@@ -182,7 +184,7 @@ class ModelCache:
                 shutil.rmtree(doomed)
         return freed
 
-    def _convert(self, entry: Entry, say: Callable[[str], None]) -> None:
+    def _convert(self, entry: Entry, say: Callable[[str], None], progress: Progress | None) -> None:
         for left in self._packed.glob(f".{entry.key}.*-*"):  # of processes that were killed
             shutil.rmtree(left, ignore_errors=True)
         source, options = Path(entry.source), entry.options
@@ -196,6 +198,7 @@ class ModelCache:
                 weights=options.weights,
                 tokenizer=Path(options.tokenizer) if options.tokenizer else None,
                 report=say,
+                progress=progress,
             )
             is_same_key = _key(entry.files, options, entry.model) == entry.key
             if not (is_same_key and all(f.is_unchanged(folder_of(source)) for f in entry.files)):

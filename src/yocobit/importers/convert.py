@@ -29,7 +29,7 @@ from yocobit.packing.formats import (
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
-from yocobit.packing.writer import check_new, write_model
+from yocobit.packing.writer import Progress, check_new, tracked, write_model
 from yocobit.reading import decode
 from yocobit.text import check_lossless, parse_tokenizer
 
@@ -42,6 +42,7 @@ def import_model(
     weights: str | None = None,
     tokenizer: Path | None = None,
     report: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
 ) -> PackedModel:
     """Write the published checkpoint `source` as a packed model into the new directory `out`.
 
@@ -51,7 +52,13 @@ def import_model(
     check_new(out)
     checkpoint = open_checkpoint(source)
     model = write_checkpoint(
-        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=report
+        checkpoint,
+        out,
+        head,
+        weights=weights,
+        tokenizer=tokenizer,
+        report=report,
+        progress=progress,
     )
     if report is not None:
         for warning in warnings_of(checkpoint, model):
@@ -73,6 +80,7 @@ def write_checkpoint(
     weights: str | None = None,
     tokenizer: Path | None = None,
     report: Callable[[str], object] | None = None,
+    progress: Progress | None = None,
 ) -> PackedModel:
     """Write a checkpoint as a packed model into the new directory `out`.
 
@@ -82,7 +90,8 @@ def write_checkpoint(
     default. Both replace the float formats of the checkpoint, and formats of weights-only
     quantisation, whose weights floats represent exactly. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
-    `report` receives a warning about characters that it may lose.
+    `report` receives a warning about characters that it may lose, `progress` the bytes that were
+    converted.
     """
     check_new(out)
     config = checkpoint.config
@@ -106,7 +115,8 @@ def write_checkpoint(
         for warning in check_lossless(parsed, subject):
             if report is not None:
                 report(f"warning: {warning}")
-    return write_model(out, config, parameters, stored_tensors(checkpoint, parameters), *files)
+    tensors = tracked(stored_tensors(checkpoint, parameters), parameters, progress)
+    return write_model(out, config, parameters, tensors, *files)
 
 
 def stored_tensors(

@@ -33,7 +33,7 @@ from yocobit.packing.layout import Array, Floats
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
 from yocobit.packing.text_files import TextFiles, read_text_files
-from yocobit.packing.writer import check_new, write_model
+from yocobit.packing.writer import Progress, check_new, tracked, write_model
 from yocobit.reading import decode, read_bytes
 from yocobit.text import parse_tokenizer
 
@@ -41,13 +41,18 @@ _SAMPLING = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "max_new_toke
 
 
 def pack(
-    checkpoint: Path, out: Path, weights: str | None = None, head: str = INT8.name
+    checkpoint: Path,
+    out: Path,
+    weights: str | None = None,
+    head: str = INT8.name,
+    progress: Progress | None = None,
 ) -> PackedModel:
     """Pack a run or a checkpoint into the new directory `out`, which appears atomically.
 
     `weights` is a key of PROJECTION_FORMATS whose weights are those of training; None is the
     default ("f32" for dense weights). `head` is a key of HEAD_FORMATS: "int4" halves the memory
-    traffic of the head and is less accurate. Holds one tensor at a time.
+    traffic of the head and is less accurate. Holds one tensor at a time; `progress` receives the
+    bytes that were packed.
     """
     directory = checkpoints.find(checkpoint)
     checkpoints.check_intact(directory)
@@ -76,7 +81,8 @@ def pack(
             yield from quantize(name, values, stored.format, directory / MODEL, threads)
 
     tokenizer, generation, template = _text_files(directory, config.vocab_size)
-    return write_model(out, config, parameters, tensors(), tokenizer, generation, template)
+    packed = tracked(tensors(), parameters, progress)
+    return write_model(out, config, parameters, packed, tokenizer, generation, template)
 
 
 def quantize(

@@ -13,18 +13,21 @@ from typing import BinaryIO
 from yocobit.disk import sha256
 from yocobit.packing.format import MODEL, TOKENIZER, PackedModelError, TensorInfo
 from yocobit.packing.reader import PackedModel, read_model
+from yocobit.packing.writer import Progress
 
 _CHUNK_BYTES = 1 << 24
 
 
-def verify(model: PackedModel | Path) -> list[str]:
+def verify(model: PackedModel | Path, progress: Progress | None = None) -> list[str]:
     """Return the problems of the weights and the tokenizer of a packed model, one line each.
 
     For a directory, calls read_model first, which raises PackedModelError for an invalid structure.
+    `progress` receives the bytes of weights that were read, and all of them.
     """
     if isinstance(model, Path):
         model = read_model(model)
     problems = []
+    done, total = 0, sum(tensor.end - tensor.begin for tensor in model.tensors.values())
     try:
         with model.file.open("rb") as stream:
             for name, tensor in model.tensors.items():
@@ -35,6 +38,9 @@ def verify(model: PackedModel | Path) -> list[str]:
                         f"{model.file}: tensor '{name}' must have sha256 {expected!r} but has "
                         f"'{actual}'; copy the file or pack the checkpoint again"
                     )
+                done += tensor.end - tensor.begin
+                if progress is not None:
+                    progress(done, total)
         invalid = model.open().find_problems()
         problems += [f"{model.file}: {line}; pack the checkpoint again" for line in invalid]
         problems += _tokenizer_problems(model)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +40,8 @@ from yocobit.packing.reader import PackedModel, read_model
 
 _PIECE_BYTES = 16 << 20  # a multiple of the huge-page size
 _NO_HASH = "0" * 64
+
+Progress = Callable[[int, int], object]  # receives the bytes that are done, and all bytes
 
 
 def write_model(
@@ -149,6 +151,21 @@ def _write(stream: BinaryIO, data: bytes | memoryview) -> None:
         piece = rest[: _PIECE_BYTES - stream.tell() % _PIECE_BYTES]
         stream.write(piece)
         rest = rest[len(piece) :]
+
+
+def tracked(
+    tensors: Iterable[tuple[str, Array]],
+    parameters: Mapping[str, StoredParameter],
+    progress: Progress | None,
+) -> Iterator[tuple[str, Array]]:
+    """Yield the tensors that store `parameters`, and report the bytes that were taken."""
+    total = sum(spec.size_bytes for spec in tensors_of(parameters).values())
+    done = 0
+    for name, array in tensors:
+        yield name, array
+        done += array.nbytes
+        if progress is not None:
+            progress(done, total)
 
 
 def check_new(out: Path) -> None:
