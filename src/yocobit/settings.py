@@ -7,9 +7,10 @@ The annotation of a field is its rule: a type, a Literal, or a number with bound
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import (
     Annotated,
     Any,
@@ -84,7 +85,9 @@ class Settings:
         known = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields:
             if name not in known:
-                raise ConfigError(f"{source}: unknown key '{name}'; known keys: {', '.join(known)}")
+                raise ConfigError(
+                    f"{source}: unknown key {shown(name, 80)}; {_remedy(name, known)}"
+                )
         for name, field in known.items():
             defaults = (field.default, field.default_factory)
             if name not in fields and all(each is dataclasses.MISSING for each in defaults):
@@ -93,6 +96,14 @@ class Settings:
             return cls(**fields)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
+
+
+def _remedy(name: str, known: Collection[str]) -> str:
+    """Return the known key that resembles an unknown one, or all of them."""
+    # Of a long name the middle is cut out; it resembles no key.
+    if close := difflib.get_close_matches(shown(name, 80)[1:-1], known, n=1):
+        return f"did you mean {close[0]}?"
+    return f"known keys: {', '.join(known)}"
 
 
 def _is_finite(value: object) -> bool:

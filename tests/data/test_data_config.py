@@ -109,7 +109,7 @@ def test_config_with_tables_survives_a_checkpoint(tmp_path):
             'train = ["a"]\nvocab_size = 2000000',
             "vocab_size must be at most 1,048,576 but is 2000000",
         ),
-        ('train = ["a", {paht = "b"}]', r"train\[1\]: unknown key 'paht'; known keys: path"),
+        ('train = ["a", {paht = "b"}]', r"train\[1\]: unknown key 'paht'; did you mean path\?"),
         ("train = [{weight = 1}]", r"train\[0\]: key 'path' is missing"),
         ("train = [1]", r"each item a string or a table but is \(1,\)"),
         (
