@@ -134,7 +134,7 @@ def run(
         config=model.config,
         parameters=summarize(model).parameters,
         weight_bytes=step_weight_bytes(model),
-        description=describe(model)[:2],
+        description=describe(model)[:3],
         machine=machine,
         kernels=engine.kernels,
         repetitions=grid.repetitions,

@@ -39,15 +39,17 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report; lines wider than the console are not cut."""
+    """Print a report, the results first; lines wider than the console are not cut."""
     tables = [_rows_table(report)]
     if report.limits:
-        tables.insert(0, _limits_table(report))
+        tables.append(_limits_table(report))
     widen(console, tables)
-    console.print(_heading(report), highlight=False)
+    console.print(_subject(report), highlight=False)
     for table in tables:
         console.print()
         console.print(table, highlight=False)
+    console.print()
+    console.print(_machine(report), highlight=False)
 
 
 def new_table(*headings: str) -> Table:
@@ -95,25 +97,33 @@ def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:
     }
 
 
-def _heading(report: Report) -> Text:
-    machine, caches = report.machine, report.machine.caches
-    commit = f", commit {machine.commit}" if machine.commit else ""
-    memory = f", {machine.memory_bytes / _GB:.1f} GB" if machine.memory_bytes else ""
-    guess = "" if caches.is_known else " (assumed)"
+def _subject(report: Report) -> Text:
+    """Return lines about what was measured."""
     weights = f"a decode step reads {report.weight_bytes / _MB:,.1f} MB of weights"
     rounds = f"{report.repetitions} round{'s' * (report.repetitions > 1)}"
     constant = [f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]]
     if report.config.attention is not None:
         constant.append(f", attention {report.config.attention}")
     lines = [
+        *report.description,
+        f"            {report.name}; {weights}",
+        f"tests       {rounds}{''.join(constant)}",
+    ]
+    return Text("\n".join(lines))
+
+
+def _machine(report: Report) -> Text:
+    """Return lines about where it was measured."""
+    machine, caches = report.machine, report.machine.caches
+    commit = f", commit {machine.commit}" if machine.commit else ""
+    memory = f", {machine.memory_bytes / _GB:.1f} GB" if machine.memory_bytes else ""
+    guess = "" if caches.is_known else " (assumed)"
+    lines = [
         f"yocobit     {machine.version}{commit}, {machine.system}",
         f"cpu         {machine.cpu}, {machine.n_cpus} CPUs, L2 {caches.l2_bytes >> 10:,} KiB, "
         f"L{caches.last_level} {caches.last_bytes >> 20:,} MiB{guess}{memory}",
         f"features    {' '.join(machine.features) or 'unknown'}",
         f"kernels     {report.kernels}",
-        *report.description,
-        f"            {report.name}; {weights}",
-        f"tests       {rounds}{''.join(constant)}",
     ]
     return Text("\n".join(lines))
 

@@ -10,7 +10,7 @@ from yocobit.costs.memory import (
     step_weight_bytes,
     weight_bytes,
 )
-from yocobit.costs.summary import Summary, describe, summarize
+from yocobit.costs.summary import Summary, describe, rounded, summarize
 from yocobit.costs.traffic import decode_bytes, mixer_multiply_adds, multiply_adds
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "describe",
     "mixer_multiply_adds",
     "multiply_adds",
+    "rounded",
     "session_bytes",
     "step_weight_bytes",
     "summarize",

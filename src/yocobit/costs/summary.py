@@ -79,6 +79,8 @@ def describe(model: PackedModel) -> list[str]:
     kinds = summary.size_bytes_by_kind.items()
     own, transformer = summary.cache_bytes_per_token, summary.transformer_cache_bytes_per_token
     lines = [
+        f"summary     {rounded(summary.parameters)} parameters, {config.weights} weights, "
+        f"{summary.file_bytes / 1e6:,.1f} MB",
         f"model       {stack}; d_model {config.d_model}, d_ff {config.d_ff}, vocabulary "
         f"{config.vocab_size:,}; {config.weights} weights",
         f"parameters  {summary.parameters:,}: "
@@ -105,14 +107,14 @@ def describe(model: PackedModel) -> list[str]:
 def _experts(summary: Summary, config: ModelConfig) -> list[str]:
     if not config.n_experts:
         return []
-    total, active = map(_rounded, (summary.parameters, summary.active_parameters))
+    total, active = map(rounded, (summary.parameters, summary.active_parameters))
     return [
         f"            {total}, {active} active: {summary.active_parameters:,} multiply each token, "
         f"{config.n_active_experts} of {config.n_experts} experts in each layer"
     ]
 
 
-def _rounded(n: int) -> str:
+def rounded(n: int) -> str:
     """Return a number of parameters with two digits, such as 1.2B."""
     return f"{n / 1e9:.2g}B" if n >= 1e9 else f"{n / 1e6:.2g}M"
 

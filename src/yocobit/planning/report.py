@@ -16,17 +16,19 @@ _DATA_SHEET = "computed from its data sheet; nothing was run on it"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print a plan; lines wider than the console are not cut."""
+    """Print a plan, the results first; lines wider than the console are not cut."""
     tables = [
-        _levels_table(plan), _parts_table(plan), _stacks_table(plan), _traffic_table(plan)
+        _stacks_table(plan), _traffic_table(plan), _parts_table(plan), _levels_table(plan)
     ]  # fmt: skip
     widen(console, tables)
     console.print(_heading(plan), highlight=False, soft_wrap=True)
+    console.print(_conclusion(plan), highlight=False, soft_wrap=True)
     for table in tables:
         console.print()
         console.print(table, highlight=False)
-    console.print()
-    console.print(_conclusion(plan), highlight=False, soft_wrap=True)
+    if sources := _sources(plan):
+        console.print()
+        console.print(sources, highlight=False, soft_wrap=True)
 
 
 def size(n_bytes: float) -> str:
@@ -174,10 +176,16 @@ def _conclusion(plan: Plan) -> Text:
         )
     if plan.prediction:
         lines.append(_predicted(plan.prediction))
-    if not plan.machine.is_measured:
-        sources = dict.fromkeys(level.source for level in plan.machine.levels)
-        sources[plan.machine.rates_source] = None
-        lines += [f"{'source' if i == 0 else '':12}{url}" for i, url in enumerate(sources)]
+    return Text("\n".join(lines))
+
+
+def _sources(plan: Plan) -> Text | None:
+    """Return the sources of a data sheet."""
+    if plan.machine.is_measured:
+        return None
+    sources = dict.fromkeys(level.source for level in plan.machine.levels)
+    sources[plan.machine.rates_source] = None
+    lines = (f"{'source' if i == 0 else '':12}{url}" for i, url in enumerate(sources))
     return Text("\n".join(lines))
 
 
