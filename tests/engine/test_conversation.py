@@ -9,6 +9,7 @@ from packed_models import nano, packed, trained
 
 from yocobit import Engine
 from yocobit.config import ConfigError
+from yocobit.costs import summarize
 from yocobit.data.conversations import CHAT_TEMPLATE
 from yocobit.engine import Chat, SamplingConfig
 from yocobit.errors import UserError
@@ -145,3 +146,75 @@ def test_invalid_stop_strings_are_rejected(engine, monkeypatch, strings):
 
     with pytest.raises(ConfigError, match="stop_strings must be strings but is"):
         _ = engine.stop_strings
+
+
+def test_a_saved_conversation_continues_as_it_would_have(engine, tmp_path):
+    settings = {"max_tokens": 12, "sampling": SamplingConfig(temperature=0)}
+    chat, other = Chat(engine, system="Be brief.", **settings), Chat(engine, **settings)
+    reply_to(chat, QUESTION)
+
+    chat.save(tmp_path / "chat.json")
+    other.load(tmp_path / "chat.json")
+
+    assert other.messages == chat.messages
+    assert other.system == "Be brief."
+    assert json.loads((tmp_path / "chat.json").read_text()) == {"messages": chat.messages}
+    assert reply_to(other, "And then?") == reply_to(chat, "And then?")
+
+
+def test_the_last_message_of_a_loaded_conversation_can_be_withdrawn(engine, tmp_path):
+    chat = Chat(engine, max_tokens=12)
+    reply_to(chat, QUESTION)
+    chat.save(tmp_path / "chat.json")
+
+    chat.load(tmp_path / "chat.json")
+
+    assert chat.withdraw() == QUESTION
+    assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "chat.json: "),
+        ('{"messages": [{"role": "robot", "content": "x"}]}', "robot"),
+        ('{"messages": [{"role": "user"}]}', "content"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}',
+            "a system message must be the first one",
+        ),
+    ],
+)
+def test_an_invalid_file_changes_nothing(engine, tmp_path, content, message):
+    chat = Chat(engine, max_tokens=12)
+    reply_to(chat, QUESTION)
+    before = chat.messages
+    (tmp_path / "chat.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=message):
+        chat.load(tmp_path / "chat.json")
+
+    assert chat.messages == before
+
+
+def test_another_system_message_or_temperature_holds_from_the_next_reply_on(engine):
+    chat = Chat(engine, system="Be brief.", max_tokens=12, sampling=SamplingConfig(temperature=0))
+    fresh = Chat(engine, system="Be long.", max_tokens=12, sampling=SamplingConfig(temperature=0))
+
+    chat.system = "Be long."
+
+    assert reply_to(chat, QUESTION) == reply_to(fresh, QUESTION)
+    chat.sampling = SamplingConfig(seed=5, temperature=1.5)
+    assert chat.withdraw() == QUESTION
+    assert reply_to(chat, QUESTION) != fresh.messages[-1]["content"]
+
+
+def test_used_cache_grows_by_the_bytes_of_a_token(engine):
+    chat = Chat(engine, max_tokens=12, cache="f32")
+    empty = chat.used_cache_bytes
+    reply_to(chat, QUESTION)
+
+    per_token = summarize(engine.model).cache_bytes_per_token["f32"]
+    assert chat.used_cache_bytes - empty == chat.n_tokens * per_token
+    assert chat.used_cache_bytes < chat.cache_bytes
+    assert chat.transformer_cache_bytes > chat.n_tokens * per_token
