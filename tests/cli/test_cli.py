@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from packed_models import nano, packed, text, trained
 from yocobit import Engine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.cli import app
+from yocobit.cli.help import EXAMPLES
 
+COMMON = {"--help", "--verbose", "--quiet"}  # of every command
 # A new option needs a line here, and its reason in the commit.
 OPTIONS = {
     "train": {
@@ -183,19 +186,38 @@ def test_commands_and_options_are_frozen():
         name: {option for p in command.params for option in p.opts if option.startswith("--")}
         for name, command in commands.items()
     }
-    for options in found.values():
-        options.discard("--help")
-
-    assert found == OPTIONS
+    assert found == {name: options | COMMON - {"--help"} for name, options in OPTIONS.items()}
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_the_help_of_a_command_lists_its_options(command):
-    result = run(command, "--help")
+def test_the_help_of_a_command_lists_its_options_and_examples(command):
+    result, short = run(command, "--help"), run(command, "-h")
 
     assert result.returncode == 0
-    for option in OPTIONS[command]:
+    assert short.stdout == result.stdout
+    for option in OPTIONS[command] | COMMON:
         assert option in result.stdout
+    for example in EXAMPLES[command]:
+        assert f"\n  {example}\n" in result.stdout
+
+
+def test_the_help_lists_every_command_with_a_summary_that_is_not_cut():
+    lines = run("--help").stdout.splitlines()
+    summaries = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :][:16])
+
+    assert summaries.keys() == OPTIONS.keys()
+    assert all(summary.endswith(".") and "..." not in summary for summary in summaries.values())
+
+
+@pytest.mark.parametrize("example", [each for some in EXAMPLES.values() for each in some])
+def test_an_example_in_the_help_is_a_valid_command(example):
+    program, name, *arguments = shlex.split(example.partition(" < ")[0])
+    command = typer.main.get_command(app).commands[name]
+
+    context = command.make_context(name, arguments)  # raises for an unknown option
+
+    assert program == "yocobit"
+    assert context.params["quiet"] is False
 
 
 def test_version_is_printed():

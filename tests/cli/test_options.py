@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
+import sys
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -11,7 +14,8 @@ import pytest
 import typer
 from servers import fork_preparation
 
-from yocobit.cli import app, run
+from yocobit.cli import app, output, run
+from yocobit.cli.options import expand_tokens
 from yocobit.errors import report_errors
 
 COMMAND = typer.main.get_command(app)
@@ -46,7 +50,7 @@ def options(is_number: bool) -> list[tuple[str, str]]:
     found = []
     for name, command in COMMANDS.items():
         for option in command.params:
-            numeric = re.fullmatch(r"[-.\d]+\.\.[.\d]+|FLOAT", option.metavar or "")
+            numeric = re.fullmatch(r"[-.\d]+\.\.[.\d]+|FLOAT|N|TOKENS", option.metavar or "")
             numeric = numeric or (name == "bench" and option.opts[0] in LISTS)
             takes_value = option.param_type_name == "option" and not option.is_flag
             if takes_value and bool(numeric) == is_number:
@@ -194,13 +198,14 @@ def test_a_random_seed_gives_other_texts(capfd):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["trian"], "no such command 'trian'"),
-        (["generate", "--thread", "1"], "no such option: --thread (Possible options: --threads)"),
+        (["trian"], "no such command 'trian'; did you mean 'train'? (see yocobit --help)"),
+        (["generate", "--thread", "1"], "no such option: --thread; did you mean --threads? (see"),
         (["generate", "-n"], "option '-n' requires an argument"),
-        (["generate", "a", "b"], "got unexpected extra argument(s) (b)"),
+        (["generate", "a", "b", "c"], "got unexpected extra argument(s) (c)"),
+        (["generate", "a", "tiny", "-m", "tiny"], "MODEL must be given once but is given as an"),
         (["train"], "missing argument 'CONFIG' (see yocobit train --help)"),
         (["plan", "--cache", "q8"], "invalid value for '--cache': 'q8' is not one of 'f32', "),
-        (["generate", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
+        (["generate", "a", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
     ],
 )
 def test_a_usage_error_is_one_line(arguments, line, capfd):
@@ -208,3 +213,100 @@ def test_a_usage_error_is_one_line(arguments, line, capfd):
 
     assert is_one_line(*error)
     assert error[1].startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        *(("8192", "8192"), ("128k", "131072"), ("128K", "131072"), ("2M", str(2 << 20))),
+        *(("1.5k", "1536"), ("1G", str(1 << 30)), ("1.3k", "1.3k"), ("k", "k"), ("1kk", "1kk")),
+        *(("-1k", "-1k"), ("1 k", "1 k"), ("0.5M", str(1 << 19)), ("", "")),
+    ],
+)
+def test_suffixes_of_tokens_are_powers_of_1024(text, tokens):
+    assert expand_tokens(text) == tokens
+
+
+@pytest.mark.parametrize("own, alias", [("int8", "q8_0"), ("int4", "q4_0")])
+def test_cache_types_have_their_names_in_llama_cpp(own, alias, capfd):
+    texts = []
+    for name in (own, alias):
+        with pytest.raises(SystemExit):
+            report_errors(lambda name=name: run(["generate", "In", "-n9", f"--cache={name}"]))
+        texts.append(capfd.readouterr().out)
+
+    assert texts[0] == texts[1] != "In\n"
+
+
+def test_lists_of_bench_have_suffixes_and_aliases(capfd):
+    arguments = ["bench", "--shape=nano", "-p=0", "-n=1", "-d=1k", "--cache=q8_0,q4_0", "-r=1"]
+    code, _ = outcome_with_output(capfd, *arguments, "--no-limits", "--json")
+
+    tests = json.loads(code)["tests"]
+    assert [(test["depth"], test["cache"]) for test in tests] == [(1024, "int8"), (1024, "int4")]
+
+
+def outcome_with_output(capfd, *arguments: str) -> tuple[str, str]:
+    """Run a command that succeeds; return its output."""
+    with pytest.raises(SystemExit) as ended:
+        report_errors(lambda: run(list(arguments)))
+    assert ended.value.code == 0
+    return capfd.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [["-m", "tiny"], ["tiny"], []])
+def test_the_model_of_generate_is_an_argument_or_an_option(arguments, capfd):
+    out, _ = outcome_with_output(capfd, "generate", "In", *arguments, "-n3", "--seed=1")
+    expected, _ = outcome_with_output(capfd, "generate", "In", "-n3", "--seed=1")
+
+    assert out == expected
+
+
+def test_verbose_adds_lines_about_the_model_and_quiet_removes_lines(capfd):
+    _, verbose = outcome_with_output(capfd, "generate", "In", "-n1", "--verbose")
+    _, quiet = outcome_with_output(capfd, "generate", "In", "-n1", "--quiet")
+
+    assert "threads" in verbose and "7,090,688" in verbose
+    assert quiet == ""
+
+
+def test_progress_is_a_bar_on_a_terminal_that_disappears(monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(output, "_DELAY_S", 0)
+    monkeypatch.setenv("TERM", "xterm")
+
+    with output.progress("verifying") as advance:
+        advance(1, 4)
+        advance(4, 4)
+
+    assert "verifying" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+@pytest.mark.parametrize("is_terminal, is_quiet", [(False, False), (True, True)])
+def test_progress_prints_nothing_elsewhere(is_terminal, is_quiet, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(output, "_DELAY_S", 0)
+    monkeypatch.setattr(output, "is_quiet", lambda: is_quiet)
+
+    with output.progress("verifying") as advance:
+        advance(1, 4)
+
+    assert stream.getvalue() == ""
+
+
+def test_a_shell_completes_commands_options_and_models(monkeypatch, capfd):
+    words = {}
+    for line in ("yocobit ins", "yocobit chat --temp", "yocobit inspect t"):
+        monkeypatch.setenv("_YOCOBIT_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+        with pytest.raises(SystemExit):
+            run([])
+        words[line] = capfd.readouterr().out.split()
+
+    assert list(words.values()) == [["inspect"], ["--temperature"], ["tiny"]]

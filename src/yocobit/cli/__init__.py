@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.main
 
-from yocobit.cli import streams
+from yocobit.cli import help, streams
 from yocobit.cli.cache import list_, pull, remove
 from yocobit.cli.export import export
 from yocobit.cli.generation import chat, generate
@@ -24,16 +25,12 @@ from yocobit.cli.training import import_, pack, plot, train
 from yocobit.errors import UserError, report_errors
 from yocobit.version import __version__
 
+_COMPLETE = "_YOCOBIT_COMPLETE"  # of the scripts that --install-completion writes
 _SPINS = "10000"  # 0.15 ms on a Xeon, several times the wake-up latency of a thread
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
-app = typer.Typer(
-    name="yocobit",
-    help="Train, pack and serve YOCO language models with 1-bit and 1.58-bit weights on CPUs.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+app = help.new_app(
+    "Train, pack and serve YOCO language models with 1-bit and 1.58-bit weights on CPUs."
 )
 
 
@@ -50,6 +47,8 @@ def run(arguments: list[str]) -> None:
     Typer's own main() prints errors on several lines and hides EOFError and BrokenPipeError.
     """
     command = typer.main.get_command(app)
+    if _COMPLETE in os.environ:  # a shell asks for completions; prints them and exits
+        command(prog_name="yocobit", complete_var=_COMPLETE)
     try:
         with command.make_context("yocobit", arguments) as context:
             command.invoke(context)
@@ -66,6 +65,9 @@ def _usage_line(error: Any) -> str:
     if option and error.message.startswith("must "):  # of cli.options
         return f"{option.opts[0]} {error.message}"
     message = message.replace("Value error, ", "")  # of pydantic
+    if options := getattr(error, "possibilities", None):
+        message = f"{error.message.rstrip('.')}; did you mean {' or '.join(sorted(options))}?"
+    message = message.replace(". Did you mean", "; did you mean")  # of commands
     path = error.ctx.command_path if error.ctx else "yocobit"
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
 
@@ -98,19 +100,23 @@ def _options(
     pass
 
 
-app.command()(generate)
-app.command()(chat)
-app.command()(serve)
-app.command()(pull)
-app.command("list")(list_)
-app.command()(remove)
-app.command()(train)
-app.command()(plot)
-app.command()(pack)
-app.command("import")(import_)
-app.command()(export)
-app.command("eval")(eval_)
-app.command()(bench)
-app.command()(plan)
-app.command()(inspect)
-app.command()(verify)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "chat": chat,
+    "serve": serve,
+    "pull": pull,
+    "list": list_,
+    "remove": remove,
+    "train": train,
+    "plot": plot,
+    "pack": pack,
+    "import": import_,
+    "export": export,
+    "eval": eval_,
+    "bench": bench,
+    "plan": plan,
+    "inspect": inspect,
+    "verify": verify,
+}
+for _name, _function in _COMMANDS.items():
+    help.add_command(app, _name, _function)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from yocobit.cli.options import ImportHead, ImportWeights, Json, TokenizerFrom
-from yocobit.cli.output import print_json
-from yocobit.errors import printable
+from yocobit.cli.output import print_json, progress, say
+from yocobit.errors import ConfigError, printable
 
 Source = Annotated[
     str,
@@ -28,11 +27,13 @@ def pull(
     weights: ImportWeights = None,
     tokenizer: TokenizerFrom = None,
 ) -> None:
-    """Download a model and convert it for the engine; again only if it has changed."""
+    """Download a model and convert it; again only if it has changed."""
     from yocobit import hub
 
     folder = os.path.abspath(tokenizer) if tokenizer else None
-    print(hub.pull(model, hub.Options(head=head, weights=weights, tokenizer=folder), say))
+    options = hub.Options(head=head, weights=weights, tokenizer=folder)
+    with progress("converting") as advance:
+        print(hub.pull(model, options, say, advance))
 
 
 def list_(as_json: Json = False) -> None:
@@ -66,7 +67,10 @@ def list_(as_json: Json = False) -> None:
 def remove(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name in `yocobit list`.")],
 ) -> None:
-    """Remove a model from the cache; a download stays in the cache of huggingface_hub."""
+    """Remove a model from the cache.
+
+    Its download stays in the cache of huggingface_hub.
+    """
     from yocobit import hub
 
     freed = hub.ModelCache().remove(model)
@@ -74,12 +78,21 @@ def remove(
 
 
 def packed(model: Path) -> Path:
-    """Return the directory of the packed model that a MODEL argument names."""
+    """Return the directory of the packed model that a MODEL argument names.
+
+    ConfigError for another kind of model, with the command that makes a packed model of it.
+    """
     from yocobit import hub
 
-    return hub.resolve(str(model), say)
+    path = packed_or_trained(model)
+    if (fault := hub.not_packed(path)) is not None:
+        raise ConfigError(f"{path}: {fault}")
+    return path
 
 
-def say(line: str) -> None:
-    """Write a line about a download or a conversion to standard error."""
-    print(printable(line), file=sys.stderr)
+def packed_or_trained(model: Path) -> Path:
+    """Return the directory of a packed model, or the path of a run or checkpoint."""
+    from yocobit import hub
+
+    with progress("converting") as advance:
+        return hub.resolve(str(model), say, advance)

@@ -9,7 +9,7 @@ import typer
 
 from yocobit import packing
 from yocobit.cli.cache import packed
-from yocobit.cli.options import Json, ModelPath, number
+from yocobit.cli.options import Json, ModelPath, tokens
 from yocobit.cli.output import print_json
 from yocobit.errors import UserError
 from yocobit.exporters import export_gguf, export_huggingface
@@ -38,11 +38,14 @@ def export(
     ] = None,
     context: Annotated[
         int,
-        number(1, _MAX_CONTEXT, help="Context length to write; a packed model has none."),
+        tokens(1, _MAX_CONTEXT, help="Context length to write; a packed model has none."),
     ] = CONTEXT,
     as_json: Json = False,
 ) -> None:
-    """Export a model for other programs; what they would compute differently is refused."""
+    """Export a model for llama.cpp or transformers.
+
+    What they would compute differently is refused.
+    """
     source = packing.read_model(packed(model))
     if to == "gguf":
         notes = export_gguf(source, out, type, head, context)

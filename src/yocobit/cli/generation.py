@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from yocobit.cli.options import (
     Json,
     Kernels,
     MinP,
+    ModelOrTiny,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -26,22 +28,15 @@ from yocobit.cli.options import (
     TopK,
     TopP,
     Verify,
-    number,
+    model_names,
+    tokens,
 )
-from yocobit.cli.output import print_json
+from yocobit.cli.output import print_json, say_details, say_status
+from yocobit.costs import describe
 from yocobit.engine import Chat, Engine, SamplingConfig
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
-
-Model = Annotated[
-    Path,
-    typer.Option("--model", "-m", help=MODEL_HELP, show_default="the packaged model"),
-]
-ChatModel = Annotated[
-    Path,
-    typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the packaged model"),
-]
 
 
 def generate(
@@ -49,10 +44,25 @@ def generate(
         str | None,
         typer.Argument(metavar="PROMPT", help="Text to continue; - or none reads standard input."),
     ] = None,
-    model: Model = TINY,
+    model_argument: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="MODEL", help=MODEL_HELP, show_default="tiny", autocompletion=model_names
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The model, in place of the argument.",
+            autocompletion=model_names,
+        ),
+    ] = None,
     max_tokens: Annotated[
         int,
-        number(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum number of generated tokens."),
+        tokens(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum number of generated tokens."),
     ] = 256,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -72,12 +82,14 @@ def generate(
     verify: Verify = False,
     as_json: Json = False,
 ) -> None:
-    """Generate the continuation of a text."""
+    """Continue a text."""
     if prompt is None or prompt == "-":
         if prompt is None and sys.stdin.isatty():
             raise UserError("PROMPT is missing; give a text to continue or pipe one in")
         prompt = _read_stdin()
-    engine = _load(model, attention, exact, threads, kernels, verify)
+    if model is not None and model_argument is not None:
+        raise UserError("MODEL must be given once but is given as an argument and as --model")
+    engine = _load(model or model_argument or TINY, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     try:
         generation = engine.stream(
@@ -103,7 +115,7 @@ def generate(
         )
         return
     terminal.write(chain((prompt,), generation))
-    terminal.say(
+    say_status(
         f"{len(generation.prompt)} prompt tokens at {generation.prefill_tokens_per_s:,.0f}/s, "
         f"{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f}/s, "
         f"{generation.finish_reason}"
@@ -111,13 +123,13 @@ def generate(
 
 
 def chat(
-    model: ChatModel = TINY,
+    model: ModelOrTiny = TINY,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[
-        int, number(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum tokens per reply.")
+        int, tokens(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum tokens per reply.")
     ] = 512,
     context: Annotated[
-        int, number(1, MAX_TOKENS, help="Context length of the conversation, in tokens.")
+        int, tokens(1, MAX_TOKENS, help="Context length of the conversation, such as 8192 or 32k.")
     ] = 8192,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -132,7 +144,7 @@ def chat(
     kernels: Kernels = None,
     verify: Verify = False,
 ) -> None:
-    """Chat with a model in the terminal; each line is a message."""
+    """Chat with a model in the terminal."""
     engine = _load(model, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     conversation = Chat(
@@ -154,7 +166,8 @@ def _load(
     kernels: str | None,
     verify: bool,
 ) -> Engine:
-    return Engine.load(
+    started_s = time.monotonic()
+    engine = Engine.load(
         packed(model),
         threads=threads,
         kernels=kernels,
@@ -162,6 +175,13 @@ def _load(
         exact=exact,
         verify=verify,
     )
+    seconds = time.monotonic() - started_s
+    say_details(
+        f"opened in {seconds * 1000:,.0f} ms: {engine.threads} threads, {engine.kernels} kernels"
+    )
+    for line in describe(engine.model):
+        say_details(line)
+    return engine
 
 
 def _sampling(

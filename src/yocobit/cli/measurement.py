@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +10,11 @@ import typer
 from rich.console import Console
 
 from yocobit import benchmark, evaluation
-from yocobit.cli.cache import packed
+from yocobit.cli.cache import packed, packed_or_trained
 from yocobit.cli.options import (
     MODEL_HELP,
     Attention,
+    CacheOrNone,
     Exact,
     Json,
     Kernels,
@@ -22,11 +22,16 @@ from yocobit.cli.options import (
     ShapeHead,
     ShapeWeights,
     Threads,
+    cache_alias,
     check_model_or_shape,
+    each_item,
+    expand_tokens,
+    model_names,
     number,
+    tokens,
 )
-from yocobit.cli.output import print_json
-from yocobit.data.documents import DocumentReader
+from yocobit.cli.output import Advance, is_quiet, print_json, progress, say
+from yocobit.data.documents import DocumentReader, Piece
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS, CacheType
 from yocobit.errors import needs_extra
@@ -34,7 +39,12 @@ from yocobit.errors import needs_extra
 
 def eval_(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help=f"{MODEL_HELP[:-1]}; or a run, or a checkpoint.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help=f"{MODEL_HELP[:-1]}; or a run, or a checkpoint.",
+            autocompletion=model_names,
+        ),
     ],
     files: Annotated[
         list[Path],
@@ -45,20 +55,22 @@ def eval_(
         typer.Option(help="native for a packed model, torch otherwise, by default."),
     ] = None,
     context: Annotated[
-        int, number(2, MAX_TOKENS, help="Window length in tokens; windows overlap by half.")
+        int, tokens(2, MAX_TOKENS, help="Window length; windows overlap by half.")
     ] = evaluation.CONTEXT,
-    cache: Annotated[
-        CacheType | None, typer.Option(help="KV cache type of the native engine; f32 by default.")
-    ] = None,
+    cache: CacheOrNone = None,
     attention: Attention = None,
     exact: Exact = False,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Measure perplexity and bits per byte on texts."""
+    """Measure perplexity and bits per byte on texts.
+
+    The KV cache of the native engine is f32 by default, so that nothing is rounded.
+    """
     documents = DocumentReader.of(files)
-    scorer = _open_scorer(packed(model), backend, threads, cache, attention, exact)
-    result = evaluation.perplexity(scorer, _texts(documents), context)
+    scorer = _open_scorer(packed_or_trained(model), backend, threads, cache, attention, exact)
+    with progress("evaluating") as advance:
+        result = evaluation.perplexity(scorer, _texts(documents, advance), context)
     if as_json:
         print_json({"backend": scorer.backend, "context": context, **result.to_dict()})
     else:
@@ -113,22 +125,22 @@ def bench(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure prefill and decode speed and the machine's limits."""
+    """Measure the speed of a model and the limits of this machine."""
     check_model_or_shape("bench", model, shape, weights, head)
     grid = benchmark.Grid.parse(
-        prompts="512" if prompt is None else prompt,
-        generations="64" if gen is None else gen,
-        depths="0" if depth is None else depth,
+        prompts="512" if prompt is None else each_item(prompt, expand_tokens),
+        generations="64" if gen is None else each_item(gen, expand_tokens),
+        depths="0" if depth is None else each_item(depth, expand_tokens),
         batches="1" if batch is None else batch,
         threads=threads,
-        caches=cache,
+        caches=each_item(cache, cache_alias),
         kernels=kernels,
         repetitions=repetitions,
         with_limits=not no_limits,
     )
     if model is not None:
         model = packed(model)
-    status = Console(stderr=True).status("opening the model")
+    status = Console(stderr=True, quiet=is_quiet()).status("opening the model")
     opening = benchmark.open_model(model, shape, weights, head, attention, exact)
     with status, opening as (name, opened):
         report = benchmark.run(opened, grid, name, status.update)
@@ -138,14 +150,24 @@ def bench(
         benchmark.print_report(report, Console())
 
 
-def _texts(documents: DocumentReader) -> Iterator[Iterable[str]]:
+def _texts(documents: DocumentReader, advance: Advance) -> Iterator[Iterable[str]]:
     """Yield the pieces of each document, then report how many files were skipped."""
+    total = sum(file.size for file in documents.files)
+    n_bytes = 0
+
+    def counted(pieces: Iterable[Piece]) -> Iterator[str]:
+        nonlocal n_bytes
+        for piece in pieces:
+            yield piece.text
+            n_bytes += len(piece.text.encode())
+            advance(n_bytes, max(n_bytes, total))  # texts may be compressed
+
     for document in documents:
-        yield (piece.text for piece in document.pieces)
+        yield counted(document.pieces)
     if documents.skipped:
-        print(f"skipped {len(documents.skipped)} .py files that are not UTF-8", file=sys.stderr)
+        say(f"skipped {len(documents.skipped)} .py files that are not UTF-8")
     if documents.ignored:
-        print(describe_ignored(documents.ignored), file=sys.stderr)
+        say(describe_ignored(documents.ignored))
 
 
 def _open_scorer(

@@ -10,16 +10,16 @@ from typing import Annotated
 import typer
 
 from yocobit import packing
-from yocobit.cli.cache import packed, say
+from yocobit.cli.cache import packed
 from yocobit.cli.options import Json, ModelPath
-from yocobit.cli.output import print_json
+from yocobit.cli.output import print_json, progress, say, styled
 from yocobit.costs import describe, summarize
 from yocobit.errors import USER_ERROR, printable
 from yocobit.packing import PackedModel
 
 
 def inspect(model: ModelPath, as_json: Json = False) -> None:
-    """Show a model's parameters, sizes, KV cache and recurrent state."""
+    """Show the parameters, sizes and KV cache of a model."""
     print_summary(packing.read_model(packed(model)), as_json)
 
 
@@ -35,16 +35,21 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify every byte of a model against its hashes, or its weights against another source."""
+    """Verify every byte of a model against its hashes.
+
+    With --against, compare its weights with those of another source.
+    """
     if against is not None:
         _compare(packed(model), against, as_json)
         return
-    problems = packing.verify(packed(model))
+    with progress("verifying") as advance:
+        problems = packing.verify(packed(model), advance)
     with suppress(BrokenPipeError):  # the exit code tells the result
         if as_json:
             print_json({"model": str(model), "ok": not problems, "problems": problems})
         elif not problems:
-            print(f"{model}: ok, every byte matches its hash")
+            ok = styled("ok", "green", sys.stdout)
+            print(f"{model}: {ok}, every byte matches its hash")
         else:
             print("\n".join(map(printable, problems)), file=sys.stderr)
     if problems:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -22,17 +24,27 @@ else:  # the names in the table; type checkers cannot evaluate this
     HeadFormat = Literal[tuple(HEAD_FORMATS)]
 
 
-def number(least: float, most: float, *names: str, **settings: Any) -> Any:
+_TOKENS = "TOKENS"
+_SUFFIXES = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_LARGEST_SHOWN = 1 << 30  # a larger bound is not part of the help
+# Cache types under their names in llama.cpp.
+_CACHE_ALIASES = {"q8_0": "int8", "q4_0": "int4"}
+
+
+def number(
+    least: float, most: float, *names: str, metavar: str | None = None, **settings: Any
+) -> Any:
     """Return a typer.Option for a number from `least` to `most`: an integer if `least` is one.
 
     The error of an invalid value says option, rule and value.
     """
     kind, noun = (int, "an integer") if isinstance(least, int) else (float, "a finite number")
     low, high = (f"{each:g}" if kind is float else str(each) for each in (least, most))
+    is_count = metavar == _TOKENS
 
     def parse(text: str | float) -> float:
         try:
-            value = kind(text)
+            value = kind(expand_tokens(text) if is_count and isinstance(text, str) else text)
         except ValueError:  # also more digits than Python converts
             value = math.nan
         if not math.isfinite(value):
@@ -41,8 +53,41 @@ def number(least: float, most: float, *names: str, **settings: Any) -> Any:
             raise typer.BadParameter(f"must be between {low} and {high} but is {text}")
         return value
 
-    metavar = f"{low}..{high}" if math.isfinite(most) else "FLOAT"
+    if metavar is None:
+        unbounded = "N" if kind is int else "FLOAT"
+        metavar = f"{low}..{high}" if most <= _LARGEST_SHOWN else unbounded
     return typer.Option(*names, parser=parse, metavar=metavar, **settings)
+
+
+def tokens(least: int, most: int, *names: str, **settings: Any) -> Any:
+    """Return a typer.Option for a number of tokens, such as 8192, 128k or 2M."""
+    return number(least, most, *names, metavar=_TOKENS, **settings)
+
+
+def expand_tokens(text: str) -> str:
+    """Return a number with the suffix k, M or G (powers of 1024) in digits, other text as it is."""
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG])", text)
+    if match is None:
+        return text
+    value = float(match[1]) * _SUFFIXES[match[2].lower()]
+    return str(int(value)) if value.is_integer() else text
+
+
+def cache_alias(text: str) -> str:
+    """Return the name of a KV cache type for its name in llama.cpp, other text as it is."""
+    return _CACHE_ALIASES.get(text, text)
+
+
+def _cache_type(text: str) -> str:
+    name = cache_alias(text)
+    if name not in (types := get_args(CacheType)):
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, types))}")
+    return name
+
+
+def each_item(text: str, convert: Callable[[str], str]) -> str:
+    """Return a list separated by commas with each item converted."""
+    return ",".join(convert(item) for item in text.split(","))
 
 
 def _any_float(help: str) -> Any:
@@ -50,8 +95,26 @@ def _any_float(help: str) -> Any:
     return number(-math.inf, math.inf, help=help)
 
 
-MODEL_HELP = "A packed model, a GGUF file, a Hugging Face directory, or ORG/NAME on the hub."
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+def model_names(incomplete: str) -> list[str]:
+    """Return the names that a shell can complete: of packaged and cached models."""
+    from yocobit import hub
+
+    names = [hub.TINY_NAME, *(entry.name for entry in hub.ModelCache().entries())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+MODEL_HELP = (
+    "tiny, a packed model, a GGUF file, a Hugging Face directory, or ORG/NAME or a URL on the hub."
+)
+ModelPath = Annotated[
+    Path, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=model_names)
+]
+ModelOrTiny = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help=MODEL_HELP, show_default="tiny", autocompletion=model_names
+    ),
+]
 Head = Annotated[
     HeadFormat,
     typer.Option(help="Weight format of the output head; int4 is faster and less exact."),
@@ -122,10 +185,18 @@ Exact = Annotated[
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
-Cache = Annotated[CacheType, typer.Option(help="KV cache type; f32 is exact.")]
+_CacheOption: Any = typer.Option(
+    parser=_cache_type,
+    metavar="|".join(get_args(CacheType)),
+    help="KV cache type; f32 is exact. q8_0 is int8, q4_0 is int4.",
+)
+Cache = Annotated[CacheType, _CacheOption]
+CacheOrNone = Annotated[CacheType | None, _CacheOption]
 
 # A model, or a named shape with random weights.
-ModelOrNone = Annotated[Path | None, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+ModelOrNone = Annotated[
+    Path | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=model_names)
+]
 ShapeWeights = Annotated[
     ProjectionFormat | None,
     typer.Option(help="Weight format of --shape; ternary by default."),

@@ -1,10 +1,129 @@
-"""JSON objects on standard output."""
+"""What commands print: JSON on standard output; status, progress and styles on terminals."""
 
 from __future__ import annotations
 
+import enum
 import json
 import math
-from typing import Any
+import os
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from yocobit.errors import printable
+
+# Receives how many units of how many are done.
+Advance = Callable[[int, int], object]
+
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
+_DELAY_S = 0.5  # shorter work shows no bar
+
+
+class Level(enum.IntEnum):
+    """How much a command says besides its result."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+_level = Level.NORMAL  # of the process, set by the command's --quiet and --verbose
+
+
+def set_level(verbose: bool, quiet: bool) -> None:
+    """Set what the process prints besides results and errors."""
+    global _level
+    _level = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
+
+
+def is_quiet() -> bool:
+    """Whether a command prints its result only."""
+    return _level == Level.QUIET
+
+
+def say(line: str) -> None:
+    """Write a line about the work, such as a download, to standard error."""
+    if not is_quiet():
+        print(printable(line), file=sys.stderr)
+
+
+def say_status(line: str) -> None:
+    """Write a line in brackets to standard error if it is a terminal."""
+    if sys.stderr.isatty() and not is_quiet():
+        width = max(20, shutil.get_terminal_size().columns)
+        for part in textwrap.wrap(f"[{printable(line)}]", width):
+            print(styled(part, "dim", sys.stderr), file=sys.stderr)
+
+
+def say_details(line: str) -> None:
+    """Write a line to standard error if --verbose is given."""
+    if _level == Level.VERBOSE:
+        print(styled(printable(line), "dim", sys.stderr), file=sys.stderr)
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """Return text in a style if the stream is a terminal with colours."""
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if has_colours(stream) else text
+
+
+def has_colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal with colours; https://no-color.org."""
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not is_plain
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Advance]:
+    """Yield a function that shows progress as a bar on standard error, if it is a terminal."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    bar = _Bar(label)
+    try:
+        yield bar.advance
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A bar that appears if the work takes long, and disappears at its end."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._started_s = time.monotonic()
+        self._shown: Any = None
+
+    def advance(self, done: int, total: int) -> None:
+        if self._shown is None:
+            if time.monotonic() - self._started_s < _DELAY_S:
+                return
+            self._shown = _new_bar(self._label)
+        self._shown.update(self._shown.task_ids[0], completed=done, total=total)
+
+    def close(self) -> None:
+        if self._shown is not None:
+            self._shown.stop()
+
+
+def _new_bar(label: str) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    bar = Progress(
+        "{task.description}",
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.add_task(label, total=None)
+    bar.start()
+    return bar
 
 
 def print_json(value: Any, indent: int | None = None) -> None:

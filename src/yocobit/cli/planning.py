@@ -20,8 +20,9 @@ from yocobit.cli.options import (
     ShapeWeights,
     check_model_or_shape,
     number,
+    tokens,
 )
-from yocobit.cli.output import print_json
+from yocobit.cli.output import is_quiet, print_json
 from yocobit.engine.session import DEFAULT_CACHE
 from yocobit.pictures import check_picture
 
@@ -35,7 +36,7 @@ def plan(
     weights: ShapeWeights = None,
     head: ShapeHead = None,
     context: Annotated[
-        int, number(1, 1 << 32, help="Context length of each session, in tokens.")
+        int, tokens(1, 1 << 32, help="Context length of each session, such as 4096 or 128k.")
     ] = 4096,
     batch: Annotated[int, number(1, 1 << 16, "--batch", "-b", help="Decode batch size.")] = 1,
     cache: Cache = DEFAULT_CACHE,
@@ -56,7 +57,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan memory placement, chips and speed of a model."""
+    """Predict the speed of a model, and where its memory lies."""
     check_model_or_shape("plan", model, shape, weights, head)
     request = planning.PlanRequest(
         context=context,
@@ -71,7 +72,7 @@ def plan(
     if model is not None:
         model = packed(model)
     name, opened = planning.open_shape(model, shape, weights, head, attention)
-    with Console(stderr=True).status("measuring this machine"):
+    with Console(stderr=True, quiet=is_quiet()).status("measuring this machine"):
         made = planning.make_plan(name, opened, request)
     if picture is not None:
         planning.draw_plan(made, picture)

@@ -20,6 +20,7 @@ from yocobit.cli.options import (
     Threads,
     Verify,
     number,
+    tokens,
 )
 from yocobit.config import ConfigError
 from yocobit.engine.session import DEFAULT_CACHE
@@ -71,7 +72,7 @@ def serve(
         typer.Option(help="Host name that requests may use; can be repeated."),
     ] = [],  # noqa: B006
     context: Annotated[
-        int, number(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
+        int, tokens(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
     ] = 8192,
     cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,

@@ -11,7 +11,6 @@ import typer
 from rich.console import Console
 
 from yocobit import importers, packing
-from yocobit.cli.cache import say
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
     Head,
@@ -21,7 +20,8 @@ from yocobit.cli.options import (
     ProjectionFormat,
     TokenizerFrom,
 )
-from yocobit.errors import needs_extra
+from yocobit.cli.output import progress, say
+from yocobit.errors import ConfigError, needs_extra
 
 
 def train(
@@ -99,7 +99,13 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack a checkpoint into a model for the engine."""
-    print_summary(packing.pack(checkpoint, out, weights, head), as_json)
+    from yocobit import hub
+
+    if (fault := hub.not_trained(checkpoint)) is not None:
+        raise ConfigError(f"{checkpoint}: {fault}")
+    with progress("packing") as advance:
+        model = packing.pack(checkpoint, out, weights, head, advance)
+    print_summary(model, as_json)
 
 
 def import_(
@@ -110,10 +116,17 @@ def import_(
     tokenizer: TokenizerFrom = None,
     as_json: Json = False,
 ) -> None:
-    """Convert a published checkpoint of another project to a packed model."""
-    model = importers.import_model(
-        checkpoint, out, head, weights=weights, tokenizer=tokenizer, report=say
-    )
+    """Convert a published checkpoint to a packed model."""
+    with progress("converting") as advance:
+        model = importers.import_model(
+            checkpoint,
+            out,
+            head,
+            weights=weights,
+            tokenizer=tokenizer,
+            report=say,
+            progress=advance,
+        )
     print_summary(model, as_json)
 
 

@@ -1,0 +1,166 @@
+"""Help of the command line: its layout and colours, and examples of each command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import typer.core
+
+from yocobit.cli import output
+
+_MAX_WIDTH = 100
+
+EXAMPLES = {
+    "generate": (
+        'yocobit generate "In the beginning" -n 40 --seed 1',
+        "yocobit generate - models/mine < prompt.txt",
+    ),
+    "chat": (
+        "yocobit chat",
+        "yocobit chat microsoft/bitnet-b1.58-2B-4T --context 4k",
+        'yocobit chat models/mine --system "Answer in one sentence." --temperature 0.7',
+    ),
+    "serve": (
+        "yocobit serve",
+        "yocobit serve microsoft/bitnet-b1.58-2B-4T --context 16k --port 8000",
+        "yocobit serve models/mine --host 0.0.0.0 --api-key-file keys.txt",
+    ),
+    "pull": (
+        "yocobit pull microsoft/bitnet-b1.58-2B-4T",
+        "yocobit pull ORG/NAME-gguf:model-q2_0.gguf --head int4",
+    ),
+    "list": ("yocobit list", "yocobit list --json"),
+    "remove": ("yocobit remove microsoft/bitnet-b1.58-2B-4T",),
+    "train": (
+        "yocobit train configs/tiny.toml --out runs/tiny",
+        "yocobit train configs/tiny.toml --out runs/tiny --resume",
+    ),
+    "plot": ("yocobit plot runs/first runs/second --out runs.png --x tokens",),
+    "pack": ("yocobit pack runs/tiny models/tiny",),
+    "import": (
+        "yocobit import checkpoints/2b4t models/2b4t",
+        "yocobit import model.gguf models/mine --head int4",
+    ),
+    "export": (
+        "yocobit export models/mine mine.gguf --to gguf",
+        "yocobit export tiny tiny-hf --to hf",
+    ),
+    "eval": (
+        "yocobit eval tiny README.md",
+        "yocobit eval models/mine held-out/ --context 4k --json",
+    ),
+    "bench": (
+        "yocobit bench tiny",
+        "yocobit bench --shape 2b4t -p 128,512 -n 64 -d 0,4k -t 1,2",
+    ),
+    "plan": (
+        "yocobit plan tiny",
+        "yocobit plan --shape 2b4t --context 128k --cache int4",
+        "yocobit plan --shape 3b --machine groq --batch 8",
+    ),
+    "inspect": ("yocobit inspect tiny", "yocobit inspect models/mine --json"),
+    "verify": (
+        "yocobit verify tiny",
+        "yocobit verify models/2b4t --against microsoft/bitnet-b1.58-2B-4T-gguf",
+    ),
+}
+_FIRST_STEPS = (
+    "yocobit chat",
+    "yocobit chat microsoft/bitnet-b1.58-2B-4T",
+    "yocobit serve",
+    "yocobit train configs/tiny.toml --out runs/tiny",
+)
+
+
+def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> None:
+    """Add a command with its examples, --verbose and --quiet."""
+    app.command(name, cls=_Command, epilog="\n".join(EXAMPLES[name]))(_with_level(function))
+
+
+def _with_level(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that also has --verbose and --quiet."""
+
+    @functools.wraps(function)
+    def command(verbose: bool, quiet: bool, **arguments: Any) -> None:
+        output.set_level(verbose, quiet)
+        function(**arguments)
+
+    flags = {
+        "verbose": Annotated[bool, typer.Option("--verbose", help="Say more about the work.")],
+        "quiet": Annotated[
+            bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
+        ],
+    }
+    command.__annotations__ = {**get_type_hints(function, include_extras=True), **flags}
+    parameters = [
+        parameter.replace(annotation=command.__annotations__[name])
+        for name, parameter in inspect.signature(function).parameters.items()
+    ]
+    parameters += [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in flags.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+_HelpFormatter: Any = typer.Context.formatter_class  # typer does not export it
+
+
+class _Formatter(_HelpFormatter):  # type: ignore[misc]
+    """The layout of help: headings and names have colours on a terminal."""
+
+    def write_heading(self, heading: str) -> None:
+        self.write(f"{output.styled(heading + ':', 'bold', sys.stdout)}\n")
+
+    def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
+        styled = [(output.styled(name, "cyan", sys.stdout), meaning) for name, meaning in rows]
+        super().write_dl(styled, col_max, col_spacing)
+
+
+class _Context(typer.Context):
+    formatter_class = _Formatter
+
+
+class _Command(typer.core.TyperCommand):
+    context_class = _Context
+
+    def format_epilog(self, context: Any, formatter: Any) -> None:
+        _write_epilog(self.epilog, formatter)
+
+
+class Group(typer.core.TyperGroup):
+    """The program."""
+
+    context_class = _Context
+
+    def format_epilog(self, context: Any, formatter: Any) -> None:
+        _write_epilog(self.epilog, formatter)
+
+
+def _write_epilog(epilog: str | None, formatter: Any) -> None:
+    if epilog:
+        with formatter.section("Examples"):
+            formatter.write("".join(f"  {example}\n" for example in epilog.splitlines()))
+
+
+def new_app(help: str) -> typer.Typer:
+    """Return the program without commands."""
+    return typer.Typer(
+        name="yocobit",
+        cls=Group,
+        help=help,
+        epilog="\n".join(_FIRST_STEPS),
+        no_args_is_help=True,
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "max_content_width": _MAX_WIDTH,
+        },
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
