@@ -161,6 +161,11 @@ def cli_page() -> str:
     lines += [
         "A user's mistake ends in one line on standard error and exit code 2; Ctrl-C in exit code",
         "130. Options in *italics* can be repeated. – means that an option is off or unset.",
+        "TOKENS is a number such as 8192, 128k or 2M (powers of 1024).",
+        "",
+        "`yocobit --install-completion` lets the shell complete commands, options and the names of",
+        "models; `yocobit --show-completion` prints the script instead. Terminals show colours,",
+        "unless `NO_COLOR` is set, and progress bars.",
         "",
     ]
     context = command.make_context("yocobit", [], resilient_parsing=True)
@@ -189,7 +194,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
             f"| {names} | {_value(option, kinds.get(option.name))} | {_default(option)} "
             f"| {cell((option.help or '') + variable)} |"
         )
-    yield ""
+    yield from ("", "```sh", *command.epilog.splitlines(), "```", "")
 
 
 def _metavar(argument: Any) -> str:

@@ -1,19 +1,23 @@
-"""Chat in the terminal: reads a line, streams the reply."""
+"""Chat in the terminal: reads messages, streams the replies."""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
 
+from yocobit.cli import output
+from yocobit.cli.chat_commands import COMMANDS, run_command
+from yocobit.cli.markdown import MarkdownWriter
+from yocobit.cli.prompt import history_file, new_prompt
+from yocobit.costs import rounded, summarize
 from yocobit.engine import Chat
 from yocobit.errors import UserError, printable
+from yocobit.pretrained import TINY, TINY_INTRODUCTION
 
-_PROMPT = "> "
 _EXIT = ("/exit", "/quit", "/bye")
-_COMMANDS = """/clear    start a new conversation
-/again    regenerate the last reply
-/exit     exit; Ctrl-D does the same
-Ctrl-C    stop a reply"""
+_MIN_WIDTH = 20  # columns
 # Control characters except newline and tab: model output must not control the terminal.
 _PICTURES = {
     **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
@@ -34,10 +38,18 @@ def write(pieces: Iterable[str]) -> None:
     sys.stdout.flush()
 
 
-def say(line: str) -> None:
-    """Write a status line to standard error if it is a terminal."""
-    if sys.stderr.isatty():
-        print(f"[{printable(line)}]", file=sys.stderr)
+def write_markdown(pieces: Iterable[str]) -> None:
+    """Stream Markdown to a terminal, wrapped at words; control characters become symbols."""
+    writer = MarkdownWriter(sys.stdout, _width(), output.has_colours(sys.stdout))
+    try:
+        for piece in pieces:
+            writer.write(piece.translate(_PICTURES))
+    finally:
+        writer.finish()
+
+
+def _width() -> int:
+    return max(_MIN_WIDTH, shutil.get_terminal_size().columns)
 
 
 def converse(chat: Chat, name: str) -> None:
@@ -45,65 +57,79 @@ def converse(chat: Chat, name: str) -> None:
 
     At a terminal, Ctrl-C and user errors return to the prompt; otherwise they end the program.
     """
-    say(f"{name}: {chat.engine.config.weights} weights; /help lists the commands")
-    if sys.stdin.isatty():
+    if sys.stderr.isatty() and not output.is_quiet():
+        for line in _greeting(chat, name):
+            print(textwrap.fill(line, _width()), file=sys.stderr)
+    if sys.stdin.isatty() and sys.stdout.isatty():
         _converse_at_keyboard(chat)
     else:
         for message in _messages():
-            _handle(chat, message)
+            _handle(chat, message, write)
+
+
+def _greeting(chat: Chat, name: str) -> Iterator[str]:
+    """Yield lines about the model, and how to use the chat."""
+    model = chat.engine.model
+    size_mb = model.file.stat().st_size / 1e6
+    title = output.styled(printable(name), "bold", sys.stderr)
+    n_parameters = rounded(summarize(model).parameters)
+    yield f"{title}: {n_parameters} parameters, {model.config.weights} weights, {size_mb:,.1f} MB"
+    if model.path.resolve() == TINY.resolve():
+        about = TINY_INTRODUCTION
+        yield f"This is {about.summary}"
+        yield from (f"Try: {prompt}" for prompt in about.prompts)
+        yield about.next_step
+    yield "/help lists the commands, Alt-Enter starts a new line, Ctrl-D exits."
 
 
 def _converse_at_keyboard(chat: Chat) -> None:
-    import readline  # noqa: F401  # gives input() line editing and history
-
+    prompt = new_prompt([*COMMANDS, *_EXIT], history_file()).prompt
     is_open = True
     while is_open:
         try:
-            is_open = _exchange(chat)
+            is_open = _exchange(chat, prompt)
         except KeyboardInterrupt:  # another Ctrl-C, while the first one was handled
             continue
 
 
-def _exchange(chat: Chat) -> bool:
-    """Read a line and answer it; return False at the end of the conversation."""
-    line = _read_typed()
-    if line is None or line in _EXIT:
+def _exchange(chat: Chat, prompt: Callable[[], str]) -> bool:
+    """Read a message and answer it; return False at the end of the conversation."""
+    message = _read_typed(prompt)
+    if message is None or message in _EXIT:
         return False
     try:
-        if line:
-            _handle(chat, line)
+        if message:
+            _handle(chat, message, write_markdown)
     except KeyboardInterrupt:
         print()
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        label = output.styled("error:", "red", sys.stderr)
+        print(f"{label} {printable(str(error))}", file=sys.stderr)
     return True
+
+
+def _read_typed(prompt: Callable[[], str]) -> str | None:
+    """Return the next typed message, or None after Ctrl-D."""
+    while True:
+        try:
+            return prompt().strip()
+        except KeyboardInterrupt:
+            output.say_status("Ctrl-D exits")
+        except EOFError:
+            return None
 
 
 def _messages() -> Iterator[str]:
     """Yield non-blank lines up to the end of the input or an exit command."""
-    while (line := _read()) is not None and line not in _EXIT:
+    while (line := _read_line()) is not None and line not in _EXIT:
         if line:
             yield line
 
 
-def _read_typed() -> str | None:
-    """Return the next typed line, or None after Ctrl-D."""
-    while True:
-        try:
-            line = _read(_PROMPT)
-        except KeyboardInterrupt:
-            print()
-            say("Ctrl-D exits")
-            continue
-        if line is None:
-            print()
-        return line
-
-
-def _read(prompt: str = "") -> str | None:
+def _read_line() -> str | None:
     """Return the next line of the input, or None at its end."""
     try:
-        return input(prompt).strip()
+        return input().strip()
     except EOFError:
         return None
     except UnicodeDecodeError as error:
@@ -112,24 +138,17 @@ def _read(prompt: str = "") -> str | None:
         ) from None
 
 
-def _handle(chat: Chat, message: str) -> None:
-    if message == "/clear":
-        chat.clear()
-        say("new conversation")
-    elif message == "/again":
-        _answer(chat, chat.withdraw())
-    elif message.startswith("/"):
-        print(_COMMANDS)
-    else:
-        _answer(chat, message)
-
-
-def _answer(chat: Chat, message: str) -> None:
-    reply = chat.reply(message)
-    write(reply)
-    say(
+def _handle(chat: Chat, message: str, show: Callable[[Iterable[str]], None]) -> None:
+    """Run a command, or answer a message."""
+    again = run_command(chat, message) if message.startswith("/") else message
+    if again is None:
+        return
+    reply = chat.reply(again)
+    show(reply)
+    is_cut = reply.finish_reason == "length"
+    output.say_status(
         f"first token after {reply.prefill_s * 1000:,.0f} ms, {len(reply.tokens)} tokens at "
-        f"{reply.decode_tokens_per_s:,.0f}/s, {chat.n_tokens} of {chat.context} tokens, "
-        f"{chat.cache_bytes / 1e6:,.1f} MB of cache "
-        f"(a Transformer: {chat.transformer_cache_bytes / 1e6:,.1f} MB)"
+        f"{reply.decode_tokens_per_s:,.0f}/s{' (the limit of a reply)' if is_cut else ''}, "
+        f"context {chat.n_tokens:,} of {chat.context:,}, cache {chat.used_cache_bytes / 1e6:,.1f} "
+        f"MB (a Transformer: {chat.transformer_cache_bytes / 1e6:,.1f} MB)"
     )
