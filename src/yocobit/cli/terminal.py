@@ -14,9 +14,13 @@ from yocobit.cli.prompt import history_file, new_prompt
 from yocobit.costs import rounded, summarize
 from yocobit.engine import Chat
 from yocobit.errors import UserError, printable
-from yocobit.pretrained import TINY, TINY_INTRODUCTION
+from yocobit.pretrained import ABOUT_TINY, PROMPTS_OF_TINY, TINY
 
 _EXIT = ("/exit", "/quit", "/bye")
+_BETTER = (
+    "For a better model, run: yocobit chat microsoft/bitnet-b1.58-2B-4T (1.2 GB). Others are in "
+    "docs/getting-started/published-models.md."
+)
 _MIN_WIDTH = 20  # columns
 # Control characters except newline and tab: model output must not control the terminal.
 _PICTURES = {
@@ -75,10 +79,9 @@ def _greeting(chat: Chat, name: str) -> Iterator[str]:
     n_parameters = rounded(summarize(model).parameters)
     yield f"{title}: {n_parameters} parameters, {model.config.weights} weights, {size_mb:,.1f} MB"
     if model.path.resolve() == TINY.resolve():
-        about = TINY_INTRODUCTION
-        yield f"This is {about.summary}"
-        yield from (f"Try: {prompt}" for prompt in about.prompts)
-        yield about.next_step
+        yield ABOUT_TINY
+        yield from (f"Try: {prompt}" for prompt in PROMPTS_OF_TINY)
+        yield _BETTER
     yield "/help lists the commands, Alt-Enter starts a new line, Ctrl-D exits."
 
 
