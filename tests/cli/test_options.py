@@ -239,7 +239,7 @@ def test_cache_types_have_their_names_in_llama_cpp(own, alias, capfd):
 
 
 def test_lists_of_bench_have_suffixes_and_aliases(capfd):
-    arguments = ["bench", "--shape=nano", "-p=0", "-n=1", "-d=1k", "--cache=q8_0,q4_0", "-r=1"]
+    arguments = ["bench", "--shape=nano", "-p0", "-n1", "-d1k", "--cache=q8_0,q4_0", "-r1"]
     code, _ = outcome_with_output(capfd, *arguments, "--no-limits", "--json")
 
     tests = json.loads(code)["tests"]
@@ -275,6 +275,7 @@ def test_progress_is_a_bar_on_a_terminal_that_disappears(monkeypatch):
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(output, "_DELAY_S", 0)
+    monkeypatch.setattr(output, "_level", output.Level.NORMAL)
     monkeypatch.setenv("TERM", "xterm")
 
     with output.progress("verifying") as advance:

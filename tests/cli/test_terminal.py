@@ -99,11 +99,12 @@ def test_a_conversation_at_a_terminal(terminal):
     terminal.type("Tell me about the sea.\n")
     assert "tokens at" in terminal.until(", cache ")
     used, transformer = terminal.until(" MB)]").split(" MB (a Transformer: ")
-    assert 0 < float(used) < float(transformer) < 8  # of 8.6 MB that are reserved
+    assert 0 < float(used) < 1  # not what the session reserves for the whole context
+    assert 0 < float(transformer) < 1
     terminal.type("/again\n")
     terminal.until(" MB)]")
     terminal.type("/stats\n")
-    assert "8.6 MB reserved" in terminal.until(" kernels")
+    assert " MB reserved (a Transformer: " in terminal.until(" kernels")
     terminal.type("/clear\n")
     terminal.until("[new conversation]")
     terminal.type("/again\n")
@@ -259,7 +260,7 @@ def test_markdown_is_wrapped_at_words_and_indented_in_lists():
     assert "  on the next line" in lines
     assert lines[lines.index("  1. a numbered item whose") + 1] == "     text continues"
     assert 'x = "**not bold** and never wrapped, however long the line of code is"' in lines
-    assert rendered([MARKDOWN], 26, has_colours=False).endswith("折り返さ\nれる。\n\n")
+    assert rendered([MARKDOWN], 26, has_colours=False).endswith("折り返され\nる。\n\n")
 
 
 def test_markdown_has_styles_for_headings_bold_and_code():
