@@ -65,6 +65,23 @@ SAMPLING = {
     "logit_bias": {"5": -1.5}, "stream": False, "user": "u",
 }  # fmt: skip
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+RESPONSES = "/v1/responses"
+ITEMS = [
+    {"role": "user", "content": [{"type": "input_text", "text": "Hello"}]},
+    {"type": "reasoning", "id": "rs_1", "summary": []},
+    {
+        "type": "message",
+        "id": "msg_1",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "Hi", "annotations": []}],
+    },
+    {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'},
+    {"type": "function_call_output", "call_id": "c1", "output": "7"},
+    {"type": "item_reference", "id": "msg_2"},
+]
+FUNCTION = {"type": "function", "name": "f", "description": "F.", "parameters": SCHEMA}
+TEXT_FORMAT = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA, "strict": True}}
 BODIES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"model": "tiny", "messages": MESSAGES, **SAMPLING}),
     (CHAT, {"messages": MESSAGES[:2], "logprobs": True, "top_logprobs": 2, "max_tokens": 2}),
@@ -74,6 +91,12 @@ BODIES: list[tuple[str, dict[str, Any]]] = [
     (TEXT, {"prompt": "In the beginning", **SAMPLING, "logprobs": 2, "echo": True, "suffix": None}),
     (TEXT, {"prompt": [[1, 2, 3], [4, 5]], "max_tokens": 2, "best_of": 1}),
     (TEXT, {"prompt": "In", "max_tokens": 3, "stream": True}),
+    (RESPONSES, {"model": "tiny", "input": ITEMS[:5], "instructions": "Be short.", **SAMPLING}),
+    (RESPONSES, {"input": ITEMS, "max_output_tokens": 4, "metadata": {"a": "b"}, "store": False}),
+    (RESPONSES, {"input": "a", "previous_response_id": "resp_1", "truncation": "auto", "n": 1}),
+    (RESPONSES, {"input": "a", "truncation": "auto", "max_output_tokens": 4, "stream": True}),
+    (RESPONSES, {"input": "a", "text": TEXT_FORMAT, "max_output_tokens": 60, "top_logprobs": 1}),
+    (RESPONSES, {"input": "a", "tools": [FUNCTION], "tool_choice": {"type": "function"}}),
     ("/v1/embeddings", {"input": ["a", "b"], "encoding_format": "base64", "dimensions": None}),
     ("/tokenize", {"prompt": "text", "add_special_tokens": True, "return_token_strs": True}),
     ("/tokenize", {"messages": MESSAGES[:2], "add_generation_prompt": True, "tools": [TOOL]}),

@@ -54,6 +54,7 @@ def server():
     [
         *("/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/tokenizer_info"),
         *("/v1/models", "/v1/models/{id}", "/v1/embeddings", "/health", "/metrics"),
+        *("/v1/responses", "/v1/responses/{id}", "/v1/responses/{id}/input_items"),
     ],
 )
 def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(
@@ -61,10 +62,15 @@ def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(
 ):
     api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in api.get_all_operations()]
-    (operation,) = [each for each in operations if each.path == path]
-
-    has_body = operation.method == "post"
-    for mode in schemathesis.GenerationMode if has_body else [schemathesis.GenerationMode.POSITIVE]:
+    found = [
+        (operation, mode)
+        for operation in operations
+        if operation.path == path
+        for mode in schemathesis.GenerationMode
+        if operation.method == "post" or mode is schemathesis.GenerationMode.POSITIVE
+    ]
+    assert found
+    for operation, mode in found:
 
         @hypothesis.given(operation.as_strategy(generation_mode=mode))
         @hypothesis.settings(SETTINGS, max_examples=n_examples)
@@ -86,11 +92,15 @@ FIELDS = st.sampled_from(
         *("max_tokens", "logprobs", "top_logprobs", "echo", "best_of", "suffix", "tools"),
         *("tool_choice", "response_format", "functions", "structured_outputs", "guided_json"),
         *("guided_regex", "guided_choice", "guided_grammar", "grammar", "json_schema"),
+        *("input", "instructions", "text"),
+        *("previous_response_id", "include", "truncation", "metadata", "max_output_tokens"),
     ]
 )
 
 
-@pytest.mark.parametrize("path", [TEXT, "/v1/chat/completions", "/tokenize", "/detokenize"])
+@pytest.mark.parametrize(
+    "path", [TEXT, "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"]
+)
 @hypothesis.given(st.dictionaries(FIELDS, JSON, max_size=6))
 @SETTINGS
 def test_random_values_of_known_fields_cause_no_server_error(server, path, body):

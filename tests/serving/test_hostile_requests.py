@@ -21,6 +21,7 @@ from yocobit.serving.api.call import prepare
 from yocobit.serving.errors import APIError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+RESPONSES = "/v1/responses"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
 LOOP = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}"
 
@@ -124,6 +125,35 @@ BODIES = {
     "long conversation": (
         "/tokenize",
         '{"messages":[{"role":"user","content":"' + "a " * 400_000 + '"}]}',
+    ),
+    "items": (
+        RESPONSES,
+        '{"input":[' + many('{"role":"user","content":""}', 5000) + "]}",
+    ),
+    "references": (
+        RESPONSES,
+        '{"input":[' + many('{"type":"item_reference","id":"msg_1"}', 4000) + "]}",
+    ),
+    "deep tools of a response": (
+        RESPONSES,
+        '{"input":"a","tools":[{"type":"function","name":"f","parameters":'
+        + '{"a":' * 5000
+        + "1"
+        + "}" * 5000
+        + "}]}",
+    ),
+    "long conversation to truncate": (
+        RESPONSES,
+        '{"truncation":"auto","input":[' + many('{"role":"user","content":"a b c"}', 4097) + "]}",
+    ),
+    "long text to truncate": (
+        RESPONSES,
+        '{"truncation":"auto","input":"' + "a " * 400_000 + '"}',
+    ),
+    "long id": (RESPONSES, '{"input":"a","previous_response_id":"' + "a" * 100_000 + '"}'),
+    "metadata": (
+        RESPONSES,
+        '{"input":"a","metadata":{' + ",".join(f'"{i}":""' for i in range(100_000)) + "}}",
     ),
     "long input": ("/v1/embeddings", '{"input":["' + "a " * 400_000 + '"]}'),
     "tokens": ("/detokenize", '{"tokens":[' + many("1", 12_000) + "]}"),

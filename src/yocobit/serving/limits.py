@@ -26,6 +26,8 @@ STOP_TOKENS = 128  # entries of stop_token_ids
 BIASES = 1024  # entries of logit_bias: vLLM's
 GRAMMAR_BYTES = 1 << 18  # of a JSON schema, a regular expression, choices, GBNF or Lark
 CONSTRAINT_CHOICES = 4096
+QUERY_BYTES = 1 << 12
+STORED_RESPONSES_BYTES = 1 << 26  # of the Responses API, of all API keys
 LOGPROBS = 20  # per token: OpenAI's
 PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
 RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
@@ -66,6 +68,8 @@ TABLE = (
     ("entries of `stop_token_ids`", STOP_TOKENS, 400),
     ("entries of `logit_bias`", BIASES, 400),
     ("bytes of a JSON schema or another grammar", GRAMMAR_BYTES, 400),
+    ("bytes of stored responses; the least recently used are dropped", STORED_RESPONSES_BYTES, 404),
+    ("bytes of a query string", QUERY_BYTES, 400),
     ("alternatives per token of `logprobs`", LOGPROBS, 400),
     ("log-probabilities of the prompts of a response", PROMPT_LOGPROBS, 400),
     ("log-probabilities of the generated tokens of a response", RESPONSE_LOGPROBS, 400),

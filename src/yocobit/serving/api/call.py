@@ -14,6 +14,7 @@ from yocobit.engine import Engine
 from yocobit.errors import UserError
 from yocobit.serving import limits
 from yocobit.serving.api.protocol import decode
+from yocobit.serving.api.response_store import ResponseStore
 from yocobit.serving.api.served_model import ServedModel, text_model
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.metrics import Metrics
@@ -35,6 +36,7 @@ class ServerState:
         self.problem: str | None = None  # why loading failed
         self.report: Callable[[str], None] = logger.error  # called with the problem
         self.is_draining = False
+        self.responses = ResponseStore(limits.STORED_RESPONSES_BYTES)
         self._body_bytes = 0  # of all requests that are read or prepared
 
     @property
@@ -155,6 +157,7 @@ class Call:
     arrived_at: float  # of time.monotonic()
     path_params: Mapping[str, str]
     resources: contextlib.AsyncExitStack  # closed once the response has been sent
+    query: Any = None  # of the endpoint's type
     is_counted: bool = False  # whether the scheduler counts the request's outcome
 
     @property

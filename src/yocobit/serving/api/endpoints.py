@@ -9,16 +9,17 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from yocobit.serving.api import chat, completions, embeddings, tokenize
-from yocobit.serving.api.call import Call, Events, Reply
+from yocobit.serving.api import chat, completions, embeddings, responses, tokenize
+from yocobit.serving.api.call import Call, Events, Reply, ServerState
 from yocobit.serving.api.chat import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.models import get_model, list_models
+from yocobit.serving.api.responses import Recalled, ResponseRequest
 from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
-from yocobit.serving.api.wire import OPENAI, WireFormat
+from yocobit.serving.api.wire import OPENAI, RESPONSES, WireFormat
 from yocobit.serving.settings import ServerSettings
 
 V1 = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
@@ -33,9 +34,13 @@ class Endpoint:
     path: str  # after each prefix; "{id}" is a parameter, which may contain slashes
     handler: Callable[[Call], Awaitable[Reply | Events]]
     summary: str
-    body: type | None = None  # of a POST, a msgspec.Struct; None: a GET
+    body: type | None = None  # of a POST, a msgspec.Struct; None: a GET or DELETE
+    query: type | None = None  # a msgspec.Struct
+    deletes: bool = False  # what the path names
     # Builds from model, body and client what the handler runs. It must be picklable.
     prepare: Callable[..., Any] = lambda model, body, client: None
+    # Looks up what `prepare` gets as `recalled` from the server's state, the body and the client.
+    recall: Callable[[ServerState, bytes, str], Recalled | None] = lambda state, body, client: None
     uses_template: bool = False  # so that the cost of a small body is not known either
     is_heavy: Callable[[Any], bool] = lambda body: False  # whatever the size of the body
     prefixes: tuple[str, ...] = V1
@@ -48,6 +53,8 @@ class Endpoint:
 
     @property
     def method(self) -> str:
+        if self.deletes:
+            return "DELETE"
         return "GET" if self.body is None else "POST"
 
     @property
@@ -75,6 +82,32 @@ ENDPOINTS = (
         is_heavy=completions.is_heavy,
         is_streamed=True,
     ),
+    Endpoint(
+        "/responses",
+        responses.create,
+        "Answer a conversation, in OpenAI's Responses API.",
+        body=ResponseRequest,
+        prepare=responses.build,
+        recall=responses.recall,
+        uses_template=True,
+        is_heavy=responses.is_heavy,
+        wire=RESPONSES,
+        is_streamed=True,
+    ),
+    # Before the shorter path, whose id would match the rest of this one.
+    Endpoint(
+        "/responses/{id}/input_items",
+        responses.input_items,
+        "List what a stored response was generated from.",
+        query=responses.Page,
+    ),
+    Endpoint(
+        "/responses/{id}",
+        responses.retrieve,
+        "Return a stored response.",
+        query=responses.Retrieval,
+    ),
+    Endpoint("/responses/{id}", responses.delete, "Delete a stored response.", deletes=True),
     Endpoint(
         "/embeddings",
         embeddings.embeddings,

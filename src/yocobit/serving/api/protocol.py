@@ -197,6 +197,12 @@ def _with_integers(value: Any) -> Any:
     return value
 
 
+def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
+    """Return the fields of a query as that type; APIError 400 that names the field if invalid."""
+    with _naming_fields():
+        return msgspec.convert(query, kind, strict=False)
+
+
 def length(message: Message) -> int:
     """Return the characters of a message's content."""
     return len(message.text)

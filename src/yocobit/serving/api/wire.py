@@ -53,3 +53,4 @@ class WireFormat:
 
 
 OPENAI = WireFormat(data_event, end=b"data: [DONE]\n\n")
+RESPONSES = WireFormat(named_event)  # of OpenAI's later API

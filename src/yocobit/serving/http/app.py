@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.applications import Starlette
@@ -22,7 +24,8 @@ from yocobit.errors import printable
 from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Events, ServerState, prepare
 from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
-from yocobit.serving.api.protocol import decode
+from yocobit.serving.api.protocol import decode, decode_query
+from yocobit.serving.api.responses import Recalled
 from yocobit.serving.api.wire import OPENAI
 from yocobit.serving.errors import APIError
 from yocobit.serving.http.chat_page import page_routes
@@ -57,7 +60,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(settings.cors_origins),
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id"],
             ),
@@ -90,11 +93,11 @@ class EndpointApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, state = self.endpoint, scope["app"].state.server
         arrived_at, client = time.monotonic(), scope["state"]["client"]
-        prepared: Any = None
+        prepared, query = None, self._query(scope)
         if endpoint.body is not None:
             prepared = await self._read_and_prepare(scope, receive, client, arrived_at)
         async with contextlib.AsyncExitStack() as resources:
-            call = Call(state, prepared, client, arrived_at, scope["path_params"], resources)
+            call = Call(state, prepared, client, arrived_at, scope["path_params"], resources, query)
             try:
                 reply = await while_connected(receive, endpoint.handler(call))
             finally:
@@ -103,6 +106,16 @@ class EndpointApp:
                 await write_events(receive, send, reply, self.wire)
             else:
                 await write_body(send, reply.status, reply.value, reply.content_type, reply.headers)
+
+    def _query(self, scope: Scope) -> Any:
+        """Return the query as the endpoint's type; APIError 400 if it is invalid."""
+        if self.endpoint.query is None:
+            return None
+        query = scope["query_string"]
+        if len(query) > limits.QUERY_BYTES:
+            raise APIError(400, f"the query must have at most {limits.QUERY_BYTES:,} bytes")
+        fields = dict(parse_qsl(query.decode("latin-1")))
+        return decode_query(fields, self.endpoint.query)
 
     async def _read_and_prepare(
         self, scope: Scope, receive: Receive, client: str, arrived_at: float
@@ -113,11 +126,15 @@ class EndpointApp:
         with state.body_memory() as reserve:
             limit = self.endpoint.max_body_bytes(state.settings)
             body = await read_body(scope, receive, limit, reserve)
-            prepared = self._prepare_at_once(state, body, client)
-            if prepared is None:
-                work = self._prepare(state, body, client, arrived_at)
-                prepared = await while_connected(receive, work)
-            return prepared
+            recalled = self.endpoint.recall(state, body, client)
+            if recalled is not None:
+                reserve(recalled.n_bytes)
+            else:
+                prepared = self._prepare_at_once(state, body, client)
+                if prepared is not None:
+                    return prepared
+            work = self._prepare(state, body, recalled, client, arrived_at)
+            return await while_connected(receive, work)
 
     def _prepare_at_once(self, state: ServerState, body: bytes, client: str) -> Any:
         """Return the prepared request, or None unless it is cheap enough for the event loop."""
@@ -144,14 +161,23 @@ class EndpointApp:
                 self._at_once_from = time.monotonic() + limits.TINY_PAUSE_S
 
     async def _prepare(
-        self, state: ServerState, body: bytes, client: str, arrived_at: float
+        self,
+        state: ServerState,
+        body: bytes,
+        recalled: Recalled | None,
+        client: str,
+        arrived_at: float,
     ) -> Any:
         """Return the prepared request: from a thread if its cost is small, or from a worker."""
         endpoint = self.endpoint
         assert endpoint.body is not None
         model, runtime = state.require_ready()
-        arguments = (endpoint.prepare, endpoint.body, body, client)
-        is_heavy = len(body) > limits.SMALL_BODY_BYTES
+        build, n_bytes = endpoint.prepare, len(body)
+        if recalled is not None:
+            build = functools.partial(build, recalled=recalled)
+            n_bytes += recalled.n_bytes
+        arguments = (build, endpoint.body, body, client)
+        is_heavy = n_bytes > limits.SMALL_BODY_BYTES
         if not is_heavy:
             decoded: Any = decode(body, endpoint.body)
             model.check_name(decoded.model)

@@ -15,7 +15,7 @@ _ERRORS = {
     "400": "The request is invalid.",
     "401": "The API key is missing or wrong.",
     "403": "The host name is not allowed.",
-    "404": "The model does not exist.",
+    "404": "The model, or the stored response, does not exist.",
     "405": "The method is not allowed.",
     "408": "The body did not arrive in time.",
     "413": "The body is too large.",
@@ -57,10 +57,12 @@ def describe(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 def _path(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
     path: dict[str, Any] = {endpoint.method.lower(): _operation(endpoint, schemas)}
     if "{id}" in endpoint.path:
-        path["parameters"] = [
-            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
-        ]
+        path["parameters"] = [_parameter("id", "path", {"type": "string"})]
     return path
+
+
+def _parameter(name: str, place: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": schema}
 
 
 def _operation(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[str, Any]:
@@ -81,6 +83,11 @@ def _operation(endpoint: Endpoint, schemas: dict[type, dict[str, Any]]) -> dict[
         statuses = list(_ERRORS)
     elif "{id}" in endpoint.path:
         statuses.append("404")
+    if endpoint.query is not None:
+        statuses.append("400")
+        _, found = msgspec.json.schema_components([endpoint.query])
+        fields = found[endpoint.query.__name__]["properties"]
+        operation["parameters"] = [_parameter(name, "query", fields[name]) for name in fields]
     if endpoint.is_public:
         operation["security"] = []
         statuses = [status for status in statuses if status not in ("401", "403")]
