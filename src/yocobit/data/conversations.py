@@ -15,35 +15,54 @@ Message content cannot forge a marker: a marker in the content is escaped by a s
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yocobit.errors import ConfigError, shown
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 END_OF_TURN = "<|end|>"
 _ESCAPED = {f"<|{name}|>": f"<| {name}|>" for name in (*ROLES, "end")}  # markers in content
 
 STOP_STRINGS = (f"\n{END_OF_TURN}", END_OF_TURN)  # end the assistant's turn
-_CONTENT = "message['content'] | trim" + "".join(
-    f" | replace('{marker}', '{escaped}')" for marker, escaped in _ESCAPED.items()
-)
-_PROMPT = "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 
-# Jinja, as in transformers: a function of `messages` and `add_generation_prompt`.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    f"{{{{ '<|' + message['role'] + '|>\\n' + {_CONTENT} + '\\n{END_OF_TURN}\\n' }}}}"
-    "{% endfor %}" + _PROMPT
-)
-# The same in checkpoints, for transformers: its tokenizers add no BOS token to a conversation, and
-# its trainers compute the loss of the text that is marked as generation.
-CHECKPOINT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    f"{{% generation %}}{{{{ {_CONTENT} + '\\n{END_OF_TURN}' }}}}{{% endgeneration %}}"
-    f"{{% else %}}{{{{ {_CONTENT} + '\\n{END_OF_TURN}' }}}}{{% endif %}}{{{{ '\\n' }}}}"
-    "{% endfor %}" + _PROMPT
-)
+
+def _templates(markers: Sequence[str]) -> tuple[str, str]:
+    """Return the template of packed models and that of checkpoints, which escape `markers`.
+
+    Jinja, as in transformers: functions of `messages` and `add_generation_prompt`. That of
+    checkpoints is for transformers: its tokenizers add no BOS token to a conversation, and its
+    trainers compute the loss of the text that is marked as generation.
+    """
+    content = "message['content'] | trim" + "".join(
+        f" | replace('{marker}', '{_ESCAPED[marker]}')" for marker in markers
+    )
+    prompt = "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+    packed = (
+        "{% for message in messages %}"
+        f"{{{{ '<|' + message['role'] + '|>\\n' + {content} + '\\n{END_OF_TURN}\\n' }}}}"
+        "{% endfor %}" + prompt
+    )
+    checkpoint = (
+        "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}"
+        "{% if message['role'] == 'assistant' %}"
+        f"{{% generation %}}{{{{ {content} + '\\n{END_OF_TURN}' }}}}{{% endgeneration %}}"
+        f"{{% else %}}{{{{ {content} + '\\n{END_OF_TURN}' }}}}{{% endif %}}{{{{ '\\n' }}}}"
+        "{% endfor %}" + prompt
+    )
+    return packed, checkpoint
+
+
+CHAT_TEMPLATE, CHECKPOINT_TEMPLATE = _templates([*_ESCAPED])
+# Before the role "tool" was read, its marker was not escaped.
+_FORMER, _FORMER_OF_CHECKPOINTS = _templates([each for each in _ESCAPED if each != "<|tool|>"])
+# The template of a packed model, by that of its checkpoint.
+PACKED_TEMPLATES: Mapping[str, str] = {
+    CHECKPOINT_TEMPLATE: CHAT_TEMPLATE,
+    CHAT_TEMPLATE: CHAT_TEMPLATE,
+    _FORMER_OF_CHECKPOINTS: _FORMER,
+    _FORMER: _FORMER,
+}
 
 
 def render(messages: Any, source: str) -> list[tuple[str, bool]]:

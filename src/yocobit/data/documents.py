@@ -1,8 +1,9 @@
 """Documents: the texts in source files, read in order, each with a stable name.
 
 A document is a .txt, .md or .py file, a line of a .txt file read by line, a line of a .jsonl file,
-or a row of a .parquet file. .txt and .jsonl files may be compressed. At most one record or piece of
-a file is in memory. A byte order mark at the start of a text is not part of it.
+a row of a .parquet file, or an item of the list in a .json file. .txt and .jsonl files may be
+compressed. At most one record or piece of a file is in memory, or a .json file. A byte order mark
+at the start of a text is not part of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import msgspec
 
 from yocobit.config import ConfigError
+from yocobit.data.chat_records import FIELDS, KINDS, messages_of
 from yocobit.data.config import SourceConfig
 from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
@@ -39,9 +41,12 @@ _ROWS = 16  # of a .parquet file, at once
 # A line or a value of a .parquet file; a decoded one takes four bytes a character.
 _MAX_RECORD_BYTES = 1 << 26
 _MAX_TREE = 1 << 24  # JSON that is decoded to Python objects, which take ten times as much
+_MAX_JSON_BYTES = 1 << 30  # of a .json file, which is read as a whole
 _MAX_EXPANSION = 1000  # of a compressed column of a .parquet file; text compresses 10 times
 _BOM = "\ufeff"
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+
+_KINDS = " or ".join(f"'{name}'" for name in KINDS)
 
 # Where a long text may be cut: no token of a tokenizer trained here spans such a position.
 _LINE_STARTS = re.compile(r"(?<=\S\n)(?=\S)")
@@ -98,6 +103,8 @@ class DocumentReader:
                 continue
             elif file.suffix.startswith(".jsonl"):
                 yield from _records(file)
+            elif file.suffix == ".json":
+                yield from _items(file)
             elif file.suffix.startswith(".txt") and file.by_line:
                 yield from _lines(file)
             elif not self._is_skipped(text := _TextFile(file)) and text.has_text():
@@ -211,6 +218,23 @@ def _records(file: SourceFile) -> Iterator[Document]:
             yield from _record(record, file.text_field, f"{file.name}:{number}", source)
 
 
+def _items(file: SourceFile) -> Iterator[Document]:
+    """Yield the records of a .json file: a list of objects."""
+    with _opened(file) as stream:
+        content = stream.read(_MAX_JSON_BYTES + 1)
+    if len(content) > _MAX_JSON_BYTES:
+        rule = f"must have at most {_MAX_JSON_BYTES:,} bytes but has more; write a .jsonl file"
+        raise ConfigError(f"{file.path}: {rule}")
+    check_encoding(content[:_CHUNK_BYTES], file.path)
+    with boundary(file.path, "must be a list of objects"):
+        items = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8), type=list[msgspec.Raw])
+    decoder = _record_decoder(file.text_field)
+    for number, item in enumerate(items, start=1):
+        source = f"{file.path}:{number}"
+        record = _parse_record(bytes(item), decoder, file.text_field, source)
+        yield from _record(record, file.text_field, f"{file.name}:{number}", source)
+
+
 def _numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file, from number 1; ConfigError if one is too long."""
     with _opened(file) as stream:
@@ -225,7 +249,7 @@ def _numbered_lines(file: SourceFile) -> Iterator[tuple[int, bytes]]:
 
 @lru_cache
 def _record_decoder(text_field: str) -> msgspec.json.Decoder[Any]:
-    """Return a decoder that finds text and messages of a record and skips its other fields."""
+    """Return a decoder that finds text and conversation of a record and skips its other fields."""
     fields = [
         (f"field_{i}", msgspec.Raw, msgspec.field(name=name, default=msgspec.Raw()))
         for i, name in enumerate(_fields(text_field))
@@ -234,7 +258,7 @@ def _record_decoder(text_field: str) -> msgspec.json.Decoder[Any]:
 
 
 def _fields(text_field: str) -> list[str]:
-    return list(dict.fromkeys((text_field, "messages")))
+    return list(dict.fromkeys((text_field, *FIELDS)))
 
 
 def _parse_record(
@@ -248,6 +272,8 @@ def _parse_record(
                     is_text = value.startswith(b'"')
                     _check_size(len(value), source, _MAX_RECORD_BYTES if is_text else _MAX_TREE)
                     found[name] = msgspec.json.decode(value)
+                    if name == text_field:
+                        break
             return found
         except msgspec.DecodeError:
             _check_size(len(line), source, _MAX_TREE)
@@ -270,20 +296,29 @@ def _rows(file: SourceFile) -> Iterator[Document]:
         # One page of a column at a time: a row group may be larger than the memory.
         parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_CHUNK_BYTES) as table,
     ):
-        names = table.schema_arrow.names
-        column = next((n for n in (file.text_field, "messages") if n in names), None)
-        if column is None:
-            columns = printable(", ".join(names), 300)
-            rule = f"must have a column '{file.text_field}' or 'messages' but has {columns}"
-            raise ConfigError(f"{file.path}: {rule}")
+        columns = _columns(table.schema_arrow.names, file)
         _check_expansion(table.metadata, file.path)
-        for batch in table.iter_batches(batch_size=_ROWS, columns=[column], use_threads=False):
-            for value in batch.column(column):
+        for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
+            for row in range(batch.num_rows):
                 number += 1
                 name, source = f"{file.name}:{number}", f"{file.path}:{number}"
                 with boundary(source, "is damaged"):
-                    record = {column: value.as_py()}
+                    record = {column: batch.column(column)[row].as_py() for column in columns}
                 yield from _record(record, file.text_field, name, source)
+
+
+def _columns(names: Sequence[str], file: SourceFile) -> list[str]:
+    """Return the columns of text or conversations; ConfigError without them."""
+    if file.text_field in names:
+        return [file.text_field]
+    kind = next((name for name in KINDS if name in names), None)
+    if kind is None:
+        columns = printable(", ".join(names), 300)
+        rule = f"must have a column '{file.text_field}' or {_KINDS} but has {columns}"
+        raise ConfigError(f"{file.path}: {rule}")
+    if kind == "messages":
+        return [kind]
+    return [name for name in FIELDS if name in names and (name == kind or name not in KINDS)]
 
 
 def _check_expansion(metadata: Any, path: Path) -> None:
@@ -300,10 +335,10 @@ def _check_expansion(metadata: Any, path: Path) -> None:
 
 
 def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Document]:
-    """Yield the document of a record with a text or with messages, unless its text is empty."""
+    """Yield the document of a record with a text or a conversation, unless its text is empty."""
     fields = record if isinstance(record, dict) else {}
-    if text_field not in fields and "messages" in fields:
-        parts = render(fields["messages"], source)
+    if text_field not in fields and any(kind in fields for kind in KINDS):
+        parts = render(messages_of(fields, source), source)
         yield Document(name, [Piece(_encodable(part, source), in_loss) for part, in_loss in parts])
     elif isinstance(text := fields.get(text_field), str):
         _check_size(len(text), source, _MAX_RECORD_BYTES)
@@ -311,7 +346,8 @@ def _record(record: Any, text_field: str, name: str, source: str) -> Iterator[Do
             yield _document(name, _encodable(text, source))
     else:
         raise ConfigError(
-            f"{source}: must be an object with a string '{text_field}' or a list 'messages'"
+            f"{source}: must be an object with a string '{text_field}' or a conversation in "
+            f"{_KINDS}"
         )
 
 

@@ -19,10 +19,10 @@ from yocobit.data.sources import FileHashes, SourceFile, list_files
 from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenizer
 
 SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
-_VERSION = 4  # incremented when the tokens of the same files, or the layout of shards, change
-# Its shards are kept, so that a run resumes with its own tokens: they differ only where documents
-# of more than 65,536 characters were cut.
-_FORMER_VERSION = 3
+_VERSION = 5  # incremented when the tokens of the same files, or the layout of shards, change
+# Their shards are kept, so that a run resumes with its own tokens: they differ only where a message
+# spells <|tool|> and, those of 3, where documents of more than 65,536 characters were cut.
+_FORMER_VERSIONS = (3, 4)
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,5 @@ def identify(
 
 def is_same_corpus(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
     """Whether shards with a stored identity are the corpus of an identity."""
-    return stored in (identity, {**identity, "version": _FORMER_VERSION})
+    former = [{**identity, "version": version} for version in _FORMER_VERSIONS]
+    return stored in (identity, *former)

@@ -32,6 +32,8 @@ SUFFIXES = (
     *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSIONS),
     *(".md", ".py", ".parquet"),
 )
+_NAMED_SUFFIXES = (".json",)  # of files that are named by their path; in a directory, one is often
+# no text
 
 # In the standard library: installed packages, tests and generated tables.
 _STDLIB_EXCLUDE = (
@@ -73,8 +75,8 @@ class SourceFile:
 
     @property
     def suffix(self) -> str:
-        """The entry of SUFFIXES that the name ends in."""
-        suffix = _suffix(self.path.name)
+        """The entry of SUFFIXES, or ".json", that the name ends in."""
+        suffix = _suffix(self.path.name, self.is_named)
         assert suffix is not None
         return suffix
 
@@ -174,10 +176,11 @@ def _sha256(path: Path, is_stopped: threading.Event) -> str:
     return digest.hexdigest()
 
 
-def _suffix(name: str) -> str | None:
-    """Return the entry of SUFFIXES that a name ends in, ignoring case."""
+def _suffix(name: str, is_named: bool = False) -> str | None:
+    """Return the suffix of a kind of file that is read, ignoring case; None for other files."""
     name = name.lower()
-    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+    suffixes = (*SUFFIXES, *_NAMED_SUFFIXES) if is_named else SUFFIXES
+    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
 
 
 def describe_ignored(ignored: Mapping[str, int]) -> str:
@@ -200,8 +203,9 @@ def _paths(source: str, exclude: tuple[str, ...], ignored: Counter[str]) -> list
     if os.path.isdir(source):
         place, listing = "in this directory", Listing.of_directory(source, exclude)
     elif os.path.exists(source):
-        if _suffix(source) is None:
-            raise ConfigError(f"{source}: must end in one of {', '.join(SUFFIXES)}")
+        if _suffix(source, is_named=True) is None:
+            known = ", ".join((*SUFFIXES, *_NAMED_SUFFIXES))
+            raise ConfigError(f"{source}: must end in one of {known}")
         return [(source, os.path.basename(source))]
     elif "\0" not in source and glob.has_magic(source):
         place, listing = "with this pattern", Listing.of_glob(source, exclude)

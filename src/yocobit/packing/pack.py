@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig, WeightKind
-from yocobit.data.conversations import CHAT_TEMPLATE as CONVERSATIONS
-from yocobit.data.conversations import CHECKPOINT_TEMPLATE, STOP_STRINGS
+from yocobit.data.conversations import PACKED_TEMPLATES, STOP_STRINGS
 from yocobit.data.tokenizer import END
 from yocobit.errors import needs_extra
 from yocobit.mixers import parameter_shapes
@@ -177,11 +176,11 @@ def _text_files(directory: Path, vocab_size: int) -> TextFiles:
             defaults = {"bos_token_id": end, "eos_token_id": end}
     if not files.generation.keys() & _SAMPLING.keys():
         defaults |= _SAMPLING
-    is_ours = template in (CHECKPOINT_TEMPLATE.encode(), CONVERSATIONS.encode())
-    if template is not None and (is_run or is_ours):
+    ours = {a.encode(): b.encode() for a, b in PACKED_TEMPLATES.items()}.get(template or b"")
+    if template is not None and (is_run or ours is not None):
         defaults["stop_strings"] = list(STOP_STRINGS)
-    if is_ours:
-        files = files._replace(template=CONVERSATIONS.encode())  # the engine adds the BOS token
+    if ours is not None:
+        files = files._replace(template=ours)  # the engine adds the BOS token
     return files._replace(generation={**defaults, **files.generation})
 
 
