@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from yocobit.config import ConfigError
-from yocobit.tracking.curves import ceiling, read_runs, smooth, unit
+from yocobit.tracking.curves import ceiling, grouped, mean_and_range, read_runs, smooth, unit
 from yocobit.tracking.plot import _spread, plot_runs
 
 
@@ -95,7 +96,7 @@ def test_run_given_twice_is_refused(run_dir):
 def test_unsupported_format_is_refused_in_one_line_that_names_png_and_tensorboard(
     run_dir, tmp_path, name
 ):
-    message = rf"{name}: a plot must end in \.png, \.svg, \.pdf; write a PNG .* in TensorBoard"
+    message = rf"{name}: a plot must end in \.png, \.svg, \.pdf, \.csv; write .* in TensorBoard"
 
     with pytest.raises(ConfigError, match=message) as refused:
         plot_runs([run_dir], tmp_path / name)
@@ -207,3 +208,100 @@ def test_values_that_axes_cannot_show_are_gaps(tmp_path, value):
 
     for axis in ("step", "tokens"):
         plot_runs([run_dir], tmp_path / "runs.svg", axis)
+
+
+# ---- seeds ----
+
+
+def seed(directory: Path, number: int, shift: float, rate: float = 0.1) -> Path:
+    """Write a run of four steps, evaluated twice."""
+    records = [record(step) | {"loss": step + shift} for step in range(1, 5)]
+    for i in (1, 3):
+        records[i]["valid_bits_per_byte"] = 4.0 - i + shift
+    path = write(directory / f"seed-{number}", records)
+    config = {
+        "model": {"d_model": 8},
+        "optim": {"learning_rate": rate},
+        "run": {"steps": 4, "seed": number},
+        "data": {"train": [str(directory)], "context": 16},
+    }
+    (path / "run.json").write_text(json.dumps({"config": config, "corpus": {"sha256": "a"}}))
+    return path
+
+
+def test_runs_that_differ_in_their_seed_are_one_group(tmp_path):
+    seeds = [seed(tmp_path, i, i / 10) for i in range(3)]
+    other = seed(tmp_path / "other", 0, 0.0, rate=0.2)
+
+    groups = grouped(read_runs([seeds[0], other, *seeds[1:]]))
+
+    assert [len(group.runs) for group in groups] == [3, 1]
+    assert groups[1].runs[0].settings != groups[0].runs[0].settings
+
+
+def test_a_group_is_named_by_what_its_runs_share(tmp_path):
+    runs = read_runs([seed(tmp_path, i, 0.0) for i in range(2)])
+
+    assert [group.name for group in grouped(runs)] == ["seed (2 seeds)"]
+    assert [group.name for group in grouped(runs[:1])] == ["seed-0"]
+
+
+def test_mean_and_range_are_those_of_the_values_where_all_curves_have_some():
+    first = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, math.nan, 3.0, 9.0])
+    second = np.array([1.0, 3.0]), np.array([5.0, 3.5])
+
+    x, mean, low, high = mean_and_range([first, second])
+
+    assert x.tolist() == [1.0, 3.0]
+    assert (mean.tolist(), low.tolist(), high.tolist()) == ([3.0, 3.25], [1.0, 3.0], [5.0, 3.5])
+
+
+def test_a_plot_of_seeds_labels_their_mean(tmp_path, monkeypatch):
+    monkeypatch.setattr("yocobit.pictures.STYLE", {"svg.fonttype": "none"})
+    seeds = [seed(tmp_path, i, i / 10) for i in range(3)]
+
+    plot_runs(seeds, tmp_path / "runs.svg")
+
+    assert "seed (3 seeds) 1.100" in svg_texts(tmp_path / "runs.svg")
+
+
+def test_axes_show_the_first_evaluation(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(
+        "yocobit.tracking.plot._limit_to", lambda _, ceilings: limits.append([*ceilings])
+    )
+    records = [record(step) for step in range(1, 101)]
+    for step, bits in ((2, 7.5), (100, 2.0)):
+        records[step - 1]["valid_bits_per_byte"] = bits
+
+    plot_runs([write(tmp_path / "run", records)], tmp_path / "runs.png")
+
+    assert limits[1] == [7.5]
+
+
+# ---- values ----
+
+
+def test_csv_has_the_values_of_all_steps(tmp_path):
+    runs = [seed(tmp_path, i, i / 10) for i in range(2)]
+
+    plot_runs(runs, tmp_path / "curves.csv")
+
+    header, *lines = (tmp_path / "curves.csv").read_text().splitlines()
+    assert header == "run,step,tokens,seconds,loss,lr,grad_norm,valid_bits_per_byte"
+    assert len(lines) == 8
+    assert lines[0] == "seed-0,1,64,0.5,1.0,0.1,1.0,"
+    assert lines[5] == "seed-1,2,128,1.0,2.1,0.1,1.0,3.1"
+
+
+def test_csv_needs_no_matplotlib_and_replaces_only_its_own_file(tmp_path, run_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = tmp_path / "curves.csv"
+
+    plot_runs([run_dir], out)
+    plot_runs([run_dir], out)
+    (tmp_path / "mine.csv").write_text("a,b\n")
+
+    with pytest.raises(ConfigError, match=r"mine\.csv"):
+        plot_runs([run_dir], tmp_path / "mine.csv")
+    assert out.read_text().startswith("run,step,")

@@ -75,3 +75,18 @@ def test_run_whose_output_is_gone_is_completed(toml, tmp_path):
     run_with_console(toml, tmp_path / "run", console, "run.sample_every=2", "run.steps=4")
 
     assert checkpoints.last(tmp_path / "run").name == "step-000004"
+
+
+def test_progress_shows_how_much_of_an_evaluation_is_done():
+    stream = io.StringIO()
+
+    with Progress(Console(file=stream, width=99), 100) as progress:
+        progress.last_line = -1e9
+        progress.update(1, 10, 2.0, 0.1, None)
+        progress.last_line = -1e9
+        progress.evaluating(0.25)
+        progress.evaluating(0.5)  # too early for another line
+
+    _, line = stream.getvalue().splitlines()
+    assert line.startswith("step 1/10  loss 2.000")
+    assert line.endswith("evaluating [#####---------------] 25%")

@@ -5,11 +5,14 @@ Values that are missing, not finite or beyond float32 are NaN: a gap in a curve.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +20,17 @@ import msgspec
 import numpy as np
 
 from yocobit.errors import ConfigError
-from yocobit.reading import boundary, read_bytes
+from yocobit.packing.checkpoints import MANIFEST
+from yocobit.reading import boundary, read_bytes, read_json
 from yocobit.settings import Natural, NotNegative
 
 Axis = Literal["step", "tokens", "seconds"]
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS = "metrics.jsonl"
+# Columns of a CSV file, after the name of the run.
+_COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "valid_bits_per_byte")
+CSV_START = f"run,{_COLUMNS[0]},".encode()
 WEIGHT_COUNTS = "weight_counts"  # key of a record: per matrix, how many codes are -1, 0 and +1
 
 _SMOOTHED_SHARE = 1 / 50  # of a run: the window of the smoothed loss
@@ -45,6 +52,7 @@ class RunCurves:
 
     name: str
     records: list[dict[str, Any]]
+    settings: str | None = None  # all but the seed, as a key; None without a manifest
 
     def values(self, key: str) -> Values:
         """Return one value of each record."""
@@ -78,9 +86,62 @@ def read_runs(directories: Sequence[Path]) -> list[RunCurves]:
     """Read runs; ConfigError if one has no records or is given twice."""
     names = _names(directories)
     return [
-        RunCurves(name, _read(directory / METRICS))
+        RunCurves(name, _read(directory / METRICS), _settings(directory / MANIFEST))
         for name, directory in zip(names, directories, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed only, or a single run."""
+
+    runs: list[RunCurves]
+
+    @property
+    def name(self) -> str:
+        """The common start of the names, and the number of runs."""
+        names = [run.name for run in self.runs]
+        if len(names) == 1:
+            return names[0]
+        characters = takewhile(lambda each: len(set(each)) == 1, zip(*names, strict=False))
+        common = "".join(each[0] for each in characters).rstrip("-_./ ")
+        return f"{common or names[0]} ({len(names)} seeds)"
+
+
+def grouped(runs: Sequence[RunCurves]) -> list[Group]:
+    """Group runs with equal settings and corpora, in the order of their first runs."""
+    groups: dict[object, list[RunCurves]] = {}
+    for i, run in enumerate(runs):
+        groups.setdefault(i if run.settings is None else run.settings, []).append(run)
+    return [Group(members) for members in groups.values()]
+
+
+def mean_and_range(
+    curves: Sequence[tuple[Values, Values]],
+) -> tuple[Values, Values, Values, Values]:
+    """Return positions, mean, minimum and maximum of curves (x, y) where all of them have values.
+
+    Positions are those of the first curve; the others are interpolated. Gaps are left out.
+    """
+    curves = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in curves]
+    if any(len(x) == 0 for x, _ in curves):
+        return (np.empty(0),) * 4
+    first, last = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
+    x = curves[0][0]
+    x = x[(x >= first) & (x <= last)]
+    y = np.stack([np.interp(x, *curve) for curve in curves])
+    return x, y.mean(axis=0), y.min(axis=0), y.max(axis=0)
+
+
+def to_csv(runs: Sequence[RunCurves]) -> str:
+    """Return the records of runs as CSV, one line per step; a value that is missing is empty."""
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(["run", *_COLUMNS])
+    for run in runs:
+        for record in run.records:
+            writer.writerow([run.name, *(record.get(name, "") for name in _COLUMNS)])
+    return content.getvalue()
 
 
 def unit(runs: Sequence[RunCurves], axis: Axis) -> tuple[float, str]:
@@ -122,6 +183,22 @@ def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
         layer = f"layer {int(match[1]) + 1}" if match else "shared K/V"
         summed[layer] = [a + b for a, b in zip(summed.get(layer, [0, 0, 0]), matrix, strict=True)]
     return summed
+
+
+def _settings(manifest: Path) -> str | None:
+    """Return what determines a run except its seed; None without a manifest."""
+    try:
+        content = read_json(manifest)
+    except FileNotFoundError:
+        return None
+    config, corpus = content.get("config"), content.get("corpus")
+    if not isinstance(config, dict) or not isinstance(corpus, dict):
+        raise ConfigError(f"{manifest}: must have objects 'config' and 'corpus'; delete the file")
+    run = config.get("run")
+    length = {name: run.get(name) for name in ("steps", "minutes")} if isinstance(run, dict) else {}
+    context = config["data"].get("context") if isinstance(config.get("data"), dict) else None
+    kept = {name: config.get(name) for name in ("model", "optim", "schedule", "distill")}
+    return json.dumps([kept, length, context, corpus.get("sha256")], sort_keys=True)
 
 
 def _number(value: Any) -> float:

@@ -1,4 +1,7 @@
-"""`yocobit plot`: the curves of runs on common axes, as PNG, SVG or PDF."""
+"""`yocobit plot`: the curves of runs on common axes, as PNG, SVG or PDF, or their values as CSV.
+
+Runs that differ in their seed only are one curve, the mean, with a band from minimum to maximum.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,27 @@ import numpy as np
 
 from yocobit import pictures
 from yocobit.config import ConfigError
-from yocobit.tracking.curves import Axis, RunCurves, ceiling, read_runs, unit
+from yocobit.disk import claim_file, replacing
+from yocobit.tracking.curves import (
+    CSV_START,
+    Axis,
+    Group,
+    RunCurves,
+    Values,
+    ceiling,
+    grouped,
+    mean_and_range,
+    read_runs,
+    to_csv,
+    unit,
+)
 
 RUN_COLORS = (pictures.BLUE, pictures.ORANGE, pictures.GREEN, "#B05A8F", "#C98A00", pictures.SKY,
               "#5A5A5A")  # fmt: skip
 _DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))  # one for each cycle of colours
 _LAYER_RAMP = ("#5A6FD6", "#2A9D8F", "#C68A12")  # first to last layer
 _WIDTH, _TOP_HEIGHT, _ROW_HEIGHT = 9.0, 5.0, 1.9  # inches
-_FORMATS = (".png", ".svg", ".pdf")
+_FORMATS = (".png", ".svg", ".pdf", ".csv")
 _Label = tuple[float, str, str]  # value, text, colour
 _LABEL_HEIGHT = 0.165  # inches
 
@@ -30,16 +46,20 @@ def plot_runs(
 ) -> None:
     """Plot RUN/metrics.jsonl of each run to `out`, in the format of its suffix.
 
-    `baselines` are named bits per byte of other programs on the validation text.
+    A .csv file has the values of all steps instead, and needs no matplotlib. `baselines` are named
+    bits per byte of other programs on the validation text.
     """
     if out.suffix not in _FORMATS:
         raise ConfigError(
             f"{out}: a plot must end in {', '.join(_FORMATS)}; write a PNG by --out runs.png, or "
             "explore the curves in TensorBoard (yocobit train --tensorboard)"
         )
+    if out.suffix == ".csv":
+        return _write_csv(read_runs(run_dirs), out)
     pictures.claim_picture(out)
-    runs = read_runs(run_dirs)
-    counted = {i: run for i, run in enumerate(runs) if run.layer_shares(axis)[1]}
+    groups = grouped(read_runs(run_dirs))
+    firsts = [group.runs[0] for group in groups]
+    counted = {i: run for i, run in enumerate(firsts) if run.layer_shares(axis)[1]}
     heights = [_TOP_HEIGHT, *[_ROW_HEIGHT] * len(counted)]
     with pictures.style():
         from matplotlib.figure import Figure
@@ -49,14 +69,24 @@ def plot_runs(
         figure = Figure(figsize=(_WIDTH, sum(heights)), layout=layout)
         parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
         top, *rows = parts.flat
-        labels = _draw_curves(top, runs, axis, baselines or {})
+        labels = _draw_curves(top, groups, axis, baselines or {})
         for row, (i, run) in zip(rows, counted.items(), strict=True):
             color = RUN_COLORS[i % len(RUN_COLORS)]
-            labels |= _draw_shares(row, run, axis, unit(runs, axis), color)
+            labels |= _draw_shares(row, run, axis, _unit(groups, axis), color)
         figure.draw_without_rendering()  # computes the heights of axes
         for axes, ends in labels.items():
             _label_ends(axes, ends)
         pictures.save(figure, out, dpi=150)
+
+
+def _write_csv(runs: Sequence[RunCurves], out: Path) -> None:
+    claim_file(out, lambda content: content.startswith(CSV_START), "a CSV file of curves")
+    with replacing(out) as partial:
+        partial.write_text(to_csv(runs), encoding="utf-8")
+
+
+def _unit(groups: Sequence[Group], axis: Axis) -> tuple[float, str]:
+    return unit([run for group in groups for run in group.runs], axis)
 
 
 def _layer_colors(n_layers: int) -> list[str]:
@@ -68,31 +98,40 @@ def _layer_colors(n_layers: int) -> list[str]:
 
 
 def _draw_curves(
-    figure: Any, runs: Sequence[RunCurves], axis: Axis, baselines: Mapping[str, float]
+    figure: Any, groups: Sequence[Group], axis: Axis, baselines: Mapping[str, float]
 ) -> dict[Any, list[_Label]]:
     """Draw loss, bits per byte, learning rate and gradient norm; return the labels of lines."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     (loss, bits), (rate, norm) = figure.subplots(2, 2, sharex=True)
-    divisor, label = unit(runs, axis)
+    divisor, label = _unit(groups, axis)
     labels: dict[Any, list[_Label]] = {loss: [], bits: []}
     ceilings: dict[Any, list[float]] = {loss: [], bits: list(baselines.values())}
-    for i, run in enumerate(runs):
+    for i, group in enumerate(groups):
         color = RUN_COLORS[i % len(RUN_COLORS)]
         style = {"color": color, "linestyle": _DASHES[i // len(RUN_COLORS) % len(_DASHES)]}
-        x, raw = run.values(axis) / divisor, {"color": color, "alpha": 0.25, "linewidth": 0.5}
+        faint = {"color": color, "alpha": 0.25, "linewidth": 0.5}
         for axes, key in ((loss, "loss"), (norm, "grad_norm")):
-            axes.plot(x, run.values(key), **raw)
-            axes.plot(x, run.smoothed(key), **style)
-        rate.plot(x, run.values("lr"), **style)
-        ceilings[loss].append(ceiling(x, run.smoothed("loss")))
-        at, values = run.measured("valid_bits_per_byte", axis)
-        bits.plot(at / divisor, values, marker="o", markersize=3, **style)
-        if len(values):
-            ceilings[bits].append(ceiling(at, values))
-            labels[bits].append((values[-1], f"{run.name} {values[-1]:.3f}", color))
+            smoothed = [(run.values(axis) / divisor, run.smoothed(key)) for run in group.runs]
+            for run, (x, _) in zip(group.runs, smoothed, strict=True):
+                axes.plot(x, run.values(key), **faint)
+            _draw_mean(axes, smoothed, style)
+            if axes is loss:
+                ceilings[loss] += [ceiling(x, values) for x, values in smoothed]
+        run = group.runs[0]
+        rate.plot(run.values(axis) / divisor, run.values("lr"), **style)
+        measured = [run.measured("valid_bits_per_byte", axis) for run in group.runs]
+        n_measured = max(len(values) for _, values in measured)
+        ends = _draw_mean(
+            bits,
+            [(at / divisor, values) for at, values in measured],
+            {**style, "marker": "o", "markersize": 3 if n_measured > 1 else 6},
+        )
+        if len(ends):
+            ceilings[bits] += [float(values.max()) for _, values in measured]
+            labels[bits].append((ends[-1], f"{group.name} {ends[-1]:.3f}", color))
         else:
-            labels[loss].append((run.smoothed("loss")[-1], run.name, color))
+            labels[loss].append((run.smoothed("loss")[-1], group.name, color))
     for name, value in baselines.items():
         bits.axhline(value, color="#8A8A8A", linestyle=(0, (4, 3)), linewidth=0.8)
         labels[bits].append((value, f"{name} {value:.3f}", "#6A6A6A"))
@@ -113,6 +152,21 @@ def _draw_curves(
     for axes in (rate, norm):
         axes.set_xlabel(label)
     return labels
+
+
+def _draw_mean(
+    axes: Any, curves: Sequence[tuple[Values, Values]], style: Mapping[str, Any]
+) -> Values:
+    """Draw one curve, gaps included, or the mean and the range of several; return the values."""
+    if len(curves) == 1:
+        axes.plot(*curves[0], **style)
+        return curves[0][1]
+    for curve in curves:
+        axes.plot(*curve, color=style["color"], alpha=0.25, linewidth=0.5)
+    x, mean, low, high = mean_and_range(curves)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(x, mean, **style)
+    return mean
 
 
 def _draw_shares(
@@ -158,7 +212,7 @@ def _spread(at: Sequence[float], gap: float) -> list[float]:
 
 
 def _limit_to(axes: Any, ceilings: Sequence[float]) -> None:
-    """Limit the vertical axis to the values after the initial drop."""
+    """Limit the vertical axis to the smallest value and the largest of `ceilings`."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     low = np.min(values, initial=np.inf, where=np.isfinite(values))
     high = max((value for value in ceilings if np.isfinite(value)), default=-np.inf)

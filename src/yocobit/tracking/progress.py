@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 _PLAIN_INTERVAL_S, _LIVE_INTERVAL_S = 10.0, 0.25  # between lines without and with a terminal
+_BAR_WIDTH = 20
 # Control characters except newline and tab: generated text must not control the terminal.
 _PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _PICTURES |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
@@ -47,6 +48,7 @@ class Progress:
         self.console = console
         self.tokens_per_step = tokens_per_step
         self.loss, self.step_s = _Mean(), _Mean()
+        self.line = ""  # of the last step
         self.last_line = self.last_refresh = time.monotonic()
         # Without a thread of its own, whose errors could not be caught.
         self.live = Live(console=console, auto_refresh=False, transient=True)
@@ -73,14 +75,24 @@ class Progress:
         if loss is not None:
             self.loss.add(loss)
         self.step_s.add(seconds)
-        line = self._line(step, total, bits)
+        self.line = self._line(step, total, bits)
+        self._show(self.line, is_last=step == total)
+
+    def evaluating(self, share: float) -> None:
+        """Show which share of an evaluation is done."""
+        n_done = round(share * _BAR_WIDTH)
+        bar = "#" * n_done + "-" * (_BAR_WIDTH - n_done)
+        self._show(f"{self.line}  evaluating [{bar}] {share:.0%}".strip())
+
+    def _show(self, line: str, is_last: bool = False) -> None:
+        """Show a line that the next one replaces, unless it is too early for another."""
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self.last_refresh >= _LIVE_INTERVAL_S:
                 self.last_refresh = now
                 with _quiet_on_error(self.console):
                     self.live.update(Text(line), refresh=True)
-        elif now - self.last_line >= _PLAIN_INTERVAL_S or step == total:
+        elif now - self.last_line >= _PLAIN_INTERVAL_S or is_last:
             self.last_line = now
             self.print(line)
 

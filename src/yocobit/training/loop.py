@@ -228,7 +228,7 @@ class Loop:
         is_finite = math.isfinite(result.loss + result.divergence + result.grad_norm)
         self.diverged = None if is_finite else result.skipped
         if state.step % run.eval_every == 0 or self._is_done():
-            record["valid_bits_per_byte"] = self._validate()
+            record["valid_bits_per_byte"] = self._validate(progress)
             record[WEIGHT_COUNTS] = weight_counts(self.model)
         state.seconds = self._seconds()
         log.write({**record, "seconds": round(state.seconds, 3)})
@@ -307,18 +307,18 @@ class Loop:
         text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
         return run.prompt + text
 
-    def _validate(self) -> float:
+    def _validate(self, progress: Progress) -> float:
         """Return bits per byte; at the end of the run, of all validation text that its time allows.
 
         The best step is chosen on the same text each time: the part that eval_tokens selects.
         """
         state = self.state
         each, last = self._evaluation_tokens()
-        bits = self._bits_per_byte(each)
+        bits = self._bits_per_byte(each, progress)
         if bits < (state.best_bits_per_byte or math.inf):
             state.best_bits_per_byte, state.best_step = bits, state.step
         if self._is_done() and last != each:
-            bits = self._bits_per_byte(last)
+            bits = self._bits_per_byte(last, progress)
         if math.isfinite(bits):
             state.valid_bits_per_byte = bits
         else:
@@ -329,11 +329,12 @@ class Loop:
     def _evaluation_tokens(self) -> tuple[int | None, int | None]:
         return evaluation_tokens(self.config, len(self.corpus.valid), self.state.evaluation_s)
 
-    def _bits_per_byte(self, max_tokens: int | None) -> float:
+    def _bits_per_byte(self, max_tokens: int | None, progress: Progress | None = None) -> float:
+        report = None if progress is None else progress.evaluating
         end, valid = end_token(self.corpus.tokenizer), self.corpus.valid
         context = self.config.data.context
         with evaluation_module(self.objective, Objective(self.model, 0.0)) as objective:
-            return bits_per_byte(objective, valid, end, context, max_tokens, self.processes)
+            return bits_per_byte(objective, valid, end, context, max_tokens, self.processes, report)
 
     def _save(self, log: StepLog) -> Path:
         log.sync()

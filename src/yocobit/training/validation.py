@@ -32,13 +32,15 @@ def bits_per_byte(
     context: int,
     max_tokens: int | None = None,
     processes: Processes = SINGLE_PROCESS,
+    report: Callable[[float], object] | None = None,
 ) -> float:
     """Return the cross-entropy of the text per byte; each token in the loss is predicted once.
 
     All processes call `objective`, an Objective, the same number of times. The second half of each
     window of `context` tokens is in the loss, with the first half as its context. The first token
     of a document is predicted from the end token. `max_tokens` limits the text to windows spread
-    evenly over it, whose bytes are assumed to be proportional.
+    evenly over it, whose bytes are assumed to be proportional. `report` receives the share of it
+    that has been read.
     """
     n_new = (context + 1) // 2  # tokens of each window in the loss
     positions = list(range(0, len(text), n_new))
@@ -50,7 +52,10 @@ def bits_per_byte(
         starts = starts[np.arange(n_windows) * len(starts) // n_windows]
     nats, n_targets = 0.0, 0
     n_batches = -(-len(starts) // _BATCH)
-    for i in range(-(-n_batches // processes.size)):
+    n_rounds = -(-n_batches // processes.size)
+    for i in range(n_rounds):
+        if report is not None:
+            report(i / n_rounds)
         first = (i * processes.size + processes.rank) * _BATCH
         # Without windows left, one without targets: the other processes gather weights from this.
         batch = _windows(text, end, context, n_new, starts[first : first + _BATCH])
