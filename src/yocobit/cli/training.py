@@ -22,15 +22,30 @@ from yocobit.cli.options import (
 )
 from yocobit.cli.output import progress, say
 from yocobit.errors import ConfigError, needs_extra
+from yocobit.pretrained import TINY
 
 
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A TOML file, as in configs/.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TEXT|CONFIG",
+            help="A file or directory of text, or a TOML file as in configs/.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The run's directory.", show_default=False)],
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Duration of the run; 10 for a TEXT, as configured by a CONFIG."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     init: Annotated[
         Path | None,
-        typer.Option(help="Start from the weights and tokenizer of a run or checkpoint."),
+        typer.Option(
+            metavar="MODEL",
+            help="Start from the weights and tokenizer of a run, checkpoint or packed model; "
+            "tiny is the packaged one.",
+        ),
     ] = None,
     set_: Annotated[
         list[str],
@@ -50,7 +65,11 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model; Ctrl-C saves a checkpoint to --resume from."""
+    """Train a model on a text, or as a TOML file says; Ctrl-C saves a checkpoint.
+
+    `yocobit train my.txt --out runs/mine --minutes 10` chooses the model by the amount of text and
+    the time. `--resume` continues the run in --out.
+    """
     training = _import_training()
     console = Console(stderr=as_json)
     overrides = [*set_]
@@ -60,7 +79,20 @@ def train(
         overrides.append("run.compile=true")
     if tensorboard:
         overrides.append("run.tensorboard=true")
-    settings = training.load(config, overrides, init)
+    init = TINY if init == Path("tiny") and not init.exists() else init
+    if config.suffix.lower() == ".toml":
+        if minutes is not None:
+            overrides.append(f"run.minutes={minutes}")
+        settings = training.load(config, overrides, init)
+    else:
+        settings, reason = training.configure(
+            str(config),
+            minutes=minutes,
+            overrides=overrides,
+            init=init,
+            resumed=out if resume else None,
+        )
+        console.print(reason, markup=False, highlight=False, soft_wrap=True)
     training.keep_freed_memory()
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
     if console.quiet:  # a rank other than 0

@@ -91,24 +91,31 @@ def weight_scale(weight: Tensor) -> Tensor:
 
 
 def _scales(weight: Tensor, kind: WeightKind) -> Tensor:
+    """Return mean_magnitudes as they are stored: those of groups are rounded to float16."""
+    means = mean_magnitudes(weight, kind)
+    if not isinstance(formats_of(kind)[0].scale, PerGroup):
+        return means
+    return means.clamp_max(torch.finfo(torch.float16).max).half().to(weight.dtype)
+
+
+def mean_magnitudes(weight: Tensor, kind: WeightKind) -> Tensor:
     """Return mean|W| of the matrix, of each row, or of each group of columns in a row."""
     granularity = formats_of(kind)[0].scale
     if isinstance(granularity, PerGroup):
-        return _group_scales(weight, granularity.columns)
+        return _group_means(weight.abs(), granularity.columns)
     if isinstance(granularity, PerRow):
         return weight.abs().mean(dim=1, keepdim=True).clamp_min(SMALLEST_SCALE)
     return weight_scale(weight)
 
 
-def _group_scales(weight: Tensor, columns: int) -> Tensor:
-    """Return mean|W| of groups, (M, groups), rounded to float16 as they are stored."""
-    K = weight.shape[1]
+def _group_means(values: Tensor, columns: int) -> Tensor:
+    """Return the means of groups of columns, (M, groups)."""
+    K = values.shape[1]
     n_padded = -K % columns
-    groups = F.pad(weight.abs(), (0, n_padded)).unflatten(1, (-1, columns))
+    groups = F.pad(values, (0, n_padded)).unflatten(1, (-1, columns))
     sizes = groups.new_full(groups.shape[1:2], columns)
     sizes[-1] -= n_padded
-    means = groups.sum(dim=-1) / sizes
-    return means.clamp_max(torch.finfo(torch.float16).max).half().to(weight.dtype)
+    return groups.sum(dim=-1) / sizes
 
 
 def _ternary(weight: Tensor, scale: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ __all__ = [
     "damage",
     "directory_of",
     "find",
+    "find_initial",
     "is_complete",
     "is_run",
     "last",
@@ -250,8 +251,8 @@ def find(path: Path) -> Path:
         raise ConfigError(f"{path}: must be a run or a checkpoint but is a file; name a directory")
     if is_packed(path):
         raise ConfigError(
-            f"{path}: is a packed model, which cannot be trained, distilled or packed again; "
-            "name the run or checkpoint that it was packed from"
+            f"{path}: is a packed model, which cannot be resumed, distilled or packed again; "
+            "name the run or checkpoint that it was packed from, or start a run from it by --init"
         )
     if (path / STATE).is_file() and step_of(path) >= 0:
         _check_complete(path)
@@ -276,6 +277,11 @@ def find(path: Path) -> Path:
             f"records; name an earlier checkpoint, such as {checkpoint}"
         )
     return checkpoint
+
+
+def find_initial(path: Path) -> Path:
+    """Return the checkpoint or packed model that `path` names, whose weights start a run."""
+    return path if is_packed(path) else find(path)
 
 
 def is_alias(path: Path) -> bool:

@@ -5,5 +5,14 @@ from yocobit.training.checkpoint import load_model
 from yocobit.training.config import TrainConfig, load
 from yocobit.training.errors import TrainingError
 from yocobit.training.loop import train
+from yocobit.training.text_run import configure
 
-__all__ = ["TrainConfig", "TrainingError", "keep_freed_memory", "load", "load_model", "train"]
+__all__ = [
+    "TrainConfig",
+    "TrainingError",
+    "configure",
+    "keep_freed_memory",
+    "load",
+    "load_model",
+    "train",
+]

@@ -38,9 +38,11 @@ from yocobit.packing.checkpoints import (
     TOKENIZER,
     TRAIN,
 )
+from yocobit.packing.format import is_packed
 from yocobit.packing.tensor_source import tensor_files
 from yocobit.reading import read_own_json
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
+from yocobit.training.masters import master_weights
 from yocobit.training.sharding import is_sharded, save_parts
 from yocobit.training.state import RunState, StateFile
 
@@ -239,7 +241,10 @@ def load_weights(model: Decoder, checkpoint: Path) -> None:
 def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
     """Load master weights into a new model; ConfigError if a shape differs."""
     is_tied = ModelConfig.from_json(checkpoint / CONFIG).tie_embeddings
-    weights = _read_weights(checkpoint, is_tied or model.config.tie_embeddings)
+    if is_packed(checkpoint):
+        weights = master_weights(checkpoint)
+    else:
+        weights = _read_weights(checkpoint, is_tied or model.config.tie_embeddings)
     if differences := _differences(weights, model):
         name, (shape, model_shape) = next(iter(differences.items()))
         raise ConfigError(

@@ -175,8 +175,8 @@ class TrainConfig:
 def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) -> TrainConfig:
     """Read a TOML file and apply overrides such as "optim.learning_rate=0.01" on top.
 
-    A run that starts from the run or checkpoint `init` uses its tokenizer, and its model if the
-    file has no [model].
+    A run that starts from the run, checkpoint or packed model `init` uses its tokenizer, and its
+    model if the file has no [model].
     """
     try:
         sections = read_toml(path)
@@ -187,21 +187,28 @@ def load(path: Path, overrides: Sequence[str] = (), init: Path | None = None) ->
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     _resolve_paths(sections, path.resolve().parent)
+    return complete(sections, overrides, init, str(path))
+
+
+def complete(
+    sections: dict[str, Any], overrides: Sequence[str], init: Path | None, source: str
+) -> TrainConfig:
+    """Apply overrides and what a run inherits from `init` to the sections of `source`."""
     for override in overrides:
         section, name, value = _parse_override(override)
         fields = sections.setdefault(section, {})
         if not isinstance(fields, dict):
-            raise ConfigError(f"{path}: '{section}' must be a section but is {shown(fields)}")
+            raise ConfigError(f"{source}: '{section}' must be a section but is {shown(fields)}")
         fields[name] = value
         _drop_alternative(fields, section, name)
     _resolve_paths(sections, Path.cwd())
     if init is not None:
-        _inherit(checkpoints.find(init), sections)
-    return TrainConfig.from_dict(sections, str(path))
+        _inherit(checkpoints.find_initial(init), sections)
+    return TrainConfig.from_dict(sections, source)
 
 
 def _inherit(source: Path, sections: dict[str, Any]) -> None:
-    """Use the tokenizer of a checkpoint, and its model unless there is a [model]."""
+    """Use the tokenizer of a checkpoint or packed model, and its model without a [model]."""
     data = sections.get("data")
     if isinstance(data, dict) and "tokenizer" not in data:
         data["tokenizer"] = str(source.resolve() / checkpoints.TOKENIZER)

@@ -16,6 +16,7 @@ from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
 from yocobit.model.quantization import check_trainable
 from yocobit.packing import checkpoints
+from yocobit.packing.format import is_packed
 from yocobit.packing.formats import INT8_PER_TOKEN, formats_of
 from yocobit.text import n_ids
 from yocobit.tracking.progress import print_line
@@ -25,6 +26,7 @@ from yocobit.training.config import Precision, TrainConfig
 from yocobit.training.distill import Teacher
 from yocobit.training.distributed import Processes, check_shared_directory
 from yocobit.training.errors import model_too_large, out_of_memory_as
+from yocobit.training.masters import STARTED_FROM_PACKED
 from yocobit.training.optim import Optimizers
 from yocobit.training.resume import Resumable, check_settings, restore
 from yocobit.training.sharding import wrap
@@ -177,7 +179,10 @@ def _load_weights(
         state, warnings = processes.on_all(lambda: restore(found, state, config, model))
         return state, [f"resuming from {found}, step {state.step}", *warnings]
     if init is not None:
-        processes.on_all(lambda: checkpoint.load_initial_weights(model, checkpoints.find(init)))
+        source = checkpoints.find_initial(init)
+        processes.on_all(lambda: checkpoint.load_initial_weights(model, source))
+        if is_packed(source):
+            return state, [f"starting from {source}: {STARTED_FROM_PACKED}"]
     return state, []
 
 

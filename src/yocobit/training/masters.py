@@ -1,0 +1,53 @@
+"""Master weights for a packed model, to train it further.
+
+A packed model has the integers and scales of its projections, training has master weights W whose
+scale is mean|W| of a matrix, row or group, and whose integers are W / scale, rounded. The masters
+here are s / p times the integers, where s is the scale and p the share of integers that are not 0:
+mean|W| is s, and a quotient of 0 or 1 / p >= 1 rounds to the integer. The run starts with the
+model's weights, so with its loss. How near the masters of the model's training were to a rounding
+boundary is lost: here zeros are half a scale from it, the others at least as far. Embedding and
+head are those of the file, rounded to its format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from yocobit.config import ConfigError, WeightKind
+from yocobit.exporters.weights import Weights
+from yocobit.model.quantization import check_trainable, expand_scales, mean_magnitudes
+from yocobit.packing.formats import is_quantised
+from yocobit.packing.reader import read_model
+from yocobit.packing.verify import verify
+
+STARTED_FROM_PACKED = (
+    "its packed weights; how near they are to a rounding boundary is not stored, so the first "
+    "steps may change them less"
+)
+
+
+def master_weights(path: Path) -> dict[str, Tensor]:
+    """Return weights of all parameters that quantise to those of the packed model `path`."""
+    model = read_model(path)
+    kind = model.config.weights
+    check_trainable(kind)
+    if problems := verify(model):
+        raise ConfigError(problems[0])
+    stored = Weights(model)
+    weights: dict[str, Tensor] = {}
+    for name, parameter in model.parameters.items():
+        values = torch.from_numpy(stored.floats_of(name))
+        is_projection = parameter.role == "projection" and is_quantised(kind)
+        weights[name] = masters(values, kind) if is_projection else values
+    if model.config.tie_embeddings:
+        weights["head.weight"] = weights["embedding.weight"]
+    return weights
+
+
+def masters(weight: Tensor, kind: WeightKind) -> Tensor:
+    """Return weights (M, K) that quantise to `weight`, which is integers times scales."""
+    share = mean_magnitudes((weight != 0).to(weight.dtype), kind)  # p
+    return torch.where(weight != 0, weight / expand_scales(share, weight.shape[1], kind), 0.0)
