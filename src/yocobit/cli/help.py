@@ -37,10 +37,15 @@ EXAMPLES = {
     "list": ("yocobit list", "yocobit list --json"),
     "remove": ("yocobit remove microsoft/bitnet-b1.58-2B-4T",),
     "train": (
+        "yocobit train my.txt --out runs/mine --minutes 10",
+        "yocobit train my.txt --out runs/mine --resume",
+        "yocobit train chats.jsonl --out runs/chat --init tiny",
         "yocobit train configs/tiny.toml --out runs/tiny",
-        "yocobit train configs/tiny.toml --out runs/tiny --resume",
     ),
-    "plot": ("yocobit plot runs/first runs/second --out runs.png --x tokens",),
+    "plot": (
+        "yocobit plot runs/first runs/second --out runs.png --x tokens",
+        "yocobit plot runs/seed-* --out seeds.png --out seeds.csv",
+    ),
     "pack": ("yocobit pack runs/tiny models/tiny",),
     "import": (
         "yocobit import checkpoints/2b4t models/2b4t",
@@ -73,7 +78,7 @@ _FIRST_STEPS = (
     "yocobit chat",
     "yocobit chat microsoft/bitnet-b1.58-2B-4T",
     "yocobit serve",
-    "yocobit train configs/tiny.toml --out runs/tiny",
+    "yocobit train my.txt --out runs/mine --minutes 10",
 )
 
 

@@ -65,11 +65,7 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on a text, or as a TOML file says; Ctrl-C saves a checkpoint.
-
-    `yocobit train my.txt --out runs/mine --minutes 10` chooses the model by the amount of text and
-    the time. `--resume` continues the run in --out.
-    """
+    """Train a model on text or by a TOML file; Ctrl-C saves a checkpoint to --resume from."""
     training = _import_training()
     console = Console(stderr=as_json)
     overrides = [*set_]
