@@ -50,26 +50,26 @@ def main(folder: Path) -> None:
 def desktop(browser: Browser, url: str, folder: Path) -> None:
     visit = Visit(browser.new_context(**DESKTOP), url)
     set_seed(visit)
-    visit.page.screenshot(path=folder / "page-welcome.png")
+    take(visit, folder / "page-welcome.png")
     visit.say(PROMPTS_OF_TINY[0])
     visit.say("Go on.")
     visit.find(".again:visible").click()
     visit.wait()
     visit.find("#composer textarea").focus()
-    visit.page.screenshot(path=folder / "page.png")
+    take(visit, folder / "page.png")
     visit.page.emulate_media(color_scheme="dark")
     for question in PROMPTS_OF_TINY[1:]:
         visit.find(".begin").click()
         visit.say(question)
-    visit.find("#sidebar .search").fill("the people")
-    visit.page.screenshot(path=folder / "page-search-dark.png")
+    visit.find("#sidebar .search").fill("heaven")
+    take(visit, folder / "page-search-dark.png")
 
 
 def phone(browser: Browser, url: str, folder: Path) -> None:
     visit = Visit(browser.new_context(**PHONE), url)
     set_seed(visit)
     visit.say(PROMPTS_OF_TINY[0])
-    visit.page.screenshot(path=folder / "page-phone.png")
+    take(visit, folder / "page-phone.png")
 
 
 def formulas(browser: Browser, folder: Path) -> None:
@@ -81,12 +81,17 @@ def formulas(browser: Browser, folder: Path) -> None:
         visit.find(".hl-keyword").first.wait_for()
         visit.find(".math .katex").last.wait_for()
         visit.page.evaluate("document.fonts.ready.then(() => true)")
-        visit.page.screenshot(path=folder / "page-formulas.png")
+        take(visit, folder / "page-formulas.png")
+
+
+def take(visit: Visit, path: Path) -> None:
+    visit.page.wait_for_timeout(300)  # transitions
+    visit.page.screenshot(path=path)
 
 
 def set_seed(visit: Visit) -> None:
     """Make the answers the same each time."""
-    visit.page.evaluate("localStorage.setItem('yocobit.settings', JSON.stringify({ seed: 2 }))")
+    visit.page.evaluate("localStorage.setItem('yocobit.settings', JSON.stringify({ seed: 1 }))")
     visit.page.reload()
 
 

@@ -147,7 +147,8 @@ function rename(id, title) {
   if (title) renamed.title = title;
   else delete renamed.title;
   store.save(renamed);
-  show();
+  showTitle();
+  showList();
 }
 
 /** Import exported conversations; add other files to the message. */
@@ -236,9 +237,12 @@ function retry() {
 /** Show version `to` of an answer. */
 function version(answer, to) {
   if (answers.has(conversation.id)) return;
-  showVersion(conversation.messages, answer, to);
+  const { messages } = conversation;
+  const at = messages.indexOf(answer);
+  showVersion(messages, answer, to);
   keep(conversation);
   show();
+  transcript.focusVersions(at);
 }
 
 /** Drop the oldest turns, which makes room in the context for the last request or its answer. */
@@ -254,6 +258,7 @@ function restore() {
   restoreDropped(conversation.messages);
   keep(conversation);
   show();
+  composer.focus();
 }
 
 /** Replace a message; the messages after it are kept in the original conversation. */
@@ -332,12 +337,17 @@ function isForText() {
 
 function show() {
   const { messages } = conversation;
-  document.title = messages.length ? `${titleOf(conversation)} - yocobit` : "yocobit";
+  showTitle();
   document.body.classList.toggle("started", messages.length > 0);
   document.body.classList.toggle("for-text", isForText());
   welcome(find("welcome"), model, send);
   transcript.show(messages, isForText(), answers.get(conversation.id));
   showState();
+}
+
+function showTitle() {
+  const isEmpty = !conversation.messages.length;
+  document.title = isEmpty ? "yocobit" : `${titleOf(conversation)} - yocobit`;
 }
 
 /** Show that the answer is complete. */

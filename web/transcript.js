@@ -52,6 +52,13 @@ export class Transcript {
     element?.classList.add("found");
   }
 
+  /** Focus a button for the versions of a message: the rendered messages are new. */
+  focusVersions(index) {
+    const { element } = this.#views[index];
+    element.scrollIntoView({ block: "nearest" });
+    element.querySelector(".versions button:not(:disabled)").focus();
+  }
+
   /** Edit the last question. */
   editLast() {
     this.#views.findLast((view) => view.isEditable)?.startEdit();

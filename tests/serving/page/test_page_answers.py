@@ -94,6 +94,7 @@ def test_regeneration_keeps_versions_and_the_messages_after_each(visit, stand_in
 
     assert page.texts() == ["Who?", "Hello there, reader."]
     expect(which).to_have_text("1 of 2")
+    expect(page.find(".next:visible")).to_be_focused()
     stand_in.answer = "Then what?"
     page.say("What next?")
     assert [m["content"] for m in stand_in.requests[-1]["messages"]] == [
