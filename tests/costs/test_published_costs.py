@@ -19,7 +19,8 @@ from yocobit.costs.memory import projection_bytes
 from yocobit.costs.traffic import mixer_multiply_adds, session_traffic
 from yocobit.costs.work import HEAD, WEIGHTS, shape_only_model, work_of
 from yocobit.engine.session import CacheType
-from yocobit.packing.formats import F16, stored_parameters
+from yocobit.packing.formats import F16
+from yocobit.packing.stored_parameters import stored_parameters
 
 C, F, V, D = 64, 104, 512, 24
 Q, KV = 4 * D, 2 * D

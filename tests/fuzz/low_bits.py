@@ -38,7 +38,7 @@ from yocobit.importers.gguf.container import GGUFFile
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.gguf.tensor_types import identify, read_floats
 from yocobit.packing.format import scale_name
-from yocobit.packing.formats import StoredParameter, stored_parameters
+from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 
 _CASE_SECONDS = 30
 _N_EXPERTS = 2

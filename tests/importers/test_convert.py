@@ -15,7 +15,9 @@ from yocobit.config import ConfigError, preset
 from yocobit.importers import IntegerMatrix, import_model
 from yocobit.importers.convert import stored_tensors
 from yocobit.importers.gguf.reader import GGUFCheckpoint
-from yocobit.packing.formats import TERNARY, PerGroup, PerRow, StoredParameter
+from yocobit.packing.formats import TERNARY
+from yocobit.packing.scales import PerGroup, PerRow
+from yocobit.packing.stored_parameters import StoredParameter
 
 NAME = "layers.0.ffn.up_proj.weight"
 GROUPS = replace(TERNARY, name="groups", scale=PerGroup(128, "F16"))

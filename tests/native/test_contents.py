@@ -12,8 +12,8 @@ from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel, PackedModelError, verify
 from yocobit.packing.format import DTYPES
-from yocobit.packing.formats import StoredParameter, stored_parameters
 from yocobit.packing.layout import unpack_codes
+from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 from yocobit.packing.writer import write_model
 
 MIXED = ("window", "retention", "full", "gmu", "cross")

@@ -13,7 +13,7 @@ from yocobit import _native
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel
 from yocobit.packing.format import DTYPES
-from yocobit.packing.formats import stored_parameters, tensors_of
+from yocobit.packing.stored_parameters import stored_parameters, tensors_of
 from yocobit.packing.writer import write_model
 
 ROOT = Path(__file__).resolve().parents[2]

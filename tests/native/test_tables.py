@@ -10,7 +10,8 @@ from yocobit import _native
 from yocobit.config import preset
 from yocobit.engine.session import CacheType
 from yocobit.mixers import FEED_FORWARDS, MIXERS
-from yocobit.packing.formats import FORMATS, PerGroup, PerRow, PerTensor, WeightFormat
+from yocobit.packing.formats import FORMATS, WeightFormat
+from yocobit.packing.scales import PerGroup, PerRow, PerTensor
 
 
 def by_name(records) -> dict[str, dict]:

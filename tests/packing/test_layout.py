@@ -9,7 +9,8 @@ import pytest
 
 from yocobit import _native
 from yocobit.packing import layout
-from yocobit.packing.formats import FORMATS, INT4, SIGN, TERNARY, PerGroup
+from yocobit.packing.formats import FORMATS, INT4, SIGN, TERNARY
+from yocobit.packing.scales import PerGroup
 
 FORMAT = Path(__file__).parents[2] / "docs" / "reference" / "packed-format.md"
 OFF_BLOCK_SHAPES = [(1, 1), (8, 128), (8, 256), (9, 129), (7, 257), (24, 384), (3, 40)]

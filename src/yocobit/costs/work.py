@@ -29,7 +29,8 @@ from yocobit.costs.traffic import (
     unique_kv_bytes,
 )
 from yocobit.packing import PackedModel, TensorInfo
-from yocobit.packing.formats import WeightFormat, stored_parameters, tensors_of
+from yocobit.packing.formats import WeightFormat
+from yocobit.packing.stored_parameters import stored_parameters, tensors_of
 
 # The parts of a model.
 WEIGHTS, HEAD, EMBEDDING, KV_CACHE, RECURRENT_STATE = (

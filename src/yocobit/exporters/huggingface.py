@@ -31,9 +31,10 @@ from yocobit.packing.format import (
     TensorSpec,
     scale_name,
 )
-from yocobit.packing.formats import F16, INT8_PER_TOKEN, StoredParameter, is_quantised
+from yocobit.packing.formats import F16, INT8_PER_TOKEN, is_quantised
 from yocobit.packing.layout import Array, Codes, Int8s
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.stored_parameters import StoredParameter
 from yocobit.packing.text_files import TOKENIZER_CONFIG
 from yocobit.packing.writer import new_directory, write_safetensors
 from yocobit.reading import read_text

@@ -14,9 +14,9 @@ import numpy as np
 from yocobit.errors import ConfigError
 from yocobit.packing import layout
 from yocobit.packing.format import DTYPES, scale_name
-from yocobit.packing.formats import PerGroup
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup
 
 _CHUNK_VALUES = 1 << 20  # of a table, converted at once
 

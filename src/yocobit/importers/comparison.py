@@ -16,9 +16,10 @@ from yocobit.importers.checkpoint import Checkpoint
 from yocobit.importers.convert import stored_tensors
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
-from yocobit.packing.formats import PerGroup, PerTensor, StoredParameter
 from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup, PerTensor
+from yocobit.packing.stored_parameters import StoredParameter
 
 # Relative: bfloat16 rounds to 8 bits, so two roundings of one scale differ by at most this.
 SCALE_TOLERANCE = 2.0**-8

@@ -17,18 +17,12 @@ from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
 from yocobit.importers.report import describe_import, unit_of, warnings_of
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
-from yocobit.packing.formats import (
-    INT8_PER_TOKEN,
-    PerGroup,
-    StoredParameter,
-    WeightFormat,
-    formats_of,
-    projection_format,
-    stored_parameters,
-)
+from yocobit.packing.formats import INT8_PER_TOKEN, WeightFormat, formats_of, projection_format
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.pack import quantize
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup
+from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 from yocobit.packing.writer import Progress, check_new, tracked, write_model
 from yocobit.reading import decode
 from yocobit.text import check_lossless, parse_tokenizer

@@ -7,8 +7,10 @@ import math
 from yocobit.costs.traffic import decode_bytes
 from yocobit.importers.checkpoint import Checkpoint
 from yocobit.packing.format import CHAT_TEMPLATE, TOKENIZER
-from yocobit.packing.formats import PerGroup, PerRow, PerTensor, WeightFormat, tensors_of
+from yocobit.packing.formats import WeightFormat
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup, PerRow, PerTensor
+from yocobit.packing.stored_parameters import tensors_of
 
 
 def warnings_of(checkpoint: Checkpoint, model: PackedModel) -> list[str]:

@@ -21,7 +21,8 @@ from yocobit.model.ops import native, reference
 from yocobit.model.ops.dispatch import PYTORCH, matmul_kernels
 from yocobit.model.precision import in_float32
 from yocobit.model.quantization import straight_through_weight
-from yocobit.packing.formats import INT8_PER_TOKEN, PerTensor, formats_of
+from yocobit.packing.formats import INT8_PER_TOKEN, formats_of
+from yocobit.packing.scales import PerTensor
 
 
 def uses_bfloat16_matmul(x: Tensor) -> bool:

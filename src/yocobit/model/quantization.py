@@ -17,7 +17,8 @@ from torch import Tensor
 from yocobit import _native
 from yocobit.config import ConfigError, WeightKind
 from yocobit.model.precision import in_float32, widened
-from yocobit.packing.formats import PerGroup, PerRow, formats_of
+from yocobit.packing.formats import formats_of
+from yocobit.packing.scales import PerGroup, PerRow
 
 # Lower bound of an absmax: an all-zero row or matrix does not divide by zero.
 SMALLEST_SCALE = _native.SMALLEST_ABSMAX

@@ -1,16 +1,11 @@
 """Packed models: written from checkpoints, read by the engine. Only pack() needs torch."""
 
 from yocobit.packing.format import PackedModelError, TensorInfo, is_packed
-from yocobit.packing.formats import (
-    expected_tensors,
-    pack_sign,
-    pack_ternary,
-    unpack_sign,
-    unpack_ternary,
-)
+from yocobit.packing.formats import pack_sign, pack_ternary, unpack_sign, unpack_ternary
 from yocobit.packing.layout import quantize_rows
 from yocobit.packing.pack import pack
 from yocobit.packing.reader import PackedModel, read_model
+from yocobit.packing.stored_parameters import expected_tensors
 from yocobit.packing.verify import verify
 from yocobit.renamed import aliases
 

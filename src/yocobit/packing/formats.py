@@ -12,18 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yocobit import _native
-from yocobit.config import ConfigError, ModelConfig, WeightKind
-from yocobit.errors import shown
-from yocobit.mixers import Parameter, Role, model_parameters
+from yocobit.config import ConfigError, WeightKind
+from yocobit.mixers import Role
 from yocobit.packing import layout
-from yocobit.packing.format import DTYPES, TensorSpec, scale_name
-from yocobit.packing.layout import ROWS, Array, Codes, Floats, Int8s
+from yocobit.packing.format import TensorSpec, scale_name
+from yocobit.packing.layout import Array, Codes, Floats, Int8s
+from yocobit.packing.scales import PerGroup, PerRow, PerTensor
 
 TABLES: tuple[Role, Role] = ("embedding", "head")
 _NO_CODE = 255  # packed formats have fewer codes
@@ -47,65 +46,6 @@ INT8_PER_GROUP = ActivationEncoding(
     "int8_per_group", largest=127, group_columns=_native.ACTIVATION_GROUP
 )
 FLOAT32_ACTIVATIONS = ActivationEncoding("float32", largest=None)
-
-
-@dataclass(frozen=True)
-class PerTensor:
-    """One scale for the whole matrix."""
-
-    dtype: str
-
-    def shape(self, M: int, K: int) -> tuple[int, ...]:
-        """Return the shape of the stored scales."""
-        return (1,)
-
-    def expand(self, scales: Array, M: int, K: int) -> Array:
-        """Return the scales in a shape that broadcasts to (M, K)."""
-        return scales
-
-
-@dataclass(frozen=True)
-class PerRow:
-    """One scale per output feature."""
-
-    dtype: str
-
-    def shape(self, M: int, K: int) -> tuple[int, ...]:
-        return (M,)
-
-    def expand(self, scales: Array, M: int, K: int) -> Array:
-        return scales[:, None]
-
-
-@dataclass(frozen=True)
-class PerGroup:
-    """One scale per `columns` consecutive weights of a row; 0 for a group of zeros."""
-
-    columns: int
-    dtype: str
-    per_block: int = 1  # groups of a row in a block of codes
-
-    def shape(self, M: int, K: int) -> tuple[int, ...]:
-        return -(-M // ROWS), self.stored_groups(-(-K // self.columns)), ROWS
-
-    def expand(self, scales: Array, M: int, K: int) -> Array:
-        return self.decode(scales, M, K).repeat(self.columns, axis=1)[:, :K]
-
-    def encode(self, scales: Array) -> Array:
-        """Return the stored form of scales (M, groups of a row); those past the last are 0."""
-        M, groups = scales.shape
-        padded = np.zeros((-(-M // ROWS) * ROWS, self.stored_groups(groups)), DTYPES[self.dtype])
-        padded[:M, :groups] = scales
-        return np.ascontiguousarray(padded.reshape(-1, ROWS, padded.shape[1]).transpose(0, 2, 1))
-
-    def decode(self, scales: Array, M: int, K: int) -> Array:
-        """Invert encode(): return scales (M, groups of a row)."""
-        rows = scales.transpose(0, 2, 1).reshape(-1, scales.shape[1])[:M]
-        return rows[:, : -(-K // self.columns)]
-
-    def stored_groups(self, groups: int) -> int:
-        """Return the number of stored scales of a row: those of whole blocks."""
-        return -(-groups // self.per_block) * self.per_block
 
 
 @dataclass(frozen=True)
@@ -312,14 +252,6 @@ pack_ternary, unpack_ternary = TERNARY.encode, TERNARY.decode
 pack_sign, unpack_sign = SIGN.encode, SIGN.decode
 
 
-class StoredParameter(NamedTuple):
-    """A parameter and the format that stores it."""
-
-    format: WeightFormat
-    shape: tuple[int, ...]
-    role: Role
-
-
 def formats_of(weights: WeightKind) -> list[WeightFormat]:
     """Return the projection formats of models trained with `weights`, the default first."""
     return [format for format in PROJECTION_FORMATS.values() if format.weights == weights]
@@ -342,119 +274,3 @@ def head_format(name: str) -> WeightFormat:
     if name not in FORMATS or "head" not in FORMATS[name].roles:
         raise ConfigError(f"head must be one of {', '.join(HEAD_FORMATS)} but is {name!r}")
     return FORMATS[name]
-
-
-def stored_parameters(
-    config: ModelConfig,
-    weights: str | None = None,
-    head: str | None = None,
-    formats: Mapping[str, WeightFormat] | None = None,
-) -> dict[str, StoredParameter]:
-    """Return each parameter of a packed model with its format, in the order of the file.
-
-    `weights` and `head` name formats. None is the model's default for the projections; for the
-    head it is int8, or the format of dense projections. The embedding has the format of the head
-    if that is "f16" or "f32", and int8 otherwise. A tied head has an entry only if its format
-    differs from that of the embedding. `formats` replaces those of single parameters. ConfigError
-    for unknown formats, those of other weights, and those that do not store the parameter.
-    """
-    possible = formats_of(config.weights)
-    projection = possible[0] if weights is None else projection_format(weights)
-    if projection not in possible:
-        names = " or ".join(format.name for format in possible)
-        raise ConfigError(
-            f"weights must be {names} for a model with {config.weights} weights but is {weights!r}"
-        )
-    default = INT8 if projection.is_integer else projection
-    head_stored = default if head is None else head_format(head)
-    by_role: dict[Role, WeightFormat] = {
-        "projection": projection,
-        "embedding": _embedding(head_stored),
-        "head": head_stored,
-        "norm": F32,
-        "bias": F32,
-        "float": F32,
-    }
-    formats = formats or {}
-    parameters = model_parameters(config)
-    if config.tie_embeddings and head is None and "embedding.weight" in formats:
-        by_role["head"] = formats["embedding.weight"]
-    tables = [formats.get(f"{role}.weight", by_role[role]) for role in TABLES]
-    if config.tie_embeddings and tables[0] is not tables[1]:
-        parameters["head.weight"] = Parameter((config.vocab_size, config.d_model), "head")
-    for name, format in formats.items():
-        if name not in parameters:
-            raise ConfigError(f"formats must name parameters of the model but has {shown(name)}")
-        if (role := parameters[name].role) not in format.roles:
-            storing = [each.name for each in FORMATS.values() if role in each.roles]
-            raise ConfigError(
-                f"format of '{name}' must be {' or '.join(storing)} but is {format.name}"
-            )
-    return {
-        name: StoredParameter(
-            formats.get(name, by_role[parameter.role]), parameter.shape, parameter.role
-        )
-        for name, parameter in parameters.items()
-    }
-
-
-def _embedding(head: WeightFormat) -> WeightFormat:
-    """Return the format of the embedding in a model with that head."""
-    return head if "embedding" in head.roles else INT8
-
-
-def parameters_by_dtype(
-    config: ModelConfig,
-    dtypes: Mapping[str, str],
-    formats: Mapping[str, WeightFormat] | None = None,
-) -> dict[str, StoredParameter]:
-    """Return the parameters with the formats that the dtypes of their tensors imply.
-
-    `formats` are those of single parameters, as in stored_parameters.
-    """
-    formats = formats or {}
-
-    def is_stored_in(name: str, format: WeightFormat) -> bool:
-        return name in formats or dtypes.get(name) == format.dtype
-
-    roles = {name: parameter.role for name, parameter in model_parameters(config).items()}
-    projections = [name for name, role in roles.items() if role == "projection"]
-    own = next((name for name in projections if name not in formats), projections[0])
-    possible = formats_of(config.weights)
-    weights = next((each.name for each in possible if is_stored_in(own, each)), None)
-    head_name = "head.weight" if "head.weight" in dtypes else "embedding.weight"
-    heads = (
-        format.name
-        for format in HEAD_FORMATS.values()
-        if is_stored_in(head_name, format) and is_stored_in("embedding.weight", _embedding(format))
-    )
-    # A tied head without a tensor has the recorded format of the embedding.
-    has_own_format = head_name == "head.weight" or head_name not in formats
-    head = next(heads, None) if has_own_format or not config.tie_embeddings else None
-    return stored_parameters(config, weights, head, formats)
-
-
-def formats_to_record(
-    config: ModelConfig, parameters: Mapping[str, StoredParameter]
-) -> dict[str, str]:
-    """Return the names of the formats that parameters_by_dtype would not find by itself."""
-    specs = tensors_of(parameters)
-    found = parameters_by_dtype(config, {name: specs[name].dtype for name in parameters})
-    return {
-        name: stored.format.name for name, stored in parameters.items() if found.get(name) != stored
-    }
-
-
-def expected_tensors(
-    config: ModelConfig, weights: str | None = None, head: str | None = None
-) -> dict[str, TensorSpec]:
-    """Return dtype and shape of every tensor in the file; arguments as in stored_parameters."""
-    return tensors_of(stored_parameters(config, weights, head))
-
-
-def tensors_of(parameters: Mapping[str, StoredParameter]) -> dict[str, TensorSpec]:
-    """Return dtype and shape of the tensors that store the parameters, in their order."""
-    tensors: dict[str, TensorSpec] = {}
-    for name, stored in parameters.items():
-        tensors |= stored.format.tensors(name, stored.shape)
-    return tensors

@@ -19,17 +19,11 @@ from yocobit.errors import needs_extra
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
-from yocobit.packing.formats import (
-    INT8,
-    PerGroup,
-    WeightFormat,
-    formats_of,
-    head_format,
-    projection_format,
-    stored_parameters,
-)
+from yocobit.packing.formats import INT8, WeightFormat, formats_of, head_format, projection_format
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup
+from yocobit.packing.stored_parameters import stored_parameters
 from yocobit.packing.tensor_source import SafetensorsDirectory, TensorSource
 from yocobit.packing.text_files import TextFiles, read_text_files
 from yocobit.packing.writer import Progress, check_new, tracked, write_model

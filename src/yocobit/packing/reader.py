@@ -32,15 +32,10 @@ from yocobit.packing.format import (
     header_sha256,
     scale_name,
 )
-from yocobit.packing.formats import (
-    FORMATS,
-    PerGroup,
-    StoredParameter,
-    WeightFormat,
-    parameters_by_dtype,
-    tensors_of,
-)
+from yocobit.packing.formats import FORMATS, WeightFormat
 from yocobit.packing.safetensors_header import read_header
+from yocobit.packing.scales import PerGroup
+from yocobit.packing.stored_parameters import StoredParameter, parameters_by_dtype, tensors_of
 from yocobit.reading import boundary, open_regular, parse_json, read_bytes
 from yocobit.settings import whole_number
 

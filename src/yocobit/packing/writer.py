@@ -34,9 +34,9 @@ from yocobit.packing.format import (
     canonical_json,
     header_sha256,
 )
-from yocobit.packing.formats import StoredParameter, formats_to_record, tensors_of
 from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel, read_model
+from yocobit.packing.stored_parameters import StoredParameter, formats_to_record, tensors_of
 
 _PIECE_BYTES = 16 << 20  # a multiple of the huge-page size
 _NO_HASH = "0" * 64

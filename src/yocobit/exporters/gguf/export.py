@@ -31,9 +31,9 @@ from yocobit.importers.gguf.container import MAGIC
 from yocobit.importers.gguf.tensor_types import TYPES, TensorType
 from yocobit.packing import layout
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
-from yocobit.packing.formats import PerGroup
 from yocobit.packing.layout import Array, Codes, Int8s
 from yocobit.packing.reader import PackedModel
+from yocobit.packing.scales import PerGroup
 from yocobit.reading import boundary, read_json, read_text
 from yocobit.text import GenerationConfig, read_generation_config
 

@@ -21,10 +21,10 @@ from yocobit.packing.formats import (
     TERNARY_G64,
     TERNARY_G128,
     TERNARY_ROW_A16,
-    PerGroup,
     WeightFormat,
 )
 from yocobit.packing.layout import Floats
+from yocobit.packing.scales import PerGroup
 
 
 def format_of(file: GGUFFile, tensor: TensorInfo, type: TensorType) -> WeightFormat:

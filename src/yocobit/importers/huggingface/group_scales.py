@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from yocobit.packing.formats import FORMATS, PerGroup, PerRow, WeightFormat
+from yocobit.packing.formats import FORMATS, WeightFormat
 from yocobit.packing.layout import Array, Floats
+from yocobit.packing.scales import PerGroup, PerRow
 
 TRITS = (-1, 0, 1)
 COLUMNS = 128  # of the groups that have a format for all values
