@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from yocobit.importers.checkpoint import IntegerMatrix
-from yocobit.importers.huggingface.group_scales import TRITS, fold, format_of
+from yocobit.importers.group_scales import TRITS, fold, format_of
 from yocobit.packing.formats import WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s, row_pieces
 

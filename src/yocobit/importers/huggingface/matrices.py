@@ -15,9 +15,9 @@ import numpy as np
 
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.importers.checkpoint import IntegerMatrix
+from yocobit.importers.group_scales import format_of, smallest_group
 from yocobit.importers.huggingface import fake_quantization
 from yocobit.importers.huggingface.floats import checked, read_floats
-from yocobit.importers.huggingface.group_scales import format_of, smallest_group
 from yocobit.importers.huggingface.mlx import (
     BIASES,
     ROW_SCALE,
@@ -82,6 +82,10 @@ class Matrices:
     def dtype(self, name: str) -> str:
         """Return the dtype of a matrix as in the file."""
         return self._tensors.dtype(self._weight(self._parts[name][0]))
+
+    def scale_dtype(self, name: str) -> str | None:
+        """Return the dtype of the MLX scales of a matrix; None without scales."""
+        return self._tensors.dtype(self.tensors(name)[1]) if name in self._affine else None
 
     def tensors(self, name: str) -> list[str]:
         """Return the tensors that hold a matrix."""

@@ -20,7 +20,7 @@ import numpy as np
 from yocobit.errors import ConfigError
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.gguf.blocks import has_code_3
-from yocobit.importers.huggingface.group_scales import TRITS, fold
+from yocobit.importers.group_scales import TRITS, fold
 from yocobit.importers.huggingface.names import Part
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.tensor_source import SafetensorsDirectory

@@ -58,8 +58,13 @@ def smallest_group(values: tuple[int, ...]) -> int:
 
 
 def _formats_of(values: tuple[int, ...]) -> Iterator[WeightFormat]:
-    """Yield the weights-only formats that have these values, those of the fewest bits first."""
-    for format in sorted(FORMATS.values(), key=lambda each: each.bits):
+    """Yield the weights-only formats that have these values: the fewest bits, the widest groups."""
+
+    def size(format: WeightFormat) -> tuple[int, int]:
+        wide = format.scale.columns if isinstance(format.scale, PerGroup) else 0
+        return format.bits, -wide
+
+    for format in sorted(FORMATS.values(), key=size):
         if format.activations.group_columns is not None and set(values) <= set(format.values):
             yield format
 
