@@ -91,10 +91,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, content: bytes, headers: dict, has_body: bool, cut: int | None = None) -> None:
         first = 0
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         if asked:
-            first = int(asked[1])
-            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+            first, size = int(asked[1]), len(content)
+            content = content[: int(asked[2]) + 1 if asked[2] else size]
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{size}"
         self.send_response(206 if asked else 200)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -25,7 +25,7 @@ MASTERS = {"quantization_config": {"quant_method": "bitnet", "quantization_mode"
         (("T-Q2_0.gguf", "T-Q2_0_g64.gguf"), None, "T-Q2_0.gguf", "codes with float16 scales)"),
         (("Hy-STQ1_0.gguf", "Hy-Q2_0C.gguf"), None, "Hy-STQ1_0.gguf", "codes with float16"),
         ((*HF, "maple-TQ2_0.gguf"), {}, "maple-TQ2_0.gguf", "codes with float16"),
-        (HF, {"quantization": {"bits": 2}}, "config.json", "codes with float16 scales)"),
+        (HF, {"quantization": {"bits": 2}}, "config.json", "model.safetensors (published codes)"),
         ((*HF, "m-F16.gguf"), {"quantization": {"bits": 4}}, "m-F16.gguf", "f16 values"),
         # Rounded without training.
         (("m-Q2_0.gguf", "m-Q1_0.gguf", "m-Q4_K_M.gguf"), None, "m-Q4_K_M.gguf", "q4_k values"),

@@ -176,9 +176,54 @@ def test_mlx_directory_with_shards_is_downloaded_and_converted(yocobit, hub, tmp
     shown = yocobit("generate", "the", "--model", "prism/bonsai", "--max-tokens", "3")
 
     assert shown.returncode == 0, shown.stderr
-    assert "published codes with float16 scales" in shown.stderr
+    assert "model.safetensors (published codes)" in shown.stderr
+    assert "imported from MLX, 2-bit, scales in F16" in shown.stderr
     assert "projections in ternary_g128 with one scale per group of 128 columns" in shown.stderr
     assert not any(path.endswith("modeling.py") for _, path, _ in hub.requests)
+
+
+def test_unsupported_directory_is_refused_before_its_weights_are_downloaded(yocobit, hub):
+    config = json.dumps({"model_type": "qwen3_5"}).encode()
+    hub.repositories["prism/bonsai-27b"] = Repository(
+        {"config.json": config, "model.safetensors": bytes(1000)}
+    )
+
+    refused = yocobit("pull", "prism/bonsai-27b")
+
+    assert refused.returncode == 2
+    assert is_line(refused.stderr), refused.stderr
+    assert "prism/bonsai-27b/config.json: model_type must be" in refused.stderr
+    assert "gated delta-net layers" in refused.stderr
+    assert not any(path.endswith("model.safetensors") for _, path, _ in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra", "message"),
+    [
+        ("qwen35", None, "gated delta-net layers"),
+        ("qwen3", "prism.hadamard.version", "weights are in a rotated basis"),
+    ],
+)
+def test_unsupported_gguf_file_is_refused_by_its_first_bytes(
+    yocobit, hub, monkeypatch, architecture, extra, message
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "importers")
+    from gguf_files import key_value, raw_file, string
+
+    keys = [key_value("general.architecture", 8, string(architecture))]
+    keys += [key_value(extra, 4, bytes(4))] if extra else []
+    keys += [key_value(f"tokenizer.{i}", 8, string("x" * 1000)) for i in range(200)]
+    file = raw_file(keys) + bytes(1 << 20)
+    hub.repositories["prism/bonsai-2"] = Repository({"bonsai-Q2_0.gguf": file})
+
+    refused = yocobit("pull", "prism/bonsai-2")
+
+    assert refused.returncode == 2
+    assert is_line(refused.stderr), refused.stderr
+    assert "prism/bonsai-2/bonsai-Q2_0.gguf: " in refused.stderr
+    assert message in refused.stderr
+    read = [(method, bytes) for method, path, bytes in hub.requests if path.endswith(".gguf")]
+    assert read == [("GET", "bytes=0-65535")]
 
 
 def test_interrupted_download_is_completed(yocobit, hub):

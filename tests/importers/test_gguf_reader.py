@@ -598,7 +598,7 @@ def test_gemma_3_of_62_layers_scales_attention_by_the_width_per_head(tmp_path, n
     path = write_model(tmp_path / "m.gguf", "gemma3", keys, **SHAPES["gemma3"])
     file = GGUFFile(path)
 
-    config, _ = read_config(file, architecture_of(file))
+    config, _ = read_config(file, architecture_of(file.metadata, file.path))
 
     assert config.attention_scale == scale
 

@@ -192,9 +192,12 @@ def test_logits_are_those_of_the_equations_of_maple(tmp_path):
 
 @pytest.mark.parametrize("layout", ["bfloat16", "experts", "stacked", "fused"])
 def test_experts_are_rows_of_one_matrix_with_the_published_scales(tmp_path, layout):
-    packed = import_model(write(tmp_path / "maple", layout), tmp_path / "model")
+    lines: list[str] = []
+    source = write(tmp_path / "maple", layout)
+    packed = import_model(source, tmp_path / "model", report=lines.append)
 
     assert packed.config.weights == "ternary_row_a16"
+    assert ("MLX, 2-bit, scales in BF16; " in lines[-1]) == (layout != "bfloat16")
     expected = matrices()
     for i in range(FIELDS["num_hidden_layers"]):
         ours, layer = f"layers.{i}", f"model.layers.{i}"

@@ -55,7 +55,8 @@ _CODES = "published codes with float16 scales"
 _REASONS = {
     "i2_s": "published codes with float32 scales",
     "packed": "published codes",
-    **dict.fromkeys((*_CODE_TYPES, "mlx"), _CODES),
+    **dict.fromkeys(_CODE_TYPES, _CODES),
+    "mlx": "published codes",
     "safetensors": "the weights in the published precision",
     "masters": _MASTERS,
     "rounded mlx": "weights rounded by MLX",

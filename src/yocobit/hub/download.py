@@ -17,6 +17,7 @@ from yocobit.disk import sha256
 from yocobit.errors import UserError, needs_extra
 from yocobit.hub.choice import Choice, choose
 from yocobit.hub.name import HubName
+from yocobit.importers import GGUF_START_BYTES, check_config, check_gguf_start
 from yocobit.packing.format import CONFIG
 from yocobit.reading import read_json
 
@@ -35,7 +36,9 @@ def download(name: HubName) -> Download:
     """Download the most exact files of a model, unless they are in the cache.
 
     UserError if the hub cannot be reached and the files are not in the cache, and for a missing or
-    gated model, a missing file, a damaged download and a full disk.
+    gated model, a missing file, a damaged download and a full disk. ConfigError for a model that
+    is not supported, as far as its config.json or the first bytes of its GGUF file tell, before
+    the download of its weights.
     """
     hub = _import_hub()
     with _reporting(name):
@@ -59,6 +62,11 @@ def download(name: HubName) -> Download:
 
         config = read_json(fetch(CONFIG)) if CONFIG in expected else None
         choice = choose(expected.keys(), config, name.file, str(name))
+        if choice.gguf is None and config is not None:
+            check_config(config, f"{name.repository}/{CONFIG}")
+        elif choice.gguf is not None and not is_offline:
+            start = _start_of(hub, name.repository, choice.gguf, revision)
+            check_gguf_start(start, f"{name.repository}/{choice.gguf}")
         paths = {file: fetch(file) for file in choice.files}
     hashes = {}
     for file, path in paths.items():
@@ -72,6 +80,24 @@ def download(name: HubName) -> Download:
     anchor = choice.files[0]
     folder = paths[anchor].parents[anchor.count("/")]
     return Download(paths[choice.gguf] if choice.gguf else folder, revision, hashes, choice)
+
+
+def _start_of(hub: Any, repository: str, file: str, revision: str) -> bytes:
+    """Return the first bytes of a file: those of the cache, or by a request for a range."""
+    cached = hub.try_to_load_from_cache(repository, file, revision=revision)
+    if isinstance(cached, str):
+        with open(cached, "rb") as stream:
+            return stream.read(GGUF_START_BYTES)
+    url = hub.hf_hub_url(repository, file, revision=revision)
+    headers = hub.utils.build_hf_headers() | {"Range": f"bytes=0-{GGUF_START_BYTES - 1}"}
+    start = b""
+    with hub.utils.get_session().stream("GET", url, headers=headers) as response:
+        hub.utils.hf_raise_for_status(response)
+        for part in response.iter_bytes():  # of the whole file if the server ignores the range
+            start += part
+            if len(start) >= GGUF_START_BYTES:
+                break
+    return start[:GGUF_START_BYTES]
 
 
 def _import_hub() -> Any:

@@ -6,12 +6,16 @@
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.comparison import Comparison, compare
 from yocobit.importers.convert import import_model, open_checkpoint, write_checkpoint
+from yocobit.importers.support import GGUF_START_BYTES, check_config, check_gguf_start
 from yocobit.renamed import aliases
 
 __all__ = [
+    "GGUF_START_BYTES",
     "Checkpoint",
     "Comparison",
     "IntegerMatrix",
+    "check_config",
+    "check_gguf_start",
     "compare",
     "import_model",
     "open_checkpoint",

@@ -5,11 +5,13 @@ configuration.py maps the metadata of an architecture to ModelConfig.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from yocobit.config import FeedForwardKind, QKNorm
+from yocobit.config import ConfigError, FeedForwardKind, QKNorm
 from yocobit.errors import shown
-from yocobit.importers.gguf.container import GGUFFile
+from yocobit.importers.gguf.container import Value
 
 FFN = "yocobit.ffn"  # of the architecture "bitnet", written by our export
 
@@ -120,24 +122,25 @@ def tensor_shape(name: str, shape: tuple[int, ...], n_experts: int) -> tuple[int
     return n_experts, shape[0] // n_experts, *shape[1:]
 
 
-def architecture_of(file: GGUFFile) -> Architecture:
-    """Return the architecture of a file; ConfigError if it is not supported."""
-    for key in file.metadata:
+def architecture_of(metadata: Mapping[str, Value], path: Path) -> Architecture:
+    """Return the architecture of a file; ConfigError, naming `path`, if it is not supported."""
+    for key in metadata:
         if key.startswith("prism.hadamard."):
-            raise file.error(
-                f"key {shown(key)}: the weights are in a rotated basis, which needs a "
+            raise ConfigError(
+                f"{path}: key {shown(key)}: the weights are in a rotated basis, which needs a "
                 "Walsh-Hadamard transform of the activations of each matrix that is not supported"
             )
         if key.startswith("prism."):
-            raise file.error(
-                f"key {shown(key)} (value {shown(file.metadata[key], 80)}) is not supported; it "
+            raise ConfigError(
+                f"{path}: key {shown(key)} (value {shown(metadata[key], 80)}) is not supported; it "
                 "may change what the model computes"
             )
-    name = file.metadata.get("general.architecture")
+    name = metadata.get("general.architecture")
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]
     needed = _MISSING.get(name) if isinstance(name, str) else None
-    raise file.error(
-        f"general.architecture must be one of {', '.join(ARCHITECTURES)} but is {shown(name)}"
+    raise ConfigError(
+        f"{path}: general.architecture must be one of {', '.join(ARCHITECTURES)} but is "
+        + shown(name)
         + (f", which needs {needed}" if needed else "")
     )

@@ -143,6 +143,17 @@ class GGUFFile:
         return {tensor.name: tensors[tensor.name] for tensor in found}
 
 
+def read_start(start: bytes, path: Path) -> dict[str, Value]:
+    """Return the metadata keys that are complete in the first bytes of a file.
+
+    ConfigError, naming `path`, if they are malformed.
+    """
+    _check_start(path, start[:8])
+    header = _Header(path, np.frombuffer(start, dtype=np.uint8))
+    header.count("tensors", least_bytes=0)
+    return header.metadata(header.count("metadata keys", least_bytes=0), is_cut=True)
+
+
 def _check_start(path: Path, start: bytes) -> None:
     """Raise ConfigError unless the first 8 bytes are those of a supported version."""
     if start[:4] == MAGIC and len(start) < 8:
@@ -167,6 +178,10 @@ def _check_start(path: Path, start: bytes) -> None:
     )
 
 
+class _Truncated(ConfigError):
+    """The header ends too early."""
+
+
 class _Header:
     """A cursor over the header, after magic and version."""
 
@@ -185,16 +200,20 @@ class _Header:
             raise self._error(f"has {n} {what}, which cannot fit into {len(self._data)} bytes")
         return int(n)
 
-    def metadata(self, n_keys: int) -> dict[str, Value]:
-        """Read the metadata."""
+    def metadata(self, n_keys: int, is_cut: bool = False) -> dict[str, Value]:
+        """Read the metadata; if the file is cut, up to the last complete key."""
         values: dict[str, Value] = {}
-        for i in range(n_keys):
-            self._what = f"metadata key {i}"
-            key = self._string(_MAX_KEY_BYTES)
-            self._what = f"key {shown(key)}"
-            if key in values:
-                raise self._error(f"{self._what} must occur once but occurs twice")
-            values[key] = self._value(self._type())
+        try:
+            for i in range(n_keys):
+                self._what = f"metadata key {i}"
+                key = self._string(_MAX_KEY_BYTES)
+                self._what = f"key {shown(key)}"
+                if key in values:
+                    raise self._error(f"{self._what} must occur once but occurs twice")
+                values[key] = self._value(self._type())
+        except _Truncated:
+            if not is_cut:
+                raise
         return values
 
     def tensors(self, n_tensors: int) -> list[TensorInfo]:
@@ -296,7 +315,9 @@ class _Header:
     def _truncated(self) -> ConfigError:
         if self._is_cut:
             return self._error(f"has a header of more than {_MAX_HEADER_BYTES} bytes")
-        return self._error(f"ends within {self._what}; it is incomplete: download it again")
+        return _Truncated(
+            f"{self.path}: ends within {self._what}; it is incomplete: download it again"
+        )
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"{self.path}: {message}")

@@ -46,7 +46,7 @@ class GGUFCheckpoint:
         """Read the header; ConfigError for an unsupported architecture, key, tensor or type."""
         self.path = path
         self._file = GGUFFile(path)
-        self._architecture = architecture_of(self._file)
+        self._architecture = architecture_of(self._file.metadata, path)
         self._types = {
             name: identify(self._file, tensor) for name, tensor in self._file.tensors.items()
         }

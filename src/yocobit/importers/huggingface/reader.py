@@ -32,6 +32,7 @@ from yocobit.reading import read_json
 POOLING = f"1_Pooling/{CONFIG}"  # of Sentence Transformers
 _POOLINGS: Mapping[str, Pooling] = {"lasttoken": "last", "mean_tokens": "mean", "mean": "mean"}
 _APPROXIMATE_HEAD = "lm_head_flash."  # of Maple in MLX: derived from the head
+_PROJECTION = "layers.0.ffn.up_proj.weight"  # its dtypes are those of the model
 _BUFFER = "rotary_emb.inv_freq"  # recomputed from the configuration
 _MASTERS_WARNING = (
     "holds master weights, which are quantised here as in training; packed weights that were "
@@ -78,13 +79,15 @@ class HuggingFaceCheckpoint:
 
     @property
     def source_type(self) -> str:
-        dtype = self._matrices.dtype("layers.0.ffn.up_proj.weight")
+        dtype = self._matrices.dtype(_PROJECTION)
         if self._has_masters:
             return f"safetensors, ternary master weights in {dtype}"
         if self._bitnet is not None:
             return "safetensors, packed ternary"
         if self._mlx is not None:
-            return f"MLX, {self._mlx.default.bits}-bit"
+            dtype = self._matrices.scale_dtype(_PROJECTION)
+            scales = f", scales in {dtype}" if dtype else ""
+            return f"MLX, {self._mlx.default.bits}-bit{scales}"
         return f"safetensors, {'fake-quantised' if self._matrices.formats else 'dense'} {dtype}"
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
