@@ -142,3 +142,38 @@ def test_all_published_kinds_of_a_low_bit_model_are_equal(tmp_path, values, bits
         result = compare(model, open_checkpoint(source))
         assert result.is_equal and result.n_scales_different == 0, source
         assert result.different_tensors == [] and result.n_matrices == 16
+
+
+@pytest.mark.parametrize("is_model_narrow", [False, True])
+def test_scales_of_groups_of_64_and_128_are_compared(tmp_path, is_model_narrow):
+    low_bit, matrices = model_and_matrices()
+    wide = publish_mlx(low_bit, matrices, tmp_path / "wide", 2, 128)
+    for name, each in matrices.items():
+        matrices[name] = each._replace(scales=each.scales.repeat(2, axis=1), columns=64)
+    up = matrices["model.layers.1.mlp.up_proj"]
+    up.scales[3, 1] *= 2
+    narrow = publish_mlx(low_bit, matrices, tmp_path / "narrow", 2, 64)
+    source, other = (narrow, wide) if is_model_narrow else (wide, narrow)
+
+    model = import_model(source, tmp_path / "model")
+    result = compare(model, open_checkpoint(other))
+
+    name = "layers.1.ffn.up_proj.weight"
+    format = "ternary_g64" if is_model_narrow else "ternary_g128"
+    assert model.parameters[name].format.name == format
+    assert not result.different_weights and result.n_matrices == 16
+    assert result.n_scales_different == 1
+    assert result.largest_scale_error == pytest.approx(1 if is_model_narrow else 0.5)
+
+
+def test_signs_are_compared_with_trits(tmp_path):
+    low_bit, matrices = model_and_matrices(values=SIGNS)
+    model = import_model(publish_mlx(low_bit, matrices, tmp_path / "signs", 1), tmp_path / "model")
+    matrices["model.layers.1.mlp.up_proj"].integers[3, 5] = 0
+    trits = publish_mlx(low_bit, matrices, tmp_path / "trits", 2)
+
+    result = compare(model, open_checkpoint(trits))
+
+    assert model.config.weights == "sign_g128"
+    assert result.different_weights == {"layers.1.ffn.up_proj.weight": 1}
+    assert result.n_scales_different == 0 and result.n_matrices == 16

@@ -33,6 +33,14 @@ class IntegerMatrix(NamedTuple):
     # Positive; 0 for a group of zeros.
     scale: Array
 
+    @property
+    def group_columns(self) -> int:
+        """The columns of a row that share a scale."""
+        K = self.integers.shape[1]
+        if self.scale.ndim == 1:
+            return K
+        return next(each for each in _GROUPS if -(-K // each) == self.scale.shape[1])
+
     def scales(self, columns: int) -> Array | None:
         """Return the scales (M, K / columns) of groups; None if the published groups are smaller.
 
@@ -42,10 +50,9 @@ class IntegerMatrix(NamedTuple):
         n_groups = -(-K // columns)
         if self.scale.ndim == 1:
             return np.broadcast_to(self.scale[:, None], (M, n_groups))
-        own = next(each for each in _GROUPS if -(-K // each) == self.scale.shape[1])
-        if own < columns:
+        if self.group_columns < columns:
             return None
-        return self.scale.repeat(own // columns, axis=1)[:, :n_groups]
+        return self.scale.repeat(self.group_columns // columns, axis=1)[:, :n_groups]
 
     def floats(self) -> Floats:
         """Return the weights (M, K); the product with a scale is rounded to float32."""

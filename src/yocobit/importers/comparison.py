@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yocobit.errors import ConfigError
-from yocobit.importers.checkpoint import Checkpoint
+from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.convert import stored_tensors
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import DTYPES, scale_name
@@ -86,24 +86,29 @@ class Comparison:
 def compare(model: PackedModel, source: Checkpoint) -> Comparison:
     """Compare a packed model with a published checkpoint, one tensor at a time.
 
-    Float weights of the source are rounded to the model's formats first. ConfigError if the two
-    have different shapes or parameters.
+    Float weights of the source are rounded to the model's formats first. Matrices of weights-only
+    quantisation are compared by values: each may have scales of other groups, and codes of another
+    format. ConfigError if the two have different shapes or parameters.
     """
     _check_same_model(model, source)
     result = Comparison()
-    codes = None
-    for name, values in stored_tensors(source, model.parameters):
-        own = _read(model, name)
-        parameter = model.parameters[name.removesuffix(_SCALE)]
-        if not parameter.format.is_integer or parameter.format.quantize is not None:
-            if not np.array_equal(own, values):
-                result.different_tensors.append(name)
-        elif name.endswith(_SCALE):
-            assert codes is not None  # of the tensor before
-            _compare_scales(result, parameter, codes, own, values)
-        else:
-            _compare_codes(result, name, parameter, own, values)
-            codes = own
+    for name, stored in model.parameters.items():
+        theirs = _integers(source, name, stored)
+        if theirs is not None:
+            _compare_matrices(result, name, _own_integers(model, name, stored), theirs)
+            continue
+        codes = None
+        for tensor, values in stored_tensors(source, {name: stored}):
+            own = _read(model, tensor)
+            if not stored.format.is_integer or stored.format.quantize is not None:
+                if not np.array_equal(own, values):
+                    result.different_tensors.append(tensor)
+            elif tensor.endswith(_SCALE):
+                assert codes is not None  # of the tensor before
+                _compare_scales(result, stored, codes, own, values)
+            else:
+                _compare_codes(result, tensor, stored, own, values)
+                codes = own
     return result
 
 
@@ -129,6 +134,39 @@ def _check_same_model(model: PackedModel, source: Checkpoint) -> None:
         )
 
 
+def _integers(source: Checkpoint, name: str, stored: StoredParameter) -> IntegerMatrix | None:
+    """Return a matrix of weights-only quantisation as published; None for other parameters."""
+    if stored.format.activations.group_columns is None:
+        return None
+    is_tied_head = source.config.tie_embeddings and name == "head.weight"
+    values = source.read("embedding.weight" if is_tied_head else name, stored.shape)
+    return values if isinstance(values, IntegerMatrix) else None
+
+
+def _own_integers(model: PackedModel, name: str, stored: StoredParameter) -> IntegerMatrix:
+    granularity, scales = stored.format.scale, _read(model, scale_name(name))
+    if isinstance(granularity, PerGroup):
+        scales = granularity.decode(scales, *stored.shape)
+    return IntegerMatrix(stored.format.decode(_read(model, name), *stored.shape), scales)
+
+
+def _compare_matrices(
+    result: Comparison, name: str, ours: IntegerMatrix, theirs: IntegerMatrix
+) -> None:
+    """Compare integers, and scales except those of groups of zeros, whose value has no effect."""
+    M, K = ours.integers.shape
+    result.n_matrices += 1
+    result.n_weights += M * K
+    if n_different := int(np.count_nonzero(ours.integers != theirs.integers)):
+        result.different_weights[name] = n_different
+    columns = min(ours.group_columns, theirs.group_columns)
+    own, other = ours.scales(columns), theirs.scales(columns)
+    assert own is not None and other is not None
+    padded = np.pad(ours.integers != 0, ((0, 0), (0, -K % columns)))
+    is_used = np.logical_or.reduce(padded.reshape(M, -1, columns), axis=2)
+    _add_scale_errors(result, own, other, is_used)
+
+
 def _compare_codes(
     result: Comparison, name: str, stored: StoredParameter, ours: Array, theirs: Array
 ) -> None:
@@ -143,28 +181,18 @@ def _compare_codes(
 def _compare_scales(
     result: Comparison, stored: StoredParameter, codes: Array, ours: Array, theirs: Array
 ) -> None:
-    """Compare scales, except those of rows or groups of zeros, whose value has no effect."""
+    """Compare scales, except those of rows or matrices of zeros, whose value has no effect."""
+    is_used: Array = stored.format.decode(codes, *stored.shape) != 0
+    axes = None if isinstance(stored.format.scale, PerTensor) else 1
+    _add_scale_errors(result, ours, theirs, np.logical_or.reduce(is_used, axis=axes))
+
+
+def _add_scale_errors(result: Comparison, ours: Array, theirs: Array, is_used: Array) -> None:
     ours, theirs = ours.astype(np.float64), theirs.astype(np.float64)
     errors = np.abs(ours - theirs) / np.maximum(np.abs(theirs), np.finfo(np.float32).tiny)
-    if errors.any():
-        errors *= _has_weights(stored, codes)
+    errors *= is_used
     result.n_scales_different += int(np.count_nonzero(errors))
     result.largest_scale_error = max(result.largest_scale_error, float(errors.max()))
-
-
-def _has_weights(stored: StoredParameter, codes: Array) -> Array:
-    """Return for each stored scale whether one of its weights is not 0."""
-    M, K = stored.shape
-    granularity = stored.format.scale
-    is_used: Array = stored.format.decode(codes, M, K) != 0
-    if isinstance(granularity, PerTensor):
-        return np.array([is_used.any()])
-    if not isinstance(granularity, PerGroup):
-        rows: Array = np.logical_or.reduce(is_used, axis=1)
-        return rows
-    padded = np.pad(is_used, ((0, 0), (0, -K % granularity.columns)))
-    groups: Array = np.logical_or.reduce(padded.reshape(M, -1, granularity.columns), axis=2)
-    return granularity.encode(groups)
 
 
 def _read(model: PackedModel, name: str) -> Array:
