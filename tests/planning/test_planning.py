@@ -528,6 +528,17 @@ def test_threads_that_divide_rows_read_all_weights_each():
     assert shared == pytest.approx(2 * alone)
 
 
+def test_threads_divide_features_of_weights_only_matrices():
+    config = NANO.replace(weights="ternary_g128")
+    one, two = FixedRates(1), FixedRates(2)
+
+    alone = predicted(one, context=1024, config=config)[1].prefill[WEIGHTS]
+    shared = predicted(two, context=1024, config=config)[1].prefill[WEIGHTS]
+
+    assert ("gemm", "ternary_g128", 128) in {each[:3] for each in two.calls}
+    assert shared == pytest.approx(alone)
+
+
 def test_the_probe_of_a_wide_model_is_narrow():
     model = shape_only_model(preset("3b"))
 

@@ -36,6 +36,7 @@ from yocobit.costs.work import (
 )
 from yocobit.mixers import Heads, layer_mixers, parameter_shapes
 from yocobit.packing import PackedModel
+from yocobit.packing.formats import INT8_PER_TOKEN
 from yocobit.planning.calibration import Calibration
 
 _PROBE_VOCABULARY = 256
@@ -200,7 +201,8 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
     config, prefill = work.config, work.prefill
     rows = min(MAX_BATCH_TOKENS, prefill.n_tokens)
     threads = calibration.threads
-    divides_rows = rows >= TOKEN_BLOCK * threads and model.projection_format.is_integer
+    is_int8 = model.projection_format.activations is INT8_PER_TOKEN
+    divides_rows = rows >= TOKEN_BLOCK * threads and is_int8
     n = rows // threads if divides_rows else rows  # tokens in a thread's GEMM
     # If threads divide the rows, each reads all weights; otherwise, each reads a share.
     n_passes = prefill.n_tokens / rows * (threads if divides_rows else 1)
