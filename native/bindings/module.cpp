@@ -10,6 +10,7 @@ void bind_tables(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_session(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_gemms(nb::module_& m);
 void bind_kernels(nb::module_& m);
 void bind_training(nb::module_& m);
 void bind_rows(nb::module_& m);
@@ -21,6 +22,7 @@ NB_MODULE(_native, m) {
   bind_engine(m);
   bind_session(m);
   bind_sampler(m);
+  bind_gemms(m);
   bind_kernels(m);
   bind_training(m);
   bind_rows(m);
