@@ -315,3 +315,11 @@ def test_existing_gguf_file_is_replaced_and_no_other(tmp_path):
         export_gguf(model, tmp_path / "x.gguf")
     with pytest.raises(ConfigError, match="exists and is not a GGUF file"):
         export_gguf(model, tmp_path / "notes.txt")
+
+
+def test_a_type_of_ternary_matrices_is_refused_for_scales_of_groups(tmp_path):
+    model = random_model(tmp_path / "model", scale_dtype="<f2", weights="sign_g128", **QWEN3)
+
+    with pytest.raises(ConfigError, match="type must be left out but is tq1_0"):
+        export_gguf(model, tmp_path / "x.gguf", "tq1_0")
+    assert not (tmp_path / "x.gguf").exists()

@@ -16,22 +16,24 @@ OFFLINE = {"linear_class": "bitlinear", "quantization_mode": "offline"}
 
 
 @pytest.mark.parametrize(
-    ("quantization", "head", "expected"),
+    ("quantization", "head", "expected", "rounded"),
     [
         (
             OFFLINE,
             None,
             "packed ternary; projections in ternary with one scale per matrix, ",
+            "embedding rounded to int8, head rounded to int8 (--head f16 or f32 keeps floats); ",
         ),
-        (None, None, "dense F32; projections in f32, 32.00 bits per weight; "),
+        (None, None, "dense F32; projections in f32, 32.00 bits per weight; ", ""),
         (
             {**OFFLINE, "modules_to_not_convert": ["lm_head", "down_proj"]},
             "f16",
             "projections in ternary with one scale per matrix and f32, ",
+            "",
         ),
     ],
 )
-def test_one_line_names_source_formats_and_traffic(tmp_path, quantization, head, expected):
+def test_one_line_names_source_formats_and_traffic(tmp_path, quantization, head, expected, rounded):
     model = quantised_model("llama", quantization) if quantization else random_model("llama")
     lines: list[str] = []
 
@@ -41,7 +43,8 @@ def test_one_line_names_source_formats_and_traffic(tmp_path, quantization, head,
     warning, line = lines
     assert warning.startswith(f"warning: {source}: holds no tokenizer.json, so the model accepts")
     assert line.startswith("imported from safetensors, ") and expected in line
-    assert f"head in {packed.head_format.name}; " in line
+    assert f"head in {packed.head_format.name}; {rounded}" in line
+    assert ("rounded" in line) == bool(rounded)
     assert "bytes per token; `yocobit plan MODEL` predicts its speed" in line
 
 

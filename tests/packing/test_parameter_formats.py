@@ -142,3 +142,13 @@ def test_reader_rejects_invalid_formats_in_one_line(tmp_path, formats, message):
 def test_stored_parameters_rejects_a_format_that_does_not_store_the_parameter(formats, message):
     with pytest.raises(ConfigError, match=message):
         stored_parameters(NANO, formats={name: FORMATS[each] for name, each in formats.items()})
+
+
+def test_exact_activations_need_a_matrix_of_weights_only_quantisation(tmp_path):
+    grouped = write(tmp_path / "grouped", NANO.replace(weights="ternary_g128"))
+    other = write(tmp_path / "other")
+
+    assert grouped.with_activations(True).config.exact_activations
+    assert not other.with_activations(False).config.exact_activations
+    with pytest.raises(ConfigError, match=r"exact must be left out, .* it would change nothing"):
+        other.with_activations(True)

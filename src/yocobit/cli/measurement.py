@@ -138,12 +138,11 @@ def bench(
         repetitions=repetitions,
         with_limits=not no_limits,
     )
-    if model is not None:
-        model = packed(model)
+    path = None if model is None else packed(model)
     status = Console(stderr=True, quiet=is_quiet()).status("opening the model")
-    opening = benchmark.open_model(model, shape, weights, head, attention, exact)
+    opening = benchmark.open_model(path, shape, weights, head, attention, exact)
     with status, opening as (name, opened):
-        report = benchmark.run(opened, grid, name, status.update)
+        report = benchmark.run(opened, grid, name if model is None else str(model), status.update)
     if as_json:
         print_json(benchmark.to_dict(report), indent=2)
     else:

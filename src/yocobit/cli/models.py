@@ -40,7 +40,7 @@ def verify(
     With --against, compare its weights with those of another source.
     """
     if against is not None:
-        _compare(packed(model), against, as_json)
+        _compare(model, packed(model), against, as_json)
         return
     with progress("verifying") as advance:
         problems = packing.verify(packed(model), advance)
@@ -56,15 +56,15 @@ def verify(
         raise typer.Exit(USER_ERROR)
 
 
-def _compare(model: Path, against: str, as_json: bool) -> None:
+def _compare(name: Path, model: Path, against: str, as_json: bool) -> None:
     from yocobit import hub, importers
 
     source = importers.open_checkpoint(hub.source(against, say))
     result = importers.compare(packing.read_model(model), source)
     if as_json:
-        print_json({"model": str(model), "source": against, **result.to_dict()}, indent=2)
+        print_json({"model": str(name), "source": against, **result.to_dict()}, indent=2)
     else:
-        print(f"{model} and {against} ({source.source_type}):")
+        print(f"{name} and {against} ({source.source_type}):")
         print("\n".join(result.describe()))
     if not result.is_equal:
         raise typer.Exit(USER_ERROR)

@@ -181,7 +181,7 @@ Exact = Annotated[
     bool,
     typer.Option(
         "--exact",
-        help="int16 instead of int8 activations in models with weights-only quantisation.",
+        help="int16 instead of int8 activations; for models with weights-only quantisation.",
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]

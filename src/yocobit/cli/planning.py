@@ -69,11 +69,10 @@ def plan(
     )
     if picture is not None:
         check_picture(picture)
-    if model is not None:
-        model = packed(model)
-    name, opened = planning.open_shape(model, shape, weights, head, attention)
+    path = None if model is None else packed(model)
+    name, opened = planning.open_shape(path, shape, weights, head, attention)
     with Console(stderr=True, quiet=is_quiet()).status("measuring this machine"):
-        made = planning.make_plan(name, opened, request)
+        made = planning.make_plan(name if model is None else str(model), opened, request)
     if picture is not None:
         planning.draw_plan(made, picture)
     if as_json:

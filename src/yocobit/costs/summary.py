@@ -97,8 +97,9 @@ def describe(model: PackedModel) -> list[str]:
     lines.append(
         "state       " + _by_type(summary.state_bytes) + " bytes per sequence, of any length"
     )
-    if features := config.features():
-        lines.append("features    " + ", ".join(map(_feature, features.items())))
+    features = [_feature(*each) for each in config.features().items() if _is_used(each[0], config)]
+    if features:
+        lines.append("features    " + ", ".join(features))
     if config.attention not in (None, "full"):
         lines.append(f"attention   {config.attention} by default")
     return lines
@@ -119,8 +120,13 @@ def rounded(n: int) -> str:
     return f"{n / 1e9:.2g}B" if n >= 1e9 else f"{n / 1e6:.2g}M"
 
 
-def _feature(field: tuple[str, Any]) -> str:
-    name, value = field
+def _is_used(name: str, config: ModelConfig) -> bool:
+    """Whether a feature is of the layers that the model has."""
+    mixer = name.removesuffix("_rope_frequencies")
+    return mixer == name or mixer in config.layers
+
+
+def _feature(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return name
     return f"{len(value)} {name}" if isinstance(value, list) else f"{name} {value}"

@@ -7,7 +7,7 @@ import math
 from yocobit.costs.traffic import decode_bytes
 from yocobit.importers.checkpoint import Checkpoint
 from yocobit.packing.format import CHAT_TEMPLATE, TOKENIZER
-from yocobit.packing.formats import WeightFormat
+from yocobit.packing.formats import TABLES, WeightFormat
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup, PerRow, PerTensor
 from yocobit.packing.stored_parameters import tensors_of
@@ -39,9 +39,21 @@ def describe_import(checkpoint: Checkpoint, model: PackedModel) -> str:
     return (
         f"imported from {checkpoint.source_type}; projections in {' and '.join(formats)}, "
         f"{8 * size / n_weights:.2f} bits per weight; head in {model.head_format.name}; "
+        f"{_rounded_tables(model)}"
         f"{decode_bytes(model, 'f32', 0, 1, 1):,} bytes per token; "
         "`yocobit plan MODEL` predicts its speed"
     )
+
+
+def _rounded_tables(model: PackedModel) -> str:
+    """Return the part of the line about an embedding and a head that were rounded."""
+    stored = {role: model.parameters.get(f"{role}.weight") for role in TABLES}
+    rounded = [
+        f"{role} rounded to {parameter.format.name}"
+        for role, parameter in stored.items()
+        if parameter and parameter.format.is_integer and parameter.format.quantize is not None
+    ]
+    return f"{', '.join(rounded)} (--head f16 or f32 keeps floats); " if rounded else ""
 
 
 def _with_scale(format: WeightFormat) -> str:

@@ -93,7 +93,15 @@ class PackedModel:
         return self if to is None else replace(self, config=self.config.attending(to))
 
     def with_activations(self, exact: bool) -> PackedModel:
-        """Return this model with int16 instead of int8 activations for weights-only formats."""
+        """Return this model with int16 instead of int8 activations for weights-only formats.
+
+        ConfigError if it has no matrix in such a format.
+        """
+        if exact and not self._has_groups:
+            raise ConfigError(
+                f"{self.path}: exact must be left out, as no matrix is in a format of weights-only "
+                "quantisation: it would change nothing"
+            )
         exact = exact or self.config.exact_activations
         return replace(self, config=self.config.replace(exact_activations=exact))
 

@@ -41,6 +41,7 @@ _TERNARY: dict[str, Callable[[Int8s, Array], Codes]] = {
     "tq2_0": blocks.tq2_0,
     "tq1_0": blocks.tq1_0,
 }
+_DEFAULT_TYPE = "tq2_0"  # of ternary matrices
 # The types of formats with scales of groups, and how they are packed.
 _GROUPED_TYPES = {
     "ternary_g64": "q2_0",
@@ -68,7 +69,7 @@ _NO_TOKENIZER = {"tokenizer.ggml.model": "no_vocab"}
 def export_gguf(
     model: PackedModel,
     out: Path,
-    weights: str = "tq2_0",
+    weights: str = _DEFAULT_TYPE,
     tables: str | None = None,
     context: int = CONTEXT,
 ) -> list[str]:
@@ -89,6 +90,12 @@ def export_gguf(
         )
         for name, stored in model.parameters.items()
     }
+    types = {spec.type.name.lower() for spec in specs.values()}
+    if weights != _DEFAULT_TYPE and weights not in types and types & _GROUPED.keys():
+        raise ConfigError(
+            f"{model.path}: type must be left out but is {weights}: it is of ternary matrices with "
+            "one scale or one per row, and this model has scales of groups, for Q1_0 or Q2_0"
+        )
     if _has_divisors(model, architecture):
         shape = (model.config.head_dim // 2,)
         specs[ROPE_FACTORS[0]] = TensorSpec(_TYPES["f32"], shape)
