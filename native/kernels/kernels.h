@@ -63,11 +63,14 @@ struct Kernels {
   void (*quantize_int16_row)(const float* x, int k, int padded, int16_t* codes, float* scale,
                              int32_t* sums);
 
-  // One row of GroupedRows. With largest = 127 (1 part) or kInt16Max (2 parts) and max|x| of each
-  // kActivationGroup columns, taken as at least 1e-12: integers round-half-even(x[k] * (largest /
-  // max|x|)), 0 for K <= k < padded; scales max|x| / largest; sums minus the sum of the integers.
+  // One row of GroupedRows. With max|x| of each kActivationGroup columns, taken as at least 1e-12:
+  // integers round-half-even(x[k] * (largest * (1 / max|x|))), 0 for K <= k < padded; scales
+  // max|x| / largest; sums minus the sum of the integers. largest is kInt16Max with 2 parts. With 1
+  // part it is the one of 127, 125, 123 and 121 with the least error, the larger one of equal
+  // errors: (127 / largest)^2 times the sum, in eight lanes, of the squares of
+  // x[k] * (largest * (1 / max|x|)) minus its integer.
   //   codes  parts of `padded` values, plane_stride apart; scales, sums  [padded / 32]
-  //   k is a multiple of 8, padded one of 32
+  //   k is a multiple of 8, padded one of 256
   void (*quantize_grouped_row)(const float* x, int k, int padded, int n_parts,
                                ptrdiff_t plane_stride, int8_t* codes, float* scales, int32_t* sums);
 

@@ -12,13 +12,18 @@
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-#ifndef YOCOBIT_HAS_WIDE_LANES
-constexpr int kRegisters = 16;
-#endif
-
 struct F32x8 {
   __m256 v;
 };
+
+#ifndef YOCOBIT_HAS_WIDE_LANES
+constexpr int kRegisters = 16;
+
+inline F32x8 rounding_error(const F32x8& x) {
+  const __m256 rounded = _mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return {_mm256_sub_ps(x.v, rounded)};
+}
+#endif
 
 // The first n of eight lanes, of which there may be more or none.
 inline __m256i first_lanes(int n) {

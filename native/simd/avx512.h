@@ -17,6 +17,10 @@ namespace {
 
 constexpr int kRegisters = 32;
 
+inline F32x8 rounding_error(const F32x8& x) {
+  return {_mm256_reduce_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
 struct F32xN {
   __m512 v;
 };

@@ -12,6 +12,7 @@
 //                                  or the high (1) halves
 //   add, sub, mul, div, fma, abs   fma: a * b + c with one rounding
 //   min, max                       the second operand where one is NaN
+//   rounding_error                 x minus x rounded half to even, for |x| below 2^22 and NaN
 //   power_of_two                   of integers in float
 //   store_codes                    integers in float as int8 or int16; from_int32: to float
 //   lane_sum, lane_max             of one vector; lane_sums<n, run>: of n vectors, `run` sums

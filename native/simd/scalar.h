@@ -111,6 +111,9 @@ inline F32x8 max(const F32x8& a, const F32x8& b) {
 inline F32x8 abs(const F32x8& x) {
   return lanes([&](int i) { return std::fabs(x.v[i]); });
 }
+inline F32x8 rounding_error(const F32x8& x) {
+  return lanes([&](int i) { return x.v[i] - std::nearbyint(x.v[i]); });
+}
 inline F32x8 power_of_two(const F32x8& n) {
   return lanes([&](int i) { return std::ldexp(1.0f, static_cast<int>(n.v[i])); });
 }

@@ -134,6 +134,22 @@ uint64_t quantize_rows(const KernelFamily& family) {
   return checksum.value();
 }
 
+// The largest code of a group of int8 activations x [n]: that of the least squared error. The sum
+// is in float64 here, so that a nearly equal error is accepted too.
+void check_limit(const float* x, int n, float largest, float limit, const KernelFamily& family) {
+  const auto error = [&](float of) {
+    double sum = 0.0;
+    for (int i = 0; i < n; ++i) {
+      const float scaled = x[i] * (of * (1.0f / largest));
+      sum += std::pow((scaled - std::nearbyint(scaled)) / double{of}, 2);
+    }
+    return sum;
+  };
+  for (const float other : {127.0f, 125.0f, 123.0f, 121.0f}) {
+    check(error(limit) <= error(other) * (1 + 16 * kEps), family, "limit of the least error");
+  }
+}
+
 uint64_t quantize_grouped_rows(const KernelFamily& family) {
   Checksum checksum;
   for (const int K : {8, 24, 64, 200, 2560}) {
@@ -143,7 +159,6 @@ uint64_t quantize_grouped_rows(const KernelFamily& family) {
         const std::vector<float> x = row_of(fill, K, random);
         const int padded = (K + 255) / 256 * 256, n_groups = padded / kActivationGroup;
         const int plane_stride = padded + 64;  // parts need not be adjacent
-        const float levels = n_parts == 1 ? 127.0f : kInt16Max;
         Aligned<int8_t> codes(size_t(n_parts) * plane_stride);
         std::vector<float> scales(n_groups);
         std::vector<int32_t> sums(n_groups);
@@ -152,10 +167,13 @@ uint64_t quantize_grouped_rows(const KernelFamily& family) {
         for (int group = 0; group < n_groups; ++group) {
           const int begin = group * kActivationGroup, left = K - begin;
           const int n = std::clamp(left, 0, kActivationGroup);
-          const float largest = largest_magnitude(x.data() + std::min(begin, K), n);
+          const float* values = x.data() + std::min(begin, K);
+          const float largest = largest_magnitude(values, n);
+          const float levels = n_parts == 1 ? std::round(largest / scales[group]) : kInt16Max;
+          if (n_parts == 1) check_limit(values, n, largest, levels, family);
           int32_t expected_sum = 0;
           for (int i = 0; i < kActivationGroup; ++i) {
-            const float scaled = i < n ? x[begin + i] * (levels / largest) : 0.0f;
+            const float scaled = i < n ? x[begin + i] * (levels * (1.0f / largest)) : 0.0f;
             const int expected = static_cast<int>(std::nearbyint(scaled));
             int actual = codes[begin + i];
             if (n_parts == 2) actual = kPartWeight * actual + codes[plane_stride + begin + i];

@@ -21,7 +21,7 @@ const Test kTests[] = {
     {"group_scaled_gemm", group_scaled_gemm, 0xd5c2e62a1207f661},
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},
     {"quantize_rows", quantize_rows, 0xffc3101fb0362882},
-    {"quantize_grouped_rows", quantize_grouped_rows, 0x8ea90ac6ab9e3015},
+    {"quantize_grouped_rows", quantize_grouped_rows, 0xbc0a301a1c1e6215},
     {"elementwise", elementwise, 0xde0540a892560a66},
     {"gelu", gelu, 0x83b0431fd453996b},
     {"retention", retention, 0x786db05c8c2e760f},

@@ -15,6 +15,7 @@ CODES = {  # bits, first, step
     "sign": (1, -1, 2),
     "odd": (2, -3, 2),
 }
+LIMITS = (127, 125, 123, 121)  # of which the largest code of a group of int8 is chosen
 MOST = {1: 127, 2: 16383}  # magnitude of an activation of that many parts
 
 
@@ -177,10 +178,33 @@ def test_group_scaled_gemm_writes_only_the_rows_of_its_groups(
     np.testing.assert_array_equal(case.result(kernels, (begin, end)), expected)
 
 
+def lane_sum(lanes):
+    """The sums of lanes (..., 8) in the order of native/simd/lanes.h."""
+    fours = lanes[..., :4] + lanes[..., 4:]
+    pairs = fours[..., :2] + fours[..., 2:]
+    return pairs[..., 0] + pairs[..., 1]
+
+
+def best_limits(groups, largest):
+    """The limit of each group (G, 32) whose codes have the least squared error."""
+    errors = []
+    for limit in LIMITS:
+        scaled = groups * (np.float32(limit) * (1 / largest))[:, None]
+        error = (scaled - np.rint(scaled)).reshape(-1, 4, 8)
+        total = np.zeros((len(groups), 8), dtype=np.float32)
+        for i in range(4):
+            total = fused(error[:, i], error[:, i], total)
+        ratio = np.float32(LIMITS[0]) / np.float32(limit)
+        errors.append(lane_sum(total) * (ratio * ratio))
+    return np.array(LIMITS, dtype=np.float32)[np.argmin(errors, axis=0)]
+
+
 @pytest.mark.parametrize("n_parts", [1, 2])
 @pytest.mark.parametrize("K", [8, 136, 2560])
 def test_quantize_grouped_row_equals_round_half_to_even(kernels, n_parts, K):
-    x = 3 * np.random.default_rng(K).standard_normal(K).astype(np.float32)
+    rng = np.random.default_rng(K)
+    x = 3 * rng.standard_normal(K).astype(np.float32)
+    x[:32] = rng.integers(-100, 100, min(K, 32))  # integers choose a limit of 127
     x[:4] = [0.5, 1.5, -2.5, MOST[n_parts]]  # ties, as the last is the largest magnitude
 
     parts, scales, sums = _native.quantize_grouped_row(kernels, x, n_parts)
@@ -189,12 +213,30 @@ def test_quantize_grouped_row_equals_round_half_to_even(kernels, n_parts, K):
     padded[:K] = x
     groups = padded.reshape(-1, COLUMNS)
     largest = np.maximum(np.abs(groups).max(axis=1), np.float32(1e-12))
-    levels = np.float32(MOST[n_parts])
-    integers = np.rint(groups * (levels / largest)[:, None]).astype(np.int64)
+    levels = best_limits(groups, largest) if n_parts == 1 else np.float32(MOST[n_parts])
+    integers = np.rint(groups * (levels * (1 / largest))[:, None]).astype(np.int64)
     assert integers[0, :4].tolist() == [0, 2, -2, MOST[n_parts]]
     np.testing.assert_array_equal(parts, parts_of(integers.reshape(1, -1), n_parts)[0])
     np.testing.assert_array_equal(np.float32(scales), largest / levels)
     np.testing.assert_array_equal(sums, -integers.sum(axis=1))
+
+
+def test_quantize_grouped_row_chooses_each_limit(kernels):
+    x = np.random.default_rng(0).standard_normal(8192).astype(np.float32)
+    groups = x.reshape(-1, COLUMNS)
+    largest = np.abs(groups).max(axis=1)
+
+    parts, scales, _ = _native.quantize_grouped_row(kernels, x, 1)
+
+    limits = best_limits(groups, largest)
+    np.testing.assert_array_equal(np.float32(scales), largest / limits)
+    np.testing.assert_array_equal(np.abs(parts.reshape(groups.shape)).max(axis=1), limits)
+    assert set(limits) == set(LIMITS)
+    rounded = parts.reshape(groups.shape) * np.array(scales)[:, None]
+    of_127 = np.rint(groups * 127 / largest[:, None]) * largest[:, None] / 127
+    error, former = (np.square(each - groups).sum(axis=1) for each in (rounded, of_127))
+    assert (error <= former * (1 + 1e-5)).all()
+    assert error.sum() < 0.93 * former.sum()
 
 
 @pytest.mark.parametrize("n_parts", [1, 2])

@@ -69,37 +69,97 @@ void quantize_int16_row(const float* x, int k, int padded, int16_t* codes, float
   *scale = largest / kInt16Max;
 }
 
-void quantize_grouped_row(const float* x, int k, int padded, int n_parts, ptrdiff_t plane_stride,
-                          int8_t* codes, float* scales, int32_t* sums) {
-  constexpr int kVectors = kActivationGroup / kLanes;
-  const float levels = n_parts == 1 ? 127.0f : static_cast<float>(kInt16Max);
-  for (int begin = 0; begin < padded; begin += kActivationGroup, codes += kActivationGroup) {
-    F32x8 values[kVectors], largest_lanes = splat(static_cast<float>(kSmallestAbsmax));
-    for (int i = 0; i < kVectors; ++i) {
-      const int at = begin + i * kLanes;
-      values[i] = at < k ? load(x + at) : zero();
-      largest_lanes = max(abs(values[i]), largest_lanes);
+// Groups of activations that are quantised together, so that their divisions and sums are vectors.
+constexpr int kTogether = 8, kTogetherColumns = kTogether * kActivationGroup;
+// The largest codes that a group of int8 activations may have.
+constexpr int kLimits = 4;
+constexpr float kInt8Limits[kLimits] = {127.0f, 125.0f, 123.0f, 121.0f};
+// What the squared errors of a limit, in steps, are multiplied by to compare them.
+constexpr float error_factor(float limit) { return (127.0f / limit) * (127.0f / limit); }
+
+// Of each group of x the limit that has the least squared error of rounding, the larger one of
+// equal errors; inverses of the largest magnitudes.
+YOCOBIT_INLINE void choose_limits(const float* x, const float* inverses, float* limits) {
+  F32x8 errors[kLimits][kTogether];
+  for (int group = 0; group < kTogether; ++group) {
+    for (int c = 0; c < kLimits; ++c) {
+      const F32x8 factor = splat(kInt8Limits[c] * inverses[group]);
+      F32x8 total = zero();
+      for (int i = 0; i < kActivationGroup; i += kLanes) {
+        const F32x8 value = load(x + group * kActivationGroup + i);
+        const F32x8 error = rounding_error(mul(value, factor));
+        total = fma(error, error, total);
+      }
+      errors[c][group] = total;
     }
-    const float largest = lane_max(largest_lanes), factor = levels / largest;
-    F32x8 total = zero();  // exact: 32 * kInt16Max is below 2^24
-    int16_t wide[kActivationGroup];
+  }
+  float least[kTogether], sums[kTogether];
+  for (int c = 0; c < kLimits; ++c) {
+    lane_sums<kTogether, kTogether>(errors[c], sums, kTogether);
+    for (int group = 0; group < kTogether; ++group) {
+      const float error = sums[group] * error_factor(kInt8Limits[c]);
+      const bool is_less = c == 0 || error < least[group];
+      limits[group] = is_less ? kInt8Limits[c] : limits[group];
+      least[group] = is_less ? error : least[group];
+    }
+  }
+}
+
+// kTogether groups of a row; see quantize_grouped_row.
+template <int n_parts>
+void quantize_groups(const float* x, ptrdiff_t plane_stride, int8_t* codes, float* scales,
+                     int32_t* sums) {
+  constexpr int kVectors = kActivationGroup / kLanes;
+  float largest[kTogether], inverses[kTogether], limits[kTogether];
+  for (int group = 0; group < kTogether; ++group) {
+    F32x8 lanes = splat(static_cast<float>(kSmallestAbsmax));
     for (int i = 0; i < kVectors; ++i) {
-      const F32x8 rounded = round_to_codes(values[i], factor, levels);
-      total = add(total, rounded);
-      if (n_parts == 1) {
+      lanes = max(abs(load(x + group * kActivationGroup + i * kLanes)), lanes);
+    }
+    largest[group] = lane_max(lanes);
+  }
+  store(inverses, div(splat(1.0f), load(largest)));
+  store(limits, splat(static_cast<float>(kInt16Max)));
+  if constexpr (n_parts == 1) choose_limits(x, inverses, limits);
+  store(scales, div(load(largest), load(limits)));
+  F32x8 totals[kTogether];  // exact: 32 * kInt16Max is below 2^24
+  for (int group = 0; group < kTogether; ++group, codes += kActivationGroup) {
+    const float factor = limits[group] * inverses[group];
+    int16_t wide[kActivationGroup];
+    totals[group] = zero();
+    for (int i = 0; i < kVectors; ++i) {
+      const F32x8 values = load(x + group * kActivationGroup + i * kLanes);
+      const F32x8 rounded = round_to_codes(values, factor, limits[group]);
+      totals[group] = add(totals[group], rounded);
+      if constexpr (n_parts == 1) {
         store_codes(codes + i * kLanes, rounded);
       } else {
         store_codes(wide + i * kLanes, rounded);
       }
     }
-    if (n_parts == 2) {
-      for (int i = 0; i < kActivationGroup; ++i) {
-        codes[i] = static_cast<int8_t>(wide[i] >> 7);  // kPartWeight is 2^7
-        codes[plane_stride + i] = static_cast<int8_t>(wide[i] & (kPartWeight - 1));
-      }
+    for (int i = 0; i < kActivationGroup && n_parts == 2; ++i) {
+      codes[i] = static_cast<int8_t>(wide[i] >> 7);  // kPartWeight is 2^7
+      codes[plane_stride + i] = static_cast<int8_t>(wide[i] & (kPartWeight - 1));
     }
-    *scales++ = largest / levels;
-    *sums++ = -static_cast<int32_t>(lane_sum(total));
+  }
+  float each[kTogether];
+  lane_sums<kTogether, kTogether>(totals, each, kTogether);
+  for (int group = 0; group < kTogether; ++group) sums[group] = -static_cast<int32_t>(each[group]);
+}
+
+void quantize_grouped_row(const float* x, int k, int padded, int n_parts, ptrdiff_t plane_stride,
+                          int8_t* codes, float* scales, int32_t* sums) {
+  for (int begin = 0; begin < padded; begin += kTogetherColumns) {
+    const float* from = x + begin;
+    float last[kTogetherColumns];
+    if (k - begin < kTogetherColumns) {
+      for (int i = 0; i < kTogetherColumns; ++i) last[i] = begin + i < k ? from[i] : 0.0f;
+      from = last;
+    }
+    const auto run = n_parts == 1 ? quantize_groups<1> : quantize_groups<2>;
+    run(from, plane_stride, codes + begin, scales, sums);
+    scales += kTogether;
+    sums += kTogether;
   }
 }
 

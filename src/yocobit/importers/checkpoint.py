@@ -36,7 +36,7 @@ class IntegerMatrix(NamedTuple):
     @property
     def group_columns(self) -> int:
         """The columns of a row that share a scale."""
-        K = self.integers.shape[1]
+        K: int = self.integers.shape[1]
         if self.scale.ndim == 1:
             return K
         return next(each for each in _GROUPS if -(-K // each) == self.scale.shape[1])

@@ -85,8 +85,8 @@ class HuggingFaceCheckpoint:
         if self._bitnet is not None:
             return "safetensors, packed ternary"
         if self._mlx is not None:
-            dtype = self._matrices.scale_dtype(_PROJECTION)
-            scales = f", scales in {dtype}" if dtype else ""
+            scale_dtype = self._matrices.scale_dtype(_PROJECTION)
+            scales = f", scales in {scale_dtype}" if scale_dtype else ""
             return f"MLX, {self._mlx.default.bits}-bit{scales}"
         return f"safetensors, {'fake-quantised' if self._matrices.formats else 'dense'} {dtype}"
 
