@@ -23,6 +23,7 @@ from yocobit.config import ConfigError
 from yocobit.errors import printable
 from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Events, ServerState, prepare
+from yocobit.serving.api.constraints import DROPPED_HEADER
 from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
 from yocobit.serving.api.protocol import decode, decode_query
 from yocobit.serving.api.responses import Recalled
@@ -62,7 +63,7 @@ def create_app(settings: ServerSettings | None = None) -> Starlette:
                 allow_origins=list(settings.cors_origins),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id"],
+                expose_headers=["x-request-id", DROPPED_HEADER],
             ),
         )
     app = Starlette(

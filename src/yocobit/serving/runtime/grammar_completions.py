@@ -32,14 +32,15 @@ _JSON_ORDERS = (
     (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
     (*_CLOSING, _QUOTE, *_SEPARATORS),
 )
-# The same of other texts: what ends a part of them, what separates parts, and the parts. White
-# space may end a text or be repeated without end: the first order prefers it, the second avoids it.
-_ENDS, _SIGNS, _WHITE = tuple("\"')]}>"), tuple(".,:;-_@/+*=&%$#!?|~^"), ("\n", " ", "\t")
+# The same of other texts: what ends a part of them, what separates parts, and the parts. A line
+# break may end a text or be repeated without end: the first order prefers it, the second avoids it.
+_QUOTES, _CLOSES = tuple("\"'"), tuple(")]}>")
+_SIGNS, _WHITE = tuple(".,:;-_@/+*=&%$#!?|~^"), (" ", "\t")
 _LETTERS, _OPENING = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("([{<")
 _TEXT_ORDERS = (
-    (*_ENDS, *_WHITE, *_SIGNS, *_NUMBERS, *_LETTERS, *_OPENING),
-    (*_SIGNS, *_ENDS, *_NUMBERS, *_LETTERS, *_OPENING, *_WHITE),
-    (*_ENDS, *_SIGNS),
+    ("\n", *_QUOTES, *_CLOSES, *_SIGNS, *_NUMBERS, *_LETTERS, *_OPENING, *_WHITE),
+    (*_SIGNS, *_CLOSES, *_QUOTES, *_NUMBERS, *_LETTERS, *_OPENING, *_WHITE, "\n"),
+    (*_CLOSES, *_QUOTES, *_SIGNS),
 )
 _FIRST_RANDOM_ATTEMPT = 2
 _N_CUTS = 256  # tried to shorten the completion of a schema
@@ -120,7 +121,7 @@ class GrammarCompletions:
                 is_allowed = matcher.validate_tokens(known[start : start + 1])
                 if is_allowed and self.completes(matcher, suffix := known[start:]):
                     return [*tokens, *suffix]
-            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng)
+            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng, is_json)
             if not step or matcher.try_consume_tokens(step) < len(step):
                 return None
             tokens += step
@@ -159,12 +160,22 @@ class GrammarCompletions:
         return tokens
 
     def _next_token(
-        self, matcher: LLMatcher, order: Sequence[int], rng: random.Random | None
+        self,
+        matcher: LLMatcher,
+        order: Sequence[int],
+        rng: random.Random | None,
+        is_json: bool,
     ) -> list[int]:
         """Return the allowed token that should complete the output soonest, if there is one."""
         allowed = self.allowed(matcher)
         quote, letter = self._quote, self._letter  # a letter that starts no value: in a string
-        if quote is not None and letter is not None and allowed[quote] and allowed[letter]:
+        if (
+            is_json
+            and quote is not None
+            and letter is not None
+            and allowed[quote]
+            and allowed[letter]
+        ):
             return [quote]
         if rng is None or rng.random() < 0.5:
             for token in order:

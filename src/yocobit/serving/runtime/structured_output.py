@@ -182,6 +182,10 @@ class GrammarCompiler:
                 matcher, size = self._measure(text)
             if matcher.is_error():
                 raise ValueError(str(matcher.get_error()))
+            first = matcher.deep_copy()
+            self.completions.allowed(first)
+            if first.is_error():
+                raise ValueError("no output follows it")
         except ValueError as error:
             return str(error)[:_MAX_MESSAGE]
         except RecursionError:
@@ -349,7 +353,8 @@ class GuidedOutput:
 def _from_choices(text: str) -> str:
     """Return a JSON list of strings as a grammar of llguidance."""
     literals = [json.dumps(choice).replace("\x7f", "\\u007f") for choice in json.loads(text)]
-    return LLMatcher.grammar_from_lark(f"start: {' | '.join(literals)}")
+    # A terminal: a rule would have a parser item for each choice.
+    return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(literals)}")
 
 
 # Of GBNF, with four or eight hexadecimal digits; llguidance's translation has \x only.
