@@ -16,8 +16,8 @@ def http_page(openapi: dict[str, Any]) -> str:
         "",
         "The endpoints of `yocobit serve`, as `/openapi.json` of a running server describes them.",
         "Paths below `/v1` are also served below `/openai/v1`, where Groq's client looks for them.",
-        "Errors have OpenAI's shape:",
-        '`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`.',
+        "An API key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`. Errors have OpenAI's",
+        'shape: `{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`.',
         "[Serve](../getting-started/serve.md) shows clients,",
         "[production serving](../how-to/production.md) the limits.",
         "",
@@ -32,11 +32,15 @@ def http_page(openapi: dict[str, Any]) -> str:
         (method.upper(), path, operation)
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
-        if method in ("get", "post")
+        if method != "parameters"
     ]
     lines += [f"| `{method} {path}` | {op['summary']} |" for method, path, op in operations]
     used: list[str] = []
     for method, path, operation in operations:
+        if parameters := operation.get("parameters"):
+            fields = {each["name"]: each["schema"] for each in parameters}
+            query = {"description": "The query string.", "properties": fields}
+            lines += ["", f"## {method} {path}", "", operation["summary"], "", *_schema(query)]
         if "requestBody" not in operation:
             continue
         schema = operation["requestBody"]["content"]["application/json"]["schema"]

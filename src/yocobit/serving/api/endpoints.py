@@ -17,7 +17,8 @@ from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.models import get_model, list_models
-from yocobit.serving.api.responses import Recalled, ResponseRequest
+from yocobit.serving.api.response_request import ResponseRequest
+from yocobit.serving.api.responses import Recalled
 from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
 from yocobit.serving.api.wire import OPENAI, RESPONSES, WireFormat
 from yocobit.serving.settings import ServerSettings
