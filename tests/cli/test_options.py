@@ -17,6 +17,7 @@ from servers import fork_preparation
 from yocobit.cli import app, output, run
 from yocobit.cli.options import expand_tokens
 from yocobit.errors import report_errors
+from yocobit.tracking import bar
 
 COMMAND = typer.main.get_command(app)
 COMMANDS = COMMAND.commands
@@ -274,7 +275,8 @@ def test_progress_is_a_bar_on_a_terminal_that_disappears(monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(output, "_DELAY_S", 0)
+    monkeypatch.setattr(bar, "_DELAY_S", 0)
+    monkeypatch.setattr(bar, "_INTERVAL_S", 0)
     monkeypatch.setattr(output, "_level", output.Level.NORMAL)
     monkeypatch.setenv("TERM", "xterm")
 
@@ -291,7 +293,7 @@ def test_progress_prints_nothing_elsewhere(is_terminal, is_quiet, monkeypatch):
     stream = io.StringIO()
     stream.isatty = lambda: is_terminal
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(output, "_DELAY_S", 0)
+    monkeypatch.setattr(bar, "_DELAY_S", 0)
     monkeypatch.setattr(output, "is_quiet", lambda: is_quiet)
 
     with output.progress("verifying") as advance:

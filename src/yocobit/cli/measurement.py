@@ -30,11 +30,12 @@ from yocobit.cli.options import (
     number,
     tokens,
 )
-from yocobit.cli.output import Advance, is_quiet, print_json, progress, say
+from yocobit.cli.output import is_quiet, print_json, progress, say
 from yocobit.data.documents import DocumentReader, Piece
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS, CacheType
 from yocobit.errors import needs_extra
+from yocobit.tracking.bar import Advance
 
 
 def eval_(

@@ -9,18 +9,14 @@ import os
 import shutil
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 from yocobit.errors import printable
-
-# Receives how many units of how many are done.
-Advance = Callable[[int, int], object]
+from yocobit.tracking.bar import Advance, bar
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
-_DELAY_S = 0.5  # shorter work shows no bar
 
 
 class Level(enum.IntEnum):
@@ -79,51 +75,10 @@ def has_colours(stream: TextIO) -> bool:
 @contextmanager
 def progress(label: str) -> Iterator[Advance]:
     """Yield a function that shows progress as a bar on standard error, if it is a terminal."""
-    if is_quiet() or not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    bar = _Bar(label)
-    try:
-        yield bar.advance
-    finally:
-        bar.close()
-
-
-class _Bar:
-    """A bar that appears if the work takes long, and disappears at its end."""
-
-    def __init__(self, label: str) -> None:
-        self._label = label
-        self._started_s = time.monotonic()
-        self._shown: Any = None
-
-    def advance(self, done: int, total: int) -> None:
-        if self._shown is None:
-            if time.monotonic() - self._started_s < _DELAY_S:
-                return
-            self._shown = _new_bar(self._label)
-        self._shown.update(self._shown.task_ids[0], completed=done, total=total)
-
-    def close(self) -> None:
-        if self._shown is not None:
-            self._shown.stop()
-
-
-def _new_bar(label: str) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
-    bar = Progress(
-        "{task.description}",
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.add_task(label, total=None)
-    bar.start()
-    return bar
+    with bar(label, Console(stderr=True, quiet=is_quiet())) as advance:
+        yield advance
 
 
 def print_json(value: Any, indent: int | None = None) -> None:

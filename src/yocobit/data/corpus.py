@@ -43,10 +43,17 @@ IGNORED = -1  # the target of a position that is not in the loss
 Windows = NDArray[np.int64]
 
 
-def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool = True) -> Corpus:
+def prepare(
+    config: DataConfig,
+    vocab_size: int,
+    directory: Path,
+    verify: bool = True,
+    progress: Callable[[int, int], object] | None = None,
+) -> Corpus:
     """Open the corpus of `config` in `directory`; tokenise it first if missing or outdated.
 
-    With `verify`, shards that are reused are compared with their hashes.
+    With `verify`, shards that are reused are compared with their hashes. `progress` receives the
+    bytes of text that were tokenised, and of all files.
     """
     files = CorpusFiles.of(config)
     directory.mkdir(parents=True, exist_ok=True)
@@ -61,7 +68,7 @@ def prepare(config: DataConfig, vocab_size: int, directory: Path, verify: bool =
         is_same = index is not None and is_same_corpus(index.inputs, identity)
         if index is None or not is_same or not index.has_files(directory):
             (directory / INDEX).unlink(missing_ok=True)
-            entries = tokenise(config, files, held_out, vocab_size, directory)
+            entries = tokenise(config, files, held_out, vocab_size, directory, progress)
             check_unchanged(files.all)
             index, before = Index(inputs=identity, **entries), None
         elif verify:

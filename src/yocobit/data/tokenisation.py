@@ -6,7 +6,7 @@ those of the validation text (valid-00000.bin, ...).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, compress
 from operator import not_
 from pathlib import Path
@@ -33,9 +33,17 @@ _BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose thread
 
 
 def tokenise(
-    config: DataConfig, files: CorpusFiles, held_out: HeldOut, vocab_size: int, directory: Path
+    config: DataConfig,
+    files: CorpusFiles,
+    held_out: HeldOut,
+    vocab_size: int,
+    directory: Path,
+    progress: Callable[[int, int], object] | None = None,
 ) -> dict[str, Any]:
-    """Write tokenizer and shards into `directory`; return their entries for the index."""
+    """Write tokenizer and shards into `directory`; return their entries for the index.
+
+    `progress` receives the bytes of text that were read, and of all files.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     remove_shards(directory)
     if config.tokenizer is not None:
@@ -47,7 +55,9 @@ def tokenise(
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     try:
         encoder = TextEncoder(tokenizer, config.tokenizer or path)
-        entries = _Tokenisation(files, held_out, encoder, config.deduplicate, directory).run()
+        entries = _Tokenisation(
+            files, held_out, encoder, config.deduplicate, directory, progress
+        ).run()
     except OSError:  # such as a full disk
         remove_shards(directory)
         raise
@@ -106,6 +116,7 @@ class _Tokenisation:
         encoder: TextEncoder,
         deduplicate: bool,
         directory: Path,
+        progress: Callable[[int, int], object] | None,
     ) -> None:
         self.files, self.held_out, self.encoder = files, held_out, encoder
         self.digests = DigestSet() if deduplicate else None
@@ -117,6 +128,9 @@ class _Tokenisation:
         self.n_duplicates = 0
         self.batch: list[tuple[list[Piece], ShardWriter]] = []  # short documents, in order
         self.batch_length = 0  # characters
+        self.progress = progress
+        self.n_bytes = 0  # of text, in UTF-8
+        self.size_bytes = sum(file.size for file in files.all)  # compressed files hold more text
 
     def run(self) -> dict[str, Any]:
         """Write all shards; return their entries and the numbers of omitted files and documents."""
@@ -148,7 +162,14 @@ class _Tokenisation:
             for part, is_held_out in parts:
                 target = self.valid if is_held_out else writer
                 target.counts["documents"] += 1
-                self._add_document(part.pieces, target)
+                self._add_document(self._counted(part.pieces), target)
+
+    def _counted(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            yield piece
+            self.n_bytes += len(piece.text.encode())
+            if self.progress is not None:
+                self.progress(self.n_bytes, max(self.n_bytes, self.size_bytes))
 
     def _add_document(self, pieces: Iterable[Piece], writer: ShardWriter) -> None:
         """Write the tokens of a document: those of the whole text, encoded at once."""

@@ -8,13 +8,13 @@ of the pipe, terminal or disk, nothing more is printed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from yocobit.tracking.bar import quiet_on_error as _quiet_on_error
 
 _PLAIN_INTERVAL_S, _LIVE_INTERVAL_S = 10.0, 0.25  # between lines without and with a terminal
 _BAR_WIDTH = 20
@@ -30,15 +30,6 @@ def print_line(console: Console, line: str) -> None:
         encoded = line.encode(console.encoding, "backslashreplace")
         line = encoded.decode(console.encoding)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _quiet_on_error(console: Console) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, LookupError, SystemExit):
-        # ValueError is a closed file; rich turns a broken pipe into SystemExit.
-        console.quiet = True
 
 
 class Progress:

@@ -19,6 +19,7 @@ from yocobit.packing import checkpoints
 from yocobit.packing.format import is_packed
 from yocobit.packing.formats import INT8_PER_TOKEN, formats_of
 from yocobit.text import n_ids
+from yocobit.tracking.bar import bar
 from yocobit.tracking.progress import print_line
 from yocobit.training import checkpoint
 from yocobit.training.backend import choose_precision, compile_error, compiled, set_threads
@@ -66,7 +67,7 @@ def set_up(
     found = resumable.checkpoint
     teacher = _load_teacher(config, processes)
     config = _with_tokenizer_of(teacher, config)
-    corpus = _prepare_corpus(config, run_dir, teacher, processes)
+    corpus = _prepare_corpus(config, run_dir, teacher, processes, console)
     compile_failure = _compile_failure(config, processes)
     state = RunState(
         corpus.sha256,
@@ -134,13 +135,22 @@ def _with_tokenizer_of(teacher: Teacher | None, config: TrainConfig) -> TrainCon
 
 
 def _prepare_corpus(
-    config: TrainConfig, run_dir: Path, teacher: Teacher | None, processes: Processes
+    config: TrainConfig,
+    run_dir: Path,
+    teacher: Teacher | None,
+    processes: Processes,
+    console: Console,
 ) -> Corpus:
-    corpus = processes.main_first(
-        lambda: prepare(
-            config.data, config.model.vocab_size, run_dir / "data", verify=processes.is_main
+    with bar("tokenising", console) as advance:
+        corpus = processes.main_first(
+            lambda: prepare(
+                config.data,
+                config.model.vocab_size,
+                run_dir / "data",
+                verify=processes.is_main,
+                progress=advance,
+            )
         )
-    )
     if teacher is not None:
         teacher.check(corpus.tokenizer)
     return corpus
