@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from yocobit import hub
+from yocobit.errors import ConfigError
 from yocobit.hub.kind import not_packed, not_trained
 from yocobit.pretrained import TINY
 
@@ -63,6 +64,14 @@ def test_the_fault_of_a_path_names_what_it_is_and_the_remedy(files, path, line):
     fault = not_packed(Path(path))
 
     assert fault == line or (fault is not None and fault.startswith(line))
+
+
+def test_shards_without_their_index_are_one_line():
+    write("llama/config.json", json.dumps({"model_type": "llama"}))
+    write("llama/model-00001-of-00002.safetensors")
+
+    with pytest.raises(ConfigError, match=r"llama: holds shards, such as model-00001.*copy it"):
+        hub.resolve("llama")
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,14 @@ def _from_file(file: Path, dtype: str, size: int, begin: int) -> Array:
 def tensor_files(path: Path) -> list[Path]:
     """Return model.safetensors of a checkpoint, or its shards if that is missing."""
     index = path / INDEX
-    if (path / MODEL).exists() or not index.exists():
+    if (path / MODEL).exists():
+        return [path / MODEL]
+    if not index.exists():
+        if shards := sorted(path.glob("*-of-*.safetensors")):
+            raise ConfigError(
+                f"{path}: holds shards, such as {shards[0].name}, but no {INDEX}, which names "
+                "them; copy it from the source of the model"
+            )
         return [path / MODEL]
     names = read_json(index).get("weight_map")
     if (
