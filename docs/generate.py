@@ -252,7 +252,7 @@ def configuration_page() -> str:
         "`yocobit.serving.ServerSettings`, for programs that embed the server. `create_app()`",
         "reads the same names from the environment, in upper case with the prefix `YOCOBIT_`",
         "(`YOCOBIT_MODEL`); a list is separated by commas. `yocobit serve` has an",
-        "[option](cli.md#serve) for each.",
+        "[option](cli.md#serve) for each, and reads the variables where an option is not given.",
         "",
         *_fields(ServerSettings),
     ]

@@ -60,6 +60,9 @@ OPTIONS = {
         "--verify",
     },
     "serve": {
+        "--forwarded-allow-ips",
+        "--root-path",
+        "--max-body-mb",
         "--host",
         "--port",
         "--alias",

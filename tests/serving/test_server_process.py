@@ -305,7 +305,10 @@ def test_json_logs_have_request_ids_and_no_secrets():
         ),
         (["--api-key-file", "absent"], "absent: No such file"),
         (["--kernels", "mmx"], "mmx"),
-        (["--cache-mb", "1"], "a sequence of --context 8192 tokens needs"),
+        (
+            ["--context", "100000", "--cache-mb", "1"],
+            "a sequence of --context 100000 tokens needs",
+        ),
         (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
     ],
 )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import typer
 
+from yocobit import cli, serving
 from yocobit.cli import app
-from yocobit.config import ConfigError
+from yocobit.config import ConfigError, preset
+from yocobit.costs import session_bytes
 from yocobit.engine import Chat, Engine
 from yocobit.serving import ServerSettings
 
@@ -74,6 +78,9 @@ def test_kubernetes_service_variables_are_ignored(name):
         ({"prefix_dir": Path("x"), "prefix_mb": 0}, "prefix_dir has no effect if prefix_mb is 0"),
         ({"cors_origins": ("https://a.b", "foo")}, "must have the form https://a.b, .* has 'foo'"),
         ({"cors_origins": ("https://a.b/",)}, "without a path, but has 'https://a.b/'"),
+        ({"root_path": "llm"}, "root_path must be a path such as /llm"),
+        ({"root_path": "/llm/"}, "without a slash at its end, but is '/llm/'"),
+        ({"forwarded_allow_ips": ("proxy",)}, "must be addresses or networks .* has 'proxy'"),
         ({"attention": "index:100"}, "attention must be full or index:.* but is 'index:100'"),
     ],
 )
@@ -101,3 +108,106 @@ def test_commands_server_and_engine_have_the_same_cache_type():
     assert found.pop("eval") is None
     assert {"generate", "chat", "serve", "bench", "plan", "Chat", "Engine.stream"} <= set(found)
     assert set(found.values()) == {ServerSettings().cache} == {"int8"}
+
+
+# ---- variables of `yocobit serve` ----
+
+
+@pytest.fixture
+def settings_of(monkeypatch):
+    """A function that returns the settings which `yocobit serve` starts a server with."""
+
+    def start(*options: str, **variables: str) -> ServerSettings:
+        found = []
+        monkeypatch.setattr(serving, "serve", lambda settings, *_, **__: found.append(settings))
+        monkeypatch.setattr(sys, "argv", ["yocobit", "serve", *options])
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+            sys.exit(0)
+        assert ended.value.code in (0, None)
+        return found[0]
+
+    return start
+
+
+def test_option_has_precedence_over_variable_over_default(settings_of):
+    settings = settings_of("--cache-mb", "3", YOCOBIT_CACHE_MB="5", YOCOBIT_MAX_WAITING="7")
+
+    assert (settings.cache_mb, settings.max_waiting) == (3, 7)
+    assert settings.max_sequences == ServerSettings().max_sequences
+
+
+def test_serve_reads_the_variables_of_create_app(settings_of):
+    variables = {
+        "YOCOBIT_ALIAS": "a, b",
+        "YOCOBIT_CACHE": "int4",
+        "YOCOBIT_CONTEXT": "64",
+        "YOCOBIT_API_KEYS": "key-of-a-list,another-one",
+        "YOCOBIT_CORS_ORIGINS": "https://a.b",
+        "YOCOBIT_TIMEOUT_S": "1.5",
+        "YOCOBIT_VERIFY": "true",
+        "YOCOBIT_ROOT_PATH": "/llm",
+        "YOCOBIT_FORWARDED_ALLOW_IPS": "10.0.0.0/8,::1",
+        "YOCOBIT_MAX_BODY_MB": "2",
+    }
+
+    found = settings_of(**variables)
+
+    expected = ServerSettings.from_environment(variables)
+    hosts = found.trusted_hosts  # of this machine
+    assert dataclasses.replace(found, trusted_hosts=()) == expected
+    assert "localhost" in hosts
+
+
+def test_every_setting_has_an_option_that_reads_its_variable():
+    (serve,) = (c for name, c in typer.main.get_command(app).commands.items() if name == "serve")
+
+    variables = {parameter.envvar for parameter in serve.params}
+
+    for field in dataclasses.fields(ServerSettings):
+        name = f"YOCOBIT_{field.name.upper()}"
+        assert {name, name.removesuffix("S")} & variables, name
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("YOCOBIT_CONTEXT", "0", "YOCOBIT_CONTEXT must be between 1 and"),
+        ("YOCOBIT_CACHE", "int2", "YOCOBIT_CACHE"),
+        ("YOCOBIT_CORS_ORIGINS", "foo", "YOCOBIT_CORS_ORIGINS must have the form"),
+        ("YOCOBIT_CONTEXTS", "1", "YOCOBIT_CONTEXTS is not a setting"),
+        ("YOCOBIT_ROOT_PATH", "llm", "YOCOBIT_ROOT_PATH must be a path"),
+    ],
+)
+def test_error_of_a_variable_names_it(variable, value, words, monkeypatch, capsys):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "argv", ["yocobit", "serve", "--port", "0"])
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+
+    error = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert words in error and len(error.splitlines()) == 1
+
+
+# ---- the context of a model ----
+
+
+def test_context_is_that_of_training_unless_given():
+    config = preset("tiny").replace(trained_context=1000)
+
+    assert ServerSettings().of_model(config).context == 1000
+    assert ServerSettings(context=5).of_model(config).context == 5
+    assert ServerSettings().of_model(preset("tiny")).context == 8192
+
+
+def test_context_by_default_is_bounded_by_the_cache_memory():
+    config = preset("tiny").replace(trained_context=1 << 20)
+
+    context = ServerSettings(cache_mb=16).of_model(config).context
+
+    assert session_bytes(config, "int8", context) <= 16 << 20
+    assert session_bytes(config, "int8", context + 1) > 16 << 20

@@ -63,7 +63,9 @@ def _usage_line(error: Any) -> str:
     message = error.format_message().rstrip(".")
     option = getattr(error, "param", None)
     if option and error.message.startswith("must "):  # of cli.options
-        return f"{option.opts[0]} {error.message}"
+        source = error.ctx.get_parameter_source(option.name) if error.ctx else None
+        is_variable = source is not None and source.name == "ENVIRONMENT"
+        return f"{option.envvar if is_variable else option.opts[0]} {error.message}"
     message = message.replace("Value error, ", "")  # of pydantic
     if options := getattr(error, "possibilities", None):
         message = f"{error.message.rstrip('.')}; did you mean {' or '.join(sorted(options))}?"

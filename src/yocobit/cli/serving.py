@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
+import os
+import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -29,23 +33,43 @@ from yocobit.pretrained import TINY
 
 _MAX_MB = 1 << 24  # 16 TiB
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_OPTIONS = {
-    "api_keys": "--api-key",
-    "cors_origins": "--cors-origin",
-    "prefix_dir": "--prefix-dir",
-    "prefix_mb": "--prefix-mb",
-    "timeout_s": "--timeout",
+# Settings whose option has another name. Every setting has an option and a variable.
+_PARAMETERS = {
+    "api_keys": "api_key",
+    "cors_origins": "cors_origin",
+    "trusted_hosts": "trusted_host",
+    "timeout_s": "timeout",
 }
+_WITHOUT_VARIABLE = ("host", "port", "no_api_key", "drain", "api_key", "api_key_file")
 
 
+def _with_variables(command: Callable[..., None]) -> Callable[..., None]:
+    """Have each option of a setting read the variable of that setting, such as YOCOBIT_CONTEXT."""
+    settings = {parameter: setting for setting, parameter in _PARAMETERS.items()}
+    hints = get_type_hints(command, include_extras=True)
+    for name, hint in hints.items():
+        if name in ("return", "ctx", *_WITHOUT_VARIABLE):
+            continue
+        kind, option = get_args(hint)
+        option = copy.copy(option)
+        option.envvar = f"YOCOBIT_{settings.get(name, name).upper()}"
+        hints[name] = Annotated[kind, option]
+    command.__annotations__ = hints
+    return command
+
+
+@_with_variables
 def serve(
+    ctx: typer.Context,
     model: Annotated[
         Path,
         typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the packaged model"),
     ] = TINY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, number(0, 65535, help="Port; 0 selects a free one.")] = 8080,
-    alias: Annotated[list[str], typer.Option(help="Additional model name; can be repeated.")] = [],  # noqa: B006
+    alias: Annotated[
+        list[str], typer.Option(help="Additional model names, separated by commas.")
+    ] = [],  # noqa: B006
     api_key: Annotated[
         list[str],
         typer.Option(
@@ -65,15 +89,33 @@ def serve(
     ] = False,
     cors_origin: Annotated[
         list[str],
-        typer.Option(help="Web origin that may send requests, as https://a.b; can be repeated."),
+        typer.Option(
+            help="Web origins that may send requests, as https://a.b, separated by commas."
+        ),
     ] = [],  # noqa: B006
     trusted_host: Annotated[
         list[str],
-        typer.Option(help="Host name that requests may use; can be repeated."),
+        typer.Option(help="Host names that requests may use, separated by commas."),
     ] = [],  # noqa: B006
+    forwarded_allow_ips: Annotated[
+        list[str],
+        typer.Option(
+            help="Proxies whose X-Forwarded-For names the client: addresses, networks, or *, "
+            "separated by commas."
+        ),
+    ] = [],  # noqa: B006
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="Path under which a proxy serves the root.")
+    ] = "",
     context: Annotated[
-        int, tokens(1, 1 << 30, help="Maximum tokens of a prompt and its response.")
-    ] = 8192,
+        int | None,
+        tokens(
+            1,
+            1 << 30,
+            help="Maximum tokens of a prompt and its response; by default as the model was "
+            "trained, if the cache memory holds them.",
+        ),
+    ] = None,
     cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
@@ -98,6 +140,9 @@ def serve(
     prefix_dir_mb: Annotated[
         int, number(1, _MAX_MB, help="Size of the prefix cache on disk, in MiB.")
     ] = 4096,
+    max_body_mb: Annotated[
+        int, number(1, _MAX_MB, help="Size limit of a request's body, in MiB.")
+    ] = 16,
     threads: Threads = None,
     kernels: Kernels = None,
     verify: Verify = False,
@@ -108,7 +153,7 @@ def serve(
     """Serve a model over the OpenAI API, with a chat page."""
     try:
         from yocobit import serving
-        from yocobit.serving.settings import read_keys
+        from yocobit.serving.settings import read_keys, unknown_variable
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("yocobit"):
             raise
@@ -117,6 +162,10 @@ def serve(
         raise UserError(
             "--host must be an address or a name but is empty; 0.0.0.0 means all addresses"
         )
+    if unknown := unknown_variable(os.environ):
+        raise UserError(unknown)
+    if not api_key:
+        api_key = _items([os.environ.get("YOCOBIT_API_KEYS", "")])
     keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
     is_local = _is_loopback(host)
     if not is_local and not keys and not no_api_key:
@@ -130,20 +179,21 @@ def serve(
             "YOCOBIT_API_KEY and YOCOBIT_API_KEY_FILE); leave one of the two out"
         )
     # Against DNS rebinding: a web page whose host name resolves to this machine.
+    trusted_host = _items(trusted_host)
     hosts = (*trusted_host, *_LOOPBACK) if is_local or trusted_host else ()
     if is_local:
         hosts = (*hosts, host)
     try:
         settings = serving.ServerSettings(
             model=packed(model),
-            alias=(*alias, *([str(model)] if not model.exists() else [])),
+            alias=(*_items(alias), *([str(model)] if not model.exists() else [])),
             threads=threads,
             kernels=kernels,
             verify=verify,
             cache=cache,
             attention=attention,
             exact=exact,
-            context=context,
+            context=-1 if context is None else context,
             cache_mb=cache_mb,
             max_sequences=max_sequences,
             max_waiting=max_waiting,
@@ -151,20 +201,35 @@ def serve(
             prefix_mb=prefix_mb,
             prefix_dir=prefix_dir,
             prefix_dir_mb=prefix_dir_mb,
+            max_body_mb=max_body_mb,
             api_keys=keys,
-            cors_origins=tuple(cors_origin),
+            cors_origins=tuple(_items(cors_origin)),
             trusted_hosts=hosts,
+            forwarded_allow_ips=tuple(_items(forwarded_allow_ips)),
+            root_path=root_path,
             log_json=log_json,
         )
     except ConfigError as error:
-        raise UserError(_with_options(str(error))) from None
+        raise UserError(_with_options(str(error), ctx)) from None
     serving.serve(settings, host, port, drain_s=drain, ready=_report_ready)
 
 
-def _with_options(problem: str) -> str:
-    """Return an error message with option names in place of setting names."""
-    for field, option in _OPTIONS.items():
-        problem = problem.replace(field, option)
+def _items(values: list[str]) -> list[str]:
+    """Return the items of lists that are separated by commas."""
+    return [item.strip() for value in values for item in value.split(",") if item.strip()]
+
+
+def _with_options(problem: str, ctx: typer.Context) -> str:
+    """Return an error message with options, or the variables they come from, for settings."""
+    settings = {parameter: setting for setting, parameter in _PARAMETERS.items()}
+    for option in ctx.command.params:
+        source: Any = ctx.get_parameter_source(option.name or "")
+        is_variable = source is not None and source.name == "ENVIRONMENT"
+        name = option.envvar if is_variable else option.opts[-1]
+        setting = settings.get(option.name or "", option.name)
+        # A name without an underscore may be a word of the sentence, except at its start.
+        start = "" if "_" in str(setting) else "^"
+        problem = re.sub(rf"{start}\b{setting}\b", str(name), problem)
     return problem
 
 

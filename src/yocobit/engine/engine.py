@@ -162,6 +162,11 @@ class Engine:
         return self._generation.stops
 
     @property
+    def max_new_tokens(self) -> int | None:
+        """The most tokens of an answer by default, if the model says so."""
+        return self._generation.max_new_tokens
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """End-of-sequence tokens."""
         return self._generation.end_tokens

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yocobit.config import ConfigError, parse_attention
+from yocobit.config import ConfigError, ModelConfig, parse_attention
+from yocobit.costs import session_bytes
 from yocobit.engine.session import DEFAULT_CACHE, CacheType
 from yocobit.pretrained import TINY
 from yocobit.reading import MAX_BYTES, decode, read_text
@@ -21,6 +24,7 @@ _PREFIX = "YOCOBIT_"
 _KUBERNETES = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers write it
 MB = 1 << 20
+DEFAULT_CONTEXT = 8192  # of a model that does not say with which it was trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class ServerSettings(Settings):
     attention: str | None = None  # None: the model's own
     exact: bool = False  # int16 instead of int8 activations, as in Engine.load
 
-    context: int = 8192  # tokens of a prompt and its response
+    # Tokens of a prompt and its response; -1: as the model was trained, if cache_mb holds them.
+    context: int = -1
     max_sequences: int = 64  # in flight at a time
     max_waiting: int = 256  # queued requests
     timeout_s: float = 600.0  # of a request, queueing included
@@ -50,13 +55,17 @@ class ServerSettings(Settings):
     api_keys: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()  # web origins that may send requests
     trusted_hosts: tuple[str, ...] = ()  # allowed Host headers; empty: any
+    # Proxies whose X-Forwarded-For names the client: addresses, networks, or *.
+    forwarded_allow_ips: tuple[str, ...] = ()
+    root_path: str = ""  # path under which a proxy serves the root
     log_json: bool = False  # log lines as JSON
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threads is not None:
             self.require(1 <= self.threads <= 1024, "threads", "must be between 1 and 1024")
-        self.require(1 <= self.context <= 1 << 30, "context", "must be between 1 and 2^30")
+        if self.context != -1:
+            self.require(1 <= self.context <= 1 << 30, "context", "must be between 1 and 2^30")
         self.require(1 <= self.max_sequences <= 1024, "max_sequences", "must be between 1 and 1024")
         self.require(self.max_waiting >= 0, "max_waiting", "must be at least 0")
         self.require(0 < self.timeout_s <= 86400, "timeout_s", "must be above 0, at most a day")
@@ -78,6 +87,30 @@ class ServerSettings(Settings):
                     f"{origin!r}"
                 )
 
+        for proxy in self.forwarded_allow_ips:
+            try:
+                _ = proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ConfigError(
+                    "forwarded_allow_ips must be addresses or networks such as 10.0.0.0/8, or *, "
+                    f"but has {proxy!r}"
+                ) from None
+        is_path = re.fullmatch(r"(/[^/?#\s]+)*", self.root_path) is not None
+        rule = "must be a path such as /llm, without a slash at its end,"
+        self.require(is_path, "root_path", rule)
+
+    def of_model(self, config: ModelConfig) -> ServerSettings:
+        """Return the settings with the context of a model, unless they have one."""
+        if self.context != -1:
+            return self
+        wanted = config.trained_context or DEFAULT_CONTEXT
+
+        def size(n_tokens: int) -> int:
+            return session_bytes(config, self.cache, n_tokens)
+
+        n_fitting = bisect.bisect_right(range(1, wanted + 1), self.cache_bytes, key=size)
+        return dataclasses.replace(self, context=max(1, n_fitting))
+
     def without_keys(self) -> ServerSettings:
         """Return the settings without the API keys."""
         return dataclasses.replace(self, api_keys=())
@@ -98,6 +131,8 @@ class ServerSettings(Settings):
         YOCOBIT_API_KEY_FILE together. ConfigError for an unknown or invalid variable.
         """
         names = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
+        if unknown := unknown_variable(environment):
+            raise ConfigError(unknown)
         fields: dict[str, Any] = {}
         keys: list[str] = []
         for variable, value in environment.items():
@@ -107,10 +142,19 @@ class ServerSettings(Settings):
                 keys += read_keys(Path(value)) if value else ()
             elif (field := names.get(variable)) is not None:
                 fields[field.name] = _parse(field.name, str(field.type), value)
-            elif variable.startswith(_PREFIX) and not _KUBERNETES.fullmatch(variable):
-                raise ConfigError(f"{variable} is not a setting; valid are {', '.join(names)}")
         fields["api_keys"] = (*fields.get("api_keys", ()), *keys)
         return cls(**fields)
+
+
+def unknown_variable(environment: Mapping[str, str]) -> str | None:
+    """Return the error of a YOCOBIT_ variable that is not a setting; None without one."""
+    names = [_PREFIX + field.name.upper() for field in dataclasses.fields(ServerSettings)]
+    names += [f"{_PREFIX}API_KEY", f"{_PREFIX}API_KEY_FILE"]
+    for variable in environment:
+        is_ours = variable.startswith(_PREFIX) and not _KUBERNETES.fullmatch(variable)
+        if is_ours and variable not in names:
+            return f"{variable} is not a setting; valid are {', '.join(names)}"
+    return None
 
 
 def read_keys(path: Path) -> tuple[str, ...]:

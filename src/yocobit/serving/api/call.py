@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yocobit.engine import Engine
@@ -19,7 +19,9 @@ from yocobit.serving.api.served_model import ServedModel, text_model
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.preparation import WorkerPool
-from yocobit.serving.runtime.runtime import Runtime
+from yocobit.serving.runtime.request import Request
+from yocobit.serving.runtime.runtime import EventStream, Runtime
+from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class ServerState:
             )
             await asyncio.to_thread(engine.check_weights)
             self.model = await asyncio.to_thread(ServedModel, engine, settings)
+            self.settings = settings = self.model.settings  # with the model's context
             await asyncio.to_thread(self.model.warm_up)
             await starting
             self.runtime = Runtime(engine, settings, self.metrics, self.model.identity, workers)
@@ -159,6 +162,7 @@ class Call:
     resources: contextlib.AsyncExitStack  # closed once the response has been sent
     query: Any = None  # of the endpoint's type
     is_counted: bool = False  # whether the scheduler counts the request's outcome
+    groups: Sequence[SequenceGroup] = ()  # what the scheduler runs for it
 
     @property
     def model(self) -> ServedModel:
@@ -167,3 +171,10 @@ class Call:
     @property
     def runtime(self) -> Runtime:
         return self.state.require_ready()[1]
+
+    async def generate(self, requests: Sequence[Request]) -> EventStream:
+        """Run requests until the response has been sent."""
+        running = self.runtime.generate(requests, self.arrived_at)
+        stream = await self.resources.enter_async_context(running)
+        self.is_counted, self.groups = True, stream.groups
+        return stream

@@ -53,7 +53,7 @@ class ServedModel:
 
     def __init__(self, engine: Engine, settings: ServerSettings) -> None:
         self.engine = engine
-        self.settings = settings
+        self.settings = settings = settings.of_model(engine.config)
         self.name = settings.model.resolve().name
         self.names = tuple(dict.fromkeys((self.name, *settings.alias)))
         self.summary = summarize(engine.model)
@@ -267,10 +267,14 @@ class ServedModel:
         return bias
 
     def max_tokens(self, given: int | None, n_prompt: int, default: int | None = None) -> int:
-        """Return the limit of generated tokens: -1 is the rest of the context, the default too."""
+        """Return the limit of generated tokens: -1 is the rest of the context.
+
+        Without a limit and without a default it is that of the model, within the rest.
+        """
+        rest = max(1, self.settings.context - n_prompt)
         if given is None:
-            given = -1 if default is None else default
-        return max(1, self.settings.context - n_prompt) if given == -1 else given
+            given = default or min(rest, self.engine.max_new_tokens or rest)
+        return rest if given == -1 else given
 
     def truncate(
         self, body: protocol.Sampling, prompt: list[int], max_tokens: int | None
