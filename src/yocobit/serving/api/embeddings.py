@@ -55,10 +55,7 @@ async def embeddings(call: Call) -> Reply:
         dataclasses.replace(request, on_hidden_states=pooler.add)
         for request, pooler in zip(inputs.requests, poolers, strict=True)
     ]
-    stream = await call.resources.enter_async_context(
-        call.runtime.generate(requests, call.arrived_at)
-    )
-    call.is_counted = True
+    stream = await call.generate(requests)
     async for _ in stream.events():
         pass
     n_tokens = sum(len(request.prompt) for request in requests)

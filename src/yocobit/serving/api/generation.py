@@ -202,10 +202,7 @@ async def generate(call: Call) -> Reply | Events:
         generation.attach(call.model)
     else:  # compiles it
         await asyncio.to_thread(generation.attach, call.model)
-    stream = await call.resources.enter_async_context(
-        call.runtime.generate(generation.requests, call.arrived_at)
-    )
-    call.is_counted = True
+    stream = await call.generate(generation.requests)
     if generation.is_streamed:
         return Events(generation.chunks(stream), generation.failed, generation.headers)
     return Reply(await generation.response(stream), headers=generation.headers)

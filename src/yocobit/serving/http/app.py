@@ -103,6 +103,7 @@ class EndpointApp:
                 reply = await while_connected(receive, endpoint.handler(call))
             finally:
                 scope["state"]["is_counted"] = call.is_counted
+                scope["state"]["record"].groups = call.groups
             if isinstance(reply, Events):
                 await write_events(receive, send, reply, self.wire)
             else:
@@ -228,6 +229,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
     not_found = APIError(
         404, f"{printable(request.url.path, 200)} does not exist", code="not_found"
     )
+    request.scope["state"]["record"].error = str(not_found)
     return json_response(not_found.to_dict(), 404)
 
 
@@ -242,4 +244,5 @@ async def _method_not_allowed(request: Request, error: Exception) -> Response:
     wire = next((r.endpoint.wire for r in routes if isinstance(r.endpoint, EndpointApp)), OPENAI)
     path = printable(request.url.path, 200)
     not_allowed = APIError(405, f"{request.method} is not allowed for {path}; use {allowed}")
+    request.scope["state"]["record"].error = str(not_allowed)
     return json_response(wire.error(not_allowed), 405, {"Allow": allowed})

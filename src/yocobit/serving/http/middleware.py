@@ -12,8 +12,6 @@ import secrets
 import time
 import traceback
 from collections.abc import Collection, Mapping
-from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -21,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.errors import APIError, internal_error, shutting_down
+from yocobit.serving.http.access_log import AccessRecord
 from yocobit.serving.http.json_body import write_error
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.runtime import key_client
@@ -29,7 +28,7 @@ from yocobit.serving.settings import ServerSettings
 logger = logging.getLogger("yocobit.access")
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status
-_MAX_PATH = 256  # characters that are logged
+_MAX_HOST = 256  # characters in an error
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -52,6 +51,7 @@ class Access:
         self._metrics = metrics
         self._public_paths = public_paths
         self._wires = wires
+        self._api_keys = settings.api_keys
         self._keys = [key.encode() for key in settings.api_keys]
         self._hosts = frozenset(map(_host_name, settings.trusted_hosts))
 
@@ -65,15 +65,14 @@ class Access:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
-        started_at, status = time.perf_counter(), 0
+        status = 0
         path = scope["path"].removeprefix(scope.get("root_path", ""))  # without a proxy's prefix
         wire = self._wires.get(path, OPENAI)
-        state = scope["state"] = {**scope.get("state", {}), "is_counted": False}
-        fields: dict[str, Any] = {
-            "request_id": request_id.decode(),
-            "client": client_of(scope),
-            "method": scope["method"],
-            "path": quote(scope["path"][:_MAX_PATH]),  # otherwise it could forge a log line
+        record = AccessRecord(scope, request_id.decode(), self._api_keys)
+        state = scope["state"] = {
+            **scope.get("state", {}),
+            "is_counted": False,
+            "record": record,
         }
 
         async def send_with_id(message: Message) -> None:
@@ -89,6 +88,7 @@ class Access:
         except ClientDisconnect:
             status = status or _CLIENT_CLOSED_REQUEST
         except APIError as error:
+            record.error = str(error)
             await write_error(send_with_id, error, wire)
         except asyncio.CancelledError:  # the server exits before the response is complete
             if not status:
@@ -96,19 +96,17 @@ class Access:
         except Exception:
             logger.exception(
                 "request %s failed",
-                fields["request_id"],
-                extra={"fields": {**fields, "message": "the request failed"}},
+                record.fields["request_id"],
+                extra={"fields": {**record.fields, "message": "the request failed"}},
             )
+            record.error = "internal server error"
             if not status:
                 await write_error(send_with_id, internal_error(), wire)
         finally:
             is_rejected = status >= 400 and status != _CLIENT_CLOSED_REQUEST
             if is_rejected and not state["is_counted"] and path not in self._public_paths:
                 self._metrics.reject(status)
-            fields |= {"status": status, "seconds": round(time.perf_counter() - started_at, 6)}
-            logger.info(
-                "%s %s %s", fields["method"], fields["path"], status, extra={"fields": fields}
-            )
+            record.write(status)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application; an error does not keep what its request held."""
@@ -128,7 +126,7 @@ class Access:
             if host not in self._hosts:
                 raise APIError(
                     403,
-                    f"the host name {host[:_MAX_PATH]!r} is not trusted; allow it with "
+                    f"the host name {host[:_MAX_HOST]!r} is not trusted; allow it with "
                     "--trusted-host or YOCOBIT_TRUSTED_HOSTS",
                     code="host_not_allowed",
                 )

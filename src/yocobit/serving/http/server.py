@@ -22,6 +22,7 @@ from yocobit.serving.api.call import ServerState
 from yocobit.serving.http.app import create_app
 from yocobit.serving.http.connection import Connection
 from yocobit.serving.http.middleware import set_up_logging
+from yocobit.serving.http.start_log import log_start
 from yocobit.serving.settings import ServerSettings
 
 # Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
@@ -57,7 +58,12 @@ def serve(
     sys.setswitchinterval(_SWITCH_S)
     url_host = f"[{host}]" if ":" in host else host
     url = f"http://{url_host}:{listener.getsockname()[1]}"
-    asyncio.run(_run(config, state, drain_s, listener, lambda: ready(url)))
+
+    def report() -> None:
+        ready(url)
+        log_start(state, url)
+
+    asyncio.run(_run(config, state, drain_s, listener, report))
     if state.runtime is not None and state.runtime.scheduler.is_alive:
         os._exit(0)  # a step does not end: its thread still uses the model
     if state.problem is not None:
@@ -73,8 +79,10 @@ def configure(app: Starlette, settings: ServerSettings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Otherwise a client could forge its address, and so its share of the round-robin.
-        proxy_headers=False,
+        # From others, a client could forge its address, and so its share of the round-robin.
+        proxy_headers=bool(settings.forwarded_allow_ips),
+        forwarded_allow_ips=list(settings.forwarded_allow_ips),
+        root_path=settings.root_path,
         limit_concurrency=settings.max_sequences + settings.max_waiting + _IDLE_CONNECTIONS,
         timeout_keep_alive=30,
         backlog=1024,

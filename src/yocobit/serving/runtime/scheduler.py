@@ -31,7 +31,14 @@ from yocobit.engine import Engine, FileChangedError
 from yocobit.engine.sampling import sample_batch
 from yocobit.engine.session import CacheType, Logits
 from yocobit.hardware.host import trim_heap
-from yocobit.serving.errors import APIError, out_of_memory, queue_full, shutting_down, timed_out
+from yocobit.serving.errors import (
+    APIError,
+    internal_error,
+    out_of_memory,
+    queue_full,
+    shutting_down,
+    timed_out,
+)
 from yocobit.serving.runtime.metrics import Metrics, RequestStats, SchedulerStats
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.request import Event, Failure, Request
@@ -443,10 +450,11 @@ class Scheduler:
 
     def _fail(self, group: SequenceGroup, error: Exception) -> None:
         self._events.append((group, [*group.take_events(), Failure(error)]))
-        self._finish(group, str(error.status if isinstance(error, APIError) else 500))
+        group.failure = error if isinstance(error, APIError) else internal_error()
+        self._finish(group, str(group.failure.status))
 
     def _finish(self, group: SequenceGroup, reason: str) -> None:
-        group.is_finished = True
+        group.is_finished, group.outcome = True, reason
         group.finished_at = time.monotonic()
         self._store_prefixes(group)
         group.release()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from yocobit.engine import Engine, Session
 from yocobit.engine.decode import DecodeState, FinishReason
 from yocobit.engine.session import CacheType, Logits
+from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.prefix_cache import Chain, Hit, PrefixCache
 from yocobit.serving.runtime.request import (
     Event,
@@ -121,6 +122,8 @@ class SequenceGroup:
         self.n_generated = 0
         self.n_preemptions = 0
         self.finish_reason: FinishReason = "stop"  # of the choice that finished last
+        self.outcome = ""  # once finished: a finish reason, "cancelled" or the status of an error
+        self.failure: APIError | None = None
         self.is_decoding = False
         self.is_cancelled = False
         self.is_finished = False
