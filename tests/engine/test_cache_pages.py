@@ -10,6 +10,7 @@ import pytest
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import transformer
 from yocobit.config import preset
+from yocobit.costs import committed_bytes
 from yocobit.engine import Engine
 from yocobit.hardware.host import peak_bytes, reset_peak
 
@@ -60,3 +61,25 @@ def test_a_growing_cache_commits_memory_for_its_positions_only_and_copies_nothin
 
     assert chunk_bytes == 16 << 20
     assert session.memory().shared_kv == 1 << 30  # reserved, mostly not committed
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory needs Linux")
+@pytest.mark.parametrize("cache", ["f32", "int8", "int4"])
+def test_committed_bytes_bound_the_resident_memory_of_a_session(cache, tmp_path):
+    """The server reserves them for a request; most of what its session could hold is virtual."""
+    shape = transformer(N_HEADS * HEAD_DIM, N_LAYERS, N_HEADS, N_HEADS, 256, 64)
+    engine = Engine.load(write_random_model(shape, tmp_path / "model").path, threads=1)
+    engine.session(1 << 17, cache).feed(np.zeros(700, dtype=np.int32))  # one-time allocations
+    slack = 1 << 20  # Python's allocations
+
+    for n_tokens in (1, 60, 300, 700):
+        before = resident_bytes()
+        session = engine.session(1 << 17, cache)
+        session.feed(np.zeros(n_tokens, dtype=np.int32))
+        resident = resident_bytes() - before
+
+        bound = committed_bytes(engine.config, cache, n_tokens, 1 << 17)
+        assert resident <= bound + slack
+        assert bound <= 3 * resident + slack
+        assert bound < session.memory().total // 10
+        del session

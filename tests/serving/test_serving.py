@@ -399,8 +399,8 @@ def test_models_are_listed_with_their_sizes(server):
 
     assert [model["id"] for model in body["data"]] == ["tiny", "gpt-4o"]
     numbers = body["data"][0]["yocobit"]
-    assert numbers["cache_bytes_per_token"] == 1024
-    assert numbers["transformer_cache_bytes_per_token"] == 6 * 1024
+    assert numbers["cache_bytes_per_token"] == 256 + 4 * 4  # int8 values, and four scales
+    assert numbers["transformer_cache_bytes_per_token"] == 6 * (256 + 4 * 4)
     assert ok(server.client.get("/v1/models/gpt-4o"))["id"] == "gpt-4o"
     assert server.client.get("/v1/models/none").status_code == 404
 

@@ -171,7 +171,7 @@ def test_embeddings_are_those_of_the_tokens_of_transformers(model):
     assert answer["data"] == of_tokens["data"]
     assert answer["usage"]["prompt_tokens"] == sum(len(plain(theirs, text)) for text in texts)
     tokens = plain(theirs, texts[1])
-    hidden = engine.session(len(tokens), "f32").hidden_states(tokens).astype(np.float64)[-1]
+    hidden = engine.session(len(tokens)).hidden_states(tokens).astype(np.float64)[-1]
     expected = (hidden / np.sqrt((hidden * hidden).sum())).astype(np.float32)
     assert np.array_equal(np.float32(answer["data"][1]["embedding"]), expected)
 
