@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yocobit import pictures
 from yocobit.config import ConfigError
 from yocobit.tracking.curves import ceiling, grouped, mean_and_range, read_runs, smooth, unit
 from yocobit.tracking.plot import _spread, plot_runs
@@ -277,6 +278,18 @@ def test_axes_show_the_first_evaluation(tmp_path, monkeypatch):
     plot_runs([write(tmp_path / "run", records)], tmp_path / "runs.png")
 
     assert limits[1] == [7.5]
+
+
+def test_a_run_of_one_step_is_drawn_as_points(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save", lambda figure, *a, **k: drawn.append(figure))
+    run_dir = write(tmp_path / "run", [record(1, valid_bits_per_byte=3.0, weight_counts=counts(9))])
+
+    plot_runs([run_dir], tmp_path / "runs.png")
+
+    axes = [each for part in drawn[0].subfigs for each in part.axes]
+    assert len(axes) == 7
+    assert all(any(line.get_marker() == "o" for line in each.lines) for each in axes)
 
 
 # ---- values ----

@@ -119,14 +119,9 @@ def _draw_curves(
             if axes is loss:
                 ceilings[loss] += [ceiling(x, values) for x, values in smoothed]
         run = group.runs[0]
-        rate.plot(run.values(axis) / divisor, run.values("lr"), **style)
+        _draw_mean(rate, [(run.values(axis) / divisor, run.values("lr"))], style)
         measured = [run.measured("valid_bits_per_byte", axis) for run in group.runs]
-        n_measured = max(len(values) for _, values in measured)
-        ends = _draw_mean(
-            bits,
-            [(at / divisor, values) for at, values in measured],
-            {**style, "marker": "o", "markersize": 3 if n_measured > 1 else 6},
-        )
+        ends = _draw_mean(bits, [(at / divisor, y) for at, y in measured], style | {"marker": "o"})
         if len(ends):
             ceilings[bits] += [float(values.max()) for _, values in measured]
             labels[bits].append((ends[-1], f"{group.name} {ends[-1]:.3f}", color))
@@ -158,6 +153,8 @@ def _draw_mean(
     axes: Any, curves: Sequence[tuple[Values, Values]], style: Mapping[str, Any]
 ) -> Values:
     """Draw one curve, gaps included, or the mean and the range of several; return the values."""
+    is_point = max(len(x) for x, _ in curves) == 1  # a line would not be visible
+    style = {"markersize": 6 if is_point else 3, **style, **({"marker": "o"} if is_point else {})}
     if len(curves) == 1:
         axes.plot(*curves[0], **style)
         return curves[0][1]
