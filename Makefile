@@ -20,7 +20,8 @@ CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(
 
 setup: .venv/.installed .venv/.built
 
-# PyTorch from its own index is a build for CPUs; PyPI's has CUDA libraries of several GB.
+# PyTorch from its own index is a build for CPUs; PyPI's has CUDA libraries of several GB. Only torch
+# is looked up there: where the index cannot be reached, each package would wait for it.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -45,12 +46,13 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # packing, generation and plots need.
 .venv/.train: .venv/.tools | .venv/.built
 	@echo "==> packages to train and plot: PyTorch for CPUs, matplotlib and their dependencies"
-	@$(PIP) --extra-index-url $(TORCH_INDEX) 'yocobit[train]'
+	@$(PIP) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch
+	@$(PIP) 'yocobit[train]'
 	@touch $@
 
 .venv/.installed: .venv/.train
 	@echo "==> packages of the tests: about 150, 1 GB"
-	@$(PIP) --extra-index-url $(TORCH_INDEX) 'yocobit[tensorboard,dev]'
+	@$(PIP) 'yocobit[tensorboard,dev]'
 	@touch $@
 
 stubs: setup
