@@ -6,7 +6,7 @@ import json
 
 from yocobit.serving.api import wire
 from yocobit.serving.api.answer import Answer, CallArguments, CallStart, Content, Done
-from yocobit.serving.api.tools import ToolCallParser
+from yocobit.serving.api.tool_calls import ToolCallParser
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Prefilled, Token
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'

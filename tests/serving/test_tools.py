@@ -16,14 +16,8 @@ from yocobit.serving.api.protocol import (
     ToolCall,
     to_template,
 )
-from yocobit.serving.api.tools import (
-    CallArguments,
-    CallStart,
-    Piece,
-    ToolCallParser,
-    constraint_of_calls,
-    schema_of_calls,
-)
+from yocobit.serving.api.tool_calls import CallArguments, CallStart, Piece, ToolCallParser
+from yocobit.serving.api.tools import constraint_of_calls, schema_of_calls
 from yocobit.serving.api.tools import to_template as tools_to_template
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.structured_output import Grammar, GrammarCompiler

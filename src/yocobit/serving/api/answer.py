@@ -10,9 +10,9 @@ import dataclasses
 from collections import deque
 from typing import Literal
 
-from yocobit.serving.api.tools import CallArguments as CallArguments
-from yocobit.serving.api.tools import CallStart as CallStart
-from yocobit.serving.api.tools import Piece, ToolCallParser
+from yocobit.serving.api.tool_calls import CallArguments as CallArguments
+from yocobit.serving.api.tool_calls import CallStart as CallStart
+from yocobit.serving.api.tool_calls import Piece, ToolCallParser
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Token
 
 Reason = Literal["stop", "length", "tool_calls"]

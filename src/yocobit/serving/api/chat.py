@@ -25,6 +25,7 @@ from yocobit.serving.api.protocol import (
 )
 from yocobit.serving.api.refused_fields import Refused
 from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.api.tool_calls import ToolCallParser
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Finish, Logprob, Request, Token
 from yocobit.serving.runtime.runtime import EventStream
@@ -105,7 +106,7 @@ class PreparedChat:
         """Return an empty answer for each choice."""
         names = self.tool_names
         return [
-            Answer(tools.ToolCallParser(names, self.max_calls) if names else None)
+            Answer(ToolCallParser(names, self.max_calls) if names else None)
             for _ in self.request.sampling
         ]
 

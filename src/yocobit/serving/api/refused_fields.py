@@ -58,6 +58,8 @@ REFUSED: Mapping[str, Refused] = {
     "adaptive_target": Refused((-1,)),
     "dry_multiplier": _ZERO,
     "dynatemp_range": _ZERO,
+    "grammar_lazy": Refused((False,), "a grammar applies from the start"),
+    "grammar_triggers": Refused(([],)),
     "lora": Refused(([],)),
     "min_keep": Refused((0, 1)),
     "mirostat": _ZERO,
