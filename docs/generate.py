@@ -35,6 +35,7 @@ from yocobit.data.config import DataConfig, SourceConfig
 from yocobit.mixers import MIXERS
 from yocobit.packing.formats import FORMATS
 from yocobit.serving import ServerSettings, create_app, limits
+from yocobit.serving.api.refused_fields import REFUSED
 from yocobit.training.config import (
     DistillConfig,
     OptimConfig,
@@ -145,10 +146,19 @@ def serving_limit_table() -> Iterator[str]:
         yield f"| {what} | {value:,} | {status} |"
 
 
+def refused_field_table() -> Iterator[str]:
+    yield "| field | accepted values | instead |"
+    yield "|---|---|---|"
+    for name, refused in REFUSED.items():
+        accepted = ", ".join(f"`{json.dumps(value)}`" for value in refused.accepted) or "none"
+        yield f"| `{name}` | {accepted} | {refused.remedy} |"
+
+
 TABLES = {
     "weight formats": weight_format_table,
     "mixers": mixer_table,
     "serving limits": serving_limit_table,
+    "refused fields": refused_field_table,
 }
 
 

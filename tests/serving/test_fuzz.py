@@ -55,6 +55,8 @@ def server():
         *("/v1/chat/completions", TEXT, "/v1/tokenize", "/v1/detokenize", "/v1/tokenizer_info"),
         *("/v1/models", "/v1/models/{id}", "/v1/embeddings", "/health", "/metrics"),
         *("/v1/responses", "/v1/responses/{id}", "/v1/responses/{id}/input_items"),
+        *("/v1/messages", "/v1/messages/count_tokens", "/api/chat", "/api/generate", "/api/embed"),
+        *("/api/show", "/api/tags", "/api/pull"),
     ],
 )
 def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(

@@ -498,3 +498,12 @@ def test_texts_of_logprobs_join_across_bytes(server, engine):
         entries = whole["choices"][0]["logprobs"]["content"]
         raw = bytes(byte for entry in entries for byte in entry["bytes"])
         assert raw.decode(errors="replace") == text(whole)
+
+
+def test_exceeded_time_limit_is_not_retried():
+    with servers.running(ServerSettings(threads=1, timeout_s=0.05)) as hurried:
+        body = {"prompt": "The king", "max_tokens": 5000, "ignore_eos": True}
+        response = hurried.post(TEXT, **body)
+
+    assert response.status_code == 504
+    assert response.headers["x-should-retry"] == "false"

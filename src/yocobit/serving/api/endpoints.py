@@ -9,14 +9,24 @@ import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from yocobit.serving.api import chat, completions, embeddings, responses, tokenize
+from yocobit.serving.api import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    ollama,
+    responses,
+    tokenize,
+)
 from yocobit.serving.api.call import Call, Events, Reply, ServerState
 from yocobit.serving.api.chat import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
+from yocobit.serving.api.messages import ANTHROPIC, CountRequest, MessagesRequest
 from yocobit.serving.api.models import get_model, list_models
+from yocobit.serving.api.ollama import OLLAMA
 from yocobit.serving.api.response_request import ResponseRequest
 from yocobit.serving.api.responses import Recalled
 from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
@@ -116,6 +126,28 @@ ENDPOINTS = (
         body=EmbeddingRequest,
         prepare=embeddings.build,
     ),
+    Endpoint(
+        "/messages",
+        generate,
+        "Answer a conversation, in Anthropic's API.",
+        body=MessagesRequest,
+        prepare=messages.build,
+        uses_template=True,
+        is_heavy=messages.is_heavy,
+        prefixes=("/v1",),
+        wire=ANTHROPIC,
+        is_streamed=True,
+    ),
+    Endpoint(
+        "/messages/count_tokens",
+        tokenize.reply,
+        "Count the tokens of a conversation, in Anthropic's API.",
+        body=CountRequest,
+        prepare=messages.count_tokens,
+        uses_template=True,
+        prefixes=("/v1",),
+        wire=ANTHROPIC,
+    ),
     Endpoint("/models", list_models, "List the models."),
     Endpoint("/models/{id}", get_model, "Describe a model."),
     Endpoint(
@@ -137,6 +169,80 @@ ENDPOINTS = (
         max_body_bytes=tokenize.max_detokenize_bytes,
     ),
     Endpoint("/tokenizer_info", tokenize.tokenizer_info, "Describe the tokenizer.", prefixes=VLLM),
+    Endpoint(
+        "/api/chat",
+        ollama.generate,
+        "Answer a conversation, in Ollama's API.",
+        body=ollama.OllamaChatRequest,
+        prepare=ollama.build_chat,
+        uses_template=True,
+        is_heavy=ollama.is_heavy,
+        prefixes=ROOT,
+        wire=OLLAMA,
+        is_streamed=True,
+    ),
+    Endpoint(
+        "/api/generate",
+        ollama.generate,
+        "Answer a prompt, in Ollama's API.",
+        body=ollama.GenerateRequest,
+        prepare=ollama.build_generate,
+        uses_template=True,
+        is_heavy=ollama.is_heavy,
+        prefixes=ROOT,
+        wire=OLLAMA,
+        is_streamed=True,
+    ),
+    Endpoint(
+        "/api/embed",
+        ollama.embed,
+        "Embed texts, in Ollama's API.",
+        body=ollama.EmbedRequest,
+        prepare=ollama.build_embed,
+        prefixes=ROOT,
+        wire=OLLAMA,
+    ),
+    Endpoint(
+        "/api/embeddings",
+        ollama.embed,
+        "Embed a text, in Ollama's earlier API.",
+        body=ollama.EmbeddingsRequest,
+        prepare=ollama.build_embeddings,
+        prefixes=ROOT,
+        wire=OLLAMA,
+    ),
+    Endpoint(
+        "/api/show",
+        tokenize.reply,
+        "Describe a model, in Ollama's API.",
+        body=ollama.ShowRequest,
+        prepare=ollama.show,
+        prefixes=ROOT,
+        wire=OLLAMA,
+    ),
+    Endpoint("/api/tags", ollama.tags, "List the models.", prefixes=ROOT, wire=OLLAMA),
+    Endpoint("/api/ps", ollama.loaded_models, "List the models.", prefixes=ROOT, wire=OLLAMA),
+    Endpoint("/api/version", ollama.version, "Return the version.", prefixes=ROOT, wire=OLLAMA),
+    *(
+        Endpoint(
+            f"/api/{name}",
+            tokenize.reply,
+            "Refused: the server manages no models.",
+            body=ollama.ManagementRequest,
+            prepare=ollama.refuse_management,
+            prefixes=ROOT,
+            wire=OLLAMA,
+        )
+        for name in ("pull", "push", "create", "copy")
+    ),
+    Endpoint(
+        "/api/delete",
+        ollama.refuse_deletion,
+        "Refused: the server manages no models.",
+        deletes=True,
+        prefixes=ROOT,
+        wire=OLLAMA,
+    ),
     Endpoint(
         "/health",
         health,

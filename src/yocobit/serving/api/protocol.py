@@ -161,13 +161,13 @@ def decode(body: bytes, kind: type[T]) -> T:
         except msgspec.ValidationError as error:
             if "got `float`" not in str(error):
                 raise
-            decoded = convert(msgspec.json.decode(body), kind)
+            decoded = from_fields(msgspec.json.decode(body), kind)
         if (refused := getattr(kind, "refused", None)) is not None:
             check_refused(body, refused)
         return decoded
 
 
-def convert(fields: Any, kind: type[T]) -> T:
+def from_fields(fields: Any, kind: type[T]) -> T:
     """Return decoded JSON as that type, as `decode` does; 10.0 is a valid integer."""
     with _naming_fields():
         return msgspec.convert(_with_integers(fields), kind)

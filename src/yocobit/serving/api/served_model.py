@@ -117,7 +117,8 @@ class ServedModel:
 
     def check_name(self, name: str | None) -> None:
         """APIError 404 if a request names another model."""
-        if name is not None and name not in self.names:
+        # Ollama's clients append the tag of a version.
+        if name is not None and name.removesuffix(":latest") not in self.names:
             raise APIError(
                 404,
                 f"The model {shown(name)} does not exist; this server has {self.name!r}",
@@ -152,12 +153,11 @@ class ServedModel:
 
     def check_length(self, n_chars: int, param: str) -> None:
         """APIError 400 for a text that has too many characters for any tokens to fit."""
-        max_chars = self.settings.context * self._longest_token
-        if n_chars > max_chars:
+        if n_chars > self.max_chars:
             raise APIError(
                 400,
                 f"This model's maximum context length is {self.settings.context} tokens, at most "
-                f"{max_chars:,} characters, but the prompt has {n_chars:,}",
+                f"{self.max_chars:,} characters, but the prompt has {n_chars:,}",
                 param=param,
                 code="context_length_exceeded",
             )
@@ -377,6 +377,11 @@ class ServedModel:
         else:
             raw = self._grammars.token_bytes(token)
         return raw.decode("utf-8", errors="replace"), list(raw)
+
+    @property
+    def max_chars(self) -> int:
+        """Characters of a text above which its tokens exceed the context."""
+        return self.settings.context * self._longest_token
 
     @cached_property
     def _longest_token(self) -> int:
