@@ -61,6 +61,16 @@ def test_shards_are_reused_until_the_text_changes(config, tmp_path):
     assert changed.train[0].n_bytes == first.train[0].n_bytes + 7
 
 
+def test_progress_is_the_bytes_of_the_text(config, tmp_path):
+    done: list[tuple[int, int]] = []
+
+    prepare(config, 270, tmp_path / "data", progress=lambda *sizes: done.append(sizes))
+
+    size = sum(Path(path).stat().st_size for path in (*config.train, *config.valid))
+    assert done[-1] == (size, size)
+    assert [n for n, _ in done] == sorted(n for n, _ in done)
+
+
 def test_unchanged_files_are_not_read_again(config, tmp_path, monkeypatch):
     for path in (config.train[0], config.valid[0]):
         os.utime(path, (1, 1))

@@ -107,6 +107,15 @@ def test_chunks_and_windows_cover_documents(scorer):
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 1002)
 
 
+def test_progress_is_the_bytes_of_the_documents_that_were_scored(scorer):
+    done: list[int] = []
+
+    result = evaluation.perplexity(scorer, [text()[:1000], "é"], 64, done.append)
+
+    assert done == sorted(done) and len(set(done)) > 3
+    assert done[-1] == result.n_bytes == 1002
+
+
 def test_text_in_pieces_has_the_perplexity_of_the_whole(scorer):
     whole = text()[:1000]
 

@@ -31,11 +31,10 @@ from yocobit.cli.options import (
     tokens,
 )
 from yocobit.cli.output import is_quiet, print_json, progress, say
-from yocobit.data.documents import DocumentReader, Piece
+from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS, CacheType
 from yocobit.errors import needs_extra
-from yocobit.tracking.bar import Advance
 
 
 def eval_(
@@ -71,7 +70,10 @@ def eval_(
     documents = DocumentReader.of(files)
     scorer = _open_scorer(packed_or_trained(model), backend, threads, cache, attention, exact)
     with progress("evaluating") as advance:
-        result = evaluation.perplexity(scorer, _texts(documents, advance), context)
+        size = sum(file.size for file in documents.files)  # compressed files hold more text
+        result = evaluation.perplexity(
+            scorer, _texts(documents), context, lambda n: advance(n, max(n, size))
+        )
     if as_json:
         print_json({"backend": scorer.backend, "context": context, **result.to_dict()})
     else:
@@ -150,20 +152,10 @@ def bench(
         benchmark.print_report(report, Console())
 
 
-def _texts(documents: DocumentReader, advance: Advance) -> Iterator[Iterable[str]]:
+def _texts(documents: DocumentReader) -> Iterator[Iterable[str]]:
     """Yield the pieces of each document, then report how many files were skipped."""
-    total = sum(file.size for file in documents.files)
-    n_bytes = 0
-
-    def counted(pieces: Iterable[Piece]) -> Iterator[str]:
-        nonlocal n_bytes
-        for piece in pieces:
-            yield piece.text
-            n_bytes += len(piece.text.encode())
-            advance(n_bytes, max(n_bytes, total))  # texts may be compressed
-
     for document in documents:
-        yield counted(document.pieces)
+        yield (piece.text for piece in document.pieces)
     if documents.skipped:
         say(f"skipped {len(documents.skipped)} .py files that are not UTF-8")
     if documents.ignored:

@@ -13,7 +13,7 @@ Letters: T tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -71,19 +71,30 @@ class Perplexity:
 
 
 def perplexity(
-    scorer: Scorer, documents: Iterable[str | Iterable[str]], context: int = CONTEXT
+    scorer: Scorer,
+    documents: Iterable[str | Iterable[str]],
+    context: int = CONTEXT,
+    progress: Callable[[int], object] | None = None,
 ) -> Perplexity:
     """Score documents, each a text or its pieces in order, in windows of at most `context` tokens.
 
-    Raises ConfigError if the documents have no tokens or the model's logits are not finite.
+    `progress` receives the bytes of text that were scored, approximately. Raises ConfigError if the
+    documents have no tokens or the model's logits are not finite.
     """
     if not 2 <= context <= _MAX_CONTEXT:
         rule = f"at most {_MAX_CONTEXT:,}" if context > 2 else "at least 2"
         raise ConfigError(f"context must be {rule} tokens but is {context}")
-    scored = [
-        _score(scorer, [document] if isinstance(document, str) else document, context)
-        for document in documents
-    ]
+    scored: list[Perplexity] = []
+    n_before = 0  # bytes of the documents before this one
+
+    def report(n_bytes: int) -> None:
+        if progress is not None:
+            progress(n_before + n_bytes)
+
+    for document in documents:
+        pieces = [document] if isinstance(document, str) else document
+        scored.append(_score(scorer, pieces, context, report))
+        n_before += scored[-1].n_bytes
     n_tokens = sum(each.n_tokens for each in scored)
     if n_tokens == 0:
         raise ConfigError("documents must hold text but are empty; name files with text")
@@ -91,9 +102,14 @@ def perplexity(
     return Perplexity(len(scored), n_tokens, n_bytes, nats)
 
 
-def _score(scorer: Scorer, pieces: Iterable[str], context: int) -> Perplexity:
+def _score(
+    scorer: Scorer,
+    pieces: Iterable[str],
+    context: int,
+    report: Callable[[int], object],
+) -> Perplexity:
     """Score a document."""
-    n_tokens = n_bytes = 0
+    n_tokens = n_bytes = n_encoded = 0
     nats = []
 
     def counted() -> Iterator[str]:
@@ -102,10 +118,17 @@ def _score(scorer: Scorer, pieces: Iterable[str], context: int) -> Perplexity:
             n_bytes += len(piece.encode())
             yield piece
 
-    tokens = chain([scorer.bos_token], chain.from_iterable(scorer.encode_pieces(counted())))
+    def encoded() -> Iterator[Sequence[int]]:
+        nonlocal n_encoded
+        for tokens in scorer.encode_pieces(counted()):
+            n_encoded += len(tokens)
+            yield tokens
+
+    tokens = chain([scorer.bos_token], chain.from_iterable(encoded()))
     for window, n_context in windows(tokens, context):
         nats.append(math.fsum(scorer.nats(window, n_context)))
         n_tokens += len(window) - n_context
+        report(n_bytes * n_tokens // max(n_encoded, 1))
         if not math.isfinite(nats[-1]):
             raise ConfigError(
                 f"model: its logits must be finite but -log p is {nats[-1]}; the weights are "
