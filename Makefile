@@ -16,7 +16,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_k
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup stubs demo test test-all fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup stubs demo test test-all clients fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.installed .venv/.built
 
@@ -72,6 +72,25 @@ test: setup
 # Also what is marked slow: repetitions and long runs.
 test-all: setup
 	$(PYTEST) -m ''
+
+# Client libraries against a server. Some require versions that exclude those of others, so each
+# list in tests/clients/environments is an environment of its own; Node.js is optional.
+CLIENTS := build/clients
+CLIENT_LISTS := $(wildcard tests/clients/environments/*.txt)
+clients: setup $(CLIENT_LISTS:tests/clients/environments/%.txt=$(CLIENTS)/%/.installed) \
+    $(if $(shell command -v npm),$(CLIENTS)/node/.installed)
+	$(BIN)/python -m pytest -m '' tests/clients
+
+$(CLIENTS)/%/.installed: tests/clients/environments/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --no-deps -r $<
+	touch $@
+
+$(CLIENTS)/node/.installed: tests/clients/environments/package.json
+	mkdir -p $(@D)
+	cp $< $(@D)
+	cd $(@D) && npm install --silent --no-package-lock
+	touch $@
 
 # Mutated files and requests, with the sanitized engine if `make sanitize` has built it.
 SECONDS := 600

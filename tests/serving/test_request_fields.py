@@ -420,10 +420,9 @@ def test_models_have_their_context_under_vllms_name(server):
 def test_service_tier_is_returned(server):
     body = {"messages": SEA, **GREEDY}
 
-    assert "service_tier" not in ok(server.post(CHAT, **body))
-    assert ok(server.post(CHAT, **body, service_tier="auto"))["service_tier"] == "auto"
-    events = server.events(CHAT, **body, service_tier="auto")
-    assert {event["service_tier"] for event in events} == {"auto"}
+    assert ok(server.post(CHAT, **body))["service_tier"] == "auto"
+    events = server.events(CHAT, **body, service_tier="flex")
+    assert {event["service_tier"] for event in events} == {"flex"}
 
 
 def test_messages_have_annotations(server):

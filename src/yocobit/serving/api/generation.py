@@ -125,9 +125,8 @@ class Completion(Generation):
         self.id = f"{self.id_prefix}-{secrets.token_hex(12)}"
         self._has_usage_chunk = bool(body.stream_options and body.stream_options.include_usage)
         self._model_name = body.model or model.name
-        self._service_tier = (
-            {} if body.service_tier is None else {"service_tier": body.service_tier}
-        )
+        # Always present: LiteLLM requires it. "auto" is valid for the clients of OpenAI and Groq.
+        self._service_tier = body.service_tier or "auto"
         self.has_token_ids = bool(body.return_token_ids)
         self._created = int(time.time())
         self._n_open = sum(len(request.sampling) for request in requests)  # choices to finish
@@ -172,8 +171,8 @@ class Completion(Generation):
             "created": self._created,
             "model": self._model_name,
             "system_fingerprint": self.model.fingerprint,
+            "service_tier": self._service_tier,
             "choices": choices,
-            **self._service_tier,
         }
 
     def _groq(self, **more: Any) -> dict[str, Any]:
