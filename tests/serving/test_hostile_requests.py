@@ -142,6 +142,12 @@ BODIES = {
         + "}" * 5000
         + "}]}",
     ),
+    "large tools of a response": (
+        RESPONSES,
+        '{"input":"a","tools":[{"type":"function","name":"f","description":"'
+        + "a" * (limits.TOOLS_BYTES + 1)
+        + '"}]}',
+    ),
     "long conversation to truncate": (
         RESPONSES,
         '{"truncation":"auto","input":[' + many('{"role":"user","content":"a b c"}', 4097) + "]}",

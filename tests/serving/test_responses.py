@@ -539,6 +539,7 @@ def test_unknown_previous_response_is_an_error_before_any_work(server):
     found = error(server, previous_response_id="resp_unknown")
 
     assert (found["status"], found["param"]) == (404, "previous_response_id")
+    assert found["code"] == "previous_response_not_found"
     assert "'resp_unknown'" in found["message"]
 
 

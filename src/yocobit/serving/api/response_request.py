@@ -224,6 +224,14 @@ def repeated_fields(
     body: ResponseRequest, model_name: str, sampling: SamplingConfig
 ) -> dict[str, Any]:
     """Return what a response repeats of its request, with the defaults that applied."""
+    tools = _raw(body.tools or [])
+    if (n_bytes := len(bytes(tools))) > limits.TOOLS_BYTES:
+        raise APIError(
+            400,
+            f"tools have {n_bytes:,} bytes, but at most {limits.TOOLS_BYTES:,} are allowed; offer "
+            "fewer",
+            param="tools",
+        )
     return {
         "model": body.model or model_name,
         "instructions": body.instructions,
@@ -241,7 +249,7 @@ def repeated_fields(
         "temperature": sampling.temperature,
         "text": _raw({"format": _without_none(body.format), "verbosity": "medium"}),
         "tool_choice": _raw(_choice(body.tool_choice)),
-        "tools": _raw(body.tools or []),
+        "tools": tools,
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": body.truncation or "disabled",

@@ -109,5 +109,5 @@ def _not_found(kind: str, found_id: str, param: str | None) -> APIError:
         f"the {kind} {shown(found_id)} does not exist: it was not stored, was deleted or dropped, "
         "or belongs to another API key; send the whole conversation as input",
         param=param,
-        code="not_found" if param is None else f"{param}_not_found",
+        code="previous_response_not_found" if param == "previous_response_id" else "not_found",
     )

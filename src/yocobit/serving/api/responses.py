@@ -170,8 +170,9 @@ def build(
             code=error.code,
             retry_after=error.retry_after,
         ) from None
-    stored = msgspec.json.encode(to_stored(item for _, item in own))
     fields = repeated_fields(body, model.name, prepared.request.sampling[0])
+    # A queued request keeps no more of its body than it needs.
+    stored = msgspec.json.encode(to_stored(item for _, item in own)) if fields["store"] else b""
     return Response(model, prepared, bool(body.stream), fields, stored)
 
 
