@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import servers
 from servers import NO_END, wait_for
 
+from yocobit.config import preset
 from yocobit.serving import ServerSettings
 from yocobit.serving.http.middleware import JSONFormatter
-from yocobit.serving.http.start_log import log_start
+from yocobit.serving.http.start_log import context_note, log_start
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 KEY = "a-secret-key-of-mine"
@@ -187,6 +189,18 @@ def test_start_lines_say_that_memory_limits_the_context(caplog):
         in lines
     )
     assert any("--cache-mb 1 holds no more" in line for line in lines)
+
+
+def test_context_beyond_that_of_training_is_noted():
+    config = preset("tiny").replace(trained_context=1000)
+
+    def note(context: int) -> str | None:
+        settings = ServerSettings(context=context)
+        model = SimpleNamespace(settings=settings, engine=SimpleNamespace(config=config))
+        return context_note(model)
+
+    assert "--context 1,001 exceeds the 1,000 tokens" in note(1001)
+    assert note(1000) is note(500) is None
 
 
 def test_answer_of_a_chat_has_the_models_own_limit_by_default():
