@@ -34,13 +34,13 @@ def tokens() -> np.ndarray:
 
 
 def prefix_cache(engine: Engine, capacity=AMPLE, store=None, model="model") -> PrefixCache:
-    memory = engine.session(1).memory()
+    memory = engine.session(1, "f32").memory()
     per_token = memory.shared_kv_per_token + memory.full_per_token
     return PrefixCache(capacity, model, per_token, store)
 
 
 def keep(cache: PrefixCache, engine: Engine, tokens) -> None:
-    session = engine.session(T)
+    session = engine.session(T, "f32")
     session.feed(tokens)
     cache.store(session, cache.chain())
 
@@ -57,11 +57,11 @@ def test_prefix_hit_is_bit_identical_to_a_miss(engine_of, tokens, stack, kept):
     keep(cache, engine, tokens[:kept])
 
     hit = find(cache, tokens)
-    session = engine.session(T)
+    session = engine.session(T, "f32")
     session.restore(tokens[: hit.position], hit.state, hit.pieces)
 
     assert hit.position == kept
-    found, expected = session.feed(tokens[kept:]), engine.session(T).feed(tokens)
+    found, expected = session.feed(tokens[kept:]), engine.session(T, "f32").feed(tokens)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
@@ -122,11 +122,11 @@ def test_model_without_states_resumes_after_any_block(engine_of, tokens):
     other = np.concatenate([tokens[:200], tokens[:50]])
 
     hit = find(cache, other)
-    session = engine.session(T)
+    session = engine.session(T, "f32")
     session.restore(other[: hit.position], hit.state, hit.pieces)
 
     assert (hit.position, hit.branch_point) == (192, 0)  # three whole blocks
-    found, expected = session.feed(other[192:]), engine.session(T).feed(other)
+    found, expected = session.feed(other[192:]), engine.session(T, "f32").feed(other)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
@@ -235,11 +235,11 @@ def test_stored_prefix_survives_the_server(engine_of, tokens, tmp_path, stack):
 
     cache, store = stored(engine, tmp_path)
     hit = find(cache, tokens)
-    session = engine.session(T)
+    session = engine.session(T, "f32")
     session.restore(tokens[: hit.position], hit.state, hit.pieces)
 
     assert hit.position == 200
-    expected = engine.session(T).feed(tokens)
+    expected = engine.session(T, "f32").feed(tokens)
     np.testing.assert_array_equal(session.feed(tokens[200:]), expected)
     store.close()
 
@@ -528,10 +528,10 @@ def test_entry_that_is_no_regular_file_is_a_miss(tmp_path, kind):
 
 
 def test_clients_of_different_salts_share_no_entries(engine, tokens):
-    per_token = engine.session(1).memory().shared_kv_per_token
+    per_token = engine.session(1, "f32").memory().shared_kv_per_token
     salts = {"key 0": b"a", "key 1": b"b"}
     cache = PrefixCache(AMPLE, "model", per_token, salts=salts)
-    session = engine.session(T)
+    session = engine.session(T, "f32")
     session.feed(tokens[:200])
     cache.store(session, cache.chain("key 0"))
 
