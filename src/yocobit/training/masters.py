@@ -23,10 +23,7 @@ from yocobit.packing.formats import is_quantised
 from yocobit.packing.reader import read_model
 from yocobit.packing.verify import verify
 
-STARTED_FROM_PACKED = (
-    "its packed weights; how near they are to a rounding boundary is not stored, so the first "
-    "steps may change them less"
-)
+STARTED_FROM_PACKED = "master weights are made from the integers and scales of a packed model"
 
 
 def master_weights(path: Path) -> dict[str, Tensor]:
