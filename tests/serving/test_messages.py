@@ -426,6 +426,7 @@ def test_claude_codes_request_is_answered(server):
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages have no content"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "'tool'"),
     ],
 )

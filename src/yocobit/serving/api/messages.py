@@ -339,6 +339,8 @@ def _messages(body: CountRequest) -> list[Message]:
                 _join(messages[-1], each)
             else:
                 messages.append(each)
+    if not messages:
+        raise APIError(400, "messages have no content; give a text", param="messages")
     return messages
 
 
