@@ -27,6 +27,7 @@ COMMON = {"--help", "--verbose", "--quiet"}  # of every command
 OPTIONS = {
     "train": {
         "--out",
+        "--minutes",
         "--resume",
         "--init",
         "--set",
