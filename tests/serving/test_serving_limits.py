@@ -138,7 +138,7 @@ def test_session_is_released_while_the_client_does_not_read(server):
     server.wait_until_idle()
 
     unread = list(server.runtime._streams)
-    held = [group for group in unread if group._session is not None]
+    held = [group for group in unread if group._sessions]
     client.close()
     assert unread and not held
 
