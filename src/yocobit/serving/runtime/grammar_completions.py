@@ -24,12 +24,14 @@ _CLOSING, _SEPARATORS = ("}", "]"), (",", ":")
 _NUMBERS = tuple("0123456789")
 _WORDS, _NESTED = ("null", "true", "false"), ('""', "[]", "{}", "[", "{")
 _QUOTE = '"'
+# What ends the parts of times and addresses: not tried again within the next tokens.
+_SIGNS_ONCE, _N_RECENT = ("Z", "D", "@", "."), 4
 # Strings with a restricted alphabet look like numbers: the first order closes them at once, the
 # second prefers numbers as the shorter values. Random attempts use the third, for schemas that no
 # fixed order completes.
 _JSON_ORDERS = (
-    (*_CLOSING, _QUOTE, *_SEPARATORS, *_NUMBERS, *_WORDS, *_NESTED),
-    (*_CLOSING, *_SEPARATORS, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
+    (*_CLOSING, _QUOTE, *_SEPARATORS, *_SIGNS_ONCE, *_NUMBERS, *_WORDS, *_NESTED),
+    (*_CLOSING, *_SEPARATORS, *_SIGNS_ONCE, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
     (*_CLOSING, _QUOTE, *_SEPARATORS),
 )
 # The same of other texts: what ends a part of them, what separates parts, and the parts. A line
@@ -78,6 +80,8 @@ class GrammarCompletions:
             search: [_token_order(tokens, order) for order in search.orders]
             for search in (_JSON, _TEXT)
         }
+        self._once = frozenset(_token_order(tokens, _SIGNS_ONCE))
+        self._string_order = _token_order(tokens, (*_SIGNS_ONCE, ":", "a", *_NUMBERS))
         self._quote, self._letter, self._comma = (tokens.get(t) for t in (b'"', b"q", b","))
 
     def allowed(self, matcher: LLMatcher) -> NDArray[np.bool_]:
@@ -121,7 +125,9 @@ class GrammarCompletions:
                 is_allowed = matcher.validate_tokens(known[start : start + 1])
                 if is_allowed and self.completes(matcher, suffix := known[start:]):
                     return [*tokens, *suffix]
-            step = matcher.compute_ff_tokens() or self._next_token(matcher, order, rng, is_json)
+            step = matcher.compute_ff_tokens() or self._next_token(
+                matcher, order, rng, tokens[-_N_RECENT:] if is_json else None
+            )
             if not step or matcher.try_consume_tokens(step) < len(step):
                 return None
             tokens += step
@@ -164,22 +170,22 @@ class GrammarCompletions:
         matcher: LLMatcher,
         order: Sequence[int],
         rng: random.Random | None,
-        is_json: bool,
+        recent: list[int] | None,
     ) -> list[int]:
-        """Return the allowed token that should complete the output soonest, if there is one."""
+        """Return the allowed token that should complete the output soonest, if there is one.
+
+        `recent` are the last tokens of JSON; None for other texts.
+        """
         allowed = self.allowed(matcher)
         quote, letter = self._quote, self._letter  # a letter that starts no value: in a string
-        if (
-            is_json
-            and quote is not None
-            and letter is not None
-            and allowed[quote]
-            and allowed[letter]
-        ):
-            return [quote]
+        if recent is not None and quote is not None and letter is not None and allowed[letter]:
+            if allowed[quote]:
+                return [quote]
+            order = [*self._string_order, *order]
+        tried = self._once.intersection(recent or ())
         if rng is None or rng.random() < 0.5:
             for token in order:
-                if allowed[token]:
+                if allowed[token] and token not in tried:
                     return [token]
         if not allowed.any():
             return []
