@@ -15,6 +15,7 @@ import pydantic
 ADDITIONS = {
     "x_groq",
     *("queue_time", "prompt_time", "completion_time", "total_time"),  # of Groq's usage
+    "service_tier",  # of completions, as of chat completions
     "store",  # of responses, as OpenAI's server sends it
     "name",  # of response.function_call_arguments.done: required in other versions of the types
     *("active", "context_window", "max_completion_tokens", "max_model_len", "yocobit"),  # models
