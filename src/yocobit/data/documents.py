@@ -313,7 +313,7 @@ def _columns(names: Sequence[str], file: SourceFile) -> list[str]:
         return [file.text_field]
     kind = next((name for name in KINDS if name in names), None)
     if kind is None:
-        columns = printable(", ".join(names), 300)
+        columns = printable(", ".join(names), 200)
         rule = f"must have a column '{file.text_field}' or {_KINDS} but has {columns}"
         raise ConfigError(f"{file.path}: {rule}")
     if kind == "messages":
