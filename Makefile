@@ -20,10 +20,7 @@ CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(
 
 setup: .venv/.installed .venv/.built
 
-# PyTorch from its own index is a build for CPUs; PyPI's has CUDA libraries of several GB. Only torch
-# is looked up there: where the index cannot be reached, each package would wait for it.
 PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .venv/.tools: pyproject.toml constraints.txt
 	@echo "==> .venv: build tools"
@@ -45,8 +42,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # yocobit is installed: pip adds the packages of its extras. Those of `train` are all that training,
 # packing, generation and plots need.
 .venv/.train: .venv/.tools | .venv/.built
-	@echo "==> packages to train and plot: PyTorch for CPUs, matplotlib and their dependencies"
-	@$(PIP) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch
+	@echo "==> packages to train and plot: PyTorch, matplotlib and their dependencies"
 	@$(PIP) 'yocobit[train]'
 	@touch $@
 

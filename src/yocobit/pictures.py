@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.disk import claim_file, replacing
-from yocobit.errors import UserError, needs_extra
+from yocobit.errors import UserError
+from yocobit.extras import needs_extra
 
 # Okabe and Ito's colour-blind-safe blue, vermillion and green, and a sky blue that is visible on
 # white.

@@ -34,7 +34,7 @@ from yocobit.cli.output import is_quiet, print_json, progress, say
 from yocobit.data.documents import DocumentReader
 from yocobit.data.sources import describe_ignored
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS, CacheType
-from yocobit.errors import needs_extra
+from yocobit.extras import needs_extra
 
 
 def eval_(

@@ -28,7 +28,8 @@ from yocobit.cli.options import (
 )
 from yocobit.config import ConfigError
 from yocobit.engine.session import DEFAULT_CACHE
-from yocobit.errors import UserError, needs_extra
+from yocobit.errors import UserError
+from yocobit.extras import needs_extra
 from yocobit.pretrained import TINY
 
 _MAX_MB = 1 << 24  # 16 TiB

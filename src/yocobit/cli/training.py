@@ -21,7 +21,8 @@ from yocobit.cli.options import (
     TokenizerFrom,
 )
 from yocobit.cli.output import progress, say
-from yocobit.errors import ConfigError, needs_extra
+from yocobit.errors import ConfigError
+from yocobit.extras import needs_extra
 from yocobit.pretrained import TINY
 
 

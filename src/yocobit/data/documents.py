@@ -32,7 +32,8 @@ from yocobit.data.chat_records import FIELDS, KINDS, messages_of
 from yocobit.data.config import SourceConfig
 from yocobit.data.conversations import render
 from yocobit.data.sources import SourceFile, list_files
-from yocobit.errors import needs_extra, printable
+from yocobit.errors import printable
+from yocobit.extras import needs_extra
 from yocobit.reading import NotUTF8Error, boundary, cause, check_encoding, open_regular
 
 PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads have equal loads

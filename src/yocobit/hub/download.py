@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from yocobit.disk import sha256
-from yocobit.errors import UserError, needs_extra
+from yocobit.errors import UserError
+from yocobit.extras import needs_extra
 from yocobit.hub.choice import Choice, choose
 from yocobit.hub.name import HubName
 from yocobit.importers import GGUF_START_BYTES, check_config, check_gguf_start

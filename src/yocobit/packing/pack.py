@@ -15,7 +15,7 @@ import numpy as np
 from yocobit.config import ConfigError, ModelConfig, WeightKind
 from yocobit.data.conversations import PACKED_TEMPLATES, STOP_STRINGS
 from yocobit.data.tokenizer import END
-from yocobit.errors import needs_extra
+from yocobit.extras import needs_extra
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
 from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yocobit.disk import WriteError
-from yocobit.errors import is_out_of_memory, needs_extra
+from yocobit.errors import is_out_of_memory
+from yocobit.extras import needs_extra
 from yocobit.reading import cause
 from yocobit.tracking.curves import WEIGHT_COUNTS, shares
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from yocobit.config import MODEL_TYPE, ConfigError
 from yocobit.data.tokenizer import END, read_tokenizer
-from yocobit.errors import needs_extra
+from yocobit.extras import needs_extra
 from yocobit.model import Decoder
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import CONFIG, STATE, TOKENIZER
