@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import threading
 
@@ -122,10 +123,10 @@ def bytes_at_the_start(engine: Engine, requests: list[Request], n_blocks: int = 
 
 
 class Counting:
-    """Guided decoding whose tokens depend on how many there were before."""
+    """Guided decoding whose tokens depend on how many there were before, at most `limit`."""
 
-    def __init__(self) -> None:
-        self.n = 0
+    def __init__(self, limit: int = 40) -> None:
+        self.n, self._limit = 0, limit
 
     def mask(self, logits):
         masked = np.full_like(logits, -np.inf)
@@ -137,7 +138,7 @@ class Counting:
 
     def accept(self, token):
         self.n += 1
-        return self.n == 40
+        return self.n == self._limit
 
 
 class Collected:
@@ -181,6 +182,98 @@ def test_preempted_request_gives_the_same_bits(engine, kind, prefix_mb):
     assert run.scheduler.reserved_bytes == 0
 
 
+@pytest.mark.parametrize("prefix_mb", [0, 64])
+def test_choice_that_is_complete_is_not_computed_again(engine, prefix_mb):
+    older = [make_request(engine, max_tokens=150, seed=i) for i in (10, 20)]
+
+    def requests() -> list[Request]:
+        limits = itertools.cycle([3, 40, 25])
+        youngest = make_request(engine, n=3, guided=lambda: Counting(next(limits)))
+        return [*older, youngest]
+
+    with Run(engine, AMPLE) as run:
+        _, expected = run.results(requests())
+
+    with Run(engine, bytes_at_the_start(engine, requests()), prefix_mb) as run:
+        groups, found = run.results(requests())
+
+    assert groups[2].n_preemptions > 0
+    assert found == expected
+    assert [len(found[2][choice]) for choice in range(3)] == [3 + 1, 40 + 1, 25 + 1]
+
+
+@pytest.mark.parametrize("prefix_mb", [0, 64])
+def test_reserved_bytes_are_those_of_the_running_requests_in_every_step(
+    engine, prefix_mb, monkeypatch
+):
+    requests = [
+        make_request(engine, max_tokens=60, seed=i, n=1 + (i == 3), client=f"{i % 2}")
+        for i in range(8)
+    ]
+    with Run(engine, AMPLE) as run:
+        _, expected = run.results(requests)
+    with Run(engine, bytes_at_the_start(engine, requests[:4]), prefix_mb) as run:
+        scheduler, wrong, n_steps = run.scheduler, [], 0
+        groups: list = []
+        ended: list = []  # a preempted request that is cancelled, and a running one that times out
+        step = scheduler._step
+
+        def checked_step() -> None:
+            nonlocal n_steps
+            n_steps += 1
+            n_bytes = sum(group.reserved_bytes for group in scheduler.running)
+            if n_bytes != scheduler.reserved_bytes or n_bytes > scheduler.cache_bytes:
+                wrong.append((n_steps, n_bytes, scheduler.reserved_bytes))
+            wrong.extend(group for group in scheduler._queued() if group.reserved_bytes)
+            for group in scheduler.running:
+                n_needed = max([session.position for session in group._sessions], default=0)
+                if n_needed > group.reserved_tokens:
+                    wrong.append((n_steps, group.number, n_needed, group.reserved_tokens))
+            step()
+            if not ended and (preempted := [g for g in groups if g.n_preemptions]):
+                ended.extend([preempted[0], groups[0]])
+                scheduler.cancel(ended[0])
+                ended[1].queued_at -= 3600
+
+        monkeypatch.setattr(scheduler, "_step", checked_step)
+        with scheduler._changed:
+            groups.extend(scheduler.submit(requests))
+        wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
+
+    assert not wrong
+    assert scheduler.reserved_bytes == 0
+    assert [group.outcome for group in ended] == ["cancelled", "504"]
+    for group, each in zip(groups, expected, strict=True):
+        if group not in ended:
+            assert by_choice(run.wait(group)) == each
+
+
+def test_preempted_request_fails_once_if_there_is_no_memory_to_resume(engine, monkeypatch):
+    older = [make_request(engine, max_tokens=100, seed=i) for i in (10, 20)]
+    younger = make_request(engine, n=2)
+    make_session, n_sessions = engine.session, 0
+
+    def session(*arguments):
+        """Fail for the second choice of the request that resumes."""
+        nonlocal n_sessions
+        n_sessions += 1
+        if n_sessions == 5:
+            raise MemoryError
+        return make_session(*arguments)
+
+    with Run(engine, bytes_at_the_start(engine, [*older, younger])) as run:
+        monkeypatch.setattr(engine, "session", session)
+        groups = run.scheduler.submit([*older, younger])
+        for group in groups:
+            run.wait(group)
+        wait_for(lambda: not run.scheduler.running)
+
+    assert groups[2].n_preemptions == 1
+    assert [group.outcome for group in groups] == ["length", "length", "503"]
+    assert sum(isinstance(event, Failure) for event in run.events[groups[2]]) == 1
+    assert run.scheduler.reserved_bytes == 0
+
+
 def test_preempted_embedding_has_each_hidden_state_once(engine):
     collected, expected = Collected(), Collected()
     older = [make_request(engine, max_tokens=150, seed=i) for i in (10, 20)]
@@ -206,7 +299,7 @@ def test_all_requests_complete_in_the_memory_of_the_largest(engine, prefix_mb):
     ]
     with Run(engine, AMPLE) as run:
         _, expected = run.results(requests)
-        cache_bytes = max(map(run.scheduler.cache_bytes_of, requests))
+        cache_bytes = max(run.scheduler.session_bytes(each.n_tokens) for each in requests)
 
     with Run(engine, cache_bytes, prefix_mb) as run:
         groups, found = run.results(requests)
@@ -233,7 +326,7 @@ def test_more_requests_run_than_their_whole_lengths_would_allow(engine):
         groups = run.scheduler.submit(requests)
         wait_for(lambda: len(run.scheduler.running) == 8)
 
-        whole = run.scheduler.cache_bytes_of(requests[0])
+        whole = run.scheduler.session_bytes(requests[0].n_tokens)
         assert 8 * whole > run.scheduler.cache_bytes
         for group in groups:
             run.scheduler.cancel(group)
@@ -247,7 +340,7 @@ def preempted(engine):
     long = make_request(engine, TEXT * 200, 2, timeout_s=3600.0)
     younger = dataclasses.replace(long, prompt=long.prompt[:2900])
     with Run(engine, bytes_at_the_start(engine, [older, younger])) as run:
-        assert run.scheduler.cache_bytes_of(older) <= run.scheduler.cache_bytes
+        assert run.scheduler.session_bytes(older.n_tokens) <= run.scheduler.cache_bytes
         groups = run.scheduler.submit([older, younger])
         wait_for(lambda: groups[1].n_preemptions > 0 and run.scheduler.n_waiting == 1)
         yield run, *groups

@@ -263,7 +263,7 @@ def test_queue_of_size_zero_serves_single_requests(engine, make):
 
 def test_reserved_caches_stay_within_their_limit(engine, make):
     requests = [make_request(engine, max_tokens=30, seed=i) for i in range(12)]
-    scheduler, listener = make(cache_bytes=3 * make()[0].cache_bytes_of(requests[0]))
+    scheduler, listener = make(cache_bytes=3 * make()[0].session_bytes(requests[0].n_tokens))
     most_running = 0
 
     groups = [submit(scheduler, each) for each in requests]
@@ -276,24 +276,24 @@ def test_reserved_caches_stay_within_their_limit(engine, make):
     assert 2 <= most_running <= 3
 
 
-def test_reserved_bytes_of_a_request_equal_those_of_its_sessions(engine, make):
+def test_reserved_bytes_of_a_sequence_equal_those_of_its_session(engine, make):
     scheduler, _ = make()
 
     for max_tokens in (1, 30, 1000):
-        request = make_request(engine, max_tokens=max_tokens, n=2)
-        session = engine.session(request.n_tokens, "f32")
-        assert scheduler.cache_bytes_of(request) == 2 * session.memory().total
+        n_tokens = make_request(engine, max_tokens=max_tokens).n_tokens
+        session = engine.session(n_tokens, "f32")
+        assert scheduler.session_bytes(n_tokens) == session.memory().total
 
 
 @pytest.mark.parametrize("attention", ["index:128", "index:2048", "index:8192"])
-def test_reserved_bytes_of_a_request_include_a_block_index(make, attention):
+def test_reserved_bytes_of_a_sequence_include_a_block_index(make, attention):
     engine = Engine.load(threads=1, attention=attention)
     scheduler, _ = make(engine=engine, cache="int4")
 
     for max_tokens in (1, 30, 1000, 8000, 100_000):
-        request = make_request(engine, max_tokens=max_tokens, n=2)
-        needed = 2 * engine.session(request.n_tokens, "int4").memory().total
-        assert scheduler.cache_bytes_of(request) == needed
+        n_tokens = make_request(engine, max_tokens=max_tokens).n_tokens
+        needed = engine.session(n_tokens, "int4").memory().total
+        assert scheduler.session_bytes(n_tokens) == needed
 
 
 def test_timed_out_request_fails_alone(engine, make):

@@ -4,11 +4,11 @@ One thread owns the engine. Each step decodes one token per running sequence and
 the waiting prompts, in one pass over the weights. Batch composition only decides when a token is
 computed, never its value.
 
-A session's buffers are virtual memory of its full length, and the system commits them page by page
-as positions arrive. So a request reserves what its positions need, in blocks that are added as it
-grows. If a block does not fit, the youngest running request is preempted: its sessions are freed,
-and it waits to be prefilled again, from the prefix cache where possible. The oldest is never
-preempted, as any request fits alone.
+A session's buffers are virtual memory of its full length, which the system commits page by page as
+positions arrive. So a request reserves the memory of its positions so far, in blocks of GROWTH. If
+the next block does not fit, the youngest running request is preempted: its sessions are freed, and
+it waits to be prefilled again, from the prefix cache where possible. The oldest request is never
+preempted, because every request fits alone.
 
 Letters: V vocabulary
 """
@@ -54,11 +54,12 @@ TRIM_SHARE = 8
 # Events wait this long for more: waking the event loop takes a CPU from the engine for longer than
 # a small model needs for a token.
 DELIVERY_INTERVAL_S = 0.004
-# A step that takes longer never ends: a prefill of 128 tokens takes seconds on the slowest CPUs.
+# A step that takes longer is stuck: a prefill of 128 tokens takes seconds on the slowest CPUs.
 STUCK_S = 120.0
-# CPU time of a sequence's own work in a step (grammar, text), above which it takes turns with its
-# kind while other sequences run, for at most one part in SLOW_SHARE of the time. It is measured
-# after a step that took as long for all sequences together: reading the clock is a system call.
+# A sequence is slow if its own work in a step (grammar, text) takes more CPU time than SLOW_S. Slow
+# sequences take turns while others run, for at most 1 / SLOW_SHARE of the time. Each sequence is
+# timed only after a step in which all of them together took SLOW_S: reading the clock is a system
+# call.
 SLOW_S, SLOW_SHARE = 0.002, 5
 
 Deliver = Callable[[Sequence[tuple[SequenceGroup, list[Event]]]], None]
@@ -130,7 +131,7 @@ class Scheduler:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether a step takes so long that it will not end."""
+        """Whether the present step takes longer than any step should."""
         started_at = self._step_started_at
         return started_at is not None and time.monotonic() - started_at > STUCK_S
 
@@ -144,12 +145,8 @@ class Scheduler:
             prefix_bytes=self.prefixes.size if self.prefixes else 0,
         )
 
-    def cache_bytes_of(self, request: Request) -> int:
-        """Return the bytes of KV caches and states that a request reserves at most."""
-        return len(request.sampling) * self.session_bytes(request.n_tokens)
-
     def session_bytes(self, n_tokens: int) -> int:
-        """Return the bytes of the caches of one sequence."""
+        """Return the bytes of KV caches and states of one sequence."""
         return session_bytes(self.engine.config, self.cache, n_tokens)
 
     def check_capacity(self, n_requests: int) -> None:
@@ -261,11 +258,11 @@ class Scheduler:
         return expired
 
     def _grow(self) -> None:
-        """Reserve the next block of running requests, the oldest first.
+        """Reserve the next block of requests that reached the end of theirs, the oldest first.
 
-        The youngest are preempted where it does not fit.
+        If it does not fit, the youngest running requests are preempted.
         """
-        growing = [g for g in self.running if _tokens_to_reserve(g) > g.reserved_tokens]
+        growing = [group for group in self.running if group.n_positions >= group.reserved_tokens]
         for group in sorted(growing, key=_number):
             n_tokens = _tokens_to_reserve(group)
             n_bytes = self._group_bytes(group, n_tokens) - group.reserved_bytes
@@ -275,7 +272,7 @@ class Scheduler:
                 self._reserve(group, n_tokens)
 
     def _preempt(self, group: SequenceGroup) -> None:
-        """Free the memory of a running request, and put it in front of the queue."""
+        """Free the sessions of a running request, and put it at the front of the queue."""
         self._store_prefixes(group)
         group.preempt()
         self._free(group)
@@ -294,7 +291,7 @@ class Scheduler:
         group.reserved_tokens, group.reserved_bytes = n_tokens, n_bytes
 
     def _free(self, group: SequenceGroup) -> None:
-        """Record that the sessions of a request are freed."""
+        """Subtract the reserved memory of a request whose sessions were released."""
         self.reserved_bytes -= group.reserved_bytes
         self._freed_bytes += group.reserved_bytes
         group.reserved_tokens = group.reserved_bytes = 0
@@ -328,14 +325,16 @@ class Scheduler:
     def _fits(self, group: SequenceGroup) -> bool:
         """Whether a request fits the free sequences and cache memory.
 
-        With others, each must be able to grow by a block: otherwise a request that was preempted
-        would be prefilled only to be preempted again.
+        If others run, all must have room for one more block: otherwise a preempted request would
+        be prefilled only to be preempted again.
         """
         if self.n_sequences + len(group.request.sampling) > self._max_sequences:
             return False
         n_tokens = _tokens_to_reserve(group)
         if not self.running:
             return self._group_bytes(group, n_tokens) <= self.cache_bytes
+        if self.reserved_bytes + self._group_bytes(group, n_tokens) > self.cache_bytes:
+            return False  # the usual case with a full cache, at less cost than the sum below
         grown = [(each, each.reserved_tokens + GROWTH) for each in self.running]
         grown.append((group, n_tokens + GROWTH))
         return sum(self._group_bytes(*each) for each in grown) <= self.cache_bytes
@@ -393,8 +392,8 @@ class Scheduler:
     ) -> list[tuple[SequenceGroup, DecodingSequence]]:
         """Return the sequences to decode in this step, at most one slow one among them.
 
-        It waits while it would slow down others: sequences that are not slow, or prefills if
-        `is_shared`. What a sequence generates does not depend on when.
+        A slow one waits while it would slow down others: sequences that are not slow, or prefills
+        if `is_shared`. The tokens of a sequence do not depend on the steps that decode it.
         """
         slow = [each for each in decoding if each[1].step_s > SLOW_S]
         if not slow:

@@ -1,8 +1,8 @@
 """A request in flight: one session prefills the prompt, then each choice decodes in its own.
 
-A request that is preempted loses its sessions only. What it generated stays, with the state of its
-samplers, grammars and texts; `start` makes the sessions again, and by the engine's contract the
-request continues with the same bits.
+A preempted request loses only its sessions. It keeps its generated tokens and the state of its
+samplers, grammars and texts. `start` makes the sessions again; by the engine's contract, the
+request then continues with the same bits.
 
 Letters: T positions   V vocabulary
 """
@@ -41,9 +41,10 @@ class Sequence:
         self.next_token = request.prompt[-1]  # input of the next decode step
         self.is_finished = False
         self.step_s = 0.0  # CPU time of its last step, without the engine's
-        self.stepped_at = 0.0  # of time.monotonic(), if that took long
+        self.stepped_at = 0.0  # time.monotonic() of its last slow step
         self._group = group
         self._choice = choice
+        self._n_prompt = len(request.prompt)
         self.state = DecodeState(
             tokenizer=group.engine.tokenizer,
             prompt=request.prompt,
@@ -75,6 +76,7 @@ class Sequence:
             if group.n_generated == 0:
                 group.first_token_at = time.monotonic()
             group.n_generated += 1
+            group.n_positions = max(group.n_positions, self._n_prompt + len(self.state.tokens))
             self.next_token = generated.token
             found = None
             if n is not None:
@@ -116,6 +118,7 @@ class SequenceGroup:
         self.number = 0  # by order of submission
         self.sequences: list[Sequence] = []
         self.events: list[Event] = []
+        self.n_positions = len(request.prompt)  # tokens of the prompt and of the longest choice
         self.reserved_tokens = 0  # positions of each choice
         self.reserved_bytes = 0
         self.n_cached_tokens = 0  # of the prompt, found in the prefix cache
@@ -145,12 +148,6 @@ class SequenceGroup:
     def session(self) -> Session:
         """The session that prefills."""
         return self._prefills[0].session
-
-    @property
-    def n_positions(self) -> int:
-        """Tokens of the prompt and of the longest choice so far."""
-        generated = [len(sequence.state.tokens) for sequence in self.sequences]
-        return len(self._prompt) + max(generated, default=0)
 
     @property
     def needs_all_layers(self) -> bool:
@@ -286,7 +283,7 @@ class SequenceGroup:
         self._last_logits = logits[-1].copy()
 
     def _decode_if_prefilled(self) -> None:
-        """Start decoding once all is prefilled and each choice has a session."""
+        """Start decoding once all prefills are complete and each choice has a session."""
         while self._prefills and not self._prefills[0].stops and not self.needs_all_layers:
             self._prefills.popleft()
         is_resumed = bool(self.sequences)
