@@ -22,20 +22,20 @@ _MAX_PATH, _MAX_CLIENT, _MAX_ERROR = 256, 64, 300  # characters
 
 
 class AccessRecord:
-    """What is logged of one request."""
+    """The log record of one HTTP request."""
 
     def __init__(self, scope: Scope, request_id: str, keys: Sequence[str]) -> None:
-        """Start the clock; `keys` are removed from all that is logged."""
+        """Start the clock. The record has "[key]" in place of any of `keys`."""
         self._started_at = time.perf_counter()
         self._keys = keys
         self.error: str | None = None  # why the request was rejected, or failed
-        self.groups: Sequence[SequenceGroup] = ()  # what the scheduler ran
+        self.groups: Sequence[SequenceGroup] = ()  # its requests to the scheduler
         client = str((scope.get("client") or ("", 0))[0])  # may come from a proxy's header
         self.fields: dict[str, Any] = {
-            "request_id": request_id,
-            "client": printable(client, _MAX_CLIENT),
+            "request_id": self._without_keys(request_id),
+            "client": printable(self._without_keys(client), _MAX_CLIENT),
             "method": scope["method"],
-            # Quoted: otherwise it could forge a log line.
+            # Quoted: a line break in it would forge a log line.
             "path": quote(self._without_keys(scope["path"])[:_MAX_PATH]),
         }
 
@@ -56,7 +56,7 @@ class AccessRecord:
 
 
 def _generation(groups: Sequence[SequenceGroup]) -> dict[str, Any]:
-    """Return the fields of what the scheduler ran; times are in seconds."""
+    """Return the fields of requests to the scheduler; times are in seconds."""
     if not groups:
         return {}
     first = min((group.first_token_at for group in groups if group.first_token_at), default=0.0)

@@ -1,4 +1,4 @@
-"""The start lines: what is served, with which memory and hardware, and where."""
+"""The start lines: the served model, its memory and hardware, and the URLs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def log_start(state: ServerState, url: str) -> None:
 
 
 def start_fields(model: ServedModel, sequence_bytes: int, url: str) -> dict[str, Any]:
-    """Return what the lines say; `sequence_bytes` are the caches of a whole context."""
+    """Return the fields of the start lines; `sequence_bytes` are the caches of a whole context."""
     settings, engine = model.settings, model.engine
     n_whole = settings.cache_bytes // sequence_bytes
     return {
@@ -52,7 +52,7 @@ def start_fields(model: ServedModel, sequence_bytes: int, url: str) -> dict[str,
 def start_lines(fields: dict[str, Any]) -> list[str]:
     """Return the fields as text."""
     is_least = fields["whole_contexts"] < fields["max_sequences"]
-    more = "; of shorter ones more, at most {max_sequences}" if is_least else ""
+    more = "; up to {max_sequences} shorter ones" if is_least else ""
     return [
         line.format(**fields)
         for line in (
