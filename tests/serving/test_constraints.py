@@ -279,7 +279,7 @@ EXPONENTIAL = (
         ("cfg", 'root ::= "a\\', "not GBNF"),
         ("cfg", "}{", "not GBNF"),
         ("cfg", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "recursion limit"),
-        ("cfg", 'root ::= root "a"', "no output follows it"),
+        ("cfg", 'root ::= root "a"', "no output matches it"),
         ("cfg", "start: @other", "unknown grammar"),
         ("cfg", "start: other", "other"),
         ("cfg", EXPONENTIAL, "too big"),

@@ -24,7 +24,7 @@ _PREFIX = "YOCOBIT_"
 _KUBERNETES = re.compile(rf"{_PREFIX}(.*_)?(PORT|SERVICE_HOST|SERVICE_PORT)(_.*)?")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")  # as browsers write it
 MB = 1 << 20
-DEFAULT_CONTEXT = 8192  # of a model that does not say with which it was trained
+DEFAULT_CONTEXT = 8192  # of a model whose training context is unknown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,6 @@ class ServerSettings(Settings):
                     "cors_origins must have the form https://a.b, without a path, but has "
                     f"{origin!r}"
                 )
-
         for proxy in self.forwarded_allow_ips:
             try:
                 _ = proxy == "*" or ipaddress.ip_network(proxy)

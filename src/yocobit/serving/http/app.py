@@ -234,7 +234,7 @@ async def _not_found(request: Request, error: Exception) -> Response:
 
 
 async def _method_not_allowed(request: Request, error: Exception) -> Response:
-    # Several endpoints may have this path. The error that Starlette raises knows the first only.
+    # Several endpoints may have this path; Starlette's error lists the methods of the first only.
     routes = [
         route
         for route in request.app.routes

@@ -109,7 +109,7 @@ class Access:
             record.write(status)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the application; an error does not keep what its request held."""
+        """Run the application; free the objects of a request that fails."""
         try:
             await self._app(scope, receive, send)
         except BaseException as error:
@@ -143,10 +143,10 @@ class Access:
 
 
 def _clear_frames(error: BaseException) -> None:
-    """Clear the variables of the frames that an error left.
+    """Clear the local variables in the traceback of an error.
 
-    A variable that holds the error, or the task that raised it, makes a cycle: it would keep the
-    request's body until the next full garbage collection.
+    A variable that refers to the error, or to the task that raised it, makes a reference cycle,
+    which would keep the request's body until the next full garbage collection.
     """
     each: BaseException | None = error
     while each is not None:

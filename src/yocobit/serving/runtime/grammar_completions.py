@@ -1,4 +1,4 @@
-"""Completions of structured outputs: the tokens that an output lacks to follow its grammar.
+"""Completions of structured outputs: the tokens after which an incomplete output is complete.
 
 Letters: V vocabulary
 """
@@ -34,8 +34,9 @@ _JSON_ORDERS = (
     (*_CLOSING, *_SEPARATORS, *_SIGNS_ONCE, *_NUMBERS, *_WORDS, '""', _QUOTE, *_NESTED),
     (*_CLOSING, _QUOTE, *_SEPARATORS),
 )
-# The same of other texts: what ends a part of them, what separates parts, and the parts. A line
-# break may end a text or be repeated without end: the first order prefers it, the second avoids it.
+# The same for other texts: characters that end a part, separators, then the characters of a part.
+# A line break may end a text or be repeated forever: the first order prefers it, the second avoids
+# it.
 _QUOTES, _CLOSES = tuple("\"'"), tuple(")]}>")
 _SIGNS, _WHITE = tuple(".,:;-_@/+*=&%$#!?|~^"), (" ", "\t")
 _LETTERS, _OPENING = tuple("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"), tuple("([{<")
@@ -65,7 +66,7 @@ _TEXT = _Search(_TEXT_ORDERS, 6, 512, 128)
 class GrammarCompletions:
     """Finds short completions over one vocabulary, by greedy and random searches.
 
-    `is_json` says whether the grammar is one of JSON: its values and brackets are known.
+    `is_json` tells whether outputs are JSON, whose values and brackets are known.
     """
 
     def __init__(self, tokenizer: LLTokenizer, n_tokens: int, end_tokens: frozenset[int]) -> None:

@@ -1,8 +1,8 @@
-"""JSON schemas that llguidance can enforce: what it cannot is dropped, keyword by keyword.
+"""JSON schemas without the keywords that llguidance cannot enforce.
 
-Most of what it cannot enforce stands in a table. The rest, such as a pattern with a lookahead,
-depends on values: llguidance's error says which rule applies. Dropping a keyword only widens a
-schema. Dropped keywords are named by JSON pointers.
+Most of these keywords are listed in a table. Others cannot be enforced with certain values only,
+such as a pattern with a lookahead: llguidance's error message selects the rule that drops them.
+Dropping a keyword only widens a schema. Dropped keywords are named by JSON pointers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llguidance import LLMatcher
 
 Schema = dict[str, Any]
 
-# Keywords whose values are schemas, by what they hold.
+# Keywords whose values are a schema, a list of schemas, or schemas by name.
 _ONE = {"items", "additionalItems", "additionalProperties"}
 _LIST = {"items", "prefixItems", "anyOf", "oneOf", "allOf"}
 _NAMED = {"properties", "patternProperties", "$defs", "definitions"}
@@ -94,17 +94,17 @@ _MAX_DEPTH = 8  # of schemas that are compared, and of references to references
 
 
 def enforceable(schema: Schema) -> tuple[Schema, list[str]]:
-    """Return a schema without what the table says that llguidance cannot enforce.
+    """Return a schema without the keywords in the table, and the pointers of those dropped.
 
-    Also returns the pointers of the dropped keywords. RecursionError if it nests too deep.
+    RecursionError if it nests too deep.
     """
     return _rewrite(schema, _without_unsupported)
 
 
 def relaxed(schema: Schema, error: str) -> tuple[Schema, list[str]]:
-    """Return a schema without the kind of keywords that llguidance's error is about.
+    """Return a schema without the kind of keywords that llguidance's error concerns.
 
-    Nothing is dropped if the schema is invalid for another reason.
+    Also returns the pointers of the dropped keywords: none if the schema is invalid.
     """
     for text, rule in _RULES.items():
         if text in error:
@@ -146,7 +146,7 @@ def _escaped(name: str) -> str:
 
 
 def _without_unsupported(schema: Schema, names: list[str]) -> Schema:
-    """Drop what the table says that llguidance does not support."""
+    """Drop the keywords and formats that the tables list as unsupported."""
     schema, kept = _with_listed_names(schema), {}
     for key, value in schema.items():
         if key in UNSUPPORTED and value not in _TRIVIAL.get(key, ()):
@@ -168,7 +168,7 @@ def _without_unsupported(schema: Schema, names: list[str]) -> Schema:
 
 
 def _with_listed_names(schema: Schema) -> Schema:
-    """Return a map whose propertyNames are an enum or a pattern in keywords that are supported."""
+    """Express propertyNames, if they are an enum or a pattern, by supported keywords."""
     names, others = schema.get("propertyNames"), ("properties", "patternProperties")
     if not isinstance(names, dict) or any(key in schema for key in others):
         return schema
@@ -185,7 +185,7 @@ def _with_listed_names(schema: Schema) -> Schema:
 
 
 def _one_of(root: Schema, error: str) -> _Rule:
-    """Replace oneOf by anyOf, which is the same if no value follows two of the alternatives."""
+    """Replace oneOf by anyOf; it counts as dropped unless the alternatives exclude each other."""
 
     def rule(schema: Schema, names: list[str]) -> Schema:
         options = schema.get("oneOf")
@@ -204,7 +204,7 @@ def _one_of(root: Schema, error: str) -> _Rule:
 
 
 def _property_counts(root: Schema, error: str) -> _Rule:
-    """Drop the numbers of properties of objects that have optional ones."""
+    """Drop limits on the number of properties from objects with optional properties."""
 
     def rule(schema: Schema, names: list[str]) -> Schema:
         required = _array(schema, "required")
@@ -216,7 +216,7 @@ def _property_counts(root: Schema, error: str) -> _Rule:
 
 
 def _pattern_properties(root: Schema, error: str) -> _Rule:
-    """Drop patterns of names that overlap, and what depends on them."""
+    """Drop several patterns of names, which may overlap, and additionalProperties with them."""
 
     def rule(schema: Schema, names: list[str]) -> Schema:
         if len(_object(schema, "patternProperties")) < 2:
@@ -238,7 +238,7 @@ def _remote_references(root: Schema, error: str) -> _Rule:
     return rule
 
 
-# Rules for what the table above cannot say, by a part of llguidance's error.
+# Rules for keywords that depend on their values, by a part of llguidance's error message.
 _RULES: Mapping[str, Callable[[Schema, str], _Rule]] = {
     "oneOf constraints are not supported": _one_of,
     "min/maxProperties only supported": _property_counts,
@@ -247,12 +247,12 @@ _RULES: Mapping[str, Callable[[Schema, str], _Rule]] = {
 }
 
 
-# Parts of the errors for what regular expressions of ECMAScript have and llguidance's lack.
+# Parts of llguidance's error messages about ECMAScript syntax that its own patterns lack.
 _DIALECT_ERRORS = ("not supported", "property not found", "unrecognized escape")
 
 
 class _Patterns:
-    """The rule that drops regular expressions which llguidance does not support."""
+    """The rule that drops patterns of other dialects than llguidance's."""
 
     def __init__(self) -> None:
         self._is_supported: dict[str, bool] = {}
@@ -266,7 +266,7 @@ class _Patterns:
         return schema
 
     def _supports(self, pattern: str) -> bool:
-        """Return False for a pattern that only other dialects than llguidance's have."""
+        """Return False for a pattern that is valid, but not in llguidance's dialect."""
         if pattern not in self._is_supported:
             schema = json.dumps({"type": "string", "pattern": pattern})
             grammar = LLMatcher.grammar_from_json_schema(schema)
@@ -276,7 +276,7 @@ class _Patterns:
 
 
 def _is_of_another_dialect(pattern: str, error: str) -> bool:
-    """Return whether an invalid pattern is a regular expression all the same."""
+    """Return whether a pattern that llguidance rejects is valid in another dialect."""
     if any(text in error for text in _DIALECT_ERRORS):
         return True
     try:
@@ -292,7 +292,7 @@ def _without(schema: Schema, keywords: tuple[str, ...], names: list[str]) -> Sch
 
 
 def _are_disjoint(root: Schema, a: Any, b: Any, depth: int = 0) -> bool:
-    """Return whether it is certain that no value follows both schemas."""
+    """Return whether certainly no value satisfies both schemas."""
     a, b = _resolved(root, a), _resolved(root, b)
     if not isinstance(a, dict) or not isinstance(b, dict) or depth == _MAX_DEPTH:
         return a is False or b is False
@@ -312,7 +312,7 @@ def _are_disjoint(root: Schema, a: Any, b: Any, depth: int = 0) -> bool:
 
 
 def _resolved(root: Schema, schema: Any) -> Any:
-    """Return the definition that a schema refers to, if it is a local one."""
+    """Return the definition that a local reference names; any other schema unchanged."""
     for _ in range(_MAX_DEPTH):
         reference = schema.get("$ref") if isinstance(schema, dict) else None
         if not isinstance(reference, str) or not reference.startswith("#/"):
@@ -332,7 +332,7 @@ def _texts(schema: Schema) -> set[str] | None:
 
 
 def _types(schema: Schema) -> set[str]:
-    """Return the types that a schema allows; empty if it does not say."""
+    """Return the types that a schema allows; empty without `type`."""
     types = schema.get("type", [])
     names = {each for each in (types if isinstance(types, list) else [types]) if type(each) is str}
     return {"number" if name == "integer" else name for name in names}

@@ -1,4 +1,4 @@
-"""Prometheus metrics, under vLLM's names. The scheduler reports to this file, not the reverse."""
+"""Prometheus metrics, under vLLM's names, without a dependency on the scheduler."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Request:
     timeout_s: float = 600.0
 
     def until_complete(self) -> Request:
-        """Return the request with no end but that of its structured output.
+        """Return the request without stop strings and tokens: its structured output ends it.
 
         The output may contain a string that otherwise ends the model's turn.
         """
@@ -59,8 +59,8 @@ class Logprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    text: str = ""  # that the token adds, certain or held back
-    is_open: bool = False  # whether the token ends inside a character, whose text follows
+    text: str = ""  # of the token, certain or held back
+    is_open: bool = False  # whether the token ends inside a character; a later one has its text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ _NAMES: Mapping[Kind, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-    """A set of outputs, as a client writes it: unchecked."""
+    """A grammar as a client wrote it: unchecked."""
 
     kind: Kind
     text: str  # a JSON schema, a regex, a JSON list of strings; GBNF, or Lark with "start:"
@@ -98,7 +98,8 @@ class CompiledGrammar:
     def __init__(self, matcher: LLMatcher, size_bytes: int) -> None:
         self.matcher = matcher  # in its initial state
         self.size_bytes = size_bytes  # growth included
-        # Whether a limit was exceeded, which may be that of the lexer: it is compiled again.
+        # Whether a limit was exceeded. It may be the shared lexer's, so the grammar is compiled
+        # again for later requests.
         self.is_exhausted = False
 
 
@@ -133,7 +134,7 @@ class GrammarCompiler:
         return lambda: GuidedOutput(self.completions, compiled, checked)
 
     def check(self, grammar: Grammar, param: str, max_tokens: int) -> CheckedGrammar:
-        """Return a grammar that some output of at most `max_tokens` follows, as far as is known.
+        """Check a grammar, and search for an output of at most `max_tokens`.
 
         APIError 400 naming `param` if the grammar is invalid, too costly, or needs more tokens.
         """
@@ -185,7 +186,7 @@ class GrammarCompiler:
             first = matcher.deep_copy()
             self.completions.allowed(first)
             if first.is_error():
-                raise ValueError("no output follows it")
+                raise ValueError("no output matches it")
         except ValueError as error:
             return str(error)[:_MAX_MESSAGE]
         except RecursionError:
@@ -198,7 +199,7 @@ class GrammarCompiler:
         return CheckedGrammar(text, is_json, shortest, size, tuple(dropped))
 
     def _check_schema(self, text: str) -> tuple[str, LLMatcher, int, list[str]]:
-        """Compile the part of a schema that can be enforced; return also what was dropped."""
+        """Compile the enforceable part of a schema; return also the dropped keywords' pointers."""
         schema, dropped = json.loads(text), list[str]()
         if schema is True:
             schema = {}
@@ -224,12 +225,12 @@ class GrammarCompiler:
         cpu_s, size = time.thread_time() - started_s, max(0, allocated_bytes() - start_bytes)
         if cpu_s > limits.GRAMMAR_CPU_S:
             raise ValueError(
-                f"it takes {cpu_s:.1f} s to compile, at most {limits.GRAMMAR_CPU_S:g} s may be"
+                f"compiling it takes {cpu_s:.1f} s, but the limit is {limits.GRAMMAR_CPU_S:g} s"
             )
         if size > limits.GRAMMAR_COMPILED_BYTES:
             raise ValueError(
-                f"it takes {size:,} bytes when it is compiled, at most "
-                f"{limits.GRAMMAR_COMPILED_BYTES:,} may be"
+                f"compiled, it takes {size:,} bytes, but the limit is "
+                f"{limits.GRAMMAR_COMPILED_BYTES:,}"
             )
         return matcher, size
 
@@ -374,7 +375,7 @@ def _from_cfg(text: str) -> str:
         return LLMatcher.grammar_from_lark(any_to_lark(_ESCAPE.sub(unescaped, text)))
     except RecursionError:
         raise
-    except Exception as error:  # the translation raises whatever its code meets
+    except Exception as error:  # the translation's errors have no common type
         raise ValueError(f"not GBNF: {error}") from None
 
 
