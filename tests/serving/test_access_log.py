@@ -64,6 +64,13 @@ def test_record_of_a_completion_has_tokens_times_and_finish_reason(server, logge
     assert line.endswith(" tokens/s, length")
 
 
+def test_record_of_ollamas_embeddings_has_tokens(server, logged):
+    body = {"model": server.model.name, "input": ["The king", "The sea"]}
+    n_tokens = server.post("/api/embed", **body).json()["prompt_eval_count"]
+
+    assert logged("/api/embed").fields["prompt_tokens"] == n_tokens > 0
+
+
 def test_record_of_a_stream_is_written_at_its_end(server, logged):
     server.events(CHAT, messages=[{"role": "user", "content": "Sea?"}], max_tokens=4)
 

@@ -145,8 +145,19 @@ BODIES = {
     "large tools of a response": (
         RESPONSES,
         '{"input":"a","tools":[{"type":"function","name":"f","description":"'
-        + "a" * (limits.TOOLS_BYTES + 1)
+        + "a" * (limits.REPEATED_BYTES + 1)
         + '"}]}',
+    ),
+    "large format of a response": (
+        RESPONSES,
+        '{"input":"a","text":{"format":{"type":"text","description":"'
+        + "a" * (limits.REPEATED_BYTES + 1)
+        + '"}}}',
+    ),
+    "large calls to store": (
+        RESPONSES,
+        '{"input":[{"role":"user","content":"a"},{"type":"function_call","call_id":"1","name":"f",'
+        '"arguments":"' + "a" * (limits.STORED_INPUT_BYTES + 1) + '"}]}',
     ),
     "long conversation to truncate": (
         RESPONSES,
@@ -185,6 +196,25 @@ def test_hostile_body_is_rejected_with_a_short_error(server, name):
 
     assert response.status_code in (400, 404, 413), response.text[:500]
     assert len(response.text) < 1000
+
+
+def test_references_are_counted_before_they_are_looked_up(server):
+    body = BODIES["references"][1].replace("[", "[" + many('{"type":"item_reference"}', 97) + ",")
+
+    response = server.client.post(
+        RESPONSES, content=body.encode(), headers={"content-type": "application/json"}
+    )
+
+    assert response.status_code == 400 and response.json()["error"]["param"] == "input"
+
+
+def test_nesting_beyond_a_step_after_decoding_is_refused(server):
+    def build(*arguments):
+        return build(*arguments)
+
+    with pytest.raises(APIError, match="nested too deep") as error:
+        prepare(server.model, build, protocol.Sampling, b"{}", "client")
+    assert error.value.status == 400
 
 
 def test_body_above_the_small_size_is_not_decoded_by_the_event_loop(server, monkeypatch):

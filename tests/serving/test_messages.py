@@ -11,10 +11,11 @@ import servers
 
 from yocobit import Engine
 from yocobit.serving import ServerSettings
+from yocobit.serving.api import message_request
 from yocobit.serving.api import messages as protocol
 from yocobit.serving.api import protocol as chat_protocol
 from yocobit.serving.api.answer import CallArguments, CallStart, Content, Done
-from yocobit.serving.api.messages import MessagesRequest
+from yocobit.serving.api.message_request import AnthropicMessage, MessagesRequest
 from yocobit.serving.errors import timed_out
 
 PATH = "/v1/messages"
@@ -159,9 +160,7 @@ def test_streamed_calls_have_these_events(server):
 
 
 def test_text_and_calls_are_blocks_in_order(server):
-    body = MessagesRequest(
-        messages=[protocol.AnthropicMessage(role="user", content="a")], max_tokens=9
-    )
+    body = MessagesRequest(messages=[AnthropicMessage(role="user", content="a")], max_tokens=9)
     generation = protocol.build(server.model, body, "")
 
     found = [
@@ -196,7 +195,7 @@ def test_an_answer_without_text_has_no_blocks(server):
 
 def generation_of(server, done: Done):
     body = MessagesRequest(
-        messages=[protocol.AnthropicMessage(role="user", content="a")],
+        messages=[AnthropicMessage(role="user", content="a")],
         max_tokens=9,
         stop_sequences=["@@"],
     )
@@ -242,9 +241,7 @@ def test_a_limit_beyond_the_context_ends_with_it(server):
 
     prepared = protocol.build(
         server.model,
-        MessagesRequest(
-            messages=[protocol.AnthropicMessage(role="user", content="a")], max_tokens=32_000
-        ),
+        MessagesRequest(messages=[AnthropicMessage(role="user", content="a")], max_tokens=32_000),
         "",
     )
 
@@ -271,7 +268,7 @@ def converted(**body) -> list[dict]:
     decoded = chat_protocol.decode(
         json.dumps({"messages": SEA, "max_tokens": 9, **body}).encode(), MessagesRequest
     )
-    return chat_protocol.to_template(protocol._to_chat(decoded).messages)
+    return chat_protocol.to_template(message_request.chat_request(decoded).messages)
 
 
 def test_blocks_become_messages():
@@ -334,13 +331,15 @@ def test_a_final_message_of_the_assistant_is_continued(server, engine):
 
 
 def test_tool_choices():
-    hello = protocol.AnthropicMessage(role="user", content="a")
+    hello = AnthropicMessage(role="user", content="a")
 
     def choice(**fields) -> object:
         body = MessagesRequest(
-            messages=[hello], max_tokens=1, tool_choice=protocol.Choice(**fields)
+            messages=[hello],
+            max_tokens=1,
+            tool_choice=message_request.AnthropicToolChoice(**fields),
         )
-        return protocol._to_chat(body)
+        return message_request.chat_request(body)
 
     assert [choice(type=kind).tool_choice for kind in ("auto", "any", "none")] == [
         *("auto", "required", "none"),

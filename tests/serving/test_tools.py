@@ -326,7 +326,7 @@ def test_arguments_have_no_keys_but_those_of_their_properties(parameters, place)
         "all of definitions",
     ],
 )
-def test_arguments_have_the_keys_that_a_schema_asks_for(parameters):
+def test_arguments_have_the_keys_that_a_schema_requires(parameters):
     assert follows(parameters, {"x": 1, "y": 2})
 
 
@@ -351,7 +351,9 @@ def test_keywords_are_named_by_their_place_in_the_request():
     strict = Function(name="f", parameters=POINT, strict=True)
     tools = [tool(POINT)] * 10 + [Tool(type="function", function=strict)]
 
-    constraint = constraint_of_calls(tools, [f"/tools/{i}" for i in range(11)], several=True)
+    constraint = constraint_of_calls(
+        tools, [f"/tools/{i}" for i in range(11)], is_array_allowed=True
+    )
 
     assert [each.is_strict for each in constraint.sources] == [False] * 10 + [True]
     assert constraint.sources[10].pointer == "/tools/10/function/parameters"

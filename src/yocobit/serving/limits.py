@@ -27,7 +27,8 @@ BIASES = 1024  # entries of logit_bias: vLLM's
 GRAMMAR_BYTES = 1 << 18  # of a JSON schema, a regular expression, choices, GBNF or Lark
 CONSTRAINT_CHOICES = 4096
 QUERY_BYTES = 1 << 12
-TOOLS_BYTES = 1 << 20  # of responses, which repeat them
+REPEATED_BYTES = 1 << 20  # of the tools, or of text.format, of responses: they are repeated
+STORED_INPUT_BYTES = 1 << 22  # of a request to responses
 STORED_RESPONSES_BYTES = 1 << 26  # of the Responses API, of all API keys
 LOGPROBS = 20  # per token: OpenAI's
 PROMPT_LOGPROBS = 1 << 18  # entries of a response, about 100 bytes each
@@ -70,7 +71,8 @@ TABLE = (
     ("entries of `logit_bias`", BIASES, 400),
     ("bytes of a JSON schema or another grammar", GRAMMAR_BYTES, 400),
     ("bytes of stored responses; the least recently used are dropped", STORED_RESPONSES_BYTES, 404),
-    ("bytes of the tools of responses", TOOLS_BYTES, 400),
+    ("bytes of the tools of responses, and of `text.format`", REPEATED_BYTES, 400),
+    ("bytes of the input of a response that is stored", STORED_INPUT_BYTES, 400),
     ("bytes of a query string", QUERY_BYTES, 400),
     ("alternatives per token of `logprobs`", LOGPROBS, 400),
     ("log-probabilities of the prompts of a response", PROMPT_LOGPROBS, 400),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from yocobit.serving.api.tool_calls import CallArguments as CallArguments
 from yocobit.serving.api.tool_calls import CallStart as CallStart
@@ -41,12 +43,20 @@ Delta = Content | CallStart | CallArguments | Done
 
 
 @dataclasses.dataclass
-class Call:
-    """A tool call; `arguments` are JSON once the answer is complete."""
+class GeneratedCall:
+    """A tool call of the answer; `arguments` are JSON once it is complete."""
 
     id: str
     name: str
     arguments: str = ""
+
+    @property
+    def decoded_arguments(self) -> Any:
+        """The arguments as an object, which is empty if the answer was cut within them."""
+        try:
+            return msgspec.json.decode(self.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            return {}
 
 
 class Answer:
@@ -56,7 +66,7 @@ class Answer:
         """`parser` recognises tool calls; None if no tools were offered."""
         self._parser = parser
         self.text = ""
-        self.calls: list[Call] = []
+        self.calls: list[GeneratedCall] = []
         self.logprobs: list[Logprob] = []
         self._held: deque[Logprob] = deque()  # of tokens whose text may not be certain
         self._n_certain = 0  # characters of the text after the log-probabilities that were returned
@@ -74,7 +84,7 @@ class Answer:
             deltas.append(Content(content, tuple(logprobs)))
         for piece in pieces:
             if isinstance(piece, CallStart):
-                self.calls.append(Call(piece.id, piece.name))
+                self.calls.append(GeneratedCall(piece.id, piece.name))
             elif isinstance(piece, CallArguments):
                 self.calls[piece.index].arguments += piece.text
             if not isinstance(piece, str):

@@ -128,6 +128,8 @@ def prepare(
         return build(model, decoded, client)
     except UserError as error:
         raise APIError(400, str(error)) from None
+    except RecursionError:  # the decoder reaches deeper than what follows it
+        raise APIError(400, "the request is nested too deep; flatten it") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,3 +180,8 @@ class Call:
         stream = await self.resources.enter_async_context(running)
         self.is_counted, self.groups = True, stream.groups
         return stream
+
+
+async def reply(call: Call) -> Reply:
+    """Handle a request whose response was prepared, as JSON."""
+    return Reply(call.prepared)

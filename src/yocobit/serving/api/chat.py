@@ -75,7 +75,7 @@ class ChatRequest(Constrained, kw_only=True):
 
     @property
     def requires_call(self) -> bool:
-        """Whether the answer has to be a tool call."""
+        """Whether the answer must be a tool call."""
         choice = self.tool_choice
         if isinstance(choice, AllowedToolsChoice):
             return choice.allowed_tools.mode == "required"
@@ -312,7 +312,7 @@ def render(
                     f"messages[{i}].content: {part.type!r} parts are not supported, only text",
                     param="messages",
                 )
-    model.check_length(sum(map(protocol.length, messages)), "messages")
+    model.check_length(sum(len(message.text) for message in messages), "messages")
     if offered_tools:
         variables = {**variables, "tools": tools.to_template(offered_tools)}
     try:
@@ -326,9 +326,9 @@ def render(
 
 
 def n_shared_tokens(model: ServedModel, body: ChatRequest, prompt: list[int]) -> int:
-    """Return how many tokens of a prompt it shares with other conversations; 0 if unknown.
+    """Return how many tokens a prompt shares with other conversations; 0 if unknown.
 
-    These have the same system message and tools, and another first message.
+    They have the same system message and tools, but another first message.
     """
     system = list(itertools.takewhile(lambda m: m.role in ("system", "developer"), body.messages))
     if model.settings.prefix_mb == 0 or not (system or body.offered_tools):
@@ -350,7 +350,7 @@ def _constraint(body: ChatRequest) -> Constraint | None:
     constraint = constraint_of(body)
     if not body.requires_call:
         return constraint
-    if constraint is not None and constraint.param != "response_format":  # that of content
+    if constraint is not None and constraint.param != "response_format":  # constrains content
         raise APIError(
             400,
             f"tool_choice and {constraint.param} both constrain the output; leave one out",
@@ -364,9 +364,9 @@ def _constraint(body: ChatRequest) -> Constraint | None:
         raise APIError(
             400, f"tool_choice requires {what}, which is not in tools", param="tool_choice"
         )
-    several = named is None and body.parallel_tool_calls is not False
+    is_array_allowed = named is None and body.parallel_tool_calls is not False
     pointers = [f"/tools/{(body.tools or []).index(tool)}" for tool in offered]
-    return tools.constraint_of_calls(offered, pointers, several)
+    return tools.constraint_of_calls(offered, pointers, is_array_allowed)
 
 
 def _delta(

@@ -41,7 +41,7 @@ class CompletionRequest(Constrained, kw_only=True):
 
 
 def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompletion:
-    """Return the generation requests of a body; APIError 400 if it is invalid."""
+    """Return the response to generate for a body; APIError 400 if it is invalid."""
     check_stream_options(body)
     n = body.n or 1
     if body.best_of is not None and body.best_of != n:
@@ -62,7 +62,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     if limit == 0 and not body.echo:
         raise APIError(400, "max_tokens can be 0 only with echo", param="max_tokens")
     prompts = [model.truncate(body, prompt, limit) for prompt in prompts]
-    limits_of = [model.max_tokens(limit, len(prompt)) for prompt in prompts]
+    token_limits = [model.max_tokens(limit, len(prompt)) for prompt in prompts]
     requests = [
         model.check(
             Request(
@@ -78,7 +78,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
             ),
             param="prompt",
         )
-        for i, (prompt, max_tokens) in enumerate(zip(prompts, limits_of, strict=True))
+        for i, (prompt, max_tokens) in enumerate(zip(prompts, token_limits, strict=True))
     ]
     model.check_logprobs(requests)
     if body.echo and body.logprobs is not None:

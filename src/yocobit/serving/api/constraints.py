@@ -1,4 +1,4 @@
-"""Constraints: the fields of a request that say which form its output has.
+"""Constraints: the fields of a request that restrict its output to a grammar.
 
 They come in the spellings of OpenAI (response_format), vLLM (structured_outputs, guided_*) and
 llama.cpp (grammar, json_schema). Each becomes one Grammar; a request has at most one.
@@ -38,7 +38,7 @@ class JSONSchema(Struct, kw_only=True):
 class ResponseFormat(Struct, kw_only=True):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JSONSchema | None = None
-    schema: JSONSchemaValue | None = None  # llama.cpp's place of it
+    schema: JSONSchemaValue | None = None  # as in llama.cpp
 
 
 class StructuredOutputs(Struct, kw_only=True):
@@ -78,7 +78,7 @@ class Constrained(Sampling, kw_only=True):
         )
 
 
-# The other fields whose value is a grammar, and of which kind.
+# The other fields whose value is a grammar, and its kind.
 _FIELDS: Sequence[tuple[str, Kind]] = (
     ("guided_json", "json"),
     ("guided_regex", "regex"),
@@ -153,7 +153,7 @@ def constraint_of(body: Constrained) -> Constraint | None:
 def constrained(
     model: ServedModel, constraint: Constraint | None, body: Sampling, requests: list[Request]
 ) -> tuple[CheckedGrammar | None, list[Request]]:
-    """Return the grammar of requests, checked, and the requests, whose output it alone ends.
+    """Return the checked grammar of requests, and the requests, which end only with it.
 
     APIError 400 if the grammar cannot be followed.
     """
@@ -226,7 +226,7 @@ def _of_structured_outputs(outputs: StructuredOutputs) -> Iterator[Constraint]:
 
 
 def _of_field(value: Any, kind: Kind, param: str) -> Iterator[Constraint]:
-    """Yield the constraint of a field whose value is a grammar; an empty text is none."""
+    """Yield the constraint of a field whose value is a grammar; an empty text is ignored."""
     if value is None or value == "":
         return
     if kind in ("json", "choice"):

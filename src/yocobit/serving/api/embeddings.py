@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -48,7 +48,11 @@ class Inputs:
 
 
 async def embeddings(call: Call) -> Reply:
-    inputs: Inputs = call.prepared
+    return Reply(await embed(call, call.prepared))
+
+
+async def embed(call: Call, inputs: Inputs) -> dict[str, Any]:
+    """Return the vectors of inputs, in the form of the response."""
     width = call.model.engine.config.d_model
     poolers = [_Pooler(inputs.pooling, width) for _ in inputs.requests]
     requests = [
@@ -59,17 +63,15 @@ async def embeddings(call: Call) -> Reply:
     async for _ in stream.events():
         pass
     n_tokens = sum(len(request.prompt) for request in requests)
-    return Reply(
-        {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "index": i, "embedding": pooler.embedding(inputs.is_base64)}
-                for i, pooler in enumerate(poolers)
-            ],
-            "model": inputs.model,
-            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-        }
-    )
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": pooler.embedding(inputs.is_base64)}
+            for i, pooler in enumerate(poolers)
+        ],
+        "model": inputs.model,
+        "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+    }
 
 
 class _Pooler:

@@ -15,16 +15,18 @@ from yocobit.serving.api import (
     embeddings,
     messages,
     ollama,
+    ollama_models,
     responses,
     tokenize,
 )
-from yocobit.serving.api.call import Call, Events, Reply, ServerState
+from yocobit.serving.api.call import Call, Events, Reply, ServerState, reply
 from yocobit.serving.api.chat import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import generate
 from yocobit.serving.api.health import health, metrics
-from yocobit.serving.api.messages import ANTHROPIC, CountRequest, MessagesRequest
+from yocobit.serving.api.message_request import CountRequest, MessagesRequest
+from yocobit.serving.api.messages import ANTHROPIC
 from yocobit.serving.api.models import get_model, list_models
 from yocobit.serving.api.ollama import OLLAMA
 from yocobit.serving.api.response_request import ResponseRequest
@@ -33,7 +35,7 @@ from yocobit.serving.api.tokenize import DetokenizeRequest, TokenizeRequest
 from yocobit.serving.api.wire import OPENAI, RESPONSES, WireFormat
 from yocobit.serving.settings import ServerSettings
 
-V1 = ("/v1", "/openai/v1")  # the second is where Groq's client sends its requests
+V1 = ("/v1", "/openai/v1")  # the second: Groq's client
 VLLM = (*V1, "")  # vLLM serves its own endpoints without a prefix
 ROOT = ("",)
 
@@ -47,12 +49,12 @@ class Endpoint:
     summary: str
     body: type | None = None  # of a POST, a msgspec.Struct; None: a GET or DELETE
     query: type | None = None  # a msgspec.Struct
-    deletes: bool = False  # what the path names
+    deletes: bool = False  # the resource of the path, with the method DELETE
     # Builds from model, body and client what the handler runs. It must be picklable.
     prepare: Callable[..., Any] = lambda model, body, client: None
-    # Looks up what `prepare` gets as `recalled` from the server's state, the body and the client.
+    # Looks up the `recalled` argument of `prepare` in the server's state.
     recall: Callable[[ServerState, bytes, str], Recalled | None] = lambda state, body, client: None
-    uses_template: bool = False  # so that the cost of a small body is not known either
+    uses_template: bool = False  # then even a small body may be costly
     is_heavy: Callable[[Any], bool] = lambda body: False  # whatever the size of the body
     prefixes: tuple[str, ...] = V1
     wire: WireFormat = OPENAI  # of its streams and errors
@@ -109,7 +111,7 @@ ENDPOINTS = (
     Endpoint(
         "/responses/{id}/input_items",
         responses.input_items,
-        "List what a stored response was generated from.",
+        "List the input items of a stored response.",
         query=responses.Page,
     ),
     Endpoint(
@@ -140,7 +142,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/messages/count_tokens",
-        tokenize.reply,
+        reply,
         "Count the tokens of a conversation, in Anthropic's API.",
         body=CountRequest,
         prepare=messages.count_tokens,
@@ -152,7 +154,7 @@ ENDPOINTS = (
     Endpoint("/models/{id}", get_model, "Describe a model."),
     Endpoint(
         "/tokenize",
-        tokenize.reply,
+        reply,
         "Convert text or a conversation to tokens.",
         body=TokenizeRequest,
         prepare=tokenize.tokenize,
@@ -161,7 +163,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/detokenize",
-        tokenize.reply,
+        reply,
         "Convert tokens to text.",
         body=DetokenizeRequest,
         prepare=tokenize.detokenize,
@@ -213,23 +215,31 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/api/show",
-        tokenize.reply,
+        reply,
         "Describe a model, in Ollama's API.",
-        body=ollama.ShowRequest,
-        prepare=ollama.show,
+        body=ollama_models.ShowRequest,
+        prepare=ollama_models.show,
         prefixes=ROOT,
         wire=OLLAMA,
     ),
-    Endpoint("/api/tags", ollama.tags, "List the models.", prefixes=ROOT, wire=OLLAMA),
-    Endpoint("/api/ps", ollama.loaded_models, "List the models.", prefixes=ROOT, wire=OLLAMA),
-    Endpoint("/api/version", ollama.version, "Return the version.", prefixes=ROOT, wire=OLLAMA),
+    Endpoint("/api/tags", ollama_models.tags, "List the models.", prefixes=ROOT, wire=OLLAMA),
+    Endpoint(
+        "/api/ps",
+        ollama_models.loaded_models,
+        "List the loaded models.",
+        prefixes=ROOT,
+        wire=OLLAMA,
+    ),
+    Endpoint(
+        "/api/version", ollama_models.version, "Return the version.", prefixes=ROOT, wire=OLLAMA
+    ),
     *(
         Endpoint(
             f"/api/{name}",
-            tokenize.reply,
+            reply,
             "Refused: the server manages no models.",
-            body=ollama.ManagementRequest,
-            prepare=ollama.refuse_management,
+            body=ollama_models.ManagementRequest,
+            prepare=ollama_models.refuse_management,
             prefixes=ROOT,
             wire=OLLAMA,
         )
@@ -237,7 +247,7 @@ ENDPOINTS = (
     ),
     Endpoint(
         "/api/delete",
-        ollama.refuse_deletion,
+        ollama_models.refuse_deletion,
         "Refused: the server manages no models.",
         deletes=True,
         prefixes=ROOT,

@@ -34,7 +34,7 @@ class Generation(ABC):
         is_streamed: bool,
         grammar: CheckedGrammar | None = None,
     ) -> None:
-        """`grammar` is what the output follows."""
+        """The output follows `grammar`."""
         self.model = model
         self.requests = requests
         self.is_streamed = is_streamed

@@ -1,14 +1,12 @@
-"""POST api/chat, api/generate, api/embed and the models of Ollama's API, for its clients.
+"""POST api/chat, api/generate, api/embed and api/embeddings: Ollama's API, for its clients.
 
-A body becomes a ChatRequest; its answer is rendered as lines of JSON. Names of models may end with
-the tag :latest. What manages models is refused: `yocobit pull` and `yocobit serve` do that.
+A body becomes a ChatRequest; its answer is rendered as lines of JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,25 +14,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 from yocobit.serving import limits
-from yocobit.serving.api import chat, embeddings, protocol
-from yocobit.serving.api.answer import Call as ToolUse
-from yocobit.serving.api.answer import Content, Done
-from yocobit.serving.api.call import Call, Events, Reply
+from yocobit.serving.api import chat, embeddings, generation, protocol
+from yocobit.serving.api.answer import Content, Done, GeneratedCall
+from yocobit.serving.api.call import Call, Events, Reply, reply
 from yocobit.serving.api.chat import ChatRequest, PreparedChat
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import Generation, usage
-from yocobit.serving.api.generation import generate as run
 from yocobit.serving.api.protocol import Message, Name, Tool
 from yocobit.serving.api.refused_fields import REFUSED, Refused, check_value
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.api.wire import WireFormat
 from yocobit.serving.errors import APIError
-from yocobit.serving.runtime.request import Event, Finish, Token
+from yocobit.serving.runtime.request import Event
 from yocobit.serving.runtime.runtime import EventStream
 
-TAG = ":latest"
-# Of Ollama's API that this file implements: clients compare it with what they need.
-VERSION = "0.12.11"
 # The names of options as fields of ChatRequest. Other options do not change the answer.
 _OPTIONS = {
     "num_predict": "max_tokens",
@@ -47,16 +40,15 @@ _OPTIONS = {
         )
     },
 }
-_NEVER = "9999-12-31T23:59:59Z"  # the served model is not unloaded
 
 
-class CalledFunction(Struct, kw_only=True):
+class OllamaFunction(Struct, kw_only=True):
     name: Name
     arguments: dict[str, Any]
 
 
-class CallMade(Struct, kw_only=True):
-    function: CalledFunction
+class OllamaCall(Struct, kw_only=True):
+    function: OllamaFunction
     id: Name | None = None
 
 
@@ -64,7 +56,7 @@ class OllamaMessage(Struct, kw_only=True):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     images: list[Any] | None = None  # rejected
-    tool_calls: Annotated[list[CallMade], Meta(max_length=limits.TOOLS)] | None = None
+    tool_calls: Annotated[list[OllamaCall], Meta(max_length=limits.TOOLS)] | None = None
     tool_name: Name | None = None
     tool_call_id: Name | None = None
 
@@ -76,7 +68,7 @@ class _Body(Struct, kw_only=True):
         "think": Refused((False,)),
         "images": Refused(([],)),
         "suffix": Refused(("",)),
-        "template": Refused(("",), "it is the model's"),
+        "template": Refused(("",), "that of the model is applied"),
         "context": Refused(([],), "use api/chat"),
     }
 
@@ -91,18 +83,18 @@ class _Body(Struct, kw_only=True):
 
 
 class OllamaChatRequest(_Body, kw_only=True):
-    """The body of api/chat. Without messages, it asks if the model is loaded."""
+    """The body of api/chat. Without messages, nothing is generated."""
 
     messages: Annotated[list[OllamaMessage], Meta(max_length=limits.MESSAGES)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=limits.TOOLS)] | None = None
 
 
 class GenerateRequest(_Body, kw_only=True):
-    """The body of api/generate. Without a prompt, it asks if the model is loaded."""
+    """The body of api/generate. Without a prompt, nothing is generated."""
 
     prompt: str | None = None
     system: str | None = None
-    raw: bool | None = None  # the prompt is continued, without the chat template
+    raw: bool | None = None  # continue the prompt, without the chat template
 
 
 class EmbedRequest(Struct, kw_only=True):
@@ -110,7 +102,7 @@ class EmbedRequest(Struct, kw_only=True):
 
     model: Name
     input: str | Annotated[list[str], Meta(max_length=limits.INPUTS)]
-    truncate: bool | None = None  # texts that are longer than the context, by default
+    truncate: bool | None = None  # true by default: texts longer than the context are cut
     dimensions: int | None = None  # rejected
     options: dict[str, Any] | None = None
     keep_alive: float | str | None = None
@@ -123,20 +115,6 @@ class EmbeddingsRequest(Struct, kw_only=True):
     prompt: str
     options: dict[str, Any] | None = None
     keep_alive: float | str | None = None
-
-
-class ShowRequest(Struct, kw_only=True):
-    """The body of api/show."""
-
-    model: Name | None = None
-    name: Name | None = None  # its earlier name
-    verbose: bool | None = None
-
-
-class ManagementRequest(Struct):
-    """The body of a request that is refused: any object."""
-
-    model: ClassVar[None] = None
 
 
 # ---- chat and generate
@@ -176,7 +154,8 @@ def is_heavy(body: _Body) -> bool:
 
 async def generate(call: Call) -> Reply | Events:
     """Handle a request to chat or generate."""
-    return Reply(call.prepared) if isinstance(call.prepared, bytes) else await run(call)
+    is_empty = isinstance(call.prepared, bytes)
+    return await (reply(call) if is_empty else generation.generate(call))
 
 
 class OllamaGeneration(Generation):
@@ -201,8 +180,6 @@ class OllamaGeneration(Generation):
         }
 
     def chunks_of(self, index: int, event: Event, stream: EventStream) -> Iterator[dict[str, Any]]:
-        if not isinstance(event, Token | Finish):
-            return
         for delta in self._answer.add(event):
             if isinstance(delta, Content):
                 yield {**self._line(delta.text), **self._logprobs(delta.logprobs)}
@@ -212,13 +189,13 @@ class OllamaGeneration(Generation):
     def last_chunks(self, stream: EventStream) -> Iterator[dict[str, Any]]:
         yield {**self._line(""), **self._end(stream)}
 
-    def _line(self, text: str, calls: Iterable[ToolUse] = ()) -> dict[str, Any]:
+    def _line(self, text: str, calls: Iterable[GeneratedCall] = ()) -> dict[str, Any]:
         line = {"model": self._model_name, "created_at": _now()}
         if not self._is_chat:
             return {**line, "response": text, "done": False}
         message: dict[str, Any] = {"role": "assistant", "content": text}
-        if made := [_call(i, each) for i, each in enumerate(calls)]:
-            message["tool_calls"] = made
+        if rendered := [_call(i, each) for i, each in enumerate(calls)]:
+            message["tool_calls"] = rendered
         return {**line, "message": message, "done": False}
 
     def _logprobs(self, found: Iterable[Any]) -> dict[str, Any]:
@@ -291,19 +268,13 @@ def _message(i: int, message: OllamaMessage) -> Message:
     )
 
 
-def _call(index: int, call: ToolUse) -> dict[str, Any]:
-    try:
-        arguments = msgspec.json.decode(call.arguments)
-    except (msgspec.DecodeError, RecursionError):  # cut by num_predict
-        arguments = {}
-    return {
-        "id": call.id,
-        "function": {"index": index, "name": call.name, "arguments": arguments},
-    }
+def _call(index: int, call: GeneratedCall) -> dict[str, Any]:
+    function = {"index": index, "name": call.name, "arguments": call.decoded_arguments}
+    return {"id": call.id, "function": function}
 
 
 def _loaded(body: _Body, empty: Mapping[str, Any]) -> bytes:
-    """Return the response to a request that generates nothing."""
+    """Return the response to a request that generates nothing, as JSON."""
     reason = "unload" if body.keep_alive == 0 else "load"
     line = {"model": body.model, "created_at": _now(), **empty, "done": True, "done_reason": reason}
     return msgspec.json.encode(line)
@@ -349,7 +320,7 @@ def build_embeddings(model: ServedModel, body: EmbeddingsRequest, client: str) -
 async def embed(call: Call) -> Reply:
     """Handle a request to embed or embeddings."""
     texts: Texts = call.prepared
-    found = (await embeddings.embeddings(dataclasses.replace(call, prepared=texts.inputs))).value
+    found = await embeddings.embed(call, texts.inputs)
     vectors = [each["embedding"] for each in found["data"]]
     if texts.is_single:
         return Reply({"embedding": vectors[0]})
@@ -361,105 +332,6 @@ async def embed(call: Call) -> Reply:
             "prompt_eval_count": found["usage"]["prompt_tokens"],
         }
     )
-
-
-# ---- models
-
-
-async def tags(call: Call) -> Reply:
-    return Reply({"models": [_describe(call.model, name) for name in call.model.names]})
-
-
-async def loaded_models(call: Call) -> Reply:
-    more = {
-        "expires_at": _NEVER,
-        "size_vram": 0,
-        "context_length": call.model.settings.context,
-    }
-    return Reply({"models": [{**_describe(call.model, n), **more} for n in call.model.names]})
-
-
-async def version(call: Call) -> Reply:
-    return Reply({"version": VERSION})
-
-
-def show(model: ServedModel, body: ShowRequest, client: str) -> bytes:
-    """Return the description of a model as JSON."""
-    model.check_name(body.model or body.name)
-    engine = model.engine
-    template = engine.chat_template.source if model.has_chat_template else ""
-    config = engine.config
-    capabilities = ["completion", "embedding"]
-    if "tools" in template:
-        capabilities.append("tools")
-    sampling = engine.sampling()
-    parameters = {
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repeat_penalty": sampling.repetition_penalty,
-        "num_ctx": model.settings.context,
-    }
-    described = _describe(model, model.name)
-    return msgspec.json.encode(
-        {
-            "modelfile": f"FROM {model.name}",
-            "parameters": "\n".join(f"{name} {value}" for name, value in parameters.items()),
-            "template": template,
-            "details": described["details"],
-            "model_info": {
-                "general.architecture": "yocobit",
-                "general.parameter_count": model.summary.parameters,
-                "yocobit.context_length": model.settings.context,
-                "yocobit.embedding_length": config.d_model,
-                "yocobit.attention.head_count": config.n_heads,
-                "yocobit.attention.head_count_kv": config.n_kv_heads,
-                "yocobit.vocab_size": config.vocab_size,
-            },
-            "capabilities": capabilities,
-            "modified_at": described["modified_at"],
-        }
-    )
-
-
-def refuse_management(model: ServedModel, body: ManagementRequest, client: str) -> bytes:
-    raise _manages_no_models()
-
-
-async def refuse_deletion(call: Call) -> Reply:
-    raise _manages_no_models()
-
-
-def _manages_no_models() -> APIError:
-    return APIError(
-        400,
-        "this server manages no models: import one with `yocobit pull` and serve it with `yocobit "
-        "serve`",
-    )
-
-
-def _describe(model: ServedModel, name: str) -> dict[str, Any]:
-    n, weights = model.summary.parameters, model.engine.config.weights
-    size = f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.1f}M"
-    changed_at = datetime.datetime.fromtimestamp(
-        model.engine.model.file.stat().st_mtime, datetime.timezone.utc
-    )
-    return {
-        "name": name + TAG,
-        "model": name + TAG,
-        "modified_at": changed_at.isoformat().replace("+00:00", "Z"),
-        "size": model.summary.size_bytes,
-        "digest": hashlib.sha256(model.identity.encode()).hexdigest(),
-        "details": {
-            "parent_model": "",
-            "format": "safetensors",
-            "family": "yocobit",
-            "families": ["yocobit"],
-            "parameter_size": size,
-            "quantization_level": weights,
-        },
-    }
 
 
 # ---- the wire format

@@ -25,6 +25,7 @@ from yocobit.text.generation_config import RepetitionPenalty, Temperature
 Choices = Annotated[int, Meta(ge=1, le=limits.CHOICES)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]  # OpenAI's
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_CHARS)]
 Stop = StopString | Annotated[list[StopString], Meta(max_length=limits.STOPS)]
 MaxTokens = Annotated[int, Meta(ge=-1)]  # -1: the rest of the context, as in llama.cpp
@@ -46,7 +47,7 @@ class StreamOptions(Struct):
 
 
 class Sampling(Struct, kw_only=True):
-    """Fields of chat completions and completions: streaming, choices, sampling and the end."""
+    """Fields of chats and completions: streaming, choices, sampling and end conditions."""
 
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
 
@@ -73,11 +74,11 @@ class Sampling(Struct, kw_only=True):
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
-    service_tier: Name | None = None  # returned as it is
+    service_tier: Name | None = None  # returned unchanged
 
 
 class Function(Struct, kw_only=True):
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -94,6 +95,19 @@ class NamedFunction(Struct, kw_only=True):
 
 class ToolChoice(Struct, kw_only=True, tag_field="type", tag="function"):
     function: NamedFunction
+
+
+def function_tool(
+    name: str, description: str | None, parameters: dict[str, Any] | None, strict: bool | None
+) -> Tool:
+    """Return a function as a tool."""
+    function = Function(name=name, description=description, parameters=parameters, strict=strict)
+    return Tool(type="function", function=function)
+
+
+def function_choice(name: str) -> ToolChoice:
+    """Return the choice that requires a call of a function."""
+    return ToolChoice(function=NamedFunction(name=name))
 
 
 class AllowedTools(Struct, kw_only=True):
@@ -201,11 +215,6 @@ def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
     """Return the fields of a query as that type; APIError 400 that names the field if invalid."""
     with _naming_fields():
         return msgspec.convert(query, kind, strict=False)
-
-
-def length(message: Message) -> int:
-    """Return the characters of a message's content."""
-    return len(message.text)
 
 
 def to_template(messages: list[Message]) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ REFUSED: Mapping[str, Refused] = {
     # vLLM
     "allowed_token_ids": Refused(([],), "use logit_bias"),
     "bad_words": Refused(([],), "use logit_bias"),
-    "chat_template": Refused(remedy="it is the model's"),
+    "chat_template": Refused(remedy="that of the model is applied"),
     "logprob_token_ids": Refused(([],), _LOGPROBS),
     "logits_processors": Refused(([],)),
     "prompt_embeds": Refused(([],)),
@@ -93,7 +93,5 @@ def check_value(name: str, value: Any, refused: Refused) -> None:
     if value is None or value in refused.accepted:
         return
     only = " or ".join(msgspec.json.encode(each).decode() for each in refused.accepted)
-    rule = f"only {only} is supported" if only else "is not supported"
-    raise APIError(
-        400, f"{name}: {rule} but it is {shown(value, 40)}; {refused.remedy}", param=name
-    )
+    rule = f"{name}: only {only} is supported" if only else f"{name} is not supported"
+    raise APIError(400, f"{rule} but it is {shown(value, 40)}; {refused.remedy}", param=name)

@@ -54,9 +54,9 @@ class Output(Struct, kw_only=True):
 
 
 def resolve(items: Iterable[Item], stored: Mapping[str, Item]) -> Iterator[tuple[int, Item]]:
-    """Yield items with their indices: those that are referred to, and no reasoning.
+    """Yield items with their indices, references resolved, without reasoning.
 
-    Reasoning is of use to the model that wrote it only. APIError 400 for an unknown reference.
+    Reasoning is useful only to the model that wrote it. APIError 400 for an unknown reference.
     """
     for i, item in enumerate(items):
         if item.type == "item_reference":

@@ -1,4 +1,4 @@
-"""The body of responses: its schema, its conversion to a ChatRequest, what a response repeats."""
+"""The body of responses: schema, conversion to a ChatRequest, fields that a response repeats."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from yocobit.serving.api.constraints import JSONSchema, ResponseFormat
 from yocobit.serving.api.protocol import (
     AllowedTools,
     AllowedToolsChoice,
-    Function,
+    FunctionName,
     MaxTokens,
     Message,
     Name,
-    NamedFunction,
     Sampling,
-    Tool,
-    ToolChoice,
+    function_choice,
+    function_tool,
 )
 from yocobit.serving.api.refused_fields import Refused, check_value
 from yocobit.serving.api.response_items import Items
@@ -46,7 +45,7 @@ class FunctionTool(Struct, kw_only=True):
     """A tool; those that OpenAI's servers run have other types and are refused."""
 
     type: Name
-    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")] | None = None
+    name: FunctionName | None = None
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -140,7 +139,7 @@ class ResponseRequest(Sampling, kw_only=True):
 
 
 def check_supported(body: ResponseRequest) -> None:
-    """APIError 400 if a body asks for something that this server does not have."""
+    """APIError 400 if a body has a field with a value that is not supported."""
     if body.text is not None:
         check_value("text.verbosity", body.text.verbosity, Refused(("medium",)))
     for value in body.include or ():
@@ -189,7 +188,11 @@ def chat_request(body: ResponseRequest, messages: list[Message]) -> ChatRequest:
         logprobs=body.has_logprobs,
         top_logprobs=body.top_logprobs,
         response_format=response_format,
-        tools=[_tool(tool) for tool in body.tools or ()] or None,
+        tools=[
+            function_tool(tool.name or "", tool.description, tool.parameters, tool.strict)
+            for tool in body.tools or ()
+        ]
+        or None,
         tool_choice=_chat_choice(body.tool_choice),
         reasoning_effort=body.effort,
         parallel_tool_calls=body.parallel_tool_calls,
@@ -200,38 +203,20 @@ def _chat_choice(choice: Any) -> Any:
     if not isinstance(choice, ToolSelection):
         return choice
     if choice.type == "function":
-        return _named(choice.name)
-    named = [_named(tool.name) for tool in choice.tools or ()]
+        return function_choice(choice.name or "")
+    named = [function_choice(tool.name or "") for tool in choice.tools or ()]
     allowed = AllowedTools(mode=choice.mode or "auto", tools=named)
     return AllowedToolsChoice(allowed_tools=allowed)
-
-
-def _named(name: str | None) -> ToolChoice:
-    return ToolChoice(function=NamedFunction(name=name or ""))
-
-
-def _tool(tool: FunctionTool) -> Tool:
-    function = Function(
-        name=tool.name or "",
-        description=tool.description,
-        parameters=tool.parameters,
-        strict=tool.strict,
-    )
-    return Tool(type="function", function=function)
 
 
 def repeated_fields(
     body: ResponseRequest, model_name: str, sampling: SamplingConfig
 ) -> dict[str, Any]:
-    """Return what a response repeats of its request, with the defaults that applied."""
-    tools = _raw(body.tools or [])
-    if (n_bytes := len(bytes(tools))) > limits.TOOLS_BYTES:
-        raise APIError(
-            400,
-            f"tools have {n_bytes:,} bytes, but at most {limits.TOOLS_BYTES:,} are allowed; offer "
-            "fewer",
-            param="tools",
-        )
+    """Return the fields of a request that its response repeats, with their defaults.
+
+    APIError 400 for a field that is too large or too deep to be repeated.
+    """
+    text = {"format": _without_none(body.format), "verbosity": "medium"}
     return {
         "model": body.model or model_name,
         "instructions": body.instructions,
@@ -247,9 +232,9 @@ def repeated_fields(
         "safety_identifier": body.safety_identifier,
         "service_tier": body.service_tier or "default",
         "temperature": sampling.temperature,
-        "text": _raw({"format": _without_none(body.format), "verbosity": "medium"}),
-        "tool_choice": _raw(_choice(body.tool_choice)),
-        "tools": tools,
+        "text": _raw(text, "text.format"),
+        "tool_choice": _raw(_choice(body.tool_choice), "tool_choice"),
+        "tools": _raw(body.tools or [], "tools"),
         "top_logprobs": body.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": body.truncation or "disabled",
@@ -271,12 +256,20 @@ def _without_none(struct: Struct) -> dict[str, Any]:
     return {k: value for k, value in msgspec.structs.asdict(struct).items() if value is not None}
 
 
-def _raw(value: Any) -> msgspec.Raw:
-    """Return a value as JSON; APIError 400 if it is nested too deep.
+def _raw(value: Any, param: str) -> msgspec.Raw:
+    """Return a value of the request as JSON; APIError 400 if it is too large or too deep.
 
-    What a request repeats is encoded where it is checked: its depth may be that of the decoder.
+    It is encoded here, since its depth may be the decoder's limit.
     """
     try:
-        return msgspec.Raw(msgspec.json.encode(value))
+        encoded = msgspec.json.encode(value)
     except RecursionError:
-        raise APIError(400, "the request is nested too deep; flatten it") from None
+        raise APIError(400, f"{param} is nested too deep; flatten it", param=param) from None
+    if len(encoded) > limits.REPEATED_BYTES:
+        raise APIError(
+            400,
+            f"{param} must have at most {limits.REPEATED_BYTES:,} bytes but has {len(encoded):,}; "
+            "shorten it",
+            param=param,
+        )
+    return msgspec.Raw(encoded)

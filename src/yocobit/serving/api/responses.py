@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -66,10 +66,10 @@ class Retrieval(Struct, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class Recalled:
-    """Stored JSON that a request continues or refers to."""
+    """Stored JSON that a request continues or references."""
 
     turns: tuple[tuple[bytes, bytes], ...] = ()  # input items and response of each
-    responses: tuple[bytes, ...] = ()  # that have items which the input refers to
+    responses: tuple[bytes, ...] = ()  # with items that the input references
 
     @property
     def n_bytes(self) -> int:
@@ -77,7 +77,7 @@ class Recalled:
 
 
 class _References(Struct, kw_only=True):
-    """The part of a body that refers to stored responses."""
+    """The part of a body that references stored responses."""
 
     previous_response_id: Name | None = None
     input: msgspec.Raw = msgspec.Raw(b"null")
@@ -88,8 +88,11 @@ class _Reference(Struct, kw_only=True):
     id: Any = None
 
 
+_PossibleReferences = Annotated[list[_Reference], Meta(max_length=limits.MESSAGES)]
+
+
 def recall(state: ServerState, body: bytes, client: str) -> Recalled | None:
-    """Return what a body continues or refers to; APIError 404 for what is not stored.
+    """Return what a body continues or references; APIError 404 for what is not stored.
 
     An invalid body is reported when it is decoded as a whole.
     """
@@ -100,7 +103,7 @@ def recall(state: ServerState, body: bytes, client: str) -> Recalled | None:
         found = msgspec.json.decode(body, type=_References)
         references: list[_Reference] = []
         if bytes(found.input).lstrip()[:1] == b"[" and b"item_reference" in bytes(found.input):
-            references = msgspec.json.decode(found.input, type=list[_Reference])
+            references = msgspec.json.decode(found.input, type=_PossibleReferences)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if found.previous_response_id is not None:
@@ -172,8 +175,21 @@ def build(
         ) from None
     fields = repeated_fields(body, model.name, prepared.request.sampling[0])
     # A queued request keeps no more of its body than it needs.
-    stored = msgspec.json.encode(to_stored(item for _, item in own)) if fields["store"] else b""
+    stored = _stored_input(item for _, item in own) if fields["store"] else b""
     return Response(model, prepared, bool(body.stream), fields, stored)
+
+
+def _stored_input(items: Iterable[Item]) -> bytes:
+    """Return items as JSON to be stored; APIError 400 if they are too large."""
+    encoded = msgspec.json.encode(to_stored(items))
+    if len(encoded) > limits.STORED_INPUT_BYTES:
+        raise APIError(
+            400,
+            f"input must have at most {limits.STORED_INPUT_BYTES:,} bytes to be stored but has "
+            f"{len(encoded):,}; set store to false",
+            param="input",
+        )
+    return encoded
 
 
 async def create(call: Call) -> Reply | Events:
@@ -210,7 +226,7 @@ async def delete(call: Call) -> Reply:
 
 
 async def input_items(call: Call) -> Reply:
-    """List what a response was generated from, a page at a time."""
+    """List the input items of a response, a page at a time."""
     return Reply(await asyncio.to_thread(_page, _stored(call).conversation(), call.query))
 
 
@@ -242,12 +258,12 @@ def _stored(call: Call) -> Turn:
 
 
 def _owner(state: ServerState, client: str) -> str:
-    """Return whose responses a client may use: without API keys, a client is an address."""
+    """Return the owner of a client's responses: its API key; without keys, all share one."""
     return client if state.settings.api_keys else ""
 
 
 def _referred(recalled: Recalled) -> Mapping[str, Item]:
-    """Return the stored items that the input may refer to, by id."""
+    """Return the stored items that the input may reference, by id."""
     return {
         item.id: item
         for response in recalled.responses

@@ -31,11 +31,6 @@ class DetokenizeRequest(Struct, kw_only=True):
     model: protocol.Name | None = None
 
 
-async def reply(call: Call) -> Reply:
-    """Send JSON that was prepared."""
-    return Reply(call.prepared)
-
-
 async def tokenizer_info(call: Call) -> Reply:
     return Reply(call.model.tokenizer_info)
 

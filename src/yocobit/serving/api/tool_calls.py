@@ -169,7 +169,7 @@ class ToolCallParser:
         return None
 
     def _start_call(self, text: str) -> list[Piece] | None:
-        """Return the start of a call whose arguments stream; None if `text` is no head of one."""
+        """Return the start of a call whose arguments stream; None if `text` starts with none."""
         head = _HEAD.match(text, 0, _MAX_HEAD)
         call = _call(head[1] + "}", self._names) if head else None
         if head is None or call is None:

@@ -15,9 +15,9 @@ from yocobit.serving.runtime.structured_output import Grammar
 
 
 def constraint_of_calls(
-    tools: Sequence[Tool], pointers: Sequence[str], several: bool
+    tools: Sequence[Tool], pointers: Sequence[str], is_array_allowed: bool
 ) -> Constraint:
-    """Return the constraint of an output that is a bare call, or with `several` an array of calls.
+    """Return the constraint of an output that is a bare call or, with `is_array_allowed`, an array.
 
     `pointers` are those of the tools in the request. APIError 400 for parameters that nest too
     deep.
@@ -26,12 +26,12 @@ def constraint_of_calls(
         Source(f"{pointer}/function/parameters", bool(tool.function.strict), f"/$defs/tool_{i}")
         for i, (tool, pointer) in enumerate(zip(tools, pointers, strict=True))
     ]
-    schema = schema_of_calls(tools, several)
+    schema = schema_of_calls(tools, is_array_allowed)
     return Constraint("tools", Grammar.from_json("json", schema, "tools"), sources)
 
 
-def schema_of_calls(tools: Sequence[Tool], several: bool = False) -> dict[str, Any]:
-    """Return the JSON schema of a call, or with `several` also of an array of calls."""
+def schema_of_calls(tools: Sequence[Tool], is_array_allowed: bool = False) -> dict[str, Any]:
+    """Return the JSON schema of a call or, with `is_array_allowed`, also of an array."""
     definitions: dict[str, Any] = {}
     calls: list[Any] = []
     for i, tool in enumerate(tools):
@@ -53,7 +53,7 @@ def schema_of_calls(tools: Sequence[Tool], several: bool = False) -> dict[str, A
                 "additionalProperties": False,
             }
         )
-    if several:
+    if is_array_allowed:
         items = {"anyOf": list(calls)}
         calls.append({"type": "array", "items": items, "minItems": 1, "maxItems": limits.TOOLS})
     return {"$defs": definitions, "anyOf": calls}
@@ -77,9 +77,9 @@ _OPEN = {
 
 
 def _closed(schema: Any, is_outermost: bool = False, closes_definitions: bool = True) -> Any:
-    """Return a schema whose objects have no keys but those of their properties, unless it says so.
+    """Return a schema whose objects have only the keys of their properties, unless it allows more.
 
-    OpenAI: a function without `parameters` takes none. Definitions stay as they are if allOf may
+    OpenAI: a function without `parameters` has no arguments. Definitions are unchanged if allOf may
     combine them.
     """
     if not isinstance(schema, dict):

@@ -41,7 +41,7 @@ OPENAI_ERROR: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class WireFormat:
-    """What the endpoints of one protocol have in common."""
+    """How the endpoints of one protocol encode streams and errors."""
 
     frame: Callable[[Any], bytes]  # encodes an event of a stream
     end: bytes = b""  # of a stream
