@@ -43,7 +43,7 @@ CLIENTS = (
     Client("OpenAI, chat completions", "openai_chat.py"),
     Client("OpenAI, responses", "openai_responses.py", sends_seed=False),
     Client("Groq", "groq_chat.py"),
-    Client("Anthropic", "anthropic_messages.py", features=FEATURES[:3], sends_seed=False),
+    Client("Anthropic", "anthropic_messages.py", sends_seed=False),
     Client("Ollama", "ollama_chat.py", features=("text", "stream", "json")),
     Client("LiteLLM, openai/", "litellm_openai.py"),
     Client("LiteLLM, groq/", "litellm_groq.py"),

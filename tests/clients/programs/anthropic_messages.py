@@ -29,4 +29,9 @@ def tools(url: str) -> Any:
     return call.name, call.input
 
 
-run(text=text, stream=stream, tools=tools)
+def parsed(url: str) -> Any:
+    answer = client(url).parse(model=MODEL, messages=SEA, max_tokens=512, output_format=Clock)
+    return answer.parsed_output
+
+
+run(text=text, stream=stream, tools=tools, json=parsed)
