@@ -266,6 +266,19 @@ def test_the_printed_report_cuts_no_line(report):
         assert word in printed
 
 
+def test_the_report_is_printed_in_parts_on_a_narrow_terminal(report):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+
+    print_report(report, console)
+
+    lines = console.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    headings = [line.split() for line in lines if line.startswith("test ")]
+    assert len(headings) > 1
+    assert ["tokens/s" in heading for heading in headings].count(True) == 1
+    assert sum(line.startswith("tg4 @ d40 b3 ") for line in lines) == len(headings)
+
+
 def test_a_report_names_the_attention(model):
     report = measure.run(model.attending("index:256"), grid(prompts="0"), "mixed")
     console = Console(file=io.StringIO(), width=200)

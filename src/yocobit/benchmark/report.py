@@ -39,17 +39,15 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print a report, the results first; lines wider than the console are not cut."""
-    tables = [_rows_table(report)]
+    """Print a report, the results first."""
+    is_wrapped = console.is_terminal
+    console.print(_subject(report), highlight=False, soft_wrap=not is_wrapped)
+    n_varying = sum(len(values) > 1 for _, values in _settings(report))
+    print_table(console, _rows_table(report), n_keys=1 + n_varying)
     if report.limits:
-        tables.append(_limits_table(report))
-    widen(console, tables)
-    console.print(_subject(report), highlight=False)
-    for table in tables:
-        console.print()
-        console.print(table, highlight=False)
+        print_table(console, _limits_table(report))
     console.print()
-    console.print(_machine(report), highlight=False)
+    console.print(_machine(report), highlight=False, soft_wrap=not is_wrapped)
 
 
 def new_table(*headings: str) -> Table:
@@ -60,11 +58,43 @@ def new_table(*headings: str) -> Table:
     return table
 
 
-def widen(console: Console, tables: Sequence[Table]) -> None:
-    """Widen a console so that it cuts no line of the tables."""
+def print_table(console: Console, table: Table, n_keys: int = 1) -> None:
+    """Print a table after a blank line; no line is cut.
+
+    On a terminal that is too narrow, the columns are printed in several parts, each with the first
+    `n_keys` columns. Elsewhere lines may be wider than the console.
+    """
+    parts = _fitting(table, n_keys, console) if console.is_terminal else [table]
+    for part in parts:
+        console.width = max(console.width, _width(part, console))
+        console.print()
+        console.print(part, highlight=False)
+
+
+def _fitting(table: Table, n_keys: int, console: Console) -> list[Table]:
+    """Split a table by columns into tables that fit the console, where a single column does."""
+    keys = range(n_keys)
+    parts: list[list[int]] = []
+    for i in range(n_keys, len(table.columns)):
+        if parts and _width(_select(table, [*keys, *parts[-1], i]), console) <= console.width:
+            parts[-1].append(i)
+        else:
+            parts.append([i])
+    return [_select(table, [*keys, *part]) for part in parts]
+
+
+def _select(table: Table, indices: Sequence[int]) -> Table:
+    """Return a table of some columns."""
+    columns = [table.columns[i] for i in indices]
+    selected = new_table(*(str(column.header) for column in columns))
+    for row in zip(*(column.cells for column in columns), strict=True):
+        selected.add_row(*row)
+    return selected
+
+
+def _width(table: Table, console: Console) -> int:
     unbounded = console.options.update(max_width=1000)
-    widths = [Measurement.get(console, unbounded, table).maximum for table in tables]
-    console.width = max(console.width, *widths)
+    return Measurement.get(console, unbounded, table).maximum
 
 
 def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:

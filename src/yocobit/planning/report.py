@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.benchmark.report import new_table, widen
+from yocobit.benchmark.report import new_table, print_table
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
@@ -16,16 +16,11 @@ _DATA_SHEET = "computed from its data sheet; nothing was run on it"
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print a plan, the results first; lines wider than the console are not cut."""
-    tables = [
-        _stacks_table(plan), _traffic_table(plan), _parts_table(plan), _levels_table(plan)
-    ]  # fmt: skip
-    widen(console, tables)
+    """Print a plan, the results first."""
     console.print(_heading(plan), highlight=False, soft_wrap=True)
     console.print(_conclusion(plan), highlight=False, soft_wrap=True)
-    for table in tables:
-        console.print()
-        console.print(table, highlight=False)
+    for new in (_stacks_table, _traffic_table, _parts_table, _levels_table):
+        print_table(console, new(plan))
     if sources := _sources(plan):
         console.print()
         console.print(sources, highlight=False, soft_wrap=True)
