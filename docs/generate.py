@@ -208,7 +208,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
 
 
 def _metavar(argument: Any) -> str:
-    return argument.metavar or argument.name.upper()
+    return argument.metavar + ("..." if argument.nargs == -1 else "")
 
 
 def _value(option: Any, kind: Any) -> str:

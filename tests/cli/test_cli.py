@@ -279,7 +279,9 @@ def test_train_distils_from_a_teacher_and_warns_without_a_compiler(student):
 
 def test_train_resumes_and_does_not_overwrite_a_run(project):
     config, out = project / "config.toml", project / "run"
-    assert run("train", config, "--out", out).returncode == 0
+    first = run("train", config, "--out", out, "--quiet")
+    (checkpoint,) = out.glob("checkpoints/step-*")
+    assert (first.returncode, first.stdout, first.stderr) == (0, f"{checkpoint}\n", "")
 
     assert fails(run("train", config, "--out", out), "already holds a run", "--resume")
     resumed = run("train", config, "--out", out, "--resume", "--set", "run.steps=5")

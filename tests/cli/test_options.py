@@ -109,7 +109,7 @@ def test_every_command_has_arguments_here():
         (["inspect", "."], "holds no config.json; name the directory of a packed model"),
         (["import", "microsoft/bitnet-b1.58-2B-4T", "out"], "downloaded from the Hugging Face Hub"),
         (["import", "model.gguf", "out"], "was truncated: it ends after 4 bytes"),
-        (["train", ".", "--out", "out"], "is a directory; name a TOML file"),
+        (["train", ".", "--out", "out"], "no file in this directory ends in .txt, "),
     ],
 )
 def test_the_error_of_another_kind_of_model_names_the_remedy(arguments, words, tmp_path, capfd):
@@ -204,7 +204,7 @@ def test_a_random_seed_gives_other_texts(capfd):
         (["generate", "-n"], "option '-n' requires an argument"),
         (["generate", "a", "b", "c"], "got unexpected extra argument(s) (c)"),
         (["generate", "a", "tiny", "-m", "tiny"], "MODEL must be given once but is given as an"),
-        (["train"], "missing argument 'CONFIG' (see yocobit train --help)"),
+        (["train"], "missing argument 'TEXT|CONFIG' (see yocobit train --help)"),
         (["plan", "--cache", "q8"], "invalid value for '--cache': 'q8' is not one of 'f32', "),
         (["generate", "a", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
     ],

@@ -50,7 +50,7 @@ def test_a_packed_model_has_no_fault():
         (["x.pt"], "x.pt", "holds pickled weights, which could run code; choose"),
         (["x.safetensors"], "x.safetensors", "is a file of tensors without config.json next to it"),
         (["tiny.toml"], "tiny.toml", "is a training configuration; train it with: yocobit train"),
-        ([], "https:/example.com/x.gguf", "is the URL of no model on huggingface.co; download"),
+        ([], "https:/example.com/x.gguf", "is not the URL of a model on huggingface.co; download"),
         ([], "tniy", "no such file or directory; did you mean tiny?"),
         (["models/mine/x"], "models/mien", "no such file or directory; did you mean models/mine?"),
         ([], "nothing-like-it", None),

@@ -56,10 +56,10 @@ def test_the_reason_names_when_a_larger_model_is_taken(tmp_path):
     _, some_text = configure(str(file_of(tmp_path, 20_000_000)))
 
     assert small_text == (
-        "preset nano: 0.0 MB of text, 1 minutes on 2 threads; tiny from 0.4 MB and 2 minutes on"
+        "preset nano: 0.0 MB of text, 1 minutes on 2 threads; tiny needs 0.4 MB and 2 minutes"
     )
     assert some_text == (
-        "preset tiny: 20 MB of text, 10 minutes on 2 threads; small from 100 MB and 12 hours on"
+        "preset tiny: 20 MB of text, 10 minutes on 2 threads; small needs 100 MB and 12 hours"
     )
 
 

@@ -14,7 +14,7 @@ from yocobit.packing import checkpoints
 from yocobit.tracking.progress import Progress
 from yocobit.training import checkpoint, loop
 from yocobit.training.config import load as load_config
-from yocobit.training.sample import sample
+from yocobit.training.sample import printable_sample, sample
 
 
 def test_losses_are_equal_for_equal_seeds_and_differ_for_others(toml, tmp_path):
@@ -58,6 +58,20 @@ def test_console_shows_loss_speed_remaining_time_and_sample(toml, tmp_path, caps
     assert "step 12/12  loss" in shown and "tokens/s" in shown and "0:00 left" in shown
     assert "step 12: def x" in shown
     assert "bits/byte on the validation text" in shown
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "printed"),
+    [
+        ("To", " the sea", "To the sea"),
+        ("", "the sea\ufffd\ufffd", "the sea\ufffd\ufffd"),  # cut within a character
+        ("", "the sea " * 10 + "\ufffd ", "the sea " * 10 + "\ufffd "),
+        ("To", "\ufffd sea" * 5, "To [sample not printed: 5 of 25 characters are invalid UTF-8]"),
+        ("", "\ufffd sea", "[sample not printed: 1 of 5 characters are invalid UTF-8]"),
+    ],
+)
+def test_a_sample_with_much_invalid_utf8_is_not_printed(prompt, text, printed):
+    assert printable_sample(prompt, text) == printed
 
 
 def test_average_loss_of_the_progress_line_is_corrected_for_its_start(capsys):
@@ -136,7 +150,7 @@ def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, mo
     """The last evaluation is of the whole text: it is not comparable with the others."""
     sizes = []
 
-    def fake(objective, text, end, context, max_tokens, processes):
+    def fake(objective, text, end, context, max_tokens, processes, report):
         sizes.append(max_tokens)
         return 2.0 if max_tokens else 1.0
 
@@ -151,7 +165,7 @@ def test_best_checkpoint_is_chosen_on_the_same_text_each_time(toml, tmp_path, mo
 def test_evaluations_of_a_short_time_budget_are_limited_and_reported(tmp_path, monkeypatch, capsys):
     sizes = []
 
-    def slow(objective, text, end, context, max_tokens, processes):
+    def slow(objective, text, end, context, max_tokens, processes, report):
         now[0] += 0.1 * (max_tokens or len(text))
         sizes.append(max_tokens)
         return 1.0

@@ -1,4 +1,4 @@
-"""The command line: parses arguments, makes one call, prints a table or JSON. No arithmetic.
+"""The command line: parses arguments, makes one call, prints a table or JSON.
 
 A user's mistake ends with one line on standard error and exit code 2, Ctrl-C with exit code 130.
 """

@@ -16,7 +16,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="ORG/NAME[@REVISION][:FILE], a GGUF file, or a Hugging Face directory.",
+        help="ORG/NAME[@REVISION][:FILE] or a URL of the hub, a GGUF file, or a Hugging Face "
+        "directory.",
     ),
 ]
 
@@ -27,7 +28,7 @@ def pull(
     weights: ImportWeights = None,
     tokenizer: TokenizerFrom = None,
 ) -> None:
-    """Download a model and convert it; again only if it has changed."""
+    """Download and convert a model, unless the cached one is up to date."""
     from yocobit import hub
 
     folder = os.path.abspath(tokenizer) if tokenizer else None
@@ -69,7 +70,7 @@ def remove(
 ) -> None:
     """Remove a model from the cache.
 
-    Its download stays in the cache of huggingface_hub.
+    The downloaded files stay in the cache of huggingface_hub.
     """
     from yocobit import hub
 
@@ -80,7 +81,7 @@ def remove(
 def packed(model: Path) -> Path:
     """Return the directory of the packed model that a MODEL argument names.
 
-    ConfigError for another kind of model, with the command that makes a packed model of it.
+    ConfigError for another kind of model, with the command that converts it.
     """
     from yocobit import hub
 

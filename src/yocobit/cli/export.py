@@ -20,7 +20,7 @@ _MAX_CONTEXT = 1 << 24
 
 def export(
     model: ModelPath,
-    out: Annotated[Path, typer.Argument(help="The new GGUF file or directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The new GGUF file or directory.")],
     to: Annotated[
         Literal["gguf", "hf"],
         typer.Option(help="Format: gguf is a file for llama.cpp, hf a directory for transformers."),
@@ -38,13 +38,13 @@ def export(
     ] = None,
     context: Annotated[
         int,
-        tokens(1, _MAX_CONTEXT, help="Context length to write; a packed model has none."),
+        tokens(1, _MAX_CONTEXT, help="Context length to write to the output."),
     ] = CONTEXT,
     as_json: Json = False,
 ) -> None:
     """Export a model for llama.cpp or transformers.
 
-    What they would compute differently is refused.
+    Models that these would compute differently are refused.
     """
     source = packing.read_model(packed(model))
     if to == "gguf":

@@ -1,4 +1,4 @@
-"""generate, chat: text generation with a packed model, by default the packaged one."""
+"""generate, chat: text generation with a packed model; the packaged one by default."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ from yocobit.pretrained import TINY
 def generate(
     prompt: Annotated[
         str | None,
-        typer.Argument(metavar="PROMPT", help="Text to continue; - or none reads standard input."),
+        typer.Argument(
+            metavar="PROMPT", help="Text to continue; standard input if it is - or missing."
+        ),
     ] = None,
     model_argument: Annotated[
         Path | None,
@@ -56,7 +58,7 @@ def generate(
             "--model",
             "-m",
             metavar="MODEL",
-            help="The model, in place of the argument.",
+            help="The model, instead of the argument MODEL.",
             autocompletion=model_names,
         ),
     ] = None,
@@ -72,7 +74,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[
         list[str],
-        typer.Option(help="Additional stop string; can be repeated."),
+        typer.Option(metavar="TEXT", help="Additional stop string; can be repeated."),
     ] = [],  # noqa: B006
     cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
@@ -124,9 +126,10 @@ def generate(
 
 def chat(
     model: ModelOrTiny = TINY,
-    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.")] = None,
     max_tokens: Annotated[
-        int, tokens(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum tokens per reply.")
+        int,
+        tokens(1, MAX_TOKENS, "--max-tokens", "-n", help="Maximum number of tokens of a reply."),
     ] = 512,
     context: Annotated[
         int, tokens(1, MAX_TOKENS, help="Context length of the conversation, such as 8192 or 32k.")

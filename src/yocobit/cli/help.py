@@ -88,7 +88,7 @@ def add_command(app: typer.Typer, name: str, function: Callable[..., None]) -> N
 
 
 def _with_level(function: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that also has --verbose and --quiet."""
+    """Return a command that also has the options --verbose and --quiet."""
 
     @functools.wraps(function)
     def command(verbose: bool, quiet: bool, **arguments: Any) -> None:
@@ -96,7 +96,7 @@ def _with_level(function: Callable[..., None]) -> Callable[..., None]:
         function(**arguments)
 
     flags = {
-        "verbose": Annotated[bool, typer.Option("--verbose", help="Say more about the work.")],
+        "verbose": Annotated[bool, typer.Option("--verbose", help="Print more details.")],
         "quiet": Annotated[
             bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
         ],
@@ -118,7 +118,7 @@ _HelpFormatter: Any = typer.Context.formatter_class  # typer does not export it
 
 
 class _Formatter(_HelpFormatter):  # type: ignore[misc]
-    """The layout of help: headings and names have colours on a terminal."""
+    """Formats help; headings and names have colours on a terminal."""
 
     def write_heading(self, heading: str) -> None:
         self.write(f"{output.styled(heading + ':', 'bold', sys.stdout)}\n")

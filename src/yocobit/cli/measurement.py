@@ -42,17 +42,17 @@ def eval_(
         Path,
         typer.Argument(
             metavar="MODEL",
-            help=f"{MODEL_HELP[:-1]}; or a run, or a checkpoint.",
+            help=f"{MODEL_HELP[:-1]}; also a run or a checkpoint.",
             autocompletion=model_names,
         ),
     ],
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Texts, in the formats of `train`."),
+        typer.Argument(metavar="FILE", help="Text files, in the formats of `train`."),
     ],
     backend: Annotated[
         evaluation.Backend | None,
-        typer.Option(help="native for a packed model, torch otherwise, by default."),
+        typer.Option(help="By default native for a packed model, torch otherwise."),
     ] = None,
     context: Annotated[
         int, tokens(2, MAX_TOKENS, help="Window length; windows overlap by half.")
@@ -85,7 +85,8 @@ def bench(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Instead of MODEL: random weights of a named shape, such as 150m or 2b4t."
+            metavar="NAME",
+            help="Instead of MODEL: random weights of a named shape, such as 150m or 2b4t.",
         ),
     ] = None,
     weights: ShapeWeights = None,
@@ -93,30 +94,51 @@ def bench(
     prompt: Annotated[
         str | None,
         typer.Option(
-            "--prompt", "-p", help="Tokens to prefill, such as 128,512; 0 skips; 512 by default."
+            "--prompt",
+            "-p",
+            metavar="LIST",
+            help="Tokens to prefill, such as 128,512; 0 skips prefill; 512 by default.",
         ),
     ] = None,
     gen: Annotated[
         str | None,
-        typer.Option("--gen", "-n", help="Tokens to decode; 0 skips; 64 by default."),
+        typer.Option(
+            "--gen",
+            "-n",
+            metavar="LIST",
+            help="Tokens to decode; 0 skips decode; 64 by default.",
+        ),
     ] = None,
     depth: Annotated[
         str | None,
         typer.Option(
             "--depth",
             "-d",
+            metavar="LIST",
             help="Tokens of context before each test, such as 0,4096; 0 by default.",
         ),
     ] = None,
     batch: Annotated[
         str | None,
-        typer.Option("--batch", "-b", help="Decode batch sizes, such as 1,16; 1 by default."),
+        typer.Option(
+            "--batch",
+            "-b",
+            metavar="LIST",
+            help="Decode batch sizes, such as 1,16; 1 by default.",
+        ),
     ] = None,
     threads: Annotated[
         str | None,
-        typer.Option("--threads", "-t", help="Thread counts, such as 1,2; one per CPU by default."),
+        typer.Option(
+            "--threads",
+            "-t",
+            metavar="LIST",
+            help="Numbers of threads, such as 1,2; one per CPU by default.",
+        ),
     ] = None,
-    cache: Annotated[str, typer.Option(help="KV cache types, such as f16,int8.")] = DEFAULT_CACHE,
+    cache: Annotated[
+        str, typer.Option(metavar="LIST", help="KV cache types, such as f16,int8.")
+    ] = DEFAULT_CACHE,
     attention: Attention = None,
     exact: Exact = False,
     kernels: Kernels = None,

@@ -65,7 +65,7 @@ def tokens(least: int, most: int, *names: str, **settings: Any) -> Any:
 
 
 def expand_tokens(text: str) -> str:
-    """Return a number with the suffix k, M or G (powers of 1024) in digits, other text as it is."""
+    """Expand the suffix k, M or G (powers of 1024) of a number; return other text unchanged."""
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG])", text)
     if match is None:
         return text
@@ -74,7 +74,7 @@ def expand_tokens(text: str) -> str:
 
 
 def cache_alias(text: str) -> str:
-    """Return the name of a KV cache type for its name in llama.cpp, other text as it is."""
+    """Return a KV cache type by its name in llama.cpp; return other text unchanged."""
     return _CACHE_ALIASES.get(text, text)
 
 
@@ -96,7 +96,7 @@ def _any_float(help: str) -> Any:
 
 
 def model_names(incomplete: str) -> list[str]:
-    """Return the names that a shell can complete: of packaged and cached models."""
+    """Return names of packaged and cached models, for shell completion."""
     from yocobit import hub
 
     names = [hub.TINY_NAME, *(entry.name for entry in hub.ModelCache().entries())]
@@ -104,8 +104,9 @@ def model_names(incomplete: str) -> list[str]:
 
 
 MODEL_HELP = (
-    "tiny, a packed model, a GGUF file, a Hugging Face directory, or ORG/NAME or a URL on the hub."
+    "tiny, a packed model, a GGUF file, a Hugging Face directory, or ORG/NAME or a URL of the hub."
 )
+FORMATS_HELP = f"One of {', '.join(PROJECTION_FORMATS)}."
 ModelPath = Annotated[
     Path, typer.Argument(metavar="MODEL", help=MODEL_HELP, autocompletion=model_names)
 ]
@@ -123,13 +124,17 @@ ImportHead = Annotated[
     HeadFormat | None,
     typer.Option(
         "--head",
-        help="Weight format of the output head, and of the embedding if it is f16 or f32; by "
-        "default int8, or that of dense projections.",
+        help="Weight format of the output head; f16 and f32 also apply to the embedding. By "
+        "default int8, or the format of dense projections.",
     ),
 ]
 ImportWeights = Annotated[
     ProjectionFormat | None,
-    typer.Option("--weights", help="Weight format of the projections; as published by default."),
+    typer.Option(
+        "--weights",
+        metavar="FORMAT",
+        help=f"Weight format of the projections; as published by default. {FORMATS_HELP}",
+    ),
 ]
 TokenizerFrom = Annotated[
     Path | None,
@@ -140,7 +145,7 @@ TokenizerFrom = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Threads = Annotated[int | None, number(1, 1024, help="Threads; one per CPU by default.")]
+Threads = Annotated[int | None, number(1, 1024, help="Number of threads; one per CPU by default.")]
 
 
 def _check_kernels(name: str | None) -> str | None:
@@ -153,6 +158,7 @@ def _check_kernels(name: str | None) -> str | None:
 Kernels = Annotated[
     str | None,
     typer.Option(
+        metavar="NAME",
         callback=_check_kernels,
         help="Kernel family; by default the fastest that this CPU supports.",
     ),
@@ -181,7 +187,7 @@ Exact = Annotated[
     bool,
     typer.Option(
         "--exact",
-        help="int16 instead of int8 activations; for models with weights-only quantisation.",
+        help="Use int16 instead of int8 activations; for models with weights-only quantisation.",
     ),
 ]
 Verify = Annotated[bool, typer.Option("--verify", help="Check all weights against their hashes.")]
@@ -199,7 +205,9 @@ ModelOrNone = Annotated[
 ]
 ShapeWeights = Annotated[
     ProjectionFormat | None,
-    typer.Option(help="Weight format of --shape; ternary by default."),
+    typer.Option(
+        metavar="FORMAT", help=f"Weight format of --shape; ternary by default. {FORMATS_HELP}"
+    ),
 ]
 ShapeHead = Annotated[
     HeadFormat | None,
@@ -217,7 +225,7 @@ MinP = Annotated[
     _any_float(help="Minimum probability, as a fraction of the most probable token's."),
 ]
 RepetitionPenalty = Annotated[
-    float | None, _any_float(help="Above 1 penalises tokens that already occurred.")
+    float | None, _any_float(help="Values above 1 penalise tokens that already occurred.")
 ]
 Seed = Annotated[
     int | None,
@@ -237,5 +245,5 @@ def check_model_or_shape(
         quantised = [name for name, f in PROJECTION_FORMATS.items() if f.is_integer]
         raise UserError(
             f"--head requires {' or '.join(quantised)} weights but --weights is {weights}; "
-            "leave it out, as the head has the same format"
+            "leave it out: the head has the same format"
         )

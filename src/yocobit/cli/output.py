@@ -20,7 +20,7 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
 
 
 class Level(enum.IntEnum):
-    """How much a command says besides its result."""
+    """How much a command prints in addition to its result."""
 
     QUIET = 0
     NORMAL = 1
@@ -31,18 +31,18 @@ _level = Level.NORMAL  # of the process, set by the command's --quiet and --verb
 
 
 def set_level(verbose: bool, quiet: bool) -> None:
-    """Set what the process prints besides results and errors."""
+    """Set what the process prints in addition to results and errors."""
     global _level
     _level = Level.QUIET if quiet else Level.VERBOSE if verbose else Level.NORMAL
 
 
 def is_quiet() -> bool:
-    """Whether a command prints its result only."""
+    """Whether a command prints results and errors only."""
     return _level == Level.QUIET
 
 
 def say(line: str) -> None:
-    """Write a line about the work, such as a download, to standard error."""
+    """Write a line about progress, such as a download, to standard error."""
     if not is_quiet():
         print(printable(line), file=sys.stderr)
 

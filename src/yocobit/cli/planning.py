@@ -31,7 +31,10 @@ def plan(
     model: ModelOrNone = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="Instead of MODEL: a named shape, such as 3b, 150m or 2b4t-yoco."),
+        typer.Option(
+            metavar="NAME",
+            help="Instead of MODEL: a named shape, such as 3b, 150m or 2b4t-yoco.",
+        ),
     ] = None,
     weights: ShapeWeights = None,
     head: ShapeHead = None,
@@ -42,12 +45,15 @@ def plan(
     cache: Cache = DEFAULT_CACHE,
     attention: Attention = None,
     machine: Annotated[
-        str, typer.Option(help="here (this host, measured) or a data sheet: groq, h100.")
+        str,
+        typer.Option(
+            metavar="NAME", help="here (this host, measured) or a data sheet: groq, h100."
+        ),
     ] = "here",
     threads: Annotated[
         int | None,
         number(
-            1, 1024, "--threads", "-t", help="Threads for --machine here; one per CPU by default."
+            1, 1024, "--threads", "-t", help="Threads of --machine here; one per CPU by default."
         ),
     ] = None,
     kernels: Kernels = None,
@@ -57,7 +63,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the speed of a model, and where its memory lies."""
+    """Predict the speed of a model and its placement in caches and memory."""
     check_model_or_shape("plan", model, shape, weights, head)
     request = planning.PlanRequest(
         context=context,

@@ -1,4 +1,4 @@
-"""serve: an OpenAI-compatible server."""
+"""serve: a server with the APIs of OpenAI, Anthropic and Ollama."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _WITHOUT_VARIABLE = ("host", "port", "no_api_key", "drain", "api_key", "api_key_
 
 
 def _with_variables(command: Callable[..., None]) -> Callable[..., None]:
-    """Have each option of a setting read the variable of that setting, such as YOCOBIT_CONTEXT."""
+    """Let options of settings read environment variables, such as YOCOBIT_CONTEXT."""
     settings = {parameter: setting for setting, parameter in _PARAMETERS.items()}
     hints = get_type_hints(command, include_extras=True)
     for name, hint in hints.items():
@@ -66,15 +66,20 @@ def serve(
         Path,
         typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the packaged model"),
     ] = TINY,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on.")
+    ] = "127.0.0.1",
     port: Annotated[int, number(0, 65535, help="Port; 0 selects a free one.")] = 8080,
     alias: Annotated[
-        list[str], typer.Option(help="Additional model names, separated by commas.")
+        list[str],
+        typer.Option(metavar="NAMES", help="Additional model names, separated by commas."),
     ] = [],  # noqa: B006
     api_key: Annotated[
         list[str],
         typer.Option(
-            help="API key that requests must have; can be repeated.", envvar="YOCOBIT_API_KEY"
+            metavar="KEY",
+            help="API key that requests must have; can be repeated.",
+            envvar="YOCOBIT_API_KEY",
         ),
     ] = [],  # noqa: B006
     api_key_file: Annotated[
@@ -91,30 +96,35 @@ def serve(
     cors_origin: Annotated[
         list[str],
         typer.Option(
-            help="Web origins that may send requests, as https://a.b, separated by commas."
+            metavar="ORIGINS",
+            help="Web origins that may send requests, such as https://a.b, separated by commas.",
         ),
     ] = [],  # noqa: B006
     trusted_host: Annotated[
         list[str],
-        typer.Option(help="Host names that requests may use, separated by commas."),
+        typer.Option(
+            metavar="HOSTS", help="Host names that requests may use, separated by commas."
+        ),
     ] = [],  # noqa: B006
     forwarded_allow_ips: Annotated[
         list[str],
         typer.Option(
+            metavar="PROXIES",
             help="Proxies whose X-Forwarded-For names the client: addresses, networks, or *, "
-            "separated by commas."
+            "separated by commas.",
         ),
     ] = [],  # noqa: B006
     root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="Path under which a proxy serves the root.")
+        str,
+        typer.Option(metavar="PATH", help="URL path under which a proxy serves this server."),
     ] = "",
     context: Annotated[
         int | None,
         tokens(
             1,
             1 << 30,
-            help="Maximum tokens of a prompt and its response; by default as the model was "
-            "trained, if the cache memory holds them.",
+            help="Maximum number of tokens of a prompt and its response; by default the context "
+            "of the model's training, as far as the cache memory holds it.",
         ),
     ] = None,
     cache: Cache = DEFAULT_CACHE,
@@ -123,8 +133,12 @@ def serve(
     cache_mb: Annotated[
         int, number(1, _MAX_MB, help="KV cache memory of in-flight requests, in MiB.")
     ] = 2048,
-    max_sequences: Annotated[int, number(1, 1024, help="Maximum sequences in flight.")] = 64,
-    max_waiting: Annotated[int, number(0, 1 << 20, help="Maximum queued requests.")] = 256,
+    max_sequences: Annotated[
+        int, number(1, 1024, help="Maximum number of sequences in flight.")
+    ] = 64,
+    max_waiting: Annotated[
+        int, number(0, 1 << 20, help="Maximum number of queued requests.")
+    ] = 256,
     timeout: Annotated[
         float, number(0.001, 86400, help="Time limit of a request, in seconds.")
     ] = 600.0,
@@ -148,10 +162,10 @@ def serve(
     kernels: Kernels = None,
     verify: Verify = False,
     log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log to standard error as JSON lines.")
+        bool, typer.Option("--log-json", help="Log in JSON lines to standard error.")
     ] = False,
 ) -> None:
-    """Serve a model over the OpenAI API, with a chat page."""
+    """Serve a model with the APIs of OpenAI, Anthropic and Ollama, and a chat page."""
     try:
         from yocobit import serving
         from yocobit.serving.settings import read_keys, unknown_variable

@@ -13,6 +13,7 @@ from rich.console import Console
 from yocobit import importers, packing
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
+    FORMATS_HELP,
     Head,
     ImportHead,
     ImportWeights,
@@ -20,7 +21,7 @@ from yocobit.cli.options import (
     ProjectionFormat,
     TokenizerFrom,
 )
-from yocobit.cli.output import progress, say
+from yocobit.cli.output import is_quiet, print_json, progress, say
 from yocobit.errors import ConfigError
 from yocobit.extras import needs_extra
 from yocobit.pretrained import TINY
@@ -31,13 +32,15 @@ def train(
         Path,
         typer.Argument(
             metavar="TEXT|CONFIG",
-            help="A file or directory of text, or a TOML file as in configs/.",
+            help="A file or directory of text, or a TOML file such as those in configs/.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The run's directory.", show_default=False)],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="Directory of the run.")],
     minutes: Annotated[
         float | None,
-        typer.Option(help="Duration of the run; 10 for a TEXT, as configured by a CONFIG."),
+        typer.Option(
+            metavar="MINUTES", help="Duration of the run; by default 10 for TEXT, or as in CONFIG."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
     init: Annotated[
@@ -45,12 +48,14 @@ def train(
         typer.Option(
             metavar="MODEL",
             help="Start from the weights and tokenizer of a run, checkpoint or packed model; "
-            "tiny is the packaged one.",
+            "tiny is the packaged model.",
         ),
     ] = None,
     set_: Annotated[
         list[str],
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting of CONFIG."),
+        typer.Option(
+            "--set", metavar="SECTION.KEY=VALUE", help="Override a setting; can be repeated."
+        ),
     ] = [],  # noqa: B006  # typer's way to say that an option can be repeated
     teacher: Annotated[
         Path | None,
@@ -66,9 +71,12 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on text or by a TOML file; Ctrl-C saves a checkpoint to --resume from."""
+    """Train a model on text or from a TOML file; Ctrl-C saves a checkpoint for --resume."""
     training = _import_training()
-    console = Console(stderr=as_json)
+    from yocobit.tracking.progress import print_line
+    from yocobit.training.distributed import is_main_process
+
+    console = Console(stderr=as_json, quiet=is_quiet() or not is_main_process())
     overrides = [*set_]
     if teacher is not None:
         overrides.append(f"distill.teacher={json.dumps(str(teacher))}")
@@ -89,23 +97,24 @@ def train(
             init=init,
             resumed=out if resume else None,
         )
-        console.print(reason, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, reason)
     training.keep_freed_memory()
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
-    if console.quiet:  # a rank other than 0
+    if not is_main_process():
         return
     if as_json:
-        print(json.dumps({"checkpoint": str(checkpoint)}))
+        print_json({"checkpoint": str(checkpoint)})
+    elif is_quiet():
+        print(checkpoint)
     else:
-        command = f"yocobit pack {shlex.quote(str(out))} MODEL"
-        console.print(f"pack it with: {command}", markup=False, highlight=False)
+        print_line(console, f"pack it with: yocobit pack {shlex.quote(str(out))} MODEL")
 
 
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Directories of runs.")],
     out: Annotated[
         list[Path],
-        typer.Option(help="A .png, .svg or .pdf file; can be repeated."),
+        typer.Option(metavar="FILE", help="A .png, .svg, .pdf or .csv file; can be repeated."),
     ] = [Path("runs.png")],  # noqa: B006
     x: Annotated[Literal["step", "tokens", "seconds"], typer.Option(help="The x axis.")] = "step",
 ) -> None:
@@ -118,11 +127,16 @@ def plot(
 
 
 def pack(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, or one of its checkpoints.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     weights: Annotated[
         ProjectionFormat | None,
-        typer.Option(help="Weight format; as trained by default."),
+        typer.Option(
+            metavar="FORMAT",
+            help=f"Weight format of the projections; as trained by default. {FORMATS_HELP}",
+        ),
     ] = None,
     head: Head = "int8",
     as_json: Json = False,
@@ -138,7 +152,10 @@ def pack(
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face directory or a GGUF file.")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(metavar="CHECKPOINT", help="A Hugging Face directory or a GGUF file."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="MODEL", help="The new model's directory.")],
     head: ImportHead = None,
     weights: ImportWeights = None,

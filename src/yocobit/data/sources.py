@@ -32,8 +32,7 @@ SUFFIXES = (
     *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSIONS),
     *(".md", ".py", ".parquet"),
 )
-_NAMED_SUFFIXES = (".json",)  # of files that are named by their path; in a directory, one is often
-# no text
+_NAMED_SUFFIXES = (".json",)  # read only if named by path: most in a directory are not text
 
 # In the standard library: installed packages, tests and generated tables.
 _STDLIB_EXCLUDE = (

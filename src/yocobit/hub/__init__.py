@@ -48,10 +48,10 @@ def resolve(
 ) -> Path:
     """Return the directory of a packed model; convert its source if the cache lacks it.
 
-    A file of a published checkpoint stands for its directory, and a directory for the only GGUF
-    file in it. A path to anything but a published checkpoint is returned as it is. A model on the
-    hub is downloaded once; `pull` looks for a newer revision. The options of the last `pull` apply.
-    `say` receives lines about the work, `progress` the bytes that were converted.
+    A file of a published checkpoint selects its directory, and a directory the only GGUF file in
+    it. Other paths are returned unchanged. A model on the hub is downloaded once; `pull` looks for
+    a newer revision. The options of the last `pull` apply. `say` receives status lines, `progress`
+    the number of converted bytes.
     """
     name = parse_name(model)
     cache = ModelCache()

@@ -1,4 +1,4 @@
-"""Kinds of models on disk: what a path is, and the command that makes a packed model of it."""
+"""Kinds of models on disk, and the command that converts each to a packed model."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def is_published(path: Path) -> bool:
 
 
 def not_packed(path: Path) -> str | None:
-    """Return what a path is and what to do, as part of a line; None for a packed model.
+    """Return the kind of a path and a remedy, as part of a line; None for a packed model.
 
-    None also if nothing better is known than what packing.read_model reports.
+    None also where the error of packing.read_model is enough.
     """
     if is_packed(path):
         return None
@@ -46,16 +46,16 @@ def not_packed(path: Path) -> str | None:
     if path.exists():
         return _file(path)
     if re.match(r"\w+:/", str(path)):
-        return "is the URL of no model on huggingface.co; download the file and give its path"
+        return "is not the URL of a model on huggingface.co; download the file and give its path"
     if close := difflib.get_close_matches(str(path), _known_names(path), n=1):
         return f"no such file or directory; did you mean {close[0]}?"
     return None
 
 
 def not_trained(path: Path) -> str | None:
-    """Return what a path is and what to do, as part of a line, if `yocobit pack` cannot read it.
+    """Return the kind of a path and a remedy, as part of a line, if `yocobit pack` cannot read it.
 
-    None for a run or checkpoint, and if nothing is known.
+    None for a run or checkpoint, and for an unknown kind.
     """
     own = shlex.quote(str(path))
     if is_packed(path) or (str(path) == TINY.name and not path.exists()):
@@ -104,7 +104,7 @@ def _file(path: Path) -> str | None:
 
 
 def _known_names(path: Path) -> list[str]:
-    """Return the names that a user may have meant: of cached models, and next to the path."""
+    """Return candidates for a misspelt name: cached models, and models next to the path."""
     names = [TINY.name, *(entry.name for entry in ModelCache().entries())]
     with suppress(OSError):
         names += [str(each) for each in path.parent.iterdir() if each.is_dir() or is_packed(each)]

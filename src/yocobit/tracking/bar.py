@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-Advance = Callable[[int, int], object]  # receives how many units of how many are done
+Advance = Callable[[int, int], object]  # receives the units done, and all units
 
 _DELAY_S = 0.5  # shorter work shows no bar
 _INTERVAL_S = 0.1  # between two refreshes
@@ -20,7 +20,7 @@ _INTERVAL_S = 0.1  # between two refreshes
 def bar(label: str, console: Console) -> Iterator[Advance]:
     """Yield a function that shows progress on a console, if it is a terminal.
 
-    The bar appears if the work takes long, and disappears at its end.
+    The bar appears only for long work, and disappears at its end.
     """
     if console.quiet or not console.is_terminal:
         yield lambda done, total: None
@@ -34,7 +34,7 @@ def bar(label: str, console: Console) -> Iterator[Advance]:
 
 @contextmanager
 def quiet_on_error(console: Console) -> Iterator[None]:
-    """Print nothing more on a console after an error of its pipe, terminal or disk."""
+    """Silence a console after an error of its pipe, terminal or disk."""
     try:
         yield
     except (OSError, ValueError, LookupError, SystemExit):

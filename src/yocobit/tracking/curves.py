@@ -186,7 +186,7 @@ def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _settings(manifest: Path) -> str | None:
-    """Return what determines a run except its seed; None without a manifest."""
+    """Return all that determines a run except its seed, as a key; None without a manifest."""
     try:
         content = read_json(manifest)
     except FileNotFoundError:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from yocobit.tracking.bar import quiet_on_error as _quiet_on_error
+from yocobit.tracking.bar import quiet_on_error
 
 _PLAIN_INTERVAL_S, _LIVE_INTERVAL_S = 10.0, 0.25  # between lines without and with a terminal
 _BAR_WIDTH = 20
@@ -26,7 +26,7 @@ _PICTURES |= dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
 def print_line(console: Console, line: str) -> None:
     """Print a permanent line."""
     line = line.translate(_PICTURES)
-    with _quiet_on_error(console):
+    with quiet_on_error(console):
         encoded = line.encode(console.encoding, "backslashreplace")
         line = encoded.decode(console.encoding)
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -46,7 +46,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            with _quiet_on_error(self.console):
+            with quiet_on_error(self.console):
                 self.live.start()
         return self
 
@@ -56,7 +56,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with _quiet_on_error(self.console):
+        with quiet_on_error(self.console):
             self.live.stop()
 
     def update(
@@ -70,18 +70,18 @@ class Progress:
         self._show(self.line, is_last=step == total)
 
     def evaluating(self, share: float) -> None:
-        """Show which share of an evaluation is done."""
+        """Show the progress of an evaluation, a fraction."""
         n_done = round(share * _BAR_WIDTH)
         bar = "#" * n_done + "-" * (_BAR_WIDTH - n_done)
         self._show(f"{self.line}  evaluating [{bar}] {share:.0%}".strip())
 
     def _show(self, line: str, is_last: bool = False) -> None:
-        """Show a line that the next one replaces, unless it is too early for another."""
+        """Show a temporary line, unless the last one is too recent."""
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self.last_refresh >= _LIVE_INTERVAL_S:
                 self.last_refresh = now
-                with _quiet_on_error(self.console):
+                with quiet_on_error(self.console):
                     self.live.update(Text(line), refresh=True)
         elif now - self.last_line >= _PLAIN_INTERVAL_S or is_last:
             self.last_line = now

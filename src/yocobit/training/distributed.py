@@ -151,6 +151,11 @@ def process_group(simultaneous: tuple[type[Exception], ...]) -> Iterator[Process
         ) from error
 
 
+def is_main_process() -> bool:
+    """Whether this process prints and writes: rank 0 of torchrun, or a single process."""
+    return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
+
+
 def _has_main_exited(group: Any) -> bool:
     """Wait for the main process to exit: torchrun kills it if another exits earlier."""
     try:

@@ -37,7 +37,7 @@ from yocobit.training.errors import (
 )
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.run_lock import claim_run, locked
-from yocobit.training.sample import sample
+from yocobit.training.sample import printable_sample, sample
 from yocobit.training.schedule import (
     Overheads,
     evaluation_tokens,
@@ -295,17 +295,17 @@ class Loop:
         """Generate a sample; the main process prints and stores it."""
         text = self._generate(self.config.run.sample_tokens)
         if text is not None:
-            progress.print(f"step {self.state.step}: {text}")
-            log.write_sample(self.state.step, text)
+            prompt = self.config.run.prompt
+            progress.print(f"step {self.state.step}: {printable_sample(prompt, text)}")
+            log.write_sample(self.state.step, prompt + text)
 
     def _generate(self, n_tokens: int) -> str | None:
-        """Return the prompt and a sample after it in the main process, None in the others."""
+        """Return a sample after the prompt in the main process, None in the others."""
         run, tokenizer = self.config.run, self.corpus.tokenizer
         model = gather_model(self.model, self.processes.is_main)
         if model is None:
             return None
-        text = sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
-        return run.prompt + text
+        return sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
 
     def _validate(self, progress: Progress) -> float:
         """Return bits per byte; at the end of the run, of all validation text that its time allows.

@@ -1,12 +1,12 @@
-"""Master weights for a packed model, to train it further.
+"""Master weights made from a packed model, to continue its training.
 
-A packed model has the integers and scales of its projections, training has master weights W whose
-scale is mean|W| of a matrix, row or group, and whose integers are W / scale, rounded. The masters
-here are s / p times the integers, where s is the scale and p the share of integers that are not 0:
-mean|W| is s, and a quotient of 0 or 1 / p >= 1 rounds to the integer. The run starts with the
-model's weights, so with its loss. How near the masters of the model's training were to a rounding
-boundary is lost: here zeros are half a scale from it, the others at least as far. Embedding and
-head are those of the file, rounded to its format.
+A packed model stores the integers and scales of its projections. Training has master weights W: the
+scale is mean|W| of a matrix, row or group, and the integers are W / scale, rounded and clamped. The
+masters here are s / p times the integers, where s is the scale and p the share of nonzero integers.
+Then mean|W| is s, and the quotients 0 and 1 / p >= 1 round to the integers, so the run starts with
+the loss of the packed model. The distances of the original masters from rounding boundaries are
+lost: here zeros are half a scale away, the others at least as far. Embedding and head are those of
+the file, rounded to its format.
 """
 
 from __future__ import annotations

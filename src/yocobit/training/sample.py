@@ -10,6 +10,9 @@ from yocobit.model import Cache, Decoder
 from yocobit.text import TextEncoder
 from yocobit.text.detokenizer import continuation
 
+_INVALID = "\ufffd"  # decoded from bytes that are not UTF-8
+_MAX_INVALID_SHARE = 0.02  # of the characters of a printed sample
+
 
 @torch.no_grad()
 def sample(
@@ -41,3 +44,15 @@ def sample(
         generated.append(token)
         tokens = [token]
     return continuation(tokenizer, start, generated)
+
+
+def printable_sample(prompt: str, text: str) -> str:
+    """Return prompt and text, or a remark instead of a text with much invalid UTF-8.
+
+    Models produce such text early in a run.
+    """
+    n_invalid = text.rstrip(_INVALID).count(_INVALID)  # the last character may be incomplete
+    if n_invalid <= _MAX_INVALID_SHARE * len(text):
+        return prompt + text
+    remark = f"[sample not printed: {n_invalid} of {len(text)} characters are invalid UTF-8]"
+    return f"{prompt} {remark}".lstrip()

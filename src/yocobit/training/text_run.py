@@ -1,7 +1,7 @@
-"""The configuration of a run on text that is named in place of a TOML file.
+"""The configuration of a run on text, without a TOML file.
 
-The model follows from the amount of text and the time: a larger one needs more text, which it would
-memorise otherwise, and more steps to surpass a smaller one.
+The amount of text and the time determine the model: a larger one needs more text, which it
+memorises otherwise, and more steps to surpass a smaller one.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from yocobit.training.config import TrainConfig, complete
 MINUTES = 10.0  # of a run, by default
 _CONTEXT, _BATCH = 256, 8
 _COMPRESSION = 3  # text compared with its .gz, .zst or .parquet file
-_EVALUATIONS = 10  # of a run, about
+_EVALUATIONS = 10  # of a run, approximately
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A preset of the model, and from how much on it is taken."""
+    """A preset of the model, and the least text and time that it is chosen for."""
 
     preset: str
     least_bytes: int  # of text
     least_minutes: float  # of one CPU
-    tokens_per_s: float  # of one CPU, about: evaluations are spaced by it
+    tokens_per_s: float  # of one CPU, approximate; sets the interval of evaluations
 
 
-# The first one whose bounds hold is taken.
+# Largest first; the first whose bounds hold is chosen.
 _CHOICES = (
     _Choice("small", 100_000_000, 1500.0, 250),
     _Choice("tiny", 400_000, 4.0, 4_000),
@@ -71,7 +71,7 @@ def configure(
 def _sections(
     text: str, minutes: float, threads: int, init: Path | None
 ) -> tuple[dict[str, Any], str]:
-    """Return the settings of a new run, and why it has them."""
+    """Return the settings of a new run, and the reason for them."""
     n_bytes, cpu_minutes = _amount(text), minutes * threads
     given = f"{_megabytes(n_bytes)} of text, {minutes:g} minutes on {threads} threads"
     if init is not None:
@@ -110,7 +110,7 @@ def _sections(
 
 
 def _amount(text: str) -> int:
-    """Return about how many bytes of text the files have."""
+    """Return the approximate number of bytes of text in the files."""
     files = list_files(SourceConfig(path=text), ())
     return sum(
         file.size * (_COMPRESSION if file.suffix.endswith((".gz", ".zst", ".parquet")) else 1)
@@ -119,14 +119,14 @@ def _amount(text: str) -> int:
 
 
 def _rule(choice: _Choice, threads: int) -> str:
-    """Return from how much on another preset is taken."""
+    """Return the text and time that the next larger preset needs."""
     i = _CHOICES.index(choice)
     larger = _CHOICES[i - 1] if i else None
     if larger is None:
-        return "--set model.preset=tiny takes a smaller one"
+        return "--set model.preset=tiny selects a smaller model"
     hours = larger.least_minutes / threads / 60
     time = f"{hours:.0f} hours" if hours >= 1 else f"{hours * 60:g} minutes"
-    return f"{larger.preset} from {_megabytes(larger.least_bytes)} and {time} on"
+    return f"{larger.preset} needs {_megabytes(larger.least_bytes)} and {time}"
 
 
 def _evaluation_steps(n_tokens: float) -> int:
