@@ -28,7 +28,7 @@ from measures import DEPTH, LONG_PREFILL, PYTORCH, SESSIONS, YOCOBIT, YOCOBIT_EX
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import SHAPES, transformer, yoco
 from yocobit.config import ModelConfig
-from yocobit.errors import needs_extra
+from yocobit.extras import needs_extra
 from yocobit.hardware.host import provenance
 from yocobit.importers import import_model
 from yocobit.packing import read_model
