@@ -145,9 +145,11 @@ Floats group_scaled_gemm(const std::string& name, const Array<const uint8_t, 4>&
   const Kernels& kernels = kernel_family(name).kernels;
   const size_t groups = codes.shape(0), blocks = codes.shape(1);
   const size_t N = x.shape(0), n_parts = x.shape(1), K = x.shape(2);
-  require(bits == 1 || bits == 2, "bits must be 1 or 2");
-  require(codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
-          "codes must be (groups, blocks, 8, 32)");
+  require((bits == 2 && first == -1 && step == 1) || (bits == 1 && first == -1 && step == 2) ||
+              (bits == 2 && first == -3 && step == 2),
+          "bits, first and step must be 2, -1, 1; 1, -1, 2; or 2, -3, 2");
+  require(blocks > 0 && codes.shape(2) == kRowsPerGroup && codes.shape(3) == kBlockBytes,
+          "codes must be (groups, blocks, 8, 32) with at least one block");
   require(m > 0 && static_cast<size_t>(m + 7) / 8 == groups, "codes must hold M rows");
   const size_t columns = blocks * kBlockBytes * 8 / bits;
   require(scales.has_value() != row_scales.has_value(), "need scales or row_scales");

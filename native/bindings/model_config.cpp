@@ -97,8 +97,12 @@ void check_features(const ModelConfig& config) {
 }
 
 void check_experts(const ModelConfig& config) {
-  if (!config.ffn->has_experts) return;
   const int64_t E = config.n_experts;
+  if (!config.ffn->has_experts) {
+    require(E == 0, "n_experts", "0 without experts");
+    require(config.n_active_experts == 0, "n_active_experts", "0 without experts");
+    return;
+  }
   require(1 <= E && E <= 1024, "n_experts", "from 1 to 1024");
   require(1 <= config.n_active_experts && config.n_active_experts <= std::min<int64_t>(E, 64),
           "n_active_experts", "from 1 to 64, at most n_experts");

@@ -15,12 +15,13 @@ constexpr int kReadCost = 8;
 
 using ActiveExperts = std::span<const ExpertRows>;
 
-// Write the experts of a token, by descending logit, and their weights. NaN counts as -infinity.
-void choose_experts(const ForwardPass& pass, int token) {
+// Top-k selection: write the experts of a token, by descending logit, and their weights. A NaN
+// logit counts as -infinity.
+void select_experts(const ForwardPass& pass, int token) {
   Workspace& ws = pass.workspace;
   const int E = pass.model.config.n_experts, n_active = pass.model.config.n_active_experts;
   const float* logits = &ws.router_logits[static_cast<size_t>(token) * E];
-  int32_t* experts = &ws.chosen_experts[static_cast<size_t>(token) * n_active];
+  int32_t* experts = &ws.selected_experts[static_cast<size_t>(token) * n_active];
   float* weights = &ws.expert_weights[static_cast<size_t>(token) * ws.weights_stride];
   std::fill_n(weights, ws.weights_stride, -std::numeric_limits<float>::infinity());
   for (int expert = 0, n = 0; expert < E; ++expert) {
@@ -48,7 +49,7 @@ ActiveExperts sort_by_expert(const ForwardPass& pass) {
   const int n_rows = pass.batch.size() * n_active;
   int32_t* next = ws.next_rows.get();
   std::fill_n(next, E, 0);
-  for (int i = 0; i < n_rows; ++i) ++next[ws.chosen_experts[i]];
+  for (int i = 0; i < n_rows; ++i) ++next[ws.selected_experts[i]];
   int n_experts = 0, end = 0;
   for (int expert = 0; expert < E; ++expert) {
     const int begin = end;
@@ -57,7 +58,7 @@ ActiveExperts sort_by_expert(const ForwardPass& pass) {
     if (begin < end) ws.active_experts[n_experts++] = {expert, begin, end};
   }
   for (int i = 0; i < n_rows; ++i) {
-    const int row = next[ws.chosen_experts[i]]++;
+    const int row = next[ws.selected_experts[i]]++;
     ws.routed_rows[i] = row;
     ws.routed_tokens[row] = i / n_active;
   }
@@ -70,13 +71,13 @@ ActiveExperts route(const ForwardPass& pass, const Linear& router, const Activat
     router.apply(pass.kernels, x, static_cast<int>(begin), static_cast<int>(end), logits, router.m);
   });
   pass.pool.parallel_for(pass.batch.size(), [&](int64_t begin, int64_t end) {
-    for (int token = static_cast<int>(begin); token < end; ++token) choose_experts(pass, token);
+    for (int token = static_cast<int>(begin); token < end; ++token) select_experts(pass, token);
   });
   return sort_by_expert(pass);
 }
 
-// Copy the encoded row of each routed row behind those of the batch, so that the rows of an expert
-// are contiguous. An expert with one token reads its row in place.
+// Copy the encoded input of each routed row after the rows of the batch, so that the rows of an
+// expert are contiguous. An expert with one token reads its row in place.
 void gather(const ForwardPass& pass, const Activations& x, LinearOutputs outputs,
             ActiveExperts experts) {
   const int n_rows = experts.back().end;
@@ -94,8 +95,8 @@ Activations inputs_of(const ForwardPass& pass, const Activations& x, const Exper
   return x.rows(first, first + expert.end - expert.begin);
 }
 
-// Call task(expert, group_begin, group_end) for all groups of all experts, on each thread for
-// adjacent groups that cost about the same.
+// Call task(expert, group_begin, group_end) for all groups of all experts. Each thread computes
+// adjacent groups, and the threads have about equal costs.
 template <typename Task>
 void for_each_group(const ForwardPass& pass, ActiveExperts experts, int n_groups,
                     const Task& task) {
@@ -155,7 +156,7 @@ void combine(const ForwardPass& pass, int begin, int end, float* y) {
   }
 }
 
-// stream += the weighted outputs of the experts, of which x are the hidden rows. Each thread
+// stream += the weighted outputs of the experts for their encoded hidden rows x. Each thread
 // computes the same features of all experts, so it has all addends of a sum.
 void add_outputs(const ForwardPass& pass, const Layer& layer, const Activations& x,
                  ActiveExperts experts) {

@@ -1,9 +1,9 @@
-// The feed-forward half of a layer with experts: y = sum over the experts that a router chose for
-// the token of weight * W_down norm(act(W_gate x) * (W_up x)).
+// The feed-forward half of a layer with experts (MoE): y = sum over the top-k experts e of
+// p_e W_down norm(act(W_gate x) * (W_up x)), with the matrices of e.
 //
-// The router chooses the experts with the largest logits W_router x, of equal ones the first. Their
-// weights are the softmax over the logits of the chosen ones. The sum starts with the largest
-// weight, by fused multiply-add.
+// The top-k experts of a token have the largest logits W_router x; ties are broken by expert index.
+// The weights p are the softmax of their logits. The sum is by fused multiply-add, in order of
+// descending weight.
 #pragma once
 
 #include "engine/forward_pass.h"

@@ -14,7 +14,7 @@ Buffer<T> Workspace::allocate(int64_t n) {
 
 namespace {
 
-// Of the inputs of all matrices with an encoding: the most rows, and the most values together.
+// The largest input of any matrix with an encoding: its rows, and the values of all its rows.
 struct InputSize {
   int64_t rows = 0, values = 0;
 
@@ -83,7 +83,7 @@ Workspace::Workspace(const PackedModel& model) {
   if (config.ffn->has_experts) {
     const int64_t E = config.n_experts;
     router_logits = allocate<float>(N * E);
-    chosen_experts = allocate<int32_t>(R);
+    selected_experts = allocate<int32_t>(R);
     weights_stride = static_cast<int>(round_up(config.n_active_experts, kLanes));
     expert_weights = allocate<float>(N * weights_stride);
     next_rows = allocate<int32_t>(E);

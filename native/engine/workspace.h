@@ -56,11 +56,11 @@ struct Workspace {
 
   // Of an FFN with experts.
   Buffer<float> router_logits;        // [N][E]
-  Buffer<int32_t> chosen_experts;     // [N][R / N], by descending logit
+  Buffer<int32_t> selected_experts;   // [N][R / N], by descending logit
   Buffer<float> expert_weights;       // [N][weights_stride], likewise
   Buffer<int32_t> next_rows;          // [E], while rows are sorted
   Buffer<ExpertRows> active_experts;  // [min(E, R)]
-  Buffer<int32_t> routed_rows;        // [N][R / N], of the chosen experts
+  Buffer<int32_t> routed_rows;        // [N][R / N], of the selected experts
   Buffer<int32_t> routed_tokens;      // [R], the row of each routed row
   Buffer<float> expert_outputs;       // [R][C]
   int weights_stride = 0;             // R / N rounded up to 8

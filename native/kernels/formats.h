@@ -69,8 +69,9 @@ struct Int4Matrix {
 };
 
 // N activation rows rounded to integers with a scale for every kActivationGroup columns, padded
-// with zeros. One part: int8 in [-127, 127]; the largest code of a group is chosen. Two parts:
-// int16 in [-kInt16Max, kInt16Max] as kPartWeight * part 0 + part 1, part 1 in [0, 127].
+// with zeros. One part: int8 in [-127, 127]; Kernels::quantize_grouped_row selects the largest code
+// of each group. Two parts: int16 in [-kInt16Max, kInt16Max] as kPartWeight * part 0 + part 1, part
+// 1 in [0, 127].
 struct GroupedRows {
   const int8_t* codes;  // [N][n_parts][stride], 32-byte aligned
   const float* scales;  // [N][stride / 32]

@@ -58,8 +58,8 @@ void Linear::load_row(const Kernels& kernels, int64_t index, float* x) const {
                k, format->row_type, x);
 }
 
-// Field f of byte b of a row's block is column b + f * kBlockBytes. Of the byte, unit_bytes of each
-// row take turns.
+// Field f of byte b of a row's block is column b + f * kBlockBytes. The rows of a block are
+// interleaved in units of unit_bytes.
 void Linear::load_interleaved_row(const Kernels& kernels, int64_t index, float* x) const {
   const int bits = format->bits, mask = (1 << bits) - 1, unit = format->unit_bytes;
   const int64_t first_block = index / kRowsPerGroup * n_blocks(), lane = index % kRowsPerGroup;

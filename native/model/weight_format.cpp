@@ -92,13 +92,14 @@ constexpr WeightFormat group_scaled(const char* name, int bits, IntegerCodes cod
 }
 
 constexpr IntegerCodes kTernary = {.n = 3, .first = -1};
+constexpr IntegerCodes kSign = {.n = 2, .first = -1, .step = 2};
 constexpr IntegerCodes kInt2 = {.n = 4, .first = -1};
 
 constexpr WeightFormat kFormats[] = {
     {.name = "ternary",
      .dtype = "U8",
      .bits = 2,
-     .codes = {.n = 3, .first = -1},
+     .codes = kTernary,
      .block_columns = kTernaryBlock,
      .scale = ScaleGranularity::tensor,
      .scale_dtype = "F32",
@@ -110,7 +111,7 @@ constexpr WeightFormat kFormats[] = {
     {.name = "ternary_row",
      .dtype = "U8",
      .bits = 2,
-     .codes = {.n = 3, .first = -1},
+     .codes = kTernary,
      .block_columns = kTernaryBlock,
      .scale = ScaleGranularity::row,
      .scale_dtype = "F32",
@@ -122,7 +123,7 @@ constexpr WeightFormat kFormats[] = {
     {.name = "sign",
      .dtype = "U8",
      .bits = 1,
-     .codes = {.n = 2, .first = -1, .step = 2},
+     .codes = kSign,
      .block_columns = kSignBlock,
      .scale = ScaleGranularity::tensor,
      .scale_dtype = "F32",
@@ -133,7 +134,7 @@ constexpr WeightFormat kFormats[] = {
     group_scaled("ternary_g64", 2, kTernary, 64, &kTernaryCodes),
     group_scaled("ternary_g128", 2, kTernary, 128, &kTernaryCodes),
     group_scaled("ternary_row_a16", 2, kTernary, 0, &kTernaryCodes),
-    group_scaled("sign_g128", 1, {.n = 2, .first = -1, .step = 2}, 128, nullptr),
+    group_scaled("sign_g128", 1, kSign, 128, nullptr),
     group_scaled("int2_g64", 2, kInt2, 64, nullptr),
     group_scaled("int2_g128", 2, kInt2, 128, nullptr),
     group_scaled("odd_g128", 2, {.n = 4, .first = -3, .step = 2}, 128, nullptr),

@@ -25,7 +25,7 @@ size_t weight_row_bytes(const WeightFormat& format, int k) {
   return static_cast<size_t>(n_blocks) * kBlockBytes;
 }
 
-// N tokens in every form that a product takes, and room for the outputs of one matrix.
+// N tokens in every activation encoding, and room for the outputs of one matrix.
 struct Operands {
   Operands(int n, int m, int k)
       : stride(static_cast<int>(round_up(k, kSignBlock))),
@@ -44,7 +44,7 @@ struct Operands {
   int stride;
   Buffer<int8_t> int8;
   Buffer<int16_t> int16;
-  std::vector<float> scales;  // of activations, at least as many as any form has; sums likewise
+  std::vector<float> scales;  // of activations, as many as any encoding needs; sums likewise
   std::vector<int32_t> sums;
   std::vector<float> floats;
   std::vector<float> float32_scales;     // of weights: 1

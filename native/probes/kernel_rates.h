@@ -21,8 +21,8 @@ struct Threads {
   int n_passes;
 };
 
-// Bytes a second of weights in matrices [M][K], each multiplied with N tokens: scales of groups
-// are read but not counted, as bytes of a matrix they are at most one in nine.
+// Bytes per second of weights in matrices [M][K], each multiplied by N tokens. Scales of groups are
+// read but not counted: they are at most a ninth of the bytes of a matrix.
 double gemm_bytes_per_s(const Kernels& kernels, const WeightFormat& format, int n, int m, int k,
                         size_t size, const Threads& threads);
 

@@ -15,7 +15,7 @@ CODES = {  # bits, first, step
     "sign": (1, -1, 2),
     "odd": (2, -3, 2),
 }
-LIMITS = (127, 125, 123, 121)  # of which the largest code of a group of int8 is chosen
+LIMITS = (127, 125, 123, 121)  # the candidates for the largest code of a group of int8
 MOST = {1: 127, 2: 16383}  # magnitude of an activation of that many parts
 
 
@@ -80,7 +80,7 @@ def stated(w, x, x_scales, scales, row_scales):
 
 
 class Case:
-    """Random operands of a product and, by `result(kernels)`, the kernel's output."""
+    """Random operands of a GEMM and, by `result(kernels)`, the output of the kernel."""
 
     def __init__(self, kind, group_columns, n_parts, N, M, K, seed=0):
         self.bits, self.first, self.step = CODES[kind]
@@ -178,6 +178,25 @@ def test_group_scaled_gemm_writes_only_the_rows_of_its_groups(
     np.testing.assert_array_equal(case.result(kernels, (begin, end)), expected)
 
 
+def test_group_scaled_gemm_of_no_token_is_empty(kernels):
+    case = Case("sign", 128, 1, 0, 20, 264)
+
+    assert case.result(kernels).shape == (0, 20)
+
+
+@pytest.mark.parametrize(
+    ("shape", "values", "rule"),
+    [((1, 0, 8, 32), (2, -1, 1), "at least one block"), ((1, 1, 8, 32), (1, 5, 2), "first")],
+)
+def test_group_scaled_gemm_refuses_operands_outside_the_contract(kernels, shape, values, rule):
+    codes, ones = np.zeros(shape, dtype=np.uint8), np.ones(8, dtype=np.float32)
+    x = np.zeros((1, 1, 256 * shape[1]), dtype=np.int8)
+    x_scales = np.ones((1, 8 * shape[1]), dtype=np.float32)
+
+    with pytest.raises(ValueError, match=rule):
+        _native.group_scaled_gemm(kernels, codes, None, ones, 8, *values, x, x_scales, 0, 1)
+
+
 def lane_sum(lanes):
     """The sums of lanes (..., 8) in the order of native/simd/lanes.h."""
     fours = lanes[..., :4] + lanes[..., 4:]
@@ -221,7 +240,7 @@ def test_quantize_grouped_row_equals_round_half_to_even(kernels, n_parts, K):
     np.testing.assert_array_equal(sums, -integers.sum(axis=1))
 
 
-def test_quantize_grouped_row_chooses_each_limit(kernels):
+def test_quantize_grouped_row_selects_each_limit(kernels):
     x = np.random.default_rng(0).standard_normal(8192).astype(np.float32)
     groups = x.reshape(-1, COLUMNS)
     largest = np.abs(groups).max(axis=1)

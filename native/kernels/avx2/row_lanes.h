@@ -39,7 +39,7 @@ struct RowLanes {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof four);
     sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(codes, _mm256_set1_epi32(four)));
-    asm("" : "+x"(sums));  // or GCC adds in another order, with more sums than there are registers
+    asm("" : "+x"(sums));  // otherwise GCC reorders the additions and spills
   }
   YOCOBIT_INLINE static __m256i int32_sums(const Sums& sums, int32_t offset) {
     return _mm256_add_epi32(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)),

@@ -1,16 +1,19 @@
 // GEMV and GEMM of group-scaled weights by grouped activations, in register tiles of a few tokens.
-// Lanes are rows: nothing is summed across lanes, and unpacked codes serve all tokens of a tile.
+// Each lane accumulates one output row, so nothing is summed across lanes. Codes are unpacked once
+// for all tokens of a tile.
 //
 // A family's `Lanes` has vectors of kGroups * 8 rows:
-//   Codes load_codes(first, second)     a unit of one group, or of two
+//   Codes load_codes(first, second)     one unit of each group; `second` is unused with one group
 //   Codes field<bits>(codes, f)         the codes of bit field f, times 2^position<bits>(f)
-//   Sums start(offset)                  sums of products, where they can start from an offset
+//   Sums start(offset)                  accumulators: the offset if they are int32, otherwise 0
 //   multiply_add(sums, codes, x)        add the products of four columns with x [4] int8
-//   Ints int32_sums(sums, offset)       the offset and the sums of the 32 columns of a field
+//   Ints int32_sums(sums, offset)       the sums of the 32 columns of a field, plus the offset
+//                                       unless start() included it
 //   add, times_128, splat, to_floats    of Ints;  Floats: F32x8 or F32xN
 //   load_scales(first, second)          eight float16 of each group
 //   load_floats, store_floats           of the first n rows
-//   kSums                               that fit the registers;  kInputs: rows of int8 of a tile
+//   kSums                               accumulators that fit into the registers
+//   kInputs                             rows of int8 in a tile: tokens times parts
 //
 // Letters:  M output features   K input features   N tokens
 #pragma once
@@ -29,18 +32,18 @@ namespace {
 template <int bits, int first, int step>
 struct ScaledCodes {
   static constexpr int kBits = bits, kFirst = first, kStep = step;
-  static constexpr int kFields = 8 / bits;  // of a byte, kActivationGroup columns each
+  static constexpr int kFields = 8 / bits;  // of a byte; each holds kActivationGroup columns
 };
 
 constexpr int kUnits = 8;        // of a block: four bytes of each row
 constexpr int kUnitBytes = 32;   // of a group of rows
-constexpr int kScaleFields = 4;  // whose columns share a scale, or those of two if they are 64
-// The next groups, more of short rows, are prefetched into the second-level cache, in the order of
-// memory, while these are computed; from there these are, as rows of two groups are read in turn.
+constexpr int kScaleFields = 4;  // bit fields with one scale of 128 columns, or two of 64
+// Groups at least kPrefetchBytes ahead are prefetched into L2, in memory order. Two groups are read
+// alternately, so the codes of each are also prefetched from L2 into L1, at this distance.
 constexpr ptrdiff_t kNearPrefetchBytes = 512;
 
-// Products of codes in field f are 2^position times those of codes; a step of 2 is one more bit.
-// Where the position is 0 their sum is doubled instead.
+// The factor by which the sum of field f is too large: codes are multiplied by 2^position, and a
+// step of 2 stands for one of these bits. At position 0 the sum is doubled instead.
 template <typename Lanes, typename Format>
 constexpr int field_factor(int f) {
   const int position = Lanes::template position<Format::kBits>(f);
@@ -51,12 +54,12 @@ constexpr bool is_doubled(int f) {
   return Format::kStep == 2 && Lanes::template position<Format::kBits>(f) == 0;
 }
 
-// What a token adds to the sums of a block's fields, which are field_factor times too large, and
-// what it multiplies them by. Both are exact.
+// Of one token, for each field of a block: the offset that is added to the sum, and the activation
+// scale that multiplies it, divided by field_factor. Both are exact.
 template <typename Lanes, typename Format>
 struct FieldScales {
   static constexpr int kFields = Format::kFields;
-  // Vectors of the compiler: it does not multiply loops of four or eight by vectors.
+  // GCC's vector types: it does not vectorise loops of four or eight iterations.
   typedef int32_t Ints4 __attribute__((vector_size(16)));
   typedef int32_t Ints8 __attribute__((vector_size(32)));
   typedef float Floats4 __attribute__((vector_size(16)));
@@ -77,14 +80,15 @@ struct FieldScales {
     }
     offsets *= offset_factors;
     scales *= scale_factors;
-    asm("" : "+m"(*this));  // or GCC extracts lanes from registers, which is slower than loads
+    asm("" : "+m"(*this));  // otherwise GCC extracts lanes, which is slower than loads
   }
 };
 
 // The first n_rows of kGroups groups by kTokens tokens.
 //
-// int32 budget: 32 products of a code in its field (at most 192) and an int8; with two parts 128
-// times as much and as much again, and an offset of 3 * 32 * 16383 * 64: below 2^28.
+// int32 budget: 32 products of a code in its field (at most 192) and an int8 are below 2^20. With
+// two parts, 128 times that, that again, and an offset of at most 3 * 32 * 16383 * 64 stay below
+// 2^28.
 template <typename Lanes, typename Format, int kParts, int kTokens>
 YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedRows& x, int group,
                                       int n_rows, int n, float* y, ptrdiff_t y_stride) {
@@ -92,7 +96,7 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
   constexpr int kFields = Format::kFields;
   constexpr int kTogether = kFields * kTokens * kParts <= Lanes::kSums ? kFields : kScaleFields;
   constexpr int kBytes = kRowsPerGroup * kBlockBytes;  // of a block
-  // Of the second group, relative to the first; a single one is computed twice.
+  // The second group follows the first; a single group is computed twice.
   const ptrdiff_t group_bytes = static_cast<ptrdiff_t>(w.n_blocks) * kBytes;
   const ptrdiff_t second = n_rows > kRowsPerGroup ? group_bytes : 0;
   const uint8_t* codes = w.codes + group * group_bytes;
@@ -144,7 +148,8 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
     for (int t = 0; t < kTokens; ++t) fields[t].set(x_sums + t * x_groups, x_scales + t * x_groups);
 #pragma GCC unroll 2
     for (int first = 0; first < kFields; first += kTogether) {
-      asm("" : "+r"(codes), "+r"(second_codes));  // or GCC keeps all codes for the second pass
+      // Otherwise GCC keeps the loaded codes of all units for the second pass.
+      asm("" : "+r"(codes), "+r"(second_codes));
       typename Lanes::Sums sums[kTogether][kTokens][kParts];
 #pragma GCC unroll 8
       for (int f = 0; f < kTogether; ++f) {
@@ -202,7 +207,7 @@ YOCOBIT_INLINE void group_scaled_tile(const GroupScaledMatrix& w, const GroupedR
   }
 }
 
-// As many of the tokens [n, end) as there are whole tiles; returns the first that is left.
+// Compute the whole tiles of tokens [n, end); return the first token that remains.
 template <typename Lanes, typename Format, int kParts, int kTokens>
 [[gnu::noinline]] int group_scaled_tiles(const GroupScaledMatrix& w, const GroupedRows& x,
                                          int group, int n_rows, int n, int end, float* y,
@@ -213,7 +218,7 @@ template <typename Lanes, typename Format, int kParts, int kTokens>
   return n;
 }
 
-// Bytes of activations that stay in the second-level cache while all rows are computed.
+// Bytes of activations that stay in L2 while all rows are computed.
 constexpr int kInputBytes = 256 << 10;
 
 template <typename Lanes, typename Format, int kParts>

@@ -71,15 +71,15 @@ void quantize_int16_row(const float* x, int k, int padded, int16_t* codes, float
 
 // Groups of activations that are quantised together, so that their divisions and sums are vectors.
 constexpr int kTogether = 8, kTogetherColumns = kTogether * kActivationGroup;
-// The largest codes that a group of int8 activations may have.
+// The candidates for the largest code of a group of int8 activations.
 constexpr int kLimits = 4;
 constexpr float kInt8Limits[kLimits] = {127.0f, 125.0f, 123.0f, 121.0f};
-// What the squared errors of a limit, in steps, are multiplied by to compare them.
+// Converts squared errors from steps of a limit to steps of 127, to compare them.
 constexpr float error_factor(float limit) { return (127.0f / limit) * (127.0f / limit); }
 
-// Of each group of x the limit that has the least squared error of rounding, the larger one of
-// equal errors; inverses of the largest magnitudes.
-YOCOBIT_INLINE void choose_limits(const float* x, const float* inverses, float* limits) {
+// For each group of x, select the limit with the least squared rounding error, the larger one of
+// equal errors. `inverses` are those of the largest magnitudes.
+YOCOBIT_INLINE void select_limits(const float* x, const float* inverses, float* limits) {
   F32x8 errors[kLimits][kTogether];
   for (int group = 0; group < kTogether; ++group) {
     for (int c = 0; c < kLimits; ++c) {
@@ -120,7 +120,7 @@ void quantize_groups(const float* x, ptrdiff_t plane_stride, int8_t* codes, floa
   }
   store(inverses, div(splat(1.0f), load(largest)));
   store(limits, splat(static_cast<float>(kInt16Max)));
-  if constexpr (n_parts == 1) choose_limits(x, inverses, limits);
+  if constexpr (n_parts == 1) select_limits(x, inverses, limits);
   store(scales, div(load(largest), load(limits)));
   F32x8 totals[kTogether];  // exact: 32 * kInt16Max is below 2^24
   for (int group = 0; group < kTogether; ++group, codes += kActivationGroup) {

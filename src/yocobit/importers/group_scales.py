@@ -1,4 +1,4 @@
-"""Scales per group of columns: equal ones are folded, and the format that stores them.
+"""Scales per group of columns: folding of equal scales, and selection of a format for them.
 
 Letters: M output features   K input features   G groups in a row
 """

@@ -23,11 +23,11 @@ from yocobit.model.quantization import straight_through_activations
 
 
 class MixtureOfExperts(nn.Module):
-    """y = sum over the k largest logits of softmax(them)_e SwiGLU_e(x), logits = W_r x in float32.
+    """y = sum over the top-k experts e of p_e SwiGLU_e(x), p the softmax of their k logits.
 
-    Equal logits are ordered by expert. Each of the matrices gate_proj, up_proj (E F, C) and
-    down_proj (E C, F) holds all experts and is quantised as one matrix: a scale per tensor is that
-    of all experts. SubLN has one weight (F) for all experts.
+    The logits are W_r x in float32; ties are broken by expert index. Each of the matrices
+    gate_proj, up_proj (E F, C) and down_proj (E C, F) holds all experts and is quantised as one
+    matrix: all experts share a per-tensor scale. SubLN has one weight (F) for all experts.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -51,7 +51,7 @@ class MixtureOfExperts(nn.Module):
             )
         tokens = x.flatten(0, -2)  # (N, C)
         logits: Tensor = _router_logits(tokens, self.router)  # (N, E)
-        # A stable sort: torch.topk leaves the order of equal logits open.
+        # A stable sort: torch.topk does not define the order of equal logits.
         ordered, experts = logits.sort(dim=-1, descending=True, stable=True)
         shares = ordered[:, : self.n_active].softmax(dim=-1)  # (N, k)
         experts = experts[:, : self.n_active]
@@ -60,7 +60,7 @@ class MixtureOfExperts(nn.Module):
         y = widened(self._apply_experts(tokens, experts))  # (N, k, C)
         return (shares[..., None] * y).sum(dim=1).to(x.dtype).view_as(x)
 
-    # The sizes of its matmuls depend on the tokens.
+    # Not compiled: the sizes of its matmuls depend on the tokens.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _apply_experts(self, x: Tensor, experts: Tensor) -> Tensor:
         """Return the outputs (N, k, C) of the experts (N, k) for tokens x (N, C)."""
@@ -111,10 +111,10 @@ def _router_logits(x: Tensor, router: nn.Linear) -> Tensor:
 
 
 def load_balancing_loss(logits: Tensor, experts: Tensor) -> Tensor:
-    """Return E sum_e f_e P_e of logits (N, E) and chosen experts (N, k): 1 if balanced.
+    """Return E sum_e f_e P_e of logits (N, E) and selected experts (N, k): 1 if balanced.
 
-    f is the share of all choices that an expert has, P its mean probability (Switch Transformers,
-    arXiv:2101.03961).
+    f_e is the fraction of all selections that are expert e, P_e its mean probability (Switch
+    Transformers, arXiv:2101.03961).
     """
     E = logits.shape[-1]
     shares = experts.flatten().bincount(minlength=E) / experts.numel()

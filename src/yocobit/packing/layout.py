@@ -2,8 +2,8 @@
 
 Codes are stored in groups of ROWS rows. A group stores its blocks from left to right; a block has
 BLOCK_BYTES bytes per row. Byte b of a row holds columns b, b + 32, b + 64, ... of the block, the
-first in the lowest bits. In a block the rows take turns after each `unit` of bytes: BLOCK_BYTES, or
-4 so that a vector register holds many rows.
+first in the lowest bits. The rows of a block are interleaved in units of `unit` bytes: BLOCK_BYTES,
+or 4 so that a vector register holds many rows.
 
 Letters: M output features   K input features
 """

@@ -123,7 +123,7 @@ def parameters_by_dtype(
 def formats_to_record(
     config: ModelConfig, parameters: Mapping[str, StoredParameter]
 ) -> dict[str, str]:
-    """Return the names of the formats that parameters_by_dtype would not find by itself."""
+    """Return the names of the formats that parameters_by_dtype cannot infer."""
     specs = tensors_of(parameters)
     found = parameters_by_dtype(config, {name: specs[name].dtype for name in parameters})
     return {

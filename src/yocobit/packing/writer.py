@@ -158,7 +158,7 @@ def tracked(
     parameters: Mapping[str, StoredParameter],
     progress: Progress | None,
 ) -> Iterator[tuple[str, Array]]:
-    """Yield the tensors that store `parameters`, and report the bytes that were taken."""
+    """Yield the tensors that store `parameters`, and report the bytes that were consumed."""
     total = sum(spec.size_bytes for spec in tensors_of(parameters).values())
     done = 0
     for name, array in tensors:

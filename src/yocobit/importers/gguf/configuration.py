@@ -40,7 +40,7 @@ _IGNORED = (
     "rope.scaling.finetuned",
     "tensor_data_layout",
 )
-# The same for experts: their router has a softmax over all experts, renormalised over the chosen.
+# The same for experts: their router has a softmax over all experts, renormalised over the top k.
 _EXPERTS_REQUIRED = {
     "expert_shared_count": 0,
     "expert_weights_scale": 1.0,

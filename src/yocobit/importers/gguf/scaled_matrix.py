@@ -1,7 +1,7 @@
 """Matrices of weights-only quantisation (A16): the format of a tensor, its integers and scales.
 
-The format follows from the file, so that nothing is rounded: from the integers that occur, and from
-the number of neighbouring weights that share a scale (group_scales.py).
+Nothing is rounded: the format follows from the integers that occur, and from the number of
+neighbouring weights that share a scale (group_scales.py).
 
 Letters: M output features   K input features   N scales of a row
 """

@@ -1,8 +1,8 @@
 """Fake-quantised matrices: float tensors whose values are integers times a scale per group.
 
 Checkpoints such as Bonsai's "-unpacked" ones, BitCPM4 and TriLM are published in float16 or
-bfloat16 with the values of their ternary weights. The integers and scales are found from the values
-and proved for every weight: integer * scale is the value, bit for bit.
+bfloat16 with the values of their ternary weights. The integers and scales are recovered from the
+values and verified for every weight: integer * scale is the value, bit for bit.
 
 Letters: M rows   K columns   G groups in a row   N columns in a group
 """

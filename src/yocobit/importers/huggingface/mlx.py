@@ -28,7 +28,7 @@ from yocobit.settings import Settings
 
 SCALES, BIASES, ROW_SCALE = "scales", "biases", "row_alpha"
 _MATRIX, _VECTOR = 2, 1  # axes of a tensor of one matrix
-# The integers of the codes, by the ratio of bias to scale. Trits are the first of 2 bits without 2.
+# The integers of the codes, by the ratio of bias to scale. Trits have the first form of 2 bits.
 _FORMS: Mapping[int, Mapping[float, tuple[int, ...]]] = {
     1: {-0.5: (-1, 1)},
     2: {-1.0: (*TRITS, 2), -1.5: (-3, -1, 1, 3)},
@@ -186,7 +186,7 @@ def read_rows(
 def _values(rows: AffineRows, bits: int, path: Path) -> tuple[int, ...]:
     """Return the integers of the codes."""
     scales, biases = rows.scales, rows.biases
-    with np.errstate(over="ignore"):  # an infinite product equals no bias
+    with np.errstate(over="ignore"):  # an infinite result equals no bias
         is_other = {ratio: biases != scales * np.float32(ratio) for ratio in _FORMS[bits]}
     for ratio, values in _FORMS[bits].items():
         if not is_other[ratio].any():
