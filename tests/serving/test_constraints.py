@@ -199,6 +199,16 @@ OUTPUTS: dict[str, tuple[Grammar, Any]] = {
         Grammar("cfg", 'root ::= [\\u3041-\\u309f]+ "\\u0021" "\\\\u" "\\U0001F600"'),
         re.compile("[\u3041-\u309f]+!\\\\u\U0001f600").fullmatch,
     ),
+    "gbnf with names that Lark does not tell apart": (
+        Grammar(
+            "cfg", 'root ::= start a-b a_b aB\nstart ::= "1"\na-b ::= "2"\na_b ::= "3"\naB ::= "4"'
+        ),
+        lambda text: text == "1234",
+    ),
+    "lark with a modifier": (
+        Grammar("cfg", '?start: letter\nletter: "a" | "b"'),
+        lambda text: text in ("a", "b"),
+    ),
     "gbnf of a list": (
         Grammar("cfg", 'root ::= item+\nitem ::= "- " [^\\r\\n]+ "\\n"'),
         re.compile(r"(- [^\r\n]+\n)+").fullmatch,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import threading
 import time
 import weakref
@@ -26,13 +25,13 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from llguidance.gbnf_to_lark import any_to_lark
 
 from yocobit.engine import Engine
 from yocobit.engine.session import Logits
 from yocobit.hardware.host import allocated_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError
+from yocobit.serving.runtime.gbnf import from_gbnf_or_lark
 from yocobit.serving.runtime.grammar_completions import MAX_COMPLETION, GrammarCompletions
 from yocobit.serving.runtime.json_schema import enforceable, relaxed
 
@@ -358,29 +357,8 @@ def _from_choices(text: str) -> str:
     return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {' | '.join(literals)}")
 
 
-# Of GBNF, with four or eight hexadecimal digits; llguidance's translation has \x only.
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|.)", re.DOTALL)
-
-
-def _from_cfg(text: str) -> str:
-    """Return a GBNF grammar, or a Lark grammar, as one of llguidance; ValueError if it is not."""
-
-    def unescaped(match: re.Match[str]) -> str:
-        if (digits := match[1] or match[2]) is None:
-            return match[0]
-        code = int(digits, 16)
-        return f"\\x{code:02x}" if code < 0x80 else chr(code)
-
-    try:
-        return LLMatcher.grammar_from_lark(any_to_lark(_ESCAPE.sub(unescaped, text)))
-    except RecursionError:
-        raise
-    except Exception as error:  # the translation's errors have no common type
-        raise ValueError(f"not GBNF: {error}") from None
-
-
 _TRANSLATIONS: Mapping[Kind, Callable[[str], str]] = {
     "regex": LLMatcher.grammar_from_regex,
     "choice": _from_choices,
-    "cfg": _from_cfg,
+    "cfg": from_gbnf_or_lark,
 }
