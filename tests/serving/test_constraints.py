@@ -397,6 +397,58 @@ def test_dropped_keywords_are_listed_in_a_header(server, path, is_streamed):
     assert response.headers[DROPPED_HEADER] == "/json_schema/properties/tags/uniqueItems"
 
 
+CALL_F = {"name": "f", "description": "?"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "place"),
+    [
+        (
+            "/v1/responses",
+            {
+                "input": "a",
+                "text": {"format": {"type": "json_schema", "name": "a", "schema": TAGS}},
+            },
+            "/text/format/schema",
+        ),
+        (
+            "/v1/responses",
+            {
+                "input": "a",
+                "tools": [{**CALL_F, "type": "function", "parameters": TAGS}],
+                "tool_choice": "required",
+            },
+            "/tools/0/parameters",
+        ),
+        (
+            "/v1/messages",
+            {
+                "messages": SEA,
+                "max_tokens": 60,
+                "output_config": {"format": {"type": "json_schema", "schema": TAGS}},
+            },
+            "/output_config/format/schema",
+        ),
+        (
+            "/v1/messages",
+            {
+                "messages": SEA,
+                "max_tokens": 60,
+                "tools": [{**CALL_F, "input_schema": TAGS}],
+                "tool_choice": {"type": "any"},
+            },
+            "/tools/0/input_schema",
+        ),
+        ("/api/chat", {"model": "tiny", "messages": SEA, "format": TAGS}, "/format"),
+    ],
+)
+def test_dropped_keywords_are_those_of_the_protocols_body(server, path, body, place):
+    response = server.post(path, **body)
+
+    assert response.status_code == 200, response.text
+    assert response.headers[DROPPED_HEADER] == f"{place}/properties/tags/uniqueItems"
+
+
 def test_nothing_is_listed_if_nothing_is_dropped(server):
     response = server.post(TEXT, prompt="a", json_schema=INTEGER)
 

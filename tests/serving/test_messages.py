@@ -388,6 +388,8 @@ def test_claude_codes_request_is_answered(server):
 
 # ---- refused requests
 
+UNSATISFIABLE = {"type": "json_schema", "schema": {"type": "integer", "minimum": 2, "maximum": 1}}
+
 
 @pytest.mark.parametrize(
     ("body", "words"),
@@ -423,6 +425,12 @@ def test_claude_codes_request_is_answered(server):
             "context_management: 'clear_tool_uses_",
         ),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"guided_choice": ["a"]}, "guided_choice is not supported"),
+        ({"response_format": {"type": "json_object"}}, "use output_config.format"),
+        ({"seed": 1}, "seed: "),
+        ({"stop": ["a"]}, "use stop_sequences"),
+        ({"mirostat": 2}, "mirostat: "),
+        ({"output_config": {"format": UNSATISFIABLE}}, "output_config.format: the schema"),
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": []}]}, "messages have no content"),

@@ -384,6 +384,12 @@ def test_allowed_tools_may_be_required(server):
     assert {call["function"]["name"] for call in calls} == {"g"}
 
 
+def test_allowed_tools_must_be_offered(server):
+    body = {"messages": SEA, "tools": [tool("f")], "tool_choice": allowed("auto", "f", "g")}
+
+    assert "the function 'g'" in refusal(server.post(CHAT, **body))["message"]
+
+
 # ---- refused fields ----
 
 
@@ -406,6 +412,27 @@ def test_defaults_of_refused_fields_are_accepted(server):
     body = ok(server.post(CHAT, messages=SEA, **GREEDY, **defaults, **absent))
 
     assert text(body) == text(ok(server.post(CHAT, messages=SEA, **GREEDY)))
+
+
+@pytest.mark.parametrize("n", [-1, 0, 64, 10 * CONTEXT])
+def test_window_of_penalties_has_no_effect_without_them(server, n):
+    body = ok(server.post(CHAT, messages=SEA, **GREEDY, repeat_last_n=n))
+
+    assert text(body) == text(ok(server.post(CHAT, messages=SEA, **GREEDY)))
+
+
+def test_empty_window_disables_penalties(server):
+    body = ok(server.post(CHAT, messages=SEA, **GREEDY, repeat_last_n=0, repeat_penalty=1.5))
+
+    assert text(body) == text(ok(server.post(CHAT, messages=SEA, **GREEDY)))
+    penalised = ok(server.post(CHAT, messages=SEA, **GREEDY, repeat_last_n=-1, repeat_penalty=1.5))
+    assert text(body) != text(penalised)
+
+
+def test_short_window_is_refused_next_to_penalties(server):
+    found = refusal(server.post(CHAT, messages=SEA, repeat_last_n=64, presence_penalty=1))
+
+    assert found["param"] == "repeat_last_n"
 
 
 # ---- answers ----

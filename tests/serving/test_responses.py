@@ -301,6 +301,10 @@ def test_parallel_calls_are_one_message(server):
     assert response["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
 
 
+SET = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "uniqueItems": True}
+SET_FORMAT = {"type": "json_schema", "name": "set", "schema": SET}
+
+
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
@@ -330,6 +334,18 @@ def test_parallel_calls_are_one_message(server):
         ({"context_management": [{"type": "compaction"}]}, "context_management", "truncation"),
         ({"response_format": {"type": "json_object"}}, "response_format", "use text.format"),
         ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
+        ({"guided_choice": ["a"]}, "guided_choice", "use text.format"),
+        ({"grammar": 'root ::= "a"'}, "grammar", "use text.format"),
+        ({"functions": [{"name": "f"}]}, "functions", "use tools"),
+        ({"logprobs": True}, "logprobs", "use include"),
+        (
+            {"text": {"format": SET_FORMAT}, "max_output_tokens": 1},
+            *("max_output_tokens", "max_output_tokens is 1"),
+        ),
+        (
+            {"text": {"format": {**SET_FORMAT, "strict": True}}},
+            *("text.format", "text.format: the keyword at /text/format/schema/uniqueItems"),
+        ),
         ({"max_output_tokens": 0}, "max_output_tokens", "0"),
         ({"n": 2}, "n", "one output"),
         ({"metadata": {"a": "b" * 513}}, "metadata", "512"),

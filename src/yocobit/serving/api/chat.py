@@ -134,6 +134,7 @@ def prepare(
         raise APIError(
             400, "functions and function_call are not supported; use tools", param="functions"
         )
+    _check_allowed_tools(body)
     if body.top_logprobs and not body.logprobs:
         raise APIError(400, "top_logprobs requires logprobs to be true", param="top_logprobs")
     if prompt is None:
@@ -158,6 +159,19 @@ def prepare(
     grammar, (request,) = constrained(model, _constraint(body), body, [request])
     names = tuple(tool.function.name for tool in body.offered_tools)
     return PreparedChat(request, grammar, names, body.max_calls)
+
+
+def _check_allowed_tools(body: ChatRequest) -> None:
+    """APIError 400 if a tool that may be called is not offered."""
+    if isinstance(body.tool_choice, AllowedToolsChoice):
+        offered = {tool.function.name for tool in body.tools or ()}
+        for tool in body.tool_choice.allowed_tools.tools:
+            if (name := tool.function.name) not in offered:
+                raise APIError(
+                    400,
+                    f"tool_choice allows the function {name!r}, which is not in tools",
+                    param="tool_choice",
+                )
 
 
 def is_heavy(body: ChatRequest) -> bool:

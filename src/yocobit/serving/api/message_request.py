@@ -27,7 +27,12 @@ from yocobit.serving.api.protocol import (
     function_choice,
     function_tool,
 )
-from yocobit.serving.api.refused_fields import Refused
+from yocobit.serving.api.refused_fields import (
+    REFUSED,
+    REFUSED_SAMPLING,
+    Refused,
+    refused_chat_fields,
+)
 from yocobit.serving.errors import APIError
 from yocobit.settings import Fraction, Natural
 from yocobit.text.generation_config import Temperature
@@ -93,6 +98,10 @@ class CountRequest(Struct, kw_only=True):
     """The body of messages/count_tokens."""
 
     refused: ClassVar[Mapping[str, Refused]] = {
+        **REFUSED,
+        **refused_chat_fields("use output_config.format"),
+        **REFUSED_SAMPLING,
+        "stop": Refused(([],), "use stop_sequences"),
         "mcp_servers": Refused(([],), "this server calls no tools"),
         "container": Refused(),
     }

@@ -22,10 +22,19 @@ from yocobit.serving.api.message_request import (
     response_format,
 )
 from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.api.terms import Terms
 from yocobit.serving.api.wire import WireFormat, named_event
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Prefilled
 from yocobit.serving.runtime.runtime import EventStream
+
+_TERMS = Terms(
+    {"response_format": "output_config.format"},
+    {
+        "/response_format/json_schema/schema": "/output_config/format/schema",
+        r"/tools/(\d+)/function/parameters": r"/tools/\1/input_schema",
+    },
+)
 
 
 def build(model: ServedModel, body: MessagesRequest, client: str) -> MessageGeneration:
@@ -34,7 +43,8 @@ def build(model: ServedModel, body: MessagesRequest, client: str) -> MessageGene
     request.max_tokens = body.max_tokens
     request.stop = body.stop_sequences
     request.temperature, request.top_p, request.top_k = body.temperature, body.top_p, body.top_k
-    return MessageGeneration(model, body, chat.prepare(model, request, client, is_clamped=True))
+    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True)
+    return MessageGeneration(model, body, prepared)
 
 
 def count_tokens(model: ServedModel, body: CountRequest, client: str) -> bytes:

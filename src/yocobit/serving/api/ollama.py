@@ -21,8 +21,15 @@ from yocobit.serving.api.chat import ChatRequest, PreparedChat
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.generation import Generation, usage
 from yocobit.serving.api.protocol import Message, Name, Tool
-from yocobit.serving.api.refused_fields import REFUSED, Refused, check_value
+from yocobit.serving.api.refused_fields import (
+    REFUSED,
+    REFUSED_SAMPLING,
+    Refused,
+    check_value,
+    refused_chat_fields,
+)
 from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.api.terms import Terms
 from yocobit.serving.api.wire import WireFormat
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event
@@ -36,10 +43,19 @@ _OPTIONS = {
         name: name
         for name in (
             *("temperature", "top_k", "top_p", "min_p", "seed", "stop"),
-            *("presence_penalty", "frequency_penalty"),
+            *("presence_penalty", "frequency_penalty", "repeat_last_n"),
         )
     },
 }
+_REFUSED_OPTIONS = {**REFUSED, **REFUSED_SAMPLING, **refused_chat_fields("use format")}
+_TERMS = Terms(
+    {
+        "response_format": "format",
+        "max_completion_tokens": "options.num_predict",
+        **{name: f"options.{option}" for option, name in _OPTIONS.items()},
+    },
+    {"/response_format/json_schema/schema": "/format"},
+)
 
 
 class OllamaFunction(Struct, kw_only=True):
@@ -128,7 +144,8 @@ def build_chat(
         return _loaded(body, {"message": {"role": "assistant", "content": ""}})
     request = _to_chat(body, [_message(i, each) for i, each in enumerate(body.messages)])
     request.tools = body.tools
-    return OllamaGeneration(model, body, chat.prepare(model, request, client, is_clamped=True))
+    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True)
+    return OllamaGeneration(model, body, prepared)
 
 
 def build_generate(
@@ -143,7 +160,7 @@ def build_generate(
     elif body.system:
         messages.insert(0, Message(role="system", content=body.system))
     request = _to_chat(body, messages)
-    prepared = chat.prepare(model, request, client, is_clamped=True, prompt=prompt)
+    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True, prompt=prompt)
     return OllamaGeneration(model, body, prepared)
 
 
@@ -221,10 +238,10 @@ def _to_chat(body: _Body, messages: list[Message]) -> ChatRequest:
     """Return the conversation of a body; APIError 400 if it is invalid."""
     fields: dict[str, Any] = {}
     for name, value in (body.options or {}).items():
-        if name in REFUSED:
-            check_value(f"options.{name}", value, REFUSED[name])
         if name in _OPTIONS:
             fields[_OPTIONS[name]] = value
+        elif name in _REFUSED_OPTIONS:
+            check_value(f"options.{name}", value, _REFUSED_OPTIONS[name])
     if (limit := fields.get("max_tokens")) is not None and isinstance(limit, int) and limit < 1:
         fields["max_tokens"] = -1  # 0 and below: until the end
     if body.format == "json":
@@ -236,7 +253,8 @@ def _to_chat(body: _Body, messages: list[Message]) -> ChatRequest:
     if body.logprobs:
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
     fields["messages"] = [{"role": "user", "content": ""}]  # checked already
-    request = protocol.from_fields(fields, ChatRequest)
+    with _TERMS.translated():
+        request = protocol.from_fields(fields, ChatRequest)
     request.messages = messages
     return request
 

@@ -64,6 +64,7 @@ class Sampling(Struct, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     repeat_penalty: RepetitionPenalty | None = None  # llama.cpp's name of repetition_penalty
+    repeat_last_n: Annotated[int, Meta(ge=-1)] | None = None  # tokens that penalties cover
     logit_bias: LogitBias | None = None
     n_predict: MaxTokens | None = None  # llama.cpp's name of max_tokens
     min_tokens: Natural | None = None

@@ -67,7 +67,6 @@ REFUSED: Mapping[str, Refused] = {
     "n_indent": _ZERO,
     "n_probs": Refused((0,), _LOGPROBS),
     "parse_tool_calls": Refused((True,), "leave tools out"),
-    "repeat_last_n": Refused((-1,), "penalties cover the whole context"),
     "response_fields": Refused(([],)),
     "return_tokens": Refused((False,), "use return_token_ids"),
     "samplers": Refused(),
@@ -78,7 +77,56 @@ REFUSED: Mapping[str, Refused] = {
     "typ_p": Refused((1,)),
     "typical_p": Refused((1,)),
     "xtc_probability": _ZERO,
+    # Others
+    "ebnf": Refused(remedy="use guided_grammar"),
+    "no_repeat_ngram_size": _ZERO,
+    "num_beams": Refused((1,)),
+    "regex": Refused(remedy="use guided_regex"),
+    "stop_regex": Refused(([], "")),
+    "top_a": _ZERO,
 }
+
+# Fields of sampling in chat completions, for protocols that do not have them.
+REFUSED_SAMPLING: Mapping[str, Refused] = {
+    "frequency_penalty": _ZERO,
+    "ignore_eos": _OFF,
+    "include_stop_str_in_output": _OFF,
+    "logit_bias": Refused(([], {})),
+    "min_p": _ZERO,
+    "min_tokens": _ZERO,
+    "n": Refused((1,)),
+    "n_predict": Refused(),
+    "presence_penalty": _ZERO,
+    "repeat_penalty": Refused((1,)),
+    "repetition_penalty": Refused((1,)),
+    "return_token_ids": _OFF,
+    "seed": Refused((-1,)),
+    "stop_token_ids": Refused(([],)),
+    "truncate_prompt_tokens": Refused(),
+}
+
+
+def refused_chat_fields(constraint: str) -> dict[str, Refused]:
+    """Return the other fields of chat completions that the later protocols do not have.
+
+    `constraint` is the remedy for those that constrain the output.
+    """
+    constraints = (
+        *("structured_outputs", "json_schema", "guided_json", "guided_regex", "guided_choice"),
+        *("guided_grammar", "guided_whitespace_pattern"),
+    )
+    return {
+        **{name: Refused(remedy=constraint) for name in constraints},
+        "grammar": Refused(("",), constraint),
+        "response_format": Refused(({"type": "text"},), constraint),
+        "add_generation_prompt": Refused((True,)),
+        "best_of": Refused((1,)),
+        "chat_template_kwargs": Refused(({},)),
+        "continue_final_message": _OFF,
+        "echo": _OFF,
+        "function_call": Refused(("none", "auto"), "use tools"),
+        "functions": Refused(([],), "use tools"),
+    }
 
 
 def check_refused(body: bytes, table: Mapping[str, Refused]) -> None:

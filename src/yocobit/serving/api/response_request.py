@@ -24,7 +24,7 @@ from yocobit.serving.api.protocol import (
     function_choice,
     function_tool,
 )
-from yocobit.serving.api.refused_fields import Refused, check_value
+from yocobit.serving.api.refused_fields import Refused, check_value, refused_chat_fields
 from yocobit.serving.api.response_items import Items
 from yocobit.serving.errors import APIError
 
@@ -94,14 +94,16 @@ class ResponseRequest(Sampling, kw_only=True):
 
     refused: ClassVar[Mapping[str, Refused]] = {
         **Sampling.refused,
+        **refused_chat_fields("use text.format"),
         "background": Refused((False,)),
         "context_management": Refused(([],), "use truncation"),
         "conversation": Refused(remedy="use previous_response_id"),
+        "logprobs": Refused((False,), "use include, or top_logprobs"),
+        "max_completion_tokens": Refused(remedy="use max_output_tokens"),
         "max_tokens": Refused(remedy="use max_output_tokens"),
         "messages": Refused(remedy="use input"),
         "n": Refused((1,), "a response has one output"),
         "prompt": Refused(remedy="use instructions and input"),
-        "response_format": Refused(remedy="use text.format"),
         "return_token_ids": Refused((False,)),
     }
 

@@ -38,16 +38,22 @@ from yocobit.serving.api.response_request import (
 )
 from yocobit.serving.api.response_store import Turn
 from yocobit.serving.api.served_model import ServedModel
+from yocobit.serving.api.terms import Terms
 from yocobit.serving.errors import APIError
 
-# Fields of chat completions in this API's terms, for errors.
-_PARAMS = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
-    "logprobs": "top_logprobs",
-}
+_TERMS = Terms(
+    {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "max_completion_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "logprobs": "top_logprobs",
+    },
+    {
+        "/response_format/json_schema/schema": "/text/format/schema",
+        r"/tools/(\d+)/function/parameters": r"/tools/\1/parameters",
+    },
+)
 
 
 class Page(Struct, kw_only=True):
@@ -162,17 +168,7 @@ def build(
             "allowed; send the part that matters as input",
             param="input",
         )
-    try:
-        prepared = _prepare(model, body, chat_request(body, messages), client)
-    except APIError as error:
-        param = error.param and _PARAMS.get(error.param, error.param)
-        raise APIError(
-            error.status,
-            str(error),
-            param=param,
-            code=error.code,
-            retry_after=error.retry_after,
-        ) from None
+    prepared = _TERMS.prepare(_prepare, model, body, chat_request(body, messages), client)
     fields = repeated_fields(body, model.name, prepared.request.sampling[0])
     # A queued request keeps no more of its body than it needs.
     stored = _stored_input(item for _, item in own) if fields["store"] else b""

@@ -5,6 +5,7 @@ Requests are validated against it; the runtime runs them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import re
@@ -31,6 +32,7 @@ from yocobit.serving.settings import ServerSettings
 from yocobit.text.chat_template import Prompt
 from yocobit.version import __version__
 
+_NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _CACHED_TEXTS = 16  # recent prompts whose tokens are kept
 
 
@@ -234,6 +236,8 @@ class ServedModel:
         }
         if body.repetition_penalty is None and body.repeat_penalty is not None:
             changes["repetition_penalty"] = body.repeat_penalty
+        if body.repeat_last_n == 0:
+            changes |= _NO_PENALTIES
         if body.top_k is not None:
             changes["top_k"] = min(max(0, body.top_k), self.engine.config.vocab_size)  # -1: all
         if body.top_p:
@@ -242,8 +246,20 @@ class ServedModel:
             changes["top_k"] = 1  # the smallest nucleus has one token
         is_random = body.seed is None or body.seed == -1  # as in vLLM and llama.cpp
         seed = secrets.randbits(53) if is_random else (body.seed or 0) % (1 << 64)
+        sampling = self.engine.sampling(**changes, seed=seed)
+        window = -1 if body.repeat_last_n is None else body.repeat_last_n
+        has_penalties = any(
+            getattr(sampling, name) != value for name, value in _NO_PENALTIES.items()
+        )
+        if has_penalties and 0 < window < self.settings.context:
+            raise APIError(
+                400,
+                f"repeat_last_n: penalties cover the whole context but it is {window}; leave it "
+                "out, or the penalties",
+                param="repeat_last_n",
+            )
         return tuple(
-            self.engine.sampling(**changes, seed=seed + i) for i in range((body.n or 1) * n_prompts)
+            dataclasses.replace(sampling, seed=seed + i) for i in range((body.n or 1) * n_prompts)
         )
 
     def logit_bias(self, body: protocol.Sampling) -> dict[int, float]:
