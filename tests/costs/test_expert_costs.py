@@ -14,6 +14,7 @@ from yocobit.benchmark.random_model import write_random_model
 from yocobit.benchmark.shapes import named_shape
 from yocobit.costs import decode_bytes, describe, multiply_adds, step_weight_bytes, weight_bytes
 from yocobit.costs.memory import active_share, projection_bytes
+from yocobit.costs.summary import rounded
 from yocobit.costs.work import WEIGHTS, shape_only_model, work_of
 from yocobit.planning.prediction import mean_rows
 
@@ -95,3 +96,17 @@ def test_shapes_have_the_sizes_of_the_published_models(name, weights, n_paramete
 
     assert total == pytest.approx(n_parameters, rel=2e-3)
     assert multiply_adds(config, 1, 1) == pytest.approx(n_active, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [
+        (7_090_688, "7.1M"),
+        (134_515_008, "135M"),
+        (999_600_000, "1B"),
+        (8_030_000_000, "8B"),
+        (120_000_000_000, "120B"),
+    ],
+)
+def test_a_number_of_parameters_is_rounded_without_an_exponent(n, text):
+    assert rounded(n) == text

@@ -116,8 +116,9 @@ def _experts(summary: Summary, config: ModelConfig) -> list[str]:
 
 
 def rounded(n: int) -> str:
-    """Return a number of parameters with two digits, such as 1.2B."""
-    return f"{n / 1e9:.2g}B" if n >= 1e9 else f"{n / 1e6:.2g}M"
+    """Return a number of parameters with two or three digits, such as 1.2B or 135M."""
+    value, unit = (n / 1e9, "B") if n >= 999.5e6 else (n / 1e6, "M")
+    return f"{value:.2g}{unit}" if value < 99.5 else f"{value:.0f}{unit}"
 
 
 def _is_used(name: str, config: ModelConfig) -> bool:
