@@ -44,6 +44,23 @@ def test_export_to_gguf_prints_what_differs(tmp_path):
     assert file.metadata["llama.context_length"] == 4096
 
 
+@pytest.mark.parametrize(
+    ("to", "out", "key"),
+    [("hf", "hf", "max_position_embeddings"), ("gguf", "x.gguf", "llama.context_length")],
+)
+def test_export_writes_the_trained_context_by_default(tmp_path, to, out, key):
+    model = random_model(tmp_path / "model", scale_dtype="<f2", trained_context=1024)
+
+    output = run(model.path, tmp_path / out, "--to", to)
+
+    assert output.splitlines()[0] == f"{tmp_path / out}: context length 1024"
+    if to == "hf":
+        written = json.loads((tmp_path / out / "config.json").read_text())
+    else:
+        written = GGUFFile(tmp_path / out).metadata
+    assert written[key] == 1024
+
+
 @pytest.mark.parametrize("option", [("--type", "tq1_0"), ("--head", "f16")])
 def test_tensor_types_of_gguf_are_refused_for_hf(tmp_path, option):
     model = random_model(tmp_path / "model")

@@ -13,7 +13,7 @@ from yocobit.cli.options import Json, ModelPath, tokens
 from yocobit.cli.output import print_json
 from yocobit.errors import UserError
 from yocobit.exporters import export_gguf, export_huggingface
-from yocobit.exporters.rules import CONTEXT
+from yocobit.exporters.rules import context_length
 
 _MAX_CONTEXT = 1 << 24
 
@@ -37,9 +37,13 @@ def export(
         ),
     ] = None,
     context: Annotated[
-        int,
-        tokens(1, _MAX_CONTEXT, help="Context length to write to the output."),
-    ] = CONTEXT,
+        int | None,
+        tokens(
+            1,
+            _MAX_CONTEXT,
+            help="Context length to write; by default that of the imported model, or 4096.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export a model for llama.cpp or transformers.
@@ -47,6 +51,7 @@ def export(
     Models that these would compute differently are refused.
     """
     source = packing.read_model(packed(model))
+    context = context_length(source.config, context)
     if to == "gguf":
         notes = export_gguf(source, out, type, head, context)
     elif head is not None or type != "tq2_0":

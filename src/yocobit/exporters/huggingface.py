@@ -19,7 +19,14 @@ from tokenizers.processors import TemplateProcessing
 
 from yocobit import disk
 from yocobit.config import ConfigError, FeedForwardKind, ModelConfig
-from yocobit.exporters.rules import CONTEXT, PLAIN, Rule, check, equals, frequency_divisors
+from yocobit.exporters.rules import (
+    PLAIN,
+    Rule,
+    check,
+    context_length,
+    equals,
+    frequency_divisors,
+)
 from yocobit.exporters.weights import Weights
 from yocobit.importers.huggingface.names import HEAD, Names
 from yocobit.packing.format import (
@@ -68,13 +75,13 @@ _QUANTISED = (equals("qkv_bias", False),)
 _DENSE = (equals("projection_norms", False),)
 
 
-def export_huggingface(model: PackedModel, out: Path, context: int = CONTEXT) -> list[str]:
+def export_huggingface(model: PackedModel, out: Path, context: int | None = None) -> list[str]:
     """Write a model as the directory `out`; return the differences from the model, one line each.
 
-    `context` is the context length that config.json names. ConfigError for what transformers
-    cannot compute.
+    `context` is the context length that config.json names, by default the trained one or 4096.
+    ConfigError for what transformers cannot compute.
     """
-    config_json = _config(model, context)
+    config_json = _config(model, context_length(model.config, context))
     specs = dict(_specs(model))
     with new_directory(out) as directory:
         disk.write_json(directory / CONFIG, config_json)

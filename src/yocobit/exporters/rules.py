@@ -13,7 +13,12 @@ from yocobit.errors import ConfigError, shown
 from yocobit.packing.layout import Floats
 from yocobit.packing.reader import PackedModel
 
-CONTEXT = 4096  # tokens; a packed model has no context length, other formats need one
+_CONTEXT = 4096  # tokens, of a model without trained_context: other formats need a length
+
+
+def context_length(config: ModelConfig, context: int | None) -> int:
+    """Return the context length to write: `context`, or what the model was trained with."""
+    return context or config.trained_context or _CONTEXT
 
 
 class Rule(NamedTuple):

@@ -19,7 +19,7 @@ from yocobit.exporters.gguf import blocks
 from yocobit.exporters.gguf.architectures import architecture_for, architecture_metadata
 from yocobit.exporters.gguf.container import TensorSpec, write_gguf
 from yocobit.exporters.gguf.tokenizer import MAX_END_TOKENS, tokenizer_metadata
-from yocobit.exporters.rules import CONTEXT, frequency_divisors
+from yocobit.exporters.rules import context_length, frequency_divisors
 from yocobit.exporters.weights import Weights
 from yocobit.importers.gguf.architectures import (
     ROPE_FACTORS,
@@ -71,15 +71,15 @@ def export_gguf(
     out: Path,
     weights: str = _DEFAULT_TYPE,
     tables: str | None = None,
-    context: int = CONTEXT,
+    context: int | None = None,
 ) -> list[str]:
     """Write a model as the GGUF file `out`; return the differences from the model, one line each.
 
     `weights` is the tensor type of ternary matrices with one scale or one per row, "tq2_0" or
     "tq1_0"; those with scales of groups become Q2_0 and Q1_0. `tables` is the type of an int8 or
     int4 embedding and head: "f16", "f32", or None for Q8_0 and Q4_0 with the stored integers.
-    `context` is the context length that the file names. ConfigError for what llama.cpp
-    cannot compute.
+    `context` is the context length that the file names, by default the trained one or 4096.
+    ConfigError for what llama.cpp cannot compute.
     """
     disk.claim_file(out, lambda content: content.startswith(MAGIC), "a GGUF file")
     architecture = architecture_for(model)
@@ -108,7 +108,7 @@ def export_gguf(
         "general.file_type": _FILE_TYPES[projection],
         "general.quantization_version": _QUANTIZATION_VERSION,
         **{f"general.sampling.{_SAMPLING[k]}": v for k, v in generation.sampling.items()},
-        **architecture_metadata(model.config, architecture, context),
+        **architecture_metadata(model.config, architecture, context_length(model.config, context)),
         **_text(model, generation),
     }
     notes = [*_rounding(model, specs, has_experts), *_omissions(model, generation)]
