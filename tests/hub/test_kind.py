@@ -53,6 +53,7 @@ def test_a_packed_model_has_no_fault():
         ([], "https:/example.com/x.gguf", "is not the URL of a model on huggingface.co; download"),
         ([], "tniy", "no such file or directory; did you mean tiny?"),
         (["models/mine/x"], "models/mien", "no such file or directory; did you mean models/mine?"),
+        ([], "nothing/like-it.gguf", "no such file; give the path of a model"),
         ([], "nothing-like-it", None),
         (["empty/x.txt"], "empty", None),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -87,7 +88,8 @@ def packed(model: Path) -> Path:
 
     path = packed_or_trained(model)
     if (fault := hub.not_packed(path)) is not None:
-        raise ConfigError(f"{path}: {fault}")
+        name = re.sub(r"^(\w+:/)(?=[^/])", r"\1/", str(path))  # a Path has one slash of a URL
+        raise ConfigError(f"{name}: {fault}")
     return path
 
 

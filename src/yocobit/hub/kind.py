@@ -17,6 +17,7 @@ from yocobit.reading import read_json
 
 _YOCOBIT = "yocobit"  # model_type of checkpoints that `yocobit pack` converts
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FILES = (".gguf", ".safetensors", *_PICKLES)
 _PICKLED = (
     "holds pickled weights, which could run code; choose a source of the model with safetensors or "
     "GGUF files"
@@ -49,6 +50,8 @@ def not_packed(path: Path) -> str | None:
         return "is not the URL of a model on huggingface.co; download the file and give its path"
     if close := difflib.get_close_matches(str(path), _known_names(path), n=1):
         return f"no such file or directory; did you mean {close[0]}?"
+    if path.suffix.lower() in _FILES:
+        return "no such file; give the path of a model"
     return None
 
 
