@@ -235,4 +235,6 @@ def _read_circular(
 
 def _size(tokens: Tokens) -> str:
     in_loss = f", {tokens.n_in_loss:,} of them in the loss" if tokens.has_mask else ""
-    return f"{tokens.n_bytes / 1e6:.2f} MB, {len(tokens):,} tokens{in_loss}"
+    n = tokens.n_bytes
+    size = f"{n / 1e6:.2f} MB" if n >= 1e5 else f"{n / 1e3:.2f} kB"
+    return f"{size}, {len(tokens):,} tokens{in_loss}"
