@@ -141,12 +141,13 @@ def test_header_of_an_untrusted_proxy_is_ignored(logged):
         assert logged("/v1/models").fields["client"] == "127.0.0.1"
 
 
-def test_paths_below_a_root_path_are_those_of_the_root(server):
-    key = {"authorization": f"Bearer {KEY}"}
+@pytest.mark.parametrize("prefix", ["", "/llm"])  # a proxy removes it, or does not
+def test_paths_below_a_root_path_are_those_of_the_root(server, prefix):
+    url, key = server.url + prefix, {"authorization": f"Bearer {KEY}"}
 
-    assert httpx.get(server.url + "/health").status_code == 200
-    assert httpx.get(server.url + "/v1/models", headers=key).status_code == 200
-    assert httpx.get(server.url + "/v1/models").status_code == 401
+    assert httpx.get(url + "/health").status_code == 200
+    assert httpx.get(url + "/v1/models", headers=key).status_code == 200
+    assert httpx.get(url + "/v1/models").status_code == 401
 
 
 def test_start_lines_say_what_is_served_with_what(server, caplog):

@@ -66,7 +66,10 @@ class Access:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         status = 0
-        path = scope["path"].removeprefix(scope.get("root_path", ""))  # without a proxy's prefix
+        root = scope.get("root_path", "")
+        if root and scope["path"].startswith(f"{root}{root}/"):  # the client sent the root, too
+            scope = {**scope, "path": scope["path"].removeprefix(root)}
+        path = scope["path"].removeprefix(root)  # without a proxy's prefix
         wire = self._wires.get(path, OPENAI)
         record = AccessRecord(scope, request_id.decode(), self._api_keys)
         state = scope["state"] = {
