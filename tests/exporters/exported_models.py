@@ -27,6 +27,7 @@ SHAPE: dict[str, Any] = {
     "full_rope": "half",
     "scale_embedding": False,
     "sub_norm": False,
+    "trained_context": 4096,  # which every file of another format names
 }
 TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], 40).tolist()
 

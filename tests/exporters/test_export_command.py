@@ -28,6 +28,20 @@ def test_export_to_hf_prints_the_directory_and_its_context(tmp_path):
     assert fields["max_position_embeddings"] == 2048
 
 
+@pytest.mark.parametrize(
+    ("options", "length"), [((), 1024), (("--context", 2048), 2048)], ids=["default", "given"]
+)
+def test_the_context_of_training_is_the_default(tmp_path, options, length):
+    model = random_model(tmp_path / "model", trained_context=1024)
+
+    run(model.path, tmp_path / "hf", "--to", "hf", *options)
+    run(model.path, tmp_path / "x.gguf", "--to", "gguf", *options)
+
+    fields = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert fields["max_position_embeddings"] == length
+    assert GGUFFile(tmp_path / "x.gguf").metadata["llama.context_length"] == length
+
+
 def test_export_to_gguf_prints_what_differs(tmp_path):
     model = random_model(tmp_path / "model", scale_dtype="<f2")
     out = tmp_path / "x.gguf"
