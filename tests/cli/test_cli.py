@@ -512,7 +512,7 @@ def test_bench_json_of_a_shape_without_a_model():
         (["--shape", "nano", "--cache", "q8"], ["--cache must be one of f32,", "but is 'q8'"]),
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
         (["missing"], ["missing: no such directory"]),
-        (["https://example.com/x.gguf"], ["https://example.com/x.gguf: is the URL of no model"]),
+        (["https://example.com/x.gguf"], ["https://example.com/x.gguf: is not the URL of a model"]),
         (["missing", "--weights", "sign"], ["--weights and --head require --shape"]),
         (["--shape", "nano", "--weights", "f16", "--head", "int4"], ["--head requires"]),
         (["--shape", "150m", "--attention", "full"], ["attention", "without cross layers"]),
