@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -35,7 +34,7 @@ from yocobit.benchmark.shapes import named_shape
 from yocobit.config import ModelConfig
 from yocobit.costs import session_bytes, weight_bytes
 from yocobit.engine.session import CacheType, Session
-from yocobit.hardware.host import available_bytes, provenance
+from yocobit.hardware.host import available_bytes, default_threads, provenance
 
 RESULTS = Path(__file__).parent / "results" / "paper.json"
 LENGTHS = (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20)
@@ -95,7 +94,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=("ternary", "sign"), default="ternary")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
     parser.add_argument("--cache", choices=get_args(CacheType), default="int8")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--kernels")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--picture", type=Path, help="draw the curves: .png, .svg or .pdf")

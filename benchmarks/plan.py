@@ -23,7 +23,7 @@ from yocobit import benchmark, planning
 from yocobit.benchmark.measure import CaseResult
 from yocobit.costs.work import work_of
 from yocobit.errors import UserError
-from yocobit.hardware.host import provenance, usable_cpus
+from yocobit.hardware.host import default_threads, provenance
 from yocobit.packing import PackedModel
 from yocobit.planning.plan import calibrate
 from yocobit.planning.prediction import predict
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--contexts", default="512,4096,32768")
     parser.add_argument("--caches", default="f16,int8")
     parser.add_argument("--index", type=int, default=2048, help="attended positions; 0: no index")
-    parser.add_argument("--threads", type=int, default=len(usable_cpus()))
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32, help="decode steps per case")
     parser.add_argument("--prefill", type=int, default=512, help="prompt tokens; 0: no prefill")

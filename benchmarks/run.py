@@ -11,7 +11,6 @@ Letters: M output features   K input features   N tokens   T positions
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ import torch
 from yocobit import Engine, _native
 from yocobit.config import PRESETS, ModelConfig
 from yocobit.data.tokenizer import train_tokenizer
-from yocobit.hardware.host import describe_host
+from yocobit.hardware.host import default_threads, describe_host
 from yocobit.model import Cache, Decoder
 from yocobit.packing import pack, pack_sign, pack_ternary
 from yocobit.training import checkpoint
@@ -35,7 +34,7 @@ Rate = Callable[[], float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src"
 # The lowest layer is first: a module may import from its own line and from the lines before it.
 # Its layer is that of the longest name here which is the module or one of its parents.
 LAYERS = (
-    "version errors extras renamed _native",
+    "version errors extras renamed system _native",
     "reading",
     "disk pictures settings",
     "config",

@@ -24,6 +24,7 @@ from typing import Any
 import results_file
 
 from yocobit.config import ModelConfig, preset
+from yocobit.hardware.host import default_threads
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "prose.toml"
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--results", metavar="FILE", type=Path, help="OUT/results.json by default")
     parser.add_argument("--only", help="variants, separated by commas", default=",".join(VARIANTS))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at once")
+    parser.add_argument("--jobs", type=int, default=default_threads(), help="runs at once")
     parser.add_argument("--set", action="append", default=[], help="as in yocobit train")
     arguments = parser.parse_args()
     path = arguments.results or arguments.out / "results.json"

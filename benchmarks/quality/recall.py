@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, models
 
 from yocobit.config import ModelConfig
 from yocobit.data.tokenizer import END
+from yocobit.hardware.host import default_threads
 from yocobit.model import Decoder
 from yocobit.packing import pack
 from yocobit.training import checkpoint
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, required=True)
     parser.add_argument("--variants", help="separated by commas", default=",".join(VARIANTS))
     parser.add_argument("--keep", metavar="DIR", type=Path, help="pack each model there")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="variants at once")
+    parser.add_argument("--jobs", type=int, default=default_threads(), help="variants at once")
     for field in dataclasses.fields(Recipe):
         name = "--" + field.name.replace("_", "-")
         parser.add_argument(name, type=type(field.default), default=field.default)

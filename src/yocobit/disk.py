@@ -16,6 +16,7 @@ from typing import Any
 
 from yocobit.errors import ConfigError
 from yocobit.reading import open_regular
+from yocobit.system import CAN_OPEN_DIRECTORIES
 
 _BLOCK_BYTES = 1 << 20
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -116,7 +117,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Flush a file's content, or a directory's entries, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and not CAN_OPEN_DIRECTORIES:
+        return
+    # Windows flushes only files that are open for writing.
+    descriptor = os.open(path, os.O_RDONLY if CAN_OPEN_DIRECTORIES else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from yocobit.errors import ConfigError, UserError, is_out_of_memory, printable
+from yocobit.system import open_flags
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -64,7 +65,7 @@ def open_regular(path: Path) -> BufferedReader:
     """
     # Without O_NONBLOCK, opening a FIFO waits for a writer.
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | open_flags("O_NONBLOCK", "O_CLOEXEC"))
     except ValueError:  # a NUL in the name
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
     mode = os.fstat(descriptor).st_mode

@@ -5,6 +5,7 @@ Letters: G K/V heads   D head size
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -206,7 +207,10 @@ def report(model):
 def test_json_has_these_keys(report):
     fields = json.loads(json.dumps(to_dict(report)))
 
-    assert fields.keys() == {"machine", "kernels", "model", "repetitions", "limits", "tests"}
+    assert fields.keys() == {
+        "machine", "kernels", "supported_kernels", "other_programs_share", "model", "repetitions",
+        "limits", "tests",
+    }  # fmt: skip
     assert fields["machine"].keys() == {
         "version", "commit", "cpu", "n_cpus", "features", "caches", "memory_bytes", "system",
     }  # fmt: skip
@@ -277,6 +281,27 @@ def test_the_report_is_printed_in_parts_on_a_narrow_terminal(report):
     assert len(headings) > 1
     assert ["tokens/s" in heading for heading in headings].count(True) == 1
     assert sum(line.startswith("tg4 @ d40 b3 ") for line in lines) == len(headings)
+
+
+@pytest.mark.parametrize(("share", "is_warned"), [(None, False), (0.1, False), (0.45, True)])
+def test_a_report_says_when_other_programs_used_the_cpus(report, share, is_warned):
+    console = Console(file=io.StringIO(), width=100)
+
+    print_report(dataclasses.replace(report, others_share=share), console)
+
+    printed = console.file.getvalue()
+    assert ("other programs used 45% of the CPUs: these are not this" in printed) == is_warned
+    assert ("other programs" in printed) == is_warned
+    assert to_dict(dataclasses.replace(report, others_share=share))["other_programs_share"] == share
+
+
+def test_a_report_names_the_families_that_the_cpu_can_use(report):
+    console = Console(file=io.StringIO(), width=100)
+
+    print_report(report, console)
+
+    families = ", ".join(_native.supported_kernels())
+    assert f"kernels     {report.kernels}; this CPU can use {families}" in console.file.getvalue()
 
 
 def test_a_report_names_the_attention(model):

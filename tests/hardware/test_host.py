@@ -65,9 +65,31 @@ def test_quota_without_control_groups_is_none(tmp_path):
 )
 def test_default_threads_are_the_cpus_that_the_process_may_use(monkeypatch, cpus, quota, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
-    monkeypatch.setattr(host, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(host, "cpu_quota", lambda groups, root: quota)
 
     assert default_threads() == threads
+
+
+def test_default_threads_read_the_quota_of_the_control_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    write(tmp_path / "fs", {"a/b/cpu.max": "max 100000", "a/cpu.max": "250000 100000"})
+    (tmp_path / "cgroup").write_text("0::/a/b\n")
+
+    assert default_threads(tmp_path / "cgroup", tmp_path / "fs") == 3
+    assert default_threads(tmp_path / "absent", tmp_path / "fs") == 8
+
+
+@pytest.mark.parametrize(("process_cpus", "cpus", "threads"), [(3, 8, 3), (None, 8, 8), (0, 0, 1)])
+def test_default_threads_are_all_cpus_without_affinity_masks(
+    tmp_path, monkeypatch, process_cpus, cpus, threads
+):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "process_cpu_count", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus or None)
+    if process_cpus is not None:
+        monkeypatch.setattr(os, "process_cpu_count", lambda: process_cpus, raising=False)
+
+    assert default_threads(tmp_path / "absent", tmp_path) == threads
 
 
 @pytest.mark.parametrize(

@@ -623,6 +623,22 @@ def test_a_report_fits_a_hundred_columns(machine):
     assert sum("this model" in line for line in lines) == 2
 
 
+@pytest.mark.parametrize(("share", "is_warned"), [(None, False), (0.1, False), (0.45, True)])
+def test_a_report_says_when_other_programs_used_the_cpus(share, is_warned):
+    name, model = open_shape(None, "nano", None, None)
+    plan = make_plan(name, model, request(context=100))
+    plan = dataclasses.replace(plan, kernels="scalar", others_share=share)
+    console = Console(file=io.StringIO(), width=100)
+
+    print_plan(plan, console)
+
+    printed = console.file.getvalue()
+    assert ("other programs used 45% of the CPUs: these are not this" in printed) == is_warned
+    assert ("other programs" in printed) == is_warned
+    assert f"scalar; this CPU can use {', '.join(_native.supported_kernels())}" in printed
+    assert plan.to_dict()["other_programs_share"] == share
+
+
 def test_block_selection_is_measured_on_this_host():
     calibration = calibrate(request(machine="here", threads=1))
     model = selecting_model(open_shape(None, "nano", None, None, "index:128")[1])

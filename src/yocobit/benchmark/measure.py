@@ -41,6 +41,7 @@ from yocobit.hardware.host import (
     usable_cpus,
 )
 from yocobit.hardware.limits import Limits, measure_limits
+from yocobit.hardware.load import read_cpu_times
 from yocobit.packing import PackedModel
 
 _WARM_UP_TOKENS = 32
@@ -97,6 +98,7 @@ class Report:
     repetitions: int
     limits: dict[int, list[Limits]]  # of every round, by threads; empty if disabled
     rows: list[CaseResult]
+    others_share: float | None  # of the CPUs, used by other programs; None if unknown
 
 
 def run(
@@ -116,6 +118,7 @@ def run(
         for case in cases
     }
     limits: dict[int, list[Limits]] = {}
+    started = read_cpu_times(cpus)
     for number in range(grid.repetitions):
         for threads in grid.threads:
             where = f"round {number + 1} of {grid.repetitions}, threads {threads}: "
@@ -140,6 +143,7 @@ def run(
         repetitions=grid.repetitions,
         limits=limits,
         rows=list(rows.values()),
+        others_share=started and started.others_share(read_cpu_times(cpus)),
     )
 
 

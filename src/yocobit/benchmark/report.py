@@ -10,8 +10,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from yocobit import _native
 from yocobit.benchmark.measure import CaseResult, Report
 from yocobit.hardware.limits import Limits, best
+from yocobit.hardware.load import load_warning
 from yocobit.packing.formats import is_quantised
 
 _GB, _MB = 1e9, 1e6
@@ -22,6 +24,8 @@ def to_dict(report: Report) -> dict[str, Any]:
     return {
         "machine": report.machine.to_dict(),
         "kernels": report.kernels,
+        "supported_kernels": _native.supported_kernels(),
+        "other_programs_share": report.others_share,
         "model": {
             "name": report.name,
             "config": report.config.to_dict(),
@@ -48,6 +52,11 @@ def print_report(report: Report, console: Console) -> None:
         print_table(console, _limits_table(report))
     console.print()
     console.print(_machine(report), highlight=False, soft_wrap=not is_wrapped)
+
+
+def kernels_line(kernels: str) -> str:
+    """Return a line with the kernel family used and those that this CPU could use."""
+    return f"kernels     {kernels}; this CPU can use {', '.join(_native.supported_kernels())}"
 
 
 def new_table(*headings: str) -> Table:
@@ -153,8 +162,10 @@ def _machine(report: Report) -> Text:
         f"cpu         {machine.cpu}, {machine.n_cpus} CPUs, L2 {caches.l2_bytes >> 10:,} KiB, "
         f"L{caches.last_level} {caches.last_bytes >> 20:,} MiB{guess}{memory}",
         f"features    {' '.join(machine.features) or 'unknown'}",
-        f"kernels     {report.kernels}",
+        kernels_line(report.kernels),
     ]
+    if warning := load_warning(report.others_share):
+        lines.append(warning)
     return Text("\n".join(lines))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yocobit.cli.output import has_colours
+from yocobit.system import open_flags
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -47,7 +48,10 @@ def new_prompt(commands: Sequence[str], history: Path) -> PromptSession[str]:
         complete_while_typing=False,
         complete_style=CompleteStyle.READLINE_LIKE,
         # Without queries of the cursor, which some terminals answer late or never.
-        output=Vt100_Output(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False),
+        # Consoles of Windows have an output of their own.
+        output=None
+        if sys.platform == "win32"
+        else Vt100_Output(sys.stdout, size, term=os.environ.get("TERM"), enable_cpr=False),
     )
 
 
@@ -61,7 +65,8 @@ def history_file() -> Path:
 def _make_private(path: Path) -> None:
     """Create a file, and its directory, that only the user can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | open_flags("O_CLOEXEC")
+    os.close(os.open(path, flags, 0o600))
     os.chmod(path, 0o600)
 
 

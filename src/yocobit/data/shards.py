@@ -227,12 +227,10 @@ class _ShardFile:
         """Return some values; ConfigError unless the file is the one that was opened."""
         size, offset = (n * self.dtype.itemsize for n in (part.stop - part.start, part.start))
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                is_same = _version(os.fstat(descriptor)) == self.status
-                data = os.pread(descriptor, size, offset) if is_same else b""
-            finally:
-                os.close(descriptor)
+            with self.path.open("rb", buffering=0) as stream:
+                is_same = _version(os.fstat(stream.fileno())) == self.status
+                stream.seek(offset)
+                data = stream.read(size) if is_same else b""
         except FileNotFoundError:
             data = b""
         if len(data) != size:

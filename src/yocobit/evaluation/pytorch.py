@@ -17,6 +17,7 @@ from yocobit.evaluation.scorer import CHUNK, Backend, Nats, Scorer
 from yocobit.model import Cache
 from yocobit.packing.checkpoints import TOKENIZER, find
 from yocobit.text import TextEncoder
+from yocobit.training.backend import set_threads
 from yocobit.training.checkpoint import load_model
 
 
@@ -26,8 +27,7 @@ class TorchScorer(Scorer):
     backend: Backend = "torch"
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_threads(threads, n_local_processes=1)
         checkpoint = find(path)
         tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         self._encoder = TextEncoder(tokenizer, checkpoint / TOKENIZER)

@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import re
-import resource
 import shlex
 import subprocess
 import sys
@@ -17,7 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from yocobit.system import c_function
 from yocobit.version import __version__
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 # CPU features that this engine or other engines dispatch kernels by.
 _FEATURES = re.compile(
@@ -81,27 +86,34 @@ def provenance() -> dict[str, Any]:
 
 def usable_cpus() -> list[int]:
     """Return the CPUs of this process's affinity mask, one CPU of each core first."""
-    allowed = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
-    if not allowed:
-        return list(range(os.cpu_count() or 1))
     seen: set[str] = set()
     first: list[int] = []
     others: list[int] = []
-    for cpu in allowed:
+    for cpu in _allowed_cpus():
         siblings = _read(_CPU / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         (others if siblings in seen else first).append(cpu)
         seen.add(siblings)
     return first + others
 
 
-def default_threads() -> int:
+def default_threads(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int:
     """Return the default number of threads: the CPUs that this process may use, at least one.
 
-    The smaller of the affinity mask and the CPU quota of its control group, rounded up.
+    The smaller of the affinity mask and the CPU quota of its control group, rounded up. Every
+    default of a number of threads, in the engine, training and benchmarks, is this one.
     """
-    n_cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    quota = cpu_quota()
+    n_cpus, quota = len(_allowed_cpus()), cpu_quota(groups, root)
     return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
+
+
+def _allowed_cpus() -> list[int]:
+    """Return the CPUs of the affinity mask; all CPUs on a system without such masks."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    count = getattr(os, "process_cpu_count", os.cpu_count)  # from Python 3.13 on
+    return list(range(count() or 1))
 
 
 def cpu_quota(
@@ -169,8 +181,7 @@ def available_bytes() -> int | None:
 
 def reset_peak() -> None:
     """Reset `peak_bytes` to the memory in use now, if the system supports it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # returns freed memory that glibc keeps
+    trim_heap()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -182,16 +193,15 @@ def share_heap() -> None:
     are returned to the system; by default, up to the largest block that was ever freed, they are
     not.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+    if (mallopt := c_function("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _MIB)
 
 
 def trim_heap() -> None:
     """Return freed memory in the middle of the heap to the system; no effect without glibc."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    if (malloc_trim := c_function("malloc_trim")) is not None:
+        malloc_trim(0)
 
 
 def allocated_bytes() -> int:
@@ -199,9 +209,7 @@ def allocated_bytes() -> int:
 
     Its resident memory if the C library does not say: that may include freed memory.
     """
-    try:
-        measure = ctypes.CDLL(None).mallinfo2
-    except (AttributeError, OSError):  # not glibc, or before 2.33
+    if (measure := c_function("mallinfo2")) is None:  # not glibc, or before 2.33
         return resident_bytes()
     measure.restype = _MallInfo
     info = measure()
@@ -227,10 +235,15 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the peak resident memory of this process, including pages of mapped files."""
+    """Return the peak resident memory of this process, including pages of mapped files.
+
+    0 if the system does not say.
+    """
     found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
     if found:
         return int(found[1]) * _KIB
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * _KIB
 

@@ -11,7 +11,6 @@ A conversion is complete or absent. Names with the same source and options share
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -31,6 +30,7 @@ from yocobit.hub.choice import TEXT_FILES
 from yocobit.packing.format import FORMAT_VERSION, canonical_json
 from yocobit.packing.writer import Progress
 from yocobit.reading import parse_json, read_bytes
+from yocobit.system import lock
 
 VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; those of others are outdated
 
@@ -257,10 +257,14 @@ def _locked(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock file, so that two processes do not convert the same model."""
     with path.open("ab") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(stream.fileno(), wait=False)
         except BlockingIOError:
             say("waiting for another process that converts this model")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock(stream.fileno(), wait=True)
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            say("this system has no file locks: do not convert a model in two processes at once")
         yield
 
 

@@ -13,6 +13,7 @@ from yocobit.engine.session import CacheType
 from yocobit.errors import UserError
 from yocobit.hardware.datasheets import HERE, Level, Machine, named_machine
 from yocobit.hardware.host import default_threads, describe_host, usable_cpus
+from yocobit.hardware.load import read_cpu_times
 from yocobit.packing import PackedModel, read_model
 from yocobit.packing.formats import TERNARY, projection_format
 from yocobit.planning.calibration import HostCalibration
@@ -104,6 +105,8 @@ class Plan:
     own: PlannedStack
     others: tuple[PlannedStack, ...]
     prediction: Prediction | None
+    kernels: str | None = None  # kernel family of the calibration; None for a data sheet
+    others_share: float | None = None  # of the CPUs, used by other programs; None if unknown
 
     @property
     def rows(self) -> tuple[PlannedStack, ...]:
@@ -131,6 +134,9 @@ class Plan:
             "context": work.context,
             "batch": work.batch,
             "machine": self.machine.to_dict(),
+            "kernels": self.kernels,
+            "supported_kernels": _native.supported_kernels() if self.kernels else None,
+            "other_programs_share": self.others_share,
             "parts": places,
             "stacks": [row.to_dict() for row in self.rows],
             "prediction": self.prediction and self.prediction.to_dict(),
@@ -160,6 +166,8 @@ def open_shape(
 def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
     """Compute a plan; on this host, calibrate and predict too."""
     is_here = request.machine == HERE
+    cpus = usable_cpus()
+    started = read_cpu_times(cpus) if is_here else None
     calibration = calibrate(request) if is_here else None
     machine = measured_machine(calibration) if calibration else named_machine(request.machine)
     head = model.head_format.name if model.head_format.is_integer else None
@@ -171,7 +179,15 @@ def make_plan(name: str, model: PackedModel, request: PlanRequest) -> Plan:
     prediction = None
     if calibration and own.bound.chips == 1:
         prediction = predict(model, own.work, calibration, calibration.kernels)
-    return Plan(name, machine, own, others, prediction)
+    return Plan(
+        name,
+        machine,
+        own,
+        others,
+        prediction,
+        calibration.kernels if calibration else None,
+        started and started.others_share(read_cpu_times(cpus)),
+    )
 
 
 def calibrate(request: PlanRequest) -> HostCalibration:

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from yocobit.benchmark.report import new_table, print_table
+from yocobit.benchmark.report import kernels_line, new_table, print_table
+from yocobit.hardware.load import load_warning
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
 from yocobit.planning.roofline import Bound
@@ -59,6 +60,10 @@ def _heading(plan: Plan) -> Text:
         f"machine     {plan.machine.title}"
         + ("" if plan.machine.is_measured else f"; {_DATA_SHEET}"),
     ]
+    if plan.kernels:
+        lines.append(kernels_line(plan.kernels))
+    if warning := load_warning(plan.others_share):
+        lines.append(warning)
     return Text("\n".join(lines))
 
 

@@ -10,9 +10,7 @@ own switch carries the setting: torch.set_float32_matmul_precision("medium") all
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -22,6 +20,7 @@ from torch import nn
 
 from yocobit.config import ConfigError
 from yocobit.hardware.host import default_threads
+from yocobit.system import c_function
 from yocobit.training.config import Precision
 
 _BFLOAT16_FEATURES = ("avx512_bf16", "avx512_vnni")  # without them, bfloat16 is emulated
@@ -53,7 +52,7 @@ def keep_freed_memory() -> None:
     By default it returns large blocks to the system, and each reuse of a page costs a page fault.
     Every step needs the same memory, so the peak hardly grows.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = c_function("mallopt")
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

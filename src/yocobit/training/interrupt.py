@@ -21,9 +21,10 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # only it can set handlers
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                is_ignored = signal.getsignal(number) == signal.SIG_IGN
-                if not (number == signal.SIGHUP and is_ignored):  # as nohup does
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                is_ignored = number is not None and signal.getsignal(number) == signal.SIG_IGN
+                if number is not None and not (name == "SIGHUP" and is_ignored):  # as nohup does
                     self.previous[number] = signal.signal(number, self._record)
         return self
 

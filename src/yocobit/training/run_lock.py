@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from yocobit.disk import claim_directory
 from yocobit.errors import printable
 from yocobit.packing import checkpoints
 from yocobit.packing.checkpoints import is_run
+from yocobit.system import NO_LOCKS, lock, open_flags
 from yocobit.tracking.manifest import command_line
 
 _MAX_BYTES = 4096  # of the line about its holder
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # file systems without flock
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # systems and file systems without flock
 
 
 def claim_run(run_dir: Path, resume: bool) -> None:
@@ -76,13 +76,14 @@ def locked(run_dir: Path) -> Iterator[str | None]:
 def _lock(path: Path) -> tuple[int, str | None]:
     """Return the descriptor of the locked file, with this process as its holder, and a warning."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | open_flags("O_CLOEXEC", "O_NOFOLLOW")
+        descriptor = os.open(path, flags, 0o644)
         warning = None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, wait=False)
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                holder = printable(os.pread(descriptor, _MAX_BYTES, 0).decode(errors="replace"))
+                holder = printable(os.read(descriptor, _MAX_BYTES).decode(errors="replace"))
                 os.close(descriptor)
                 if not isinstance(error, BlockingIOError):
                     raise OSError(error.errno, error.strerror, str(path)) from None
@@ -91,15 +92,23 @@ def _lock(path: Path) -> tuple[int, str | None]:
                     "wait for it, or choose another --out"
                 ) from None
             warning = (
-                f"warning: {path}: this file system has no locks ({error.strerror}): do not start "
-                "a second training in this directory"
+                f"warning: {path}: {_no_locks(error)}: do not start a second training in this "
+                "directory"
             )
         if _is_at(path, descriptor):
             break
         os.close(descriptor)  # its holder has deleted it
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, _holder().encode(errors="replace")[:_MAX_BYTES], 0)
+    os.write(descriptor, _holder().encode(errors="replace")[:_MAX_BYTES])
     return descriptor, warning
+
+
+def _no_locks(error: OSError) -> str:
+    return (
+        NO_LOCKS
+        if error.strerror == NO_LOCKS
+        else f"this file system has no locks ({error.strerror})"
+    )
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

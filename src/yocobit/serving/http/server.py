@@ -23,6 +23,7 @@ from yocobit.serving.http.app import create_app
 from yocobit.serving.http.connection import Connection
 from yocobit.serving.http.middleware import set_up_logging
 from yocobit.serving.http.start_log import log_start
+from yocobit.serving.runtime.preparation import check_can_fork
 from yocobit.serving.settings import ServerSettings
 
 # Python's thread switch interval: the scheduler's step must not wait the usual 5 ms for the GIL.
@@ -48,6 +49,7 @@ def serve(
     On shutdown, new requests are rejected while those in flight complete, for at most `drain_s`.
     UserError if the address is in use or the model cannot be loaded.
     """
+    check_can_fork()
     share_heap()
     set_up_logging(settings.log_json)
     app = create_app(settings)

@@ -9,11 +9,9 @@ gets a new one within milliseconds. No process outlives the server: its end clos
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
 import pickle
-import resource
 import signal
 import socket
 import struct
@@ -30,6 +28,12 @@ from yocobit.errors import UserError
 from yocobit.hardware.host import peak_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError, queue_full, shutting_down, too_costly
+from yocobit.system import c_function, can_fork
+
+try:
+    import resource
+except ImportError:  # Windows, where no worker starts
+    resource = None  # type: ignore[assignment]
 
 _NICENESS = 10  # of workers for heavy jobs: the scheduler precedes them
 _MAX_GROWTH = 1 << 26  # bytes of memory, above which a worker is replaced after its job
@@ -39,6 +43,15 @@ _PR_SET_PDEATHSIG = 1
 _SIZE = struct.Struct("<q")  # of a message; on the control socket, a pid or a niceness
 
 Job = Callable[..., Any]  # called with the context and the arguments of `run`
+
+
+def check_can_fork() -> None:
+    """Raise UserError on a system where no worker can be started."""
+    if not can_fork():
+        raise UserError(
+            "serving: needs a system that can fork processes, such as Linux or macOS, but this is "
+            f"{sys.platform}; on Windows, serve in WSL"
+        )
 
 
 class WorkerPool:
@@ -65,7 +78,8 @@ class WorkerPool:
         self._is_stopped = False
 
     async def start(self) -> None:
-        """Start the forking process; UserError if it cannot make the context."""
+        """Start the forking process; UserError if the system cannot fork, or no context is made."""
+        check_can_fork()
         self._end_forks()
         self._control, theirs = socket.socketpair()
         self._control.setblocking(False)
@@ -333,8 +347,8 @@ def _work(
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries would print texts of clients
         os.nice(niceness)
-        with suppress(AttributeError):  # Linux: also if the forking process is killed
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if (prctl := c_function("prctl")) is not None:  # Linux
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also if the forking process is killed
         _limit_memory(memory_bytes)
         connection.sendall(_SIZE.pack(os.getpid()))
         size_at_start = peak_bytes()
