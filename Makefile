@@ -47,8 +47,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install -c constraints.tx
 	@touch $@
 
 .venv/.installed: .venv/.train
-	@echo "==> packages of the tests: about 150, 1 GB"
-	@$(PIP) 'yocobit[tensorboard,dev]'
+	@echo "==> packages of the tests: about 150, 1 GB, some minutes"
+	@$(PIP) -q 'yocobit[tensorboard,dev]'
 	@touch $@
 
 stubs: setup
