@@ -255,7 +255,7 @@ def test_python_file_in_another_encoding_is_skipped_and_counted_unless_named(tmp
         ("x.jsonl", b'{"text": 1}', r"x\.jsonl:1: must be an object with a string 'text'"),
         ("x.jsonl", b'{"messages": 1}', r"x\.jsonl:1: messages must be a list but is 1"),
         ("x.jsonl.gz", b"no", r"x\.jsonl\.gz: is damaged"),
-        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}')[:-9], r"x\.jsonl\.gz: is damaged"),
+        ("x.jsonl.gz", gzip.compress(b'{"text": "a"}', mtime=0)[:-9], r"x\.jsonl\.gz: is damaged"),
         ("x.jsonl.zst", b"no no no no", r"x\.jsonl\.zst: is damaged"),
         ("x.parquet", b"no", r"x\.parquet: is not a complete \.parquet file"),
     ],
