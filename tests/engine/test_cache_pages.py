@@ -1,5 +1,7 @@
 """Page faults of KV caches: a few per token; a growing cache is never copied."""
 
+import ctypes
+import platform
 import re
 import resource
 from pathlib import Path
@@ -16,6 +18,13 @@ from yocobit.hardware.host import peak_bytes, reset_peak
 
 N_LAYERS, N_HEADS, HEAD_DIM = 8, 8, 64
 REGIONS = 2 * N_LAYERS * N_HEADS  # keys and values of every head and layer, each on separate pages
+
+
+@pytest.fixture(autouse=True)
+def maps_large_buffers() -> None:
+    """glibc maps them, also in a process that has trained: training lets it reuse the heap."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(-4, 1 << 16)  # M_MMAP_MAX
 
 
 @pytest.mark.parametrize("cache", ["f32", "int8", "int4"])

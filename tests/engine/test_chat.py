@@ -88,7 +88,7 @@ def test_conversation_has_the_same_tokens_as_a_whole_and_in_parts():
         ([], "messages must include an assistant message"),
         (conversation((USER, "q")), "messages must include an assistant message"),
         (conversation((ASSISTANT, " ")), r"messages\[0\] of the assistant must not be empty"),
-        (conversation((USER, "q"), ("tool", "a")), r"messages\[1\] must have a role of system"),
+        (conversation((USER, "q"), ("critic", "a")), r"messages\[1\] must have a role of system"),
         ([{"role": USER, "content": None}], r"messages\[0\] must be an object with a string"),
         (["hello"], r"messages\[0\] must be an object with a string 'content'"),
         ("hello", "messages must be a list but is 'hello'"),

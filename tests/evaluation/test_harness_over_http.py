@@ -55,7 +55,7 @@ def test_local_completions_equal_yocobit_eval(documents, tasks, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     engine = Engine.load(threads=1)
     ours = perplexity(NativeScorer(engine, "f32"), documents)
-    with servers.running(ServerSettings(threads=1)) as server:
+    with servers.running(ServerSettings(threads=1, cache="f32")) as server:
         found = simple_evaluate(
             model="local-completions",
             model_args={"model": "tiny", "base_url": f"{server.url}/v1/completions"},

@@ -19,7 +19,8 @@ def faults():
 fresh = faults()
 keep_freed_memory()
 faults()
-print(fresh, faults())
+# A small allocation may lie in the freed memory once.
+print(fresh, min(faults() for _ in range(3)))
 """
 
 

@@ -20,7 +20,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -223,4 +223,5 @@ def without_panic_messages() -> Iterator[None]:
                 os.close(stderr)
             if is_done and held.seek(0, os.SEEK_END):
                 held.seek(0)
-                os.write(2, held.read())
+                with suppress(OSError):  # stderr may be on a full disk
+                    os.write(2, held.read())

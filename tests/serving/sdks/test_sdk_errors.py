@@ -127,7 +127,7 @@ NO_SCHEMA = {"name": "x", "schema": {"type": "no such type"}}
         ("top_p", {"top_p": 1.5}),
         ("n", {"n": 0}),
         ("max_completion_tokens", {"max_completion_tokens": 0}),
-        ("max_tokens", {"max_tokens": -1}),
+        ("max_tokens", {"max_tokens": -2}),
         ("stop", {"stop": 7}),
         ("seed", {"seed": "lucky"}),
         ("presence_penalty", {"presence_penalty": 2.5}),

@@ -15,7 +15,9 @@ logger = logging.getLogger(__name__)
 
 def log_start(state: ServerState, url: str) -> None:
     """Log the start lines of a server that is ready: as JSON, one record with the same fields."""
-    model, runtime = state.require_ready()
+    # Not require_ready(): a signal may have begun the shutdown.
+    model, runtime = state.model, state.runtime
+    assert model is not None and runtime is not None
     whole = runtime.scheduler.session_bytes(model.settings.context)
     fields, note = start_fields(model, whole, url), context_note(model)
     if state.settings.log_json:
