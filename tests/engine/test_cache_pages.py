@@ -22,9 +22,10 @@ REGIONS = 2 * N_LAYERS * N_HEADS  # keys and values of every head and layer, eac
 
 @pytest.fixture(autouse=True)
 def maps_large_buffers() -> None:
-    """glibc maps them, also in a process that has trained: training lets it reuse the heap."""
+    """glibc maps them, whatever ran before: training and freed buffers let it reuse the heap."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).mallopt(-4, 1 << 16)  # M_MMAP_MAX
+        ctypes.CDLL(None).mallopt(-3, 1 << 17)  # M_MMAP_THRESHOLD, constant from now on
 
 
 @pytest.mark.parametrize("cache", ["f32", "int8", "int4"])
