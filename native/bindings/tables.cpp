@@ -100,18 +100,22 @@ nb::list cache_type_records() {
   return records;
 }
 
-std::vector<std::string> kernel_names() {
+std::vector<std::string> names_of(const std::vector<KernelFamily>& families) {
   std::vector<std::string> names;
-  for (const KernelFamily& family : supported_families()) names.emplace_back(family.name);
+  for (const KernelFamily& family : families) names.emplace_back(family.name);
   return names;
 }
 
 }  // namespace
 
 void bind_tables(nb::module_& m) {
-  m.def("supported_kernels", &kernel_names,
-        "Return the names of the kernel families that this CPU supports, slowest first.\n\n"
-        "The first, \"scalar\", is the reference; all return the same bits.");
+  m.def(
+      "supported_kernels", [] { return names_of(supported_families()); },
+      "Return the names of the kernel families that this CPU supports, slowest first.\n\n"
+      "The first, \"scalar\", is the reference; all return the same bits.");
+  m.def(
+      "emulated_kernels", [] { return names_of(emulated_families()); },
+      "Return the names of the emulated kernel families; there are some in test builds only.");
   m.def(
       "weight_formats", &weight_format_records,
       nb::sig("def weight_formats() -> list[dict[str, typing.Any]]"),

@@ -1,5 +1,5 @@
 // One record per instruction set. A family inherits from its base what it does not replace; a new
-// one is a folder in kernels/, its files in CMakeLists.txt and a line in registry.cpp.
+// one is a folder in kernels/ and its name and flags in CMakeLists.txt.
 #pragma once
 
 #include <span>
@@ -17,6 +17,7 @@ struct KernelFamily {
   const char* name;          // "scalar", "avx2", "avx512"
   const KernelFamily* base;  // of whose entries empty ones are taken; nullptr: there are none
   bool (*is_supported)();    // by this CPU; checked after the base's
+  bool is_emulated;          // for tests: compiled for other CPUs than those that it is meant for
   Kernels kernels;
   TrainingKernels training;
   RowKernels rows;
@@ -29,10 +30,15 @@ std::span<const KernelFamily* const> built_families();
 // The family with its empty entries filled from its base.
 KernelFamily resolve(const KernelFamily& family);
 
-// Those that this CPU can run, resolved, slowest first; [0] is the reference.
+// Those that this CPU can run, resolved, slowest first; [0] is the reference. Without emulated
+// ones.
 const std::vector<KernelFamily>& supported_families();
 
-// The one of that name, or the fastest for "". Throws std::invalid_argument if it is not supported.
+// The emulated ones that this CPU can run, resolved; there are some in test builds only.
+const std::vector<KernelFamily>& emulated_families();
+
+// The one of that name, also an emulated one, or the fastest for "". Throws std::invalid_argument
+// if it is not supported.
 const KernelFamily& kernel_family(const std::string& name);
 
 }  // namespace yocobit

@@ -8,26 +8,20 @@
 
 namespace yocobit {
 
-namespace scalar {
-extern const KernelFamily kFamily;
-}
-namespace avx2 {
-extern const KernelFamily kFamily;
-}
-namespace avx512 {
-extern const KernelFamily kFamily;
-}
+// families.inc: YOCOBIT_FAMILY(name) for each that is built, written by CMake.
+#define YOCOBIT_FAMILY(name)         \
+  namespace name {                   \
+  extern const KernelFamily kFamily; \
+  }
+#include "kernels/families.inc"
+#undef YOCOBIT_FAMILY
 
 namespace {
 
 const KernelFamily* const kFamilies[] = {
-    &scalar::kFamily,
-#ifdef YOCOBIT_HAS_AVX2
-    &avx2::kFamily,
-#endif
-#ifdef YOCOBIT_HAS_AVX512
-    &avx512::kFamily,
-#endif
+#define YOCOBIT_FAMILY(name) &name::kFamily,
+#include "kernels/families.inc"
+#undef YOCOBIT_FAMILY
 };
 
 // A table of function pointers with those of its base where it has none.
@@ -44,6 +38,16 @@ Table inherit(const Table& own, const Table& base) {
 
 bool is_supported(const KernelFamily& family) {
   return (!family.base || is_supported(*family.base)) && family.is_supported();
+}
+
+std::vector<KernelFamily> runnable(bool emulated) {
+  std::vector<KernelFamily> families;
+  for (const KernelFamily* family : kFamilies) {
+    if (family->is_emulated == emulated && is_supported(*family)) {
+      families.push_back(resolve(*family));
+    }
+  }
+  return families;
 }
 
 }  // namespace
@@ -63,20 +67,21 @@ KernelFamily resolve(const KernelFamily& family) {
 }
 
 const std::vector<KernelFamily>& supported_families() {
-  static const std::vector<KernelFamily> families = [] {
-    std::vector<KernelFamily> supported;
-    for (const KernelFamily* family : kFamilies) {
-      if (is_supported(*family)) supported.push_back(resolve(*family));
-    }
-    return supported;
-  }();
+  static const std::vector<KernelFamily> families = runnable(/*emulated=*/false);
+  return families;
+}
+
+const std::vector<KernelFamily>& emulated_families() {
+  static const std::vector<KernelFamily> families = runnable(/*emulated=*/true);
   return families;
 }
 
 const KernelFamily& kernel_family(const std::string& name) {
   if (name.empty()) return supported_families().back();
-  for (const KernelFamily& family : supported_families()) {
-    if (name == family.name) return family;
+  for (const auto* families : {&supported_families(), &emulated_families()}) {
+    for (const KernelFamily& family : *families) {
+      if (name == family.name) return family;
+    }
   }
   throw std::invalid_argument("kernels '" + name + "' are not supported by this CPU");
 }

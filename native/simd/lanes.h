@@ -41,10 +41,8 @@
 #include "kernels/formats.h"
 #include "simd/target.h"
 
-#define YOCOBIT_QUOTE_(path) #path
-#define YOCOBIT_QUOTE(path) YOCOBIT_QUOTE_(path)
 // clang-format off
-#include YOCOBIT_QUOTE(simd/YOCOBIT_TARGET.h)
+#include YOCOBIT_QUOTE(simd/YOCOBIT_LANES.h)
 // clang-format on
 
 #ifndef YOCOBIT_HAS_WIDE_LANES

@@ -15,6 +15,11 @@ def supported_kernels() -> list[str]:
     The first, "scalar", is the reference; all return the same bits.
     """
 
+def emulated_kernels() -> list[str]:
+    """
+    Return the names of the emulated kernel families; there are some in test builds only.
+    """
+
 def weight_formats() -> list[dict[str, Any]]:
     """
     Return the records of the weight formats: `name`, `dtype` of the codes, `bits` of a code,

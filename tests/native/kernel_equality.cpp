@@ -69,6 +69,7 @@ int main(int n_arguments, char** arguments) {
   const bool is_printing = n_arguments > 1 && !std::strcmp(arguments[1], "--print");
   test::check_inheritance();
   std::vector<KernelFamily> families = supported_families();
+  families.insert(families.end(), emulated_families().begin(), emulated_families().end());
   families.push_back(resolve(test::kOverridingFamily));
   families.push_back(resolve(test::kTrainingFamily));
   for (const KernelFamily& family : families) test::run(family, is_printing);

@@ -36,9 +36,10 @@ bool is_supported() {
 extern const KernelFamily kFamily;
 
 constinit const KernelFamily kFamily = {
-    .name = "avx2",
+    .name = YOCOBIT_QUOTE(YOCOBIT_TARGET),
     .base = &scalar::kFamily,
     .is_supported = is_supported,
+    .is_emulated = YOCOBIT_IS_EMULATED,
     .kernels =
         {
             .ternary_gemm = ternary_gemm,

@@ -42,9 +42,10 @@ bool is_supported() {
 extern const KernelFamily kFamily;
 
 constinit const KernelFamily kFamily = {
-    .name = "avx512",
+    .name = YOCOBIT_QUOTE(YOCOBIT_TARGET),
     .base = &avx2::kFamily,
     .is_supported = is_supported,
+    .is_emulated = YOCOBIT_IS_EMULATED,
     .kernels =
         {
             .ternary_gemm = ternary_gemm,

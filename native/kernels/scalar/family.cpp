@@ -25,9 +25,10 @@ bool is_supported() { return true; }
 extern const KernelFamily kFamily;
 
 constinit const KernelFamily kFamily = {
-    .name = "scalar",
+    .name = YOCOBIT_QUOTE(YOCOBIT_TARGET),
     .base = nullptr,
     .is_supported = is_supported,
+    .is_emulated = YOCOBIT_IS_EMULATED,
     .kernels =
         {
             .ternary_gemm = ternary_gemm,

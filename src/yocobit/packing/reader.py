@@ -76,7 +76,8 @@ class PackedModel:
         mapped; PackedModelError for one that does not hold the tensors.
         """
         threads = whole_number("threads", threads, 1, _MAX_THREADS)
-        if kernels is not None and kernels not in (known := _native.supported_kernels()):
+        known = _native.supported_kernels()
+        if kernels is not None and kernels not in [*known, *_native.emulated_kernels()]:
             raise ConfigError(f"kernels must be {' or '.join(known)} here but is {kernels!r}")
         tensors = {n: (t.dtype, list(t.shape), t.begin, t.end) for n, t in self.tensors.items()}
         formats = {name: stored.format.name for name, stored in self.parameters.items()}
