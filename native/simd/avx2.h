@@ -16,6 +16,13 @@ struct F32x8 {
   __m256 v;
 };
 
+#ifndef YOCOBIT_HAS_VNNI
+// Each lane: sum + a[0] b[0] + a[1] b[1], of int16.
+YOCOBIT_INLINE void dot_pairs(__m256i& sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+#endif
+
 #ifndef YOCOBIT_HAS_WIDE_LANES
 constexpr int kRegisters = 16;
 
@@ -312,7 +319,8 @@ struct Int16Pairs {
     return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high));
   }
   static Vector multiply_add(Vector sum, Vector a, Vector b) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    dot_pairs(sum, a, b);
+    return sum;
   }
   static void store_floats(float* p, Vector sum) { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(sum)); }
 };

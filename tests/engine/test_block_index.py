@@ -11,6 +11,7 @@ import numpy as np
 import packed_models
 import pytest
 import torch
+from kernel_families import KERNELS
 from packed_models import as_packed, nano, packed, trained
 from typer.testing import CliRunner
 
@@ -22,7 +23,6 @@ from yocobit.model import Cache, Decoder
 from yocobit.model.block_index import Blocks, visible_positions
 from yocobit.packing import read_model
 
-KERNELS = _native.supported_kernels()
 CACHES = ("f32", "f16", "int8", "int4")
 T = 300  # ten blocks; a token attends to four
 FOUR_BLOCKS = {"cross_positions": 4 * BLOCK}

@@ -9,9 +9,10 @@ import numpy as np
 import packed_models
 import pytest
 import torch
+from kernel_families import KERNELS
 from packed_models import KINDS, STACKS, T, nano, packed, row_scales_on, trained
 
-from yocobit import Engine, _native
+from yocobit import Engine
 from yocobit.engine import Session
 
 
@@ -24,7 +25,7 @@ def test_int4_head_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(
     path = packed(trained(nano("mixed", "ternary"), steps=3), tmp_path, head="int4").path
     expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens, "f32"))
 
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         engine = Engine.load(path, threads=2, kernels=kernels)
         np.testing.assert_array_equal(bits(engine.logits(tokens, "f32")), expected)
         session = engine.session(T, "f32")
@@ -48,7 +49,7 @@ def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(
     path = model_of(stack, weights)[1]
     expected = bits(Engine.load(path, threads=1, kernels="scalar").logits(tokens, cache=cache))
 
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         # The scalar family, which is slow, with one of them: the others do not depend on kernels.
         settings = ((1, (7, T)), (2, (1, 64)), (3, (50,)))
         for threads, chunks in settings if kernels != "scalar" else ((2, (64,)),):
@@ -62,7 +63,7 @@ def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(
                     np.testing.assert_array_equal(bits(logits), expected[last])
 
 
-@pytest.mark.parametrize("kernels", _native.supported_kernels()[1:])
+@pytest.mark.parametrize("kernels", KERNELS[1:])
 @pytest.mark.parametrize("stack", ["yoco-gret", "yoco-swa", "transformer"])
 def test_logits_over_several_kv_splits_have_the_same_bits_for_any_chunking(
     model_of, stack, kernels
@@ -111,7 +112,7 @@ def forks(session: Session, tokens: np.ndarray, lengths: list[int]) -> list[Sess
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kernels", _native.supported_kernels())
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("stack", STACKS)
 def test_logits_have_the_same_bits_for_any_batch_composition(
     model_of, stack, kernels, threads, tokens

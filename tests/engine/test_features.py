@@ -11,6 +11,7 @@ import functools
 import numpy as np
 import pytest
 from float64_decoder import Float64Decoder
+from kernel_families import KERNELS
 from random_models import relative_error, write
 
 from yocobit import _native
@@ -231,7 +232,7 @@ def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(model_of, 
     tokens = tokens_of(LONG)
     expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         np.testing.assert_array_equal(
             bits(Engine(model, 1, kernels).logits(tokens, "f32")), expected
         )
@@ -251,7 +252,7 @@ def test_low_bit_tables_have_the_same_bits_for_any_kernels_threads_and_chunks(
     tokens = tokens_of(LONG)
     expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         engine = Engine(model, threads=2, kernels=kernels)
         np.testing.assert_array_equal(bits(engine.logits(tokens, "f32")), expected)
         session = Engine(model, threads=1, kernels=kernels).session(LONG, "f32")
@@ -268,7 +269,7 @@ def test_weights_only_formats_have_the_same_bits_for_any_kernels_threads_and_chu
     tokens = tokens_of(LONG)
     expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
 
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         for threads, chunk in ((2, LONG), (3, 33), (1, 1)):
             session = Engine(model, threads, kernels).session(LONG, "f32")
             for begin in range(0, LONG, chunk):

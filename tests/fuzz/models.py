@@ -100,7 +100,7 @@ def _compare_families(rng: random.Random, engine: Engine) -> None:
     V, n = engine.config.vocab_size, rng.choice((1, 3, 40, 200, 300))
     tokens, cache = [rng.randrange(V) for _ in range(n)], rng.choice(_CACHES)
     expected = engine.logits(tokens, cache).view(np.uint32)
-    for kernels in _native.supported_kernels():
+    for kernels in (*_native.supported_kernels(), *_native.emulated_kernels()):
         other = Engine(engine.model, rng.choice((1, 3)), kernels)
         cuts = sorted(rng.randrange(n + 1) for _ in range(3))
         session = other.session(n, cache)

@@ -6,6 +6,7 @@ Letters: M output features   K input features   N tokens   S activation groups o
 
 import numpy as np
 import pytest
+from kernel_families import KERNELS
 
 from yocobit import _native
 
@@ -19,7 +20,7 @@ LIMITS = (127, 125, 123, 121)  # the candidates for the largest code of a group 
 MOST = {1: 127, 2: 16383}  # magnitude of an activation of that many parts
 
 
-@pytest.fixture(params=_native.supported_kernels())
+@pytest.fixture(params=KERNELS)
 def kernels(request) -> str:
     return request.param
 

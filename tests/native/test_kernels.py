@@ -8,6 +8,7 @@ Letters: M output features   K input features   N tokens   D head size   S cache
 
 import numpy as np
 import pytest
+from kernel_families import KERNELS
 
 from yocobit import _native
 from yocobit.packing.formats import INT4, pack_sign, pack_ternary
@@ -16,9 +17,9 @@ from yocobit.packing.layout import quantize_int4
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture(params=_native.supported_kernels())
+@pytest.fixture(params=KERNELS)
 def kernels(request) -> str:
-    """ "scalar", and each SIMD variant that this CPU supports."""
+    """ "scalar", and each SIMD variant that this CPU supports or emulates."""
     return request.param
 
 
@@ -193,7 +194,7 @@ def test_quantize_row_stays_in_range_for_any_input(kernels, value):
 
 def all_equal(call):
     """Assert that call(kernels) has the same bits for every variant; return it."""
-    results = [call(name) for name in _native.supported_kernels()]
+    results = [call(name) for name in KERNELS]
     for result in results[1:]:
         np.testing.assert_array_equal(
             np.asarray(result).view(np.uint32), np.asarray(results[0]).view(np.uint32)
@@ -306,10 +307,7 @@ def test_a_step_of_retention_has_equal_bits_in_all_families_and_is_near_float64(
     decays = np.float32([decay])
     exact_state = decay * state.astype(np.float64) + np.outer(k, v.astype(np.float64))
 
-    results = [
-        _native.retain(name, state, q[None], k[None], v[None], decays)
-        for name in _native.supported_kernels()
-    ]
+    results = [_native.retain(name, state, q[None], k[None], v[None], decays) for name in KERNELS]
 
     for next_state, o in results:
         np.testing.assert_array_equal(next_state, results[0][0])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_families import KERNELS
 
 from yocobit import _native
 from yocobit.config import preset
@@ -77,7 +78,7 @@ def test_each_matrix_may_have_its_own_format_with_the_same_bits_for_all_kernels_
 
     assert np.isfinite(expected).all()
     assert set(model[3].values()) >= set(FORMATS)
-    for kernels in _native.supported_kernels():
+    for kernels in KERNELS:
         for threads, step in ((2, T), (1, 1), (3, 33)):
             found = logits(model, kernels, threads, step)
             np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_families import KERNELS
 
-from yocobit import _native
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel
 from yocobit.packing.format import DTYPES
@@ -111,7 +111,7 @@ def test_every_family_satisfies_the_contracts_and_the_checksums_of_all_cpus():
     printed = run("kernel_equality")
 
     assert [line.split(":")[0] for line in printed.splitlines()] == [
-        *_native.supported_kernels(),
+        *KERNELS,
         "overriding",
         "overriding training",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_families import KERNELS
 
 from yocobit import _native
 from yocobit.packing import layout
@@ -127,7 +128,7 @@ def test_padding_is_weight_zero_in_ternary_and_bit_zero_in_sign():
     assert set(sign[1:].tolist()) == {0}
 
 
-@pytest.mark.parametrize("kernels", _native.supported_kernels())
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("kind", ["ternary", "sign"])
 @pytest.mark.parametrize(("M", "K"), [(9, 128), (13, 200), (8, 264)])
 def test_kernels_read_the_packed_layout(kernels, kind, M, K):

@@ -1,4 +1,4 @@
-// GEMM with int8 and int4 weights, as output heads have them, by vpmaddwd.
+// GEMM with int8 and int4 weights, as output heads have them, by dots of int16 pairs.
 //
 // Letters:  M output features   K input features   N tokens
 #pragma once
@@ -51,7 +51,7 @@ void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
             reinterpret_cast<const __m128i*>(weights + static_cast<size_t>(r) * w.k + k);
         const __m256i wide = _mm256_cvtepi8_epi16(load(row));
         for (int t = 0; t < kTokens; ++t) {
-          sums[r][t] = _mm256_add_epi32(sums[r][t], _mm256_madd_epi16(wide, xs[t]));
+          dot_pairs(sums[r][t], wide, xs[t]);
         }
       }
     };
@@ -118,12 +118,10 @@ void int4_tile(const Int4Matrix& w, const Int16Rows& x, int group, int n, float*
       for (int t = 0; t < kTokens; ++t) {
         const int16_t* inputs =
             x.codes + static_cast<size_t>(n + t) * x.stride + block * kInt4Block;
-        const __m256i first =
-            _mm256_add_epi32(_mm256_madd_epi16(weights[0], load_bytes(inputs)),
-                             _mm256_madd_epi16(weights[1], load_bytes(inputs + 16)));
-        const __m256i second =
-            _mm256_add_epi32(_mm256_madd_epi16(weights[2], load_bytes(inputs + 32)),
-                             _mm256_madd_epi16(weights[3], load_bytes(inputs + 48)));
+        __m256i first = _mm256_madd_epi16(weights[0], load_bytes(inputs));
+        dot_pairs(first, weights[1], load_bytes(inputs + 16));
+        __m256i second = _mm256_madd_epi16(weights[2], load_bytes(inputs + 32));
+        dot_pairs(second, weights[3], load_bytes(inputs + 48));
         sums[t][r] = _mm256_add_epi32(first, second);
       }
     }

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "kernels/avx2/byte_factors.h"
 #include "kernels/avx512/vectors.h"
 #include "kernels/generic/attention_tiles-inl.h"
 #include "kernels/kv_tiles.h"
@@ -14,33 +15,6 @@
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
-
-constexpr int kParts = 2;  // high and low
-
-template <int kSize>
-struct Factors : Codes<kSize> {
-  // 128 * high + low; rows of whole vectors, so that stores are aligned.
-  alignas(64) int8_t parts[kParts][(kSize + 63) / 64 * 64];
-
-  void split(int n) {
-    int i = 0;
-    for (; i + 16 <= n; i += 16) {
-      const __m256i x = _mm256_load_si256(reinterpret_cast<const __m256i*>(this->codes + i));
-      store_part(0, i, _mm256_srai_epi16(x, 7));
-      store_part(1, i, _mm256_and_si256(x, _mm256_set1_epi16(127)));
-    }
-    if (i == n) return;
-    const __m128i x = _mm_load_si128(reinterpret_cast<const __m128i*>(this->codes + i));
-    _mm_storel_epi64(at(0, i), _mm_packs_epi16(_mm_srai_epi16(x, 7), x));
-    _mm_storel_epi64(at(1, i), _mm_packs_epi16(_mm_and_si128(x, _mm_set1_epi16(127)), x));
-  }
-
- private:
-  __m128i* at(int part, int i) { return reinterpret_cast<__m128i*>(parts[part] + i); }
-  void store_part(int part, int i, __m256i x) {
-    _mm_store_si128(at(part, i), _mm256_cvtepi16_epi8(x));
-  }
-};
 
 // Four of them in each lane.
 YOCOBIT_INLINE __m512i splat_four(const int8_t* p) {
@@ -74,8 +48,8 @@ YOCOBIT_INLINE __m512i joined(const __m512i* parts, int32_t factor_sum) {
 }
 
 struct CodeDots {
-  using QueryCodes = Factors<kQueryCodes>;
-  using WeightCodes = Factors<kAttentionTile>;
+  using QueryCodes = ByteFactors<kQueryCodes>;
+  using WeightCodes = ByteFactors<kAttentionTile>;
 
   template <FloatType type, int kQueries>
   static void score(const QueryCodes* queries, const uint8_t* keys, int64_t row_bytes,
@@ -96,7 +70,7 @@ struct CodeDots {
           for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
             for (int part = 0; part < kParts; ++part) {
-              multiply_add(totals[i][v][part], key, splat_four(queries[i].parts[part] + d));
+              dot_bytes(totals[i][v][part], key, splat_four(queries[i].parts[part] + d));
             }
           }
         }
@@ -142,7 +116,7 @@ struct CodeDots {
             const __m512i weight = splat_four(weights[i].parts[part] + j);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
-              multiply_add(totals[i][v][part], codes[v], weight);
+              dot_bytes(totals[i][v][part], codes[v], weight);
             }
           }
         }

@@ -7,9 +7,10 @@
 #include <cstdint>
 
 #include "kernels/avx512/dot_gemm.h"
-#include "kernels/avx512/vnni_gemm.h"
 #include "kernels/avx512/vnni_rate.h"
+#include "kernels/avx512/vnni_rows.h"
 #include "kernels/generic/lut_gemm-inl.h"
+#include "kernels/generic/vnni_gemm-inl.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
@@ -42,8 +43,8 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
   }
   int group = group_begin;
   if (x.n - token >= kVnniMinTokens) {
-    for (; group + kVnniGroups <= group_end; group += kVnniGroups) {
-      vnni_gemm<Format>(w, x, group, token, y, y_stride);
+    for (; group + kVnniGroups<VnniRows> <= group_end; group += kVnniGroups<VnniRows>) {
+      vnni_gemm<VnniRows, Format>(w, x, group, token, y, y_stride);
     }
   }
   for (; group < group_end; ++group) {

@@ -25,6 +25,7 @@ from yocobit.planning.variants import variants
 # FMA instruction of the same throughput; the vpaddw after vpmaddubsw runs on other ports.
 _INT8_PER_FLOAT = {
     "AVX-512 vpdpbusd": 4,
+    "AVX-VNNI vpdpbusd": 4,
     "AVX2 vpmaddubsw + vpaddw": 2,
     "compiled loop": 1,
 }

@@ -1,0 +1,141 @@
+// GEMV, and GEMM in register tiles of a few tokens, with ternary and sign weights over codes as
+// they are stored. A vector of packed codes is one block of a row.
+//
+// `Dots` sums products of bytes, unsigned codes by signed activations:
+//   add(sum, codes, x)       add products of neighbours to each lane
+//   widened(sum)             the sums as int32, which are added to a total
+//   shifted(a, b, bits)      a + (b >> bits)
+//   kGemvBlocks, kGemmBlocks blocks whose sums fit the lanes: a code counts as 4 * 3 at most (its
+//                            bit field of a nibble), or as 3, and an activation as 127
+//
+// Letters:  M output features   K input features   N tokens
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/generic/low_bit-inl.h"
+#include "simd/lanes.h"
+
+namespace yocobit::YOCOBIT_TARGET {
+namespace {
+
+inline int32_t lane_sum(const __m256i& x) {
+  const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
+}
+
+template <typename Format>
+void write_sum(const __m256i& code_sums, const BitMatrix& w, const Int8Rows& x, int m, int n,
+               float* y) {
+  const int32_t sum = Format::kFactor * lane_sum(code_sums) - x.sums[n];
+  y[m] = static_cast<float>(sum) * (x.scales[n] * scale_of(w, m));
+}
+
+// GEMV: kRows rows of a group by one token. Codes stay in their bit fields of the nibbles, which
+// saves a shift; each field has sums of its own, shifted down before they are widened.
+template <typename Dots, typename Format, int kRows>
+void gemv_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n, float* y) {
+  constexpr int kFields = 4 / Format::kBits, kMask = (1 << Format::kBits) - 1;
+  const uint8_t* codes =
+      w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
+  const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  __m256i totals[kRows];
+  for (__m256i& total : totals) total = _mm256_setzero_si256();
+  for (int begin = 0; begin < w.n_blocks; begin += Dots::kGemvBlocks) {
+    const int end = begin + Dots::kGemvBlocks < w.n_blocks ? begin + Dots::kGemvBlocks : w.n_blocks;
+    __m256i sums[kRows][kFields];
+    for (auto& row : sums) {
+      for (__m256i& sum : row) sum = _mm256_setzero_si256();
+    }
+    for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
+      for (int r = 0; r < kRows; r += 2) {
+        __builtin_prefetch(codes + r * kBlockBytes + kPrefetchBytes);
+      }
+      for (int half = 0; half < 2; ++half) {
+        __m256i packed[kRows];
+        for (int r = 0; r < kRows; ++r) {
+          packed[r] = load_bytes(codes + r * kBlockBytes);
+          if (half == 1) packed[r] = _mm256_srli_epi16(packed[r], 4);
+        }
+#pragma GCC unroll 4
+        for (int field = 0; field < kFields; ++field, inputs += kBlockBytes) {
+          const __m256i mask = _mm256_set1_epi8(kMask << (field * Format::kBits));
+          const __m256i xs = load_bytes(inputs);
+          for (int r = 0; r < kRows; ++r) {
+            Dots::add(sums[r][field], _mm256_and_si256(packed[r], mask), xs);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      __m256i sum = sums[r][0];
+      for (int field = 1; field < kFields; ++field) {
+        sum = Dots::shifted(sum, sums[r][field], field * Format::kBits);
+      }
+      totals[r] = _mm256_add_epi32(totals[r], Dots::widened(sum));
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int m = group * kRowsPerGroup + first_row + r;
+    if (m < w.m) write_sum<Format>(totals[r], w, x, m, n, y);
+  }
+}
+
+// kRows rows of a group by kTokens tokens: every unpacked code vector serves kTokens tokens and
+// every activation vector kRows rows.
+template <typename Dots, typename Format, int kRows, int kTokens>
+void gemm_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n, float* y,
+               ptrdiff_t y_stride) {
+  const uint8_t* codes =
+      w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
+  const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  const __m256i mask = _mm256_set1_epi8((1 << Format::kBits) - 1);
+  __m256i totals[kRows][kTokens];
+  for (auto& row : totals) {
+    for (__m256i& total : row) total = _mm256_setzero_si256();
+  }
+  for (int begin = 0; begin < w.n_blocks; begin += Dots::kGemmBlocks) {
+    const int end = begin + Dots::kGemmBlocks < w.n_blocks ? begin + Dots::kGemmBlocks : w.n_blocks;
+    __m256i sums[kRows][kTokens];
+    for (auto& row : sums) {
+      for (__m256i& sum : row) sum = _mm256_setzero_si256();
+    }
+    for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
+      __builtin_prefetch(codes + kPrefetchBytes);
+#pragma GCC unroll 8
+      for (int field = 0; field < 8 / Format::kBits; ++field, inputs += kBlockBytes) {
+        __m256i xs[kTokens];
+        for (int t = 0; t < kTokens; ++t) {
+          xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride);
+        }
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i packed = load_bytes(codes + r * kBlockBytes);
+          // Shifted in 16 bits: what crosses a byte is masked off.
+          const __m256i unpacked =
+              _mm256_and_si256(_mm256_srli_epi16(packed, field * Format::kBits), mask);
+          for (int t = 0; t < kTokens; ++t) {
+            Dots::add(sums[r][t], unpacked, xs[t]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTokens; ++t) {
+        totals[r][t] = _mm256_add_epi32(totals[r][t], Dots::widened(sums[r][t]));
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const int m = group * kRowsPerGroup + first_row + r;
+    for (int t = 0; t < kTokens && m < w.m; ++t) {
+      write_sum<Format>(totals[r][t], w, x, m, n + t, y + (n + t) * y_stride);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace yocobit::YOCOBIT_TARGET

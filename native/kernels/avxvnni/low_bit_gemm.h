@@ -1,0 +1,118 @@
+// GEMM and GEMV with ternary and sign weights by vpdpbusd: the choice of a path by the size of the
+// batch.
+//
+// Letters:  M output features   K input features   N tokens
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/avx2/dot_gemm.h"
+#include "kernels/generic/lut_gemm-inl.h"
+#include "kernels/generic/vnni_gemm-inl.h"
+#include "simd/lanes.h"
+
+namespace yocobit::YOCOBIT_TARGET {
+namespace {
+
+struct Int32Dots {
+  // int32 budget: a lane adds 4 products of a code in its bit field of a nibble (at most 12) and an
+  // activation, twice a block: 12192 at most, and 2^17 blocks of those are below 2^31.
+  static constexpr int kGemvBlocks = 1 << 17, kGemmBlocks = 1 << 17;
+
+  YOCOBIT_INLINE static void add(__m256i& sum, __m256i codes, __m256i x) {
+    dot_bytes(sum, codes, x);
+  }
+  YOCOBIT_INLINE static __m256i shifted(__m256i a, __m256i b, int bits) {
+    return _mm256_add_epi32(a, _mm256_srai_epi32(b, bits));
+  }
+  YOCOBIT_INLINE static __m256i widened(__m256i sum) { return sum; }
+};
+
+// Vectors whose lanes are the rows of a group.
+struct VnniRows {
+  using Vector = __m256i;
+  static constexpr int kGroups = 1, kVectors = 3, kTokens = 4;
+
+  YOCOBIT_INLINE static void transpose(const uint8_t* codes, size_t, Vector* columns) {
+    F32x8 rows[kRowsPerGroup];
+    for (int r = 0; r < kRowsPerGroup; ++r) {
+      rows[r].v = _mm256_castsi256_ps(load_bytes(codes + r * kBlockBytes));
+    }
+    yocobit::YOCOBIT_TARGET::transpose(rows);
+    for (int c = 0; c < 8; ++c) columns[c] = _mm256_castps_si256(rows[c].v);
+  }
+  YOCOBIT_INLINE static Vector low_bits(Vector x, int n) {
+    return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>((1 << n) - 1)));
+  }
+  YOCOBIT_INLINE static Vector shift_right(Vector x, int n) { return _mm256_srli_epi16(x, n); }
+  YOCOBIT_INLINE static Vector splat_four(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm256_set1_epi32(four);
+  }
+  YOCOBIT_INLINE static void dot(Vector& sum, Vector codes, Vector x) { dot_bytes(sum, codes, x); }
+
+  template <typename Format>
+  YOCOBIT_INLINE static void write(Vector sum, const BitMatrix& w, const Int8Rows& x, int row,
+                                   int n, float* y) {
+    const __m256i product =
+        _mm256_sub_epi32(_mm256_slli_epi32(sum, Format::kFactor / 2), _mm256_set1_epi32(x.sums[n]));
+    const F32x8 scales = mul(splat(x.scales[n]), scales_of(w, row));
+    store_first(y + row, mul({_mm256_cvtepi32_ps(product)}, scales), w.m - row);
+  }
+};
+
+constexpr int kVnniMinTokens = 16;  // for which interleaving the codes pays
+constexpr int kLutMinGroups = 72;   // for which building tables pays
+
+//   1 token            GEMV
+//   2 to 15            register tiles over codes as they are stored
+//   16 and more        VNNI-interleaved
+//   multiples of 32    lookup tables, where they pay
+template <typename Format>
+void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
+                  ptrdiff_t y_stride) {
+  int token = 0;
+  if (group_end - group_begin >= kLutMinGroups) {
+    for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
+      lut_gemm<Format, I16Sums<kTokenBlock>>(w, x, token, kTokenBlock, group_begin, group_end, y,
+                                             y_stride);
+    }
+  }
+  int group = group_begin;
+  if (x.n - token >= kVnniMinTokens) {
+    for (; group + kVnniGroups<VnniRows> <= group_end; group += kVnniGroups<VnniRows>) {
+      vnni_gemm<VnniRows, Format>(w, x, group, token, y, y_stride);
+    }
+  }
+  constexpr int kRows = 4 / (8 / Format::kBits / 4);  // at a time: 8 sums, whatever the kind
+  for (; group < group_end; ++group) {
+    int n = token;
+    for (; n + 4 <= x.n; n += 4) {
+      for (int row = 0; row < kRowsPerGroup; row += 2) {
+        gemm_rows<Int32Dots, Format, 2, 4>(w, x, group, row, n, y, y_stride);
+      }
+    }
+    for (; n < x.n; ++n) {
+      for (int row = 0; row < kRowsPerGroup; row += kRows) {
+        gemv_rows<Int32Dots, Format, kRows>(w, x, group, row, n, y + n * y_stride);
+      }
+    }
+  }
+}
+
+void ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
+                  ptrdiff_t y_stride) {
+  low_bit_gemm<Ternary>(w, x, group_begin, group_end, y, y_stride);
+}
+
+void sign_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
+               ptrdiff_t y_stride) {
+  low_bit_gemm<Sign>(w, x, group_begin, group_end, y, y_stride);
+}
+
+}  // namespace
+}  // namespace yocobit::YOCOBIT_TARGET

@@ -1,0 +1,9 @@
+"""The kernel families that tests compare: those that this CPU supports, and the emulated ones.
+
+Emulated families are slow. A test of a whole model runs them where kernels get other shapes than
+in tests/native, and leaves them out otherwise.
+"""
+
+from yocobit import _native
+
+KERNELS = (*_native.supported_kernels(), *_native.emulated_kernels())
