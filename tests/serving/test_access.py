@@ -301,7 +301,7 @@ def test_disconnect_releases_the_request_within_a_step(server, stream):
     connection.close()
     wait_for(lambda: group.is_cancelled)
     at = group.n_generated
-    wait_for(lambda: not scheduler.running and scheduler.reserved_bytes == 0)
+    wait_for(lambda: not scheduler.running and scheduler.memory.reserved_bytes == 0)
 
     assert group.n_generated <= at + 1
     assert not server.runtime._streams

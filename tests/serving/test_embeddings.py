@@ -140,5 +140,5 @@ def test_embeddings_reserve_and_release_cache_memory(server):
     vectors(server.post(PATH, input=TEXTS))
     server.wait_until_idle()
 
-    assert server.runtime.scheduler.reserved_bytes == 0
+    assert server.runtime.scheduler.memory.reserved_bytes == 0
     assert 'request_success_total{finished_reason="length"}' in server.metrics()

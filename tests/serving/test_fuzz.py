@@ -44,7 +44,7 @@ def server():
         yield running
         assert running.post(TEXT, prompt="The", max_tokens=1).status_code == 200
         running.wait_until_idle()
-        assert running.runtime.scheduler.reserved_bytes == 0
+        assert running.runtime.scheduler.memory.reserved_bytes == 0
         assert not running.runtime._streams
 
 

@@ -13,6 +13,7 @@ from servers import NO_END, wait_for
 
 from yocobit import Engine
 from yocobit.costs import committed_bytes, memory
+from yocobit.serving.runtime import cache_memory
 from yocobit.serving.runtime import scheduler as scheduler_module
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.prefix_cache import PrefixCache
@@ -33,7 +34,7 @@ def engine() -> Engine:
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks and pages so small that short texts fill memory, and long prompts take long."""
-    monkeypatch.setattr(scheduler_module, "GROWTH", GROWTH)
+    monkeypatch.setattr(cache_memory, "GROWTH", GROWTH)
     monkeypatch.setattr(scheduler_module, "PREFILL_TOKENS_WHILE_DECODING", 4)
     monkeypatch.setattr(memory, "PAGE_BYTES", 1)
 
@@ -179,7 +180,7 @@ def test_preempted_request_gives_the_same_bits(engine, kind, prefix_mb):
     assert groups[2].n_preemptions > 0
     assert groups[0].n_preemptions == 0
     assert run.n_preemptions == sum(group.n_preemptions for group in groups)
-    assert run.scheduler.reserved_bytes == 0
+    assert run.scheduler.memory.reserved_bytes == 0
 
 
 @pytest.mark.parametrize("prefix_mb", [0, 64])
@@ -222,9 +223,9 @@ def test_reserved_bytes_are_those_of_the_running_requests_in_every_step(
             nonlocal n_steps
             n_steps += 1
             n_bytes = sum(group.reserved_bytes for group in scheduler.running)
-            if n_bytes != scheduler.reserved_bytes or n_bytes > scheduler.cache_bytes:
-                wrong.append((n_steps, n_bytes, scheduler.reserved_bytes))
-            wrong.extend(group for group in scheduler._queued() if group.reserved_bytes)
+            if n_bytes != scheduler.memory.reserved_bytes or n_bytes > scheduler.memory.n_bytes:
+                wrong.append((n_steps, n_bytes, scheduler.memory.reserved_bytes))
+            wrong.extend(group for group in scheduler._waiting if group.reserved_bytes)
             for group in scheduler.running:
                 n_needed = max([session.position for session in group._sessions], default=0)
                 if n_needed > group.reserved_tokens:
@@ -241,7 +242,7 @@ def test_reserved_bytes_are_those_of_the_running_requests_in_every_step(
         wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
 
     assert not wrong
-    assert scheduler.reserved_bytes == 0
+    assert scheduler.memory.reserved_bytes == 0
     assert [group.outcome for group in ended] == ["cancelled", "504"]
     for group, each in zip(groups, expected, strict=True):
         if group not in ended:
@@ -271,7 +272,7 @@ def test_preempted_request_fails_once_if_there_is_no_memory_to_resume(engine, mo
     assert groups[2].n_preemptions == 1
     assert [group.outcome for group in groups] == ["length", "length", "503"]
     assert sum(isinstance(event, Failure) for event in run.events[groups[2]]) == 1
-    assert run.scheduler.reserved_bytes == 0
+    assert run.scheduler.memory.reserved_bytes == 0
 
 
 def test_preempted_embedding_has_each_hidden_state_once(engine):
@@ -313,7 +314,7 @@ def test_growing_requests_stay_within_the_memory(engine):
     with Run(engine, bytes_at_the_start(engine, requests[:3])) as run:
         groups = run.scheduler.submit(requests)
         while not all(group.is_finished for group in groups):
-            assert run.scheduler.reserved_bytes <= run.scheduler.cache_bytes
+            assert run.scheduler.memory.reserved_bytes <= run.scheduler.memory.n_bytes
         for group in groups:
             run.wait(group)
 
@@ -327,7 +328,7 @@ def test_more_requests_run_than_their_whole_lengths_would_allow(engine):
         wait_for(lambda: len(run.scheduler.running) == 8)
 
         whole = run.scheduler.session_bytes(requests[0].n_tokens)
-        assert 8 * whole > run.scheduler.cache_bytes
+        assert 8 * whole > run.scheduler.memory.n_bytes
         for group in groups:
             run.scheduler.cancel(group)
         wait_for(lambda: not run.scheduler.running and not run.scheduler.n_waiting)
@@ -340,7 +341,7 @@ def preempted(engine):
     long = make_request(engine, TEXT * 200, 2, timeout_s=3600.0)
     younger = dataclasses.replace(long, prompt=long.prompt[:2900])
     with Run(engine, bytes_at_the_start(engine, [older, younger])) as run:
-        assert run.scheduler.session_bytes(older.n_tokens) <= run.scheduler.cache_bytes
+        assert run.scheduler.session_bytes(older.n_tokens) <= run.scheduler.memory.n_bytes
         groups = run.scheduler.submit([older, younger])
         wait_for(lambda: groups[1].n_preemptions > 0 and run.scheduler.n_waiting == 1)
         yield run, *groups

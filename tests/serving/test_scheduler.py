@@ -11,10 +11,11 @@ from servers import NO_END, wait_for
 from yocobit import Engine
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime import scheduler as scheduler_module
+from yocobit.serving.runtime import slow_sequences
 from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.request import Failure, Finish, Prefilled, Request, Token
-from yocobit.serving.runtime.scheduler import SLOW_S, Scheduler
+from yocobit.serving.runtime.scheduler import Scheduler
 
 TEXT = "And God said, Let there be light: and there was light. And God saw the light. "
 ENDLESS = {int(token): bias for token, bias in NO_END.items()}
@@ -220,7 +221,7 @@ def test_cancelled_request_is_released_before_the_next_step(engine, make):
     listener.wait(other)
 
     n = len(listener.events[group])
-    assert group.is_finished and not scheduler.running and scheduler.reserved_bytes == 0
+    assert group.is_finished and not scheduler.running and scheduler.memory.reserved_bytes == 0
     listener.wait(submit(scheduler, make_request(engine, "The", max_tokens=2)))
     assert len(listener.events[group]) == n
 
@@ -269,7 +270,7 @@ def test_reserved_caches_stay_within_their_limit(engine, make):
     groups = [submit(scheduler, each) for each in requests]
     while not all(group.is_finished for group in groups):
         most_running = max(most_running, len(scheduler.running))
-        assert scheduler.reserved_bytes <= scheduler.cache_bytes
+        assert scheduler.memory.reserved_bytes <= scheduler.memory.n_bytes
     for group, each in zip(groups, requests, strict=True):
         assert listener.text(group) == alone(engine, each)
 
@@ -355,7 +356,7 @@ def test_out_of_memory_fails_the_request_alone(engine, make, monkeypatch):
     assert listener.wait(large)[-1].error.status == 503
     monkeypatch.undo()
     assert listener.text(other) == alone(engine, other.request)
-    assert scheduler.reserved_bytes == 0
+    assert scheduler.memory.reserved_bytes == 0
 
 
 @pytest.mark.parametrize("broken", ["step", "session"])
@@ -373,7 +374,7 @@ def test_exception_fails_its_requests_alone(engine, make, monkeypatch, broken):
     assert not isinstance(events[-1].error, APIError)
     other = submit(scheduler, make_request(engine))
     assert listener.text(other) == alone(engine, other.request)
-    assert scheduler.reserved_bytes == 0
+    assert scheduler.memory.reserved_bytes == 0
 
 
 def test_prefilled_event_precedes_the_first_token(engine, make):
@@ -406,7 +407,7 @@ class SlowGrammar:
 
     def mask(self, logits):
         self._steps.append("slow")
-        end_s = time.thread_time() + 2 * SLOW_S
+        end_s = time.thread_time() + 2 * slow_sequences.SLOW_S
         while time.thread_time() < end_s:
             pass
         return logits
@@ -419,7 +420,7 @@ class SlowGrammar:
 
 
 def test_slow_sequences_take_turns_and_leave_time_to_others(engine, make, monkeypatch):
-    monkeypatch.setattr(scheduler_module, "SLOW_SHARE", 1 << 30)  # no second turn while others run
+    monkeypatch.setattr(slow_sequences, "SLOW_SHARE", 1 << 30)  # no second turn while others run
     scheduler, listener = make()
     steps: list[str] = []
     slow = [
@@ -442,7 +443,7 @@ def test_slow_sequences_take_turns_and_leave_time_to_others(engine, make, monkey
 
 
 def test_output_of_a_slow_sequence_does_not_depend_on_its_turns(engine, make, monkeypatch):
-    monkeypatch.setattr(scheduler_module, "SLOW_S", 0.0)  # every sequence is slow
+    monkeypatch.setattr(slow_sequences, "SLOW_S", 0.0)  # every sequence is slow
     scheduler, listener = make()
     requests = [make_request(engine, max_tokens=30, seed=i) for i in range(4)]
 

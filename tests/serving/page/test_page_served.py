@@ -75,7 +75,7 @@ def test_stop_frees_the_server(visit, server):
     visit.wait()
 
     server.wait_until_idle()
-    assert server.runtime.scheduler.reserved_bytes == 0
+    assert server.runtime.scheduler.memory.reserved_bytes == 0
 
 
 def test_error_is_shown_and_can_be_tried_again(visit, server):

@@ -1,0 +1,63 @@
+"""The queue of waiting requests: clients take turns."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from yocobit.serving.runtime.request_queue import RequestQueue
+
+
+def group_of(client: str, number: int) -> Any:
+    return SimpleNamespace(request=SimpleNamespace(client=client), name=f"{client}{number}")
+
+
+def filled(*names: str) -> RequestQueue:
+    queue = RequestQueue()
+    for name in names:
+        queue.append(group_of(name[0], int(name[1:])))
+    return queue
+
+
+def drained(queue: RequestQueue) -> list[str]:
+    """Return the names of all requests in the order in which they leave the queue."""
+    found = []
+    while (group := queue.first) is not None:
+        found.append(group.name)
+        queue.remove_first()
+    return found
+
+
+def test_clients_take_turns_and_keep_the_order_of_their_requests():
+    queue = filled("a1", "a2", "a3", "b1", "c1", "c2")
+
+    assert drained(queue) == ["a1", "b1", "c1", "a2", "c2", "a3"]
+
+
+def test_queue_knows_its_requests():
+    queue = filled("a1", "a2", "b1")
+
+    assert len(queue) == 3
+    assert {group.name for group in queue} == {"a1", "a2", "b1"}
+    queue.clear()
+    assert len(queue) == 0 and queue.first is None and list(queue) == []
+
+
+def test_request_that_is_put_first_precedes_all_others():
+    queue = filled("a1", "b1", "b2")
+
+    queue.put_first(group_of("b", 0))
+
+    assert drained(queue) == ["b0", "a1", "b1", "b2"]
+    queue.put_first(group_of("d", 0))  # of a client without others
+    assert drained(queue) == ["d0"]
+
+
+def test_removed_requests_leave_the_others_in_order():
+    queue = filled("a1", "a2", "b1", "c1", "c2")
+    removed = [group for group in queue if group.name in ("a1", "b1", "c2")]
+
+    queue.remove([*removed, group_of("z", 1)])
+
+    assert len(queue) == 2
+    assert drained(queue) == ["a2", "c1"]
