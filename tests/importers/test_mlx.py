@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from yocobit.config import ConfigError
 from yocobit.importers import import_model, open_checkpoint
 from yocobit.importers.huggingface.mlx import Affine, read_rows
-from yocobit.importers.huggingface.names import Part
+from yocobit.importers.huggingface.names import TensorPart
 from yocobit.packing import verify
 from yocobit.packing.tensor_source import SafetensorsDirectory
 
@@ -41,7 +41,7 @@ def test_weights_of_a_matrix_are_those_that_mlx_reads(tmp_path, bits, columns):
     )
     affine = Affine(bits=bits, group_size=columns)
 
-    rows = read_rows(SafetensorsDirectory(tmp_path), Part("m"), (3, 256), affine)
+    rows = read_rows(SafetensorsDirectory(tmp_path), TensorPart("m"), (3, 256), affine)
 
     np.testing.assert_allclose(rows.floats(bits), MLX[f"{prefix}.weights"], rtol=1e-6, atol=1e-6)
 

@@ -28,7 +28,7 @@ from yocobit.importers.huggingface.mlx import (
     integer_form,
     read_rows,
 )
-from yocobit.importers.huggingface.names import Names, Part
+from yocobit.importers.huggingface.names import Names, TensorPart
 from yocobit.importers.huggingface.quantization import BitNetQuantization, read_trits
 from yocobit.mixers import model_parameters
 from yocobit.packing.format import scale_name
@@ -224,5 +224,5 @@ class Matrices:
             yield rows
 
     @staticmethod
-    def _weight(part: Part) -> str:
+    def _weight(part: TensorPart) -> str:
         return f"{part.module}.weight"

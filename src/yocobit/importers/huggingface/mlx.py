@@ -21,7 +21,7 @@ from yocobit.errors import ConfigError
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.gguf.blocks import has_code_3
 from yocobit.importers.group_scales import TRITS, fold
-from yocobit.importers.huggingface.names import Part
+from yocobit.importers.huggingface.names import TensorPart
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.settings import Settings
@@ -145,7 +145,7 @@ def integer_form(parts: Sequence[AffineRows], affine: Affine, K: int, path: Path
 
 
 def read_rows(
-    tensors: SafetensorsDirectory, part: Part, shape: tuple[int, int], affine: Affine
+    tensors: SafetensorsDirectory, part: TensorPart, shape: tuple[int, int], affine: Affine
 ) -> AffineRows:
     """Read rows (M, K) of a matrix; ConfigError names a tensor of another shape or dtype."""
     M, K = shape

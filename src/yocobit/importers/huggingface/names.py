@@ -45,7 +45,7 @@ HEAD = "lm_head"
 EMBEDDING = "embed_tokens"
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """The tensors of a module, or slices of them, that hold a parameter or some of its rows."""
 
     module: str
@@ -111,7 +111,7 @@ class Names:
             module, kind = module.removesuffix(".norm"), self._with_norm("norm.weight")
         return f"{self.prefix}layers.{layer}.{self.block[module]}.{kind}"
 
-    def parts(self, name: str, stored: Collection[str], config: ModelConfig) -> list[Part]:
+    def parts(self, name: str, stored: Collection[str], config: ModelConfig) -> list[TensorPart]:
         """Return the modules with the weight of a matrix, in the order of its rows.
 
         Each expert is a module, or all are one module with an axis of experts. MLX checkpoints may
@@ -125,8 +125,8 @@ class Names:
             heads = [config.n_heads, config.n_kv_heads, config.n_kv_heads]
             first, D = _QKV.index(matrix), config.head_dim
             start, width = D * sum(heads[:first]), D * heads[first]
-            return [Part(f"{folder}.{_FUSED_QKV}", (slice(start, start + width),))]
-        return [Part(module)]
+            return [TensorPart(f"{folder}.{_FUSED_QKV}", (slice(start, start + width),))]
+        return [TensorPart(module)]
 
     def _with_norm(self, kind: str) -> str:
         """Return the part of a tensor name after the module."""
@@ -135,12 +135,14 @@ class Names:
         return kind
 
 
-def _experts(folder: str, matrix: str, stored: Collection[str], config: ModelConfig) -> list[Part]:
+def _experts(
+    folder: str, matrix: str, stored: Collection[str], config: ModelConfig
+) -> list[TensorPart]:
     E, F = config.n_experts, config.d_ff
     stacked = f"{folder}.{_STACKED_EXPERTS}"
     if f"{stacked}.{matrix}.weight" in stored:
-        return [Part(f"{stacked}.{matrix}")]
+        return [TensorPart(f"{stacked}.{matrix}")]
     if f"{stacked}.{_FUSED_UP_GATE}.weight" in stored and matrix in ("up_proj", "gate_proj"):
         start = 0 if matrix == "up_proj" else F
-        return [Part(f"{stacked}.{_FUSED_UP_GATE}", (slice(None), slice(start, start + F)))]
-    return [Part(f"{folder}.experts.{e}.{matrix}") for e in range(E)]
+        return [TensorPart(f"{stacked}.{_FUSED_UP_GATE}", (slice(None), slice(start, start + F)))]
+    return [TensorPart(f"{folder}.experts.{e}.{matrix}") for e in range(E)]
