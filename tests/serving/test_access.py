@@ -248,7 +248,9 @@ def test_rejected_requests_are_counted_by_status(server):
 
 
 def test_exception_is_a_500_with_a_logged_request_id(server, monkeypatch, caplog):
-    monkeypatch.setattr("yocobit.serving.api.completions.TextCompletion.response", lambda *_: 1 / 0)
+    monkeypatch.setattr(
+        "yocobit.serving.api.completions.TextCompletion.completed", lambda *_: 1 / 0
+    )
 
     response = server.post(TEXT, prompt="a", max_tokens=1)
     wait_for(lambda: not server.runtime._streams)

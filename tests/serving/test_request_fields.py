@@ -12,7 +12,7 @@ import servers
 from yocobit import Engine
 from yocobit.pretrained import TINY
 from yocobit.serving import ServerSettings
-from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.refused_fields import REFUSED
 
@@ -330,10 +330,10 @@ def test_variables_that_are_fields_are_refused(server, fields, param):
 
 def prompt_of(server, **body) -> str:
     """Return the text of a conversation's prompt: echoed by completions, from its tokens."""
-    from yocobit.serving.api import chat
+    from yocobit.serving.api import chat, protocol
 
     model = server.model
-    prepared = chat.build(model, chat.protocol.decode(json.dumps(body).encode(), ChatRequest), "")
+    prepared = chat.build(model, protocol.decode(json.dumps(body).encode(), ChatRequest), "")
     (request,) = prepared.requests
     return model.engine.tokenizer.decode(list(request.prompt), skip_special_tokens=False)
 

@@ -15,7 +15,7 @@ from servers import NO_END, wait_for
 from yocobit.serving import ServerSettings
 from yocobit.serving.api import chat, completions, embeddings, tokenize
 from yocobit.serving.api.call import prepare
-from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.embeddings import EmbeddingRequest
 from yocobit.serving.api.tokenize import TokenizeRequest
@@ -41,7 +41,7 @@ def running():
 def server(running):
     """The shared server, idle and with an empty token cache."""
     running.wait_until_idle()
-    running.model._token_cache.clear()
+    running.model.prompts._token_cache.clear()
     return running
 
 
@@ -211,7 +211,7 @@ def test_recent_prompts_are_tokenized_once(server, monkeypatch):
         prepared(server, chat.build, ChatRequest, messages=SEA, max_tokens=1)
 
     assert encoded[:-1] == ["a", "b", *map(str, range(15)), "b", LONG, LONG]
-    assert len(server.model._token_cache) == 16
+    assert len(server.model.prompts._token_cache) == 16
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import servers
 
 from yocobit import Engine
 from yocobit.serving import ServerSettings
-from yocobit.serving.api import chat
+from yocobit.serving.api import chat_request
 from yocobit.serving.api.protocol import Message
 
 CHAT = "/v1/chat/completions"
@@ -68,9 +68,9 @@ def test_shared_tokens_do_not_depend_on_the_user(server):
     model, found = server.model, []
     for user in ("Tell me of the sea.", "0 is a number.", "1", "  x", "\n"):
         messages = [*conversation(SYSTEM, user), {"role": "assistant", "content": "Yes."}]
-        body = chat.ChatRequest(messages=[Message(**each) for each in messages])
-        prompt = chat.render(model, body.messages, [])
-        found.append(chat.n_shared_tokens(model, body, prompt))
+        body = chat_request.ChatRequest(messages=[Message(**each) for each in messages])
+        prompt = chat_request.render(model, body.messages, [])
+        found.append(chat_request.n_shared_tokens(model, body, prompt))
 
     assert min(found) > 0
     assert max(found) - min(found) <= 1  # a token may span the start of the user's text

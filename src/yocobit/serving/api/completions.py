@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from yocobit.serving import limits
 from yocobit.serving.api.constraints import Constrained, constrained, constraint_of
-from yocobit.serving.api.generation import Completion, check_stream_options
+from yocobit.serving.api.generated_response import Completion, check_stream_options
 from yocobit.serving.api.protocol import MaxTokens, Prompt, Sampling
 from yocobit.serving.api.refused_fields import Refused
 from yocobit.serving.api.served_model import ServedModel
@@ -53,7 +53,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
         )
     if body.suffix:
         raise APIError(400, "suffix is not supported; leave it out", param="suffix")
-    prompts = model.encode_prompts(body.prompt, "prompt", limits.PROMPTS)
+    prompts = model.prompts.encode_prompts(body.prompt, "prompt", limits.PROMPTS)
     bias = model.logit_bias(body)
     sampling = model.sampling(body, len(prompts))
     limit = body.n_predict if body.max_tokens is None else body.max_tokens
@@ -76,7 +76,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
                 client=client,
                 timeout_s=model.settings.timeout_s,
             ),
-            param="prompt",
+            "prompt",
         )
         for i, (prompt, max_tokens) in enumerate(zip(prompts, token_limits, strict=True))
     ]

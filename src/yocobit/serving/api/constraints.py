@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from yocobit.serving import limits
+from yocobit.serving.api.field_names import FieldNames
 from yocobit.serving.api.protocol import Name, Sampling
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
@@ -118,9 +119,10 @@ class Constraint:
     grammar: Grammar
     sources: Sequence[Source] = ()
 
-    def check(self, model: ServedModel, max_tokens: int) -> CheckedGrammar:
+    def check(self, model: ServedModel, max_tokens: int, names: FieldNames) -> CheckedGrammar:
         """Return the grammar, checked; APIError 400 if it cannot be followed."""
-        checked = model.grammars.check(self.grammar, self.param, max_tokens)
+        grammars, limit = model.grammars_for(self.param), names["max_tokens"]
+        checked = grammars.check(self.grammar, self.param, max_tokens, limit)
         dropped = tuple(map(self._in_request, checked.dropped))
         return dataclasses.replace(checked, dropped=dropped)
 
@@ -166,7 +168,7 @@ def constrained(
                 f"{name}: structured output ends when it is complete; leave {name} out",
                 param=name,
             )
-    checked = constraint.check(model, min(each.max_tokens for each in requests))
+    checked = constraint.check(model, min(each.max_tokens for each in requests), body.names)
     return checked, [each.until_complete() for each in requests]
 
 
@@ -184,7 +186,7 @@ def dropped_header(checked: CheckedGrammar | None) -> dict[str, str]:
 
 def _constraints(body: Constrained) -> Iterator[Constraint]:
     if body.response_format is not None and body.response_format.type != "text":
-        yield _of_response_format(body.response_format)
+        yield _of_response_format(body.response_format, body.names)
     if body.structured_outputs is not None:
         yield from _of_structured_outputs(body.structured_outputs)
     _refuse(body, "guided_whitespace_pattern")
@@ -192,17 +194,18 @@ def _constraints(body: Constrained) -> Iterator[Constraint]:
         yield from _of_field(getattr(body, name), kind, name)
 
 
-def _of_response_format(response: ResponseFormat) -> Constraint:
-    param, schema, pointer, is_strict = "response_format", response.schema, "/schema", False
+def _of_response_format(response: ResponseFormat, names: FieldNames) -> Constraint:
+    param, schema, is_strict = names["response_format"], response.schema, False
+    pointer = "/response_format/schema"
     if schema is None and response.json_schema is not None:
-        schema, pointer = response.json_schema.schema, "/json_schema/schema"
+        schema, pointer = response.json_schema.schema, names.response_schema
         is_strict = bool(response.json_schema.strict)
     if schema is None and response.type == "json_object":
         schema = {"type": "object"}
     if schema is None:
         raise APIError(400, f"{param}: json_schema.schema is missing", param=param)
     grammar = Grammar.from_json("json", schema, param)
-    return Constraint(param, grammar, [Source(f"/{param}{pointer}", is_strict)])
+    return Constraint(param, grammar, [Source(pointer, is_strict)])
 
 
 def _of_structured_outputs(outputs: StructuredOutputs) -> Iterator[Constraint]:

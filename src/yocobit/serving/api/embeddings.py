@@ -38,7 +38,7 @@ class EmbeddingRequest(Struct, kw_only=True):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class EmbeddingInputs:
     """A prepared request."""
 
     requests: list[Request]  # without their poolers
@@ -51,7 +51,7 @@ async def embeddings(call: Call) -> Reply:
     return Reply(await embed(call, call.prepared))
 
 
-async def embed(call: Call, inputs: Inputs) -> dict[str, Any]:
+async def embed(call: Call, inputs: EmbeddingInputs) -> dict[str, Any]:
     """Return the vectors of inputs, in the form of the response."""
     width = call.model.engine.config.d_model
     poolers = [_Pooler(inputs.pooling, width) for _ in inputs.requests]
@@ -96,7 +96,7 @@ class _Pooler:
         return base64.b64encode(vector.tobytes()).decode() if is_base64 else vector.tolist()
 
 
-def build(model: ServedModel, body: EmbeddingRequest, client: str) -> Inputs:
+def build(model: ServedModel, body: EmbeddingRequest, client: str) -> EmbeddingInputs:
     """Return the requests of a body; APIError 400 if it is invalid."""
     if body.dimensions is not None:
         raise APIError(
@@ -105,9 +105,9 @@ def build(model: ServedModel, body: EmbeddingRequest, client: str) -> Inputs:
             f"{model.engine.config.d_model}; leave it out",
             param="dimensions",
         )
-    inputs = model.encode_prompts(body.input, "input", limits.INPUTS, has_suffix=True)
-    return Inputs(
-        [model.check(_request(model, tokens, client), param="input") for tokens in inputs],
+    inputs = model.prompts.encode_prompts(body.input, "input", limits.INPUTS, has_suffix=True)
+    return EmbeddingInputs(
+        [model.check(_request(model, tokens, client), "input") for tokens in inputs],
         body.pooling or model.engine.config.pooling,
         body.encoding_format == "base64",
         body.model or model.name,

@@ -6,6 +6,7 @@ Adding an endpoint takes one record here and one handler file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,15 +16,16 @@ from yocobit.serving.api import (
     embeddings,
     messages,
     ollama,
+    ollama_embeddings,
     ollama_models,
     responses,
     tokenize,
 )
 from yocobit.serving.api.call import Call, Events, Reply, ServerState, reply
-from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
 from yocobit.serving.api.embeddings import EmbeddingRequest
-from yocobit.serving.api.generation import generate
+from yocobit.serving.api.generated_response import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.message_request import CountRequest, MessagesRequest
 from yocobit.serving.api.messages import ANTHROPIC
@@ -74,6 +76,10 @@ class Endpoint:
     def paths(self) -> tuple[str, ...]:
         return tuple(prefix + self.path for prefix in self.prefixes)
 
+
+_anthropic = functools.partial(Endpoint, prefixes=("/v1",), wire=ANTHROPIC)
+_ollama = functools.partial(Endpoint, prefixes=ROOT, wire=OLLAMA)
+_vllm = functools.partial(Endpoint, prefixes=VLLM)
 
 ENDPOINTS = (
     Endpoint(
@@ -128,7 +134,7 @@ ENDPOINTS = (
         body=EmbeddingRequest,
         prepare=embeddings.build,
     ),
-    Endpoint(
+    _anthropic(
         "/messages",
         generate,
         "Answer a conversation, in Anthropic's API.",
@@ -136,42 +142,36 @@ ENDPOINTS = (
         prepare=messages.build,
         uses_template=True,
         is_heavy=messages.is_heavy,
-        prefixes=("/v1",),
-        wire=ANTHROPIC,
         is_streamed=True,
     ),
-    Endpoint(
+    _anthropic(
         "/messages/count_tokens",
         reply,
         "Count the tokens of a conversation, in Anthropic's API.",
         body=CountRequest,
         prepare=messages.count_tokens,
         uses_template=True,
-        prefixes=("/v1",),
-        wire=ANTHROPIC,
     ),
     Endpoint("/models", list_models, "List the models."),
     Endpoint("/models/{id}", get_model, "Describe a model."),
-    Endpoint(
+    _vllm(
         "/tokenize",
         reply,
         "Convert text or a conversation to tokens.",
         body=TokenizeRequest,
         prepare=tokenize.tokenize,
         uses_template=True,
-        prefixes=VLLM,
     ),
-    Endpoint(
+    _vllm(
         "/detokenize",
         reply,
         "Convert tokens to text.",
         body=DetokenizeRequest,
         prepare=tokenize.detokenize,
-        prefixes=VLLM,
         max_body_bytes=tokenize.max_detokenize_bytes,
     ),
-    Endpoint("/tokenizer_info", tokenize.tokenizer_info, "Describe the tokenizer.", prefixes=VLLM),
-    Endpoint(
+    _vllm("/tokenizer_info", tokenize.tokenizer_info, "Describe the tokenizer."),
+    _ollama(
         "/api/chat",
         ollama.generate,
         "Answer a conversation, in Ollama's API.",
@@ -179,11 +179,9 @@ ENDPOINTS = (
         prepare=ollama.build_chat,
         uses_template=True,
         is_heavy=ollama.is_heavy,
-        prefixes=ROOT,
-        wire=OLLAMA,
         is_streamed=True,
     ),
-    Endpoint(
+    _ollama(
         "/api/generate",
         ollama.generate,
         "Answer a prompt, in Ollama's API.",
@@ -191,67 +189,47 @@ ENDPOINTS = (
         prepare=ollama.build_generate,
         uses_template=True,
         is_heavy=ollama.is_heavy,
-        prefixes=ROOT,
-        wire=OLLAMA,
         is_streamed=True,
     ),
-    Endpoint(
+    _ollama(
         "/api/embed",
-        ollama.embed,
+        ollama_embeddings.embed,
         "Embed texts, in Ollama's API.",
-        body=ollama.EmbedRequest,
-        prepare=ollama.build_embed,
-        prefixes=ROOT,
-        wire=OLLAMA,
+        body=ollama_embeddings.EmbedRequest,
+        prepare=ollama_embeddings.build_embed,
     ),
-    Endpoint(
+    _ollama(
         "/api/embeddings",
-        ollama.embed,
+        ollama_embeddings.embed,
         "Embed a text, in Ollama's earlier API.",
-        body=ollama.EmbeddingsRequest,
-        prepare=ollama.build_embeddings,
-        prefixes=ROOT,
-        wire=OLLAMA,
+        body=ollama_embeddings.EmbeddingsRequest,
+        prepare=ollama_embeddings.build_embeddings,
     ),
-    Endpoint(
+    _ollama(
         "/api/show",
         reply,
         "Describe a model, in Ollama's API.",
         body=ollama_models.ShowRequest,
         prepare=ollama_models.show,
-        prefixes=ROOT,
-        wire=OLLAMA,
     ),
-    Endpoint("/api/tags", ollama_models.tags, "List the models.", prefixes=ROOT, wire=OLLAMA),
-    Endpoint(
-        "/api/ps",
-        ollama_models.loaded_models,
-        "List the loaded models.",
-        prefixes=ROOT,
-        wire=OLLAMA,
-    ),
-    Endpoint(
-        "/api/version", ollama_models.version, "Return the version.", prefixes=ROOT, wire=OLLAMA
-    ),
+    _ollama("/api/tags", ollama_models.tags, "List the models."),
+    _ollama("/api/ps", ollama_models.loaded_models, "List the loaded models."),
+    _ollama("/api/version", ollama_models.version, "Return the version."),
     *(
-        Endpoint(
+        _ollama(
             f"/api/{name}",
             reply,
             "Refused: the server manages no models.",
             body=ollama_models.ManagementRequest,
             prepare=ollama_models.refuse_management,
-            prefixes=ROOT,
-            wire=OLLAMA,
         )
         for name in ("pull", "push", "create", "copy")
     ),
-    Endpoint(
+    _ollama(
         "/api/delete",
         ollama_models.refuse_deletion,
         "Refused: the server manages no models.",
         deletes=True,
-        prefixes=ROOT,
-        wire=OLLAMA,
     ),
     Endpoint(
         "/health",

@@ -14,8 +14,9 @@ from msgspec import Meta, Struct
 
 from yocobit.serving import limits
 from yocobit.serving.api import protocol
-from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.constraints import JSONSchema, ResponseFormat
+from yocobit.serving.api.field_names import FieldNames
 from yocobit.serving.api.protocol import (
     ContentPart,
     FunctionCall,
@@ -130,7 +131,17 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: Natural | None = None
 
 
-def chat_request(body: CountRequest) -> ChatRequest:
+class AnthropicChat(ChatRequest, kw_only=True):
+    """A conversation with Anthropic's names."""
+
+    names: ClassVar[FieldNames] = FieldNames(
+        {"response_format": "output_config.format"},
+        response_schema="/output_config/format/schema",
+        tool_schema="/tools/{}/input_schema",
+    )
+
+
+def chat_request(body: CountRequest) -> AnthropicChat:
     """Return a body as one of chat completions; APIError 400 if it is invalid."""
     variables: dict[str, Any] = {}
     for edit in (body.context_management and body.context_management.edits) or ():
@@ -153,7 +164,7 @@ def chat_request(body: CountRequest) -> ChatRequest:
         variables["reasoning_effort"] = body.output_config.effort
     choice = body.tool_choice
     messages = _messages(body)
-    return ChatRequest(
+    return AnthropicChat(
         messages=messages,
         # Anthropic: an answer continues a final message of the assistant.
         continue_final_message=messages[-1].role == "assistant" and not messages[-1].tool_calls,

@@ -11,10 +11,9 @@ from typing import Any
 
 import msgspec
 
-from yocobit.serving.api import chat
 from yocobit.serving.api.answer import Answer, CallArguments, CallStart, Content, Delta, Done
-from yocobit.serving.api.chat import PreparedChat
-from yocobit.serving.api.generation import Generation, usage
+from yocobit.serving.api.chat_request import PreparedChat, prepare, prompt_tokens
+from yocobit.serving.api.generated_response import GeneratedResponse, usage
 from yocobit.serving.api.message_request import (
     CountRequest,
     MessagesRequest,
@@ -22,34 +21,25 @@ from yocobit.serving.api.message_request import (
     response_format,
 )
 from yocobit.serving.api.served_model import ServedModel
-from yocobit.serving.api.terms import Terms
 from yocobit.serving.api.wire import WireFormat, named_event
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event, Prefilled
 from yocobit.serving.runtime.runtime import EventStream
 
-_TERMS = Terms(
-    {"response_format": "output_config.format"},
-    {
-        "/response_format/json_schema/schema": "/output_config/format/schema",
-        r"/tools/(\d+)/function/parameters": r"/tools/\1/input_schema",
-    },
-)
 
-
-def build(model: ServedModel, body: MessagesRequest, client: str) -> MessageGeneration:
+def build(model: ServedModel, body: MessagesRequest, client: str) -> MessageResponse:
     """Return the response to generate for a body; APIError 400 if it is invalid."""
     request = chat_request(body)
     request.max_tokens = body.max_tokens
     request.stop = body.stop_sequences
     request.temperature, request.top_p, request.top_k = body.temperature, body.top_p, body.top_k
-    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True)
-    return MessageGeneration(model, body, prepared)
+    prepared = prepare(model, request, client, is_clamped=True)
+    return MessageResponse(model, body, prepared)
 
 
 def count_tokens(model: ServedModel, body: CountRequest, client: str) -> bytes:
     """Return the response to a body as JSON; APIError 400 if it is invalid."""
-    return msgspec.json.encode({"input_tokens": len(chat.prompt_tokens(model, chat_request(body)))})
+    return msgspec.json.encode({"input_tokens": len(prompt_tokens(model, chat_request(body)))})
 
 
 def is_heavy(body: MessagesRequest) -> bool:
@@ -58,7 +48,7 @@ def is_heavy(body: MessagesRequest) -> bool:
     return has_choice or response_format(body) is not None
 
 
-class MessageGeneration(Generation):
+class MessageResponse(GeneratedResponse):
     """The response of messages: one answer, as blocks of content."""
 
     def __init__(self, model: ServedModel, body: MessagesRequest, prepared: PreparedChat) -> None:

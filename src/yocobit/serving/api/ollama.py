@@ -1,11 +1,10 @@
-"""POST api/chat, api/generate, api/embed and api/embeddings: Ollama's API, for its clients.
+"""POST api/chat and api/generate: Ollama's API, for its clients.
 
 A body becomes a ChatRequest; its answer is rendered as lines of JSON.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,12 +13,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from yocobit.serving import limits
-from yocobit.serving.api import chat, embeddings, generation, protocol
+from yocobit.serving.api import generated_response, protocol
 from yocobit.serving.api.answer import Content, Done, GeneratedCall
 from yocobit.serving.api.call import Call, Events, Reply, reply
-from yocobit.serving.api.chat import ChatRequest, PreparedChat
-from yocobit.serving.api.embeddings import EmbeddingRequest
-from yocobit.serving.api.generation import Generation, usage
+from yocobit.serving.api.chat_request import ChatRequest, PreparedChat, prepare
+from yocobit.serving.api.field_names import FieldNames
+from yocobit.serving.api.generated_response import GeneratedResponse, usage
 from yocobit.serving.api.protocol import Message, Name, Tool
 from yocobit.serving.api.refused_fields import (
     REFUSED,
@@ -29,7 +28,6 @@ from yocobit.serving.api.refused_fields import (
     refused_chat_fields,
 )
 from yocobit.serving.api.served_model import ServedModel
-from yocobit.serving.api.terms import Terms
 from yocobit.serving.api.wire import WireFormat
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Event
@@ -48,13 +46,19 @@ _OPTIONS = {
     },
 }
 _REFUSED_OPTIONS = {**REFUSED, **REFUSED_SAMPLING, **refused_chat_fields("use format")}
-_TERMS = Terms(
-    {
-        "response_format": "format",
-        "max_completion_tokens": "options.num_predict",
-        **{name: f"options.{option}" for option, name in _OPTIONS.items()},
+
+
+OLLAMA = WireFormat(
+    lambda value: msgspec.json.encode(value) + b"\n",
+    ping=b"",
+    stream_type="application/x-ndjson",
+    error=lambda error: {"error": str(error)},
+    error_name="OllamaError",
+    error_schema={
+        "type": "object",
+        "required": ["error"],
+        "properties": {"error": {"type": "string"}},
     },
-    {"/response_format/json_schema/schema": "/format"},
 )
 
 
@@ -75,6 +79,19 @@ class OllamaMessage(Struct, kw_only=True):
     tool_calls: Annotated[list[OllamaCall], Meta(max_length=limits.TOOLS)] | None = None
     tool_name: Name | None = None
     tool_call_id: Name | None = None
+
+
+class OllamaChat(ChatRequest, kw_only=True):
+    """A conversation with Ollama's names."""
+
+    names: ClassVar[FieldNames] = FieldNames(
+        {
+            "response_format": "format",
+            "max_completion_tokens": "options.num_predict",
+            **{name: f"options.{option}" for option, name in _OPTIONS.items()},
+        },
+        response_schema="/format",
+    )
 
 
 class _Body(Struct, kw_only=True):
@@ -113,55 +130,30 @@ class GenerateRequest(_Body, kw_only=True):
     raw: bool | None = None  # continue the prompt, without the chat template
 
 
-class EmbedRequest(Struct, kw_only=True):
-    """The body of api/embed."""
-
-    model: Name
-    input: str | Annotated[list[str], Meta(max_length=limits.INPUTS)]
-    truncate: bool | None = None  # true by default: texts longer than the context are cut
-    dimensions: int | None = None  # rejected
-    options: dict[str, Any] | None = None
-    keep_alive: float | str | None = None
-
-
-class EmbeddingsRequest(Struct, kw_only=True):
-    """The body of api/embeddings, the predecessor of api/embed."""
-
-    model: Name
-    prompt: str
-    options: dict[str, Any] | None = None
-    keep_alive: float | str | None = None
-
-
-# ---- chat and generate
-
-
-def build_chat(
-    model: ServedModel, body: OllamaChatRequest, client: str
-) -> OllamaGeneration | bytes:
+def build_chat(model: ServedModel, body: OllamaChatRequest, client: str) -> OllamaResponse | bytes:
     """Return the response to generate for a body; JSON if there is nothing to generate."""
     if not body.messages:
         return _loaded(body, {"message": {"role": "assistant", "content": ""}})
     request = _to_chat(body, [_message(i, each) for i, each in enumerate(body.messages)])
     request.tools = body.tools
-    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True)
-    return OllamaGeneration(model, body, prepared)
+    prepared = prepare(model, request, client, is_clamped=True)
+    return OllamaResponse(model, body, prepared)
 
 
 def build_generate(
     model: ServedModel, body: GenerateRequest, client: str
-) -> OllamaGeneration | bytes:
+) -> OllamaResponse | bytes:
     """Return the response to generate for a body; JSON if there is nothing to generate."""
     if not body.prompt:
         return _loaded(body, {"response": ""})
     messages, prompt = [Message(role="user", content=body.prompt)], None
     if body.raw or not model.has_chat_template:
-        prompt = model.encode(body.prompt, "prompt")
+        prompt = model.prompts.encode(body.prompt, "prompt")
     elif body.system:
         messages.insert(0, Message(role="system", content=body.system))
     request = _to_chat(body, messages)
-    prepared = _TERMS.prepare(chat.prepare, model, request, client, is_clamped=True, prompt=prompt)
-    return OllamaGeneration(model, body, prepared)
+    prepared = prepare(model, request, client, is_clamped=True, prompt=prompt)
+    return OllamaResponse(model, body, prepared)
 
 
 def is_heavy(body: _Body) -> bool:
@@ -172,10 +164,10 @@ def is_heavy(body: _Body) -> bool:
 async def generate(call: Call) -> Reply | Events:
     """Handle a request to chat or generate."""
     is_empty = isinstance(call.prepared, bytes)
-    return await (reply(call) if is_empty else generation.generate(call))
+    return await (reply(call) if is_empty else generated_response.generate(call))
 
 
-class OllamaGeneration(Generation):
+class OllamaResponse(GeneratedResponse):
     """The response of chat and generate: one answer, whole or in lines."""
 
     def __init__(self, model: ServedModel, body: _Body, prepared: PreparedChat) -> None:
@@ -253,8 +245,7 @@ def _to_chat(body: _Body, messages: list[Message]) -> ChatRequest:
     if body.logprobs:
         fields |= {"logprobs": True, "top_logprobs": body.top_logprobs or 0}
     fields["messages"] = [{"role": "user", "content": ""}]  # checked already
-    with _TERMS.translated():
-        request = protocol.from_fields(fields, ChatRequest)
+    request = protocol.from_fields(fields, OllamaChat)
     request.messages = messages
     return request
 
@@ -304,65 +295,3 @@ def _now() -> str:
 
 def _ns(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-# ---- embeddings
-
-
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """A prepared request for embeddings."""
-
-    inputs: embeddings.Inputs
-    is_single: bool = False
-
-
-def build_embed(model: ServedModel, body: EmbedRequest, client: str) -> Texts:
-    """Return the requests of a body; APIError 400 if it is invalid."""
-    given: list[Any] = [body.input] if isinstance(body.input, str) else body.input
-    if body.truncate is not False:
-        suffix = model.engine.encoder.suffix
-        n_tokens = model.settings.context - len(suffix)
-        starts = [model.encode(text[: model.max_chars], "input")[:n_tokens] for text in given]
-        given = [[*start, *suffix] for start in starts]
-    request = EmbeddingRequest(input=given, model=body.model, dimensions=body.dimensions)
-    return Texts(embeddings.build(model, request, client))
-
-
-def build_embeddings(model: ServedModel, body: EmbeddingsRequest, client: str) -> Texts:
-    """Return the request of a body; APIError 400 if it is invalid."""
-    embed = EmbedRequest(model=body.model, input=body.prompt)
-    return dataclasses.replace(build_embed(model, embed, client), is_single=True)
-
-
-async def embed(call: Call) -> Reply:
-    """Handle a request to embed or embeddings."""
-    texts: Texts = call.prepared
-    found = await embeddings.embed(call, texts.inputs)
-    vectors = [each["embedding"] for each in found["data"]]
-    if texts.is_single:
-        return Reply({"embedding": vectors[0]})
-    return Reply(
-        {
-            "model": found["model"],
-            "embeddings": vectors,
-            "load_duration": 0,
-            "prompt_eval_count": found["usage"]["prompt_tokens"],
-        }
-    )
-
-
-# ---- the wire format
-
-OLLAMA = WireFormat(
-    lambda value: msgspec.json.encode(value) + b"\n",
-    ping=b"",
-    stream_type="application/x-ndjson",
-    error=lambda error: {"error": str(error)},
-    error_name="OllamaError",
-    error_schema={
-        "type": "object",
-        "required": ["error"],
-        "properties": {"error": {"type": "string"}},
-    },
-)

@@ -17,6 +17,7 @@ from yocobit.engine.sampling import Penalty
 from yocobit.errors import printable
 from yocobit.reading import wrong_field
 from yocobit.serving import limits
+from yocobit.serving.api.field_names import OPENAI_NAMES, FieldNames
 from yocobit.serving.api.refused_fields import REFUSED, Refused, check_refused
 from yocobit.serving.errors import APIError
 from yocobit.settings import Fraction, Natural
@@ -50,6 +51,7 @@ class Sampling(Struct, kw_only=True):
     """Fields of chats and completions: streaming, choices, sampling and end conditions."""
 
     refused: ClassVar[Mapping[str, Refused]] = REFUSED
+    names: ClassVar[FieldNames] = OPENAI_NAMES
 
     model: Name | None = None
     stream: bool | None = None
@@ -170,7 +172,7 @@ Messages = Annotated[list[Message], Meta(min_length=1, max_length=limits.MESSAGE
 
 def decode(body: bytes, kind: type[T]) -> T:
     """Return JSON as that type; APIError 400 that names the field if it is invalid."""
-    with _naming_fields():
+    with _naming_fields(kind):
         try:
             decoded = msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
@@ -184,17 +186,18 @@ def decode(body: bytes, kind: type[T]) -> T:
 
 def from_fields(fields: Any, kind: type[T]) -> T:
     """Return decoded JSON as that type, as `decode` does; 10.0 is a valid integer."""
-    with _naming_fields():
+    with _naming_fields(kind):
         return msgspec.convert(_with_integers(fields), kind)
 
 
 @contextlib.contextmanager
-def _naming_fields() -> Iterator[None]:
-    """Raise APIError 400 that names the field for invalid JSON."""
+def _naming_fields(kind: type) -> Iterator[None]:
+    """Raise APIError 400 that names the field for JSON that is not of that type."""
     try:
         yield
     except msgspec.ValidationError as error:
         field, message = wrong_field(error)
+        field = getattr(kind, "names", OPENAI_NAMES).path(field)
         param, message = printable(field, 200) or None, printable(message, 300)
         raise APIError(400, f"{param}: {message}" if param else message, param=param) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -214,7 +217,7 @@ def _with_integers(value: Any) -> Any:
 
 def decode_query(query: Mapping[str, str], kind: type[T]) -> T:
     """Return the fields of a query as that type; APIError 400 that names the field if invalid."""
-    with _naming_fields():
+    with _naming_fields(kind):
         return msgspec.convert(query, kind, strict=False)
 
 

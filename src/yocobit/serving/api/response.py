@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from yocobit.serving.api.answer import CallArguments, CallStart, Content, Delta
-from yocobit.serving.api.chat import PreparedChat
-from yocobit.serving.api.generation import Generation
+from yocobit.serving.api.chat_request import PreparedChat
+from yocobit.serving.api.generated_response import GeneratedResponse
 from yocobit.serving.api.response_items import new_id, output_text
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
@@ -55,7 +55,7 @@ class _Item:
         }
 
 
-class Response(Generation):
+class Response(GeneratedResponse):
     """The response to one request."""
 
     def __init__(

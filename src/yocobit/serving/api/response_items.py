@@ -20,7 +20,7 @@ from yocobit.serving.errors import APIError
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal")
 
 
-class Part(Struct, kw_only=True):
+class ItemPart(Struct, kw_only=True):
     """A part of a message's content, or of a function's output."""
 
     type: Name
@@ -28,7 +28,7 @@ class Part(Struct, kw_only=True):
     refusal: str | None = None
 
 
-Parts = Annotated[list[Part], Meta(max_length=limits.PARTS)]
+Parts = Annotated[list[ItemPart], Meta(max_length=limits.PARTS)]
 
 
 class Item(Struct, kw_only=True):
@@ -108,7 +108,7 @@ def _message(i: int, item: Item) -> Message:
     return Message(role=item.role, content=_content(i, item.content))
 
 
-def _content(i: int, content: str | list[Part]) -> str | list[ContentPart]:
+def _content(i: int, content: str | list[ItemPart]) -> str | list[ContentPart]:
     if isinstance(content, str):
         return content
     for part in content:
@@ -117,7 +117,7 @@ def _content(i: int, content: str | list[Part]) -> str | list[ContentPart]:
     return [ContentPart(type="text", text=_text(part)) for part in content]
 
 
-def _text(part: Part) -> str:
+def _text(part: ItemPart) -> str:
     return (part.refusal if part.type == "refusal" else part.text) or ""
 
 

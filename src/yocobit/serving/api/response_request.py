@@ -11,8 +11,9 @@ from msgspec import Meta, Struct
 from yocobit.engine import SamplingConfig
 from yocobit.errors import shown
 from yocobit.serving import limits
-from yocobit.serving.api.chat import ChatRequest
+from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.constraints import JSONSchema, ResponseFormat
+from yocobit.serving.api.field_names import FieldNames
 from yocobit.serving.api.protocol import (
     AllowedTools,
     AllowedToolsChoice,
@@ -174,7 +175,23 @@ def check_supported(body: ResponseRequest) -> None:
         raise APIError(400, "text.format.schema is missing", param="text.format.schema")
 
 
-def chat_request(body: ResponseRequest, messages: list[Message]) -> ChatRequest:
+class ResponsesChat(ChatRequest, kw_only=True):
+    """A conversation with the names of the Responses API."""
+
+    names: ClassVar[FieldNames] = FieldNames(
+        {
+            "messages": "input",
+            "max_tokens": "max_output_tokens",
+            "max_completion_tokens": "max_output_tokens",
+            "response_format": "text.format",
+            "logprobs": "top_logprobs",
+        },
+        response_schema="/text/format/schema",
+        tool_schema="/tools/{}/parameters",
+    )
+
+
+def chat_request(body: ResponseRequest, messages: list[Message]) -> ResponsesChat:
     """Return a body as one of chat completions, with its conversation as messages."""
     sampling = {name: getattr(body, name) for name in Sampling.__struct_fields__}
     sampling |= {"stream": None, "stream_options": None}
@@ -183,7 +200,7 @@ def chat_request(body: ResponseRequest, messages: list[Message]) -> ChatRequest:
         response_format.json_schema = JSONSchema(
             name=body.format.name, schema=body.format.schema, strict=body.format.strict
         )
-    return ChatRequest(
+    return ResponsesChat(
         **sampling,
         messages=messages,
         max_completion_tokens=body.max_output_tokens,

@@ -17,10 +17,9 @@ from msgspec import Meta, Struct
 
 from yocobit.errors import shown
 from yocobit.serving import limits
-from yocobit.serving.api import chat
 from yocobit.serving.api.call import Call, Events, Reply, ServerState
-from yocobit.serving.api.chat import ChatRequest, PreparedChat
-from yocobit.serving.api.generation import generate
+from yocobit.serving.api.chat_request import ChatRequest, PreparedChat, prepare, prompt_tokens
+from yocobit.serving.api.generated_response import generate
 from yocobit.serving.api.protocol import Message, Name
 from yocobit.serving.api.response import Response
 from yocobit.serving.api.response_items import (
@@ -38,22 +37,7 @@ from yocobit.serving.api.response_request import (
 )
 from yocobit.serving.api.response_store import Turn
 from yocobit.serving.api.served_model import ServedModel
-from yocobit.serving.api.terms import Terms
 from yocobit.serving.errors import APIError
-
-_TERMS = Terms(
-    {
-        "messages": "input",
-        "max_tokens": "max_output_tokens",
-        "max_completion_tokens": "max_output_tokens",
-        "response_format": "text.format",
-        "logprobs": "top_logprobs",
-    },
-    {
-        "/response_format/json_schema/schema": "/text/format/schema",
-        r"/tools/(\d+)/function/parameters": r"/tools/\1/parameters",
-    },
-)
 
 
 class Page(Struct, kw_only=True):
@@ -168,7 +152,7 @@ def build(
             "allowed; send the part that matters as input",
             param="input",
         )
-    prepared = _TERMS.prepare(_prepare, model, body, chat_request(body, messages), client)
+    prepared = _prepare(model, body, chat_request(body, messages), client)
     fields = repeated_fields(body, model.name, prepared.request.sampling[0])
     # A queued request keeps no more of its body than it needs.
     stored = _stored_input(item for _, item in own) if fields["store"] else b""
@@ -278,7 +262,7 @@ def _prepare(
         if n_answer < 0:
             n_answer = model.settings.context // 4
         request = _truncated(model, request, model.settings.context - n_answer)
-    return chat.prepare(model, request, client, is_clamped=True)
+    return prepare(model, request, client, is_clamped=True)
 
 
 def _truncated(model: ServedModel, request: ChatRequest, n_tokens: int) -> ChatRequest:
@@ -298,7 +282,7 @@ def _truncated(model: ServedModel, request: ChatRequest, n_tokens: int) -> ChatR
 
     def fits(start: int) -> bool:
         try:
-            return len(chat.prompt_tokens(model, shortened(start))) <= n_tokens
+            return len(prompt_tokens(model, shortened(start))) <= n_tokens
         except APIError as error:
             if error.code != "context_length_exceeded":
                 raise

@@ -10,8 +10,6 @@ import hashlib
 import math
 import re
 import secrets
-import threading
-from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,15 +23,15 @@ from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.reading import boundary, read_bytes
 from yocobit.serving import limits
 from yocobit.serving.api import protocol
+from yocobit.serving.api.field_names import OPENAI_NAMES, FieldNames
+from yocobit.serving.api.prompt_encoder import PromptEncoder
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
 from yocobit.serving.runtime.structured_output import GrammarCompiler
 from yocobit.serving.settings import ServerSettings
-from yocobit.text.chat_template import Prompt
 from yocobit.version import __version__
 
 _NO_PENALTIES = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-_CACHED_TEXTS = 16  # recent prompts whose tokens are kept
 
 
 class TextEngine(Engine):
@@ -66,18 +64,21 @@ class ServedModel:
         # The same request and seed give the same output under the same fingerprint.
         self.fingerprint = f"fp_{_hash(self.identity, engine.model.path)[:12]}"
         self._grammars = _grammars(engine)  # or why there are none
-        # By whether it is a conversation, and text; the least recently used first.
-        self._token_cache: dict[tuple[bool, str], array[int]] = {}
-        self._token_lock = threading.Lock()
+        self.prompts = PromptEncoder(engine, settings)
 
     @property
     def grammars(self) -> GrammarCompiler:
-        """Compiles grammars; APIError 400 if the tokenizer does not support it."""
+        """Compiles checked grammars."""
+        return self.grammars_for("response_format")
+
+    def grammars_for(self, param: str) -> GrammarCompiler:
+        """Return what compiles the grammar of a field; APIError 400 if the tokenizer has none."""
         if isinstance(self._grammars, str):
             raise APIError(
                 400,
-                f"structured output: {self._grammars}; leave response_format and tool_choice out",
-                param="response_format",
+                f"{param}: structured output is not supported by this model's tokenizer "
+                f"({self._grammars}); leave it out",
+                param=param,
             )
         return self._grammars
 
@@ -90,7 +91,7 @@ class ServedModel:
             if self.has_chat_template:
                 self.engine.chat_template  # noqa: B018
             self.tokenizer_info  # noqa: B018
-            self._longest_token  # noqa: B018
+            self.prompts.longest_token  # noqa: B018
             self.engine.sampling()
             self.engine.stop_strings  # noqa: B018
             vocabulary = range(self.engine.config.vocab_size)
@@ -128,104 +129,6 @@ class ServedModel:
                 code="model_not_found",
             )
 
-    def encode(self, text: str, param: str) -> list[int]:
-        """Return the tokens of a text, from a cache of the most recent texts.
-
-        APIError 400, without tokenising, for a text that is far too long for the context. `param`
-        is the request field that holds the text.
-        """
-        self.check_length(len(text), param)
-        # A rendered conversation has special tokens, the same text of a user has none, and a
-        # conversation that spells some has those of its template.
-        key = (isinstance(text, Prompt), str(text))
-        if isinstance(text, Prompt) and self.engine.encoder.spells_special_tokens(
-            [text.messages, text.variables]
-        ):
-            return self.engine.encode(text)
-        with self._token_lock:
-            cached = self._token_cache.pop(key, None)
-        # As an array, a token takes 4 bytes.
-        tokens = array("i", self.engine.encode(text)) if cached is None else cached
-        if len(tokens) <= self.settings.context:
-            with self._token_lock:
-                self._token_cache[key] = tokens  # the most recent is last
-                while len(self._token_cache) > _CACHED_TEXTS:
-                    del self._token_cache[next(iter(self._token_cache))]
-        return tokens.tolist()
-
-    def check_length(self, n_chars: int, param: str) -> None:
-        """APIError 400 for a text that has too many characters for any tokens to fit."""
-        if n_chars > self.max_chars:
-            raise APIError(
-                400,
-                f"This model's maximum context length is {self.settings.context} tokens, at most "
-                f"{self.max_chars:,} characters, but the prompt has {n_chars:,}",
-                param=param,
-                code="context_length_exceeded",
-            )
-
-    def encode_prompts(
-        self,
-        prompt: str | list[str | int | list[int]] | None,
-        param: str,
-        max_prompts: int,
-        has_suffix: bool = False,
-    ) -> list[list[int]]:
-        """Return the prompts of a request as tokens: strings, tokens, or lists of either.
-
-        `has_suffix` appends to texts what the tokenizer appends: those of a text that is complete.
-        APIError 400 unless each has at least one token of the vocabulary, and they are at most
-        `max_prompts` and can be queued.
-        """
-        if isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
-            prompts: list[Any] = [prompt]
-        else:
-            prompts = prompt if isinstance(prompt, list) else [prompt or ""]
-        if any(isinstance(item, int) for item in prompts):
-            raise APIError(
-                400,
-                f"{param} must hold strings, tokens, or lists of tokens, not a mixture",
-                param=param,
-            )
-        if len(prompts) > max_prompts:
-            raise APIError(
-                400,
-                f"{param} must hold at most {max_prompts} texts but has {len(prompts)}",
-                param=param,
-            )
-        running, waiting = self.settings.max_sequences, self.settings.max_waiting
-        if len(prompts) > running + waiting:
-            raise APIError(
-                400,
-                f"{param} has {len(prompts)} texts, but this server accepts at most "
-                f"{running + waiting}: {running} running and {waiting} waiting",
-                param=param,
-            )
-        found = [
-            [*self.encode(item, param), *(self.engine.encoder.suffix if has_suffix else ())]
-            if isinstance(item, str)
-            else item
-            for item in prompts
-        ]
-        if not found or not all(found):
-            raise APIError(400, f"{param} must have at least one token but is empty", param=param)
-        for tokens in found:
-            if len(tokens) > self.settings.context:
-                break  # `check` reports it, with its numbers
-            self.check_tokens(tokens, param)
-        return found
-
-    def check_tokens(self, tokens: list[int], param: str) -> None:
-        """APIError 400 unless all tokens are in the vocabulary."""
-        size = self.engine.config.vocab_size
-        for token in tokens:
-            if not 0 <= token < size:
-                raise APIError(
-                    400,
-                    f"{param}: token {token} must be at least 0 and below {size}",
-                    param=param,
-                )
-
     def sampling(self, body: protocol.Sampling, n_prompts: int = 1) -> tuple[SamplingConfig, ...]:
         """Return the sampling of each choice of each prompt: the request's, over the defaults."""
         names = ("temperature", "min_p", "presence_penalty", "frequency_penalty")
@@ -254,9 +157,9 @@ class ServedModel:
         if has_penalties and 0 < window < self.settings.context:
             raise APIError(
                 400,
-                f"repeat_last_n: penalties cover the whole context but it is {window}; leave it "
-                "out, or the penalties",
-                param="repeat_last_n",
+                f"{body.names['repeat_last_n']}: penalties cover the whole context but it is "
+                f"{window}; leave it out, or the penalties",
+                param=body.names["repeat_last_n"],
             )
         return tuple(
             dataclasses.replace(sampling, seed=seed + i) for i in range((body.n or 1) * n_prompts)
@@ -319,13 +222,13 @@ class ServedModel:
         """
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         tokens = frozenset(body.stop_token_ids or ())
-        self.check_tokens(sorted(tokens), "stop_token_ids")
+        self.prompts.check_tokens(sorted(tokens), "stop_token_ids")
         min_tokens = body.min_tokens or 0
         if min_tokens > max_tokens:
             raise APIError(
                 400,
-                f"min_tokens must be at most max_tokens, which is {max_tokens}, but is "
-                f"{min_tokens}",
+                f"min_tokens must be at most {body.names['max_tokens']}, which is {max_tokens}, "
+                f"but is {min_tokens}",
                 param="min_tokens",
             )
         return {
@@ -336,18 +239,21 @@ class ServedModel:
             "ignore_end": bool(body.ignore_eos),
         }
 
-    def check(self, request: Request, param: str) -> Request:
+    def check(
+        self, request: Request, prompt_field: str, names: FieldNames = OPENAI_NAMES
+    ) -> Request:
         """Return the request; APIError 400, with the numbers, if the server can never run it.
 
-        `param` is the request field that holds the prompt.
+        The fields of the request have these names.
         """
         n, context = len(request.prompt), self.settings.context
+        limit = names["max_tokens"]
         if n + request.max_tokens > context:
             raise APIError(
                 400,
                 f"This model's maximum context length is {context} tokens, but the prompt has {n} "
-                f"and max_tokens is {request.max_tokens}: {n + request.max_tokens} together",
-                param=param,
+                f"and {limit} is {request.max_tokens}: {n + request.max_tokens} together",
+                param=names[prompt_field],
                 code="context_length_exceeded",
             )
         n_choices = len(request.sampling)
@@ -365,12 +271,12 @@ class ServedModel:
                 400,
                 f"the caches of {n_choices} x {request.n_tokens} tokens need {size:,} bytes, but "
                 f"this server has {self.settings.cache_bytes:,}; request fewer tokens",
-                param="max_tokens",
+                param=limit,
                 code="cache_exceeded",
             )
         return request
 
-    def check_logprobs(self, requests: Sequence[Request]) -> None:
+    def check_logprobs(self, requests: Sequence[Request], names: FieldNames = OPENAI_NAMES) -> None:
         """APIError 400 if a response could have too many log-probabilities."""
         n_entries = sum(
             len(each.sampling) * each.max_tokens * (each.n_logprobs + 1)
@@ -381,9 +287,9 @@ class ServedModel:
             raise APIError(
                 400,
                 f"the response could have {n_entries:,} log-probabilities, but at most "
-                f"{limits.RESPONSE_LOGPROBS:,} are allowed; lower max_tokens, n or the number of "
-                "alternatives",
-                param="logprobs",
+                f"{limits.RESPONSE_LOGPROBS:,} are allowed; lower {names['max_tokens']}, n or the "
+                "number of alternatives",
+                param=names["logprobs"],
             )
 
     def token_text(self, token: int) -> tuple[str, list[int]]:
@@ -393,16 +299,6 @@ class ServedModel:
         else:
             raw = self._grammars.token_bytes(token)
         return raw.decode("utf-8", errors="replace"), list(raw)
-
-    @property
-    def max_chars(self) -> int:
-        """Characters of a text above which its tokens exceed the context."""
-        return self.settings.context * self._longest_token
-
-    @cached_property
-    def _longest_token(self) -> int:
-        """Characters of the longest token."""
-        return max(map(len, self.engine.tokenizer.get_vocab()))
 
 
 def _grammars(engine: Engine) -> GrammarCompiler | str:

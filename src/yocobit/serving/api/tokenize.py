@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from yocobit.serving.api import protocol
 from yocobit.serving.api.call import Call, Reply
-from yocobit.serving.api.chat import render
+from yocobit.serving.api.chat_request import render
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.settings import ServerSettings
@@ -52,13 +52,13 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
     if body.messages is not None:
         tokens = render(model, body.messages, [])
     else:
-        model.check_length(len(text), "prompt")
+        model.prompts.check_length(len(text), "prompt")
         if (special := _special_token(model, text)) is not None:
             tokens = [special]
         elif body.add_special_tokens is False:
             tokens = model.engine.encoder.encode(text)
         else:
-            tokens = model.encode(text, "prompt")
+            tokens = model.prompts.encode(text, "prompt")
     context = model.settings.context
     return msgspec.json.encode({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
@@ -80,6 +80,6 @@ def detokenize(model: ServedModel, body: DetokenizeRequest, client: str) -> byte
         raise APIError(
             400, f"tokens: must be at most {limit} but are {len(body.tokens)}", param="tokens"
         )
-    model.check_tokens(body.tokens, "tokens")
+    model.prompts.check_tokens(body.tokens, "tokens")
     (text,) = model.engine.tokenizer.decode_batch([body.tokens], skip_special_tokens=False)
     return msgspec.json.encode({"prompt": text})

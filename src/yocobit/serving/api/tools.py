@@ -19,11 +19,11 @@ def constraint_of_calls(
 ) -> Constraint:
     """Return the constraint of an output that is a bare call or, with `is_array_allowed`, an array.
 
-    `pointers` are those of the tools in the request. APIError 400 for parameters that nest too
-    deep.
+    `pointers` are those of the parameters in the request. APIError 400 for parameters that nest
+    too deep.
     """
     sources = [
-        Source(f"{pointer}/function/parameters", bool(tool.function.strict), f"/$defs/tool_{i}")
+        Source(pointer, bool(tool.function.strict), f"/$defs/tool_{i}")
         for i, (tool, pointer) in enumerate(zip(tools, pointers, strict=True))
     ]
     schema = schema_of_calls(tools, is_array_allowed)

@@ -132,10 +132,13 @@ class GrammarCompiler:
             compiled = self._compiled(checked)
         return lambda: GuidedOutput(self.completions, compiled, checked)
 
-    def check(self, grammar: Grammar, param: str, max_tokens: int) -> CheckedGrammar:
+    def check(
+        self, grammar: Grammar, param: str, max_tokens: int, limit_param: str = "max_tokens"
+    ) -> CheckedGrammar:
         """Check a grammar, and search for an output of at most `max_tokens`.
 
-        APIError 400 naming `param` if the grammar is invalid, too costly, or needs more tokens.
+        APIError 400 if the grammar is invalid, too costly, or needs more tokens. `param` and
+        `limit_param` are the request's fields of the grammar and of the limit.
         """
         name = _NAMES[grammar.kind]
         if (size := len(grammar.text.encode())) > limits.GRAMMAR_BYTES:
@@ -161,8 +164,8 @@ class GrammarCompiler:
                 raise APIError(
                     400,
                     f"{param}: the shortest output found for the {name} has {len(shortest)} "
-                    f"tokens, but max_tokens is {max_tokens}; allow more",
-                    param="max_tokens",
+                    f"tokens, but {limit_param} is {max_tokens}; allow more",
+                    param=limit_param,
                 )
             return dataclasses.replace(checked, shortest=None)
         return checked

@@ -1,4 +1,4 @@
-"""Generation, the response of endpoints that generate text; the frames of OpenAI's completions."""
+"""GeneratedResponse, of endpoints that generate text; the frames of OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.runtime.structured_output import CheckedGrammar
 
 
-class Generation(ABC):
+class GeneratedResponse(ABC):
     """A prepared request that generates text, and its response, built from events.
 
     It is made in a worker or a thread and must be picklable; `attach` completes it.
@@ -41,7 +41,7 @@ class Generation(ABC):
         self.grammar = grammar
         self.headers = dropped_header(grammar)  # of the HTTP response
 
-    async def response(self, stream: EventStream) -> dict[str, Any]:
+    async def completed(self, stream: EventStream) -> dict[str, Any]:
         """Return the response once it is complete."""
         async for events in stream.events():
             for index, event in events:
@@ -107,7 +107,7 @@ class Generation(ABC):
         return {"token": text, "logprob": logprob, "bytes": raw}
 
 
-class Completion(Generation):
+class Completion(GeneratedResponse):
     """The response of chat completions and completions: choices in a frame."""
 
     id_prefix: str
@@ -195,16 +195,16 @@ def is_utf8(raw: Sequence[int]) -> bool:
 
 
 async def generate(call: Call) -> Reply | Events:
-    """Handle a request to an endpoint that generates text; a Generation was prepared."""
-    generation: Generation = call.prepared
-    if generation.grammar is None:
-        generation.attach(call.model)
+    """Handle a request to an endpoint that generates text; a GeneratedResponse was prepared."""
+    response: GeneratedResponse = call.prepared
+    if response.grammar is None:
+        response.attach(call.model)
     else:  # compiles it
-        await asyncio.to_thread(generation.attach, call.model)
-    stream = await call.generate(generation.requests)
-    if generation.is_streamed:
-        return Events(generation.chunks(stream), generation.failed, generation.headers)
-    return Reply(await generation.response(stream), headers=generation.headers)
+        await asyncio.to_thread(response.attach, call.model)
+    stream = await call.generate(response.requests)
+    if response.is_streamed:
+        return Events(response.chunks(stream), response.failed, response.headers)
+    return Reply(await response.completed(stream), headers=response.headers)
 
 
 def check_stream_options(body: Sampling) -> None:
