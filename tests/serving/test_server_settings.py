@@ -47,6 +47,44 @@ def test_keys_of_all_variables_are_combined(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "variables", "expected"),
+    [
+        ((), {"KEY": "key-1-of-two key-2-of-two"}, {"key-1-of-two", "key-2-of-two"}),
+        ((), {"KEYS": "key-1-of-two, key-2-of-two"}, {"key-1-of-two", "key-2-of-two"}),
+        ((), {"KEY": "one-of-two", "KEYS": "two-of-two"}, {"one-of-two", "two-of-two"}),
+        (("--api-key", "the-option"), {"KEY": "one-of-two", "KEYS": "two-of-two"}, {"the-option"}),
+        (
+            ("--api-key", "an-option", "--api-key", "other-option"),
+            {},
+            {"an-option", "other-option"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_file", [False, True])
+def test_option_replaces_the_variables_of_keys_and_a_file_adds_to_both(
+    settings_of, tmp_path, options, variables, expected, has_file
+):
+    """The same rule for `serve` and for create_app, which has no options."""
+    environment = {f"YOCOBIT_API_{name}": value for name, value in variables.items()}
+    if has_file:
+        (tmp_path / "keys").write_text("key-of-a-file\n")
+        environment["YOCOBIT_API_KEY_FILE"] = str(tmp_path / "keys")
+        expected = {*expected, "key-of-a-file"}
+
+    found = settings_of(*options, **environment).api_keys
+
+    assert set(found) == expected and len(found) == len(expected)
+    if not options:
+        assert ServerSettings.from_environment(environment).api_keys == found
+
+
+def test_key_in_two_variables_is_one_key():
+    variables = {"YOCOBIT_API_KEY": "the-same-key", "YOCOBIT_API_KEYS": "the-same-key"}
+
+    assert ServerSettings.from_environment(variables).api_keys == ("the-same-key",)
+
+
 def test_keys_may_come_from_a_pipe():
     reader, writer = os.pipe()
     os.write(writer, b"key-of-a-pipe\n")

@@ -78,7 +78,8 @@ def serve(
         list[str],
         typer.Option(
             metavar="KEY",
-            help="API key that requests must have; can be repeated.",
+            help="API key that requests must have; can be repeated. It replaces the variables "
+            "YOCOBIT_API_KEY and YOCOBIT_API_KEYS; keys of --api-key-file are valid, too.",
             envvar="YOCOBIT_API_KEY",
         ),
     ] = [],  # noqa: B006
@@ -168,7 +169,7 @@ def serve(
     """Serve a model with the APIs of OpenAI, Anthropic and Ollama, and a chat page."""
     try:
         from yocobit import serving
-        from yocobit.serving.settings import read_keys, unknown_variable
+        from yocobit.serving.settings import keys_in, read_keys, unknown_variable
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("yocobit"):
             raise
@@ -179,9 +180,9 @@ def serve(
         )
     if unknown := unknown_variable(os.environ):
         raise UserError(unknown)
-    if not api_key:
-        api_key = _items([os.environ.get("YOCOBIT_API_KEYS", "")])
-    keys = (*api_key, *(read_keys(api_key_file) if api_key_file else ()))
+    if not _is_given(ctx, "api_key"):
+        api_key = list(keys_in(os.environ))
+    keys = tuple(dict.fromkeys((*api_key, *(read_keys(api_key_file) if api_key_file else ()))))
     is_local = _is_loopback(host)
     if not is_local and not keys and not no_api_key:
         raise UserError(
@@ -191,7 +192,7 @@ def serve(
     if keys and no_api_key:
         raise UserError(
             "--no-api-key allows everybody, but keys are given (--api-key, --api-key-file, or "
-            "YOCOBIT_API_KEY and YOCOBIT_API_KEY_FILE); leave one of the two out"
+            "YOCOBIT_API_KEY, YOCOBIT_API_KEYS and YOCOBIT_API_KEY_FILE); leave one of the two out"
         )
     # Against DNS rebinding: a web page whose host name resolves to this machine.
     trusted_host = _items(trusted_host)
@@ -246,6 +247,12 @@ def _with_options(problem: str, ctx: typer.Context) -> str:
         start = "" if "_" in str(setting) else "^"
         problem = re.sub(rf"{start}\b{setting}\b", str(name), problem)
     return problem
+
+
+def _is_given(ctx: typer.Context, parameter: str) -> bool:
+    """Whether the command line has an option."""
+    source: Any = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _is_loopback(host: str) -> bool:

@@ -126,23 +126,20 @@ class ServerSettings(Settings):
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> ServerSettings:
         """Return the settings in variables such as YOCOBIT_MODEL; lists are comma-separated.
 
-        API keys are those of YOCOBIT_API_KEY (as for `serve`), YOCOBIT_API_KEYS and the file
-        YOCOBIT_API_KEY_FILE together. ConfigError for an unknown or invalid variable.
+        API keys are those of `keys_in` and of the file YOCOBIT_API_KEY_FILE. ConfigError for an
+        unknown or invalid variable.
         """
         names = {_PREFIX + field.name.upper(): field for field in dataclasses.fields(cls)}
         if unknown := unknown_variable(environment):
             raise ConfigError(unknown)
-        fields: dict[str, Any] = {}
-        keys: list[str] = []
-        for variable, value in environment.items():
-            if variable == f"{_PREFIX}API_KEY":
-                keys += value.split()
-            elif variable == f"{_PREFIX}API_KEY_FILE":
-                keys += read_keys(Path(value)) if value else ()
-            elif (field := names.get(variable)) is not None:
-                fields[field.name] = _parse(field.name, str(field.type), value)
-        fields["api_keys"] = (*fields.get("api_keys", ()), *keys)
-        return cls(**fields)
+        fields: dict[str, Any] = {
+            names[variable].name: _parse(names[variable], value)
+            for variable, value in environment.items()
+            if variable in names
+        }
+        file = environment.get(f"{_PREFIX}API_KEY_FILE")
+        keys = (*keys_in(environment), *(read_keys(Path(file)) if file else ()))
+        return cls(**{**fields, "api_keys": tuple(dict.fromkeys(keys))})
 
 
 def unknown_variable(environment: Mapping[str, str]) -> str | None:
@@ -154,6 +151,15 @@ def unknown_variable(environment: Mapping[str, str]) -> str | None:
         if is_ours and variable not in names:
             return f"{variable} is not a setting; valid are {', '.join(names)}"
     return None
+
+
+def keys_in(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the API keys in YOCOBIT_API_KEY, separated by spaces, and YOCOBIT_API_KEYS, by commas.
+
+    The option --api-key replaces both variables.
+    """
+    spaced = environment.get(f"{_PREFIX}API_KEY", "").split()
+    return (*spaced, *_items(environment.get(f"{_PREFIX}API_KEYS", "")))
 
 
 def read_keys(path: Path) -> tuple[str, ...]:
@@ -173,10 +179,15 @@ def read_keys(path: Path) -> tuple[str, ...]:
     return keys
 
 
-def _parse(name: str, kind: str, value: str) -> object:
+def _items(value: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _parse(field: dataclasses.Field[Any], value: str) -> object:
+    name, kind = field.name, str(field.type)
     try:
         if kind.startswith("tuple"):
-            return tuple(item.strip() for item in value.split(",") if item.strip())
+            return _items(value)
         if kind.startswith("int"):
             return int(value)
         if kind.startswith("float"):
