@@ -157,6 +157,16 @@ def test_sampling_defaults_come_from_generation_config(model_directory, tmp_path
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.25, 5, 1.0)
 
 
+def test_model_without_a_temperature_is_sampled_at_temperature_one(model_directory, tmp_path):
+    directory = shutil.copytree(model_directory, tmp_path / "model")
+    for fields, own in (({}, {}), ({"do_sample": True}, {}), ({"top_p": 0.5}, {"top_p": 0.5})):
+        (directory / "generation_config.json").write_text(json.dumps(fields))
+        engine = Engine.load(directory)
+
+        assert engine.own_sampling == own
+        assert engine.sampling() == SamplingConfig(**{"temperature": 1.0, **own})
+
+
 def test_do_sample_false_is_greedy(model_directory, tmp_path):
     directory = shutil.copytree(model_directory, tmp_path / "model")
     (directory / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')

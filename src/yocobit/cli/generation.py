@@ -38,6 +38,10 @@ from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS
 from yocobit.errors import UserError
 from yocobit.pretrained import TINY
 
+# llama.cpp's defaults, for a model that sets no sampling parameters. A server and Engine sample
+# such a model at temperature 1, as clients of OpenAI's API expect.
+_DEFAULTS = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
+
 
 def generate(
     prompt: Annotated[
@@ -196,7 +200,7 @@ def _sampling(
     repetition_penalty: float | None,
     seed: int | None,
 ) -> SamplingConfig:
-    """Return the model's sampling parameters with the given ones changed."""
+    """Return the model's sampling parameters, or llama.cpp's, with the given ones changed."""
     settings = {
         "temperature": temperature,
         "top_k": top_k,
@@ -205,7 +209,8 @@ def _sampling(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
     }
-    return engine.sampling(**{k: v for k, v in settings.items() if v is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    return engine.sampling(**{**({} if engine.own_sampling else _DEFAULTS), **given})
 
 
 def _read_stdin() -> str:

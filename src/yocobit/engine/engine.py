@@ -328,9 +328,17 @@ class Engine:
         names = {n: self.tokenizer.id_to_token(t) for n, t in tokens.items() if t is not None}
         return {name: text for name, text in names.items() if text is not None}
 
+    @property
+    def own_sampling(self) -> dict[str, float | int]:
+        """The sampling parameters that the model's generation_config.json sets."""
+        return self._generation.sampling
+
     def sampling(self, **changes: Any) -> SamplingConfig:
-        """Return the model's default sampling parameters with some fields changed."""
-        return SamplingConfig(**{**self._generation.sampling, **changes})
+        """Return the model's default sampling parameters with some fields changed.
+
+        Without one of its own, the temperature is 1, as in OpenAI's API, transformers and vLLM.
+        """
+        return SamplingConfig(**{"temperature": 1.0, **self.own_sampling, **changes})
 
     def stream(
         self,
