@@ -7,7 +7,11 @@ import json
 import pytest
 import servers
 
-from yocobit.serving import ServerSettings
+from yocobit import Engine
+from yocobit.serving import ServerSettings, limits
+from yocobit.serving.api import responses
+from yocobit.serving.api.protocol import decode
+from yocobit.serving.api.response_request import ResponseRequest
 
 RESPONSES = "/v1/responses"
 SEA = "Tell me about the sea."
@@ -21,6 +25,7 @@ SCHEMA = {
 TOOL = {"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":"x"}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "7"}
+REFERENCE = {"type": "item_reference", "id": "msg"}
 
 
 @pytest.fixture(scope="module")
@@ -325,6 +330,11 @@ SET_FORMAT = {"type": "json_schema", "name": "set", "schema": SET}
         ({"tools": [{"type": "function"}]}, "tools", "name is missing"),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", "'file_search'"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "'g'"),
+        # A name of the client is quoted unchanged, even one that is a field of chat completions.
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "max_tokens"}},
+            *("tool_choice", "the function 'max_tokens'"),
+        ),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema", "missing"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", 'only "medium"'),
         ({"include": ["everything"]}, "include", "'everything' is unknown"),
@@ -359,6 +369,52 @@ def test_invalid_request_names_the_field(server, body, param, message):
     assert found["status"] == 400
     assert found["param"].startswith(param)
     assert message in found["message"]
+
+
+def test_answer_without_a_limit_may_fill_the_context(server, monkeypatch):
+    """Whatever the model's max_new_tokens is: clients treat an incomplete answer as an error."""
+    monkeypatch.setattr(Engine, "max_new_tokens", 5)
+    body = decode(json.dumps({"input": SEA}).encode(), ResponseRequest)
+
+    (request,) = responses.build(server.model, body, "").requests
+
+    assert request.n_tokens == server.model.settings.context
+    assert respond(server, max_output_tokens=None)["max_output_tokens"] is None
+
+
+def test_references_of_a_large_body_are_found_in_a_worker(server, monkeypatch):
+    """Its decoding would stall the event loop, for half a second with 15 MB of empty objects."""
+    found_here = []
+    find = responses.find_references
+
+    def watched(body):
+        found_here.append(len(body))
+        return find(body)
+
+    monkeypatch.setattr(responses, "find_references", watched)
+    first = respond(server)
+    reference = {"type": "item_reference", "id": first["output"][0]["id"]}
+
+    for n_padding, n_found in [(0, 1), (limits.REFERENCING_BYTES, 0)]:
+        found_here.clear()
+        padding = {"unknown_field": "x" * n_padding}
+        continued = respond(server, previous_response_id=first["id"], **padding)
+        assert continued["previous_response_id"] == first["id"]
+        assert continued["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        assert len(found_here) == n_found
+        referenced = respond(server, input=[reference, {"role": "user", "content": "?"}], **padding)
+        assert referenced["status"] in ("completed", "incomplete")
+        assert len(found_here) == 2 * n_found
+
+
+@pytest.mark.parametrize("n_padding", [0, limits.REFERENCING_BYTES])
+def test_unknown_references_of_any_body_are_not_found(server, n_padding):
+    padding = {"unknown_field": "x" * n_padding}
+
+    for fields in ({"previous_response_id": "resp_x"}, {"input": [{**REFERENCE, "id": "msg_x"}]}):
+        assert error(server, **fields, **padding)["status"] == 404
+    invalid = {"previous_response_id": 5}
+    assert error(server, **invalid, **padding)["param"] == "previous_response_id"
 
 
 def test_allowed_tools_limit_the_offered_ones(server):

@@ -37,6 +37,7 @@ RESPONSE_LOGPROBS = 1 << 20  # the same of generated tokens
 # Of the work that precedes the queue. A body above SMALL_BODY_BYTES, any grammar, and conversations
 # that are not tiny are prepared in a worker process with these limits.
 SMALL_BODY_BYTES = 1 << 15
+REFERENCING_BYTES = 1 << 18  # of a body whose references are found in the event loop
 TINY_BODY_BYTES = 1 << 11  # prepared in the event loop: less than a thread or a worker would cost
 TINY_CPU_S = 0.02  # if one takes longer, later ones go to workers
 TINY_PAUSE_S = 60.0  # for this time

@@ -29,7 +29,7 @@ from yocobit.serving.api.generated_response import generate
 from yocobit.serving.api.health import health, metrics
 from yocobit.serving.api.message_request import CountRequest, MessagesRequest
 from yocobit.serving.api.messages import ANTHROPIC
-from yocobit.serving.api.models import get_model, list_models
+from yocobit.serving.api.models import ModelPage, get_model, list_models
 from yocobit.serving.api.ollama import OLLAMA
 from yocobit.serving.api.response_request import ResponseRequest
 from yocobit.serving.api.responses import Recalled
@@ -54,8 +54,9 @@ class Endpoint:
     deletes: bool = False  # the resource of the path, with the method DELETE
     # Builds from model, body and client what the handler runs. It must be picklable.
     prepare: Callable[..., Any] = lambda model, body, client: None
-    # Looks up the `recalled` argument of `prepare` in the server's state.
-    recall: Callable[[ServerState, bytes, str], Recalled | None] = lambda state, body, client: None
+    # Looks up the `recalled` argument of `prepare`, in the state of the server, by body, client and
+    # time of arrival.
+    recall: Callable[[ServerState, bytes, str, float], Awaitable[Recalled | None]] | None = None
     uses_template: bool = False  # then even a small body may be costly
     is_heavy: Callable[[Any], bool] = lambda body: False  # whatever the size of the body
     prefixes: tuple[str, ...] = V1
@@ -152,7 +153,7 @@ ENDPOINTS = (
         prepare=messages.count_tokens,
         uses_template=True,
     ),
-    Endpoint("/models", list_models, "List the models."),
+    Endpoint("/models", list_models, "List the models.", query=ModelPage),
     Endpoint("/models/{id}", get_model, "Describe a model."),
     _vllm(
         "/tokenize",

@@ -203,7 +203,8 @@ def chat_request(body: ResponseRequest, messages: list[Message]) -> ResponsesCha
     return ResponsesChat(
         **sampling,
         messages=messages,
-        max_completion_tokens=body.max_output_tokens,
+        # OpenAI and vLLM: without a limit, the answer may fill the context.
+        max_completion_tokens=-1 if body.max_output_tokens is None else body.max_output_tokens,
         logprobs=body.has_logprobs,
         top_logprobs=body.top_logprobs,
         response_format=response_format,

@@ -1,7 +1,9 @@
 """POST responses, GET and DELETE responses/ID: OpenAI's Responses API.
 
 A body is converted to a ChatRequest. The conversation before `previous_response_id` is stored in
-the server's process: `recall` looks it up before a worker builds the response.
+the server's process: `recall` looks it up before a worker builds the response. A large body is only
+decoded in workers: the decoder would stall the event loop, also from a thread, since it holds the
+GIL.
 """
 
 from __future__ import annotations
@@ -66,44 +68,74 @@ class Recalled:
         return sum(map(len, (*(each for turn in self.turns for each in turn), *self.responses)))
 
 
-class _References(Struct, kw_only=True):
+class _Body(Struct, kw_only=True):
     """The part of a body that references stored responses."""
 
     previous_response_id: Name | None = None
     input: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class _Reference(Struct, kw_only=True):
+class _Item(Struct, kw_only=True):
     type: Any = None
     id: Any = None
 
 
-_PossibleReferences = Annotated[list[_Reference], Meta(max_length=limits.MESSAGES)]
+_Items = Annotated[list[_Item], Meta(max_length=limits.MESSAGES)]
 
 
-def recall(state: ServerState, body: bytes, client: str) -> Recalled | None:
+@dataclasses.dataclass(frozen=True)
+class References:
+    """What a body references: a response to continue, and output items of others."""
+
+    previous_id: str | None
+    item_ids: tuple[str, ...]
+
+
+async def recall(
+    state: ServerState, body: bytes, client: str, arrived_at: float
+) -> Recalled | None:
     """Return what a body continues or references; APIError 404 for what is not stored.
 
     An invalid body is reported when it is decoded as a whole.
     """
     if b"previous_response_id" not in body and b"item_reference" not in body:
         return None
-    owner, turns, responses = _owner(state, client), list[Turn](), dict[str, Turn]()
+    if len(body) <= limits.REFERENCING_BYTES:
+        references = find_references(body)
+    else:
+        _, runtime = state.require_ready()
+        work = runtime.in_worker(_find_in_worker, body, client=client, is_heavy=True)
+        references = await runtime.prepare(arrived_at, work)
+    return None if references is None else _look_up(state, references, client)
+
+
+def find_references(body: bytes) -> References | None:
+    """Return what a body references; None if it is invalid."""
+    items: list[_Item] = []
     try:
-        found = msgspec.json.decode(body, type=_References)
-        references: list[_Reference] = []
-        if bytes(found.input).lstrip()[:1] == b"[" and b"item_reference" in bytes(found.input):
-            references = msgspec.json.decode(found.input, type=_PossibleReferences)
+        found = msgspec.json.decode(body, type=_Body)
+        given = bytes(found.input)
+        if given.lstrip()[:1] == b"[" and b"item_reference" in given:
+            items = msgspec.json.decode(given, type=_Items)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if found.previous_response_id is not None:
-        turns = state.responses.get(
-            owner, found.previous_response_id, "previous_response_id"
-        ).conversation()
-    for reference in references:
-        if reference.type == "item_reference" and isinstance(reference.id, str):
-            turn = state.responses.get_by_item(owner, reference.id, "input")
-            responses[turn.id] = turn
+    ids = [item.id for item in items if item.type == "item_reference" and isinstance(item.id, str)]
+    return References(found.previous_response_id, tuple(ids))
+
+
+def _find_in_worker(model: ServedModel, body: bytes) -> References | None:
+    return find_references(body)
+
+
+def _look_up(state: ServerState, references: References, client: str) -> Recalled:
+    """Return the stored JSON that is referenced."""
+    owner, turns, responses = _owner(state, client), list[Turn](), dict[str, Turn]()
+    if references.previous_id is not None:
+        previous = state.responses.get(owner, references.previous_id, "previous_response_id")
+        turns = previous.conversation()
+    for item_id in references.item_ids:
+        turn = state.responses.get_by_item(owner, item_id, "input")
+        responses[turn.id] = turn
     recalled = Recalled(
         tuple((turn.input, turn.response) for turn in turns),
         tuple(turn.response for turn in responses.values()),

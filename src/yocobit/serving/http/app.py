@@ -25,9 +25,9 @@ from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Events, ServerState, prepare
 from yocobit.serving.api.constraints import DROPPED_HEADER
 from yocobit.serving.api.endpoints import ENDPOINTS, Endpoint
+from yocobit.serving.api.messages import ANTHROPIC
 from yocobit.serving.api.protocol import decode, decode_query
 from yocobit.serving.api.responses import Recalled
-from yocobit.serving.api.wire import OPENAI
 from yocobit.serving.errors import APIError
 from yocobit.serving.http.chat_page import page_routes
 from yocobit.serving.http.json_body import json_response, read_body, write_body
@@ -98,7 +98,16 @@ class EndpointApp:
         if endpoint.body is not None:
             prepared = await self._read_and_prepare(scope, receive, client, arrived_at)
         async with contextlib.AsyncExitStack() as resources:
-            call = Call(state, prepared, client, arrived_at, scope["path_params"], resources, query)
+            call = Call(
+                state,
+                prepared,
+                client,
+                arrived_at,
+                scope["path_params"],
+                resources,
+                query,
+                is_anthropic=scope["state"]["wire"] is ANTHROPIC,
+            )
             try:
                 reply = await while_connected(receive, endpoint.handler(call))
             finally:
@@ -128,7 +137,10 @@ class EndpointApp:
         with state.body_memory() as reserve:
             limit = self.endpoint.max_body_bytes(state.settings)
             body = await read_body(scope, receive, limit, reserve)
-            recalled = self.endpoint.recall(state, body, client)
+            recalled = None
+            if self.endpoint.recall is not None:
+                recalling = self.endpoint.recall(state, body, client, arrived_at)
+                recalled = await while_connected(receive, recalling)
             if recalled is not None:
                 reserve(recalled.n_bytes)
             else:
@@ -229,8 +241,9 @@ async def _not_found(request: Request, error: Exception) -> Response:
     not_found = APIError(
         404, f"{printable(request.url.path, 200)} does not exist", code="not_found"
     )
-    request.scope["state"]["record"].error = str(not_found)
-    return json_response(not_found.to_dict(), 404)
+    state = request.scope["state"]
+    state["record"].error = str(not_found)
+    return json_response(state["wire"].error(not_found), 404)
 
 
 async def _method_not_allowed(request: Request, error: Exception) -> Response:
@@ -241,8 +254,8 @@ async def _method_not_allowed(request: Request, error: Exception) -> Response:
         if isinstance(route, Route) and route.matches(request.scope)[0] is Match.PARTIAL
     ]
     allowed = ", ".join(sorted({m for route in routes for m in route.methods or ()}))
-    wire = next((r.endpoint.wire for r in routes if isinstance(r.endpoint, EndpointApp)), OPENAI)
     path = printable(request.url.path, 200)
     not_allowed = APIError(405, f"{request.method} is not allowed for {path}; use {allowed}")
-    request.scope["state"]["record"].error = str(not_allowed)
-    return json_response(wire.error(not_allowed), 405, {"Allow": allowed})
+    state = request.scope["state"]
+    state["record"].error = str(not_allowed)
+    return json_response(state["wire"].error(not_allowed), 405, {"Allow": allowed})

@@ -17,6 +17,7 @@ import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from yocobit.serving.api.messages import ANTHROPIC
 from yocobit.serving.api.wire import OPENAI, WireFormat
 from yocobit.serving.errors import APIError, internal_error, shutting_down
 from yocobit.serving.http.access_log import AccessRecord
@@ -45,7 +46,8 @@ class Access:
     ) -> None:
         """`public_paths` need neither a key nor a trusted host: probes have none.
 
-        `wires` has the wire format of errors by path; other paths have OpenAI's.
+        `wires` has the wire format of errors by path; other paths have OpenAI's. A client that
+        names a version of Anthropic's API gets Anthropic's.
         """
         self._app = app
         self._metrics = metrics
@@ -71,11 +73,14 @@ class Access:
             scope = {**scope, "path": scope["path"].removeprefix(root)}
         path = scope["path"].removeprefix(root)  # without a proxy's prefix
         wire = self._wires.get(path, OPENAI)
+        if b"anthropic-version" in headers:  # also for paths that both APIs have
+            wire = ANTHROPIC
         record = AccessRecord(scope, request_id.decode(), self._api_keys)
         state = scope["state"] = {
             **scope.get("state", {}),
             "is_counted": False,
             "record": record,
+            "wire": wire,
         }
 
         async def send_with_id(message: Message) -> None:
