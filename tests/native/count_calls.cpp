@@ -21,12 +21,10 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
-#include <span>
-#include <string>
 
 #include "engine/engine.h"
 #include "kernels/family.h"
+#include "model_description.h"
 
 namespace {
 
@@ -137,64 +135,13 @@ void stop_system_calls() {
   }
 }
 
-// The next name in `in`, as a record of a table.
-template <typename Record>
-const Record* read_record(std::istream& in, std::span<const Record> table) {
-  std::string name;
-  in >> name;
-  for (const Record& record : table) {
-    if (name == record.name) return &record;
-  }
-  end(2, "unknown name in the description\n", 32);
-}
-
-void read(std::istream& in, RopeKind& rope) {
-  std::string name;
-  in >> name;
-  rope = name == "none" ? RopeKind::none : name == "half" ? RopeKind::half : RopeKind::interleaved;
-}
-
-ModelConfig read_config(std::istream& in) {
-  ModelConfig c = {};
-  in >> c.vocab_size >> c.d_model >> c.d_ff >> c.n_heads >> c.n_kv_heads >> c.n_self_heads >>
-      c.n_self_kv_heads >> c.window;
-  int n_layers;
-  in >> n_layers;
-  for (int i = 0; i < n_layers; ++i) c.layers.push_back(read_record(in, mixer_specs()));
-  c.ffn = read_record(in, feed_forward_specs());
-  in >> c.sub_norm >> c.tie_embeddings >> c.scale_embedding;
-  for (RopeKind* rope : {&c.retention_rope, &c.window_rope, &c.full_rope, &c.cross_rope}) {
-    read(in, *rope);
-  }
-  std::string attention;
-  in >> attention >> c.cross_positions >> c.rope_theta >> c.norm_eps;
-  in >> c.n_experts >> c.n_active_experts;
-  c.cross_attention = attention == "index" ? CrossAttention::index : CrossAttention::full;
-  return c;
-}
-
-TensorEntries read_tensors(std::istream& in) {
-  TensorEntries tensors;
-  std::string name;
-  while (in >> name) {
-    TensorEntry& tensor = tensors[name];
-    int n_dimensions;
-    in >> tensor.dtype >> tensor.format >> tensor.begin >> tensor.end >> n_dimensions;
-    tensor.shape.resize(n_dimensions);
-    for (int64_t& length : tensor.shape) in >> length;
-  }
-  return tensors;
-}
-
 void count(const char* description, int n_threads, const char* cache) {
   constexpr int kSessions = 3, kPrompt = 1000;
   // On a busy machine more than kRounds, until other processes have left one step undisturbed.
   constexpr int kRounds = 50, kMostRounds = 2000, kMaxTokens = kPrompt + 5 * kMostRounds;
-  std::ifstream in(description);
-  std::string path;
-  std::getline(in, path);
-  const ModelConfig config = read_config(in);
-  Engine engine(path, config, read_tensors(in), kernel_family(""), n_threads);
+  const ModelDescription model(description);
+  const ModelConfig& config = model.config;
+  Engine engine(model.path, config, model.tensors, kernel_family(""), n_threads);
   engine.reserve(kMaxTokens);
   std::vector<Session> sessions;
   sessions.reserve(kSessions);
