@@ -109,6 +109,18 @@ def test_end_token_of_another_name_is_the_eos_token_of_the_tokenizer_config(tmp_
     assert end_token(loaded) not in loaded.encode(f"a</s>{END}b").ids
 
 
+def test_end_token_of_a_packed_model_is_the_smallest_of_its_generation_config(tmp_path):
+    trained = train_tokenizer([TEXT], 270)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained.to_str().replace(END, "</s>"))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 0]}')
+
+    loaded = load_tokenizer(path)
+
+    assert end_token(loaded) == end_token(trained) == 0
+    assert loaded.get_vocab() == trained.get_vocab()
+
+
 def test_end_token_of_a_unigram_tokenizer_is_renamed(tmp_path):
     pieces = [("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0), ("b", -1.5)]
     unigram = Tokenizer(models.Unigram(pieces, unk_id=0))

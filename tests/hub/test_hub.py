@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,32 @@ def test_pull_list_and_remove(yocobit, tmp_path):
     unknown = yocobit("remove", NAME)
     assert unknown.returncode == 2
     assert is_line(unknown.stderr)
+
+
+def test_the_help_of_pull_lists_models_and_sizes_of_the_documentation(yocobit):
+    page = Path(__file__).parents[2] / "docs" / "getting-started" / "published-models.md"
+    models = re.findall(r"^\| `(\S+/\S+)`(?!, with).*?\| ([\d.]+ GB) \|", page.read_text(), re.M)
+    models = sorted(models, key=lambda model: float(model[1].split()[0]))
+
+    words = " ".join(yocobit("pull", "--help").stdout.split())
+
+    assert len(models) == 6  # all but the one that needs an option
+    assert ", ".join(f"{name} {size}" for name, size in models) in words
+
+
+def test_a_run_starts_from_a_model_on_the_hub(yocobit, tmp_path):
+    file, out = tmp_path / "my.txt", tmp_path / "run"
+    file.write_text("the sea is deep and wide. " * 400)
+    settings = ["run.steps=1", "run.threads=1", "data.context=32", "optim.batch_size=1",
+                "run.eval_tokens=64", "run.sample_every=0"]  # fmt: skip
+    options = [each for setting in settings for each in ("--set", setting)]
+
+    result = yocobit("train", str(file), "--out", str(out), "--init", NAME, *options)
+
+    assert result.returncode == 0, result.stderr
+    (model,) = packed_models(tmp_path)
+    assert f"starting from {model}: master weights are made from the integers" in result.stdout
+    assert read_model(model).config.layers == ("full", "full")
 
 
 def test_options_of_pull_hold_for_the_name(yocobit, tmp_path):

@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from packed_models import nano, text
+from published_checkpoint import save_checkpoint
 from rich.console import Console
 
 from yocobit import Engine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ConfigError
+from yocobit.data.tokenizer import train_tokenizer
 from yocobit.exporters.weights import Weights
+from yocobit.importers import import_model
 from yocobit.model.quantization import quantize_weight
 from yocobit.packing import read_model
 from yocobit.pretrained import TINY
@@ -75,6 +78,22 @@ def test_a_run_from_the_packaged_model_starts_with_its_logits(tiny_run):
         return float((log_sum - logits[range(len(logits)), tokens[1:]]).mean())
 
     assert loss(found) == pytest.approx(loss(expected), rel=1e-3)
+
+
+def test_rows_without_a_token_are_dropped(tmp_path):
+    source = save_checkpoint(tmp_path / "hf", train_tokenizer([text()], 300))  # of 512 rows
+    model = import_model(source, tmp_path / "model").path
+    (tmp_path / "text.txt").write_text(text()[:8000])
+    overrides = ["run.steps=1", "run.threads=1", "optim.batch_size=1", "data.context=64",
+                 "optim.learning_rate=1e-30", "optim.matrix_learning_rate=1e-30",
+                 "run.sample_every=0", "run.eval_tokens=128"]  # fmt: skip
+    config, _ = configure(str(tmp_path / "text.txt"), overrides=overrides, init=model)
+
+    run = train(config, tmp_path / "run", resume=False, console=Console(quiet=True), init=model)
+
+    embedding = load_model(run).state_dict()["embedding.weight"]
+    stored = Weights(read_model(model)).floats_of("embedding.weight")
+    np.testing.assert_allclose(embedding.numpy(), stored[:300], rtol=1e-6, atol=1e-29)  # one step
 
 
 def test_all_parameters_of_a_packed_model_are_read(tiny_run):

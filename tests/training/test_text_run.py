@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from packed_models import text
+from rich.console import Console
 
 from yocobit.cli import run
 from yocobit.config import ConfigError, preset
 from yocobit.packing import checkpoints
 from yocobit.pretrained import TINY
-from yocobit.training import configure, text_run
+from yocobit.training import configure, step_seconds, text_run, train
 
 SHORT = ("--set", "run.steps=2", "--set", "run.eval_tokens=64", "--set", "run.threads=1",
          "--set", "data.context=32", "--set", "optim.batch_size=1", "--set",
@@ -83,6 +84,95 @@ def test_evaluations_are_spread_over_the_run(tmp_path, size, minutes, every):
     assert config.run.eval_every == config.run.checkpoint_every == config.run.sample_every == every
 
 
+@pytest.mark.parametrize(
+    ("size", "seconds", "name"),
+    [
+        (10**6, {"tiny": 2.4}, "tiny"),  # 50 steps in two minutes
+        (10**6, {"tiny": 2.41, "nano": 0.3}, "nano"),
+        (10**6, {"tiny": 60.0, "nano": 5.0}, "nano"),  # there is none that is smaller
+        (1000, {"nano": 5.0}, "nano"),
+    ],
+)
+def test_a_slow_machine_trains_a_smaller_preset(tmp_path, size, seconds, name):
+    timed = []
+
+    def step_seconds(config, enough_s):
+        timed.append(next(each for each in seconds if config.model == preset(each)))
+        assert enough_s == 2.4
+        return seconds[timed[-1]]
+
+    config, reason = configure(str(file_of(tmp_path, size)), minutes=2, step_seconds=step_seconds)
+
+    assert config.model == preset(name)
+    assert timed == list(seconds)
+    assert config.run.eval_every <= max(10, 120 / seconds[name] / 5)
+    slow = "a step of tiny takes 2.4 s, and fewer than 50 fit"
+    assert (slow in reason) == (seconds.get("tiny") == 2.41)
+    assert reason.startswith(f"preset {name}: {size / 1e6:.1f} MB of text, 2 minutes on 2 threads")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "minutes", "timed", "start"),
+    [
+        (["run.steps=7"], None, 0, "preset tiny: "),  # steps do not depend on the speed
+        (["model.norm_eps=1e-6"], 2, 1, "preset tiny, changed by --set: "),
+    ],
+)
+def test_what_was_chosen_by_hand_is_kept_on_a_slow_machine(
+    tmp_path, overrides, minutes, timed, start
+):
+    calls = []
+
+    def step_seconds(config, enough_s):
+        calls.append(config)
+        return 1000.0
+
+    path = str(file_of(tmp_path, 10**6))
+    config, reason = configure(
+        path, minutes=minutes, overrides=overrides, step_seconds=step_seconds
+    )
+
+    assert len(calls) == timed
+    assert config.model.d_model == preset("tiny").d_model
+    assert reason.startswith(start)
+
+
+def test_timing_a_step_changes_no_loss(tmp_path):
+    file = tmp_path / "my.txt"
+    file.write_text(text())
+    settings, _ = configure(str(file), overrides=SHORT[1::2])
+    losses = {}
+
+    for name in ("not timed", "timed"):
+        if name == "timed":
+            assert step_seconds(settings, 0.0) > 0
+        train(settings, tmp_path / name, resume=False, console=Console(quiet=True))
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [(each["loss"], each["grad_norm"]) for each in map(json.loads, lines)]
+
+    assert losses["timed"] == losses["not timed"]
+    assert len(losses["timed"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("enough_s", "clock", "expected"),
+    [
+        (1.0, [0.0, 0.9], 0.9),
+        (1.0, [0.0, 2.0, 2.0, 2.5], 0.5),  # the first step included a warm-up
+        (1.0, [0.0, 3.1], 3.1),  # too slow in any case
+    ],
+)
+def test_a_second_step_is_timed_if_it_may_make_a_difference(
+    tmp_path, monkeypatch, enough_s, clock, expected
+):
+    settings, _ = configure(str(file_of(tmp_path, 1000)), overrides=SHORT[1::2])
+    times = iter(clock)
+    monkeypatch.setattr("yocobit.training.step_time.time.monotonic", lambda: next(times))
+
+    assert step_seconds(settings, enough_s) == expected
+    assert next(times, None) is None
+
+
 def test_overrides_apply_and_a_missing_text_is_refused(tmp_path):
     path = str(file_of(tmp_path, 1000))
 
@@ -113,7 +203,8 @@ def test_a_text_is_trained_on_and_resumed_with_the_settings_of_the_run(
     run(["train", "my.txt", "--out", "run", *SHORT])
     first = capsys.readouterr().out
     Path("other").mkdir()
-    monkeypatch.setattr(text_run, "_sections", None)  # a resumed run does not choose again
+    for name in ("yocobit.training.step_seconds", "yocobit.training.text_run._sections"):
+        monkeypatch.setattr(name, None)  # a resumed run does neither measure nor choose again
 
     run(["train", "my.txt", "--out", "run", "--resume", "--set", "run.steps=3"])
 

@@ -29,7 +29,13 @@ def pull(
     weights: ImportWeights = None,
     tokenizer: TokenizerFrom = None,
 ) -> None:
-    """Download and convert a model, unless the cached one is up to date."""
+    """Download and convert a model, unless the cached one is up to date.
+
+    Supported models, with their size on disk: microsoft/bitnet-b1.58-2B-4T 0.85 GB,
+    prism-ml/Bonsai-8B-gguf 1.2 GB, tiiuae/Falcon3-3B-Instruct-1.58bit 1.4 GB,
+    tiiuae/Falcon3-7B-Instruct-1.58bit 2.5 GB, tiiuae/Falcon3-10B-Instruct-1.58bit 3.2 GB,
+    deepgrove/maple-preview 5.5 GB. Others of the same architectures work, too.
+    """
     from yocobit import hub
 
     folder = os.path.abspath(tokenizer) if tokenizer else None

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from yocobit import importers, packing
+from yocobit.cli.cache import packed_or_trained
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
     FORMATS_HELP,
@@ -20,11 +21,11 @@ from yocobit.cli.options import (
     Json,
     ProjectionFormat,
     TokenizerFrom,
+    number,
 )
 from yocobit.cli.output import is_quiet, print_json, progress, say
 from yocobit.errors import ConfigError
 from yocobit.extras import needs_extra
-from yocobit.pretrained import TINY
 
 
 def train(
@@ -38,8 +39,11 @@ def train(
     out: Annotated[Path, typer.Option(metavar="RUN", help="Directory of the run.")],
     minutes: Annotated[
         float | None,
-        typer.Option(
-            metavar="MINUTES", help="Duration of the run; by default 10 for TEXT, or as in CONFIG."
+        number(
+            0.001,
+            1e6,
+            metavar="MINUTES",
+            help="Duration of the run; by default 10 for TEXT, or as in CONFIG.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")] = False,
@@ -47,8 +51,8 @@ def train(
         Path | None,
         typer.Option(
             metavar="MODEL",
-            help="Start from the weights and tokenizer of a run, checkpoint or packed model; "
-            "tiny is the packaged model.",
+            help="Start from the weights and tokenizer of a run, a checkpoint, or any MODEL of "
+            "other commands, such as tiny or ORG/NAME.",
         ),
     ] = None,
     set_: Annotated[
@@ -74,8 +78,9 @@ def train(
     """Train a model on text or from a TOML file; Ctrl-C saves a checkpoint for --resume."""
     training = _import_training()
     from yocobit.tracking.progress import print_line
-    from yocobit.training.distributed import is_main_process
+    from yocobit.training.distributed import is_distributed, is_main_process
 
+    training.keep_freed_memory()
     console = Console(stderr=as_json, quiet=is_quiet() or not is_main_process())
     overrides = [*set_]
     if teacher is not None:
@@ -84,21 +89,23 @@ def train(
         overrides.append("run.compile=true")
     if tensorboard:
         overrides.append("run.tensorboard=true")
-    init = TINY if init == Path("tiny") and not init.exists() else init
+    if init is not None:
+        init = packed_or_trained(init)
     if config.suffix.lower() == ".toml":
         if minutes is not None:
             overrides.append(f"run.minutes={minutes}")
         settings = training.load(config, overrides, init)
     else:
-        settings, reason = training.configure(
-            str(config),
-            minutes=minutes,
-            overrides=overrides,
-            init=init,
-            resumed=out if resume else None,
-        )
+        with console.status("timing a step"):
+            settings, reason = training.configure(
+                str(config),
+                minutes=minutes,
+                overrides=overrides,
+                init=init,
+                resumed=out if resume else None,
+                step_seconds=None if is_distributed() else training.step_seconds,
+            )
         print_line(console, reason)
-    training.keep_freed_memory()
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
     if not is_main_process():
         return
@@ -163,6 +170,10 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Convert a published checkpoint to a packed model."""
+    from yocobit import hub
+
+    if not checkpoint.exists():
+        raise ConfigError(hub.missing(checkpoint))
     with progress("converting") as advance:
         model = importers.import_model(
             checkpoint,

@@ -82,7 +82,9 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrai
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json for training; END inside a text is encoded as ordinary tokens.
 
-    If it has no END, the eos_token in the adjacent tokenizer_config.json is renamed to END.
+    If it has no END, its end token is renamed to END: the eos_token of the adjacent
+    tokenizer_config.json or, for packed models, the smallest eos_token_id of the adjacent
+    generation_config.json.
     ConfigError if it is missing or loses text.
     """
     tokenizer = read_tokenizer(path)
@@ -94,6 +96,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         )
     if tokenizer.token_to_id(END) is None:
         eos = _eos_token(path.with_name("tokenizer_config.json"))
+        eos = eos or _least_eos(tokenizer, path.with_name("generation_config.json"))
         if eos is None or tokenizer.token_to_id(eos) is None:
             raise ConfigError(
                 f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
@@ -125,6 +128,13 @@ def _eos_token(path: Path) -> str | None:
         ) from None
     eos = eos.get("content") if isinstance(eos, dict) else eos
     return eos if isinstance(eos, str) else None
+
+
+def _least_eos(tokenizer: Tokenizer, path: Path) -> str | None:
+    """Return the name of the smallest eos_token_id of a file, None without one."""
+    fields = text.read_generation_config(path)
+    ids = text.GenerationConfig.of(fields, path, text.n_ids(tokenizer)).end_tokens
+    return tokenizer.id_to_token(min(ids)) if ids else None
 
 
 def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:

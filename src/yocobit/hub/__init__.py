@@ -13,7 +13,7 @@ from yocobit.errors import ConfigError
 from yocobit.hub.cache import Entry, ModelCache, Options, SourceFile, folder_of
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.hub.download import Download, download
-from yocobit.hub.kind import is_published, not_packed, not_trained
+from yocobit.hub.kind import is_published, missing, not_packed, not_trained
 from yocobit.hub.name import HubName, parse_name
 from yocobit.packing.format import CONFIG
 from yocobit.packing.tensor_source import tensor_files
@@ -26,6 +26,7 @@ __all__ = [
     "HubName",
     "ModelCache",
     "Options",
+    "missing",
     "not_packed",
     "not_trained",
     "parse_name",
@@ -100,6 +101,8 @@ def pull(
             progress=progress,
         )
     name = _source_of(name)
+    if str(name) == TINY_NAME and not name.exists():
+        raise ConfigError(f"{name}: is part of the package; run it with: yocobit chat {name}")
     if not is_published(name):
         raise ConfigError(
             f"{name}: must be a GGUF file, a Hugging Face directory, or ORG/NAME of a model on the "

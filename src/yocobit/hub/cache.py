@@ -169,7 +169,7 @@ class ModelCache:
         names = (name, os.path.realpath(name) if os.path.lexists(name) else os.path.abspath(name))
         found = next((entry for entry in known if entry.name in names), None)
         if found is None:
-            held = ", ".join(entry.name for entry in known) or "no model"
+            held = ", ".join(entry.name for entry in known) or "no models"
             raise ConfigError(f"{shown(name)}: is not in {self.root}, which has {held}")
         self._packed.mkdir(parents=True, exist_ok=True)
         with _locked(self._packed / f".{found.key}.lock", lambda line: None):

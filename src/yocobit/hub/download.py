@@ -7,6 +7,7 @@ resumes. Files stay in the cache of huggingface_hub.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from yocobit.disk import sha256
 from yocobit.errors import UserError
 from yocobit.extras import needs_extra
 from yocobit.hub.choice import Choice, choose
+from yocobit.hub.kind import similar_model
 from yocobit.hub.name import HubName
 from yocobit.importers import GGUF_START_BYTES, check_config, check_gguf_start
 from yocobit.packing.format import CONFIG
@@ -145,9 +147,15 @@ def _files_in_cache(hub: Any, name: HubName, error: Exception) -> tuple[str, dic
     is_off = isinstance(error, hub.errors.OfflineModeIsEnabled)
     reason = "HF_HUB_OFFLINE is set" if is_off else f"the hub cannot be reached ({_line(error)})"
     raise UserError(
-        f"{name}: is neither an existing path nor in the cache, and {reason}; connect to the "
-        "network, or give the path of a model"
+        f"{name}: is neither an existing path nor in the cache, and {reason}; "
+        + (_did_you_mean(name) or "connect to the network, or give the path of a model")
     )
+
+
+def _did_you_mean(name: HubName) -> str | None:
+    """Return a question about a model with a similar name, None without one."""
+    close = similar_model(Path(str(name)))
+    return None if close is None else f"did you mean {close}?"
 
 
 def _name_in(folder: Path, file: Path) -> str:
@@ -180,8 +188,8 @@ def _reporting(name: HubName) -> Iterator[None]:
         (
             errors.RepositoryNotFoundError,
             lambda _: (
-                "is neither an existing path nor a model on the hub that you may read; check the "
-                "name, or set HF_TOKEN for a private model"
+                "is neither an existing path nor a model on the hub that you may read; "
+                + (_did_you_mean(name) or "check the name, or set HF_TOKEN for a private model")
             ),
         ),
         (errors.DisabledRepoError, lambda _: "is disabled on the hub; choose another model"),
@@ -217,4 +225,5 @@ def _line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    line = lines[0].rstrip(".") if lines else type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", line)

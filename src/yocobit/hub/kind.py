@@ -48,11 +48,26 @@ def not_packed(path: Path) -> str | None:
         return _file(path)
     if re.match(r"\w+:/", str(path)):
         return "is not the URL of a model on huggingface.co; download the file and give its path"
-    if close := difflib.get_close_matches(str(path), _known_names(path), n=1):
-        return f"no such file or directory; did you mean {close[0]}?"
+    if (close := similar_model(path)) is not None:
+        return f"no such file or directory; did you mean {close}?"
     if path.suffix.lower() in _FILES:
         return "no such file; give the path of a model"
     return None
+
+
+def missing(path: Path) -> str:
+    """Return a line about a source for `yocobit import` that does not exist."""
+    name = parse_name(str(path))
+    if isinstance(name, HubName):
+        return f"{name}: no such file or directory; if it is on the hub, run: yocobit pull {name}"
+    return f"{path}: no such file or directory"
+
+
+def similar_model(path: Path) -> str | None:
+    """Return the name of a known model that `path` may be a misspelling of."""
+    names = {name.lower(): name for name in _known_names(path)}
+    close = difflib.get_close_matches(str(path).lower(), names, n=1)
+    return names[close[0]] if close else None
 
 
 def not_trained(path: Path) -> str | None:

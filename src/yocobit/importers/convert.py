@@ -84,7 +84,7 @@ def write_checkpoint(
     default. Both replace the float formats of the checkpoint, and formats of weights-only
     quantisation, whose weights floats represent exactly. `tokenizer` is a directory with a
     tokenizer that replaces the checkpoint's. A tokenizer that loses text is a ConfigError;
-    `report` receives a warning about characters that it may lose, `progress` the bytes that were
+    `report` receives a line about characters that it drops, `progress` the bytes that were
     converted.
     """
     check_new(out)
@@ -106,9 +106,9 @@ def write_checkpoint(
     if files.tokenizer is not None:
         subject = f"{tokenizer or checkpoint.path}: its tokenizer"
         parsed = parse_tokenizer(decode(files.tokenizer, subject), subject)
-        for warning in check_lossless(parsed, subject):
+        for note in check_lossless(parsed, subject):
             if report is not None:
-                report(f"warning: {warning}")
+                report(note)
     tensors = tracked(stored_tensors(checkpoint, parameters), parameters, progress)
     return write_model(out, config, parameters, tensors, *files)
 

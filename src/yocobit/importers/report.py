@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from yocobit.costs.traffic import decode_bytes
 from yocobit.importers.checkpoint import Checkpoint
 from yocobit.packing.format import CHAT_TEMPLATE, TOKENIZER
-from yocobit.packing.formats import TABLES, WeightFormat
+from yocobit.packing.formats import F32, TABLES, WeightFormat
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup, PerRow, PerTensor
 from yocobit.packing.stored_parameters import tensors_of
@@ -38,11 +39,20 @@ def describe_import(checkpoint: Checkpoint, model: PackedModel) -> str:
     size = sum(spec.size_bytes for spec in tensors_of(projections).values())
     return (
         f"imported from {checkpoint.source_type}; projections in {' and '.join(formats)}, "
-        f"{8 * size / n_weights:.2f} bits per weight; head in {model.head_format.name}; "
+        f"{8 * size / n_weights:.2f} bits per weight{_half_size(checkpoint, formats)}; "
+        f"head in {model.head_format.name}; "
         f"{_rounded_tables(model)}"
         f"{decode_bytes(model, 'f32', 0, 1, 1):,} bytes per token; "
         "`yocobit plan MODEL` predicts its speed"
     )
+
+
+def _half_size(checkpoint: Checkpoint, formats: Collection[str]) -> str:
+    """Return the option that halves float32 projections of a dense model with smaller weights."""
+    is_small = checkpoint.config.weights == "dense" and not checkpoint.source_type.endswith("F32")
+    if not is_small or F32.name not in formats:
+        return ""
+    return " (`yocobit pull` or `import` with --weights f16 rounds them to half of that)"
 
 
 def _rounded_tables(model: PackedModel) -> str:

@@ -89,7 +89,7 @@ def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> list[str]:
             f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
             "every byte, or with an unknown token"
         )
-    lost = f"{subject}: some characters have no tokens and are lost: {', '.join(rare)}"
+    lost = f"{subject} drops characters that texts rarely have: {', '.join(rare)}"
     return [lost] if rare else []
 
 

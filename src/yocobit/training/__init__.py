@@ -5,6 +5,7 @@ from yocobit.training.checkpoint import load_model
 from yocobit.training.config import TrainConfig, load
 from yocobit.training.errors import TrainingError
 from yocobit.training.loop import train
+from yocobit.training.step_time import step_seconds
 from yocobit.training.text_run import configure
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "keep_freed_memory",
     "load",
     "load_model",
+    "step_seconds",
     "train",
 ]

@@ -41,6 +41,7 @@ from yocobit.packing.checkpoints import (
 from yocobit.packing.format import is_packed
 from yocobit.packing.tensor_source import tensor_files
 from yocobit.reading import read_own_json
+from yocobit.text import n_ids, read_tokenizer
 from yocobit.training.distributed import SINGLE_PROCESS, Processes
 from yocobit.training.masters import master_weights
 from yocobit.training.sharding import is_sharded, save_parts
@@ -242,7 +243,7 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
     """Load master weights into a new model; ConfigError if a shape differs."""
     is_tied = ModelConfig.from_json(checkpoint / CONFIG).tie_embeddings
     if is_packed(checkpoint):
-        weights = master_weights(checkpoint)
+        weights = _without_padding(master_weights(checkpoint), model, checkpoint / TOKENIZER)
     else:
         weights = _read_weights(checkpoint, is_tied or model.config.tie_embeddings)
     if differences := _differences(weights, model):
@@ -252,6 +253,21 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
             f"{model_shape} in the model; omit [model] and data.tokenizer to use the checkpoint's"
         )
     model.load_state_dict(weights)
+
+
+def _without_padding(
+    weights: dict[str, Tensor], model: Decoder, tokenizer: Path
+) -> dict[str, Tensor]:
+    """Return weights without the rows of embedding and head that no token of a tokenizer has.
+
+    Published models pad their vocabulary; a run has that of its tokenizer. Another tokenizer than
+    the model's leaves the rows as they are.
+    """
+    n_tokens = model.config.vocab_size
+    if not tokenizer.is_file() or n_ids(read_tokenizer(tokenizer)) != n_tokens:
+        return weights
+    tables = ("embedding.weight", "head.weight")
+    return {name: w[:n_tokens] if name in tables else w for name, w in weights.items()}
 
 
 def _read_weights(checkpoint: Path, is_tied: bool) -> dict[str, Tensor]:

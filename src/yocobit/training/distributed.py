@@ -127,7 +127,7 @@ def process_group(simultaneous: tuple[type[Exception], ...]) -> Iterator[Process
 
     Errors of the types `simultaneous` occur in all processes: only the main process raises them.
     """
-    if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
+    if not is_distributed():
         yield SINGLE_PROCESS
         return
     _silence_expected_warnings()
@@ -149,6 +149,11 @@ def process_group(simultaneous: tuple[type[Exception], ...]) -> Iterator[Process
             f"process {rank} of {size} lost the connection to another one; restart all of them "
             "with --resume, which continues from the last checkpoint"
         ) from error
+
+
+def is_distributed() -> bool:
+    """Whether torchrun has started several processes."""
+    return dist.is_torchelastic_launched() and os.environ["WORLD_SIZE"] != "1"
 
 
 def is_main_process() -> bool:

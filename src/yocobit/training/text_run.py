@@ -1,13 +1,14 @@
 """The configuration of a run on text, without a TOML file.
 
 The amount of text and the time determine the model: a larger one needs more text, which it
-memorises otherwise, and more steps to surpass a smaller one.
+memorises otherwise, and more steps to surpass a smaller one. The speed of this machine, measured in
+a step, may select a smaller one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ MINUTES = 10.0  # of a run, by default
 _CONTEXT, _BATCH = 256, 8
 _COMPRESSION = 3  # text compared with its .gz, .zst or .parquet file
 _EVALUATIONS = 10  # of a run, approximately
+_LEAST_STEPS = 50  # of a run; a smaller preset is taken for fewer
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ _CHOICES = (
 )
 
 
+StepSeconds = Callable[[TrainConfig, float], float]  # yocobit.training.step_time.step_seconds
+
+
 def configure(
     text: str,
     *,
@@ -50,40 +55,77 @@ def configure(
     overrides: Sequence[str] = (),
     init: Path | None = None,
     resumed: Path | None = None,
+    step_seconds: StepSeconds | None = None,
 ) -> tuple[TrainConfig, str]:
     """Return the configuration of a run on a file, directory or glob, and a line that explains it.
 
     A run that starts from `init` has its model and tokenizer, as in load(). The run in `resumed`
-    keeps the settings of its last checkpoint; `minutes` and overrides may change them.
+    keeps the settings of its last checkpoint; `minutes` and overrides may change them. Without
+    `step_seconds`, the speed is that of a typical machine.
     """
     last = checkpoints.last(resumed) if resumed is not None else None
-    if last is not None:
-        sections, reason = checkpoints.read_train(last), f"settings of {last}"
-        sections["data"]["train"] = [text]
-        init = None  # the sections have its model and tokenizer
-        if minutes is not None:
-            overrides = [f"run.minutes={minutes}", *overrides]
+    if last is None:
+        minutes = MINUTES if minutes is None else minutes
+        return _new(text, minutes, overrides, init, step_seconds)
+    sections = checkpoints.read_train(last)
+    sections["data"]["train"] = [text]
+    if minutes is not None:
+        overrides = [f"run.minutes={minutes}", *overrides]
+    # The sections have the model and tokenizer of `init`.
+    return complete(sections, overrides, None, text), f"settings of {last}"
+
+
+def _new(
+    text: str,
+    minutes: float,
+    overrides: Sequence[str],
+    init: Path | None,
+    step_seconds: StepSeconds | None,
+) -> tuple[TrainConfig, str]:
+    """Return the configuration of a new run, and the reason for it."""
+    n_bytes, threads = _amount(text), default_threads()
+    given = f"{_megabytes(n_bytes)} of text, {minutes:g} minutes on {threads} threads"
+    choices = _suited(n_bytes, minutes * threads)
+    if init is not None:
+        choices, reason = [_CHOICES[1]], f"model of {init}: {given}"
+    elif any(each.startswith("model.") for each in overrides):
+        choices = choices[:1]
+        reason = f"preset {choices[0].preset}, changed by --set: {given}"
     else:
-        sections, reason = _sections(text, minutes or MINUTES, default_threads(), init)
-    return complete(sections, overrides, init, text), reason
+        reason = f"preset {choices[0].preset}: {given}; {_rule(choices[0], threads)}"
+    for choice in choices:
+        n_steps = choice.tokens_per_s * minutes * 60 * threads / (_CONTEXT * _BATCH)
+        config = complete(_sections(text, minutes, choice, init, n_steps), overrides, init, text)
+        if step_seconds is None or config.run.minutes is None:
+            break
+        seconds = step_seconds(config, config.run.minutes * 60 / _LEAST_STEPS)
+        n_steps = config.run.minutes * 60 / seconds
+        config = complete(_sections(text, minutes, choice, init, n_steps), overrides, init, text)
+        if n_steps >= _LEAST_STEPS:
+            break
+        if choice is not choices[-1]:
+            smaller = choices[choices.index(choice) + 1].preset
+            reason = (
+                f"preset {smaller}: {given}; a step of {choice.preset} takes {seconds:.2g} s, and "
+                f"fewer than {_LEAST_STEPS} fit"
+            )
+    return config, reason
+
+
+def _suited(n_bytes: int, cpu_minutes: float) -> list[_Choice]:
+    """Return the presets for an amount of text and time on a typical machine, the largest first."""
+    return [
+        choice
+        for choice in _CHOICES
+        if n_bytes >= choice.least_bytes and cpu_minutes >= choice.least_minutes
+    ]
 
 
 def _sections(
-    text: str, minutes: float, threads: int, init: Path | None
-) -> tuple[dict[str, Any], str]:
-    """Return the settings of a new run, and the reason for them."""
-    n_bytes, cpu_minutes = _amount(text), minutes * threads
-    given = f"{_megabytes(n_bytes)} of text, {minutes:g} minutes on {threads} threads"
-    if init is not None:
-        choice, reason = _CHOICES[1], f"model of {init}: {given}"
-    else:
-        choice = next(
-            each
-            for each in _CHOICES
-            if n_bytes >= each.least_bytes and cpu_minutes >= each.least_minutes
-        )
-        reason = f"preset {choice.preset}: {given}; {_rule(choice, threads)}"
-    every = _evaluation_steps(choice.tokens_per_s * cpu_minutes * 60)
+    text: str, minutes: float, choice: _Choice, init: Path | None, n_steps: float
+) -> dict[str, Any]:
+    """Return the settings of a new run of about `n_steps`."""
+    every = _evaluation_steps(n_steps)
     sections: dict[str, Any] = {
         "data": {"train": [text], "valid_every": 20, "context": _CONTEXT},
         # Starting from trained weights, smaller steps keep what they have learned.
@@ -106,7 +148,7 @@ def _sections(
     if init is None:
         sections["model"] = {"preset": choice.preset}
         sections["data"]["vocab_size"] = preset(choice.preset).vocab_size
-    return sections, reason
+    return sections
 
 
 def _amount(text: str) -> int:
@@ -129,9 +171,9 @@ def _rule(choice: _Choice, threads: int) -> str:
     return f"{larger.preset} needs {_megabytes(larger.least_bytes)} and {time}"
 
 
-def _evaluation_steps(n_tokens: float) -> int:
+def _evaluation_steps(n_steps: float) -> int:
     """Return the steps between evaluations, a round number."""
-    steps = max(10.0, n_tokens / (_CONTEXT * _BATCH) / _EVALUATIONS)
+    steps = max(10.0, n_steps / _EVALUATIONS)
     unit = 10 ** int(math.log10(steps))
     return next(each * unit for each in (5, 2, 1) if each * unit <= steps)
 

@@ -161,7 +161,7 @@ def _check_start(path: Path, start: bytes) -> None:
     if start[:4] != MAGIC:
         raise ConfigError(
             f"{path}: must be a GGUF file, which starts with {MAGIC!r}, but starts with "
-            f"{shown(start[:4])}"
+            f"{shown(start[:4])}; download it again, or name a model"
         )
     version = int.from_bytes(start[4:], "little")
     if version in VERSIONS:
