@@ -343,11 +343,11 @@ def test_generate_json_is_one_object(model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--top-p", "2"], ["top_p must be above 0 and at most 1 but is 2.0"]),
+        (["--top-p", "2"], ["--top-p must be above 0 and at most 1 but is 2.0"]),
         (["--kernels", "neon"], ["--kernels must be one of scalar", "neon"]),
         (["--max-tokens", str(1 << 42)], ["--max-tokens must be between 1 and"]),
         (["--max-tokens", str(1 << 38)], ["not enough memory", "--cache int4"]),
-        (["--stop", ""], ["stop must hold strings of at least one character"]),
+        (["--stop", ""], ["--stop must hold strings of at least one character"]),
     ],
 )
 def test_generate_mistakes_are_one_line(model, options, words):
@@ -393,7 +393,7 @@ def test_chat_mistakes_are_one_line(model, tmp_path):
     assert fails(
         run("chat", "--context", 1 << 38, stdin=question), "not enough memory", "--context"
     )
-    assert fails(run("chat", "--top-p", 2, stdin=question), "top_p must be")
+    assert fails(run("chat", "--top-p", 2, stdin=question), "--top-p must be")
     assert fails(run("chat", stdin="/again\n"), "there is no message to withdraw yet")
 
 

@@ -107,7 +107,11 @@ def test_every_command_has_arguments_here():
         (["inspect", "bitnet-b1.58-2B-4T"], "; yocobit pull ORG/NAME downloads a model of"),
         (["inspect", "published"], "as yocobit pack or yocobit import writes it"),
         (["inspect", "."], "holds no config.json; name the directory of a packed model"),
-        (["import", "microsoft/bitnet-b1.58-2B-4T", "out"], "downloaded from the Hugging Face Hub"),
+        (["import", "org/name", "out"], "if it is on the hub, run: yocobit pull org/name"),
+        (["import", "https://hf.co/org/name", "out"], "org/name: no such file or directory; if it"),
+        (["import", "out", "other"], "out: no such file or directory"),
+        (["import", ".", "out"], "downloaded from the Hugging Face Hub"),
+        (["pull", "tiny"], "tiny: is part of the package; run it with: yocobit chat tiny"),
         (["import", "model.gguf", "out"], "was truncated: it ends after 4 bytes"),
         (["train", ".", "--out", "out"], "no file in this directory ends in .txt, "),
     ],
@@ -207,6 +211,16 @@ def test_a_random_seed_gives_other_texts(capfd):
         (["train"], "missing argument 'TEXT|CONFIG' (see yocobit train --help)"),
         (["plan", "--cache", "q8"], "invalid value for '--cache': 'q8' is not one of 'f32', "),
         (["generate", "a", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
+        (["chat", "--temp", "1"], "no such option: --temp; did you mean --temperature? (see"),
+        (["chat", "--ctx-size", "1"], "no such option: --ctx-size; did you mean --context? (see"),
+        (["generate", "-c", "1"], "no such option: -c (see yocobit generate --help)"),
+        (["run", "tiny"], "no such command 'run'; did you mean 'chat'? (see yocobit --help)"),
+        (["export", "a", "b"], "missing option '--to'; choose from: gguf, hf (see yocobit export"),
+        (["generate", "a", "--temperature", "-1"], "--temperature must be between 0 and 100 but"),
+        (["generate", "a", "--top-p", "2"], "--top-p must be above 0 and at most 1 but is 2.0"),
+        (["generate", "a", "--stop", ""], "--stop must hold strings of at least one character"),
+        (["train", "a.txt", "--out", "b", "--minutes", "0"], "--minutes must be between 0.001 and"),
+        (["chat", "--context", "1G"], "not enough memory: --context 1073741824 needs "),
     ],
 )
 def test_a_usage_error_is_one_line(arguments, line, capfd):
@@ -269,6 +283,23 @@ def test_verbose_adds_lines_about_the_model_and_quiet_removes_lines(capfd):
 
     assert "threads" in verbose and "7,090,688" in verbose
     assert quiet == ""
+
+
+def test_verbose_adds_timings_of_generated_text_and_of_every_command(capfd):
+    out, err = outcome_with_output(capfd, "generate", "In", "-n3", "--seed=7", "--verbose")
+    expected, _ = outcome_with_output(capfd, "generate", "In", "-n3", "--seed=7")
+    _, other = outcome_with_output(capfd, "list", "--verbose")
+
+    lines = dict(line.split(maxsplit=1) for line in err.splitlines() if line[:1].strip())
+    assert out == expected
+    assert re.fullmatch(r"[\d,]+ ms; \d+ threads, \w+ kernels", lines["load"])
+    assert "temperature " in lines["sampling"] and lines["sampling"].endswith("seed 7")
+    timing = r"tokens in [\d,.]+ ms: [\d,.]+ ms each, [\d,.]+/s"
+    assert re.fullmatch(rf"\d+ {timing}", lines["prefill"])
+    assert re.fullmatch(rf"2 {timing}, after the first token", lines["decode"])
+    assert re.fullmatch(r"[\d.]+ MB reserved", lines["caches"])
+    total = r"total +[\d.]+ s, [\d.]+ s of CPU time, \d+ MB of memory at most"
+    assert re.fullmatch(total, other.strip())
 
 
 def test_progress_is_a_bar_on_a_terminal_that_disappears(monkeypatch):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
-from rich.text import Text
 
 from yocobit import _native
 from yocobit.benchmark.measure import CaseResult, Report
+from yocobit.costs import folded
 from yocobit.hardware.limits import Limits, best
 from yocobit.hardware.load import load_warning
 from yocobit.packing.formats import is_quantised
@@ -44,14 +44,19 @@ def to_dict(report: Report) -> dict[str, Any]:
 
 def print_report(report: Report, console: Console) -> None:
     """Print a report, the results first."""
-    is_wrapped = console.is_terminal
-    console.print(_subject(report), highlight=False, soft_wrap=not is_wrapped)
+    print_lines(console, _subject(report))
     n_varying = sum(len(values) > 1 for _, values in _settings(report))
     print_table(console, _rows_table(report), n_keys=1 + n_varying)
     if report.limits:
         print_table(console, _limits_table(report))
     console.print()
-    console.print(_machine(report), highlight=False, soft_wrap=not is_wrapped)
+    print_lines(console, _machine(report))
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines with labels, wrapped at words on a terminal."""
+    text = folded(lines, console.width if console.is_terminal else None)
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def kernels_line(kernels: str) -> str:
@@ -136,22 +141,21 @@ def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:
     }
 
 
-def _subject(report: Report) -> Text:
+def _subject(report: Report) -> list[str]:
     """Return lines about what was measured."""
     weights = f"a decode step reads {report.weight_bytes / _MB:,.1f} MB of weights"
     rounds = f"{report.repetitions} round{'s' * (report.repetitions > 1)}"
     constant = [f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]]
     if report.config.attention is not None:
         constant.append(f", attention {report.config.attention}")
-    lines = [
+    return [
         *report.description,
         f"            {report.name}; {weights}",
         f"tests       {rounds}{''.join(constant)}",
     ]
-    return Text("\n".join(lines))
 
 
-def _machine(report: Report) -> Text:
+def _machine(report: Report) -> list[str]:
     """Return lines about where it was measured."""
     machine, caches = report.machine, report.machine.caches
     commit = f", commit {machine.commit}" if machine.commit else ""
@@ -166,7 +170,7 @@ def _machine(report: Report) -> Text:
     ]
     if warning := load_warning(report.others_share):
         lines.append(warning)
-    return Text("\n".join(lines))
+    return lines
 
 
 def _settings(report: Report) -> list[tuple[str, list[str]]]:

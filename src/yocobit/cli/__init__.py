@@ -6,6 +6,7 @@ A user's mistake ends with one line on standard error and exit code 2, Ctrl-C wi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
@@ -27,6 +28,31 @@ from yocobit.version import __version__
 
 _COMPLETE = "_YOCOBIT_COMPLETE"  # of the scripts that --install-completion writes
 _SPINS = "10000"  # 0.15 ms on a Xeon, several times the wake-up latency of a thread
+# Names in llama.cpp, vLLM and Ollama, for hints.
+_OPTIONS_ELSEWHERE = {
+    "-c": "--context",
+    "--ctx-size": "--context",
+    "--max-model-len": "--context",
+    "--n-predict": "--max-tokens",
+    "--predict": "--max-tokens",
+    "--repeat-penalty": "--repetition-penalty",
+    "--system-prompt": "--system",
+    "--cache-type-k": "--cache",
+    "--kv-cache-dtype": "--cache",
+    "--served-model-name": "--alias",
+    "--max-num-seqs": "--max-sequences",
+    "--parallel": "--max-sequences",
+}
+_COMMANDS_ELSEWHERE = {
+    "run": "chat",
+    "download": "pull",
+    "convert": "import",
+    "quantize": "pack",
+    "ls": "list",
+    "rm": "remove",
+    "show": "inspect",
+    "finetune": "train",
+}
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
 app = help.new_app(
@@ -67,11 +93,30 @@ def _usage_line(error: Any) -> str:
         is_variable = source is not None and source.name == "ENVIRONMENT"
         return f"{option.envvar if is_variable else option.opts[0]} {error.message}"
     message = message.replace("Value error, ", "")  # of pydantic
-    if options := getattr(error, "possibilities", None):
-        message = f"{error.message.rstrip('.')}; did you mean {' or '.join(sorted(options))}?"
+    if hasattr(error, "possibilities") and (given := getattr(error, "option_name", None)):
+        message = f"no such option: {given}{_did_you_mean(_closest_options(given, error))}"
+    elif (found := re.match("No such command '(.*?)'", message)) and found[
+        1
+    ] in _COMMANDS_ELSEWHERE:
+        message = f"{found[0]}{_did_you_mean([repr(_COMMANDS_ELSEWHERE[found[1]])])}"
     message = message.replace(". Did you mean", "; did you mean")  # of commands
+    message = " ".join(message.replace(". Choose from:", "; choose from:").split())
     path = error.ctx.command_path if error.ctx else "yocobit"
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
+
+
+def _closest_options(given: str, error: Any) -> list[str]:
+    """Return the options of the command that an unknown one may stand for."""
+    own = {option for each in error.ctx.command.params for option in each.opts} if error.ctx else ()
+    name = _OPTIONS_ELSEWHERE.get(given)
+    if name is not None and name in own:
+        return [name]
+    possible = error.possibilities or []
+    return [option for option in possible if option.startswith(given)] or sorted(possible)
+
+
+def _did_you_mean(names: list[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def _limit_openmp_spinning() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +14,7 @@ import typer
 
 from yocobit.cli import terminal
 from yocobit.cli.cache import packed
+from yocobit.cli.details import say_generation, say_load
 from yocobit.cli.options import (
     MODEL_HELP,
     Attention,
@@ -31,8 +34,8 @@ from yocobit.cli.options import (
     model_names,
     tokens,
 )
-from yocobit.cli.output import print_json, say_details, say_status
-from yocobit.costs import describe
+from yocobit.cli.output import print_json, say_status
+from yocobit.costs import session_bytes
 from yocobit.engine import Chat, Engine, SamplingConfig
 from yocobit.engine.session import DEFAULT_CACHE, MAX_TOKENS
 from yocobit.errors import UserError
@@ -97,7 +100,7 @@ def generate(
         raise UserError("MODEL must be given once but is given as an argument and as --model")
     engine = _load(model or model_argument or TINY, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    try:
+    with _naming_options(("stop",)):
         generation = engine.stream(
             prompt,
             max_tokens=max_tokens,
@@ -105,10 +108,9 @@ def generate(
             cache=cache,
             sampling=sampling,
         )
-    except ValueError as error:
-        raise UserError(str(error)) from None
     if as_json:
         text = "".join(generation)
+        say_generation(generation)
         print_json(
             {
                 "text": text,
@@ -121,6 +123,7 @@ def generate(
         )
         return
     terminal.write(chain((prompt,), generation))
+    say_generation(generation)
     say_status(
         f"{len(generation.prompt)} prompt tokens at {generation.prefill_tokens_per_s:,.0f}/s, "
         f"{len(generation.tokens)} tokens at {generation.decode_tokens_per_s:,.0f}/s, "
@@ -154,14 +157,21 @@ def chat(
     """Chat with a model in the terminal."""
     engine = _load(model, attention, exact, threads, kernels, verify)
     sampling = _sampling(engine, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    conversation = Chat(
-        engine,
-        system=system,
-        context=context,
-        max_tokens=max_tokens,
-        cache=cache,
-        sampling=sampling,
-    )
+    try:
+        conversation = Chat(
+            engine,
+            system=system,
+            context=context,
+            max_tokens=max_tokens,
+            cache=cache,
+            sampling=sampling,
+        )
+    except MemoryError:
+        needed = session_bytes(engine.model.config, cache, context) / 1e9
+        raise UserError(
+            f"not enough memory: --context {context} needs {needed:,.1f} GB for caches; lower it"
+            + (" or set --cache int4" if cache != "int4" else "")
+        ) from None
     terminal.converse(conversation, model.resolve().name)
 
 
@@ -182,12 +192,7 @@ def _load(
         exact=exact,
         verify=verify,
     )
-    seconds = time.monotonic() - started_s
-    say_details(
-        f"opened in {seconds * 1000:,.0f} ms: {engine.threads} threads, {engine.kernels} kernels"
-    )
-    for line in describe(engine.model):
-        say_details(line)
+    say_load(engine, time.monotonic() - started_s)
     return engine
 
 
@@ -210,7 +215,20 @@ def _sampling(
         "seed": seed,
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    return engine.sampling(**{**({} if engine.own_sampling else _DEFAULTS), **given})
+    with _naming_options(settings):
+        return engine.sampling(**{**({} if engine.own_sampling else _DEFAULTS), **given})
+
+
+@contextmanager
+def _naming_options(names: Iterable[str]) -> Iterator[None]:
+    """Let errors about settings of these names, which start with them, name options."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        if name in names:
+            raise UserError(f"--{name.replace('_', '-')} {rest}") from None
+        raise UserError(str(error)) from None
 
 
 def _read_stdin() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
@@ -12,6 +13,7 @@ import typer
 import typer.core
 
 from yocobit.cli import output
+from yocobit.cli.details import say_total
 
 _MAX_WIDTH = 100
 
@@ -92,11 +94,17 @@ def _with_level(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(verbose: bool, quiet: bool, **arguments: Any) -> None:
+        started_s = time.monotonic()
         output.set_level(verbose, quiet)
-        function(**arguments)
+        try:
+            function(**arguments)
+        finally:
+            say_total(started_s)
 
     flags = {
-        "verbose": Annotated[bool, typer.Option("--verbose", help="Print more details.")],
+        "verbose": Annotated[
+            bool, typer.Option("--verbose", help="Print timings, memory and other details.")
+        ],
         "quiet": Annotated[
             bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
         ],

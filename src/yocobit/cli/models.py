@@ -12,8 +12,8 @@ import typer
 from yocobit import packing
 from yocobit.cli.cache import packed
 from yocobit.cli.options import Json, ModelPath
-from yocobit.cli.output import print_json, progress, say, styled
-from yocobit.costs import describe, summarize
+from yocobit.cli.output import columns, print_json, progress, say, styled
+from yocobit.costs import describe, folded, summarize
 from yocobit.errors import USER_ERROR, printable
 from yocobit.packing import PackedModel
 
@@ -75,4 +75,4 @@ def print_summary(model: PackedModel, as_json: bool) -> None:
     if as_json:
         print_json(summarize(model).to_dict(), indent=2)
     else:
-        print("\n".join(describe(model)))
+        print(folded(describe(model), columns(sys.stdout)))

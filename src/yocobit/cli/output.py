@@ -61,6 +61,11 @@ def say_details(line: str) -> None:
         print(styled(printable(line), "dim", sys.stderr), file=sys.stderr)
 
 
+def columns(stream: TextIO) -> int | None:
+    """Return the width of a terminal; None for another stream, whose lines are not wrapped."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
 def styled(text: str, style: str, stream: TextIO) -> str:
     """Return text in a style if the stream is a terminal with colours."""
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if has_colours(stream) else text

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from yocobit.cli import output
 from yocobit.cli.chat_commands import COMMANDS, run_command
+from yocobit.cli.details import say_generation
 from yocobit.cli.markdown import MarkdownWriter
 from yocobit.cli.prompt import history_file, new_prompt
 from yocobit.costs import rounded, summarize
@@ -19,7 +20,7 @@ from yocobit.pretrained import ABOUT_TINY, PROMPTS_OF_TINY, TINY
 _EXIT = ("/exit", "/quit", "/bye")
 _BETTER = (
     "For a better model, run: yocobit chat microsoft/bitnet-b1.58-2B-4T (1.2 GB). Others are in "
-    "docs/getting-started/published-models.md."
+    "yocobit pull --help."
 )
 _MIN_WIDTH = 20  # columns
 # Control characters except newline and tab: model output must not control the terminal.
@@ -148,6 +149,7 @@ def _handle(chat: Chat, message: str, show: Callable[[Iterable[str]], None]) -> 
         return
     reply = chat.reply(again)
     show(reply)
+    say_generation(reply)
     is_cut = reply.finish_reason == "length"
     output.say_status(
         f"first token after {reply.prefill_s * 1000:,.0f} ms, {len(reply.tokens)} tokens at "

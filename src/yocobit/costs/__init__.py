@@ -10,7 +10,7 @@ from yocobit.costs.memory import (
     step_weight_bytes,
     weight_bytes,
 )
-from yocobit.costs.summary import Summary, describe, rounded, summarize
+from yocobit.costs.summary import Summary, describe, folded, rounded, summarize
 from yocobit.costs.traffic import decode_bytes, mixer_multiply_adds, multiply_adds
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "committed_bytes",
     "decode_bytes",
     "describe",
+    "folded",
     "mixer_multiply_adds",
     "multiply_adds",
     "rounded",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from yocobit.config import ModelConfig
@@ -19,6 +21,8 @@ from yocobit.mixers import MIXERS, parameter_shapes
 from yocobit.packing import PackedModel
 from yocobit.packing.format import scale_name
 from yocobit.packing.formats import FORMATS
+
+_LABEL = 12  # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,22 @@ def summarize(model: PackedModel) -> Summary:
         state_bytes={
             cache: recurrent_bytes(config) + window_bytes(config, cache) for cache in CACHE_FORMATS
         },
+    )
+
+
+def folded(lines: Iterable[str], width: int | None) -> str:
+    """Return lines with labels as text, wrapped at words to `width` columns, unless it is None."""
+    if width is None:
+        return "\n".join(lines)
+    return "\n".join(
+        textwrap.fill(
+            line,
+            max(width, 2 * _LABEL),
+            subsequent_indent=" " * _LABEL,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line in lines
     )
 
 

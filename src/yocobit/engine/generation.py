@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from yocobit.engine.decode import DecodeState, FinishReason
 from yocobit.engine.sampling import SamplingConfig
-from yocobit.engine.session import Session
+from yocobit.engine.session import Session, SessionMemory
 
 
 class Generation:
@@ -30,6 +30,7 @@ class Generation:
         self.text = ""  # of the pieces so far
         self.prefill_s = 0.0
         self.decode_s = 0.0  # of all tokens after the first
+        self.sampling = sampling
         self._session = session
         self._n_cached = session.position  # tokens of the prompt that the session holds
         self._state = DecodeState(
@@ -61,16 +62,28 @@ class Generation:
         return self._state.tokens
 
     @property
+    def n_prefilled(self) -> int:
+        """Number of tokens of the prompt that were not cached."""
+        return len(self.prompt) - self._n_cached
+
+    @property
+    def n_decode_steps(self) -> int:
+        """Number of tokens that were decoded after the first one."""
+        return self._session.position - len(self.prompt)
+
+    @property
     def prefill_tokens_per_s(self) -> float:
         """Prefill speed, without cached tokens of the prompt."""
-        new = len(self.prompt) - self._n_cached
-        return new / self.prefill_s if self.prefill_s else 0.0
+        return self.n_prefilled / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
         """Decode speed, from the second token on."""
-        steps = self._session.position - len(self.prompt)
-        return steps / self.decode_s if self.decode_s else 0.0
+        return self.n_decode_steps / self.decode_s if self.decode_s else 0.0
+
+    def memory(self) -> SessionMemory:
+        """Return the bytes reserved for its session."""
+        return self._session.memory()
 
     def _run(self) -> Iterator[str]:
         started = time.perf_counter()

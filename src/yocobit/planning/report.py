@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from yocobit.benchmark.report import kernels_line, new_table, print_table
+from yocobit.benchmark.report import kernels_line, new_table, print_lines, print_table
 from yocobit.hardware.load import load_warning
 from yocobit.planning.plan import Plan, PlannedStack
 from yocobit.planning.prediction import Prediction
@@ -18,13 +17,13 @@ _DATA_SHEET = "computed from its data sheet; nothing was run on it"
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan, the results first."""
-    console.print(_heading(plan), highlight=False, soft_wrap=True)
-    console.print(_conclusion(plan), highlight=False, soft_wrap=True)
+    print_lines(console, _heading(plan))
+    print_lines(console, _conclusion(plan))
     for new in (_stacks_table, _traffic_table, _parts_table, _levels_table):
         print_table(console, new(plan))
     if sources := _sources(plan):
         console.print()
-        console.print(sources, highlight=False, soft_wrap=True)
+        print_lines(console, sources)
 
 
 def size(n_bytes: float) -> str:
@@ -49,7 +48,7 @@ def seconds(value: float) -> str:
     return f"{number(value)} s"
 
 
-def _heading(plan: Plan) -> Text:
+def _heading(plan: Plan) -> list[str]:
     work, config = plan.own.work, plan.own.work.config
     sessions = f", {work.batch} sessions" if work.batch > 1 else ""
     attention = f", attention {config.attention}" if config.attention else ""
@@ -64,7 +63,7 @@ def _heading(plan: Plan) -> Text:
         lines.append(kernels_line(plan.kernels))
     if warning := load_warning(plan.others_share):
         lines.append(warning)
-    return Text("\n".join(lines))
+    return lines
 
 
 def _levels_table(plan: Plan) -> Table:
@@ -158,11 +157,11 @@ def _rates(limit: Bound, is_measured: bool) -> list[str]:
     return [number(limit.tokens_per_s), number(limit.prefill_tokens_per_s)]
 
 
-def _conclusion(plan: Plan) -> Text:
+def _conclusion(plan: Plan) -> list[str]:
     limit, home = plan.own.bound, plan.machine.home
     if plan.machine.is_measured and limit.chips > 1:
         needed = size(plan.own.work.n_bytes)
-        return Text(f"too large   needs {needed} but {home.name} has {size(home.n_bytes)}")
+        return [f"too large   needs {needed} but {home.name} has {size(home.n_bytes)}"]
     bottleneck = "memory" if limit.is_memory_bound else "compute"
     lines = [
         f"roofline    decode {number(limit.tokens_per_s)} tokens/s ({bottleneck}-bound), "
@@ -176,17 +175,16 @@ def _conclusion(plan: Plan) -> Text:
         )
     if plan.prediction:
         lines.append(_predicted(plan.prediction))
-    return Text("\n".join(lines))
+    return lines
 
 
-def _sources(plan: Plan) -> Text | None:
+def _sources(plan: Plan) -> list[str]:
     """Return the sources of a data sheet."""
     if plan.machine.is_measured:
-        return None
+        return []
     sources = dict.fromkeys(level.source for level in plan.machine.levels)
     sources[plan.machine.rates_source] = None
-    lines = (f"{'source' if i == 0 else '':12}{url}" for i, url in enumerate(sources))
-    return Text("\n".join(lines))
+    return [f"{'source' if i == 0 else '':12}{url}" for i, url in enumerate(sources)]
 
 
 def _predicted(prediction: Prediction) -> str:
