@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -312,7 +311,7 @@ def test_json_logs_have_request_ids_and_no_secrets():
         (["--prefix-dir", "/proc/x"], "/proc/x: cannot hold the prefix cache"),
     ],
 )
-def test_invalid_option_is_a_one_line_error(options, words, tmp_path, monkeypatch, capsys, logs):
+def test_invalid_option_is_a_one_line_error(options, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["yocobit", "serve", "--port", "0", *options])
 
@@ -323,20 +322,6 @@ def test_invalid_option_is_a_one_line_error(options, words, tmp_path, monkeypatc
     assert ended.value.code == 2, error
     assert words in error
     assert len(error.splitlines()) == 1
-
-
-@pytest.fixture
-def logs():
-    """Restore the logging and the switch interval that `serve` changes."""
-    names = ("yocobit", "uvicorn.error", "uvicorn.access")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(each.handlers, each.propagate, each.level) for each in loggers]
-    interval = sys.getswitchinterval()
-    yield
-    sys.setswitchinterval(interval)
-    for each, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        each.handlers, each.propagate = handlers, propagate
-        each.setLevel(level)
 
 
 FACTORY = [sys.executable, "-m", "uvicorn", "--factory", "yocobit.serving:create_app"]
