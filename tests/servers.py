@@ -78,6 +78,12 @@ class Server:
         wait_for(lambda: not scheduler.running and not scheduler.n_waiting)
 
 
+def ok(response: httpx.Response) -> dict:
+    """Return the body of a response, which must be 200."""
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
 def wait_for(condition: Callable[[], Any]) -> None:
     """Return once a condition holds; TimeoutError instead of a hanging test."""
     end = time.monotonic() + 120

@@ -6,6 +6,7 @@ type does not have are errors.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -24,9 +25,15 @@ ADDITIONS = {
 
 def validate(kind: Any, value: Any) -> None:
     """Raise ValidationError unless JSON is of a type of the package."""
-    found = pydantic.TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    found = _adapter(kind).validate_json(json.dumps(value), strict=True)
     unknown = set(extras(found)) - ADDITIONS
     assert not unknown, f"{kind}: unknown fields {sorted(unknown)}"
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    """Return the validator of a type: that of all events takes long to build."""
+    return pydantic.TypeAdapter(kind)
 
 
 def extras(value: Any) -> list[str]:

@@ -10,22 +10,10 @@ import pytest
 import servers
 
 from yocobit import Engine
-from yocobit.serving import ServerSettings
 
 PATH = "/v1/embeddings"
 TEXTS = ["In the beginning", "The king of the island " * 60, "light"]
-
-
-@pytest.fixture(scope="module")
-def server():
-    settings = ServerSettings(threads=1, context=512, max_sequences=8, max_waiting=8)
-    with servers.running(settings) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
+SETTINGS = {"context": 512, "max_sequences": 8, "max_waiting": 8}
 
 
 def vectors(response) -> np.ndarray:

@@ -48,6 +48,12 @@ def server():
         assert not running.runtime._streams
 
 
+@pytest.fixture(scope="module")
+def operations(server) -> list[schemathesis.schemas.APIOperation]:
+    api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    return [found.ok() for found in api.get_all_operations()]
+
+
 @pytest.mark.parametrize("n_examples", [12, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "path",
@@ -60,10 +66,8 @@ def server():
     ],
 )
 def test_responses_conform_to_the_openapi_schema_for_valid_and_invalid_requests(
-    server, path, n_examples
+    operations, path, n_examples
 ):
-    api = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [found.ok() for found in api.get_all_operations()]
     found = [
         (operation, mode)
         for operation in operations

@@ -29,7 +29,7 @@ LOOP = "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfo
 @pytest.fixture(scope="module")
 def server():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(limits, "PREPARATION_CPU_S", 0.5)
+        patch.setattr(limits, "PREPARATION_CPU_S", 0.25)
         patch.setattr(limits, "PREPARATION_BYTES", 1 << 27)
         patch.setattr(limits, "RESPONSE_LOGPROBS", 100_000)
         with servers.running(ServerSettings(threads=1, context=2048, max_sequences=4)) as running:
@@ -366,7 +366,7 @@ def test_error_after_a_disconnect_is_not_logged(server, monkeypatch, caplog):
 
 
 def test_requests_that_wait_for_preparation_count_as_queued(monkeypatch):
-    monkeypatch.setattr(limits, "PREPARATION_CPU_S", 1.0)
+    monkeypatch.setattr(limits, "PREPARATION_CPU_S", 0.5)
     settings = ServerSettings(threads=1, max_sequences=1, max_waiting=0)
     schema = {"type": "json_schema", "json_schema": {"schema": SCHEMAS["large multiple"]}}
     with servers.running(settings) as server:

@@ -8,8 +8,8 @@ import anthropic
 import httpx
 import pytest
 import servers
+from servers import ok
 
-from yocobit import Engine
 from yocobit.serving import ServerSettings
 from yocobit.serving.api import message_request
 from yocobit.serving.api import messages as protocol
@@ -31,12 +31,7 @@ WEATHER = {
     },
 }
 CONTEXT = 512
-
-
-@pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1, context=CONTEXT)) as running:
-        yield running
+SETTINGS = {"context": CONTEXT}
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +44,6 @@ def guarded():
 def client(server):
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
-def ok(response) -> dict:
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def refusal(response) -> str:

@@ -7,10 +7,8 @@ import json
 
 import ollama
 import pytest
-import servers
+from servers import ok
 
-from yocobit import Engine
-from yocobit.serving import ServerSettings
 from yocobit.serving.api import ollama as protocol
 from yocobit.serving.api import protocol as chat_protocol
 from yocobit.serving.api.ollama import GenerateRequest, OllamaChatRequest
@@ -26,29 +24,13 @@ WEATHER = {
     },
 }
 CONTEXT = 512
+SETTINGS = {"context": CONTEXT, "alias": ("tiny", "llama3.2")}
 TIMES = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
-
-
-@pytest.fixture(scope="module")
-def server():
-    settings = ServerSettings(threads=1, context=CONTEXT, alias=("tiny", "llama3.2"))
-    with servers.running(settings) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
 def client(server):
     return ollama.Client(host=server.url)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
-def ok(response) -> dict:
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def refusal(response, status: int = 400) -> str:

@@ -7,14 +7,11 @@ import json
 
 import pydantic
 import pytest
-import servers
 from openai.pagination import SyncPage
 from openai.types import Completion, CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from openai_types import validate
-
-from yocobit.serving import ServerSettings
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 SEA = "Tell me about the sea."
@@ -26,12 +23,6 @@ SCHEMA = {
 }
 FUNCTION = {"name": "f", "description": "F.", "parameters": SCHEMA, "strict": True}
 FORMAT = {"name": "x", "schema": SCHEMA, "strict": True}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1)) as running:
-        yield running
 
 
 CHATS = {

@@ -26,11 +26,6 @@ AMPLE = 1 << 30
 GROWTH = 8  # positions
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks and pages so small that short texts fill memory, and long prompts take long."""

@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 import servers
+from servers import ok
 
-from yocobit import Engine
 from yocobit.pretrained import TINY
 from yocobit.serving import ServerSettings
 from yocobit.serving.api.chat_request import ChatRequest
@@ -21,6 +21,7 @@ SEA = [{"role": "user", "content": "Tell me about the sea."}]
 END_NOW = {"0": 100}  # logit_bias: the packaged model's end token is by far the most probable
 GREEDY = {"temperature": 0, "max_tokens": 12}
 CONTEXT = 256
+SETTINGS = {"context": CONTEXT}
 # The packaged model's format of a turn, and all that a request can set.
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
@@ -32,12 +33,6 @@ TEMPLATE = (
 
 
 @pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1, context=CONTEXT)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def templated(tmp_path_factory):
     """A server whose chat template writes what it is given."""
     path = tmp_path_factory.mktemp("model") / "templated"
@@ -45,16 +40,6 @@ def templated(tmp_path_factory):
     (path / "chat_template.jinja").write_text(TEMPLATE)
     with servers.running(ServerSettings(model=path, threads=1)) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
-def ok(response) -> dict:
-    assert response.status_code == 200, response.text
-    return response.json()
 
 
 def refusal(response) -> dict:

@@ -15,6 +15,7 @@ from yocobit.serving.api.response_request import ResponseRequest
 
 RESPONSES = "/v1/responses"
 SEA = "Tell me about the sea."
+SETTINGS = {"context": 256}
 KEYS = ("the-first-key", "the-second-key")
 SCHEMA = {
     "type": "object",
@@ -26,12 +27,6 @@ TOOL = {"type": "function", "name": "f", "parameters": SCHEMA, "strict": True}
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"a":"x"}'}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "7"}
 REFERENCE = {"type": "item_reference", "id": "msg"}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1, context=256)) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

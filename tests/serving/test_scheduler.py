@@ -21,11 +21,6 @@ TEXT = "And God said, Let there be light: and there was light. And God saw the l
 ENDLESS = {int(token): bias for token, bias in NO_END.items()}
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
 class Listener:
     """Collects events by request."""
 

@@ -6,30 +6,13 @@ import json
 
 import numpy as np
 import pytest
-import servers
+from servers import ok
 
-from yocobit import Engine
-from yocobit.serving import ServerSettings
 from yocobit.serving.api.endpoints import ENDPOINTS, listing
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
-
-
-@pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1, alias=("gpt-4o", "tiny"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
-def ok(response) -> dict:
-    assert response.status_code == 200, response.text
-    return response.json()
+SETTINGS = {"alias": ("gpt-4o", "tiny")}
 
 
 def error(response) -> dict:

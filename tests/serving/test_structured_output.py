@@ -121,11 +121,6 @@ SCHEMAS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
-@pytest.fixture(scope="module")
 def grammars(engine) -> GrammarCompiler:
     return GrammarCompiler(engine)
 

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import servers
 
-from yocobit import Engine
-from yocobit.serving import ServerSettings
 from yocobit.serving.api import chat_request
 from yocobit.serving.api.protocol import Message
 
 CHAT = "/v1/chat/completions"
 SYSTEM = "You are a preacher of the seventeenth century, and answer in few words. "
-
-
-@pytest.fixture(scope="module")
-def server():
-    with servers.running(ServerSettings(threads=1)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
 
 
 def conversation(system: str, user: str) -> list[dict]:

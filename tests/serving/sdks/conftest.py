@@ -11,7 +11,6 @@ import pytest
 import servers
 from sdk_clients import KEYS, connect
 
-from yocobit import Engine
 from yocobit.serving import ServerSettings
 
 
@@ -50,11 +49,6 @@ def openai_client(server):
 def groq_client(server):
     with connect(groq, server.url) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
 
 
 @pytest.fixture(scope="module")
