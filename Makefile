@@ -16,7 +16,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_k
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup wheel stubs demo test test-all clients fuzz check docs headers sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup wheel stubs demo test test-all clients fuzz check lint docs headers sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.installed .venv/.built
 
@@ -98,11 +98,13 @@ fuzz: setup
 	  $$($(CXX) -print-file-name=libstdc++.so)" ASAN_OPTIONS=$(ASAN_OPTIONS)) \
 	  $(BIN)/python tests/fuzz --seconds $(SECONDS) --seed $(SEED)
 
-check: setup docs headers
+check: lint docs headers
+
+lint: setup
 	$(BIN)/ruff format --check src tests examples benchmarks docs
 	$(BIN)/ruff check src tests examples benchmarks docs
-	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+	$(BIN)/mypy
 
 # Every C++ header in a translation unit of its own.
 headers: export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -122,7 +124,8 @@ sanitize: setup
 	cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
-	  python -m pytest --capture=sys --native build/sanitize/_native.*.so $(SANITIZED_TESTS)
+	  python -m pytest -n auto --capture=sys --native build/sanitize/_native.*.so \
+	  $(SANITIZED_TESTS)
 	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
 	cmake --build build/thread --target thread_pool_stress
 	$$(setarch -R true 2>/dev/null && echo setarch -R) build/thread/tests/native/thread_pool_stress
