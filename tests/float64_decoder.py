@@ -105,17 +105,15 @@ class Float64Decoder:
     def tokens_without_ties(self, n: int, seed: int = 0) -> NDArray[np.int32]:
         """Return n tokens for which float32 and float64 round every activation alike."""
         rng = np.random.default_rng(seed)
-        tokens: list[int] = []
-        while len(tokens) < n:
-            for _ in range(1000):
-                candidate = [*tokens, int(rng.integers(self.config.vocab_size))]
-                self.logits(candidate)
-                if self.distances[-1] > SMALLEST_DISTANCE:
-                    break
-            else:
-                raise AssertionError(f"every token at position {len(tokens)} has a tie")
-            tokens = candidate
-        return np.array(tokens, dtype=np.int32)
+        tokens = rng.integers(self.config.vocab_size, size=n, dtype=np.int32)
+        for _ in range(1000):
+            self.logits(tokens)
+            ties = np.flatnonzero(self.distances <= SMALLEST_DISTANCE)
+            if not len(ties):
+                return tokens
+            # Earlier positions do not depend on later tokens.
+            tokens[ties[0] :] = rng.integers(self.config.vocab_size, size=n - ties[0])
+        raise AssertionError(f"every token at position {ties[0]} has a tie")
 
     # ---- the parts of a layer ----
 

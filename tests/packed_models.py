@@ -5,7 +5,7 @@ A twin has the weights of the packed model: its embedding and head are quantised
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,16 @@ KINDS = ("ternary", "ternary_row", "sign", "dense")
 T = 136  # tokens of a test: more than two chunks of 64, and eight windows of 16
 
 
-def row_scales_on(stack: str, parameters: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Mark as slow the (stack, weights, ...) with ternary_row, except on one stack.
+def weights_on(
+    stack: str, weights: Collection[str], parameters: Iterable[tuple[str, ...]]
+) -> list[Any]:
+    """Mark as slow the (stack, weights, ...) with some kinds of weights, except on one stack.
 
-    A mixer does not see the scales of its matrices.
+    A mixer does not see the format of its matrices.
     """
     return [
         pytest.param(
-            *values, marks=[pytest.mark.slow] * ("ternary_row" in values and values[0] != stack)
+            *values, marks=[pytest.mark.slow] * (values[1] in weights and values[0] != stack)
         )
         for values in parameters
     ]

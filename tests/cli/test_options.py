@@ -12,11 +12,11 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import typer
-from servers import fork_preparation
 
 from yocobit.cli import app, output, run
 from yocobit.cli.options import expand_tokens
 from yocobit.errors import report_errors
+from yocobit.serving.runtime.preparation import WorkerPool
 from yocobit.tracking import bar
 
 COMMAND = typer.main.get_command(app)
@@ -83,8 +83,12 @@ def one_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def forked_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
-    fork_preparation(monkeypatch)
+def without_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no process to prepare requests: `serve` ends before it has a model."""
+
+    async def start(_: WorkerPool) -> None: ...
+
+    monkeypatch.setattr(WorkerPool, "start", start)
 
 
 @pytest.fixture(autouse=True)

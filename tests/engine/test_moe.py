@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import pytest
 from float64_decoder import Float64Decoder
-from kernel_families import KERNELS
+from kernel_families import KERNELS, SLOW
 from random_models import relative_error, write
 
 from yocobit import _native
@@ -125,8 +125,8 @@ def check_bits(model: PackedModel) -> None:
     tokens = tokens_of(T)
     expected = bits(Engine(model, threads=1, kernels="scalar").logits(tokens, "f32"))
     for kernels in KERNELS:
-        # The scalar family, which is slow, with one of them: the others do not depend on kernels.
-        settings = ((2, T), (3, 33), (5, 7), (2, 1)) if kernels != "scalar" else ((3, 33),)
+        # A slow family with one of them: the others do not depend on kernels.
+        settings = ((2, T), (3, 33), (5, 7), (2, 1)) if kernels not in SLOW else ((3, 33),)
         for threads, chunk in settings:
             session = Engine(model, threads, kernels).session(T, "f32")
             for begin in range(0, T, chunk):
@@ -140,7 +140,17 @@ def test_logits_have_the_same_bits_for_any_kernels_threads_and_chunks(model_of, 
     check_bits(model_of(name))
 
 
-@pytest.mark.parametrize("projections", PROJECTION_FORMATS)
+# One of each kind of scales and activations, and of floats; the kernels of all are in tests/native.
+FORMATS = ("ternary", "sign", "ternary_g128", "f16")
+
+
+@pytest.mark.parametrize(
+    "projections",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in FORMATS))
+        for name in PROJECTION_FORMATS
+    ],
+)
 def test_experts_of_every_format_have_the_same_bits(model_of, projections):
     check_bits(model_of("one of five", projections))
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -27,16 +28,23 @@ def bits(values: np.ndarray) -> np.ndarray:
     return values.view(np.uint32)
 
 
+IMPORTS = (
+    "import os, signal, sys, threading\n"
+    "import numpy as np\n"
+    "from yocobit import Engine, _native\n"
+    "signal.alarm(60)\n"
+)
+
+
 def run(code: str, **options) -> subprocess.CompletedProcess[str]:
     """Run Python code with the names of this test module."""
-    imports = (
-        "import os, signal, sys, threading\n"
-        "import numpy as np\n"
-        "from yocobit import Engine, _native\n"
-        "signal.alarm(60)\n"
-    )
-    command = [sys.executable, "-c", imports + code]
+    command = [sys.executable, "-c", IMPORTS + code]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def run_with_torch(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that has imported PyTorch, and started no thread."""
+    return forked.run(code=IMPORTS + "import torch\n" + code)
 
 
 @pytest.fixture
@@ -165,8 +173,7 @@ def test_a_fork_waits_for_a_running_batch_and_the_child_computes():
 
 
 def test_training_kernels_compute_in_a_forked_child():
-    ended = run(
-        "import torch\n"
+    ended = run_with_torch(
         "from yocobit.model.ops import native\n"
         "torch.set_num_threads(2)\n"
         "x, weight = torch.randn(128, 128), torch.randn(128, 128)\n"  # PyTorch uses one thread
@@ -183,8 +190,7 @@ def test_training_kernels_compute_in_a_forked_child():
 
 
 def test_training_kernels_compute_first_in_a_child_of_a_process_that_used_openmp():
-    ended = run(
-        "import torch\n"
+    ended = run_with_torch(
         "from yocobit.model.ops import native\n"
         "torch.set_num_threads(2)\n"
         "torch.ones(1 << 20).exp()\n"  # starts a thread of the OpenMP runtime

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from float64_decoder import round_groups
-from packed_models import as_packed, nano, packed, trained
+from packed_models import as_packed, nano, packed, trained, weights_on
 from safetensors.numpy import load_file
 
 from yocobit import Engine
@@ -107,8 +107,14 @@ def test_packed_weights_have_the_integers_and_scales_of_training(kind, tmp_path)
     assert len(projections) == 28
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("kind", ["ternary_g128", "ternary_row_a16", "ternary", "dense"])
+@pytest.mark.parametrize(
+    ("stack", "kind"),
+    weights_on(
+        "yoco-gret",
+        {"ternary_row_a16", "ternary", "dense"},
+        product(STACKS, ["ternary_g128", "ternary_row_a16", "ternary", "dense"]),
+    ),
+)
 def test_logits_of_experts_are_those_of_training(stack, kind, tmp_path, tokens):
     experts = {"ffn": "moe", "n_experts": 6, "n_active_experts": 2, "d_ff": 48}
     model = trained(nano(stack, kind, **experts, swiglu_limit=2.0), steps=10)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from hub_server import COMMIT, Repository, serve_hub
 from packed_models import tokenizer
@@ -50,10 +49,7 @@ def yocobit(hub, tmp_path):
             "XDG_CACHE_HOME": str(tmp_path / "cache"),
             "HF_HUB_DOWNLOAD_TIMEOUT": "5",
         }
-        command = [sys.executable, "-m", "yocobit", *arguments]
-        return subprocess.run(
-            command, env={**os.environ, **own, **environment}, capture_output=True, text=True
-        )
+        return forked.run(*arguments, variables={**own, **environment})
 
     return run
 
@@ -107,7 +103,7 @@ def test_the_help_of_pull_lists_models_and_sizes_of_the_documentation(yocobit):
     models = re.findall(r"^\| `(\S+/\S+)`(?!, with).*?\| ([\d.]+ GB) \|", page.read_text(), re.M)
     models = sorted(models, key=lambda model: float(model[1].split()[0]))
 
-    words = " ".join(yocobit("pull", "--help").stdout.split())
+    words = " ".join(yocobit("pull", "--help", COLUMNS="80").stdout.split())
 
     assert len(models) == 6  # all but the one that needs an option
     assert ", ".join(f"{name} {size}" for name, size in models) in words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import product
 from typing import Any
 
 import pytest
@@ -33,27 +34,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relu2": {"ffn": "relu2", "sub_norm": False, "retention_rope": "half", "window_rope": "none"},
     "int4": {"shared_kv": "int4", "cross_attention": "index", "cross_positions": 256},
 }
+COMMON = ("mixed-gmu", "swiglu")
 # Each block rounds its input, its two outputs and the two sums, and the FFN and the mixer round up
 # to five intermediate results: relative errors of eps / 2 each, that add up at most.
 ROUNDINGS = 15
 
 
-@pytest.fixture(params=STACKS)
-def stack(request) -> tuple[str, ...]:
-    return STACKS[request.param]
-
-
 # The other kinds of weights-only quantisation take the path of ternary_g128.
-@pytest.fixture(params=["ternary", "ternary_row", "sign", "ternary_g128", "dense"])
-def weights(request) -> str:
-    return request.param
+WEIGHTS = ("ternary", "ternary_row", "sign", "ternary_g128", "dense")
+# All kinds of weights in one stack and all variants with one kind; the other combinations are slow.
+MODELS = [
+    pytest.param(
+        STACKS[stack],
+        weights,
+        VARIANTS[variant],
+        id=f"{stack}-{weights}-{variant}",
+        marks=[pytest.mark.slow] * (weights != "ternary" and (stack, variant) != COMMON),
+    )
+    for stack, weights, variant in product(STACKS, WEIGHTS, VARIANTS)
+]
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request) -> dict[str, Any]:
-    return VARIANTS[request.param]
-
-
+@pytest.mark.parametrize(("stack", "weights", "variant"), MODELS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_train_and_extend_close_to_float32(stack, weights, variant, dtype):
     model = _model(layers=stack, weights=weights, **variant).to(dtype)
@@ -73,6 +75,7 @@ def test_half_precision_weights_train_and_extend_close_to_float32(stack, weights
     assert _distance(_steps(model), logits) < ROUNDINGS * len(stack) * torch.finfo(dtype).eps / 2
 
 
+@pytest.mark.parametrize(("stack", "weights", "variant"), MODELS)
 def test_autocast_trains_and_extends_close_to_float32(stack, weights, variant):
     model = _model(layers=stack, weights=weights, **variant)
     expected, expected_gradients = _train(model)

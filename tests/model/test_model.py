@@ -8,6 +8,8 @@ Letters: B batch   T positions   S cached positions   C model width   H heads   
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,13 @@ def test_tied_embedding_and_head_are_one_parameter():
     assert model.n_parameters() == model.n_parameters(embedding=False) + model.head.weight.numel()
 
 
-@pytest.mark.parametrize("prefilled", [0, 1, W - 1, W, 16, T - 1])
+@pytest.mark.parametrize(
+    ("weights", "prefilled"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[0] != "ternary" and case[1] != W))
+        for case in product(WEIGHTS, (0, 1, W - 1, W, 16, T - 1))
+    ],
+)
 def test_prefill_then_steps_equals_forward(layers, weights, prefilled):
     model, tokens, cache = _model(layers=layers, weights=weights), _tokens(), Cache()
 

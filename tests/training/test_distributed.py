@@ -48,7 +48,7 @@ RUNS = {
     "fsdp-cut": [*CUT, "optim.optimizer=muon"],
     "ddp-muon": [*WHOLE, "optim.optimizer=muon", "run.parallel=ddp"],
 }
-SLOW = ("fsdp-cut", "ddp-muon")  # the other combinations of what the first three test
+SLOW = ("fsdp-adamw", "fsdp-cut", "ddp-muon")  # the others test each optimizer and parallelism
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in RUNS]
 
 # Consecutive runs of a configuration: [out, overrides, resume, [rank, step, signal]]; the signal is

@@ -74,7 +74,9 @@ def test_run_killed_repeatedly_equals_an_uninterrupted_one(toml, tmp_path, strai
     assert not list((out / "checkpoints").glob(".partial*"))
 
 
-@pytest.mark.parametrize("call", range(1, 9))
+@pytest.mark.parametrize(
+    "call", [pytest.param(i, marks=[pytest.mark.slow] * (i % 2)) for i in range(1, 9)]
+)
 def test_run_killed_while_writing_a_checkpoint_resumes_identically(
     toml, tmp_path, monkeypatch, call, straight
 ):
