@@ -64,7 +64,8 @@ def test_import_of_an_export_encodes_the_same_tokens(tmp_path, name):
     known = Tokenizer.from_str(json.dumps(fields))
     bos, end, im_end = (known.token_to_id(text) for text in ("<|begin|>", "<|end|>", "<|im_end|>"))
 
-    notes = export(tmp_path, fields, bos_token_id=bos, eos_token_id=[end, im_end])
+    sampling = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1}
+    notes = export(tmp_path, fields, bos_token_id=bos, eos_token_id=[end, im_end], **sampling)
 
     assert notes == []
     metadata = GGUFFile(tmp_path / "x.gguf").metadata
@@ -76,7 +77,7 @@ def test_import_of_an_export_encodes_the_same_tokens(tmp_path, name):
         expected = known.encode(text, add_special_tokens=False).ids
         assert read.encode(text, add_special_tokens=False).ids == expected
     generation = json.loads((again.path / "generation_config.json").read_text())
-    assert generation == {"bos_token_id": bos, "eos_token_id": [end, im_end]}
+    assert generation == {"bos_token_id": bos, "eos_token_id": [end, im_end], **sampling}
     template = (again.path / "chat_template.jinja").read_bytes()
     assert template.endswith(TEMPLATE)
 

@@ -29,6 +29,7 @@ from yocobit.importers.gguf.architectures import (
 )
 from yocobit.importers.gguf.container import MAGIC
 from yocobit.importers.gguf.tensor_types import TYPES, TensorType
+from yocobit.importers.gguf.text import SAMPLING_KEYS
 from yocobit.packing import layout
 from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
 from yocobit.packing.layout import Array, Codes, Int8s
@@ -56,13 +57,6 @@ _TYPES = {each.name.lower(): each for each in TYPES}
 _FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q1_0": 40, "q2_0": 41}
 _TABLE_TYPES = {"int8": "q8_0", "int4": "q4_0"}
 _QUANTIZATION_VERSION = 2  # of ggml
-_SAMPLING = {
-    "temperature": "temp",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "penalty_repeat",
-}
 _NO_TOKENIZER = {"tokenizer.ggml.model": "no_vocab"}
 
 
@@ -107,7 +101,7 @@ def export_gguf(
         "general.name": model.path.resolve().name,
         "general.file_type": _FILE_TYPES[projection],
         "general.quantization_version": _QUANTIZATION_VERSION,
-        **{f"general.sampling.{_SAMPLING[k]}": v for k, v in generation.sampling.items()},
+        **{SAMPLING_KEYS[name]: value for name, value in generation.sampling.items()},
         **architecture_metadata(model.config, architecture, context_length(model.config, context)),
         **_text(model, generation),
     }

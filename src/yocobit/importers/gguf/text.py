@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from yocobit.errors import ConfigError, shown
 from yocobit.importers.checkpoint import with_tokenizer
@@ -14,6 +17,14 @@ from yocobit.packing.text_files import TextFiles, with_added_bos
 from yocobit.text import GenerationConfig, parse_tokenizer
 
 _TEMPLATE = "tokenizer.chat_template"
+# llama.cpp's keys of sampling parameters.
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 
 
 def read_text(
@@ -27,11 +38,14 @@ def read_text(
     vocabulary = read_vocabulary(metadata, source, vocab_size)
     if vocabulary is None:
         warning = "the file holds no tokenizer; name the directory of one with --tokenizer DIR"
-        return TextFiles(None, {}, _template(metadata, source, {})), [warning]
+        sampling = _sampling(metadata, source)
+        GenerationConfig.of(sampling, source, vocab_size)
+        return TextFiles(None, sampling, _template(metadata, source, {})), [warning]
     tokenizer = tokenizer_json(vocabulary)
     subject = f"{source}: the converted tokenizer"
     parsed = parse_tokenizer(tokenizer.decode(), subject, vocab_size)
     generation = with_added_bos(_generation(vocabulary), parsed, subject)
+    generation |= _sampling(metadata, source)
     GenerationConfig.of(generation, source, vocab_size)
     files = TextFiles(tokenizer, generation, _template(metadata, source, vocabulary.names))
     return files, vocabulary.warnings
@@ -49,6 +63,7 @@ def read_text_with(
         "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
     }
     own = {name: value for name, value in ids.items() if value is not None}
+    own |= _sampling(metadata, source)
     GenerationConfig.of(own, source, vocab_size)
     files = TextFiles(None, own, _template(metadata, source, {}))
     return with_tokenizer(files, directory, vocab_size)
@@ -61,6 +76,26 @@ def _generation(vocabulary: Vocabulary) -> dict[str, Any]:
         "pad_token_id": vocabulary.id_of("padding"),
     }
     return {name: value for name, value in ids.items() if value is not None}
+
+
+def _sampling(metadata: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return the sampling parameters that the file sets; as in llama.cpp, top_k -1 keeps all."""
+    found: dict[str, Any] = {}
+    for name, key in SAMPLING_KEYS.items():
+        value = metadata.get(key)
+        if value is None:
+            continue
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise ConfigError(f"{source}: {key} must be a finite number but is {shown(value, 80)}")
+        found[name] = max(0, int(value)) if name == "top_k" else _shortest(value)
+    return found
+
+
+def _shortest(value: float) -> float:
+    """Return the shortest decimal of a number that was written as a float32, such as 0.8."""
+    if abs(value) > float(np.finfo(np.float32).max) or float(np.float32(value)) != value:
+        return float(value)
+    return float(str(np.float32(value)))
 
 
 def _template(metadata: Mapping[str, Any], source: Path, names: Mapping[str, str]) -> bytes | None:
