@@ -8,6 +8,7 @@ import jsonschema_rs
 import pytest
 
 from yocobit import Engine
+from yocobit.serving.api.field_names import OPENAI_NAMES
 from yocobit.serving.api.protocol import (
     Function,
     FunctionCall,
@@ -351,9 +352,9 @@ def test_keywords_are_named_by_their_place_in_the_request():
     strict = Function(name="f", parameters=POINT, strict=True)
     tools = [tool(POINT)] * 10 + [Tool(type="function", function=strict)]
 
-    constraint = constraint_of_calls(
-        tools, [f"/tools/{i}" for i in range(11)], is_array_allowed=True
-    )
+    pointers = [OPENAI_NAMES.tool_schema.format(i) for i in range(11)]
+
+    constraint = constraint_of_calls(tools, pointers, is_array_allowed=True)
 
     assert [each.is_strict for each in constraint.sources] == [False] * 10 + [True]
     assert constraint.sources[10].pointer == "/tools/10/function/parameters"

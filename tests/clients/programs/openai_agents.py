@@ -24,18 +24,14 @@ def agent(url: str, **options: Any) -> Agent:
 
 
 def text(url: str) -> Any:
-    # A truncated answer is an error of the SDK.
-    short = agent(url, model_settings=ModelSettings(max_tokens=2048))
-    return Runner.run_sync(short, PROMPT).final_output
+    return Runner.run_sync(agent(url), PROMPT).final_output
 
 
 def stream(url: str) -> Any:
-    short = agent(url, model_settings=ModelSettings(max_tokens=2048))
-
     async def pieces() -> list[str]:
         return [
             event.data.delta
-            async for event in Runner.run_streamed(short, PROMPT).stream_events()
+            async for event in Runner.run_streamed(agent(url), PROMPT).stream_events()
             if event.type == "raw_response_event"
             and event.data.type == "response.output_text.delta"
         ]
