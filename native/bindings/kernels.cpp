@@ -170,11 +170,17 @@ Floats attend(const std::string& name, const Array<const float, 2>& q,
   const int64_t stride = D + kPartialExtra, first = begin / kv_split;
   const int64_t n_partials = (end - 1) / kv_split - first + 1;
   std::vector<float> partials(N * n_partials * stride);
+  std::vector<AttentionQuery> queries(N);
   for (int64_t i = 0; i < n_partials; ++i) {
     const int64_t from = (first + i) * kv_split;
-    kernels.attend(q.data(), static_cast<int>(N), view, std::max(begin, from),
-                   std::min(end, from + kv_split), 1.0f / std::sqrt(static_cast<float>(D)),
-                   &partials[i * stride], n_partials * stride);
+    for (size_t n = 0; n < N; ++n) {
+      queries[n] = {.q = q.data() + n * D,
+                    .begin = std::max(begin, from),
+                    .end = std::min(end, from + kv_split),
+                    .partial = &partials[(n * n_partials + i) * stride]};
+    }
+    kernels.attend(queries.data(), static_cast<int>(N), view,
+                   1.0f / std::sqrt(static_cast<float>(D)));
   }
   Floats o = new_array({N, D});
   for (size_t n = 0; n < N; ++n) {

@@ -7,6 +7,9 @@
 namespace yocobit {
 namespace {
 
+// Parts of the work for each thread, of which some take longer than others.
+constexpr int kPartsPerThread = 4;
+
 // The positions [begin, end) that a row attends to, in `n_splits` KV splits from `first_split` on,
 // of which the first and the last may be partial.
 struct Span {
@@ -25,7 +28,8 @@ class Attention {
         G_(layer.heads.n_kv_heads),
         D_(layer.heads.head_dim),
         padded_(layer.heads.padded_dim()),
-        n_queries_(H_ / G_) {}
+        n_queries_(H_ / G_),
+        n_rows_(rows_together()) {}
 
   void run();
   void store_kv(int row, int head) const;
@@ -34,7 +38,10 @@ class Attention {
   KvCache& cache(int row) const { return *batch_[row].session->kv_cache(layer_.cache); }
   int32_t* selected(int row, int head) const;
   bool is_sparse(int row) const;
+  int n_parts() const { return (batch_.size() + n_rows_ - 1) / n_rows_; }
   Span span(int row) const;
+  int rows_together() const;
+  bool share_tiles(int row, int other) const;
   float* query(int row, int query_head) const;
   float* partial(int row, int query_head, int64_t slot, int64_t n_slots) const;
 
@@ -42,7 +49,8 @@ class Attention {
   float* pad(float* head, float* padded) const;
   void norm_and_rotate(int row, const float* norm, float* head) const;
   void select_blocks() const;
-  void attend_split(int row, int head, int64_t split, int64_t slot, int64_t n_slots) const;
+  void attend_split(int begin, int end, int head, int64_t split, int64_t slot,
+                    int64_t n_slots) const;
   void attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is_last) const;
   void normalize(int row, int query_head, int64_t n_slots) const;
 
@@ -51,6 +59,7 @@ class Attention {
   Workspace& ws_;
   const AttentionLayer& layer_;
   const int H_, G_, D_, padded_, n_queries_;  // n_queries_: query heads of a KV head
+  const int n_rows_;                          // adjacent rows that one thread computes together
 };
 
 void Attention::run() {
@@ -64,13 +73,18 @@ void Attention::run() {
   // One barrier where no row attends to the new keys of another and there is nothing to combine.
   const bool sees_own_only = !layer_.stores_kv || batch_.is_decode();
   const bool is_one_phase = n_splits == 1 && sees_own_only && !any_selects;
-  pass_.pool.parallel_for(int64_t{N} * G_, [&](int64_t i, int64_t end) {
+  pass_.pool.parallel_for(int64_t{n_parts()} * G_, [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const int row = static_cast<int>(i / G_), head = static_cast<int>(i % G_);
-      prepare(row, head);
+      const int first = static_cast<int>(i / G_) * n_rows_, head = static_cast<int>(i % G_);
+      const int last = std::min(first + n_rows_, N);
+      for (int row = first; row < last; ++row) prepare(row, head);
       if (!is_one_phase) continue;
-      attend_split(row, head, 0, 0, 1);
-      for (int query = 0; query < n_queries_; ++query) normalize(row, head * n_queries_ + query, 1);
+      attend_split(first, last, head, 0, 0, 1);
+      for (int row = first; row < last; ++row) {
+        for (int query = 0; query < n_queries_; ++query) {
+          normalize(row, head * n_queries_ + query, 1);
+        }
+      }
     }
   });
   if (is_one_phase) return;
@@ -179,19 +193,47 @@ float* Attention::partial(int row, int query_head, int64_t slot, int64_t n_slots
   return &ws_.partials[(index * n_slots + slot) * (padded_ + kPartialExtra)];
 }
 
-// Attend over one KV split of the row's span; the partial result goes to a slot of the row.
-void Attention::attend_split(int row, int head, int64_t split, int64_t slot,
+// As many rows as have kQueriesTogether queries, if there are enough for all threads. Results
+// depend on the row only.
+int Attention::rows_together() const {
+  if (batch_.is_decode()) return 1;
+  const int n_parts = kPartsPerThread * pass_.pool.size();
+  return std::clamp(batch_.size() * G_ / n_parts, 1, std::max(kQueriesTogether / n_queries_, 1));
+}
+
+// Whether two rows attend to one cache, and to nearly the same positions of it.
+bool Attention::share_tiles(int row, int other) const {
+  return batch_[row].session == batch_[other].session && !is_sparse(row) && !is_sparse(other) &&
+         span(row).first_split == span(other).first_split;
+}
+
+// Attend over one KV split of the spans of the rows [begin, end); the partial results go to a slot
+// of each row.
+void Attention::attend_split(int begin, int end, int head, int64_t split, int64_t slot,
                              int64_t n_slots) const {
-  const Span seen = span(row);
-  if (split >= seen.n_splits) return;
-  const int64_t from = (seen.first_split + split) * kKvSplit;
-  const int query_head = head * n_queries_;
-  KeysValues view = cache(row).view(head);
-  if (is_sparse(row)) view.tiles = selected(row, head);
-  pass_.kernels.attend(
-      query(row, query_head), n_queries_, view, std::max(seen.begin, from),
-      std::min(seen.end, from + kKvSplit), pass_.model.config.score_scale(layer_.heads),
-      partial(row, query_head, slot, n_slots), n_slots * (padded_ + kPartialExtra));
+  AttentionQuery queries[kQueriesTogether];
+  int n = 0;
+  const auto attend_together = [&](int row) {
+    if (n == 0) return;
+    KeysValues view = cache(row).view(head);
+    if (is_sparse(row)) view.tiles = selected(row, head);
+    pass_.kernels.attend(queries, n, view, pass_.model.config.score_scale(layer_.heads));
+    n = 0;
+  };
+  for (int row = begin; row < end; ++row) {
+    if (row > begin && !share_tiles(row - 1, row)) attend_together(row - 1);
+    const Span seen = span(row);
+    if (split >= seen.n_splits) continue;
+    const int64_t from = (seen.first_split + split) * kKvSplit;
+    for (int i = head * n_queries_; i < (head + 1) * n_queries_; ++i) {
+      if (n == kQueriesTogether) attend_together(row);
+      queries[n++] = {.q = query(row, i),
+                      .begin = std::max(seen.begin, from),
+                      .end = std::min(seen.end, from + kKvSplit),
+                      .partial = partial(row, i, slot, n_slots)};
+    }
+  }
+  attend_together(end - 1);
 }
 
 // Splits [first, first + n) of every row, combined with those before.
@@ -199,11 +241,13 @@ void Attention::attend_splits(int64_t first, int64_t n, int64_t n_slots, bool is
   const int N = batch_.size();
   const bool has_before = first > 0;
   // Adjacent rows read the same keys and values, which then hit the CPU's caches.
-  pass_.pool.parallel_for(G_ * n * N, [&](int64_t i, int64_t end) {
+  pass_.pool.parallel_for(G_ * n * n_parts(), [&](int64_t i, int64_t end) {
     for (; i < end; ++i) {
-      const int row = static_cast<int>(i % N), head = static_cast<int>(i / N / n);
-      const int64_t split = i / N % n;
-      attend_split(row, head, first + split, split + has_before, n_slots);
+      const int row = static_cast<int>(i % n_parts()) * n_rows_;
+      const int head = static_cast<int>(i / n_parts() / n);
+      const int64_t split = i / n_parts() % n;
+      attend_split(row, std::min(row + n_rows_, N), head, first + split, split + has_before,
+                   n_slots);
     }
   });
   pass_.pool.parallel_for(int64_t{N} * H_, [&](int64_t i, int64_t end) {

@@ -13,7 +13,8 @@
 
 namespace yocobit {
 
-constexpr int64_t kKvSplit = 512;  // positions
+constexpr int64_t kKvSplit = 512;     // positions
+constexpr int kQueriesTogether = 32;  // that a kernel gets at most: they share tiles of positions
 
 struct AttentionLayer {
   Heads heads;

@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "engine/attention.h"
+
 namespace yocobit {
 namespace {
 
@@ -123,8 +125,17 @@ void BlockIndex::score_attention(const Kernels& kernels, KeysValues cache, int h
     cache.tiles = blocks + i;
     if (i + 1 < n) prefetch_keys(cache, blocks[i + 1]);
     const int64_t end = position + 1 - int64_t{blocks[i]} * kAttentionTile;
-    kernels.attend(q, n_queries, cache, 0, std::min<int64_t>(end, kAttentionTile), scale, partials,
-                   stride);
+    for (int first = 0; first < n_queries; first += kQueriesTogether) {
+      AttentionQuery queries[kQueriesTogether];
+      const int n_together = std::min(n_queries - first, kQueriesTogether);
+      for (int query = 0; query < n_together; ++query) {
+        queries[query] = {.q = q + int64_t{first + query} * head_dim_,
+                          .begin = 0,
+                          .end = std::min<int64_t>(end, kAttentionTile),
+                          .partial = partials + (first + query) * stride};
+      }
+      kernels.attend(queries, n_together, cache, scale);
+    }
     for (int query = 0; query < n_queries; ++query) {
       const float* found = &partials[query * stride + head_dim_];
       largest[query * attended_stride_ + i] = found[0] > kLowest ? found[0] : kLowest;  // NaN

@@ -135,4 +135,12 @@ struct KeysValues {
   const int32_t* tiles = nullptr;
 };
 
+// A query of a K/V head, the positions [begin, end) that it attends to, and its partial result:
+// sum(e^(score - largest) V) [D], then largest, then sum(e^(score - largest)).
+struct AttentionQuery {
+  const float* q;  // [D]
+  int64_t begin, end;
+  float* partial;  // [D + kPartialExtra]
+};
+
 }  // namespace yocobit

@@ -105,13 +105,11 @@ struct Kernels {
   // The inverse, to the values that attend computes with.
   void (*load)(const void* stored, float scale, int head_dim, FloatType type, float* x);
 
-  // Attend with the n_queries heads that share a K/V head to positions [begin, end), walked in
-  // tiles that start at multiples of kAttentionTile: the result depends on the positions only, not
-  // on how queries are batched. Leaves, per query, sum(e^(score - largest) V) [D], then largest,
-  // then sum(e^(score - largest)).
-  //   q  [n_queries][D]; partials  [n_queries][stride]; begin < end, end - begin <= capacity
-  void (*attend)(const float* q, int n_queries, const KeysValues& cache, int64_t begin, int64_t end,
-                 float scale, float* partials, ptrdiff_t stride);
+  // Attend with n queries of a K/V head, each to its own positions, walked in tiles that start at
+  // multiples of kAttentionTile: a result depends on its query and positions only, not on how
+  // queries are batched. Adjacent queries share the tiles that they attend to.
+  //   begin < end of each query; the largest end - the smallest begin <= capacity
+  void (*attend)(const AttentionQuery* queries, int n, const KeysValues& cache, float scale);
 
   // Flash-decoding: combine the partial results [n][stride] of consecutive KV splits, in order,
   // into the first (combined in pieces, the bits are the same); then the output o [D] of the query.

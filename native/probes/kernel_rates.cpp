@@ -141,9 +141,11 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
   const size_t half = capacity * row, scales = capacity * sizeof(float);
   const size_t total = 2 * half + 2 * scales;
   std::vector<Buffer<uint8_t>> memory = buffers(total, threads.n);
-  const ptrdiff_t stride = head_dim + kPartialExtra;
+  const size_t stride = head_dim + kPartialExtra;
   const std::vector<float> q(static_cast<size_t>(n_queries) * head_dim, 0.5f);
   std::vector<std::vector<float>> partials(threads.n, std::vector<float>(n_queries * stride));
+  std::vector<std::vector<AttentionQuery>> queries(threads.n,
+                                                   std::vector<AttentionQuery>(n_queries));
   std::vector<int64_t> next(threads.n);
   const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kPartition), 1);
   const size_t pass_bytes = per_pass * kPartition * position;
@@ -162,8 +164,13 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
                                   .capacity = capacity,
                                   .head_dim = head_dim};
         for (int64_t i = 0; i < per_pass; ++i) {
-          kernels.attend(q.data(), n_queries, cache, next[thread], next[thread] + kPartition, 0.1f,
-                         partials[thread].data(), stride);
+          for (int query = 0; query < n_queries; ++query) {
+            queries[thread][query] = {.q = &q[static_cast<size_t>(query) * head_dim],
+                                      .begin = next[thread],
+                                      .end = next[thread] + kPartition,
+                                      .partial = &partials[thread][query * stride]};
+          }
+          kernels.attend(queries[thread].data(), n_queries, cache, 0.1f);
           next[thread] = (next[thread] + kPartition) % capacity;
         }
       });

@@ -1,23 +1,16 @@
 // Floating-point kernels of the engine against float64 within their rounding.
 //
-// Letters:  D head size   S cached positions
+// Letters:  D head size
 
 #include <algorithm>
 #include <limits>
 
 #include "kernel_equality.h"
-#include "kernels/kv_tiles.h"
 
 namespace yocobit::test {
 namespace {
 
 constexpr double kEps = 0x1p-23;
-
-float largest_magnitude(const float* x, int n) {
-  float largest = 1e-12f;
-  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
-  return largest;
-}
 
 std::vector<float> row_of(Fill fill, int n, Random& random) {
   std::vector<float> x = random.numbers(n, 3.0f);
@@ -27,67 +20,6 @@ std::vector<float> row_of(Fill fill, int n, Random& random) {
     if (fill == Fill::smallest) value = -std::numeric_limits<float>::max();
   }
   return x;
-}
-
-// Rows of one K/V head as a cache keeps them.
-struct Cache {
-  Cache(const KernelFamily& family, FloatType type, int D, int S, const std::vector<float>& keys,
-        const std::vector<float>& values)
-      : row_bytes(type == FloatType::f32   ? D * 4
-                  : type == FloatType::f16 ? D * 2
-                  : type == FloatType::i8  ? D
-                                           : (D + 15) / 16 * 8),
-        capacity((S + kAttentionTile - 1) / kAttentionTile * kAttentionTile),
-        rows{Aligned<uint8_t>(capacity * row_bytes), Aligned<uint8_t>(capacity * row_bytes)},
-        scales{std::vector<float>(capacity, 1.0f), std::vector<float>(capacity, 1.0f)} {
-    alignas(64) uint8_t row[kMaxHeadDim * 4];
-    for (int s = 0; s < S; ++s) {
-      for (int part = 0; part < 2; ++part) {
-        const float* x = (part == 0 ? keys : values).data() + size_t(s) * D;
-        family.kernels.store(x, D, type, row, &scales[part][s]);
-        if (type == FloatType::f32 || type == FloatType::f16) {
-          std::memcpy(rows[part].data() + s * row_bytes, row, row_bytes);
-        } else if (part == 0) {
-          put_row(key_byte, type, s % kAttentionTile, row_bytes, row, tile(part, s));
-        } else {
-          put_row(value_byte, type, s % kAttentionTile, row_bytes, row, tile(part, s));
-        }
-      }
-    }
-    view = {.keys = rows[0].data(),
-            .values = rows[1].data(),
-            .key_scales = scales[0].data(),
-            .value_scales = scales[1].data(),
-            .type = type,
-            .row_bytes = row_bytes,
-            .capacity = capacity,
-            .head_dim = D};
-  }
-
-  uint8_t* tile(int part, int s) {
-    return rows[part].data() + int64_t{s} / kAttentionTile * kAttentionTile * row_bytes;
-  }
-
-  int64_t row_bytes, capacity;
-  Aligned<uint8_t> rows[2];
-  std::vector<float> scales[2];
-  KeysValues view;
-};
-
-constexpr FloatType kCacheTypes[] = {FloatType::f32, FloatType::f16, FloatType::i8, FloatType::i4};
-
-// Bound of the rounding error of a cached value, for rows with the given largest magnitude.
-double storage_error(FloatType type, double largest) {
-  switch (type) {
-    case FloatType::f32:
-      return 0.0;
-    case FloatType::f16:
-      return largest * 0x1p-11;
-    case FloatType::i8:
-      return largest / 127 * 0.51;
-    default:
-      return largest / 7 * 0.51;
-  }
 }
 
 }  // namespace
@@ -311,87 +243,6 @@ uint64_t retention(const KernelFamily& family) {
       check(state == expected, family, "retain must leave the state of the last position");
       checksum.add(state);
       checksum.add(o);
-    }
-  }
-  return checksum.value();
-}
-
-uint64_t kv_rows(const KernelFamily& family) {
-  Checksum checksum;
-  for (const int D : {8, 24, 128, 1024}) {
-    for (const FloatType type : kCacheTypes) {
-      Random random(static_cast<uint32_t>(D));
-      const std::vector<float> x = random.numbers(D, 2.0f);
-      std::vector<float> loaded(D);
-      alignas(64) uint8_t row[kMaxHeadDim * 4] = {};
-      float scale = 1.0f;
-      family.kernels.store(x.data(), D, type, row, &scale);
-      family.kernels.load(row, scale, D, type, loaded.data());
-      const double bound = storage_error(type, largest_magnitude(x.data(), D));
-      for (int d = 0; d < D; ++d) check_near(loaded[d], x[d], bound, family, "store and load");
-      checksum.add(row, sizeof row);
-      checksum.add(loaded);
-    }
-  }
-  return checksum.value();
-}
-
-uint64_t attention(const KernelFamily& family) {
-  Checksum checksum;
-  for (const int D : {8, 24, 64, 128}) {
-    for (const FloatType type : kCacheTypes) {
-      for (const int n_queries : {1, 2, 3, 5}) {
-        constexpr int S = 203, kSplit = 96;
-        Random random(static_cast<uint32_t>(D * 10 + n_queries));
-        const std::vector<float> keys = random.numbers(size_t(S) * D),
-                                 values = random.numbers(size_t(S) * D),
-                                 q = random.numbers(size_t(n_queries) * D);
-        Cache cache(family, type, D, S, keys, values);
-        const float scale = 1.0f / std::sqrt(static_cast<float>(D));
-        const int begin = 5, end = S;
-        const ptrdiff_t stride = D + kPartialExtra;
-        constexpr int kSplits = (S + kSplit - 1) / kSplit;
-        std::vector<float> partials(size_t(n_queries) * kSplits * stride), o(D), whole(D);
-        std::vector<float> single(size_t(n_queries) * stride);
-        for (int i = 0; i < kSplits; ++i) {
-          family.kernels.attend(q.data(), n_queries, cache.view, std::max(begin, i * kSplit),
-                                std::min(end, (i + 1) * kSplit), scale,
-                                partials.data() + i * stride, kSplits * stride);
-        }
-        family.kernels.attend(q.data(), n_queries, cache.view, begin, end, scale, single.data(),
-                              stride);
-        for (int i = 0; i < n_queries; ++i) {
-          float* partial = partials.data() + i * kSplits * stride;
-          family.kernels.combine(partial, stride, kSplits, D);
-          family.kernels.normalize(partial, D, o.data());
-          family.kernels.normalize(single.data() + i * stride, D, whole.data());
-          std::vector<double> scores(S, 0.0);
-          double largest = -1e300, total = 0.0;
-          for (int s = begin; s < end; ++s) {
-            for (int d = 0; d < D; ++d) {
-              scores[s] += double{q[size_t(i) * D + d]} * keys[size_t(s) * D + d] * scale;
-            }
-            largest = std::max(largest, scores[s]);
-          }
-          for (int s = begin; s < end; ++s) total += std::exp(scores[s] - largest);
-          // The error of a score is that of a key times |q|_1; of an output twice that, for
-          // |v| <= 1, plus that of a value. 1e-4 covers rounding, as of 15-bit queries and weights.
-          double magnitude = 0.0;
-          for (int d = 0; d < D; ++d) magnitude += std::fabs(q[size_t(i) * D + d]);
-          const double lost = storage_error(type, 1.0);
-          const double bound = 2 * std::expm1(2 * lost * magnitude * scale) + lost + 1e-4;
-          for (int d = 0; d < D; ++d) {
-            double expected = 0.0;
-            for (int s = begin; s < end; ++s) {
-              expected += std::exp(scores[s] - largest) / total * values[size_t(s) * D + d];
-            }
-            check_near(o[d], expected, bound, family, "attention of KV splits");
-            check_near(whole[d], expected, bound, family, "attention");
-          }
-          checksum.add(o);
-          checksum.add(whole);
-        }
-      }
     }
   }
   return checksum.value();

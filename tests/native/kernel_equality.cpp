@@ -27,8 +27,11 @@ const Test kTests[] = {
     {"retention", retention, 0x786db05c8c2e760f},
     {"kv_rows", kv_rows, 0x8b7b8139dd149569},
     {"attention", attention, 0x8029d4fdff9ed33a},
+    {"attention_together", attention_together, 0xb0e2fb914301d300},
+    {"largest_attention", largest_attention, 0xa6ee5c14783182a5},
     {"training_forward", training_forward, 0x9583038d6b997292},
     {"training_backward", training_backward, 0x614fc14dde6b829e},
+    {"largest_gradients", largest_gradients, 0x8453ec08b46c7e45},
     {"row_kernels", row_kernels, 0x0231977687dbda9f},
 };
 

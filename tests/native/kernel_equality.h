@@ -3,6 +3,7 @@
 // that the kernels wrote: families are equal where their checksums are, on whatever CPU.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -90,6 +91,13 @@ class Aligned {
   T* data_;
 };
 
+// Of the values of a row, at least what quantisation takes for it.
+inline float largest_magnitude(const float* x, int n) {
+  float largest = kSmallestAbsmax;
+  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
+  return largest;
+}
+
 // Values of inputs: random, all of the largest magnitude with one sign, or zeros.
 enum class Fill { random, largest, smallest, zeros };
 
@@ -107,12 +115,17 @@ uint64_t quantize_grouped_rows(const KernelFamily& family);
 uint64_t elementwise(const KernelFamily& family);
 uint64_t gelu(const KernelFamily& family);
 uint64_t retention(const KernelFamily& family);
+
+// attention_equality.cpp
 uint64_t kv_rows(const KernelFamily& family);
 uint64_t attention(const KernelFamily& family);
+uint64_t attention_together(const KernelFamily& family);
+uint64_t largest_attention(const KernelFamily& family);
 
 // training_equality.cpp
 uint64_t training_forward(const KernelFamily& family);
 uint64_t training_backward(const KernelFamily& family);
+uint64_t largest_gradients(const KernelFamily& family);
 uint64_t row_kernels(const KernelFamily& family);
 
 // overriding_families.cpp

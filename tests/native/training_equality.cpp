@@ -3,6 +3,7 @@
 // Letters:  M output features of a weight   K input features   N tokens   H heads   D = K / H
 
 #include <algorithm>
+#include <limits>
 
 #include "kernel_equality.h"
 
@@ -173,6 +174,47 @@ uint64_t training_backward(const KernelFamily& family) {
         checksum.add(grad_ws[i]);
       }
     }
+  }
+  return checksum.value();
+}
+
+// Every code of a gradient and of an activation is the largest, for a block of tokens; and a
+// gradient that is not finite makes its row so, and no other.
+uint64_t largest_gradients(const KernelFamily& family) {
+  Checksum checksum;
+  constexpr int K = 40, N = kGradientBlock;
+  Random random(1);
+  const Weights weights(K, /*is_ternary=*/true, random);
+  const MasterWeights& p = weights.projection;
+  Inputs x(family, p, N, random);
+  std::fill(x.scales.begin(), x.scales.end(), 1.0f);
+  for (const float sign : {1.0f, -1.0f}) {
+    std::vector<float> grads[2], grad_ws[2];
+    const float* ins[2];
+    float* outs[2];
+    for (int i = 0; i < 2; ++i) {
+      grads[i].assign(size_t(N) * Weights::kRows[i], sign * 0.25f);
+      grad_ws[i].resize(size_t(Weights::kRows[i]) * K);
+      ins[i] = grads[i].data();
+      outs[i] = grad_ws[i].data();
+    }
+    for (int n = 0; n < N; ++n) {
+      for (int k = 0; k < K; ++k) x.codes[size_t(n) * x.stride + k] = k % 2 ? -127 : 127;
+    }
+    grads[1][0] = std::numeric_limits<float>::infinity();
+    family.training.weight_gradient(p, ins, x.rows, 0, n_groups(p), outs);
+    const float product = 0.25f / kGradientLevels * static_cast<float>(N * kGradientLevels * 127);
+    for (int i = 0; i < 2; ++i) {
+      for (int m = 0; m < Weights::kRows[i]; ++m) {
+        for (int k = 0; k < K; ++k) {
+          const float actual = grad_ws[i][size_t(m) * K + k];
+          const bool is_finite = i == 0 || m > 0;
+          check(is_finite ? actual == (k % 2 ? -sign : sign) * product : !std::isfinite(actual),
+                family, "the largest sums of weight_gradient must be exact");
+        }
+      }
+    }
+    checksum.add(grad_ws[0]);
   }
   return checksum.value();
 }

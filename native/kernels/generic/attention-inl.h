@@ -13,48 +13,53 @@
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
+constexpr bool has_codes(FloatType type) { return type == FloatType::i8 || type == FloatType::i4; }
+
 template <typename Dots, FloatType type, int kQueries>
-void attend_with(const float* q, const KeysValues& cache, int64_t begin, int64_t end, float scale,
-                 float* partials, ptrdiff_t stride) {
-  if constexpr (type == FloatType::i8 || type == FloatType::i4) {
-    attend_to_codes<Dots, type, kQueries>(q, cache, begin, end, scale, partials, stride);
+void attend_with(const AttentionQuery* queries, const KeysValues& cache, float scale) {
+  if constexpr (has_codes(type)) {
+    attend_to_codes<Dots, type, kQueries>(queries, kQueries, cache, scale);
   } else {
-    attend_as<type, kQueries>(q, cache, begin, end, scale, partials, stride);
+    attend_as<type, kQueries>(queries, cache, scale);
   }
 }
 
+// How many of the first n queries, up to 4, attend together: over floats those with the same
+// positions, as even a weight of 0 times a value that is not finite is not 0.
+inline int n_together(const AttentionQuery* queries, int n, FloatType type) {
+  int count = 1;
+  while (count < n && count < 4 &&
+         (has_codes(type) ||
+          (queries[count].begin == queries->begin && queries[count].end == queries->end))) {
+    ++count;
+  }
+  return count;
+}
+
 template <typename Dots, FloatType type>
-void attend_in_fours(const float* q, int n_queries, const KeysValues& cache, int64_t begin,
-                     int64_t end, float scale, float* partials, ptrdiff_t stride) {
-  const int D = cache.head_dim;
-  while (n_queries > 0) {
-    const int n = n_queries < 4 ? n_queries : 4;
-    if (n == 4) attend_with<Dots, type, 4>(q, cache, begin, end, scale, partials, stride);
-    if (n == 3) attend_with<Dots, type, 3>(q, cache, begin, end, scale, partials, stride);
-    if (n == 2) attend_with<Dots, type, 2>(q, cache, begin, end, scale, partials, stride);
-    if (n == 1) attend_with<Dots, type, 1>(q, cache, begin, end, scale, partials, stride);
-    q += n * D;
-    partials += n * stride;
-    n_queries -= n;
+void attend_in_fours(const AttentionQuery* queries, int n, const KeysValues& cache, float scale) {
+  while (n > 0) {
+    const int count = n_together(queries, n, type);
+    if (count == 4) attend_with<Dots, type, 4>(queries, cache, scale);
+    if (count == 3) attend_with<Dots, type, 3>(queries, cache, scale);
+    if (count == 2) attend_with<Dots, type, 2>(queries, cache, scale);
+    if (count == 1) attend_with<Dots, type, 1>(queries, cache, scale);
+    queries += count;
+    n -= count;
   }
 }
 
 template <typename Dots>
-void attend(const float* q, int n_queries, const KeysValues& cache, int64_t begin, int64_t end,
-            float scale, float* partials, ptrdiff_t stride) {
+void attend(const AttentionQuery* queries, int n, const KeysValues& cache, float scale) {
   switch (cache.type) {
     case FloatType::f32:
-      return attend_in_fours<Dots, FloatType::f32>(q, n_queries, cache, begin, end, scale, partials,
-                                                   stride);
+      return attend_in_fours<Dots, FloatType::f32>(queries, n, cache, scale);
     case FloatType::f16:
-      return attend_in_fours<Dots, FloatType::f16>(q, n_queries, cache, begin, end, scale, partials,
-                                                   stride);
+      return attend_in_fours<Dots, FloatType::f16>(queries, n, cache, scale);
     case FloatType::i8:
-      return attend_in_fours<Dots, FloatType::i8>(q, n_queries, cache, begin, end, scale, partials,
-                                                  stride);
+      return attend_in_fours<Dots, FloatType::i8>(queries, n, cache, scale);
     case FloatType::i4:
-      return attend_in_fours<Dots, FloatType::i4>(q, n_queries, cache, begin, end, scale, partials,
-                                                  stride);
+      return attend_in_fours<Dots, FloatType::i4>(queries, n, cache, scale);
   }
 }
 

@@ -76,20 +76,44 @@ class TilePrefetcher {
   int64_t size_, done_ = 0;
 };
 
-// Set the positions of a tile that are outside [first, last).
-inline void set_outside(float* row, int first, int last, float value) {
-  for (int j = 0; j < first; ++j) row[j] = value;
-  for (int j = last; j < kAttentionTile; ++j) row[j] = value;
-}
+// The positions [first, last) of a tile that a query attends to, of which there may be none.
+struct Attended {
+  int first = 0, last = 0;
+
+  Attended() = default;
+  Attended(const AttentionQuery& query, int64_t position)
+      : first(clamped(query.begin - position)), last(clamped(query.end - position)) {}
+
+  bool any() const { return first < last; }
+
+  // Set the other positions; most tiles have none.
+  void set_outside(float* row, float value) const {
+    if (first == 0 && last == kAttentionTile) return;
+    for (int j = 0; j < first; ++j) row[j] = value;
+    for (int j = last; j < kAttentionTile; ++j) row[j] = value;
+  }
+
+ private:
+  static int clamped(int64_t j) {
+    return static_cast<int>(j < 0 ? 0 : j < kAttentionTile ? j : kAttentionTile);
+  }
+};
+
+// Sizes of arrays of which each query has an element.
+template <int kQueries>
+constexpr int kRescales = (kQueries + kLanes - 1) / kLanes * kLanes;
 
 // Online-softmax update: the scores of a tile become weights, and the sums so far are to be
-// multiplied by rescale[kLanes].
-template <int kQueries>
-YOCOBIT_INLINE void update_softmax(int first, int last, float (*scores)[kAttentionTile],
+// multiplied by rescale[kRescales]. With kIsSame all queries attend to the positions of the first;
+// otherwise those that attend to none are left as they are.
+template <int kQueries, bool kIsSame>
+YOCOBIT_INLINE void update_softmax(const Attended* attended, float (*scores)[kAttentionTile],
                                    float* largest, F32x8* totals, float* rescale) {
-  float changes[kLanes] = {};
+  float changes[kRescales<kQueries>] = {};
   for (int i = 0; i < kQueries; ++i) {
-    set_outside(scores[i], first, last, kBelowAll);
+    const Attended& own = attended[kIsSame ? 0 : i];
+    if (!kIsSame && !own.any()) continue;
+    own.set_outside(scores[i], kBelowAll);
     F32xN highest = splat_like(F32xN{}, largest[i]);
     for (int j = 0; j < kAttentionTile; j += kWideLanes) {
       highest = max(load_wide(scores[i] + j), highest);
@@ -98,13 +122,15 @@ YOCOBIT_INLINE void update_softmax(int first, int last, float (*scores)[kAttenti
     largest[i] = lane_max(highest);
     changes[i] -= largest[i];
   }
-  store(rescale, exponential(load(changes)));
+  for (int i = 0; i < kQueries; i += kLanes) store(rescale + i, exponential(load(changes + i)));
   for (int i = 0; i < kQueries; ++i) {
+    const Attended& own = attended[kIsSame ? 0 : i];
+    if (!kIsSame && !own.any()) continue;
     const F32xN shift = splat_like(F32xN{}, largest[i]);
     for (int j = 0; j < kAttentionTile; j += kWideLanes) {
       store(scores[i] + j, exponential(sub(load_wide(scores[i] + j), shift)));
     }
-    set_outside(scores[i], first, last, 0.0f);
+    own.set_outside(scores[i], 0.0f);
     totals[i] = mul(totals[i], splat(rescale[i]));
     for (int j = 0; j < kAttentionTile; j += kLanes) {
       totals[i] = add(load(scores[i] + j), totals[i]);

@@ -12,6 +12,9 @@
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
+// From one query to the next of those that are copied: no power of two, which L1 would evict.
+constexpr int kQueryStride = kMaxHeadDim + 16;
+
 // Accumulators for each of kQueries queries: half of the registers, the rest is for operands.
 template <int kQueries>
 constexpr int kBlock = kRegisters / 2 / (kQueries > 2 ? 4 : kQueries);
@@ -31,7 +34,7 @@ YOCOBIT_INLINE void score_positions(const float* q, const uint8_t* keys, int64_t
       for (int p = 0; p < kPositions; ++p)
         key[p] = load_as<type>(keys + p * row_bytes, d + half * kLanes);
       for (int i = 0; i < kQueries; ++i) {
-        const F32x8 query = in_register(load(q + i * D + d + half * kLanes));
+        const F32x8 query = in_register(load(q + i * kQueryStride + d + half * kLanes));
         for (int p = 0; p < kPositions; ++p) {
           sums[i * kPositions + p] = fma(query, key[p], sums[i * kPositions + p]);
         }
@@ -62,11 +65,11 @@ void score_tile(const float* q, const KeysValues& cache, const Tile& tile, int f
 template <FloatType type, int kQueries, int kVectors>
 YOCOBIT_INLINE void add_values(const float (*weights)[kAttentionTile], const float* rescale,
                                const uint8_t* values, int64_t row_bytes, int first, int last, int d,
-                               float* outputs, ptrdiff_t stride) {
+                               float* const* outputs) {
   F32x8 sums[kQueries][kVectors];
   for (int i = 0; i < kQueries; ++i) {
     for (int e = 0; e < kVectors; ++e) {
-      sums[i][e] = mul(load(outputs + i * stride + d + e * kLanes), splat(rescale[i]));
+      sums[i][e] = mul(load(outputs[i] + d + e * kLanes), splat(rescale[i]));
     }
   }
   for (int j = first; j < last; ++j) {
@@ -80,7 +83,7 @@ YOCOBIT_INLINE void add_values(const float (*weights)[kAttentionTile], const flo
     }
   }
   for (int i = 0; i < kQueries; ++i) {
-    for (int e = 0; e < kVectors; ++e) store(outputs + i * stride + d + e * kLanes, sums[i][e]);
+    for (int e = 0; e < kVectors; ++e) store(outputs[i] + d + e * kLanes, sums[i][e]);
   }
 }
 
@@ -88,57 +91,61 @@ YOCOBIT_INLINE void add_values(const float (*weights)[kAttentionTile], const flo
 template <FloatType type, int kQueries, int kVectors>
 YOCOBIT_INLINE void add_tile(const float (*weights)[kAttentionTile], const float* rescale,
                              const KeysValues& cache, const uint8_t* values, TilePrefetcher& next,
-                             int first, int last, int d, float* outputs, ptrdiff_t stride) {
+                             int first, int last, int d, float* const* outputs) {
   for (; d + kVectors * kLanes <= cache.head_dim; d += kVectors * kLanes) {
     next.prefetch_part(d + kVectors * kLanes, cache.head_dim);
     add_values<type, kQueries, kVectors>(weights, rescale, values, cache.row_bytes, first, last, d,
-                                         outputs, stride);
+                                         outputs);
   }
   if constexpr (kVectors > 1) {
     add_tile<type, kQueries, kVectors / 2>(weights, rescale, cache, values, next, first, last, d,
-                                           outputs, stride);
+                                           outputs);
   }
 }
 
 template <FloatType type, int kQueries>
 void add_tile(const float (*weights)[kAttentionTile], const float* rescale, const KeysValues& cache,
-              const Tile& tile, int first, int last, float* outputs, ptrdiff_t stride) {
+              const Tile& tile, int first, int last, float* const* outputs) {
   const uint8_t* values = static_cast<const uint8_t*>(cache.values) + tile.slot * cache.row_bytes;
   TilePrefetcher next(cache.values, cache, tile);
   add_tile<type, kQueries, kBlock<kQueries>>(weights, rescale, cache, values, next, first, last, 0,
-                                             outputs, stride);
+                                             outputs);
 }
 
+// Queries with the same positions.
 template <FloatType type, int kQueries>
-void attend_as(const float* q, const KeysValues& cache, int64_t begin, int64_t end, float scale,
-               float* partials, ptrdiff_t stride) {
+void attend_as(const AttentionQuery* queries, const KeysValues& cache, float scale) {
   const int D = cache.head_dim;
-  float largest[kQueries];
+  float q[kQueries * kQueryStride], *outputs[kQueries], largest[kQueries];
   F32x8 totals[kQueries];
   for (int i = 0; i < kQueries; ++i) {
+    outputs[i] = queries[i].partial;
     largest[i] = kBelowAll;
     totals[i] = zero();
-    for (int d = 0; d < D; d += kLanes) store(partials + i * stride + d, zero());
+    for (int d = 0; d < D; d += kLanes) {
+      store(q + i * kQueryStride + d, load(queries[i].q + d));
+      store(outputs[i] + d, zero());
+    }
   }
-  int64_t position = begin / kAttentionTile * kAttentionTile;
+  const int64_t end = queries->end;
+  int64_t position = queries->begin / kAttentionTile * kAttentionTile;
   for (; position < end; position += kAttentionTile) {
-    const int first = static_cast<int>(begin > position ? begin - position : 0);
-    const int last =
-        static_cast<int>(end - position < kAttentionTile ? end - position : kAttentionTile);
+    const Attended attended(*queries, position);
+    const auto [first, last] = attended;
     const Tile tile(cache, position, end);
-    float weights[kQueries][kAttentionTile] = {}, rescale[kLanes];
+    float weights[kQueries][kAttentionTile] = {}, rescale[kRescales<kQueries>];
     score_tile<type, kQueries>(q, cache, tile, first, last, weights);
     for (int i = 0; i < kQueries; ++i) {
       for (int j = 0; j < kAttentionTile; j += kLanes) {
         store(weights[i] + j, mul(load(weights[i] + j), splat(scale)));
       }
     }
-    update_softmax<kQueries>(first, last, weights, largest, totals, rescale);
-    add_tile<type, kQueries>(weights, rescale, cache, tile, first, last, partials, stride);
+    update_softmax<kQueries, true>(&attended, weights, largest, totals, rescale);
+    add_tile<type, kQueries>(weights, rescale, cache, tile, first, last, outputs);
   }
   for (int i = 0; i < kQueries; ++i) {
-    partials[i * stride + D] = largest[i];
-    partials[i * stride + D + 1] = lane_sum(totals[i]);
+    outputs[i][D] = largest[i];
+    outputs[i][D + 1] = lane_sum(totals[i]);
   }
 }
 

@@ -30,7 +30,7 @@ Floats exponential(const Floats& x) {
   return mul(p, power_of_two(n));
 }
 
-float exponential(float x) {
+inline float exponential(float x) {
   float v[kLanes];
   store(v, exponential(splat(x)));
   return v[0];
