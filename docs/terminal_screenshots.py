@@ -8,6 +8,8 @@ python docs/terminal_screenshots.py docs/assets [NAME ...]
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,13 +21,12 @@ from rich.console import Console
 from rich.text import Text
 
 Tmux = Callable[..., str]
-REPOSITORY = Path(__file__).parents[1]
 TIMEOUT_S = 600
 # By name: the columns and rows of the terminal, and the lines that are typed, each at a prompt.
 # The speeds are meaningful only if nothing else runs.
 SESSIONS = {
     "terminal-chat": (100, 24, ["yocobit chat --seed 1", "Tell me about the sea.", "/stats"]),
-    "terminal-train": (116, 30, ["yocobit train notes.txt --out runs/mine --minutes 3"]),
+    "terminal-train": (116, 44, ["yocobit train code --out runs/mine --minutes 3"]),
     "terminal-bench": (132, 30, ["yocobit bench tiny"]),
 }
 # rich's own format loads its fonts from another server.
@@ -66,8 +67,11 @@ def main(folder: Path, names: list[str]) -> None:
 def screen(columns: int, rows: int, lines: list[str]) -> str:
     """Return the last screen, with its escape sequences."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        texts = sorted((REPOSITORY / "docs").glob("*/*.md"))
-        Path(home, "notes.txt").write_text("\n\n".join(text.read_text() for text in texts))
+        code = Path(home, "code")  # the larger modules of the standard library
+        code.mkdir()
+        for module in sorted(Path(os.__file__).parent.glob("*.py")):
+            if module.stat().st_size > 20_000:
+                shutil.copy(module, code)
         environment = (
             f"HOME={home} PATH={Path(sys.executable).parent}:$PATH PS1='$ ' LINES= COLUMNS="
         )

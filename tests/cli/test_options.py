@@ -115,6 +115,10 @@ def test_every_command_has_arguments_here():
         (["import", "https://hf.co/org/name", "out"], "org/name: no such file or directory; if it"),
         (["import", "out", "other"], "out: no such file or directory"),
         (["import", ".", "out"], "downloaded from the Hugging Face Hub"),
+        (
+            ["train", "https://a.org/b.txt", "--out", "out"],
+            "https://a.org/b.txt: must be a path but is",
+        ),
         (["pull", "tiny"], "tiny: is part of the package; run it with: yocobit chat tiny"),
         (["import", "model.gguf", "out"], "was truncated: it ends after 4 bytes"),
         (["train", ".", "--out", "out"], "no file in this directory ends in .txt, "),

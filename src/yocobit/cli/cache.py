@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +43,7 @@ def pull(
     options = hub.Options(head=head, weights=weights, tokenizer=folder)
     with progress("converting") as advance:
         print(hub.pull(model, options, say, advance))
+    say(f"run it with: yocobit chat {shlex.quote(model)}")
 
 
 def list_(as_json: Json = False) -> None:
@@ -94,9 +96,13 @@ def packed(model: Path) -> Path:
 
     path = packed_or_trained(model)
     if (fault := hub.not_packed(path)) is not None:
-        name = re.sub(r"^(\w+:/)(?=[^/])", r"\1/", str(path))  # a Path has one slash of a URL
-        raise ConfigError(f"{name}: {fault}")
+        raise ConfigError(f"{as_typed(path)}: {fault}")
     return path
+
+
+def as_typed(path: Path) -> str:
+    """Return a path, or a URL, which lost a slash when it became a Path."""
+    return re.sub(r"^(\w+:/)(?=[^/])", r"\1/", str(path))
 
 
 def packed_or_trained(model: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from yocobit import importers, packing
-from yocobit.cli.cache import packed_or_trained
+from yocobit.cli.cache import as_typed, packed_or_trained
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
     FORMATS_HELP,
@@ -95,6 +96,10 @@ def train(
         if minutes is not None:
             overrides.append(f"run.minutes={minutes}")
         settings = training.load(config, overrides, init)
+    elif re.match(r"\w+:/", str(config)):
+        raise ConfigError(
+            f"{as_typed(config)}: must be a path but is a URL; download the text first"
+        )
     else:
         with console.status("timing a step"):
             settings, reason = training.configure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -180,8 +181,10 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, TypeError, ValueError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
+        is_of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        option = "--port" if is_of_port else "--host"
         raise UserError(
-            f"cannot listen on {host}:{port} ({reason}); choose another --port"
+            f"cannot listen on {host}:{port} ({reason}); choose another {option}"
         ) from None
     listener.listen(1024)
     listener.setblocking(False)
