@@ -18,8 +18,8 @@ struct F32x8 {
 
 #ifndef YOCOBIT_HAS_VNNI
 // Each lane: sum + a[0] b[0] + a[1] b[1], of int16.
-YOCOBIT_INLINE void dot_pairs(__m256i& sum, __m256i a, __m256i b) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+YOCOBIT_INLINE __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 #endif
 
@@ -318,10 +318,7 @@ struct Int16Pairs {
         second ? _mm_loadl_epi64(reinterpret_cast<const __m128i*>(second)) : _mm_setzero_si128();
     return _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(low, high));
   }
-  static Vector multiply_add(Vector sum, Vector a, Vector b) {
-    dot_pairs(sum, a, b);
-    return sum;
-  }
+  static Vector multiply_add(Vector sum, Vector a, Vector b) { return dot_pairs(sum, a, b); }
   static void store_floats(float* p, Vector sum) { _mm256_storeu_ps(p, _mm256_cvtepi32_ps(sum)); }
 };
 

@@ -17,14 +17,14 @@ namespace {
 
 #if defined(YOCOBIT_EMULATED) && !defined(YOCOBIT_EVEX)
 
-YOCOBIT_INLINE void dot_pairs(__m256i& sum, __m256i a, __m256i b) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+YOCOBIT_INLINE __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 
-YOCOBIT_INLINE void dot_bytes(__m256i& sum, __m256i bytes, __m256i factors) {
+YOCOBIT_INLINE __m256i dot_bytes(__m256i sum, __m256i bytes, __m256i factors) {
   const __m256i even = _mm256_and_si256(bytes, _mm256_set1_epi16(255));
-  dot_pairs(sum, even, _mm256_srai_epi16(_mm256_slli_epi16(factors, 8), 8));
-  dot_pairs(sum, _mm256_srli_epi16(bytes, 8), _mm256_srai_epi16(factors, 8));
+  sum = dot_pairs(sum, even, _mm256_srai_epi16(_mm256_slli_epi16(factors, 8), 8));
+  return dot_pairs(sum, _mm256_srli_epi16(bytes, 8), _mm256_srai_epi16(factors, 8));
 }
 
 #else
@@ -36,13 +36,15 @@ YOCOBIT_INLINE void dot_bytes(__m256i& sum, __m256i bytes, __m256i factors) {
 #endif
 
 // Each lane: sum + a[0] b[0] + a[1] b[1], of int16.
-YOCOBIT_INLINE void dot_pairs(__m256i& sum, __m256i a, __m256i b) {
+YOCOBIT_INLINE __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
   asm(YOCOBIT_ENCODING "vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
 }
 
-// Each lane: the sum of four products of an unsigned byte and a signed factor is added.
-YOCOBIT_INLINE void dot_bytes(__m256i& sum, __m256i bytes, __m256i factors) {
+// Each lane: sum + four products of an unsigned byte and a signed factor.
+YOCOBIT_INLINE __m256i dot_bytes(__m256i sum, __m256i bytes, __m256i factors) {
   asm(YOCOBIT_ENCODING "vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(bytes), "x"(factors));
+  return sum;
 }
 
 #endif

@@ -16,29 +16,29 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/avx2/vectors.h"
 #include "kernels/generic/low_bit-inl.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-inline int32_t lane_sum(const __m256i& x) {
-  const __m128i halves = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-  const __m128i pairs = _mm_add_epi32(halves, _mm_shuffle_epi32(halves, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1)));
-}
-
+// Write the outputs of the rows of a group and a token from the sums of codes by activations.
 template <typename Format>
-void write_sum(const __m256i& code_sums, const BitMatrix& w, const Int8Rows& x, int m, int n,
-               float* y) {
-  const int32_t sum = Format::kFactor * lane_sum(code_sums) - x.sums[n];
-  y[m] = static_cast<float>(sum) * (x.scales[n] * scale_of(w, m));
+YOCOBIT_INLINE void write_rows(__m256i sums, const BitMatrix& w, const Int8Rows& x, int group,
+                               int n, float* y) {
+  const int m = group * kRowsPerGroup;
+  const __m256i products =
+      _mm256_sub_epi32(_mm256_slli_epi32(sums, Format::kFactor / 2), _mm256_set1_epi32(x.sums[n]));
+  const F32x8 scales = mul(splat(x.scales[n]), scales_of(w, m));
+  store_first(y + m, mul({_mm256_cvtepi32_ps(products)}, scales), w.m - m);
 }
 
-// GEMV: kRows rows of a group by one token. Codes stay in their bit fields of the nibbles, which
-// saves a shift; each field has sums of its own, shifted down before they are widened.
+// GEMV: sums of kRows rows of a group by one token. Codes stay in their bit fields of the nibbles,
+// which saves a shift; each field has sums of its own, shifted down before they are widened.
 template <typename Dots, typename Format, int kRows>
-void gemv_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n, float* y) {
+YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n,
+                             __m256i* out) {
   constexpr int kFields = 4 / Format::kBits, kMask = (1 << Format::kBits) - 1;
   const uint8_t* codes =
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
@@ -66,7 +66,7 @@ void gemv_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, 
           const __m256i mask = _mm256_set1_epi8(kMask << (field * Format::kBits));
           const __m256i xs = load_bytes(inputs);
           for (int r = 0; r < kRows; ++r) {
-            Dots::add(sums[r][field], _mm256_and_si256(packed[r], mask), xs);
+            sums[r][field] = Dots::add(sums[r][field], _mm256_and_si256(packed[r], mask), xs);
           }
         }
       }
@@ -79,17 +79,25 @@ void gemv_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, 
       totals[r] = _mm256_add_epi32(totals[r], Dots::widened(sum));
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    const int m = group * kRowsPerGroup + first_row + r;
-    if (m < w.m) write_sum<Format>(totals[r], w, x, m, n, y);
-  }
+  for (int r = 0; r < kRows; ++r) out[first_row + r] = totals[r];
 }
 
-// kRows rows of a group by kTokens tokens: every unpacked code vector serves kTokens tokens and
-// every activation vector kRows rows.
+// A group by one token.
+template <typename Dots, typename Format>
+void gemv_group(const BitMatrix& w, const Int8Rows& x, int group, int n, float* y) {
+  constexpr int kRows = 4 / (8 / Format::kBits / 4);  // at a time: 8 sums, whatever the kind
+  __m256i totals[kRowsPerGroup];
+  for (int row = 0; row < kRowsPerGroup; row += kRows) {
+    add_rows<Dots, Format, kRows>(w, x, group, row, n, totals);
+  }
+  write_rows<Format>(lane_sums(totals), w, x, group, n, y);
+}
+
+// Sums of kRows rows of a group by kTokens tokens: every unpacked code vector serves kTokens tokens
+// and every activation vector kRows rows.
 template <typename Dots, typename Format, int kRows, int kTokens>
-void gemm_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n, float* y,
-               ptrdiff_t y_stride) {
+YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, int n,
+                             __m256i (*out)[kRowsPerGroup]) {
   const uint8_t* codes =
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
   const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
@@ -118,7 +126,7 @@ void gemm_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, 
           const __m256i unpacked =
               _mm256_and_si256(_mm256_srli_epi16(packed, field * Format::kBits), mask);
           for (int t = 0; t < kTokens; ++t) {
-            Dots::add(sums[r][t], unpacked, xs[t]);
+            sums[r][t] = Dots::add(sums[r][t], unpacked, xs[t]);
           }
         }
       }
@@ -130,11 +138,25 @@ void gemm_rows(const BitMatrix& w, const Int8Rows& x, int group, int first_row, 
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    const int m = group * kRowsPerGroup + first_row + r;
-    for (int t = 0; t < kTokens && m < w.m; ++t) {
-      write_sum<Format>(totals[r][t], w, x, m, n + t, y + (n + t) * y_stride);
+    for (int t = 0; t < kTokens; ++t) out[t][first_row + r] = totals[r][t];
+  }
+}
+
+// A group by the tokens from the n-th on.
+template <typename Dots, typename Format>
+void gemm_group(const BitMatrix& w, const Int8Rows& x, int group, int n, float* y,
+                ptrdiff_t y_stride) {
+  constexpr int kRows = 2, kTokens = 4;
+  for (; n + kTokens <= x.n; n += kTokens) {
+    __m256i totals[kTokens][kRowsPerGroup];
+    for (int row = 0; row < kRowsPerGroup; row += kRows) {
+      add_rows<Dots, Format, kRows, kTokens>(w, x, group, row, n, totals);
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      write_rows<Format>(lane_sums(totals[t]), w, x, group, n + t, y + (n + t) * y_stride);
     }
   }
+  for (; n < x.n; ++n) gemv_group<Dots, Format>(w, x, group, n, y + n * y_stride);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/avx2/vectors.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
@@ -51,7 +52,7 @@ void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
             reinterpret_cast<const __m128i*>(weights + static_cast<size_t>(r) * w.k + k);
         const __m256i wide = _mm256_cvtepi8_epi16(load(row));
         for (int t = 0; t < kTokens; ++t) {
-          dot_pairs(sums[r][t], wide, xs[t]);
+          sums[r][t] = dot_pairs(sums[r][t], wide, xs[t]);
         }
       }
     };
@@ -84,16 +85,6 @@ void int8_gemm(const DenseMatrix& w, const Int16Rows& x, int row_begin, int row_
   }
 }
 
-// Sums of the lanes of eight vectors, the i-th in lane i.
-inline __m256i lane_sums(const __m256i* x) {
-  const __m256i low =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(x[0], x[1]), _mm256_hadd_epi32(x[2], x[3]));
-  const __m256i high =
-      _mm256_hadd_epi32(_mm256_hadd_epi32(x[4], x[5]), _mm256_hadd_epi32(x[6], x[7]));
-  return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
-                          _mm256_permute2x128_si256(low, high, 0x31));
-}
-
 // The eight rows of a group by kTokens tokens. sum (code - 8) x = sum code x - 8 sum x.
 template <int kTokens>
 void int4_tile(const Int4Matrix& w, const Int16Rows& x, int group, int n, float* y,
@@ -118,10 +109,10 @@ void int4_tile(const Int4Matrix& w, const Int16Rows& x, int group, int n, float*
       for (int t = 0; t < kTokens; ++t) {
         const int16_t* inputs =
             x.codes + static_cast<size_t>(n + t) * x.stride + block * kInt4Block;
-        __m256i first = _mm256_madd_epi16(weights[0], load_bytes(inputs));
-        dot_pairs(first, weights[1], load_bytes(inputs + 16));
-        __m256i second = _mm256_madd_epi16(weights[2], load_bytes(inputs + 32));
-        dot_pairs(second, weights[3], load_bytes(inputs + 48));
+        const __m256i first = dot_pairs(_mm256_madd_epi16(weights[0], load_bytes(inputs)),
+                                        weights[1], load_bytes(inputs + 16));
+        const __m256i second = dot_pairs(_mm256_madd_epi16(weights[2], load_bytes(inputs + 32)),
+                                         weights[3], load_bytes(inputs + 48));
         sums[t][r] = _mm256_add_epi32(first, second);
       }
     }

@@ -24,8 +24,8 @@ struct Int16Dots {
   // blocks reach 30480. Sign adds 8 of at most 254, 2032: 16 would fit.
   static constexpr int kGemmBlocks = 10;
 
-  YOCOBIT_INLINE static void add(__m256i& sum, __m256i codes, __m256i x) {
-    sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x));
+  YOCOBIT_INLINE static __m256i add(__m256i sum, __m256i codes, __m256i x) {
+    return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x));
   }
   YOCOBIT_INLINE static __m256i shifted(__m256i a, __m256i b, int bits) {
     return _mm256_add_epi16(a, _mm256_srai_epi16(b, bits));
@@ -48,19 +48,8 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
     const int n = x.n - token < 16 ? x.n - token : 16;
     lut_gemm<Format, I16Sums<16>>(w, x, token, n, group_begin, group_end, y, y_stride);
   }
-  constexpr int kRows = 4 / (8 / Format::kBits / 4);  // at a time: 8 sums, whatever the kind
   for (int group = group_begin; group < group_end; ++group) {
-    int n = token;
-    for (; n + 4 <= x.n; n += 4) {
-      for (int row = 0; row < kRowsPerGroup; row += 2) {
-        gemm_rows<Int16Dots, Format, 2, 4>(w, x, group, row, n, y, y_stride);
-      }
-    }
-    for (; n < x.n; ++n) {
-      for (int row = 0; row < kRowsPerGroup; row += kRows) {
-        gemv_rows<Int16Dots, Format, kRows>(w, x, group, row, n, y + n * y_stride);
-      }
-    }
+    gemm_group<Int16Dots, Format>(w, x, group, token, y, y_stride);
   }
 }
 

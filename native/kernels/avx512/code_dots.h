@@ -70,7 +70,8 @@ struct CodeDots {
           for (int i = 0; i < kQueries; ++i) {
 #pragma GCC unroll 4
             for (int part = 0; part < kParts; ++part) {
-              dot_bytes(totals[i][v][part], key, splat_four(queries[i].parts[part] + d));
+              totals[i][v][part] =
+                  dot_bytes(totals[i][v][part], key, splat_four(queries[i].parts[part] + d));
             }
           }
         }
@@ -116,7 +117,7 @@ struct CodeDots {
             const __m512i weight = splat_four(weights[i].parts[part] + j);
 #pragma GCC unroll 4
             for (int v = 0; v < kVectors; ++v) {
-              dot_bytes(totals[i][v][part], codes[v], weight);
+              totals[i][v][part] = dot_bytes(totals[i][v][part], codes[v], weight);
             }
           }
         }

@@ -39,8 +39,9 @@ inline __mmask8 rows_below(int n) {
 }
 
 // Not the intrinsic: GCC 12 copies sums before and after it.
-YOCOBIT_INLINE void dot_bytes(__m512i& sum, __m512i bytes, __m512i factors) {
+YOCOBIT_INLINE __m512i dot_bytes(__m512i sum, __m512i bytes, __m512i factors) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(bytes), "v"(factors));
+  return sum;
 }
 
 // The first n of 16 lanes, of which there may be more or none.

@@ -29,7 +29,9 @@ struct VnniRows {
     __builtin_memcpy(&four, p, sizeof four);
     return _mm512_set1_epi32(four);
   }
-  YOCOBIT_INLINE static void dot(Vector& sum, Vector codes, Vector x) { dot_bytes(sum, codes, x); }
+  YOCOBIT_INLINE static Vector dot(Vector sum, Vector codes, Vector x) {
+    return dot_bytes(sum, codes, x);
+  }
 
   // The lanes hold rows 0-3 of both groups, then rows 4-7 of both.
   template <typename Format>

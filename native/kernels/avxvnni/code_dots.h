@@ -51,7 +51,8 @@ struct CodeSums {
         __builtin_memcpy(&four, factors[i].parts[part] + first, sizeof four);
         const __m256i factor = _mm256_set1_epi32(four);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) dot_bytes(totals[i][v][part], codes[v], factor);
+        for (int v = 0; v < kVectors; ++v)
+          totals[i][v][part] = dot_bytes(totals[i][v][part], codes[v], factor);
       }
     }
   }

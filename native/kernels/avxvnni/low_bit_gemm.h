@@ -22,8 +22,8 @@ struct Int32Dots {
   // activation, twice a block: 12192 at most, and 2^17 blocks of those are below 2^31.
   static constexpr int kGemvBlocks = 1 << 17, kGemmBlocks = 1 << 17;
 
-  YOCOBIT_INLINE static void add(__m256i& sum, __m256i codes, __m256i x) {
-    dot_bytes(sum, codes, x);
+  YOCOBIT_INLINE static __m256i add(__m256i sum, __m256i codes, __m256i x) {
+    return dot_bytes(sum, codes, x);
   }
   YOCOBIT_INLINE static __m256i shifted(__m256i a, __m256i b, int bits) {
     return _mm256_add_epi32(a, _mm256_srai_epi32(b, bits));
@@ -53,33 +53,41 @@ struct VnniRows {
     __builtin_memcpy(&four, p, sizeof four);
     return _mm256_set1_epi32(four);
   }
-  YOCOBIT_INLINE static void dot(Vector& sum, Vector codes, Vector x) { dot_bytes(sum, codes, x); }
+  YOCOBIT_INLINE static Vector dot(Vector sum, Vector codes, Vector x) {
+    return dot_bytes(sum, codes, x);
+  }
 
   template <typename Format>
   YOCOBIT_INLINE static void write(Vector sum, const BitMatrix& w, const Int8Rows& x, int row,
                                    int n, float* y) {
-    const __m256i product =
-        _mm256_sub_epi32(_mm256_slli_epi32(sum, Format::kFactor / 2), _mm256_set1_epi32(x.sums[n]));
-    const F32x8 scales = mul(splat(x.scales[n]), scales_of(w, row));
-    store_first(y + row, mul({_mm256_cvtepi32_ps(product)}, scales), w.m - row);
+    write_rows<Format>(sum, w, x, row / kRowsPerGroup, n, y);
   }
 };
 
-constexpr int kVnniMinTokens = 16;  // for which interleaving the codes pays
-constexpr int kLutMinGroups = 72;   // for which building tables pays
+// The fewest tokens for which interleaving the codes pays.
+constexpr int kVnniMinTokens = 16;
+// Rows and tokens from which lookup tables pay. Those of 8 columns save more than those of 4.
+template <typename Format>
+constexpr int kLutMinGroups = Format::kBits == 1 ? 48 : 72;
+template <typename Format>
+constexpr int kLutMinTokens = Format::kBits == 1 ? 11 : kTokenBlock;
 
-//   1 token            GEMV
-//   2 to 15            register tiles over codes as they are stored
-//   16 and more        VNNI-interleaved
-//   multiples of 32    lookup tables, where they pay
+//   1 token                GEMV
+//   2 to 15                register tiles over codes as they are stored
+//   16 and more            VNNI-interleaved
+//   kLutMinTokens          lookup tables for 32 or 16 tokens, where they pay
 template <typename Format>
 void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
                   ptrdiff_t y_stride) {
   int token = 0;
-  if (group_end - group_begin >= kLutMinGroups) {
+  if (group_end - group_begin >= kLutMinGroups<Format>) {
     for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
       lut_gemm<Format, I16Sums<kTokenBlock>>(w, x, token, kTokenBlock, group_begin, group_end, y,
                                              y_stride);
+    }
+    for (; token + kLutMinTokens<Format> <= x.n; token += 16) {
+      const int n = x.n - token < 16 ? x.n - token : 16;
+      lut_gemm<Format, I16Sums<16>>(w, x, token, n, group_begin, group_end, y, y_stride);
     }
   }
   int group = group_begin;
@@ -88,19 +96,8 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
       vnni_gemm<VnniRows, Format>(w, x, group, token, y, y_stride);
     }
   }
-  constexpr int kRows = 4 / (8 / Format::kBits / 4);  // at a time: 8 sums, whatever the kind
   for (; group < group_end; ++group) {
-    int n = token;
-    for (; n + 4 <= x.n; n += 4) {
-      for (int row = 0; row < kRowsPerGroup; row += 2) {
-        gemm_rows<Int32Dots, Format, 2, 4>(w, x, group, row, n, y, y_stride);
-      }
-    }
-    for (; n < x.n; ++n) {
-      for (int row = 0; row < kRowsPerGroup; row += kRows) {
-        gemv_rows<Int32Dots, Format, kRows>(w, x, group, row, n, y + n * y_stride);
-      }
-    }
+    gemm_group<Int32Dots, Format>(w, x, group, token, y, y_stride);
   }
 }
 

@@ -19,7 +19,7 @@ uint64_t probe_vnni(int64_t n_rounds) {
   for (int64_t round = 0; round < n_rounds; ++round) {
     asm volatile("" : "+x"(codes));  // other products each time, as far as the compiler knows
 #pragma GCC unroll 12
-    for (__m256i& sum : sums) dot_bytes(sum, codes, x);
+    for (__m256i& sum : sums) sum = dot_bytes(sum, codes, x);
   }
   for (const __m256i& sum : sums) all = _mm256_or_si256(all, sum);
   return any_bit(all);

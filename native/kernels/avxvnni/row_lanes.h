@@ -30,7 +30,7 @@ struct VnniRowLanes : RowLanes {
   YOCOBIT_INLINE static void multiply_add(Sums& sums, __m256i codes, const int8_t* x) {
     int32_t four;
     __builtin_memcpy(&four, x, sizeof four);
-    dot_bytes(sums, codes, _mm256_set1_epi32(four));
+    sums = dot_bytes(sums, codes, _mm256_set1_epi32(four));
   }
   YOCOBIT_INLINE static __m256i int32_sums(const Sums& sums, int32_t) { return sums; }
 };

@@ -9,7 +9,7 @@
 //   low_bits(x, n)                 the low n bits of each byte
 //   shift_right(x, n)              of pairs of bytes
 //   splat_four(p)                  four bytes in each lane
-//   dot(sum, codes, x)             add four products of bytes to each lane
+//   dot(sum, codes, x)             each lane: sum + four products of bytes
 //   write<Format>(sum, w, x, row, n, y)
 //                                  the outputs of a token and the vector's rows, from `row` on
 //
@@ -92,7 +92,7 @@ template <typename Rows, typename Format, int kTokens>
       for (int t = 0; t < kTokens; ++t) {
         const auto xs = Rows::splat_four(inputs + t * stride);
 #pragma GCC unroll 8
-        for (int v = 0; v < kVectors; ++v) Rows::dot(sums[t][v], weights[v], xs);
+        for (int v = 0; v < kVectors; ++v) sums[t][v] = Rows::dot(sums[t][v], weights[v], xs);
       }
       vnni += kVectors;
       inputs += 4;
