@@ -16,7 +16,7 @@ struct Test {
 const Test kTests[] = {
     {"ternary_gemm", ternary_gemm, 0xa702f4a141124cce},
     {"sign_gemm", sign_gemm, 0x63610f79dd5d3bd3},
-    {"int8_gemm", int8_gemm, 0x66fa350c93ac712a},
+    {"int8_gemm", int8_gemm, 0xcd6b0cc7e589dbcc},
     {"int4_gemm", int4_gemm, 0x63ae00cc43913927},
     {"group_scaled_gemm", group_scaled_gemm, 0xd5c2e62a1207f661},
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},

@@ -1,4 +1,4 @@
-// Products of attention (neon/code_dots.h) by smmla: two positions or columns by the two parts of
+// Products of attention (neon/code_dots.h) by usmmla: two positions or columns by the two parts of
 // eight factors.
 #pragma once
 
@@ -29,11 +29,17 @@ struct PairParts {
   YOCOBIT_INLINE static Operand load(const Factors<kSize>& factors, int64_t k) {
     return vld1q_s8(factors.parts[k / 8]);
   }
-  YOCOBIT_INLINE static void multiply_add(int32x4_t (&sums)[2], int8x16_t first, int8x16_t second,
+  static constexpr int kInt8Offset = 128;
+  template <FloatType>
+  YOCOBIT_INLINE static uint32x4_t bytes(uint8x16_t codes) {
+    return vreinterpretq_u32_u8(codes);
+  }
+  YOCOBIT_INLINE static void multiply_add(int32x4_t (&sums)[2], uint32x4_t first, uint32x4_t second,
                                           const Operand& factors) {
-    const int32x4_t a = vreinterpretq_s32_s8(first), b = vreinterpretq_s32_s8(second);
-    sums[0] = vmmlaq_s32(sums[0], vreinterpretq_s8_s32(vzip1q_s32(a, b)), factors);
-    sums[1] = vmmlaq_s32(sums[1], vreinterpretq_s8_s32(vzip2q_s32(a, b)), factors);
+    const uint8x16_t low = vreinterpretq_u8_u32(vzip1q_u32(first, second));
+    const uint8x16_t high = vreinterpretq_u8_u32(vzip2q_u32(first, second));
+    sums[0] = vusmmlaq_s32(sums[0], low, factors);
+    sums[1] = vusmmlaq_s32(sums[1], high, factors);
   }
   YOCOBIT_INLINE static int32x4_t joined(const int32x4_t (&sums)[2]) {
     const int32x4_t high = vuzp1q_s32(sums[0], sums[1]);

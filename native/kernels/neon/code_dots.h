@@ -5,6 +5,8 @@
 // Parts are those of a type of the family:
 //   Factors<kSize>                     Codes and what products need of them
 //   Operand load(factors, k)           eight factors from k on
+//   kInt8Offset                        of int8 codes as products take them, 0 or 128
+//   Bytes bytes<type>(codes)           16 codes in offset binary, with that offset if they are int8
 //   multiply_add(sums, first, second, factors)
 //     add the products of eight factors and eight codes of each of four lanes: the first four of
 //     each in `first`, the others in `second`; sums are two vectors
@@ -23,12 +25,12 @@
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-// 16 codes: bytes, or one half of each.
+// 16 codes in offset binary: bytes, or one half of each.
 template <FloatType type>
-YOCOBIT_INLINE int8x16_t load_codes(const uint8_t* p, int half) {
+YOCOBIT_INLINE uint8x16_t load_codes(const uint8_t* p, int half) {
   const uint8x16_t bytes = vld1q_u8(p);
-  if constexpr (type == FloatType::i8) return as_signed(veorq_u8(bytes, vdupq_n_u8(0x80)));
-  return as_signed(half ? vshrq_n_u8(bytes, 4) : vandq_u8(bytes, vdupq_n_u8(15)));
+  if constexpr (type == FloatType::i8) return bytes;
+  return half ? vshrq_n_u8(bytes, 4) : vandq_u8(bytes, vdupq_n_u8(15));
 }
 
 // By sdot.
@@ -53,6 +55,11 @@ struct DotParts {
   template <int kSize>
   YOCOBIT_INLINE static Operand load(const Factors<kSize>& factors, int64_t k) {
     return {vld1_s8(factors.high + k), vld1_s8(factors.low + k)};
+  }
+  static constexpr int kInt8Offset = 0;
+  template <FloatType type>
+  YOCOBIT_INLINE static int8x16_t bytes(uint8x16_t codes) {
+    return as_signed(type == FloatType::i8 ? veorq_u8(codes, vdupq_n_u8(0x80)) : codes);
   }
   YOCOBIT_INLINE static void multiply_add(int32x4_t (&sums)[2], int8x16_t first, int8x16_t second,
                                           const Operand& factors) {
@@ -89,8 +96,8 @@ struct DotSums {
     for (int i = 0; i < kQueries; ++i) xs[i] = Parts::load(factors[i], k);
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
-      const int8x16_t low = load_codes<type>(first + 16 * v, half);
-      const int8x16_t high = load_codes<type>(second + 16 * v, half);
+      const auto low = Parts::template bytes<type>(load_codes<type>(first + 16 * v, half));
+      const auto high = Parts::template bytes<type>(load_codes<type>(second + 16 * v, half));
 #pragma GCC unroll 4
       for (int i = 0; i < kQueries; ++i) Parts::multiply_add(totals[i][v], low, high, xs[i]);
     }
@@ -100,7 +107,8 @@ struct DotSums {
   YOCOBIT_INLINE void store(const FactorCodes* factors, int32_t* sums, ptrdiff_t stride) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kQueries; ++i) {
-      const int32x4_t offset = vdupq_n_s32(type == FloatType::i4 ? 8 * factors[i].sum : 0);
+      constexpr int kOffset = type == FloatType::i4 ? 8 : Parts::kInt8Offset;
+      const int32x4_t offset = vdupq_n_s32(kOffset * factors[i].sum);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const int32x4_t sum = Parts::joined(totals[i][v]);

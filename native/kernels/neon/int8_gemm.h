@@ -15,9 +15,9 @@
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-// int32 budget: a lane adds 4 products of at most 128 * 128 for every 16 columns; 2^18 columns stay
-// below 2^31.
-constexpr int kColumnsPerWidening = 1 << 18;
+// int32 budget: a lane adds 4 products of at most 128 * 128 for every 16 columns; 2^16 columns
+// reach 2^28.
+constexpr int kColumnsPerWidening = 1 << 16;
 
 // kRows rows by kTokens tokens. The last 8 columns may be alone: activations are padded with zeros,
 // weights are not padded at all.

@@ -40,11 +40,11 @@ struct RowLanes {
 
   YOCOBIT_INLINE static Sums start(int32_t offset) { return splat(offset); }
   YOCOBIT_INLINE static void multiply_add(Sums& sums, const Codes& codes, const int8_t* x) {
-    int32_t four;
+    float four;  // not int32_t, which GCC loads into a general register first
     __builtin_memcpy(&four, x, sizeof four);
-    const int8x16_t xs = vreinterpretq_s8_s32(vdupq_n_s32(four));
-    sums.low = vdotq_s32(sums.low, as_signed(codes.low), xs);
-    sums.high = vdotq_s32(sums.high, as_signed(codes.high), xs);
+    const int8x8_t xs = vreinterpret_s8_f32(float32x2_t{four, 0.0f});
+    sums.low = vdotq_lane_s32(sums.low, as_signed(codes.low), xs, 0);
+    sums.high = vdotq_lane_s32(sums.high, as_signed(codes.high), xs, 0);
   }
   YOCOBIT_INLINE static I32x8 int32_sums(const Sums& sums, int32_t) { return sums; }
 
