@@ -193,13 +193,12 @@ def test_run_whose_compilation_fails_ends_with_one_line(toml, tmp_path, monkeypa
         run(toml, tmp_path / "run", "run.compile=true", 'model.layers=["window"]')
 
 
-def test_run_without_a_compiler_warns_and_continues(toml, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inductor_config.cpp, "cxx", (None, "/nowhere/c++"))
-    overrides = ["run.steps=2", "run.compile=true"]
+def test_run_without_a_compiler_warns_and_continues(toml, tmp_path, capsys):
+    config = load_config(toml, ["run.steps=2", "run.compile=true"])
 
-    loop.train(
-        load_config(toml, overrides), tmp_path / "run", resume=False, console=Console(width=300)
-    )
+    # Not by monkeypatch, which would leave the configuration without a compiler.
+    with inductor_config.patch({"cpp.cxx": (None, "/nowhere/c++")}):
+        loop.train(config, tmp_path / "run", resume=False, console=Console(width=300))
 
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if "run.compile" in line]
