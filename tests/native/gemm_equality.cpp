@@ -26,11 +26,12 @@ struct Shape {
   int m, k, n;
 };
 
-// M of 1, whole and partial groups; smallest K, K off the blocks; N around every tile size.
-const Shape kShapes[] = {{1, 8, 1},      {7, 128, 2},   {8, 200, 3},    {20, 256, 4},
-                         {77, 136, 5},   {33, 256, 8},  {8, 1408, 9},   {77, 264, 12},
-                         {40, 384, 16},  {20, 520, 17}, {64, 264, 31},  {33, 128, 32},
-                         {100, 264, 33}, {77, 128, 69}, {2100, 136, 40}};
+// M of 1, whole and partial groups; smallest K, K off the blocks, K of several passes; N around
+// every tile size.
+const Shape kShapes[] = {
+    {1, 8, 1},      {7, 128, 2},   {8, 200, 3},    {20, 256, 4},    {77, 136, 5},   {33, 256, 8},
+    {8, 1408, 9},   {77, 264, 12}, {40, 384, 16},  {20, 520, 17},   {64, 264, 31},  {33, 128, 32},
+    {100, 264, 33}, {77, 128, 69}, {45, 2200, 47}, {33, 1160, 130}, {2100, 136, 40}};
 
 void low_bit_case(const KernelFamily& family, bool is_ternary, const Shape& shape, Fill w_fill,
                   Fill x_fill, bool has_row_scales, Checksum& checksum) {
@@ -304,8 +305,10 @@ uint64_t sign_gemm(const KernelFamily& family) { return low_bit_gemm(family, fal
 
 uint64_t int8_gemm(const KernelFamily& family) {
   Checksum checksum;
-  for (const Shape& shape : {Shape{1, 8, 1}, Shape{4, 16, 2}, Shape{11, 264, 5}, Shape{9, 2560, 4},
-                             Shape{5, 8200, 3}, Shape{3, 140000, 1}}) {  // sums beyond int32
+  for (const Shape& shape :
+       {Shape{1, 8, 1}, Shape{4, 16, 2}, Shape{11, 264, 5}, Shape{9, 2560, 4}, Shape{5, 8200, 3},
+        Shape{70, 8, 16}, Shape{37, 1096, 17}, Shape{9, 2184, 33}, Shape{34, 136, 130},
+        Shape{3, 8200, 32}, Shape{3, 16392, 16}, Shape{3, 140000, 1}}) {  // sums beyond int32
     for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
       int8_case(family, shape, fill, checksum);
     }
@@ -315,7 +318,9 @@ uint64_t int8_gemm(const KernelFamily& family) {
 
 uint64_t int4_gemm(const KernelFamily& family) {
   Checksum checksum;
-  for (const Shape& shape : {Shape{1, 64, 1}, Shape{8, 128, 4}, Shape{20, 640, 5}}) {
+  for (const Shape& shape : {Shape{1, 64, 1}, Shape{8, 128, 4}, Shape{20, 640, 5},
+                             Shape{77, 64, 16}, Shape{33, 1088, 17}, Shape{16, 2176, 33},
+                             Shape{41, 128, 130}, Shape{3, 8256, 32}, Shape{3, 16448, 16}}) {
     for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
       const auto [M, K, N] = shape;
       const int n_blocks = K / kInt4Block, groups = (M + 7) / 8;

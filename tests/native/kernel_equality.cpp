@@ -14,11 +14,11 @@ struct Test {
 };
 
 const Test kTests[] = {
-    {"ternary_gemm", ternary_gemm, 0xa702f4a141124cce},
-    {"sign_gemm", sign_gemm, 0x63610f79dd5d3bd3},
-    {"int8_gemm", int8_gemm, 0xcd6b0cc7e589dbcc},
-    {"int4_gemm", int4_gemm, 0x63ae00cc43913927},
-    {"group_scaled_gemm", group_scaled_gemm, 0xd5c2e62a1207f661},
+    {"ternary_gemm", ternary_gemm, 0x0dace855b89c1d5b},
+    {"sign_gemm", sign_gemm, 0x4db0b63e001aa440},
+    {"int8_gemm", int8_gemm, 0x2c6c4a67e373b3e7},
+    {"int4_gemm", int4_gemm, 0x0b5c67b09d8d8697},
+    {"group_scaled_gemm", group_scaled_gemm, 0x46e88d9071b02293},
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},
     {"quantize_rows", quantize_rows, 0xffc3101fb0362882},
     {"quantize_grouped_rows", quantize_grouped_rows, 0xbc0a301a1c1e6215},

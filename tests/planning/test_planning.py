@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -38,7 +40,7 @@ from yocobit.hardware.datasheets import Level, Machine
 from yocobit.packing.formats import F16
 from yocobit.planning import NAMED, PlanRequest, draw_plan, make_plan, open_shape, print_plan
 from yocobit.planning.calibration import ProbeTimes
-from yocobit.planning.plan import calibrate
+from yocobit.planning.plan import INT8_PER_FLOAT, calibrate
 from yocobit.planning.prediction import mean_rows, predict, probe_model, selecting_model
 from yocobit.planning.report import number, seconds, size
 from yocobit.planning.roofline import bound, chips_needed
@@ -704,6 +706,15 @@ def test_a_picture_labels_traffic_per_token_or_per_step_of_a_batch(
     svg = (tmp_path / "plan.svg").read_text()
     traffic = f"traffic {size(keys_values.traffic_bytes)} per {unit}"
     assert f"{size(keys_values.n_bytes)}, {traffic}" in svg
+
+
+def test_every_kernel_familys_int8_instruction_has_a_float_rate():
+    kernels = Path(__file__).resolve().parents[2] / "native" / "kernels"
+    probes = "\n".join(file.read_text() for file in kernels.glob("*/probes.h"))
+
+    instructions = re.findall(r'\.instruction = "(.+?)"', probes)
+
+    assert set(instructions) == set(INT8_PER_FLOAT)
 
 
 def test_a_plan_never_imports_torch():

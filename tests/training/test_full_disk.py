@@ -72,13 +72,7 @@ def test_index_of_a_corpus_is_written_atomically(toml, tmp_path, capfd, monkeypa
     assert_same_run(out, straight)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "runs.png",
-        *(pytest.param(f"runs.{kind}", marks=pytest.mark.slow) for kind in ("svg", "pdf")),
-    ],
-)
+@pytest.mark.parametrize("name", ["runs.png", "runs.svg", "runs.pdf"])
 def test_plot_that_cannot_be_written_keeps_the_previous_file(straight, tmp_path, capfd, name):
     out, before = tmp_path / name, "a plot by matplotlib.org"
     out.write_text(before)

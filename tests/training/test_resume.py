@@ -251,9 +251,7 @@ def test_converted_budget_survives_a_kill_after_the_conversion(
     assert state.step == schedule.MEASURED_STEPS and state.total_steps is not None
 
 
-@pytest.mark.parametrize(
-    "before", ["run.minutes=0.08", pytest.param("run.steps=20", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("before", ["run.minutes=0.08", "run.steps=20"])
 def test_budget_of_minutes_can_be_changed_on_resume(
     toml, tmp_path, monkeypatch, early_plan, before
 ):

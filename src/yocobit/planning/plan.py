@@ -23,10 +23,14 @@ from yocobit.planning.variants import variants
 
 # int8 multiply-adds of an instruction in native/kernels/*/probes.h per float32 multiply-add of an
 # FMA instruction of the same throughput; the vpaddw after vpmaddubsw runs on other ports.
-_INT8_PER_FLOAT = {
+# A tile operation of AMX is 16 x 16 x 64 multiply-adds in 16 cycles, two FMA instructions are 32.
+INT8_PER_FLOAT = {
+    "AMX tdpbsud": 32,
     "AVX-512 vpdpbusd": 4,
     "AVX-VNNI vpdpbusd": 4,
     "AVX2 vpmaddubsw + vpaddw": 2,
+    "NEON sdot": 4,
+    "NEON smmla": 8,
     "compiled loop": 1,
 }
 _MOST_TOKENS, _MOST_SESSIONS, _MOST_THREADS = 1 << 32, 1 << 16, 1024
@@ -214,7 +218,7 @@ def measured_machine(calibration: HostCalibration) -> Machine:
         levels=tuple(levels if caches.last_level > 2 else levels[1:]),
         int8_per_s=limits.int8_per_s,
         float_per_s=max(
-            rate / _INT8_PER_FLOAT[name] for name, rate in limits.multiply_adds_per_s.items()
+            rate / INT8_PER_FLOAT[name] for name, rate in limits.multiply_adds_per_s.items()
         ),
         rates_source=f"measured: {limits.instruction}; floats by the ratio of their lanes to int8",
     )
