@@ -149,7 +149,7 @@ wheel: .venv/.tools
 	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
 	python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 	@for each in dist/*-abi3-*.whl; do [ ! -e "$$each" ] || python -m abi3audit --strict "$$each"; done
-	python .ci/try_wheel.py dist/yocobit-*.whl
+	python .ci/try_wheel.py dist/yocobit-*.whl constraints.txt
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -1,8 +1,9 @@
 """Install a wheel into a new environment without a compiler, and use it: generate, chat, serve.
 
-    python .ci/try_wheel.py WHEEL
+    python .ci/try_wheel.py WHEEL [CONSTRAINTS]
 
-`make wheel` and cibuildwheel run it, with the Python that the wheel is for.
+`make wheel` and cibuildwheel run it, with the Python that the wheel is for. CONSTRAINTS is a file
+of versions for pip; without it, the newest ones are installed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "In the beginning"
 KERNELS = f"""
 import sys, yocobit, yocobit.engine
@@ -37,9 +37,10 @@ print(*names)
 class Environment:
     """A virtual environment whose programs find only one another, and so no compiler."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, constraints: tuple[Path, ...]) -> None:
         venv.create(root, with_pip=True)
         self.root = root
+        self.constraints = constraints
         self.path = str(root / "bin")
         self.variables = {**os.environ, "PATH": self.path}
         self.variables.pop("PYTHONPATH", None)
@@ -61,8 +62,9 @@ class Environment:
         return output
 
     def install(self, requirement: str) -> None:
-        options = ("-q", "--only-binary", ":all:", "-c", str(ROOT / "constraints.txt"))
-        self.run("python", "-m", "pip", "install", *options, requirement)
+        pins = [f"--constraint={path}" for path in self.constraints]
+        install = ("python", "-m", "pip", "install", "-q", "--only-binary", ":all:")
+        self.run(*install, *pins, requirement)
 
 
 def check_symbols(wheel: Path) -> None:
@@ -98,10 +100,10 @@ def children_cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main(wheel: Path) -> None:
+def main(wheel: Path, *constraints: Path) -> None:
     check_symbols(wheel)
     with tempfile.TemporaryDirectory() as root:
-        environment = Environment(Path(root))
+        environment = Environment(Path(root), constraints)
         before_s = children_cpu_s()
         environment.install(str(wheel))
         assert environment.run("yocobit", "generate", PROMPT, "--max-tokens", "1")
@@ -117,4 +119,4 @@ def main(wheel: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(*(Path(argument).resolve() for argument in sys.argv[1:]))

@@ -7,7 +7,7 @@ import inspect
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -109,7 +109,7 @@ def _with_level(function: Callable[..., None]) -> Callable[..., None]:
             bool, typer.Option("--quiet", "-q", help="Print results and errors only.")
         ],
     }
-    command.__annotations__ = {**get_type_hints(function, include_extras=True), **flags}
+    command.__annotations__ = {**inspect.get_annotations(function, eval_str=True), **flags}
     parameters = [
         parameter.replace(annotation=command.__annotations__[name])
         for name, parameter in inspect.signature(function).parameters.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import ipaddress
 import os
 import re
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -47,7 +48,8 @@ _WITHOUT_VARIABLE = ("host", "port", "no_api_key", "drain", "api_key", "api_key_
 def _with_variables(command: Callable[..., None]) -> Callable[..., None]:
     """Let options of settings read environment variables, such as YOCOBIT_CONTEXT."""
     settings = {parameter: setting for setting, parameter in _PARAMETERS.items()}
-    hints = get_type_hints(command, include_extras=True)
+    # Not get_type_hints: Python 3.10's wraps the hint of a parameter with the default None.
+    hints = inspect.get_annotations(command, eval_str=True)
     for name, hint in hints.items():
         if name in ("return", "ctx", *_WITHOUT_VARIABLE):
             continue
