@@ -4,6 +4,7 @@
 // Letters:  D head size   S cached positions
 
 #include <algorithm>
+#include <limits>
 
 #include "kernel_equality.h"
 #include "kernels/kv_tiles.h"
@@ -195,8 +196,37 @@ void set_positions(Positions positions, int64_t capacity, int i, AttentionQuery*
   }
 }
 
+// A query whose scores overflow keeps what it has in tiles that only others attend to.
+void check_overflow(const KernelFamily& family) {
+  constexpr int S = 160, D = 64, kQueries = 8;
+  constexpr ptrdiff_t kStride = D + kPartialExtra;
+  for (const FloatType type : {FloatType::i8, FloatType::i4}) {
+    Random random(3);
+    const std::vector<float> keys(size_t(S) * D, 1.0f), values = random.numbers(size_t(S) * D);
+    std::vector<float> q = random.numbers(size_t(kQueries) * D), together(kQueries * kStride),
+                       alone(kStride);
+    std::fill_n(q.begin(), D, std::numeric_limits<float>::max());
+    Cache cache(family, type, D, S, keys, values);
+    AttentionQuery queries[kQueries];
+    for (int i = 0; i < kQueries; ++i) {
+      queries[i] = {.q = &q[size_t(i) * D],
+                    .begin = 0,
+                    .end = i == 0 ? 40 : S,
+                    .partial = &together[i * kStride]};
+    }
+    family.kernels.attend(queries, kQueries, cache.view, 1.0f);
+    queries[0].partial = alone.data();
+    family.kernels.attend(queries, 1, cache.view, 1.0f);
+    for (int d = 0; d < D + 2; ++d) {
+      check(alone[d] == together[d] || (std::isnan(alone[d]) && std::isnan(together[d])), family,
+            "attention that overflows must not depend on other queries");
+    }
+  }
+}
+
 // Many queries together leave the bits of each alone.
 uint64_t attention_together(const KernelFamily& family) {
+  check_overflow(family);
   Checksum checksum;
   const int32_t tiles[] = {3, 0, 4, 1};
   for (const int D : {8, 24, 64, 80, 128}) {
