@@ -306,7 +306,7 @@ def test_verbose_adds_timings_of_generated_text_and_of_every_command(capfd):
     assert re.fullmatch(rf"\d+ {timing}", lines["prefill"])
     assert re.fullmatch(rf"2 {timing}, after the first token", lines["decode"])
     assert re.fullmatch(r"[\d.]+ MB reserved", lines["caches"])
-    total = r"total +[\d.]+ s, [\d.]+ s of CPU time, \d+ MB of memory at most"
+    total = r"total +[\d.]+ s, [\d.]+ s of CPU time, [\d,]+ MB of memory at most"
     assert re.fullmatch(total, other.strip())
 
 
