@@ -15,7 +15,7 @@ namespace yocobit {
 
 struct KernelFamily {
   const char* name;          // "scalar", "avx2", "avx512"
-  const KernelFamily* base;  // of whose entries empty ones are taken; nullptr: there are none
+  const KernelFamily* base;  // provides the empty entries; nullptr if there are none
   bool (*is_supported)();    // by this CPU; checked after the base's
   bool is_emulated;          // for tests: compiled for other CPUs than those that it is meant for
   Kernels kernels;

@@ -1,4 +1,6 @@
-// The base of the family, whose kernels compute what does not fill a tile.
+// The base of the family: its kernels compute batches that do not fill a tile. They are called from
+// its own record, which inherits nothing: that record needs an entry for each kernel of this
+// family.
 #pragma once
 
 #include "kernels/family.h"

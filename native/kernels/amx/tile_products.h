@@ -1,5 +1,5 @@
-// What the GEMM kernels on tiles share: weights unpacked to tiles, and their products with rows of
-// activations.
+// Shared by the GEMM kernels on tiles: unpack weights to tiles, and multiply rows of activations by
+// them.
 //
 // Activations are the A operand, as they are stored: a tile is 16 tokens by 64 columns, or by 32.
 // Weights are the B operand, VNNI-interleaved: [columns / 4][16 output rows][4]. So the C operand

@@ -1,5 +1,5 @@
-// 512-bit vectors of GCC and Clang, and the shuffles that tiles need: AVX-512 instructions in the
-// family itself, whatever the CPU has in its emulation.
+// 512-bit vectors of GCC and Clang, and shuffles to pack tiles. They compile to AVX-512 in the
+// family itself, and to the baseline of the CPU in its emulation.
 #pragma once
 
 #include <cmath>

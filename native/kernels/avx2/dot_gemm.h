@@ -5,8 +5,8 @@
 //   add(sum, codes, x)       add products of neighbours to each lane
 //   widened(sum)             the sums as int32, which are added to a total
 //   shifted(a, b, bits)      a + (b >> bits)
-//   kGemvBlocks, kGemmBlocks blocks whose sums fit the lanes: a code counts as 4 * 3 at most (its
-//                            bit field of a nibble), or as 3, and an activation as 127
+//   kGemvBlocks, kGemmBlocks blocks whose sums fit the lanes: GEMV multiplies codes in their bit
+//                            fields of the nibbles, GEMM unpacked ones; activations are at most 127
 //
 // Letters:  M output features   K input features   N tokens
 #pragma once

@@ -17,7 +17,8 @@ namespace {
 
 struct Int16Dots {
   // int16 budget: in the highest bit field of a nibble a code counts 8 at most, so maddubs adds
-  // 2 * 8 * 127 to a lane for each nibble, 4064 a block, and 8 blocks reach 32512.
+  // 2 * 8 * 127 to a lane for each nibble, 4064 a block, and 8 blocks reach 32512. Code 3, in a
+  // corrupt file, counts 12: sums may wrap then, and differ from those of other families.
   static constexpr int kGemvBlocks = 8;
   // int16 budget: maddubs adds two products of a code (<= 3, if a file is corrupt) and an
   // activation (<= 127), 762 at most; ternary adds 4 of those to a lane per block, 3048, and 10

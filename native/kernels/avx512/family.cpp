@@ -33,7 +33,8 @@ bool is_supported() {
       !__builtin_cpu_supports("avx512vnni")) {
     return false;
   }
-  is_vnni_at_full_rate = measure_vnni_rate();
+  static const bool is_full_rate = measure_vnni_rate();  // also called for families based on this
+  is_vnni_at_full_rate = is_full_rate;
   return true;
 }
 

@@ -70,7 +70,7 @@ struct CodeDots {
   using QueryCodes = ByteFactors<kQueryCodes>;
   using WeightCodes = ByteFactors<kAttentionTile>;
 
-  // Whose sums fit the registers.
+  // Vectors whose sums fit into the registers.
   static constexpr int vectors(int n_queries) {
     return n_queries == 1 ? 4 : n_queries == 4 ? 1 : 2;
   }

@@ -96,7 +96,7 @@ void round_weights(const KeysValues& cache, CodeTile<Dots, kQueries>& tile) {
       const F32xN value_scales = load_wide(cache.value_scales + tile.slot + j);
       store(weights + j, mul(load_wide(weights + j), value_scales));
     }
-    tile.attended[i].set_outside(weights, 0.0f);  // there may be anything in scales
+    tile.attended[i].set_outside(weights, 0.0f);  // scales there may have any value
     tile.codes[i].sum =
         quantize<F32xN>(weights, kAttentionTile, kInt16Max, tile.codes[i].codes, &tile.scales[i]);
     tile.codes[i].split(kAttentionTile);

@@ -1,4 +1,5 @@
-// Kernels for 64-bit ARM with the int8 matrix products of ARMv8.6: those that they make faster.
+// Kernels for 64-bit ARM by the int8 matrix multiply-add of ARMv8.6 (smmla, usmmla). The others are
+// inherited.
 
 #include "kernels/family.h"
 

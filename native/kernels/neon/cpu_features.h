@@ -8,6 +8,9 @@
 #else
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
+#ifndef HWCAP2_I8MM  // Linux headers before 5.10
+#define HWCAP2_I8MM (1 << 13)
+#endif
 #endif
 
 #include "simd/target.h"
