@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
@@ -177,7 +178,25 @@ def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
     assert Counter(text[:3] for text in sample) == {"one": 15, "two": 5}
 
 
-def test_ctrl_c_ends_the_training_of_a_tokenizer():
+@pytest.fixture
+def another_thread_receives_sigint():
+    """The system may deliver it to any thread that does not block it."""
+    ended = threading.Event()
+
+    def receive():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        ended.wait()
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    receiver = threading.Thread(target=receive)
+    receiver.start()
+    yield
+    ended.set()
+    receiver.join()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_ctrl_c_ends_the_training_of_a_tokenizer(another_thread_receives_sigint):
     n_texts = 100_000_000  # minutes
     n_read = 0
 

@@ -21,6 +21,8 @@ from yocobit.reading import boundary, read_json
 
 END = "<|endoftext|>"
 
+_SIGNAL_CHECK_S = 0.1
+
 TOKENIZER_VERSION = 1  # incremented when the tokenizer of the same texts changes
 
 # The split of GPT-4 with one change for code: indentation belongs to the preceding line break.
@@ -72,7 +74,8 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrai
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        thread.join()
+        while thread.is_alive():
+            thread.join(_SIGNAL_CHECK_S)  # another thread may have received the signal
     finally:
         is_stopped.set()
     if failures:
