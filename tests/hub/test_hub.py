@@ -98,6 +98,17 @@ def test_pull_list_and_remove(yocobit, tmp_path):
     assert is_line(unknown.stderr)
 
 
+def test_pull_without_the_hub_does_not_suggest_the_same_name(yocobit, tmp_path):
+    assert yocobit("pull", NAME).returncode == 0
+    shutil.rmtree(tmp_path / "hf")
+
+    same = yocobit("pull", NAME, HF_HUB_OFFLINE="1")
+    misspelt = yocobit("pull", NAME.upper(), HF_HUB_OFFLINE="1")
+
+    assert "connect to the network" in same.stderr and "did you mean" not in same.stderr
+    assert f"did you mean {NAME}?" in misspelt.stderr
+
+
 def test_the_help_of_pull_lists_models_and_sizes_of_the_documentation(yocobit):
     page = Path(__file__).parents[2] / "docs" / "getting-started" / "published-models.md"
     models = re.findall(r"^\| `(\S+/\S+)`(?!, with).*?\| ([\d.]+ GB) \|", page.read_text(), re.M)

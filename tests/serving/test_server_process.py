@@ -20,9 +20,11 @@ import pytest
 from servers import NO_END, wait_for
 
 from yocobit import cli
+from yocobit.errors import UserError
 from yocobit.packing import read_model
 from yocobit.pretrained import TINY
 from yocobit.serving import create_app
+from yocobit.serving.http.server import _listen
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
@@ -390,6 +392,17 @@ def test_factory_exits_with_its_one_line_error():
     assert result.returncode != 0
     assert "context must be between" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "option"),
+    [("127.0.0.1", 1 << 16, "--port"), ("127.0.0.1", -1, "--port"), ("999.0.0.1", 0, "--host")],
+)
+def test_error_of_an_invalid_address_names_its_option(host, port, option):
+    with pytest.raises(
+        UserError, match=f"cannot listen on {host}:{port} .*; choose another {option}"
+    ):
+        _listen(host, port)
 
 
 def test_port_in_use_is_a_one_line_error():

@@ -64,8 +64,11 @@ def missing(path: Path) -> str:
 
 
 def similar_model(path: Path) -> str | None:
-    """Return the name of a known model that `path` may be a misspelling of."""
-    names = {name.lower(): name for name in _known_names(path)}
+    """Return the name of a known model that `path` may be a misspelling of; None for its own."""
+    known = _known_names(path)
+    if str(path) in known:
+        return None
+    names = {name.lower(): name for name in known}
     close = difflib.get_close_matches(str(path).lower(), names, n=1)
     return names[close[0]] if close else None
 

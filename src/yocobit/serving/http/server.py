@@ -181,7 +181,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, TypeError, ValueError) as error:
         listener.close()
         reason = error.strerror if isinstance(error, OSError) else error
-        is_of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+        is_of_port = isinstance(error, OverflowError) or (
+            isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        )
         option = "--port" if is_of_port else "--host"
         raise UserError(
             f"cannot listen on {host}:{port} ({reason}); choose another {option}"
