@@ -32,7 +32,7 @@ def validate(kind: Any, value: Any) -> None:
 
 @functools.cache
 def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
-    """Return the validator of a type: that of all events takes long to build."""
+    """Return the validator of a type; the one of all events is slow to build."""
     return pydantic.TypeAdapter(kind)
 
 

@@ -103,7 +103,7 @@ def test_wrong_method_and_missing_key_have_anthropics_shape():
     assert keyless.json()["error"]["type"] == "authentication_error"
 
 
-def test_client_without_a_version_of_anthropics_api_gets_openais_shape(server):
+def test_models_have_openais_shape_without_the_header_of_anthropics_api(server):
     listed = server.client.get("/v1/models").json()
 
     assert listed["object"] == "list"

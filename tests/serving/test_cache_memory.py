@@ -15,11 +15,6 @@ from yocobit.serving.runtime.sequence import SequenceGroup
 AMPLE = 1 << 30
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine.load(threads=1)
-
-
 def group_of(engine: Engine, n_prompt: int, max_tokens: int = 1000, n: int = 1) -> SequenceGroup:
     request = Request(
         prompt=(1,) * n_prompt, max_tokens=max_tokens, sampling=(SamplingConfig(),) * n
@@ -69,7 +64,7 @@ def test_growing_request_reserves_the_difference(engine):
     assert memory.reserved_bytes == group.reserved_bytes + other.reserved_bytes
 
 
-def test_freed_request_leaves_the_memory_of_the_others(engine):
+def test_memory_of_other_requests_stays_reserved_if_one_is_freed(engine):
     memory = CacheMemory(engine.config, "int8", AMPLE)
     group, other = group_of(engine, 10), group_of(engine, 200)
     memory.reserve(group)

@@ -1,4 +1,4 @@
-"""The queue of waiting requests: clients take turns."""
+"""The queue of waiting requests, round-robin over the clients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def filled(*names: str) -> RequestQueue:
 
 
 def drained(queue: RequestQueue) -> list[str]:
-    """Return the names of all requests in the order in which they leave the queue."""
+    """Remove all requests; return their names in that order."""
     found = []
     while (group := queue.first) is not None:
         found.append(group.name)
@@ -28,13 +28,13 @@ def drained(queue: RequestQueue) -> list[str]:
     return found
 
 
-def test_clients_take_turns_and_keep_the_order_of_their_requests():
+def test_queue_is_round_robin_over_clients_and_keeps_the_order_of_their_requests():
     queue = filled("a1", "a2", "a3", "b1", "c1", "c2")
 
     assert drained(queue) == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
-def test_queue_knows_its_requests():
+def test_queue_counts_and_iterates_over_its_requests():
     queue = filled("a1", "a2", "b1")
 
     assert len(queue) == 3
@@ -53,7 +53,7 @@ def test_request_that_is_put_first_precedes_all_others():
     assert drained(queue) == ["d0"]
 
 
-def test_removed_requests_leave_the_others_in_order():
+def test_order_of_the_other_requests_is_kept_if_some_are_removed():
     queue = filled("a1", "a2", "b1", "c1", "c2")
     removed = [group for group in queue if group.name in ("a1", "b1", "c2")]
 

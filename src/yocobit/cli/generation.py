@@ -221,7 +221,7 @@ def _sampling(
 
 @contextmanager
 def _naming_options(names: Iterable[str]) -> Iterator[None]:
-    """Let errors about settings of these names, which start with them, name options."""
+    """Name the option instead of the setting in errors that start with one of these names."""
     try:
         yield
     except ValueError as error:

@@ -134,7 +134,7 @@ def _eos_token(path: Path) -> str | None:
 
 
 def _least_eos(tokenizer: Tokenizer, path: Path) -> str | None:
-    """Return the name of the smallest eos_token_id of a file, None without one."""
+    """Return the name of the smallest eos_token_id of a file; None if it has none."""
     fields = text.read_generation_config(path)
     ids = text.GenerationConfig.of(fields, path, text.n_ids(tokenizer)).end_tokens
     return tokenizer.id_to_token(min(ids)) if ids else None

@@ -153,7 +153,7 @@ def _files_in_cache(hub: Any, name: HubName, error: Exception) -> tuple[str, dic
 
 
 def _did_you_mean(name: HubName) -> str | None:
-    """Return a question about a model with a similar name, None without one."""
+    """Return a question about a model with a similar name; None if there is none."""
     close = similar_model(Path(str(name)))
     return None if close is None else f"did you mean {close}?"
 

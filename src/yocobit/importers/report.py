@@ -52,7 +52,7 @@ def _half_size(checkpoint: Checkpoint, formats: Collection[str]) -> str:
     is_small = checkpoint.config.weights == "dense" and not checkpoint.source_type.endswith("F32")
     if not is_small or F32.name not in formats:
         return ""
-    return " (`yocobit pull` or `import` with --weights f16 rounds them to half of that)"
+    return " (--weights f16 of `yocobit pull` or `import` rounds them to half of that)"
 
 
 def _rounded_tables(model: PackedModel) -> str:

@@ -23,7 +23,8 @@ from yocobit.planning.variants import variants
 
 # int8 multiply-adds of an instruction in native/kernels/*/probes.h per float32 multiply-add of an
 # FMA instruction of the same throughput; the vpaddw after vpmaddubsw runs on other ports.
-# A tile operation of AMX is 16 x 16 x 64 multiply-adds in 16 cycles, two FMA instructions are 32.
+# AMX: a tile operation is 16 x 16 x 64 multiply-adds in 16 cycles, 1,024 per cycle; two 512-bit FMA
+# instructions are 32 per cycle.
 INT8_PER_FLOAT = {
     "AMX tdpbsud": 32,
     "AVX-512 vpdpbusd": 4,

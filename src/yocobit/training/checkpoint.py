@@ -260,8 +260,8 @@ def _without_padding(
 ) -> dict[str, Tensor]:
     """Return weights without the rows of embedding and head that no token of a tokenizer has.
 
-    Published models pad their vocabulary; a run has that of its tokenizer. Another tokenizer than
-    the model's leaves the rows as they are.
+    Published models pad their vocabulary; a run has that of its tokenizer. With a tokenizer other
+    than the model's, the rows are unchanged.
     """
     n_tokens = model.config.vocab_size
     if not tokenizer.is_file() or n_ids(read_tokenizer(tokenizer)) != n_tokens:

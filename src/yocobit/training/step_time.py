@@ -21,8 +21,8 @@ _WARM_UP_FACTOR = 3  # the first step takes at most this many times as long as a
 def step_seconds(config: TrainConfig, enough_s: float) -> float:
     """Return the seconds of a step of a new model on random tokens, without a teacher.
 
-    The first step also allocates memory and starts threads. A second one is timed only if the first
-    took longer than `enough_s`, but not so much longer that it makes no difference.
+    The first step also allocates memory and starts threads. If it takes more than `enough_s`, but
+    at most _WARM_UP_FACTOR times that, a second one is timed.
     """
     set_threads(config.run.threads, 1)
     with (

@@ -1,8 +1,8 @@
 """The configuration of a run on text, without a TOML file.
 
 The amount of text and the time determine the model: a larger one needs more text, which it
-memorises otherwise, and more steps to surpass a smaller one. The speed of this machine, measured in
-a step, may select a smaller one.
+memorises otherwise, and more steps to surpass a smaller one. A smaller one is also selected if a
+timed step shows that this machine is too slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MINUTES = 10.0  # of a run, by default
 _CONTEXT, _BATCH = 256, 8
 _COMPRESSION = 3  # text compared with its .gz, .zst or .parquet file
 _EVALUATIONS = 10  # of a run, approximately
-_LEAST_STEPS = 50  # of a run; a smaller preset is taken for fewer
+_LEAST_STEPS = 50  # of a run; if fewer fit, a smaller preset is selected
 
 
 @dataclass(frozen=True)

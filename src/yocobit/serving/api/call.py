@@ -163,7 +163,7 @@ class Call:
     path_params: Mapping[str, str]
     resources: contextlib.AsyncExitStack  # closed once the response has been sent
     query: Any = None  # of the endpoint's type
-    is_anthropic: bool = False  # whether the client names a version of Anthropic's API
+    is_anthropic: bool = False  # whether errors, and models, have Anthropic's shape
     is_counted: bool = False  # whether the scheduler counts the request's outcome
     groups: Sequence[SequenceGroup] = ()  # what the scheduler runs for it
 

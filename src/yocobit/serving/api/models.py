@@ -1,6 +1,6 @@
 """GET models, models/ID: the served model under each of its names.
 
-OpenAI and Anthropic define these paths differently: a client of Anthropic's API gets its shape.
+OpenAI and Anthropic define these paths differently: clients of Anthropic's API receive its shape.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ async def get_model(call: Call) -> Reply:
 
 
 def _page(model: ServedModel, page: ModelPage) -> dict[str, Any]:
-    """Return the models after or before an id; before it, the last ones."""
+    """Return a page of the models after `after_id` and before `before_id`.
+
+    It has the last of them if `before_id` is set, otherwise the first.
+    """
     names = list(model.names)
     for field in ("after_id", "before_id"):
         name = getattr(page, field)

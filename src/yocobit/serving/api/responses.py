@@ -1,9 +1,8 @@
 """POST responses, GET and DELETE responses/ID: OpenAI's Responses API.
 
 A body is converted to a ChatRequest. The conversation before `previous_response_id` is stored in
-the server's process: `recall` looks it up before a worker builds the response. A large body is only
-decoded in workers: the decoder would stall the event loop, also from a thread, since it holds the
-GIL.
+the server's process: `recall` looks it up before a worker builds the response. A large body is
+decoded only in workers: the decoder holds the GIL and would stall the event loop, even in a thread.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ _Items = Annotated[list[_Item], Meta(max_length=limits.MESSAGES)]
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """What a body references: a response to continue, and output items of others."""
+    """The references of a body: a response to continue, and output items of other responses."""
 
     previous_id: str | None
     item_ids: tuple[str, ...]

@@ -46,8 +46,8 @@ class Access:
     ) -> None:
         """`public_paths` need neither a key nor a trusted host: probes have none.
 
-        `wires` has the wire format of errors by path; other paths have OpenAI's. A client that
-        names a version of Anthropic's API gets Anthropic's.
+        `wires` has the wire format of errors by path; other paths have OpenAI's. Requests with
+        the header anthropic-version have Anthropic's on every path.
         """
         self._app = app
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""The queue of requests that wait to run: clients take turns, however many requests they have.
+"""The queue of waiting requests, round-robin over the clients.
 
 The scheduler guards it with its lock.
 """
@@ -35,7 +35,7 @@ class RequestQueue:
         self._by_client.setdefault(group.request.client, deque()).append(group)
 
     def put_first(self, group: SequenceGroup) -> None:
-        """Add a request before all others, those of its own client too."""
+        """Add a request before all others, including those of its own client."""
         client = group.request.client
         groups = self._by_client.pop(client, deque())
         groups.appendleft(group)

@@ -1,7 +1,7 @@
-"""Slow sequences: those whose own work in a step, such as a grammar's, would slow down the others.
+"""Slow sequences: their own work in a step, such as a grammar's, would slow down other sequences.
 
-They take turns while others run, for at most 1 / SLOW_SHARE of the time. The tokens of a sequence
-do not depend on the steps that decode it.
+While others run, at most one slow sequence is decoded in a step, in rotation, for at most
+1 / SLOW_SHARE of the time. The tokens of a sequence do not depend on the steps that decode it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Decoding = list[tuple[SequenceGroup, Sequence]]
 
 
 class SlowSequences:
-    """Measures the CPU time of sequences in steps, and gives turns to the slow ones."""
+    """Measures the CPU time of sequences in steps, and schedules the slow ones in rotation."""
 
     def __init__(self) -> None:
         self._next_at = 0.0
