@@ -12,7 +12,7 @@
 #define YOCOBIT_QUOTE_(name) #name
 #define YOCOBIT_QUOTE(name) YOCOBIT_QUOTE_(name)
 
-// The record of the family says so: the engine chooses no emulated family by itself.
+// KernelFamily::is_emulated. Emulated families are used only by name.
 #ifdef YOCOBIT_EMULATED
 #define YOCOBIT_IS_EMULATED true
 #else
