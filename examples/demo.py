@@ -20,8 +20,7 @@ from yocobit.costs import describe
 from yocobit.data.baselines import compressed_bits_per_byte, validation_text
 from yocobit.engine import SamplingConfig
 from yocobit.errors import report_errors
-from yocobit.packing import pack
-from yocobit.packing.format import is_packed
+from yocobit.packing import is_packed, pack
 from yocobit.tracking.plot import plot_runs
 from yocobit.training import load, train
 from yocobit.training.checkpoint import load_state

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from yocobit.config import ModelConfig
 from yocobit.packing import PackedModel
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.formats import FLOAT32_ACTIVATIONS, INT16_PER_TOKEN, ActivationEncoding
 
 Array = NDArray[np.float64]

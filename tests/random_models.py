@@ -10,7 +10,7 @@ import numpy as np
 from yocobit.config import ModelConfig
 from yocobit.mixers import model_parameters
 from yocobit.packing import PackedModel
-from yocobit.packing.format import DTYPES, TensorInfo, scale_name
+from yocobit.packing.file_format import DTYPES, TensorInfo, scale_name
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.stored_parameters import StoredParameter
 

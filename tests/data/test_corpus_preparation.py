@@ -14,7 +14,7 @@ from corpora import TEXT, read, write_jsonl
 
 from yocobit.config import ConfigError
 from yocobit.data import corpus as corpus_module
-from yocobit.data import shards, sources, tokenisation
+from yocobit.data import shards, sources, tokenization
 from yocobit.data.config import DataConfig
 from yocobit.data.corpus import prepare
 from yocobit.data.held_out import _is_selected
@@ -95,13 +95,13 @@ def test_files_moved_or_with_another_time_are_the_same_corpus(config, tmp_path):
 
 
 def test_file_that_changes_during_tokenisation_is_refused(config, tmp_path, monkeypatch):
-    run = tokenisation._Tokenisation.run
+    run = tokenization._Tokenization.run
 
     def changing(self):
         Path(config.train[0]).write_text("other")
         return run(self)
 
-    monkeypatch.setattr(tokenisation._Tokenisation, "run", changing)
+    monkeypatch.setattr(tokenization._Tokenization, "run", changing)
 
     with pytest.raises(ConfigError, match=r"train\.txt: has changed while it was read"):
         prepare(config, 270, tmp_path / "data")
@@ -133,7 +133,7 @@ def test_shards_do_not_depend_on_threads_or_batches(tmp_path, monkeypatch):
     made = [prepare(config, 1, tmp_path / "data")]
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     made.append(prepare(config, 1, tmp_path / "serial"))
-    monkeypatch.setattr(tokenisation, "_BATCH_LENGTH", 1)
+    monkeypatch.setattr(tokenization, "_BATCH_LENGTH", 1)
     made.append(prepare(config, 1, tmp_path / "single"))
 
     assert len(made[0].valid) > 1000
@@ -142,7 +142,7 @@ def test_shards_do_not_depend_on_threads_or_batches(tmp_path, monkeypatch):
 
 
 def test_memory_of_preparation_does_not_grow_with_the_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenisation, "_BATCH_LENGTH", 1 << 14)
+    monkeypatch.setattr(tokenization, "_BATCH_LENGTH", 1 << 14)
     monkeypatch.setattr(sources, "_CHUNK_BYTES", 1 << 14)
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["some words " * 9], 280).to_str())
     peaks = []
@@ -170,8 +170,8 @@ def test_tokenizer_is_trained_on_a_bounded_part_of_every_file_by_weight(
         sample.extend(texts)
         return train_tokenizer(sample, vocab_size)
 
-    monkeypatch.setattr(tokenisation, "SAMPLE_LENGTH", 1600)
-    monkeypatch.setattr(tokenisation, "train_tokenizer", recording)
+    monkeypatch.setattr(tokenization, "SAMPLE_LENGTH", 1600)
+    monkeypatch.setattr(tokenization, "train_tokenizer", recording)
     prepare(mixture, 257, tmp_path / "data")
 
     # Whole texts of 80 characters: 1200 and 400 characters are 15 and 5 of them.

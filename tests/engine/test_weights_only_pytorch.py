@@ -18,7 +18,7 @@ from yocobit import Engine
 from yocobit.model import Decoder
 from yocobit.model.bitlinear import BitLinear
 from yocobit.model.quantization import TRAINABLE, quantize_weight
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.formats import formats_of
 
 KINDS = [kind for kind in TRAINABLE if formats_of(kind)[0].activations.group_columns]

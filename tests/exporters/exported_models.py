@@ -9,7 +9,7 @@ import numpy as np
 
 from yocobit.config import ModelConfig
 from yocobit.packing import PackedModel
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.formats import formats_of
 from yocobit.packing.scales import PerGroup
 from yocobit.packing.stored_parameters import StoredParameter, stored_parameters

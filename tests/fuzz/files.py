@@ -321,7 +321,7 @@ def _mutate_json_file(path: Path, rng: random.Random) -> None:
 
 def _hash_again(model: Path) -> None:
     """Let the hashes of a packed model match its config.json."""
-    from yocobit.packing.format import header_sha256
+    from yocobit.packing.file_format import header_sha256
 
     file = model / "model.safetensors"
     data = file.read_bytes()

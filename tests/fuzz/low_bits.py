@@ -37,7 +37,7 @@ from yocobit.importers.gguf.architectures import tensor_name
 from yocobit.importers.gguf.container import GGUFFile
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.gguf.tensor_types import identify, read_floats
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 
 _CASE_SECONDS = 30

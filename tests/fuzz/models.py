@@ -30,7 +30,7 @@ from yocobit import Engine, _native
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.errors import UserError
 from yocobit.packing import PackedModel, read_model, verify
-from yocobit.packing.format import DTYPES, canonical_json
+from yocobit.packing.file_format import DTYPES, canonical_json
 from yocobit.packing.formats import PROJECTION_FORMATS
 from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 from yocobit.packing.writer import write_model

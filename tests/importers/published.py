@@ -22,7 +22,7 @@ from transformers.integrations.bitnet import (
 from transformers.utils.quantization_config import BitNetQuantConfig
 
 from yocobit.packing import PackedModel
-from yocobit.packing.format import DTYPES
+from yocobit.packing.file_format import DTYPES
 
 SHAPE = {
     "vocab_size": 264,

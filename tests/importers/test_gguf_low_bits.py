@@ -29,7 +29,7 @@ from yocobit.importers import IntegerMatrix, import_model
 from yocobit.importers.gguf.architectures import tensor_name
 from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.mixers import parameter_shapes
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 
 FORMATS = {
     "Q1_0": "sign_g128",

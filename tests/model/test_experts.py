@@ -47,7 +47,7 @@ def by_token(ffn: MixtureOfExperts, x: torch.Tensor, limit: float | None = None)
         if linear.kind != "dense":
             integers, scales = quantize_weight(weight, linear.kind)
             weight = integers * expand_scales(scales, weight.shape[1], linear.kind)
-        if linear.quantises_inputs:
+        if linear.quantizes_inputs:
             codes, scale = quantize_activations(row)
             row = codes * scale
         M = len(weight) // ffn.n_experts

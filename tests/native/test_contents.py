@@ -12,7 +12,7 @@ from yocobit import Engine
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel, PackedModelError, verify
-from yocobit.packing.format import DTYPES
+from yocobit.packing.file_format import DTYPES
 from yocobit.packing.layout import unpack_codes
 from yocobit.packing.stored_parameters import StoredParameter, stored_parameters
 from yocobit.packing.writer import write_model

@@ -12,7 +12,7 @@ from kernel_families import KERNELS
 from yocobit import _native
 from yocobit.config import preset
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.formats import FORMATS, WeightFormat
 
 T = 70  # more rows than a tile of a GEMM

@@ -12,7 +12,7 @@ from kernel_families import KERNELS
 
 from yocobit.config import ModelConfig, preset
 from yocobit.packing import PackedModel
-from yocobit.packing.format import DTYPES
+from yocobit.packing.file_format import DTYPES
 from yocobit.packing.stored_parameters import stored_parameters, tensors_of
 from yocobit.packing.writer import write_model
 

@@ -31,7 +31,7 @@ from yocobit.packing import (
     verify,
     writer,
 )
-from yocobit.packing.format import DTYPES, TensorSpec, header_sha256
+from yocobit.packing.file_format import DTYPES, TensorSpec, header_sha256
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.layout import quantize_rows
 from yocobit.training import checkpoint

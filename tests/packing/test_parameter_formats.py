@@ -12,7 +12,7 @@ import pytest
 from yocobit.config import ConfigError, preset
 from yocobit.engine import Engine
 from yocobit.packing import PackedModelError, read_model, verify
-from yocobit.packing.format import DTYPES, header_sha256
+from yocobit.packing.file_format import DTYPES, header_sha256
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.stored_parameters import stored_parameters
 from yocobit.packing.writer import write_model

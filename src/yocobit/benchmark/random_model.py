@@ -15,7 +15,7 @@ from yocobit.config import ModelConfig
 from yocobit.errors import UserError
 from yocobit.hardware.host import available_bytes
 from yocobit.packing import PackedModel, expected_tensors, read_model
-from yocobit.packing.format import DTYPES, TensorSpec
+from yocobit.packing.file_format import DTYPES, TensorSpec
 from yocobit.packing.formats import TERNARY, projection_format
 from yocobit.packing.layout import Array
 from yocobit.packing.stored_parameters import StoredParameter, stored_parameters

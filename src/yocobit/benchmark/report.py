@@ -14,7 +14,7 @@ from yocobit.benchmark.measure import CaseResult, Report
 from yocobit.costs import folded
 from yocobit.hardware.limits import Limits, best
 from yocobit.hardware.load import load_warning
-from yocobit.packing.formats import is_quantised
+from yocobit.packing.formats import is_quantized
 
 _GB, _MB = 1e9, 1e6
 
@@ -247,7 +247,7 @@ def _roof(limits: Limits | None, row: CaseResult) -> float | None:
 
 def _int8_roof(limits: Limits | None, report: Report) -> float | None:
     """Return the int8 limit; None for a dense model, which uses no int8 arithmetic."""
-    if limits is None or not is_quantised(report.config.weights):
+    if limits is None or not is_quantized(report.config.weights):
         return None
     return limits.int8_per_s
 

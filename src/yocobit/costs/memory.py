@@ -24,7 +24,7 @@ from yocobit._native import (
 from yocobit.config import ModelConfig
 from yocobit.mixers import FEED_FORWARDS, MixerSpec, layer_mixers
 from yocobit.packing import PackedModel
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 
 PAGE_BYTES = mmap.PAGESIZE
 _PARTIAL_PAGES = 3  # of a region of a growing cache

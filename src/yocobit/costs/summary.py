@@ -19,7 +19,7 @@ from yocobit.costs.memory import (
 from yocobit.costs.traffic import multiply_adds
 from yocobit.mixers import MIXERS, parameter_shapes
 from yocobit.packing import PackedModel
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.formats import FORMATS
 
 _LABEL = 12  # columns

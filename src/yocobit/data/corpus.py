@@ -32,7 +32,7 @@ from yocobit.data.identity import CorpusFiles, identify, is_same_corpus
 from yocobit.data.index import INDEX, TOKENIZER, Index
 from yocobit.data.shards import Tokens, check_intact
 from yocobit.data.sources import cacheable, check_unchanged, describe_ignored, hash_files
-from yocobit.data.tokenisation import tokenise
+from yocobit.data.tokenization import tokenize
 from yocobit.data.tokenizer import load_tokenizer
 from yocobit.data.windows import shares, source_of, window_start
 from yocobit.system import CAN_OPEN_DIRECTORIES, lock
@@ -68,7 +68,7 @@ def prepare(
         is_same = index is not None and is_same_corpus(index.inputs, identity)
         if index is None or not is_same or not index.has_files(directory):
             (directory / INDEX).unlink(missing_ok=True)
-            entries = tokenise(config, files, held_out, vocab_size, directory, progress)
+            entries = tokenize(config, files, held_out, vocab_size, directory, progress)
             check_unchanged(files.all)
             index, before = Index(inputs=identity, **entries), None
         elif verify:

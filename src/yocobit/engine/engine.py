@@ -29,7 +29,7 @@ from yocobit.engine.session import (
 from yocobit.hardware.host import default_threads
 from yocobit.packing import PackedModel, PackedModelError, read_model
 from yocobit.packing import verify as verify_model
-from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.packing.file_format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.pretrained import TINY
 from yocobit.reading import read_text
 from yocobit.settings import whole_number

@@ -29,7 +29,7 @@ from yocobit.exporters.rules import (
 )
 from yocobit.exporters.weights import Weights
 from yocobit.importers.huggingface.names import HEAD, Names
-from yocobit.packing.format import (
+from yocobit.packing.file_format import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION,
@@ -38,7 +38,7 @@ from yocobit.packing.format import (
     TensorSpec,
     scale_name,
 )
-from yocobit.packing.formats import F16, INT8_PER_TOKEN, is_quantised
+from yocobit.packing.formats import F16, INT8_PER_TOKEN, is_quantized
 from yocobit.packing.layout import Array, Codes, Int8s
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.stored_parameters import StoredParameter
@@ -99,7 +99,7 @@ def _model_type(model: PackedModel) -> str:
         kind = "qwen3"
     else:
         kind = "qwen2" if config.qkv_bias else "llama"
-    extra = _QUANTISED if is_quantised(config.weights) else _DENSE
+    extra = _QUANTISED if is_quantized(config.weights) else _DENSE
     check(model, f"transformers' model type '{kind}'", (*_ALL, *_RULES[kind], *extra))
     if model.head_format.block_columns > 1 and model.head_format.activations is INT8_PER_TOKEN:
         raise ConfigError(
@@ -131,7 +131,7 @@ def _config(model: PackedModel, context: int) -> dict[str, Any]:
     }
     generation = read_generation_config(model.path / GENERATION)
     fields |= {key: generation.get(key) for key in _TOKEN_IDS}
-    if is_quantised(config.weights):
+    if is_quantized(config.weights):
         fields["quantization_config"] = _quantization(model)
     return fields
 

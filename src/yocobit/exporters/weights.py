@@ -13,7 +13,7 @@ import numpy as np
 
 from yocobit.errors import ConfigError
 from yocobit.packing import layout
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup

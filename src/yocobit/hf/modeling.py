@@ -33,7 +33,7 @@ from yocobit.model.decoder import Block, initial_std
 from yocobit.model.mixers.cross import CrossAttention
 from yocobit.model.norm import RMSNorm
 from yocobit.packing import is_packed
-from yocobit.packing.format import TOKENIZER
+from yocobit.packing.file_format import TOKENIZER
 from yocobit.renamed import aliases
 
 __getattr__ = aliases(

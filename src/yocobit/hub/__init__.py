@@ -15,7 +15,7 @@ from yocobit.hub.choice import TEXT_FILES
 from yocobit.hub.download import Download, download
 from yocobit.hub.kind import is_published, missing, not_packed, not_trained
 from yocobit.hub.name import HubName, parse_name
-from yocobit.packing.format import CONFIG
+from yocobit.packing.file_format import CONFIG
 from yocobit.packing.tensor_source import tensor_files
 from yocobit.packing.writer import Progress
 from yocobit.pretrained import TINY

@@ -27,7 +27,7 @@ from yocobit import importers
 from yocobit.disk import DISK_IS_FULL, replacing, sha256
 from yocobit.errors import ConfigError, UserError, shown
 from yocobit.hub.choice import TEXT_FILES
-from yocobit.packing.format import FORMAT_VERSION, canonical_json
+from yocobit.packing.file_format import FORMAT_VERSION, canonical_json
 from yocobit.packing.writer import Progress
 from yocobit.reading import parse_json, read_bytes
 from yocobit.system import lock

@@ -16,7 +16,7 @@ from typing import Any
 from yocobit.errors import ConfigError
 from yocobit.importers.huggingface import sentencepiece
 from yocobit.importers.huggingface.reader import POOLING
-from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, INDEX, MODEL, TOKENIZER
+from yocobit.packing.file_format import CHAT_TEMPLATE, CONFIG, GENERATION, INDEX, MODEL, TOKENIZER
 
 # The files of a Hugging Face directory that the importers read besides the weights.
 TEXT_FILES = (

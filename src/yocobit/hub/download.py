@@ -21,7 +21,7 @@ from yocobit.hub.choice import Choice, choose
 from yocobit.hub.kind import similar_model
 from yocobit.hub.name import HubName
 from yocobit.importers import GGUF_START_BYTES, check_config, check_gguf_start
-from yocobit.packing.format import CONFIG
+from yocobit.packing.file_format import CONFIG
 from yocobit.reading import read_json
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from yocobit.hub.cache import ModelCache
 from yocobit.hub.name import HubName, parse_name
 from yocobit.packing import checkpoints
-from yocobit.packing.format import CONFIG, MODEL, is_packed
+from yocobit.packing.file_format import CONFIG, MODEL, is_packed
 from yocobit.pretrained import TINY
 from yocobit.reading import read_json
 

@@ -17,7 +17,7 @@ import numpy as np
 from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError
 from yocobit.importers.huggingface import sentencepiece
-from yocobit.packing.format import TOKENIZER
+from yocobit.packing.file_format import TOKENIZER
 from yocobit.packing.formats import WeightFormat
 from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.text_files import TextFiles, read_text_files

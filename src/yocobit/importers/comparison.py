@@ -15,7 +15,7 @@ from yocobit.errors import ConfigError
 from yocobit.importers.checkpoint import Checkpoint, IntegerMatrix
 from yocobit.importers.convert import stored_tensors
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.layout import Array
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup, PerTensor

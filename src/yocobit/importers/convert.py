@@ -16,7 +16,7 @@ from yocobit.importers.gguf.reader import GGUFCheckpoint
 from yocobit.importers.huggingface.reader import HuggingFaceCheckpoint
 from yocobit.importers.report import describe_import, unit_of, warnings_of
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import DTYPES, scale_name
+from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.formats import INT8_PER_TOKEN, WeightFormat, formats_of, projection_format
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.pack import quantize

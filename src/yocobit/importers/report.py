@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from yocobit.costs.traffic import decode_bytes
 from yocobit.importers.checkpoint import Checkpoint
-from yocobit.packing.format import CHAT_TEMPLATE, TOKENIZER
+from yocobit.packing.file_format import CHAT_TEMPLATE, TOKENIZER
 from yocobit.packing.formats import F32, TABLES, WeightFormat
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup, PerRow, PerTensor

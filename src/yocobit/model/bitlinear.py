@@ -59,8 +59,8 @@ class BitLinear(nn.Linear):
         self.norm = None if norm_eps is None else RMSNorm(in_features, eps=norm_eps)
         self.kind: WeightKind = kind
         format = formats_of(kind)[0]
-        self.is_quantised = format.is_integer
-        self.quantises_inputs = format.activations is INT8_PER_TOKEN
+        self.is_quantized = format.is_integer
+        self.quantizes_inputs = format.activations is INT8_PER_TOKEN
         self.has_one_scale = isinstance(format.scale, PerTensor)
 
     def reset_parameters(self) -> None:
@@ -73,7 +73,7 @@ class BitLinear(nn.Linear):
 
     def rounded_weight(self) -> Tensor:
         """Return the weight (M, K) that multiplies x: quantised, with gradient 1."""
-        return straight_through_weight(self.weight, self.kind) if self.is_quantised else self.weight
+        return straight_through_weight(self.weight, self.kind) if self.is_quantized else self.weight
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, kind={self.kind!r}"
@@ -107,9 +107,9 @@ def _project(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
 
 def _multiply(x: Tensor, linears: Sequence[BitLinear]) -> tuple[Tensor, ...]:
     first = linears[0]
-    if not first.quantises_inputs:
+    if not first.quantizes_inputs:
         return tuple(float_matmul(x, linear.rounded_weight()) for linear in linears)
-    ys = _quantised(x, first.kind, first.has_one_scale, *(linear.weight for linear in linears))
+    ys = _quantized(x, first.kind, first.has_one_scale, *(linear.weight for linear in linears))
     return tuple(y.to(x.dtype) for y in ys)
 
 
@@ -122,7 +122,7 @@ def float_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @in_float32
-def _quantised(
+def _quantized(
     x: Tensor, kind: WeightKind, has_one_scale: bool, *weights: Tensor
 ) -> Sequence[Tensor]:
     # The training kernels support one scale per matrix only.

@@ -80,7 +80,7 @@ class MixtureOfExperts(nn.Module):
 
     def _matmul(self, x: Tensor, counts: list[int], *linears: BitLinear) -> tuple[Tensor, ...]:
         """Multiply the rows of x, ordered by expert, by the matrices of their experts."""
-        if linears[0].quantises_inputs:
+        if linears[0].quantizes_inputs:
             x = straight_through_activations(x).to(x.dtype)
         parts = x.split(counts)
         ys = []
@@ -93,7 +93,7 @@ class MixtureOfExperts(nn.Module):
 
 def _multiply(x: Tensor, weight: Tensor, linear: BitLinear) -> Tensor:
     """Return x times the weight of an expert; quantised inputs are multiplied in float32."""
-    if not linear.quantises_inputs:
+    if not linear.quantizes_inputs:
         return float_matmul(x, weight)
     y: Tensor = _linear(x, weight)
     return y.to(x.dtype)

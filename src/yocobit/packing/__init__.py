@@ -1,6 +1,6 @@
 """Packed models: written from checkpoints, read by the engine. Only pack() needs torch."""
 
-from yocobit.packing.format import PackedModelError, TensorInfo, is_packed
+from yocobit.packing.file_format import PackedModelError, TensorInfo, is_packed
 from yocobit.packing.formats import pack_sign, pack_ternary, unpack_sign, unpack_ternary
 from yocobit.packing.layout import quantize_rows
 from yocobit.packing.pack import pack

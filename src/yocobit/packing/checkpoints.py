@@ -28,7 +28,7 @@ import msgspec
 from yocobit.config import ConfigError
 from yocobit.disk import sha256
 from yocobit.errors import printable
-from yocobit.packing.format import (
+from yocobit.packing.file_format import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION,

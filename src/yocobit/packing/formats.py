@@ -20,7 +20,7 @@ from yocobit import _native
 from yocobit.config import ConfigError, WeightKind
 from yocobit.mixers import Role
 from yocobit.packing import layout
-from yocobit.packing.format import TensorSpec, scale_name
+from yocobit.packing.file_format import TensorSpec, scale_name
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
 from yocobit.packing.scales import PerGroup, PerRow, PerTensor
 
@@ -120,8 +120,8 @@ class WeightFormat:
     @property
     def label(self) -> str:
         """The name of this format in a summary of sizes."""
-        is_quantised_projection = self.is_integer and "projection" in self.roles
-        return f"{self.bits}-bit" if is_quantised_projection else self.name
+        is_quantized_projection = self.is_integer and "projection" in self.roles
+        return f"{self.bits}-bit" if is_quantized_projection else self.name
 
     @cached_property
     def valid_bytes(self) -> NDArray[np.bool_]:
@@ -257,7 +257,7 @@ def formats_of(weights: WeightKind) -> list[WeightFormat]:
     return [format for format in PROJECTION_FORMATS.values() if format.weights == weights]
 
 
-def is_quantised(weights: WeightKind) -> bool:
+def is_quantized(weights: WeightKind) -> bool:
     """Whether models trained with `weights` have integer weights."""
     return formats_of(weights)[0].is_integer
 

@@ -18,7 +18,7 @@ from yocobit.data.tokenizer import END
 from yocobit.extras import needs_extra
 from yocobit.mixers import parameter_shapes
 from yocobit.packing import checkpoints
-from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
+from yocobit.packing.file_format import CHAT_TEMPLATE, CONFIG, MODEL, TOKENIZER, scale_name
 from yocobit.packing.formats import INT8, WeightFormat, formats_of, head_format, projection_format
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.reader import PackedModel

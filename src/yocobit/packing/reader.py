@@ -18,7 +18,7 @@ import numpy as np
 from yocobit import _native
 from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError, shown
-from yocobit.packing.format import (
+from yocobit.packing.file_format import (
     ALIGNMENT,
     CONFIG,
     DTYPES,

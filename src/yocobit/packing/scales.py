@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yocobit.packing.format import DTYPES
+from yocobit.packing.file_format import DTYPES
 from yocobit.packing.layout import ROWS, Array
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from yocobit.config import ConfigError, ModelConfig
 from yocobit.errors import shown
 from yocobit.mixers import Parameter, Role, model_parameters
-from yocobit.packing.format import TensorSpec
+from yocobit.packing.file_format import TensorSpec
 from yocobit.packing.formats import (
     F32,
     FORMATS,

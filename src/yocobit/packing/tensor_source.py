@@ -16,7 +16,7 @@ import numpy as np
 
 from yocobit.config import ConfigError
 from yocobit.errors import shown
-from yocobit.packing.format import CONFIG, INDEX, MODEL
+from yocobit.packing.file_format import CONFIG, INDEX, MODEL
 from yocobit.packing.layout import Array
 from yocobit.packing.safetensors_header import TensorEntry, read_entries
 from yocobit.reading import open_regular, read_json

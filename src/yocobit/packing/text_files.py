@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from yocobit.errors import ConfigError, shown
-from yocobit.packing.format import CHAT_TEMPLATE, CONFIG, GENERATION, TOKENIZER
+from yocobit.packing.file_format import CHAT_TEMPLATE, CONFIG, GENERATION, TOKENIZER
 from yocobit.reading import read_bytes, read_json, read_text
 from yocobit.text import (
     GenerationConfig,

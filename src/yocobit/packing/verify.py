@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from yocobit.disk import sha256
-from yocobit.packing.format import MODEL, TOKENIZER, PackedModelError, TensorInfo
+from yocobit.packing.file_format import MODEL, TOKENIZER, PackedModelError, TensorInfo
 from yocobit.packing.reader import PackedModel, read_model
 from yocobit.packing.writer import Progress
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from yocobit.config import ModelConfig
 from yocobit.disk import claim_directory, flush, writing
-from yocobit.packing.format import (
+from yocobit.packing.file_format import (
     ALIGNMENT,
     CHAT_TEMPLATE,
     CONFIG,

@@ -38,7 +38,7 @@ from yocobit.packing.checkpoints import (
     TOKENIZER,
     TRAIN,
 )
-from yocobit.packing.format import is_packed
+from yocobit.packing.file_format import is_packed
 from yocobit.packing.tensor_source import tensor_files
 from yocobit.reading import read_own_json
 from yocobit.text import n_ids, read_tokenizer

@@ -19,7 +19,7 @@ from torch import Tensor
 from yocobit.config import ConfigError, WeightKind
 from yocobit.exporters.weights import Weights
 from yocobit.model.quantization import check_trainable, expand_scales, mean_magnitudes
-from yocobit.packing.formats import is_quantised
+from yocobit.packing.formats import is_quantized
 from yocobit.packing.reader import read_model
 from yocobit.packing.verify import verify
 
@@ -37,7 +37,7 @@ def master_weights(path: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for name, parameter in model.parameters.items():
         values = torch.from_numpy(stored.floats_of(name))
-        is_projection = parameter.role == "projection" and is_quantised(kind)
+        is_projection = parameter.role == "projection" and is_quantized(kind)
         weights[name] = masters(values, kind) if is_projection else values
     if model.config.tie_embeddings:
         weights["head.weight"] = weights["embedding.weight"]

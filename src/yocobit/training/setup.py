@@ -16,7 +16,7 @@ from yocobit.model import Decoder
 from yocobit.model.ops import dispatch
 from yocobit.model.quantization import check_trainable
 from yocobit.packing import checkpoints
-from yocobit.packing.format import is_packed
+from yocobit.packing.file_format import is_packed
 from yocobit.packing.formats import INT8_PER_TOKEN, formats_of
 from yocobit.text import n_ids
 from yocobit.tracking.bar import bar

@@ -91,7 +91,7 @@ def weight_counts(model: nn.Module) -> dict[str, list[int]]:
     return {
         name: _count_codes(module)
         for name, module in model.named_modules()
-        if isinstance(module, BitLinear) and module.is_quantised
+        if isinstance(module, BitLinear) and module.is_quantized
     }
 
 

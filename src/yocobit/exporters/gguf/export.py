@@ -31,7 +31,7 @@ from yocobit.importers.gguf.container import MAGIC
 from yocobit.importers.gguf.tensor_types import TYPES, TensorType
 from yocobit.importers.gguf.text import SAMPLING_KEYS
 from yocobit.packing import layout
-from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
+from yocobit.packing.file_format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
 from yocobit.packing.layout import Array, Codes, Int8s
 from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup

@@ -31,7 +31,7 @@ from yocobit.importers.huggingface.mlx import (
 from yocobit.importers.huggingface.names import Names, TensorPart
 from yocobit.importers.huggingface.quantization import BitNetQuantization, read_trits
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.formats import TABLES, WeightFormat
 from yocobit.packing.layout import Array, Floats
 from yocobit.packing.tensor_source import SafetensorsDirectory

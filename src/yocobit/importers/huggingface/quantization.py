@@ -20,7 +20,7 @@ from msgspec import Meta
 from yocobit.errors import ConfigError, shown
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.huggingface.floats import checked, read_floats
-from yocobit.packing.format import scale_name
+from yocobit.packing.file_format import scale_name
 from yocobit.packing.formats import TERNARY
 from yocobit.packing.tensor_source import SafetensorsDirectory
 from yocobit.settings import Settings

@@ -22,7 +22,7 @@ from yocobit.importers.huggingface.quantization import (
     read_scale,
 )
 from yocobit.mixers import model_parameters
-from yocobit.packing.format import CONFIG
+from yocobit.packing.file_format import CONFIG
 from yocobit.packing.formats import F16, F32, TABLES, TERNARY, WeightFormat
 from yocobit.packing.layout import Floats
 from yocobit.packing.tensor_source import SafetensorsDirectory

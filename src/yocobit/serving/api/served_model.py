@@ -19,7 +19,7 @@ from yocobit.costs import session_bytes, summarize
 from yocobit.engine import Engine, SamplingConfig
 from yocobit.errors import ConfigError, UserError, shown
 from yocobit.packing import PackedModel, read_model
-from yocobit.packing.format import CHAT_TEMPLATE, GENERATION, TOKENIZER
+from yocobit.packing.file_format import CHAT_TEMPLATE, GENERATION, TOKENIZER
 from yocobit.reading import boundary, read_bytes
 from yocobit.serving import limits
 from yocobit.serving.api import protocol

@@ -32,7 +32,7 @@ from yocobit.text.windows import SHORT, Span
 _BATCH_LENGTH = 1 << 21  # characters of one call of the tokenizer, whose threads share them
 
 
-def tokenise(
+def tokenize(
     config: DataConfig,
     files: CorpusFiles,
     held_out: HeldOut,
@@ -55,7 +55,7 @@ def tokenise(
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     try:
         encoder = TextEncoder(tokenizer, config.tokenizer or path)
-        entries = _Tokenisation(
+        entries = _Tokenization(
             files, held_out, encoder, config.deduplicate, directory, progress
         ).run()
     except OSError:  # such as a full disk
@@ -106,7 +106,7 @@ def _names(files: Sequence[SourceFile]) -> str:
     return f"{files[0].path}{more}"
 
 
-class _Tokenisation:
+class _Tokenization:
     """One pass over the documents in order, in batches that the tokenizer's threads share."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """Constants of the packed format: file names, magic, version, dtypes, tensor names and hashes.
 
-docs/reference/packed-format.md describes it; formats.py has the weight formats.
+docs/reference/packed-format.md describes the format; formats.py has the weight formats.
 """
 
 from __future__ import annotations
