@@ -17,7 +17,7 @@ from training_runs import Killed, assert_same_run, full_disk, raise_at, records,
 from yocobit.config import ConfigError
 from yocobit.disk import WriteError
 from yocobit.packing import checkpoints
-from yocobit.training import checkpoint, loop, schedule
+from yocobit.training import checkpoint, loop, time_budget
 from yocobit.training.config import load as load_config
 
 # Runs a configuration in consecutive processes; each is killed at the n-th call of a function.
@@ -214,7 +214,7 @@ def test_resume_of_a_finished_run_changes_nothing(toml, tmp_path):
 @pytest.fixture
 def early_plan(monkeypatch):
     """Convert a time budget after fewer steps than a real run does."""
-    monkeypatch.setattr(schedule, "MEASURED_STEPS", 12)
+    monkeypatch.setattr(time_budget, "MEASURED_STEPS", 12)
 
 
 def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatch, early_plan):
@@ -226,14 +226,16 @@ def test_budget_of_minutes_is_converted_to_steps_once(toml, tmp_path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=0.2))
-        patch.setattr(loop, "rate_factor", signal_at(schedule.MEASURED_STEPS + 3, signal.SIGTERM))
+        patch.setattr(
+            loop, "rate_factor", signal_at(time_budget.MEASURED_STEPS + 3, signal.SIGTERM)
+        )
         run(toml, out, minutes)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "time", clock(step_s=9.0))  # a slower machine keeps the number of steps
         run(toml, out, minutes, resume=True)
 
     total = checkpoint.load_state(checkpoints.last(out)).total_steps
-    assert total is not None and total > schedule.MEASURED_STEPS + 3
+    assert total is not None and total > time_budget.MEASURED_STEPS + 3
     assert_same_run(out, tmp_path / "straight")
 
 
@@ -242,13 +244,13 @@ def test_converted_budget_survives_a_kill_after_the_conversion(
 ):
     out = tmp_path / "run"
     monkeypatch.setattr(loop, "time", clock(step_s=0.2))
-    monkeypatch.setattr(loop, "rate_factor", raise_at(schedule.MEASURED_STEPS + 1))
+    monkeypatch.setattr(loop, "rate_factor", raise_at(time_budget.MEASURED_STEPS + 1))
 
     with pytest.raises(Killed):
         run(toml, out, "run.minutes=0.08", "run.checkpoint_every=1000")
 
     state = checkpoint.load_state(checkpoints.last(out))
-    assert state.step == schedule.MEASURED_STEPS and state.total_steps is not None
+    assert state.step == time_budget.MEASURED_STEPS and state.total_steps is not None
 
 
 @pytest.mark.parametrize("before", ["run.minutes=0.08", "run.steps=20"])

@@ -38,24 +38,15 @@ from yocobit.training.errors import (
 from yocobit.training.interrupt import Interrupt
 from yocobit.training.run_lock import claim_run, locked
 from yocobit.training.sample import printable_sample, sample
-from yocobit.training.schedule import (
-    Overheads,
-    evaluation_tokens,
-    is_measured,
-    rate_factor,
-    short_run_warning,
-    steps_in_budget,
-    weight_decay_factor,
-)
+from yocobit.training.schedule import rate_factor, short_run_warning, weight_decay_factor
 from yocobit.training.setup import Run, set_up
 from yocobit.training.sharding import evaluation_module, gather_model
 from yocobit.training.step import GradientStep, Objective, StepResult
+from yocobit.training.time_budget import TimeBudget
 from yocobit.training.validation import bits_per_byte, weight_counts
 
 _SAMPLE_TEMPERATURE = 0.6
 _TIMED_SAMPLE = 4  # tokens
-_CHECKPOINT_BYTES = 12  # of a parameter: its weight and two of the optimizer
-_DISK_BYTES_PER_S = 2e8  # assumed in a time budget
 
 
 def train(
@@ -126,7 +117,9 @@ class Loop:
             optim.spike_factor,
             run.processes,
         )
-        self.durations: list[float] = []
+        self.budget = TimeBudget(
+            run.config, run.state, run.processes, len(run.corpus.valid), run.model.n_parameters()
+        )
         self.diverged: str | None = None  # why the weights must not be saved
 
     def run(self) -> Path:
@@ -137,7 +130,7 @@ class Loop:
                 self._print(log.warning)
             self.processes.on_main(self._write_manifest)
             self._measure_overheads()
-            self._convert_changed_budget(log)
+            self.budget.convert_resumed(log.durations, self.seconds_before)
             self._warn_of_short_run()
             with Interrupt() as interrupt, Progress(self.console, self.tokens_per_step) as progress:
                 while not self._is_done() and not self._is_interrupted(interrupt):
@@ -220,8 +213,8 @@ class Loop:
         result = self._update(factor)
         state.step += 1
         state.n_tokens += self.tokens_per_step
-        self.durations.append(time.monotonic() - start)
-        is_converted = self._convert_budget(self._seconds())
+        self.budget.durations.append(time.monotonic() - start)
+        is_converted = self.budget.convert(self._seconds())
         if is_converted:
             self._warn_of_short_run()
         record = self._record(result, factor)
@@ -285,7 +278,7 @@ class Loop:
             state.step,
             state.total_steps,
             None if skipped else record["loss"],
-            self.durations[-1],
+            self.budget.durations[-1],
             state.valid_bits_per_byte,
         )
         if "valid_bits_per_byte" in record:
@@ -313,7 +306,7 @@ class Loop:
         The best step is chosen on the same text each time: the part that eval_tokens selects.
         """
         state = self.state
-        each, last = self._evaluation_tokens()
+        each, last = self.budget.evaluation_tokens()
         bits = self._bits_per_byte(each, progress)
         if bits < (state.best_bits_per_byte or math.inf):
             state.best_bits_per_byte, state.best_step = bits, state.step
@@ -325,9 +318,6 @@ class Loop:
             self.diverged = self.diverged or f"bits/byte on the validation text are {bits}"
             state.valid_bits_per_byte = None
         return bits
-
-    def _evaluation_tokens(self) -> tuple[int | None, int | None]:
-        return evaluation_tokens(self.config, len(self.corpus.valid), self.state.evaluation_s)
 
     def _bits_per_byte(self, max_tokens: int | None, progress: Progress | None = None) -> float:
         report = None if progress is None else progress.evaluating
@@ -351,32 +341,11 @@ class Loop:
             self.processes,
         )
 
-    # ---- time budget ----
+    # ---- time ----
 
     def _seconds(self) -> float:
         """Return the duration of the run, including that before it was resumed."""
         return self.seconds_before + time.monotonic() - self.started
-
-    def _convert_changed_budget(self, log: StepLog) -> None:
-        """Convert the budget of a resumed run by the logged durations, if there are enough.
-
-        Only by those: a run resumed twice from one checkpoint has the same number of steps.
-        """
-        self.durations = self.processes.broadcast(log.durations if self.processes.is_main else [])
-        if self.durations:
-            self._convert_budget(self.seconds_before, is_resumed=True)
-
-    def _convert_budget(self, elapsed_s: float, is_resumed: bool = False) -> bool:
-        """Fix the number of steps once the speed is known; return whether this call did."""
-        if self.config.run.minutes is None or self.state.total_steps is not None:
-            return False
-        if not self.processes.max(is_measured(self.config, self.durations, elapsed_s, is_resumed)):
-            return False
-        steps = steps_in_budget(
-            self.config, self.durations, elapsed_s, len(self.corpus.valid), self._overheads()
-        )
-        self.state.total_steps = self.state.step + self.processes.broadcast(steps)
-        return True
 
     def _measure_overheads(self) -> None:
         """Time an evaluation and a sample at the start of a run with a time budget."""
@@ -396,16 +365,12 @@ class Loop:
             self._generate(min(run.sample_tokens, _TIMED_SAMPLE))
             sample_s = (time.monotonic() - start) * max(1.0, run.sample_tokens / _TIMED_SAMPLE)
         state.evaluation_s, state.sample_s = self.processes.broadcast((evaluation_s, sample_s))
-        each, last = self._evaluation_tokens()
+        each, last = self.budget.evaluation_tokens()
         if last is not None:
             self._print(
                 f"to fit in run.minutes, evaluations read {each:,} of "
                 f"{len(self.corpus.valid):,} validation tokens, the last one {last:,}"
             )
-
-    def _overheads(self) -> Overheads:
-        n_bytes = _CHECKPOINT_BYTES * self.model.n_parameters()
-        return Overheads(self.state.evaluation_s, self.state.sample_s, n_bytes / _DISK_BYTES_PER_S)
 
     def _warn_of_short_run(self) -> None:
         warning = short_run_warning(self.config.schedule, self.state.total_steps)
