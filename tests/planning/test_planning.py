@@ -39,9 +39,9 @@ from yocobit.errors import UserError
 from yocobit.hardware.datasheets import Level, Machine
 from yocobit.packing.formats import F16
 from yocobit.planning import NAMED, PlanRequest, draw_plan, make_plan, open_shape, print_plan
-from yocobit.planning.calibration import ProbeTimes
+from yocobit.planning.calibration import ShallowTimes
 from yocobit.planning.plan import INT8_PER_FLOAT, calibrate
-from yocobit.planning.prediction import mean_rows, predict, probe_model, selecting_model
+from yocobit.planning.prediction import mean_rows, predict, selecting_model, shallow_model
 from yocobit.planning.report import number, seconds, size
 from yocobit.planning.roofline import bound, chips_needed
 from yocobit.planning.variants import variants
@@ -377,7 +377,7 @@ class FixedRates:
 
     def __init__(self, threads=1, times=None):
         self.threads = threads
-        self.times = times or ProbeTimes(0.0, 0.0, 128)
+        self.times = times or ShallowTimes(0.0, 0.0, 128)
         self.calls = []
 
     def gemm(self, format, n, m, k, n_bytes):
@@ -396,7 +396,7 @@ class FixedRates:
         self.calls.append(("selection", model.config, cache, context))
         return 1e-3
 
-    def probe(self, model, cache, batch):
+    def shallow_times(self, model, cache, batch):
         return self.times
 
 
@@ -407,15 +407,15 @@ def predicted(calibration, context=1000, batch=1, cache="int8", config=NANO):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_published_model_has_a_prediction_and_a_probe_that_runs(name, tmp_path):
+def test_a_published_model_has_a_prediction_and_a_shallow_model_that_runs(name, tmp_path):
     config = CASES[name].config
 
     _, prediction = predicted(FixedRates(), config=config)
-    probe, _ = probe_model(shape_only_model(config))
+    shallow, _ = shallow_model(shape_only_model(config))
 
     assert prediction.step_s > 0
-    assert set(probe.config.layers) == set(config.layers)
-    written = write_random_model(probe.config, tmp_path / "model", probe.projection_format.name)
+    assert set(shallow.config.layers) == set(config.layers)
+    written = write_random_model(shallow.config, tmp_path / "model", shallow.projection_format.name)
     assert Engine(written, 1, None).logits([1, 2]).shape == (2, 256)
 
 
@@ -492,17 +492,17 @@ def test_prediction_has_no_selection_while_attention_is_full():
     assert "selection" not in {each[0] for each in calibration.calls}
 
 
-def test_layer_overhead_of_the_probe_is_added_for_every_layer():
+def test_layer_overhead_of_the_shallow_model_is_added_for_every_layer():
     model = shape_only_model(NANO)
-    probe, width_ratio = probe_model(model)
-    kernels = predicted(FixedRates(), context=1, config=probe.config)[1].step_s
+    shallow, width_ratio = shallow_model(model)
+    kernels = predicted(FixedRates(), context=1, config=shallow.config)[1].step_s
 
     _, plain = predicted(FixedRates())
-    _, slower = predicted(FixedRates(times=ProbeTimes(kernels + 2e-3, 0.0, 128)))
+    _, slower = predicted(FixedRates(times=ShallowTimes(kernels + 2e-3, 0.0, 128)))
 
-    assert probe.config.layers == ("retention", "cross")
+    assert shallow.config.layers == ("retention", "cross")
     assert width_ratio == 1
-    # A millisecond for each of the probe's two layers, of which the model has four.
+    # A millisecond for each of the shallow model's two layers; the model has four.
     assert slower.step_s - plain.step_s == pytest.approx(4e-3)
 
 
@@ -541,14 +541,14 @@ def test_threads_divide_features_of_weights_only_matrices():
     assert shared == pytest.approx(alone)
 
 
-def test_the_probe_of_a_wide_model_is_narrow():
+def test_the_shallow_model_of_a_wide_model_is_narrow():
     model = shape_only_model(preset("3b"))
 
-    probe, width_ratio = probe_model(model)
+    shallow, width_ratio = shallow_model(model)
 
-    assert width_ratio == 3072 / probe.config.d_model > 1
-    assert probe.config.head_dim == 128
-    assert sum(t.end - t.begin for t in probe.tensors.values()) <= 64 << 20
+    assert width_ratio == 3072 / shallow.config.d_model > 1
+    assert shallow.config.head_dim == 128
+    assert sum(t.end - t.begin for t in shallow.tensors.values()) <= 64 << 20
 
 
 def test_mean_rows_are_weighted_by_input_features():

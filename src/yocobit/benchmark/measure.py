@@ -1,8 +1,8 @@
-"""Runs a benchmark grid. Every round measures the limits and every case once, so that noise of a
-shared machine affects all of them.
+"""Runs a benchmark grid.
 
-Every case starts from new sessions. A depth is filled with noise: attention costs the same as with
-real tokens, and no prefill is necessary.
+Every round measures the limits and every case once, so that noise of a shared machine affects all
+of them. Every case starts from new sessions. A depth is filled with random values instead of a
+prefill: attention takes the same time as over real tokens.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def run(
 def check_memory(model: PackedModel, case: Case, available: int | None) -> None:
     """Raise UserError if model, sessions and logits of a case exceed the available memory.
 
-    Linux overcommits memory: the allocation would succeed, and first touch kill the process.
+    Linux overcommits memory: the allocation would succeed, and the first touch of the pages would
+    kill the process.
     """
     logits = 4 * case.batch * model.config.vocab_size
     tokens = 12 * case.batch * case.n_tokens  # and the time of each step

@@ -1,5 +1,7 @@
-"""Models to measure: a packed model, or any shape with random weights, as speed does not depend on
-weight values."""
+"""Models to measure: a packed model, or any shape with random weights.
+
+Speed does not depend on the values of weights.
+"""
 
 from __future__ import annotations
 

@@ -75,8 +75,8 @@ def new_table(*headings: str) -> Table:
 def print_table(console: Console, table: Table, n_keys: int = 1) -> None:
     """Print a table after a blank line; no line is cut.
 
-    On a terminal that is too narrow, the columns are printed in several parts, each with the first
-    `n_keys` columns. Elsewhere lines may be wider than the console.
+    On a narrow terminal, the columns are printed in several parts, each with the first `n_keys`
+    columns. Other outputs may have lines that are wider than the console.
     """
     parts = _fitting(table, n_keys, console) if console.is_terminal else [table]
     for part in parts:
@@ -86,7 +86,7 @@ def print_table(console: Console, table: Table, n_keys: int = 1) -> None:
 
 
 def _fitting(table: Table, n_keys: int, console: Console) -> list[Table]:
-    """Split a table by columns into tables that fit the console, where a single column does."""
+    """Split a table by columns into tables that fit the console, unless one column does not."""
     keys = range(n_keys)
     parts: list[list[int]] = []
     for i in range(n_keys, len(table.columns)):
@@ -142,7 +142,7 @@ def _row_dict(row: CaseResult, report: Report) -> dict[str, Any]:
 
 
 def _subject(report: Report) -> list[str]:
-    """Return lines about what was measured."""
+    """Return lines about the model and the tests."""
     weights = f"a decode step reads {report.weight_bytes / _MB:,.1f} MB of weights"
     rounds = f"{report.repetitions} round{'s' * (report.repetitions > 1)}"
     constant = [f", {name} {values[0]}" for name, values in _settings(report) if not values[1:]]
@@ -156,7 +156,7 @@ def _subject(report: Report) -> list[str]:
 
 
 def _machine(report: Report) -> list[str]:
-    """Return lines about where it was measured."""
+    """Return lines about the machine and the build."""
     machine, caches = report.machine, report.machine.caches
     commit = f", commit {machine.commit}" if machine.commit else ""
     memory = f", {machine.memory_bytes / _GB:.1f} GB" if machine.memory_bytes else ""
@@ -174,7 +174,7 @@ def _machine(report: Report) -> list[str]:
 
 
 def _settings(report: Report) -> list[tuple[str, list[str]]]:
-    """Return the values of the settings that are a column only if they differ."""
+    """Return the values of the settings that have a column only if they differ."""
     return [
         ("threads", list(dict.fromkeys(str(row.threads) for row in report.rows))),
         ("cache", list(dict.fromkeys(row.case.cache for row in report.rows))),

@@ -28,8 +28,8 @@ def transformer(
 def yoco(config: ModelConfig) -> ModelConfig:
     """Return the YOCO stack of the same width and depth: retention and cross layers.
 
-    It has no features of self-attention, and as many heads as before, or fewer if d_model is not
-    divisible into them.
+    It has no features of self-attention. Numbers of heads are lowered until d_model is divisible by
+    8 times the number.
     """
     half = len(config.layers) // 2
     heads = {}
@@ -61,8 +61,11 @@ def _bonsai_8b() -> ModelConfig:
 
 
 def _maple() -> ModelConfig:
-    """Return the shape of Maple 20B-A1B: three layers with a window and RoPE on half of each head,
-    then one with full attention and no RoPE; 8 of 256 experts."""
+    """Return the shape of Maple 20B-A1B, with 8 of 256 experts.
+
+    Three layers with a window and RoPE on half of each head alternate with one layer of full
+    attention without RoPE.
+    """
     layers: tuple[Mixer, ...] = ("window", "window", "window", "full") * 6
     return transformer(2048, 24, 16, 4, 512, 151936).replace(
         layers=layers,

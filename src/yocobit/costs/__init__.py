@@ -1,4 +1,4 @@
-"""The cost model: memory, memory traffic and multiply-adds of a model, counted, not measured.
+"""The cost model: memory, memory traffic and multiply-adds of a model, counted from its shape.
 
 Used by inspect, bench, plan and the server's scheduler.
 """

@@ -86,7 +86,7 @@ def is_of_experts(config: ModelConfig, name: str) -> bool:
 def active_share(config: ModelConfig, batch: int) -> float:
     """Return the expected share of the experts that a step of a batch reads.
 
-    k / E for one token; tokens choose independently, and every expert equally often.
+    k / E for one token. Assumes independent tokens and equally frequent experts.
     """
     if not config.n_experts:
         return 1.0
@@ -178,10 +178,11 @@ def session_bytes(config: ModelConfig, cache: str, n_tokens: int) -> int:
 
 
 def committed_bytes(config: ModelConfig, cache: str, n_tokens: int, max_tokens: int) -> int:
-    """Return the most bytes that n_tokens take of what a session of max_tokens reserves.
+    """Return an upper bound of the committed memory of a session of max_tokens after n_tokens.
 
-    The system commits pages when they are first written. Of each head's keys, values and scales, in
-    addition to whole pages: one that its neighbour shares, a partial one, and one ahead.
+    The system commits pages when they are first written. The keys, values and scales of each head
+    take three pages more than their size: one shared with the adjacent region, a partial one, and
+    one committed ahead.
     """
     n_regions = sum(
         2 * mixer.heads(config).n_kv_heads * (2 if CACHE_FORMATS[cache].scale_bytes else 1)

@@ -30,7 +30,7 @@ class Summary:
     """Sizes of a packed model; cache sizes are keyed by cache type (CACHE_FORMATS)."""
 
     parameters: int
-    active_parameters: int  # that multiply each token: without lookups and the other experts
+    active_parameters: int  # used by a token in multiplications: no lookups, active experts only
     parameters_by_part: dict[str, int]  # the final norm counts as head
     size_bytes: int  # of all tensors, padding and scales included
     size_bytes_by_kind: dict[str, int]
@@ -142,7 +142,7 @@ def rounded(n: int) -> str:
 
 
 def _is_used(name: str, config: ModelConfig) -> bool:
-    """Whether a feature is of the layers that the model has."""
+    """Whether the model has layers that a feature applies to."""
     mixer = name.removesuffix("_rope_frequencies")
     return mixer == name or mixer in config.layers
 

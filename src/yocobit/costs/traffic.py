@@ -39,8 +39,10 @@ def decode_bytes(model: PackedModel, cache: str, depth: int, n_tokens: int, batc
 
 
 def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) -> int:
-    """Return the memory traffic of KV caches, index and recurrent states for decoding n_tokens at a
-    depth."""
+    """Return the memory traffic of a session that decodes n_tokens at a depth.
+
+    It is that of KV caches, index and recurrent states.
+    """
     states = 2 * recurrent_bytes(config)  # read and written
     return kv_traffic(config, cache, depth, n_tokens) + n_tokens * states
 
@@ -48,8 +50,10 @@ def session_traffic(config: ModelConfig, cache: str, depth: int, n_tokens: int) 
 def kv_traffic(
     config: ModelConfig, cache: str, depth: int, n_tokens: int, selection: bool = True
 ) -> int:
-    """Return the bytes of KV caches, and of the index if `selection`, that decoding n_tokens at a
-    depth reads."""
+    """Return the bytes of KV caches that decoding n_tokens at a depth reads.
+
+    With `selection`, those of the index count too.
+    """
     end = depth + n_tokens
     attended = sum(
         position_bytes(mixer, config, cache) * _attended(mixer, config, depth, end)
@@ -62,8 +66,10 @@ def kv_traffic(
 
 
 def unique_kv_bytes(config: ModelConfig, cache: str, n_tokens: int, selection: bool = True) -> int:
-    """Return the bytes of KV caches, and of the index if `selection`, that decoding the last of
-    n_tokens reads, each byte counted once."""
+    """Return the distinct bytes of KV caches that decoding the last of n_tokens reads.
+
+    With `selection`, those of the index count too.
+    """
     last = n_tokens - 1
     own = sum(
         position_bytes(mixer, config, cache) * _attended(mixer, config, last, n_tokens)
@@ -159,16 +165,20 @@ def _attended(mixer: MixerSpec, config: ModelConfig, begin: int, end: int) -> in
 
 
 def _scored_blocks(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the sum over tokens [begin, end) of the blocks that the index scores; 0 for a token
-    that attends to all positions."""
+    """Return the sum over tokens [begin, end) of the blocks that the index scores.
+
+    These are 0 for a token that attends to all positions.
+    """
     if not config.has_index:
         return 0
     return _visible(_first_selecting(config, begin, end), end) // BLOCK_POSITIONS
 
 
 def _candidate_positions(config: ModelConfig, begin: int, end: int) -> int:
-    """Return the sum over tokens [begin, end) of the positions in candidate blocks; 0 for a token
-    that attends to all positions."""
+    """Return the sum over tokens [begin, end) of the positions in candidate blocks.
+
+    These are 0 for a token that attends to all positions.
+    """
     if not config.has_index:
         return 0
     first = _first_selecting(config, begin, end)

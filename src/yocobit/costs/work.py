@@ -65,7 +65,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """Multiply-adds of the prefill of one session's whole context."""
+    """Multiply-adds of the prefill of one session's context."""
 
     n_tokens: int
     early: int  # with weights before the early exit, for all tokens

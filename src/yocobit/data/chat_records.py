@@ -28,7 +28,7 @@ _ROLES = {
 def messages_of(record: Mapping[str, Any], source: str) -> Any:
     """Return the messages of a record with a field of KINDS.
 
-    Turns of another form are left as they are: conversations.render rejects them.
+    Turns of another form are returned unchanged; conversations.render rejects them.
     """
     if "messages" in record:
         return _messages(record["messages"])

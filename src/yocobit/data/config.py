@@ -14,7 +14,7 @@ from yocobit.settings import Count, Settings
 
 PYTHON_STDLIB = "python-stdlib"  # a source that is located at run time, not a path
 
-_MAX_WEIGHT = 1e9  # a sum of weights is finite
+_MAX_WEIGHT = 1e9  # keeps the sum of weights finite
 _MAX_VOCAB_SIZE = 1 << 20  # of a model
 
 
@@ -84,7 +84,7 @@ def sources(items: tuple[str | SourceConfig, ...]) -> tuple[SourceConfig, ...]:
 
 
 def _with_sources(items: Any, name: str) -> Any:
-    """Convert the tables among items to sources; wrong types are left to validation."""
+    """Convert the tables among items to sources; validation rejects wrong types later."""
     if not isinstance(items, tuple | list):
         return items
     return tuple(

@@ -30,9 +30,9 @@ STOP_STRINGS = (f"\n{END_OF_TURN}", END_OF_TURN)  # end the assistant's turn
 def _templates(markers: Sequence[str]) -> tuple[str, str]:
     """Return the template of packed models and that of checkpoints, which escape `markers`.
 
-    Jinja, as in transformers: functions of `messages` and `add_generation_prompt`. That of
-    checkpoints is for transformers: its tokenizers add no BOS token to a conversation, and its
-    trainers compute the loss of the text that is marked as generation.
+    Both are Jinja templates of `messages` and `add_generation_prompt`, as in transformers. The one
+    of checkpoints is for transformers, whose tokenizers add no BOS token to a conversation and
+    whose trainers compute the loss of the text between generation tags.
     """
     content = "message['content'] | trim" + "".join(
         f" | replace('{marker}', '{_ESCAPED[marker]}')" for marker in markers
@@ -54,7 +54,7 @@ def _templates(markers: Sequence[str]) -> tuple[str, str]:
 
 
 CHAT_TEMPLATE, CHECKPOINT_TEMPLATE = _templates([*_ESCAPED])
-# Before the role "tool" was read, its marker was not escaped.
+# Earlier versions had no role "tool" and did not escape its marker.
 _FORMER, _FORMER_OF_CHECKPOINTS = _templates([each for each in _ESCAPED if each != "<|tool|>"])
 # The template of a packed model, by that of its checkpoint.
 PACKED_TEMPLATES: Mapping[str, str] = {

@@ -132,8 +132,8 @@ class Corpus:
         """Return inputs (B, T) and targets (B, T) of windows `first` to `first + size`.
 
         They are from an endless sequence of shuffled passes over the sources. Each source has its
-        share of windows by weight and its own passes, in which no two windows overlap. A pure
-        function of its arguments.
+        share of windows by weight and its own passes, in which no two windows overlap. The result
+        depends on the arguments only.
         """
         counts = shares(self.weights)
         windows = []
@@ -174,7 +174,7 @@ def open_valid(directory: Path) -> tuple[Tokenizer, Tokens]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Wait until no other process prepares a corpus in the directory."""
+    """Lock a directory, after any other process that prepares a corpus in it has finished."""
     if not CAN_OPEN_DIRECTORIES:
         yield
         return
@@ -188,7 +188,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _read_index(directory: Path) -> tuple[Index | None, tuple[str, ...]]:
-    """Return the index of a directory, None if there is none, and a line if it is damaged."""
+    """Return the index of a directory, if it has an intact one, and a line about a damaged one."""
     try:
         return Index.read(directory), ()
     except ConfigError as error:

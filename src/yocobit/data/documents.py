@@ -2,8 +2,8 @@
 
 A document is a .txt, .md or .py file, a line of a .txt file read by line, a line of a .jsonl file,
 a row of a .parquet file, or an item of the list in a .json file. .txt and .jsonl files may be
-compressed. At most one record or piece of a file is in memory, or a .json file. A byte order mark
-at the start of a text is not part of it.
+compressed. At most one record or piece of a file is in memory at a time; only a .json file is read
+as a whole. A byte order mark at the start of a text is not part of it.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from yocobit.errors import printable
 from yocobit.extras import needs_extra
 from yocobit.reading import NotUTF8Error, boundary, cause, check_encoding, open_regular
 
-PIECE_LENGTH = 1 << 16  # characters: few documents are cut, and threads have equal loads
+PIECE_LENGTH = 1 << 16  # characters; few documents are cut, and threads have equal loads
 _CHUNK_BYTES = 1 << 16
 _ROWS = 16  # of a .parquet file, at once
-# A line or a value of a .parquet file; a decoded one takes four bytes a character.
+# A line, or a value of a .parquet file. Decoded text takes up to four bytes per character.
 _MAX_RECORD_BYTES = 1 << 26
-_MAX_TREE = 1 << 24  # JSON that is decoded to Python objects, which take ten times as much
+_MAX_TREE = 1 << 24  # bytes of JSON decoded to Python objects, which take ten times the memory
 _MAX_JSON_BYTES = 1 << 30  # of a .json file, which is read as a whole
-_MAX_EXPANSION = 1000  # of a compressed column of a .parquet file; text compresses 10 times
+_MAX_EXPANSION = 1000  # of a compressed column of a .parquet file; that of text is about 10
 _BOM = "\ufeff"
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -131,7 +131,7 @@ class _TextFile:
     file: SourceFile
 
     def has_text(self) -> bool:
-        """Whether the text is not empty; few files are read for this."""
+        """Whether the text is not empty; reads only small and compressed files."""
         is_compressed = self.file.suffix.endswith((".gz", ".zst"))
         if self.file.size > len(codecs.BOM_UTF8) and not is_compressed:
             return True
@@ -323,7 +323,7 @@ def _columns(names: Sequence[str], file: SourceFile) -> list[str]:
 
 
 def _check_expansion(metadata: Any, path: Path) -> None:
-    """Raise ConfigError for a file that is small and claims to be large once decompressed."""
+    """Raise ConfigError for a small file whose decompressed columns would be very large."""
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
         for column in map(group.column, range(group.num_columns)):
@@ -385,7 +385,7 @@ def _import(module: str, extra: str, path: Path) -> Any:
 
 @contextmanager
 def _reading(path: Path, rule: str) -> Iterator[None]:
-    """Raise errors of reading a file as ConfigError that names it; `rule` is for its content."""
+    """Raise errors of reading a file as ConfigError; `rule` describes invalid content."""
     try:
         with boundary(path, rule):
             yield

@@ -15,7 +15,9 @@ from yocobit.data.identity import CorpusFiles
 from yocobit.data.sources import SourceFile
 from yocobit.errors import ConfigError
 
-_SHORT, _LARGEST_SHARE = 4096, 10  # characters, and a share of the text, if one in N is less
+# The held-out end has at least _MIN_LENGTH characters, unless these are more than 1 / _MAX_SHARE of
+# the text.
+_MIN_LENGTH, _MAX_SHARE = 4096, 10
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class HeldOut:
 
     @classmethod
     def of(cls, files: CorpusFiles) -> HeldOut:
-        """Read documents until both splits have one, or all are read."""
+        """Choose the split; reads documents until both splits have one."""
         if (every := files.valid_every) is None:
             return cls()
         if _has_both(files.train, every):
@@ -38,7 +40,7 @@ class HeldOut:
             total = sum(_length(document.pieces) for document in DocumentReader(source))
             if total < 2:
                 raise ConfigError(f"{source[0].path}: no text for the train split")
-            size = max(1, total // every, min(total // _LARGEST_SHARE, _SHORT))
+            size = max(1, total // every, min(total // _MAX_SHARE, _MIN_LENGTH))
             cuts.append(total - size)
             n_held_out += size
         return cls(every, tuple(cuts), n_held_out)
@@ -65,7 +67,7 @@ class Splitter:
         self.position = 0  # characters before the next document
 
     def __call__(self, document: Document) -> list[tuple[Document, bool]]:
-        """Return the parts of a document, and whether each is held out; two at the cut only."""
+        """Return a document, or its two parts at the cut, each with whether it is held out."""
         if self.cut is None:
             return [(document, _is_selected(document.name, self.every))]
         start, length = self.position, _length(document.pieces)
@@ -111,7 +113,7 @@ def _is_selected(name: str, every: int | None) -> bool:
 
 
 def _has_both(train: Sequence[Sequence[SourceFile]], every: int) -> bool:
-    """Whether every source has a document that is not held out, and one of them has one that is."""
+    """Whether each source has a training document, and at least one has a held-out document."""
     is_held_out = False
     for source in train:
         is_kept = False

@@ -1,7 +1,7 @@
 """The identity of a corpus: its files, and the hashes and settings that determine its tokens.
 
-Nothing is tokenised here. Two corpora with equal identities have equal tokens, wherever their files
-are stored.
+Nothing is tokenised here. Corpora with equal identities have equal tokens, wherever their files are
+stored.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from yocobit.data.tokenizer import TOKENIZER_VERSION, fingerprint, load_tokenize
 
 SAMPLE_LENGTH = 1 << 27  # characters, at most, that a tokenizer is trained on
 _VERSION = 5  # incremented when the tokens of the same files, or the layout of shards, change
-# Their shards are kept, so that a run resumes with its own tokens: they differ only where a message
-# spells <|tool|> and, those of 3, where documents of more than 65,536 characters were cut.
+# Shards of these versions are kept, so that a run resumes with its own tokens. They differ only
+# where a message spells <|tool|> and, in version 3, where documents of more than 65,536 characters
+# were cut.
 _FORMER_VERSIONS = (3, 4)
 
 

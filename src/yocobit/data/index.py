@@ -22,7 +22,7 @@ INDEX, TOKENIZER = "index.json", "tokenizer.json"
 
 
 class Index(Struct):
-    """The content of index.json; fields that it does not have are ignored."""
+    """The content of index.json; unknown fields are ignored."""
 
     inputs: dict[str, Any]  # the identity of the corpus
     train: Annotated[list[ShardList], Meta(min_length=1)]  # of each source
@@ -35,7 +35,7 @@ class Index(Struct):
 
     @classmethod
     def read(cls, directory: Path) -> Index | None:
-        """Read the index of a directory, None if it has none; ConfigError if it is damaged."""
+        """Read the index of a directory; None without one, ConfigError if it is damaged."""
         path = directory / INDEX
         try:
             return read_json(path, cls)

@@ -34,7 +34,7 @@ class LossMask:
     def of(self, span: Span) -> NDArray[np.bool_]:
         """Return whether each token of a span is in the loss."""
         starts = np.asarray(span.starts, np.float64)
-        ends = np.maximum(span.ends, starts + 1)  # at least the character where the token stands
+        ends = np.maximum(span.ends, starts + 1)  # an empty span counts as its first character
         before, after = (np.interp(at, self._edges, self._counts) for at in (starts, ends))
         mask: NDArray[np.bool_] = after > before
         return mask

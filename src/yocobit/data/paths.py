@@ -1,8 +1,8 @@
-"""The files of a directory or a glob: which of them are listed, left out and counted.
+"""The files of a directory or a glob: those that are read, and those that are left out.
 
 * Hidden files and directories are left out, unless the pattern spells their dot.
 * Links to files are followed. Links to directories are not, in a directory and below "**".
-* A run directory below is left out: a run may write into its own training text.
+* Run directories are left out: a run may write into the directory of its training text.
 * FIFOs, sockets, devices and links without a target are left out.
 """
 
@@ -52,7 +52,7 @@ class Listing:
         """Search without recursion: directories may be nested a thousand deep."""
         pending, seen = [("", 0)], set[tuple[str, int]]()
         while pending:
-            if (place := pending.pop()) in seen:  # by "**/**"
+            if (place := pending.pop()) in seen:  # reached twice by "**/**"
                 continue
             seen.add(place)
             prefix, i = place

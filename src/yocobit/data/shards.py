@@ -195,7 +195,7 @@ class Tokens:
         return found
 
     def _parts(self, start: int, end: int) -> Iterator[tuple[int, slice]]:
-        """Yield each shard that has some of tokens `start` to `end`, and their place in it."""
+        """Yield the index of each shard with some of tokens `start` to `end`, and their slice."""
         first = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
         for i, (low, high) in enumerate(pairwise(self._starts[first:]), start=first):
             if low >= end:

@@ -32,7 +32,7 @@ SUFFIXES = (
     *(f"{kind}{how}" for kind in (".txt", ".jsonl") for how in _COMPRESSIONS),
     *(".md", ".py", ".parquet"),
 )
-_NAMED_SUFFIXES = (".json",)  # read only if named by path: most in a directory are not text
+_NAMED_SUFFIXES = (".json",)  # read only if named by path; most such files are not text
 
 # In the standard library: installed packages, tests and generated tables.
 _STDLIB_EXCLUDE = (
@@ -69,7 +69,7 @@ class SourceFile:
 
     @property
     def key(self) -> str:
-        """The path as JSON can have it: a name may not be UTF-8."""
+        """The path as JSON can represent it, as a name may not be UTF-8."""
         return os.fsencode(self.path).decode("utf-8", "backslashreplace")
 
     @property
@@ -141,7 +141,10 @@ def hash_files(files: Sequence[SourceFile], cached: FileHashes) -> FileHashes:
 
 
 def cacheable(hashes: FileHashes) -> FileHashes:
-    """Return the hashes that identify a file by size and modification time from now on."""
+    """Return the hashes of files that have not changed recently.
+
+    Size and modification time identify only these from now on.
+    """
     newest = time.time_ns() - _SETTLED_NS
     return {path: entry for path, entry in hashes.items() if entry[1] < newest}
 

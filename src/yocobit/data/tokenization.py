@@ -135,13 +135,13 @@ class _Tokenization:
     def run(self) -> dict[str, Any]:
         """Write all shards; return their entries and the numbers of omitted files and documents."""
         try:
-            # First, because deduplication keeps the first of two equal documents.
+            # The validation text first: deduplication keeps the first of two equal documents.
             self._add(self.files.valid, self.valid, HeldOut().splitter(0))
             train = []
             for i, (files, writer) in enumerate(zip(self.files.train, self.train, strict=True)):
                 self._add(files, writer, self.held_out.splitter(i))
                 self._flush()
-                train.append(writer.close())  # now: few files are open at a time
+                train.append(writer.close())  # limits the number of open files
             valid = self.valid.close()
         finally:
             for writer in (self.valid, *self.train):

@@ -60,7 +60,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrainer) -> None:
-    """Train in a thread: the main thread would not see Ctrl-C until the end, a minute later."""
+    """Train in a thread, so that the main thread handles Ctrl-C before training has finished."""
     is_stopped, failures = threading.Event(), list[BaseException]()
 
     def run() -> None:
@@ -75,7 +75,7 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrai
     thread.start()
     try:
         while thread.is_alive():
-            thread.join(_SIGNAL_CHECK_S)  # another thread may have received the signal
+            thread.join(_SIGNAL_CHECK_S)  # wakes up, as another thread may have received the signal
     finally:
         is_stopped.set()
     if failures:
@@ -87,8 +87,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     If it has no END, its end token is renamed to END: the eos_token of the adjacent
     tokenizer_config.json or, for packed models, the smallest eos_token_id of the adjacent
-    generation_config.json.
-    ConfigError if it is missing or loses text.
+    generation_config.json. ConfigError if it is missing or loses text.
     """
     tokenizer = read_tokenizer(path)
     size, largest = tokenizer.get_vocab_size(), text.n_ids(tokenizer) - 1

@@ -1,7 +1,6 @@
 """The order of windows: shuffled passes over sources, as pure functions of a seed and an index.
 
-No state grows with the text: the position of a run in its data is a number of windows, and any
-process can compute any window.
+The position of a run in its data is a number of windows, and any process can compute any window.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     counts = np.maximum(1, np.floor(exact)).astype(int)
     while (missing := BLOCK - int(counts.sum())) > 0:
         counts[(exact - counts).argmax()] += 1
-    for _ in range(-missing):  # sources rounded up to one window displace windows of others
+    for _ in range(-missing):  # sources rounded up to one window take them from others
         counts[np.where(counts > 1, counts - exact, -np.inf).argmax()] -= 1
     return tuple(counts.tolist())
 

@@ -33,9 +33,11 @@ class _Saved(msgspec.Struct, frozen=True):
 class Chat:
     """Keeps the messages and one session; each reply prefills only the new tokens.
 
+    ```python
     chat = Chat(Engine.load())
     for piece in chat.reply("Tell me about the sea."):
         print(piece, end="", flush=True)
+    ```
     """
 
     def __init__(

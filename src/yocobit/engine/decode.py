@@ -1,8 +1,8 @@
-"""The decode loop's state for one sequence: sampling, structured output, detokenisation and stop
-conditions. The engine's own loop (generation.py) and the server's scheduler both use it.
+"""The decode state of one sequence: sampling, structured output, detokenisation, stop conditions.
 
-Each step masks the logits of every running sequence (`mask`), samples one token per sequence
-(`sample_batch`) and appends it (`accept`).
+The engine's own loop (generation.py) and the server's scheduler both use it. Each step masks the
+logits of every running sequence (`mask`), samples one token per sequence (`sample_batch`) and
+appends it (`accept`).
 
 Letters: V vocabulary
 """
@@ -41,7 +41,7 @@ class GuidedDecoding(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """An appended token, and the text that became certain with it."""
+    """An appended token, and the text that is final after it."""
 
     token: int
     text: str
@@ -66,9 +66,10 @@ class DecodeState:
         stop_tokens: frozenset[int] = frozenset(),
         kept: Collection[str | int] = (),
     ) -> None:
-        """Nothing ends the text before `min_tokens`; `ignore_end` excludes the end tokens.
+        """Start after a prompt.
 
-        `stop_tokens` end the text as well. `kept` are the stop strings and tokens that stay in it.
+        End tokens, `stop_tokens` and stop strings have no effect before `min_tokens`; `ignore_end`
+        excludes the end tokens. `kept` are the stop strings and tokens that stay in the text.
         """
         self.finish_reason: FinishReason | None = None
         self.max_tokens = max_tokens
@@ -99,7 +100,7 @@ class DecodeState:
 
     @property
     def piece(self) -> str:
-        """The text of the last token, certain or held back; after `finish`, the rest."""
+        """The text of the last token, final or held back; after `finish`, the held-back text."""
         return self._detokenizer.piece
 
     @property

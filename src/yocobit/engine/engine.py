@@ -163,7 +163,7 @@ class Engine:
 
     @property
     def max_new_tokens(self) -> int | None:
-        """The most tokens of an answer by default, if the model says so."""
+        """The default limit of the tokens of an answer, if generation_config.json has one."""
         return self._generation.max_new_tokens
 
     @property
@@ -195,9 +195,8 @@ class Engine:
     def session(self, max_tokens: int, cache: CacheType = DEFAULT_CACHE) -> Session:
         """Return a new session with a capacity of `max_tokens`; reserves its memory.
 
-        `cache` is the type of its KV caches: "f32", "f16", "int8" or "int4".
-
-        The first session of an engine checks the weights: PackedModelError if they are invalid.
+        `cache` is the type of its KV caches: "f32", "f16", "int8" or "int4". The first session of
+        an engine checks the weights: PackedModelError if they are invalid.
         """
         self.check_weights()
         return Session(self._native, max_tokens, cache)
@@ -284,8 +283,9 @@ class Engine:
     def encode(self, prompt: str) -> list[int]:
         """Return the tokens of a text, after the BOS token; UserError if it is not valid UTF-8.
 
-        Special tokens that the text spells are plain text. The prompt that a chat template rendered
-        has those of the template, also its BOS token or none, if it writes that itself.
+        Special tokens that the text spells are plain text. In a prompt that a chat template
+        rendered, those that the template writes are special tokens; the BOS token is added unless
+        the template writes it.
         """
         template = getattr(prompt, "template", None)
         if template is None:
@@ -306,8 +306,8 @@ class Engine:
     ) -> list[int]:
         """Return the tokens of a conversation, up to where the assistant's reply starts.
 
-        `variables`, such as `tools`, are those of the template. `render` replaces its `render`, for
-        example by one with a time limit.
+        `variables`, such as `tools`, are those of the template. `render` replaces the method of the
+        template, for example by one with a time limit.
         """
         template = self.chat_template
         tokens = self.encoder.encode_chat(render or template.render, messages, variables)
@@ -353,7 +353,7 @@ class Engine:
         """Return the continuation of a text, or of tokens, as an iterator over pieces of text.
 
         The text ends before the first stop string in `stop`. A `session`, if given, must hold a
-        proper prefix of the prompt and have room for the rest and max_tokens; `cache` is then
+        proper prefix of the prompt and have capacity for the rest and max_tokens; `cache` is then
         ignored. ValueError if it holds other tokens, or the whole prompt.
         """
         max_tokens = whole_number("max_tokens", max_tokens, 1, MAX_TOKENS)

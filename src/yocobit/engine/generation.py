@@ -13,7 +13,7 @@ from yocobit.engine.session import Session, SessionMemory
 
 
 class Generation:
-    """An iterator over pieces of text; records the finish reason and the timings."""
+    """An iterator over pieces of text, with its finish reason and timings."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Generation:
         return self.n_decode_steps / self.decode_s if self.decode_s else 0.0
 
     def memory(self) -> SessionMemory:
-        """Return the bytes reserved for its session."""
+        """Return the memory reserved for the session."""
         return self._session.memory()
 
     def _run(self) -> Iterator[str]:

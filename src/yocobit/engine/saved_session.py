@@ -26,7 +26,7 @@ from yocobit.reading import boundary, open_regular
 FORMAT, VERSION = "yocobit-session", "1"
 _DTYPES = {"tokens": np.int32, "state": np.uint8, "positions": np.uint8}
 _NAMES = {"tokens": "I32", "state": "U8", "positions": "U8"}  # of dtypes in safetensors
-_AGAIN = "feed its text to a new session"
+_REMEDY = "feed its text to a new session"
 
 
 class SavedSessionError(UserError):
@@ -67,9 +67,11 @@ class SavedSession:
         except FileNotFoundError:
             raise SavedSessionError(f"{path}: no such file") from None
         except (OSError, ConfigError) as error:
-            raise SavedSessionError(f"{path}: is not a saved session ({error}); {_AGAIN}") from None
+            raise SavedSessionError(
+                f"{path}: is not a saved session ({error}); {_REMEDY}"
+            ) from None
         if metadata.get("sha256") != _hash(tensors):
-            raise SavedSessionError(f"{path}: its bytes do not match their hash; {_AGAIN}")
+            raise SavedSessionError(f"{path}: its bytes do not match their hash; {_REMEDY}")
         cache: CacheType = metadata["cache"]
         return cls(model, cache, tensors["tokens"], tensors["state"], tensors["positions"])
 
@@ -86,7 +88,7 @@ def _read(path: Path, model: str) -> tuple[dict[str, NDArray[Any]], dict[str, An
                 actual = f"{entry.dtype} of shape {entry.shape}" if entry else "missing"
                 raise SavedSessionError(
                     f"{path}: {name} must be a list of {expected} but is {printable(actual, 200)}; "
-                    f"{_AGAIN}"
+                    f"{_REMEDY}"
                 )
             stream.seek(entry.begin)
             data = stream.read(entry.end - entry.begin)
@@ -96,10 +98,10 @@ def _read(path: Path, model: str) -> tuple[dict[str, NDArray[Any]], dict[str, An
 
 def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
     if metadata.get("format") != FORMAT:
-        raise SavedSessionError(f"{path}: is not a saved session; {_AGAIN}")
+        raise SavedSessionError(f"{path}: is not a saved session; {_REMEDY}")
     if (version := metadata.get("format_version")) != VERSION:
         raise SavedSessionError(
-            f"{path}: format_version must be {VERSION!r} but is {shown(version)}; {_AGAIN}"
+            f"{path}: format_version must be {VERSION!r} but is {shown(version)}; {_REMEDY}"
         )
     if (saved := str(metadata.get("model"))) != model:
         if saved.removesuffix(EXACT_SUFFIX) == model.removesuffix(EXACT_SUFFIX):
@@ -114,7 +116,7 @@ def _check(path: Path, metadata: dict[str, Any], model: str) -> None:
         )
     if metadata.get("cache") not in get_args(CacheType):
         raise SavedSessionError(
-            f"{path}: has a cache of type {shown(metadata.get('cache'))}; {_AGAIN}"
+            f"{path}: has a cache of type {shown(metadata.get('cache'))}; {_REMEDY}"
         )
 
 

@@ -18,7 +18,7 @@ from yocobit.errors import ConfigError
 from yocobit.settings import whole_number
 
 MAX_TOKENS = 1 << 40  # of a session
-_MAX_LAYER = (1 << 31) - 1  # that the bindings take; larger indices are out of range, too
+_MAX_LAYER = (1 << 31) - 1  # the limit of the bindings
 CacheType = Literal["f32", "f16", "int8", "int4"]
 DEFAULT_CACHE: CacheType = "int8"  # of every command, of the server and of Engine
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
@@ -94,8 +94,8 @@ class Session:
 
         Early exit: the cross-decoder runs for the last token only. ValueError, with nothing
         changed, if a token is not in the vocabulary, the capacity is exceeded or `out` is not a
-        float32 array of that shape. After KeyboardInterrupt the session holds the part of the
-        tokens that was consumed before it, and can be used on.
+        float32 array of that shape. After KeyboardInterrupt the session holds the tokens that were
+        consumed before it, and remains usable.
         """
         tokens = as_tokens(tokens)
         logits = as_out(out, (self._engine.vocab_size,))
@@ -128,9 +128,9 @@ class Session:
 
     @contextmanager
     def _consuming(self) -> Iterator[None]:
-        """Forget the logits of a session that an exception leaves at another position.
+        """Drop the logits if an exception leaves the session at another position.
 
-        A prompt is consumed in batches, and Ctrl-C is seen between two of them.
+        A prompt is consumed in batches, and Ctrl-C is handled between two of them.
         """
         before = self.position
         try:

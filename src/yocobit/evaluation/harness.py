@@ -4,7 +4,7 @@
 
 Started this way, the harness also loads checkpoints with `--model hf` if transformers is
 installed. Each request runs in its own session; the model's BOS token, if it has one, precedes its
-text. The end token precedes an empty context of a model without BOS token.
+text. In a model without one, the end token precedes an empty context.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def negative_log_likelihood(logits: Logits, targets: NDArray[Any]) -> Nats:
     """Return -log softmax(logits)[target] of logits (T, V) and targets (T,)."""
     with np.errstate(invalid="ignore", over="ignore"):  # of infinite logits the result is NaN
         largest = logits.max(axis=1)
-        # Exponentials in float32: each has a relative error of 1e-7, and so has their sum.
+        # Exponentials in float32: their sum has the relative error of each, 1e-7.
         total = np.exp(logits - largest[:, None]).sum(axis=1, dtype=np.float64)
         target_logits = logits[np.arange(len(targets)), targets]
         nats: Nats = np.log(total) + (largest.astype(np.float64) - target_logits)

@@ -140,8 +140,8 @@ def _score(
 def windows(tokens: Iterable[int], context: int) -> Iterator[tuple[Sequence[int], int]]:
     """Split tokens (T,) into windows, each with its number of leading tokens that are only context.
 
-    All tokens but the first are scored once. A window has up to `context` + 1 tokens:
-    its last token is predicted, not an input.
+    All tokens but the first are scored once. A window has up to `context` + 1 tokens, the last of
+    which is only predicted.
     """
     tokens = iter(tokens)
     window = list(islice(tokens, context + 1))

@@ -48,7 +48,7 @@ class TorchScorer(Scorer):
             return np.empty(0)
         ids = torch.tensor(tokens)
         hidden = self._model.extend(ids[None, :-1], Cache(), n_last=n_scored)[0]  # (T, C)
-        # In chunks: the logits of all tokens would be by far the largest tensor.
+        # In chunks, as the logits of all tokens would be the largest tensor by far.
         losses = [
             F.cross_entropy(self._model.logits(rows), targets, reduction="none")
             for rows, targets in zip(hidden.split(CHUNK), ids[n_context:].split(CHUNK), strict=True)

@@ -101,8 +101,8 @@ def default_threads(
 ) -> int:
     """Return the default number of threads: the CPUs that this process may use, at least one.
 
-    The smaller of the affinity mask and the CPU quota of its control group, rounded up. Every
-    default of a number of threads, in the engine, training and benchmarks, is this one.
+    That is the smaller of the affinity mask and the CPU quota of its control group, rounded up.
+    Engine, training and benchmarks all use this default.
     """
     n_cpus, quota = len(_allowed_cpus()), cpu_quota(groups, root)
     return n_cpus if quota is None else max(1, min(n_cpus, math.ceil(quota)))
@@ -135,7 +135,7 @@ def cpu_quota(
             mount, read = next((m for m in mounts if m.is_dir()), root), _quota_v1
         else:
             continue
-        # In a container, its own group may be mounted as the root: then `name` is not below it.
+        # In a container, its own group may be mounted as the root, which then has no `name`.
         parts = Path(name.lstrip("/")).parts
         for n in range(len(parts) + 1):
             quotas.append(read(mount.joinpath(*parts[:n])))
@@ -189,9 +189,9 @@ def reset_peak() -> None:
 def share_heap() -> None:
     """Have all threads of this process allocate from one heap; no effect without glibc.
 
-    By default, each thread has one, which keeps what the thread freed. Freed blocks of a megabyte
-    are returned to the system; by default, up to the largest block that was ever freed, they are
-    not.
+    By default, each thread has a heap of its own, which keeps the memory that the thread freed.
+    Freed blocks of at least a megabyte are returned to the system. By default, glibc raises this
+    limit to the size of the largest block that was freed.
     """
     if (mallopt := c_function("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, 1)
@@ -207,7 +207,7 @@ def trim_heap() -> None:
 def allocated_bytes() -> int:
     """Return the bytes that this process has allocated and not freed.
 
-    Its resident memory if the C library does not say: that may include freed memory.
+    Without glibc 2.33, that is its resident memory, which may include freed memory.
     """
     if (measure := c_function("mallinfo2")) is None:  # not glibc, or before 2.33
         return resident_bytes()
@@ -229,7 +229,7 @@ class _MallInfo(ctypes.Structure):
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process; its peak if the system does not say."""
+    """Return the resident memory of this process; its peak on systems without /proc."""
     found = re.search(r"VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
     return int(found[1]) * _KIB if found else peak_bytes()
 
@@ -237,7 +237,7 @@ def resident_bytes() -> int:
 def peak_bytes() -> int:
     """Return the peak resident memory of this process, including pages of mapped files.
 
-    0 if the system does not say.
+    0 if the system does not report it.
     """
     found = re.search(r"VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")) or "")
     if found:

@@ -1,8 +1,8 @@
 """The load of other programs while something is measured.
 
 Their share is the busy time of the CPUs in /proc/stat minus the CPU time of this process. Time that
-a hypervisor gives to other machines ("steal") counts as theirs. Systems without /proc/stat do not
-say.
+a hypervisor gives to other machines ("steal") counts as theirs. Without /proc/stat, the share is
+None.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-_MOST = 0.1  # of the CPUs; above, figures are not those of the machine
+_MAX_SHARE = 0.1  # of the CPUs; above it, figures are not those of an idle machine
 _MIN_TICKS = 10  # per CPU: a shorter time has too few ticks of /proc/stat for a share
 _N_FIELDS = 8  # user nice system idle iowait irq softirq steal; the guests' are part of user
 _IDLE = slice(3, 5)
 
 
 class CpuTimes(NamedTuple):
-    """CPU times up to a moment, summed over some CPUs."""
+    """CPU times since boot, summed over some CPUs."""
 
     n_cpus: int
     busy: int  # ticks
     total: int  # ticks
     own_s: float  # of all threads of this process
-    at_s: float  # the moment
+    at_s: float  # when these were read
 
     def others_share(self, later: CpuTimes | None) -> float | None:
         """Return the share of the CPUs that other programs used until `later`.
 
-        None if the system does not say, or after a time that is too short.
+        None if it is unknown, or if the time between the two is too short.
         """
         if later is None or later.total - self.total < _MIN_TICKS * self.n_cpus:
             return None
@@ -40,7 +40,7 @@ class CpuTimes(NamedTuple):
 
 
 def read_cpu_times(cpus: Collection[int], stat: Path = Path("/proc/stat")) -> CpuTimes | None:
-    """Return the times of these CPUs up to now, None if the system does not say."""
+    """Return the times of these CPUs up to now; None if the system does not report them."""
     try:
         lines = [line.split() for line in stat.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError):
@@ -59,7 +59,7 @@ def read_cpu_times(cpus: Collection[int], stat: Path = Path("/proc/stat")) -> Cp
 
 def load_warning(others_share: float | None) -> str | None:
     """Return a line if other programs used more than a tenth of the CPUs, None otherwise."""
-    if others_share is None or others_share <= _MOST:
+    if others_share is None or others_share <= _MAX_SHARE:
         return None
     used = f"other programs used {others_share:.0%} of the CPUs"
     return f"load        {used}: these are not this machine's figures"

@@ -28,7 +28,7 @@ class Documents:
     """Documents packed end to end: a token attends to its own document only."""
 
     resets: Tensor  # (B, T) bool, True at first positions
-    # Of the documents of each row, whose sum is T; None while tracing, which has no values.
+    # Document lengths of each row, which add up to T; None in a trace, where values are unknown.
     lengths: list[list[int]] | None
 
     @classmethod
@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
     """Causal attention over the layer's own K and V, of all positions or the last `window`.
 
     The state holds K and V of the positions that later queries attend to. The fourth output is the
-    attention weights (B, H, T, S), if `returns_weights` is set.
+    attention weights (B, H, T, S) if `returns_weights` is set, and None otherwise.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ def attention_and_weights(
     mask: Mask = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return what `attention` does, and its weights (B, H, T, S)."""
+    """Return the result of `attention` and the attention weights (B, H, T, S)."""
     return masked_attention_and_weights(q, k, v, _visible(q, k, window, mask), scale)
 
 
@@ -219,7 +219,7 @@ def masked_attention(
 def masked_attention_and_weights(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return what `masked_attention` does, and its weights (B, H, T, S)."""
+    """Return the result of `masked_attention` and the attention weights (B, H, T, S)."""
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = widened(q @ k.mT * scale)  # (B, H, T, S)

@@ -40,9 +40,9 @@ class BitLinear(nn.Linear):
     """y = (x_q W_q^T) s_x s_w + bias: W quantised to `kind`, x to int8 per row.
 
     BitNet b1.58 (arXiv:2402.17764), BitNet b1 (arXiv:2310.11453). Master weights stay in floating
-    point; kinds of weights-only quantisation do not quantise x, and "dense" quantises nothing. A
-    subclass of nn.Linear for adapters such as PEFT's. With `norm_eps`, an RMSNorm of its own
-    precedes the rounding of x.
+    point; kinds of weights-only quantisation do not quantise x, and "dense" quantises nothing. With
+    `norm_eps`, the layer normalises x by an RMSNorm of its own first. It is a subclass of nn.Linear
+    so that adapters such as PEFT's accept it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BitLinear(nn.Linear):
         n_blocks: int = 1,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias)
-        self.n_blocks = n_blocks  # matrices of equal shape whose rows are stacked: those of experts
+        self.n_blocks = n_blocks  # matrices of equal shape stacked by rows, one per expert
         self.norm = None if norm_eps is None else RMSNorm(in_features, eps=norm_eps)
         self.kind: WeightKind = kind
         format = formats_of(kind)[0]
@@ -90,8 +90,8 @@ def projection(
 def project(x: Tensor, *linears: BitLinear) -> tuple[Tensor, ...]:
     """Map x (..., K) through linears of one kind to (..., M) each.
 
-    x is quantised once, unless a module has its own norm, or is replaced or has hooks, as with
-    adapters and offloading.
+    x is quantised once for all of them, unless a module has a norm of its own, was replaced (by an
+    adapter) or has hooks (of offloading).
     """
     if all(has_own_call(linear, BitLinear) and linear.norm is None for linear in linears):
         return _project(x, linears)

@@ -30,7 +30,7 @@ _MAX_HALF = 65504.0  # the largest float16: bounds are stored in float16
 class Blocks:
     """The blocks of S positions, numbered along each row across documents."""
 
-    of: Tensor  # (B, S), the block of a position
+    own: Tensor  # (B, S), the block of each position
     first: Tensor  # (B, S), the first block of its document
 
     @classmethod
@@ -43,8 +43,8 @@ class Blocks:
         starts = positions % BLOCK == 0
         if real is not None:
             starts = starts & real
-        of = (starts.cumsum(dim=1) - 1).clamp(min=0)
-        return cls(of, of - positions.clamp(min=0) // BLOCK)
+        own = (starts.cumsum(dim=1) - 1).clamp(min=0)
+        return cls(own, own - positions.clamp(min=0) // BLOCK)
 
 
 @torch.no_grad()
@@ -59,9 +59,9 @@ def visible_positions(
     """
     T = q.shape[2]
     n_selected = config.cross_positions // BLOCK
-    n_blocks = int(blocks.of.max()) + 1
+    n_blocks = int(blocks.own.max()) + 1
     block = torch.arange(n_blocks, device=q.device)  # (N,)
-    own = blocks.of[:, None, -T:, None]  # (B, 1, T, 1)
+    own = blocks.own[:, None, -T:, None]  # (B, 1, T, 1)
     first = blocks.first[:, None, -T:, None]
     selected = (block == first) | (block <= own) & (block > own - LAST_BLOCKS)
     n_best = n_selected - FIRST_BLOCKS - LAST_BLOCKS
@@ -76,8 +76,8 @@ def visible_positions(
 
 
 def _positions_of(selected: Tensor, blocks: Blocks, T: int, real: Tensor | None) -> Tensor:
-    """Return the positions (B, G, T, S) of blocks (B, G, T, N), none after the query's own."""
-    G, S = selected.shape[1], blocks.of.shape[1]
+    """Return the positions (B, G, T, S) of blocks (B, G, T, N), up to that of the query."""
+    G, S = selected.shape[1], blocks.own.shape[1]
     order = torch.arange(S, device=selected.device)
     own = order[S - T :, None]
     visible = selected.gather(-1, _at(blocks, G, T)) & (order <= own)
@@ -89,7 +89,7 @@ def _positions_of(selected: Tensor, blocks: Blocks, T: int, real: Tensor | None)
 
 def _at(blocks: Blocks, G: int, T: int) -> Tensor:
     """Return the block of each position for heads and queries, (B, G, T, S)."""
-    return blocks.of[:, None, None].expand(-1, G, T, -1)
+    return blocks.own[:, None, None].expand(-1, G, T, -1)
 
 
 def _top(shares: Tensor, eligible: Tensor, n: int) -> Tensor:
@@ -119,7 +119,7 @@ def _bound_shares(
     (B, G, T, N).
     """
     B, G, _, D = k.shape
-    at = blocks.of[:, None, :, None].expand(-1, G, -1, D)
+    at = blocks.own[:, None, :, None].expand(-1, G, -1, D)
     bounds = []
     for reduction, start in (("amax", -_MAX_HALF), ("amin", _MAX_HALF)):
         keys = k.clamp(-_MAX_HALF, _MAX_HALF)

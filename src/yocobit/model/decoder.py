@@ -77,7 +77,7 @@ def _norm(config: ModelConfig, exists: bool = True, eps: float | None = None) ->
 
 
 class Decoder(nn.Module):
-    """A decoder-decoder language model (YOCO, arXiv:2405.05254), or a plain one, by its config.
+    """A decoder-decoder language model (YOCO, arXiv:2405.05254), or a decoder without cross layers.
 
     logits = W_head RMSNorm(x), where the blocks transform x = sqrt(C) E[token]; K and V of all
     cross layers are computed once, from the output of the self-decoder. With `head_norm`, W_head
@@ -122,8 +122,8 @@ class Decoder(nn.Module):
     def hidden(self, tokens: Tensor, resets: Tensor | None = None) -> Tensor:
         """Return the input of the head, (B, T, C), for tokens (B, T) or their embeddings (B, T, C).
 
-        True in resets (B, T) marks the first position of a document, which depends on no earlier
-        position.
+        resets (B, T) is True at the first position of each document. No position depends on earlier
+        documents.
         """
         documents = None if resets is None else Documents.of(resets)
         start: Positions = 0
@@ -142,10 +142,10 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Consume tokens (B, T) or their embeddings (B, T, C), before scaling by sqrt(C).
 
-        Returns the input of the head for the last `n_last` tokens, or for all. real (B, S), over
-        cached and new positions, is False at padding, which has no position and is never attended
-        to. The cross-decoder runs for `n_last` tokens only; the result is (B, n_last, C). rope uses
-        `positions` (B, T), by default the number of earlier tokens.
+        Returns the input of the head for the last `n_last` tokens, (B, n_last, C), or for all; the
+        cross-decoder runs for these only. real (B, S), over cached and new positions, is False at
+        padding, which has no position and is never attended to. rope uses `positions` (B, T), by
+        default the number of earlier tokens.
         """
         T = tokens.shape[1]
         start: Positions = cache.position if real is None else (real.cumsum(dim=1) - 1)[:, -T:]
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         return self._cross_decode(x, memory, cache, start, padding)
 
     def prefill(self, tokens: Tensor, cache: Cache) -> None:
-        """Consume tokens (B, T) without logits: the cross-decoder does not run at all."""
+        """Consume tokens (B, T) without logits: the cross-decoder does not run."""
         self._self_decode(tokens, cache, cache.position)
 
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:

@@ -3,7 +3,7 @@
 No token is dropped: the tokens of each expert are multiplied by its rows of the expert matrices.
 
 Letters: B batch   T positions   N tokens   C model width   F feed-forward width of an expert
-E experts   k experts per token
+         E experts   k experts per token
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from yocobit.model.bitlinear import BitLinear, float_matmul, projection
 from yocobit.model.feed_forward import FeedForward, activation
 from yocobit.model.module_calls import has_own_call
 from yocobit.model.norm import sub_norm
-from yocobit.model.precision import in_float32, widened
+from yocobit.model.precision import float32_linear, in_float32, widened
 from yocobit.model.quantization import straight_through_activations
 
 
@@ -51,7 +51,7 @@ class MixtureOfExperts(nn.Module):
             )
         tokens = x.flatten(0, -2)  # (N, C)
         logits: Tensor = _router_logits(tokens, self.router)  # (N, E)
-        # A stable sort: torch.topk does not define the order of equal logits.
+        # A stable sort, because torch.topk does not define the order of equal logits.
         ordered, experts = logits.sort(dim=-1, descending=True, stable=True)
         shares = ordered[:, : self.n_active].softmax(dim=-1)  # (N, k)
         experts = experts[:, : self.n_active]
@@ -95,11 +95,8 @@ def _multiply(x: Tensor, weight: Tensor, linear: BitLinear) -> Tensor:
     """Return x times the weight of an expert; quantised inputs are multiplied in float32."""
     if not linear.quantizes_inputs:
         return float_matmul(x, weight)
-    y: Tensor = _linear(x, weight)
+    y: Tensor = float32_linear(x, weight)
     return y.to(x.dtype)
-
-
-_linear = in_float32(F.linear)
 
 
 @in_float32

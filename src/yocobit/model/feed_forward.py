@@ -26,7 +26,7 @@ class FeedForward(nn.Module):
     relu2    norm(relu(gate)^2 * up)      (arXiv:2504.12285)
     sign     sign(up), without W_gate     (binary activations)
 
-    With `swiglu_limit`, swiglu clips gate to at most it, and up to at most its magnitude.
+    With `swiglu_limit` L, swiglu clips gate to at most L, and up to [-L, L].
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -48,7 +48,7 @@ class FeedForward(nn.Module):
 
 
 def activation(config: ModelConfig) -> Callable[..., Tensor]:
-    """Return the function of ACTIVATIONS, with the limit of the config."""
+    """Return the function of ACTIVATIONS for a config, with its `swiglu_limit`."""
     if config.swiglu_limit is None:
         return ACTIVATIONS[config.ffn]
     return partial(_swiglu, limit=config.swiglu_limit)

@@ -61,8 +61,8 @@ def sub_norm(config: ModelConfig, size: int) -> nn.Module:
 def gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor:
     """Return norm(silu(gate) * up) for gate (..., K); norm is an RMSNorm or an Identity.
 
-    up is (..., K), or (B, H, T, D) for gate (B, T, H * D): each head of it is then normalised,
-    without weight. The module is called if it has hooks, as of offloading.
+    up is (..., K), or (B, H, T, D) for gate (B, T, H * D): then each of its heads is normalised
+    without a weight. A norm with hooks, such as those of offloading, is called as a module.
     """
     y: Tensor = _gated_norm(gate, up, norm, eps)
     return y.to(gate.dtype)
@@ -82,7 +82,7 @@ def _gated_norm(gate: Tensor, up: Tensor, norm: nn.Module, eps: float) -> Tensor
 
 
 def head_norm(x: Tensor, eps: float) -> Tensor:
-    """Return x (B, H, T, D) as (B, T, H * D), each head of it normalised, without weight."""
+    """Return x (B, H, T, D) as (B, T, H * D), with each head normalised without a weight."""
     return F.rms_norm(widened(x), x.shape[-1:], eps=eps).transpose(1, 2).flatten(2)
 
 

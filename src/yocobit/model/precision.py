@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -18,7 +19,7 @@ _HALF = (torch.bfloat16, torch.float16)
 
 
 def widened(x: Tensor) -> Tensor:
-    """Return x in float32 if it is in half precision, x itself otherwise."""
+    """Return x in float32 if it is in half precision, otherwise x itself."""
     return x.float() if x.dtype in _HALF else x
 
 
@@ -50,8 +51,11 @@ def without_autocast(function: _Function) -> _Function:
     return run  # type: ignore[return-value]
 
 
+float32_linear = in_float32(F.linear)
+
+
 def _autocast_device(args: tuple[Any, ...]) -> str | None:
-    """Return the type of device of the first tensor if autocast is enabled for it."""
+    """Return the device type of the first tensor if autocast is enabled for it."""
     for x in args:
         if isinstance(x, Tensor):
             device = x.device.type

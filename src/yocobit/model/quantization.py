@@ -78,7 +78,7 @@ _straight_through = in_float32(_QuantizedWeight.apply)
 
 
 def check_trainable(kind: WeightKind) -> None:
-    """Raise ConfigError for weights that only published models have."""
+    """Raise ConfigError for weights that only the engine supports."""
     if kind not in TRAINABLE:
         raise ConfigError(
             f"weights must be {', '.join(TRAINABLE[:-1])} or {TRAINABLE[-1]} in training and in "
@@ -139,7 +139,7 @@ QUANTIZERS: dict[WeightKind, Callable[[Tensor, Tensor], Tensor]] = {
     "sign": _centred_sign,  # BitNet b1 (arXiv:2310.11453)
     "ternary_g64": _ternary,
     "ternary_g128": _ternary,
-    # Not centred: its values are symmetric (XNOR-Net, arXiv:1603.05279; ParetoQ, arXiv:2502.02631).
+    # Not centred, as in XNOR-Net (arXiv:1603.05279) and ParetoQ (arXiv:2502.02631).
     "sign_g128": _sign,
     "ternary_row_a16": _ternary,
 }

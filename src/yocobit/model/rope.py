@@ -17,7 +17,7 @@ from yocobit.config import ModelConfig, RopeKind
 from yocobit.mixers import MixerSpec
 from yocobit.model.precision import widened
 
-Positions = int | Tensor  # of the first of T consecutive tokens, or of each token, (B, T)
+Positions = int | Tensor  # that of the first of T consecutive tokens, or one per token, (B, T)
 
 
 class Rope(NamedTuple):
@@ -25,7 +25,7 @@ class Rope(NamedTuple):
 
     kind: RopeKind
     theta: float
-    frequencies: tuple[float, ...] = ()  # of "half", n <= D/2; (): D/2 frequencies of theta
+    frequencies: tuple[float, ...] = ()  # n <= D/2, for "half" only; (): D/2 frequencies of theta
     factor: float = 1.0  # multiplies cosines and sines
 
     @classmethod

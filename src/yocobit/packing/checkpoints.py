@@ -62,6 +62,7 @@ __all__ = [
     "check_intact",
     "complete",
     "damage",
+    "describe_last",
     "directory_of",
     "find",
     "find_initial",
@@ -78,9 +79,9 @@ OPTIMIZER = "optimizer.safetensors"
 TRAIN = "train.json"
 STATE = "state.json"
 DIRECTORY = "checkpoints"
-LOCK = ".yocobit.lock"  # of a run: written first and kept, it marks one that has no manifest yet
+LOCK = ".yocobit.lock"  # of a run: written first and kept, so it marks a run without a manifest
 MANIFEST = "run.json"  # of a run; yocobit.tracking.manifest writes it
-BEST, LAST = "best", "last"  # find() resolves RUN/checkpoints/best and .../last; no directories
+BEST, LAST = "best", "last"  # aliases RUN/checkpoints/best and .../last; find() resolves them
 DAMAGED = "damaged-"  # prefix of a directory that a resumed run has set aside
 PARTIAL = ".partial-"  # prefix of a directory that is being written or deleted
 
@@ -94,7 +95,7 @@ _CLASSES = {
 }
 AUTO_MAP = {auto: f"{REMOTE_CODE.removesuffix('.py')}.{name}" for auto, name in _CLASSES.items()}
 
-# What packing, evaluation and initialisation read.
+# The files that packing, evaluation and initialisation read.
 _READ_WITHOUT_RESUMING = {MODEL, CONFIG, TOKENIZER, CHAT_TEMPLATE, GENERATION}
 _ADAPTER = "adapter_config.json"  # of PEFT
 
@@ -104,9 +105,9 @@ _MANIFEST_KEYS = {"config", "corpus", "starts"}
 
 
 def is_run(directory: Path | str) -> bool:
-    """Whether a directory was written by a training: by its lock file, manifest or checkpoints.
+    """Whether a directory is that of a run: by its lock file, manifest or checkpoints.
 
-    A str costs no Path for each of the thousands of directories of a corpus.
+    Accepts str, because creating a Path for each of thousands of directories of a corpus is slow.
     """
     lock, manifest, steps = (os.path.join(directory, n) for n in (LOCK, MANIFEST, DIRECTORY))
     if os.path.isfile(lock):
@@ -156,9 +157,9 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None:
-    """Return a line about a file that differs from its hash; None if all are equal.
+    """Return a line about a file that differs from its hash; None if all files are intact.
 
-    `names` limits the files; missing ones are ignored. Reads them once. Checkpoints of earlier
+    `names` limits the files; missing ones are ignored. Each is read once. Checkpoints of earlier
     versions have no hashes.
     """
     hashes = read_state(checkpoint).sha256
@@ -167,14 +168,14 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
         return f"{STATE} is damaged: its SHA-256 differs from that in it"
     paths = [checkpoint / name for name in hashes if names is None or name in names]
     paths = [path for path in paths if path.exists()]
-    for path in paths:  # without threads, which need memory that a run may not have
+    for path in paths:  # without threads, whose memory a run may not have
         if sha256(path) != hashes[path.name]:
             return f"{path.name} is damaged: its SHA-256 differs from that in {STATE}"
     return None
 
 
 def state_digest(state: Mapping[str, Any]) -> str:
-    """Return the hash of state.json that it records of itself: of all fields but this hash."""
+    """Return the hash of state.json that the file itself records: of all fields but this hash."""
     hashes = {name: digest for name, digest in state["sha256"].items() if name != STATE}
     fields = json.dumps({**state, "sha256": hashes}, sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()
@@ -189,9 +190,14 @@ def check_intact(checkpoint: Path) -> None:
 
 
 def last(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint with the largest step; None if there is none."""
+    """Return the complete checkpoint with the largest step, or None."""
     found = complete(run_dir)
     return found[-1] if found else None
+
+
+def describe_last(run_dir: Path) -> str:
+    """Return the last checkpoint of a run as a part of an error message."""
+    return f"last checkpoint: {last(run_dir) or 'none yet'}"
 
 
 def torn(run_dir: Path, step: int) -> list[Path]:
@@ -201,7 +207,7 @@ def torn(run_dir: Path, step: int) -> list[Path]:
 
 
 def best(run_dir: Path) -> Path | None:
-    """Return the complete checkpoint with the lowest bits per byte; None if there is none."""
+    """Return the complete checkpoint with the lowest bits per byte, or None."""
     newest = last(run_dir)
     step = newest and read_state(newest).best_step
     return next((path for path in complete(run_dir) if step_of(path) == step), None)
@@ -285,12 +291,12 @@ def find_initial(path: Path) -> Path:
 
 
 def is_alias(path: Path) -> bool:
-    """Whether `path` is RUN/checkpoints/best or .../last, which are no directories."""
+    """Whether `path` is RUN/checkpoints/best or .../last."""
     return path.name in (BEST, LAST) and path.parent.name == DIRECTORY
 
 
 def _check_complete(checkpoint: Path) -> None:
-    """Raise ConfigError unless a named checkpoint has all files of a model, none of them torn."""
+    """Raise ConfigError unless a checkpoint has all files of a model, in their full size."""
     sizes = read_state(checkpoint).size_bytes
     for name in sorted({MODEL, CONFIG} | sizes.keys()):
         path = checkpoint / name

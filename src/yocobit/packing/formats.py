@@ -1,8 +1,8 @@
 """The closed table of weight formats and activation encodings: one record each.
 
-A format belongs to a matrix, not to a model. Layout, expected tensors, verification, sizes, random
-models, CLI choices and kernel dispatch read these records. native/ has the same table, and a test
-compares the two.
+Each matrix of a model may have its own format. Layout, expected tensors, verification, sizes,
+random models, CLI choices and kernel dispatch read these records. native/ has the same table, and a
+test compares the two.
 
 Letters: M output features   K input features   N tokens
 """

@@ -1,7 +1,7 @@
 """Packing a checkpoint: from master weights to the packed model that the engine loads.
 
-Reads and writes one tensor at a time. Needs torch only to quantise as training does: the scale of
-a matrix is a sum whose last bit depends on the order of its additions.
+Reads and writes one tensor at a time. Needs torch only to quantise with the scales of training: a
+scale is a sum, whose last bit depends on the order of its additions.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class PackedModel:
 
     @property
     def projection_format(self) -> WeightFormat:
-        """The format of the projections; the first that was trained so, if they have several."""
+        """The format of the projections; if they have several, the first of the trained kind."""
         projections = [p.format for p in self.parameters.values() if p.role == "projection"]
         trained = (format for format in projections if format.weights == self.config.weights)
         return next(trained, projections[0])
@@ -90,7 +90,10 @@ class PackedModel:
             raise PackedModelError(str(error)) from None
 
     def attending(self, to: str | None) -> PackedModel:
-        """Return this model with other cross attention (ModelConfig.attending); None: its own."""
+        """Return this model with other cross attention, as in ModelConfig.attending.
+
+        None is the model's own.
+        """
         return self if to is None else replace(self, config=self.config.attending(to))
 
     def with_activations(self, exact: bool) -> PackedModel:
@@ -108,7 +111,7 @@ class PackedModel:
 
     @property
     def identity(self) -> str:
-        """A name of all that the keys, values and states of a session depend on."""
+        """Identifies weights and arithmetic: saved sessions of another identity do not match."""
         suffix = EXACT_SUFFIX if self.config.exact_activations and self._has_groups else ""
         return self.metadata["header_sha256"] + suffix
 

@@ -1,8 +1,7 @@
-"""Headers of safetensors files: 8 bytes of length, then JSON with dtype, shape and offsets of each
-tensor.
+"""Headers of safetensors files: 8 bytes of length, then JSON that describes each tensor.
 
-Every file is checked here before a byte of a tensor is read: sizes against the file, and each entry
-by type, so that no content makes a reader allocate more than the file holds.
+Sizes and types of all entries are checked here before a tensor is read, so that no content makes a
+reader allocate more memory than the file has bytes.
 """
 
 from __future__ import annotations
@@ -93,13 +92,13 @@ def _entry(entry: Any) -> tuple[str, tuple[int, ...], int, int] | None:
     if not isinstance(entry, dict):
         return None
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or not _is_natural(shape) or not _is_natural(offsets):
+    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets):
         return None
     return (dtype, tuple(shape), offsets[0], offsets[1]) if len(offsets) == 2 else None
 
 
-def _is_natural(value: Any) -> TypeGuard[list[int]]:
-    """Whether a JSON value is a list of sizes: true and 1.0 are not 1."""
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    """Whether a JSON value is a list of sizes; true and 1.0 are not sizes."""
     is_list = isinstance(value, list) and len(value) <= 64
     return is_list and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
 

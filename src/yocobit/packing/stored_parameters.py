@@ -1,4 +1,4 @@
-"""The choice of a weight format for each parameter of a packed model, and the tensors it needs."""
+"""The weight format of each parameter of a packed model, and the tensors that store it."""
 
 from __future__ import annotations
 

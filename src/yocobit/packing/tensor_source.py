@@ -46,7 +46,7 @@ class TensorSource(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """The model configuration that the checkpoint holds."""
+        """The model configuration in the checkpoint."""
 
     def names(self) -> Collection[str]:
         """Return the names of the tensors."""

@@ -1,4 +1,4 @@
-"""The files of a transformers directory that a packed model keeps besides the weights.
+"""The text files of a transformers directory that a packed model keeps.
 
 These are the tokenizer, the chat template with the special tokens that it reads, end tokens, stop
 strings and sampling defaults. pack() and the importers read them here.
@@ -85,8 +85,8 @@ def with_added_bos(
 ) -> dict[str, Any]:
     """Return generation defaults whose BOS token is the one that the tokenizer adds, if any.
 
-    Many configurations name a BOS token that was in no text of the training, such as those of Qwen
-    and Falcon3.
+    Many configurations, such as those of Qwen and Falcon3, name a BOS token that did not occur in
+    training.
     """
     before = added_tokens(tokenizer, subject).before
     if len(before) > 1:

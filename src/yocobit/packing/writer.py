@@ -99,7 +99,7 @@ def write_safetensors(
     header_bytes = len(_raw_header(header, hashes))
 
     unaligned: list[Array] = []
-    # The buffer has the size of a piece, so that it passes whole pieces to the file.
+    # The buffer has the size of a piece, so that whole pieces are written to the file.
     with path.open("wb", buffering=_PIECE_BYTES) as stream:
         _write(stream, b"\0" * header_bytes)
         for name, array in _checked(tensors, specs):
@@ -140,8 +140,8 @@ def _raw_header(header: dict[str, Any], hashes: dict[str, str]) -> bytes:
 def _write(stream: BinaryIO, data: bytes | memoryview) -> None:
     """Write in pieces that end at multiples of _PIECE_BYTES of the file.
 
-    Linux caches an aligned write of this size in large pages and maps these as they are. Decoding
-    then reads weights 1.5 times as fast.
+    Linux caches an aligned write of this size in large pages and maps them unchanged. Decoding then
+    reads weights 1.5 times as fast.
     """
     view = memoryview(data)
     if view.nbytes == 0:

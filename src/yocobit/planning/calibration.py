@@ -30,13 +30,13 @@ from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
 _PASSES = 25  # per measurement; the median counts
-_MOST_BYTES = 512 * _MIB  # per buffer; larger buffers are read from DRAM just the same
-_ROUNDS, _STEPS = 10, 40  # of the probe; the fastest round counts, as noise only adds time
+_MOST_BYTES = 512 * _MIB  # per buffer; larger buffers are read at the same rate, from DRAM
+_ROUNDS, _STEPS = 10, 40  # of the shallow model; the fastest round counts, as noise only adds time
 _SELECTIONS = 5  # rounds of a block selection; the fastest counts
 
 
 @dataclasses.dataclass(frozen=True)
-class ProbeTimes:
+class ShallowTimes:
     """Times of the engine on a shallow model: a decode step, and a prefill of `n_tokens`."""
 
     step_s: float
@@ -65,7 +65,7 @@ class Calibration(Protocol):
         """Return the seconds of block selection by the index of a shape-only model."""
         ...
 
-    def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
+    def shallow_times(self, model: PackedModel, cache: str, batch: int) -> ShallowTimes:
         """Return the step and prefill times of a shape-only model."""
         ...
 
@@ -106,7 +106,7 @@ class HostCalibration:
             self._selections[key] = self._selection(model, cache, context)
         return self._selections[key]
 
-    def probe(self, model: PackedModel, cache: str, batch: int) -> ProbeTimes:
+    def shallow_times(self, model: PackedModel, cache: str, batch: int) -> ShallowTimes:
         with _written(model) as written:
             engine = Engine(written, self.threads, self.kernels)
             tokens = np.arange(MAX_BATCH_TOKENS, dtype=np.int32) % model.config.vocab_size
@@ -116,11 +116,13 @@ class HostCalibration:
                 prompts.append(_seconds(lambda s=session: s.feed(tokens)))  # type: ignore[misc]
                 sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
                 steps.append(statistics.median(_step_seconds(engine, sessions)))
-        return ProbeTimes(min(steps), min(prompts), MAX_BATCH_TOKENS)
+        return ShallowTimes(min(steps), min(prompts), MAX_BATCH_TOKENS)
 
     def _selection(self, model: PackedModel, cache: str, context: int) -> float:
-        """Return the time of a step with selection, minus that of a step without selection that
-        attends to as many positions."""
+        """Return the time of block selection in a step.
+
+        It is the difference to a step that attends to as many positions without a selection.
+        """
         positions = model.config.cross_positions
         with _written(model) as written:
             selecting = self._fastest_step(written, cache, context)

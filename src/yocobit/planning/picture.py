@@ -1,6 +1,6 @@
 """A plan as a picture: the parts of a model and its variants, next to the memory levels.
 
-The axis is logarithmic: a bar that ends left of a level's line fits in that level.
+The axis is logarithmic. A part fits in a level if its bar ends left of the level's line.
 """
 
 from __future__ import annotations

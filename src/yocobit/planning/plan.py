@@ -104,7 +104,7 @@ class PlannedStack:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A model and its variants on a machine; with a prediction if the machine is this host."""
+    """A model and its variants on a machine, with a prediction if the machine is this host."""
 
     name: str
     machine: Machine

@@ -4,8 +4,8 @@
 
 A kernel's rate is measured over a buffer of the part's reuse distance, so that it reads from the
 memory level that holds the part. The overhead of a layer (norms, quantisation, activations,
-barriers) is the measured time of a probe, a shallow model of the same width, minus the same sum for
-the probe. See docs/explanation/cost-model.md.
+barriers) is the measured time of a shallow model of the same width, minus the same sum for that
+model. See docs/explanation/cost-model.md.
 
 Letters: C d_model   F d_ff   D head size   T tokens of a prompt
 """
@@ -39,9 +39,9 @@ from yocobit.packing import PackedModel
 from yocobit.packing.formats import INT8_PER_TOKEN
 from yocobit.planning.calibration import Calibration
 
-_PROBE_VOCABULARY = 256
+_VOCABULARY = 256
 _NARROW_D_FF = 64
-_LARGEST_PROBE = 64 << 20  # bytes
+_LARGEST_SHALLOW = 64 << 20  # bytes of a shallow model
 _SELECTION, _OVERHEAD, _LAST = "block selection", "layer overhead", "last token"
 
 
@@ -87,15 +87,15 @@ class Prediction:
 
 def predict(model: PackedModel, work: Work, calibration: Calibration, kernels: str) -> Prediction:
     """Predict the speed of a model: calibrate, then sum the times of its parts."""
-    probe, width_ratio = probe_model(model)
-    times = calibration.probe(probe, work.cache, work.batch)
-    probe_work = work_of(probe, work.cache, 1, work.batch)
-    n_layers, n_early = len(probe.config.layers), probe.config.n_self_layers
-    step_rest = times.step_s - sum(_decode(probe, probe_work, calibration).values())
+    shallow, width_ratio = shallow_model(model)
+    times = calibration.shallow_times(shallow, work.cache, work.batch)
+    shallow_work = work_of(shallow, work.cache, 1, work.batch)
+    n_layers, n_early = len(shallow.config.layers), shallow.config.n_self_layers
+    step_rest = times.step_s - sum(_decode(shallow, shallow_work, calibration).values())
     step_rest = max(step_rest, 0.0) / n_layers * width_ratio
 
-    prompt_work = work_of(probe, work.cache, times.n_tokens, 1)
-    explained = sum(_prefill(probe, prompt_work, calibration).values())
+    prompt_work = work_of(shallow, work.cache, times.n_tokens, 1)
+    explained = sum(_prefill(shallow, prompt_work, calibration).values())
     late_rest = step_rest / width_ratio * (n_layers - n_early)
     prompt_rest = max(times.prompt_s - explained - late_rest, 0.0)
     token_rest = prompt_rest / n_early / times.n_tokens * width_ratio
@@ -107,26 +107,26 @@ def predict(model: PackedModel, work: Work, calibration: Calibration, kernels: s
     return Prediction(decode, prefill, work.batch, work.context, calibration.threads, kernels)
 
 
-def probe_model(model: PackedModel) -> tuple[PackedModel, float]:
-    """Return a model with one layer per kind and a small vocabulary, and the ratio of the widths.
+def shallow_model(model: PackedModel) -> tuple[PackedModel, float]:
+    """Return a model with one layer per mixer and a small vocabulary, and the ratio of the widths.
 
-    The ratio is 1 unless a probe of full width would be too large.
+    The ratio is 1 unless a model of full width would be too large.
     """
     config = model.config
     kinds = tuple(dict.fromkeys(config.layers))
-    probe = config.replace(
+    shallow = config.replace(
         layers=kinds,
         nope_layers=(),
-        vocab_size=min(_PROBE_VOCABULARY, config.vocab_size),
+        vocab_size=min(_VOCABULARY, config.vocab_size),
         tie_embeddings=False,
     )
     while True:
-        shape_only = shape_only_model(probe, model.projection_format.name, model.head_format.name)
+        shape_only = shape_only_model(shallow, model.projection_format.name, model.head_format.name)
         size = max(tensor.end for tensor in shape_only.tensors.values())
-        narrower = _half_as_wide(probe)
-        if size <= _LARGEST_PROBE or narrower is None:
-            return shape_only, config.d_model / probe.d_model
-        probe = narrower
+        narrower = _half_as_wide(shallow)
+        if size <= _LARGEST_SHALLOW or narrower is None:
+            return shape_only, config.d_model / shallow.d_model
+        shallow = narrower
 
 
 def selecting_model(model: PackedModel) -> PackedModel:
@@ -136,7 +136,7 @@ def selecting_model(model: PackedModel) -> PackedModel:
         config.replace(
             layers=(config.layers[0], "cross"),
             d_ff=_NARROW_D_FF,
-            vocab_size=min(_PROBE_VOCABULARY, config.vocab_size),
+            vocab_size=min(_VOCABULARY, config.vocab_size),
             tie_embeddings=False,
         )
     )
@@ -231,7 +231,7 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
 def _projection_rate(model: PackedModel, calibration: Calibration, n: int, n_bytes: int) -> float:
     """Return the bytes per second of GEMMs with n tokens, over the formats of the projections.
 
-    An expert that is read has its share of the tokens.
+    Each active expert multiplies its share of the tokens.
     """
     config = model.config
     rows, C = mean_rows(config), config.d_model
@@ -250,13 +250,13 @@ def mean_rows(config: ModelConfig) -> int:
 
     Each expert is a matrix of its own.
     """
-    products, columns = 0, 0
+    n_weights, columns = 0, 0
     for name, shape in parameter_shapes(config).items():
         if name.endswith("_proj.weight"):
-            products += math.prod(shape)
+            n_weights += math.prod(shape)
             n_matrices = config.n_experts if is_of_experts(config, name) else 1
             columns += n_matrices * shape[1]
-    return _whole_groups(products // columns)
+    return _whole_groups(n_weights // columns)
 
 
 def _whole_groups(rows: int) -> int:

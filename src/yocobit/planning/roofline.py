@@ -110,7 +110,7 @@ def multiply_adds_per_s(work: Part | Prefill, machine: Machine) -> float:
 def _place(part: Part, work: Work, machine: Machine, chips: int) -> Place:
     reuse = work.reuse_distance(part)
     levels = [level for level in machine.levels if chips * level.n_bytes >= reuse]
-    levels = levels or [machine.home]  # embedding rows, which reuse distances do not count
+    levels = levels or [machine.home]  # reuse distances do not include embedding rows
     known = next(level for level in levels if level.bytes_per_s is not None)
     return Place(part, reuse, levels[0], known)
 

@@ -21,7 +21,7 @@ class Variant:
 
 
 def variants(config: ModelConfig, head: str | None) -> tuple[Variant, ...]:
-    """Return the variants from a Transformer to the YOCO paper's "YOCO + BitNet + Groq".
+    """Return the variants, from a float16 Transformer to YOCO + BitNet with an int4 cache.
 
     The YOCO variants keep the layers of a model with a cross-decoder, with full attention;
     otherwise, half their layers are retention and half cross layers. `head` is the head format of

@@ -74,7 +74,7 @@ def _new_bar(label: str, console: Console) -> Any:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        auto_refresh=False,  # without a thread, whose errors could not be caught
+        auto_refresh=False,  # a refresh thread's errors could not be caught
     )
     shown.add_task(label, total=None)
     shown.start()

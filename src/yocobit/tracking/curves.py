@@ -33,15 +33,16 @@ _COLUMNS = ("step", "tokens", "seconds", "loss", "lr", "grad_norm", "valid_bits_
 CSV_START = f"run,{_COLUMNS[0]},".encode()
 WEIGHT_COUNTS = "weight_counts"  # key of a record: per matrix, how many codes are -1, 0 and +1
 
-_SMOOTHED_SHARE = 1 / 50  # of a run: the window of the smoothed loss
-_INITIAL_DROP = 0.08  # of a run, from its start: losses that would compress the vertical axis
+_SMOOTHED_SHARE = 1 / 50  # the window of the smoothed loss, as a share of the run
+# Losses in this first share of a run may exceed the vertical axis, which they would compress.
+_INITIAL_DROP = 0.08
 _UNITS: dict[Axis, tuple[tuple[float, str], ...]] = {
     "step": ((1, "step"),),
     "tokens": ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"),
                (1, "tokens")),
     "seconds": ((3600, "hours"), (60, "minutes"), (1, "seconds")),
 }  # fmt: skip
-_LARGEST = 1e38  # about float32's; axes of larger values overflow
+_LARGEST = 1e38  # about the largest float32; axes of larger values overflow
 _MAX_METRICS_BYTES = 1 << 33  # tens of millions of steps
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -52,7 +53,7 @@ class RunCurves:
 
     name: str
     records: list[dict[str, Any]]
-    settings: str | None = None  # all but the seed, as a key; None without a manifest
+    settings: str | None = None  # a key of all settings but the seed; None without a manifest
 
     def values(self, key: str) -> Values:
         """Return one value of each record."""
@@ -121,7 +122,7 @@ def mean_and_range(
 ) -> tuple[Values, Values, Values, Values]:
     """Return positions, mean, minimum and maximum of curves (x, y) where all of them have values.
 
-    Positions are those of the first curve; the others are interpolated. Gaps are left out.
+    Positions are those of the first curve; the others are interpolated. Gaps are omitted.
     """
     curves = [(x[~np.isnan(y)], y[~np.isnan(y)]) for x, y in curves]
     if any(len(x) == 0 for x, _ in curves):
@@ -134,7 +135,7 @@ def mean_and_range(
 
 
 def to_csv(runs: Sequence[RunCurves]) -> str:
-    """Return the records of runs as CSV, one line per step; a value that is missing is empty."""
+    """Return the records of runs as CSV, one line per step; missing values are empty."""
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(["run", *_COLUMNS])
@@ -186,7 +187,7 @@ def _by_layer(counts: dict[str, list[int]]) -> dict[str, list[int]]:
 
 
 def _settings(manifest: Path) -> str | None:
-    """Return all that determines a run except its seed, as a key; None without a manifest."""
+    """Return a key of all settings of a run except its seed; None without a manifest."""
     try:
         content = read_json(manifest)
     except FileNotFoundError:
@@ -219,7 +220,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 
 class _Fields(msgspec.Struct):
-    """The fields of a record that are more than numbers or text."""
+    """The fields of a record that have rules of their own."""
 
     step: Natural
     seconds: NotNegative | None = None
@@ -227,9 +228,9 @@ class _Fields(msgspec.Struct):
 
 
 def read_records(path: Path) -> tuple[list[dict[str, Any]], str | None]:
-    """Read a metrics.jsonl; return its records, and a line about the first one that is damaged.
+    """Read a metrics.jsonl up to its first damaged record; return the records and a line about it.
 
-    The records end there. An incomplete last line, as a killed run leaves it, is no damage.
+    An incomplete last line is not damage: a killed run may have written it.
     """
     records = []
     *lines, _ = read_bytes(path, _MAX_METRICS_BYTES).split(b"\n")

@@ -1,7 +1,7 @@
-"""The run manifest, RUN/run.json and RUN/README.md: the provenance of a run.
+"""The run manifest, RUN/run.json, and its summary for readers, RUN/README.md.
 
 run.json has settings, data and model (`config`, `corpus`, `model`) and, in `starts`, one entry for
-the first start and each resume: date, command, code, machine. README.md is a summary in prose.
+the first start and each resume: date, command, code, machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_manifest(
     """Write the manifest of a run that starts, or resumes, after `step` steps.
 
     `sections` are `config`, `corpus` and `model`; `settings` (threads, precision, ...) are part of
-    the entry of this start. Return a warning if a file cannot be read or written: training
+    the entry of this start. If a file cannot be read or written, return a warning: training
     continues.
     """
     path, warning = run_dir / MANIFEST, None
@@ -69,7 +69,7 @@ def write_manifest(
 
 
 class _Start(msgspec.Struct):
-    """The fields of a start in run.json that README.md has; others are kept unread."""
+    """The fields of a start in run.json that README.md shows; others are copied unchecked."""
 
     date: str
     step: int
@@ -187,7 +187,7 @@ def _relative(value: Any, directory: Path) -> Any:
 
 
 def _is_own_readme(path: Path) -> bool:
-    """Whether README.md is absent or starts as that of _readme does: a user's own is kept."""
+    """Whether README.md is absent or starts like that of _readme; a user's own file is kept."""
     try:
         with open_regular(path) as stream:
             return _README_START in stream.read(_README_HEAD)

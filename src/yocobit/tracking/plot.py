@@ -196,7 +196,7 @@ def _label_ends(axes: Any, labels: list[_Label]) -> None:
 
 
 def _spread(at: Sequence[float], gap: float) -> list[float]:
-    """Move sorted positions by the least amount that leaves `gap` between neighbours."""
+    """Move sorted positions as little as possible to have `gap` between neighbours."""
     clusters: list[tuple[float, int]] = []  # position of the first member, number of members
     for position in at:
         first, n = position, 1

@@ -1,8 +1,8 @@
-"""The output of a run: lines, and progress, which is live in a terminal and a line at intervals
-otherwise.
+"""The output of a run: permanent lines, and its progress.
 
-A failed output does not end a run. Characters that its encoding lacks are escaped. After an error
-of the pipe, terminal or disk, nothing more is printed.
+Progress is a live line in a terminal, and otherwise a line at intervals. A failed output does not
+end a run: characters that its encoding lacks are escaped, and after an error of the pipe, terminal
+or disk, nothing more is printed.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Progress:
         self._show(f"{self.line}  evaluating [{bar}] {share:.0%}".strip())
 
     def _show(self, line: str, is_last: bool = False) -> None:
-        """Show a temporary line, unless the last one is too recent."""
+        """Show a temporary line, unless the last one was shown too recently."""
         now = time.monotonic()
         if self.console.is_terminal:
             if now - self.last_refresh >= _LIVE_INTERVAL_S:

@@ -165,7 +165,7 @@ class RunLog:
 
 
 class NullRunLog:
-    """The log of a process that is not the main one: it writes nothing."""
+    """The log of all processes but the main one: it writes nothing."""
 
     def __init__(self) -> None:
         self.durations: list[float] = []

@@ -30,8 +30,8 @@ class TensorBoardWriter:
         """Open the events of a run that continues after `step`, and purge all later ones."""
         self.directory = run_dir / TENSORBOARD
         writer = _import_writer()
-        # The writer's thread raises its error again in the next call; without this hook it would
-        # print a traceback, too.
+        # The writer raises an error of its thread again in the next call; this hook only suppresses
+        # the traceback that the thread would print.
         self.hook, threading.excepthook = threading.excepthook, self._ignore_write_error
         with self._writing():
             self.writer: SummaryWriter = writer(str(self.directory), purge_step=step + 1)

@@ -1,4 +1,4 @@
-"""Training: corpus -> model -> checkpoint. Needs torch; the engine never imports it."""
+"""Training: corpus -> model -> checkpoint. Needs torch; the engine does not import it."""
 
 from yocobit.training.backend import keep_freed_memory
 from yocobit.training.checkpoint import load_model

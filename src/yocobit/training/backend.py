@@ -86,7 +86,7 @@ def matmul_precision(precision: Precision) -> Iterator[None]:
 
 
 def compile_error() -> str | None:
-    """Return why torch.compile does not work on this machine, None if it compiles x + 1."""
+    """Return the reason that torch.compile fails on this machine; None if it compiles x + 1."""
     try:
         with compile_errors_in_one_line():
             torch.compile(lambda x: x + 1)(torch.zeros(2))
@@ -110,7 +110,7 @@ def compile_errors_in_one_line() -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        # The cache may have incomplete files of a killed process.
+        # The cache may contain incomplete files of a killed process.
         raise CompilationError(
             f"torch.compile fails ({reason}); omit --compile, or empty {cache_dir()}"
         ) from error

@@ -61,8 +61,8 @@ def save(
 ) -> Path:
     """Write the checkpoint of `state.step` unless it exists; all processes call this together.
 
-    The `keep` newest checkpoints, or all, and the best one are kept. WriteError leaves all earlier
-    checkpoints unchanged.
+    Keeps the `keep` newest checkpoints (None: all) and the best one. After WriteError, all earlier
+    checkpoints are unchanged.
     """
     final = checkpoints.directory_of(run_dir, state.step)
     if processes.broadcast(processes.is_main and _is_intact(final)):
@@ -80,8 +80,7 @@ def save(
         processes.on_main(finish)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = checkpoints.last(run_dir)
-        raise WriteError(final, error, f"last checkpoint: {kept or 'none yet'}") from None
+        raise WriteError(final, error, checkpoints.describe_last(run_dir)) from None
     if keep is not None:
         processes.on_main(lambda: _delete_old(run_dir, keep, state.best_step))
     return final
@@ -146,7 +145,7 @@ def _write_metadata(
 
 
 def _with_bos(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a tokenizer that transformers starts each text with END by, as training does.
+    """Return a tokenizer that starts each text with END in transformers, as in training.
 
     yocobit encodes without special tokens and adds END itself.
     """
@@ -160,7 +159,7 @@ def _with_bos(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _write_token_roles(checkpoint: Path, tokenizer: Tokenizer, has_chats: bool) -> None:
-    """Name the special tokens for transformers; yocobit itself does not read these files."""
+    """Write the roles of special tokens for transformers; yocobit does not read these files."""
     roles = ("bos_token", "eos_token", "pad_token")
     names = dict.fromkeys(roles, END)
     names |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "left"}
@@ -176,13 +175,13 @@ def _delete_old(run_dir: Path, n_newest: int, best_step: int | None) -> None:
     for path in (directory, run_dir):
         flush(path)
     for old in checkpoints.complete(run_dir)[:-n_newest]:
-        # Renamed first: a process killed while deleting leaves no torn checkpoint under its name.
+        # Renamed first, so that a kill during deletion leaves no incomplete checkpoint.
         if checkpoints.step_of(old) != best_step:
             shutil.rmtree(old.rename(directory / f"{PARTIAL}{old.name}"))
 
 
 def newest_intact(run_dir: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Return the newest checkpoint whose files equal their hashes, and the damaged newer ones."""
+    """Return the newest checkpoint whose files match their hashes, and the newer, damaged ones."""
     damaged: dict[Path, str] = {}
     for found in reversed(checkpoints.complete(run_dir)):
         if (reason := checkpoints.damage(found)) is None:
@@ -194,7 +193,7 @@ def newest_intact(run_dir: Path) -> tuple[Path | None, dict[Path, str]]:
 def set_aside(checkpoint: Path) -> Path:
     """Rename a damaged checkpoint, so that it is neither loaded nor counted; return its path."""
     path = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}")
-    shutil.rmtree(path, ignore_errors=True)  # of the same step, set aside before
+    shutil.rmtree(path, ignore_errors=True)  # an earlier one of the same step
     return checkpoint.rename(path)
 
 
@@ -258,7 +257,7 @@ def load_initial_weights(model: Decoder, checkpoint: Path) -> None:
 def _without_padding(
     weights: dict[str, Tensor], model: Decoder, tokenizer: Path
 ) -> dict[str, Tensor]:
-    """Return weights without the rows of embedding and head that no token of a tokenizer has.
+    """Return weights without the padding rows of embedding and head.
 
     Published models pad their vocabulary; a run has that of its tokenizer. With a tokenizer other
     than the model's, the rows are unchanged.

@@ -70,7 +70,7 @@ class OptimConfig(Settings):
 class ScheduleConfig(Settings):
     """[schedule]: learning rates over the run; yocobit.training.schedule has the formulas."""
 
-    kind: ScheduleKind = "linear"  # see yocobit.training.schedule for the formulas
+    kind: ScheduleKind = "linear"  # shape of the decay after warm-up
     warmup_steps: Natural = 0  # steps of linear warm-up
     min_ratio: Fraction = 0.0  # learning rate at the end, as a share of its peak
     decay_fraction: PositiveFraction = 0.2  # "wsd": the last part of the run, where the rate decays
@@ -280,7 +280,7 @@ def _parse_override(override: str) -> tuple[str, str, Any]:
 
 
 def _resolve_paths(sections: dict[str, Any], directory: Path) -> None:
-    """Make the paths of [data] and [distill] absolute; wrong types are left to validation."""
+    """Make the paths of [data] and [distill] absolute; validation rejects wrong types later."""
 
     def resolve(value: Any) -> Any:
         if not isinstance(value, str) or value in ("", PYTHON_STDLIB):

@@ -1,8 +1,8 @@
 """Knowledge distillation from a teacher's logits (BitNet Distillation, arXiv:2510.13998, without
 its attention loss).
 
-A teacher is a yocobit run or checkpoint, a directory saved by YocobitForCausalLM, or one with any
-causal language model of `transformers`. It has the student's vocabulary and the same inputs.
+A teacher is a yocobit run or checkpoint, a directory saved by YocobitForCausalLM, or a directory of
+any causal language model of transformers. It has the student's vocabulary and gets its inputs.
 
 Letters: B batch   T positions   N tokens   C width of the teacher   V vocabulary
 """
@@ -63,8 +63,8 @@ class Teacher:
     def check(self, tokenizer: Tokenizer) -> None:
         """Raise ConfigError unless the student's tokens are the teacher's.
 
-        END may have another name or be one of the rows that pad the teacher's vocabulary. The
-        teacher may have special tokens in addition.
+        The teacher may have another name for END, or only a padding row for it. It may have
+        additional special tokens.
         """
         name, size = self.config.teacher, n_ids(tokenizer)
         special = self.tokenizer.get_added_tokens_decoder()

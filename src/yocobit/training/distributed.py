@@ -29,7 +29,7 @@ _EXIT_TIMEOUT = timedelta(seconds=20)  # a process that raised an error exits wi
 
 
 class LostProcess(RuntimeError):
-    """Another process of the run has exited or cannot be reached."""
+    """Another process of the run has exited or is unreachable."""
 
 
 class QuietExit(SystemExit):

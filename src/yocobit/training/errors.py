@@ -1,4 +1,4 @@
-"""Errors that end a run; they leave its checkpoints unchanged."""
+"""Errors that end a run. Its checkpoints are unchanged after any of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TrainingError(RuntimeError):
 
 
 class DamagedCheckpoint(RuntimeError):
-    """A run that is saved, after it was resumed without a checkpoint that the disk has damaged."""
+    """A run that has ended and is saved, but was resumed without a damaged checkpoint."""
 
 
 class OutOfMemory(RuntimeError):
@@ -51,11 +51,11 @@ def step_too_large(config: TrainConfig, run_dir: Path) -> str:
         f"data.context = {config.data.context} tokens"
     )
     recompute = "" if config.run.recompute else "set run.recompute = true, "
-    if (kept := checkpoints.last(run_dir)) is None:
+    if checkpoints.last(run_dir) is None:
         remedy = (
             f"{recompute}lower optim.batch_size and raise optim.accumulation by the same factor, "
             "lower data.context, or choose a smaller [model]"
         )
     else:  # a resumed run must keep its batches
         remedy = f"{recompute}free memory, and continue with --resume"
-    return f"{needed}; {remedy}; last checkpoint: {kept or 'none yet'}"
+    return f"{needed}; {remedy}; {checkpoints.describe_last(run_dir)}"

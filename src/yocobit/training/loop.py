@@ -1,7 +1,7 @@
 """The training loop: steps, evaluations, samples and checkpoints until the run is done.
 
-Every step is a function of configuration, corpus and the previous step: a run that was interrupted
-anywhere and resumed has the same losses as an uninterrupted one.
+Every step is a function of configuration, corpus and the previous step, so a run that was
+interrupted anywhere and resumed has the same losses as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def train(
     started = time.monotonic()
     with process_group(simultaneous=(ConfigError, TrainingError, WriteError)) as processes:
         console.quiet = console.quiet or not processes.is_main
-        with _held(run_dir, resume, console, processes):
+        with _locked_run(run_dir, resume, console, processes):
             run = set_up(
                 config, run_dir, resume=resume, init=init, console=console, processes=processes
             )
@@ -87,8 +87,10 @@ def train(
 
 
 @contextmanager
-def _held(run_dir: Path, resume: bool, console: Console, processes: Processes) -> Iterator[None]:
-    """Check that a run may be written to a directory, and lock it in the main process."""
+def _locked_run(
+    run_dir: Path, resume: bool, console: Console, processes: Processes
+) -> Iterator[None]:
+    """Check that a run may be written to a directory; the main process locks it."""
     processes.on_all(lambda: claim_run(run_dir, resume))
     with ExitStack() as stack:
         warning = processes.on_main(lambda: stack.enter_context(locked(run_dir)))
@@ -204,7 +206,7 @@ class Loop:
         if (reason := unusable_weight(self.model, self.processes)) is not None:
             raise divergence_error(self.run_dir, self.state.step, reason)
 
-    # ---- a step and what follows it ----
+    # ---- one step ----
 
     def _step(self, log: StepLog, progress: Progress) -> None:
         state, run = self.state, self.config.run
@@ -301,9 +303,9 @@ class Loop:
         return sample(model, tokenizer, run.prompt, n_tokens, _SAMPLE_TEMPERATURE, run.seed)
 
     def _validate(self, progress: Progress) -> float:
-        """Return bits per byte; at the end of the run, of all validation text that its time allows.
+        """Return bits per byte; the last evaluation of a run reads as much text as its time allows.
 
-        The best step is chosen on the same text each time: the part that eval_tokens selects.
+        The best step is chosen on the same text each time, the part that eval_tokens selects.
         """
         state = self.state
         each, last = self.budget.evaluation_tokens()

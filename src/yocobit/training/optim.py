@@ -33,8 +33,8 @@ class Muon(torch.optim.Optimizer):
     W -= lr * (s O + weight_decay W),  O = orthogonalize(G + momentum B),  B = momentum B + G,
     s = 0.2 sqrt(max(M, K)), which gives a step the RMS of an Adam step. Matrices are batched by
     shape, and the precision is that of matmuls: torch.optim.Muon always computes in bfloat16, which
-    most CPUs emulate. A parameter of a group with n_blocks > 1 is so many matrices of equal shape,
-    stacked by rows.
+    most CPUs emulate. A parameter of a group with n_blocks = N stacks N matrices of equal shape by
+    rows.
     """
 
     def __init__(self, params: Any, lr: float, momentum: float, weight_decay: float) -> None:
@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonalize_all(matrices: list[Tensor], n_blocks: int) -> Sequence[Tensor]:
-    """Orthogonalise the blocks of matrices (M, K), sharded ones each in one of the processes."""
+    """Orthogonalise the blocks of matrices (M, K); each sharded matrix in one of the processes."""
 
     def orthogonalize_blocks(stack: Tensor) -> Tensor:  # (N, M, K)
         blocks = stack.unflatten(1, (n_blocks, -1)).flatten(0, 1)
@@ -147,7 +147,7 @@ class Optimizers:
         self, tensors: dict[str, Tensor], source: str | Path = "the optimizer's state"
     ) -> None:
         """Restore the tensors that `state` returned; ConfigError names `source` if one differs."""
-        if tensors:  # there are none before the first step that was not skipped
+        if tensors:  # empty if all steps so far were skipped
             self._check(tensors, source)
         by_name: dict[str, dict[str, Tensor]] = defaultdict(dict)
         for name, tensor in tensors.items():

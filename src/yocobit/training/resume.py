@@ -1,4 +1,4 @@
-"""Resuming a run: the checkpoint, the check that it is of the same run, and its state."""
+"""Resuming a run: its checkpoint, the comparison of its settings, and its state."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from yocobit.training import checkpoint
 from yocobit.training.config import TrainConfig
 from yocobit.training.state import RunState
 
-# Settings that may differ on resume, and all of [run] but its seed, which shuffles the corpus.
-# Corpus and teacher are compared by hash, wherever they are stored.
+# Settings that may differ on resume. So may all of [run] but its seed, which shuffles the corpus.
+# Corpus and teacher may be stored elsewhere: they are compared by hash.
 _MAY_CHANGE = (
     ("data", "train"),
     ("data", "valid"),
@@ -30,17 +30,17 @@ _MACHINE = ("threads", "processes", "precision", "is_compiled")
 
 @dataclass(frozen=True)
 class Resumable:
-    """The checkpoint to resume from, None for a new run, and the newer ones that are damaged."""
+    """The checkpoint to resume from, and the newer ones that are damaged or incomplete."""
 
-    checkpoint: Path | None = None
-    damaged: Mapping[Path, str] = field(default_factory=dict)  # and why
-    torn: Sequence[Path] = ()  # incomplete: written again when the run is at their step
+    checkpoint: Path | None = None  # None: a new run
+    damaged: Mapping[Path, str] = field(default_factory=dict)  # the damage of each
+    torn: Sequence[Path] = ()  # incomplete: written again when the run reaches their step
 
     @classmethod
     def find(cls, run_dir: Path, resume: bool) -> Resumable:
-        """Search a run; ConfigError if there is a checkpoint without `resume`, or none is intact.
+        """Search a run for its newest intact checkpoint; reads all files of it.
 
-        Reads every file of the newest checkpoint, to compare it with its hash.
+        ConfigError if there is a checkpoint but `resume` is False, or if all are damaged.
         """
         newest = checkpoints.last(run_dir)
         if newest is not None and not resume:
@@ -57,7 +57,7 @@ class Resumable:
         return cls(found, damaged, checkpoints.torn(run_dir, step))
 
     def set_aside_damaged(self) -> list[str]:
-        """Rename the damaged checkpoints; return a line about each that is not resumed from."""
+        """Rename the damaged checkpoints; return a line about each checkpoint that is skipped."""
         used = self.checkpoint or "the start"
         return [
             *(
@@ -71,7 +71,7 @@ class Resumable:
 
 def check_settings(config: TrainConfig, run_dir: Path, found: Path) -> None:
     """Raise ConfigError if the settings of a checkpoint differ from those of the run now."""
-    # Through TrainConfig: settings that an older version did not have get their defaults.
+    # Parsed by TrainConfig, which adds the defaults of settings that an older version lacked.
     train_json = checkpoints.read_train(found)
     try:
         before = TrainConfig.from_dict(train_json, str(found / checkpoints.TRAIN)).to_dict()
@@ -100,7 +100,7 @@ def _check_settings(run_dir: Path, before: dict[str, Any], now: dict[str, Any]) 
 def restore(
     found: Path, new: RunState, config: TrainConfig, model: Decoder
 ) -> tuple[RunState, list[str]]:
-    """Load a checkpoint; return its state with the machine of `new`, and warnings."""
+    """Load a checkpoint; return its state, with the machine's settings of `new`, and warnings."""
     state = checkpoint.load_state(found)
     for name, subject in (("corpus_sha256", "corpus"), ("teacher_sha256", "teacher")):
         if getattr(state, name) != getattr(new, name):

@@ -1,4 +1,4 @@
-"""The directory of a run: claimed before anything is written, and locked by one training."""
+"""The directory of a run: checked before anything is written, and locked while it is trained."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def claim_run(run_dir: Path, resume: bool) -> None:
 def locked(run_dir: Path) -> Iterator[str | None]:
     """Hold the lock of a run; ConfigError names the process that holds it already.
 
-    Creates the directory; deletes it again if nothing was written to it. The system releases the
-    lock at any end of the process. Yield a warning where the file system has no locks.
+    Creates the directory, and deletes it again if nothing was written to it. The system releases
+    the lock when the process ends in any way. Yields a warning if the file system has no locks.
     """
     created = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def sample(
     while len(generated) < n_tokens:
         logits = model.step(torch.tensor([tokens]), cache)[0, -1]  # (V,)
         if not logits.isfinite().all():
-            break  # the run diverges: there is no distribution to sample from
+            break  # the run diverges
         if temperature > 0:
             weights = (logits / temperature).softmax(dim=-1)
             token = int(torch.multinomial(weights, 1, generator=generator))
@@ -47,7 +47,7 @@ def sample(
 
 
 def printable_sample(prompt: str, text: str) -> str:
-    """Return prompt and text, or a remark instead of a text with much invalid UTF-8.
+    """Return prompt and text; a remark replaces a text with much invalid UTF-8.
 
     Models produce such text early in a run.
     """

@@ -47,7 +47,7 @@ class Run:
     optimizers: Optimizers
     state: RunState
     processes: Processes
-    damaged: list[str]  # why newer checkpoints than the one that is resumed were set aside
+    damaged: list[str]  # the damage of the newer checkpoints that were set aside
 
 
 def set_up(
@@ -59,7 +59,7 @@ def set_up(
     console: Console,
     processes: Processes,
 ) -> Run:
-    """Set up a run in `run_dir`, print its description, and restore its last checkpoint."""
+    """Set up a run in `run_dir`, print a summary, and restore its last checkpoint."""
     check_batch(config, processes)
     check_trainable(config.model.weights)
     threads = set_threads(config.run.threads, processes.n_local)
@@ -111,7 +111,7 @@ def check_batch(config: TrainConfig, processes: Processes) -> None:
 def _find_checkpoint(
     config: TrainConfig, run_dir: Path, resume: bool, processes: Processes
 ) -> Resumable:
-    # In one process: it reads every file.
+    # In one process only, because it reads every file.
     found = processes.broadcast(processes.on_main(lambda: Resumable.find(run_dir, resume)))
     assert found is not None
     if (directory := found.checkpoint) is not None:
@@ -157,7 +157,7 @@ def _prepare_corpus(
 
 
 def _compile_failure(config: TrainConfig, processes: Processes) -> str | None:
-    """Return the reason that run.compile has no effect, None if it is off or works."""
+    """Return the reason that run.compile has no effect; None if it is off or works."""
     if not config.run.compile:
         return None
     return compile_error() if processes.size == 1 else "the run has several processes"

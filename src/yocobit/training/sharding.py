@@ -70,17 +70,17 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Return the full tensor of one that may be sharded; all processes must call this."""
+    """Return a tensor that may be sharded as a full tensor; all processes must call this."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return a view of this process's part of a tensor that may be sharded."""
+    """Return a view of this process's part of a tensor; of all of it unless it is sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def shard_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Shard a full tensor as a parameter is; a tensor of another shape is returned as it is."""
+    """Shard a full tensor like a parameter; return a tensor of another shape unchanged."""
     if not is_sharded(parameter) or tensor.shape != parameter.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -11,14 +11,14 @@ from yocobit.settings import Count, Natural, NotNegative
 from yocobit.training.config import Precision
 
 _WINDOW = 128  # gradient norms that the median is taken over
-_MIN_NORMS = 32  # with fewer, a spike cannot be told from the start of a run
+_MIN_NORMS = 32  # with fewer norms, a spike cannot be distinguished from the start of a run
 
 
 class GradientSpikeGuard(msgspec.Struct, forbid_unknown_fields=True):
     """Skips a step whose loss or gradient norm is not finite, or whose norm is a spike.
 
-    A spike is above `spike_factor` times the median norm of the last steps that were not skipped:
-    a median, because one spike must not raise the threshold for the next. The fields are part of a
+    A spike is above `spike_factor` times the median norm of the last steps that were not skipped.
+    With a mean, one spike would raise the threshold for the next. The fields are part of a
     checkpoint.
     """
 
@@ -53,7 +53,7 @@ class GradientSpikeGuard(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RunState(msgspec.Struct):
-    """Progress of a run: with configuration and weights, all that the next step depends on."""
+    """Progress of a run. The next step depends only on it, the configuration and the weights."""
 
     corpus_sha256: str
     teacher_sha256: str | None = None
@@ -68,7 +68,7 @@ class RunState(msgspec.Struct):
     evaluation_s: NotNegative | None = None
     sample_s: NotNegative = 0.0
     guard: GradientSpikeGuard = msgspec.field(default_factory=GradientSpikeGuard)
-    # How the losses were computed: a run with other values has other last bits.
+    # Settings of the arithmetic: with other values, losses differ in their last bits.
     threads: Count = 1  # of each process
     processes: Count = 1
     precision: Precision = "float32"

@@ -30,8 +30,8 @@ class Objective(nn.Module):
     """The loss of a model on a batch.
 
     Only `forward` reads weights: this is the module to compile, shard or replicate. The teacher is
-    not a submodule. `balance_weight` multiplies the load-balancing loss of the experts, which is
-    the mean over the layers of that of all tokens of the batch.
+    not a submodule. `balance_weight` multiplies the load-balancing loss, the mean over the layers
+    with experts.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class Objective(nn.Module):
         teacher, and load-balancing loss.
 
         Inputs, targets and resets are (B, T); a negative target is not in the loss, and a position
-        where resets is True attends to nothing before it. All results are sums over targets: of
-        nats, and of the load-balancing loss, the same for each. The teacher is evaluated, and
-        loads are balanced, only if gradients are enabled.
+        where resets is True does not attend to earlier ones. All results are sums over targets: of
+        nats, and of the load-balancing loss, which is equal for all targets. Without gradients,
+        divergence and load-balancing loss are 0.
         """
         hidden = self.model.hidden(inputs, resets).flatten(0, 1)  # (B * T, C)
         teacher_output = None
@@ -99,7 +99,7 @@ def _experts(model: Decoder) -> list[MixtureOfExperts]:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Measurements of one step, from before its weight update."""
+    """Measurements of one step, taken before its weight update."""
 
     loss: float  # cross-entropy in nats per target
     divergence: float  # from the teacher, in nats per target; 0 without one
@@ -111,8 +111,8 @@ class StepResult:
 class GradientStep:
     """The gradient of a global batch, gradient clipping and the weight update.
 
-    Sums over targets are divided by the number of targets in all micro-batches of all processes:
-    the division of a batch into micro-batches does not change its loss.
+    Sums over targets are divided by the number of targets in all micro-batches of all processes, so
+    that the loss does not depend on the division into micro-batches.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class GradientStep:
     def _local_squares(self) -> float:
         """Return this process's part of the squared gradient norm.
 
-        In float64, rounded later: any number of processes clips by the same float32. A difference
-        in its last bit would change all weights, and could change quantised codes.
+        In float64, so that any number of processes clips by the same float32. A difference in its
+        last bit would change all weights, and could change quantised codes.
         """
         squares = 0.0
         for gradient in self._gradients():

@@ -1,8 +1,8 @@
 """The configuration of a run on text, without a TOML file.
 
-The amount of text and the time determine the model: a larger one needs more text, which it
-memorises otherwise, and more steps to surpass a smaller one. A smaller one is also selected if a
-timed step shows that this machine is too slow.
+The amount of text and the time determine the preset of the model. A larger model memorises a short
+text, and needs more steps before it surpasses a smaller one. If a timed step shows that this
+machine is too slow for a preset, the next smaller one is selected.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MINUTES = 10.0  # of a run, by default
 _CONTEXT, _BATCH = 256, 8
 _COMPRESSION = 3  # text compared with its .gz, .zst or .parquet file
 _EVALUATIONS = 10  # of a run, approximately
-_LEAST_STEPS = 50  # of a run; if fewer fit, a smaller preset is selected
+_LEAST_STEPS = 50  # of a run; a smaller preset is selected if fewer fit in its time
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A preset of the model, and the least text and time that it is chosen for."""
+    """A preset of the model, and the least text and time for which it is chosen."""
 
     preset: str
     least_bytes: int  # of text
@@ -113,7 +113,7 @@ def _new(
 
 
 def _suited(n_bytes: int, cpu_minutes: float) -> list[_Choice]:
-    """Return the presets for an amount of text and time on a typical machine, the largest first."""
+    """Return the presets whose bounds hold on a typical machine, the largest first."""
     return [
         choice
         for choice in _CHOICES
@@ -128,7 +128,7 @@ def _sections(
     every = _evaluation_steps(n_steps)
     sections: dict[str, Any] = {
         "data": {"train": [text], "valid_every": 20, "context": _CONTEXT},
-        # Starting from trained weights, smaller steps keep what they have learned.
+        # From trained weights, lower rates preserve what the model has learned.
         "optim": {
             "optimizer": "muon",
             "learning_rate": 2e-2 if init is None else 3e-3,

@@ -38,9 +38,9 @@ def bits_per_byte(
 
     All processes call `objective`, an Objective, the same number of times. The second half of each
     window of `context` tokens is in the loss, with the first half as its context. The first token
-    of a document is predicted from the end token. `max_tokens` limits the text to windows spread
-    evenly over it, whose bytes are assumed to be proportional. `report` receives the share of it
-    that has been read.
+    of a document is predicted from the end token. `max_tokens` limits the evaluation to windows
+    spread evenly over the text, and assumes as many bytes per token in them as in all of it.
+    `report` receives the completed fraction.
     """
     n_new = (context + 1) // 2  # tokens of each window in the loss
     positions = list(range(0, len(text), n_new))
@@ -57,7 +57,7 @@ def bits_per_byte(
         if report is not None:
             report(i / n_rounds)
         first = (i * processes.size + processes.rank) * _BATCH
-        # Without windows left, one without targets: the other processes gather weights from this.
+        # If no windows are left, one without targets: the other processes gather weights from this.
         batch = _windows(text, end, context, n_new, starts[first : first + _BATCH])
         _, terms = objective(batch.inputs, batch.targets, batch.resets)
         nats += float(terms[0])
@@ -84,7 +84,7 @@ def _windows(text: Tokens, end: int, context: int, n_new: int, starts: NDArray[n
 
 @torch.no_grad()
 def weight_counts(model: nn.Module) -> dict[str, list[int]]:
-    """Return, by the name of each quantised matrix, how many of its codes are -1, 0 and +1.
+    """Return the numbers of codes -1, 0 and +1 of each quantised matrix, by name.
 
     All processes of a sharded model call this. Dense matrices are omitted.
     """

@@ -74,7 +74,8 @@ class SharedKeysValues(nn.Module):
 class CrossAttention(nn.Module):
     """Causal attention over the shared K and V; the layer has W_q and W_o only.
 
-    The fourth output is the attention weights (B, H, T, S), if `returns_weights` is set.
+    The fourth output is the attention weights (B, H, T, S) if `returns_weights` is set, and None
+    otherwise.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -25,7 +25,7 @@ from yocobit.mixers import MIXERS
 from yocobit.model.attention import Documents, Mask, split_heads
 from yocobit.model.bitlinear import BitLinear, project
 from yocobit.model.norm import gated_norm, head_norm, sub_norm
-from yocobit.model.precision import in_float32, without_autocast
+from yocobit.model.precision import float32_linear, in_float32, without_autocast
 from yocobit.model.rope import Positions, Rope, rope
 
 CHUNK = 64
@@ -80,14 +80,11 @@ class GatedRetention(nn.Module):
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer with float32 outputs: also of half precision, and under autocast."""
+    """A linear layer with float32 outputs, also for half-precision weights and under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _linear(x, self.weight)
+        y: Tensor = float32_linear(x, self.weight)
         return y
-
-
-_linear = in_float32(F.linear)
 
 
 @in_float32

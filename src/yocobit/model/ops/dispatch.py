@@ -24,7 +24,7 @@ _selected: str | None = None
 def kernels() -> str:
     """Return the name of the kernels in use: the fastest of this CPU unless others were selected.
 
-    "pytorch" is the reference, used where the CPU supports the scalar kernels only.
+    On a CPU that supports the scalar kernels only, that is "pytorch", the reference.
     """
     if _selected is not None:
         return _selected

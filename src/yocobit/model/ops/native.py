@@ -206,8 +206,9 @@ def as_array(tensor: Tensor) -> NDArray[Any]:
 
 
 class _Memory:
-    """The array interface of a tensor. Not tensor.numpy(): it would fix the size of the storage,
-    which FSDP frees and reallocates.
+    """The array interface of a tensor.
+
+    tensor.numpy() would fix the size of the storage, which FSDP frees and reallocates.
     """
 
     def __init__(self, tensor: Tensor) -> None:

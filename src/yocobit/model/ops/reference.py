@@ -18,7 +18,7 @@ from yocobit.config import WeightKind
 from yocobit.model.precision import without_autocast
 from yocobit.model.quantization import quantize_activations, quantize_weight
 
-# Rounding of output gradients.
+# Constants of the rounding of output gradients.
 _BLOCK_TOKENS, _INT16_MAX = _native.GRADIENT_BLOCK, _native.GRADIENT_INT16_MAX
 _MIN_ABSMAX = _native.SMALLEST_GRADIENT
 
@@ -71,7 +71,7 @@ def straight_through_gradients(
 def quantize_gradients(grads: Tensor) -> Tensor:
     """Round float32 gradients (N, M) to int16 with a scale per column and 256 tokens.
 
-    As the native weight gradient does. Rounding has gradient 1.
+    The native weight gradient rounds the same way. Rounding has gradient 1.
     """
     if grads.dtype != torch.float32 or grads.numel() == 0:
         return grads
