@@ -152,7 +152,7 @@ wheel: .venv/.tools
 	python .ci/try_wheel.py dist/yocobit-*.whl constraints.txt
 
 bench: setup
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/pytorch.py
 
 bench-peers: setup
 	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install -q -c constraints.txt -e '.[peers]' \

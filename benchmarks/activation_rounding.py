@@ -5,10 +5,9 @@
 
 `--planes`: a dense llama-shaped GGUF file, rewritten in ternary weights (ternary_planes.py).
 `--gguf`: files in low bits, with a tokenizer; yocobit writes the same weights in F32. Weights-only
-models were trained with float activations, so the reference is llama.cpp on F32; each engine
-rounds activations in its own way, and nothing else: KV caches are F32. Every window of 64 tokens
-starts a new sequence; standard errors are over windows, as an error in the first keys affects all
-tokens of a window.
+models were trained with float activations, so the reference is llama.cpp on F32. The engines differ
+from it in the rounding of activations only: KV caches are F32. Every window of 64 tokens starts a
+new sequence; standard errors are over windows, as an error in the first keys affects a whole window.
 
 Needs the extra `peers` (llama-cpp-python, gguf).
 
@@ -80,7 +79,7 @@ def models(arguments: argparse.Namespace, work: Path) -> Iterator[tuple[str, dic
 
 
 def in_f32(low_bit: Path, work: Path) -> Path:
-    """Write the weights of a file in F32, unless that was done."""
+    """Write the weights of a file in F32 unless the result exists; return its path."""
     path = work / f"{low_bit.stem}-F32.gguf"
     if not path.exists():
         floats = import_model(low_bit, work / f"{low_bit.stem}-floats", "f32", weights="f32")
@@ -91,7 +90,7 @@ def in_f32(low_bit: Path, work: Path) -> Path:
 def errors(
     files: dict[str, Path], work: Path, text: str, n_tokens: int, threads: int
 ) -> dict[str, Any]:
-    """Return the errors of each engine, and of each as compared with llama.cpp's first type."""
+    """Return the errors of each engine, and their differences to llama.cpp's first type."""
     reference = LlamaCpp(files["F32"], threads)
     tokens = reference.encode(text)[: n_tokens // WINDOW * WINDOW]
     windows = [tokens[i : i + WINDOW] for i in range(0, len(tokens), WINDOW)]
@@ -139,7 +138,7 @@ def own(engine: Engine) -> Logits:
 
 
 def imported(source: Path, work: Path, head: str | None) -> Path:
-    """Return a packed model of a GGUF file; import it unless that was done."""
+    """Return a packed model of a GGUF file; import it unless it exists."""
     path = work / f"{source.stem}-imported"
     if not path.exists():
         import_model(source, path, head)

@@ -2,15 +2,16 @@
 
     python benchmarks/hostile_load.py [--minutes 20] [--attackers 2] [--seed 0] [--out FILE]
 
-A server process is measured quiet, then under ATTACKS at random from several processes, which have
-a low priority: they stand for other machines. About a third of the attacks disconnect at a random
-moment. The last line is the verdict, and the exit status is 1 if there are problems: a response of
+A server process is measured quiet, then under random ATTACKS from several processes. These have a
+low priority, as they represent other machines. About a third of the attacks disconnect at a random
+moment. The last line is the verdict. The exit status is 1 if there are problems: a response of
 status 500, a p99 over MAX_RATIO times that of the quiet server, too much memory, few attacks, or a
-SIGTERM that takes longer than the drain and a second. Memory is proportional (PSS), with that of
-the worker processes, and is sampled until SIGTERM. Two limits hold from 4 minutes on: the median of
-the last quarter is at most that of the second and FLAT, and the server process alone takes at most
-its caches and WORK_MB more than at the start. The second also fails memory that grows slowly, or
-that has grown by the second quarter.
+SIGTERM that takes longer than the drain and a second.
+
+Memory is proportional (PSS), includes the worker processes, and is sampled until SIGTERM. If a run
+takes at least 4 minutes, the median of the last quarter may exceed that of the second by FLAT, and
+the server process alone may grow by its caches and WORK_MB since the start. The second limit detects
+growth that is slow or happens early.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ PREFIX_MB, SCHEMAS_MB = 64, 128  # caches: --prefix-mb, and that of compiled sch
 WORK_MB = 64  # requests in flight, and freed memory between them
 QUIET_SHARE, MAX_QUIET_S, SAMPLE_S = 0.1, 60.0, 1.0
 DISCONNECTING = 0.3
-THREADS = 16  # of each attacking process: more than the server lets wait for its worker
+THREADS = 16  # of each attacking process; more than may wait for a worker of the server
 NICENESS = 10  # of the attackers
 MIN_ATTACKS_PER_S = 2.0
 MAX_PROBLEMS = 20  # printed
@@ -233,7 +234,7 @@ def _attack(port: int, seed: int, end: float, outcomes: collections.Counter[str]
 def send(
     port: int, path: str, body: Any, key: str, timeout_s: float = 120
 ) -> tuple[int | None, bytes]:
-    """Return status and body of a response; no status if there is none within the time."""
+    """Return status and body of a response; the status is None after a timeout or an error."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)

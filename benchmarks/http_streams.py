@@ -1,6 +1,6 @@
-"""A cheap client: streams completions over plain sockets and times each event.
+"""A lightweight client: streams completions over plain sockets and times each event.
 
-It shares the CPUs with the measured server, so it parses as little as possible.
+It parses as little as possible, because it shares the CPUs with the measured server.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Logits and texts of yocobit next to llama.cpp's on the same GGUF files.
+"""Logits and texts of yocobit compared with llama.cpp's on the same GGUF files.
 
     python benchmarks/llama_cpp_logits.py [--gguf FILE] [--threads 1]
         [--out benchmarks/results/llama_cpp_logits.json]
 
 Without a file: tiny models with random weights, each architecture in F32 and F16, and some in
-low-bit types next to the same weights in F32. With one: also the greedy text of ten prompts, and
-the logits along llama.cpp's text, of the file as it is and of a copy in F32. llama.cpp rounds the
-activations that it multiplies by quantised weights, and not those that it multiplies by F32, so the
-copy tells its rounding from other differences.
+low-bit types and with the same weights in F32. With a file: also the greedy texts of ten prompts
+and the logits along llama.cpp's texts, of the file and of a copy in F32. llama.cpp rounds
+activations for quantised weights, but not for F32, so the copy separates its rounding from other
+differences.
 
 Needs the extra `peers` (llama-cpp-python, gguf).
 """
@@ -152,8 +152,9 @@ def tiny(work: Path, architecture: str, kind: str, scaled_rope: Found | None = N
 def low_bits(work: Path, architecture: str, kind: str) -> Found:
     """Return the largest difference of logits from llama.cpp's of the same weights in F32.
 
-    Relative to the largest logit: with int8 and int16 activations, and of llama.cpp itself, from
-    the file and from our export of it. All differences are the rounding of activations.
+    Differences are relative to the largest logit: with int8 and int16 activations, and those of
+    llama.cpp itself, from the file and from our export of it. All result from the rounding of
+    activations.
     """
     work.mkdir()
     shape, keys = TINY[architecture]
@@ -235,7 +236,7 @@ def texts(engine: Engine, path: Path, threads: int) -> Found:
 
 
 def gap(logits: Logits) -> float:
-    """Return how far the largest logit is above the second."""
+    """Return the difference of the two largest logits."""
     second, first = np.sort(logits)[-2:]
     return float(first - second)
 
@@ -281,7 +282,7 @@ class LlamaCpp:
         return self._model.tokenize(text.encode(), add_bos=False, special=True)
 
     def render(self, prompt: str) -> str:
-        """Return a conversation as the package's own renderer of the file's template does."""
+        """Render a conversation by the chat template of the file, in llama-cpp-python."""
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         names = {"eos_token": self._model.token_eos(), "bos_token": self._model.token_bos()}

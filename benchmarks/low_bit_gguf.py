@@ -1,7 +1,7 @@
 """GGUF files with matrices in 1 and 2 bits: the codecs of their types, and a writer.
 
 The writer stores one tensor at a time, so a file may be larger than the memory. Needs the `gguf`
-package (extra `peers`), which has the container but not all of these types.
+package (extra `peers`), which writes the container but lacks some of these types.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def _two_bits(fields: Array) -> Array:
 def write_gguf(
     path: Path, architecture: str, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> Path:
-    """Write a file; keys of `metadata` are those of the architecture unless general or tokenizer's.
+    """Write a file; keys of `metadata` without a prefix are those of the architecture.
 
-    A float is stored as float32, an int as uint32, in lists as int32.
+    Keys of the prefixes general and tokenizer are written unchanged. A float is stored as float32,
+    an int as uint32, or int32 in lists.
     """
     writer = GGUFWriter(path, architecture)
     for key, value in metadata.items():

@@ -1,7 +1,7 @@
 """Measurements of peers.py and on_chip.py, one function per kind of run.
 
-One interface opens yocobit, llama.cpp and PyTorch, so that all are timed alike: a function that
-starts a new sequence and returns a function that consumes tokens.
+yocobit, llama.cpp and PyTorch are opened by one interface and timed alike: a function that starts a
+new sequence and returns a function that consumes tokens.
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ def on_chip(run: dict[str, Any]) -> dict[str, float]:
 
 
 def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> float:
-    """Return p99 / median of steps of a model that fits the L2 caches.
+    """Return p99 / median of the step times of a model that fits in the L2 caches.
 
-    The batch is large enough that a step takes `at_least` seconds.
+    The batch is large enough for a step of `at_least` seconds.
     """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "model"
@@ -185,7 +185,7 @@ def _machine_p99_over_median(threads: int, at_least: float, n_steps: int) -> flo
         def steps(n: int, n_sessions: int) -> list[float]:
             batch = [engine.session(n, "f32") for _ in range(n_sessions)]
             starts = [session.snapshot() for session in batch]
-            for _ in range(2):  # the first pass takes the page faults
+            for _ in range(2):  # page faults occur in the first pass
                 times = [seconds(lambda: engine.step(batch, [1] * n_sessions)) for _ in range(n)]
                 for session, start in zip(batch, starts, strict=True):
                     session.truncate(start)

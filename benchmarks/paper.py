@@ -7,8 +7,8 @@
 A decoder-decoder, with and without an index, is compared with the Transformer of the same shape in
 the same engine, with the same kernels and cache type. The Transformer's KV cache has K and V of
 every layer. Sessions are filled with noise, as attention costs the same as with real tokens. A full
-prefill of the Transformer would take hours at the greatest lengths, so the time of a chunk of 128
-tokens is measured at each length and integrated by the trapezoidal rule. This is exact, as the time
+prefill of the Transformer would take hours at the largest lengths, so the time of a chunk of 128
+tokens is measured at each length and integrated by the trapezoidal rule. This is exact if the time
 of a chunk grows linearly with its depth.
 """
 

@@ -221,7 +221,7 @@ def random_gguf(work: Path, shape: str, kind: str) -> Path:
 
 
 def imported(published: Path, head: str | None) -> str:
-    """Return a packed model of a GGUF file; import it unless that was done."""
+    """Return a packed model of a GGUF file; import it unless it exists."""
     path = published.with_suffix("")
     if not path.exists():
         import_model(published, path, head)

@@ -105,7 +105,7 @@ def kl_divergences(model: nn.Module, windows: Tensor, rules: dict[str, Rule]) ->
 
 
 def q8_0(x: Tensor) -> Tensor:
-    """Round x (.., K) as ggml's Q8_0 does: integers by max / 127, the scale then in float16."""
+    """Round x (..., K) as ggml's Q8_0: integers by max / 127, then the scale to float16."""
     groups = x.unflatten(-1, (-1, GROUP))
     scales = groups.abs().amax(-1, keepdim=True) / 127
     codes = torch.where(scales > 0, torch.round(groups / scales), 0)
@@ -113,7 +113,7 @@ def q8_0(x: Tensor) -> Tensor:
 
 
 def best_of(largest_codes: list[int] | tuple[int, ...]) -> Rule:
-    """Return the rule that takes the scale max / largest with the least squared error."""
+    """Return the rule that selects the scale max / code with the least squared error."""
 
     def rule(x: Tensor) -> Tensor:
         groups = x.unflatten(-1, (-1, GROUP))

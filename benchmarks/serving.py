@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--shape small] [--rounds 5] [--out FILE]
 
 Each round measures the engine without a server, one stream, STREAMS concurrent streams, and a long
-text prompt twice. Weights are random, as speed does not depend on them. Responses have TOKENS
-tokens.
+text prompt twice. Responses have TOKENS tokens. Weights are random, as speed does not depend on
+their values.
 """
 
 from __future__ import annotations

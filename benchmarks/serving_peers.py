@@ -2,7 +2,7 @@
 
     python benchmarks/serving_peers.py [--rounds 3] [--out benchmarks/results/serving_peers.json]
 
-The shape is `150m`, in ternary and in TQ2_0, with the packaged tokenizer, extended by words.
+The shape is `150m`, in ternary and in TQ2_0. The packaged tokenizer is extended by words.
 Needs the extras `serve` and `peers`, and llama-cpp-python[server].
 """
 

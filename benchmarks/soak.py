@@ -2,11 +2,11 @@
 
     python benchmarks/soak.py [--minutes 10] [--clients 64] [--seed 0] [--out FILE]
 
-Many concurrent clients repeat REQUESTS requests of mixed lengths, whole or streamed. A fraction
-DISCONNECTING of their requests is new and disconnects midway. The server is a separate process; its
-memory is sampled each second. Memory is flat if the median of the last quarter is within FLAT of
-the median of the quarter after warm-up. Runs need at least four minutes: before, the prefix cache
-still fills. The exit status is 1 if there are problems.
+Many concurrent clients repeat REQUESTS requests of mixed lengths, streamed or not. A fraction
+DISCONNECTING of their requests has a new prefix and disconnects midway. The server is a separate
+process; its memory is sampled each second. Memory is flat if the median of the last quarter is
+within FLAT of the median of the quarter after warm-up. A run must last at least four minutes, in
+which the prefix cache fills. The exit status is 1 if there are problems.
 """
 
 from __future__ import annotations
@@ -228,7 +228,10 @@ async def send(
 
 
 async def read_events(reader: asyncio.StreamReader, n: int | None) -> tuple[str, int] | None:
-    """Return text and number of tokens of a stream, None after n events; EOFError if it breaks."""
+    """Return text and number of tokens of a stream, None after n events.
+
+    EOFError if the stream ends early.
+    """
     text, n_tokens, n_seen = "", 0, 0
     while n is None or n_seen < n:
         line = await reader.readline()

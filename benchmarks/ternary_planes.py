@@ -1,10 +1,10 @@
-"""A real dense model in ternary weights that computes what it did: sums of ternary planes.
+"""A trained dense model rewritten in ternary weights, as sums of ternary planes.
 
-No published ternary model can be downloaded, and rounding a dense one to trits destroys it. But a
-matrix is close to a sum of R ternary ones, its digits in base 3, and a Transformer R times as wide
-computes with them what the original computes with the sum: all activations are stored R times, and
-W x = [W_1 ... W_R] [x ... x]. So activations and logits are those of a real model, next to weights
-that low-bit kernels multiply. R = 1 is the destroyed model.
+This is for machines without access to published ternary models. Rounding a dense model to trits
+destroys it. But a matrix is close to a sum of R ternary matrices, its digits in base 3. A
+Transformer that is R times as wide computes the same with the planes: all activations are stored R
+times, and W x = [W_1 ... W_R] [x ... x]. So low-bit kernels run with the activations and logits of
+a trained model. R = 1 is rounding to trits.
 
 Letters: C model width   D head size   F feed-forward width   G KV heads   R planes
 """
@@ -39,7 +39,7 @@ class Planes:
 
 
 class Source:
-    """A llama-shaped GGUF file, decoded by llama.cpp's own Python, and the axes of its matrices."""
+    """A llama-shaped GGUF file, decoded by llama.cpp's gguf package, and its matrices' axes."""
 
     def __init__(self, path: Path, n_planes: int) -> None:
         self.R = n_planes
@@ -104,9 +104,9 @@ class Source:
 def write_models(
     source: Path, n_planes: int, kinds: tuple[str, ...], directory: Path
 ) -> dict[str, Path]:
-    """Write the ternary model in each of `kinds`, and "F32": its function in the original shape.
+    """Write the ternary model in each of `kinds`, and as "F32" in the original shape.
 
-    Return the paths; files that exist are kept.
+    Return the paths; existing files are kept.
     """
     stem = f"{source.stem}-{n_planes}-planes"
     paths = {kind: directory / f"{stem}-{kind}.gguf" for kind in (*kinds, "F32")}
@@ -226,7 +226,7 @@ def _wide_keys(model: Source) -> dict[str, Any]:
 
 
 def _metadata(reader: gguf.GGUFReader) -> Iterator[tuple[str, Any]]:
-    """Yield the keys of the file as `write_gguf` takes them."""
+    """Yield the metadata of the file in the form of `write_gguf`."""
     architecture = reader.fields["general.architecture"].contents()
     for name, field in reader.fields.items():
         if not name.startswith(("GGUF.", "general.")):

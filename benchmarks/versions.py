@@ -1,4 +1,4 @@
-"""Two builds of yocobit compared: prefill, decode and a training step, run in turn.
+"""Two builds of yocobit compared: prefill, decode and a training step, run alternately.
 
     python benchmarks/versions.py OLD_PYTHON NEW_PYTHON [--rounds 5] [--threads 2]
         [--only tiny small 2b4t train] [--out FILE]

@@ -150,7 +150,7 @@ def ones(size: int) -> Tensor:
 def random_rows(kind: str, K: int) -> Array:
     """Return the bytes of DISTINCT_ROWS random rows of K columns.
 
-    As in the published files: Q2_0 repeats the scale of 128 columns, TQ2_0 that of a row.
+    As in the published files, Q2_0 repeats the scale of 128 columns, and TQ2_0 that of a row.
     """
     rng = np.random.default_rng(K)
     if kind == "Q4_K":

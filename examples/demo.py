@@ -2,7 +2,7 @@
 
     python examples/demo.py [--minutes 9.0] [--out runs/demo]
 
-Ctrl-C stops the run; the next start resumes it. A start with more minutes continues a finished one.
+Ctrl-C stops the run, and the next start resumes it. More minutes continue a finished run.
 """
 
 from __future__ import annotations

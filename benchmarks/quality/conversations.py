@@ -2,9 +2,9 @@
 
     python benchmarks/quality/conversations.py runs/quality/data/train.jsonl chat.jsonl
 
-The subject of a passage is one or two of its most frequent words; ties go to words that are rarer
-in the whole text. In a second turn, the user requests more, and the reply is the next passage.
-Equal texts and seeds give equal conversations.
+The subject of a passage is one or two of its most frequent words; among equally frequent words, the
+rarer in the whole text is preferred. In a second turn, the user requests more, and the reply is the
+next passage. Equal texts and seeds give equal conversations.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def passages(text: str) -> Iterator[str]:
         yield " ".join(held)
 
 
-def subjects(passage: str, counts: Counter[str], random_: random.Random) -> str | None:
+def subject_of(passage: str, counts: Counter[str], random_: random.Random) -> str | None:
     """Return the subject of a passage, or None if no word is frequent enough."""
     here = Counter(word for word in _WORD.findall(passage) if len(word) > 3)
     known = [word for word in here if _KNOWN[0] <= counts[word] <= _KNOWN[1]]
@@ -69,7 +69,7 @@ def conversations(texts: list[str], seed: int) -> Iterator[list[dict[str, str]]]
     for text in texts:
         found = (passage for passage in passages(text) if _fits(passage))
         for passage in found:
-            subject = subjects(passage, counts, random_)
+            subject = subject_of(passage, counts, random_)
             if subject is None:
                 continue
             messages = [_user(random_.choice(_FIRST_TURNS).format(subject)), _assistant(passage)]

@@ -2,8 +2,8 @@
 
     python benchmarks/quality/recall.py --out benchmarks/results/recall.json
 
-Trains each variant that is not in FILE, one process with one thread each, and adds its results. The
-tasks are in recall_tasks.py, the recipe in recall_training.py. --keep DIR packs each model as
+Trains each variant that is not in FILE, in a process with one thread, and adds its results. The
+tasks are in recall_tasks.py, the recipe is in recall_training.py. --keep DIR packs each model as
 DIR/VARIANT for the engine.
 """
 

@@ -1,4 +1,4 @@
-"""Synthetic recall tasks, whose answers occur earlier in the text: vectorised, pure functions.
+"""Synthetic recall tasks, whose answers occur earlier in the text.
 
     associative recall   k1 v1 k2 v2 ... . . k2 . k7 . .     after a key: its value (MQAR,
                          arXiv:2312.04927); each key is queried once, anywhere in the filler

@@ -441,7 +441,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.parametrize(
     "script",
-    ["run", "peers", "on_chip", "serving_peers", "plan", "train_throughput", "serving", "versions"],
+    [
+        "pytorch",
+        "peers",
+        "on_chip",
+        "serving_peers",
+        "plan",
+        "train_throughput",
+        "serving",
+        "versions",
+    ],
 )
 def test_a_benchmark_script_starts(script):
     path = Path(__file__).parents[2] / "benchmarks" / f"{script}.py"

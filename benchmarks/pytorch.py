@@ -1,6 +1,6 @@
 """Speed of the kernels and the engine, compared with PyTorch in the same run.
 
-    python benchmarks/run.py [--rounds 5] [--threads 2]
+    python benchmarks/pytorch.py [--rounds 5] [--threads 2]
 
 Every round measures every row once, so that noise of a shared machine affects all of them. A row
 shows minimum, median and maximum over the rounds, and the median of the ratios to the first row.
