@@ -7,7 +7,7 @@
 `--gguf`: files in low bits, with a tokenizer; yocobit writes the same weights in F32. Weights-only
 models were trained with float activations, so the reference is llama.cpp on F32. The engines differ
 from it in the rounding of activations only: KV caches are F32. Every window of 64 tokens starts a
-new sequence; standard errors are over windows, as an error in the first keys affects a whole window.
+new sequence. Standard errors are over windows, as an error in the first keys affects all tokens.
 
 Needs the extra `peers` (llama-cpp-python, gguf).
 

@@ -10,8 +10,8 @@ SIGTERM that takes longer than the drain and a second.
 
 Memory is proportional (PSS), includes the worker processes, and is sampled until SIGTERM. If a run
 takes at least 4 minutes, the median of the last quarter may exceed that of the second by FLAT, and
-the server process alone may grow by its caches and WORK_MB since the start. The second limit detects
-growth that is slow or happens early.
+the server process alone may grow by its caches and WORK_MB since the start. The second limit
+detects growth that is slow or happens early.
 """
 
 from __future__ import annotations
