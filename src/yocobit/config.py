@@ -55,7 +55,7 @@ WeightKind = Literal[
     "dense",
 ]
 RopeKind = Literal["interleaved", "half", "none"]
-CacheType = Literal["float", "int8", "int4"]
+SharedKVType = Literal["float", "int8", "int4"]
 CrossAttention = Literal["full", "index"]
 QKNorm = Literal["none", "before_rope", "after_rope"]
 Pooling = Literal["mean", "last"]
@@ -104,7 +104,7 @@ class ModelConfig(Settings):
     full_rope: RopeKind = "interleaved"  # the same for "full"
     cross_rope: RopeKind = "interleaved"  # the same for "cross"
     rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0  # base of the rope frequencies
-    shared_kv: CacheType = "float"  # training quantises the shared K/V as a cache of this type
+    shared_kv: SharedKVType = "float"  # training quantises the shared K/V as a cache of this type
     # Positions that "cross" attends to: all, or the blocks that an index selects.
     cross_attention: CrossAttention = "full"
     cross_positions: int = 2048  # positions per token with an index
