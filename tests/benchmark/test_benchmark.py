@@ -287,7 +287,7 @@ def test_the_report_is_printed_in_parts_on_a_narrow_terminal(report):
 
 
 @pytest.mark.parametrize(("share", "is_warned"), [(None, False), (0.1, False), (0.45, True)])
-def test_a_report_says_when_other_programs_used_the_cpus(report, share, is_warned):
+def test_a_report_warns_if_other_programs_used_the_cpus(report, share, is_warned):
     console = Console(file=io.StringIO(), width=100)
 
     print_report(dataclasses.replace(report, others_share=share), console)

@@ -55,7 +55,7 @@ def test_prefill_is_the_area_under_the_times_of_chunks(paper):
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_memory_is_what_the_engine_reserves(curves, tmp_path, i):
+def test_memory_equals_the_bytes_that_the_engine_reserves(curves, tmp_path, i):
     model = write_random_model(curves[i].config, tmp_path / "model")
     reserved = Engine(model, 1, None).session(320, "int8").memory().total
 

@@ -60,7 +60,7 @@ def changed_shard(directory: Path, **fields) -> str:
         lambda d: changed_shard(d, sha256={"/../../../../../../../../../dev/zero": ""}),
     ],
 )
-def test_corpus_with_a_damaged_index_is_prepared_again_and_says_so(config, directory, damage):
+def test_corpus_with_a_damaged_index_is_prepared_again_with_a_warning(config, directory, damage):
     whole = read(prepare(config, 270, directory).train[0])
     (directory / INDEX).write_text(damage(directory), errors="surrogateescape")
 

@@ -35,7 +35,7 @@ def by_jinja(messages, add_generation_prompt=False) -> str:
     return template.render(messages=messages, add_generation_prompt=add_generation_prompt)
 
 
-def test_template_renders_what_training_renders():
+def test_template_renders_the_text_of_training():
     assert by_jinja(TALK) == "".join(text for text, _ in render(TALK, ""))
 
 

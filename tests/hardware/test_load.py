@@ -22,7 +22,7 @@ def test_times_are_those_of_the_cpus_that_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "cpu0 1 2 x 4 5 6 7 8\n", "cpu1 1 2 3 4 5 6 7 8\n", "\xff"])
-def test_times_are_none_if_the_system_does_not_say(tmp_path, text):
+def test_times_are_none_if_the_system_does_not_report_them(tmp_path, text):
     (tmp_path / "stat").write_text(text, encoding="latin-1")
 
     assert read_cpu_times([0], tmp_path / "stat") is None
@@ -38,7 +38,7 @@ def test_times_are_none_if_the_system_does_not_say(tmp_path, text):
         (900, 10.0, 0.0),  # ticks are coarser than own times
     ],
 )
-def test_share_of_other_programs_is_what_this_process_did_not_use(busy, own_s, share):
+def test_share_of_other_programs_excludes_this_process(busy, own_s, share):
     before = CpuTimes(2, 50, 100, own_s=1.0, at_s=7.0)
     after = CpuTimes(2, 50 + busy, 100 + 2000, own_s=1.0 + own_s, at_s=17.0)
 

@@ -104,7 +104,7 @@ for arguments in (
 
 
 @pytest.mark.slow
-def test_commands_run_without_what_other_systems_lack(tmp_path):
+def test_commands_run_without_features_that_other_systems_lack(tmp_path):
     write_toml(tmp_path)
 
     done = simulated(COMMANDS, tmp_path)

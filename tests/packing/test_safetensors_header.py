@@ -56,7 +56,7 @@ def test_an_invalid_header_is_one_line(tmp_path, header, message):
 
 
 @pytest.mark.parametrize("size", [0, 7, 8, 11])
-def test_a_truncated_header_says_what_is_missing(tmp_path, size):
+def test_the_error_of_a_truncated_header_has_the_missing_size(tmp_path, size):
     save_file({"x": np.ones(3, np.float32)}, tmp_path / "whole")
     data = (tmp_path / "whole").read_bytes()[:size]
     (tmp_path / "model.safetensors").write_bytes(data)

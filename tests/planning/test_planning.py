@@ -626,7 +626,7 @@ def test_a_report_fits_a_hundred_columns(machine):
 
 
 @pytest.mark.parametrize(("share", "is_warned"), [(None, False), (0.1, False), (0.45, True)])
-def test_a_report_says_when_other_programs_used_the_cpus(share, is_warned):
+def test_a_report_warns_if_other_programs_used_the_cpus(share, is_warned):
     name, model = open_shape(None, "nano", None, None)
     plan = make_plan(name, model, request(context=100))
     plan = dataclasses.replace(plan, kernels="scalar", others_share=share)

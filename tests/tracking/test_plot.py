@@ -240,7 +240,7 @@ def test_runs_that_differ_in_their_seed_are_one_group(tmp_path):
     assert groups[1].runs[0].settings != groups[0].runs[0].settings
 
 
-def test_a_group_is_named_by_what_its_runs_share(tmp_path):
+def test_a_group_is_named_by_the_common_start_of_its_runs(tmp_path):
     runs = read_runs([seed(tmp_path, i, 0.0) for i in range(2)])
 
     assert [group.name for group in grouped(runs)] == ["seed (2 seeds)"]

@@ -49,7 +49,7 @@ def edit(path: Path, **fields) -> None:
         ("config.json", 5),
     ],
 )
-def test_resume_falls_back_from_a_damaged_checkpoint_and_says_so(
+def test_resume_falls_back_from_a_damaged_checkpoint_with_a_warning(
     toml, damaged, straight, capsys, name, at
 ):
     newest = checkpoints.last(damaged)

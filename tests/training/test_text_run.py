@@ -118,7 +118,7 @@ def test_a_slow_machine_trains_a_smaller_preset(tmp_path, size, seconds, name):
         (["model.norm_eps=1e-6"], 2, 1, "preset tiny, changed by --set: "),
     ],
 )
-def test_what_was_chosen_by_hand_is_kept_on_a_slow_machine(
+def test_settings_chosen_by_hand_are_kept_on_a_slow_machine(
     tmp_path, overrides, minutes, timed, start
 ):
     calls = []

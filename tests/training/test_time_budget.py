@@ -51,7 +51,7 @@ def test_steps_in_a_budget_leave_time_for_all_that_is_due(overheads, sample_ever
     assert 0.7 * 540 < end < 540
 
 
-def test_evaluations_in_a_budget_read_what_fits_in_their_shares():
+def test_evaluations_in_a_budget_are_limited_to_their_shares():
     config = budget_config()  # 540 s
 
     assert evaluation_tokens(config, 1000, 1e-3) == (None, None)

@@ -198,7 +198,7 @@ def _check_config(path: Path, metadata: dict[str, str]) -> None:
     if metadata.get("config_sha256") != actual:
         raise PackedModelError(
             f"{path / CONFIG}: must have sha256 {shown(metadata.get('config_sha256'))}, as "
-            f"{MODEL} says, but has '{actual}'; undo the edit or pack the checkpoint again"
+            f"{MODEL} records, but has '{actual}'; undo the edit or pack the checkpoint again"
         )
 
 

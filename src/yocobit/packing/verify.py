@@ -69,6 +69,6 @@ def _tokenizer_problems(model: PackedModel) -> list[str]:
     if expected is None:
         return [f"{file}: must not be there, as {MODEL} was packed without one; delete it"]
     return [
-        f"{file}: must have sha256 {expected!r}, as {MODEL} says, but has '{actual}'; copy it or "
-        "pack the checkpoint again"
+        f"{file}: must have sha256 {expected!r}, as {MODEL} records, but has '{actual}'; copy it "
+        "or pack the checkpoint again"
     ]
