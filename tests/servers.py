@@ -18,7 +18,7 @@ import uvicorn
 
 from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.http.server import configure
-from yocobit.serving.runtime import preparation
+from yocobit.serving.runtime import preparation, worker_process
 
 # logit_bias that excludes the packaged model's end token and the "|" of its <|end|>.
 NO_END = {"0": -100, "92": -100}
@@ -96,7 +96,8 @@ def wait_for(condition: Callable[[], Any]) -> None:
 def fork_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork the process that prepares requests: its imports take most of a server's start."""
     code = (
-        f"import sys; from {preparation.__name__} import serve_forks; serve_forks(int(sys.argv[1]))"
+        f"import sys; from {worker_process.__name__} import serve_forks; "
+        "serve_forks(int(sys.argv[1]))"
     )
 
     def fork(control: socket.socket) -> forked.Process:

@@ -237,6 +237,31 @@ def test_stop_ends_all_processes_and_jobs(tmp_path):
     wait_for(lambda: not any(map(is_alive, pids)))
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped")
+@pytest.mark.parametrize("is_forked", [True, False])
+def test_stop_fails_jobs_without_waiting_for_other_processes(tmp_path, is_forked):
+    async def main():
+        pool = WorkerPool(make_context)
+        await pool.start()
+        forks = pool._forks
+        if is_forked:
+            task, _ = await started(pool, tmp_path / "pid")
+        os.kill(forks.pid, signal.SIGSTOP)  # it forks no worker and kills none
+        if not is_forked:
+            task = asyncio.create_task(pool.run(describe, 0))
+            while not pool._writers:
+                await asyncio.sleep(0)
+        pool.begin_stop()
+        try:
+            with pytest.raises(APIError) as failed:
+                await asyncio.wait_for(task, 60)
+            return failed.value.status, pool._forks is forks
+        finally:
+            pool.stop()
+
+    assert asyncio.run(main()) == (503, True)
+
+
 def test_invalid_context_is_a_one_line_error():
     async def main():
         pool = WorkerPool(no_context)

@@ -192,6 +192,7 @@ def test_preparation_does_not_delay_shutdown():
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\n" + head % len(body) + body)
+            wait_for(lambda: "preparing 1.0" in httpx.get(server.url + "/metrics").text)
             client.sendall(b"GET /health HTTP/1.1\r\n")  # read after the first request
 
             assert server.end() == 0

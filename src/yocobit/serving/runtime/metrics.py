@@ -23,6 +23,7 @@ class SchedulerStats:
     reserved_bytes: int  # of KV caches and states
     cache_bytes: int  # limit of reserved_bytes
     prefix_bytes: int  # of the prefix cache, in memory
+    n_preparing: int = 0  # requests that the scheduler does not have yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +137,7 @@ class _SchedulerGauges:
         stats = self._stats()
         yield _gauge("num_requests_running", "Requests in prefill or decode.", stats.n_running)
         yield _gauge("num_requests_waiting", "Requests in the queue.", stats.n_waiting)
+        yield _gauge("num_requests_preparing", "Requests before the queue.", stats.n_preparing)
         usage = stats.reserved_bytes / stats.cache_bytes
         yield _gauge("kv_cache_usage_perc", "Reserved fraction of the KV cache memory.", usage)
         yield _gauge("kv_cache_bytes", "Reserved KV cache bytes.", stats.reserved_bytes)

@@ -9,38 +9,26 @@ gets a new one within milliseconds. No process outlives the server: its end clos
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import pickle
-import signal
 import socket
-import struct
 import subprocess
 import sys
-import traceback
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from yocobit.errors import UserError
-from yocobit.hardware.host import peak_bytes
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError, queue_full, shutting_down, too_costly
-from yocobit.system import c_function, can_fork
-
-try:
-    import resource
-except ImportError:  # Windows, where no worker starts
-    resource = None  # type: ignore[assignment]
+from yocobit.serving.runtime.worker_process import SIZE, Failure, serve_forks
+from yocobit.system import can_fork
 
 _NICENESS = 10  # of workers for heavy jobs: the scheduler precedes them
-_MAX_GROWTH = 1 << 26  # bytes of memory, above which a worker is replaced after its job
 _STOP_S = 0.3
 _PART_BYTES = 1 << 18  # of a message, in the writer's buffer at a time
-_PR_SET_PDEATHSIG = 1
-_SIZE = struct.Struct("<q")  # of a message; on the control socket, a pid or a niceness
 
 Job = Callable[..., Any]  # called with the context and the arguments of `run`
 
@@ -75,6 +63,7 @@ class WorkerPool:
         self._forks: subprocess.Popen[bytes] | None = None  # the forking process
         self._control: socket.socket | None = None
         self._forking = asyncio.Lock()
+        self._writers = weakref.WeakSet[asyncio.StreamWriter]()  # to all workers
         self._is_stopped = False
 
     async def start(self) -> None:
@@ -90,14 +79,14 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         reply = b""
         with suppress(OSError):
-            await loop.sock_sendall(self._control, _SIZE.pack(len(self._setup)) + self._setup)
+            await loop.sock_sendall(self._control, SIZE.pack(len(self._setup)) + self._setup)
             while more := await loop.sock_recv(self._control, 1 << 16):
                 reply += more
-                if len(reply) >= _SIZE.size + _SIZE.unpack_from(reply)[0]:
+                if len(reply) >= SIZE.size + SIZE.unpack_from(reply)[0]:
                     break
         if not reply:
             raise UserError("the process that prepares requests ended; see its output")
-        problem = pickle.loads(reply[_SIZE.size :])
+        problem = pickle.loads(reply[SIZE.size :])
         if problem is not None:
             raise UserError(problem)
 
@@ -114,14 +103,16 @@ class WorkerPool:
             return await self._run(lane, pickle.dumps((job, arguments)))
 
     def begin_stop(self) -> None:
-        """Have all processes end; jobs fail with 503."""
+        """Fail all jobs with 503 and have all processes end, without waiting for them."""
         self._is_stopped = True
         if self._control is not None:
             self._control.close()
+        for writer in self._writers:
+            writer.transport.abort()
 
     def stop(self) -> None:
-        """End all processes; jobs fail with 503."""
-        self.begin_stop()
+        """End all processes; jobs fail with 503. It may be called from any thread."""
+        self._is_stopped = True
         self._end_forks()
 
     def _end_forks(self) -> None:
@@ -152,7 +143,7 @@ class WorkerPool:
                 self._command(worker.pid)
         if isinstance(result, APIError):
             raise result
-        if isinstance(result, _Failure):
+        if isinstance(result, Failure):
             raise RuntimeError(f"in a worker process:\n{result.traceback}")
         return result
 
@@ -166,11 +157,14 @@ class WorkerPool:
                 self._command(lane.niceness, theirs)
                 theirs.close()
                 reader, writer = await asyncio.open_connection(sock=ours)
+                self._writers.add(writer)
                 try:
-                    (pid,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
+                    (pid,) = SIZE.unpack(await reader.readexactly(SIZE.size))
                     return _Worker(pid, reader, writer)
                 except (OSError, EOFError):
                     writer.close()
+                    if self._is_stopped:
+                        raise shutting_down() from None
                     await self.start()
                 except BaseException:
                     writer.close()
@@ -182,9 +176,9 @@ class WorkerPool:
         assert self._control is not None
         with suppress(OSError):  # the forking process was killed
             if connection is None:
-                self._control.send(_SIZE.pack(code))
+                self._control.send(SIZE.pack(code))
             else:
-                socket.send_fds(self._control, [_SIZE.pack(code)], [connection.fileno()])
+                socket.send_fds(self._control, [SIZE.pack(code)], [connection.fileno()])
 
 
 class _Lane:
@@ -254,29 +248,22 @@ class _Worker:
         return self._reader.at_eof()
 
     async def exchange(self, frame: bytes) -> bytes:
-        self.writer.write(_SIZE.pack(len(frame)))
+        self.writer.write(SIZE.pack(len(frame)))
         for start in range(0, len(frame), _PART_BYTES):  # the writer copies what it cannot send
             self.writer.write(frame[start : start + _PART_BYTES])
             await self.writer.drain()
         return await _receive_async(self._reader)
 
 
-class _Failure:
-    """An exception that is a bug."""
-
-    def __init__(self, traceback: str) -> None:
-        self.traceback = traceback
-
-
 async def _receive_async(reader: asyncio.StreamReader) -> bytes:
-    (size,) = _SIZE.unpack(await reader.readexactly(_SIZE.size))
+    (size,) = SIZE.unpack(await reader.readexactly(SIZE.size))
     return await reader.readexactly(size)
 
 
 def _spawn(control: socket.socket) -> subprocess.Popen[bytes]:
     code = (
         f"import sys; sys.path[:] = {sys.path!r}\n"
-        f"from {__name__} import serve_forks; serve_forks({control.fileno()})"
+        f"from {serve_forks.__module__} import serve_forks; serve_forks({control.fileno()})"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("YOCOBIT_API_KEY")}
     # A process with threads must not fork.
@@ -288,119 +275,3 @@ def _spawn(control: socket.socket) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         env=environment,
     )
-
-
-# ---- in the forking process and its workers ----
-
-
-def serve_forks(descriptor: int) -> None:
-    """Make the context, then fork and kill workers on command until the server ends."""
-    for each in (signal.SIGINT, signal.SIGTERM):  # sent to the process group: the server drains
-        signal.signal(each, signal.SIG_IGN)
-    control = socket.socket(fileno=descriptor)
-    make_context, cpu_s, memory_bytes = pickle.loads(_receive(control) or b"")
-    try:
-        context = make_context()
-        problem = None
-    except (UserError, OSError, MemoryError) as error:
-        problem = str(error) or type(error).__name__
-    try:
-        _send(control, pickle.dumps(problem))
-    except OSError:  # the server has ended, with an error of its own
-        return
-    if problem is not None:
-        return
-    gc.collect()
-    gc.freeze()  # otherwise a collection in a worker would copy all pages
-    workers: set[int] = set()
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _SIZE.size, 1)
-        workers -= _ended()
-        if len(message) < _SIZE.size:
-            break
-        (code,) = _SIZE.unpack(message)
-        if descriptors:
-            if (pid := os.fork()) == 0:
-                control.close()
-                _work(socket.socket(fileno=descriptors[0]), context, code, cpu_s, memory_bytes)
-            workers.add(pid)
-            os.close(descriptors[0])
-        elif code in workers:
-            os.kill(code, signal.SIGKILL)
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)
-
-
-def _ended() -> set[int]:
-    """Return the workers that ended since the last call."""
-    found = set()
-    with suppress(ChildProcessError):
-        while pid := os.waitpid(-1, os.WNOHANG)[0]:
-            found.add(pid)
-    return found
-
-
-def _work(
-    connection: socket.socket, context: Any, niceness: int, cpu_s: float, memory_bytes: int
-) -> None:
-    """Run jobs until the connection is closed."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries would print texts of clients
-        os.nice(niceness)
-        if (prctl := c_function("prctl")) is not None:  # Linux
-            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also if the forking process is killed
-        _limit_memory(memory_bytes)
-        connection.sendall(_SIZE.pack(os.getpid()))
-        size_at_start = peak_bytes()
-        while (frame := _receive(connection)) is not None:
-            signal.setitimer(signal.ITIMER_PROF, cpu_s)  # SIGPROF ends the process
-            result = _result(context, frame)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            is_last = peak_bytes() - size_at_start > _MAX_GROWTH
-            _send(connection, pickle.dumps((result, is_last)))
-    finally:
-        os._exit(0)
-
-
-def _result(context: Any, frame: bytes) -> Any:
-    try:
-        job, arguments = pickle.loads(frame)
-        return job(context, *arguments)
-    except APIError as error:
-        return error
-    except MemoryError:
-        os._exit(1)
-    except BaseException:  # a bug, or a Rust panic
-        return _Failure(traceback.format_exc())
-
-
-def _limit_memory(n_bytes: int) -> None:
-    """Let the process allocate `n_bytes` more; a system that cannot limit it is left alone."""
-    with suppress(OSError, ValueError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + n_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-def _receive(connection: socket.socket) -> bytes | None:
-    """Return the next message; None at the end of the connection."""
-    head = _read_exactly(connection, _SIZE.size)
-    return None if head is None else _read_exactly(connection, _SIZE.unpack(head)[0])
-
-
-def _read_exactly(connection: socket.socket, size: int) -> bytes | None:
-    data = bytearray(size)
-    view = memoryview(data)
-    n = 0
-    while n < size:
-        n_read = connection.recv_into(view[n:])
-        if n_read == 0:
-            return None
-        n += n_read
-    return bytes(data)
-
-
-def _send(connection: socket.socket, message: bytes) -> None:
-    connection.sendall(_SIZE.pack(len(message)))
-    connection.sendall(message)

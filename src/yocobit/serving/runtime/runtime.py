@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from yocobit.config import ConfigError
 from yocobit.costs import summarize
 from yocobit.engine import Engine
 from yocobit.serving.errors import timed_out
-from yocobit.serving.runtime.metrics import Metrics
+from yocobit.serving.runtime.metrics import Metrics, SchedulerStats
 from yocobit.serving.runtime.prefix_cache import PrefixCache
 from yocobit.serving.runtime.prefix_store import PrefixStore
 from yocobit.serving.runtime.preparation import WorkerPool
@@ -114,7 +115,7 @@ class Runtime:
         except ConfigError:
             self.stop()
             raise
-        metrics.watch(self.scheduler.stats)
+        metrics.watch(self._stats)
 
     @property
     def n_open(self) -> int:
@@ -172,6 +173,9 @@ class Runtime:
             for group in stream.groups:
                 del self._streams[group]
                 self.scheduler.cancel(group)
+
+    def _stats(self) -> SchedulerStats:
+        return dataclasses.replace(self.scheduler.stats(), n_preparing=self._n_preparing)
 
     def begin_stop(self) -> None:
         """Have the requests in flight fail, without waiting for it."""
