@@ -11,10 +11,15 @@ import servers
 from servers import ok
 
 from yocobit.pretrained import TINY
-from yocobit.serving import ServerSettings
+from yocobit.serving import ServerSettings, limits
+from yocobit.serving.api import chat, completions, ollama, responses
 from yocobit.serving.api.chat_request import ChatRequest
 from yocobit.serving.api.completions import CompletionRequest
+from yocobit.serving.api.ollama import OllamaChatRequest
+from yocobit.serving.api.protocol import decode
 from yocobit.serving.api.refused_fields import REFUSED
+from yocobit.serving.api.response_request import ResponseRequest
+from yocobit.serving.errors import APIError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 SEA = [{"role": "user", "content": "Tell me about the sea."}]
@@ -179,6 +184,42 @@ def test_minus_one_is_the_rest_of_the_context(server, path, start, name):
     assert body["usage"]["total_tokens"] == CONTEXT
 
 
+LOGPROBS = {"logprobs": True, "top_logprobs": 20}
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "body"),
+    [
+        (chat.build, ChatRequest, {"messages": SEA, **LOGPROBS}),
+        (chat.build, ChatRequest, {"messages": SEA, "max_tokens": -1, **LOGPROBS}),
+        (completions.build, CompletionRequest, {"prompt": "a", "max_tokens": -1, "logprobs": 20}),
+        (responses.build, ResponseRequest, {"input": "a", "top_logprobs": 20}),
+        (
+            responses.build,
+            ResponseRequest,
+            {"input": "a", "top_logprobs": 20, "max_output_tokens": 100},
+        ),
+        (ollama.build_chat, OllamaChatRequest, {"model": "tiny", "messages": SEA, **LOGPROBS}),
+    ],
+)
+def test_answer_without_a_limit_has_the_logprobs_that_a_response_may_have(
+    server, monkeypatch, build, kind, body
+):
+    monkeypatch.setattr(limits, "RESPONSE_LOGPROBS", 7 * 21)
+
+    (request,) = build(server.model, decode(json.dumps(body).encode(), kind), "").requests
+
+    assert request.max_tokens == 7
+
+
+def test_limit_with_too_many_logprobs_is_refused(server, monkeypatch):
+    monkeypatch.setattr(limits, "RESPONSE_LOGPROBS", 7 * 21)
+    body = {"messages": SEA, "max_tokens": 8, **LOGPROBS}
+
+    with pytest.raises(APIError, match="168 log-probabilities, but at most 147 are allowed"):
+        chat.build(server.model, decode(json.dumps(body).encode(), ChatRequest), "")
+
+
 def test_n_predict_is_max_tokens(server):
     few = {"prompt": "The king", "temperature": 0}
 
@@ -260,6 +301,30 @@ def test_truncation_leaves_at_least_one_token(server):
     found = refusal(server.post(TEXT, prompt="The king", truncate_prompt_tokens=0))
 
     assert found["param"] == "truncate_prompt_tokens"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"add_generation_prompt": False},
+        {"continue_final_message": True},
+        {"chat_template_kwargs": {"mood": "calm"}},
+        {"tools": [{"type": "function", "function": {"name": "look"}}]},
+    ],
+)
+def test_tokenize_renders_a_conversation_as_chat_completions_do(templated, fields):
+    tokens = ok(templated.post("/tokenize", messages=SEA, **fields))["tokens"]
+    chat = ok(templated.post(CHAT, messages=SEA, max_tokens=1, return_token_ids=True, **fields))
+
+    assert tokens == chat["prompt_token_ids"]
+    assert tokens != ok(templated.post("/tokenize", messages=SEA))["tokens"]
+
+
+def test_tokenize_adds_no_special_tokens_to_a_conversation(templated):
+    refused = refusal(templated.post("/tokenize", messages=SEA, add_special_tokens=True))
+
+    assert refused["param"] == "add_special_tokens"
+    assert ok(templated.post("/tokenize", messages=SEA, add_special_tokens=False))["count"] > 0
 
 
 def test_continued_message_has_no_end(server, engine):
@@ -435,6 +500,20 @@ def test_service_tier_is_returned(server):
     assert ok(server.post(CHAT, **body))["service_tier"] == "auto"
     events = server.events(CHAT, **body, service_tier="flex")
     assert {event["service_tier"] for event in events} == {"flex"}
+
+
+def test_requests_of_different_salts_share_no_entries(server):
+    body = {"prompt": "And God said, Let there be light. " * 8, "max_tokens": 1}
+
+    def n_cached(**salt) -> int:
+        usage = ok(server.post(TEXT, **body, **salt))["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    found = [n_cached(cache_salt=salt) for salt in ("a", "b", "a", None)]
+
+    # Others of this file may share the first few tokens with the request without a salt.
+    assert [n > 8 for n in found] == [False, False, True, False]
+    assert n_cached() > 8
 
 
 def test_messages_have_annotations(server):

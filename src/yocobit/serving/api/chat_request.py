@@ -125,8 +125,9 @@ def prepare(
 ) -> PreparedChat:
     """Check a conversation of any protocol; APIError 400, in its names, if it is invalid.
 
-    `prompt` replaces the rendered messages. With `is_clamped`, an answer ends with the context if
-    that is sooner than the limit of tokens; otherwise such a limit is an error.
+    `prompt` replaces the rendered messages. With `is_clamped`, an answer ends with the context, or
+    with the most log-probabilities of a response, if that is sooner than the limit of tokens;
+    otherwise such a limit is an error.
     """
     if body.functions or body.function_call not in (None, "none", "auto"):
         raise APIError(
@@ -138,9 +139,10 @@ def prepare(
     if prompt is None:
         prompt = prompt_tokens(model, body)
     prompt = model.truncate(body, prompt, body.token_limit)
-    max_tokens = model.max_tokens(body.token_limit, len(prompt))
+    n_logprobs = (body.n or 1) * ((body.top_logprobs or 0) + 1) if body.logprobs else 0
+    max_tokens = model.max_tokens(body.token_limit, len(prompt), n_logprobs)
     if is_clamped:
-        max_tokens = min(max_tokens, model.max_tokens(-1, len(prompt)))
+        max_tokens = min(max_tokens, model.max_tokens(-1, len(prompt), n_logprobs))
     request = Request(
         prompt=tuple(prompt),
         max_tokens=max_tokens,
@@ -149,6 +151,7 @@ def prepare(
         logit_bias=model.logit_bias(body),
         n_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         n_shared_tokens=n_shared_tokens(model, body, prompt),
+        cache_salt=body.cache_salt or "",
         client=client,
         timeout_s=model.settings.timeout_s,
     )

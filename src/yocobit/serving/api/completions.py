@@ -44,15 +44,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     """Return the response to generate for a body; APIError 400 if it is invalid."""
     check_stream_options(body)
     n = body.n or 1
-    if body.best_of is not None and body.best_of != n:
-        raise APIError(
-            400,
-            f"best_of is not supported: it must equal n, which is {n}, but is {body.best_of}; "
-            "request more choices with n",
-            param="best_of",
-        )
-    if body.suffix:
-        raise APIError(400, "suffix is not supported; leave it out", param="suffix")
+    _check_supported(body, n)
     prompts = model.prompts.encode_prompts(body.prompt, "prompt", limits.PROMPTS)
     bias = model.logit_bias(body)
     sampling = model.sampling(body, len(prompts))
@@ -62,7 +54,8 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
     if limit == 0 and not body.echo:
         raise APIError(400, "max_tokens can be 0 only with echo", param="max_tokens")
     prompts = [model.truncate(body, prompt, limit) for prompt in prompts]
-    token_limits = [model.max_tokens(limit, len(prompt)) for prompt in prompts]
+    n_logprobs = 0 if body.logprobs is None else len(prompts) * n * (body.logprobs + 1)
+    token_limits = [model.max_tokens(limit, len(prompt), n_logprobs) for prompt in prompts]
     requests = [
         model.check(
             Request(
@@ -73,6 +66,7 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
                 logit_bias=bias,
                 n_logprobs=body.logprobs,
                 n_prompt_logprobs=body.logprobs if body.echo else None,
+                cache_salt=body.cache_salt or "",
                 client=client,
                 timeout_s=model.settings.timeout_s,
             ),
@@ -81,17 +75,39 @@ def build(model: ServedModel, body: CompletionRequest, client: str) -> TextCompl
         for i, (prompt, max_tokens) in enumerate(zip(prompts, token_limits, strict=True))
     ]
     model.check_logprobs(requests)
-    if body.echo and body.logprobs is not None:
-        n_entries = sum(map(len, prompts)) * n * (body.logprobs + 1)
-        if n_entries > limits.PROMPT_LOGPROBS:
-            raise APIError(
-                400,
-                f"echo with logprobs would return {n_entries:,} log-probabilities, but a response "
-                f"has at most {limits.PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
-                param="logprobs",
-            )
+    _check_prompt_logprobs(body, sum(map(len, prompts)) * n)
     grammar, requests = constrained(model, constraint_of(body), body, requests)
     return TextCompletion(model, body, requests, grammar)
+
+
+def _check_supported(body: CompletionRequest, n: int) -> None:
+    """APIError 400 for a field with a value that is not supported."""
+    if body.best_of is not None and body.best_of != n:
+        raise APIError(
+            400,
+            f"best_of is not supported: it must equal n, which is {n}, but is {body.best_of}; "
+            "request more choices with n",
+            param="best_of",
+        )
+    if body.suffix:
+        raise APIError(400, "suffix is not supported; leave it out", param="suffix")
+
+
+def _check_prompt_logprobs(body: CompletionRequest, n_tokens: int) -> None:
+    """APIError 400 if the prompts would have too many log-probabilities in the response.
+
+    `n_tokens` are the tokens of the prompts of all choices.
+    """
+    if not body.echo or body.logprobs is None:
+        return
+    n_entries = n_tokens * (body.logprobs + 1)
+    if n_entries > limits.PROMPT_LOGPROBS:
+        raise APIError(
+            400,
+            f"echo with logprobs would return {n_entries:,} log-probabilities, but a response "
+            f"has at most {limits.PROMPT_LOGPROBS:,}; request fewer prompts, or logprobs",
+            param="logprobs",
+        )
 
 
 def is_heavy(body: CompletionRequest) -> bool:

@@ -77,6 +77,7 @@ class Sampling(Struct, kw_only=True):
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
     truncation_side: Literal["left", "right"] | None = None
     return_token_ids: bool | None = None
+    cache_salt: Name | None = None
     service_tier: Name | None = None  # returned unchanged
 
 

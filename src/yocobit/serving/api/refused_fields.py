@@ -88,6 +88,7 @@ REFUSED: Mapping[str, Refused] = {
 
 # Fields of sampling in chat completions, for protocols that do not have them.
 REFUSED_SAMPLING: Mapping[str, Refused] = {
+    "cache_salt": Refused(),
     "frequency_penalty": _ZERO,
     "ignore_eos": _OFF,
     "include_stop_str_in_output": _OFF,

@@ -185,15 +185,19 @@ class ServedModel:
             bias[int(name)] = -math.inf if value is False else float(value)
         return bias
 
-    def max_tokens(self, given: int | None, n_prompt: int, default: int | None = None) -> int:
-        """Return the limit of generated tokens: -1 is the rest of the context.
+    def max_tokens(self, given: int | None, n_prompt: int, n_logprobs: int = 0) -> int:
+        """Return the limit of generated tokens: -1 is the most that may be generated.
 
-        Without a limit and without a default it is that of the model, within the rest.
+        That is the rest of the context, or fewer tokens if a response with `n_logprobs`
+        log-probabilities per token would have too many. Without a limit, it is that of the model,
+        within the most.
         """
-        rest = max(1, self.settings.context - n_prompt)
+        most = max(1, self.settings.context - n_prompt)
+        if n_logprobs:
+            most = min(most, max(1, limits.RESPONSE_LOGPROBS // n_logprobs))
         if given is None:
-            given = default or min(rest, self.engine.max_new_tokens or rest)
-        return rest if given == -1 else given
+            given = min(most, self.engine.max_new_tokens or most)
+        return most if given == -1 else given
 
     def truncate(
         self, body: protocol.Sampling, prompt: list[int], max_tokens: int | None

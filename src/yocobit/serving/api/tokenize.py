@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
+import msgspec
+from msgspec import Meta, Struct
+
+from yocobit.serving import limits
 from yocobit.serving.api import protocol
 from yocobit.serving.api.call import Call, Reply
-from yocobit.serving.api.chat_request import render
+from yocobit.serving.api.chat_request import ChatRequest, prompt_tokens
+from yocobit.serving.api.refused_fields import REFUSED, Refused, check_value
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.settings import ServerSettings
@@ -18,10 +23,18 @@ _TOKEN_BYTES = 16  # upper bound of a token in JSON, with its separators
 class TokenizeRequest(Struct, kw_only=True):
     """The body of tokenize: a text, or a conversation."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {"chat_template": REFUSED["chat_template"]}
+
     model: protocol.Name | None = None
     prompt: str | None = None
-    messages: protocol.Messages | None = None
     add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    # Of a conversation, as in chat completions:
+    messages: protocol.Messages | None = None
+    tools: Annotated[list[protocol.Tool], Meta(max_length=limits.TOOLS)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeRequest(Struct, kw_only=True):
@@ -50,7 +63,7 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
         raise APIError(400, "give either prompt or messages", param="prompt")
     text = body.prompt or ""
     if body.messages is not None:
-        tokens = render(model, body.messages, [])
+        tokens = _conversation(model, body)
     else:
         model.prompts.check_length(len(text), "prompt")
         if (special := _special_token(model, text)) is not None:
@@ -59,8 +72,19 @@ def tokenize(model: ServedModel, body: TokenizeRequest, client: str) -> bytes:
             tokens = model.engine.encoder.encode(text)
         else:
             tokens = model.prompts.encode(text, "prompt")
-    context = model.settings.context
-    return msgspec.json.encode({"count": len(tokens), "max_model_len": context, "tokens": tokens})
+    found = {"count": len(tokens), "max_model_len": model.settings.context, "tokens": tokens}
+    if body.return_token_strs:
+        found["token_strs"] = [model.engine.tokenizer.id_to_token(token) for token in tokens]
+    return msgspec.json.encode(found)
+
+
+def _conversation(model: ServedModel, body: TokenizeRequest) -> list[int]:
+    """Return the tokens of the prompt that chat completions would have."""
+    name = "add_special_tokens"
+    check_value(name, body.add_special_tokens, ChatRequest.refused[name])
+    fields = ("messages", "tools", "add_generation_prompt", "continue_final_message")
+    values = {each: getattr(body, each) for each in (*fields, "chat_template_kwargs")}
+    return prompt_tokens(model, ChatRequest(**values))
 
 
 def _special_token(model: ServedModel, text: str) -> int | None:

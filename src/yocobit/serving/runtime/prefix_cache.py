@@ -86,10 +86,12 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def chain(self, client: str = "") -> Chain:
-        """Return the chain of a client's empty sequence."""
-        salt = self._salts.get(client)
-        if salt is None:
+    def chain(self, client: str = "", own_salt: str = "") -> Chain:
+        """Return the chain of a client's empty sequence; requests with other salts have others."""
+        salt = self._salts.get(client, b"")
+        if own_salt:
+            salt += hashlib.sha256(own_salt.encode()).digest()
+        if not salt:
             return Chain(self._root)
         return Chain(hashlib.blake2b(self._root + salt, digest_size=32, person=b"salt").digest())
 

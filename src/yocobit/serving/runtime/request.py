@@ -36,6 +36,7 @@ class Request:
     on_hidden_states: Callable[[NDArray[np.float32]], None] | None = None
     guided: Callable[[], GuidedDecoding] | None = None  # makes the state of one choice
     n_shared_tokens: int = 0  # of the prompt that other conversations share; 0: not known
+    cache_salt: str = ""  # only requests with the same salt share cached prefixes
     client: str = ""  # API key or address; clients are scheduled round-robin
     timeout_s: float = 600.0
 

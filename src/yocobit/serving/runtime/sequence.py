@@ -192,7 +192,7 @@ class SequenceGroup:
         if self._uses_all_layers:
             end = end if self.sequences else self._n_through_all_layers
         elif prefixes is not None:
-            prefill.chain = prefixes.chain(self.request.client)
+            prefill.chain = prefixes.chain(self.request.client, self.request.cache_salt)
             hit = prefixes.find(tokens, prefill.chain)
             if hit.state is not None:
                 try:
