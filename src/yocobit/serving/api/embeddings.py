@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from msgspec import Struct
@@ -21,6 +22,7 @@ from yocobit.config import Pooling
 from yocobit.serving import limits
 from yocobit.serving.api.call import Call, Reply
 from yocobit.serving.api.protocol import Name, Prompt
+from yocobit.serving.api.refused_fields import Refused
 from yocobit.serving.api.served_model import ServedModel
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime.request import Request
@@ -29,11 +31,24 @@ from yocobit.serving.runtime.request import Request
 class EmbeddingRequest(Struct, kw_only=True):
     """The body of embeddings."""
 
+    refused: ClassVar[Mapping[str, Refused]] = {
+        # vLLM
+        "add_special_tokens": Refused((True,), "give the input as tokens"),
+        "embed_dtype": Refused(("float32",)),
+        "endianness": Refused(("little", "native")),
+        "messages": Refused(remedy="give the conversation's text as input"),
+        "normalize": Refused((True,), "vectors are normalised"),
+        "truncate_prompt_tokens": Refused(remedy="shorten the input"),
+        "use_activation": Refused((True,), "vectors are normalised"),
+        # llama.cpp
+        "embd_normalize": Refused((2,), "vectors are normalised"),
+    }
+
     input: Prompt
     model: Name | None = None
     encoding_format: Literal["float", "base64"] | None = None  # base64: little-endian float32
     pooling: Pooling | None = None  # the model's unless given
-    dimensions: int | None = None  # rejected: the model was not trained for shorter vectors
+    dimensions: int | None = None  # the width: the model was not trained for shorter vectors
     user: Name | None = None
 
 
@@ -98,11 +113,12 @@ class _Pooler:
 
 def build(model: ServedModel, body: EmbeddingRequest, client: str) -> EmbeddingInputs:
     """Return the requests of a body; APIError 400 if it is invalid."""
-    if body.dimensions is not None:
+    width = model.engine.config.d_model
+    if body.dimensions not in (None, width):
         raise APIError(
             400,
-            "dimensions is not supported: vectors have the model's width, "
-            f"{model.engine.config.d_model}; leave it out",
+            f"dimensions: vectors have the model's width, {width}, but it is {body.dimensions}; "
+            "leave it out",
             param="dimensions",
         )
     inputs = model.prompts.encode_prompts(body.input, "input", limits.INPUTS, has_suffix=True)

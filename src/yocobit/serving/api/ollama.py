@@ -64,7 +64,7 @@ OLLAMA = WireFormat(
 
 class OllamaFunction(Struct, kw_only=True):
     name: Name
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = {}
 
 
 class OllamaCall(Struct, kw_only=True):

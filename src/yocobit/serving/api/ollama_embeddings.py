@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from yocobit.serving import limits
@@ -16,12 +18,12 @@ from yocobit.serving.api.served_model import ServedModel
 
 
 class EmbedRequest(Struct, kw_only=True):
-    """The body of api/embed."""
+    """The body of api/embed. Without input, nothing is embedded."""
 
     model: Name
-    input: str | Annotated[list[str], Meta(max_length=limits.INPUTS)]
+    input: str | Annotated[list[str], Meta(max_length=limits.INPUTS)] | None = None
     truncate: bool | None = None  # true by default: texts longer than the context are cut
-    dimensions: int | None = None  # rejected
+    dimensions: int | None = None  # the model's width
     options: dict[str, Any] | None = None
     keep_alive: float | str | None = None
 
@@ -30,7 +32,7 @@ class EmbeddingsRequest(Struct, kw_only=True):
     """The body of api/embeddings, the predecessor of api/embed."""
 
     model: Name
-    prompt: str
+    prompt: str | None = None
     options: dict[str, Any] | None = None
     keep_alive: float | str | None = None
 
@@ -43,9 +45,24 @@ class Texts:
     is_single: bool = False
 
 
-def build_embed(model: ServedModel, body: EmbedRequest, client: str) -> Texts:
+def build_embed(model: ServedModel, body: EmbedRequest, client: str) -> Texts | bytes:
+    """Return the requests of a body; JSON if there is nothing to embed."""
+    if not body.input:
+        return msgspec.json.encode({"model": body.model, "embeddings": []})
+    return _texts(model, body, client)
+
+
+def build_embeddings(model: ServedModel, body: EmbeddingsRequest, client: str) -> Texts | bytes:
+    """Return the request of a body; JSON if there is nothing to embed."""
+    if not body.prompt:
+        return msgspec.json.encode({"embedding": []})
+    embed = EmbedRequest(model=body.model, input=body.prompt)
+    return dataclasses.replace(_texts(model, embed, client), is_single=True)
+
+
+def _texts(model: ServedModel, body: EmbedRequest, client: str) -> Texts:
     """Return the requests of a body; APIError 400 if it is invalid."""
-    given: list[Any] = [body.input] if isinstance(body.input, str) else body.input
+    given: list[Any] = [body.input] if isinstance(body.input, str) else body.input or []
     if body.truncate is not False:
         suffix = model.engine.encoder.suffix
         n_tokens = model.settings.context - len(suffix)
@@ -58,14 +75,10 @@ def build_embed(model: ServedModel, body: EmbedRequest, client: str) -> Texts:
     return Texts(embeddings.build(model, request, client))
 
 
-def build_embeddings(model: ServedModel, body: EmbeddingsRequest, client: str) -> Texts:
-    """Return the request of a body; APIError 400 if it is invalid."""
-    embed = EmbedRequest(model=body.model, input=body.prompt)
-    return dataclasses.replace(build_embed(model, embed, client), is_single=True)
-
-
 async def embed(call: Call) -> Reply:
     """Handle a request to embed or embeddings."""
+    if isinstance(call.prepared, bytes):
+        return Reply(call.prepared)
     texts: Texts = call.prepared
     found = await embeddings.embed(call, texts.inputs)
     vectors = [each["embedding"] for each in found["data"]]
@@ -75,6 +88,7 @@ async def embed(call: Call) -> Reply:
         {
             "model": found["model"],
             "embeddings": vectors,
+            "total_duration": round((time.monotonic() - call.arrived_at) * 1e9),
             "load_duration": 0,
             "prompt_eval_count": found["usage"]["prompt_tokens"],
         }

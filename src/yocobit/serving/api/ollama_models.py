@@ -56,7 +56,10 @@ async def version(call: Call) -> Reply:
 
 def show(model: ServedModel, body: ShowRequest, client: str) -> bytes:
     """Return the description of a model as JSON."""
-    model.check_name(body.model or body.name)
+    name = body.model or body.name
+    if not name:
+        raise APIError(400, "model is missing; give its name", param="model")
+    model.check_name(name)
     engine = model.engine
     template = engine.chat_template.source if model.has_chat_template else ""
     config = engine.config
