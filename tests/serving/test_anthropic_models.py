@@ -45,6 +45,13 @@ def test_sdk_retrieves_a_model(client):
     assert model.created_at.tzinfo is not None
 
 
+def test_sdk_reads_the_id_of_a_request(server, client):
+    model = client.models.with_raw_response.retrieve("b")
+
+    assert model.headers["request-id"] == model.headers["x-request-id"]
+    assert "request-id" not in server.client.get("/v1/models").headers
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 20])
 def test_sdk_reads_all_pages(client, limit):
     assert [model.id for model in client.models.list(limit=limit)] == NAMES
@@ -103,8 +110,10 @@ def test_wrong_method_and_missing_key_have_anthropics_shape():
     assert keyless.json()["error"]["type"] == "authentication_error"
 
 
-def test_models_have_openais_shape_without_the_header_of_anthropics_api(server):
-    listed = server.client.get("/v1/models").json()
+@pytest.mark.parametrize("query", ["", "?limit=5000", "?limit=all&after_id=claude", "?limit=1"])
+def test_models_have_openais_shape_without_the_header_of_anthropics_api(server, query):
+    """OpenAI's list has no query: it is complete, whatever a client sends."""
+    listed = server.client.get("/v1/models" + query).json()
 
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == NAMES

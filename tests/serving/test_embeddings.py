@@ -99,10 +99,24 @@ def test_openai_client_gets_vectors_in_either_encoding(server, engine):
         assert answer.usage.total_tokens == answer.usage.prompt_tokens
 
 
+def test_fields_without_an_effect_are_accepted(server, engine):
+    fields = {
+        "dimensions": engine.config.d_model,
+        "normalize": True,
+        "truncate_prompt_tokens": None,
+    }
+
+    assert np.array_equal(
+        vectors(server.post(PATH, input=TEXTS, **fields)), vectors(server.post(PATH, input=TEXTS))
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
         ({"dimensions": 64}, "dimensions", "vectors have the model's width, 256"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "is not supported"),
+        ({"normalize": False}, "normalize", "only true is supported"),
         ({"input": []}, "input", "at least one token"),
         ({"input": ["a", []]}, "input", "at least one token"),
         ({"input": ["a", 5]}, "input", "not a mixture"),

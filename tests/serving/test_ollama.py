@@ -200,13 +200,14 @@ def test_logprobs_join_to_the_content(server):
 
 def test_messages_of_calls_are_converted():
     call = {"function": {"name": "f", "arguments": {"a": 1}}}
+    calls = [call, {"function": {"name": "g"}}]
     body = chat_protocol.decode(
         json.dumps(
             {
                 "model": "m",
                 "messages": [
                     *SEA,
-                    {"role": "assistant", "content": "", "tool_calls": [call], "thinking": "hm"},
+                    {"role": "assistant", "content": "", "tool_calls": calls, "thinking": "hm"},
                     {"role": "tool", "tool_name": "f", "content": "42"},
                 ],
             }
@@ -216,7 +217,7 @@ def test_messages_of_calls_are_converted():
 
     _, assistant, result = (protocol._message(i, each) for i, each in enumerate(body.messages))
 
-    assert assistant.tool_calls[0].function.arguments == '{"a":1}'
+    assert [each.function.arguments for each in assistant.tool_calls] == ['{"a":1}', "{}"]
     assert (result.role, result.name, result.content) == ("tool", "f", "42")
 
 
@@ -267,6 +268,28 @@ def test_model_is_shown(server, engine):
     assert "'big' does not exist" in refusal(server.post("/api/show", model="big"), 404)
 
 
+def test_model_to_show_must_be_named(server):
+    assert "model is missing" in refusal(server.post("/api/show", verbose=True))
+
+
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "", "text/plain"])
+@pytest.mark.parametrize(
+    ("browser", "status"),
+    [({}, 200), ({"origin": "https://evil.example"}, 415), ({"sec-fetch-site": "cross-site"}, 415)],
+)
+def test_body_may_be_declared_as_any_type_unless_a_browser_sends_it(
+    server, content_type, browser, status
+):
+    """Ollama's documentation uses curl, which declares a form; a page could send one, too."""
+    headers = {"content-type": content_type, **browser}
+    body = json.dumps({"model": "tiny", "prompt": "a", "options": {"num_predict": 1}})
+
+    response = server.client.post("/api/generate", content=body, headers=headers)
+
+    assert response.status_code == status, response.text
+    assert server.client.post("/v1/completions", content=body, headers=headers).status_code == 415
+
+
 @pytest.mark.parametrize("path", ["/", "/api/version", "/api/tags"])
 def test_probes_are_answered(server, path):
     assert server.client.head(path).status_code == 200
@@ -302,6 +325,14 @@ def test_embeddings_are_those_of_v1(server):
     assert ok(server.post("/api/embed", model="tiny", input=texts[0]))["embeddings"] == expected[:1]
     body = ok(server.post("/api/embeddings", model="tiny", prompt=texts[1]))
     assert body == {"embedding": expected[1]}
+
+
+@pytest.mark.parametrize("fields", [{}, {"input": ""}, {"input": []}])
+def test_nothing_is_embedded_without_input(server, fields):
+    found = ok(server.post("/api/embed", model="tiny", **fields))
+
+    assert found == {"model": "tiny", "embeddings": []}
+    assert ok(server.post("/api/embeddings", model="tiny", prompt="")) == {"embedding": []}
 
 
 def test_long_texts_are_truncated_unless_refused(server):

@@ -446,6 +446,12 @@ def test_tokenize_accepts_conversations(server, engine):
     assert body["count"] == len(body["tokens"])
 
 
+def test_tokenize_returns_the_strings_of_tokens(server, engine):
+    body = ok(server.post("/tokenize", prompt="a king", return_token_strs=True))
+
+    assert body["token_strs"] == [engine.tokenizer.id_to_token(token) for token in body["tokens"]]
+
+
 def test_health_and_metrics(server):
     ok(server.post(TEXT, prompt="The", max_tokens=3))
     server.wait_until_idle()
@@ -455,6 +461,7 @@ def test_health_and_metrics(server):
     for name in (
         "num_requests_running 0.0",
         "num_requests_waiting 0.0",
+        "num_requests_preparing 0.0",
         "kv_cache_usage_perc 0.0",
         "prompt_tokens_total ",
         "generation_tokens_total ",
@@ -506,6 +513,13 @@ def test_health_and_metrics(server):
             "'image_url' parts are not supported",
         ),
         ("/tokenize", {"messages": SEA, "prompt": "x"}, 400, "prompt", "either prompt or messages"),
+        (
+            "/tokenize",
+            {"prompt": "x", "chat_template": "x"},
+            400,
+            "chat_template",
+            "that of the model",
+        ),
         ("/detokenize", {"tokens": [5000]}, 400, "tokens", "5000 must be"),
     ],
 )
@@ -536,6 +550,23 @@ def test_other_content_types_are_rejected(server):
     response = server.client.post(TEXT, content=b'{"prompt": "x"}')
 
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("identity", 200)])
+def test_compressed_bodies_are_rejected(server, encoding, status):
+    body = json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+
+    response = server.client.post(TEXT, content=body, headers=headers)
+
+    assert response.status_code == status
+    assert status == 200 or "uncompressed" in error(response)["message"]
+
+
+def test_body_may_start_with_a_byte_order_mark(server):
+    body = b"\xef\xbb\xbf" + json.dumps({"prompt": "x", "max_tokens": 1}).encode()
+
+    assert ok(server.client.post(TEXT, content=body, headers={"content-type": "application/json"}))
 
 
 def test_openapi_and_the_listing_have_every_endpoint(server):

@@ -51,6 +51,7 @@ class Endpoint:
     summary: str
     body: type | None = None  # of a POST, a msgspec.Struct; None: a GET or DELETE
     query: type | None = None  # a msgspec.Struct
+    has_anthropic_query: bool = False  # of Anthropic's API alone: other clients' is ignored
     deletes: bool = False  # the resource of the path, with the method DELETE
     # Builds from model, body and client what the handler runs. It must be picklable.
     prepare: Callable[..., Any] = lambda model, body, client: None
@@ -66,6 +67,7 @@ class Endpoint:
     content_type: str = "application/json"
     own_statuses: Mapping[int, str] = dataclasses.field(default_factory=dict)  # not errors
     max_body_bytes: Callable[[ServerSettings], int] = lambda settings: settings.max_body_bytes
+    any_content_type: bool = False  # of bodies, unless a browser sends them
 
     @property
     def method(self) -> str:
@@ -79,7 +81,8 @@ class Endpoint:
 
 
 _anthropic = functools.partial(Endpoint, prefixes=("/v1",), wire=ANTHROPIC)
-_ollama = functools.partial(Endpoint, prefixes=ROOT, wire=OLLAMA)
+# Ollama's documentation uses curl without a header: the body is then declared as a form.
+_ollama = functools.partial(Endpoint, prefixes=ROOT, wire=OLLAMA, any_content_type=True)
 _vllm = functools.partial(Endpoint, prefixes=VLLM)
 
 ENDPOINTS = (
@@ -153,7 +156,7 @@ ENDPOINTS = (
         prepare=messages.count_tokens,
         uses_template=True,
     ),
-    Endpoint("/models", list_models, "List the models.", query=ModelPage),
+    Endpoint("/models", list_models, "List the models.", query=ModelPage, has_anthropic_query=True),
     Endpoint("/models/{id}", get_model, "Describe a model."),
     _vllm(
         "/tokenize",

@@ -19,7 +19,7 @@ from yocobit.serving.errors import APIError
 
 
 class ModelPage(Struct, kw_only=True):
-    """The query of models in Anthropic's API; OpenAI's lists all models."""
+    """The query of models in Anthropic's API; OpenAI's has none and lists all models."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] = 20
     after_id: Name | None = None

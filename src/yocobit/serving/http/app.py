@@ -30,7 +30,12 @@ from yocobit.serving.api.protocol import decode, decode_query
 from yocobit.serving.api.responses import Recalled
 from yocobit.serving.errors import APIError
 from yocobit.serving.http.chat_page import page_routes
-from yocobit.serving.http.json_body import json_response, read_body, write_body
+from yocobit.serving.http.json_body import (
+    check_content_type,
+    json_response,
+    read_body,
+    write_body,
+)
 from yocobit.serving.http.middleware import Access, set_up_logging
 from yocobit.serving.http.openapi import describe
 from yocobit.serving.http.sse import while_connected, write_events
@@ -94,7 +99,8 @@ class EndpointApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint, state = self.endpoint, scope["app"].state.server
         arrived_at, client = time.monotonic(), scope["state"]["client"]
-        prepared, query = None, self._query(scope)
+        is_anthropic = scope["state"]["wire"] is ANTHROPIC
+        prepared, query = None, self._query(scope, is_anthropic)
         if endpoint.body is not None:
             prepared = await self._read_and_prepare(scope, receive, client, arrived_at)
         async with contextlib.AsyncExitStack() as resources:
@@ -106,7 +112,7 @@ class EndpointApp:
                 scope["path_params"],
                 resources,
                 query,
-                is_anthropic=scope["state"]["wire"] is ANTHROPIC,
+                is_anthropic=is_anthropic,
             )
             try:
                 reply = await while_connected(receive, endpoint.handler(call))
@@ -118,9 +124,9 @@ class EndpointApp:
             else:
                 await write_body(send, reply.status, reply.value, reply.content_type, reply.headers)
 
-    def _query(self, scope: Scope) -> Any:
-        """Return the query as the endpoint's type; APIError 400 if it is invalid."""
-        if self.endpoint.query is None:
+    def _query(self, scope: Scope, is_anthropic: bool) -> Any:
+        """Return the query as the endpoint's type, if it has one; APIError 400 if it is invalid."""
+        if self.endpoint.query is None or (self.endpoint.has_anthropic_query and not is_anthropic):
             return None
         query = scope["query_string"]
         if len(query) > limits.QUERY_BYTES:
@@ -135,6 +141,7 @@ class EndpointApp:
         state = scope["app"].state.server
         state.require_ready()
         with state.body_memory() as reserve:
+            check_content_type(scope, self.endpoint.any_content_type)
             limit = self.endpoint.max_body_bytes(state.settings)
             body = await read_body(scope, receive, limit, reserve)
             recalled = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,22 +19,35 @@ from yocobit.serving.errors import APIError
 BODY_TIMEOUT_S = 60.0  # for a client to send its body
 
 
-async def read_body(
-    scope: Scope, receive: Receive, limit: int, reserve: Callable[[int], None]
-) -> bytes:
-    """Read a body of at most `limit` bytes; APIError unless it is declared as JSON.
+def check_content_type(scope: Scope, allows_any: bool) -> None:
+    """APIError 415 unless the body is declared as uncompressed JSON, or any type is allowed.
 
-    `reserve` is called with the size of each part.
+    This is also a defence against other sites' pages: a browser sends a preflight for JSON. No
+    other type is allowed from a browser, which marks every POST by a header.
     """
     headers = dict(scope["headers"])
     content_type = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
-    if content_type != b"application/json":
-        # Also a defence against other sites' pages: a browser sends a preflight for this type.
+    is_allowed = allows_any and headers.keys().isdisjoint((b"origin", b"sec-fetch-site"))
+    if content_type != b"application/json" and not is_allowed:
         raise APIError(
             415,
             f"Content-Type must be application/json but is "
             f"{content_type[:100].decode('latin-1')!r}",
         )
+    encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if encoding != b"identity":
+        raise APIError(
+            415,
+            f"Content-Encoding {encoding[:100].decode('latin-1')!r} is not supported; send the "
+            "body uncompressed",
+        )
+
+
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, reserve: Callable[[int], None]
+) -> bytes:
+    """Read a body of at most `limit` bytes; `reserve` is called with the size of each part."""
+    headers = dict(scope["headers"])
     too_large = APIError(413, f"the body must have at most {limit:,} bytes")
     with contextlib.suppress(ValueError):
         if int(headers.get(b"content-length", b"0")) > limit:
@@ -90,4 +104,4 @@ async def _read(
         reserve(len(part))
         body += part
         if not message.get("more_body"):
-            return bytes(body)
+            return bytes(body.removeprefix(codecs.BOM_UTF8))  # editors on Windows write it

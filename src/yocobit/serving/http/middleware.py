@@ -88,6 +88,8 @@ class Access:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                if wire is ANTHROPIC:  # whose SDKs read it
+                    message["headers"].append((b"request-id", request_id))
             await send(message)
 
         try:
