@@ -87,10 +87,11 @@ def test_time_is_that_of_the_clock():
 
 
 def test_names_of_special_tokens_are_set_by_the_template():
-    names = {"bos_token": '<"s>', "eos_token": "</s>"}
-    template = with_token_names(b"{{ bos_token }}{{ eos_token }}", names).decode()
+    names = {"bos_token": '<"s>', "eos_token": "🙂</s>", "messages": "x", "tools": "y"}
+    source = b"{{ bos_token }}{{ eos_token }}{{ messages }}{{ tools }}"
+    template = with_token_names(source, names).decode()
 
-    assert render(template) == '<"s></s>'
+    assert render(template, []) == '<"s>🙂</s>[]None'
     assert ChatTemplate(template, "t").writes_bos
 
 

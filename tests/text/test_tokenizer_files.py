@@ -227,6 +227,36 @@ def test_a_damaged_tokenizer_is_rejected_in_one_line(content, message, capfd):
     assert capfd.readouterr().err == ""  # no backtrace of the library
 
 
+def replacing(*steps: tuple[str, str]) -> dict:
+    """A normalizer or decoder that replaces text in several steps."""
+    made = [{"type": "Replace", "pattern": {"String": a}, "content": b} for a, b in steps]
+    return {"type": "Sequence", "normalizers": made, "decoders": made}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+@pytest.mark.parametrize(
+    "steps",
+    [[("a", "a" * 65)], [("a", "a" * 16)] * 8, [("a", "bc" * 16), ("x", "y"), ("cb", "a" * 16)]],
+)
+def test_replacements_that_multiply_text_are_refused(part, steps):
+    with pytest.raises(ConfigError, match=r"it replaces text by [0-9]+ characters, more than 64"):
+        parse_tokenizer(changed("byte_level", **{part: replacing(*steps)}), "it")
+
+
+def test_many_replacements_of_different_characters_are_accepted():
+    steps = [(chr(0x2460 + i), f"({i + 1})") for i in range(20)]
+
+    encoded(changed("byte_level", normalizer=replacing(*steps)))
+
+
+def test_a_tokenizer_is_read_without_a_directory_for_temporary_files(monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda: os.open("/absent/x", os.O_RDWR))
+    if not hasattr(os, "memfd_create"):
+        pytest.skip("this system has no memfd_create")
+
+    assert encoded(definition("byte_level"))
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [

@@ -20,6 +20,7 @@ MAX_SOURCE_BYTES = 1 << 17  # compiling takes some kilobytes for each byte
 # How the importer of 0.1 wrote templates: the engine adds the token to what they render.
 _NO_BOS = '{% set bos_token = "" %}'
 _DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
+_RESERVED = {"messages", *_DEFAULTS}
 # Appended to a message that is continued; the blank shows if the template strips messages.
 _CONTINUED = "<continued-here> "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
@@ -101,8 +102,15 @@ def _until_continued(text: str) -> str:
 
 
 def with_token_names(template: bytes, names: Mapping[str, str]) -> bytes:
-    """Return a template that sets the names of special tokens, such as bos_token, itself."""
-    lines = [f"{{% set {name} = {json.dumps(value)} %}}" for name, value in names.items()]
+    """Return a template that sets the names of special tokens, such as bos_token, itself.
+
+    The variables of a rendering keep their meaning.
+    """
+    lines = [
+        f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}"
+        for name, value in names.items()
+        if name not in _RESERVED
+    ]
     return "".join(lines).encode() + template
 
 

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, Unigram
@@ -48,7 +48,8 @@ _WITHOUT_CHARACTERS = {
 }
 _CONTROL = [chr(code) for code in (*range(0x20), 0x7F)]
 _PROBED_TOKENS = 1000  # the shortest ones, in most vocabularies
-_MAX_REPLACEMENT = 64  # characters
+_MAX_REPLACEMENT = 64  # characters, that one becomes
+_NESTED = ("normalizers", "pretokenizers", "decoders")  # the steps of a sequence
 _ADDED_TO = "a"  # a text for added_tokens
 _STDERR = threading.Lock()
 
@@ -132,20 +133,38 @@ def _neutralise(tokenizer: Tokenizer) -> None:
 def _check_replacements(tokenizer: Tokenizer) -> None:
     """ValueError if one character can become too many for a text to fit into memory."""
     for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
-        stack = [json.loads(part.__getstate__())] if part else []
-        while stack:
-            each = stack.pop()
-            if isinstance(each, list):
-                stack += each
-            elif isinstance(each, dict):
-                stack += each.values()
-                size = max(
-                    (len(str(each.get(key, ""))) for key in ("content", "prepend")), default=0
-                )
-                if size > _MAX_REPLACEMENT:
-                    raise ValueError(
-                        f"it replaces text by {size} characters, more than {_MAX_REPLACEMENT}"
-                    )
+        if (size := _growth(_steps(json.loads(part.__getstate__())) if part else [])) > (
+            _MAX_REPLACEMENT
+        ):
+            raise ValueError(f"it replaces text by {size} characters, more than {_MAX_REPLACEMENT}")
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    """Return the steps of a normalizer, pre-tokenizer or decoder in order, sequences flattened."""
+    if isinstance(part, list):
+        return [step for each in part for step in _steps(each)]
+    nested = next((part[key] for key in _NESTED if key in part), None)
+    return [part] if nested is None else _steps(nested)
+
+
+def _growth(steps: list[dict[str, Any]]) -> int:
+    """Return the most characters that one can become by steps that replace text by a content.
+
+    A later step can replace the content of an earlier one unless its pattern has other characters.
+    """
+    made: list[tuple[set[str] | None, int]] = []  # per step: characters, None if any; how many
+    for step in steps:
+        if (content := step.get("content", step.get("prepend"))) is None:
+            made = [(None, n) for _, n in made]  # such as a change of case
+            continue
+        pattern = step.get("pattern")
+        text = pattern.get("String") if isinstance(pattern, dict) else None
+        before = max(
+            (n for characters, n in made if not text or not characters or characters & {*text}),
+            default=1,
+        )
+        made.append(({*content}, before * max(1, len(content))))
+    return max((n for _, n in made), default=1)
 
 
 def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> None:
@@ -200,6 +219,13 @@ def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str, 
         yield text, tokenizer.decode(encoding.ids, skip_special_tokens=False)
 
 
+def _held() -> BinaryIO:
+    """Return a new file without a name, in memory where that is possible."""
+    with suppress(AttributeError, OSError):  # of other systems, or not permitted
+        return open(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 @contextmanager
 def without_panic_messages() -> Iterator[None]:
     """Drop the message and backtrace that a panic of the library writes to stderr.
@@ -212,7 +238,7 @@ def without_panic_messages() -> Iterator[None]:
         except OSError:  # closed: nothing to drop
             yield
             return
-        with tempfile.TemporaryFile() as held:
+        with _held() as held:
             os.dup2(held.fileno(), 2)
             is_done = False
             try:
