@@ -29,7 +29,8 @@ def directory(tmp_path) -> Path:
 
 
 def changed(directory: Path, **fields) -> str:
-    return json.dumps({**json.loads((directory / INDEX).read_text()), **fields})
+    """The index with other fields, as an earlier version wrote it: without its hash."""
+    return json.dumps({**json.loads((directory / INDEX).read_text()), "sha256": None, **fields})
 
 
 def changed_shard(directory: Path, **fields) -> str:
@@ -69,6 +70,31 @@ def test_corpus_with_a_damaged_index_is_prepared_again_with_a_warning(config, di
     assert read(corpus.train[0]) == whole
     assert corpus.describe()[0].startswith(f"warning: {directory / INDEX}: ")
     assert prepare(config, 270, directory).notes == ()
+
+
+def test_corpus_whose_index_has_another_number_is_prepared_again(config, directory):
+    prepare(config, 270, directory)
+    whole = (directory / INDEX).read_text()
+    n_bytes = json.loads(whole)["valid"]["bytes"]
+    (directory / INDEX).write_text(whole.replace(f'"bytes": {n_bytes}', '"bytes": 0'))
+
+    corpus = prepare(config, 270, directory)
+
+    assert corpus.valid.n_bytes == n_bytes
+    assert corpus.notes == (
+        f"warning: {directory / INDEX}: is damaged: its SHA-256 differs from that in it; the "
+        "corpus is prepared again",
+    )
+
+
+def test_tokenizer_of_equal_size_that_is_damaged_is_refused(config, directory):
+    prepare(config, 270, directory)
+    path = directory / "tokenizer.json"
+    whole = path.read_text()
+    path.write_text(whole.replace('"!":1,', '"!":2,', 1))
+
+    with pytest.raises(ConfigError, match=r"tokenizer\.json: is damaged: its SHA-256 differs"):
+        prepare(config, 270, directory)
 
 
 @pytest.mark.parametrize("name", ["index.json", "tokenizer.json", SHARD])

@@ -277,6 +277,29 @@ def test_small_parquet_of_a_large_column_is_refused(tmp_path):
     assert ": column 'text' must be at most 1000 times" in refused(tmp_path / "a.parquet")
 
 
+def test_small_parquet_of_a_long_list_is_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    n = 1 << 22
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    row = pyarrow.ListArray.from_arrays(
+        pyarrow.array([0, n], pyarrow.int32()), pyarrow.nulls(n, turn)
+    )
+    write_parquet(tmp_path / "a.parquet", row, "messages")
+
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    assert ": column 'messages.list.element.role' must have at most 1000 items for each of " in (
+        refused(tmp_path / "a.parquet")
+    )
+
+
+def test_parquet_of_many_conversations_that_compress_well_is_read(tmp_path):
+    pytest.importorskip("pyarrow")
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 4
+    write_parquet(tmp_path / "a.parquet", [turns] * 2000, "messages", compression="zstd")
+
+    assert len(texts(tmp_path)) == 2000
+
+
 def test_parquet_with_many_columns_is_refused_in_a_short_line(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")

@@ -128,6 +128,18 @@ def test_named_checkpoint_that_is_torn_is_refused(damaged):
         checkpoints.find(newest)
 
 
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc/hostname", "\0"])
+def test_state_that_names_no_file_of_its_checkpoint_is_refused_or_passed_over(damaged, name):
+    newest = checkpoints.last(damaged)
+    for field in ("size_bytes", "sha256"):
+        named = json.loads((newest / "state.json").read_text())[field]
+        edit(newest / "state.json", **{field: {**named, name: named["train.json"]}})
+
+        with pytest.raises(ConfigError, match=r"state\.json: .*regex"):
+            checkpoints.find(newest)
+        assert checkpoints.last(damaged).name == "step-000008"
+
+
 def without_hashes(run_dir: Path) -> Path:
     """Make the last checkpoint one of an earlier version; return it."""
     newest = checkpoints.last(run_dir)

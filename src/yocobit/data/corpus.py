@@ -72,8 +72,7 @@ def prepare(
             check_unchanged(files.all)
             index, before = Index(inputs=identity, **entries), None
         elif verify:
-            lists = (*index.train, index.valid)
-            check_intact(directory, [shard for each in lists for shard in each.shards])
+            check_intact(directory, index.hashes)
         index.known = cacheable(hashes)
         if index.known != before:
             index.write(directory)

@@ -44,6 +44,7 @@ _MAX_RECORD_BYTES = 1 << 26
 _MAX_TREE = 1 << 24  # bytes of JSON decoded to Python objects, which take ten times the memory
 _MAX_JSON_BYTES = 1 << 30  # of a .json file, which is read as a whole
 _MAX_EXPANSION = 1000  # of a compressed column of a .parquet file; that of text is about 10
+_MAX_ITEMS = 1 << 20  # of lists that take no bytes: a row can have all of those of its group
 _BOM = "\ufeff"
 _ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
@@ -298,7 +299,7 @@ def _rows(file: SourceFile) -> Iterator[Document]:
         parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_CHUNK_BYTES) as table,
     ):
         columns = _columns(table.schema_arrow.names, file)
-        _check_expansion(table.metadata, file.path)
+        _check_expansion(table.metadata, columns, file.path)
         for batch in table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
             for row in range(batch.num_rows):
                 number += 1
@@ -322,16 +323,25 @@ def _columns(names: Sequence[str], file: SourceFile) -> list[str]:
     return [name for name in FIELDS if name in names and (name == kind or name not in KINDS)]
 
 
-def _check_expansion(metadata: Any, path: Path) -> None:
+def _check_expansion(metadata: Any, columns: Sequence[str], path: Path) -> None:
     """Raise ConfigError for a small file whose decompressed columns would be very large."""
     for i in range(metadata.num_row_groups):
         group = metadata.row_group(i)
-        for column in map(group.column, range(group.num_columns)):
+        leaves = [(group.column(j), metadata.schema.column(j)) for j in range(group.num_columns)]
+        read = [leaf for leaf in leaves if leaf[0].path_in_schema.split(".")[0] in columns]
+        group_bytes = sum(column.total_compressed_size for column, _ in read)
+        for column, schema in read:
             size, stored = column.total_uncompressed_size, column.total_compressed_size
             if size > max(_MAX_RECORD_BYTES, _MAX_EXPANSION * stored):
                 raise ConfigError(
                     f"{path}: column '{column.path_in_schema}' must be at most {_MAX_EXPANSION} "
                     f"times as large as its {stored:,} compressed bytes but has {size:,}"
+                )
+            is_list, n_items = schema.max_repetition_level > 0, column.num_values
+            if is_list and n_items > max(_MAX_ITEMS, _MAX_EXPANSION * group_bytes):
+                raise ConfigError(
+                    f"{path}: column '{column.path_in_schema}' must have at most {_MAX_EXPANSION} "
+                    f"items for each of {group_bytes:,} compressed bytes but has {n_items:,}"
                 )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -256,13 +256,9 @@ def is_complete(directory: Path, shards: ShardList) -> bool:
     return True
 
 
-def check_intact(directory: Path, shards: Sequence[Shard]) -> None:
-    """Raise ConfigError if a file of a shard differs from its hash; reads all of them once."""
-    files = {
-        directory / f"{shard.name}{suffix}": digest
-        for shard in shards
-        for suffix, digest in shard.sha256.items()
-    }
+def check_intact(directory: Path, hashes: Mapping[str, str]) -> None:
+    """Raise ConfigError if a file differs from its hash, by name; reads all of them once."""
+    files = {directory / name: digest for name, digest in hashes.items()}
     with ThreadPoolExecutor(max_workers=default_threads()) as pool:  # hashing releases the GIL
         digests = pool.map(sha256, files)
         for path, digest in zip(files, digests, strict=True):

@@ -21,9 +21,10 @@ import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from yocobit.config import ConfigError
 from yocobit.disk import sha256
@@ -222,11 +223,14 @@ def write_remote_code(directory: Path) -> None:
     )
 
 
+FileName = Annotated[str, Meta(pattern=r"^(?!\.{1,2}$)[^/\x00]+$")]  # in the same directory
+
+
 class StoredState(msgspec.Struct):
     """The fields of state.json that are read without torch; training.state has the others."""
 
-    size_bytes: dict[str, int]  # of each other file
-    sha256: dict[str, str] = {}
+    size_bytes: dict[FileName, int]  # of each other file
+    sha256: dict[FileName, str] = {}
     threads: Count = 1
     best_step: int | None = None
 

@@ -7,6 +7,7 @@ from statistics import median
 
 import msgspec
 
+from yocobit.packing.checkpoints import FileName
 from yocobit.settings import Count, Natural, NotNegative
 from yocobit.training.config import Precision
 
@@ -86,5 +87,5 @@ class RunState(msgspec.Struct):
 class StateFile(RunState, kw_only=True, forbid_unknown_fields=True):
     """state.json: the progress, and the sizes and hashes of the files of a checkpoint."""
 
-    size_bytes: dict[str, int]
-    sha256: dict[str, str] = {}  # empty in checkpoints of earlier versions
+    size_bytes: dict[FileName, int]
+    sha256: dict[FileName, str] = {}  # empty in checkpoints of earlier versions
