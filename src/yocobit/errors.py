@@ -47,7 +47,7 @@ def _run(program: Callable[[], Any]) -> Any:
         if not _is_user_error(error):
             raise
         with suppress(OSError):  # stderr may be on a full disk
-            print(f"error: {printable(_line(error))}", file=sys.stderr, flush=True)
+            print(f"error: {printable(line_of(error))}", file=sys.stderr, flush=True)
         code = USER_ERROR
     for stream in (sys.stdout, sys.stderr):
         _flush_or_drop(stream)
@@ -100,7 +100,8 @@ def _is_user_error(error: BaseException) -> bool:
     )
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """Return the line that reports an error of the user or the system."""
     if is_out_of_memory(error):
         return (
             "not enough memory; free some, choose a smaller model or, if the command has these "

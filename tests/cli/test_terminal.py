@@ -176,6 +176,54 @@ def test_a_conversation_is_saved_and_loaded(terminal, tmp_path):
     assert messages[0]["content"] == "Be brief."
 
 
+def test_files_that_cannot_be_used_do_not_end_the_conversation(terminal, tmp_path):
+    (tmp_path / "notes.json").write_text("mine")
+    terminal.until(PROMPT)
+    terminal.type("/set max_tokens=5\nTell me about the sea.\n")
+    terminal.until("(the limit of a reply)")
+    for line, message in (
+        (f"/save {tmp_path}/absent/chat.json", "absent/chat.json: No such file or directory"),
+        (f"/load {tmp_path}/absent.json", "absent.json: No such file or directory"),
+        (f"/save {tmp_path}/notes.json", "notes.json: exists and is not a saved conversation"),
+        ("/load ~absent-user/chat.json", "~absent-user/chat.json: No such file or directory"),
+    ):
+        terminal.type(f"{line}\n")
+        terminal.until(f"{message}")
+    terminal.type("/stats\n")
+    assert "messages        2" in terminal.until(" kernels")
+    terminal.until(PROMPT)
+    terminal.type("/exit\n")
+
+    assert terminal.exit_code() == 0
+    assert (tmp_path / "notes.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "directory", "not writable"])
+def test_history_that_is_no_file_is_kept_in_memory(open_terminal, tmp_path, kind):
+    path = tmp_path / "state" / "yocobit" / "chat_history"
+    path.parent.mkdir(parents=True)
+    controller, device = os.openpty()  # for example /dev/null, whose mode must stay
+    {
+        "device": lambda: path.symlink_to(os.ttyname(device)),
+        "fifo": lambda: os.mkfifo(path),
+        "directory": path.mkdir,
+        "not writable": lambda: None,
+    }[kind]()
+    mode = os.fstat(device).st_mode
+    state = "/proc/absent" if kind == "not writable" else str(tmp_path / "state")
+    terminal = open_terminal(XDG_STATE_HOME=state)
+    terminal.until(PROMPT)
+    terminal.type("/stats\n")
+    terminal.until(" kernels")
+    terminal.until(PROMPT)
+    terminal.type("/exit\n")
+
+    assert terminal.exit_code() == 0
+    assert os.fstat(device).st_mode == mode
+    os.close(device)
+    os.close(controller)
+
+
 def test_quiet_prints_no_greeting_and_no_status(open_terminal):
     terminal = open_terminal(*CHAT, "--quiet")
     assert "parameters" not in terminal.until(PROMPT)

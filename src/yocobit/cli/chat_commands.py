@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,7 +102,7 @@ def _load(chat: Chat, text: str) -> None:
 def _file(command: str, text: str) -> Path:
     if not text:
         raise UserError(f"{command} needs a file, such as {command} chat.json")
-    return Path(text).expanduser()
+    return Path(os.path.expanduser(text))  # a name of no user stays as it is
 
 
 def _stats(chat: Chat, text: str) -> None:

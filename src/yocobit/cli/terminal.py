@@ -14,7 +14,7 @@ from yocobit.cli.markdown import MarkdownWriter
 from yocobit.cli.prompt import history_file, new_prompt
 from yocobit.costs import rounded, summarize
 from yocobit.engine import Chat
-from yocobit.errors import UserError, printable
+from yocobit.errors import UserError, line_of, printable
 from yocobit.pretrained import ABOUT_TINY, PROMPTS_OF_TINY, TINY
 
 _EXIT = ("/exit", "/quit", "/bye")
@@ -106,9 +106,11 @@ def _exchange(chat: Chat, prompt: Callable[[], str]) -> bool:
             _handle(chat, message, write_markdown)
     except KeyboardInterrupt:
         print()
-    except UserError as error:
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # the terminal's own
+            raise
         label = output.styled("error:", "red", sys.stderr)
-        print(f"{label} {printable(str(error))}", file=sys.stderr)
+        print(f"{label} {printable(line_of(error))}", file=sys.stderr)
     return True
 
 

@@ -10,13 +10,13 @@ import msgspec
 
 from yocobit.config import ConfigError
 from yocobit.costs import summarize
-from yocobit.disk import replacing
+from yocobit.disk import claim_file, replacing
 from yocobit.engine.engine import Engine
 from yocobit.engine.generation import Generation
 from yocobit.engine.sampling import SamplingConfig
 from yocobit.engine.session import DEFAULT_CACHE, CacheType, Session
 from yocobit.errors import UserError
-from yocobit.reading import read_json
+from yocobit.reading import parse_json, read_json
 
 _MOST_CONTEXT = 1 << 40  # the limit of a session
 
@@ -28,6 +28,14 @@ class _Message(msgspec.Struct, frozen=True):
 
 class _Saved(msgspec.Struct, frozen=True):
     messages: list[_Message]
+
+
+def _is_saved(content: bytes) -> bool:
+    try:
+        parse_json(content, "chat", _Saved)
+    except ConfigError:
+        return False
+    return True
 
 
 class Chat:
@@ -114,7 +122,11 @@ class Chat:
         return self._messages.pop()["content"]
 
     def save(self, path: Path) -> None:
-        """Write the messages to a JSON file, in the form of a conversation in training data."""
+        """Write the messages to a JSON file, in the form of a conversation in training data.
+
+        ConfigError for a file that is no saved conversation.
+        """
+        claim_file(path, _is_saved, "a saved conversation")
         data = msgspec.json.format(msgspec.json.encode({"messages": self.messages}))
         with replacing(path) as partial:
             partial.write_bytes(data + b"\n")
