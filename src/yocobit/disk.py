@@ -79,6 +79,22 @@ def _exists(path: Path, kind: str, remedy: str) -> bool:
     return False
 
 
+def user_directory(variable: str, default: str) -> Path:
+    """Return the directory that an XDG variable names, or `default` in the user's home.
+
+    ConfigError without a home directory, such as that of a number that no user has.
+    """
+    base = os.environ.get(variable, "")
+    if os.path.isabs(base):
+        return Path(base)
+    home = os.path.expanduser("~")
+    if home == "~":
+        raise ConfigError(
+            f"HOME must be set, as this user has no home directory; set it or {variable}"
+        )
+    return Path(home, default)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file, read in pieces."""
     digest = hashlib.sha256()

@@ -20,6 +20,7 @@ from yocobit.importers.gguf.tensor_types import TYPES as TENSOR_TYPES
 from yocobit.importers.huggingface.rope import rope_of
 
 FREQUENCIES = tuple(1e4 ** (-i / 32) / (1 + i % 3) for i in range(32))
+GGUF_OF_OTHERS = b"GGUF\3\0\0\0" + bytes(100)
 NO_TOKENIZER = "the file has no tokenizer, as the model has none"
 YARN = rope_of(
     {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0,
@@ -307,14 +308,17 @@ def test_scales_beyond_float16_are_refused(tmp_path):
         export_gguf(model, tmp_path / "x.gguf")
 
 
-def test_existing_gguf_file_is_replaced_and_no_other(tmp_path):
+@pytest.mark.parametrize("content", [b"mine", GGUF_OF_OTHERS])
+def test_earlier_export_is_replaced_and_no_other_file(tmp_path, content):
     model = random_model(tmp_path / "model")
-    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "mine").write_bytes(content)
 
     for _ in range(2):
         export_gguf(model, tmp_path / "x.gguf")
-    with pytest.raises(ConfigError, match="exists and is not a GGUF file"):
-        export_gguf(model, tmp_path / "notes.txt")
+    with pytest.raises(ConfigError, match="exists and is not a GGUF file that yocobit exported"):
+        export_gguf(model, tmp_path / "mine")
+
+    assert (tmp_path / "mine").read_bytes() == content
 
 
 def test_a_type_of_ternary_matrices_is_refused_for_scales_of_groups(tmp_path):

@@ -128,6 +128,20 @@ def test_tokenizer_template_and_generation_defaults_are_exported(tmp_path):
     assert config.max_position_embeddings == 777
 
 
+@pytest.mark.parametrize("export", [export_huggingface, export_gguf])
+def test_invalid_generation_config_is_refused(tmp_path, export):
+    files = (tokenizer().to_str().encode(), {"bos_token_id": 0}, None)
+    model = random_model(tmp_path / "model", text=files, vocab_size=512)
+    (tmp_path / "model" / "generation_config.json").write_text('{"bos_token_id": -1}')
+
+    with pytest.raises(
+        ConfigError, match=r"generation_config\.json: bos_token_id must be at least"
+    ):
+        export(model, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
 REFUSED = {
     "layers": ({"layers": ("retention", "cross")}, "layers must all be 'full'"),
     "window": ({"layers": ("full", "window")}, "layers must all be 'full'"),

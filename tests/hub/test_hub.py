@@ -15,6 +15,7 @@ from packed_models import tokenizer
 from published_checkpoint import save_checkpoint
 from safetensors.torch import load_file, save_file
 
+from yocobit.errors import ConfigError
 from yocobit.packing import read_model
 
 NAME = "org/tiny-bitnet"
@@ -154,6 +155,24 @@ def test_options_of_pull_hold_when_the_conversion_is_outdated(checkpoint, tmp_pa
 
     assert again != path
     assert read_model(again).head_format.name == "int4"
+
+
+def test_a_user_without_a_home_directory_is_told_so_in_one_line(tmp_path, monkeypatch):
+    import pwd
+
+    from yocobit import hub
+
+    def unknown(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="HOME must be set, as this user has no home directory"):
+        hub.ModelCache()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    assert hub.ModelCache().root == tmp_path / "yocobit" / "models"
 
 
 def test_conversion_is_repeated_when_its_tokenizer_changes(checkpoint, tmp_path, monkeypatch):

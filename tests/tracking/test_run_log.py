@@ -222,6 +222,24 @@ def test_git_state_has_commit_and_dirty_flag_and_is_none_outside_a_repository(
     assert without_git is None
 
 
+def test_git_state_with_a_name_that_is_not_utf8_is_dirty(tmp_path):
+    name = os.fsdecode(b"\xff")
+    try:
+        (tmp_path / name).write_text("1")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (
+        ["init", "-q"],
+        ["config", "core.quotePath", "false"],
+        ["commit", "-q", "--allow-empty", "-m", "first"],
+        ["add", name],
+    ):
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
+
+    assert manifest.git_state(tmp_path)["dirty"]
+
+
 # ---- samples ----
 
 

@@ -45,7 +45,13 @@ from yocobit.packing.stored_parameters import StoredParameter
 from yocobit.packing.text_files import TOKENIZER_CONFIG
 from yocobit.packing.writer import new_directory, write_safetensors
 from yocobit.reading import read_text
-from yocobit.text import AddedTokens, added_tokens, parse_tokenizer, read_generation_config
+from yocobit.text import (
+    AddedTokens,
+    GenerationConfig,
+    added_tokens,
+    parse_tokenizer,
+    read_generation_config,
+)
 
 _NAMES = Names.of((), {}, uses_rms_norm=True)
 _ROWS_PER_BYTE = 4
@@ -214,7 +220,9 @@ def _packed(trits: Int8s) -> Codes:
 
 def _write_text(model: PackedModel, directory: Path) -> None:
     """Write tokenizer, chat template and generation defaults; name the special tokens."""
-    generation = read_generation_config(model.path / GENERATION)
+    source = model.path / GENERATION
+    generation = read_generation_config(source)
+    GenerationConfig.of(generation, source, model.config.vocab_size)
     disk.write_json(directory / GENERATION, generation)
     names: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     file = model.path / TOKENIZER

@@ -283,7 +283,10 @@ def _commit() -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
+        return done.stdout.strip()
 
     try:
         if git("rev-parse", "--show-prefix") != "src/yocobit/":

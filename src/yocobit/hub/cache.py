@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from yocobit import importers
-from yocobit.disk import DISK_IS_FULL, replacing, sha256
+from yocobit.disk import DISK_IS_FULL, replacing, sha256, user_directory
 from yocobit.errors import ConfigError, UserError, shown
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.packing.file_format import FORMAT_VERSION, canonical_json
@@ -219,9 +219,7 @@ class ModelCache:
 
 def default_root() -> Path:
     """Return the directory of the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    folder = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-    return folder / "yocobit" / "models"
+    return user_directory("XDG_CACHE_HOME", ".cache") / "yocobit" / "models"
 
 
 def folder_of(source: Path) -> Path:

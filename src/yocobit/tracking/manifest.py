@@ -95,7 +95,11 @@ def git_state(directory: Path) -> dict[str, Any] | None:
 
 def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    # A name of a file may not be UTF-8.
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
+    return done.stdout.strip()
 
 
 def _read_starts(path: Path) -> list[dict[str, Any]]:

@@ -57,6 +57,7 @@ _TYPES = {each.name.lower(): each for each in TYPES}
 _FILE_TYPES = {"f32": 0, "f16": 1, "tq1_0": 36, "tq2_0": 37, "q1_0": 40, "q2_0": 41}
 _TABLE_TYPES = {"int8": "q8_0", "int4": "q4_0"}
 _QUANTIZATION_VERSION = 2  # of ggml
+_EXPORTED, _START_BYTES = "yocobit.exported", 4096  # a key in the start of each file
 _NO_TOKENIZER = {"tokenizer.ggml.model": "no_vocab"}
 
 
@@ -75,7 +76,7 @@ def export_gguf(
     `context` is the context length that the file names, by default the trained one or 4096.
     ConfigError for what llama.cpp cannot compute.
     """
-    disk.claim_file(out, lambda content: content.startswith(MAGIC), "a GGUF file")
+    disk.claim_file(out, _is_own, "a GGUF file that yocobit exported")
     architecture = architecture_for(model)
     has_experts, n_experts = architecture.has_experts, model.config.n_experts
     specs = {
@@ -101,6 +102,7 @@ def export_gguf(
         "general.name": model.path.resolve().name,
         "general.file_type": _FILE_TYPES[projection],
         "general.quantization_version": _QUANTIZATION_VERSION,
+        _EXPORTED: True,
         **{SAMPLING_KEYS[name]: value for name, value in generation.sampling.items()},
         **architecture_metadata(model.config, architecture, context_length(model.config, context)),
         **_text(model, generation),
@@ -109,6 +111,11 @@ def export_gguf(
     with disk.replacing(out) as partial:
         write_gguf(partial, metadata, specs, _data(model, specs, architecture))
     return notes
+
+
+def _is_own(content: bytes) -> bool:
+    """Whether a file is an earlier export, not a model that was downloaded."""
+    return content.startswith(MAGIC) and _EXPORTED.encode() in content[:_START_BYTES]
 
 
 def _type(model: PackedModel, name: str, weights: str, tables: str | None) -> TensorType:
