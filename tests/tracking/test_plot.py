@@ -63,6 +63,21 @@ def test_shares_of_a_layer_count_the_weights_of_all_its_matrices(run_dir):
     assert layers["layer 11"].tolist() == [[0.25, 0.5, 0.25]] * 2
 
 
+def test_layer_that_a_record_lacks_is_a_gap(tmp_path):
+    first = {"layers.0.mixer.q_proj": [1, 2, 1]}
+    records = [
+        record(1, weight_counts=first),
+        record(2, weight_counts={**first, "shared_kv.k_proj": [1, 0, 1]}),
+    ]
+    (run,) = read_runs([write(tmp_path / "run", records)])
+
+    x, layers = run.layer_shares("step")
+    plot_runs([tmp_path / "run"], tmp_path / "x.svg", "step")  # without an error
+
+    assert x.tolist() == [1, 2]
+    np.testing.assert_equal(layers["shared K/V"], [[np.nan] * 3, [0.5, 0, 0.5]])
+
+
 def test_runs_are_named_by_the_shortest_unique_suffix_of_their_path(tmp_path):
     first, second = (write(tmp_path / name / "run", [record(1)]) for name in "ab")
 

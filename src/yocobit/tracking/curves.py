@@ -72,15 +72,18 @@ class RunCurves:
     def layer_shares(self, axis: Axis) -> tuple[Values, dict[str, Values]]:
         """Return the axis positions of weight counts, (N,), and shares (N, 3) by layer.
 
-        The columns of shares are those of the values -1, 0 and +1.
+        The columns of shares are those of the values -1, 0 and +1; a layer that a record lacks is
+        NaN there.
         """
         records = [record for record in self.records if record.get(WEIGHT_COUNTS)]
-        layers: dict[str, list[list[float]]] = {}
-        for record in records:
-            for name, counts in _by_layer(record[WEIGHT_COUNTS]).items():
-                layers.setdefault(name, []).append(shares(counts))
+        counts = [_by_layer(record[WEIGHT_COUNTS]) for record in records]
+        names = dict.fromkeys(name for each in counts for name in each)
+        missing = [math.nan] * 3
         x = np.array([_number(record.get(axis)) for record in records])
-        return x, {name: np.array(values) for name, values in layers.items()}
+        return x, {
+            name: np.array([shares(each[name]) if name in each else missing for each in counts])
+            for name in names
+        }
 
 
 def read_runs(directories: Sequence[Path]) -> list[RunCurves]:
