@@ -166,7 +166,7 @@ REFUSED = {
     with_normalizer: "pre_tokenizer must be one that llama.cpp has by name",
     with_prefix_space: "pre_tokenizer must be regular expressions and ByteLevel",
     with_stripping: "added tokens must not have single_word, lstrip or rstrip",
-    with_fallback: "must be byte-level BPE but is 'BPE'; --to hf exports any tokenizer",
+    with_fallback: "model.vocab must have <0x00> to <0xFF> for llama.cpp but lacks <0x00>",
 }
 
 

@@ -340,3 +340,21 @@ def test_an_odd_chat_template_is_one_line(tmp_path, fields, message):
 
     with pytest.raises(ConfigError, match=message):
         import_model(tmp_path / "hf", tmp_path / "model")
+
+
+def test_keys_that_transformers_ignores_are_ignored_and_named(tmp_path):
+    """Published checkpoints have "bits", which no code reads."""
+    save_packed(theirs(), tmp_path / "hf", "autobitlinear")
+    file = tmp_path / "hf" / "config.json"
+    own = {**json.loads(file.read_text())["quantization_config"], "bits": 2}
+    assert "bits" not in transformers.BitNetQuantConfig(**own).to_dict()
+
+    plain = import_model(tmp_path / "hf", tmp_path / "plain")
+    edit_config(tmp_path / "hf", quantization_config=own)
+    lines: list[str] = []
+    packed = import_model(tmp_path / "hf", tmp_path / "model", report=lines.append)
+
+    assert (packed.path / "model.safetensors").read_bytes() == (
+        plain.path / "model.safetensors"
+    ).read_bytes()
+    assert f"warning: {file}: quantization_config: 'bits' ignored, as by transformers" in lines

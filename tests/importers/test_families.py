@@ -344,10 +344,6 @@ def test_tokenizer_of_another_directory_replaces_that_of_the_checkpoint(tmp_path
             "quantization_mode must be one of 'offline', 'online' but is 'x'",
         ),
         (
-            {"quantization_config": {"quant_method": "bitnet", "bits": 2}},
-            "quantization_config: unknown key 'bits'",
-        ),
-        (
             {"quantization_config": {"modules_to_not_convert": ["(a+)+"]}},
             r"modules_to_not_convert must be names of modules, .* but is \('\(a\+\)\+',\)",
         ),

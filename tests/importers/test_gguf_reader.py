@@ -448,15 +448,32 @@ def test_unsupported_bitnet_file_is_refused_by_name(tmp_path, case):
     assert re.search(message, refusal(path))
 
 
-def test_several_scales_in_a_model_with_quantised_activations_are_refused(tmp_path):
-    trits, _, replaced = ternary("bitnet", "TQ2_0")
-    name = "blk.0.ffn_down.weight"
-    scales = np.linspace(0.5, 1, 256)[:, None]
-    replaced[name] = encoded("TQ2_0", trits[name], scales)
-    path = write_model(tmp_path / "m.gguf", "bitnet", replace=replaced)
+def with_scales(scales, tmp_path):
+    """A file of the architecture "bitnet" with these scales of a matrix (256, 512)."""
+    trits, _, replaced = ternary("bitnet", "TQ2_0", head_size=128)
+    name = "blk.0.attn_output.weight"
+    replaced[name] = encoded("TQ2_0", trits[name], scales.repeat(512 // scales.shape[1], axis=1))
+    return trits[name], write_model(tmp_path / "m.gguf", "bitnet", replace=replaced, head_size=128)
+
+
+def test_scales_of_rows_in_a_model_with_quantised_activations_are_kept(tmp_path):
+    scales = np.linspace(0.5, 1, 256, dtype=np.float16)
+    trits, path = with_scales(scales[:, None], tmp_path)
+    checkpoint = GGUFCheckpoint(path)
+
+    matrix = checkpoint.read("layers.0.mixer.out_proj.weight", trits.shape)
+
+    assert checkpoint.config.weights == "ternary_row"
+    np.testing.assert_array_equal(matrix.integers, trits)
+    np.testing.assert_array_equal(matrix.scale, scales)
+
+
+def test_several_scales_in_a_row_with_quantised_activations_are_refused(tmp_path):
+    _, path = with_scales(np.linspace(0.5, 1, 512).reshape(256, 2), tmp_path)
 
     assert re.search(
-        "'blk.0.ffn_down.weight' must have one scale, .* from 0.5 to 1$", refusal(path)
+        "'blk.0.attn_output.weight' must have one scale, or one per row .* from 0.5 to 1$",
+        refusal(path),
     )
 
 

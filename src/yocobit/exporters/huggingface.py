@@ -26,6 +26,7 @@ from yocobit.exporters.rules import (
     context_length,
     equals,
     frequency_divisors,
+    with_rope_in_halves,
 )
 from yocobit.exporters.weights import Weights
 from yocobit.importers.huggingface.names import HEAD, Names
@@ -96,9 +97,8 @@ def export_huggingface(model: PackedModel, out: Path, context: int | None = None
     return []
 
 
-def _model_type(model: PackedModel) -> str:
+def _model_type(model: PackedModel, config: ModelConfig) -> str:
     """Return the family of transformers that computes a model; ConfigError if none does."""
-    config = model.config
     if config.sub_norm:
         kind = "bitnet"
     elif config.qk_norm != "none":
@@ -106,7 +106,8 @@ def _model_type(model: PackedModel) -> str:
     else:
         kind = "qwen2" if config.qkv_bias else "llama"
     extra = _QUANTISED if is_quantized(config.weights) else _DENSE
-    check(model, f"transformers' model type '{kind}'", (*_ALL, *_RULES[kind], *extra))
+    target = f"transformers' model type '{kind}'"
+    check(config, model.path, target, (*_ALL, *_RULES[kind], *extra))
     if model.head_format.block_columns > 1 and model.head_format.activations is INT8_PER_TOKEN:
         raise ConfigError(
             f"{model.path}: the head must be in floats, int8 or int4 for transformers but is "
@@ -117,7 +118,8 @@ def _model_type(model: PackedModel) -> str:
 
 def _config(model: PackedModel, context: int) -> dict[str, Any]:
     """Return the content of config.json."""
-    config, kind = model.config, _model_type(model)
+    config = with_rope_in_halves(model.config)
+    kind = _model_type(model, config)
     fields: dict[str, Any] = {
         "model_type": kind,
         "architectures": [f"{_CLASSES[kind]}ForCausalLM"],
@@ -201,7 +203,7 @@ def _tensors(model: PackedModel) -> Iterator[tuple[str, Array]]:
             yield theirs, _packed(integers)
             yield scale_name(theirs), scales
         elif stored.format is F16:
-            yield theirs, weights.stored(name)
+            yield theirs, weights.float16s(name)
         else:
             yield theirs, weights.floats_of(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy as np
 from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError, shown
 from yocobit.packing.layout import Floats
-from yocobit.packing.reader import PackedModel
 
 _CONTEXT = 4096  # tokens, of a model without trained_context: other formats need a length
 
@@ -49,6 +49,14 @@ ATTENTION_SCALE = Rule(
     ),
     "must be 1 / sqrt(head size)",
 )
+# Windows next to full attention.
+WINDOWS = (
+    Rule("layers", lambda config: {"window"} <= set(config.layers) <= {"window", "full"},
+         "must be 'window' and 'full'"),
+    Rule("n_self_heads", lambda config: (config.n_self_heads, config.n_self_kv_heads) ==
+         (config.n_heads, config.n_kv_heads), "and n_self_kv_heads must be those of 'full'"),
+)  # fmt: skip
+BLOCKS = (equals("post_norms", False), equals("head_norm", False), equals("swiglu_limit", None))
 # A Llama-like Transformer, apart from SCALARS.
 LLAMA_LIKE = (
     Rule("layers", lambda config: set(config.layers) == {"full"}, "must all be 'full'"),
@@ -60,21 +68,36 @@ LLAMA_LIKE = (
         "must rotate the whole head",
     ),
     ATTENTION_SCALE,
-    equals("post_norms", False),
-    equals("head_norm", False),
-    equals("swiglu_limit", None),
+    *BLOCKS,
 )
 PLAIN = (*LLAMA_LIKE, *SCALARS)
 
 
-def check(model: PackedModel, target: str, rules: Iterable[Rule]) -> None:
-    """Raise ConfigError for the first rule that a model breaks; `target` names the program."""
+def check(config: ModelConfig, path: Path, target: str, rules: Iterable[Rule]) -> None:
+    """Raise ConfigError for the first rule that the model in `path` breaks in program `target`."""
     for rule in rules:
-        if not rule.holds(model.config):
-            value = getattr(model.config, rule.name)
+        if not rule.holds(config):
+            value = getattr(config, rule.name)
             raise ConfigError(
-                f"{model.path}: {rule.name} {rule.text} in {target} but is {shown(value, 80)}"
+                f"{path}: {rule.name} {rule.text} in {target} but is {shown(value, 80)}"
             )
+
+
+def with_rope_in_halves(config: ModelConfig) -> ModelConfig:
+    """Return the configuration that computes the same with the rows of Q and K in halves.
+
+    The frequencies of interleaved RoPE are theta ** -(i / (n - 1)) for n pairs: those of the base
+    theta ** (n / (n - 1)). A model without interleaved RoPE, or with other layers than "full" and
+    "window", is returned as it is.
+    """
+    ropes = {f"{mixer}_rope": getattr(config, f"{mixer}_rope", None) for mixer in config.layers}
+    if not (ropes.keys() <= {"full_rope", "window_rope"} and "interleaved" in ropes.values()):
+        return config
+    if "half" in ropes.values() or config.head_dim != config.self_head_dim:
+        return config
+    n = config.head_dim // 2
+    halves = {name: "half" for name, kind in ropes.items() if kind == "interleaved"}
+    return config.replace(rope_theta=config.rope_theta ** (n / (n - 1)), **halves)
 
 
 def frequency_divisors(config: ModelConfig) -> Floats:

@@ -1,17 +1,22 @@
 """The weights of a packed model: integers and scales, or floats, one tensor at a time.
 
+Rows of Q and K are ordered for RoPE in halves, as rules.with_rope_in_halves.
+
 Letters: M output features   K input features
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from yocobit.errors import ConfigError
+from yocobit.exporters.rules import with_rope_in_halves
+from yocobit.importers.row_order import in_halves
 from yocobit.packing import layout
 from yocobit.packing.file_format import DTYPES, scale_name
 from yocobit.packing.layout import Array, Codes, Floats, Int8s
@@ -19,6 +24,7 @@ from yocobit.packing.reader import PackedModel
 from yocobit.packing.scales import PerGroup
 
 _CHUNK_VALUES = 1 << 20  # of a table, converted at once
+_ROTATED = re.compile(r"layers\.\d+\.mixer\.([qk]_proj\.(weight|bias)|[qk]_norm\.weight)")
 
 
 class ScaledRows(NamedTuple):
@@ -34,6 +40,7 @@ class Weights:
     def __init__(self, model: PackedModel) -> None:
         self.file = model.file
         self._model = model
+        self._is_interleaved = with_rope_in_halves(model.config) is not model.config
         self._data: Codes = np.memmap(model.file, dtype=np.uint8, mode="r")
 
     def stored(self, name: str) -> Array:
@@ -51,7 +58,9 @@ class Weights:
         scales = self.stored(scale_name(name))
         if isinstance(stored.format.scale, PerGroup):
             scales = stored.format.scale.decode(scales, *stored.shape)
-        return ScaledRows(integers, scales.astype(np.float32))
+        if scales.size > 1:
+            scales = self._in_halves(name, scales)
+        return ScaledRows(self._in_halves(name, integers), scales.astype(np.float32))
 
     def int8_rows(self, name: str) -> Iterator[ScaledRows]:
         """Yield the rows of an int8 table."""
@@ -71,10 +80,13 @@ class Weights:
         format, shape, _ = self._model.parameters[name]
         values = self.stored(name)
         if format.block_columns > 1:
-            yield format.dequantize(values, self.stored(scale_name(name)), *shape)
+            floats = format.dequantize(values, self.stored(scale_name(name)), *shape)
+            yield self._in_halves(name, floats)
         elif format.scale is not None:
             for integers, scales in self.int8_rows(name):
                 yield integers * scales[:, None]
+        elif self._is_reordered(name):
+            yield self._in_halves(name, values).astype(np.float32, copy=False)
         else:
             for rows in _chunks(shape):
                 yield values[rows].astype(np.float32, copy=False)
@@ -87,6 +99,17 @@ class Weights:
             values[start : start + len(rows)] = rows
             start += len(rows)
         return values
+
+    def float16s(self, name: str) -> Array:
+        """Return a parameter that is stored in float16."""
+        return self._in_halves(name, self.stored(name))
+
+    def _is_reordered(self, name: str) -> bool:
+        return self._is_interleaved and _ROTATED.fullmatch(name) is not None
+
+    def _in_halves(self, name: str, rows: Array) -> Array:
+        is_reordered = self._is_reordered(name)
+        return in_halves(rows, self._model.config.head_dim) if is_reordered else rows
 
     def _invalid(self, name: str) -> ConfigError:
         return ConfigError(f"{self.file}: tensor '{name}' has invalid codes; run yocobit verify")

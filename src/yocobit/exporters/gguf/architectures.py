@@ -5,6 +5,7 @@ The rules are those of llama.cpp's sources: src/models/{llama,qwen3,bitnet,...}.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from yocobit.config import ModelConfig
 from yocobit.exporters.rules import (
     ATTENTION_SCALE,
+    BLOCKS,
     LLAMA_LIKE,
     PLAIN,
     SCALARS,
+    WINDOWS,
     Rule,
     check,
     equals,
@@ -24,7 +27,6 @@ from yocobit.importers.gguf.reader import ACTIVATIONS, INT8_PER_TOKEN
 from yocobit.importers.huggingface.rope import rope_of
 from yocobit.packing.formats import INT8_PER_TOKEN as INT8_ENCODING
 from yocobit.packing.formats import formats_of
-from yocobit.packing.reader import PackedModel
 
 
 def _rotates_windows(config: ModelConfig) -> bool:
@@ -38,6 +40,22 @@ def _rotates_windows(config: ModelConfig) -> bool:
 def _has_nope_layer(config: ModelConfig, mixer: str) -> bool:
     """Whether nope_layers has a layer with this mixer."""
     return any(config.layers[i] == mixer for i in config.nope_layers)
+
+
+def _rope_pattern(config: ModelConfig) -> list[bool]:
+    """Return whether each layer has RoPE."""
+    kinds = [getattr(config, f"{mixer}_rope") for mixer in config.layers]
+    return [kind != "none" and i not in config.nope_layers for i, kind in enumerate(kinds)]
+
+
+def _rotates_all_layers_alike(config: ModelConfig) -> bool:
+    """Whether the layers with RoPE have the same one, in halves."""
+    rotated = {
+        m for m, rotates in zip(config.layers, _rope_pattern(config), strict=True) if rotates
+    }
+    kinds = {getattr(config, f"{mixer}_rope") for mixer in rotated}
+    tables = {getattr(config, f"{mixer}_rope_frequencies") for mixer in rotated}
+    return kinds <= {"half"} and tables <= {()}
 
 
 def _rotates_no_full_layer(config: ModelConfig) -> bool:
@@ -97,13 +115,23 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         equals("qk_norm", "none"),
         _PLAIN_FREQUENCIES,
     ),
+    # Has scalars, a scale of attention, and layers without RoPE.
+    "granite_swa": (
+        *WINDOWS,
+        Rule(
+            "full_rope",
+            _rotates_all_layers_alike,
+            "and window_rope must be 'half' or 'none', with the frequencies of a base,",
+        ),
+        *BLOCKS,
+        *_DENSE,
+        equals("sub_norm", False),
+        equals("qk_norm", "none"),
+    ),
     "maple": (
-        Rule("layers", lambda c: {"window"} <= set(c.layers) <= {"window", "full"},
-             "must be 'window' and 'full'"),
+        *WINDOWS,
         Rule("window_rope", _rotates_windows, "must be 'half' with the frequencies of a base"),
         Rule("full_rope", _rotates_no_full_layer, "must be 'none'"),
-        Rule("n_self_heads", lambda c: (c.n_self_heads, c.n_self_kv_heads) ==
-             (c.n_heads, c.n_kv_heads), "and n_self_kv_heads must be those of 'full'"),
         ATTENTION_SCALE,
         *SCALARS,
         equals("post_norms", False),
@@ -112,19 +140,21 @@ _RULES: dict[str, tuple[Rule, ...]] = {
         equals("qkv_bias", False),
         equals("tie_embeddings", False),
     ),
-}  # fmt: skip
+}
 
 
-def architecture_for(model: PackedModel) -> Architecture:
-    """Return the architecture that computes a model; ConfigError if none does."""
-    name = _name(model.config)
-    check(model, f"llama.cpp's architecture '{name}'", _RULES[name])
+def architecture_for(config: ModelConfig, path: Path) -> Architecture:
+    """Return the architecture that computes a model; ConfigError, naming `path`, if none does."""
+    name = _name(config)
+    check(config, path, f"llama.cpp's architecture '{name}'", _RULES[name])
     return ARCHITECTURES[name]
 
 
 def _name(config: ModelConfig) -> str:
     if config.ffn == "moe":
         return "maple" if "window" in config.layers else "qwen3moe"
+    if "window" in config.layers:
+        return "granite_swa"
     if config.sub_norm:
         return "bitnet"
     if config.qk_norm != "none":
@@ -161,8 +191,15 @@ def architecture_metadata(
         keys["logit_scale"] = 1 / config.logit_scale
     if architecture.has_experts:
         keys |= _experts(config)
-    if architecture.rope_in_windows_only:
+    if "window" in config.layers:
         keys |= _windows(config)
+    if architecture.has_rope_pattern:
+        keys["attention.rope_pattern"] = np.array(_rope_pattern(config))
+        if config.attention_scale is not None:
+            keys["attention.scale"] = config.attention_scale
+    if architecture.has_swiglu_limit:
+        limits = np.full(len(config.layers), config.swiglu_limit or 0, dtype="<f4")
+        keys["swiglu_clamp_exp"] = limits
     metadata = {f"{architecture.name}.{key}": value for key, value in keys.items()}
     if formats_of(config.weights)[0].activations is INT8_ENCODING:
         metadata[ACTIVATIONS] = INT8_PER_TOKEN
@@ -181,11 +218,9 @@ def _experts(config: ModelConfig) -> dict[str, Any]:
 
 
 def _windows(config: ModelConfig) -> dict[str, Any]:
-    """Return the keys of maple's windows, and the limit of its experts."""
-    n_layers = len(config.layers)
+    """Return the keys of windows."""
     n_pairs = len(config.window_rope_frequencies) or config.head_dim // 2
     return {
-        "swiglu_clamp_exp": np.full(n_layers, config.swiglu_limit or 0, dtype="<f4"),
         "attention.sliding_window": config.window,
         "attention.sliding_window_pattern": np.array([m == "window" for m in config.layers]),
         "rope.dimension_count": 2 * n_pairs,

@@ -14,12 +14,18 @@ from typing import Any
 import numpy as np
 
 from yocobit import disk
+from yocobit.config import ModelConfig
 from yocobit.errors import ConfigError
 from yocobit.exporters.gguf import blocks
 from yocobit.exporters.gguf.architectures import architecture_for, architecture_metadata
 from yocobit.exporters.gguf.container import TensorSpec, write_gguf
+from yocobit.exporters.gguf.sentencepiece import differences
 from yocobit.exporters.gguf.tokenizer import MAX_END_TOKENS, tokenizer_metadata
-from yocobit.exporters.rules import context_length, frequency_divisors
+from yocobit.exporters.rules import (
+    context_length,
+    frequency_divisors,
+    with_rope_in_halves,
+)
 from yocobit.exporters.weights import Weights
 from yocobit.importers.gguf.architectures import (
     ROPE_FACTORS,
@@ -30,6 +36,7 @@ from yocobit.importers.gguf.architectures import (
 from yocobit.importers.gguf.container import MAGIC
 from yocobit.importers.gguf.tensor_types import TYPES, TensorType
 from yocobit.importers.gguf.text import SAMPLING_KEYS
+from yocobit.importers.row_order import in_pairs
 from yocobit.packing import layout
 from yocobit.packing.file_format import CHAT_TEMPLATE, GENERATION, TOKENIZER, scale_name
 from yocobit.packing.layout import Array, Codes, Int8s
@@ -77,8 +84,9 @@ def export_gguf(
     ConfigError for what llama.cpp cannot compute.
     """
     disk.claim_file(out, _is_own, "a GGUF file that yocobit exported")
-    architecture = architecture_for(model)
-    has_experts, n_experts = architecture.has_experts, model.config.n_experts
+    config = with_rope_in_halves(model.config)
+    architecture = architecture_for(config, model.path)
+    has_experts, n_experts = architecture.has_experts, config.n_experts
     specs = {
         tensor_name(name, has_experts): TensorSpec(
             _type(model, name, weights, tables), tensor_shape(name, stored.shape, n_experts)
@@ -91,9 +99,8 @@ def export_gguf(
             f"{model.path}: type must be left out but is {weights}: it is of ternary matrices with "
             "one scale or one per row, and this model has scales of groups, for Q1_0 or Q2_0"
         )
-    if _has_divisors(model, architecture):
-        shape = (model.config.head_dim // 2,)
-        specs[ROPE_FACTORS[0]] = TensorSpec(_TYPES["f32"], shape)
+    if _has_divisors(config, architecture):
+        specs[ROPE_FACTORS[0]] = TensorSpec(_TYPES["f32"], (config.head_dim // 2,))
     up_proj = tensor_name("layers.0.ffn.up_proj.weight", has_experts)
     projection = specs[up_proj].type.name.lower()
     generation = _generation(model)
@@ -104,7 +111,7 @@ def export_gguf(
         "general.quantization_version": _QUANTIZATION_VERSION,
         _EXPORTED: True,
         **{SAMPLING_KEYS[name]: value for name, value in generation.sampling.items()},
-        **architecture_metadata(model.config, architecture, context_length(model.config, context)),
+        **architecture_metadata(config, architecture, context_length(config, context)),
         **_text(model, generation),
     }
     notes = [*_rounding(model, specs, has_experts), *_omissions(model, generation)]
@@ -152,16 +159,15 @@ def _data(
         pieces = _pieces(weights, name, kind)
         part = name.rpartition("mixer.")[2].partition(".")[0]
         if architecture.permutes and part in ("q_proj", "k_proj"):
-            whole = np.concatenate(list(pieces))
-            pieces = iter([_permuted(whole, model.config.head_dim)])
+            pieces = iter([in_pairs(np.concatenate(list(pieces)), model.config.head_dim)])
         yield pieces
-    if _has_divisors(model, architecture):
+    if _has_divisors(model.config, architecture):
         yield iter([frequency_divisors(model.config)])
 
 
-def _has_divisors(model: PackedModel, architecture: Architecture) -> bool:
+def _has_divisors(config: ModelConfig, architecture: Architecture) -> bool:
     """Whether a tensor has the divisors of frequencies; other architectures have keys for them."""
-    return architecture.permutes and bool(model.config.full_rope_frequencies)
+    return architecture.permutes and bool(config.full_rope_frequencies)
 
 
 def _pieces(weights: Weights, name: str, kind: str) -> Iterator[Array]:
@@ -183,12 +189,6 @@ def _pieces(weights: Weights, name: str, kind: str) -> Iterator[Array]:
     else:
         for rows in weights.floats(name):
             yield rows if kind == "f32" else layout.to_float16(rows)
-
-
-def _permuted(rows: Array, head_dim: int) -> Array:
-    """Order the rows of Q or K for interleaved RoPE: row i + j D / 2 of a head becomes 2 i + j."""
-    heads = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
-    return heads.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _rounding(
@@ -253,8 +253,11 @@ def _text(model: PackedModel, generation: GenerationConfig) -> dict[str, Any]:
 
 def _omissions(model: PackedModel, generation: GenerationConfig) -> Iterator[str]:
     """Yield a line for each part of the model that the file lacks."""
-    if not (model.path / TOKENIZER).exists():
+    file = model.path / TOKENIZER
+    if not file.exists():
         yield "the file has no tokenizer, as the model has none"
+    else:
+        yield from differences(read_json(file), file)
     if generation.stops:
         yield "stop strings are left out: GGUF has no key for them"
     if len(generation.end_tokens) > MAX_END_TOKENS:

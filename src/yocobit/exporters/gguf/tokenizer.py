@@ -1,6 +1,7 @@
 """tokenizer.json as the metadata of a GGUF file: the inverse of importers/gguf/tokenizer.py.
 
-Only byte-level BPE, with a pre-tokenizer that llama.cpp knows by name; all others are refused.
+Byte-level BPE with a pre-tokenizer that llama.cpp knows by name, and SentencePiece
+(sentencepiece.py); all others are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from yocobit.errors import ConfigError, shown
+from yocobit.exporters.gguf.sentencepiece import is_sentencepiece, sentencepiece_metadata
 from yocobit.importers.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from yocobit.importers.gguf.vocabulary import BPE, TokenType
 from yocobit.text.generation_config import GenerationConfig
@@ -35,15 +37,19 @@ def tokenizer_metadata(
     Of the end tokens, the first MAX_END_TOKENS are kept.
     """
     model = fields["model"]
-    if model.get("type") != "BPE" or any(model.get(key) for key in _UNSUPPORTED):
-        raise _error(source, "must be byte-level BPE", model.get("type"))
+    is_pieces = is_sentencepiece(fields)
+    unsupported = _UNSUPPORTED[:2] if is_pieces else _UNSUPPORTED
+    if model.get("type") != "BPE" or any(model.get(key) for key in unsupported):
+        raise _error(source, "must be byte-level BPE or SentencePiece BPE", model.get("type"))
     tokens, types = _tokens(fields, vocab_size, source)
-    metadata: dict[str, Any] = {
-        "model": BPE,
-        "pre": _pre_tokenizer(fields, source),
+    if is_pieces:
+        metadata = sentencepiece_metadata(fields, tokens, types, source)
+    else:
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        metadata = {"model": BPE, "pre": _pre_tokenizer(fields, source), "merges": merges}
+    metadata |= {
         "tokens": tokens,
         "token_type": np.array(types, dtype="<i4"),
-        "merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
         "add_bos_token": generation.bos_token_id is not None,
         "add_eos_token": False,
     }

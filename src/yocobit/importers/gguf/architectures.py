@@ -33,6 +33,7 @@ class Architecture:
     rope_in_windows_only: bool = False  # layers without a window have no position encoding
     divides_logits: bool = False  # by the key logit_scale, by which others multiply
     scales_theta: bool = False  # by a power of the key rope.scaling.alpha
+    has_rope_pattern: bool = False  # a key names the layers with RoPE
 
 
 _ARCHITECTURES = (
@@ -43,6 +44,7 @@ _ARCHITECTURES = (
     Architecture("gemma3", ffn="geglu", scale_embedding=True, window_pattern=6),
     Architecture("hunyuan-dense", qk_norm="after_rope", scales_theta=True),
     Architecture("minicpm", permutes=True, divides_logits=True),
+    Architecture("granite_swa", permutes=True, divides_logits=True, has_rope_pattern=True),
     Architecture("qwen3moe", ffn="moe", has_experts=True),
     Architecture(
         "maple", ffn="moe", has_experts=True, has_swiglu_limit=True, rope_in_windows_only=True

@@ -96,6 +96,9 @@ def read_config(file: GGUFFile, architecture: Architecture) -> tuple[ModelConfig
         values["head_size"] = head_size
     if window is not None:
         values["window"] = window
+    if architecture.has_rope_pattern and keys.is_array("attention.rope_pattern"):
+        pattern = keys.flags("attention.rope_pattern", n_layers)
+        values["nope_layers"] = [i for i, has_rope in enumerate(pattern) if not has_rope]
     if "attention.scale" in keys:
         values["attention_scale"] = keys.number("attention.scale")
     elif architecture.name == "gemma3" and n_layers == 62:

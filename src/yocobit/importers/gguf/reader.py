@@ -2,7 +2,7 @@
 
 Integers and scales of matrices are kept as published; all other weights become float32.
 
-Letters: M output features   K input features   H heads   D head size
+Letters: M output features   K input features
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ from yocobit.importers.gguf.architectures import (
 from yocobit.importers.gguf.configuration import read_config
 from yocobit.importers.gguf.container import GGUFFile, TensorInfo
 from yocobit.importers.gguf.scaled_matrix import format_of, read_matrix
-from yocobit.importers.gguf.tensor_types import identify, read_floats, read_integers
+from yocobit.importers.gguf.tensor_types import (
+    identify,
+    read_floats,
+    read_integers,
+    read_scales,
+)
 from yocobit.importers.gguf.text import read_text, read_text_with
+from yocobit.importers.group_scales import TRITS, fold
+from yocobit.importers.row_order import in_halves
 from yocobit.mixers import model_parameters
-from yocobit.packing.formats import F16, F32, TABLES, TERNARY, WeightFormat
+from yocobit.packing.formats import F16, F32, TABLES, WeightFormat, formats_of
 from yocobit.packing.layout import Array, Floats, Int8s
 from yocobit.packing.text_files import TextFiles
 
@@ -82,9 +89,13 @@ class GGUFCheckpoint:
             floats = self._floats(tensor).reshape(shape)
             return self._permuted(name, floats if factor == 1 else floats * factor)
         values = self._matrix(tensor, factor)
-        if isinstance(values, IntegerMatrix):
-            return values._replace(integers=self._permuted(name, values.integers))
-        return self._permuted(name, values)
+        if not isinstance(values, IntegerMatrix):
+            return self._permuted(name, values)
+        integers, scale = values
+        of_rows = scale.size > 1
+        return IntegerMatrix(
+            self._permuted(name, integers), self._permuted(name, scale) if of_rows else scale
+        )
 
     def text_files(self, tokenizer: Path | None = None) -> TextFiles:
         if tokenizer is not None:
@@ -124,7 +135,7 @@ class GGUFCheckpoint:
     def _weights(self) -> WeightKind:
         """Return the most frequent format of projections; "dense" if all have floats."""
         if self._is_a8:
-            return "ternary"
+            return "ternary_row" if self._has_scales_of_rows() else "ternary"
         formats = [
             format
             for name, format in self._a16.items()
@@ -135,6 +146,17 @@ class GGUFCheckpoint:
         weights = Counter(formats).most_common(1)[0][0].weights
         assert weights is not None
         return weights
+
+    def _has_scales_of_rows(self) -> bool:
+        """Whether the trits of a projection have several scales; 0 is that of a block of zeros."""
+        for name, parameter in self._parameters.items():
+            tensor = self._tensor(name)
+            kind = self._types[tensor.name]
+            if parameter.role == "projection" and kind.codes is not None:
+                scales = read_scales(self._file, tensor, kind)
+                if np.unique(scales[scales != 0]).size > 1:
+                    return True
+        return False
 
     def _projection_types(self) -> list[str]:
         """Return the types of the projections, the most frequent first."""
@@ -177,7 +199,7 @@ class GGUFCheckpoint:
                     formats[name] = self._a16[name]
             elif self._has_trits(name):
                 if parameter.role == "head":
-                    formats[name] = TERNARY
+                    formats[name] = formats_of(self.config.weights)[0]
             elif parameter.role == "projection" and not is_dense:
                 formats[name] = F16 if is_f16 else F32
             elif parameter.role in ("projection", *TABLES) and is_dense and is_f16:
@@ -197,21 +219,22 @@ class GGUFCheckpoint:
         return has_codes or (role == "projection" and self._architecture.is_ternary)
 
     def _matrix(self, tensor: TensorInfo, factor: np.float32) -> Floats | IntegerMatrix:
-        """Return trits with the scale of the matrix; floats for master weights."""
+        """Return trits with the scale of the matrix or its rows; floats for master weights."""
         kind = self._types[tensor.name]
         if kind.codes is not None:
             integers, scales = read_integers(self._file, tensor, kind)
             self._check_trits(tensor, integers)
-            scale = self._one_scale(tensor, integers, scales)
+            scale = self._scale(tensor, integers, scales)
         else:
             floats = self._floats(tensor)
-            scale = np.abs(floats).max()
+            scale = np.abs(floats).max(keepdims=True).reshape(1)
             integers = np.sign(floats).astype(np.int8)
             if (integers * scale != floats).any():
                 return self._masters(tensor, floats)
-        if not (np.isfinite(scale) and scale > 0):
-            raise self._file.error(f"tensor '{tensor.name}' has the scale {scale}, not above 0")
-        return IntegerMatrix(integers, np.array([scale * factor], dtype=np.float32))
+        if not (np.isfinite(scale) & (scale > 0)).all():
+            lowest = scale.min()
+            raise self._file.error(f"tensor '{tensor.name}' has the scale {lowest}, not above 0")
+        return IntegerMatrix(integers, scale * factor)
 
     def _check_trits(self, tensor: TensorInfo, integers: Int8s) -> None:
         if -1 <= integers.min() <= integers.max() <= 1:
@@ -235,24 +258,30 @@ class GGUFCheckpoint:
             self.warnings.append(warning)
         return floats
 
-    def _one_scale(self, tensor: TensorInfo, integers: Int8s, scales: Floats) -> np.float32:
-        """Return the scale of all trits; sets the trits of blocks with scale 0 to 0.
+    def _scale(self, tensor: TensorInfo, integers: Int8s, scales: Floats) -> Floats:
+        """Return the scale of all trits, (1,), or those of rows, (M,), in a model that has these.
 
-        A writer gives a block of zeros the scale 0, and the value of its trits is 0.
+        Sets the trits of blocks with scale 0 to 0. A writer gives a block of zeros the scale 0, and
+        the value of its trits is 0.
         """
         if scales.size == 1:
-            return np.float32(scales.item())
+            return scales.reshape(1)
         blocks = integers.reshape(*scales.shape, -1)  # a view: (M, blocks, columns)
         blocks[scales == 0] = 0
-        used = scales[blocks.any(axis=2)]
+        is_used = blocks.any(axis=2)
+        used = scales[is_used]
         if used.size == 0:
-            return np.float32(1)
-        if (used != used[0]).any():
+            return np.ones(1, dtype=np.float32)
+        if (used == used[0]).all():
+            return used[:1]
+        rows = fold(np.where(is_used, scales, np.float32(0)), self._types[tensor.name].block, TRITS)
+        if rows.ndim > 1 or self.config.weights != "ternary_row":
             raise self._file.error(
-                f"tensor '{tensor.name}' must have one scale, as models with quantised activations "
-                f"have, but has scales from {used.min():g} to {used.max():g}"
+                f"tensor '{tensor.name}' must have one scale, or one per row in all projections, "
+                "as models with quantised activations have, but has scales from "
+                f"{used.min():g} to {used.max():g}"
             )
-        return np.float32(used[0])
+        return rows
 
     def _factor(self, name: str) -> np.float32:
         """Return the factor of a matrix's output in the tensor NAME.scale; 1 without it."""
@@ -270,16 +299,11 @@ class GGUFCheckpoint:
         return read_floats(self._file, tensor, self._types[tensor.name])
 
     def _permuted(self, name: str, values: Array) -> Array:
-        """Undo the row order of Q and K that suits interleaved RoPE.
-
-        The file stores row i + j D / 2 of a head, j in {0, 1}, as row 2 i + j.
-        """
+        """Undo the row order of Q and K that suits interleaved RoPE."""
         part = name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
         if not self._architecture.permutes or part not in ("q_proj", "k_proj"):
             return values
-        D = self.config.head_dim
-        heads = values.reshape(-1, D // 2, 2, *values.shape[1:])
-        return heads.swapaxes(1, 2).reshape(values.shape)
+        return in_halves(values, self.config.head_dim)
 
 
 def _scale_name(name: str) -> str:

@@ -15,8 +15,8 @@ import msgspec
 from yocobit.errors import ConfigError, shown
 from yocobit.importers.gguf.vocabulary import TokenType, Vocabulary
 
-_BLANK = "▁"  # SentencePiece's space
-_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+BLANK = "▁"  # SentencePiece's space
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 Merge = tuple[str, str]
 
@@ -61,7 +61,7 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
             "true; give the directory of a tokenizer.json with --tokenizer DIR"
         )
     has_prefix = vocabulary.flag("add_space_prefix", True)
-    prefix = [{"type": "Prepend", "prepend": _BLANK}] if has_prefix else []
+    prefix = [{"type": "Prepend", "prepend": BLANK}] if has_prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if has_prefix else []
     unknown = vocabulary.id_of("unknown")
     model = _bpe(vocabulary, list(_merges(vocabulary))) | {
@@ -69,8 +69,8 @@ def _sentencepiece(vocabulary: Vocabulary) -> dict[str, Any]:
         "fuse_unk": True,
         "byte_fallback": _has_bytes(vocabulary),
     }
-    to_blank = {"type": "Replace", "pattern": {"String": " "}, "content": _BLANK}
-    to_space = {"type": "Replace", "pattern": {"String": _BLANK}, "content": " "}
+    to_blank = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
+    to_space = {"type": "Replace", "pattern": {"String": BLANK}, "content": " "}
     return {
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, to_blank]},
         "pre_tokenizer": None,
@@ -131,11 +131,11 @@ def _has_bytes(vocabulary: Vocabulary) -> bool:
     """Whether a character without a token is encoded as the tokens of its bytes."""
     kinds = zip(vocabulary.tokens, vocabulary.types, strict=True)
     names = {token for token, kind in kinds if kind == TokenType.BYTE}
-    if names and names != set(_BYTES):
-        wrong = sorted(names ^ set(_BYTES))[0]
+    if names and names != set(BYTES):
+        wrong = sorted(names ^ set(BYTES))[0]
         raise ConfigError(
             f"{vocabulary.source}: tokens of bytes must be <0x00> to <0xFF>, each once, but "
-            f"{shown(wrong, 80)} is {'missing' if wrong in _BYTES else 'one of them'}"
+            f"{shown(wrong, 80)} is {'missing' if wrong in BYTES else 'one of them'}"
         )
     return bool(names)
 

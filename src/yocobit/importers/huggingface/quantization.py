@@ -72,7 +72,10 @@ MASTER_WEIGHTS = BitNetQuantization(linear_class="autobitlinear", quantization_m
 
 
 def quantization_of(fields: Mapping[str, Any] | None, subject: str) -> BitNetQuantization | None:
-    """Return the quantisation that a `quantization_config` describes; None without one."""
+    """Return the quantisation that a `quantization_config` describes; None without one.
+
+    Ignored keys have no effect: transformers does not read them either.
+    """
     if fields is None:
         return None
     if (method := fields.get("quant_method", _METHOD)) != _METHOD:
@@ -80,7 +83,14 @@ def quantization_of(fields: Mapping[str, Any] | None, subject: str) -> BitNetQua
             f"{subject}: quant_method must be 'bitnet' but is {shown(method)}; import a checkpoint "
             "in bfloat16, or a GGUF file"
         )
-    return BitNetQuantization.from_dict(fields, subject)
+    known = fields.keys() - ignored_keys(fields)
+    return BitNetQuantization.from_dict({name: fields[name] for name in known}, subject)
+
+
+def ignored_keys(fields: Mapping[str, Any] | None) -> list[str]:
+    """Return the keys that have no effect in transformers, such as "bits", which tools add."""
+    known = {field.name for field in dataclasses.fields(BitNetQuantization)}
+    return sorted((fields or {}).keys() - known)
 
 
 def read_trits(

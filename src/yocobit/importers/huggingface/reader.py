@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from yocobit.importers.huggingface.names import HEAD, Names
 from yocobit.importers.huggingface.quantization import (
     MASTER_WEIGHTS,
     BitNetQuantization,
+    ignored_keys,
     read_scale,
 )
 from yocobit.mixers import model_parameters
@@ -50,7 +52,8 @@ class HuggingFaceCheckpoint:
                 "downloaded from the Hugging Face Hub"
             )
         self.path = path
-        config, self._family, quantization = published(read_json(path / CONFIG), str(path / CONFIG))
+        fields = read_json(path / CONFIG)
+        config, self._family, quantization = published(fields, str(path / CONFIG))
         self._tensors = SafetensorsDirectory(path)
         self._bitnet = quantization if isinstance(quantization, BitNetQuantization) else None
         self._mlx = quantization if isinstance(quantization, MLXQuantization) else None
@@ -75,7 +78,7 @@ class HuggingFaceCheckpoint:
         self._check_names()
         self.config = self.config.replace(weights=self._weights())
         self.formats = self._formats()
-        self.warnings = self._warnings()
+        self.warnings = self._warnings(fields)
 
     @property
     def source_type(self) -> str:
@@ -193,18 +196,24 @@ class HuggingFaceCheckpoint:
                 formats[name] = F16
         return formats
 
-    def _warnings(self) -> list[str]:
+    def _warnings(self, fields: Mapping[str, Any]) -> list[str]:
+        warnings = []
+        if self._mlx is None and (ignored := ignored_keys(fields.get("quantization_config"))):
+            names = ", ".join(shown(name) for name in ignored)
+            warnings.append(
+                f"{self.path / CONFIG}: quantization_config: {names} ignored, as by transformers"
+            )
         if self._has_masters:
-            return [f"{self.path}: {_MASTERS_WARNING}"]
+            warnings.append(f"{self.path}: {_MASTERS_WARNING}")
         formats = self._matrices.formats
         dense = [name for name in self._matrices.projections if name not in formats]
-        if not formats or not dense:
-            return []
-        return [
-            f"{self.path}: {len(dense)} of {len(self._matrices.projections)} projections are not "
-            "integers times scales and are kept as floats, such as "
-            f"{self._matrices.tensors(dense[0])[0]}"
-        ]
+        if formats and dense:
+            warnings.append(
+                f"{self.path}: {len(dense)} of {len(self._matrices.projections)} projections are "
+                "not integers times scales and are kept as floats, such as "
+                f"{self._matrices.tensors(dense[0])[0]}"
+            )
+        return warnings
 
     def _check_names(self) -> None:
         """Raise ConfigError unless the checkpoint holds exactly the tensors of the model."""
