@@ -1,6 +1,13 @@
 #include "engine/forward_pass.h"
 
 namespace yocobit {
+namespace {
+
+// Values of a row of int8 codes, and of int16 codes, of K values.
+int int8_row_size(int K) { return static_cast<int>(round_up(K, kSignBlock)); }
+int int16_row_size(int K) { return static_cast<int>(round_up(K, kInt4Block)); }
+
+}  // namespace
 
 ActivationEncodings::ActivationEncodings(LinearOutputs outputs) {
   for (const LinearOutput& output : outputs) {
@@ -18,40 +25,22 @@ Activations ForwardPass::encode(const float* x, int n, const float* norm,
   const int K = outputs.begin()->linear->k;
   const float* own_norm = outputs.begin()->linear->norm;
   const ActivationEncodings needs(outputs);
-  const int int8_size = static_cast<int>(round_up(K, kSignBlock));
-  const int int16_size = static_cast<int>(round_up(K, kInt4Block));
-  const int n_parts = model.config.activation_parts(), n_groups = int8_size / kActivationGroup;
   if (norm || own_norm || needs.int8_per_token || needs.int16_per_token || needs.int8_per_group) {
     pool.parallel_for(n, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* from = x + row * K;
-        if (norm) {
+        const auto normalize = [&](const float* weight, float eps) {
           float* normed = &ws.normed[row * K];
-          kernels.rms_norm(from, norm, K, model.config.norm_eps, normed);
+          kernels.rms_norm(from, weight, K, eps, normed);
           from = normed;
-        }
-        if (own_norm) {
-          float* normed = &ws.normed[row * K];
-          kernels.rms_norm(from, own_norm, K, model.config.projection_norm_eps, normed);
-          from = normed;
-        }
-        if (needs.int8_per_token) {
-          kernels.quantize_int8_row(from, K, int8_size, &ws.int8_codes[row * int8_size],
-                                    &ws.int8_scales[row], &ws.int8_sums[row]);
-        }
-        if (needs.int16_per_token) {
-          kernels.quantize_int16_row(from, K, int16_size, &ws.int16_codes[row * int16_size],
-                                     &ws.int16_scales[row],
-                                     &ws.int16_sums[row * (int16_size / kInt4Block)]);
-        }
-        if (needs.int8_per_group) {
-          kernels.quantize_grouped_row(
-              from, K, int8_size, n_parts, int8_size, &ws.grouped_codes[row * n_parts * int8_size],
-              &ws.grouped_scales[row * n_groups], &ws.grouped_sums[row * n_groups]);
-        }
+        };
+        if (norm) normalize(norm, model.config.norm_eps);
+        if (own_norm) normalize(own_norm, model.config.projection_norm_eps);
+        quantize_row(from, K, row, needs);
       }
     });
   }
+  const int int8_size = int8_row_size(K);
   return {.values = norm || own_norm ? ws.normed.get() : x,
           .int8 = {.codes = ws.int8_codes.get(),
                    .scales = ws.int8_scales.get(),
@@ -62,15 +51,37 @@ Activations ForwardPass::encode(const float* x, int n, const float* norm,
                     .sums = ws.int16_sums.get(),
                     .scales = ws.int16_scales.get(),
                     .n = n,
-                    .stride = int16_size},
+                    .stride = int16_row_size(K)},
           .grouped = {.codes = ws.grouped_codes.get(),
                       .scales = ws.grouped_scales.get(),
                       .sums = ws.grouped_sums.get(),
                       .n = n,
                       .stride = int8_size,
-                      .n_parts = n_parts},
+                      .n_parts = model.config.activation_parts()},
           .n = n,
           .k = K};
+}
+
+// Write a row x [K] to the buffers of the encodings.
+void ForwardPass::quantize_row(const float* x, int K, int64_t row,
+                               const ActivationEncodings& encodings) const {
+  Workspace& ws = workspace;
+  const int int8_size = int8_row_size(K), int16_size = int16_row_size(K);
+  if (encodings.int8_per_token) {
+    kernels.quantize_int8_row(x, K, int8_size, &ws.int8_codes[row * int8_size],
+                              &ws.int8_scales[row], &ws.int8_sums[row]);
+  }
+  if (encodings.int16_per_token) {
+    kernels.quantize_int16_row(x, K, int16_size, &ws.int16_codes[row * int16_size],
+                               &ws.int16_scales[row],
+                               &ws.int16_sums[row * (int16_size / kInt4Block)]);
+  }
+  if (encodings.int8_per_group) {
+    const int n_parts = model.config.activation_parts(), n_groups = int8_size / kActivationGroup;
+    kernels.quantize_grouped_row(
+        x, K, int8_size, n_parts, int8_size, &ws.grouped_codes[row * n_parts * int8_size],
+        &ws.grouped_scales[row * n_groups], &ws.grouped_sums[row * n_groups]);
+  }
 }
 
 void ForwardPass::copy_encoded(const Activations& x, LinearOutputs outputs, int from,

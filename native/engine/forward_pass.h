@@ -75,6 +75,7 @@ struct ForwardPass {
   void add_normed(const float* post_norm, float* y) const;
 
  private:
+  void quantize_row(const float* x, int K, int64_t row, const ActivationEncodings& encodings) const;
   bool splits_rows(LinearOutputs outputs) const;
   template <typename Finish>
   void apply_by_rows(const Activations& x, LinearOutputs outputs, const Finish& finish) const;

@@ -55,7 +55,9 @@ struct Kernels {
                      float* y, ptrdiff_t y_stride);
 
   // codes[k] = round-half-even(x[k] * (127 / max|x|)), 0 for K <= k < padded; returns the scale
-  // max|x| / 127 (max|x| is taken as at least 1e-12) and the sum of the codes.
+  // max|x| / 127 (max|x| is taken as at least 1e-12) and the sum of the codes. NaN is left out of
+  // max|x|. A product that is NaN has code -127: that of NaN, and that of an infinity, whose row
+  // has an infinite scale and 0 for finite values.
   void (*quantize_int8_row)(const float* x, int k, int padded, int8_t* codes, float* scale,
                             int32_t* sum);
 
@@ -68,7 +70,8 @@ struct Kernels {
   // max|x| / largest; sums minus the sum of the integers. largest is kInt16Max with 2 parts. With 1
   // part it is the one of 127, 125, 123 and 121 with the least error, the larger one of equal
   // errors: (127 / largest)^2 times the sum, in eight lanes, of the squares of
-  // x[k] * (largest * (1 / max|x|)) minus its integer.
+  // x[k] * (largest * (1 / max|x|)) minus its integer; 127 where that sum is NaN. NaN and
+  // infinities are as in a row of int8 or int16, with -largest as their integer.
   //   codes  parts of `padded` values, plane_stride apart; scales, sums  [padded / 32]
   //   k is a multiple of 8, padded one of 256
   void (*quantize_grouped_row)(const float* x, int k, int padded, int n_parts,

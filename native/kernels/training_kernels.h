@@ -51,6 +51,16 @@ static inline int n_groups(const MasterWeights& p) {
   return n;
 }
 
+// The weight of a group of all weights, and the first of its rows.
+struct WeightRows {
+  int weight, m;
+};
+static inline WeightRows rows_of_group(const MasterWeights& p, int group) {
+  int i = 0;
+  for (; group >= n_groups(p.weights[i]); ++i) group -= n_groups(p.weights[i]);
+  return {i, group * kRowsPerGroup};
+}
+
 static inline int n_blocks(const MasterWeights& p) {
   const int block = p.is_ternary ? kTernaryBlock : kSignBlock;
   return (p.k + block - 1) / block;

@@ -12,10 +12,10 @@
 namespace yocobit {
 namespace {
 
-// Bytes of a pass, by how many tokens or positions each is used for: so few milliseconds of work
-// that some passes are not interrupted where others use the CPUs.
+// Bytes of a pass times the tokens or positions that use each: a few milliseconds of work, so that
+// some passes are not interrupted by other programs.
 constexpr size_t kPassBytes = size_t{8} << 20;
-constexpr int kPartition = 512;  // positions that attention takes at a time
+constexpr int kSplit = 512;  // positions that attention takes at a time
 // In every byte: valid codes, and floats of both sizes that are small but not denormal.
 constexpr int kFilling = 0x24;
 
@@ -84,15 +84,15 @@ void multiply(const Kernels& kernels, const WeightFormat& format, const uint8_t*
   linear.apply(kernels, activations, 0, m / kRowsPerGroup, x.y.data(), m);
 }
 
-// Memory as caches and states have it, which are in no huge pages unless the system chooses so.
+// Memory of caches and states: without huge pages, unless the system chooses them.
 std::vector<Buffer<uint8_t>> buffers(size_t size, int n_threads) {
   std::vector<Buffer<uint8_t>> memory;
   for (int i = 0; i < n_threads; ++i) memory.push_back(make_buffer<uint8_t>(size));
   return memory;
 }
 
-// Seconds of a pass over pass_bytes of the `size` that a thread goes through in turn: the median,
-// after all has gone by twice and lies where it then stays.
+// Median seconds of a pass over pass_bytes. The passes of a thread continue through its `size`
+// bytes, of which all were read twice before, so that they are in the cache where they fit.
 template <typename Fill, typename Pass>
 double pass_seconds(const Threads& threads, size_t size, size_t pass_bytes, const Fill& fill,
                     const Pass& pass) {
@@ -137,7 +137,7 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
   const size_t row = row_bytes(type, head_dim);
   const bool has_scales = type == FloatType::i8 || type == FloatType::i4;
   const size_t position = 2 * (row + (has_scales ? sizeof(float) : 0));
-  const int64_t capacity = std::max<int64_t>(size / (position * kPartition), 1) * kPartition;
+  const int64_t capacity = std::max<int64_t>(size / (position * kSplit), 1) * kSplit;
   const size_t half = capacity * row, scales = capacity * sizeof(float);
   const size_t total = 2 * half + 2 * scales;
   std::vector<Buffer<uint8_t>> memory = buffers(total, threads.n);
@@ -147,8 +147,8 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
   std::vector<std::vector<AttentionQuery>> queries(threads.n,
                                                    std::vector<AttentionQuery>(n_queries));
   std::vector<int64_t> next(threads.n);
-  const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kPartition), 1);
-  const size_t pass_bytes = per_pass * kPartition * position;
+  const int64_t per_pass = std::max<int64_t>(kPassBytes / (position * kSplit), 1);
+  const size_t pass_bytes = per_pass * kSplit * position;
   const double seconds = pass_seconds(
       threads, total, pass_bytes,
       [&](int thread) { std::memset(memory[thread].get(), kFilling, total); },
@@ -167,11 +167,11 @@ double attention_bytes_per_s(const Kernels& kernels, FloatType type, int n_queri
           for (int query = 0; query < n_queries; ++query) {
             queries[thread][query] = {.q = &q[static_cast<size_t>(query) * head_dim],
                                       .begin = next[thread],
-                                      .end = next[thread] + kPartition,
+                                      .end = next[thread] + kSplit,
                                       .partial = &partials[thread][query * stride]};
           }
           kernels.attend(queries[thread].data(), n_queries, cache, 0.1f);
-          next[thread] = (next[thread] + kPartition) % capacity;
+          next[thread] = (next[thread] + kSplit) % capacity;
         }
       });
   return static_cast<double>(pass_bytes) * threads.n / seconds;

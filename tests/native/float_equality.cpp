@@ -3,6 +3,7 @@
 // Letters:  D head size
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 
 #include "kernel_equality.h"
@@ -22,48 +23,68 @@ std::vector<float> row_of(Fill fill, int n, Random& random) {
   return x;
 }
 
-}  // namespace
-
-uint64_t quantize_rows(const KernelFamily& family) {
-  Checksum checksum;
-  for (const int K : {8, 24, 64, 200, 2560}) {
-    for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
-      Random random(static_cast<uint32_t>(K));
-      const std::vector<float> x = row_of(fill, K, random);
-      const int padded = (K + 255) / 256 * 256;
-      const float largest = largest_magnitude(x.data(), K);
-      Aligned<int8_t> codes(padded);
-      float scale;
-      int32_t sum, expected_sum = 0;
-      family.kernels.quantize_int8_row(x.data(), K, padded, codes.data(), &scale, &sum);
-      for (int k = 0; k < padded; ++k) {
-        const float scaled = k < K ? x[k] * (127.0f / largest) : 0.0f;
-        const int code = static_cast<int>(std::nearbyint(scaled));
-        check(codes[k] == code, family, "quantize_int8_row must round half to even");
-        expected_sum += code;
-      }
-      check(scale == largest / 127.0f && sum == expected_sum, family,
-            "scale and sum of int8 codes");
-      checksum.add(codes.data(), padded);
-      checksum.add(&scale, 1);
-
-      Aligned<int16_t> int16_codes(padded);
-      std::vector<int32_t> sums(padded / kInt4Block), expected_sums(sums.size());
-      family.kernels.quantize_int16_row(x.data(), K, padded, int16_codes.data(), &scale,
-                                        sums.data());
-      for (int k = 0; k < padded; ++k) {
-        const float scaled = k < K ? x[k] * (kInt16Max / largest) : 0.0f;
-        const int code = static_cast<int>(std::nearbyint(scaled));
-        check(int16_codes[k] == code, family, "quantize_int16_row must round half to even");
-        expected_sums[k / kInt4Block] += code;
-      }
-      check(scale == largest / kInt16Max && sums == expected_sums, family,
-            "scale and sums of int16 codes");
-      checksum.add(int16_codes.data(), padded);
-      checksum.add(sums);
+// Random values with special ones among them, or nothing else.
+std::vector<std::vector<float>> special_rows(int n, Random& random) {
+  using Limits = std::numeric_limits<float>;
+  constexpr float kNaN = Limits::quiet_NaN(), kInfinity = Limits::infinity();
+  std::vector<std::vector<float>> rows;
+  const auto add = [&](int first, int step, std::initializer_list<float> values) {
+    rows.push_back(random.numbers(n, 3.0f));
+    for (int i = first, count = 0; i < n; i += step, ++count) {
+      rows.back()[i] = values.begin()[count % values.size()];
+    }
+  };
+  for (const int at : {0, n / 2, n - 1}) {
+    for (const float value : {kNaN, -kNaN, kInfinity, -kInfinity, Limits::max(), 1e-40f, -0.0f}) {
+      add(at, n, {value});
     }
   }
-  return checksum.value();
+  for (const int step : {1, 3}) {
+    add(0, step, {kNaN});
+    add(0, step, {kInfinity, -kInfinity});
+    add(0, step, {kNaN, kInfinity, -kInfinity, -kNaN});
+    add(0, step, {Limits::max(), -Limits::max(), 1e38f, -1e30f});
+    add(0, step, {Limits::denorm_min(), -1e-40f, 1e-39f});
+    add(0, step, {1e-12f, -1e-13f, 1e-40f, 0.0f});  // about the least max|x|
+    add(0, step, {-0.0f, 0.0f});
+  }
+  return rows;
+}
+
+// round-half-even(x * factor); -levels where the product is NaN.
+int code_of(float x, float factor, int levels) {
+  const float scaled = x * factor;
+  return std::isnan(scaled) ? -levels : static_cast<int>(std::nearbyint(scaled));
+}
+
+void quantize_row(const KernelFamily& family, const std::vector<float>& x, Checksum& checksum) {
+  const int K = static_cast<int>(x.size()), padded = (K + 255) / 256 * 256;
+  const float largest = largest_magnitude(x.data(), K);
+  Aligned<int8_t> codes(padded);
+  float scale;
+  int32_t sum, expected_sum = 0;
+  family.kernels.quantize_int8_row(x.data(), K, padded, codes.data(), &scale, &sum);
+  for (int k = 0; k < padded; ++k) {
+    const int code = k < K ? code_of(x[k], 127.0f / largest, 127) : 0;
+    check(codes[k] == code, family, "quantize_int8_row must round half to even");
+    expected_sum += code;
+  }
+  check(scale == largest / 127.0f && sum == expected_sum, family, "scale and sum of int8 codes");
+  checksum.add(codes.data(), padded);
+  checksum.add(&scale, 1);
+
+  Aligned<int16_t> int16_codes(padded);
+  std::vector<int32_t> sums(padded / kInt4Block), expected_sums(sums.size());
+  family.kernels.quantize_int16_row(x.data(), K, padded, int16_codes.data(), &scale, sums.data());
+  for (int k = 0; k < padded; ++k) {
+    const int code = k < K ? code_of(x[k], kInt16Max / largest, kInt16Max) : 0;
+    check(int16_codes[k] == code, family, "quantize_int16_row must round half to even");
+    expected_sums[k / kInt4Block] += code;
+  }
+  check(scale == largest / kInt16Max && sums == expected_sums, family,
+        "scale and sums of int16 codes");
+  checksum.add(int16_codes.data(), padded);
+  checksum.add(sums);
 }
 
 // The largest code of a group of int8 activations x [n]: that of the least squared error. The sum
@@ -82,44 +103,100 @@ void check_limit(const float* x, int n, float largest, float limit, const Kernel
   }
 }
 
+void quantize_grouped_row(const KernelFamily& family, const std::vector<float>& x, int n_parts,
+                          Checksum& checksum) {
+  const int K = static_cast<int>(x.size()), padded = (K + 255) / 256 * 256;
+  const int n_groups = padded / kActivationGroup;
+  const int plane_stride = padded + 64;  // parts need not be adjacent
+  Aligned<int8_t> codes(size_t(n_parts) * plane_stride);
+  std::vector<float> scales(n_groups);
+  std::vector<int32_t> sums(n_groups);
+  family.kernels.quantize_grouped_row(x.data(), K, padded, n_parts, plane_stride, codes.data(),
+                                      scales.data(), sums.data());
+  for (int group = 0; group < n_groups; ++group) {
+    const int begin = group * kActivationGroup;
+    const int n = std::clamp(K - begin, 0, kActivationGroup);
+    const float* values = x.data() + std::min(begin, K);
+    const float largest = largest_magnitude(values, n);
+    const bool is_finite =
+        std::all_of(values, values + n, [](float v) { return std::isfinite(v); });
+    float levels = n_parts == 1 ? 127 : kInt16Max;
+    if (n_parts == 1 && is_finite) {
+      levels = std::round(largest / scales[group]);
+      check_limit(values, n, largest, levels, family);
+    }
+    int32_t expected_sum = 0;
+    for (int i = 0; i < kActivationGroup; ++i) {
+      const float factor = levels * (1.0f / largest);
+      const int expected = i < n ? code_of(values[i], factor, static_cast<int>(levels)) : 0;
+      int actual = codes[begin + i];
+      if (n_parts == 2) actual = kPartWeight * actual + codes[plane_stride + begin + i];
+      check(actual == expected, family, "quantize_grouped_row must round half to even");
+      expected_sum -= expected;
+    }
+    check(scales[group] == largest / levels && sums[group] == expected_sum, family,
+          "scale and sum of a group of activations");
+  }
+  for (int part = 0; part < n_parts; ++part) {
+    checksum.add(codes.data() + part * plane_stride, padded);
+  }
+  checksum.add(scales);
+}
+
+// As int8 and int4 codes of a KV cache.
+void store_head(const KernelFamily& family, const std::vector<float>& x, Checksum& checksum) {
+  const int D = static_cast<int>(x.size());
+  const float largest = largest_magnitude(x.data(), D);
+  for (const FloatType type : {FloatType::i8, FloatType::i4}) {
+    const int levels = type == FloatType::i8 ? 127 : 7;
+    Aligned<uint8_t> row(D + kLanes);
+    std::vector<float> loaded(D);
+    float scale;
+    family.kernels.store(x.data(), D, type, row.data(), &scale);
+    family.kernels.load(row.data(), 1.0f, D, type, loaded.data());
+    check(scale == largest / static_cast<float>(levels), family, "scale of a stored head");
+    for (int d = 0; d < D; ++d) {
+      const int code = code_of(x[d], static_cast<float>(levels) / largest, levels);
+      check(loaded[d] == static_cast<float>(code), family, "store must round half to even");
+    }
+    checksum.add(loaded);
+  }
+}
+
+}  // namespace
+
+uint64_t quantize_rows(const KernelFamily& family) {
+  Checksum checksum;
+  for (const int K : {8, 24, 64, 200, 2560}) {
+    for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
+      Random random(static_cast<uint32_t>(K));
+      quantize_row(family, row_of(fill, K, random), checksum);
+    }
+  }
+  return checksum.value();
+}
+
 uint64_t quantize_grouped_rows(const KernelFamily& family) {
   Checksum checksum;
   for (const int K : {8, 24, 64, 200, 2560}) {
     for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
       for (const int n_parts : {1, 2}) {
         Random random(static_cast<uint32_t>(K));
-        const std::vector<float> x = row_of(fill, K, random);
-        const int padded = (K + 255) / 256 * 256, n_groups = padded / kActivationGroup;
-        const int plane_stride = padded + 64;  // parts need not be adjacent
-        Aligned<int8_t> codes(size_t(n_parts) * plane_stride);
-        std::vector<float> scales(n_groups);
-        std::vector<int32_t> sums(n_groups);
-        family.kernels.quantize_grouped_row(x.data(), K, padded, n_parts, plane_stride,
-                                            codes.data(), scales.data(), sums.data());
-        for (int group = 0; group < n_groups; ++group) {
-          const int begin = group * kActivationGroup, left = K - begin;
-          const int n = std::clamp(left, 0, kActivationGroup);
-          const float* values = x.data() + std::min(begin, K);
-          const float largest = largest_magnitude(values, n);
-          const float levels = n_parts == 1 ? std::round(largest / scales[group]) : kInt16Max;
-          if (n_parts == 1) check_limit(values, n, largest, levels, family);
-          int32_t expected_sum = 0;
-          for (int i = 0; i < kActivationGroup; ++i) {
-            const float scaled = i < n ? x[begin + i] * (levels * (1.0f / largest)) : 0.0f;
-            const int expected = static_cast<int>(std::nearbyint(scaled));
-            int actual = codes[begin + i];
-            if (n_parts == 2) actual = kPartWeight * actual + codes[plane_stride + begin + i];
-            check(actual == expected, family, "quantize_grouped_row must round half to even");
-            expected_sum -= expected;
-          }
-          check(scales[group] == largest / levels && sums[group] == expected_sum, family,
-                "scale and sum of a group of activations");
-        }
-        for (int part = 0; part < n_parts; ++part) {
-          checksum.add(codes.data() + part * plane_stride, padded);
-        }
-        checksum.add(scales);
+        quantize_grouped_row(family, row_of(fill, K, random), n_parts, checksum);
       }
+    }
+  }
+  return checksum.value();
+}
+
+uint64_t quantize_special_rows(const KernelFamily& family) {
+  Checksum checksum;
+  for (const int K : {8, 16, 24, 64, 200, 2560}) {
+    Random random(static_cast<uint32_t>(K));
+    for (const std::vector<float>& x : special_rows(K, random)) {
+      quantize_row(family, x, checksum);
+      for (const int n_parts : {1, 2}) quantize_grouped_row(family, x, n_parts, checksum);
+      if (K <= kMaxHeadDim) store_head(family, x, checksum);
     }
   }
   return checksum.value();

@@ -4,6 +4,9 @@
 
 #include "kernel_equality.h"
 
+#include <array>
+#include <bit>
+
 namespace yocobit::test {
 namespace {
 
@@ -22,6 +25,7 @@ const Test kTests[] = {
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},
     {"quantize_rows", quantize_rows, 0xffc3101fb0362882},
     {"quantize_grouped_rows", quantize_grouped_rows, 0xbc0a301a1c1e6215},
+    {"quantize_special_rows", quantize_special_rows, 0xb43de1a675c742d8},
     {"elementwise", elementwise, 0xde0540a892560a66},
     {"gelu", gelu, 0x83b0431fd453996b},
     {"retention", retention, 0x786db05c8c2e760f},
@@ -51,6 +55,23 @@ void run(const KernelFamily& family, bool is_printing) {
   std::printf("%s: good\n", family.name);
 }
 
+template <typename Table>
+bool is_complete(const Table& table) {
+  using Entries = std::array<void (*)(), sizeof(Table) / sizeof(void (*)())>;
+  const Entries entries = std::bit_cast<Entries>(table);
+  return std::find(entries.begin(), entries.end(), nullptr) == entries.end();
+}
+
+// Also of families that this CPU does not support.
+void check_completeness() {
+  for (const KernelFamily* family : built_families()) {
+    const KernelFamily resolved = resolve(*family);
+    check(is_complete(resolved.kernels) && is_complete(resolved.training) &&
+              is_complete(resolved.rows) && resolved.probes.read && resolved.probes.multiply_add,
+          resolved, "must have or inherit every kernel");
+  }
+}
+
 void check_inheritance() {
   const KernelFamily& scalar = supported_families()[0];
   const KernelFamily overriding = resolve(kOverridingFamily), training = resolve(kTrainingFamily);
@@ -70,6 +91,7 @@ void check_inheritance() {
 int main(int n_arguments, char** arguments) {
   using namespace yocobit;
   const bool is_printing = n_arguments > 1 && !std::strcmp(arguments[1], "--print");
+  test::check_completeness();
   test::check_inheritance();
   std::vector<KernelFamily> families = supported_families();
   families.insert(families.end(), emulated_families().begin(), emulated_families().end());

@@ -112,6 +112,7 @@ uint64_t dense_gemm(const KernelFamily& family);
 // float_equality.cpp
 uint64_t quantize_rows(const KernelFamily& family);
 uint64_t quantize_grouped_rows(const KernelFamily& family);
+uint64_t quantize_special_rows(const KernelFamily& family);
 uint64_t elementwise(const KernelFamily& family);
 uint64_t gelu(const KernelFamily& family);
 uint64_t retention(const KernelFamily& family);

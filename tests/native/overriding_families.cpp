@@ -4,10 +4,8 @@
 
 #include "kernel_equality.h"
 #include "kernels/generic/group_scaled_gemm-inl.h"
-#include "kernels/generic/input_gradient-inl.h"
 #include "kernels/generic/lut_gemm-inl.h"
-#include "kernels/generic/training_forward-inl.h"
-#include "kernels/generic/weight_gradient-inl.h"
+#include "kernels/generic/training_kernels-inl.h"
 
 namespace yocobit {
 
@@ -26,15 +24,14 @@ void lut_ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, in
 
 // One group of rows; codes stay in their bit fields of the byte. What is unrolled most is not
 // inlined: it would take minutes to compile.
-struct RowLanes {
-  using Floats = F32x8;
+struct RowLanes : OneGroup {
   struct Codes {
     uint8_t v[kRowsPerGroup][4];
   };
   struct Sums {
     int32_t v[kRowsPerGroup];
   };
-  static constexpr int kGroups = 1, kSums = 16, kInputs = 4;
+  static constexpr int kSums = 16, kInputs = 4;
 
   template <int kBits>
   static constexpr int position(int field) {
@@ -73,9 +70,6 @@ struct RowLanes {
     return x;
   }
   [[gnu::noinline]] static Floats to_floats(const Sums& x) { return from_int32(x.v); }
-  static Floats load_scales(const uint16_t* scales, const uint16_t*) { return load_f16(scales); }
-  static Floats load_floats(const float* p, int n) { return load_first(p, n); }
-  static void store_floats(float* p, const Floats& x, int n) { store_first(p, x, n); }
 };
 
 bool is_supported() { return true; }
@@ -100,15 +94,7 @@ extern constinit const KernelFamily kTrainingFamily = {
     .name = "overriding training",
     .base = &kOverridingFamily,
     .is_supported = scalar::is_supported,
-    .training =
-        {
-            .quantize_rows = scalar::quantize_rows,
-            .pack = scalar::pack,
-            .project = scalar::project,
-            .pack_transposed = scalar::pack_transposed,
-            .input_gradient = scalar::input_gradient,
-            .weight_gradient = scalar::weight_gradient,
-        },
+    .training = scalar::kGenericTrainingKernels,
 };
 
 }  // namespace test

@@ -215,7 +215,7 @@ void attend(const AttentionQuery* queries, int n, const KeysValues& cache, float
       done = attend_on_tiles<FloatType::i4>(queries, n, cache, scale);
     }
   }
-  if (done < n) kBase.kernels.attend(queries + done, n - done, cache, scale);
+  if (done < n) resolved_base.kernels.attend(queries + done, n - done, cache, scale);
 }
 
 }  // namespace

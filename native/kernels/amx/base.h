@@ -1,6 +1,4 @@
-// The base of the family: its kernels compute batches that do not fill a tile. They are called from
-// its own record, which inherits nothing: that record needs an entry for each kernel of this
-// family.
+// The base of the family: its kernels compute batches that do not fill a tile.
 #pragma once
 
 #include "kernels/family.h"
@@ -26,6 +24,9 @@ constexpr const KernelFamily& kBase = scalar::kFamily;
 #else
 constexpr const KernelFamily& kBase = avx512::kFamily;
 #endif
+
+// With the entries that kBase inherits. Set by is_supported().
+KernelFamily resolved_base;
 
 }  // namespace
 }  // namespace YOCOBIT_TARGET

@@ -14,13 +14,21 @@
 #include "kernels/amx/training.h"
 
 namespace yocobit::YOCOBIT_TARGET {
+namespace {
+
+bool is_supported() {
+  resolved_base = resolve(kBase);
+  return has_tiles();
+}
+
+}  // namespace
 
 extern const KernelFamily kFamily;
 
 constinit const KernelFamily kFamily = {
     .name = YOCOBIT_QUOTE(YOCOBIT_TARGET),
     .base = &kBase,
-    .is_supported = has_tiles,
+    .is_supported = is_supported,
     .is_emulated = YOCOBIT_IS_EMULATED,
     .kernels =
         {
@@ -36,7 +44,7 @@ constinit const KernelFamily kFamily = {
             .project = project,
             .weight_gradient = weight_gradient,
         },
-    .probes = {.read = nullptr, .multiply_add = &kMultiplyAddLoop},
+    .probes = {.multiply_add = &kMultiplyAddLoop},
 };
 
 }  // namespace yocobit::YOCOBIT_TARGET

@@ -162,16 +162,13 @@ void group_scaled_tiles(const GroupScaledMatrix& w, const GroupedRows& x, int gr
 void multiply_group_scaled(const GroupScaledMatrix& w, const GroupedRows& x, int group_begin,
                            int group_end, float* y, ptrdiff_t y_stride) {
   if (x.n < kTileTokens) {
-    return kBase.kernels.group_scaled_gemm(w, x, group_begin, group_end, y, y_stride);
+    return resolved_base.kernels.group_scaled_gemm(w, x, group_begin, group_end, y, y_stride);
   }
-  const auto run = [&]<typename Format>(Format) {
+  with_format(w, [&]<typename Format>(Format) {
     const auto gemm =
         x.n_parts == 1 ? group_scaled_tiles<Format, 1> : group_scaled_tiles<Format, 2>;
     gemm(w, x, group_begin, group_end, y, y_stride);
-  };
-  if (w.bits == 1) return run(ScaledCodes<1, -1, 2>{});
-  if (w.step == 1) return run(ScaledCodes<2, -1, 1>{});
-  run(ScaledCodes<2, -3, 2>{});
+  });
 }
 
 }  // namespace

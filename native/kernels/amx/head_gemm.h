@@ -123,7 +123,7 @@ inline void int8_strip(const DenseMatrix& w, const Int16Rows& x, const Parts& pa
 void int8_gemm(const DenseMatrix& w, const Int16Rows& x, int row_begin, int row_end, float* y,
                ptrdiff_t y_stride) {
   if (x.n < kTileTokens || x.stride > kMaxColumns) {
-    return kBase.kernels.int8_gemm(w, x, row_begin, row_end, y, y_stride);
+    return resolved_base.kernels.int8_gemm(w, x, row_begin, row_end, y, y_stride);
   }
   const TileScope tiles(TileConfig{});
   for_tokens(x.n, Parts::n_together(x), [&](int begin, int end) {
@@ -206,7 +206,7 @@ inline void int4_strip(const Int4Matrix& w, const Int16Rows& x, const Parts& par
 void int4_gemm(const Int4Matrix& w, const Int16Rows& x, int group_begin, int group_end, float* y,
                ptrdiff_t y_stride) {
   if (x.n < kTileTokens || x.stride > kMaxColumns) {
-    return kBase.kernels.int4_gemm(w, x, group_begin, group_end, y, y_stride);
+    return resolved_base.kernels.int4_gemm(w, x, group_begin, group_end, y, y_stride);
   }
   const TileScope tiles(TileConfig{});
   for_tokens(x.n, Parts::n_together(x), [&](int begin, int end) {

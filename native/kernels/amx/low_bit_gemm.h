@@ -97,13 +97,13 @@ void low_bit_tiles(const BitMatrix& w, const Int8Rows& x, int group_begin, int g
 
 void ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
                   ptrdiff_t y_stride) {
-  const auto gemm = x.n < kTileTokens ? kBase.kernels.ternary_gemm : low_bit_tiles<Ternary>;
+  const auto gemm = x.n < kTileTokens ? resolved_base.kernels.ternary_gemm : low_bit_tiles<Ternary>;
   gemm(w, x, group_begin, group_end, y, y_stride);
 }
 
 void sign_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
                ptrdiff_t y_stride) {
-  const auto gemm = x.n < kTileTokens ? kBase.kernels.sign_gemm : low_bit_tiles<Sign>;
+  const auto gemm = x.n < kTileTokens ? resolved_base.kernels.sign_gemm : low_bit_tiles<Sign>;
   gemm(w, x, group_begin, group_end, y, y_stride);
 }
 

@@ -25,7 +25,7 @@ void project(const MasterWeights& p, const uint8_t* codes, const Int8Rows& x, in
   constexpr int kTokens = 512;  // at a time
   for (int token = begin; token < end; token += kTokens) {
     const int n = end - token < kTokens ? end - token : kTokens;
-    if (n < kTileTokens) return kBase.training.project(p, codes, x, token, end, ys);
+    if (n < kTileTokens) return resolved_base.training.project(p, codes, x, token, end, ys);
     const int8_t* rows = x.codes + static_cast<size_t>(token) * x.stride;
     int32_t sums[kTokens];
     for (int t = 0; t < n; ++t) {
@@ -87,15 +87,8 @@ inline void round_group(const GradientGroup& group, const float* x_scales, int t
   };
   I32x8 largest_bits = splat_i32(0);
   for (int t = 0; t < n; ++t) largest_bits = max(largest_bits, magnitude_bits(value(t)));
-  int32_t largest[kRowsPerGroup];
-  float factors[kRowsPerGroup];
-  store(largest, largest_bits);
-  for (int r = 0; r < kRowsPerGroup; ++r) {
-    const Rounding rounding(static_cast<uint32_t>(largest[r]), kSmallestGradient, kGradientLevels);
-    factors[r] = rounding.factor;
-    scales[r] = rounding.scale;
-  }
-  const F32x8 factor = load(factors);  // 0, where a value is not finite: so are its codes
+  // 0, where a value is not finite: so are its codes.
+  const F32x8 factor = round_rows(largest_bits, kSmallestGradient, kGradientLevels, scales);
   const auto scaled = [&](int t) { return t < n ? mul(value(t), factor) : zero(); };
   for (int quad = 0; quad < n_quads; ++quad) {
     const int t = quad * kQuad;
@@ -275,15 +268,11 @@ void weight_gradient(const MasterWeights& p, const float* const* grads, const In
   constexpr int kPassGroups = kPassTiles * kTileGroups;
   GradientGroup groups[kPassGroups];
   const TileScope scope(TileConfig{});
-  int weight = 0, first_group = 0, n = 0;
+  int n = 0;
   for (int group = begin; group < end; ++group) {
-    while (group - first_group >= n_groups(p.weights[weight])) {
-      first_group += n_groups(p.weights[weight++]);
-    }
-    groups[n++] = {.grads = grads[weight],
-                   .out = grad_ws[weight],
-                   .m = (group - first_group) * kRowsPerGroup,
-                   .M = p.weights[weight].m};
+    const auto [weight, m] = rows_of_group(p, group);
+    groups[n++] = {
+        .grads = grads[weight], .out = grad_ws[weight], .m = m, .M = p.weights[weight].m};
     if (n < kPassGroups && group + 1 < end) continue;
     if (n % kTileGroups != 0) groups[n] = {};
     gradient_pass(groups, n, x, p.k);

@@ -29,7 +29,7 @@ YOCOBIT_INLINE void write_rows(__m256i sums, const BitMatrix& w, const Int8Rows&
                                int n, float* y) {
   const int m = group * kRowsPerGroup;
   const __m256i products =
-      _mm256_sub_epi32(_mm256_slli_epi32(sums, Format::kFactor / 2), _mm256_set1_epi32(x.sums[n]));
+      _mm256_sub_epi32(_mm256_slli_epi32(sums, Format::kShift), _mm256_set1_epi32(x.sums[n]));
   const F32x8 scales = mul(splat(x.scales[n]), scales_of(w, m));
   store_first(y + m, mul({_mm256_cvtepi32_ps(products)}, scales), w.m - m);
 }
@@ -85,7 +85,7 @@ YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, i
 // A group by one token.
 template <typename Dots, typename Format>
 void gemv_group(const BitMatrix& w, const Int8Rows& x, int group, int n, float* y) {
-  constexpr int kRows = 4 / (8 / Format::kBits / 4);  // at a time: 8 sums, whatever the kind
+  constexpr int kRows = 2 * Format::kBits;  // 8 sums
   __m256i totals[kRowsPerGroup];
   for (int row = 0; row < kRowsPerGroup; row += kRows) {
     add_rows<Dots, Format, kRows>(w, x, group, row, n, totals);

@@ -1,6 +1,6 @@
 // Apart from family.cpp, so that its size does not change what GCC inlines in the other kernels.
 
-#include "kernels/avx2/group_scaled.h"
+#include "kernels/generic/group_scaled.h"
 
 #include "kernels/avx2/row_lanes.h"
 #include "kernels/generic/group_scaled_gemm-inl.h"

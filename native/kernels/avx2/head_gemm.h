@@ -9,81 +9,40 @@
 #include <cstdint>
 
 #include "kernels/avx2/vectors.h"
+#include "kernels/generic/int8_gemm-inl.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-// int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each, and
-// 512 of those stay below 2^31.
-constexpr int kColumnsPerWidening = 512 * 16;
+// Weights and activations as int16, for int8_gemm.
+struct Int8Dots {
+  // int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each,
+  // and 512 of those stay below 2^31.
+  static constexpr int kColumnsPerWidening = 512 * 16;
+  using Weights = __m256i;
+  using Inputs = __m256i;
+  using Sums = __m256i;
 
-inline int64_t lane_sum_wide(const __m256i& x) {
-  const __m256i sums = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(x)),
-                                        _mm256_cvtepi32_epi64(_mm256_extracti128_si256(x, 1)));
-  const __m128i pair =
-      _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-  return _mm_cvtsi128_si64(pair) + _mm_extract_epi64(pair, 1);
-}
-
-// Weights of kRows rows widened to int16, each serving kTokens tokens. The last 8 columns may be
-// alone: activations are padded with zeros, weights are not padded at all.
-template <int kRows, int kTokens>
-void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
-               ptrdiff_t y_stride) {
-  const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
-  const int8_t* next = weights + static_cast<size_t>(kRows) * w.k;  // tile
-  const int16_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
-  int64_t totals[kRows][kTokens] = {};
-  for (int begin = 0; begin < w.k; begin += kColumnsPerWidening) {
-    const int end = begin + kColumnsPerWidening < w.k ? begin + kColumnsPerWidening : w.k;
-    __m256i sums[kRows][kTokens];
-    for (auto& row : sums) {
-      for (auto& sum : row) sum = _mm256_setzero_si256();
-    }
-    const auto add_columns = [&](int k, auto load) {
-      __builtin_prefetch(next + static_cast<size_t>(k) * kRows);
-      __m256i xs[kTokens];
-      for (int t = 0; t < kTokens; ++t) {
-        xs[t] = load_bytes(inputs + static_cast<size_t>(t) * x.stride + k);
-      }
-      for (int r = 0; r < kRows; ++r) {
-        const auto* row =
-            reinterpret_cast<const __m128i*>(weights + static_cast<size_t>(r) * w.k + k);
-        const __m256i wide = _mm256_cvtepi8_epi16(load(row));
-        for (int t = 0; t < kTokens; ++t) {
-          sums[r][t] = dot_pairs(sums[r][t], wide, xs[t]);
-        }
-      }
-    };
-    int k = begin;
-    for (; k + 16 <= end; k += 16)
-      add_columns(k, [](const __m128i* p) { return _mm_loadu_si128(p); });
-    if (k < end) add_columns(k, [](const __m128i* p) { return _mm_loadl_epi64(p); });
-    for (int r = 0; r < kRows; ++r) {
-      for (int t = 0; t < kTokens; ++t) totals[r][t] += lane_sum_wide(sums[r][t]);
-    }
+  template <int n>
+  YOCOBIT_INLINE static Weights weights(const int8_t* p) {
+    const auto* bytes = reinterpret_cast<const __m128i*>(p);
+    return _mm256_cvtepi8_epi16(n == 16 ? _mm_loadu_si128(bytes) : _mm_loadl_epi64(bytes));
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int t = 0; t < kTokens; ++t) {
-      y[(n + t) * y_stride + m + r] =
-          static_cast<float>(totals[r][t]) * (x.scales[n + t] * w.scales[m + r]);
-    }
+  YOCOBIT_INLINE static Inputs inputs(const int16_t* p) { return load_bytes(p); }
+  YOCOBIT_INLINE static Sums zero() { return _mm256_setzero_si256(); }
+  YOCOBIT_INLINE static Sums add(Sums sums, Weights weights, Inputs inputs) {
+    return dot_pairs(sums, weights, inputs);
   }
-}
-
-void int8_gemm(const DenseMatrix& w, const Int16Rows& x, int row_begin, int row_end, float* y,
-               ptrdiff_t y_stride) {
-  int m = row_begin;
-  for (; m + 4 <= row_end; m += 4) {
-    int n = 0;
-    for (; n + 2 <= x.n; n += 2) int8_tile<4, 2>(w, x, m, n, y, y_stride);
-    for (; n < x.n; ++n) int8_tile<4, 1>(w, x, m, n, y, y_stride);
+  static int64_t total(Sums sums) {
+    const __m256i fours =
+        _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_castsi256_si128(sums)),
+                         _mm256_cvtepi32_epi64(_mm256_extracti128_si256(sums, 1)));
+    const __m128i pair =
+        _mm_add_epi64(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+    return _mm_cvtsi128_si64(pair) + _mm_extract_epi64(pair, 1);
   }
-  for (; m < row_end; ++m) {
-    for (int n = 0; n < x.n; ++n) int8_tile<1, 1>(w, x, m, n, y, y_stride);
-  }
-}
+};
 
 // The eight rows of a group by kTokens tokens. sum (code - 8) x = sum code x - 8 sum x.
 template <int kTokens>

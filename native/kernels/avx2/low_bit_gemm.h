@@ -43,7 +43,8 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
                   ptrdiff_t y_stride) {
   int token = 0;
   for (; token + kTokenBlock <= x.n; token += kTokenBlock) {
-    lut_gemm<Format, I16Sums<32>>(w, x, token, kTokenBlock, group_begin, group_end, y, y_stride);
+    lut_gemm<Format, I16Sums<kTokenBlock>>(w, x, token, kTokenBlock, group_begin, group_end, y,
+                                           y_stride);
   }
   for (; token + kLutMinTokens <= x.n; token += 16) {
     const int n = x.n - token < 16 ? x.n - token : 16;
@@ -52,16 +53,6 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
   for (int group = group_begin; group < group_end; ++group) {
     gemm_group<Int16Dots, Format>(w, x, group, token, y, y_stride);
   }
-}
-
-void ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-                  ptrdiff_t y_stride) {
-  low_bit_gemm<Ternary>(w, x, group_begin, group_end, y, y_stride);
-}
-
-void sign_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-               ptrdiff_t y_stride) {
-  low_bit_gemm<Sign>(w, x, group_begin, group_end, y, y_stride);
 }
 
 }  // namespace

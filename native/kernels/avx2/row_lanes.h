@@ -7,17 +7,17 @@
 
 #include <cstdint>
 
+#include "kernels/generic/group_scaled_gemm-inl.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-struct RowLanes {
-  using Floats = F32x8;
+struct RowLanes : OneGroup {
   // int16 budget: 8 units of two products of a code in its field (at most 12) and an int8 reach
   // 24576.
   using Sums = __m256i;
-  static constexpr int kGroups = 1, kSums = 12, kInputs = 3;
+  static constexpr int kSums = 12, kInputs = 3;
 
   template <int kBits>
   static constexpr int position(int field) {
@@ -50,14 +50,6 @@ struct RowLanes {
   YOCOBIT_INLINE static __m256i add(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
   YOCOBIT_INLINE static __m256i times_128(__m256i x) { return _mm256_slli_epi32(x, 7); }
   YOCOBIT_INLINE static Floats to_floats(__m256i x) { return {_mm256_cvtepi32_ps(x)}; }
-
-  YOCOBIT_INLINE static Floats load_scales(const uint16_t* scales, const uint16_t*) {
-    return load_f16(scales);
-  }
-  YOCOBIT_INLINE static Floats load_floats(const float* p, int n) { return load_first(p, n); }
-  YOCOBIT_INLINE static void store_floats(float* p, const Floats& x, int n) {
-    store_first(p, x, n);
-  }
 };
 
 }  // namespace

@@ -25,9 +25,6 @@ inline __m512i splat_block(const void* p) {
 }
 inline __m512i splat_byte(int value) { return _mm512_set1_epi8(static_cast<char>(value)); }
 
-// int32 budget: a lane adds 4 products of a code in its bit field of a nibble (at most 12) and an
-// activation for every 32 columns of a block's 32 bytes; below 2^24 columns that is less than 2^31.
-//
 // Write the outputs of kVectors vectors for each of 8 / kVectors tokens from the n-th on. A vector
 // has the sums of two rows in eight lanes each, and the first one those of rows `row` and row + 1.
 template <typename Format, int kVectors>
@@ -51,8 +48,7 @@ void write_rows(const __m512i* sums, const BitMatrix& w, const Int8Rows& x, int 
   const __m512 row_scales =
       kVectors == 4 ? _mm512_broadcast_f32x8(scales_of(w, row).v)
                     : _mm512_broadcast_f32x4(_mm256_castps256_ps128(scales_of(w, row).v));
-  const __m512i products =
-      _mm512_sub_epi32(_mm512_slli_epi32(ordered, Format::kFactor / 2), input_sums);
+  const __m512i products = _mm512_sub_epi32(_mm512_slli_epi32(ordered, Format::kShift), input_sums);
   const __m512 scaled =
       _mm512_mul_ps(_mm512_cvtepi32_ps(products), _mm512_mul_ps(scales, row_scales));
   const __mmask8 rows = rows_below(w.m - row);
@@ -78,7 +74,7 @@ void write_token(const __m512i* sums, const BitMatrix& w, const Int8Rows& x, int
   const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
   const __m256i all = _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, halves));
   const __m256i products =
-      _mm256_sub_epi32(_mm256_slli_epi32(all, Format::kFactor / 2), _mm256_set1_epi32(x.sums[n]));
+      _mm256_sub_epi32(_mm256_slli_epi32(all, Format::kShift), _mm256_set1_epi32(x.sums[n]));
   const __m256 scaled =
       _mm256_mul_ps(_mm256_cvtepi32_ps(products),
                     _mm256_mul_ps(_mm256_set1_ps(x.scales[n]), scales_of(w, row).v));
@@ -87,6 +83,9 @@ void write_token(const __m512i* sums, const BitMatrix& w, const Int8Rows& x, int
 
 // GEMV: a group by one token. Codes stay in their bit fields of the nibbles: each field has sums of
 // its own, shifted down at the end.
+//
+// int32 budget: a lane adds 4 products of a code in its bit field of a nibble (at most 12) and an
+// activation for every 32 columns of a block's 32 bytes; below 2^24 columns that is less than 2^31.
 template <typename Format>
 void gemv_group(const BitMatrix& w, const Int8Rows& x, int group, int n, float* y) {
   constexpr int kFields = 4 / Format::kBits, kMask = (1 << Format::kBits) - 1;

@@ -3,20 +3,14 @@
 #include "kernels/family.h"
 
 #include "kernels/avx512/code_dots.h"
-#include "kernels/avx512/group_scaled.h"
 #include "kernels/avx512/head_gemm.h"
 #include "kernels/avx512/low_bit_gemm.h"
 #include "kernels/avx512/probes.h"
 #include "kernels/avx512/vnni_rate.h"
-#include "kernels/generic/attention-inl.h"
-#include "kernels/generic/dense_gemm-inl.h"
-#include "kernels/generic/elementwise-inl.h"
-#include "kernels/generic/input_gradient-inl.h"
-#include "kernels/generic/quantize-inl.h"
-#include "kernels/generic/retention-inl.h"
+#include "kernels/generic/group_scaled.h"
+#include "kernels/generic/kernels-inl.h"
 #include "kernels/generic/row_kernels-inl.h"
-#include "kernels/generic/training_forward-inl.h"
-#include "kernels/generic/weight_gradient-inl.h"
+#include "kernels/generic/training_kernels-inl.h"
 
 namespace yocobit {
 
@@ -47,51 +41,17 @@ constinit const KernelFamily kFamily = {
     .base = &avx2::kFamily,
     .is_supported = is_supported,
     .is_emulated = YOCOBIT_IS_EMULATED,
-    .kernels =
-        {
-            .ternary_gemm = ternary_gemm,
-            .sign_gemm = sign_gemm,
-            .int8_gemm = int8_gemm,
-            .int4_gemm = int4_gemm,
-            .group_scaled_gemm = multiply_group_scaled,
-            .dense_gemm = dense_gemm,
-            .quantize_int8_row = quantize_int8_row,
-            .quantize_int16_row = quantize_int16_row,
-            .quantize_grouped_row = quantize_grouped_row,
-            .rms_norm = rms_norm,
-            .silu_multiply = silu_multiply,
-            .gelu_multiply = gelu_multiply,
-            .relu2_multiply = relu2_multiply,
-            .sign = sign,
-            .exponentials = exponentials,
-            .rope_interleaved = rope_interleaved,
-            .rope_half = rope_half,
-            .retain = retain,
-            .store = store_head,
-            .load = load_any_head,
-            .attend = attend<CodeDots>,
-            .combine = combine,
-            .normalize = normalize,
-            .add = add,
-            .add_scaled = add_scaled,
-        },
-    .training =
-        {
-            .quantize_rows = quantize_rows,
-            .pack = pack,
-            .project = project,
-            .pack_transposed = pack_transposed,
-            .input_gradient = input_gradient,
-            .weight_gradient = weight_gradient,
-        },
-    .rows =
-        {
-            .norm = norm,
-            .norm_gradient = norm_gradient,
-            .gate = gate,
-            .gate_gradient = gate_gradient,
-        },
-    .probes = {.read = nullptr, .multiply_add = &kMultiplyAddLoop},
+    .kernels = with_generic_kernels({
+        .ternary_gemm = low_bit_gemm<Ternary>,
+        .sign_gemm = low_bit_gemm<Sign>,
+        .int8_gemm = int8_gemm,
+        .int4_gemm = int4_gemm,
+        .group_scaled_gemm = multiply_group_scaled,
+        .attend = attend<CodeDots>,
+    }),
+    .training = kGenericTrainingKernels,
+    .rows = kGenericRowKernels,
+    .probes = {.multiply_add = &kMultiplyAddLoop},
 };
 
 }  // namespace avx512

@@ -65,15 +65,5 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
   }
 }
 
-void ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-                  ptrdiff_t y_stride) {
-  low_bit_gemm<Ternary>(w, x, group_begin, group_end, y, y_stride);
-}
-
-void sign_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-               ptrdiff_t y_stride) {
-  low_bit_gemm<Sign>(w, x, group_begin, group_end, y, y_stride);
-}
-
 }  // namespace
 }  // namespace yocobit::YOCOBIT_TARGET

@@ -20,15 +20,6 @@ struct VnniRows {
   YOCOBIT_INLINE static void transpose(const uint8_t* codes, size_t group_bytes, Vector* columns) {
     transpose_rows(codes, codes + group_bytes, columns);
   }
-  YOCOBIT_INLINE static Vector low_bits(Vector x, int n) {
-    return _mm512_and_si512(x, _mm512_set1_epi8(static_cast<char>((1 << n) - 1)));
-  }
-  YOCOBIT_INLINE static Vector shift_right(Vector x, int n) { return _mm512_srli_epi16(x, n); }
-  YOCOBIT_INLINE static Vector splat_four(const int8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof four);
-    return _mm512_set1_epi32(four);
-  }
   YOCOBIT_INLINE static Vector dot(Vector sum, Vector codes, Vector x) {
     return dot_bytes(sum, codes, x);
   }
@@ -38,8 +29,8 @@ struct VnniRows {
   YOCOBIT_INLINE static void write(Vector sum, const BitMatrix& w, const Int8Rows& x, int row,
                                    int n, float* y) {
     const __m512i ordered = _mm512_shuffle_i64x2(sum, sum, _MM_SHUFFLE(3, 1, 2, 0));
-    const __m512i product = _mm512_sub_epi32(_mm512_slli_epi32(ordered, Format::kFactor / 2),
-                                             _mm512_set1_epi32(x.sums[n]));
+    const __m512i product =
+        _mm512_sub_epi32(_mm512_slli_epi32(ordered, Format::kShift), _mm512_set1_epi32(x.sums[n]));
     const __mmask16 rows = lanes_below(w.m - row);
     const __m512 scales =
         w.row_scales ? _mm512_maskz_loadu_ps(rows, w.row_scales + row) : _mm512_set1_ps(w.scale);

@@ -44,14 +44,14 @@ constinit const KernelFamily kFamily = {
     .is_emulated = YOCOBIT_IS_EMULATED,
     .kernels =
         {
-            .ternary_gemm = ternary_gemm,
-            .sign_gemm = sign_gemm,
-            .int8_gemm = int8_gemm,
+            .ternary_gemm = low_bit_gemm<Ternary>,
+            .sign_gemm = low_bit_gemm<Sign>,
+            .int8_gemm = int8_gemm<Int8Dots>,
             .int4_gemm = int4_gemm,
             .group_scaled_gemm = group_scaled_gemm<VnniRowLanes>,
             .attend = attend<CodeDots>,
         },
-    .probes = {.read = nullptr, .multiply_add = &kVnniLoop},
+    .probes = {.multiply_add = &kVnniLoop},
 };
 
 }  // namespace YOCOBIT_TARGET

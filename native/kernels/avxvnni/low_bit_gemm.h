@@ -44,15 +44,6 @@ struct VnniRows {
     yocobit::YOCOBIT_TARGET::transpose(rows);
     for (int c = 0; c < 8; ++c) columns[c] = _mm256_castps_si256(rows[c].v);
   }
-  YOCOBIT_INLINE static Vector low_bits(Vector x, int n) {
-    return _mm256_and_si256(x, _mm256_set1_epi8(static_cast<char>((1 << n) - 1)));
-  }
-  YOCOBIT_INLINE static Vector shift_right(Vector x, int n) { return _mm256_srli_epi16(x, n); }
-  YOCOBIT_INLINE static Vector splat_four(const int8_t* p) {
-    int32_t four;
-    __builtin_memcpy(&four, p, sizeof four);
-    return _mm256_set1_epi32(four);
-  }
   YOCOBIT_INLINE static Vector dot(Vector sum, Vector codes, Vector x) {
     return dot_bytes(sum, codes, x);
   }
@@ -99,16 +90,6 @@ void low_bit_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int gr
   for (; group < group_end; ++group) {
     gemm_group<Int32Dots, Format>(w, x, group, token, y, y_stride);
   }
-}
-
-void ternary_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-                  ptrdiff_t y_stride) {
-  low_bit_gemm<Ternary>(w, x, group_begin, group_end, y, y_stride);
-}
-
-void sign_gemm(const BitMatrix& w, const Int8Rows& x, int group_begin, int group_end, float* y,
-               ptrdiff_t y_stride) {
-  low_bit_gemm<Sign>(w, x, group_begin, group_end, y, y_stride);
 }
 
 }  // namespace

@@ -35,6 +35,28 @@ struct ScaledCodes {
   static constexpr int kFields = 8 / bits;  // of a byte; each holds kActivationGroup columns
 };
 
+// Call run with the ScaledCodes of a matrix.
+template <typename Run>
+void with_format(const GroupScaledMatrix& w, const Run& run) {
+  if (w.bits == 1) return run(ScaledCodes<1, -1, 2>{});
+  if (w.step == 1) return run(ScaledCodes<2, -1, 1>{});
+  run(ScaledCodes<2, -3, 2>{});
+}
+
+// The floats of `Lanes` of one group.
+struct OneGroup {
+  using Floats = F32x8;
+  static constexpr int kGroups = 1;
+
+  YOCOBIT_INLINE static Floats load_scales(const uint16_t* scales, const uint16_t*) {
+    return load_f16(scales);
+  }
+  YOCOBIT_INLINE static Floats load_floats(const float* p, int n) { return load_first(p, n); }
+  YOCOBIT_INLINE static void store_floats(float* p, const Floats& x, int n) {
+    store_first(p, x, n);
+  }
+};
+
 constexpr int kUnits = 8;        // of a block: four bytes of each row
 constexpr int kUnitBytes = 32;   // of a group of rows
 constexpr int kScaleFields = 4;  // bit fields with one scale of 128 columns, or two of 64
@@ -254,14 +276,11 @@ void group_scaled_gemm(const GroupScaledMatrix& w, const GroupedRows& x, int gro
 template <typename Lanes>
 void group_scaled_gemm(const GroupScaledMatrix& w, const GroupedRows& x, int group_begin,
                        int group_end, float* y, ptrdiff_t y_stride) {
-  const auto run = [&]<typename Format>(Format) {
+  with_format(w, [&]<typename Format>(Format) {
     const auto gemm =
         x.n_parts == 1 ? group_scaled_gemm<Lanes, Format, 1> : group_scaled_gemm<Lanes, Format, 2>;
     gemm(w, x, group_begin, group_end, y, y_stride);
-  };
-  if (w.bits == 1) return run(ScaledCodes<1, -1, 2>{});
-  if (w.step == 1) return run(ScaledCodes<2, -1, 1>{});
-  run(ScaledCodes<2, -3, 2>{});
+  });
 }
 
 }  // namespace

@@ -10,12 +10,12 @@ namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
 // A format of weights: bits of a code, columns of a byte, and the value of a code,
-// code * kFactor - 1: sum w x = kFactor * sum code x - sum x.
+// code * kFactor - 1: sum w x = kFactor * sum code x - sum x. kFactor is 2^kShift.
 struct Ternary {
-  static constexpr int kBits = 2, kFactor = 1, kColumns = 4;
+  static constexpr int kBits = 2, kFactor = 1, kShift = 0, kColumns = 4;
 };
 struct Sign {
-  static constexpr int kBits = 1, kFactor = 2, kColumns = 8;
+  static constexpr int kBits = 1, kFactor = 2, kShift = 1, kColumns = 8;
 };
 
 template <typename Format>

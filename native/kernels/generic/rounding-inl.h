@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "simd/target.h"
+#include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
@@ -23,6 +23,20 @@ struct Rounding {
     scale = largest / static_cast<float>(levels);
   }
 };
+
+// Of the rows of a group, from the bits of their largest magnitudes: store the scales and return
+// the factors.
+inline F32x8 round_rows(const I32x8& largest_bits, float smallest, int levels, float* scales) {
+  int32_t largest[kRowsPerGroup];
+  float factors[kRowsPerGroup];
+  store(largest, largest_bits);
+  for (int r = 0; r < kRowsPerGroup; ++r) {
+    const Rounding rounding(static_cast<uint32_t>(largest[r]), smallest, levels);
+    factors[r] = rounding.factor;
+    scales[r] = rounding.scale;
+  }
+  return load(factors);
+}
 
 }  // namespace
 }  // namespace yocobit::YOCOBIT_TARGET

@@ -146,5 +146,12 @@ void gate_gradient(const float* grad, const GatedRows& rows, const float* r, con
   }
 }
 
+constexpr RowKernels kGenericRowKernels = {
+    .norm = norm,
+    .norm_gradient = norm_gradient,
+    .gate = gate,
+    .gate_gradient = gate_gradient,
+};
+
 }  // namespace
 }  // namespace yocobit::YOCOBIT_TARGET

@@ -116,10 +116,8 @@ void project(const MasterWeights& p, const uint8_t* codes, const Int8Rows& x, in
   for (int token = begin; token < end; token += kTokenBlock) {
     const int n = end - token < kTokenBlock ? end - token : kTokenBlock;
     const auto write = [&](int group, const int32_t (*totals)[kTokenBlock]) {
-      int i = 0;
-      for (; group >= n_groups(p.weights[i]); ++i) group -= n_groups(p.weights[i]);
+      const auto [i, m] = rows_of_group(p, group);
       const MasterWeight& weight = p.weights[i];
-      const int m = group * kRowsPerGroup;
       const int n_rows = weight.m - m < kRowsPerGroup ? weight.m - m : kRowsPerGroup;
       write_group<kTokenBlock>(totals, n_rows, x.scales + token, splat(weight.scale), n,
                                ys[i] + static_cast<ptrdiff_t>(token) * weight.m + m, weight.m);

@@ -6,9 +6,6 @@
 //   kVectors, kTokens              of a register tile
 //   transpose(codes, group_bytes, columns)
 //                                  columns[c], bytes 4c to 4c + 3 of a block of each row
-//   low_bits(x, n)                 the low n bits of each byte
-//   shift_right(x, n)              of pairs of bytes
-//   splat_four(p)                  four bytes in each lane
 //   dot(sum, codes, x)             each lane: sum + four products of bytes
 //   write<Format>(sum, w, x, row, n, y)
 //                                  the outputs of a token and the vector's rows, from `row` on
@@ -24,6 +21,29 @@
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
+
+// The low n bits of each byte.
+template <typename Rows>
+YOCOBIT_INLINE typename Rows::Vector low_bits(typename Rows::Vector x, int n) {
+  typedef uint8_t Bytes __attribute__((vector_size(sizeof x)));
+  return (typename Rows::Vector)((Bytes)x & static_cast<uint8_t>((1 << n) - 1));
+}
+
+// Of pairs of bytes.
+template <typename Rows>
+YOCOBIT_INLINE typename Rows::Vector shift_right(typename Rows::Vector x, int n) {
+  typedef uint16_t Pairs __attribute__((vector_size(sizeof x)));
+  return (typename Rows::Vector)((Pairs)x >> static_cast<uint16_t>(n));
+}
+
+// Four bytes in each lane.
+template <typename Rows>
+YOCOBIT_INLINE typename Rows::Vector splat_four(const int8_t* p) {
+  typedef int32_t Fours __attribute__((vector_size(sizeof(typename Rows::Vector))));
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof four);
+  return (typename Rows::Vector)(Fours{} + four);
+}
 
 template <typename Rows>
 constexpr int kVnniGroups = Rows::kGroups * Rows::kVectors;
@@ -44,8 +64,8 @@ void pack_vnni(const uint8_t* codes, size_t group_bytes, int n_blocks,
       for (int field = 0; field < Format::kColumns; ++field) {
 #pragma GCC unroll 8
         for (int c = 0; c < 8; ++c) {
-          vnni[(8 * field + c) * kVectors + v] = Rows::low_bits(columns[c], Format::kBits);
-          columns[c] = Rows::shift_right(columns[c], Format::kBits);
+          vnni[(8 * field + c) * kVectors + v] = low_bits<Rows>(columns[c], Format::kBits);
+          columns[c] = shift_right<Rows>(columns[c], Format::kBits);
         }
       }
     }
@@ -90,7 +110,7 @@ template <typename Rows, typename Format, int kTokens>
       for (int v = 0; v < kVectors; ++v) weights[v] = vnni[v];
 #pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
-        const auto xs = Rows::splat_four(inputs + t * stride);
+        const auto xs = splat_four<Rows>(inputs + t * stride);
 #pragma GCC unroll 8
         for (int v = 0; v < kVectors; ++v) sums[t][v] = Rows::dot(sums[t][v], weights[v], xs);
       }

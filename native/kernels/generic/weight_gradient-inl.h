@@ -35,15 +35,8 @@ void round_group(const float* grads, int M, int m, const float* x_scales, int n,
   };
   I32x8 largest_bits = splat_i32(0);
   for (int t = 0; t < n; ++t) largest_bits = max(largest_bits, magnitude_bits(value(t)));
-  int32_t largest[kRowsPerGroup];
-  float factors[kRowsPerGroup];
-  store(largest, largest_bits);
-  for (int r = 0; r < kRowsPerGroup; ++r) {
-    const Rounding rounding(static_cast<uint32_t>(largest[r]), kSmallestGradient, kGradientLevels);
-    factors[r] = rounding.factor;
-    codes->scales[r] = rounding.scale;
-  }
-  const F32x8 factor = load(factors);  // 0, where a value is not finite: so are its codes
+  // 0, where a value is not finite: so are its codes.
+  const F32x8 factor = round_rows(largest_bits, kSmallestGradient, kGradientLevels, codes->scales);
   for (int t = 0; t < n; t += 2) {
     const F32x8 second = t + 1 < n ? mul(value(t + 1), factor) : zero();
     alignas(32) int32_t pairs[kRowsPerGroup];
@@ -96,16 +89,8 @@ void weight_gradient_tile(const MasterWeights& p, const float* const* grads, con
                           int begin, int end, float* const* grad_ws) {
   alignas(64) GroupCodes groups[kTileGroups];
   alignas(64) Int16Pairs::Vector columns[kBlockPairs][kPanelVectors];
-  struct {
-    int weight, m;
-  } first_rows[kTileGroups];
-  int weight = 0, first_group = 0;
-  for (int group = begin; group < end; ++group) {
-    while (group - first_group >= n_groups(p.weights[weight])) {
-      first_group += n_groups(p.weights[weight++]);
-    }
-    first_rows[group - begin] = {weight, (group - first_group) * kRowsPerGroup};
-  }
+  WeightRows first_rows[kTileGroups];
+  for (int group = begin; group < end; ++group) first_rows[group - begin] = rows_of_group(p, group);
   for (int token = 0; token < x.n; token += kGradientBlock) {
     const int n = x.n - token < kGradientBlock ? x.n - token : kGradientBlock;
     const int n_pairs = (n + 1) / 2;

@@ -40,9 +40,7 @@ constinit const KernelFamily kFamily = {
             .int4_gemm = int4_gemm<Int4PairDots>,
             .attend = attend<CodeDots<PairParts>>,
         },
-    .training = {},
-    .rows = {},
-    .probes = {.read = nullptr, .multiply_add = &kMultiplyAddLoop},
+    .probes = {.multiply_add = &kMultiplyAddLoop},
 };
 
 }  // namespace i8mm

@@ -1,7 +1,7 @@
 // Apart from family.cpp, so that its size does not change what the compiler inlines in the other
 // kernels.
 
-#include "kernels/neon/group_scaled.h"
+#include "kernels/generic/group_scaled.h"
 
 #include "kernels/generic/group_scaled_gemm-inl.h"
 #include "kernels/neon/row_lanes.h"

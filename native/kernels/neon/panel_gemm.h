@@ -44,10 +44,10 @@ template <typename Format, typename Products>
 void unpack(const uint8_t* codes, int n_blocks, int8_t* panel) {
   const uint8x16_t mask = vdupq_n_u8((1 << Format::kBits) - 1);
   for (int block = 0; block < n_blocks; ++block, codes += kRowsPerGroup * kBlockBytes) {
-    __builtin_prefetch(codes + kPrefetchBytes);
-    __builtin_prefetch(codes + kPrefetchBytes + 64);
-    __builtin_prefetch(codes + kPrefetchBytes + 128);
-    __builtin_prefetch(codes + kPrefetchBytes + 192);
+#pragma GCC unroll 4
+    for (int byte = 0; byte < kRowsPerGroup * kBlockBytes; byte += kCacheLine) {
+      __builtin_prefetch(codes + byte + kPrefetchBytes);
+    }
     for (int column = 0; column < kBlockBytes; column += 16) {
       uint8x16_t vectors[kRowsPerGroup];
       Products::load(codes + column, vectors);

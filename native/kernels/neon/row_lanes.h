@@ -7,19 +7,19 @@
 
 #include <cstdint>
 
+#include "kernels/generic/group_scaled_gemm-inl.h"
 #include "kernels/neon/dots.h"
 #include "simd/lanes.h"
 
 namespace yocobit::YOCOBIT_TARGET {
 namespace {
 
-struct RowLanes {
-  using Floats = F32x8;
+struct RowLanes : OneGroup {
   struct Codes {
     uint8x16_t low, high;  // rows 0-3 and 4-7
   };
   using Sums = I32x8;
-  static constexpr int kGroups = 1, kSums = 8, kInputs = 2;
+  static constexpr int kSums = 8, kInputs = 2;
 
   template <int kBits>
   static constexpr int position(int field) {
@@ -57,14 +57,6 @@ struct RowLanes {
   }
   YOCOBIT_INLINE static Floats to_floats(const I32x8& x) {
     return {vcvtq_f32_s32(x.low), vcvtq_f32_s32(x.high)};
-  }
-
-  YOCOBIT_INLINE static Floats load_scales(const uint16_t* first, const uint16_t*) {
-    return load_f16(first);
-  }
-  YOCOBIT_INLINE static Floats load_floats(const float* p, int n) { return load_first(p, n); }
-  YOCOBIT_INLINE static void store_floats(float* p, const Floats& x, int n) {
-    store_first(p, x, n);
   }
 };
 
