@@ -308,7 +308,8 @@ uint64_t int8_gemm(const KernelFamily& family) {
   for (const Shape& shape :
        {Shape{1, 8, 1}, Shape{4, 16, 2}, Shape{11, 264, 5}, Shape{9, 2560, 4}, Shape{5, 8200, 3},
         Shape{70, 8, 16}, Shape{37, 1096, 17}, Shape{9, 2184, 33}, Shape{34, 136, 130},
-        Shape{3, 8200, 32}, Shape{3, 16392, 16}, Shape{3, 140000, 1}}) {  // sums beyond int32
+        Shape{6, 48, 1}, Shape{9, 2584, 3}, Shape{3, 8200, 32}, Shape{3, 16392, 16},
+        Shape{3, 140000, 1}}) {  // sums beyond int32
     for (const Fill fill : {Fill::random, Fill::largest, Fill::smallest, Fill::zeros}) {
       int8_case(family, shape, fill, checksum);
     }

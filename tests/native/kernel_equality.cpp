@@ -19,7 +19,7 @@ struct Test {
 const Test kTests[] = {
     {"ternary_gemm", ternary_gemm, 0x0dace855b89c1d5b},
     {"sign_gemm", sign_gemm, 0x4db0b63e001aa440},
-    {"int8_gemm", int8_gemm, 0x2c6c4a67e373b3e7},
+    {"int8_gemm", int8_gemm, 0x5b9dd3988089b42d},
     {"int4_gemm", int4_gemm, 0x0b5c67b09d8d8697},
     {"group_scaled_gemm", group_scaled_gemm, 0x46e88d9071b02293},
     {"dense_gemm", dense_gemm, 0x40bd5b7ebbd38b59},

@@ -19,7 +19,7 @@ namespace {
 struct Int8Dots {
   // int32 budget: a lane gets a sixteenth of the columns as pairs, 2 * 127 * 16383 at most each,
   // and 512 of those stay below 2^31.
-  static constexpr int kColumnsPerWidening = 512 * 16;
+  static constexpr int kColumnsPerWidening = 512 * 16, kSets = 2;
   using Weights = __m256i;
   using Inputs = __m256i;
   using Sums = __m256i;

@@ -7,6 +7,8 @@
 //   add(sums, weights, inputs)     the new sums
 //   int64_t total(sums)
 //   kColumnsPerWidening            columns whose sums fit int32; a multiple of 16
+//   kSets                          1 or 2, of sums: a single token uses them in turn, to cover the
+//                                  latency of add
 //
 // Letters:  M output features   K input features   N tokens
 #pragma once
@@ -28,15 +30,18 @@ void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
   const int8_t* weights = static_cast<const int8_t*>(w.values) + static_cast<size_t>(m) * w.k;
   const int8_t* next = weights + static_cast<size_t>(kRows) * w.k;  // tile
   const int16_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  constexpr int kSets = kTokens == 1 ? Dots::kSets : 1;
   int64_t totals[kRows][kTokens] = {};
   for (int begin = 0; begin < w.k; begin += Dots::kColumnsPerWidening) {
     const int left = w.k - begin;
     const int end = left < Dots::kColumnsPerWidening ? w.k : begin + Dots::kColumnsPerWidening;
-    typename Dots::Sums sums[kRows][kTokens];
-    for (auto& row : sums) {
-      for (auto& sum : row) sum = Dots::zero();
+    typename Dots::Sums sums[kSets][kRows][kTokens];
+    for (auto& set : sums) {
+      for (auto& row : set) {
+        for (auto& sum : row) sum = Dots::zero();
+      }
     }
-    const auto add_columns = [&]<int kColumns>(int k) {
+    const auto add_columns = [&]<int kColumns>(int k, auto& set) {
       __builtin_prefetch(next + static_cast<size_t>(k) * kRows);
       typename Dots::Inputs xs[kTokens];
 #pragma GCC unroll 2
@@ -48,14 +53,23 @@ void int8_tile(const DenseMatrix& w, const Int16Rows& x, int m, int n, float* y,
         const int8_t* row = weights + static_cast<size_t>(r) * w.k + k;
         const typename Dots::Weights of_row = Dots::template weights<kColumns>(row);
 #pragma GCC unroll 2
-        for (int t = 0; t < kTokens; ++t) sums[r][t] = Dots::add(sums[r][t], of_row, xs[t]);
+        for (int t = 0; t < kTokens; ++t) set[r][t] = Dots::add(set[r][t], of_row, xs[t]);
       }
     };
     int k = begin;
-    for (; k + 16 <= end; k += 16) add_columns.template operator()<16>(k);
-    if (k < end) add_columns.template operator()<8>(k);
-    for (int r = 0; r < kRows; ++r) {
-      for (int t = 0; t < kTokens; ++t) totals[r][t] += Dots::total(sums[r][t]);
+    for (; k + 16 * kSets <= end; k += 16 * kSets) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kSets; ++i) add_columns.template operator()<16>(k + 16 * i, sums[i]);
+    }
+    if (kSets == 2 && k + 16 <= end) {
+      add_columns.template operator()<16>(k, sums[0]);
+      k += 16;
+    }
+    if (k < end) add_columns.template operator()<8>(k, sums[0]);
+    for (const auto& set : sums) {
+      for (int r = 0; r < kRows; ++r) {
+        for (int t = 0; t < kTokens; ++t) totals[r][t] += Dots::total(set[r][t]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {

@@ -16,7 +16,7 @@ namespace {
 struct Int8Dots {
   // int32 budget: a lane adds 4 products of at most 128 * 128 for every 16 columns; 2^16 columns
   // reach 2^28.
-  static constexpr int kColumnsPerWidening = 1 << 16;
+  static constexpr int kColumnsPerWidening = 1 << 16, kSets = 1;
   using Weights = int8x16_t;
   using Inputs = Parts;
   struct Sums {
