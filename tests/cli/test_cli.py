@@ -205,12 +205,21 @@ def test_the_help_of_a_command_lists_its_options_and_examples(command):
         assert f"\n  {example}\n" in result.stdout
 
 
-def test_the_help_lists_every_command_with_a_summary_that_is_not_cut():
-    lines = run("--help").stdout.splitlines()
+def test_the_help_lists_every_command_in_one_line_of_80_columns():
+    lines = run("--help", variables={"COLUMNS": "80"}).stdout.splitlines()
     summaries = dict(line.split(maxsplit=1) for line in lines[lines.index("Commands:") + 1 :][:16])
 
     assert summaries.keys() == OPTIONS.keys()
     assert all(summary.endswith(".") and "..." not in summary for summary in summaries.values())
+
+
+def test_the_help_wraps_summaries_on_a_narrow_terminal():
+    shown = run("--help", variables={"COLUMNS": "50"}).stdout
+
+    assert "..." not in shown
+    assert "Predict the speed of a model and its place in caches and memory." in " ".join(
+        shown.split()
+    )
 
 
 @pytest.mark.parametrize("example", [each for some in EXAMPLES.values() for each in some])
@@ -239,6 +248,7 @@ def test_train_pack_verify_and_generate_work_in_sequence(project):
     pack = run("pack", trained_run, model)
     assert pack.returncode == 0, pack.stderr
     assert "ternary weights" in pack.stdout
+    assert pack.stderr == f"run it with: yocobit chat {model}\n"
 
     assert run("verify", model).stdout.endswith("every byte matches its hash\n")
     generated = run("generate", "def ", "--model", model, "--max-tokens", 5)
@@ -507,7 +517,8 @@ def test_bench_json_of_a_shape_without_a_model():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["needs either MODEL or --shape"]),
+        ([], ["needs either MODEL or --shape; try: yocobit bench tiny"]),
+        (["tiny", "--shape", "nano"], ["has both: 'tiny' and --shape 'nano'; leave one out"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
         (["--shape", "nano", "--cache", "q8"], ["--cache must be one of f32,", "but is 'q8'"]),
         (["--shape", "nano", "-d", "4000000000"], ["GB are available", "smaller --depth"]),
@@ -583,7 +594,8 @@ def test_plan_draws_a_picture_and_requires_matplotlib(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["needs either MODEL or --shape"]),
+        ([], ["needs either MODEL or --shape; try: yocobit plan tiny"]),
+        (["tiny", "--shape", "nano"], ["has both: 'tiny' and --shape 'nano'; leave one out"]),
         (["--shape", "7b"], ["--shape must be one of 2b4t,", "but is '7b'"]),
         (["--shape", "nano", "--machine", "tpu"], ["--machine must be one of here,", "'tpu'"]),
         (["--shape", "nano", "--machine", "groq", "-t", "2"], ["--threads requires", "leave it"]),

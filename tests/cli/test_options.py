@@ -122,11 +122,20 @@ def test_every_command_has_arguments_here():
         (["pull", "tiny"], "tiny: is part of the package; run it with: yocobit chat tiny"),
         (["import", "model.gguf", "out"], "was truncated: it ends after 4 bytes"),
         (["train", ".", "--out", "out"], "no file in this directory ends in .txt, "),
+        (["pull", "https://a.org/b"], "https://a.org/b: must be a GGUF file, a Hugging Face"),
+        (["verify", "tiny", "--against", "missing"], "missing: no such file or directory"),
+        (
+            ["chat", "my.txt"],
+            "is text, not a model; train a model on it with: yocobit train my.txt",
+        ),
+        (["serve", "missing", "--port", "0"], "error: missing: no such directory; name the"),
     ],
 )
 def test_the_error_of_another_kind_of_model_names_the_remedy(arguments, words, tmp_path, capfd):
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "config.json").write_text("{}")
+    if "my.txt" in arguments:
+        (tmp_path / "my.txt").write_text("my")
     if "model.gguf" in arguments:
         (tmp_path / "model.gguf").write_bytes(b"GGUF")
 
@@ -216,14 +225,19 @@ def test_a_random_seed_gives_other_texts(capfd):
         (["generate", "-n"], "option '-n' requires an argument"),
         (["generate", "a", "b", "c"], "got unexpected extra argument(s) (c)"),
         (["generate", "a", "tiny", "-m", "tiny"], "MODEL must be given once but is given as an"),
-        (["train"], "missing argument 'TEXT|CONFIG' (see yocobit train --help)"),
-        (["plan", "--cache", "q8"], "invalid value for '--cache': 'q8' is not one of 'f32', "),
+        (["train"], "missing argument 'TEXT|CONFIG'; try: yocobit train my.txt --out runs/mine"),
+        (["train", "my.txt"], "missing option '--out'; try: yocobit train my.txt --out runs/mine"),
+        (["chat", "tiny", "--system"], "option '--system' requires an argument (see yocobit chat"),
+        (["plan", "--cache", "q8"], "--cache must be one of f32, f16, int8, int4 but is 'q8'"),
+        (["bench", "--weights", "ternay"], "--weights must be one of ternary, ternary_row, sign, "),
+        (["bench", "--shape", "2b"], "--shape must be one of 2b4t, falcon3-3b, "),
+        (["plan", "--shape", "2b4t-yco"], "--shape must be one of 2b4t, falcon3-3b, "),
         (["generate", "a", "\x1b[31m", "\nb"], "got unexpected extra argument(s) ("),
         (["chat", "--temp", "1"], "no such option: --temp; did you mean --temperature? (see"),
         (["chat", "--ctx-size", "1"], "no such option: --ctx-size; did you mean --context? (see"),
         (["generate", "-c", "1"], "no such option: -c (see yocobit generate --help)"),
         (["run", "tiny"], "no such command 'run'; did you mean 'chat'? (see yocobit --help)"),
-        (["export", "a", "b"], "missing option '--to'; choose from: gguf, hf (see yocobit export"),
+        (["export", "a", "b"], "missing option '--to'; choose from: gguf, hf; try: yocobit export"),
         (["generate", "a", "--temperature", "-1"], "--temperature must be between 0 and 100 but"),
         (["generate", "a", "--top-p", "2"], "--top-p must be above 0 and at most 1 but is 2.0"),
         (["generate", "a", "--stop", ""], "--stop must hold strings of at least one character"),
@@ -236,6 +250,22 @@ def test_a_usage_error_is_one_line(arguments, line, capfd):
 
     assert is_one_line(*error)
     assert error[1].startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["bench", "--weights", "ternay"], "ternary"),
+        (["bench", "--shape", "2b"], "2b4t"),
+        (["plan", "--shape", "2b4t-yco"], "2b4t-yoco"),
+        (["plot", "runs", "--x", "steps"], "step"),
+    ],
+)
+def test_the_error_of_a_misspelt_name_suggests_the_nearest(arguments, name, capfd):
+    error = outcome(capfd, *arguments)
+
+    assert is_one_line(*error)
+    assert f"; did you mean {name}?" in error[1]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_the_reason_names_when_a_larger_model_is_taken(tmp_path):
     _, some_text = configure(str(file_of(tmp_path, 20_000_000)))
 
     assert small_text == (
-        "preset nano: 0.0 MB of text, 1 minutes on 2 threads; tiny needs 0.4 MB and 2 minutes"
+        "preset nano: 0.0 MB of text, 1 minute on 2 threads; tiny needs 0.4 MB and 2 minutes"
     )
     assert some_text == (
         "preset tiny: 20 MB of text, 10 minutes on 2 threads; small needs 100 MB and 12 hours"
@@ -82,6 +82,17 @@ def test_evaluations_are_spread_over_the_run(tmp_path, size, minutes, every):
     config, _ = configure(str(file_of(tmp_path, size)), minutes=minutes)
 
     assert config.run.eval_every == config.run.checkpoint_every == config.run.sample_every == every
+
+
+@pytest.mark.parametrize(
+    ("seconds", "n_warmup"), [(0.1, 20), (1.2, 20), (2.0, 12), (60.0, 1), (1000.0, 1)]
+)
+def test_the_warmup_of_a_short_run_is_a_fifth_of_its_steps(tmp_path, seconds, n_warmup):
+    path = str(file_of(tmp_path, 1000))
+
+    config, _ = configure(path, minutes=2, step_seconds=lambda config, enough_s: seconds)
+
+    assert config.schedule.warmup_steps == n_warmup
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+
 from yocobit.config import PRESETS, SELF_ATTENTION_DEFAULTS, Mixer, ModelConfig
-from yocobit.errors import UserError
+from yocobit.errors import UserError, shown
 
 
 def transformer(
@@ -102,5 +104,10 @@ def named_shape(name: str) -> ModelConfig:
     stacks = {**PRESETS, **{f"{key}-yoco": yoco(config) for key, config in SHAPES.items()}}
     named = {**SHAPES, **stacks, **{f"{key}-gmu": gmu(config) for key, config in stacks.items()}}
     if name not in named:
-        raise UserError(f"--shape must be one of {', '.join(named)} but is {name!r}")
+        close = difflib.get_close_matches(name, named, n=1)
+        raise UserError(
+            f"--shape must be one of {', '.join((*SHAPES, *PRESETS))}, or a variant such as "
+            f"2b4t-yoco or small-gmu, but is {shown(name)}"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
     return named[name]

@@ -5,6 +5,7 @@ A user's mistake ends with one line on standard error and exit code 2, Ctrl-C wi
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -81,10 +82,10 @@ def run(arguments: list[str]) -> None:
     except typer.Exit as ended:
         sys.exit(ended.exit_code)
     except _UsageError as error:
-        raise UserError(_usage_line(error)) from None
+        raise UserError(_usage_line(error, arguments[0])) from None
 
 
-def _usage_line(error: Any) -> str:
+def _usage_line(error: Any, command: str) -> str:
     """Return the message of a usage error and where to find help, as one line."""
     message = error.format_message().rstrip(".")
     option = getattr(error, "param", None)
@@ -93,16 +94,30 @@ def _usage_line(error: Any) -> str:
         is_variable = source is not None and source.name == "ENVIRONMENT"
         return f"{option.envvar if is_variable else option.opts[0]} {error.message}"
     message = message.replace("Value error, ", "")  # of pydantic
+    message = re.sub("^Invalid value for '(.*?)': '(.*)' is not one of (.*)$", _one_of, message)
     if hasattr(error, "possibilities") and (given := getattr(error, "option_name", None)):
         message = f"no such option: {given}{_did_you_mean(_closest_options(given, error))}"
-    elif (found := re.match("No such command '(.*?)'", message)) and found[
-        1
-    ] in _COMMANDS_ELSEWHERE:
-        message = f"{found[0]}{_did_you_mean([repr(_COMMANDS_ELSEWHERE[found[1]])])}"
+    elif (found := re.match("No such command '(.*?)'", message)) and (
+        name := _COMMANDS_ELSEWHERE.get(found[1])
+    ):
+        message = f"{found[0]}{_did_you_mean([repr(name)])}"
     message = message.replace(". Did you mean", "; did you mean")  # of commands
     message = " ".join(message.replace(". Choose from:", "; choose from:").split())
-    path = error.ctx.command_path if error.ctx else "yocobit"
+    if error.ctx is None and command in _COMMANDS:  # an option of the command lacks its value
+        path = f"yocobit {command}"
+    else:
+        path = error.ctx.command_path if error.ctx else "yocobit"
+    if message.startswith("Missing ") and command in _COMMANDS:
+        message += f"; try: {help.EXAMPLES[command][0]}"
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
+
+
+def _one_of(found: re.Match[str]) -> str:
+    """Return the error of a value that is not one of a few names."""
+    option, value, names = found.groups()
+    names = names.replace("'", "")
+    close = difflib.get_close_matches(value, names.split(", "), n=1)
+    return f"{option} must be one of {names} but is {value!r}{_did_you_mean(close)}"
 
 
 def _closest_options(given: str, error: Any) -> list[str]:

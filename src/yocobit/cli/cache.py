@@ -10,9 +10,11 @@ from typing import Annotated
 
 import typer
 
+from yocobit import packing
 from yocobit.cli.options import ImportHead, ImportWeights, Json, TokenizerFrom
 from yocobit.cli.output import print_json, progress, say
 from yocobit.errors import ConfigError, printable
+from yocobit.packing.format import is_packed
 
 Source = Annotated[
     str,
@@ -30,7 +32,7 @@ def pull(
     weights: ImportWeights = None,
     tokenizer: TokenizerFrom = None,
 ) -> None:
-    """Download and convert a model, unless the cached one is up to date.
+    """Download and convert a model, or update the cached one.
 
     Supported models, with their size on disk: microsoft/bitnet-b1.58-2B-4T 0.85 GB,
     prism-ml/Bonsai-8B-gguf 1.2 GB, tiiuae/Falcon3-3B-Instruct-1.58bit 1.4 GB,
@@ -97,6 +99,8 @@ def packed(model: Path) -> Path:
     path = packed_or_trained(model)
     if (fault := hub.not_packed(path)) is not None:
         raise ConfigError(f"{as_typed(path)}: {fault}")
+    if not is_packed(path):
+        packing.read_model(path)  # its error names the path as it is here, not as it is resolved
     return path
 
 

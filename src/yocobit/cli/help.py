@@ -54,8 +54,8 @@ EXAMPLES = {
         "yocobit import model.gguf models/mine --head int4",
     ),
     "export": (
-        "yocobit export models/mine mine.gguf --to gguf",
-        "yocobit export tiny tiny-hf --to hf",
+        "yocobit export models/falcon3 falcon3.gguf --to gguf",
+        "yocobit export models/2b4t 2b4t-hf --to hf",
     ),
     "eval": (
         "yocobit eval tiny README.md",
@@ -142,6 +142,10 @@ class _Context(typer.Context):
 
 class _Command(typer.core.TyperCommand):
     context_class = _Context
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return the first sentence of the help; the list of commands wraps a long one."""
+        return super().get_short_help_str(sys.maxsize)
 
     def format_epilog(self, context: Any, formatter: Any) -> None:
         _write_epilog(self.epilog, formatter)

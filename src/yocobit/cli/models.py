@@ -14,7 +14,7 @@ from yocobit.cli.cache import packed
 from yocobit.cli.options import Json, ModelPath
 from yocobit.cli.output import columns, print_json, progress, say, styled
 from yocobit.costs import describe, folded, summarize
-from yocobit.errors import USER_ERROR, printable
+from yocobit.errors import USER_ERROR, ConfigError, printable
 from yocobit.packing import PackedModel
 
 
@@ -59,7 +59,10 @@ def verify(
 def _compare(name: Path, model: Path, against: str, as_json: bool) -> None:
     from yocobit import hub, importers
 
-    source = importers.open_checkpoint(hub.source(against, say))
+    path = hub.source(against, say)
+    if not path.exists():
+        raise ConfigError(hub.missing(path))
+    source = importers.open_checkpoint(path)
     result = importers.compare(packing.read_model(model), source)
     if as_json:
         print_json({"model": str(name), "source": against, **result.to_dict()}, indent=2)

@@ -13,7 +13,7 @@ import typer
 from yocobit import _native
 from yocobit.config import ConfigError, parse_attention
 from yocobit.engine.session import CacheType
-from yocobit.errors import UserError
+from yocobit.errors import UserError, shown
 from yocobit.packing.formats import HEAD_FORMATS, PROJECTION_FORMATS
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def cache_alias(text: str) -> str:
 def _cache_type(text: str) -> str:
     name = cache_alias(text)
     if name not in (types := get_args(CacheType)):
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, types))}")
+        raise typer.BadParameter(f"must be one of {', '.join(types)} but is {text!r}")
     return name
 
 
@@ -237,8 +237,13 @@ def check_model_or_shape(
     command: str, model: Path | None, shape: str | None, weights: str | None, head: str | None
 ) -> None:
     """UserError unless exactly one of model and shape is given, with options that fit it."""
-    if (model is None) == (shape is None):
-        raise UserError(f"{command} needs either MODEL or --shape")
+    if model is None and shape is None:
+        raise UserError(f"{command} needs either MODEL or --shape; try: yocobit {command} tiny")
+    if model is not None and shape is not None:
+        raise UserError(
+            f"{command} needs either MODEL or --shape but has both: {shown(str(model))} and "
+            f"--shape {shown(shape)}; leave one out"
+        )
     if shape is None and (weights or head):
         raise UserError("--weights and --head require --shape; a packed model has its own")
     if head and weights and not PROJECTION_FORMATS[weights].is_integer:

@@ -63,7 +63,7 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the speed of a model and its placement in caches and memory."""
+    """Predict the speed of a model and its place in caches and memory."""
     check_model_or_shape("plan", model, shape, weights, head)
     request = planning.PlanRequest(
         context=context,

@@ -168,7 +168,7 @@ def serve(
         bool, typer.Option("--log-json", help="Log in JSON lines to standard error.")
     ] = False,
 ) -> None:
-    """Serve a model with the APIs of OpenAI, Anthropic and Ollama, and a chat page."""
+    """Serve a model: chat page, APIs of OpenAI, Anthropic and Ollama."""
     try:
         from yocobit import serving
         from yocobit.serving.settings import keys_in, read_keys, unknown_variable

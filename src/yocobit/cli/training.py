@@ -76,7 +76,10 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a model on text or from a TOML file; Ctrl-C saves a checkpoint for --resume."""
+    """Train a model on text or from a TOML file.
+
+    Ctrl-C saves a checkpoint; the same command with --resume continues the run.
+    """
     training = _import_training()
     from yocobit.tracking.progress import print_line
     from yocobit.training.distributed import is_distributed, is_main_process
@@ -161,6 +164,8 @@ def pack(
     with progress("packing") as advance:
         model = packing.pack(checkpoint, out, weights, head, advance)
     print_summary(model, as_json)
+    if not as_json:
+        say(f"run it with: yocobit chat {shlex.quote(str(out))}")
 
 
 def import_(

@@ -105,8 +105,8 @@ def pull(
         raise ConfigError(f"{name}: is part of the package; run it with: yocobit chat {name}")
     if not is_published(name):
         raise ConfigError(
-            f"{name}: must be a GGUF file, a Hugging Face directory, or ORG/NAME of a model on the "
-            "hub, which is converted to a packed model"
+            f"{model}: must be a GGUF file, a Hugging Face directory, or ORG/NAME of a model on "
+            "the hub, which is converted to a packed model"
         )
     return _convert_path(cache, name.resolve(), options, say, progress)
 

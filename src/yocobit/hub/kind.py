@@ -18,6 +18,7 @@ from yocobit.reading import read_json
 _YOCOBIT = "yocobit"  # model_type of checkpoints that `yocobit pack` converts
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FILES = (".gguf", ".safetensors", *_PICKLES)
+_TEXTS = (".txt", ".md", ".jsonl")
 _PICKLED = (
     "holds pickled weights, which could run code; choose a source of the model with safetensors or "
     "GGUF files"
@@ -121,6 +122,9 @@ def _file(path: Path) -> str | None:
     if path.suffix == ".toml":
         own = shlex.quote(str(path))
         return f"is a training configuration; train it with: yocobit train {own} --out RUN"
+    if path.suffix in _TEXTS:
+        own = shlex.quote(str(path))
+        return f"is text, not a model; train a model on it with: yocobit train {own} --out RUN"
     return None
 
 

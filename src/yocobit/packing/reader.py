@@ -103,8 +103,8 @@ class PackedModel:
         """
         if exact and not self._has_groups:
             raise ConfigError(
-                f"{self.path}: exact must be left out, as no matrix is in a format of weights-only "
-                "quantisation: it would change nothing"
+                f"{self.path}: has no matrix in a format of weights-only quantisation, so "
+                "exact=True (--exact) would change nothing; leave it out"
             )
         exact = exact or self.config.exact_activations
         return replace(self, config=self.config.replace(exact_activations=exact))

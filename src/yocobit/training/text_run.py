@@ -25,6 +25,7 @@ _CONTEXT, _BATCH = 256, 8
 _COMPRESSION = 3  # text compared with its .gz, .zst or .parquet file
 _EVALUATIONS = 10  # of a run, approximately
 _LEAST_STEPS = 50  # of a run; a smaller preset is selected if fewer fit in its time
+_WARMUP_STEPS, _WARMUP_SHARE = 20, 0.2  # at most, and of the steps of a short run
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def _new(
 ) -> tuple[TrainConfig, str]:
     """Return the configuration of a new run, and the reason for it."""
     n_bytes, threads = _amount(text), default_threads()
-    given = f"{_megabytes(n_bytes)} of text, {minutes:g} minutes on {threads} threads"
+    unit = "minute" if minutes == 1 else "minutes"
+    given = f"{_megabytes(n_bytes)} of text, {minutes:g} {unit} on {threads} threads"
     choices = _suited(n_bytes, minutes * threads)
     if init is not None:
         choices, reason = [_CHOICES[1]], f"model of {init}: {given}"
@@ -136,7 +138,10 @@ def _sections(
             "batch_size": _BATCH,
             "weight_decay": 0.0,
         },
-        "schedule": {"kind": "linear", "warmup_steps": 20},
+        "schedule": {
+            "kind": "linear",
+            "warmup_steps": max(1, min(_WARMUP_STEPS, int(_WARMUP_SHARE * n_steps))),
+        },
         "run": {
             "minutes": minutes,
             "eval_every": every,
