@@ -248,7 +248,7 @@ def test_train_pack_verify_and_generate_work_in_sequence(project):
     pack = run("pack", trained_run, model)
     assert pack.returncode == 0, pack.stderr
     assert "ternary weights" in pack.stdout
-    assert pack.stderr == f"run it with: yocobit chat {model}\n"
+    assert pack.stderr == f'run it with: yocobit generate "In the beginning" {model}\n'
 
     assert run("verify", model).stdout.endswith("every byte matches its hash\n")
     generated = run("generate", "def ", "--model", model, "--max-tokens", 5)

@@ -214,6 +214,11 @@ def test_a_text_is_trained_on_and_resumed_with_the_settings_of_the_run(
     run(["train", "my.txt", "--out", "run", *SHORT])
     first = capsys.readouterr().out
     Path("other").mkdir()
+    Path("file").touch()
+    monkeypatch.setattr("yocobit.training.step_seconds", lambda *_: pytest.fail("timed a step"))
+    for out, words in (("run", "already holds a run"), ("file", "must be a directory")):
+        with pytest.raises(ConfigError, match=words):
+            run(["train", "my.txt", "--out", out])
     for name in ("yocobit.training.step_seconds", "yocobit.training.text_run._sections"):
         monkeypatch.setattr(name, None)  # a resumed run does neither measure nor choose again
 

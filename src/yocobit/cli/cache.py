@@ -14,7 +14,7 @@ from yocobit import packing
 from yocobit.cli.options import ImportHead, ImportWeights, Json, TokenizerFrom
 from yocobit.cli.output import print_json, progress, say
 from yocobit.errors import ConfigError, printable
-from yocobit.packing.format import is_packed
+from yocobit.packing.format import CHAT_TEMPLATE, is_packed
 
 Source = Annotated[
     str,
@@ -44,8 +44,16 @@ def pull(
     folder = os.path.abspath(tokenizer) if tokenizer else None
     options = hub.Options(head=head, weights=weights, tokenizer=folder)
     with progress("converting") as advance:
-        print(hub.pull(model, options, say, advance))
-    say(f"run it with: yocobit chat {shlex.quote(model)}")
+        path = hub.pull(model, options, say, advance)
+    print(path)
+    say(f"run it with: {command_to_run(path, model)}")
+
+
+def command_to_run(model: Path, name: str) -> str:
+    """Return a command that runs a packed model; one without a chat template cannot chat."""
+    if (model / CHAT_TEMPLATE).exists():
+        return f"yocobit chat {shlex.quote(name)}"
+    return f'yocobit generate "In the beginning" {shlex.quote(name)}'
 
 
 def list_(as_json: Json = False) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from yocobit import importers, packing
-from yocobit.cli.cache import as_typed, packed_or_trained
+from yocobit.cli.cache import as_typed, command_to_run, packed_or_trained
 from yocobit.cli.models import print_summary
 from yocobit.cli.options import (
     FORMATS_HELP,
@@ -81,7 +81,9 @@ def train(
     Ctrl-C saves a checkpoint; the same command with --resume continues the run.
     """
     training = _import_training()
+    from yocobit.packing import checkpoints
     from yocobit.tracking.progress import print_line
+    from yocobit.training import run_lock
     from yocobit.training.distributed import is_distributed, is_main_process
 
     training.keep_freed_memory()
@@ -104,6 +106,8 @@ def train(
             f"{as_typed(config)}: must be a path but is a URL; download the text first"
         )
     else:
+        run_lock.claim_run(out, resume)  # a mistake in --out should not take seconds
+        is_refused = not resume and checkpoints.last(out) is not None
         with console.status("timing a step"):
             settings, reason = training.configure(
                 str(config),
@@ -111,7 +115,7 @@ def train(
                 overrides=overrides,
                 init=init,
                 resumed=out if resume else None,
-                step_seconds=None if is_distributed() else training.step_seconds,
+                step_seconds=None if is_distributed() or is_refused else training.step_seconds,
             )
         print_line(console, reason)
     checkpoint = training.train(settings, out, resume=resume, console=console, init=init)
@@ -165,7 +169,7 @@ def pack(
         model = packing.pack(checkpoint, out, weights, head, advance)
     print_summary(model, as_json)
     if not as_json:
-        say(f"run it with: yocobit chat {shlex.quote(str(out))}")
+        say(f"run it with: {command_to_run(out, str(out))}")
 
 
 def import_(
