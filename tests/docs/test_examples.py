@@ -67,7 +67,7 @@ def test_generate_continues_the_prompt(tmp_path):
 
 
 def test_stream_openai_prints_the_answer_of_a_server(tmp_path):
-    with running(ServerSettings()) as server:
+    with running(ServerSettings(alias=("other-name",))) as server:
         text = run("stream_openai.py", "--url", f"{server.url}/v1", directory=tmp_path)
 
     assert re.search(r"\d+ tokens from tiny$", text.strip())
