@@ -14,7 +14,7 @@ from yocobit import packing
 from yocobit.cli.options import ImportHead, ImportWeights, Json, TokenizerFrom
 from yocobit.cli.output import print_json, progress, say
 from yocobit.errors import ConfigError, printable
-from yocobit.packing.format import CHAT_TEMPLATE, is_packed
+from yocobit.packing.file_format import CHAT_TEMPLATE, is_packed
 
 Source = Annotated[
     str,
