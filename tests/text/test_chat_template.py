@@ -216,6 +216,9 @@ HUGE = [
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "{% set x %}{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}{% endset %}",
     "{{ messages | tojson(indent=1000000000) }}",
+    "{% set b = 'a' * 9999999 %}{% for i in range(999) %}{{ 'b' in b }}{% endfor %}",
+    "{% set b = 'a' * 9999999 %}{% for i in range(999) %}{{ b != b }}{% endfor %}",
+    "{% set b = 'a' * 9999999 %}{% for i in range(999) %}{{ b.find('b') }}{% endfor %}",
 ]
 
 

@@ -2,7 +2,7 @@
 
 A rendering has a limit of steps (iterations, calls, filters, operators) and of characters and list
 items that all its operations make, counted before they are made where one can multiply. The
-caller limits the time: comparing, sorting and searching values within these limits is not counted.
+caller limits the time: sorting values within these limits is not counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ MAX_STEPS = 1 << 20
 _CALL_STEPS = 8  # of a call: a macro takes that much longer than an iteration
 MAX_CHARACTERS = 1 << 25
 SHORT_STEPS, SHORT_CHARACTERS = 1 << 11, 1 << 15  # of a short conversation: about a millisecond
+_SEARCHED_PER_STEP = 1 << 9  # characters or items
 _MAX_WIDTH = 1 << 16  # of a padding
 _MAX_BITS = 1 << 14  # of an integer
 # In formats: widths above 999, and widths that are arguments.
@@ -141,6 +142,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.filters.update({name: _limited(name, each) for name, each in self.filters.items()})
         self.filters |= {"_iterated": _iterated, "_concatenated": _concatenated}
+        self.filters["_searched"] = _searched
         self.globals |= {
             "raise_exception": _reject,
             "strftime_now": lambda form: datetime.datetime.now().strftime(form),
@@ -169,6 +171,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _budget.get().step(_CALL_STEPS)
         method = getattr(function, "__wrapped__", function)  # the sandbox wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+        if isinstance(owner, str | bytes):
+            _searched(owner)
         if isinstance(owner, str | bytes | int | float):
             if name in _FORBIDDEN_METHODS:
                 raise SecurityError(f"{name} is not available in chat templates")
@@ -198,7 +202,7 @@ class _Generation(Extension):
 
 
 class _Limiter(NodeTransformer):
-    """Makes loops and `~` count."""
+    """Makes loops, `~` and comparisons count."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -208,6 +212,12 @@ class _Limiter(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _filter(nodes.List(node.nodes, lineno=node.lineno), "_concatenated")
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        for operand in node.ops:
+            operand.expr = _filter(operand.expr, "_searched")
+        return node
 
 
 class _Namespace(Namespace):
@@ -307,6 +317,13 @@ def _joined(separator: str, values: Iterable[Any]) -> str:
     texts = [_text(value) for value in _iterated(values)]
     _budget.get().spend(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
+
+
+def _searched(value: Any) -> Any:
+    """Return a value, the time to search it counted."""
+    if isinstance(value, str | bytes | list | tuple):
+        _budget.get().step(len(value) // _SEARCHED_PER_STEP)
+    return value
 
 
 def _text(value: Any) -> str:
