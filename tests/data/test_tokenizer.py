@@ -11,7 +11,13 @@ from tokenizers import Tokenizer, models
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
 from yocobit.data.corpus import prepare
-from yocobit.data.tokenizer import END, end_token, load_tokenizer, train_tokenizer
+from yocobit.data.tokenizer import (
+    END,
+    _without_long_words,
+    end_token,
+    load_tokenizer,
+    train_tokenizer,
+)
 
 
 @pytest.fixture
@@ -151,3 +157,13 @@ def test_tokenizer_without_end_token_is_refused(config, tmp_path):
 
     with pytest.raises(ConfigError, match=r"has no token <\|endoftext\|>"):
         prepare(config, 1, tmp_path / "data")
+
+
+def test_words_of_more_than_64_letters_are_cut_and_other_texts_are_not():
+    """The time of a merge is the length of the words that have it."""
+    text = "é" * 200 + " 12" + "x" * 64 + "_" * 99
+
+    pieces = [*_without_long_words([text, "plain text", ""])]
+
+    assert "".join(pieces) == text + "plain text"
+    assert pieces == ["é" * 64] * 3 + ["é" * 8 + " 12" + "x" * 64 + "_" * 99, "plain text", ""]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from yocobit.reading import boundary, read_json
 END = "<|endoftext|>"
 
 _SIGNAL_CHECK_S = 0.1
+_LONG_WORD = re.compile(r"[^\W\d_]{64}(?=[^\W\d_])")
 
 TOKENIZER_VERSION = 1  # incremented when the tokenizer of the same texts changes
 
@@ -54,9 +56,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    _train(tokenizer, texts, trainer)
+    _train(tokenizer, _without_long_words(texts), trainer)
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts, cut after every 64 letters of a word: each merge reads its words in full.
+
+    Such words are not language: a genome in one line would take a day.
+    """
+    for piece in texts:
+        start = 0
+        for found in _LONG_WORD.finditer(piece):
+            yield piece[start : found.end()]
+            start = found.end()
+        yield piece[start:]
 
 
 def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrainer) -> None:
