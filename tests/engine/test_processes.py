@@ -329,3 +329,22 @@ def test_files_that_cannot_be_mapped_are_refused(kind, tmp_path):
 
     with pytest.raises(ConfigError, match="file: cannot be mapped: "):
         model.open()
+
+
+def test_a_path_that_is_not_utf8_is_refused_in_one_line(tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff"))
+    try:
+        shutil.copytree(TINY, path)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+
+    with pytest.raises(ConfigError, match="must be a path in UTF-8 but is not; rename it"):
+        Engine.load(path, threads=1)
+
+
+def test_a_path_is_its_bytes_where_the_locale_is_not_utf8(tmp_path):
+    shutil.copytree(TINY, tmp_path / "m☕")
+    command = [sys.executable, "-m", "yocobit", "generate", "In", "-m", tmp_path / "m☕", "-n", "1"]
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    subprocess.run(command, env={**os.environ, **locale}, check=True, capture_output=True)

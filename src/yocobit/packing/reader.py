@@ -7,6 +7,7 @@ Does not read the weights; verify.py does. Format: docs/reference/packed-format.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -81,7 +82,13 @@ class PackedModel:
             raise ConfigError(f"kernels must be {' or '.join(known)} here but is {kernels!r}")
         tensors = {n: (t.dtype, list(t.shape), t.begin, t.end) for n, t in self.tensors.items()}
         formats = {name: stored.format.name for name, stored in self.parameters.items()}
-        config, file = self.config.to_dict(), str(self.file)
+        config = self.config.to_dict()
+        try:
+            file = os.fsencode(self.file).decode()
+        except UnicodeDecodeError:
+            raise ConfigError(
+                f"{self.path}: must be a path in UTF-8 but is not; rename it"
+            ) from None
         try:
             return _native.Engine(file, config, tensors, formats, kernels or "", threads)
         except RuntimeError as error:  # the file, or the number of threads that the system grants
