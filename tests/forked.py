@@ -23,6 +23,8 @@ from typing import Any
 COMMAND = "from yocobit.cli import main; main()"
 _PRELOADED = ["yocobit.cli", "yocobit.engine", "yocobit.hub", "yocobit.serving.api.call"]
 _PRELOADED += ["yocobit.tracking.plot", "yocobit.training"]
+# Libraries import these at their first use: typer to parse, rich for a progress bar, the hub.
+_PRELOADED += ["typer._adapters", "rich.status", "httpx2", "yaml"]
 
 
 class Process:
