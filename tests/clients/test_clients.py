@@ -1,7 +1,8 @@
 """Each client library against a server: text, streamed text, a tool call, an object by a schema.
 
-A client is a program of programs/ that runs in an environment of its own, because libraries require
-versions of others that exclude one another. `make clients` installs them in build/clients and runs
+A client is a program of programs/. The clients that the tests of the server use run in the
+environment of the tests. The others run in environments of their own, because libraries require
+versions of others that exclude one another: `make clients` installs them in build/clients and runs
 these tests; without them, they are skipped.
 """
 
@@ -13,6 +14,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +36,17 @@ class Client:
 
     name: str  # as in the documentation
     program: str
-    environment: str = "python"  # in build/clients
+    environment: str | None = "python"  # in build/clients; None: that of the tests
     features: tuple[str, ...] = FEATURES
     sends_seed: bool = True  # so that its text is known
 
 
 CLIENTS = (
-    Client("OpenAI, chat completions", "openai_chat.py"),
-    Client("OpenAI, responses", "openai_responses.py", sends_seed=False),
-    Client("Groq", "groq_chat.py"),
-    Client("Anthropic", "anthropic_messages.py", sends_seed=False),
-    Client("Ollama", "ollama_chat.py", features=("text", "stream", "json")),
+    Client("OpenAI, chat completions", "openai_chat.py", None),
+    Client("OpenAI, responses", "openai_responses.py", None, sends_seed=False),
+    Client("Groq", "groq_chat.py", None),
+    Client("Anthropic", "anthropic_messages.py", None, sends_seed=False),
+    Client("Ollama", "ollama_chat.py", None, features=("text", "stream", "json")),
     Client("LiteLLM, openai/", "litellm_openai.py"),
     Client("LiteLLM, groq/", "litellm_groq.py"),
     Client("LangChain, ChatOpenAI", "langchain_openai_chat.py"),
@@ -116,8 +118,10 @@ def test_documentation_lists_the_clients():
 
 def run(client: Client, url: str) -> dict[str, dict[str, Any]]:
     """Run a client's program; the test is skipped without the client's environment."""
-    directory = ENVIRONMENTS / client.environment
-    if client.environment == "node":
+    directory = ENVIRONMENTS / str(client.environment)
+    if client.environment is None:
+        command = [sys.executable, "-B", str(PROGRAMS / client.program)]
+    elif client.environment == "node":
         node = shutil.which("node")
         if node is None or not (directory / "node_modules").is_dir():
             pytest.skip("needs Node.js and `make clients`")
