@@ -9,7 +9,6 @@ import shutil
 import threading
 
 import uvicorn
-from playwright.sync_api import expect
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Mount, Route
@@ -157,8 +156,9 @@ class Visit:
         self.open()
 
     def open(self) -> None:
+        # wait_for() looks again after 20 ms, expect() after 100.
         self.page.goto(self.address)
-        expect(self.find("#header .name")).not_to_be_empty()
+        self.find("#header .name:not(:empty)").wait_for(state="attached")
 
     def _record(self, message) -> None:
         # The browser logs each error response.
@@ -181,7 +181,7 @@ class Visit:
         self.wait()
 
     def wait(self) -> None:
-        expect(self.find(".send")).to_be_visible()
+        self.find(".send").wait_for()
 
     def choose_files(self, selector: str, *files: tuple[str, bytes]) -> None:
         """Choose files, as (name, content), with the input that a button opens."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from chat_page import MODEL, expect
+from chat_page import MODEL
+from playwright.sync_api import expect
 
 
 def test_answer_is_streamed_and_measured(visit, stand_in):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from chat_page import expect
+from playwright.sync_api import expect
 
 ANSWER = {"role": "assistant", "content": "Imported."}
 

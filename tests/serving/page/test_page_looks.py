@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chat_page import expect
+from playwright.sync_api import expect
 
 
 @pytest.mark.parametrize("width", [320, 390])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from chat_page import expect
+from playwright.sync_api import expect
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import servers
-from chat_page import expect
+from playwright.sync_api import expect
 from servers import NO_END
 
 from yocobit.serving import ServerSettings
