@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -9,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import forked
 import httpx
 import pytest
 import uvicorn
+import uvicorn.server
 
 from yocobit.serving import ServerSettings, create_app
 from yocobit.serving.http.server import configure
@@ -106,6 +109,16 @@ def fork_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "_spawn", fork)
 
 
+def end_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let uvicorn check whether it must end every 10 ms, rather than every 100 ms."""
+
+    async def sleep(delay_s: float) -> None:
+        await asyncio.sleep(delay_s / 10)
+
+    quick = SimpleNamespace(**{**vars(asyncio), "sleep": sleep})
+    monkeypatch.setattr(uvicorn.server, "asyncio", quick)
+
+
 @contextlib.contextmanager
 def running(
     settings: ServerSettings, wait: bool = True, send_bytes: int | None = None
@@ -113,6 +126,7 @@ def running(
     """Run a server until the block ends; `send_bytes` limits the buffers of its connections."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         fork_preparation(monkeypatch)
+        end_quickly(monkeypatch)
         with _running(settings, wait, send_bytes) as server:
             yield server
 

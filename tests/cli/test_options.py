@@ -12,6 +12,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 import typer
+from servers import end_quickly
 
 from yocobit.cli import app, output, run
 from yocobit.cli.options import expand_tokens
@@ -89,6 +90,7 @@ def without_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     async def start(_: WorkerPool) -> None: ...
 
     monkeypatch.setattr(WorkerPool, "start", start)
+    end_quickly(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
