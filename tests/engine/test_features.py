@@ -156,7 +156,11 @@ def test_features_equal_the_float64_statement(model_of, name, weights):
 @pytest.mark.parametrize("name", FEATURES)
 @pytest.mark.parametrize("stack", STACKS)
 def test_features_of_all_models_equal_the_float64_statement(model_of, name, stack):
-    check_against_float64(model_of(config_of(FEATURES[name], layers=STACKS[stack]), "ternary"))
+    # Heads do not depend on mixers, and tokens without ties in an int8 head are found slowly.
+    head = "f32" if stack == "gate" and "tie_embeddings" not in FEATURES[name] else "int8"
+    config = config_of(FEATURES[name], layers=STACKS[stack])
+
+    check_against_float64(model_of(config, "ternary", "int8", head))
 
 
 @pytest.mark.parametrize("ffn", FEED_FORWARDS)
