@@ -224,6 +224,18 @@ def test_llama_cpps_codecs_decode_the_weights_of_the_model(tmp_path, weights):
         np.testing.assert_array_equal(floats[tensor_name(name)], own, err_msg=name)
 
 
+def test_files_with_windows_have_the_sinks_that_llama_cpp_requires(tmp_path):
+    model = random_model(tmp_path / "model", **KINDS["windows"])
+
+    export_gguf(model, tmp_path / "x.gguf")
+
+    fields, _, floats = read(tmp_path / "x.gguf")
+    assert fields["granite_swa.attention.sliding_window_pattern"] == [True, False]
+    assert fields["granite_swa.attention.rope_pattern"] == [True, True]
+    for i in range(2):
+        assert np.exp(floats[f"blk.{i}.attn_sinks.weight"]).tolist() == [0] * model.config.n_heads
+
+
 def test_int4_heads_keep_codes_and_scales(tmp_path):
     model = random_model(tmp_path / "model", head="int4", qk_norm="before_rope")
 

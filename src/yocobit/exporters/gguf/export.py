@@ -28,7 +28,9 @@ from yocobit.exporters.rules import (
 )
 from yocobit.exporters.weights import Weights
 from yocobit.importers.gguf.architectures import (
+    NO_SINK,
     ROPE_FACTORS,
+    SINKS,
     Architecture,
     tensor_name,
     tensor_shape,
@@ -101,6 +103,10 @@ def export_gguf(
         )
     if _has_divisors(config, architecture):
         specs[ROPE_FACTORS[0]] = TensorSpec(_TYPES["f32"], (config.head_dim // 2,))
+    if architecture.has_sinks:
+        shape = (config.n_heads,)
+        for i in range(len(config.layers)):
+            specs[f"blk.{i}.{SINKS}"] = TensorSpec(_TYPES["f32"], shape)
     up_proj = tensor_name("layers.0.ffn.up_proj.weight", has_experts)
     projection = specs[up_proj].type.name.lower()
     generation = _generation(model)
@@ -163,6 +169,9 @@ def _data(
         yield pieces
     if _has_divisors(model.config, architecture):
         yield iter([frequency_divisors(model.config)])
+    if architecture.has_sinks:
+        for _ in model.config.layers:
+            yield iter([np.full(model.config.n_heads, NO_SINK, dtype=np.float32)])
 
 
 def _has_divisors(config: ModelConfig, architecture: Architecture) -> bool:

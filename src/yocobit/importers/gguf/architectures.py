@@ -34,6 +34,7 @@ class Architecture:
     divides_logits: bool = False  # by the key logit_scale, by which others multiply
     scales_theta: bool = False  # by a power of the key rope.scaling.alpha
     has_rope_pattern: bool = False  # a key names the layers with RoPE
+    has_sinks: bool = False  # tensors add a weight to the softmax of each head
 
 
 _ARCHITECTURES = (
@@ -44,7 +45,9 @@ _ARCHITECTURES = (
     Architecture("gemma3", ffn="geglu", scale_embedding=True, window_pattern=6),
     Architecture("hunyuan-dense", qk_norm="after_rope", scales_theta=True),
     Architecture("minicpm", permutes=True, divides_logits=True),
-    Architecture("granite_swa", permutes=True, divides_logits=True, has_rope_pattern=True),
+    Architecture(
+        "granite_swa", permutes=True, divides_logits=True, has_rope_pattern=True, has_sinks=True
+    ),
     Architecture("qwen3moe", ffn="moe", has_experts=True),
     Architecture(
         "maple", ffn="moe", has_experts=True, has_swiglu_limit=True, rope_in_windows_only=True
@@ -99,6 +102,10 @@ _NAMES = {
 }
 # Divisors of RoPE frequencies: configuration, not parameters.
 ROPE_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+# The logarithm of the weight that the softmax of a head adds to its sum, blk.I.NAME.
+SINKS = "attn_sinks.weight"
+NO_SINK = -1e30  # adds 0
 
 # Architectures of published low-bit models that are refused, and the features that they need.
 _MISSING = {

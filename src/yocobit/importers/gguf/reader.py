@@ -17,7 +17,9 @@ from yocobit.config import WeightKind
 from yocobit.errors import shown
 from yocobit.importers.checkpoint import IntegerMatrix
 from yocobit.importers.gguf.architectures import (
+    NO_SINK,
     ROPE_FACTORS,
+    SINKS,
     architecture_of,
     tensor_name,
     tensor_shape,
@@ -179,11 +181,18 @@ class GGUFCheckpoint:
         scales = (_scale_name(name) for name, role in needed.items() if role in _SCALED)
         known = {*needed, *scales, *ROPE_FACTORS}
         for name in found:
-            if name not in known and not _OLD_ROPE.match(name):
+            if not (name in known or _OLD_ROPE.match(name) or self._is_without_effect(name)):
                 raise self._file.error(
                     f"tensor {shown(name)} is not part of a {self._architecture.name} model that "
                     "is supported, and would change what the model computes; choose another model"
                 )
+
+    def _is_without_effect(self, name: str) -> bool:
+        """Whether a tensor has sinks of attention that add nothing."""
+        if not (self._architecture.has_sinks and name.endswith(f".{SINKS}")):
+            return False
+        tensor = self._file.tensors[name]
+        return bool((self._floats(tensor) <= np.float32(NO_SINK)).all())
 
     def _formats(self) -> dict[str, WeightFormat]:
         """Return the formats of matrices that differ from those of the configuration.
