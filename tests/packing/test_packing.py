@@ -34,6 +34,7 @@ from yocobit.packing import (
 from yocobit.packing.file_format import DTYPES, TensorSpec, header_sha256
 from yocobit.packing.formats import FORMATS
 from yocobit.packing.layout import quantize_rows
+from yocobit.packing.writer import new_directory
 from yocobit.training import checkpoint
 
 KINDS = ["ternary", "ternary_row", "sign", "dense"]
@@ -860,3 +861,18 @@ def test_verify_accepts_an_int4_head(tmp_path):
 
     assert verify(model.path) == []
     assert summarize(model).size_bytes_by_kind["int4"] == 512 * 64 // 2
+
+
+def test_directory_that_another_process_writes_meanwhile_is_kept(tmp_path):
+    out = tmp_path / "model"
+
+    with (
+        pytest.raises(ConfigError, match="model: must not exist or be an empty directory but has"),
+        new_directory(out) as first,
+    ):
+        (first / "a").write_text("first")
+        with new_directory(out) as second:  # of a process with the same number, in a container
+            (second / "a").write_text("second")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (out / "a").read_text() == "second"

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -183,14 +184,19 @@ def new_directory(out: Path) -> Iterator[Path]:
     name, out = out, out.resolve()
     check_new(out)
     created = [parent for parent in out.parents if not parent.exists()]  # innermost first
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    # Not only by the process: containers that share a directory have equal numbers.
+    partial = out.parent / f".{out.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with writing(name):
             partial.mkdir(parents=True)
             yield partial
             for path in (*partial.iterdir(), partial):
                 flush(path)
-            partial.rename(out)
+            try:
+                partial.rename(out)
+            except OSError:
+                check_new(name)  # another process may have written it meanwhile
+                raise
     except BaseException:  # Ctrl-C too
         shutil.rmtree(partial, ignore_errors=True)
         for parent in created:
