@@ -140,6 +140,14 @@ def test_state_that_names_no_file_of_its_checkpoint_is_refused_or_passed_over(da
         assert checkpoints.last(damaged).name == "step-000008"
 
 
+def test_checkpoint_with_more_threads_than_a_machine_has_is_not_packed(damaged, tmp_path):
+    newest = checkpoints.last(damaged)
+    edit(newest / "state.json", threads=1_000_000)
+
+    with pytest.raises(ConfigError, match=r"state\.json: threads: Expected `int` <= 4096"):
+        pack(newest, tmp_path / "model")
+
+
 def without_hashes(run_dir: Path) -> Path:
     """Make the last checkpoint one of an earlier version; return it."""
     newest = checkpoints.last(run_dir)

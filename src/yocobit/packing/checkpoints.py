@@ -39,7 +39,6 @@ from yocobit.packing.file_format import (
     is_packed,
 )
 from yocobit.reading import read_json
-from yocobit.settings import Count
 
 __all__ = [
     "AUTO_MAP",
@@ -231,7 +230,7 @@ class StoredState(msgspec.Struct):
 
     size_bytes: dict[FileName, int]  # of each other file
     sha256: dict[FileName, str] = {}
-    threads: Count = 1
+    threads: Annotated[int, Meta(ge=1, le=4096)] = 1  # that pack() starts
     best_step: int | None = None
 
 
