@@ -320,6 +320,13 @@ def test_tokenize_renders_a_conversation_as_chat_completions_do(templated, field
     assert tokens != ok(templated.post("/tokenize", messages=SEA))["tokens"]
 
 
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+def test_variables_may_have_any_name(templated, path):
+    variables = dict.fromkeys(("self", "cls", "template", "", "a b", "loop", "__class__"), 1)
+
+    assert ok(templated.post(path, messages=SEA, chat_template_kwargs=variables))
+
+
 def test_tokenize_adds_no_special_tokens_to_a_conversation(templated):
     refused = refusal(templated.post("/tokenize", messages=SEA, add_special_tokens=True))
 

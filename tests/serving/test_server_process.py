@@ -40,11 +40,15 @@ cli.main()
 """
 
 
+# The same without the time limit after which the process exits, whatever it still does.
+UNTIMED = "from yocobit.serving.http import server\nserver._EXIT_S = 3600" + PROGRAM
+
+
 class Process:
     """A server process that accepts requests at `url`."""
 
-    def __init__(self, *options: str) -> None:
-        self.process = forked.Process("serve", "--port", "0", *options, code=PROGRAM)
+    def __init__(self, *options: str, code: str = PROGRAM) -> None:
+        self.process = forked.Process("serve", "--port", "0", *options, code=code)
         self.lines: list[str] = []
         for line in self.process.errors:
             self.lines.append(line)
@@ -72,8 +76,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def serving(*options: str):
-    process = Process(*options)
+def serving(*options: str, code: str = PROGRAM):
+    process = Process(*options, code=code)
     try:
         yield process
     finally:
@@ -188,7 +192,7 @@ def test_preparation_does_not_delay_shutdown():
     form = {"type": "json_schema", "json_schema": {"schema": schema}}
     body = json.dumps({"messages": SEA, "response_format": form}).encode()
     head = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    with serving("--threads", "1", "--drain", "0.1") as server:
+    with serving("--threads", "1", "--drain", "0.1", code=UNTIMED) as server:
         host, port = server.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
             client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\n" + head % len(body) + body)

@@ -70,6 +70,7 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Message],
+        /,  # a variable may have any name
         **variables: Any,
     ) -> Prompt:
         """Render messages as a prompt that ends where the assistant's reply starts.
@@ -86,7 +87,7 @@ class ChatTemplate:
                 given["add_generation_prompt"] = False
                 chat[-1]["content"] = chat[-1].get("content", "") + _CONTINUED
             with limits(64 * _size([chat, given])):
-                pieces = self._template.generate(messages=chat, **given)
+                pieces = self._template.generate({**given, "messages": chat})
                 text = "".join(map(counted, pieces))
             prompt = Prompt(_until_continued(text) if is_continued else text)
         prompt.template, prompt.messages, prompt.variables = self, messages, variables
