@@ -239,6 +239,8 @@ def test_a_random_seed_gives_other_texts(capfd):
         (["chat", "--ctx-size", "1"], "no such option: --ctx-size; did you mean --context? (see"),
         (["generate", "-c", "1"], "no such option: -c (see yocobit generate --help)"),
         (["run", "tiny"], "no such command 'run'; did you mean 'chat'? (see yocobit --help)"),
+        (["help", "chat"], "no such command 'help'; did you mean '--help'? (see yocobit --help)"),
+        (["tiny"], "no such command 'tiny'; did you mean 'chat tiny'? (see yocobit --help)"),
         (["export", "a", "b"], "missing option '--to'; choose from: gguf, hf; try: yocobit export"),
         (["generate", "a", "--temperature", "-1"], "--temperature must be between 0 and 100 but"),
         (["generate", "a", "--top-p", "2"], "--top-p must be above 0 and at most 1 but is 2.0"),

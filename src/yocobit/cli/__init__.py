@@ -29,7 +29,7 @@ from yocobit.version import __version__
 
 _COMPLETE = "_YOCOBIT_COMPLETE"  # of the scripts that --install-completion writes
 _SPINS = "10000"  # 0.15 ms on a Xeon, several times the wake-up latency of a thread
-# Names in llama.cpp, vLLM and Ollama, for hints.
+# Names in llama.cpp, vLLM, Ollama and other programs, for hints.
 _OPTIONS_ELSEWHERE = {
     "-c": "--context",
     "--ctx-size": "--context",
@@ -53,6 +53,10 @@ _COMMANDS_ELSEWHERE = {
     "rm": "remove",
     "show": "inspect",
     "finetune": "train",
+    "models": "list",
+    "help": "--help",
+    "version": "--version",
+    "tiny": "chat tiny",
 }
 _UsageError: Any = typer.BadParameter.__base__  # typer does not export it
 
