@@ -223,7 +223,7 @@ def test_packaged_model_says_what_it_is_and_offers_prompts(visit, stand_in):
     stand_in.model = {**MODEL, "yocobit": {**MODEL["yocobit"], **about}}
     page = visit()
     expect(page.find("#welcome .about")).to_have_text("A toy.")
-    expect(page.find("#welcome .better")).to_contain_text("yocobit pull")
+    expect(page.find("#welcome .better")).to_contain_text("yocobit serve microsoft/")
 
     page.page.get_by_role("button", name="Tell me about the sea.").click()
     page.wait()
