@@ -55,10 +55,28 @@ class Failure(NamedTuple):
 
 FAILURES: dict[str, Failure] = {
     "test_attention_outputs": Failure(
-        "only attention layers return attention weights, with heads of their own number",
-        tuple(stack for stack in STACKS if stack != "transformer"),
+        "only attention layers return attention weights",
+        tuple(stack for stack in STACKS if stack not in ("transformer", "yoco-swa")),
     ),
     "test_num_layers_is_small": Failure("a decoder-decoder has more than two layers"),
+}
+# Of the tests of generation, which the source distribution of transformers lacks.
+GENERATION_FAILURES: dict[str, Failure] = {
+    "test_assisted_decoding": Failure(
+        "recurrent states and the caches of windows cannot discard the last tokens",
+        tuple(stack for stack in STACKS if stack != "transformer"),
+    ),
+    **dict.fromkeys(
+        (
+            "test_past_key_values_format",
+            "test_greedy_generate_dict_outputs_use_cache",
+            "test_beam_search_generate_dict_outputs_use_cache",
+        ),
+        Failure(
+            "recurrent layers have no convolution states, and windows cache their last positions",
+            tuple(stack for stack in STACKS if stack != "transformer"),
+        ),
+    ),
 }
 
 
@@ -71,7 +89,9 @@ class ModelTester:
     is_training = True
 
     def __init__(self, stack: str, weights: str) -> None:
-        self.model = nano(stack, weights, vocab_size=99, d_model=32, d_ff=64, window=4)
+        own = nano(stack, weights, vocab_size=99, d_model=32, d_ff=64, window=4)
+        heads = {"n_self_heads": own.n_heads, "n_self_kv_heads": own.n_kv_heads}
+        self.model = own.replace(**heads)  # the tests expect one number
         self.hidden_size = self.model.d_model
         self.num_hidden_layers = len(self.model.layers)
         self.num_attention_heads = self.model.n_heads
@@ -112,7 +132,8 @@ def _own(test: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def failure_of(test: str, stack: str) -> Failure | None:
     """Return the entry in FAILURES for a test."""
-    found = (failure for name, failure in FAILURES.items() if test.startswith(name))
+    listed_tests = {**FAILURES, **GENERATION_FAILURES}
+    found = (failure for name, failure in listed_tests.items() if test.startswith(name))
     return next((failure for failure in found if stack in failure.stacks), None)
 
 
@@ -140,5 +161,7 @@ for _stack, _kinds in STACKS.items():
 
 
 def test_each_failure_names_a_test():
-    tests = [name for name in dir(common.ModelTesterMixin) if name.startswith("test_")]
-    assert [name for name in FAILURES if not any(t.startswith(name) for t in tests)] == []
+    of_generation = dir(common.GenerationTesterMixin)
+    names = {**FAILURES, **(GENERATION_FAILURES if "test_greedy_generate" in of_generation else {})}
+    tests = [*dir(common.ModelTesterMixin), *of_generation]
+    assert [name for name in names if not any(t.startswith(name) for t in tests)] == []
