@@ -43,6 +43,7 @@ YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, i
   const uint8_t* codes =
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
   const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
+  GroupPrefetcher next(w, group, first_row);
   __m256i totals[kRows];
   for (__m256i& total : totals) total = _mm256_setzero_si256();
   for (int begin = 0; begin < w.n_blocks; begin += Dots::kGemvBlocks) {
@@ -52,9 +53,7 @@ YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, i
       for (__m256i& sum : row) sum = _mm256_setzero_si256();
     }
     for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
-      for (int r = 0; r < kRows; r += 2) {
-        __builtin_prefetch(codes + r * kBlockBytes + kPrefetchBytes);
-      }
+      next.prefetch<kRows>();
       for (int half = 0; half < 2; ++half) {
         __m256i packed[kRows];
         for (int r = 0; r < kRows; ++r) {
@@ -102,6 +101,7 @@ YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, i
       w.codes + (static_cast<size_t>(group) * w.n_blocks * kRowsPerGroup + first_row) * kBlockBytes;
   const int8_t* inputs = x.codes + static_cast<size_t>(n) * x.stride;
   const __m256i mask = _mm256_set1_epi8((1 << Format::kBits) - 1);
+  GroupPrefetcher next(w, group, first_row);
   __m256i totals[kRows][kTokens];
   for (auto& row : totals) {
     for (__m256i& total : row) total = _mm256_setzero_si256();
@@ -113,7 +113,7 @@ YOCOBIT_INLINE void add_rows(const BitMatrix& w, const Int8Rows& x, int group, i
       for (__m256i& sum : row) sum = _mm256_setzero_si256();
     }
     for (int block = begin; block < end; ++block, codes += kRowsPerGroup * kBlockBytes) {
-      __builtin_prefetch(codes + kPrefetchBytes);
+      next.prefetch<kRows>();
 #pragma GCC unroll 8
       for (int field = 0; field < 8 / Format::kBits; ++field, inputs += kBlockBytes) {
         __m256i xs[kTokens];

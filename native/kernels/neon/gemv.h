@@ -24,16 +24,15 @@ constexpr int kGroupBytes = kRowsPerGroup * kBlockBytes;  // of a block
 // GEMV: the sums of kRows rows of a group. Codes stay in their bit fields of the nibbles; each
 // field has sums of its own, shifted down at the end.
 template <typename Format, int kRows>
-void gemv_rows(const uint8_t* codes, int n_blocks, const int8_t* inputs, int32_t* sums) {
+void gemv_rows(const uint8_t* codes, GroupPrefetcher next, int n_blocks, const int8_t* inputs,
+               int32_t* sums) {
   constexpr int kFields = 4 / Format::kBits, kMask = (1 << Format::kBits) - 1;
   int32x4_t totals[kFields][kRows];
   for (auto& field : totals) {
     for (int32x4_t& total : field) total = vdupq_n_s32(0);
   }
   for (int block = 0; block < n_blocks; ++block, codes += kGroupBytes) {
-    for (int byte = 0; byte < kRows * kBlockBytes; byte += kCacheLine) {
-      __builtin_prefetch(codes + byte + kPrefetchBytes);
-    }
+    next.prefetch<kRows>();
     for (int column = 0; column < kBlockBytes; column += 16) {
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
@@ -73,7 +72,7 @@ void gemv_group(const BitMatrix& w, const Int8Rows& x, int group, int n, float* 
   const uint8_t* codes = w.codes + static_cast<size_t>(group) * w.n_blocks * kGroupBytes;
   int32_t sums[kRowsPerGroup];
   for (int row = 0; row < kRowsPerGroup; row += kRows) {
-    gemv_rows<Format, kRows>(codes + row * kBlockBytes, w.n_blocks,
+    gemv_rows<Format, kRows>(codes + row * kBlockBytes, GroupPrefetcher(w, group, row), w.n_blocks,
                              x.codes + static_cast<size_t>(n) * x.stride, sums + row);
   }
   write_token<Format>(sums, w, x, group, n, y);
