@@ -26,7 +26,8 @@ namespace {
 template <typename Rows>
 YOCOBIT_INLINE typename Rows::Vector low_bits(typename Rows::Vector x, int n) {
   typedef uint8_t Bytes __attribute__((vector_size(sizeof x)));
-  return (typename Rows::Vector)((Bytes)x & static_cast<uint8_t>((1 << n) - 1));
+  const uint8_t mask = static_cast<uint8_t>((1 << n) - 1);
+  return (typename Rows::Vector)((Bytes)x & mask);
 }
 
 // Of pairs of bytes.
