@@ -82,6 +82,7 @@ nb::list feed_forward_records() {
     record["has_gate"] = ffn.has_gate;
     record["has_sub_norm"] = ffn.has_sub_norm;
     record["has_experts"] = ffn.has_experts;
+    record["max_batch_tokens"] = ffn.max_batch_tokens;
     records.append(record);
   }
   return records;
@@ -130,13 +131,13 @@ void bind_tables(nb::module_& m) {
   m.def(
       "feed_forwards", &feed_forward_records,
       nb::sig("def feed_forwards() -> list[dict[str, typing.Any]]"),
-      "Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm` and `has_experts`.");
+      "Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm`, `has_experts`\n"
+      "and `max_batch_tokens`.");
   m.def("cache_types", &cache_type_records,
         nb::sig("def cache_types() -> list[dict[str, typing.Any]]"),
         "Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows\n"
         "are padded to multiples of them) and `scale_bytes` of each row.");
 
-  m.attr("MAX_BATCH_TOKENS") = kMaxBatchTokens;          // of one forward pass
   m.attr("TOKEN_BLOCK") = kTokenBlock;                   // tokens of a tile of a GEMM
   m.attr("KV_SPLIT") = kKvSplit;                         // positions of a flash-decoding split
   m.attr("BLOCK_POSITIONS") = kAttentionTile;            // of the block index, and cache tiles

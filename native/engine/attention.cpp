@@ -91,7 +91,7 @@ void Attention::run() {
   if (any_selects) select_blocks();
   // As many splits of every row at a time as there are slots; a row's first slot holds the combined
   // result of the splits before.
-  const int64_t n_slots = kMaxPartials / N;
+  const int64_t n_slots = kPartialsPerRow * pass_.model.config.ffn->max_batch_tokens / N;
   for (int64_t first = 0; first < n_splits;) {
     const int64_t n = std::min(n_splits - first, n_slots - (first > 0));
     attend_splits(first, n, n_slots, first + n == n_splits);

@@ -2,9 +2,9 @@
 
 namespace yocobit {
 
-Batch::Batch() {
-  rows_.reserve(kMaxBatchTokens);
-  segments_.reserve(kMaxBatchTokens);
+Batch::Batch(int max_tokens) {
+  rows_.reserve(max_tokens);
+  segments_.reserve(max_tokens);
 }
 
 void Batch::assign(const BatchRow* rows, int n) {

@@ -10,8 +10,6 @@ namespace yocobit {
 
 struct Session;
 
-constexpr int kMaxBatchTokens = 128;
-
 struct BatchRow {
   Session* session;
   int64_t position;
@@ -26,9 +24,9 @@ struct Segment {
 // Rows of one session are adjacent. Only the constructor allocates.
 class Batch {
  public:
-  Batch();
+  explicit Batch(int max_tokens);
 
-  // Replace the rows by rows [n]; n <= kMaxBatchTokens.
+  // Replace the rows by rows [n]; n <= max_tokens.
   void assign(const BatchRow* rows, int n);
 
   // Drop all rows but the last n.

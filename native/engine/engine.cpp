@@ -47,8 +47,9 @@ Engine::Engine(const std::string& path, const ModelConfig& config, const TensorE
       kernels_(kernels),
       pool_(n_threads),
       decoder_(model_, kernels_.kernels, pool_),
-      workspace_(model_) {
-  rows_.reserve(kMaxBatchTokens);
+      workspace_(model_),
+      batch_(max_batch_tokens()) {
+  rows_.reserve(max_batch_tokens());
 }
 
 void Engine::reserve(int64_t max_tokens) {
@@ -97,7 +98,7 @@ void Engine::consume(Session& session, const int32_t* tokens, int64_t n, int64_t
   const int64_t width = output == Output::logits ? model_.config.vocab_size : model_.config.d_model;
   const int64_t first_output = n - n_outputs;
   int64_t start = 0;
-  for (int64_t begin = 0; begin < n; begin += kMaxBatchTokens) {
+  for (int64_t begin = 0; begin < n; begin += max_batch_tokens()) {
     if (begin > 0) checkpoint();
     const auto lock = enter();
     if (begin == 0) {
@@ -108,7 +109,7 @@ void Engine::consume(Session& session, const int32_t* tokens, int64_t n, int64_t
       throw std::runtime_error(
           "session: must be used by one thread at a time but another changed it meanwhile");
     }
-    const int64_t size = std::min<int64_t>(kMaxBatchTokens, n - begin);
+    const int64_t size = std::min<int64_t>(max_batch_tokens(), n - begin);
     rows_.clear();
     append_rows(session, tokens + begin, size);
     run_batch(static_cast<int>(std::clamp<int64_t>(begin + size - first_output, 0, size)), output,
@@ -132,7 +133,7 @@ void Engine::step(const std::vector<PrefillChunk>& chunks, Session* const* sessi
       check(*sessions[i], tokens + i, 1);
       enter_step(*sessions[i]);
     }
-    if (n_rows <= kMaxBatchTokens) {
+    if (n_rows <= max_batch_tokens()) {
       rows_.clear();
       for (const PrefillChunk& chunk : chunks) append_rows(*chunk.session, chunk.tokens, chunk.n);
       for (int i = 0; i < n; ++i) append_rows(*sessions[i], tokens + i, 1);
@@ -144,9 +145,9 @@ void Engine::step(const std::vector<PrefillChunk>& chunks, Session* const* sessi
     consume(*chunk.session, chunk.tokens, chunk.n, 0, Output::logits, nullptr, checkpoint);
     checkpoint();
   }
-  for (int begin = 0; begin < n; begin += kMaxBatchTokens) {
+  for (int begin = 0; begin < n; begin += max_batch_tokens()) {
     const auto lock = enter();
-    const int size = std::min(kMaxBatchTokens, n - begin);
+    const int size = std::min(max_batch_tokens(), n - begin);
     rows_.clear();
     for (int i = begin; i < begin + size; ++i) {
       check(*sessions[i], tokens + i, 1);

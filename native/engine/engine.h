@@ -1,5 +1,5 @@
 // A packed model, the threads and the buffers that its sessions share. Calls from several threads
-// are serialised: one batch, of at most kMaxBatchTokens tokens, at a time.
+// are serialised: one batch, of at most max_batch_tokens(), at a time.
 //
 // Between batches a call with many tokens runs its `checkpoint` without the engine's lock. If that
 // throws, the sessions hold the tokens of the batches before it and remain usable. In a child
@@ -66,7 +66,7 @@ class Engine {
 
   // Decode one token in each of n sessions and prefill chunks in others; all sessions must differ.
   // Write the logits [n][V] of the decoded tokens. Results equal those of feed(), bit for bit, but
-  // weights are read once for up to kMaxBatchTokens tokens. Throws as feed() does.
+  // weights are read once for up to max_batch_tokens(). Throws as feed() does.
   void step(const std::vector<PrefillChunk>& chunks, Session* const* sessions,
             const int32_t* tokens, int n, float* logits, Checkpoint checkpoint = no_checkpoint);
 
@@ -77,6 +77,7 @@ class Engine {
                const std::vector<Bytes>& pieces);
 
  private:
+  int max_batch_tokens() const { return model_.config.ffn->max_batch_tokens; }
   void check_own(const Session& session) const;
   void check(const Session& session, const int32_t* tokens, int64_t n) const;
   void enter_step(Session& session);

@@ -31,6 +31,7 @@ const FeedForwardSpec kFeedForwards[] = {
      .has_gate = true,
      .has_sub_norm = true,
      .has_experts = true,
+     .max_batch_tokens = 256,
      .activate = swiglu},
 };
 

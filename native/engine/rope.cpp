@@ -32,11 +32,11 @@ RopeSpec rope_spec(const ModelConfig& config, int layer) {
 
 }  // namespace
 
-RopeTable::RopeTable(const RopeSpec& spec, double factor)
+RopeTable::RopeTable(const RopeSpec& spec, double factor, size_t max_rows)
     : spec_(spec),
       factor_(factor),
-      cosine_(kMaxBatchTokens * spec.frequencies.size()),
-      sine_(kMaxBatchTokens * spec.frequencies.size()) {}
+      cosine_(max_rows * spec.frequencies.size()),
+      sine_(max_rows * spec.frequencies.size()) {}
 
 void RopeTable::set_position(int row, int64_t position) {
   const size_t n = spec_.frequencies.size();
@@ -61,7 +61,7 @@ RopeTables::RopeTables(const ModelConfig& config) {
     const auto found = std::find_if(tables_.begin(), tables_.end(),
                                     [&](const RopeTable& table) { return table.spec() == spec; });
     table_of_.push_back(found - tables_.begin());
-    if (found == tables_.end()) tables_.emplace_back(spec, config.rope_factor);
+    if (found == tables_.end()) tables_.emplace_back(spec, config.rope_factor, config.ffn->max_batch_tokens);
   }
 }
 

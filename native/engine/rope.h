@@ -24,7 +24,7 @@ struct RopeSpec {
 // The cosines and sines of one RopeSpec.
 class RopeTable {
  public:
-  RopeTable(const RopeSpec& spec, double factor);
+  RopeTable(const RopeSpec& spec, double factor, size_t max_rows);
 
   // Compute the angles of a row, in double: float is too coarse past position 1e5.
   void set_position(int row, int64_t position);

@@ -45,7 +45,7 @@ struct InputSizes {
 
 Workspace::Workspace(const PackedModel& model) {
   const ModelConfig& config = model.config;
-  const int64_t N = kMaxBatchTokens, C = config.d_model, F = config.d_ff;
+  const int64_t N = config.ffn->max_batch_tokens, C = config.d_model, F = config.d_ff;
   const int64_t R = N * config.n_active_experts;
   int64_t width = C;  // of Q with padded heads, in the layer where it is largest
   for (const MixerSpec* mixer : config.layers) {
@@ -100,13 +100,13 @@ Workspace::Workspace(const PackedModel& model) {
     partial_size =
         std::max(partial_size, int64_t{heads.n_heads} * (heads.padded_dim() + kPartialExtra));
   }
-  partials = allocate<float>(kMaxPartials * partial_size);
+  partials = allocate<float>(kPartialsPerRow * N * partial_size);
 }
 
 void Workspace::reserve(const ModelConfig& config, int64_t max_tokens) {
   if (config.cross_attention != CrossAttention::index || selected) return;
   if (n_blocks(max_tokens - 1) <= config.cross_blocks()) return;  // all blocks are attended to
-  const int64_t N = kMaxBatchTokens;
+  const int64_t N = config.ffn->max_batch_tokens;
   selected = allocate<int32_t>(N * config.n_kv_heads * config.cross_blocks());
 }
 

@@ -1,7 +1,8 @@
 // The buffers of a forward pass, allocated with a model and its sessions: a decode step allocates
 // nothing.
 //
-// Letters:  N rows, up to kMaxBatchTokens   C model width   F feed-forward width   E experts
+// Letters:  N rows, up to FeedForwardSpec::max_batch_tokens   C model width
+//           F feed-forward width   E experts
 //           R routed rows: pairs of a row and one of its experts, sorted by expert
 //           H query heads   G KV heads   D head size   K input features of a matrix
 #pragma once
@@ -14,9 +15,9 @@
 
 namespace yocobit {
 
-// Partial attention results that are kept at a time for each query head, over all rows: at least
-// two KV splits per row.
-constexpr int64_t kMaxPartials = 2 * kMaxBatchTokens;
+// Partial attention results that are kept at a time for each row and query head of a full batch: of
+// that number of KV splits. With fewer rows there is room for more.
+constexpr int64_t kPartialsPerRow = 2;
 
 // The routed rows [begin, end) of an expert.
 struct ExpertRows {
@@ -51,7 +52,7 @@ struct Workspace {
   Buffer<float> memory;      // [N][C], y of the last self-decoder mixer, if a layer reads it
   Buffer<float> decay;       // [H][N]
   Buffer<float> gate, up;    // [N][F], or [R][F] of experts
-  Buffer<float> partials;    // [N][H][kMaxPartials / N][D rounded up to 8, + kPartialExtra]
+  Buffer<float> partials;    // [N][H][kPartialsPerRow][D rounded up to 8, + kPartialExtra]
   Buffer<int32_t> selected;  // [N][G][cross_blocks], if cross layers select blocks
 
   // Of an FFN with experts.

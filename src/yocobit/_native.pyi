@@ -46,7 +46,6 @@ def cache_types() -> list[dict[str, Any]]:
     are padded to multiples of them) and `scale_bytes` of each row.
     """
 
-MAX_BATCH_TOKENS: int = 128
 
 TOKEN_BLOCK: int = 32
 

@@ -110,6 +110,7 @@ class FeedForwardSpec:
     has_gate: bool  # act(W_gate x) * (W_up x), not act(W_up x)
     has_sub_norm: bool  # before W_down, if the model has SubLN; experts share its weight
     has_experts: bool = False  # config.n_experts, chosen for each token by a router
+    max_batch_tokens: int = 128  # of one forward pass of the engine
 
     def parameters(self, config: ModelConfig) -> Parameters:
         """Return the parameters by the NAME in layers.I.ffn.NAME.weight."""
@@ -258,7 +259,9 @@ _FEED_FORWARDS = (
     FeedForwardSpec("relu2", has_gate=True, has_sub_norm=True),
     # Its activations are -1 or +1, which need no norm.
     FeedForwardSpec("sign", has_gate=False, has_sub_norm=False),
-    FeedForwardSpec("moe", has_gate=True, has_sub_norm=True, has_experts=True),
+    FeedForwardSpec(
+        "moe", has_gate=True, has_sub_norm=True, has_experts=True, max_batch_tokens=256
+    ),
 )
 FEED_FORWARDS: dict[FeedForwardKind, FeedForwardSpec] = {spec.name: spec for spec in _FEED_FORWARDS}
 

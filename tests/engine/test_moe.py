@@ -14,9 +14,9 @@ from kernel_families import KERNELS, SLOW
 from random_models import relative_error, write
 
 from yocobit import _native
-from yocobit._native import MAX_BATCH_TOKENS
 from yocobit.config import ModelConfig
 from yocobit.engine import Engine
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.packing import PackedModel
 from yocobit.packing.formats import PROJECTION_FORMATS
 
@@ -264,4 +264,4 @@ def test_buffers_hold_the_rows_of_each_active_expert_and_do_not_grow(tmp_path):
     C, F = config.d_model, config.d_ff
     indices = 3 * 4  # expert, routed row and its token
     inputs = 256 + 2 * 4 * 256 // 32  # codes, scales and sums of C columns rounded up
-    assert sizes[1] - sizes[0] == MAX_BATCH_TOKENS * (indices + inputs + 4 * (2 * F + C))
+    assert sizes[1] - sizes[0] == FEED_FORWARDS["moe"].max_batch_tokens * (indices + inputs + 4 * (2 * F + C))

@@ -15,9 +15,10 @@ import forked
 import numpy as np
 import pytest
 
-from yocobit import Engine, _native
+from yocobit import Engine
 from yocobit.config import ConfigError
 from yocobit.engine import FileChangedError
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.packing import read_model
 from yocobit.pretrained import TINY
 
@@ -89,7 +90,7 @@ def test_a_signal_ends_a_long_prefill_and_the_session_can_be_used_on(call, inter
             getattr(session, call)(rest)
 
     n = session.position
-    assert (n - 5) % _native.MAX_BATCH_TOKENS == 0 and 5 <= n < len(tokens)
+    assert (n - 5) % FEED_FORWARDS[engine.config.ffn].max_batch_tokens == 0 and 5 <= n < len(tokens)
     assert session.tokens.tolist() == tokens[:n].tolist()
     if n > 5:
         with pytest.raises(ValueError, match="has no logits"):

@@ -79,6 +79,7 @@ def test_feed_forwards_are_equal():
             "has_gate": ffn.has_gate,
             "has_sub_norm": ffn.has_sub_norm,
             "has_experts": ffn.has_experts,
+            "max_batch_tokens": ffn.max_batch_tokens,
         }
         for name, ffn in FEED_FORWARDS.items()
     }

@@ -17,7 +17,6 @@ from yocobit._native import (
     FIRST_BLOCKS,
     LANES,
     LAST_BLOCKS,
-    MAX_BATCH_TOKENS,
     PARTIAL_EXTRA,
     cache_types,
 )
@@ -132,7 +131,7 @@ def window_bytes(config: ModelConfig, cache: str, n_tokens: int | None = None) -
     They are ring buffers of whole tiles, with room for the tokens of one forward pass, or for all
     tokens if these are fewer.
     """
-    longest = config.window + MAX_BATCH_TOKENS
+    longest = config.window + FEED_FORWARDS[config.ffn].max_batch_tokens
     n_positions = round_up(longest if n_tokens is None else min(longest, n_tokens), BLOCK_POSITIONS)
     rings = _owners(config, growing=False)
     return n_positions * sum(position_bytes(mixer, config, cache) for mixer in rings)

@@ -20,12 +20,12 @@ from typing import Protocol, cast
 import numpy as np
 
 from yocobit import _native
-from yocobit._native import MAX_BATCH_TOKENS
 from yocobit.benchmark.random_model import write_random_model
 from yocobit.engine import Engine, Session
 from yocobit.engine.session import CacheType
 from yocobit.hardware.host import Host, available_bytes
 from yocobit.hardware.limits import Limits, measure_limits
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.packing import PackedModel
 
 _MIB = 1 << 20
@@ -109,14 +109,15 @@ class HostCalibration:
     def shallow_times(self, model: PackedModel, cache: str, batch: int) -> ShallowTimes:
         with _written(model) as written:
             engine = Engine(written, self.threads, self.kernels)
-            tokens = np.arange(MAX_BATCH_TOKENS, dtype=np.int32) % model.config.vocab_size
+            n_tokens = FEED_FORWARDS[model.config.ffn].max_batch_tokens
+            tokens = np.arange(n_tokens, dtype=np.int32) % model.config.vocab_size
             steps, prompts = [], []
             for _ in range(_ROUNDS):
-                session = engine.session(MAX_BATCH_TOKENS, cast(CacheType, cache))
+                session = engine.session(n_tokens, cast(CacheType, cache))
                 prompts.append(_seconds(lambda s=session: s.feed(tokens)))  # type: ignore[misc]
                 sessions = [engine.session(_STEPS, cast(CacheType, cache)) for _ in range(batch)]
                 steps.append(statistics.median(_step_seconds(engine, sessions)))
-        return ShallowTimes(min(steps), min(prompts), MAX_BATCH_TOKENS)
+        return ShallowTimes(min(steps), min(prompts), n_tokens)
 
     def _selection(self, model: PackedModel, cache: str, context: int) -> float:
         """Return the time of block selection in a step.

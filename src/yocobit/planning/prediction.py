@@ -16,7 +16,7 @@ import dataclasses
 import math
 from typing import Any
 
-from yocobit._native import KV_SPLIT, MAX_BATCH_TOKENS, TOKEN_BLOCK
+from yocobit._native import KV_SPLIT, TOKEN_BLOCK
 from yocobit.config import ModelConfig
 from yocobit.costs.memory import (
     CACHE_FORMATS,
@@ -34,7 +34,7 @@ from yocobit.costs.work import (
     shape_only_model,
     work_of,
 )
-from yocobit.mixers import Heads, layer_mixers, parameter_shapes
+from yocobit.mixers import FEED_FORWARDS, Heads, layer_mixers, parameter_shapes
 from yocobit.packing import PackedModel
 from yocobit.packing.formats import INT8_PER_TOKEN
 from yocobit.planning.calibration import Calibration
@@ -155,8 +155,10 @@ def _half_as_wide(config: ModelConfig) -> ModelConfig | None:
 
 def _decode(model: PackedModel, work: Work, calibration: Calibration) -> dict[str, float]:
     """Return the seconds of a step's kernels, by part."""
-    config, batch = work.config, min(work.batch, MAX_BATCH_TOKENS)
-    n_passes = -(-work.batch // MAX_BATCH_TOKENS)  # forward passes; each reads every weight
+    config = work.config
+    max_batch = FEED_FORWARDS[config.ffn].max_batch_tokens
+    batch = min(work.batch, max_batch)
+    n_passes = -(-work.batch // max_batch)  # forward passes; each reads every weight
     C, head_rows = config.d_model, _whole_groups(min(config.vocab_size, 4096))
     selects = _selects(config, work.context)
     # The selection time includes reading the candidates.
@@ -199,7 +201,7 @@ def _prefill(model: PackedModel, work: Work, calibration: Calibration) -> dict[s
     in a decode step.
     """
     config, prefill = work.config, work.prefill
-    rows = min(MAX_BATCH_TOKENS, prefill.n_tokens)
+    rows = min(FEED_FORWARDS[config.ffn].max_batch_tokens, prefill.n_tokens)
     threads = calibration.threads
     is_int8 = model.projection_format.activations is INT8_PER_TOKEN
     divides_rows = rows >= TOKEN_BLOCK * threads and is_int8
