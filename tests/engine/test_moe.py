@@ -21,7 +21,7 @@ from yocobit.packing import PackedModel
 from yocobit.packing.formats import PROJECTION_FORMATS
 
 V = 301
-T = 150  # tokens: more than one batch
+T = 280  # tokens: more than one batch
 LARGEST = np.float32(3e38)  # times 2 is infinite
 
 # E, k and what they change. Of a wide model, inputs have several groups of columns.
