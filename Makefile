@@ -156,8 +156,7 @@ bench: setup
 	$(BIN)/python benchmarks/pytorch.py
 
 bench-peers: setup
-	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install -q -c constraints.txt -e '.[peers]' \
-	  --no-build-isolation
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(PIP) -q --no-build-isolation 'yocobit[peers]'
 	$(BIN)/python benchmarks/peers.py
 
 golden: setup
