@@ -128,11 +128,10 @@ void bind_tables(nb::module_& m) {
         "Return the records of the token mixers: `name`, `decoder` (\"self\", \"cross\"),\n"
         "`parameters` (matrices), `has_sub_norm`, `kv_cache` (\"none\", \"per_token\", \"ring\",\n"
         "\"shared\"), `has_state` and `reads_memory`.");
-  m.def(
-      "feed_forwards", &feed_forward_records,
-      nb::sig("def feed_forwards() -> list[dict[str, typing.Any]]"),
-      "Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm`, `has_experts`\n"
-      "and `max_batch_tokens`.");
+  m.def("feed_forwards", &feed_forward_records,
+        nb::sig("def feed_forwards() -> list[dict[str, typing.Any]]"),
+        "Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm`, `has_experts`\n"
+        "and `max_batch_tokens`.");
   m.def("cache_types", &cache_type_records,
         nb::sig("def cache_types() -> list[dict[str, typing.Any]]"),
         "Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows\n"

@@ -61,7 +61,8 @@ RopeTables::RopeTables(const ModelConfig& config) {
     const auto found = std::find_if(tables_.begin(), tables_.end(),
                                     [&](const RopeTable& table) { return table.spec() == spec; });
     table_of_.push_back(found - tables_.begin());
-    if (found == tables_.end()) tables_.emplace_back(spec, config.rope_factor, config.ffn->max_batch_tokens);
+    if (found == tables_.end())
+      tables_.emplace_back(spec, config.rope_factor, config.ffn->max_batch_tokens);
   }
 }
 

@@ -68,9 +68,10 @@ Session::Session(const PackedModel& model, int64_t max_tokens, FloatType cache_t
     }
     if (mixer.kv_cache == KvCacheKind::none) continue;
     const Heads heads = (config.*mixer.heads)();
-    const int64_t n_positions = mixer.kv_cache == KvCacheKind::ring
-                                    ? std::min(max_tokens, int64_t{config.window} + config.ffn->max_batch_tokens)
-                                    : max_tokens;
+    const int64_t n_positions =
+        mixer.kv_cache == KvCacheKind::ring
+            ? std::min(max_tokens, int64_t{config.window} + config.ffn->max_batch_tokens)
+            : max_tokens;
     state.kv.emplace(cache_type, heads.n_kv_heads, heads.padded_dim(), n_positions);
   }
   if (model.has_cross_decoder()) {

@@ -58,9 +58,9 @@ struct MixerSpec {
 
 struct FeedForwardSpec {
   const char* name;
-  bool has_gate;             // act(W_gate x) * (W_up x), not act(W_up x)
-  bool has_sub_norm;         // of the input of down_proj, if the model has SubLN
-  bool has_experts = false;  // of which a router selects k per token
+  bool has_gate;               // act(W_gate x) * (W_up x), not act(W_up x)
+  bool has_sub_norm;           // of the input of down_proj, if the model has SubLN
+  bool has_experts = false;    // of which a router selects k per token
   int max_batch_tokens = 128;  // of one forward pass
 
   // y[i] = act(gate[i]) * up[i], or act(up[i]); y may be gate or up.

@@ -37,7 +37,8 @@ def mixers() -> list[dict[str, Any]]:
 
 def feed_forwards() -> list[dict[str, Any]]:
     """
-    Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm` and `has_experts`.
+    Return the records of the FFN kinds: `name`, `has_gate`, `has_sub_norm`, `has_experts`
+    and `max_batch_tokens`.
     """
 
 def cache_types() -> list[dict[str, Any]]:
@@ -45,7 +46,6 @@ def cache_types() -> list[dict[str, Any]]:
     Return the records of the KV cache types: `name`, `bits` of a value, `row_values` (rows
     are padded to multiples of them) and `scale_bytes` of each row.
     """
-
 
 TOKEN_BLOCK: int = 32
 

@@ -264,4 +264,6 @@ def test_buffers_hold_the_rows_of_each_active_expert_and_do_not_grow(tmp_path):
     C, F = config.d_model, config.d_ff
     indices = 3 * 4  # expert, routed row and its token
     inputs = 256 + 2 * 4 * 256 // 32  # codes, scales and sums of C columns rounded up
-    assert sizes[1] - sizes[0] == FEED_FORWARDS["moe"].max_batch_tokens * (indices + inputs + 4 * (2 * F + C))
+    assert sizes[1] - sizes[0] == FEED_FORWARDS["moe"].max_batch_tokens * (
+        indices + inputs + 4 * (2 * F + C)
+    )

@@ -34,7 +34,8 @@ void retain_head(const ForwardPass& pass, const Layer& layer, const RopeTable& r
       .type = FloatType::f32,
       .m = 1,
       .k = C};
-  float* decays = &ws.decay[static_cast<size_t>(head) * pass.model.config.ffn->max_batch_tokens + segment.begin];
+  float* decays = &ws.decay[static_cast<size_t>(head) * pass.model.config.ffn->max_batch_tokens +
+                            segment.begin];
   pass.kernels.dense_gemm(decay_weights, x + static_cast<ptrdiff_t>(segment.begin) * C, n, 0, 1,
                           decays, 1);
   for (int i = 0; i < n; ++i) {

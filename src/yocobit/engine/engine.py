@@ -257,8 +257,8 @@ class Engine:
         """Decode one token of each of n sessions; return their logits (n, V), in `out` if given.
 
         `prompts` are chunks of other sessions' prompts, prefilled in the same step without logits.
-        A step reads every weight once per 128 tokens (256 with experts). The logits of a session have the same bits
-        as in a step of its own.
+        A step reads every weight once per 128 tokens (256 with experts). The logits of a session
+        have the same bits as in a step of its own.
         """
         logits = as_out(out, (len(sessions), self.config.vocab_size))
         parts = [(session._native, as_tokens(part)) for session, part in prompts]
