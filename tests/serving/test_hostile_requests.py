@@ -174,6 +174,11 @@ BODIES = {
     ),
     "long input": ("/v1/embeddings", '{"input":["' + "a " * 400_000 + '"]}'),
     "tokens": ("/detokenize", '{"tokens":[' + many("1", 12_000) + "]}"),
+    "properties that are not an object": (
+        CHAT,
+        '{"messages":[{"role":"user","content":"a"}],"tool_choice":"required","tools":[{"type":'
+        '"function","function":{"name":"f","parameters":{"properties":true,"required":["a"]}}}]}',
+    ),
     "wrong type": (CHAT, '{"messages":"' + "a" * 100_000 + '"}'),
     "long enumeration value": (CHAT, '{"messages":[{"role":"' + "a" * 100_000 + '"}]}'),
     "log-probabilities": (TEXT, '{"prompt":"a","max_tokens":2000,"n":4,"logprobs":20}'),

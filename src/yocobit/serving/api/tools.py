@@ -104,7 +104,8 @@ def _closed(schema: Any, is_outermost: bool = False, closes_definitions: bool = 
         closed["type"] = "object"
     required, properties = schema.get("required"), schema.get("properties")
     names = required if isinstance(required, list) else []
-    has_others = any(name not in (properties or ()) for name in names if isinstance(name, str))
+    keys = properties if isinstance(properties, dict) else {}
+    has_others = any(name not in keys for name in names if isinstance(name, str))
     if (properties is not None or is_outermost) and _OPEN.isdisjoint(schema) and not has_others:
         closed["additionalProperties"] = False
     return closed
