@@ -9,6 +9,7 @@ import pytest
 from servers import NO_END, wait_for
 
 from yocobit import Engine
+from yocobit.mixers import FEED_FORWARDS, FeedForwardSpec
 from yocobit.serving.errors import APIError
 from yocobit.serving.runtime import scheduler as scheduler_module
 from yocobit.serving.runtime import slow_sequences
@@ -128,6 +129,23 @@ def test_prompts_are_prefilled_while_others_decode(engine, make):
     n_steps = [group for step in listener.steps for group in step].count(decoding)
     assert n_steps >= n_prompt / 32
     scheduler.cancel(decoding)
+
+
+def test_idle_step_prefills_as_many_tokens_as_a_forward_pass_has(engine, make, monkeypatch):
+    moe = FeedForwardSpec("", has_gate=True, has_sub_norm=True, max_batch_tokens=200)
+    monkeypatch.setitem(FEED_FORWARDS, engine.config.ffn, moe)
+    sizes = []
+
+    def step(sessions, tokens, out, prompts=()):
+        sizes.append(sum(len(chunk) for _, chunk in prompts))
+        return type(engine).step(engine, sessions, tokens, out, prompts)
+
+    monkeypatch.setattr(engine, "step", step)
+    scheduler, listener = make()
+
+    listener.wait(submit(scheduler, make_request(engine, TEXT * 60, max_tokens=1)))
+
+    assert max(sizes) == 200
 
 
 def test_short_prompt_does_not_wait_for_a_long_one(engine, make):

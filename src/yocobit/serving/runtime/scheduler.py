@@ -26,6 +26,7 @@ from yocobit.costs import session_bytes
 from yocobit.engine import Engine, FileChangedError
 from yocobit.engine.sampling import sample_batch
 from yocobit.engine.session import CacheType, Logits
+from yocobit.mixers import FEED_FORWARDS
 from yocobit.serving.errors import (
     APIError,
     internal_error,
@@ -43,12 +44,13 @@ from yocobit.serving.runtime.sequence import Sequence as DecodingSequence
 from yocobit.serving.runtime.sequence import SequenceGroup
 from yocobit.serving.runtime.slow_sequences import Decoding, SlowSequences
 
-# Prompt tokens per step: fewer while other sequences decode, which bounds their inter-token time.
-PREFILL_TOKENS, PREFILL_TOKENS_WHILE_DECODING = 128, 32
+# Prompt tokens per step while other sequences decode, which bounds their inter-token time; without
+# them, a step has as many as one forward pass.
+PREFILL_TOKENS_WHILE_DECODING = 32
 # Events wait this long for more: waking the event loop takes a CPU from the engine for longer than
 # a small model needs for a token.
 DELIVERY_INTERVAL_S = 0.004
-# A step that takes longer is stuck: a prefill of 128 tokens takes seconds on the slowest CPUs.
+# A step that takes longer is stuck: a forward pass takes seconds on the slowest CPUs.
 STUCK_S = 120.0
 
 Deliver = Callable[[Sequence[tuple[SequenceGroup, list[Event]]]], None]
@@ -86,6 +88,7 @@ class Scheduler:
         self._deliver = deliver
         self._metrics = metrics
         self._max_sequences = max_sequences
+        self._max_batch_tokens = FEED_FORWARDS[engine.config.ffn].max_batch_tokens
         self._waiting = RequestQueue()
         self._logits = np.empty((max_sequences, engine.config.vocab_size), dtype=np.float32)
         self._events: list[tuple[SequenceGroup, list[Event]]] = []
@@ -279,7 +282,9 @@ class Scheduler:
             for sequence in group.sequences
             if not sequence.is_finished
         ]
-        chunks = self._next_chunks(PREFILL_TOKENS_WHILE_DECODING if decoding else PREFILL_TOKENS)
+        chunks = self._next_chunks(
+            PREFILL_TOKENS_WHILE_DECODING if decoding else self._max_batch_tokens
+        )
         decoding = self._slow.choose(decoding, is_shared=bool(chunks))
         if decoding or chunks:
             logits = self._logits[: len(decoding)]
