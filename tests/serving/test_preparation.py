@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,11 @@ from servers import fork_preparation, wait_for
 from yocobit.errors import UserError
 from yocobit.serving import limits
 from yocobit.serving.errors import APIError, too_costly
+from yocobit.serving.runtime import preparation
+from yocobit.serving.runtime.metrics import Metrics
 from yocobit.serving.runtime.preparation import WorkerPool
+from yocobit.serving.runtime.runtime import Runtime
+from yocobit.serving.settings import ServerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -260,6 +266,60 @@ def test_stop_fails_jobs_without_waiting_for_other_processes(tmp_path, is_forked
             pool.stop()
 
     assert asyncio.run(main()) == (503, True)
+
+
+def test_stop_fails_a_start_that_waits(monkeypatch):
+    async def main():
+        pool = WorkerPool(make_context)
+        silent = []
+        monkeypatch.setattr(
+            preparation, "_spawn", lambda connection: silent.append(connection.dup())
+        )
+        task = asyncio.create_task(pool.start())
+        while not silent:
+            await asyncio.sleep(0)
+        pool.begin_stop()
+        try:
+            await asyncio.wait_for(task, 60)
+        finally:
+            pool.stop()
+
+    with pytest.raises(APIError) as failed:
+        asyncio.run(main())
+    assert failed.value.status == 503
+
+
+def test_error_of_a_cancelled_preparation_is_not_logged(engine):
+    logged = []
+
+    async def fail_when_cancelled(started):
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise too_costly() from None
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: logged.append(context))
+        settings = ServerSettings(prefix_mb=0, context=64)
+        runtime = Runtime(engine, settings, Metrics(), "", WorkerPool(make_context))
+        started = asyncio.Event()
+        try:
+            work = fail_when_cancelled(started)
+            task = asyncio.create_task(runtime.prepare(time.monotonic(), work))
+            await started.wait()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, APIError):
+                await task
+        finally:
+            runtime.stop()
+        del task
+        gc.collect()
+
+    asyncio.run(main())
+
+    assert logged == []
 
 
 def test_invalid_context_is_a_one_line_error():

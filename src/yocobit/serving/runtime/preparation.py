@@ -84,6 +84,8 @@ class WorkerPool:
                 reply += more
                 if len(reply) >= SIZE.size + SIZE.unpack_from(reply)[0]:
                     break
+        if not reply and self._is_stopped:
+            raise shutting_down()
         if not reply:
             raise UserError("the process that prepares requests ended; see its output")
         problem = pickle.loads(reply[SIZE.size :])
@@ -106,7 +108,8 @@ class WorkerPool:
         """Fail all jobs with 503 and have all processes end, without waiting for them."""
         self._is_stopped = True
         if self._control is not None:
-            self._control.close()
+            with suppress(OSError):  # the forking process has ended
+                self._control.shutdown(socket.SHUT_RDWR)
         for writer in self._writers:
             writer.transport.abort()
 

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from yocobit.config import ConfigError
 from yocobit.costs import summarize
@@ -138,9 +138,11 @@ class Runtime:
                 work.close()
             raise
         self._n_preparing += 1
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_retrieve)
         try:
             left_s = arrived_at + self._timeout_s - time.monotonic()
-            return await asyncio.wait_for(work, left_s)
+            return await asyncio.wait_for(task, left_s)
         except (TimeoutError, asyncio.TimeoutError):
             raise timed_out(self._timeout_s, is_started=False) from None
         finally:
@@ -212,6 +214,15 @@ def _salts(settings: ServerSettings) -> Mapping[str, bytes]:
 def key_client(index: int) -> str:
     """Return the client of the API key with that index."""
     return f"key {index}"
+
+
+def _retrieve(task: asyncio.Future[Any]) -> None:
+    """Have the error of a request whose client has disconnected count as retrieved.
+
+    Up to Python 3.11, a task that fails while `wait_for` cancels it is otherwise logged.
+    """
+    if not task.cancelled():
+        task.exception()
 
 
 def _check_context(settings: ServerSettings, size: int) -> None:
