@@ -265,7 +265,7 @@ class LlamaCpp:
         return np.array(self._model.scores[: len(tokens)])
 
     def greedy(self, tokens: list[int], end_tokens: frozenset[int]) -> list[int]:
-        """Return the most likely tokens one after the other, without the end token."""
+        """Return the most likely tokens one after the other, without the EOS token."""
         self._model.reset()
         self._model.eval(tokens)
         found: list[int] = []

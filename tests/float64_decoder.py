@@ -1,4 +1,4 @@
-"""The decoder in float64 NumPy: a statement of the engine's arithmetic, independent of its code.
+"""The decoder in float64 NumPy: a reference implementation of the engine's arithmetic.
 
 Activations are rounded to integers as in the engine. An activation next to a rounding boundary may
 round up in float64 and down in float32, and then logits differ by far more than float32 does:

@@ -381,7 +381,7 @@ PRESETS: dict[str, ModelConfig] = {
         n_self_heads=4,
         n_self_kv_heads=4,
     ),
-    # About 100M parameters.
+    # 125M parameters, 100M of them in the blocks.
     "small": ModelConfig(
         vocab_size=16384,
         d_model=768,

@@ -1,4 +1,4 @@
-"""Architecture features of published models: the engine against a float64 statement, and its bits.
+"""Architecture features of published models: the engine against float64, and its bits.
 
 Letters: T positions   C d_model   H query heads   G KV heads   D head size   V vocab_size
 """

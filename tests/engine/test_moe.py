@@ -1,4 +1,4 @@
-"""Mixtures of experts: the engine against a float64 statement, its bits, and hostile routers.
+"""Mixtures of experts: the engine against float64, its bits, and hostile routers.
 
 Letters: T positions   N batch tokens   C d_model   E n_experts   F d_ff   V vocab_size
 """

@@ -1,7 +1,7 @@
 """Logits of imported families: the engine equals transformers' own classes in float64.
 
 Ternary models quantise activations, and a value next to a rounding boundary may round up in float64
-and down in float32. Texts without such ties come from the float64 statement of the packed model.
+and down in float32. Texts without such ties come from the float64 reference of the packed model.
 """
 
 from __future__ import annotations

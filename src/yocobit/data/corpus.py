@@ -216,7 +216,7 @@ def _check_lengths(index: Index, context: int) -> None:
 def _window(tokens: Tokens, start: int, context: int) -> tuple[Windows, Windows]:
     """Return inputs (T,) and targets (T,), the first of them token `start`.
 
-    The text is circular: its last token, an end token, is the input that predicts its first.
+    The text is circular: its last token, an EOS token, is the input that predicts its first.
     """
     window = _read_circular(tokens.read, start - 1, context + 1, len(tokens))
     inputs, targets = window[:-1], window[1:]

@@ -144,7 +144,7 @@ class ShardWriter:
 
 
 class Tokens:
-    """The tokens of one sequence; each document ends with the end token.
+    """The tokens of one sequence; each document ends with the EOS token.
 
     A read raises ConfigError if a shard is no longer the file that was opened, or has a token
     outside the vocabulary.
@@ -257,7 +257,7 @@ def is_complete(directory: Path, shards: ShardList) -> bool:
 
 
 def check_intact(directory: Path, hashes: Mapping[str, str]) -> None:
-    """Raise ConfigError if a file differs from its hash, by name; reads all of them once."""
+    """Raise ConfigError that names a file which differs from its hash; reads all of them once."""
     files = {directory / name: digest for name, digest in hashes.items()}
     with ThreadPoolExecutor(max_workers=default_threads()) as pool:  # hashing releases the GIL
         digests = pool.map(sha256, files)

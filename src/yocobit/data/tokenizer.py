@@ -40,7 +40,7 @@ _SPLIT = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train byte-level BPE with END as token 0; the same texts give the same tokenizer.
 
-    END inside a text is encoded as ordinary tokens: only the end of a document is the end token.
+    END inside a text is encoded as ordinary tokens: only the end of a document is the EOS token.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,7 +100,7 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrai
 def load_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json for training; END inside a text is encoded as ordinary tokens.
 
-    If it has no END, its end token is renamed to END: the eos_token of the adjacent
+    If it has no END, its EOS token is renamed to END: the eos_token of the adjacent
     tokenizer_config.json or, for packed models, the smallest eos_token_id of the adjacent
     generation_config.json. ConfigError if it is missing or loses text.
     """

@@ -68,8 +68,8 @@ class DecodeState:
     ) -> None:
         """Start after a prompt.
 
-        End tokens, `stop_tokens` and stop strings have no effect before `min_tokens`; `ignore_end`
-        excludes the end tokens. `kept` are the stop strings and tokens that stay in the text.
+        EOS tokens, `stop_tokens` and stop strings have no effect before `min_tokens`; `ignore_end`
+        excludes the EOS tokens. `kept` are the stop strings and tokens that stay in the text.
         """
         self.finish_reason: FinishReason | None = None
         self.max_tokens = max_tokens
@@ -90,7 +90,7 @@ class DecodeState:
 
     @property
     def tokens(self) -> list[int]:
-        """The generated tokens, without an end token."""
+        """The generated tokens, without an EOS token."""
         return self._detokenizer.tokens
 
     @property

@@ -58,7 +58,7 @@ class Generation:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens generated so far, without an end token."""
+        """The tokens generated so far, without an EOS token."""
         return self._state.tokens
 
     @property

@@ -4,7 +4,7 @@
 
 Started this way, the harness also loads checkpoints with `--model hf` if transformers is
 installed. Each request runs in its own session; the model's BOS token, if it has one, precedes its
-text. In a model without one, the end token precedes an empty context.
+text. In a model without one, the EOS token precedes an empty context.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Complete texts up to a stop string, the end token or the maximum number of tokens."""
+        """Complete texts up to a stop string, the EOS token or the maximum number of tokens."""
         answers = []
         for text, settings in tqdm([request.args for request in requests], disable=disable_tqdm):
             kwargs = normalize_gen_kwargs(settings, _MAX_NEW_TOKENS)

@@ -55,7 +55,7 @@ class NativeScorer(Scorer):
 def _first_token(engine: Engine) -> int:
     """Return the token that precedes a document, as in the harness's model "hf".
 
-    That is the BOS token, or without one the first end token: in training it ended the previous
+    That is the BOS token, or without one the first EOS token: in training it ended the previous
     document.
     """
     end = engine.generation_config.get("eos_token_id")

@@ -32,7 +32,7 @@ class TorchScorer(Scorer):
         tokenizer = load_tokenizer(checkpoint / TOKENIZER)
         self._encoder = TextEncoder(tokenizer, checkpoint / TOKENIZER)
         self._model = load_model(checkpoint).eval()
-        # In training, the end token of the previous document precedes each document.
+        # In training, the EOS token of the previous document precedes each document.
         self.bos_token = end_token(tokenizer)
 
     def encode(self, text: str) -> list[int]:

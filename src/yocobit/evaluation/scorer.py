@@ -22,7 +22,7 @@ class Scorer(Protocol):
     """A model that predicts tokens."""
 
     backend: Backend
-    bos_token: int  # precedes each document; without a BOS token, an end token, as in training
+    bos_token: int  # precedes each document; without a BOS token, an EOS token, as in training
 
     def encode(self, text: str) -> list[int]:
         """Tokenize a text as in training: special tokens in it are plain text."""

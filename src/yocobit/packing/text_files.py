@@ -1,6 +1,6 @@
 """The text files of a transformers directory that a packed model keeps.
 
-These are the tokenizer, the chat template with the special tokens that it reads, end tokens, stop
+These are the tokenizer, the chat template with the special tokens that it reads, EOS tokens, stop
 strings and sampling defaults. pack() and the importers read them here.
 """
 
@@ -51,7 +51,7 @@ class TextFiles(NamedTuple):
 def read_text_files(source: Path, vocab_size: int) -> TextFiles:
     """Read the files of a transformers directory; ConfigError if one is invalid.
 
-    `generation` has the keys that are set. An end token that only the tokenizer names is set too.
+    `generation` has the keys that are set. An EOS token that only the tokenizer names is set too.
     The BOS token is that of with_added_bos.
     """
     tokenizer_file = source / TOKENIZER

@@ -6,7 +6,7 @@ settings (context, queue, body size) are not here.
 
 from __future__ import annotations
 
-# Of a request's head: checked by the connection, before any API key.
+# Of request headers: checked by the connection, before any API key.
 HEAD_BYTES = 1 << 16
 HEADERS = 100
 REQUEST_LINE_BYTES = 1 << 13
@@ -53,7 +53,7 @@ GRAMMARS_BYTES = 1 << 31  # of all requests, with 20 MB per grammar for its grow
 
 # (what, limit, HTTP status) for the documentation.
 TABLE = (
-    ("bytes of a request's head", HEAD_BYTES, 431),
+    ("bytes of the request headers", HEAD_BYTES, 431),
     ("headers of a request", HEADERS, 431),
     ("bytes of a request line", REQUEST_LINE_BYTES, 431),
     ("pipelined requests of a connection", PIPELINED, 400),

@@ -40,7 +40,7 @@ class TextEncoder:
 
     @cached_property
     def suffix(self) -> tuple[int, ...]:
-        """The tokens that the tokenizer appends to a text: an end token, of embedding models.
+        """The tokens that the tokenizer appends to a text: an EOS token, of embedding models.
 
         They belong to a text that is embedded, not to one that is continued.
         """

@@ -57,7 +57,7 @@ def _is_above(token: Any, vocab_size: int) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Settings):
-    """End tokens, stop strings and sampling defaults of a model."""
+    """EOS tokens, stop strings and sampling defaults of a model."""
 
     bos_token_id: Natural | None = None
     eos_token_id: Natural | tuple[Natural, ...] | None = None

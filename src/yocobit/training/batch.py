@@ -18,9 +18,9 @@ from yocobit.data.tokenizer import end_token
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows of text: concatenated documents, each ending with the end token.
+    """Windows of text: concatenated documents, each ending with the EOS token.
 
-    A position whose input is the end token starts a document and attends to nothing before it.
+    A position whose input is the EOS token starts a document and attends to nothing before it.
     """
 
     inputs: Tensor  # (B, T)
@@ -29,7 +29,7 @@ class Batch:
 
     @classmethod
     def of(cls, inputs: NDArray[np.int64], targets: NDArray[np.int64], end: int) -> Batch:
-        """Make a batch of inputs (B, T) and targets (B, T), where `end` is the end token."""
+        """Make a batch of inputs (B, T) and targets (B, T), where `end` is the EOS token."""
         return cls(
             torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(inputs == end)
         )

@@ -2,11 +2,11 @@
 
 A packed model stores the integers and scales of its projections. Training has master weights W: the
 scale is mean|W| of a matrix, row or group, and the integers are W / scale, rounded and clamped. The
-masters here are s / p times the integers, where s is the scale and p the share of nonzero integers.
-Then mean|W| is s, and the quotients 0 and 1 / p >= 1 round to the integers, so the run starts with
-the loss of the packed model. The distances of the original masters from rounding boundaries are
-lost: here zeros are half a scale away, the others at least as far. Embedding and head are those of
-the file, rounded to its format.
+master weights here are s / p times the integers, where s is the scale and p the share of nonzero
+integers. Then mean|W| is s, and the quotients 0 and 1 / p >= 1 round to the integers, so the run
+starts with the loss of the packed model. The distances of the original master weights from rounding
+boundaries are lost: here zeros are half a scale away, the others at least as far. Embedding and
+head are those of the file, rounded to its format.
 """
 
 from __future__ import annotations

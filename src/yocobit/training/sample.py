@@ -26,7 +26,7 @@ def sample(
     """Return up to `n_tokens` tokens of text after the prompt; temperature 0 is greedy."""
     generator = torch.Generator().manual_seed(seed)
     end = end_token(tokenizer)
-    # A document starts after the end token of the previous one.
+    # A document starts after the EOS token of the previous one.
     tokens = start = [end, *TextEncoder(tokenizer).encode(prompt)]
     cache = Cache()
     generated: list[int] = []

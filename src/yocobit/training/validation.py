@@ -38,7 +38,7 @@ def bits_per_byte(
 
     All processes call `objective`, an Objective, the same number of times. The second half of each
     window of `context` tokens is in the loss, with the first half as its context. The first token
-    of a document is predicted from the end token. `max_tokens` limits the evaluation to windows
+    of a document is predicted from the EOS token. `max_tokens` limits the evaluation to windows
     spread evenly over the text, and assumes as many bytes per token in them as in all of it.
     `report` receives the completed fraction.
     """

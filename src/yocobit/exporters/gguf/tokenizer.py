@@ -34,7 +34,7 @@ def tokenizer_metadata(
 ) -> dict[str, Any]:
     """Return the metadata of the content of a tokenizer.json; ConfigError if GGUF lacks a part.
 
-    Of the end tokens, the first MAX_END_TOKENS are kept.
+    Of the EOS tokens, the first MAX_END_TOKENS are kept.
     """
     model = fields["model"]
     is_pieces = is_sentencepiece(fields)
@@ -61,7 +61,7 @@ def tokenizer_metadata(
 
 
 def _end_tokens(generation: GenerationConfig) -> list[int]:
-    """Return the end tokens in the order of the file."""
+    """Return the EOS tokens in the order of the file."""
     end = generation.eos_token_id
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 

@@ -1,7 +1,7 @@
 """The mapping of the metadata of a GGUF file to ModelConfig.
 
 The shape is in the metadata. Biases, q/k norms, projection norms and an untied head follow from the
-tensors in the file. A key that is not mapped is refused by name.
+tensors in the file. A key that is not mapped is rejected with an error that names it.
 
 Letters: n rotated values of a head
 """

@@ -1,4 +1,4 @@
-"""Tokenizer, chat template and end tokens of a GGUF file, as the files of a packed model."""
+"""Tokenizer, chat template and EOS tokens of a GGUF file, as the files of a packed model."""
 
 from __future__ import annotations
 

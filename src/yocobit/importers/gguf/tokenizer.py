@@ -102,7 +102,7 @@ def _added_tokens(vocabulary: Vocabulary) -> Iterator[dict[str, Any]]:
 
 
 def _post_processor(vocabulary: Vocabulary) -> dict[str, Any] | None:
-    """Return the template that adds start and end tokens for other readers of the file."""
+    """Return the template that adds BOS and EOS tokens for other readers of the file."""
     ends = vocabulary.flag("add_eos_token", False)
     start, end = vocabulary.bos_id, vocabulary.id_of("eos") if ends else None
     if start is None and end is None:

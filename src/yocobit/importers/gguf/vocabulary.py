@@ -96,7 +96,7 @@ class Vocabulary:
 
     @property
     def end_ids(self) -> list[int]:
-        """Tokens that end a text or a turn; the end token of the file is the first."""
+        """Tokens that end a text or a turn; the EOS token of the file is the first."""
         named = {self.ids[name] for name in _END_NAMES & self.ids.keys()}
         listed = [self.id_of(key) for key in _END_KEYS]
         ids = [*listed, *sorted(named & self.special)]

@@ -61,7 +61,7 @@ class Matrices:
         }
         self.projections = [n for n in self._parts if self._parameters[n].role == "projection"]
         self._quantization = quantization
-        # The parameters with ternary weights, packed or masters.
+        # The parameters that are ternary: packed, or stored as master weights.
         self.ternary = self._ternary()
         self._affine = self._affine_of_matrices()
 

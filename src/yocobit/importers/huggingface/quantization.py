@@ -67,7 +67,7 @@ class BitNetQuantization(Settings):
         )
 
 
-# Of published masters without a quantization_config.
+# Of published master weights without a quantization_config.
 MASTER_WEIGHTS = BitNetQuantization(linear_class="autobitlinear", quantization_mode="online")
 
 

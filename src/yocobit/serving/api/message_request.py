@@ -145,14 +145,14 @@ def chat_request(body: CountRequest) -> AnthropicChat:
     """Return a body as one of chat completions; APIError 400 if it is invalid."""
     variables: dict[str, Any] = {}
     for edit in (body.context_management and body.context_management.edits) or ():
-        if not edit.type.startswith("clear_thinking"):  # there is no thinking to clear
+        if not edit.type.startswith("clear_thinking"):  # the model has no thinking blocks to clear
             raise APIError(
                 400,
                 f"context_management: {edit.type!r} is not supported; leave it out",
                 param="context_management",
             )
     if body.thinking is not None:
-        # "adaptive": the model decides, and it never thinks.
+        # "adaptive" permits thinking, which is not supported: it is disabled.
         if body.thinking.type not in ("disabled", "adaptive"):
             raise APIError(
                 400,

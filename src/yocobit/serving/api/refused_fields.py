@@ -1,7 +1,7 @@
 """Fields of other servers that would change the answer and are not supported.
 
-They are refused by name, never ignored. Values that have no effect are accepted, since clients send
-the defaults of all their fields.
+They are rejected with an error that names the field, never ignored. Values that have no effect are
+accepted, since clients send the defaults of all their fields.
 """
 
 from __future__ import annotations

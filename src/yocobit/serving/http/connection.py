@@ -1,4 +1,4 @@
-"""Connections: limits on their number, on request heads, and on the time clients take."""
+"""Connections: limits on their number, on request headers, and on the time clients take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yocobit.serving.errors import APIError
 from yocobit.serving.http.json_body import write_body
 from yocobit.serving.runtime.metrics import Metrics
 
-REQUEST_TIMEOUT_S = 20.0  # for a request's head, from the connection's start or its last response
+REQUEST_TIMEOUT_S = 20.0  # for request headers, from the connection's start or its last response
 READ_TIMEOUT_S = 60.0  # for a client to read what fills the buffers
 # What a rejected client may still send: the system would drop the error with an earlier close.
 _LINGER_S, _LINGER_BYTES = 1.0, 1 << 20
@@ -27,7 +27,7 @@ _LINGER_S, _LINGER_BYTES = 1.0, 1 << 20
 class Connection(HttpToolsProtocol):
     """uvicorn's connection with limits, and errors in OpenAI's shape.
 
-    uvicorn itself waits indefinitely for the rest of a head, of any size, and for readers.
+    uvicorn itself waits indefinitely for the rest of the headers, of any size, and for readers.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Connection(HttpToolsProtocol):
 def _head_too_large() -> APIError:
     return APIError(
         431,
-        f"a request's head may have {limits.HEADERS} headers and {limits.HEAD_BYTES:,} bytes; "
+        f"a request may have {limits.HEADERS} headers of {limits.HEAD_BYTES:,} bytes in total; "
         "send fewer",
     )
 

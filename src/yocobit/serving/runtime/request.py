@@ -24,10 +24,10 @@ class Request:
     max_tokens: int  # of each choice
     sampling: tuple[SamplingConfig, ...]  # one per choice
     stop: tuple[str, ...] = ()
-    stop_tokens: frozenset[int] = frozenset()  # next to the model's end tokens
+    stop_tokens: frozenset[int] = frozenset()  # next to the model's EOS tokens
     kept: frozenset[str | int] = frozenset()  # stop strings and tokens that stay in the text
     min_tokens: int = 0  # before which nothing ends the text
-    ignore_end: bool = False  # never sample the model's end tokens
+    ignore_end: bool = False  # never sample the model's EOS tokens
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     n_logprobs: int | None = None  # alternatives per generated token; None: no logprobs
     n_prompt_logprobs: int | None = None  # the same per prompt token

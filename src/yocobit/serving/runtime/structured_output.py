@@ -331,11 +331,11 @@ class GuidedOutput:
         if self._matcher.is_error():  # then the matcher counts as stopped, too
             return not self._rest
         if not self._completions.end_tokens and self._matcher.is_accepting():
-            return True  # the vocabulary has no end token
+            return True  # the vocabulary has no EOS token
         return bool(self._matcher.is_stopped())
 
     def _end(self, token: int) -> int:
-        """Return the end token; `token` if the vocabulary has none."""
+        """Return the EOS token; `token` if the vocabulary has none."""
         return min(self._completions.end_tokens, default=token)
 
     def _completion_after(self, token: int, limit: int) -> list[int] | None:
