@@ -169,7 +169,7 @@ def cli_page() -> str:
     command = typer.main.get_command(app)
     lines = ["# Command line", "", str(command.help), ""]
     lines += [
-        "A user's mistake ends in one line on standard error and exit code 2; Ctrl-C in exit code",
+        "Invalid input causes a one-line error on standard error and exit code 2, Ctrl-C exit code",
         "130. Options in *italics* can be repeated. – means that an option is off or unset.",
         "TOKENS is a number such as 8192, 128k or 2M (powers of 1024).",
         "",
