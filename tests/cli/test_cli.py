@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -203,6 +204,7 @@ def test_the_help_of_a_command_lists_its_options_and_examples(command):
         assert option in result.stdout
     for example in EXAMPLES[command]:
         assert f"\n  {example}\n" in result.stdout
+    assert not re.search("<path|list\\[", result.stdout)  # types of arguments
 
 
 def test_the_help_lists_every_command_in_one_line_of_80_columns():

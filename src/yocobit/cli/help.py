@@ -132,8 +132,11 @@ class _Formatter(_HelpFormatter):  # type: ignore[misc]
         self.write(f"{output.styled(heading + ':', 'bold', sys.stdout)}\n")
 
     def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
-        styled = [(output.styled(name, "cyan", sys.stdout), meaning) for name, meaning in rows]
-        super().write_dl(styled, col_max, col_spacing)
+        # Without Typer's type of an argument, such as `FILE <list[Path]>`.
+        names = [name if name.startswith("-") else name.partition(" <")[0] for name, _ in rows]
+        meanings = [meaning for _, meaning in rows]
+        styled = [output.styled(name, "cyan", sys.stdout) for name in names]
+        super().write_dl(list(zip(styled, meanings, strict=True)), col_max, col_spacing)
 
 
 class _Context(typer.Context):
