@@ -125,17 +125,24 @@ def test_field_of_a_newer_index_is_ignored(config, directory):
     assert (directory / SHARD).stat().st_mtime_ns == made
 
 
-@pytest.mark.parametrize(("version", "is_kept"), [(2, False), (3, True)])
-def test_shards_of_the_version_before_are_kept(config, directory, version, is_kept):
+@pytest.mark.parametrize(
+    ("version", "tokenizer", "is_kept"),
+    [(2, "", False), (3, "", True), (5, "BPE 270 1 ", True), (5, "BPE 270 0 ", False)],
+)
+def test_shards_of_the_version_before_are_kept(config, directory, version, tokenizer, is_kept):
     """A run that they belong to resumes with its own tokens: `sha256` is the same."""
     prepare(config, 270, directory)
     inputs = json.loads((directory / INDEX).read_text())["inputs"]
-    (directory / INDEX).write_text(changed(directory, inputs={**inputs, "version": version}))
+    former = {**inputs, "version": version}
+    if tokenizer:
+        former["tokenizer"] = inputs["tokenizer"].replace("BPE 270 2 ", tokenizer)
+    assert former != inputs
+    (directory / INDEX).write_text(changed(directory, inputs=former))
 
     first = prepare(config, 270, directory).sha256
 
     inputs = json.loads((directory / INDEX).read_text())["inputs"]
-    assert (inputs["version"] == version) == is_kept
+    assert (inputs == former) == is_kept
     assert prepare(config, 270, directory).sha256 == first
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _VERSION = 5  # incremented when the tokens of the same files, or the layout of 
 # where a message spells <|tool|> and, in version 3, where documents of more than 65,536 characters
 # were cut.
 _FORMER_VERSIONS = (3, 4)
+# So are those of a tokenizer that was trained without cutting long words.
+_FORMER_TOKENIZER = re.compile(r"(BPE \d+) 1 ")
 
 
 @dataclass(frozen=True)
@@ -93,4 +96,5 @@ def identify(
 def is_same_corpus(stored: dict[str, Any], identity: dict[str, Any]) -> bool:
     """Whether shards with a stored identity are the corpus of an identity."""
     former = [{**identity, "version": version} for version in _FORMER_VERSIONS]
-    return stored in (identity, *former)
+    tokenizer = _FORMER_TOKENIZER.sub(rf"\1 {TOKENIZER_VERSION} ", str(stored.get("tokenizer")))
+    return {**stored, "tokenizer": tokenizer} in (identity, *former)
