@@ -96,15 +96,29 @@ def without_unknown_token() -> Tokenizer:
     return tokenizer
 
 
+def without_byte_tokens(*bytes_: int) -> Tokenizer:
+    names = [f"<0x{byte:02X}>" for byte in range(256) if byte not in bytes_]
+    tokenizer = bpe(names, byte_fallback=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
 def with_normalizer(normalizer) -> Tokenizer:
     tokenizer = Tokenizer.from_str(definition("byte_level"))
     tokenizer.normalizer = normalizer
     return tokenizer
 
 
-def with_split(pattern) -> Tokenizer:
+def with_words_split_at(pattern) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(definition("wordpiece"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "removed")
+    return tokenizer
+
+
+def with_split(split) -> Tokenizer:
     tokenizer = Tokenizer.from_str(definition("byte_level"))
-    split = pre_tokenizers.Split(Regex(pattern), "removed")
+    if isinstance(split, str):
+        split = pre_tokenizers.Split(Regex(split), "removed")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     return tokenizer
@@ -118,11 +132,24 @@ def with_split(pattern) -> Tokenizer:
         (without_bytes(0xF0), "'🙂' becomes '�"),
         (without_bytes(0xF3), r"'\\U000e0067' becomes '�"),
         (without_bytes(0x99, 0xF1), "'🙂' becomes '�"),
+        (without_byte_tokens(0xC6, 0xF4), "'Ư' becomes ''"),
         (without_unknown_token(), "becomes ''|'a.nb' becomes 'ab'"),
         (with_normalizer(normalizers.Replace(Regex(r"\d"), "")), "'2024' becomes ''"),
         (with_normalizer(normalizers.Replace(" ", "")), "'a b' becomes 'ab'"),
         (with_split(r"\s+"), "'a b' becomes 'ab'"),
         (with_split(r"\p{Han}"), "'日' becomes ''"),
+        (with_split(r"  "), "'a  b' becomes 'ab'"),
+        (with_split(r"\n\n"), r"'a.n.nb' becomes 'ab'"),
+        (with_split(r"\n$"), r"'a.n' becomes 'a'"),
+        (with_split(r"the"), "a step removes matches of 'the'"),
+        (with_split(pre_tokenizers.Split("the", "removed")), "a step removes 'the'"),
+        (with_split(pre_tokenizers.Split(5 * " ", "removed")), "a step removes ' "),
+        (with_split(pre_tokenizers.Split("\t", "removed")), "a step removes '.t'"),
+        (with_split(pre_tokenizers.CharDelimiterSplit("€")), "a step removes '€'"),
+        (with_normalizer(normalizers.Strip()), r"'a.n' becomes 'a'"),
+        (with_normalizer(normalizers.Strip(right=False)), r"'.na' becomes 'a'"),
+        (with_normalizer(normalizers.Replace("the", "")), "a step removes 'the'"),
+        (with_normalizer(normalizers.Replace(Regex("the"), "")), "a step removes matches of"),
     ],
     ids=[
         "no alphabet",
@@ -130,11 +157,24 @@ def with_split(pattern) -> Tokenizer:
         "no byte F0",
         "no byte F3",
         "no byte 99",
+        "no byte token C6",
         "no unknown",
         "digits",
         "blanks",
         "split",
         "split Han",
+        "split blanks",
+        "split lines",
+        "split end",
+        "split regex",
+        "split string",
+        "split five blanks",
+        "split tab",
+        "split delimiter",
+        "strip",
+        "strip left",
+        "replace string",
+        "replace regex",
     ],
 )
 def test_a_tokenizer_that_loses_text_is_rejected_with_an_example(tokenizer, example):
@@ -148,9 +188,10 @@ def test_a_tokenizer_that_loses_text_is_rejected_with_an_example(tokenizer, exam
         ((0xF1, 0xF2), "U+40000 to U+7FFFF (unassigned), U+80000 to U+BFFFF (unassigned)"),
         ((0xEE, 0xF4), "U+E000 to U+EFFF (private use), U+100000 to U+10FFFF (private use)"),
         ((0x04, 0x7F, 0xF1), "U+0004, U+007F, U+40000 to U+7FFFF (unassigned)"),
+        ((0x09,), "U+0009"),
         ((0xC0, 0xC1, *range(0xF5, 0x100)), None),  # in no text
     ],
-    ids=["unassigned", "private", "control", "never"],
+    ids=["unassigned", "private", "control", "tab", "never"],
 )
 def test_a_tokenizer_that_loses_only_unassigned_or_control_characters_is_accepted(missing, lost):
     tokenizer = without_bytes(*missing)
@@ -160,6 +201,21 @@ def test_a_tokenizer_that_loses_only_unassigned_or_control_characters_is_accepte
     expected = [f"it drops characters that texts rarely have: {lost}"] if lost else []
     assert warnings == expected
     assert tokenizer.decode(TextEncoder(tokenizer, "it").encode("aé日🙂")) == "aé日🙂"
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        with_split(pre_tokenizers.Split(Regex(r"\s+|\S+"), "removed", invert=True)),
+        with_split(pre_tokenizers.Split("the", "isolated")),
+        with_words_split_at(r"\s+"),
+        with_normalizer(normalizers.Replace("\u200b", "")),
+        with_normalizer(normalizers.Replace("the", "a")),
+    ],
+    ids=["split of everything else", "split", "restored", "invisible", "replaced"],
+)
+def test_a_step_that_removes_no_visible_text_is_accepted(tokenizer):
+    assert check_lossless(tokenizer, "it") == []
 
 
 def test_lead_bytes_without_assigned_characters_are_those_of_unicode():

@@ -5,8 +5,10 @@ same tokens, all of them. A tokenizer that loses text is rejected:
 
 * A character that the normalizer changes to another (lowercase, NFC, no accents) is not lost.
 * A character that becomes the unknown token, or tokens of its bytes, is not lost.
-* A printable character without any token is lost, and so are bytes of a character, and the blank
+* A printable character without any token is lost, and so are bytes of a character, and the blanks
   between two words.
+* A step of the normalizer or pre-tokenizer that removes what it matches loses text.
+* Blanks at the ends of a text are lost unless unknown characters become the unknown token.
 
 Published byte-level tokenizers lack tokens for bytes that no text of their training had. If only
 control characters and code points without an assigned character need them, the tokenizer is used
@@ -32,6 +34,8 @@ from yocobit.reading import boundary, read_text
 
 _REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8
 _LETTERS = "éßñøžαΩжЯאשعمकिไท한글あア日本語漢字🙂🚀"
+_BLANKS = ("a  b", "a\n\nb", "a\r\nb")
+_ENDS = ("a\n", "a  ", "\na", "  a", "\n\n", "   ")
 _WORDS = ("a b", "a\nb", "2024", "3.14159", "don't", "naïve", "foo_bar(x)", "http://x.y/?q=1")
 # Every lead byte of assigned characters, and every continuation byte of UTF-8; normalizers may
 # remove these characters.
@@ -84,11 +88,16 @@ def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> list[str]:
     with boundary(subject, "cannot encode text"), without_panic_messages():
         example = _lost(tokenizer)
         rare = _lost_rare(tokenizer)
+        removed = _removed(tokenizer)
     if example is not None:
         text, decoded = (shown(each) for each in example)
         raise ConfigError(
             f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
-            "every byte, or with an unknown token"
+            "every byte, or with an unknown token other than its end token"
+        )
+    if removed is not None:
+        raise ConfigError(
+            f"{subject}: loses text: a step removes {removed}; use a tokenizer without this step"
         )
     lost = f"{subject} drops characters that texts rarely have: {', '.join(rare)}"
     return [lost] if rare else []
@@ -182,20 +191,51 @@ def _check_ids(tokenizer: Tokenizer, subject: str | Path, vocab_size: int) -> No
 
 def _lost(tokenizer: Tokenizer) -> tuple[str, str] | None:
     """Return a text that loses something and its decoded form; None if all probes are kept."""
-    is_byte_level = _is_byte_level(tokenizer)
+    is_exact = _is_exact(tokenizer)
     letters = [chr(code) for code in range(0x21, 0x7F)] + list(_LETTERS)
-    texts = [*_WORDS, *letters, *(_ALL_BYTES if is_byte_level else ())]
+    texts = [*_WORDS, *_BLANKS, *letters, *((*_ENDS, *_ALL_BYTES) if is_exact else ())]
     for text, decoded in _round_trips(tokenizer, texts):
         left = decoded.strip()
         is_blank_lost = len(text.split()) == 2 and left == "".join(text.split())
-        if not left or is_blank_lost or (_REPLACEMENT in left and is_byte_level):
+        ends = ((text[0], decoded[:1]), (text[-1], decoded[-1:]))
+        is_end_lost = is_exact and any(a.isspace() and not b.isspace() for a, b in ends)
+        is_damaged = _REPLACEMENT in left and is_exact
+        if is_blank_lost or is_end_lost or is_damaged or (text.strip() and not left):
             return text, decoded
+    return None
+
+
+def _removed(tokenizer: Tokenizer) -> str | None:
+    """Return what a step removes from all texts; None if there is no such step.
+
+    Probes decide on " " and "\\n", which a decoder may restore.
+    """
+    is_exact = _is_exact(tokenizer)
+    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    for step in _steps([json.loads(part.__getstate__()) for part in parts if part]):
+        match step:
+            case {"type": "Strip"} if is_exact:
+                return "blanks at the ends of a text"
+            case {"type": "Split", "behavior": "Removed", "invert": False, "pattern": pattern}:
+                if not is_exact and "Regex" in pattern:
+                    continue
+            case {"type": "Replace", "content": "", "pattern": pattern}:
+                pass
+            case {"type": "CharDelimiterSplit", "delimiter": delimiter}:
+                pattern = {"String": delimiter}
+            case _:
+                continue
+        if (text := pattern.get("String")) is None:
+            return f"matches of {shown(pattern['Regex'])}"
+        is_visible = any(each.isprintable() or each.isspace() for each in text)
+        if is_visible and text not in (" ", "\n"):
+            return shown(text)
     return None
 
 
 def _lost_rare(tokenizer: Tokenizer) -> list[str]:
     """Return the control characters and code points without a character that are lost."""
-    if not _is_byte_level(tokenizer):
+    if not _is_exact(tokenizer):
         return []
     controls = [
         f"U+{ord(text):04X}" for text, decoded in _round_trips(tokenizer, _CONTROL) if not decoded
@@ -207,9 +247,12 @@ def _lost_rare(tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    parts = (tokenizer.normalizer, tokenizer.pre_tokenizer)
-    return any(part and b"ByteLevel" in part.__getstate__() for part in parts)
+def _is_exact(tokenizer: Tokenizer) -> bool:
+    """Whether each character has tokens of its own: of its bytes, or as there is no other."""
+    parts, model = (tokenizer.normalizer, tokenizer.pre_tokenizer), tokenizer.model
+    is_byte_level = any(part and b"ByteLevel" in part.__getstate__() for part in parts)
+    is_complete = isinstance(model, BPE) and (model.byte_fallback or model.unk_token is None)
+    return is_byte_level or is_complete
 
 
 def _round_trips(tokenizer: Tokenizer, texts: list[str]) -> Iterator[tuple[str, str]]:
