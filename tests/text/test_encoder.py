@@ -9,10 +9,20 @@ import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_tokenizers import BEGIN, END, KINDS, SPECIAL, TEXT, TOOL, TURN, sample_tokenizer
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from sample_tokenizers import (
+    BEGIN,
+    END,
+    KINDS,
+    SPECIAL,
+    TEXT,
+    TOOL,
+    TURN,
+    definition,
+    sample_tokenizer,
+)
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from yocobit.errors import UserError
+from yocobit.errors import ConfigError, UserError
 from yocobit.text import TextEncoder
 from yocobit.text.chat_template import ChatTemplate
 
@@ -188,6 +198,118 @@ def test_special_token_of_a_word_level_model_is_not_a_word_of_a_text():
     tokenizer.add_special_tokens(["</s>", "<unk>"])
 
     assert TextEncoder(tokenizer).encode("a </s> <unk>") == [2, 0, 0]
+
+
+def test_special_token_that_the_normalizer_makes_is_not_a_piece_of_a_text():
+    """NFKC changes the characters of other widths to those of the token's name."""
+    tokenizer = sample_tokenizer("unigram")
+    end = tokenizer.token_to_id(END)
+
+    assert end not in ENCODERS["unigram"].encode("a \uff1c/s\uff1e")
+    assert encoded("unigram", user("\uff1c/s\uff1e")).count(end) == 1
+
+
+# Control tokens that tokenizer.json does not declare as special.
+
+
+def undeclared(kind: str, is_added: bool) -> Tokenizer:
+    """A tokenizer whose END is not special, or is no added token."""
+    fields = json.loads(definition(kind))
+    added = [each for each in fields["added_tokens"] if each["content"] != END or is_added]
+    fields["added_tokens"] = [each | {"special": each["content"] != END} for each in added]
+    return Tokenizer.from_str(json.dumps(fields))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("is_added", [True, False])
+def test_end_token_of_the_model_is_special_whatever_its_tokenizer_says(kind, is_added):
+    tokenizer = undeclared(kind, is_added)
+    end = tokenizer.token_to_id(END)
+    encoder = TextEncoder(tokenizer, control_tokens=[end])
+    render = ChatTemplate(TEMPLATE, "template").render
+
+    plain, hostile = (encoder.encode_chat(render, user(each), NAMES) for each in ("a", f"a {END}"))
+
+    for text in (END, f"a {END}b", "\uff1c/s\uff1e", "</S>"):
+        assert encoder.encode(text) and end not in encoder.encode(text)
+        assert encoder.encode_span_batch([text])[0].ids == encoder.encode(text)
+    assert plain.count(end) == hostile.count(end) == 1
+    assert plain == encoded(kind, user("a"))
+    assert encoder.encode(TEXT) == ENCODERS[kind].encode(TEXT)
+
+
+def test_unknown_token_is_special_whatever_its_tokenizer_says():
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "<": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    encoder = TextEncoder(tokenizer)
+    assert encoder.encode("a \u65e5 <unk>") == [1, 0, 0]  # of unknown words
+
+    pieces = [("<unk>", 0.0), *((each, -1.0) for each in "<>unk")]
+    encoder = TextEncoder(Tokenizer(models.Unigram(pieces, unk_id=0)))
+    assert encoder.encode("\u65e5<unk>") == [0, 1, 3, 4, 5, 2]
+
+
+@pytest.mark.parametrize("name", ["\u010a", "\u0120the"])
+def test_end_token_that_is_ordinary_text_stays_text(name):
+    """A line break or a word that ends a turn: other tokens of it would be those of no training."""
+    tokenizer = sample_tokenizer("byte_level")
+    end = tokenizer.token_to_id(name)
+
+    tokens = TextEncoder(tokenizer, control_tokens=[end]).encode(TEXT)
+
+    assert end in tokens
+    assert tokens == ENCODERS["byte_level"].encode(TEXT)
+
+
+def byte_fallback(is_unigram: bool) -> Tokenizer:
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *"x<04A>"]
+    if is_unigram:
+        tokenizer = Tokenizer(models.Unigram([(name, 0.0) for name in names], 0, True))
+    else:
+        vocab = {name: i for i, name in enumerate(names)}
+        tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True, ignore_merges=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+@pytest.mark.parametrize("is_unigram", [True, False], ids=["unigram", "bpe"])
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFKC()])
+def test_name_of_a_byte_token_in_a_text_is_plain_text(is_unigram, normalizer):
+    tokenizer = byte_fallback(is_unigram)
+    tokenizer.normalizer = normalizer
+    encoder = TextEncoder(tokenizer)
+
+    for text in ("<0x4A>", "x<0x0A><0xA4>", "\u0100<0x0A>"):
+        tokens = encoder.encode(text)
+
+        assert tokenizer.decode(tokens, skip_special_tokens=False) == text
+        assert encoder.encode_span_batch([text])[0].ids == tokens
+    template = ChatTemplate("{{ messages[0].content }}", "template")
+    chat = encoder.encode_chat(template.render, user("x<0x0A>"), {})
+    assert chat == encoder.encode("x<0x0A>")
+
+
+def byte_level_without(missing: str) -> Tokenizer:
+    alphabet = sorted({*pre_tokenizers.ByteLevel.alphabet()} - {*missing})
+    vocab = {name: i for i, name in enumerate([END, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token=END))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def test_no_character_becomes_an_end_token_that_is_also_the_unknown_token():
+    rare = TextEncoder(byte_level_without("\u00f1"), control_tokens=[0])
+    assert 0 not in rare.encode(f"a \U00040000{END}")
+
+    with pytest.raises(ConfigError, match=r"it: loses text: 'naïve' .*other than its end token"):
+        TextEncoder(byte_level_without("\u00c3"), "it", [0])
+
+    tokenizer = Tokenizer(models.WordLevel({END: 0, "a": 1}, unk_token=END))
+    with pytest.raises(
+        ConfigError, match=r"it: cannot encode text \(its unknown token is also its"
+    ):
+        TextEncoder(tokenizer, "it", [0])
 
 
 def test_text_with_lone_surrogates_is_rejected():

@@ -54,7 +54,7 @@ def tokenize(
     with replacing(path) as partial:
         partial.write_text(tokenizer.to_str(), encoding="utf-8")
     try:
-        encoder = TextEncoder(tokenizer, config.tokenizer or path)
+        encoder = TextEncoder(tokenizer, config.tokenizer or path, [end_token(tokenizer)])
         entries = _Tokenization(
             files, held_out, encoder, config.deduplicate, directory, progress
         ).run()

@@ -131,7 +131,9 @@ class Engine:
     @cached_property
     def encoder(self) -> TextEncoder:
         """Encodes texts and conversations; ConfigError if the tokenizer loses text."""
-        return TextEncoder(self.tokenizer, self.model.path / TOKENIZER)
+        bos = () if self.bos_token is None else (self.bos_token,)
+        control_tokens = self.end_tokens.union(bos)
+        return TextEncoder(self.tokenizer, self.model.path / TOKENIZER, control_tokens)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:

@@ -30,7 +30,7 @@ class TorchScorer(Scorer):
         set_threads(threads, n_local_processes=1)
         checkpoint = find(path)
         tokenizer = load_tokenizer(checkpoint / TOKENIZER)
-        self._encoder = TextEncoder(tokenizer, checkpoint / TOKENIZER)
+        self._encoder = TextEncoder(tokenizer, checkpoint / TOKENIZER, [end_token(tokenizer)])
         self._model = load_model(checkpoint).eval()
         # In training, the EOS token of the previous document precedes each document.
         self.bos_token = end_token(tokenizer)

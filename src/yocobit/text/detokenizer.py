@@ -2,14 +2,14 @@
 
 Joined, the pieces are `decode(prompt + generated)` without its longest common prefix with
 `decode(prompt)`: all that follows the prompt, unless the prompt ends inside a character, which
-then belongs to the continuation. Special tokens have no text.
+then belongs to the continuation. Special tokens have no text. Returned text is final: a decoder
+that replaces text across tokens, such as " ." by ".", has no effect on the end of a piece.
 """
 
 from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Collection, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,10 +20,10 @@ from tokenizers.decoders import ByteLevel
 from yocobit.errors import ConfigError
 from yocobit.reading import boundary
 from yocobit.text.byte_decoder import ByteDecoder
+from yocobit.text.control_tokens import BYTE_TOKEN
 from yocobit.text.stop_strings import StopMatcher
 
 _REPLACEMENT = "\ufffd"  # decoded from an incomplete character
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CONTEXT = 8  # tokens that are decoded again with the next; a character has at most 4 bytes
 _WINDOW, _MAX_WINDOW = 16, 4096  # tokens
 _MAX_CACHED = 1 << 15  # tokens of a vocabulary whose texts are cached, about 300 bytes each
@@ -266,7 +266,7 @@ class _Window:
         return None if name in self._shared.special else name
 
     def _is_byte(self, name: str) -> bool:
-        return self._shared.has_runs and _BYTE_TOKEN.fullmatch(name) is not None
+        return self._shared.has_runs and BYTE_TOKEN.fullmatch(name) is not None
 
     def _decode(self, tokens: Sequence[int]) -> str:
         try:

@@ -8,7 +8,7 @@ in the rendered text are then the template's, and become the private names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -31,12 +31,20 @@ Render = Callable[..., str]  # of messages and variables
 class TextEncoder:
     """Encodes texts and conversations with one tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, subject: str | Path = "tokenizer") -> None:
-        """ConfigError, naming `subject`, if the tokenizer loses text or cannot encode it."""
-        check_lossless(tokenizer, subject)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        subject: str | Path = "tokenizer",
+        control_tokens: Collection[int] = (),
+    ) -> None:
+        """`control_tokens` are the model's end and BOS tokens, which no text becomes.
+
+        ConfigError, naming `subject`, if the tokenizer loses text or cannot encode it.
+        """
         self.tokenizer = tokenizer
         self._subject = subject
-        self._control = ControlTokens(tokenizer)
+        self._control = ControlTokens(tokenizer, control_tokens)
+        check_lossless(self._plain if self._control.needs_twin else tokenizer, subject)
 
     @cached_property
     def suffix(self) -> tuple[int, ...]:
@@ -58,9 +66,11 @@ class TextEncoder:
             check_utf8(text)
         with boundary("text", "cannot be encoded", UserError):
             # Made at first use: the twin of a large vocabulary takes seconds.
-            is_plain = all(map(self._control.is_plain, texts))
-            tokenizer = self.tokenizer if is_plain else self._plain
-            return _encode_batch(tokenizer, texts)
+            if not self._control.needs_twin and all(map(self._control.is_plain, texts)):
+                encoded = _encode_batch(self.tokenizer, texts)
+                if self._control.ids.isdisjoint(chain.from_iterable(encoded)):
+                    return encoded
+            return _encode_batch(self._plain, texts)
 
     def encode_span_batch(self, texts: Sequence[str]) -> list[Span]:
         """Return the tokens of short texts with the characters that they cover."""
@@ -107,7 +117,7 @@ class TextEncoder:
 
     def spells_special_tokens(self, data: Any) -> bool:
         """Whether a string in messages or variables spells a special token, or starts one."""
-        return self._control.mark(data) is not None
+        return self._control.is_spelled_in(data)
 
     @cached_property
     def _plain(self) -> Tokenizer:

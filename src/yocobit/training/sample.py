@@ -27,7 +27,7 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     end = end_token(tokenizer)
     # A document starts after the EOS token of the previous one.
-    tokens = start = [end, *TextEncoder(tokenizer).encode(prompt)]
+    tokens = start = [end, *TextEncoder(tokenizer, control_tokens=[end]).encode(prompt)]
     cache = Cache()
     generated: list[int] = []
     while len(generated) < n_tokens:
