@@ -6,7 +6,7 @@ import random
 import corpora
 import pytest
 from corpora import TEXT
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from yocobit.config import ConfigError
 from yocobit.data.config import DataConfig
@@ -15,9 +15,11 @@ from yocobit.data.tokenizer import (
     END,
     _without_long_words,
     end_token,
+    fingerprint,
     load_tokenizer,
     train_tokenizer,
 )
+from yocobit.text import TextEncoder
 
 
 @pytest.fixture
@@ -136,6 +138,47 @@ def test_end_token_of_a_unigram_tokenizer_is_renamed(tmp_path):
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
 
     assert (end_token(loaded), loaded.encode("ab").ids) == (1, [2, 3])
+
+
+def byte_level(eos: str, unknown: str | None = None, merges: tuple = ()) -> Tokenizer:
+    names = [eos, *sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    vocab = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    tokenizer = Tokenizer(models.BPE(vocab, list(merges), unk_token=unknown))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+@pytest.mark.parametrize("eos", ["</s>", END])
+@pytest.mark.parametrize("role", ["not added", "not special", "unknown", "merged"])
+def test_end_token_becomes_special_whatever_its_tokenizer_says(tmp_path, eos, role):
+    merges = [(eos[:i], eos[i]) for i in range(1, len(eos))] if role == "merged" else []
+    tokenizer = byte_level(eos, eos if role == "unknown" else None, merges)
+    if role == "not special":
+        tokenizer.add_tokens([AddedToken(eos, special=False)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+
+    assert loaded.get_added_tokens_decoder()[end_token(loaded)].special
+    encoder = TextEncoder(loaded, "it", [end_token(loaded)])
+    for spelled in (f"a{END}b", "a</s>b"):
+        assert end_token(loaded) not in encoder.encode(spelled)
+        assert loaded.decode(encoder.encode(spelled)) == spelled
+
+
+def test_fingerprint_of_a_tokenizer_with_a_special_end_token_is_kept(tmp_path):
+    """A run is resumed with the corpus of its tokenizer."""
+    fields = json.loads(train_tokenizer([TEXT], 270).to_str().replace(END, "</s>"))
+    fields["added_tokens"][0] |= {"rstrip": True, "normalized": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+
+    expected = Tokenizer.from_str(json.dumps(fields).replace("</s>", END))
+    assert fingerprint(loaded) == fingerprint(expected)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from yocobit import text
 from yocobit.config import ConfigError
 from yocobit.reading import boundary, read_json
+from yocobit.text.control_tokens import added_token, rename_vocabulary
 
 END = "<|endoftext|>"
 
@@ -103,7 +104,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
     If it has no END, its EOS token is renamed to END: the eos_token of the adjacent
     tokenizer_config.json or, for packed models, the smallest eos_token_id of the adjacent
-    generation_config.json. ConfigError if it is missing or loses text.
+    generation_config.json. END becomes a special token, as it is in transformers. ConfigError if
+    the file is missing or has no end token.
     """
     tokenizer = read_tokenizer(path)
     size, largest = tokenizer.get_vocab_size(), text.n_ids(tokenizer) - 1
@@ -112,16 +114,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
             f"{path}: ids must be below {2 * size}, twice the number of tokens, but the largest is "
             f"{largest}"
         )
-    if tokenizer.token_to_id(END) is None:
-        eos = _eos_token(path.with_name("tokenizer_config.json"))
-        eos = eos or _least_eos(tokenizer, path.with_name("generation_config.json"))
-        if eos is None or tokenizer.token_to_id(eos) is None:
-            raise ConfigError(
-                f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
-                "json next to it names one of its tokens as eos_token; add one of the two"
-            )
+    end = _find_end(tokenizer, path)
+    added = tokenizer.get_added_tokens_decoder().get(end)
+    if tokenizer.id_to_token(end) != END or added is None or not added.special:
         with boundary(path, f"cannot have its end token renamed to {END}"):
-            tokenizer = _with_end(tokenizer, eos)
+            tokenizer = _with_end(tokenizer, end)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -132,6 +129,21 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return text.read_tokenizer(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
+
+
+def _find_end(tokenizer: Tokenizer, path: Path) -> int:
+    """Return the id of END or, without it, of the end token that an adjacent file names."""
+    end = tokenizer.token_to_id(END)
+    if end is None:
+        eos = _eos_token(path.with_name("tokenizer_config.json"))
+        eos = eos or _least_eos(tokenizer, path.with_name("generation_config.json"))
+        end = None if eos is None else tokenizer.token_to_id(eos)
+    if end is None:
+        raise ConfigError(
+            f"{path}: has no token {END}, which separates documents, and no tokenizer_config."
+            "json next to it names one of its tokens as eos_token; add one of the two"
+        )
+    return int(end)
 
 
 def _eos_token(path: Path) -> str | None:
@@ -155,18 +167,17 @@ def _least_eos(tokenizer: Tokenizer, path: Path) -> str | None:
     return tokenizer.id_to_token(min(ids)) if ids else None
 
 
-def _with_end(tokenizer: Tokenizer, eos: str) -> Tokenizer:
-    """Return a tokenizer whose token `eos` is named END."""
+def _with_end(tokenizer: Tokenizer, end: int) -> Tokenizer:
+    """Return a tokenizer whose token `end` is named END and special."""
     fields = json.loads(tokenizer.to_str())
-    for added in fields["added_tokens"]:
-        if added["content"] == eos:
-            added["content"] = END
-    vocab = fields["model"]["vocab"]
-    if isinstance(vocab, dict):
-        fields["model"]["vocab"] = {END if name == eos else name: i for name, i in vocab.items()}
-    else:  # Unigram: names and scores
-        fields["model"]["vocab"] = [[END if name == eos else name, score] for name, score in vocab]
-    fields["post_processor"] = None  # may name the token; documents are encoded without it
+    added = {each["id"]: each for each in fields["added_tokens"]}
+    is_special = end in added and added[end]["special"]
+    added[end] = {**added[end], "content": END} if is_special else added_token(end, END)
+    fields["added_tokens"] = [added[token] for token in sorted(added)]
+    eos = str(tokenizer.id_to_token(end))
+    if eos != END:
+        rename_vocabulary(fields["model"], {eos: END})
+        fields["post_processor"] = None  # may name the token; documents are encoded without it
     return Tokenizer.from_str(json.dumps(fields))
 
 
