@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -224,10 +225,29 @@ def test_chats_have_the_tokens_of_the_engine(tiny, monkeypatch):
     )
     names = {"bos_token": END, "eos_token": END}
     monkeypatch.setattr(tiny._engine, "chat_template", ChatTemplate(template, "x", names))
-    monkeypatch.setattr(tiny, "_has_chats", False)
 
     text = tiny.apply_chat_template(chat)
 
     assert tiny.tok_encode(text) == tiny._engine.encode_chat(chat)
     assert tiny.apply_chat_template(chat, add_generation_prompt=False) == text[: -len(END) - 1]
     assert tiny.chat_template(True) == template
+
+
+@pytest.mark.parametrize("spelled", ["a", f"What does {END} mean?"])
+def test_a_special_token_in_a_message_is_plain_text(tiny, spelled):
+    chat = [{"role": "user", "content": spelled}]
+
+    text = tiny.apply_chat_template(chat)
+
+    expected = tiny._engine.encode_chat(chat)
+    assert expected.count(0) == 1
+    assert tiny.tok_encode(text) == tiny.tok_encode(pickle.loads(pickle.dumps(text))) == expected
+    context, after = tiny._encode_pair(text, f" x{END}")
+    assert tiny._engine.tokenizer.decode(context + after, skip_special_tokens=False) == (
+        f"{END}{text} x{END}"
+    )
+    assert expected[: len(context)] == context and 0 not in after
+    prefixed = [*chat, {"role": "assistant", "content": f"{spelled} yes"}]
+    tokens = tiny.tok_encode(tiny.apply_chat_template(prefixed, add_generation_prompt=False))
+    assert tokens == tiny._engine.encode_chat(prefixed, continue_final_message=True)
+    assert tokens.count(0) == 1

@@ -5,6 +5,9 @@
 Started this way, the harness also loads checkpoints with `--model hf` if transformers is
 installed. Each request runs in its own session; the model's BOS token, if it has one, precedes its
 text. In a model without one, the EOS token precedes an empty context.
+
+As in the server, only the chat template writes special tokens: those that a text or a message
+spells are plain text.
 """
 
 from __future__ import annotations
@@ -31,6 +34,16 @@ from yocobit.evaluation.perplexity import CONTEXT
 _MAX_NEW_TOKENS = 256  # for tasks without max_gen_toks
 
 
+class _Chat(str):
+    """A rendered conversation, and what it was rendered from.
+
+    The harness keeps the object; with --cache_requests it pickles it, which Prompt does not allow.
+    """
+
+    messages: list[dict[str, str]]
+    variables: dict[str, bool]
+
+
 @register_model("yocobit")
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """Runs the harness's requests in the engine; batch size and device have no effect."""
@@ -55,7 +68,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         )
         self._scorer = NativeScorer(self._engine, cache)
         self._cache = cache
-        self._has_chats = False  # apply_chat_template was used: texts have its special tokens
 
     @property
     def eot_token_id(self) -> int:
@@ -69,21 +81,33 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
     ) -> list[int]:
         """Tokenize a text, after the model's BOS token, if any, unless add_special_tokens=False."""
-        bos = self._engine.bos_token
-        if self._has_chats:
-            tokens: list[int] = self._engine.tokenizer.encode(string, add_special_tokens=False).ids
-        else:
-            tokens = self._scorer.encode(string)
-        if bos is None or add_special_tokens is False or (self._has_chats and tokens[:1] == [bos]):
-            return tokens
-        return [bos, *tokens]
+        if isinstance(string, _Chat):
+            return self._encode_chat(string, "")
+        bos, tokens = self._engine.bos_token, self._scorer.encode(string)
+        return tokens if bos is None or add_special_tokens is False else [bos, *tokens]
+
+    def _encode_chat(self, chat: _Chat, continuation: str | None) -> list[int]:
+        """Tokenize a conversation and its continuation; None removes blanks at the end."""
+        template = self._engine.chat_template
+
+        def render(messages: Any, *, continuation: str | None, **variables: Any) -> str:
+            text = template.render(messages, **variables)
+            return text.rstrip() if continuation is None else text + continuation
+
+        return self._engine.encode_chat(
+            chat.messages, render=render, continuation=continuation, **chat.variables
+        )
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Split the tokens of a text into those of context and continuation.
 
         A continuation whose text is part of the last token of the context is encoded alone.
         """
-        before, after = super()._encode_pair(context, continuation)
+        if isinstance(context, _Chat):
+            before, whole = (self._encode_chat(context, text) for text in (None, continuation))
+            after = whole[len(before) :]
+        else:
+            before, after = super()._encode_pair(context, continuation)
         after = after or self.tok_encode(continuation, add_special_tokens=False)
         return before or [self.prefix_token_id], after
 
@@ -173,13 +197,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Render a conversation; without a generation prompt, it ends with the last message."""
-        self._has_chats = True
-        template = self._engine.chat_template
-        text = str(template.render(chat_history, add_generation_prompt=add_generation_prompt))
-        if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].strip()
-        return text[: text.rindex(last) + len(last)]
+        variables = {"continue_final_message": not add_generation_prompt}
+        chat = _Chat(self._engine.chat_template.render(chat_history, **variables))
+        chat.messages, chat.variables = chat_history, variables
+        return chat
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Return the source of the model's template, which the harness stores with results."""
