@@ -134,7 +134,7 @@ def test_what_gguf_has_no_key_for_is_named(tmp_path):
 
     assert notes == [
         "stop strings are left out: GGUF has no key for them",
-        "only the first 3 end tokens are kept: GGUF has no key for more",
+        "only the first 3 EOS tokens are kept: GGUF has no key for more",
     ]
     metadata = GGUFFile(tmp_path / "x.gguf").metadata
     assert metadata["tokenizer.ggml.eom_token_id"] == 3

@@ -302,7 +302,7 @@ def test_no_character_becomes_an_end_token_that_is_also_the_unknown_token():
     rare = TextEncoder(byte_level_without("\u00f1"), control_tokens=[0])
     assert 0 not in rare.encode(f"a \U00040000{END}")
 
-    with pytest.raises(ConfigError, match=r"it: loses text: 'naïve' .*other than its end token"):
+    with pytest.raises(ConfigError, match=r"it: loses text: 'naïve' .*other than its EOS token"):
         TextEncoder(byte_level_without("\u00c3"), "it", [0])
 
     tokenizer = Tokenizer(models.WordLevel({END: 0, "a": 1}, unk_token=END))

@@ -70,7 +70,7 @@ class DataConfig(Settings):
         if bool(self.valid) == (self.valid_every is not None):
             raise ConfigError("give either valid (files) or valid_every (one document in N)")
         if self.vocab_size is not None:
-            rule = "must be at least 257: 256 bytes and the end token"
+            rule = "must be at least 257: 256 bytes and the EOS token"
             self.require(self.vocab_size >= 257, "vocab_size", rule)
             rule = f"must be at most {_MAX_VOCAB_SIZE:,}"
             self.require(self.vocab_size <= _MAX_VOCAB_SIZE, "vocab_size", rule)

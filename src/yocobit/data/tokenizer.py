@@ -105,7 +105,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     If it has no END, its EOS token is renamed to END: the eos_token of the adjacent
     tokenizer_config.json or, for packed models, the smallest eos_token_id of the adjacent
     generation_config.json. END becomes a special token, as it is in transformers. ConfigError if
-    the file is missing or has no end token.
+    the file is missing or has no EOS token.
     """
     tokenizer = read_tokenizer(path)
     size, largest = tokenizer.get_vocab_size(), text.n_ids(tokenizer) - 1
@@ -117,7 +117,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     end = _find_end(tokenizer, path)
     added = tokenizer.get_added_tokens_decoder().get(end)
     if tokenizer.id_to_token(end) != END or added is None or not added.special:
-        with boundary(path, f"cannot have its end token renamed to {END}"):
+        with boundary(path, f"cannot have its EOS token renamed to {END}"):
             tokenizer = _with_end(tokenizer, end)
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -132,7 +132,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _find_end(tokenizer: Tokenizer, path: Path) -> int:
-    """Return the id of END or, without it, of the end token that an adjacent file names."""
+    """Return the id of END or, without it, of the EOS token that an adjacent file names."""
     end = tokenizer.token_to_id(END)
     if end is None:
         eos = _eos_token(path.with_name("tokenizer_config.json"))

@@ -144,7 +144,7 @@ class ControlTokens:
         rename_vocabulary(model, self._private)
         if self._is_unknown_special:  # no character becomes it
             if model["type"] != "BPE":
-                raise ValueError("its unknown token is also its end or BOS token")
+                raise ValueError("its unknown token is also its EOS or BOS token")
             model["unk_token"] = None
         if self._has_byte_pieces:
             fields["pre_tokenizer"] = _splitting_byte_names(fields["pre_tokenizer"])

@@ -93,7 +93,7 @@ def check_lossless(tokenizer: Tokenizer, subject: str | Path) -> list[str]:
         text, decoded = (shown(each) for each in example)
         raise ConfigError(
             f"{subject}: loses text: {text} becomes {decoded}; use a tokenizer with a token for "
-            "every byte, or with an unknown token other than its end token"
+            "every byte, or with an unknown token other than its EOS token"
         )
     if removed is not None:
         raise ConfigError(

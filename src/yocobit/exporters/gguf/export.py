@@ -270,4 +270,4 @@ def _omissions(model: PackedModel, generation: GenerationConfig) -> Iterator[str
     if generation.stops:
         yield "stop strings are left out: GGUF has no key for them"
     if len(generation.end_tokens) > MAX_END_TOKENS:
-        yield f"only the first {MAX_END_TOKENS} end tokens are kept: GGUF has no key for more"
+        yield f"only the first {MAX_END_TOKENS} EOS tokens are kept: GGUF has no key for more"
