@@ -195,7 +195,7 @@ def _specs(model: PackedModel) -> Iterator[tuple[str, TensorSpec]]:
 
 def _tensors(model: PackedModel) -> Iterator[tuple[str, Array]]:
     """Yield the tensors of _specs."""
-    weights = Weights(model)
+    weights = Weights(model, rope_in_halves=True)
     for name, stored in model.parameters.items():
         theirs = _NAMES.of_parameter(name)
         if _is_packed(stored):
@@ -241,6 +241,11 @@ def _write_text(model: PackedModel, directory: Path) -> None:
         if (model.path / each).exists():
             shutil.copyfile(model.path / each, directory / each)
     added, bos = added_tokens(tokenizer, file), generation.get("bos_token_id")
+    if bos is not None and tokenizer.id_to_token(bos) is None:
+        raise ConfigError(
+            f"{source}: bos_token_id must be the id of a token in {TOKENIZER} but is {bos}; remove "
+            "it for a model without a BOS token"
+        )
     if added.before != (before := () if bos is None else (bos,)):
         _set_added(tokenizer, added._replace(before=before))
         tokenizer.save(str(directory / TOKENIZER))

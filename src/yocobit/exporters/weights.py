@@ -1,7 +1,5 @@
 """The weights of a packed model: integers and scales, or floats, one tensor at a time.
 
-Rows of Q and K are ordered for RoPE in halves, as rules.with_rope_in_halves.
-
 Letters: M output features   K input features
 """
 
@@ -37,10 +35,12 @@ class ScaledRows(NamedTuple):
 class Weights:
     """The mapped tensors of a packed model."""
 
-    def __init__(self, model: PackedModel) -> None:
+    def __init__(self, model: PackedModel, *, rope_in_halves: bool = False) -> None:
+        """`rope_in_halves` orders rows of Q and K as rules.with_rope_in_halves needs them."""
         self.file = model.file
         self._model = model
-        self._is_interleaved = with_rope_in_halves(model.config) is not model.config
+        config = model.config
+        self._reorders = rope_in_halves and with_rope_in_halves(config) is not config
         self._data: Codes = np.memmap(model.file, dtype=np.uint8, mode="r")
 
     def stored(self, name: str) -> Array:
@@ -105,7 +105,7 @@ class Weights:
         return self._in_halves(name, self.stored(name))
 
     def _is_reordered(self, name: str) -> bool:
-        return self._is_interleaved and _ROTATED.fullmatch(name) is not None
+        return self._reorders and _ROTATED.fullmatch(name) is not None
 
     def _in_halves(self, name: str, rows: Array) -> Array:
         is_reordered = self._is_reordered(name)

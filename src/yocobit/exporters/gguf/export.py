@@ -159,7 +159,7 @@ def _data(
     model: PackedModel, specs: Mapping[str, TensorSpec], architecture: Architecture
 ) -> Iterator[Iterator[Array]]:
     """Yield the data of each tensor, in pieces of bytes."""
-    weights = Weights(model)
+    weights = Weights(model, rope_in_halves=True)
     for name in model.parameters:
         kind = specs[tensor_name(name, architecture.has_experts)].type.name.lower()
         pieces = _pieces(weights, name, kind)
@@ -204,7 +204,7 @@ def _rounding(
     model: PackedModel, specs: Mapping[str, TensorSpec], has_experts: bool
 ) -> Iterator[str]:
     """Yield a line for each kind of rounding; ConfigError for scales out of float16's range."""
-    weights = Weights(model)
+    weights = Weights(model, rope_in_halves=True)
     errors: dict[str, float] = {}  # the largest relative one, by parts of the model
     halved = []
     for name, stored in model.parameters.items():
