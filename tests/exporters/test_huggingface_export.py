@@ -146,6 +146,16 @@ def test_tokenizer_template_and_generation_defaults_are_exported(tmp_path):
     assert config.max_position_embeddings == 777
 
 
+def test_id_of_a_bos_token_that_the_tokenizer_lacks_is_refused(tmp_path):
+    files = (tokenizer().to_str().encode(), {"bos_token_id": 1000}, None)
+    model = random_model(tmp_path / "model", text=files, vocab_size=1024)
+
+    with pytest.raises(ConfigError, match=r"bos_token_id must be the id of a token .* is 1000; "):
+        export_huggingface(model, tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("export", [export_huggingface, export_gguf])
 def test_invalid_generation_config_is_refused(tmp_path, export):
     files = (tokenizer().to_str().encode(), {"bos_token_id": 0}, None)
@@ -164,6 +174,10 @@ REFUSED = {
     "layers": ({"layers": ("retention", "cross")}, "layers must all be 'full'"),
     "window": ({"layers": ("full", "window")}, "layers must all be 'full'"),
     "rope": ({"full_rope": "none"}, "full_rope must be 'half'"),
+    "base of pairs": (
+        {"full_rope": "interleaved", "rope_theta": 1e12},
+        r"rope_theta must be at most .* with interleaved RoPE of .* but is 1000000000000.0",
+    ),
     "nope": (
         {"nope_layers": (1,)},
         r"nope_layers must be \(\) in transformers' model type 'llama'",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yocobit.config import ModelConfig
+from yocobit.config import MAX_ROPE_THETA, ModelConfig
 from yocobit.errors import ConfigError, shown
 from yocobit.packing.layout import Floats
 
@@ -88,7 +88,7 @@ def with_rope_in_halves(config: ModelConfig) -> ModelConfig:
 
     The frequencies of interleaved RoPE are theta ** -(i / (n - 1)) for n pairs: those of the base
     theta ** (n / (n - 1)). A model without interleaved RoPE, or with other layers than "full" and
-    "window", is returned as it is.
+    "window", is returned as it is. ConfigError if the base is too large.
     """
     ropes = {f"{mixer}_rope": getattr(config, f"{mixer}_rope", None) for mixer in config.layers}
     if not (ropes.keys() <= {"full_rope", "window_rope"} and "interleaved" in ropes.values()):
@@ -96,8 +96,12 @@ def with_rope_in_halves(config: ModelConfig) -> ModelConfig:
     if "half" in ropes.values() or config.head_dim != config.self_head_dim:
         return config
     n = config.head_dim // 2
+    power = n / max(n - 1, 1)
+    most = MAX_ROPE_THETA ** (1 / power)
+    rule = f"must be at most {most:.3g} to be exported with interleaved RoPE of {2 * n} columns"
+    config.require(config.rope_theta <= most, "rope_theta", rule)
     halves = {name: "half" for name, kind in ropes.items() if kind == "interleaved"}
-    return config.replace(rope_theta=config.rope_theta ** (n / (n - 1)), **halves)
+    return config.replace(rope_theta=config.rope_theta**power, **halves)
 
 
 def frequency_divisors(config: ModelConfig) -> Floats:
