@@ -213,6 +213,24 @@ def test_ctrl_c_ends_the_training_of_a_tokenizer(another_thread_receives_sigint)
     assert n_read < n_texts
 
 
+def test_ctrl_c_ends_a_training_that_has_just_started(monkeypatch):
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        started.append(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer((f"text {i % 1000} " for i in range(10_000_000)), 270)
+
+    started[0].join(30)
+    assert not started[0].is_alive()
+
+
 def test_error_of_a_text_ends_the_training_of_a_tokenizer(config, tmp_path):
     Path(config.train[0]).write_bytes(TEXT.encode() + b"\xff")
 

@@ -89,8 +89,8 @@ def _train(tokenizer: Tokenizer, texts: Iterable[str], trainer: trainers.BpeTrai
             failures.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    thread.start()
     try:
+        thread.start()  # which already may receive the signal
         while thread.is_alive():
             thread.join(_SIGNAL_CHECK_S)  # wakes up, as another thread may have received the signal
     finally:
