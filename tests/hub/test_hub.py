@@ -208,6 +208,26 @@ def test_remove_keeps_a_model_that_another_name_shares(checkpoint, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("key", ""), ("key", ".."), ("model", ".."), ("model", "../x"), ("source", "a\0b")],
+)
+def test_damaged_entry_removes_nothing(checkpoint, tmp_path, field, value):
+    from yocobit.hub import ModelCache, Options
+    from yocobit.hub.cache import SourceFile
+
+    models = ModelCache(tmp_path / "cache")
+    files = (SourceFile.of(checkpoint, "config.json"),)
+    path = models.add("a/tiny", checkpoint, files, Options())
+    (file,) = (tmp_path / "cache" / "names").iterdir()
+    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+
+    assert models.find("a/tiny") is None
+    with pytest.raises(ConfigError, match="is not in"):
+        models.remove("a/tiny")
+    assert path.is_dir()
+
+
 def test_mlx_directory_with_shards_is_downloaded_and_converted(yocobit, hub, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "importers")
     from low_bit_directories import model_and_matrices, publish_mlx

@@ -85,7 +85,7 @@ def _set(chat: Chat, text: str) -> None:
 def _value(text: str) -> Any:
     try:
         return msgspec.json.decode(expand_tokens(text))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return text
 
 

@@ -19,9 +19,10 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from yocobit import importers
 from yocobit.disk import DISK_IS_FULL, replacing, sha256, user_directory
@@ -33,6 +34,11 @@ from yocobit.reading import parse_json, read_bytes
 from yocobit.system import lock
 
 VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; those of others are outdated
+
+# Paths are made of them: a damaged entry must not name anything outside its packed model.
+_Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+_Name = Annotated[str, Meta(pattern=r"\A(?!\.\.?\Z)[^/\0]+\Z")]
+_Path = Annotated[str, Meta(pattern=r"\A[^\0]+\Z")]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of a source as it was when it was converted."""
 
-    name: str
+    name: _Path
     size: int  # bytes
     mtime_ns: int
     sha256: str
@@ -73,10 +79,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A name, its source, and the packed model that was made from it."""
 
     name: str  # ORG/NAME[@REVISION][:FILE], or the absolute path of a GGUF file or directory
-    key: str
-    model: str  # the name of the packed model's directory, without organisation and folders
+    key: _Key
+    model: _Name  # the name of the packed model's directory, without organisation and folders
     version: str
-    source: str  # path of the file or directory that was converted
+    source: _Path  # of the file or directory that was converted
     revision: str | None  # the commit on the hub
     choice: str | None  # why these files, of those on the hub
     files: tuple[SourceFile, ...]

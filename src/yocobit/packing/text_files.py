@@ -76,7 +76,7 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
     if template is not None:
         from yocobit.text.chat_template import with_token_names  # imports Jinja
 
-        template = with_token_names(template, names)
+        template = with_token_names(template, names, f"{source}: chat template")
     return TextFiles(content, generation, template)
 
 

@@ -6,6 +6,7 @@ Templates come with downloaded models, so they run in a sandbox with limits (tem
 from __future__ import annotations
 
 import json
+import keyword
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ MAX_SOURCE_BYTES = 1 << 17  # compiling takes some kilobytes for each byte
 _NO_BOS = '{% set bos_token = "" %}'
 _DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
 _RESERVED = {"messages", *_DEFAULTS}
+_WORDS = {*keyword.kwlist, "true", "false", "none", "self", "loop", "super", "caller"}  # of Jinja
 # Appended to a message that is continued; the blank shows if the template strips messages.
 _CONTINUED = "<continued-here> "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
@@ -102,17 +104,27 @@ def _until_continued(text: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-def with_token_names(template: bytes, names: Mapping[str, str]) -> bytes:
+def with_token_names(template: bytes, names: Mapping[str, str], subject: str) -> bytes:
     """Return a template that sets the names of special tokens, such as bos_token, itself.
 
-    The variables of a rendering keep their meaning.
+    It sets those that it has in its text, and bos_token, see writes_bos. The variables of a
+    rendering, functions and words of Jinja keep their meaning. ConfigError, naming `subject`, if
+    the result is too long.
     """
+    reserved = _RESERVED | _WORDS | Sandbox().globals.keys()
     lines = [
         f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}"
         for name, value in names.items()
-        if name not in _RESERVED
+        if name not in reserved and (name == "bos_token" or name.encode() in template)
     ]
-    return "".join(lines).encode() + template
+    content = "".join(lines).encode() + template
+    if len(content) > MAX_SOURCE_BYTES:
+        raise ConfigError(
+            f"{subject}: with the names of its special tokens, must have at most "
+            f"{MAX_SOURCE_BYTES:,} bytes but has {len(content):,}"
+        )
+    ChatTemplate(content.decode(), subject)  # checks it
+    return content
 
 
 def _message(message: Any) -> Any:

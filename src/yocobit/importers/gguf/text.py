@@ -107,5 +107,6 @@ def _template(metadata: Mapping[str, Any], source: Path, names: Mapping[str, str
         raise ConfigError(f"{source}: {_TEMPLATE} must be a string but is {shown(text, 80)}")
     if not text:
         return None
-    ChatTemplate(text, f"{source}: {_TEMPLATE}")  # checks it
-    return with_token_names(text.encode(), names)
+    subject = f"{source}: {_TEMPLATE}"
+    ChatTemplate(text, subject)  # checks it
+    return with_token_names(text.encode(), names, subject)
