@@ -28,8 +28,7 @@ from yocobit.packing.checkpoints import MANIFEST
 from yocobit.reading import boundary, open_regular, read_json
 
 README = "README.md"
-_README_START = b"A yocobit run: "
-_README_HEAD = 1024  # bytes, with the name of the run
+_MAX_README = 1 << 24  # bytes: one with thousands of starts is smaller
 
 
 def write_manifest(
@@ -53,16 +52,15 @@ def write_manifest(
         "starts": [*starts, _start(step, settings)],
     }
     try:
+        readme = run_dir / README
+        is_own = not os.path.lexists(readme) or _is_unchanged(readme, path)
         if warning is not None:
             path.replace(damaged)
         with replacing(path) as partial:
             write_json(partial, manifest)
-        readme = run_dir / README
-        if _is_own_readme(readme):
+        if is_own:
             with replacing(readme) as partial:
-                # A name or an argument may have bytes that are not UTF-8.
-                text = _readme(run_dir, manifest)
-                partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+                partial.write_bytes(_readme(run_dir, manifest))
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); training continues"
     return warning
@@ -190,18 +188,19 @@ def _relative(value: Any, directory: Path) -> Any:
     return value
 
 
-def _is_own_readme(path: Path) -> bool:
-    """Whether README.md is absent or starts like that of _readme; a user's own file is kept."""
+def _is_unchanged(readme: Path, manifest: Path) -> bool:
+    """Whether README.md is what _readme makes of run.json; the run may have another name."""
     try:
-        with open_regular(path) as stream:
-            return _README_START in stream.read(_README_HEAD)
-    except FileNotFoundError:
-        return not path.is_symlink()
-    except (IsADirectoryError, ConfigError):
+        with open_regular(readme) as stream:
+            content = stream.read(_MAX_README)
+        with boundary(manifest, "is not a manifest"):
+            expected = _readme(readme.parent, read_json(manifest))
+    except (OSError, ConfigError):
         return False
+    return content.partition(b"\n")[2] == expected.partition(b"\n")[2]
 
 
-def _readme(run_dir: Path, manifest: dict[str, Any]) -> str:
+def _readme(run_dir: Path, manifest: dict[str, Any]) -> bytes:
     model, corpus = manifest["config"]["model"], manifest["corpus"]
     counts, starts = manifest["model"], manifest["starts"]
     lines = [
@@ -228,4 +227,5 @@ def _readme(run_dir: Path, manifest: dict[str, Any]) -> str:
         "",
         "Plot it: `yocobit plot RUN`. Pack it: `yocobit pack RUN MODEL`.",
     ]
-    return "\n".join(lines) + "\n"
+    # A name or an argument may have bytes that are not UTF-8.
+    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
