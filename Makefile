@@ -16,7 +16,7 @@ SANITIZED_TESTS := tests/native/test_kernels.py tests/native/test_group_scaled_k
 ASAN_OPTIONS := detect_leaks=0:allocator_may_return_null=1
 CONFIGURE := cmake -G Ninja -S . -DCMAKE_BUILD_TYPE=Debug -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
 
-.PHONY: setup wheel stubs demo test test-all clients fuzz check lint docs headers sanitize aarch64 bench bench-peers golden clean FORCE
+.PHONY: setup wheel stubs demo test test-all clients fuzz check lint docs headers sanitized sanitize aarch64 bench bench-peers golden clean FORCE
 
 setup: .venv/.installed .venv/.built
 
@@ -118,16 +118,18 @@ docs: setup
 	$(BIN)/python -m mkdocs build --quiet
 
 # Address and undefined behaviour in the engine, under Python; races in the pool, without it.
-sanitize: export PATH := $(CURDIR)/$(BIN):$(PATH)
-sanitize: setup
+sanitize sanitized: export PATH := $(CURDIR)/$(BIN):$(PATH)
+sanitized: .venv/.tools
 	$(CONFIGURE) -B build/sanitize -DYOCOBIT_SANITIZE=address,undefined
 	cmake --build build/sanitize
+	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
+	cmake --build build/thread --target thread_pool_stress
+
+sanitize: setup sanitized
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1 \
 	  python -m pytest -n auto --capture=sys --native build/sanitize/_native.*.so \
 	  $(SANITIZED_TESTS)
-	$(CONFIGURE) -B build/thread -DYOCOBIT_SANITIZE=thread -DYOCOBIT_TESTS=ON
-	cmake --build build/thread --target thread_pool_stress
 	$$(setarch -R true 2>/dev/null && echo setarch -R) build/thread/tests/native/thread_pool_stress
 
 # The kernel families of 64-bit ARM, under emulation: needs g++-aarch64-linux-gnu and qemu-user. The
