@@ -23,6 +23,7 @@ from yocobit.errors import shown
 from yocobit.reading import read_json
 from yocobit.settings import Count, Natural, Positive, Settings
 
+MAX_ROPE_THETA = 1e12
 MODEL_TYPE = "yocobit"  # model_type in config.json
 # Keys of config.json that only transformers reads.
 TRANSFORMERS_KEYS = (
@@ -65,7 +66,6 @@ BLOCK = _native.BLOCK_POSITIONS  # positions per block, the unit of sparse atten
 FIRST_BLOCKS, LAST_BLOCKS = _native.FIRST_BLOCKS, _native.LAST_BLOCKS
 CANDIDATES_PER_BLOCK = _native.CANDIDATES_PER_BLOCK  # of the index, per selected block
 _MIN_POSITIONS, _MAX_POSITIONS = 4 * BLOCK, 1 << 20  # of sparse attention
-MAX_ROPE_THETA = 1e12
 _POSITIONS_RULE = f"a multiple of {BLOCK}, from {_MIN_POSITIONS} to {_MAX_POSITIONS}"
 
 CROSS_DECODER: tuple[Mixer, ...] = ("cross", "gmu")  # mixers.py has the record of each mixer
@@ -104,7 +104,8 @@ class ModelConfig(Settings):
     window_rope: RopeKind = "interleaved"  # the same for "window"
     full_rope: RopeKind = "interleaved"  # the same for "full"
     cross_rope: RopeKind = "interleaved"  # the same for "cross"
-    rope_theta: Annotated[float, Meta(gt=1, le=MAX_ROPE_THETA)] = 10000.0  # base of frequencies
+    # The base of the rope frequencies.
+    rope_theta: Annotated[float, Meta(gt=1, le=MAX_ROPE_THETA)] = 10000.0
     shared_kv: SharedKVType = "float"  # training quantises the shared K/V as a cache of this type
     # Positions that "cross" attends to: all, or the blocks that an index selects.
     cross_attention: CrossAttention = "full"

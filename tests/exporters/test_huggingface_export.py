@@ -34,6 +34,7 @@ KINDS = {
     "qwen3": {"qk_norm": "before_rope", "head_size": 96},
     "qwen3-dense": {"weights": "dense", "qk_norm": "before_rope"},
     "llama-pairs": {"full_rope": "interleaved", "rope_theta": 5e5},
+    "llama-nano-pairs": {"full_rope": "interleaved", "n_self_heads": 2},  # unused
     "qwen2-pairs": {"full_rope": "interleaved", "weights": "dense", "qkv_bias": True},
     "qwen3-pairs": {"full_rope": "interleaved", "weights": "dense", "qk_norm": "before_rope"},
 }
@@ -146,12 +147,12 @@ def test_tokenizer_template_and_generation_defaults_are_exported(tmp_path):
     assert config.max_position_embeddings == 777
 
 
-def test_id_of_a_bos_token_that_the_tokenizer_lacks_is_refused(tmp_path):
-    files = (tokenizer().to_str().encode(), {"bos_token_id": 1000}, None)
-    model = random_model(tmp_path / "model", text=files, vocab_size=1024)
+@pytest.mark.parametrize("export", [export_huggingface, export_gguf])
+def test_rope_theta_without_a_base_in_halves_is_refused(tmp_path, export):
+    model = random_model(tmp_path / "model", full_rope="interleaved", rope_theta=9e11)
 
-    with pytest.raises(ConfigError, match=r"bos_token_id must be the id of a token .* is 1000; "):
-        export_huggingface(model, tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"rope_theta .* must be at most 4\.2.*e\+11 .* 9e\+11;"):
+        export(model, tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
 
@@ -170,14 +171,32 @@ def test_invalid_generation_config_is_refused(tmp_path, export):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bos_id_without_a_token_is_refused(tmp_path):
+    files = (tokenizer().to_str().encode(), {"bos_token_id": 515}, None)  # ids end at 511
+    model = random_model(tmp_path / "model", text=files, vocab_size=520)
+
+    with pytest.raises(ConfigError, match="must have a token of id 515, which is added to each"):
+        export_huggingface(model, tmp_path / "hf")
+
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("pad", [-1, 1 << 40, "x"])
+def test_a_padding_id_without_a_token_is_left_out(tmp_path, pad):
+    files = (tokenizer().to_str().encode(), {"eos_token_id": 0, "pad_token_id": pad}, None)
+    model = random_model(tmp_path / "model", text=files, vocab_size=512)
+
+    export_huggingface(model, tmp_path / "hf")
+
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text()).get("pad_token_id") is None
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "hf").pad_token is None
+
+
 REFUSED = {
     "layers": ({"layers": ("retention", "cross")}, "layers must all be 'full'"),
     "window": ({"layers": ("full", "window")}, "layers must all be 'full'"),
     "rope": ({"full_rope": "none"}, "full_rope must be 'half'"),
-    "base of pairs": (
-        {"full_rope": "interleaved", "rope_theta": 1e12},
-        r"rope_theta must be at most .* with interleaved RoPE of .* but is 1000000000000.0",
-    ),
     "nope": (
         {"nope_layers": (1,)},
         r"nope_layers must be \(\) in transformers' model type 'llama'",

@@ -118,7 +118,7 @@ def _model_type(model: PackedModel, config: ModelConfig) -> str:
 
 def _config(model: PackedModel, context: int) -> dict[str, Any]:
     """Return the content of config.json."""
-    config = with_rope_in_halves(model.config)
+    config = with_rope_in_halves(model.config, model.path)
     kind = _model_type(model, config)
     fields: dict[str, Any] = {
         "model_type": kind,
@@ -137,7 +137,7 @@ def _config(model: PackedModel, context: int) -> dict[str, Any]:
         "rope_parameters": _rope(config, context),
         "tie_word_embeddings": _is_tied(model),
     }
-    generation = read_generation_config(model.path / GENERATION)
+    generation = _generation(model)
     fields |= {key: generation.get(key) for key in _TOKEN_IDS}
     if is_quantized(config.weights):
         fields["quantization_config"] = _quantization(model)
@@ -195,7 +195,7 @@ def _specs(model: PackedModel) -> Iterator[tuple[str, TensorSpec]]:
 
 def _tensors(model: PackedModel) -> Iterator[tuple[str, Array]]:
     """Yield the tensors of _specs."""
-    weights = Weights(model, rope_in_halves=True)
+    weights = Weights(model, in_halves=True)
     for name, stored in model.parameters.items():
         theirs = _NAMES.of_parameter(name)
         if _is_packed(stored):
@@ -222,9 +222,7 @@ def _packed(trits: Int8s) -> Codes:
 
 def _write_text(model: PackedModel, directory: Path) -> None:
     """Write tokenizer, chat template and generation defaults; name the special tokens."""
-    source = model.path / GENERATION
-    generation = read_generation_config(source)
-    GenerationConfig.of(generation, source, model.config.vocab_size)
+    generation = _generation(model)
     disk.write_json(directory / GENERATION, generation)
     names: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     file = model.path / TOKENIZER
@@ -241,18 +239,30 @@ def _write_text(model: PackedModel, directory: Path) -> None:
         if (model.path / each).exists():
             shutil.copyfile(model.path / each, directory / each)
     added, bos = added_tokens(tokenizer, file), generation.get("bos_token_id")
-    if bos is not None and tokenizer.id_to_token(bos) is None:
-        raise ConfigError(
-            f"{source}: bos_token_id must be the id of a token in {TOKENIZER} but is {bos}; remove "
-            "it for a model without a BOS token"
-        )
     if added.before != (before := () if bos is None else (bos,)):
-        _set_added(tokenizer, added._replace(before=before))
+        _set_added(tokenizer, added._replace(before=before), file)
         tokenizer.save(str(directory / TOKENIZER))
 
 
-def _set_added(tokenizer: Tokenizer, added: AddedTokens) -> None:
+def _generation(model: PackedModel) -> dict[str, Any]:
+    """Return the generation defaults, without a padding token that the vocabulary lacks."""
+    source, vocab_size = model.path / GENERATION, model.config.vocab_size
+    fields = read_generation_config(source)
+    GenerationConfig.of(fields, source, vocab_size)
+    pad = fields.get("pad_token_id")  # often -1 in published models
+    if type(pad) is not int or not 0 <= pad < vocab_size:
+        fields.pop("pad_token_id", None)
+    return fields
+
+
+def _set_added(tokenizer: Tokenizer, added: AddedTokens, file: Path) -> None:
     """Set the post-processor of a tokenizer: it adds the same tokens to a text as the engine."""
+    for token in (*added.before, *added.after):
+        if tokenizer.id_to_token(token) is None:
+            raise ConfigError(
+                f"{file}: must have a token of id {token}, which is added to each text, but has "
+                f"none; correct bos_token_id in {GENERATION}, or the post_processor"
+            )
     parts = {name: ids for name, ids in added._asdict().items() if ids}
     text = [part for part in ("before", "$A", "after") if part in parts or part == "$A"]
     tokenizer.post_processor = TemplateProcessing(

@@ -83,25 +83,33 @@ def check(config: ModelConfig, path: Path, target: str, rules: Iterable[Rule]) -
             )
 
 
-def with_rope_in_halves(config: ModelConfig) -> ModelConfig:
+def with_rope_in_halves(config: ModelConfig, path: Path) -> ModelConfig:
     """Return the configuration that computes the same with the rows of Q and K in halves.
 
     The frequencies of interleaved RoPE are theta ** -(i / (n - 1)) for n pairs: those of the base
-    theta ** (n / (n - 1)). A model without interleaved RoPE, or with other layers than "full" and
-    "window", is returned as it is. ConfigError if the base is too large.
+    theta ** (n / (n - 1)). A model without interleaved RoPE, with other layers than "full" and
+    "window", or with two head sizes, is returned as it is. ConfigError, naming `path`, if that base
+    is too large.
     """
     ropes = {f"{mixer}_rope": getattr(config, f"{mixer}_rope", None) for mixer in config.layers}
     if not (ropes.keys() <= {"full_rope", "window_rope"} and "interleaved" in ropes.values()):
         return config
-    if "half" in ropes.values() or config.head_dim != config.self_head_dim:
+    if "half" in ropes.values():
+        return config
+    if "window" in config.layers and config.head_dim != config.self_head_dim:
         return config
     n = config.head_dim // 2
-    power = n / max(n - 1, 1)
-    most = MAX_ROPE_THETA ** (1 / power)
-    rule = f"must be at most {most:.3g} to be exported with interleaved RoPE of {2 * n} columns"
-    config.require(config.rope_theta <= most, "rope_theta", rule)
+    power = n / max(n - 1, 1)  # a single pair has the frequency 1 with any base
+    base = config.rope_theta**power
+    if base > MAX_ROPE_THETA:
+        most = MAX_ROPE_THETA ** (1 / power)
+        raise ConfigError(
+            f"{path}: rope_theta of interleaved RoPE with head size {config.head_dim} must be at "
+            f"most {most:.4g} for an export but is {config.rope_theta:.4g}; use the model without "
+            "an export, or train one with a lower rope_theta"
+        )
     halves = {name: "half" for name, kind in ropes.items() if kind == "interleaved"}
-    return config.replace(rope_theta=config.rope_theta**power, **halves)
+    return config.replace(rope_theta=base, **halves)
 
 
 def frequency_divisors(config: ModelConfig) -> Floats:

@@ -33,14 +33,16 @@ class ScaledRows(NamedTuple):
 
 
 class Weights:
-    """The mapped tensors of a packed model."""
+    """The mapped tensors of a packed model.
 
-    def __init__(self, model: PackedModel, *, rope_in_halves: bool = False) -> None:
-        """`rope_in_halves` orders rows of Q and K as rules.with_rope_in_halves needs them."""
+    With `in_halves`, the rows of Q and K are those of rules.with_rope_in_halves.
+    """
+
+    def __init__(self, model: PackedModel, in_halves: bool = False) -> None:
         self.file = model.file
         self._model = model
-        config = model.config
-        self._reorders = rope_in_halves and with_rope_in_halves(config) is not config
+        config = with_rope_in_halves(model.config, model.path) if in_halves else model.config
+        self._reorders = config is not model.config
         self._data: Codes = np.memmap(model.file, dtype=np.uint8, mode="r")
 
     def stored(self, name: str) -> Array:

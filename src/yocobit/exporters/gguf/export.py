@@ -86,7 +86,7 @@ def export_gguf(
     ConfigError for what llama.cpp cannot compute.
     """
     disk.claim_file(out, _is_own, "a GGUF file that yocobit exported")
-    config = with_rope_in_halves(model.config)
+    config = with_rope_in_halves(model.config, model.path)
     architecture = architecture_for(config, model.path)
     has_experts, n_experts = architecture.has_experts, config.n_experts
     specs = {
@@ -159,7 +159,7 @@ def _data(
     model: PackedModel, specs: Mapping[str, TensorSpec], architecture: Architecture
 ) -> Iterator[Iterator[Array]]:
     """Yield the data of each tensor, in pieces of bytes."""
-    weights = Weights(model, rope_in_halves=True)
+    weights = Weights(model, in_halves=True)
     for name in model.parameters:
         kind = specs[tensor_name(name, architecture.has_experts)].type.name.lower()
         pieces = _pieces(weights, name, kind)
@@ -204,7 +204,7 @@ def _rounding(
     model: PackedModel, specs: Mapping[str, TensorSpec], has_experts: bool
 ) -> Iterator[str]:
     """Yield a line for each kind of rounding; ConfigError for scales out of float16's range."""
-    weights = Weights(model, rope_in_halves=True)
+    weights = Weights(model)
     errors: dict[str, float] = {}  # the largest relative one, by parts of the model
     halved = []
     for name, stored in model.parameters.items():

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta
 
+from yocobit.config import MAX_ROPE_THETA
 from yocobit.errors import ConfigError, shown
 from yocobit.settings import Count, Positive, PositiveFraction, Settings
 
@@ -27,7 +28,7 @@ class RopeParameters(Settings):
     """`rope_parameters` or `rope_scaling` of a config.json, as transformers reads them."""
 
     rope_type: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
-    rope_theta: Annotated[float, Meta(gt=1, le=1e12)] = 10000.0
+    rope_theta: Annotated[float, Meta(gt=1, le=MAX_ROPE_THETA)] = 10000.0
     partial_rotary_factor: PositiveFraction = 1.0  # d / D
     factor: _Factor | None = None  # of the context length
     original_max_position_embeddings: Count | None = None
