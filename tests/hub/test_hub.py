@@ -209,23 +209,90 @@ def test_remove_keeps_a_model_that_another_name_shares(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("key", ""), ("key", ".."), ("model", ".."), ("model", "../x"), ("source", "a\0b")],
+    "fields",
+    [
+        {"key": ""},
+        {"key": "0" * 31},
+        {"key": f"../{'0' * 32}"},
+        {"key": f"{'0' * 32}\n"},
+        {"model": ""},
+        {"model": ".."},
+        {"model": "../other"},
+        {"files": [{"name": "/etc/passwd", "size": 0, "mtime_ns": 0, "sha256": ""}]},
+        {"files": [{"name": "a/../../b", "size": 0, "mtime_ns": 0, "sha256": ""}]},
+    ],
 )
-def test_damaged_entry_removes_nothing(checkpoint, tmp_path, field, value):
+def test_a_damaged_entry_of_a_name_deletes_nothing(checkpoint, tmp_path, fields):
     from yocobit.hub import ModelCache, Options
     from yocobit.hub.cache import SourceFile
 
     models = ModelCache(tmp_path / "cache")
     files = (SourceFile.of(checkpoint, "config.json"),)
     path = models.add("a/tiny", checkpoint, files, Options())
-    (file,) = (tmp_path / "cache" / "names").iterdir()
-    file.write_text(json.dumps({**json.loads(file.read_text()), field: value}))
+    (entry,) = (tmp_path / "cache" / "names").iterdir()
+    entry.write_text(json.dumps({**json.loads(entry.read_text()), **fields}))
 
-    assert models.find("a/tiny") is None
-    with pytest.raises(ConfigError, match="is not in"):
+    with pytest.raises(ConfigError, match=r"'a/tiny': is not in .*, which has no models"):
         models.remove("a/tiny")
+
     assert path.is_dir()
+    assert models.find("a/tiny") is None
+    assert models.add("a/tiny", checkpoint, files, Options()) == path  # written again
+    assert models.find("a/tiny") is not None
+
+
+@pytest.fixture
+def gguf(tmp_path, monkeypatch) -> Path:
+    """A small GGUF file."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "exporters")
+    from exported_models import random_model
+
+    from yocobit.exporters import export_gguf
+
+    file = tmp_path / "x-tq2_0.gguf"
+    export_gguf(random_model(tmp_path / "source"), file)
+    return file
+
+
+def test_gguf_file_in_a_folder_of_a_repository_is_converted(yocobit, hub, gguf, tmp_path):
+    hub.repositories["org/x"] = Repository({"sub/x-tq2_0.gguf": gguf.read_bytes()})
+
+    named, chosen = yocobit("pull", "org/x:sub/x-tq2_0.gguf"), yocobit("pull", "org/x")
+
+    assert named.returncode == chosen.returncode == 0, named.stderr + chosen.stderr
+    assert [path.name for path in packed_models(tmp_path)] == ["x"]
+
+
+@pytest.mark.parametrize("name", ["..gguf", "...gguf", "..@x.gguf", r"a\b.gguf"])
+def test_files_whose_names_are_no_names_of_directories_are_cached(
+    gguf, tmp_path, monkeypatch, name
+):
+    from yocobit import hub
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = gguf.rename(tmp_path / name)
+
+    path = hub.resolve(file)
+
+    assert packed_models(tmp_path) == [path]
+    assert path.name == "model"
+    assert hub.resolve(file) == path
+    assert hub.ModelCache().remove(str(file)) > 0
+
+
+def test_names_that_are_not_utf8_are_refused_in_one_line(gguf, tmp_path, monkeypatch):
+    from yocobit import hub
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tokenizer := tmp_path / "\udcff").mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+
+    with pytest.raises(
+        ConfigError, match="/\udcff: must have a name in UTF-8 to be cached; rename"
+    ):
+        hub.pull(gguf, hub.Options(tokenizer=str(tokenizer)))
+    with pytest.raises(ConfigError, match="gguf: must have a name in UTF-8 to be cached"):
+        hub.resolve(gguf.rename(tmp_path / "\udcff.gguf"))
 
 
 def test_mlx_directory_with_shards_is_downloaded_and_converted(yocobit, hub, tmp_path, monkeypatch):

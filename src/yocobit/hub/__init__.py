@@ -89,11 +89,14 @@ def pull(
     options = options or Options()
     if isinstance(name, HubName):
         found = _download(name, say)
-        folder = folder_of(found.path)
+        folder, gguf = folder_of(found.path), found.choice.gguf
         return cache.add(
             str(name),
             found.path,
-            tuple(SourceFile.of(folder, file, digest) for file, digest in found.hashes.items()),
+            tuple(
+                SourceFile.of(folder, found.path.name if file == gguf else file, digest)
+                for file, digest in found.hashes.items()
+            ),
             options,
             revision=found.revision,
             choice=found.choice.reason,

@@ -30,15 +30,16 @@ from yocobit.errors import ConfigError, UserError, shown
 from yocobit.hub.choice import TEXT_FILES
 from yocobit.packing.file_format import FORMAT_VERSION, canonical_json
 from yocobit.packing.writer import Progress
-from yocobit.reading import parse_json, read_bytes
+from yocobit.reading import boundary, parse_json, read_bytes
 from yocobit.system import lock
 
 VERSION = f"{FORMAT_VERSION}.{importers.VERSION}"  # of conversions; those of others are outdated
 
-# Paths are made of them: a damaged entry must not name anything outside its packed model.
-_Key = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
-_Name = Annotated[str, Meta(pattern=r"\A(?!\.\.?\Z)[^/\0]+\Z")]
-_Path = Annotated[str, Meta(pattern=r"\A[^\0]+\Z")]
+# Paths are made of these fields of an entry, which may be damaged: they stay inside their folder.
+_KEY = r"\A[0-9a-f]{32}\Z"
+_MODEL = r"\A(?!\.{1,2}\Z)[^/\\]{1,255}\Z"
+_RELATIVE = r"(?s)\A(?!/)(?!(.*/)?\.\.(/|\Z))"
+_IS_UTF8 = "must have a name in UTF-8 to be cached; rename it"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
     """A file of a source as it was when it was converted."""
 
-    name: _Path
+    name: Annotated[str, Meta(pattern=_RELATIVE)]
     size: int  # bytes
     mtime_ns: int
     sha256: str
@@ -79,10 +80,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A name, its source, and the packed model that was made from it."""
 
     name: str  # ORG/NAME[@REVISION][:FILE], or the absolute path of a GGUF file or directory
-    key: _Key
-    model: _Name  # the name of the packed model's directory, without organisation and folders
+    key: Annotated[str, Meta(pattern=_KEY)]
+    # The name of the packed model's directory, without organisation and folders.
+    model: Annotated[str, Meta(pattern=_MODEL)]
     version: str
-    source: _Path  # of the file or directory that was converted
+    source: str  # path of the file or directory that was converted
     revision: str | None  # the commit on the hub
     choice: str | None  # why these files, of those on the hub
     files: tuple[SourceFile, ...]
@@ -139,7 +141,8 @@ class ModelCache:
         UserError on a full disk; ConfigError if a file changes during the conversion; otherwise the
         errors of the importers.
         """
-        model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name) or "model"
+        model = re.sub(r"\.gguf$", "", Path(re.split("[@:]", name)[0]).name)
+        model = model if re.search(_MODEL, model) else "model"
         key = _key(files, options, model)
         entry = Entry(
             name=name,
@@ -153,6 +156,8 @@ class ModelCache:
             options=options,
         )
         out = self.path(entry)
+        with boundary(options.tokenizer or name, _IS_UTF8):
+            content = msgspec.json.format(msgspec.json.encode(entry))
         try:
             self._packed.mkdir(parents=True, exist_ok=True)
             self._names.mkdir(parents=True, exist_ok=True)
@@ -161,7 +166,7 @@ class ModelCache:
                     say(f"{name}: converted once; this takes a minute for a large model")
                     self._convert(entry, say, progress)
                 with replacing(self._file(name)) as partial:
-                    partial.write_bytes(msgspec.json.format(msgspec.json.encode(entry)))
+                    partial.write_bytes(content)
         except OSError as error:
             raise _write_error(self.root, error) from None
         return out
@@ -217,7 +222,8 @@ class ModelCache:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _file(self, name: str) -> Path:
-        file = urllib.parse.quote(name, safe="")
+        with boundary(name, _IS_UTF8):
+            file = urllib.parse.quote(name, safe="")
         if len(file) > 200:  # of at most 255 in a directory
             file = file[-100:] + hashlib.sha256(name.encode()).hexdigest()[:32]
         return self._names / f"{file}.json"
@@ -249,7 +255,7 @@ def _key(files: Iterable[SourceFile], options: Options, model: str) -> str:
 
 
 def _read(path: Path) -> Entry | None:
-    """Return an entry, or None if the file is missing or of another version's shape."""
+    """Return an entry, or None if the file is missing, damaged, or of another version's shape."""
     try:
         return parse_json(read_bytes(path), str(path), Entry)
     except (OSError, UserError):
