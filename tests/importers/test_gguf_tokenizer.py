@@ -425,6 +425,7 @@ TIED = dict.fromkeys(["ab", "bc"], -9.0) | {BLANK: 0.0, "a": -1.0, "b": -2.0, "c
         (sentencepiece({"<x>": 0.0, "a": -1.0}, {"<x>": BYTE}), "'<0x00>' is missing"),
         (BYTE_LEVEL | {"tokenizer.chat_template": 3}, "chat_template must be a string but is 3"),
         (BYTE_LEVEL | {"tokenizer.chat_template": "{% if %}"}, "is not a Jinja template"),
+        (BYTE_LEVEL | {"tokenizer.chat_template": "x" * 131073}, "at most 131,072 bytes but"),
     ],
 )
 def test_invalid_metadata_is_one_clear_line(metadata, message):

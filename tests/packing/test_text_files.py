@@ -134,6 +134,7 @@ def test_template_of_training_is_packed_with_its_stop_strings(tuned, template):
         ("tokenizer_config.json", '{"bos_token": {"content": []}}', "bos_token must be a string"),
         ("tokenizer_config.json", '{"chat_template": [{"name": "a"}]}', "without a template named"),
         ("tokenizer_config.json", '{"chat_template": "{% for %}"}', "is not a Jinja template"),
+        ("tokenizer_config.json", f'{{"chat_template": "{"x" * 131073}"}}', "at most 131,072"),
         ("special_tokens_map.json", "\xff", "is not valid JSON|UTF-8"),
         ("chat_template.jinja", "{{", "is not a Jinja template"),
         ("tokenizer.json", "{}", "is not a tokenizer.json"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from yocobit.errors import ConfigError
-from yocobit.text.chat_template import MAX_SOURCE_BYTES, ChatTemplate, with_token_names
+from yocobit.text.chat_template import ChatTemplate, with_token_names
 
 MESSAGES = [{"role": "user", "content": "hi <b>\n"}, {"role": "assistant", "content": "yo"}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"b": 1, "a": [None]}}}]
@@ -88,33 +88,53 @@ def test_time_is_that_of_the_clock():
 
 def test_names_of_special_tokens_are_set_by_the_template():
     names = {"bos_token": '<"s>', "eos_token": "🙂</s>", "messages": "x", "tools": "y"}
-    source = b"{{ bos_token }}{{ eos_token }}{{ messages }}{{ tools }}"
+    source = "{{ bos_token }}{{ eos_token }}{{ messages }}{{ tools }}"
     template = with_token_names(source, names, "t").decode()
 
     assert render(template, []) == '<"s>🙂</s>[]None'
     assert ChatTemplate(template, "t").writes_bos
 
 
-@pytest.mark.parametrize(
-    "name", ["true", "none", "in", "if", "range", "namespace", "loop", "self", "raise_exception"]
-)
-def test_names_that_jinja_has_are_not_set(name):
-    source = b"{% for i in range(2) if true is not none %}{{ loop.index }}{% endfor %}"
+def test_special_tokens_with_names_of_jinja_are_not_set():
+    names = ["true", "none", "True", "in", "not", "range", "namespace", "raise_exception", "loop"]
+    source = (
+        "{% for i in range(2) %}{{ i if i is not none and true }}{{ loop.last }}{% endfor %}"
+        "{% set n = namespace(x=a_token) %}{{ n.x }}"
+    )
+    tokens = {**dict.fromkeys([*names, "a b", "é"], "<x>"), "a_token": "<a>"}
 
-    assert render(with_token_names(source, {name: "x"}, "t").decode(), []) == "12"
+    template = with_token_names(source, tokens, "t").decode()
+
+    assert template == '{% set a_token = "<a>" %}\n' + source
+    assert render(template) == "0False1True<a>"
 
 
 def test_names_that_are_not_in_a_template_do_not_lengthen_it():
     names = {f"tok_{i}_token": "<|x|>" for i in range(4000)}
 
-    assert with_token_names(b"{{ tok_7_token }}", names, "t").count(b"set ") == 1
+    assert with_token_names("{{ tok_7_token }}", names, "t").count(b"set ") == 1
 
 
-def test_a_template_that_its_names_make_too_long_is_refused():
-    names = {"bos_token": "x" * MAX_SOURCE_BYTES}
+@pytest.mark.parametrize(
+    "source", ["\nx", "  {% if true %}x{% endif %}", "\n {% if 1 %}x{% endif %}"]
+)
+def test_names_of_special_tokens_keep_the_blanks_at_the_start_of_a_template(source):
+    template = with_token_names(source, {"bos_token": "<s>"}, "t").decode()
 
-    with pytest.raises(ConfigError, match="t: with the names of its special tokens, must have"):
-        with_token_names(b"{{ bos_token }}", names, "t")
+    assert render(template) == render(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "message"),
+    [
+        ("{% if %}", {}, "^t: is not a Jinja template"),
+        ("x" * (1 << 17), {"bos_token": "<a>"}, "^t: .* at most 131,072 bytes but have 131,100;"),
+        ("a\0b\0", {}, "^t: must be UTF-8 but is UTF-16"),
+    ],
+)
+def test_a_template_with_names_is_refused_where_it_could_not_be_read(source, names, message):
+    with pytest.raises(ConfigError, match=message):
+        with_token_names(source, names, "t")
 
 
 @pytest.mark.parametrize(

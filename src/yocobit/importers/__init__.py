@@ -22,6 +22,6 @@ __all__ = [
     "write_checkpoint",
 ]
 
-VERSION = "5"  # changes when the same source would give other bytes
+VERSION = "6"  # changes when the same source would give other bytes
 
 __getattr__ = aliases(__name__, {"import_bitnet": "yocobit.importers:import_model"})

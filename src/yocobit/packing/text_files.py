@@ -72,11 +72,7 @@ def read_text_files(source: Path, vocab_size: int) -> TextFiles:
         bos = generation.get("bos_token_id")
         if bos is not None and (text := _text(tokenizer, bos)) is not None:
             names.setdefault("bos_token", text)
-    template = _template(source, fields.get("chat_template"), names_file)
-    if template is not None:
-        from yocobit.text.chat_template import with_token_names  # imports Jinja
-
-        template = with_token_names(template, names, f"{source}: chat template")
+    template = _template(source, fields.get("chat_template"), names_file, names)
     return TextFiles(content, generation, template)
 
 
@@ -120,16 +116,21 @@ def _token_names(fields: dict[str, Any], file: Path) -> dict[str, str]:
     names = {}
     for name, token in tokens.items():
         text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str) and name.isidentifier() and name.isascii():
+        if isinstance(text, str):
             names[name] = text
         elif name in _TOKENS and text is not None:
             raise ConfigError(f"{file}: {name} must be a string but is {shown(text)}")
     return names
 
 
-def _template(source: Path, stored: Any, names_file: Path) -> bytes | None:
-    """Return the chat template: a file, or a string or a list of named ones in `stored`."""
-    from yocobit.text.chat_template import MAX_SOURCE_BYTES, ChatTemplate  # imports Jinja
+def _template(
+    source: Path, stored: Any, names_file: Path, names: Mapping[str, str]
+) -> bytes | None:
+    """Return the chat template, extended by the names of the special tokens that it reads.
+
+    It is a file, or a string or a list of named ones in `stored`.
+    """
+    from yocobit.text.chat_template import MAX_SOURCE_BYTES, with_token_names  # imports Jinja
 
     file = source / CHAT_TEMPLATE
     if file.is_file():
@@ -142,8 +143,7 @@ def _template(source: Path, stored: Any, names_file: Path) -> bytes | None:
         return None
     else:
         raise ConfigError(f"{names_file}: chat_template must be a string but is {shown(stored)}")
-    ChatTemplate(text, str(file))  # checks it
-    return text.encode()
+    return with_token_names(text, names, file)
 
 
 def _default(templates: list[Any], names_file: Path) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jinja2 import nodes
+
 from yocobit.errors import ConfigError
-from yocobit.reading import boundary, read_text
+from yocobit.reading import boundary, decode, read_text
 from yocobit.text.template_sandbox import Sandbox, counted, limits
 
 Message = Mapping[str, Any]  # "role", "content", and other keys that the template reads
@@ -21,8 +23,7 @@ MAX_SOURCE_BYTES = 1 << 17  # compiling takes some kilobytes for each byte
 # How the importer of 0.1 wrote templates: the engine adds the token to what they render.
 _NO_BOS = '{% set bos_token = "" %}'
 _DEFAULTS = {"tools": None, "documents": None, "add_generation_prompt": True}
-_RESERVED = {"messages", *_DEFAULTS}
-_WORDS = {*keyword.kwlist, "true", "false", "none", "self", "loop", "super", "caller"}  # of Jinja
+_RESERVED = {"messages", *_DEFAULTS, "loop", "self", "super", "caller", "varargs", "kwargs"}
 # Appended to a message that is continued; the blank shows if the template strips messages.
 _CONTINUED = "<continued-here> "
 _REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field
@@ -104,27 +105,35 @@ def _until_continued(text: str) -> str:
     return before if after.startswith(" ") else before.rstrip()
 
 
-def with_token_names(template: bytes, names: Mapping[str, str], subject: str) -> bytes:
+def with_token_names(template: str, names: Mapping[str, str], subject: str | Path) -> bytes:
     """Return a template that sets the names of special tokens, such as bos_token, itself.
 
-    It sets those that it has in its text, and bos_token, see writes_bos. The variables of a
-    rendering, functions and words of Jinja keep their meaning. ConfigError, naming `subject`, if
-    the result is too long.
+    The variables of a rendering and of Jinja keep their meaning: such names are left out, and so
+    are names that the template does not have, apart from bos_token (see writes_bos). ConfigError,
+    naming `subject`, if ChatTemplate.read would not accept the result.
     """
-    reserved = _RESERVED | _WORDS | Sandbox().globals.keys()
+    known = Sandbox().globals.keys() | _RESERVED
     lines = [
         f"{{% set {name} = {json.dumps(value, ensure_ascii=False)} %}}"
         for name, value in names.items()
-        if name not in reserved and (name == "bos_token" or name.encode() in template)
+        if name not in known and _is_variable(name) and (name == "bos_token" or name in template)
     ]
-    content = "".join(lines).encode() + template
+    # Without a newline of the prefix, Jinja would drop that of the template, and keep the blanks
+    # before its first block.
+    content = "".join([*lines, "\n" if lines else "", template]).encode()
     if len(content) > MAX_SOURCE_BYTES:
         raise ConfigError(
-            f"{subject}: with the names of its special tokens, must have at most "
-            f"{MAX_SOURCE_BYTES:,} bytes but has {len(content):,}"
+            f"{subject}: the chat template and the names of special tokens must have at most "
+            f"{MAX_SOURCE_BYTES:,} bytes but have {len(content):,}; shorten them"
         )
-    ChatTemplate(content.decode(), subject)  # checks it
+    ChatTemplate(decode(content, subject), str(subject))
     return content
+
+
+def _is_variable(name: str) -> bool:
+    """Whether a template can set and read a variable of this name."""
+    is_word = name.isidentifier() and name.isascii() and not keyword.iskeyword(name)
+    return is_word and nodes.Name(name, "store").can_assign()
 
 
 def _message(message: Any) -> Any:

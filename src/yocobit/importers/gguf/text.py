@@ -100,13 +100,11 @@ def _shortest(value: float) -> float:
 
 def _template(metadata: Mapping[str, Any], source: Path, names: Mapping[str, str]) -> bytes | None:
     """Return the chat template, extended by the names of the special tokens that it reads."""
-    from yocobit.text.chat_template import ChatTemplate, with_token_names  # imports Jinja
+    from yocobit.text.chat_template import with_token_names  # imports Jinja
 
     text = metadata.get(_TEMPLATE, "")
     if not isinstance(text, str):
         raise ConfigError(f"{source}: {_TEMPLATE} must be a string but is {shown(text, 80)}")
     if not text:
         return None
-    subject = f"{source}: {_TEMPLATE}"
-    ChatTemplate(text, subject)  # checks it
-    return with_token_names(text.encode(), names, subject)
+    return with_token_names(text, names, f"{source}: {_TEMPLATE}")
