@@ -406,6 +406,9 @@ def test_chat_mistakes_are_one_line(model, tmp_path):
     )
     assert fails(run("chat", "--top-p", 2, stdin=question), "--top-p must be")
     assert fails(run("chat", stdin="/again\n"), "there is no message to withdraw yet")
+    nested = f"/set temperature={'[' * 5000}\n"
+    assert fails(run("chat", stdin=nested), "/set: temperature must be a number but is '[[[")
+    assert fails(run("chat", stdin="/save a\0b\n"), "/save needs a file, such as /save chat.json")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 import pytest
 
 from yocobit.cli import terminal as shown
-from yocobit.cli.chat_commands import _value
 from yocobit.cli.markdown import MarkdownWriter
 
 PROMPT = "\x1b[?2004h"  # pasted text is marked from here on
@@ -175,12 +174,6 @@ def test_a_conversation_is_saved_and_loaded(terminal, tmp_path):
     messages = json.loads(file.read_text())["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
     assert messages[0]["content"] == "Be brief."
-
-
-def test_a_deeply_nested_setting_is_not_json():
-    text = "[" * 100_000
-
-    assert _value(text) == text
 
 
 def test_files_that_cannot_be_used_do_not_end_the_conversation(terminal, tmp_path):

@@ -174,6 +174,48 @@ def test_manifest_has_no_absolute_paths_below_the_working_directory(project):
     assert str(project) not in (out / "run.json").read_text() + (out / "README.md").read_text()
 
 
+def test_readme_lists_each_start_under_the_name_that_it_has(project):
+    first = run("out", "run.steps=2")
+    before = (first / "README.md").read_text()
+    out = first.rename("renamed")
+
+    run("renamed", resume=True)
+
+    title, *lines = (out / "README.md").read_text().splitlines()
+    assert title == "# out"
+    assert [line for line in lines if line not in before.splitlines()] == [
+        f"- {start['date']} at step 2: `{start['command']}`"
+        for start in json.loads((out / "run.json").read_text())["starts"][1:]
+    ]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "\n## My notes\nA lower learning rate.\n",
+        lambda text: text.replace("Started:", "Started (the first one diverged):"),
+        lambda text: text.partition("| | |")[0],
+    ],
+)
+def test_an_edited_readme_is_kept(project, edit):
+    readme = run("out", "run.steps=2") / "README.md"
+    readme.write_text(edited := edit(readme.read_text()))
+
+    run("out", resume=True)
+
+    assert readme.read_text() == edited
+
+
+def test_an_edited_title_of_a_readme_is_kept_with_the_starts(project):
+    readme = run("out", "run.steps=2") / "README.md"
+    readme.write_text(readme.read_text().replace("# out", "# Mine"))
+
+    run("out", resume=True)
+
+    assert readme.read_text().startswith("# Mine\n")
+    assert " at step 2: " in readme.read_text()
+
+
 def test_each_resume_appends_a_start_and_a_new_run_replaces_them(project):
     out = run("out", "run.steps=2")
     run("out", resume=True)

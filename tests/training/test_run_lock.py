@@ -97,19 +97,6 @@ def test_run_of_an_earlier_version_without_a_lock_file_is_a_run(toml, tmp_path):
     assert run(toml, tmp_path / "run", "run.steps=2", resume=True).name == "step-000002"
 
 
-def test_notes_in_the_readme_of_a_run_are_kept(toml, tmp_path):
-    readme = tmp_path / "run" / "README.md"
-    run(toml, tmp_path / "run", "run.steps=1")
-    run(toml, tmp_path / "run", "run.steps=2", resume=True)
-    assert readme.read_text().count("at step") == 2  # it is kept up to date
-
-    notes = readme.read_text() + "\nThe learning rate was too high.\n"
-    readme.write_text(notes)
-    run(toml, tmp_path / "run", "run.steps=3", resume=True)
-
-    assert readme.read_text() == notes
-
-
 def test_files_of_a_user_in_a_run_are_kept(toml, tmp_path):
     out = tmp_path / "run"
     run(toml, out, "run.steps=1")

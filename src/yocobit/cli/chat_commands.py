@@ -9,13 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from yocobit.cli.options import expand_tokens
 from yocobit.cli.output import say_status
 from yocobit.engine import Chat
 from yocobit.engine.session import MAX_TOKENS
-from yocobit.errors import UserError
+from yocobit.errors import ConfigError, UserError
+from yocobit.reading import parse_json
 from yocobit.settings import whole_number
 
 _MAX_TOKENS = "max_tokens"  # the setting that no SamplingConfig has
@@ -84,8 +83,8 @@ def _set(chat: Chat, text: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return msgspec.json.decode(expand_tokens(text))
-    except (msgspec.DecodeError, RecursionError):
+        return parse_json(expand_tokens(text), "/set", Any)
+    except ConfigError:
         return text
 
 
@@ -100,7 +99,7 @@ def _load(chat: Chat, text: str) -> None:
 
 
 def _file(command: str, text: str) -> Path:
-    if not text:
+    if not text or "\0" in text:
         raise UserError(f"{command} needs a file, such as {command} chat.json")
     return Path(os.path.expanduser(text))  # a name of no user stays as it is
 

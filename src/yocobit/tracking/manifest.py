@@ -25,10 +25,10 @@ from yocobit.disk import replacing, write_json
 from yocobit.errors import ConfigError
 from yocobit.hardware.host import describe_host
 from yocobit.packing.checkpoints import MANIFEST
-from yocobit.reading import boundary, open_regular, read_json
+from yocobit.reading import boundary, read_bytes, read_json
 
 README = "README.md"
-_MAX_README = 1 << 24  # bytes: one with thousands of starts is smaller
+_MAX_README_BYTES = 1 << 20
 
 
 def write_manifest(
@@ -51,16 +51,15 @@ def write_manifest(
         **_relative(dict(sections), Path.cwd()),
         "starts": [*starts, _start(step, settings)],
     }
+    title = _readme_title(run_dir)
     try:
-        readme = run_dir / README
-        is_own = not os.path.lexists(readme) or _is_unchanged(readme, path)
         if warning is not None:
             path.replace(damaged)
         with replacing(path) as partial:
             write_json(partial, manifest)
-        if is_own:
-            with replacing(readme) as partial:
-                partial.write_bytes(_readme(run_dir, manifest))
+        if title is not None:
+            with replacing(run_dir / README) as partial:
+                partial.write_bytes(title + b"\n" + _readme_body(manifest))
     except OSError as error:
         return f"warning: {path}: cannot be written ({error.strerror}); training continues"
     return warning
@@ -188,23 +187,29 @@ def _relative(value: Any, directory: Path) -> Any:
     return value
 
 
-def _is_unchanged(readme: Path, manifest: Path) -> bool:
-    """Whether README.md is what _readme makes of run.json; the run may have another name."""
+def _readme_title(run_dir: Path) -> bytes | None:
+    """Return the first line of the README.md to write; None to keep a user's or an edited file.
+
+    An unedited file is that of the manifest, which the next start has not replaced yet.
+    """
+    path = run_dir / README
     try:
-        with open_regular(readme) as stream:
-            content = stream.read(_MAX_README)
-        with boundary(manifest, "is not a manifest"):
-            expected = _readme(readme.parent, read_json(manifest))
+        title, _, body = read_bytes(path, _MAX_README_BYTES).partition(b"\n")
+        manifest = read_json(run_dir / MANIFEST)
+        with boundary(path, "is not that of the manifest"):
+            return title if body == _readme_body(manifest) else None
+    except FileNotFoundError:
+        is_absent = not os.path.lexists(path)
+        return _encoded(f"# {run_dir.resolve().name}") if is_absent else None
     except (OSError, ConfigError):
-        return False
-    return content.partition(b"\n")[2] == expected.partition(b"\n")[2]
+        return None
 
 
-def _readme(run_dir: Path, manifest: dict[str, Any]) -> bytes:
+def _readme_body(manifest: dict[str, Any]) -> bytes:
+    """Return README.md without its first line, which may be another after a run was renamed."""
     model, corpus = manifest["config"]["model"], manifest["corpus"]
     counts, starts = manifest["model"], manifest["starts"]
     lines = [
-        f"# {run_dir.resolve().name}",
         "",
         f"A yocobit run: {counts['parameters'] / 1e6:.2f}M parameters, {model['weights']} weights, "
         f"layers {', '.join(model['layers'])}.",
@@ -227,5 +232,9 @@ def _readme(run_dir: Path, manifest: dict[str, Any]) -> bytes:
         "",
         "Plot it: `yocobit plot RUN`. Pack it: `yocobit pack RUN MODEL`.",
     ]
+    return _encoded("\n".join(lines) + "\n")
+
+
+def _encoded(text: str) -> bytes:
     # A name or an argument may have bytes that are not UTF-8.
-    return "".join(f"{line}\n" for line in lines).encode(errors="backslashreplace")
+    return text.encode("utf-8", "backslashreplace")
