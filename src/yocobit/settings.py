@@ -63,6 +63,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, kind in _annotations(type(self), with_bounds=True).items():
             value = getattr(self, name)
+            if not _is_utf8(value):  # a path of another encoding: JSON could not hold it
+                raise ConfigError(f"{name} must be UTF-8 but is {shown(value)}")
             try:
                 # Converts lists to tuples, and integers to floats where the field is a float.
                 converted = msgspec.convert(value, kind)
@@ -104,6 +106,19 @@ def _remedy(name: str, known: Collection[str]) -> str:
     if close := difflib.get_close_matches(shown(name, 80)[1:-1], known, n=1):
         return f"did you mean {close[0]}?"
     return f"known keys: {', '.join(known)}"
+
+
+def _is_utf8(value: object) -> bool:
+    """Whether UTF-8 can encode each string of a value."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_utf8, value))
+    if not isinstance(value, str) or value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_finite(value: object) -> bool:

@@ -150,3 +150,16 @@ def test_extreme_weights_have_shares(weights):
     counts = shares(weights)
 
     assert sum(counts) == 1024 and min(counts) >= 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"train": ["a.txt", "caf\udce9.txt"]},
+        {"train": [{"path": "caf\udce9.txt"}]},
+        {"train": ["a.txt"], "tokenizer": "caf\udce9.json"},
+    ],
+)
+def test_paths_that_run_json_could_not_hold_are_refused(fields):
+    with pytest.raises(ConfigError, match=r"must be UTF-8 but is .*caf\\udce9"):
+        DataConfig.from_dict({"valid_every": 2, **fields})

@@ -133,6 +133,17 @@ def test_manifest_records_settings_corpus_command_and_machine(project, monkeypat
     assert "yocobit train run.toml" in (out / "README.md").read_text()
 
 
+def test_arguments_that_are_not_utf8_do_not_damage_the_manifest(project, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["yocobit", "train", "caf\udce9.toml"])
+    run("out", "run.steps=2")
+
+    out = run("out", resume=True)
+
+    starts = json.loads((out / "run.json").read_text())["starts"]
+    assert [start["command"] for start in starts] == ["yocobit train 'caf\\udce9.toml'"] * 2
+    assert not (out / "run.json.damaged").exists()
+
+
 TWO_MACHINES = {
     "GROUP_WORLD_SIZE": "2",
     "GROUP_RANK": "0",

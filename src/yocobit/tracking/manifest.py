@@ -116,7 +116,7 @@ def _start(step: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     start = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
-        "command": command_line(),
+        "command": _encoded(command_line()).decode(),
         "git": git_state(Path.cwd()),
         "versions": {
             "yocobit": machine.version,
