@@ -4,7 +4,7 @@ In the twin, every special token has a private, random name, also in the model's
 that no text spells it. Everything else is the tokenizer's own: normalizer, segmentation, merges,
 and added tokens that are not special.
 
-Special tokens are those of tokenizer.json, the model's end and BOS tokens and the unknown token,
+Special tokens are those of tokenizer.json, the model's EOS and BOS tokens and the unknown token,
 whatever tokenizer.json says of them. One without brackets around its name, such as a line break
 that ends a turn, is a token of ordinary text and stays one.
 """
@@ -36,7 +36,7 @@ class ControlTokens:
     """The special tokens of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, ids: Collection[int] = ()) -> None:
-        """`ids` are the model's end and BOS tokens."""
+        """`ids` are the model's EOS and BOS tokens."""
         unknown, self._has_byte_pieces = _fallbacks(tokenizer)
         roles = {token for token in (*ids, *unknown) if _has_brackets(tokenizer.id_to_token(token))}
         known = tokenizer.get_added_tokens_decoder()

@@ -37,7 +37,7 @@ class TextEncoder:
         subject: str | Path = "tokenizer",
         control_tokens: Collection[int] = (),
     ) -> None:
-        """`control_tokens` are the model's end and BOS tokens, which no text becomes.
+        """`control_tokens` are the model's EOS and BOS tokens, which no text becomes.
 
         ConfigError, naming `subject`, if the tokenizer loses text or cannot encode it.
         """

@@ -84,9 +84,9 @@ class WorkerPool:
                 reply += more
                 if len(reply) >= SIZE.size + SIZE.unpack_from(reply)[0]:
                     break
-        if not reply and self._is_stopped:
-            raise shutting_down()
         if not reply:
+            if self._is_stopped:
+                raise shutting_down()
             raise UserError("the process that prepares requests ended; see its output")
         problem = pickle.loads(reply[SIZE.size :])
         if problem is not None:
